@@ -1,0 +1,33 @@
+# Two commands matter to a newcomer: `make demo` and `make test`.
+# Each makes the virtual environment when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export WANDB_MODE := disabled
+
+.PHONY: demo test lint types bench bench-tests clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch .venv/ready
+
+demo: .venv/ready
+	$(BIN)/exhume demo
+
+test: .venv/ready lint types
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/ready
+	$(BIN)/basedpyright --warnings
+
+bench-tests: .venv/ready
+	$(BIN)/pytest -m slow
+
+clean:
+	rm -rf .venv build *.egg-info

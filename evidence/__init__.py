@@ -1,0 +1,1 @@
+"""What a finding is: results, errors, argument checks, resampling and seeds."""

@@ -1,0 +1,125 @@
+"""Token sequences with a marked answer: what scoring, training and capture share."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evidence.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Tokenised prompts, each with the answer that follows it.
+
+    Attributes:
+        ids: One tuple of token ids a row: prompt tokens, then answer tokens.
+        answer_start: Index of the first answer token of each row; the length of the
+            row where there is no answer.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    answer_start: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.answer_start):
+            raise InputError(
+                "ids and answer_start differ in length",
+                expected=str(len(self.ids)),
+                got=str(len(self.answer_start)),
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Sequence[int]) -> "Sequences":
+        """The rows asked for, in the order asked for."""
+        return Sequences(
+            tuple(self.ids[row] for row in rows),
+            tuple(self.answer_start[row] for row in rows),
+        )
+
+    def __add__(self, other: "Sequences") -> "Sequences":
+        return Sequences(self.ids + other.ids, self.answer_start + other.answer_start)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A right-padded batch.
+
+    Attributes:
+        input_ids: (row, position) token ids, padding included.
+        attention_mask: (row, position), 1 on real tokens.
+        answer_mask: (row, position), True on answer tokens.
+        rows: (row,) index of each row in the ``Sequences`` it came from.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answer_mask: Tensor
+    rows: Tensor
+
+    @property
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for a Hugging Face model.
+
+        Position ids are explicit: models with learned positions do not derive them
+        from the mask.
+        """
+        positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": positions,
+        }
+
+
+def pad(
+    sequences: Sequences,
+    rows: Sequence[int] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Padded:
+    """Right-pad ``rows`` of ``sequences`` into one batch.
+
+    The pad id is 0: padded positions are masked, so its value is never read.
+    """
+    rows = range(len(sequences)) if rows is None else rows
+    if len(rows) == 0:
+        raise InputError("there are no rows to pad", expected="one or more")
+    length = max(len(sequences.ids[row]) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    answer = torch.zeros(len(rows), length, dtype=torch.bool)
+    for place, row in enumerate(rows):
+        tokens = sequences.ids[row]
+        ids[place, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        mask[place, : len(tokens)] = 1
+        answer[place, sequences.answer_start[row] : len(tokens)] = True
+    return Padded(
+        ids.to(device),
+        mask.to(device),
+        answer.to(device),
+        torch.tensor(list(rows), dtype=torch.long),
+    )
+
+
+def batches(
+    sequences: Sequences,
+    *,
+    tokens: int = 4096,
+    device: torch.device | str = "cpu",
+) -> Iterator[Padded]:
+    """Batches of similar length, at most ``tokens`` padded positions each.
+
+    Rows are sorted by length, longest first, so that memory peaks at once and
+    padding is small; ``Padded.rows`` says where each row belongs.
+    """
+    order = sorted(range(len(sequences)), key=lambda row: -len(sequences.ids[row]))
+    start = 0
+    while start < len(order):
+        longest = max(1, len(sequences.ids[order[start]]))
+        size = max(1, tokens // longest)
+        yield pad(sequences, order[start : start + size], device=device)
+        start += size
