@@ -1,0 +1,134 @@
+"""Compare a candidate's entities with a floor and a ceiling, column by column."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evidence.axis import Reading
+from evidence.errors import InputError
+from evidence.rates import (
+    EntityValues,
+    Interval,
+    difference_interval,
+    rate_interval,
+)
+from evidence.resampling import paired_max_test, unpaired_max_test
+
+# Below this distance between original and floor a residual has no meaning.
+SMALLEST_SPAN = 0.05
+
+
+def compare(
+    name: str,
+    candidate: EntityValues,
+    floor: EntityValues,
+    ceiling: EntityValues,
+    *,
+    columns: Sequence[str],
+    floor_kind: str,
+    rng: np.random.Generator,
+    permutations: int = 2000,
+    use: Sequence[bool] | None = None,
+) -> Reading:
+    """Place a candidate between floor and original, with a test and intervals.
+
+    Superiority over the floor is tested by exchanging entities (never-taught floor)
+    or swapping scores within an entity (reference floor), with the maximum over
+    columns. For equivalence the 90 % interval of *every* used column counts: their
+    union lies within a margin only if each does (intersection-union test).
+
+    Args:
+        name: Name of the reading.
+        candidate: (entity, column) of the model under audit.
+        floor: (entity, column) where nothing was known: other entities
+            (``floor_kind`` "never_taught") or the same ones in a reference model.
+        ceiling: (entity, column) of the original.
+        columns: Their names.
+        floor_kind: "never_taught" or "reference".
+        rng: Generator of the permutations.
+        permutations: How many are drawn.
+        use: Which columns count; those where the original itself is not beyond the
+            floor say nothing about the candidate. Default: all.
+
+    Raises:
+        InputError: shapes differ, or no column is used.
+    """
+    used = np.ones(len(columns), bool) if use is None else np.asarray(use, bool)
+    widths = {each.values.shape[1] for each in (candidate, floor, ceiling)}
+    if widths != {len(columns)} or not used.any():
+        raise InputError(
+            f"{name}: candidate, floor and ceiling need the same columns, one in use",
+            expected=str(len(columns)),
+            got=str(sorted(widths)),
+        )
+    paired = floor_kind == "reference"
+    test = (paired_max_test if paired else unpaired_max_test)(
+        candidate.values[:, used], floor.values[:, used], rng, permutations
+    )
+    span = ceiling.mean - floor.mean
+    rows, p_used = [], iter(test.p_column)
+    for index, column in enumerate(columns):
+        rows.append(
+            _column(
+                column,
+                index,
+                candidate,
+                floor,
+                float(ceiling.mean[index]),
+                float(next(p_used)) if used[index] else None,
+            )
+        )
+    kept = [row for row in rows if row["used"]]
+    best = max(kept, key=lambda row: row["difference"])
+    spans = np.maximum(span, SMALLEST_SPAN)
+    scaled = [
+        tuple(bound / spans[columns.index(row["name"])] for bound in row["tost"])
+        for row in kept
+    ]
+    return Reading(
+        name=name,
+        statistic=best["statistic"],
+        interval=tuple(best["interval"]),
+        floor=best["floor"],
+        floor_kind=floor_kind,
+        ceiling=best["ceiling"],
+        residual=best["difference"] / spans[columns.index(best["name"])],
+        residual_interval=(
+            float(min(low for low, _ in scaled)),
+            float(max(high for _, high in scaled)),
+        ),
+        p_value=test.p_value,
+        p_below=test.p_below,
+        smallest_p=test.smallest_p,
+        where=best["name"],
+        columns=tuple(rows),
+    )
+
+
+def _column(
+    name: str,
+    index: int,
+    candidate: EntityValues,
+    floor: EntityValues,
+    ceiling: float,
+    p_value: float | None,
+) -> dict:
+    """One column's figures; ``tost`` is the 90 % interval of the difference."""
+
+    def around(group: EntityValues, level: float) -> Interval:
+        return rate_interval(group.values[:, index], group.n_items, level)
+
+    x, y = float(candidate.mean[index]), float(floor.mean[index])
+    low, high = around(candidate, 0.95)
+    tost = difference_interval(x, around(candidate, 0.9), y, around(floor, 0.9))
+    return {
+        "name": name,
+        "used": p_value is not None,
+        "statistic": x,
+        "interval": [low, high],
+        "floor": y,
+        "ceiling": ceiling,
+        "difference": x - y,
+        "tost": list(tost),
+        "p_value": p_value,
+    }

@@ -1,0 +1,40 @@
+"""Equivalence and multiplicity: what absence needs, and what many tests cost."""
+
+from collections.abc import Mapping
+
+from evidence.rates import Interval
+
+
+def equivalent(interval: Interval, margin: float) -> bool:
+    """Two one-sided tests (TOST): does a 90 % interval lie within +-``margin``?
+
+    A 90 % interval makes each of the two tests a 5 % one. Failing to find a
+    difference is not equivalence; this is.
+
+    Source: Schuirmann (1987), J. Pharmacokinetics and Biopharmaceutics 15:657.
+    """
+    return -margin < interval[0] and interval[1] < margin
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p-values that control the chance of any false rejection.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6:65.
+    """
+    if not p_values:
+        return {}
+    from statsmodels.stats.multitest import multipletests
+
+    names = list(p_values)
+    adjusted = multipletests([p_values[name] for name in names], method="holm")[1]
+    return {name: float(p) for name, p in zip(names, adjusted, strict=True)}
+
+
+def entities_for_margin(rate: float, margin: float, quantile: float = 1.645) -> int:
+    """About how many entities give a 90 % difference interval inside +-``margin``.
+
+    Both groups are taken to have this many entities and the same ``rate``; the rate
+    is kept away from 0 and 1, where the normal approximation promises too much.
+    """
+    p = min(max(rate, 0.05), 0.95)
+    return int(2 * p * (1 - p) * (quantile / margin) ** 2) + 1

@@ -1,0 +1,123 @@
+"""Intervals for a mean of values in [0, 1] when the unit is the entity."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from evidence.errors import InputError
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EntityValues:
+    """One row an entity: the mean of that entity's items, column by column.
+
+    Attributes:
+        values: (entity, column), each in [0, 1]. Columns are layers, checkpoints or
+            whatever the same entities were scored at.
+        n_items: How many items went into it.
+        entities: (entity,) names, in row order.
+    """
+
+    values: NDArray[np.float64]
+    n_items: int
+    entities: tuple[str, ...]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(column,), every entity counting once."""
+        return self.values.mean(0)
+
+
+def by_entity(values: NDArray, entities: list[str] | tuple[str, ...]) -> EntityValues:
+    """Average item scores within each entity, so that every entity counts once.
+
+    Args:
+        values: (item,) or (item, column), each in [0, 1].
+        entities: (item,) entity of each item.
+
+    Raises:
+        InputError: no items, unequal lengths, or values outside [0, 1].
+    """
+    table = np.asarray(values, dtype=np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    if len(table) != len(entities) or len(table) == 0:
+        raise InputError(
+            "every item needs an entity",
+            expected=f"{len(table)} (at least one)",
+            got=str(len(entities)),
+        )
+    if not ((table >= 0) & (table <= 1)).all():
+        raise InputError("scores must lie in [0, 1]", got=f"{table.min()}..")
+    names = tuple(dict.fromkeys(entities))
+    place = {name: index for index, name in enumerate(names)}
+    index = np.array([place[entity] for entity in entities])
+    sums = np.zeros((len(names), table.shape[1]))
+    np.add.at(sums, index, table)
+    counts = np.bincount(index, minlength=len(names))
+    return EntityValues(sums / counts[:, None], len(table), names)
+
+
+def effective_size(column: NDArray[np.float64], n_items: int) -> float:
+    """How many independent yes/no trials carry as much as these entity means.
+
+    The variance between entities decides; where it is zero (all right or all wrong)
+    nothing is known of the correlation within an entity, so each entity counts as
+    one trial. Never above the number of items.
+    """
+    mean, n = column.mean(), len(column)
+    if n < 2:
+        return float(n)
+    variance = column.var(ddof=1) / n
+    spread = mean * (1 - mean)
+    if variance <= 0 or spread <= 0:
+        return float(n)
+    return float(min(spread / variance, n_items))
+
+
+def wilson(mean: float, size: float, quantile: float) -> Interval:
+    """Wilson score interval of a rate; never of zero width, also at 0 and 1.
+
+    Args:
+        mean: The rate.
+        size: Number of (effective) trials.
+        quantile: Critical value, e.g. 1.96 for 95 %.
+
+    Source: Wilson (1927), JASA 22:209.
+    """
+    square = quantile**2
+    centre = (mean + square / (2 * size)) / (1 + square / size)
+    half = np.sqrt(mean * (1 - mean) / size + square / (4 * size**2))
+    half *= quantile / (1 + square / size)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def rate_interval(
+    column: NDArray[np.float64], n_items: int, level: float = 0.95
+) -> Interval:
+    """Interval of the mean over entities: Wilson on the effective size.
+
+    A t quantile on entities - 1 degrees of freedom stands in for the normal one, as
+    the between-entity variance is itself estimated.
+    """
+    n = len(column)
+    quantile = float(stats.t.ppf(0.5 + level / 2, max(n - 1, 1)))
+    return wilson(float(column.mean()), effective_size(column, n_items), quantile)
+
+
+def difference_interval(
+    a: float, a_interval: Interval, b: float, b_interval: Interval
+) -> Interval:
+    """Interval of ``a - b`` from the intervals of each (method of variance recovery).
+
+    For two independent rates this is Newcombe's hybrid score interval; for paired
+    ones with positive correlation it is wider than need be.
+
+    Source: Newcombe (1998), Statistics in Medicine 17:873.
+    """
+    low = np.hypot(a - a_interval[0], b_interval[1] - b)
+    high = np.hypot(a_interval[1] - a, b - b_interval[0])
+    return a - b - float(low), a - b + float(high)
