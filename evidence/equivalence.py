@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from evidence.rates import Interval
 
 
@@ -27,7 +29,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     names = list(p_values)
     adjusted = multipletests([p_values[name] for name in names], method="holm")[1]
-    return {name: float(p) for name, p in zip(names, adjusted, strict=True)}
+    return dict(zip(names, np.asarray(adjusted, float).tolist(), strict=True))
 
 
 def entities_for_margin(rate: float, margin: float, quantile: float = 1.645) -> int:
