@@ -1,0 +1,153 @@
+"""GGUF files: de-quantised once, kept as an ordinary Hugging Face folder."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from capture.cache import cache_root
+from evidence.errors import InputError
+from evidence.files import folder_atomic
+from evidence.progress import SILENT, Progress
+
+CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether ``path`` is a GGUF file by content."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def gguf_folder(
+    path: Path, *, cache: Path | None = None, progress: Progress = SILENT
+) -> Path:
+    """The Hugging Face folder with the de-quantised weights of ``path``.
+
+    Weights are float32, which holds every de-quantised value exactly; the tokenizer
+    in the file is saved beside them. The folder lives in the cache under the hash of
+    the file, and is only kept if it loads back to the very same weights.
+
+    Raises:
+        InputError: the file is damaged, of an architecture transformers cannot
+            read, or there is no room for the result.
+    """
+    digest = hashlib.sha256(CONVERSION.encode())
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    root = cache if cache is not None else cache_root()
+    folder = root / "gguf" / digest.hexdigest()[:24]
+    if folder.is_dir():
+        return folder
+    with progress.task(f"de-quantising {path.name}", 3) as advance:
+        model, tokenizer = _read(path)
+        advance(1)
+        with folder_atomic(folder) as scratch:
+            _save(model, tokenizer, scratch)
+            advance(1)
+            _check_same(model, scratch)
+            advance(1)
+    return folder
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    """The model with de-quantised weights, and its tokenizer, as transformers sees."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # The file is reached through a link in a folder of its own, so that nothing
+    # lying beside it can be taken for part of the model.
+    with tempfile.TemporaryDirectory() as place, quiet(), _no_gguf_bar():
+        (Path(place) / "model.gguf").symlink_to(path.resolve())
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                place,
+                gguf_file="model.gguf",
+                dtype=torch.float32,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                place,
+                gguf_file="model.gguf",
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        except (ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"{path} could not be read as GGUF ({type(error).__name__}: {error})",
+                expected="a whole GGUF file of an architecture transformers knows",
+                got=f"{path.stat().st_size} bytes",
+                fix="Download it again, or pass the model as a Hugging Face folder",
+            ) from error
+    return model, tokenizer
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    settings = model.config.to_dict()
+    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        settings.pop(name, None)
+    # GGUF stores these as float32, so 1e-5 arrives as 9.999999747378752e-06.
+    for name, value in settings.items():
+        if isinstance(value, float) and float(np.float32(value)) == value:
+            settings[name] = float(str(np.float32(value)))
+    # A model read from GGUF is marked as quantised and refuses to be saved; a new one
+    # of the same class holding the same tensors is not.
+    with torch.device("meta"):
+        plain = type(model)(type(model.config).from_dict(settings))
+    plain.load_state_dict(model.state_dict(), strict=True, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    with quiet():
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _check_same(model: Any, folder: Path) -> None:
+    with quiet():
+        back = type(model).from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    expected, found = model.state_dict(), back.state_dict()
+    if expected.keys() != found.keys() or not all(
+        torch.equal(expected[name], found[name]) for name in expected
+    ):
+        raise InputError(
+            "the de-quantised weights did not load back as they were saved",
+            fix="Check the disk of the cache folder, or name another in EXHUME_CACHE",
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars off the screen, for a while."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _no_gguf_bar() -> Iterator[None]:
+    """The GGUF reader shows a bar that no setting of transformers turns off."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    shown = reader.tqdm
+    reader.tqdm = partial(shown, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = shown

@@ -1,0 +1,221 @@
+"""Weight files: what may be read, whether they are whole, and their fingerprint.
+
+Only safetensors is read. A pickle runs code when it is opened, so it is recognised
+by its first bytes, whatever the file is called, and refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+
+PICKLE_NAMES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the content of ``path`` is a pickle, plain or in a torch zip archive.
+
+    Protocols 2 and later begin with byte 0x80 and the protocol number; torch's
+    archives begin as zip files; protocols 0 and 1 are text without a signature and
+    are recognised only by the file's name.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    plain = len(start) >= 2 and start[0] == 0x80 and 2 <= start[1] <= 6
+    return plain or start == b"PK\x03\x04"
+
+
+def refuse_pickle(path: Path) -> None:
+    """Stop before anything reads a pickle.
+
+    Raises:
+        InputError: ``path`` is a pickle by content, or has a pickle's name and is
+            not safetensors.
+    """
+    if is_pickle(path) or path.suffix.lower() in PICKLE_NAMES:
+        raise InputError(
+            f"{path} is a pickle checkpoint: opening one can run any code in it",
+            expected="safetensors weights",
+            got=f"a {path.suffix or 'nameless'} file",
+            fix="Save the model with save_pretrained, which writes safetensors, in the "
+            "environment you trust it in, and pass that folder",
+        )
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """``path`` opened as safetensors; the header and the length are checked.
+
+    Raises:
+        InputError: the file is missing, empty, a pickle, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing",
+            expected="every file of the checkpoint",
+            fix="Copy or download the checkpoint again",
+        )
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is damaged or cut short ({error})",
+            expected="a whole safetensors file",
+            got=f"{path.stat().st_size} bytes",
+            fix="Copy or download it again",
+        ) from error
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights of a Hugging Face folder, sorted.
+
+    Raises:
+        InputError: there are none, one named in the index is missing, the index is
+            not valid, or there are only pickles.
+    """
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if index.is_file():
+        return _indexed(folder, index)
+    pickles = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICKLE_NAMES
+    )
+    if pickles:
+        refuse_pickle(pickles[0])
+    raise InputError(
+        f"{folder} holds no weights",
+        expected=f"{SINGLE}, or {INDEX} with the files it names",
+        got=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing",
+    )
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = set(
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{index} is not a valid index of weight files",
+            expected="a JSON object with a weight_map",
+        ) from error
+    # A name with a folder in it could point anywhere on the disk.
+    strange = [name for name in names if Path(str(name)).name != name]
+    if strange or not names:
+        raise InputError(
+            f"{index} names files outside its folder"
+            if strange
+            else f"{index} is empty",
+            expected="plain file names",
+            got=repr(strange[:3]),
+        )
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise InputError(
+            f"{folder} lacks {len(missing)} of its {len(names)} weight files",
+            expected=f"all the files named in {INDEX}",
+            got=f"no {', '.join(missing[:3])}",
+            fix="Copy or download the checkpoint again",
+        )
+    return [folder / name for name in sorted(names)]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Named tensors that can be read one at a time, from files or from a module."""
+
+    readers: Mapping[str, Callable[[], Tensor]]
+
+    @property
+    def names(self) -> list[str]:
+        """Tensor names, sorted."""
+        return sorted(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor ``name``, on the CPU."""
+        return self.readers[name]()
+
+
+@contextmanager
+def file_tensors(paths: list[Path]) -> Iterator[Tensors]:
+    """The tensors of several safetensors files, opened and checked, read on demand."""
+    readers: dict[str, Callable[[], Tensor]] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            file = stack.enter_context(opened(path))
+            for name in file.keys():
+                if name in readers:
+                    raise InputError(f"tensor {name} is in two files, one is {path}")
+                readers[name] = lambda file=file, name=name: file.get_tensor(name)
+        yield Tensors(readers)
+
+
+def module_tensors(module: nn.Module) -> Tensors:
+    """The state dict of a live module, tied copies left out as saving leaves them."""
+    state = module.state_dict()
+    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    places: dict[int, int] = {}
+    for tensor in state.values():
+        places[tensor.data_ptr()] = places.get(tensor.data_ptr(), 0) + 1
+    return Tensors(
+        {
+            name: lambda tensor=tensor: tensor.detach().cpu()
+            for name, tensor in state.items()
+            if not (name in tied and places[tensor.data_ptr()] > 1)
+        }
+    )
+
+
+def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
+    """Read every tensor once: all values must be finite, and their hash is returned.
+
+    Returns:
+        sha256, in hex, over name, dtype, shape and raw bytes of the tensors in the
+        order of their names: the same for the same weights however they are sharded.
+
+    Raises:
+        InputError: a tensor holds NaN or infinity.
+    """
+    digest = hashlib.sha256()
+    with progress.task("checking weights", len(tensors)) as advance:
+        for name in tensors.names:
+            tensor = tensors.read(name).contiguous()
+            check_finite(name, tensor)
+            head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
+            digest.update(head.encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            advance(1)
+    return digest.hexdigest()
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ``InputError`` if ``tensor`` holds NaN or infinity."""
+    if not tensor.is_floating_point():
+        return
+    # Some 8-bit floats have no isfinite kernel of their own.
+    values = tensor.float() if tensor.element_size() == 1 else tensor
+    finite = torch.isfinite(values)
+    if finite.all():
+        return
+    raise InputError(
+        f"the weights hold NaN or infinity in {name}",
+        expected="finite numbers",
+        got=f"{int((~finite).sum())} of {tensor.numel()} that are not",
+        fix="Training probably diverged; audit an earlier checkpoint",
+    )
