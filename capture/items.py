@@ -3,13 +3,15 @@
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from capture.formats import Fact, understand
+from capture.tables import read_rows
 from evidence.errors import InputError
 from evidence.files import write_atomic
 
@@ -149,6 +151,67 @@ def fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def read_items(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> ItemSet:
+    """Read facts from JSON Lines, JSON, CSV or Parquet.
+
+    Fields are exhume's own (``prompt`` and ``answer`` are required; in CSV, lists
+    are JSON arrays or ``a|b``), or those of TOFU, MUSE, WMDP, RWKU and UDS: see
+    ``capture.formats.understand``. A row without an id gets one made from its text;
+    a row without an entity gets one made from its prompt, so that rows with the
+    same prompt stay together. Spellings of an entity that differ only in case or
+    whitespace become the first of them.
+
+    Args:
+        path: The file.
+        name: What to call the set; the file's name without its ending by default.
+        columns: Which column of the file holds which field, for other files.
+
+    Raises:
+        InputError: the file is missing, empty, broken or too large, or a row cannot
+            be understood; the message names the line.
+    """
+    path = Path(path)
+    form, facts = understand(read_rows(path), columns)
+    spelling: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    items = []
+    for fact in facts:
+        entity = fact.entity.strip() or f"about-{_short(fact.prompt)}"
+        entity = spelling.setdefault(fold(entity), entity)
+        identifier = fact.id.strip() or _new_id(fact, seen)
+        if identifier in seen:
+            raise InputError(
+                f"{fact.place} has the id {identifier!r} of {seen[identifier]}",
+                expected="every id once",
+                fix="Give each item its own id, or drop the id column",
+            )
+        seen[identifier] = fact.place
+        try:
+            item = Item(
+                identifier,
+                entity,
+                fact.prompt,
+                fact.answer,
+                fact.relation.strip(),
+                fact.alternatives,
+                fact.paraphrases,
+            )
+        except InputError as error:
+            raise InputError(
+                f"{fact.place}: {error.wrong}",
+                expected=error.expected,
+                got=error.got,
+                fix=error.fix,
+            ) from error
+        items.append(item)
+    return ItemSet(tuple(items), path.stem if name is None else name, form)
+
+
 def split_entities(
     items: ItemSet, sizes: Sequence[int], rng: np.random.Generator
 ) -> tuple[ItemSet, ...]:
@@ -205,3 +268,17 @@ def _check_text(identifier: object, field: str, value: object) -> None:
             got=repr(value[error.start : error.start + 10]),
             fix="Save the file again as UTF-8",
         ) from error
+
+
+def _short(*texts: str) -> str:
+    data = "\x1f".join(texts).encode(errors="surrogatepass")
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _new_id(fact: Fact, taken: Mapping[str, str]) -> str:
+    stem = f"item-{_short(fact.prompt, fact.answer)}"
+    candidate, copy = stem, 1
+    while candidate in taken:
+        copy += 1
+        candidate = f"{stem}-{copy}"
+    return candidate
