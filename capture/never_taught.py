@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -22,9 +23,9 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
     several words recombines words of known names of that many words, each in its
     own place (a given name stays a given name); any other name is drawn from a
     letter model of the known names (three letters of context, fewer where the names
-    are few). No name equals a known entity, is part of one, contains one, or is an
-    answer. That no model has met it by chance is likely, not certain: check that
-    the original does not answer these items.
+    are few). No name equals a known entity, is part of one, contains one, is spelled
+    almost like one, or is an answer. That no model has met it by chance is likely,
+    not certain: check that the original does not answer these items.
 
     Args:
         items: What to mirror, such as the forget set.
@@ -76,9 +77,14 @@ class _Taken:
 
     def free(self, name: str) -> bool:
         folded = fold(name)
-        return folded not in self._answers and not any(
+        if folded in self._answers or any(
             folded in known or known in folded for known in self._names
-        )
+        ):
+            return False
+        # A made-up word one letter from a known one would be read as that one;
+        # recombined names share whole words with known ones, and may.
+        alike = 0.9 if " " in folded else 0.8
+        return not get_close_matches(folded, self._names, 1, alike)
 
     def add(self, name: str) -> None:
         self._names.append(fold(name))
@@ -91,7 +97,10 @@ def _drawer(
     by_length: dict[int, list[list[str]]] = defaultdict(list)
     for name in names:
         by_length[len(name.split())].append(name.split())
-    letters = _LetterModel([word for name in names for word in name.split()])
+    whole = [name for name in names if " " not in name.strip()]
+    parts = [word for name in names for word in name.split()]
+    # Names of one word have a sound of their own; with few of them, any word serves.
+    letters = _LetterModel(whole if len(whole) >= 20 else parts)
     calls: Counter[str] = Counter()
 
     def draw(entity: str) -> str | None:
@@ -100,8 +109,8 @@ def _drawer(
         calls[entity] += 1
         # Few names have few recombinations: after half the tries, make up letters.
         if len(words) > 1 and len(kin) > 1 and calls[entity] <= TRIES // 2:
-            parts = [kin[rng.integers(len(kin))][place] for place in range(len(words))]
-            return " ".join(parts)
+            mixed = [kin[rng.integers(len(kin))][place] for place in range(len(words))]
+            return " ".join(mixed)
         made = [letters.draw(word, rng) for word in words]
         return " ".join(part for part in made if part) if all(made) else None
 
@@ -114,6 +123,8 @@ class _LetterModel:
     def __init__(self, words: Sequence[str]):
         self._next: dict[str, list[str]] = defaultdict(list)
         for word in dict.fromkeys(words):
+            if not word.isalpha():  # "U.S." teaches full stops inside words
+                continue
             text = START + word + END
             for place in range(1, len(text)):
                 for context in range(1, min(3, place) + 1):
@@ -128,6 +139,8 @@ class _LetterModel:
                 follow = self._next.get(text[-context:], [])
                 if len(set(follow)) > 1 or context == 1:
                     break
+            if not follow:
+                return None
             letter = follow[rng.integers(len(follow))]
             if letter == END:
                 break
@@ -135,7 +148,7 @@ class _LetterModel:
         else:
             return None
         word = text[1:]
-        if len(word) < max(3, len(like) - 2) or not any(map(str.isalpha, word)):
+        if len(word) < max(3, len(like) - 2):
             return None
         return word[0].upper() + word[1:] if like[:1].isupper() else word
 
