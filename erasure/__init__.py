@@ -1,0 +1,1 @@
+"""Removing knowledge: unlearning methods as baselines, and exact linear erasure."""

@@ -1,0 +1,122 @@
+"""The forget and the retain term of each method, ready to be trained on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from erasure.config import UnlearnConfig
+from erasure.objectives import (
+    control_vector,
+    npo,
+    sequence_logprobs,
+    state_distance,
+)
+from erasure.structure import LogitReader, states_at
+from erasure.training import CHUNK_TOKENS, backward_nll, device_of, reader_for
+from evidence.seeds import torch_rng
+from evidence.sequences import Padded, Sequences, batches, pad
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Each adds its weighted gradient for the given rows and returns the plain loss."""
+
+    forget: Callable[[list[int]], float]
+    retain: Callable[[list[int]], float]
+
+
+def likelihood_losses(
+    model: nn.Module, target: Sequences, retain: Sequences, config: UnlearnConfig
+) -> Losses:
+    """The terms of the methods that act on answer likelihoods."""
+    reader = reader_for(model, target)
+    loss_on = config.loss_on
+
+    def keep(rows: list[int]) -> float:
+        return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
+
+    if config.method == "npo":
+        reference = frozen_logprobs(reader, target, loss_on)
+
+        def forget_npo(rows: list[int]) -> float:
+            chosen, total = target[rows], 0.0
+            before = reference[rows]
+            for batch in _chunks(model, chosen):
+                now = sequence_logprobs(reader, batch, loss_on)
+                part = npo(now, before[batch.rows].to(now.device), config.beta).sum()
+                part = part / len(rows)
+                (config.forget_weight * part).backward()
+                total += float(part.detach())
+            return total
+
+        return Losses(forget_npo, keep)
+
+    sign = -1.0 if config.method in ("grad_ascent", "grad_diff") else 1.0
+
+    def forget(rows: list[int]) -> float:
+        weight = sign * config.forget_weight
+        return sign * backward_nll(reader, target[rows], loss_on, weight)
+
+    return Losses(forget, keep)
+
+
+def frozen_logprobs(reader: LogitReader, data: Sequences, loss_on: str) -> Tensor:
+    """Log-probability of every row under the model as it is now, (row,), nats."""
+    found = torch.zeros(len(data))
+    with torch.no_grad():
+        for batch in _chunks(reader.model, data):
+            found[batch.rows] = sequence_logprobs(reader, batch, loss_on).cpu()
+    return found
+
+
+def rmu_losses(
+    model: nn.Module,
+    block: nn.Module,
+    target: Sequences,
+    retain: Sequences,
+    config: UnlearnConfig,
+    seed: int,
+) -> Losses:
+    """Push forget states to the control vector, hold retain states where they were."""
+    before: dict[int, Tensor] = {}
+    with torch.no_grad():
+        first = pad(target, [0], device=device_of(model))
+        width = states_at(model, block, first).shape[-1]
+        for batch in _chunks(model, retain) if config.retain_weight > 0 else ():
+            states = states_at(model, block, batch).float()
+            for place, row in enumerate(batch.rows.tolist()):
+                before[row] = states[place, : len(retain.ids[row])].clone()
+    control = control_vector(
+        width, config.rmu_coefficient, torch_rng(seed, "control vector")
+    ).to(device_of(model))
+
+    def forget(rows: list[int]) -> float:
+        total = 0.0
+        for batch in _chunks(model, target[rows]):
+            states = states_at(model, block, batch)
+            part = state_distance(states, control, batch.attention_mask).sum()
+            part = part / len(rows)
+            (config.forget_weight * part).backward()
+            total += float(part.detach())
+        return total
+
+    def keep(rows: list[int]) -> float:
+        total = 0.0
+        for batch in _chunks(model, retain[rows]):
+            states = states_at(model, block, batch)
+            frozen = nn.utils.rnn.pad_sequence(
+                [before[rows[row]] for row in batch.rows.tolist()], batch_first=True
+            )
+            part = state_distance(states, frozen, batch.attention_mask).sum()
+            part = part / len(rows)
+            (config.retain_weight * part).backward()
+            total += float(part.detach())
+        return total
+
+    return Losses(forget, keep)
+
+
+def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
+    return batches(data, tokens=CHUNK_TOKENS, device=device_of(model))

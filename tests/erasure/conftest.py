@@ -1,0 +1,19 @@
+import copy
+
+import pytest
+
+from erasure.training import finetune_
+from tests.erasure.tiny import FORGET, RETAIN, tiny_llama
+
+
+@pytest.fixture(scope="session")
+def taught():
+    """A tiny Llama that knows FORGET and RETAIN by heart."""
+    model = tiny_llama()
+    finetune_(model, FORGET + RETAIN, lr=1e-2, steps=60, seed=0)
+    return model
+
+
+@pytest.fixture
+def knows(taught):
+    return copy.deepcopy(taught)
