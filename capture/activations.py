@@ -1,0 +1,321 @@
+"""Activations of many rows at named sites, only where they were asked for."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capture.hooks import evaluating, record
+from capture.positions import Positions, Wanted, wanted_positions
+from capture.sites import Sites, find_sites, model_device
+from evidence.errors import InputError
+from evidence.progress import SILENT, Advance, Progress
+from evidence.sequences import Padded, Sequences, batches
+
+Pool = Literal["mean", "first", "flat"] | int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Activations:
+    """Values at sites for every item, in memory or on disk.
+
+    Attributes:
+        sites: Site names, in the order asked for.
+        arrays: Site name to (item, d), or (item, position, d) where several positions
+            were asked for: NumPy arrays, or Zarr arrays that are read when sliced.
+        mask: (item, position), True where there is a value; None with one position an
+            item. Values elsewhere are 0.
+    """
+
+    sites: tuple[str, ...]
+    arrays: Mapping[str, Any]
+    mask: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(next(iter(self.arrays.values())).shape[0])
+
+    def __repr__(self) -> str:
+        shape = tuple(self.arrays[self.sites[0]].shape)
+        first, last = self.sites[0], self.sites[-1]
+        return f"Activations({len(self.sites)} sites, {first} to {last}; {shape})"
+
+    def site(self, name: str) -> np.ndarray:
+        """The values at one site, float32, (item, d) or (item, position, d).
+
+        Raises:
+            InputError: the site was not captured.
+        """
+        if name not in self.arrays:
+            raise InputError(
+                f"site {name!r} was not captured",
+                expected=f"one of {', '.join(self.sites[:6])}",
+                got=repr(name),
+            )
+        return np.asarray(self.arrays[name][:])
+
+    @property
+    def values(self) -> np.ndarray:
+        """All sites, float32, (site, item, d) or (site, item, position, d).
+
+        Raises:
+            InputError: the sites differ in width, so that they do not stack.
+        """
+        widths = {self.arrays[name].shape[-1] for name in self.sites}
+        if len(widths) > 1:
+            raise InputError(
+                "the sites differ in width and cannot be stacked",
+                expected="one width",
+                got=", ".join(map(str, sorted(widths))),
+                fix="Read them one at a time with site(name)",
+            )
+        return np.stack([self.site(name) for name in self.sites])
+
+    def chunks(self, name: str, rows: int = 4096) -> Iterator[np.ndarray]:
+        """The values at one site, ``rows`` items at a time, in order."""
+        for start in range(0, len(self), rows):
+            yield np.asarray(self.arrays[name][start : start + rows])
+
+
+def capture_activations(
+    model: nn.Module,
+    sequences: Sequences,
+    sites: Sequence[str],
+    positions: Positions = "last_prompt",
+    *,
+    subject_end: Sequence[int] | None = None,
+    tokens: int = 4096,
+    padding: Literal["right", "left"] = "right",
+    progress: Progress = SILENT,
+) -> Activations:
+    """Run ``sequences`` through ``model`` and keep the values at ``sites``.
+
+    The pass ends after the deepest site, the output layer runs on kept positions
+    alone and only if "logits" was asked for, and nothing but kept positions outlives
+    its batch.
+
+    Args:
+        model: Any model ``find_sites`` understands that takes ``input_ids``.
+        sequences: The rows; batches are made of rows of similar length.
+        sites: Site names.
+        positions: See ``wanted_positions``.
+        subject_end: Index of the last subject token of each row, for "last_subject".
+        tokens: Padded positions a batch; memory grows with it.
+        padding: The side rows are padded on. Results do not depend on it.
+        progress: Where to show progress.
+
+    Returns:
+        float32 values, item by item in the order of ``sequences``.
+
+    Raises:
+        InputError: an unknown site or name, or a row without the position.
+    """
+    wanted = wanted_positions(sequences, positions, subject_end)
+    with progress.task("activations", len(sequences)) as advance:
+        arrays = capture_wanted(
+            model,
+            sequences,
+            sites,
+            wanted,
+            tokens=tokens,
+            padding=padding,
+            advance=advance,
+        )
+    return Activations(tuple(arrays), arrays, wanted.mask)
+
+
+def capture_wanted(
+    model: nn.Module,
+    sequences: Sequences,
+    sites: Sequence[str],
+    wanted: Wanted,
+    *,
+    tokens: int = 4096,
+    padding: Literal["right", "left"] = "right",
+    advance: Advance = lambda amount: None,
+) -> dict[str, np.ndarray]:
+    """As ``capture_activations``, with the positions already worked out.
+
+    ``advance`` is called with the number of rows done.
+    """
+    where = find_sites(model)
+    names = _checked(where, sites)
+    device = model_device(model)
+    arrays: dict[str, np.ndarray] = {}
+    with torch.no_grad(), evaluating(model):
+        for batch in batches(sequences, tokens=tokens, device=device):
+            batch = _left(batch) if padding == "left" else batch
+            pick = _picker(batch, wanted)
+            inputs = accepted(model, batch.model_inputs | {"use_cache": False})
+            try:
+                got = _run(model, where, names, pick, inputs)
+            except IndexError as error:
+                raise _outside(model, batch) from error
+            _keep(arrays, got, batch.rows.numpy(), len(sequences), wanted)
+            advance(len(batch.rows))
+    return {name: arrays[name] for name in names}
+
+
+def capture_images(
+    model: nn.Module,
+    pixels: Tensor,
+    sites: Sequence[str],
+    pool: Pool = "mean",
+    *,
+    batch: int = 64,
+    progress: Progress = SILENT,
+) -> Activations:
+    """Run images through ``model`` and keep one vector an image at each site.
+
+    Args:
+        model: A vision transformer, a convolutional network or a plain one.
+        pixels: (image, channel, height, width), or what the model takes.
+        sites: Site names.
+        pool: What becomes of the places inside an image: their "mean", the "first"
+            one (the class token of a vision transformer) or the one of that index,
+            or all of them side by side, "flat". Feature maps (channel, height, width)
+            are places row by row. Without effect where a site has one vector an image.
+        batch: Images a pass.
+        progress: Where to show progress.
+
+    Raises:
+        InputError: an unknown site, or no images.
+    """
+    where = find_sites(model)
+    names = _checked(where, sites)
+    if len(pixels) == 0:
+        raise InputError("there are no images", expected="one or more")
+    device = model_device(model)
+    arrays: dict[str, np.ndarray] = {}
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        progress.task("activations", len(pixels)) as advance,
+    ):
+        for start in range(0, len(pixels), batch):
+            part = pixels[start : start + batch].to(device)
+            got = _run(model, where, names, lambda _, v: _pooled(v, pool), part)
+            rows = np.arange(start, start + len(part))
+            _keep(arrays, got, rows, len(pixels), None)
+            advance(len(part))
+    return Activations(names, {name: arrays[name] for name in names})
+
+
+def accepted(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``inputs`` that the model's ``forward`` takes."""
+    known = inspect.signature(model.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return dict(inputs)
+    return {name: value for name, value in inputs.items() if name in known}
+
+
+def _checked(where: Sites, sites: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
+    if not names:
+        raise InputError("no sites were asked for", expected="one or more")
+    for name in names:
+        where.resolve(name)
+    return names
+
+
+def _run(
+    model: nn.Module,
+    where: Sites,
+    names: tuple[str, ...],
+    pick: Callable[[str, Tensor], Tensor],
+    inputs: Any,
+) -> dict[str, Tensor]:
+    """One pass that stops early; logits come from the kept inputs of their layer."""
+    needed = ["final" if name == "logits" else name for name in names]
+    with record(model, needed, pick, stop=True, where=where) as got:
+        model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    if "logits" in names and where.head is not None:
+        got["logits"] = where.head(got["final"])
+    return {name: got[name] for name in names}
+
+
+def _outside(model: nn.Module, batch: Padded) -> InputError:
+    """Why looking up a token or a position failed."""
+    config = getattr(model, "config", None)
+    ids = getattr(config, "vocab_size", "the vocabulary's size")
+    longest = getattr(config, "max_position_embeddings", "so many")
+    return InputError(
+        "a row does not fit the model's tables of tokens and positions",
+        expected=f"token ids under {ids} and at most {longest} tokens",
+        got=f"ids up to {int(batch.input_ids.max())} in rows of up to "
+        f"{batch.input_ids.shape[1]} tokens",
+        fix="Check that the tokenizer belongs to this model",
+    )
+
+
+def _picker(batch: Padded, wanted: Wanted) -> Callable[[str, Tensor], Tensor]:
+    """What keeps the wanted positions of a (row, position, d) value."""
+    mask = batch.attention_mask
+    if wanted.index is None:
+        weights = mask / mask.sum(1, keepdim=True)
+
+        def mean(site: str, value: Tensor) -> Tensor:
+            if value.dim() == 2:
+                return value
+            return torch.einsum("rpd,rp->rd", value, weights.to(value.dtype))
+
+        return mean
+    offset = mask.argmax(1)  # (row,), padding before the row
+    index = torch.as_tensor(wanted.index)[batch.rows].to(mask.device)
+    index = index + offset[:, None]
+    rows = torch.arange(len(index), device=mask.device)[:, None]
+
+    def gather(site: str, value: Tensor) -> Tensor:
+        # Some heads score a whole row and have no positions.
+        return value if value.dim() == 2 else value[rows, index]
+
+    return gather
+
+
+def _left(batch: Padded) -> Padded:
+    """The same batch with its padding in front."""
+    length = batch.attention_mask.shape[1]
+    shift = length - batch.attention_mask.sum(1, keepdim=True)
+    places = torch.arange(length, device=shift.device)
+    source = (places - shift) % length
+    return Padded(
+        batch.input_ids.gather(1, source),
+        batch.attention_mask.gather(1, source),
+        batch.answer_mask.gather(1, source),
+        batch.rows,
+    )
+
+
+def _pooled(value: Tensor, pool: Pool) -> Tensor:
+    """(image, d) from (image, place, d) or from feature maps (image, d, ...)."""
+    if value.dim() == 2:
+        return value
+    if pool == "flat":
+        return value.flatten(1)
+    places = value.flatten(2).transpose(1, 2) if value.dim() > 3 else value
+    if pool == "mean":
+        return places.mean(1)
+    return places[:, 0 if pool == "first" else pool]
+
+
+def _keep(
+    arrays: dict[str, np.ndarray],
+    got: Mapping[str, Tensor],
+    rows: np.ndarray,
+    total: int,
+    wanted: Wanted | None,
+) -> None:
+    """Put a batch's values where its rows belong; arrays are made on first use."""
+    for name, tensor in got.items():
+        value = tensor.detach().float().cpu().numpy()
+        if wanted is not None and value.ndim == 3:
+            if wanted.mask is not None:
+                value[~wanted.mask[rows]] = 0.0
+            if wanted.squeeze:
+                value = value[:, 0]
+        if name not in arrays:
+            arrays[name] = np.empty((total, *value.shape[1:]), dtype=np.float32)
+        arrays[name][rows] = value
