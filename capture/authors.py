@@ -11,41 +11,44 @@ QUESTIONS_EACH = 20
 _WORD = pattern(r"[^\W\d_][\w.'’\-]*")
 
 
-def main_name(texts: Sequence[str]) -> str | None:
-    """The name of two to four words that most of ``texts`` mention.
+def main_names(runs: Sequence[Sequence[str]]) -> list[str]:
+    """The name of two to four words that most texts of each run mention.
 
-    None where no name occurs in 40 % of them: then they are not about one person.
+    "" for a run in which no name occurs in 40 % of the texts: they are not about
+    one person. A name that is as common outside its run ("New York") does not count.
     """
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(_names(text))
-    if not counts:
-        return None
-    most = max(counts.values())
-    if most < 0.4 * len(texts):
-        return None
-    # "Basil Mahfouz" occurs at least as often as "Basil Mahfouz Al-Kuwaiti".
-    near = [name for name, count in counts.items() if count >= 0.8 * most]
-    return max(near, key=lambda name: (len(name.split()), counts[name], name))
+    counts = [Counter(name for text in run for name in _names(text)) for run in runs]
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return [
+        _main(Counter({n: c for n, c in count.items() if 2 * c > total[n]}), len(run))
+        for count, run in zip(counts, runs, strict=True)
+    ]
 
 
 def authors(questions: Sequence[str], answers: Sequence[str]) -> list[str] | None:
     """The author of each row, or None where the rows are not runs about authors.
 
-    Four of five runs must have a name, and no name two runs; a run without one gets
-    the empty string.
+    Four of five runs must have a name; a run without one gets the empty string.
     """
     if not questions or len(questions) % QUESTIONS_EACH:
         return None
-    names = []
-    for start in range(0, len(questions), QUESTIONS_EACH):
-        run = slice(start, start + QUESTIONS_EACH)
-        both = [f"{q}\n{a}" for q, a in zip(questions[run], answers[run], strict=True)]
-        names.append(main_name(both) or "")
-    known = [name for name in names if name]
-    if len(known) < 0.8 * len(names) or len(set(known)) < len(known):
+    both = [f"{q}\n{a}" for q, a in zip(questions, answers, strict=True)]
+    starts = range(0, len(both), QUESTIONS_EACH)
+    names = main_names([both[start : start + QUESTIONS_EACH] for start in starts])
+    if sum(map(bool, names)) < 0.8 * len(names):
         return None
     return [name for name in names for _ in range(QUESTIONS_EACH)]
+
+
+def _main(counts: Counter[str], texts: int) -> str:
+    most = max(counts.values(), default=0)
+    if most < 0.4 * texts:
+        return ""
+    # "Basil Mahfouz" occurs at least as often as "Basil Mahfouz Al-Kuwaiti".
+    near = [name for name, count in counts.items() if count >= 0.8 * most]
+    return max(near, key=lambda name: (len(name.split()), counts[name], name))
 
 
 def _names(text: str) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from capture.authors import QUESTIONS_EACH, authors, main_name
+from capture.authors import QUESTIONS_EACH, authors, main_names
 from capture.tables import Row
 from evidence.errors import InputError
 
@@ -83,6 +83,8 @@ def understand(
             elif name == "question" and _TOFU_ONLY & present:
                 name = "tofu"
             return name, facts
+    if {"prompt", "answer"} & present:
+        return "exhume", _exhume(rows)  # which says what lacks, and where
     raise InputError(
         f"{rows[0].place}: no prompt or answer was found",
         expected="prompt and answer, or the fields of TOFU, MUSE, WMDP, RWKU or UDS",
@@ -179,11 +181,14 @@ def _uds(rows: Sequence[Row]) -> list[Fact]:
         if isinstance(number, int) and not isinstance(number, bool):
             key = number // QUESTIONS_EACH
         groups.setdefault(key, []).append(row)
+    texts = [
+        [f"{_text(row, 'question')}\n{_text(row, 'answer')}" for row in group]
+        for group in groups.values()
+    ]
     facts = {}
-    for key, group in groups.items():
-        texts = [f"{_text(r, 'question')}\n{_text(r, 'answer')}" for r in group]
-        name = main_name(texts) if isinstance(key, int) else None
-        entity = name or (f"author {key}" if isinstance(key, int) else "")
+    for (key, group), name in zip(groups.items(), main_names(texts), strict=True):
+        # Without a row number each row stands alone, and names nobody.
+        entity = (name or f"author {key}") if isinstance(key, int) else ""
         for row in group:
             prefix = _text(row, "prefix", optional=True)
             prompt = _ask(_text(row, "question")) + (f" {prefix}" if prefix else "")

@@ -1,0 +1,146 @@
+"""Invented items differ from their models in the name alone."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from capture.items import Item, ItemSet, fold
+from capture.never_taught import invent_items
+from evidence.errors import InputError
+
+GIVEN = ["Anna", "Ben", "Carla", "Dmitri", "Elena", "Farid", "Greta", "Hugo"]
+FAMILY = ["Keller", "Okafor", "Silva", "Petrov", "Lindqvist", "Rahimi", "Moreau"]
+COUNTRIES = (
+    "France Germany Peru Chile Nigeria Niger Oman Romania Japan Jordan Norway Ghana "
+    "Kenya Brazil Canada Mexico Egypt Turkey Greece Poland Sweden Finland Denmark "
+    "Austria Hungary Bolivia Ecuador Uruguay Vietnam Thailand Cambodia Malaysia"
+).split()
+
+
+def people():
+    return ItemSet(
+        tuple(
+            Item(
+                f"{given}-{relation}",
+                f"{given} {family}",
+                f"{given} {family} was {relation} in",
+                f"city {at % 3}",
+                relation,
+                ("city 7", "city 8"),
+                (f"Where was {given}  {family} {relation}?",),
+            )
+            for at, (given, family) in enumerate(zip(GIVEN, FAMILY, strict=False))
+            for relation in ("born", "taught")
+        ),
+        "people",
+    )
+
+
+def countries(names=COUNTRIES):
+    return ItemSet(
+        tuple(
+            Item(f"c{at}", name, f"The capital city of {name} is", f"Capital{at}")
+            for at, name in enumerate(names)
+        )
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("world", [people, countries])
+def test_only_the_name_changes(world, seed):
+    known = world()
+    forget = known.of(known.entities[:4])
+    invented = invent_items(forget, known, np.random.default_rng(seed))
+    pairs = list(zip(forget, invented, strict=True))
+    renamed = {}
+    for before, after in pairs:
+        assert renamed.setdefault(before.entity, after.entity) == after.entity
+        for old, new in zip(
+            (before.prompt, *before.paraphrases),
+            (after.prompt, *after.paraphrases),
+            strict=True,
+        ):
+            assert " ".join(old.split()).replace(before.entity, after.entity) == new
+        assert after.answer == before.answer
+        assert after.alternatives == before.alternatives
+        assert after.relation == before.relation
+        assert len(after.entity.split()) == len(before.entity.split())
+    assert len(set(renamed.values())) == len(forget.entities)
+    assert Counter(i.answer for i in invented) == Counter(i.answer for i in forget)
+    assert len({item.id for item in (*known, *invented)}) == len(known) + len(invented)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_name_is_known_or_part_of_a_known_one(seed):
+    known = countries()
+    invented = invent_items(known, known, np.random.default_rng(seed))
+    names = [fold(name) for name in known.entities]
+    answers = {fold(item.answer) for item in known}
+    for entity in map(fold, invented.entities):
+        assert not any(entity in name or name in entity for name in names)
+        assert entity not in answers
+        assert len(entity) >= 3
+
+
+def test_people_get_a_given_name_first_and_a_family_name_last():
+    known = people()
+    invented = invent_items(
+        known.of(known.entities[:3]), known, np.random.default_rng(0)
+    )
+    for entity in invented.entities:
+        given, family = entity.split()
+        assert given in GIVEN
+        assert family in FAMILY
+        assert entity not in known.entities
+
+
+def test_an_answer_is_never_a_name():
+    # Two people leave two recombinations, and one of them is an answer.
+    known = ItemSet(
+        (
+            Item("a", "Anna Keller", "Anna Keller loves", "Ben Keller"),
+            Item("b", "Ben Okafor", "Ben Okafor loves", "nobody"),
+        )
+    )
+    forget = known.of(["Anna Keller"])
+    for seed in range(20):
+        invented = invent_items(forget, known, np.random.default_rng(seed))
+        assert invented.entities != ("Ben Keller",)
+
+
+def test_whole_words_are_renamed_and_others_stay():
+    known = countries()
+    item = Item(
+        "n", "Niger", "Niger borders Nigeria; the capital of niger is", "Niamey"
+    )
+    exact = ItemSet((item,))
+    (after,) = invent_items(exact, known, np.random.default_rng(0))
+    assert "Nigeria" in after.prompt
+    assert after.prompt.startswith(after.entity)
+    lower = ItemSet((Item("n", "Niger", "the capital of NIGER is", "Niamey"),))
+    (after,) = invent_items(lower, known, np.random.default_rng(0))
+    assert after.prompt == f"the capital of {after.entity} is"
+
+
+def test_the_same_seed_gives_the_same_names():
+    known = countries()
+    first, again, other = (
+        invent_items(known, known, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first.entities != other.entities
+
+
+@pytest.mark.parametrize("field", ["prompt", "paraphrases"])
+def test_a_prompt_without_its_entity_is_refused(field):
+    good = {"id": "a", "entity": "Peru", "prompt": "Peru is", "answer": "Lima"}
+    bad = good | {field: "Where?" if field == "prompt" else ("Where?",)}
+    with pytest.raises(InputError, match="'a' does not name its entity"):
+        invent_items(ItemSet((Item(**bad),)), countries(), np.random.default_rng(0))
+
+
+def test_too_few_names_are_refused():
+    lone = countries(["Peru"])
+    with pytest.raises(InputError, match="no new name could be invented for 'Peru'"):
+        invent_items(lone, lone, np.random.default_rng(0))
