@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from capture.cache import cache_root
 from evidence.errors import InputError
@@ -79,7 +80,7 @@ def _read(path: Path) -> tuple[Any, Any]:
                 trust_remote_code=False,
                 local_files_only=True,
             )
-        except (ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
+        except Exception as error:  # the parser meets bad bytes with errors of any kind
             raise InputError(
                 f"{path} could not be read as GGUF ({type(error).__name__}: {error})",
                 expected="a whole GGUF file of an architecture transformers knows",
@@ -104,9 +105,16 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     plain.load_state_dict(model.state_dict(), strict=True, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
-    with quiet():
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    try:
+        with quiet():
+            plain.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # a full disk is reported in safetensors' own type
+        raise InputError(
+            f"the de-quantised weights could not be written ({error})",
+            expected="room for them in the cache folder",
+            fix="Free some space, or name another folder in EXHUME_CACHE",
+        ) from error
 
 
 def _check_same(model: Any, folder: Path) -> None:

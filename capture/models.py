@@ -372,6 +372,8 @@ def _merge(model: nn.Module, adapter: Path) -> nn.Module:
         with warnings.catch_warnings(), quiet():
             # A tensor that finds no place, or a place without a tensor, only warns.
             warnings.filterwarnings("error", message=".*adapter keys.*")
+            # peft asks transformers for an attribute under its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             adapted = PeftModel.from_pretrained(
                 model,  # pyright: ignore[reportArgumentType]
                 str(adapter),

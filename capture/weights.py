@@ -6,10 +6,13 @@ by its first bytes, whatever the file is called, and refused.
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -166,10 +169,13 @@ def file_tensors(paths: list[Path]) -> Iterator[Tensors]:
         yield Tensors(readers)
 
 
-def module_tensors(module: nn.Module) -> Tensors:
-    """The state dict of a live module, tied copies left out as saving leaves them."""
+def module_tensors(module: nn.Module, *, tied: bool = False) -> Tensors:
+    """The state dict of a live module, without tied copies unless ``tied``.
+
+    Saving leaves the same copies out, so that files and modules compare.
+    """
     state = module.state_dict()
-    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    copies = getattr(module, "all_tied_weights_keys", None) or {}
     places: dict[int, int] = {}
     for tensor in state.values():
         places[tensor.data_ptr()] = places.get(tensor.data_ptr(), 0) + 1
@@ -177,7 +183,7 @@ def module_tensors(module: nn.Module) -> Tensors:
         {
             name: lambda tensor=tensor: tensor.detach().cpu()
             for name, tensor in state.items()
-            if not (name in tied and places[tensor.data_ptr()] > 1)
+            if tied or not (name in copies and places[tensor.data_ptr()] > 1)
         }
     )
 
@@ -219,3 +225,131 @@ def check_finite(name: str, tensor: Tensor) -> None:
         got=f"{int((~finite).sum())} of {tensor.numel()} that are not",
         fix="Training probably diverged; audit an earlier checkpoint",
     )
+
+
+class Weighted(Protocol):
+    """What ``compare`` needs of a checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """Folder with the weights, if there is one."""
+        ...
+
+    @property
+    def adapter(self) -> Path | None:
+        """Folder of an adapter on top, if there is one."""
+        ...
+
+    def load(self) -> nn.Module:
+        """The model itself, in float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """How far one tensor moved.
+
+    Attributes:
+        name: Its name.
+        layer: The block it belongs to, None outside the blocks.
+        relative: Frobenius norm of the change over that of the first tensor; infinite
+            where the first is all zeros and the second is not.
+        size: Number of entries.
+    """
+
+    name: str
+    layer: int | None
+    relative: float
+    size: int
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """How far the weights of one checkpoint are from another's, tensor by tensor.
+
+    Attributes:
+        tensors: One row a tensor, by name.
+        layers: Block to the relative change of all its tensors together; -1 stands
+            for everything outside the blocks.
+        relative: The same over all tensors.
+        identical: Whether every value is equal.
+    """
+
+    tensors: tuple[TensorChange, ...]
+    layers: dict[int, float]
+    relative: float
+    identical: bool
+
+
+def compare(a: Weighted, b: Weighted, progress: Progress = SILENT) -> WeightChange:
+    """How far the weights of ``b`` are from those of ``a``, in relative Frobenius norm.
+
+    Tensors are read one pair at a time from the files; two checkpoints that store the
+    same architecture under other names, or that are adapters or live, are loaded.
+
+    Raises:
+        InputError: different architectures: other names or shapes of tensors.
+    """
+    if a.path and b.path and not a.adapter and not b.adapter:
+        with (
+            file_tensors(shards(a.path)) as first,
+            file_tensors(shards(b.path)) as second,
+        ):
+            if first.names == second.names:
+                return _compare(a.name, b.name, first, second, progress)
+    one, other = a.load(), b.load()
+    first, second = module_tensors(one), module_tensors(other)
+    if first.names != second.names:
+        # An output layer may have been cut loose from the embedding it was tied to.
+        first, second = module_tensors(one, tied=True), module_tensors(other, tied=True)
+    return _compare(a.name, b.name, first, second, progress)
+
+
+def _compare(
+    a: str, b: str, first: Tensors, second: Tensors, progress: Progress
+) -> WeightChange:
+    odd = sorted(set(first.names) ^ set(second.names))
+    if odd:
+        owner = a if odd[0] in first.readers else b
+        raise InputError(
+            f"{a} and {b} have different architectures",
+            expected="the same tensors in both",
+            got=f"{len(odd)} tensors in only one, such as {odd[0]} in {owner}",
+        )
+    rows: list[TensorChange] = []
+    sums: dict[int, list[float]] = {}
+    identical = True
+    with progress.task("comparing weights", len(first)) as advance:
+        for name in first.names:
+            x, y = first.read(name), second.read(name)
+            if x.shape != y.shape:
+                raise InputError(
+                    f"{a} and {b} have different architectures",
+                    expected=f"{name} of shape {tuple(x.shape)}",
+                    got=str(tuple(y.shape)),
+                )
+            x, y = x.double(), y.double()
+            moved, size = float((y - x).square().sum()), float(x.square().sum())
+            identical = identical and moved == 0
+            # The first number in a tensor's name counts the blocks in every family.
+            found = re.search(r"(?:^|\.)(\d+)\.", name)
+            layer = int(found[1]) if found else None
+            rows.append(TensorChange(name, layer, _ratio(moved, size), x.numel()))
+            total = sums.setdefault(-1 if layer is None else layer, [0.0, 0.0])
+            total[0] += moved
+            total[1] += size
+            advance(1)
+    layers = {layer: _ratio(*sums[layer]) for layer in sorted(sums)}
+    moved, size = (sum(part) for part in zip(*sums.values(), strict=True))
+    return WeightChange(tuple(rows), layers, _ratio(moved, size), identical)
+
+
+def _ratio(moved: float, size: float) -> float:
+    if moved == 0:
+        return 0.0
+    return math.inf if size == 0 else math.sqrt(moved / size)
