@@ -1,0 +1,1 @@
+"""Batched linear probes: solvers, estimators, layer sweeps and geometry."""

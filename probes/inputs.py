@@ -1,0 +1,112 @@
+"""Rows and labels as people have them, turned into float64 tensors or refused."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    column_or_1d,
+    validate_data,
+)
+from torch import Tensor
+
+from evidence.errors import InputError
+
+
+class RowsError(InputError, ValueError):
+    """Rows or labels that no probe can be fitted on; a ``ValueError`` to sklearn."""
+
+
+class UnconvergedError(RowsError):
+    """The optimum was not reached within the tolerance promised."""
+
+
+def as_tensor(array: NDArray) -> Tensor:
+    """A float64 tensor of ``array``, shared where the memory allows it.
+
+    Read-only, half-precision and non-contiguous arrays are copied.
+    """
+    array = np.asarray(array)
+    wanted = np.ascontiguousarray(array, dtype=np.float64)
+    if not wanted.flags.writeable:
+        wanted = wanted.copy()
+    return torch.from_numpy(wanted)
+
+
+def rows_of(estimator, x, *, reset: bool) -> Tensor:
+    """(row, d) float64 tensor of what was given, on its own device.
+
+    Raises:
+        RowsError: a tensor that is not 2-D, not finite, empty, or of another width
+            than the one fitted on. NumPy input raises scikit-learn's own errors.
+    """
+    if not isinstance(x, Tensor):
+        numeric = validate_data(
+            estimator, x, reset=reset, dtype=[np.float64, np.float32, np.float16]
+        )
+        return as_tensor(numeric)
+    name = type(estimator).__name__
+    if x.ndim != 2 or 0 in x.shape:
+        raise RowsError(
+            f"{name} needs rows of features",
+            expected="a (row, d) tensor with at least one of each",
+            got=f"shape {tuple(x.shape)}",
+        )
+    x = x.detach().to(torch.float64)
+    if not bool(torch.isfinite(x).all()):
+        raise RowsError(
+            f"{name} was given NaN or infinite activations",
+            fix="Find the rows with torch.isfinite(x).all(1) and drop them",
+        )
+    if reset:
+        estimator.n_features_in_ = x.shape[1]
+    elif x.shape[1] != estimator.n_features_in_:
+        raise RowsError(
+            f"X has {x.shape[1]} features, but {name} is expecting "
+            f"{estimator.n_features_in_} features as input"
+        )
+    return x
+
+
+def labels_of(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
+    """Sorted class names and (row,) codes.
+
+    Raises:
+        RowsError: other than one label a row, or fewer than two classes.
+    """
+    if isinstance(y, Tensor):
+        y = y.detach().cpu().numpy()
+    if y is None:
+        raise RowsError("requires y to be passed, but the target y is None")
+    y = column_or_1d(y, warn=True)
+    check_classification_targets(y)
+    if len(y) != rows:
+        raise RowsError(
+            "rows and labels differ in number", expected=str(rows), got=str(len(y))
+        )
+    classes, codes = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise RowsError(
+            "there is one class only",
+            expected="labels of two or more classes",
+            got=f"{classes[0]!r} in every row" if len(classes) else "no rows",
+        )
+    return classes, codes.astype(np.int64)
+
+
+def weights_of(sample_weight, x: Tensor) -> Tensor | None:
+    """(row,) float64 sample weights, or None.
+
+    Raises:
+        RowsError: negative weights.
+    """
+    if sample_weight is None:
+        return None
+    if isinstance(sample_weight, Tensor):
+        sample_weight = sample_weight.detach().cpu().numpy()
+    plain = np.empty((len(x), 1))
+    checked = _check_sample_weight(sample_weight, plain, dtype=np.float64)
+    if (checked < 0).any():
+        raise RowsError("sample weights must not be negative", got=f"{checked.min()}")
+    return as_tensor(checked).to(x.device)
