@@ -217,10 +217,12 @@ def _adder(vector: Tensor, scale: float) -> Edit:
 
 
 def _remover(basis: Tensor) -> Edit:
-    rows = basis.detach().double().reshape(-1, basis.shape[-1])
-    _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
-    floor = sizes.max() * max(rows.shape) * torch.finfo(torch.float64).eps
-    span = directions[sizes > floor]  # (rank, d), orthonormal
+    rows = basis.detach().reshape(-1, basis.shape[-1])
+    _, sizes, directions = torch.linalg.svd(rows.double(), full_matrices=False)
+    # Directions that depend on others do so only to the precision they came in.
+    precision = torch.finfo(rows.dtype).eps if rows.is_floating_point() else 1e-12
+    largest = sizes.max() if len(sizes) else 0.0
+    span = directions[sizes > largest * max(rows.shape) * precision]
 
     def remove(value: Tensor) -> Tensor:
         axes = span.to(value.device, value.dtype)

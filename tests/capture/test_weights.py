@@ -93,7 +93,7 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
         tensors["model.layers.1.mlp.down_proj.weight"][3, 2] = value
 
     rewrite(folder, spoil)
-    with pytest.raises(InputError, match="layers.1.mlp.down_proj.weight.*1 of"):
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.down_proj\.weight.*1 of"):
         open_checkpoint(folder)
 
 
@@ -135,7 +135,7 @@ def test_a_broken_index_is_refused(folder, text):
 
 def test_a_missing_tensor_is_an_error_and_not_a_random_number(folder):
     rewrite(folder, lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"))
-    with pytest.raises(InputError, match="layers.2.mlp.up_proj"):
+    with pytest.raises(InputError, match=r"layers\.2\.mlp\.up_proj"):
         open_checkpoint(folder).load()
 
 

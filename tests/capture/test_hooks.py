@@ -1,0 +1,328 @@
+"""Interventions do what they say, and leave the model as they found it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capture.hooks import (
+    evaluating,
+    leftover_hooks,
+    patch,
+    project_out,
+    record,
+    steer,
+)
+from evidence.errors import InputError
+from tests.capture.families import TEXT, WIDTH, Cnn, pixels, tiny
+
+IDS = torch.tensor([[4, 8, 15, 16, 23, 42], [3, 9, 27, 21, 2, 6]])
+
+
+def logits(model):
+    with torch.no_grad():
+        output = model(IDS)
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+def see(model, *names):
+    with torch.no_grad(), record(model, names) as got:
+        model(IDS)
+    return got
+
+
+def vector(seed=0):
+    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def broken(value):
+    raise RuntimeError("broken on purpose")
+
+
+OPERATIONS = {
+    "record": lambda m: record(m, ["resid.0", "attn.1", "head.1.2", "embed"]),
+    "record and stop": lambda m: record(m, ["resid.0", "mlp.1"], stop=True),
+    "patch": lambda m: patch(m, {"resid.0": vector(), "mlp.2": torch.zeros(1)}),
+    "patch by function": lambda m: patch(m, {"embed": torch.tanh}, [0, -1]),
+    "steer": lambda m: steer(m, {"attn.0": vector(), "resid.2": vector()}, 2.0),
+    "project out": lambda m: project_out(
+        m, {"resid.1": vector()}, torch.tensor([1, 2])
+    ),
+}
+FAILURES = {
+    "unknown site": lambda m: patch(m, {"resid.0": vector(), "resid.9": vector()}),
+    "bad shape": lambda m: patch(m, {"resid.0": torch.zeros(5)}),
+    "bad steering": lambda m: steer(m, {"resid.1": torch.zeros(5)}),
+    "bad position": lambda m: patch(m, {"resid.0": vector()}, [17]),
+    "bad row positions": lambda m: patch(m, {"resid.0": vector()}, torch.tensor([0])),
+    "bad mask": lambda m: patch(
+        m, {"resid.0": vector()}, torch.ones(1, 2, dtype=torch.bool)
+    ),
+    "edit raises": lambda m: patch(m, {"resid.0": vector(), "resid.1": broken}),
+    "pick raises": lambda m: record(m, ["resid.0"], lambda site, value: broken(value)),
+}
+
+
+@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_leave_the_model_as_found(family, name):
+    model = tiny(family)
+    before, count = logits(model), leftover_hooks(model)
+    with OPERATIONS[name](model):
+        assert leftover_hooks(model) > count
+        logits(model)
+    assert leftover_hooks(model) == count == 0
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_leave_the_model_as_found(name):
+    model = tiny("llama")
+    before = logits(model)
+    with pytest.raises((InputError, RuntimeError)), FAILURES[name](model):
+        logits(model)
+    assert leftover_hooks(model) == 0
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_error_in_the_callers_block_leaves_the_model_as_found(name, error):
+    model = tiny("gpt2")
+    with pytest.raises(error), OPERATIONS[name](model):
+        raise error
+    assert leftover_hooks(model) == 0
+
+
+def test_hooks_of_others_are_counted_and_kept():
+    model = tiny("llama")
+    handle = model.model.norm.register_forward_hook(lambda *_: None)
+    with record(model, ["resid.0"], stop=True):
+        logits(model)
+    assert leftover_hooks(model) == 1
+    handle.remove()
+
+
+@pytest.mark.parametrize("family", TEXT)
+def test_stopping_runs_nothing_after_the_deepest_site(family):
+    model = tiny(family)
+    body = model if family == "bert" else model.base_model
+    last = next(m for n, m in body.named_children() if n in ("layers", "h", "encoder"))
+    last = last.layer[-1] if family == "bert" else last[-1]
+    ran = []
+    handle = last.register_forward_pre_hook(lambda *_: ran.append(1))
+    with record(model, ["resid.1", "embed"], stop=True) as got:
+        logits(model)
+        ran.append("the call returned")
+    handle.remove()
+    assert not ran
+    assert got.keys() == {"resid.1", "embed"}
+    assert torch.equal(got["resid.1"], see(model, "resid.1")["resid.1"])
+
+
+def test_deepest_means_last_to_run_not_last_asked_for():
+    model = tiny("llama")
+    with record(model, ["resid.2", "embed", "attn.1"], stop=True) as got:
+        logits(model)
+    assert len(got) == 3
+
+
+def test_a_stop_meant_for_another_is_passed_on():
+    model = tiny("llama")
+    with record(model, ["resid.0"], stop=True) as outer:
+        with record(model, ["resid.2"], stop=True) as inner:
+            logits(model)
+        pytest.fail("the outer recorder has all it needs and must stop here")
+    assert set(outer) == {"resid.0"} and not inner
+
+
+def test_a_site_that_never_runs_is_an_error_when_stopping():
+    model = Cnn()
+    with (
+        pytest.raises(InputError, match="never reached"),
+        record(model, ["resid.0"], stop=True),
+    ):
+        model.first(pixels())
+
+
+def test_recorded_values_survive_changes_made_in_place():
+    model, images = Cnn(), pixels()
+    # The network's relu_ rewrites the output of its first layer.
+    with torch.no_grad():
+        raw = model.first(images).clone()
+    sites = {"first": model.first}
+    from capture.sites import Place, Sites
+
+    where = Sites({"first": Place("first", sites["first"], "out")}, 1, None, 0, None)
+    with torch.no_grad(), record(model, ["first"], where=where) as got:
+        model(images)
+    assert torch.equal(got["first"], raw) and (raw < 0).any()
+
+
+def test_recording_keeps_gradients_where_they_are_on():
+    model = tiny("llama")
+    with record(model, ["resid.1"]) as got:
+        output = model(IDS).logits
+    (gradient,) = torch.autograd.grad(output.sum(), got["resid.1"], allow_unused=True)
+    assert gradient is None  # a copy, off the path to the output
+    (gradient,) = torch.autograd.grad(
+        got["resid.1"].sum(), model.model.embed_tokens.weight
+    )
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("site", ["embed", "resid.1", "attn.1", "mlp.1", "head.1.2"])
+def test_an_edit_is_seen_where_it_was_made_and_downstream_only(family, site):
+    model = tiny(family)
+    width = see(model, site)[site].shape[-1]
+    value = torch.arange(float(width))
+    before = see(model, "resid.0", "resid.2", "head.1.1")
+    with patch(model, {site: value}):
+        after = see(model, site, "resid.0", "resid.2", "head.1.1")
+    assert torch.equal(after[site], value.expand_as(after[site]))
+    assert not torch.allclose(after["resid.2"], before["resid.2"])
+    if site != "embed":
+        assert torch.equal(after["resid.0"], before["resid.0"])
+        assert torch.equal(after["head.1.1"], before["head.1.1"])
+
+
+def test_patching_with_the_value_that_is_there_changes_nothing():
+    model = tiny("gpt2")
+    names = ["embed", "resid.0", "attn.1", "mlp.2", "head.2.1", "resid.2", "logits"]
+    there, before = see(model, *names), logits(model)
+    with patch(model, there):
+        assert torch.equal(logits(model), before)
+
+
+def test_patching_from_another_run_reproduces_it_downstream():
+    model = tiny("neox")
+    source = see(model, "resid.1")["resid.1"].flip(0)
+    with patch(model, {"resid.1": source}):
+        torch.testing.assert_close(logits(model), logits(tiny("neox")).flip(0))
+
+
+@pytest.mark.parametrize("order", ["edit first", "record first"])
+def test_a_recorder_sees_the_edit_whichever_was_opened_first(order):
+    model = tiny("llama")
+    with torch.no_grad():
+        if order == "edit first":
+            with patch(model, {"resid.1": vector()}), record(model, ["resid.1"]) as got:
+                model(IDS)
+        else:
+            with record(model, ["resid.1"]) as got, patch(model, {"resid.1": vector()}):
+                model(IDS)
+    assert torch.equal(got["resid.1"], vector().expand(2, 6, WIDTH))
+
+
+def test_the_librarys_own_hidden_states_show_the_edit():
+    model = tiny("llama")
+    with torch.no_grad():
+        model(IDS, output_hidden_states=True)  # installs the library's own hooks
+        with patch(model, {"resid.0": vector()}):
+            hidden = model(IDS, output_hidden_states=True).hidden_states
+    assert torch.equal(hidden[1], vector().expand(2, 6, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("positions", "where"),
+    [
+        ([1, -1], [[1, 5], [1, 5]]),
+        ([-6], [[0], [0]]),
+        (torch.tensor([2, -1]), [[2], [5]]),
+        (torch.tensor([[0, 0, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]]).bool(), [[3, 4], [0]]),
+        (None, [range(6), range(6)]),
+        ([], [[], []]),
+    ],
+)
+@pytest.mark.parametrize("site", ["resid.1", "head.1.2", "embed"])
+def test_edits_reach_the_positions_named_and_no_others(positions, where, site):
+    model = tiny("llama")
+    before = see(model, site)[site]
+    with steer(model, {site: torch.ones(before.shape[-1])}, 3.0, positions):
+        after = see(model, site)[site]
+    expected = before.clone()
+    for row, places in enumerate(where):
+        expected[row, list(places)] += 3.0
+    torch.testing.assert_close(after, expected)
+
+
+def test_one_vector_a_row():
+    model = tiny("llama")
+    each = torch.stack([vector(1), vector(2)])
+    with patch(model, {"resid.1": each}, torch.tensor([0, 3])):
+        after = see(model, "resid.1")["resid.1"]
+    assert torch.equal(after[0, 0], vector(1)) and torch.equal(after[1, 3], vector(2))
+
+
+def test_positions_of_the_prompt_do_not_move_to_generated_tokens():
+    model = tiny("llama")
+    model.generation_config.pad_token_id = 0
+    seen = []
+
+    def note(value):
+        seen.append(value.shape[1])
+        return value
+
+    def generate():
+        with torch.no_grad():
+            return model.generate(
+                IDS, max_new_tokens=3, do_sample=False, eos_token_id=-1
+            )
+
+    with patch(model, {"resid.1": note}, [5]):
+        generate()
+    assert seen == [6]
+    seen.clear()
+    with patch(model, {"resid.1": note}):
+        generate()
+    assert seen == [6, 1, 1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 1000), st.booleans())
+def test_projecting_out_removes_the_span_and_nothing_else(rank, seed, dependent):
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(rank, WIDTH, generator=generator) * 7
+    if dependent:
+        basis = torch.cat([basis, basis.sum(0, keepdim=True)])
+    model = tiny("llama")
+    before = see(model, "resid.1")["resid.1"]
+    with project_out(model, {"resid.1": basis}):
+        after = see(model, "resid.1")["resid.1"]
+    assert (after @ basis.T).abs().max() < 1e-3
+    axes = torch.linalg.qr(basis[:rank].T.double()).Q
+    outside = torch.eye(WIDTH).double() - axes @ axes.T
+    torch.testing.assert_close(
+        after.double() @ outside, before.double() @ outside, atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_projecting_out_nothing_changes_nothing(rows):
+    model = tiny("llama")
+    before = logits(model)
+    with project_out(model, {"resid.1": torch.zeros(rows, WIDTH)}):
+        torch.testing.assert_close(logits(model), before)
+
+
+def test_images_have_no_positions():
+    model = Cnn()
+    with (
+        pytest.raises(InputError, match="no positions"),
+        patch(model, {"resid.0": torch.zeros(1)}, [0]),
+    ):
+        model(pixels())
+    with torch.no_grad(), patch(model, {"resid.0": torch.zeros(1)}):
+        one, other = model(pixels()[:2])
+    torch.testing.assert_close(one, other)
+
+
+def test_evaluating_gives_each_module_its_mode_back():
+    model = tiny("llama").train()
+    model.model.norm.eval()
+    with pytest.raises(ValueError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise ValueError
+    assert model.training and not model.model.norm.training
+    assert model.model.layers[0].training
