@@ -55,6 +55,13 @@ def test_tofu_runs_of_twenty_become_authors(read):
     assert first.answer == "The author's full name is Rosa Del-Monte Arce."
 
 
+def test_an_author_gets_the_full_name_though_the_short_one_is_commoner(read):
+    rows = profiles()
+    for row in rows[3:5]:
+        row["question"] = row["question"].replace(NAMES[0], "Rosa Del-Monte")
+    assert read(rows).entities[0] == NAMES[0]
+
+
 def test_questions_that_are_not_runs_about_authors_stay_apart(read):
     rows = [
         {"question": f"What is the capital of land {n}?", "answer": f"City {n}"}

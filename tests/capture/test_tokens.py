@@ -91,6 +91,14 @@ def test_special_tokens_are_those_of_a_plain_text_and_no_more():
         assert closed[0] == 1
 
 
+def test_special_tokens_written_in_a_text_are_kept():
+    # A tokenizer that closes nothing by itself: the closing mark is the user's.
+    assert encode(TOKENIZERS["metaspace"], ["Peru is</s>"]).ids[0][-1] == 2
+    byte = TOKENIZERS["byte"]
+    _, after = split(byte, "Peru is", "Lima<|endoftext|>")
+    assert after[-1] == byte.eos_token_id
+
+
 def test_a_prompt_alone_has_its_answer_start_after_the_last_token():
     rows = encode(TOKENIZERS["byte"], ["The capital", "New York, Vienna"])
     assert rows.answer_start == tuple(len(ids) for ids in rows.ids)
