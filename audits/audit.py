@@ -1,0 +1,158 @@
+"""``exhume audit`` in Python: one call from two checkpoints to a verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from audits import result
+from audits.config import AXES
+from audits.run import collect, start
+from audits.verdict import decide
+from evidence.axis import AxisResult
+from evidence.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """A finished audit.
+
+    Attributes:
+        path: Its output folder.
+        document: The whole of ``audit.json``.
+    """
+
+    path: Path
+    document: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """One of five words."""
+        return self.document["verdict"]["class"]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why, the strongest first."""
+        return self.document["verdict"]["reasons"]
+
+    @property
+    def axes(self) -> dict[str, AxisResult]:
+        """Axis results by name."""
+        saved = self.document["axes"]
+        return {each["name"]: AxisResult.from_dict(each) for each in saved}
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / result.REPORT
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an axis and reading."""
+        rows = [
+            {
+                "axis": axis.name,
+                "status": axis.status,
+                "reading": reading.name,
+                "statistic": reading.statistic,
+                "floor": reading.floor,
+                "ceiling": reading.ceiling,
+                "residual": reading.residual,
+                "residual_low": reading.residual_interval[0],
+                "residual_high": reading.residual_interval[1],
+                "p_value": reading.p_value,
+                "where": reading.where,
+            }
+            for axis in self.axes.values()
+            for reading in axis.readings
+        ]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        lines = [f"Audit: {self.verdict} ({self.path})"]
+        lines += [f"  {reason}" for reason in self.reasons[:2]]
+        lines += [f"  {axis}" for axis in self.axes.values()]
+        return "\n".join(lines)
+
+
+def audit(
+    original: Any,
+    unlearned: Any,
+    forget: Any,
+    retain: Any,
+    out: Path | str,
+    *,
+    reference: Sequence[Any] = (),
+    never_taught: Any = None,
+    tokenizer: Any = None,
+    profile: str = "quick",
+    axes: Sequence[str] = AXES,
+    seed: int = 0,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Audit:
+    """Decide whether the knowledge was deleted or only suppressed.
+
+    Args:
+        original: The model before unlearning: a folder, hub id, GGUF file, adapter or
+            live model (see ``capture.models.open_checkpoint``).
+        unlearned: The candidate, likewise.
+        forget: Items that should be gone: a file or an ``ItemSet``.
+        retain: Items that should still be there.
+        out: Output folder; the same call resumes there.
+        reference: Models retrained without the forget set, if there are any.
+        never_taught: Items about entities no model saw; invented when not given.
+        tokenizer: For live models, which rarely bring their own.
+        profile: "quick", "standard" or "full".
+        axes: Which axes to run.
+        seed: Seed of every random choice.
+        device: "auto", "cpu", "cuda", "mps".
+        fresh: Replace another audit in ``out``.
+        progress: Where to show progress.
+
+    Raises:
+        InputError: something cannot be audited; nothing is left half-written.
+    """
+    from audits.report import write_report
+
+    run = start(
+        original,
+        unlearned,
+        forget,
+        retain,
+        Path(out),
+        references=reference,
+        never_taught=never_taught,
+        tokenizer=tokenizer,
+        settings={
+            "profile": profile,
+            "axes": tuple(axes),
+            "seed": seed,
+            "device": device,
+        },
+        fresh=fresh,
+        progress=progress,
+    )
+    findings = collect(run)
+    verdict = decide(
+        findings.axes,
+        findings.damage,
+        findings.identical,
+        findings.floor,
+        run.config.rule,
+    )
+    document = result.build(run, findings, verdict)
+    result.write(run.space.root, document)
+    write_report(run.space.root, document)
+    return Audit(run.space.root, document)
+
+
+def load(out: Path | str) -> Audit:
+    """Read a finished audit back.
+
+    Raises:
+        InputError: there is none in ``out``.
+    """
+    return Audit(Path(out), result.read(Path(out)))

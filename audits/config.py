@@ -1,0 +1,137 @@
+"""What an audit does, resolved once and written into its result."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evidence.errors import InputError
+
+ProfileName = Literal["quick", "standard", "full"]
+AxisName = Literal["behaviour", "decodability", "relearning"]
+AXES: tuple[AxisName, ...] = ("behaviour", "decodability", "relearning")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Budget(_Frozen):
+    """How much of everything a profile spends."""
+
+    prompts_per_item: int = Field(ge=1)
+    """Prompts asked an item: its own, then its paraphrases."""
+    retain_entities: int = Field(ge=10)
+    """Retain entities used to fit and check probes and utility."""
+    permutations: int = Field(ge=99)
+    block: int = Field(ge=2)
+    """Statements an entity in the unique-answer form: one true, the rest false."""
+    statement_wordings: int = Field(ge=1)
+    """Wordings a statement is built from in the unique-answer form."""
+    relearn_steps: int = Field(ge=1)
+    relearn_every: int = Field(ge=1)
+    relearn_rates: tuple[float, ...]
+    """Learning rates tried, ascending; the least that learns its own half is used."""
+    plant_steps: int = Field(ge=1)
+    plant_rates: tuple[float, ...]
+    generate_prompts: int = Field(ge=1)
+
+
+_RATES = (2e-5, 1e-4, 5e-4, 2e-3)
+
+BUDGETS: dict[ProfileName, Budget] = {
+    "quick": Budget(
+        prompts_per_item=2,
+        retain_entities=60,
+        permutations=2000,
+        block=5,
+        statement_wordings=1,
+        relearn_steps=10,
+        relearn_every=2,
+        relearn_rates=_RATES,
+        plant_steps=40,
+        plant_rates=(1e-3, 3e-3),
+        generate_prompts=8,
+    ),
+    "standard": Budget(
+        prompts_per_item=3,
+        retain_entities=200,
+        permutations=5000,
+        block=6,
+        statement_wordings=2,
+        relearn_steps=24,
+        relearn_every=2,
+        relearn_rates=_RATES,
+        plant_steps=80,
+        plant_rates=(1e-3, 3e-3),
+        generate_prompts=16,
+    ),
+    "full": Budget(
+        prompts_per_item=8,
+        retain_entities=1000,
+        permutations=20000,
+        block=10,
+        statement_wordings=3,
+        relearn_steps=60,
+        relearn_every=3,
+        relearn_rates=_RATES,
+        plant_steps=160,
+        plant_rates=(1e-3, 3e-3),
+        generate_prompts=32,
+    ),
+}
+
+
+class Rule(_Frozen):
+    """The thresholds of the verdict. Data, so that a report can show them."""
+
+    version: str = "1"
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Level of every superiority test, after Holm over axes."""
+    margin: float = Field(default=0.2, gt=0, lt=1)
+    """Equivalence margin on the residual scale (0 never knew, 1 knows)."""
+    still_there: float = Field(default=0.1, ge=0, lt=1)
+    """Behaviour counts as kept when its residual is surely above this."""
+    utility: float = Field(default=0.8, gt=0, le=1)
+    """Least share of the original's utility that is not damage."""
+    effective_rank: float = Field(default=0.25, gt=0, le=1)
+    """Least share of the original's effective rank on retain states."""
+    distinct: float = Field(default=0.5, gt=0, le=1)
+    """Least share of the original's distinct tokens in free generations."""
+    required_for_deleted: tuple[AxisName, ...] = ("decodability", "relearning")
+    """Axes that must have voted before ``deleted`` may be said."""
+
+
+class AuditConfig(_Frozen):
+    """The resolved settings of one audit."""
+
+    profile: ProfileName = "quick"
+    axes: tuple[AxisName, ...] = AXES
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    min_entities: int = Field(default=8, ge=4)
+    """Fewest forgotten entities that the original must know."""
+    rule: Rule = Rule()
+
+    @property
+    def budget(self) -> Budget:
+        """What the profile spends."""
+        return BUDGETS[self.profile]
+
+
+def make_config(settings: dict) -> AuditConfig:
+    """Validate settings; unknown keys and bad values are refused.
+
+    Raises:
+        InputError: naming every setting that is wrong.
+    """
+    try:
+        return AuditConfig.model_validate(settings)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+            for each in error.errors()
+        )
+        raise InputError(
+            f"the settings are not valid: {wrong}",
+            fix=f"known settings: {', '.join(AuditConfig.model_fields)}",
+        ) from error

@@ -1,0 +1,305 @@
+"""Can a linear reader of the hidden states still tell the forgotten answers?
+
+Probes are fitted on retain entities and read forgotten ones, so a probe cannot have
+learned a forgotten answer. Two probes read the candidate: one fitted anew on the
+candidate's own states, and the original's, unchanged.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from audits.config import AuditConfig
+from audits.probing import Probing, capture_states, choose_penalty, fit_readers
+from audits.probing_tasks import Task
+from audits.readers import Reader
+from audits.subjects import Subject
+from capture.store import ActivationStore
+from evidence.axis import AxisResult, Control, Reading, Status
+from evidence.comparison import compare
+from evidence.equivalence import entities_for_margin, equivalent
+from evidence.progress import Progress
+from evidence.rates import EntityValues
+from evidence.resampling import unpaired_max_test
+from evidence.seeds import numpy_rng
+
+NAME = "decodability"
+QUESTION = "Can a linear reader of the hidden states still tell the forgotten answers?"
+REFITTED, UNCHANGED = "refitted probe", "original's own probe"
+
+
+def run_decodability(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    store: ActivationStore,
+    config: AuditConfig,
+    *,
+    device: str,
+    notes: Sequence[str],
+    progress: Progress,
+) -> AxisResult:
+    """The axis, from capture to status.
+
+    Args:
+        subjects: Models by role: "original", "unlearned", and where there are any
+            "planted" and "reference-N".
+        tokenizer: The tokenizer of all of them.
+        tasks: What to probe.
+        store: Where activations are kept.
+        config: Settings.
+        device: Where models run.
+        notes: Sentences to pass on.
+        progress: Where to show progress.
+    """
+    if not tasks:
+        return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
+    sites: tuple[str, ...] = ()
+    states = {}
+    for role, subject in subjects.items():
+        sites, states[role] = capture_states(
+            subject, tokenizer, tasks, store, device, progress
+        )
+    broken = [
+        role
+        for role, each in states.items()
+        if not all(np.isfinite(part).all() for part in each.parts.values())
+    ]
+    if broken:
+        return AxisResult(
+            NAME,
+            QUESTION,
+            "error",
+            notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
+        )
+    probing = Probing(tasks, sites, states)
+    penalty = choose_penalty(probing, progress)
+    for role in states:
+        if not states[role].readers:
+            states[role].readers = fit_readers(probing, role, penalty, progress)
+    shuffled = fit_readers(
+        probing, "original", penalty, progress, numpy_rng(config.seed, NAME, "shuffle")
+    )
+    return _judge(probing, shuffled, config, penalty, notes)
+
+
+def _judge(
+    probing: Probing,
+    shuffled: Sequence[Reader],
+    config: AuditConfig,
+    penalty: float,
+    notes: Sequence[str],
+) -> AxisResult:
+    """Controls, readings and status from the fitted probes."""
+    rule, budget = config.rule, config.budget
+    forms = sorted({task.form for task in probing.tasks})
+    ceiling = probing.values("original", "original", "forget")
+    never = probing.values("original", "original", "never_taught")
+    power = unpaired_max_test(
+        ceiling.values,
+        never.values,
+        numpy_rng(config.seed, NAME, "original"),
+        budget.permutations,
+    )
+    # Only layers where the original itself is read say anything of the candidate.
+    strong = power.difference >= 0.5 * power.difference.max()
+    use = strong & (power.p_column < rule.alpha)
+    chance = probing.score(shuffled, "original", "forget")
+    details = {
+        "form": forms,
+        "penalty": penalty,
+        "sites": list(probing.sites),
+        "relations": [task.relation for task in probing.tasks],
+        "original_p": power.p_value,
+    }
+    controls = [
+        Control(
+            "the original is read beyond never-taught items",
+            power.p_value,
+            f"p < {rule.alpha}",
+            bool(use.any()),
+        )
+    ]
+    name = "accuracy" if forms == ["shared"] else "concordance (chance 0.5)"
+    if not use.any():
+        return AxisResult(
+            NAME,
+            QUESTION,
+            "no_power",
+            name,
+            controls=tuple(controls),
+            n_entities=len(ceiling.values),
+            details=details,
+            notes=("No probe read the forget set in the original itself.", *notes),
+        )
+    controls += _controls(probing, config, use, ceiling, never, chance)
+    readings = _readings(probing, config, use, ceiling)
+    status, extra = _status(readings, controls, config, len(ceiling.values))
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        name,
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=len(ceiling.values),
+        details=details,
+        notes=(*extra, *notes),
+    )
+
+
+def _controls(
+    probing: Probing,
+    config: AuditConfig,
+    use: np.ndarray,
+    ceiling: EntityValues,
+    never: EntityValues,
+    chance: EntityValues,
+) -> list[Control]:
+    """Floor, shuffled labels, planted suppression, embedding, readable retain."""
+    alpha, permutations = config.rule.alpha, config.budget.permutations
+
+    def beyond(x: EntityValues, y: EntityValues, columns: np.ndarray, name: str):
+        return unpaired_max_test(
+            x.values[:, columns],
+            y.values[:, columns],
+            numpy_rng(config.seed, NAME, name),
+            permutations,
+        )
+
+    top = int(np.argmax(np.where(use, ceiling.mean, -np.inf)))
+    span = ceiling.mean[top] - chance.mean[top]
+    leak = (never.mean[top] - chance.mean[top]) / max(span, 1e-9)
+    found = [
+        Control(
+            "never-taught items stay at the shuffled-label level in the original",
+            float(leak),
+            "share of the original's excess below 0.25",
+            bool(leak < 0.25),
+        ),
+        Control(
+            "probes fitted on shuffled answers read nothing",
+            float(chance.mean[use].max()),
+            "below half of the original's",
+            bool(
+                (
+                    chance.mean[use]
+                    < never.mean[use] + 0.5 * (ceiling.mean[use] - never.mean[use])
+                ).all()
+            ),
+        ),
+    ]
+    if "planted" in probing.states:
+        test = beyond(
+            probing.values("planted", "planted", "forget"),
+            probing.values("planted", "planted", "never_taught"),
+            use,
+            "planted",
+        )
+        found.append(
+            Control(
+                "the planted suppression is seen",
+                test.p_value,
+                f"p < {alpha}",
+                test.p_value < alpha,
+            )
+        )
+    first = np.array([site == "embed" for site in probing.sites])
+    if first.any():
+        test = beyond(
+            probing.values("unlearned", "unlearned", "forget"),
+            probing.values("unlearned", "unlearned", "never_taught"),
+            first,
+            "embedding",
+        )
+        least = min(test.p_value, test.p_below)
+        found.append(
+            Control(
+                "the embedding layer is at the floor",
+                least,
+                f"p >= {alpha / 2} on both sides",
+                least >= alpha / 2,
+            )
+        )
+    here = probing.values("unlearned", "unlearned", "check").mean[use].max()
+    there = probing.values("original", "original", "check").mean[use].max()
+    base = chance.mean[use].min()
+    readable = (here - base) / max(there - base, 1e-9)
+    found.append(
+        Control(
+            "held-out retain entities can be read in the candidate",
+            float(readable),
+            "at least half of the original's excess",
+            bool(readable >= 0.5),
+        )
+    )
+    return found
+
+
+def _readings(
+    probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+) -> list[Reading]:
+    """Both probes against the reference (where there is one) and never-taught items."""
+    references = [role for role in probing.states if role.startswith("reference")]
+    readings = []
+    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
+        for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original")):
+            if kind == "reference":
+                floors = [
+                    probing.values(
+                        role if name == REFITTED else "original", role, "forget"
+                    )
+                    for role in references
+                ]
+                floor = EntityValues(
+                    np.mean([each.values for each in floors], axis=0),
+                    floors[0].n_items,
+                    floors[0].entities,
+                )
+            else:
+                floor = probing.values(reader, "unlearned", "never_taught")
+            secondary = references and kind == "never_taught"
+            readings.append(
+                compare(
+                    f"{name}, against never-taught items" if secondary else name,
+                    probing.values(reader, "unlearned", "forget"),
+                    floor,
+                    ceiling,
+                    columns=probing.sites,
+                    floor_kind=kind,
+                    rng=numpy_rng(config.seed, NAME, kind, name),
+                    permutations=config.budget.permutations,
+                    use=use.tolist(),
+                )
+            )
+    return readings
+
+
+def _status(
+    readings: Sequence[Reading],
+    controls: Sequence[Control],
+    config: AuditConfig,
+    n_entities: int,
+) -> tuple[Status, list[str]]:
+    """Retained, absent, or why neither can be said."""
+    rule = config.rule
+    failed = [each.name for each in controls if each.required and not each.passed]
+    if failed:
+        return "control_failed", [f"Control failed: {name}." for name in failed]
+    notes = [
+        f"{each.name} reads below its floor (p {each.p_below:.4f}): that is "
+        "information or leakage, not forgetting."
+        for each in readings
+        if each.p_below < rule.alpha / 2
+    ]
+    if any(each.p_value < rule.alpha for each in readings[:2]):
+        return "retained", notes
+    if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
+        return "absent", notes
+    needed = entities_for_margin(readings[0].floor, rule.margin)
+    return "no_power", [
+        *notes,
+        f"Neither beyond the floor nor equivalent to it with {n_entities} entities; "
+        f"about {max(needed, 2 * n_entities)} would settle it.",
+    ]

@@ -1,0 +1,164 @@
+"""What the models of an audit say, and what of it the audit goes on with."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from audits.context import Run
+from audits.data import Questions, ask, enough
+from audits.knowledge import (
+    free_text,
+    said,
+    score_questions,
+    score_ranks,
+    utility_of_text,
+)
+from audits.preflight import spread
+from capture.activations import capture_activations
+from capture.items import ItemSet
+from capture.never_taught import invent_items
+from capture.scoring import AnswerScores
+from capture.sites import find_sites
+from capture.tokens import encode
+from capture.validation import PairScores, validate_items
+from capture.weights import compare
+from evidence.errors import InputError
+from evidence.seeds import numpy_rng
+
+LEAST_RETAIN = 15
+
+
+def weights(run: Run) -> dict[str, Any]:
+    """How far the candidate's weights moved; also says that architectures agree."""
+    found = compare(run.inputs.original, run.inputs.unlearned, run.progress)
+    for reference in run.inputs.references:
+        compare(run.inputs.original, reference, run.progress)
+    # JSON has no infinity: a tensor that was all zeros has no relative change.
+    return {
+        "relative": min(found.relative, 1e6),
+        "layers": [
+            {"layer": layer, "relative": min(value, 1e6)}
+            for layer, value in found.layers.items()
+        ],
+        "tensors_changed": sum(each.relative > 0 for each in found.tensors),
+        "tensors": len(found.tensors),
+    }
+
+
+def first_look(run: Run) -> dict[str, Any]:
+    """What the original says to the main prompts of every item given."""
+    sets = {
+        "forget": ask(run.inputs.forget, 1),
+        "retain": ask(run.inputs.retain, 1),
+    }
+    with run.subjects["original"].loaded(run.device) as model:
+        return score_questions(model, run.tokenizer, sets, run.progress)
+
+
+def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
+    """The items the original answers, retain ones cut to the budget by entity.
+
+    Raises:
+        InputError: the original knows too little of either set.
+    """
+    kept = {}
+    for name, items in (("forget", run.inputs.forget), ("retain", run.inputs.retain)):
+        hits = first[name]["greedy"]
+        known = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
+        kept[name] = ItemSet(known, items.name, items.format)
+        least = run.config.min_entities if name == "forget" else LEAST_RETAIN
+        present = len(kept[name].entities)
+        if present < least <= len(items.entities):
+            raise InputError(
+                f"the original does not know the {name} set: it answers "
+                f"{len(known)} of {len(items)} items",
+                expected=f"right answers about at least {least} entities",
+                got=str(present),
+                fix="Check that the first model is the one before unlearning, that "
+                "the prompts are in a form it can continue, and that answers are "
+                "spelled as it would spell them",
+            )
+        enough(kept[name], least, f"the {name} set")
+    entities = kept["retain"].entities
+    most = run.config.budget.retain_entities
+    if len(entities) > most:
+        order = numpy_rng(run.config.seed, "retain").permutation(len(entities))
+        kept["retain"] = kept["retain"].of([entities[i] for i in order[:most]])
+    return kept["forget"], kept["retain"]
+
+
+def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
+    """The never-taught items given, or invented ones that mirror the forget set."""
+    if run.inputs.never_taught is not None:
+        enough(run.inputs.never_taught, 4, "the never-taught set")
+        return run.inputs.never_taught
+    rng = numpy_rng(run.config.seed, "never taught")
+    return invent_items(forget, retain, rng)
+
+
+def listen(
+    run: Run, role: str, forget: ItemSet, retain: ItemSet, never: ItemSet
+) -> dict[str, Any]:
+    """Everything one model is asked at its output, in one loading."""
+    budget, tokenizer = run.config.budget, run.tokenizer
+    asked = {
+        "forget": ask(forget, budget.prompts_per_item),
+        "never_taught": ask(never, budget.prompts_per_item),
+    }
+    with run.subjects[role].loaded(run.device) as model:
+        heard = score_questions(model, tokenizer, asked, run.progress)
+        heard["ranks"] = score_ranks(model, tokenizer, forget, run.progress)
+        heard["never_ranks"] = score_ranks(model, tokenizer, never, run.progress)
+        if not role.startswith("reference"):
+            heard["useful"] = _useful(run, model, retain)
+    return heard
+
+
+def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
+    """What a model is still good for, away from the forget set."""
+    budget = run.config.budget
+    questions: Questions = ask(retain, budget.prompts_per_item)
+    scores = score_questions(model, run.tokenizer, {"retain": questions}, run.progress)
+    prompts = [item.prompt for item in retain][: budget.generate_prompts]
+    names = [n for n in find_sites(model).names if n.startswith("resid.")]
+    chosen = [names[len(names) // 4], names[len(names) // 2], names[-1]]
+    rows = encode(run.tokenizer, [item.prompt for item in retain][:128])
+    states = capture_activations(model, rows, chosen, "last", progress=run.progress)
+    return {
+        "retain": scores["retain"]["greedy"],
+        "general": utility_of_text(model, run.tokenizer, run.progress),
+        "prompts": prompts,
+        "texts": free_text(model, run.tokenizer, prompts, run.progress),
+        "spread": [{"site": name, **spread(states.site(name))} for name in chosen],
+    }
+
+
+def check_swap(run: Run, first: dict[str, Any], heard: dict[str, Any]) -> None:
+    """Refuse files that behaviour shows to be swapped.
+
+    Raises:
+        InputError: the candidate kept the forget file and lost the retain file.
+    """
+    if run.identical:
+        return
+    with_models = run.space.run("swap", lambda: _second_look(run)).result
+    validate_items(
+        run.inputs.forget,
+        run.inputs.retain,
+        scores=PairScores(
+            *(_scores(side[name]) for side in (first, with_models) for name in side)
+        ),
+    ).check()
+
+
+def _second_look(run: Run) -> dict[str, Any]:
+    sets = {"forget": ask(run.inputs.forget, 1), "retain": ask(run.inputs.retain, 1)}
+    with run.subjects["unlearned"].loaded(run.device) as model:
+        return score_questions(model, run.tokenizer, sets, run.progress)
+
+
+def _scores(saved: dict[str, Any]) -> AnswerScores:
+    read = said(saved)
+    ones = np.ones(len(read.greedy), dtype=int)
+    return AnswerScores(read.mean_logprob, read.mean_logprob, read.greedy > 0, ones)

@@ -1,0 +1,132 @@
+"""A suppression planted in the original on the spot, to see whether an axis sees it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from audits.config import Budget
+from audits.subjects import Subject
+from capture.items import Item, fold
+from capture.scoring import score_answers
+from capture.tokens import encode, encode_items
+from erasure.config import UnlearnConfig
+from erasure.methods import unlearn_
+from evidence.files import write_atomic
+from evidence.progress import Progress
+from evidence.seeds import numpy_rng
+
+# A plant counts when this little of the forget set is still said ...
+GONE = 0.05
+# ... and the original still says this much of what it was trained to keep.
+KEPT = 0.8
+
+
+def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
+    """For each item another item's answer of the same relation, never its own.
+
+    Falls back on the item's alternatives; an item without either keeps no wrong
+    answer to train on and is an error of the caller.
+    """
+    offered: dict[str, list[str]] = {}
+    for item in items:
+        offered.setdefault(item.relation, []).append(item.answer)
+    chosen = []
+    for item in items:
+        pool = [*offered[item.relation], *item.alternatives]
+        others = sorted({a for a in pool if fold(a) != fold(item.answer)})
+        chosen.append(others[rng.integers(len(others))])
+    return chosen
+
+
+def plant(
+    original: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: list[Item],
+    retain: list[Item],
+    budget: Budget,
+    folder: Path,
+    *,
+    device: str,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Relabel the forget set with nothing but the last block trained.
+
+    What comes before the last block is untouched by construction, so the knowledge is
+    still there: an axis that cannot see it could not have seen it in the candidate.
+
+    Returns:
+        ``made`` (bool), ``forget`` and ``retain`` accuracy, and the file of changed
+        tensors in ``folder``.
+    """
+    rng = numpy_rng(seed, "planted")
+    forget_rows = encode_items(tokenizer, forget)
+    retain_rows = encode_items(tokenizer, retain)
+    relabelled = encode(
+        tokenizer, [item.prompt for item in forget], wrong_answers(forget, rng)
+    )
+
+    def accuracy(model: nn.Module) -> dict[str, float]:
+        return {"forget": float(score_answers(model, forget_rows).greedy.mean())}
+
+    result: dict[str, Any] = {"made": False}
+    for rate in budget.plant_rates:
+        with original.loaded(device) as model:
+            before = {
+                name: tensor.detach().clone()
+                for name, tensor in model.state_dict().items()
+            }
+            config = UnlearnConfig(
+                "last_block_relabel",
+                lr=rate,
+                steps=budget.plant_steps,
+                retain_batch_size=2 * len(forget),
+                weight_decay=0.0,
+                stop_below=0.0,
+                every=2,
+            )
+            unlearn_(
+                model,
+                forget_rows,
+                retain_rows,
+                config,
+                relabelled=relabelled,
+                evaluate=accuracy,
+                seed=seed,
+                progress=progress,
+            )
+            gone = accuracy(model)["forget"]
+            kept = float(score_answers(model, retain_rows).greedy.mean())
+            result |= {"rate": rate, "forget": gone, "retain": kept}
+            if gone > GONE or kept < KEPT:
+                continue
+            changed = {
+                name: tensor.cpu().contiguous()
+                for name, tensor in model.state_dict().items()
+                if not torch.equal(tensor, before[name])
+            }
+            data = save(changed)
+            write_atomic(folder / "planted.safetensors", data)
+            return result | {"made": True, "tensors": sorted(changed)}
+    return result
+
+
+def planted_subject(original: Subject, folder: Path) -> Subject:
+    """The original with the planted tensors put in."""
+    path = folder / "planted.safetensors"
+
+    def load(device: str) -> nn.Module:
+        model = original.load(device)
+        model.load_state_dict(load_file(path, device=device), strict=False)
+        return model
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Subject(
+        "planted", f"{original.weights_hash}+{digest}", original.config, load
+    )

@@ -1,0 +1,115 @@
+"""Before any axis: are the inputs sound, and does the candidate still work?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from audits.config import Rule
+from audits.knowledge import distinct_share
+from capture.models import Checkpoint
+from evidence.errors import InputError
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Signs that the candidate is broken rather than unlearned.
+
+    Attributes:
+        shares: Each measure of usefulness as a share of the original's.
+        reasons: Which of them fell under their limit, in words.
+    """
+
+    shares: dict[str, float]
+    reasons: tuple[str, ...]
+
+    @property
+    def found(self) -> bool:
+        """Whether any limit was broken."""
+        return bool(self.reasons)
+
+
+def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
+    """Both models must read text alike.
+
+    Raises:
+        InputError: the vocabularies differ, or a probe text is split differently.
+    """
+    a, b = original.tokenizer, other.tokenizer
+    text = "The capital city of France is Paris; 1,234 naïve cafés — done?\n\tend"
+    if a.get_vocab() == b.get_vocab() and a(text)["input_ids"] == b(text)["input_ids"]:
+        return
+    raise InputError(
+        f"{other.name} has another tokenizer than {original.name}",
+        expected=f"the same {len(a)} tokens",
+        got=f"{len(b)} tokens",
+        fix="Audit checkpoints of one base model; if only the tokenizer file is "
+        "wrong, replace it with the original's",
+    )
+
+
+def utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> Damage:
+    """Compare what both models still can do, item by item where the original could.
+
+    Args:
+        original: ``retain`` (row,) greedy hits, ``general`` log-probability a token
+            or None, ``texts`` free generations, ``spread`` by site.
+        candidate: The same of the candidate, for the same rows.
+        rule: Limits.
+    """
+    shares: dict[str, float] = {}
+    reasons = []
+    knew = np.array(original["retain"], dtype=float)
+    knows = np.array(candidate["retain"], dtype=float)
+    shares["retain accuracy"] = float(knows[knew > 0].mean())
+    if original["general"] is not None and candidate["general"] is not None:
+        gap = (
+            candidate["general"]["logprob_per_token"]
+            - original["general"]["logprob_per_token"]
+        )
+        shares["general text, probability a token"] = float(np.exp(min(gap, 5.0)))
+    for name, share in shares.items():
+        if share < rule.utility:
+            reasons.append(
+                f"{name} is {share:.0%} of the original's (limit {rule.utility:.0%})"
+            )
+    before, after = (
+        distinct_share(original["texts"]),
+        distinct_share(candidate["texts"]),
+    )
+    if before > 0:
+        shares["distinct words in free text"] = after / before
+        if after < rule.distinct * before:
+            reasons.append(f"free text repeats itself ({after:.2f} distinct words)")
+    ranks = [
+        after["effective_rank"] / before["effective_rank"]
+        for before, after in zip(original["spread"], candidate["spread"], strict=True)
+    ]
+    if ranks:
+        shares["effective rank of retain states"] = float(min(ranks))
+        if min(ranks) < rule.effective_rank:
+            reasons.append(
+                f"states of retain prompts collapsed to {min(ranks):.0%} of the "
+                "original's effective rank"
+            )
+    return Damage(shares, tuple(reasons))
+
+
+def spread(states: np.ndarray) -> dict[str, float]:
+    """How many directions the rows of ``states`` really use.
+
+    Args:
+        states: (item, d_model).
+
+    Returns:
+        ``effective_rank``, the participation ratio (sum of variances squared over
+        sum of squared variances); 1.0 for states without variance or not finite.
+    """
+    if not np.isfinite(states).all():
+        return {"effective_rank": 1.0}
+    centred = states.astype(np.float64) - states.mean(0, dtype=np.float64)
+    variances = np.linalg.svd(centred, compute_uv=False) ** 2
+    total = variances.sum()
+    if total <= 0:
+        return {"effective_rank": 1.0}
+    return {"effective_rank": float(total**2 / (variances**2).sum())}

@@ -1,0 +1,138 @@
+"""Hidden states of every model of an audit, and the probes fitted on them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from audits.probing_tasks import PARTS, Part, Task, row_scores
+from audits.readers import Reader, fit_reader
+from audits.subjects import Subject
+from capture.sites import find_sites
+from capture.store import ActivationStore
+from evidence.progress import Progress
+from evidence.rates import EntityValues, by_entity
+from evidence.sequences import Sequences
+
+PENALTIES = (0.003, 0.03, 0.3)
+
+
+@dataclass
+class States:
+    """Hidden states of one model, and the readers fitted on them.
+
+    Attributes:
+        parts: States (site, row, d_model) by task number and part.
+        readers: One reader a task.
+    """
+
+    parts: dict[tuple[int, str], np.ndarray]
+    readers: list[Reader] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Everything read so far, by role."""
+
+    tasks: Sequence[Task]
+    sites: tuple[str, ...]
+    states: Mapping[str, States]
+
+    def values(self, reader: str, states: str, part: str) -> EntityValues:
+        """(entity, site) success of ``reader``'s probes on ``states``' rows."""
+        return self.score(self.states[reader].readers, states, part)
+
+    def score(self, readers: Sequence[Reader], states: str, part: str) -> EntityValues:
+        """As ``values`` for readers given directly."""
+        rows, entities = [], []
+        for number, (task, reader) in enumerate(zip(self.tasks, readers, strict=True)):
+            texts = task.parts[part]
+            scores = reader.scores(self.states[states].parts[number, part])
+            table = row_scores(task, texts, scores)
+            kept = ~np.isnan(table).any(1)
+            rows.append(table[kept])
+            entities += [texts.entities[row] for row in np.flatnonzero(kept)]
+        return by_entity(np.concatenate(rows), entities)
+
+
+def capture_states(
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    store: ActivationStore,
+    device: str,
+    progress: Progress,
+) -> tuple[tuple[str, ...], States]:
+    """Read every text of every task at every residual site, in one sweep."""
+    whole = Sequences((), ())
+    bounds: dict[tuple[int, str], slice] = {}
+    for number, task in enumerate(tasks):
+        for part in PARTS:
+            rows = task.parts[part].encoded(tokenizer)
+            bounds[number, part] = slice(len(whole), len(whole) + len(rows))
+            whole = whole + rows
+    with subject.loaded(device) as model:
+        names = find_sites(model).names
+        sites = tuple(n for n in names if n == "embed" or n.startswith("resid."))
+        found = store.activations(
+            subject, whole, sites, "last", model=model, progress=progress
+        )
+        values = np.asarray(found.values)
+    return sites, States({key: values[:, rows] for key, rows in bounds.items()})
+
+
+def fit_readers(
+    probing: Probing,
+    role: str,
+    penalty: float,
+    progress: Progress,
+    shuffle: np.random.Generator | None = None,
+) -> list[Reader]:
+    """One reader a task, fitted on a model's states of the fitting entities.
+
+    Args:
+        probing: Tasks and states.
+        role: Whose states.
+        penalty: Inverse regularisation strength.
+        progress: Where to show progress.
+        shuffle: Deals the answers anew first; the control that must read nothing.
+    """
+    readers = []
+    for number, task in enumerate(probing.tasks):
+        part = task.parts["fit"]
+        labels = part.labels if shuffle is None else shuffled_labels(task, shuffle)
+        states = probing.states[role].parts[number, "fit"]
+        readers.append(fit_reader(states, labels, penalty, progress))
+    return readers
+
+
+def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
+    """Labels with the answers dealt anew to whole entities (shared) or blocks."""
+    part: Part = task.parts["fit"]
+    labels = part.labels.copy()
+    if task.form == "shared":
+        own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
+        dealt = dict(zip(own, rng.permutation(list(own.values())), strict=True))
+        return np.array([dealt[entity] for entity in part.entities], dtype=int)
+    for group in np.unique(part.groups):
+        rows = np.flatnonzero(part.groups == group)
+        order = rng.permutation(part.columns[rows].max() + 1)
+        true = {
+            part.entities[row]: part.columns[row] for row in rows if part.labels[row]
+        }
+        for row in rows:
+            labels[row] = part.columns[row] == order[true[part.entities[row]]]
+    return labels
+
+
+def choose_penalty(probing: Probing, progress: Progress) -> float:
+    """The penalty that reads held-out *retain* entities of the original best."""
+    best, chosen = -1.0, PENALTIES[0]
+    for penalty in PENALTIES:
+        readers = fit_readers(probing, "original", penalty, progress)
+        mean = float(probing.score(readers, "original", "check").mean.mean())
+        if mean > best + 1e-9:
+            best, chosen = mean, penalty
+            probing.states["original"].readers = readers
+    return chosen

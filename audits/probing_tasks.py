@@ -1,0 +1,258 @@
+"""What a probe is asked: which answer (shared answers), or true or false (unique).
+
+*Shared answers*: several entities share each answer, so a multi-class probe fitted on
+retain entities can name the answer of a forgotten one.
+
+*Unique answers*: every entity has its own, so no class is ever shared. The probe then
+reads the truth of statements. Entities are put in blocks and every entity of a block is
+paired with every answer of it: each answer is true once and false equally often
+*within* the block, so neither entity nor answer word tells which pairs are true.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from audits.data import Questions, ask
+from capture.items import Item, ItemSet, fold
+from capture.tokens import encode
+from evidence.sequences import Sequences
+
+Form = Literal["shared", "unique"]
+PARTS = ("fit", "check", "forget", "never_taught")
+
+# A forgotten answer counts as shared when this many fitting entities have it too.
+LEAST_SHARERS = 3
+# ... and the form is chosen when this share of forgotten items has a shared answer.
+LEAST_SHARED = 0.8
+
+
+@dataclass(frozen=True)
+class Part:
+    """Texts to read, with what is true of them.
+
+    Attributes:
+        prompts: (row,) text before the answer.
+        answers: (row,) answer put after it, or "" where the prompt alone is read.
+        labels: (row,) class (shared) or 1 for a true statement (unique).
+        entities: (row,) entity the text is about.
+        groups: (row,) number of the block and wording (unique), else 0.
+        columns: (row,) number of the answer within the block (unique), else 0.
+    """
+
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    labels: np.ndarray
+    entities: tuple[str, ...]
+    groups: np.ndarray
+    columns: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
+        """Whole texts without a marked answer: the last token is what is read."""
+        if not any(self.answers):
+            return encode(tokenizer, self.prompts)
+        rows = encode(tokenizer, self.prompts, self.answers)
+        return Sequences(rows.ids, tuple(len(ids) for ids in rows.ids))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One relation's probing task, with the same parts for every model."""
+
+    relation: str
+    form: Form
+    n_classes: int
+    parts: dict[str, Part]
+
+
+def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
+    """Shared when most forgotten answers belong to several fitting entities too."""
+    holders: dict[str, set[str]] = {}
+    for item in fit:
+        holders.setdefault(fold(item.answer), set()).add(item.entity)
+    shared = [
+        len(holders.get(fold(item.answer), ())) >= LEAST_SHARERS for item in forget
+    ]
+    return "shared" if np.mean(shared) >= LEAST_SHARED else "unique"
+
+
+def make_tasks(
+    sets: dict[str, ItemSet],
+    *,
+    wordings: int,
+    statement_wordings: int,
+    block: int,
+    rng: np.random.Generator,
+) -> tuple[list[Task], list[str]]:
+    """One task a relation that has enough items in every part.
+
+    Args:
+        sets: Items by part ("fit", "check", "forget", "never_taught").
+        wordings: Wordings a question is asked in (shared form).
+        statement_wordings: Wordings a statement is built from (unique form).
+        block: Answers an entity is paired with (unique form).
+        rng: Draws the blocks.
+
+    Returns:
+        The tasks, and sentences about relations left out.
+    """
+    relations = tuple(dict.fromkeys(item.relation for item in sets["forget"]))
+    tasks, notes = [], []
+    for relation in relations:
+        items = {
+            part: [item for item in sets[part] if item.relation == relation]
+            for part in PARTS
+        }
+        form = choose_form(items["forget"], items["fit"])
+        if form == "shared":
+            task = _shared(relation, items, wordings)
+        else:
+            task = _unique(relation, items, statement_wordings, block, rng)
+        short = [part for part in PARTS if len(set(task.parts[part].entities)) < 4]
+        if short or task.n_classes < 2:
+            notes.append(
+                f"relation {relation!r} is not probed: too few "
+                f"{' and '.join(short) or 'answers'} entities"
+            )
+        else:
+            tasks.append(task)
+    return tasks, notes
+
+
+def _shared(relation: str, items: dict[str, list[Item]], wordings: int) -> Task:
+    held = Counter(fold(item.answer) for item in items["fit"])
+    classes = {answer: number for number, answer in enumerate(sorted(held))}
+    parts = {}
+    for name, members in items.items():
+        questions: Questions = ask(members, wordings)
+        kept = questions.keep([fold(a) in classes for a in questions.answers])
+        zeros = np.zeros(len(kept), dtype=int)
+        parts[name] = Part(
+            prompts=kept.prompts,
+            answers=("",) * len(kept),
+            labels=np.array([classes[fold(a)] for a in kept.answers], dtype=int),
+            entities=tuple(kept.entities),
+            groups=zeros,
+            columns=zeros,
+        )
+    return Task(relation, "shared", len(classes), parts)
+
+
+def _unique(
+    relation: str,
+    items: dict[str, list[Item]],
+    wordings: int,
+    block: int,
+    rng: np.random.Generator,
+) -> Task:
+    parts = {
+        name: _statements(members, wordings, block, rng)
+        for name, members in items.items()
+    }
+    return Task(relation, "unique", 2, parts)
+
+
+def _statements(
+    items: list[Item], wordings: int, block: int, rng: np.random.Generator
+) -> Part:
+    """Every entity of a block with every answer of the block, in each wording."""
+    prompts, answers, labels, entities, groups, columns = [], [], [], [], [], []
+    group = 0
+    for members in blocks(items, block, rng):
+        for wording in range(wordings):
+            for item in members:
+                texts = (item.prompt, *item.paraphrases)
+                if wording >= len(texts):
+                    continue
+                for column, other in enumerate(members):
+                    prompts.append(texts[wording])
+                    answers.append(other.answer)
+                    labels.append(int(other is item))
+                    entities.append(item.entity)
+                    groups.append(group)
+                    columns.append(column)
+            group += 1
+    return Part(
+        tuple(prompts),
+        tuple(answers),
+        np.array(labels, dtype=int),
+        tuple(entities),
+        np.array(groups, dtype=int),
+        np.array(columns, dtype=int),
+    )
+
+
+def blocks(
+    items: Sequence[Item], size: int, rng: np.random.Generator
+) -> list[list[Item]]:
+    """Items in blocks of about ``size``; no entity and no answer twice in a block.
+
+    Items that fit in no block of two or more are left out.
+    """
+    order = [items[place] for place in rng.permutation(len(items))]
+    wanted = max(1, len(order) // size)
+    found: list[list[Item]] = []
+    for item in order:
+        fitting = [
+            members
+            for members in found
+            if all(
+                other.entity != item.entity and fold(other.answer) != fold(item.answer)
+                for other in members
+            )
+        ]
+        open_to = [members for members in fitting if len(members) < size]
+        if open_to:
+            min(open_to, key=len).append(item)
+        elif len(found) < wanted or not fitting:
+            found.append([item])
+        else:
+            min(fitting, key=len).append(item)
+    return [members for members in found if len(members) > 1]
+
+
+def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
+    """How well each row's question was answered, site by site.
+
+    Args:
+        task: The task.
+        part: The part that was read.
+        scores: (site, row, output) decision values.
+
+    Returns:
+        (row, site) in [0, 1]. Shared: 1 where the right answer scores highest.
+        Unique: rows of false statements are NaN; the row of a true one is the share
+        of false statements about the same entity that score lower, after each
+        answer's mean over its block is taken off, so that a liking for the answer
+        word cannot count. Ties count one half; chance is 0.5.
+    """
+    if task.form == "shared":
+        return (scores.argmax(2) == part.labels).T.astype(float)
+    values = scores[:, :, 0]
+    result = np.full((len(part), len(values)), np.nan)
+    for group in np.unique(part.groups):
+        rows = np.flatnonzero(part.groups == group)
+        here = values[:, rows].copy()
+        for column in np.unique(part.columns[rows]):
+            same = part.columns[rows] == column
+            here[:, same] -= here[:, same].mean(1, keepdims=True)
+        # Statements that tie up to rounding (a site that sees only the answer) are
+        # ties, not evidence.
+        scale = np.abs(here).max(1, keepdims=True)
+        floor = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1, keepdims=True), 1e-12)
+        here = np.where(scale > floor, here, 0.0)
+        names = np.array([part.entities[row] for row in rows])
+        for name in dict.fromkeys(names):
+            mine = names == name
+            true = here[:, mine & (part.labels[rows] == 1)]
+            false = here[:, mine & (part.labels[rows] == 0)]
+            wins = (true > false).mean(1) + 0.5 * (true == false).mean(1)
+            result[rows[mine & (part.labels[rows] == 1)]] = wins
+    return result

@@ -1,0 +1,126 @@
+"""The written result: ``audit.json``, its schema, and reading it back."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from time import strftime
+from typing import Any
+
+from audits.context import Run
+from audits.manifest import code_hash, hardware, versions
+from audits.run import Findings
+from audits.verdict import Verdict
+from evidence.errors import InputError
+from evidence.files import write_atomic
+
+SCHEMA_VERSION = "1.0"
+AUDIT, REPORT = "audit.json", "report.html"
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The published JSON Schema of ``audit.json``."""
+    text = files("audits").joinpath("audit.schema.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def validate_document(document: dict[str, Any]) -> None:
+    """Check a document against the schema.
+
+    Raises:
+        InputError: naming the first place that does not fit.
+    """
+    import jsonschema
+
+    try:
+        jsonschema.validate(document, schema())
+    except jsonschema.ValidationError as error:
+        place = "/".join(map(str, error.absolute_path)) or "the document"
+        raise InputError(
+            f"audit.json does not fit its schema at {place}: {error.message[:200]}",
+            fix="it was not written by this version of exhume; run the audit again",
+        ) from error
+
+
+def build(run: Run, findings: Findings, verdict: Verdict) -> dict[str, Any]:
+    """The whole document; only ``runtime`` differs between equal runs."""
+    inputs = run.inputs
+    behaviour = findings.axes.get("behaviour")
+    main = behaviour.main if behaviour is not None else None
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict.to_dict(),
+        "axes": [axis.to_dict() for axis in findings.axes.values()],
+        "preflight": findings.preflight,
+        "behaviour": {
+            "forget_original": main.ceiling if main else None,
+            "forget_unlearned": main.statistic if main else None,
+            "forget_floor": main.floor if main else None,
+            "utility": findings.damage.shares,
+        },
+        "config": run.config.model_dump(mode="json")
+        | {"budget": run.config.budget.model_dump(mode="json")},
+        "manifest": {
+            "models": [
+                {"role": role.name, "source": role.source, "sha256": role.weights_hash}
+                for role in (inputs.original, inputs.unlearned, *inputs.references)
+            ],
+            "items": [
+                {
+                    "role": role,
+                    "name": items.name,
+                    "format": items.format,
+                    "sha256": items.digest,
+                    "items": len(items),
+                    "entities": len(items.entities),
+                }
+                for role, items in (
+                    ("forget", inputs.forget),
+                    ("retain", inputs.retain),
+                    ("never_taught", inputs.never_taught),
+                )
+                if items is not None
+            ],
+            "code_sha256": code_hash(),
+            "versions": versions(),
+            "hardware": hardware(run.device),
+            "seed": run.config.seed,
+        },
+        "runtime": {
+            "written": strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": sum(each["seconds"] for each in findings.cost.values()),
+            "stages": findings.cost,
+        },
+    }
+    return json.loads(json.dumps(document, allow_nan=False))
+
+
+def write(root: Path, document: dict[str, Any]) -> Path:
+    """Validate and write ``audit.json``."""
+    validate_document(document)
+    path = root / AUDIT
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    write_atomic(path, text + "\n")
+    return path
+
+
+def read(root: Path) -> dict[str, Any]:
+    """Read and validate the ``audit.json`` of an output folder, or the file itself.
+
+    Raises:
+        InputError: there is none, or it is not one of ours.
+    """
+    path = root / AUDIT if root.is_dir() else root
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist",
+            expected="the output folder of a finished audit",
+            fix="run exhume audit first",
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    validate_document(document)
+    return document

@@ -1,0 +1,157 @@
+"""One audit from inputs to verdict, stage by stage, resumable at each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from audits import behaviour, outer
+from audits.config import make_config
+from audits.context import Run
+from audits.data import ask
+from audits.inner import inner_axes
+from audits.inputs import open_inputs
+from audits.manifest import code_hash
+from audits.preflight import Damage, utility
+from audits.stages import Stage, Workspace
+from audits.subjects import choose_device
+from evidence.axis import AxisResult
+from evidence.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that an audit computed, before it is judged and written.
+
+    Attributes:
+        axes: Results by name.
+        damage: Utility of the candidate.
+        identical: Whether both models have the same weights.
+        floor: "reference" or "never_taught".
+        preflight: JSON-ready block of the same name.
+        cost: Seconds and peak memory by stage.
+    """
+
+    axes: dict[str, AxisResult]
+    damage: Damage
+    identical: bool
+    floor: str
+    preflight: dict[str, Any]
+    cost: dict[str, dict[str, float]]
+
+
+def start(
+    original: Any,
+    unlearned: Any,
+    forget: Any,
+    retain: Any,
+    out: Path,
+    *,
+    references: Sequence[Any] = (),
+    never_taught: Any = None,
+    tokenizer: Any = None,
+    settings: dict[str, Any],
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Run:
+    """Check inputs and open the output folder; nothing has been computed yet."""
+    config = make_config(settings)
+    inputs = open_inputs(
+        original,
+        unlearned,
+        forget,
+        retain,
+        references=references,
+        never_taught=never_taught,
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    device = choose_device(config.device)
+    fingerprint = inputs.fingerprint() | {
+        "config": config.model_dump(mode="json"),
+        "device": device,
+        "code": code_hash(),
+    }
+    space = Workspace.open(Path(out), fingerprint, fresh)
+    return Run(inputs, config, space, device, progress)
+
+
+def collect(run: Run) -> Findings:
+    """Compute every stage that is not there yet."""
+    cost: dict[str, dict[str, float]] = {}
+
+    def stage(name: str, compute) -> Any:
+        done: Stage = run.space.run(name, compute)
+        cost[name] = {
+            "seconds": done.seconds,
+            "peak_memory_bytes": done.peak_memory_bytes,
+        }
+        return done.result
+
+    stages = 5 if not run.identical else 3
+    with run.progress.task("audit", stages + len(run.inputs.references)) as advance:
+        difference = stage("weights", lambda: outer.weights(run))
+        first = stage("original", lambda: outer.first_look(run))
+        advance(1)
+        forget, retain = outer.known(run, first)
+        never = outer.never_taught(run, forget, retain)
+        heard = {}
+        for role in run.subjects:
+            heard[role] = stage(
+                f"said-{role}",
+                lambda role=role: outer.listen(run, role, forget, retain, never),
+            )
+            advance(0.5)
+        outer.check_swap(run, first, heard)
+        damage = utility(
+            heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
+        )
+        axes = {}
+        questions = {
+            "forget": ask(forget, run.config.budget.prompts_per_item),
+            "never_taught": ask(never, run.config.budget.prompts_per_item),
+        }
+        if "behaviour" in run.config.axes:
+            axes["behaviour"] = AxisResult.from_dict(
+                stage(
+                    "behaviour",
+                    lambda: behaviour.run_behaviour(
+                        questions["forget"],
+                        questions["never_taught"],
+                        heard,
+                        run.config,
+                        (),
+                    ).to_dict(),
+                )
+            )
+        advance(0.5)
+        if not run.identical:
+            axes |= inner_axes(run, forget, retain, never, heard, stage, advance)
+    for name, axis in axes.items():
+        spent = cost.get(name, {"seconds": 0.0, "peak_memory_bytes": 0})
+        axes[name] = replace(
+            axis,
+            seconds=spent["seconds"],
+            peak_memory_bytes=int(spent["peak_memory_bytes"]),
+        )
+    preflight = {
+        "identical_weights": run.identical,
+        "weight_difference": difference,
+        "known": {
+            "forget_items": len(forget),
+            "forget_items_given": len(run.inputs.forget),
+            "forget_entities": len(forget.entities),
+            "retain_items": len(retain),
+            "retain_entities": len(retain.entities),
+            "never_taught_entities": len(never.entities),
+        },
+        "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
+        "free_text": {
+            "prompts": heard["original"]["useful"]["prompts"],
+            "original": heard["original"]["useful"]["texts"],
+            "unlearned": heard["unlearned"]["useful"]["texts"],
+        },
+        "warnings": list(run.inputs.warnings),
+    }
+    floor = "reference" if run.inputs.references else "never_taught"
+    return Findings(axes, damage, run.identical, floor, preflight, cost)

@@ -1,0 +1,59 @@
+"""The models of an audit by role, loaded one at a time."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from capture.models import Checkpoint
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of an audit.
+
+    Attributes:
+        role: "original", "unlearned", "planted" or "reference-N".
+        weights_hash: Content hash, part of every cache key.
+        config: The model's configuration, the other part.
+        loader: Gives a fresh model on a device, which the caller may change.
+    """
+
+    role: str
+    weights_hash: str
+    config: dict[str, Any]
+    loader: Callable[[str], nn.Module]
+
+    @classmethod
+    def of(cls, role: str, checkpoint: Checkpoint) -> "Subject":
+        """A checkpoint in a role."""
+        return cls(role, checkpoint.weights_hash, checkpoint.config, checkpoint.load)
+
+    def load(self, device: str = "cpu") -> nn.Module:
+        """A fresh model."""
+        return self.loader(device)
+
+    @contextmanager
+    def loaded(self, device: str) -> Iterator[nn.Module]:
+        """The model for the length of a block, and its memory back afterwards."""
+        model = self.load(device)
+        try:
+            yield model
+        finally:
+            del model
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def choose_device(wanted: str) -> str:
+    """CUDA, then MPS, then the CPU for "auto"; anything else is taken as it is."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

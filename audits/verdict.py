@@ -1,0 +1,314 @@
+"""The decision rule: from axes to one of five words, with its reasons and limits."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from audits.config import Rule
+from audits.decodability import UNCHANGED
+from audits.preflight import Damage
+from evidence.axis import AxisResult, Reading
+from evidence.equivalence import holm
+
+VerdictClass = Literal[
+    "not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"
+]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided, why, and what may be said of it.
+
+    Attributes:
+        verdict_class: One of the five words.
+        rule: Which rule fired, in one sentence.
+        reasons: The strongest reasons first.
+        floor: "reference" or "never_taught".
+        adjusted_p: Holm-adjusted p-value of each recovery hypothesis.
+        where: Layers where the knowledge was found, if it was.
+        claims_allowed: Sentences the evidence supports.
+        claims_disallowed: Sentences it does not.
+        would_change_it: What would change the verdict.
+        also: True findings that another rule came before.
+    """
+
+    verdict_class: VerdictClass
+    rule: str
+    reasons: tuple[str, ...]
+    floor: str
+    adjusted_p: dict[str, float]
+    where: tuple[str, ...]
+    claims_allowed: tuple[str, ...]
+    claims_disallowed: tuple[str, ...]
+    would_change_it: tuple[str, ...]
+    also: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``probabilities`` stay null until a calibration is shipped."""
+        whole = asdict(self)
+        name = whole.pop("verdict_class")
+        return {"class": name, "probabilities": None, **whole}
+
+
+def decide(
+    axes: Mapping[str, AxisResult],
+    damage: Damage,
+    identical: bool,
+    floor: str,
+    rule: Rule,
+) -> Verdict:
+    """Apply the rule in its order: damaged, not_unlearned, suppressed, deleted.
+
+    Args:
+        axes: Results by name.
+        damage: What preflight found of the candidate's usefulness.
+        identical: Whether both models have the same weights.
+        floor: Kind of floor.
+        rule: Thresholds.
+    """
+    behaviour = axes.get("behaviour")
+    said = behaviour is not None and behaviour.status == "retained"
+    adjusted = holm(_hypotheses(axes))
+    found = {name: p for name, p in adjusted.items() if p < rule.alpha}
+    where = _where(axes, rule) if UNCHANGED in found else ()
+
+    def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
+        allowed, disallowed, change = _claims(name, axes, rule, floor)
+        return Verdict(
+            name,
+            fired,
+            tuple(reasons),
+            floor,
+            adjusted,
+            where,
+            tuple(allowed),
+            tuple(disallowed),
+            tuple(change),
+            **extra,
+        )
+
+    if damage.found:
+        also = []
+        if said:
+            also.append("the forgotten answers are still said")
+        if found:
+            also.append(f"recovered by {', '.join(found)}")
+        return verdict(
+            "damaged",
+            "Rule 1: the candidate no longer works, and wreckage is never called "
+            "deletion.",
+            [f"{reason[0].upper()}{reason[1:]}." for reason in damage.reasons],
+            also=tuple(also),
+        )
+    if identical or said:
+        reasons = []
+        if identical:
+            reasons.append("Both checkpoints have exactly the same weights.")
+        if behaviour is not None and behaviour.main is not None:
+            reasons.append(_behaviour_sentence(behaviour.main))
+        return verdict(
+            "not_unlearned",
+            "Rule 2: the forgotten answers are still there at the output.",
+            reasons,
+        )
+    gone = behaviour is not None and behaviour.status == "absent"
+    if gone and found:
+        reasons = _recovery_reasons(axes, found)
+        if behaviour is not None and behaviour.main is not None:
+            reasons.append(_behaviour_sentence(behaviour.main))
+        return verdict(
+            "suppressed",
+            "Rule 3: gone at the output, yet recovered beyond the floor from inside.",
+            reasons,
+        )
+    missing = [
+        name
+        for name in rule.required_for_deleted
+        if name not in axes or not axes[name].votes
+    ]
+    voting = [axis for axis in axes.values() if axis.votes]
+    power = "planted" in _shown_by(axes)
+    if gone and not missing and power and all(a.status == "absent" for a in voting):
+        return verdict(
+            "deleted",
+            f"Rule 4: every voting axis is equivalent to the floor within "
+            f"{rule.margin} of the way to the original, and each had shown that it "
+            "finds planted knowledge.",
+            [_equivalence_sentence(axis) for axis in voting],
+        )
+    return verdict(
+        "inconclusive",
+        "Rule 5: neither suppression nor deletion is shown.",
+        _binding(axes, missing, power, gone),
+    )
+
+
+def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, float]:
+    """p-value of every test that may by itself make ``suppressed``.
+
+    A refitted probe is not among them: what only it reads is a residual trace.
+    """
+    tests = {}
+    for name, axis in axes.items():
+        usable = axis.status in ("retained", "absent", "no_power")
+        if not usable or name == "behaviour":
+            continue
+        reading = axis.reading(UNCHANGED) if name == "decodability" else axis.main
+        if reading is not None:
+            key = UNCHANGED if name == "decodability" else name
+            tests[key] = reading.p_value
+    return tests
+
+
+def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
+    """Holds "planted" when every axis that tried found the planted suppression."""
+    controls = [
+        control
+        for axis in axes.values()
+        for control in axis.controls
+        if "planted" in control.name
+    ]
+    return {"planted"} if controls and all(c.passed for c in controls) else set()
+
+
+def _where(axes: Mapping[str, AxisResult], rule: Rule) -> tuple[str, ...]:
+    """Sites where the original's own probe reads the forgotten answers."""
+    reading = axes["decodability"].reading(UNCHANGED)
+    if reading is None:
+        return ()
+    return tuple(
+        column["name"]
+        for column in reading.columns
+        if column["p_value"] is not None and column["p_value"] < rule.alpha
+    )
+
+
+def _behaviour_sentence(main: Reading) -> str:
+    return (
+        f"The candidate says {main.statistic:.0%} of the forgotten answers "
+        f"(original {main.ceiling:.0%}, floor {main.floor:.0%})."
+    )
+
+
+def _recovery_reasons(
+    axes: Mapping[str, AxisResult], found: Mapping[str, float]
+) -> list[str]:
+    """One sentence a recovery, the strongest first."""
+    sentences = []
+    for name, p in found.items():
+        if name == UNCHANGED:
+            reading = axes["decodability"].reading(UNCHANGED)
+            assert reading is not None  # it gave the p-value
+            text = (
+                "The original's own probe, unchanged, still reads them in the "
+                f"candidate at {reading.where}: {reading.statistic:.2f} "
+                f"(original {reading.ceiling:.2f}, floor {reading.floor:.2f}"
+            )
+        else:
+            reading = axes[name].main
+            assert reading is not None
+            text = (
+                "Teaching one half of them brings back the other half: "
+                f"{reading.statistic:.0%} at {reading.where} "
+                f"(floor {reading.floor:.0%}"
+            )
+        sentences.append((-reading.residual, f"{text}; corrected p {p:.4f})."))
+    return [text for _, text in sorted(sentences)]
+
+
+def _equivalence_sentence(axis: AxisResult) -> str:
+    main = axis.main
+    assert main is not None  # an axis votes only with a reading
+    low, high = main.residual_interval
+    return (
+        f"{axis.name}: {main.statistic:.2f} against a floor of {main.floor:.2f} "
+        f"(original {main.ceiling:.2f}); residual within [{low:.2f}, {high:.2f}]."
+    )
+
+
+def _binding(
+    axes: Mapping[str, AxisResult], missing: list[str], power: bool, gone: bool
+) -> list[str]:
+    """Which axis stands in the way, and what it would need."""
+    reasons = []
+    if not gone:
+        reasons.append(
+            "behaviour: some answers are still said, neither clearly kept nor gone."
+        )
+    refitted = axes.get("decodability")
+    if refitted is not None and refitted.status == "retained":
+        reasons.append(
+            "decodability: a refitted probe still reads the answers but the "
+            "original's own does not: a residual trace, which blocks deletion and "
+            "does not by itself show suppression."
+        )
+    for name in missing:
+        axis = axes.get(name)
+        if axis is None:
+            reasons.append(
+                f"{name}: it was not run, and deletion cannot do without it."
+            )
+        else:
+            why = " ".join(axis.notes) or axis.status
+            reasons.append(f"{name}: {axis.status}. {why}")
+    if not power:
+        reasons.append(
+            "No planted suppression was found by every axis, so their silence says "
+            "nothing."
+        )
+    return reasons or ["The axes disagree with each other."]
+
+
+def _claims(
+    name: VerdictClass, axes: Mapping[str, AxisResult], rule: Rule, floor: str
+) -> tuple[list[str], list[str], list[str]]:
+    """What may and may not be said, and what would change it."""
+    attacks = ", ".join(axes)
+    against = {
+        "reference": "a model retrained without the forget set",
+        "never_taught": "items about invented entities",
+    }[floor]
+    if name == "damaged":
+        return (
+            ["The candidate lost usefulness far from the forget set."],
+            ["The knowledge was deleted.", "The method unlearns selectively."],
+            [f"A candidate that keeps {rule.utility:.0%} of the original's utility."],
+        )
+    if name == "not_unlearned":
+        return (
+            ["The forgotten answers can be had by asking."],
+            ["The model has unlearned the forget set."],
+            ["A candidate that no longer gives the answers in any wording."],
+        )
+    if name == "suppressed":
+        return (
+            [
+                "The answers are gone at the output.",
+                "Knowledge of the forget set is still in the weights.",
+            ],
+            ["The knowledge was deleted.", "The knowledge cannot be recovered."],
+            ["An edit after which these recoveries are equivalent to the floor."],
+        )
+    if name == "deleted":
+        return (
+            [
+                f"Under these axes ({attacks}) the candidate cannot be told from "
+                f"{against}, within the stated margin."
+            ],
+            [
+                "No attack whatever can bring the knowledge back.",
+                "Facts that were not in the forget file are gone too.",
+            ],
+            [
+                "Any further attack that recovers the answers beyond the floor.",
+                "A smaller margin, with more forgotten entities to support it.",
+            ],
+        )
+    return (
+        ["The answers are not clearly kept at the output."],
+        ["The knowledge was deleted.", "The knowledge was only suppressed."],
+        [
+            "More forgotten entities, or a retrained reference.",
+            "The axis named as binding, with enough power.",
+        ],
+    )
