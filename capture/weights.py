@@ -138,9 +138,16 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Tensors:
-    """Named tensors that can be read one at a time, from files or from a module."""
+    """Named tensors that can be read one at a time, from files or from a module.
+
+    Attributes:
+        readers: Tensor name to a function that reads it.
+        masks: Names of tensors that may hold infinity: the buffers of a live module,
+            where an attention mask is not a diverged weight.
+    """
 
     readers: Mapping[str, Callable[[], Tensor]]
+    masks: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -184,7 +191,8 @@ def module_tensors(module: nn.Module, *, tied: bool = False) -> Tensors:
             name: lambda tensor=tensor: tensor.detach().cpu()
             for name, tensor in state.items()
             if tied or not (name in copies and places[tensor.data_ptr()] > 1)
-        }
+        },
+        frozenset(name for name, _ in module.named_buffers()),
     )
 
 
@@ -202,7 +210,7 @@ def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
     with progress.task("checking weights", len(tensors)) as advance:
         for name in tensors.names:
             tensor = tensors.read(name).contiguous()
-            check_finite(name, tensor)
+            check_finite(name, tensor, masks=name in tensors.masks)
             head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
             digest.update(head.encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -210,13 +218,13 @@ def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
     return digest.hexdigest()
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise ``InputError`` if ``tensor`` holds NaN or infinity."""
+def check_finite(name: str, tensor: Tensor, *, masks: bool = False) -> None:
+    """Raise ``InputError`` if ``tensor`` holds NaN, or infinity unless ``masks``."""
     if not tensor.is_floating_point():
         return
     # Some 8-bit floats have no isfinite kernel of their own.
     values = tensor.float() if tensor.element_size() == 1 else tensor
-    finite = torch.isfinite(values)
+    finite = ~values.isnan() if masks else values.isfinite()
     if finite.all():
         return
     raise InputError(
@@ -326,6 +334,7 @@ def _compare(
     identical = True
     with progress.task("comparing weights", len(first)) as advance:
         for name in first.names:
+            advance(1)
             x, y = first.read(name), second.read(name)
             if x.shape != y.shape:
                 raise InputError(
@@ -333,6 +342,9 @@ def _compare(
                     expected=f"{name} of shape {tuple(x.shape)}",
                     got=str(tuple(y.shape)),
                 )
+            if name in first.masks and not x.isfinite().all():
+                identical = identical and torch.equal(x, y)
+                continue
             x, y = x.double(), y.double()
             moved, size = float((y - x).square().sum()), float(x.square().sum())
             identical = identical and moved == 0
@@ -343,7 +355,6 @@ def _compare(
             total = sums.setdefault(-1 if layer is None else layer, [0.0, 0.0])
             total[0] += moved
             total[1] += size
-            advance(1)
     layers = {layer: _ratio(*sums[layer]) for layer in sorted(sums)}
     moved, size = (sum(part) for part in zip(*sums.values(), strict=True))
     return WeightChange(tuple(rows), layers, _ratio(moved, size), identical)
