@@ -150,7 +150,7 @@ def crossfit(
     base = base if sample_weight is None else sample_weight.to(base)
     scale = None
     if options.standardize == "all":
-        scale = spread(x)
+        scale = spread(x, base)
         x = x / scale
     job = _Job(x, codes, classes, folds, options, base, coefficients)
     wide = n <= 2 * (d + 1)
@@ -166,9 +166,10 @@ def crossfit(
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
 
 
-def spread(x: Tensor) -> Tensor:
-    """(d,) standard deviation of each column, 1 where a column is constant."""
-    deviation = x.std(0, correction=0)
+def spread(x: Tensor, weight: Tensor) -> Tensor:
+    """(d,) weighted standard deviation of each column, 1 where one is constant."""
+    share = weight / weight.sum()
+    deviation = (share @ (x - share @ x).square()).sqrt()
     tiny = 10 * torch.finfo(x.dtype).eps * x.abs().amax(0)
     return torch.where(deviation > tiny, deviation, torch.ones_like(deviation))
 
@@ -316,7 +317,7 @@ def _each_fold(job: _Job) -> None:
     weights = row_weights(pilot, job.classes, job.base[None], options)
     weights = weights.expand(len(pilot), -1, -1).clamp(min=1e-9 * float(weights.max()))
     whole = Loss(target, weights)
-    rows = x / spread(x) if scaled else x
+    rows = x / spread(x, job.base) if scaled else x
     scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
     fixed = curvature.clamp(min=1e-12).log().mean(0).exp()
     # Working responses: where each row's score is bound to go under these weights.
@@ -328,7 +329,7 @@ def _each_fold(job: _Job) -> None:
         train, test = job.train[fold].nonzero()[:, 0], job.test[fold].nonzero()[:, 0]
         inside, outside = x[train], x[test]
         centre = inside.mean(0)
-        size = spread(inside) if scaled else torch.ones_like(centre)
+        size = spread(inside, job.base[train]) if scaled else torch.ones_like(centre)
         inside, outside = (inside - centre) / size, (outside - centre) / size
         factor = job.factor(inside, fixed[train], outside)
         operator = Operator(factor, factor.weight[None, None])

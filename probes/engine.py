@@ -20,12 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.losses import Curvature, Loss, excess_curvature
+from probes.losses import Curvature, Loss, centre_classes, excess_curvature
 from probes.operators import Operator
 
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
 TARGET = {torch.float64: 2e-10, torch.float32: 5e-6}
+SMALL = 300
+"""A lone problem of so few classes x rows is solved by elimination."""
 HANDOVER = 1e-4
 """Certificate at which float64 solves leave the float32 accelerated stage."""
 
@@ -103,6 +105,8 @@ def minimise(
     target = TARGET[dtype] if target is None else target
     iterations = dtype if iterations is None else iterations
     work = Work() if work is None else work
+    if len(batch.scores) == 1 and batch.scores[0].numel() <= SMALL:
+        return _direct(batch, target)
     if iterations != dtype:
         rough = max(target, HANDOVER)
         scores, dual, certificate = _stage(batch, rough, iterations, steps, work)
@@ -113,7 +117,11 @@ def minimise(
             batch = Batch(batch.loss, batch.operator, dual, scores)
         else:
             return scores, dual, certificate
-    return _stage(batch, target, iterations, steps, work)
+    scores, dual, certificate = _stage(batch, target, iterations, steps, work)
+    for problem in (~(certificate <= ACCEPTED[dtype])).nonzero()[:, 0].tolist():
+        one = torch.tensor([problem], device=scores.device)
+        scores[one], dual[one], certificate[one] = _direct(batch.select(one), target)
+    return scores, dual, certificate
 
 
 def _stage(
@@ -125,6 +133,7 @@ def _stage(
     open_ = torch.arange(count, device=scores.device)
     best, stalled = certificate.clone(), torch.zeros(count, device=scores.device)
     fast = batch.operator.to(iterations)
+    finest = 1e-3 if iterations == torch.float32 else 1e-7
     residual, curvature = _residual(batch)
     for step in range(steps + 1):
         rough = residual.to(iterations)
@@ -141,7 +150,9 @@ def _stage(
         stalled[open_] = torch.where(better, 0.0, stalled[open_] + 1)
         best[open_] = torch.minimum(best[open_], now)
         floor = (stalled[open_] >= 3) & (now <= ACCEPTED[batch.scores.dtype])
-        done = (now <= target) | floor | (stalled[open_] >= 12) | (step == steps)
+        lost = (stalled[open_] >= 12) | (now > 1e4 * best[open_])
+        done = (now <= target) | floor | lost
+        done |= step == steps
         if bool(done.any()):
             out = open_[done]
             scores[out], dual[out] = batch.scores[done], batch.dual[done]
@@ -154,6 +165,7 @@ def _stage(
             residual, now, square = residual[keep], now[keep], square[keep]
             curvature = curvature.select(keep)
         forcing = torch.maximum(now.clamp(max=0.1), 0.3 * target / now)
+        forcing = forcing.clamp(min=finest)
         direction, lift = _conjugate(
             fast, curvature, rough, pulled, square, forcing, work
         )
@@ -161,11 +173,59 @@ def _stage(
     return scores, dual, certificate
 
 
+def _direct(
+    batch: Batch, target: float, steps: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Newton steps by elimination for the one problem that CG could not finish.
+
+    Costs (classes x n)^3 a step; wanted only where weights span many powers of ten.
+    """
+    dtype = batch.scores.dtype
+    batch = Batch(
+        batch.loss.to(torch.float64),
+        batch.operator.to(torch.float64),
+        batch.dual.double(),
+        batch.scores.double(),
+    )
+    _, classes, n = batch.scores.shape
+    eye = torch.eye(n, dtype=torch.float64, device=batch.scores.device)
+    product = batch.operator(eye[None])[0]
+    # Where CG went astray its point is no start.
+    batch.dual = torch.zeros_like(batch.dual)
+    batch.scores = torch.zeros_like(batch.scores)
+    best = batch.scores.new_tensor([torch.inf])
+    answer = batch.scores.clone(), batch.dual.clone()
+    residual, curvature = _residual(batch)
+    for _ in range(steps):
+        size = inner(batch.dual, batch.scores)
+        size = torch.maximum(size, 1e-6 * batch.operator.weight.sum((1, 2)))
+        now = (inner(residual, residual @ product).clamp(min=0) / size).sqrt()
+        if bool(now < best):
+            best, answer = now, (batch.scores.clone(), batch.dual.clone())
+        if bool(best <= target):
+            break
+        # Column j of class l of the operator is its action on a unit dual value.
+        units = torch.zeros(classes * n, classes, n, dtype=torch.float64)
+        units = units.to(eye.device)
+        for code in range(classes):
+            units[code * n : (code + 1) * n, code] = eye
+        system = curvature.add_to(units, units @ product).flatten(1).T
+        if classes > 1:
+            # The shift all classes share is held by nothing: give it unit stiffness.
+            shared = torch.eye(n, dtype=torch.float64, device=eye.device) / classes
+            system = system + shared.repeat(classes, classes)
+        step = torch.linalg.solve(system, residual.flatten()).view_as(residual)
+        residual, curvature = _advance(batch, residual, step, step @ product)
+    return answer[0].to(dtype), answer[1].to(dtype), best
+
+
 def _residual(batch: Batch) -> tuple[Tensor, Curvature]:
     """Residual and curvature at the batch's scores."""
     probabilities = batch.loss.probabilities(batch.scores)
     residual = batch.loss.pull(probabilities).sub_(batch.dual)
     residual.addcmul_(batch.operator.weight, batch.scores)
+    if not batch.loss.binary:
+        centre_classes(residual)
     return residual, excess_curvature(
         batch.loss, probabilities, batch.operator.weight
     )
@@ -179,7 +239,7 @@ def _conjugate(
     square: Tensor,
     forcing: Tensor,
     work: Work,
-    limit: int = 200,
+    limit: int = 100,
 ) -> tuple[Tensor, Tensor]:
     """CG for (I + (W - w) Q) u = residual; returns u and Q u.
 
@@ -190,7 +250,7 @@ def _conjugate(
     start, residual = residual, residual.clone()
     goal = square * forcing.to(square.dtype) ** 2
     lift = torch.zeros_like(residual)
-    search, ahead = residual.clone(), pulled
+    search, ahead, first = residual.clone(), pulled, square
     for iteration in range(limit):
         image = curvature.add_to(search, ahead)
         bend = inner(ahead, image)
@@ -201,6 +261,9 @@ def _conjugate(
         work.count(operator, residual)
         fresh = inner(residual, pulled).clamp_(min=0)
         waiting = fresh > goal
+        # Growth is rounding, not progress: the system is too stiff for this type.
+        if bool((fresh > 1e4 * first).any()):
+            break
         if iteration + 1 == limit or int(waiting.sum()) <= 0.3 * len(waiting):
             break
         ratio = torch.where(square > 0, fresh / square, 0.0)[:, None, None]

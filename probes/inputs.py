@@ -80,6 +80,8 @@ def labels_of(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
     if y is None:
         raise RowsError("requires y to be passed, but the target y is None")
     y = column_or_1d(y, warn=True)
+    if np.asarray(y).dtype.kind == "f" and not np.isfinite(y).all():
+        raise RowsError("Input y contains NaN or infinity, which is no label")
     check_classification_targets(y)
     if len(y) != rows:
         raise RowsError(

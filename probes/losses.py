@@ -101,7 +101,17 @@ class Curvature:
         flow = self.probabilities * direction
         total = flow.sum(1, keepdim=True)
         flow.addcmul_(self.probabilities, total, value=-1).mul_(self.weight)
-        return flow.addcmul_(self.diagonal, direction).add_(start)
+        flow.addcmul_(self.diagonal, direction).add_(start)
+        return centre_classes(flow)
+
+
+def centre_classes(batch: Tensor) -> Tensor:
+    """Take out, in place, what all classes share.
+
+    Softmax does not feel a shift of all classes, so nothing holds it: rounding would
+    grow along it without bound.
+    """
+    return batch.sub_(batch.mean(1, keepdim=True))
 
 
 def excess_curvature(loss: Loss, probabilities: Tensor, fixed: Tensor) -> Curvature:
