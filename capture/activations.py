@@ -298,7 +298,14 @@ def _pooled(value: Tensor, pool: Pool) -> Tensor:
     places = value.flatten(2).transpose(1, 2) if value.dim() > 3 else value
     if pool == "mean":
         return places.mean(1)
-    return places[:, 0 if pool == "first" else pool]
+    place = 0 if pool == "first" else pool
+    if not isinstance(place, int) or not -places.shape[1] <= place < places.shape[1]:
+        raise InputError(
+            "the pool is unknown or lies outside the image",
+            expected=f"mean, first, flat or an index under {places.shape[1]}",
+            got=repr(pool),
+        )
+    return places[:, place]
 
 
 def _keep(
