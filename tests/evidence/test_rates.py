@@ -1,0 +1,81 @@
+"""Intervals by entity: against statsmodels, at the edges, and under clustering."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+from evidence.errors import InputError
+from evidence.rates import (
+    by_entity,
+    difference_interval,
+    effective_size,
+    rate_interval,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 20), (1, 20), (7, 24), (20, 20)])
+def test_wilson_matches_statsmodels(hits, n):
+    reference = proportion_confint(hits, n, method="wilson")
+    assert wilson(hits / n, n, 1.959963984540054) == pytest.approx(reference, abs=1e-9)
+
+
+@pytest.mark.parametrize(("a", "b"), [((5, 20), (1, 20)), ((0, 24), (0, 24))])
+def test_difference_of_two_rates_is_newcombes(a, b):
+    quantile = 1.959963984540054
+    low, high = difference_interval(
+        a[0] / a[1],
+        wilson(a[0] / a[1], a[1], quantile),
+        b[0] / b[1],
+        wilson(b[0] / b[1], b[1], quantile),
+    )
+    reference = confint_proportions_2indep(*a, *b, method="newcomb")
+    assert (low, high) == pytest.approx(reference, abs=1e-9)
+
+
+@given(st.integers(2, 200), st.floats(0.8, 0.999))
+def test_all_wrong_never_gives_a_zero_width_interval(n, level):
+    low, high = rate_interval(np.zeros(n), 3 * n, level)
+    assert low == 0.0
+    assert 0 < high <= 1
+
+
+def test_perfectly_correlated_items_count_once_an_entity():
+    # 10 entities with 5 equal items each are worth 10 trials, not 50.
+    column = np.array([1.0, 0.0] * 5)
+    assert effective_size(column, 50) == pytest.approx(9, abs=1.5)
+
+
+def test_independent_items_count_nearly_all():
+    rng = np.random.default_rng(0)
+    column = rng.binomial(20, 0.5, size=400) / 20
+    assert effective_size(column, 8000) > 6000
+
+
+def test_interval_covers_the_truth_under_clustering():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        rates = rng.beta(0.5, 0.5, size=24)  # strong correlation within an entity
+        column = rng.binomial(4, rates) / 4
+        low, high = rate_interval(column, 96)
+        covered += low <= 0.5 <= high
+    assert 0.92 <= covered / 400 <= 0.99
+
+
+def test_by_entity_weighs_entities_not_items():
+    values = by_entity(np.array([1, 1, 1, 0]), ["a", "a", "a", "b"])
+    assert values.mean[0] == 0.5
+    assert values.entities == ("a", "b")
+    assert values.n_items == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "entities"),
+    [([], []), ([1.0], ["a", "b"]), ([2.0], ["a"]), ([float("nan")], ["a"])],
+)
+def test_by_entity_refuses_what_is_no_rate(values, entities):
+    with pytest.raises(InputError):
+        by_entity(np.array(values), entities)
