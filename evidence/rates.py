@@ -92,7 +92,10 @@ def wilson(mean: float, size: float, quantile: float) -> Interval:
     centre = (mean + square / (2 * size)) / (1 + square / size)
     half = np.sqrt(mean * (1 - mean) / size + square / (4 * size**2))
     half *= quantile / (1 + square / size)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # At 0 and 1 the bound is exactly there; rounding must not say otherwise.
+    low = 0.0 if mean <= 0 else float(centre - half)
+    high = 1.0 if mean >= 1 else float(centre + half)
+    return max(0.0, low), min(1.0, high)
 
 
 def rate_interval(
