@@ -1,13 +1,434 @@
-"""The report of an audit: one offline HTML page made from ``audit.json``."""
+"""The report of an audit: one offline HTML page made from ``audit.json``.
 
+Everything in the document is untrusted: texts are cleaned (``report_text.clean``) and
+escaped by the template engine, plots are data and never code, and a content security
+policy forbids the page to load anything.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from audits import report_text as write
+from audits.report_plots import (
+    Plot,
+    logprob_plot,
+    reading_plot,
+    relearning_plots,
+    weights_plot,
+    wording_plot,
+)
 from evidence.files import write_atomic
+
+# More rows than this make a browser slow; the rest stays in audit.json.
+MOST_ITEMS = 1000
+RECOVERY_READING = "original's own probe"
+
+# Word, symbol, and what it means to someone who has read nothing else.
+VERDICTS = {
+    "not_unlearned": (
+        "Not unlearned",
+        "\u2715",
+        "The candidate still gives the answers it should have forgotten.",
+    ),
+    "suppressed": (
+        "Suppressed",
+        "\u25d0",
+        "The candidate no longer says the answers, but the knowledge is still inside "
+        "it and was recovered.",
+    ),
+    "deleted": (
+        "Deleted",
+        "\u2713",
+        "In every test made here, the candidate behaves like a model that never knew "
+        "the answers, and each test was shown able to find hidden knowledge.",
+    ),
+    "damaged": (
+        "Damaged",
+        "\u26a0\ufe0e",
+        "The candidate is broken: it lost abilities far from what it should forget, "
+        "so its silence says nothing about deletion.",
+    ),
+    "inconclusive": (
+        "Inconclusive",
+        "?",
+        "The evidence shows neither suppression nor deletion. This is not a pass.",
+    ),
+}
+STATUSES = {
+    "retained": ("\u25cf", "still there", "beyond the floor"),
+    "absent": ("\u25cb", "at the floor", "equivalent to a model that never knew"),
+    "no_power": ("?", "cannot tell", "the test could not have told; it does not vote"),
+    "control_failed": ("!", "control failed", "a control failed; it does not vote"),
+    "error": ("\u2715", "error", "it did not finish; it does not vote"),
+}
+FLOORS = {
+    "reference": "models retrained without the forget set",
+    "never_taught": "never-taught items: the same questions about invented entities",
+}
+LIMITS = {
+    "retain accuracy": "utility",
+    "general text, probability a token": "utility",
+    "distinct words in free text": "distinct",
+    "effective rank of retain states": "effective_rank",
+}
+WORDS = (
+    ("original", "The model before unlearning; it knows the forget set."),
+    ("candidate", "The unlearned model that is audited here."),
+    (
+        "floor",
+        "What a test gives where nothing was ever known: a model retrained without "
+        "the facts (reference), or questions about invented entities (never-taught).",
+    ),
+    (
+        "residual",
+        "A figure rescaled so that 0 is the floor (never knew) and 1 the original "
+        "(knows). Below 0 means less than the floor.",
+    ),
+    (
+        "planted suppression",
+        "A copy of the original edited on the spot to hide the facts without removing "
+        "them; a test that does not find it there proves nothing by silence.",
+    ),
+    (
+        "concordance",
+        "How often a reader ranks a true answer above a false one: 0.5 is guessing, "
+        "1 is always.",
+    ),
+    (
+        "probe",
+        "A linear reader of hidden states, fitted on facts that should stay. Refitted: "
+        "on the candidate. The original's own: fitted on the original and unchanged.",
+    ),
+    (
+        "residual trace",
+        "What only a refitted probe reads: it rules out deletion and does not by "
+        "itself show suppression.",
+    ),
+    (
+        "corrected p",
+        "Chance of such a difference if nothing were left, corrected for looking at "
+        "many layers or steps (largest difference) and at several axes (Holm).",
+    ),
+    (
+        "margin",
+        "How near 0 the whole interval of a residual must lie to count as equivalent "
+        "to the floor; shaded in the bars.",
+    ),
+    (
+        "resid.12",
+        "A place in the model: the output of block 12; embed: before block 0.",
+    ),
+)
 
 
 def write_report(root: Path, document: dict[str, Any]) -> Path:
-    """Write ``report.html`` beside ``audit.json``."""
+    """Write ``report.html`` beside ``audit.json``.
+
+    Args:
+        root: Output folder of the audit.
+        document: A document that fits the schema of ``audit.json``.
+
+    Returns:
+        The path of the page.
+    """
     path = root / "report.html"
-    write_atomic(path, "<html></html>")
+    write_atomic(path, render(document))
     return path
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The page as text; the same document gives the same page."""
+    from plotly.offline import get_plotlyjs
+
+    figures: list[dict[str, Any]] = []
+
+    def place(plot: Plot | None) -> dict[str, Any] | None:
+        """Number a plot; its drawing goes to the end of the page."""
+        if plot is None:
+            return None
+        figures.append({"data": plot.data, "layout": plot.layout})
+        return {"number": len(figures), "plot": plot}
+
+    rule = document["config"].get("rule", {})
+    margin = rule.get("margin") or 0.0
+    axes = [
+        _axis(axis, number, document["verdict"]["adjusted_p"], margin, place)
+        for number, axis in enumerate(document["axes"], 1)
+    ]
+    return _template().render(
+        css=Markup(_resource("report.css")),
+        plotly=Markup(get_plotlyjs()),
+        verdict=_verdict(document),
+        facts=_facts(document),
+        axes=axes,
+        preflight=_preflight(document["preflight"], rule, place),
+        manifest=document["manifest"],
+        config=write.flat(document["config"]),
+        runtime=document["runtime"],
+        words=WORDS,
+        scale=_bar(None, None, margin),
+        margin=margin,
+        figures=figures,
+        statuses=STATUSES,
+    )
+
+
+def _resource(name: str) -> str:
+    return files("audits").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=write.clean,
+    )
+    environment.filters |= {
+        "small": write.small,
+        "seconds": write.seconds,
+        "memory": write.memory,
+        "p": write.p_text,
+        "words": write.place_in_words,
+        "flat": write.flat,
+    }
+    return environment.from_string(_resource("report.html.j2"))
+
+
+def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict block with its word, symbol and meaning."""
+    verdict = document["verdict"]
+    word, symbol, meaning = VERDICTS[verdict["class"]]
+    if document["preflight"]["identical_weights"]:
+        meaning = "Nothing was changed: both checkpoints have exactly the same weights."
+    chances = verdict["probabilities"] or {}
+    return {
+        **verdict,
+        "word": word,
+        "symbol": symbol,
+        "meaning": meaning,
+        "top": [_readable(each) for each in verdict["reasons"][:3]],
+        "rest": [_readable(each) for each in verdict["reasons"][3:]],
+        "chances": [
+            (VERDICTS[name][0] if name in VERDICTS else name, write.percent(chance))
+            for name, chance in sorted(chances.items(), key=lambda each: -each[1])
+        ],
+    }
+
+
+def _readable(sentence: str) -> str:
+    """A reason with status codes put in words."""
+    for code, (_, words, _) in STATUSES.items():
+        sentence = sentence.replace(f": {code}.", f": {words}.")
+    return sentence
+
+
+def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is read first beside the reasons: (term, value)."""
+    verdict, known = document["verdict"], document["preflight"]["known"]
+    said, config = document["behaviour"], document["config"]
+    entities = known.get("forget_entities")
+    if entities is None:
+        entities = max((axis["n_entities"] for axis in document["axes"]), default=0)
+    where = write.places(verdict["where"])
+    if not where:
+        where = {
+            "suppressed": "no layer named; it came back under attack",
+            "not_unlearned": "at the output",
+        }.get(verdict["class"], "no layer named")
+    facts = [("Where", where), ("Floor", FLOORS[verdict["floor"]])]
+    if said["forget_original"] is not None:
+        before, after, floor = (
+            write.percent(said[f"forget_{name}"])
+            for name in ("original", "unlearned", "floor")
+        )
+        facts.append(("Answers said", f"{before} before, {after} now (floor {floor})"))
+    shares = document["preflight"]["utility"]["shares"]
+    if "retain accuracy" in shares:
+        kept = write.percent(shares["retain accuracy"])
+        facts.append(("Facts to keep", f"{kept} of the original's"))
+    items = known.get("forget_items")
+    count = f"{entities}" + (f" ({items} facts)" if items is not None else "")
+    return [
+        *facts,
+        ("Forgotten entities", count),
+        ("Profile", f"{config['profile']}, seed {config['seed']}"),
+    ]
+
+
+def _axis(
+    axis: Mapping[str, Any],
+    number: int,
+    adjusted: Mapping[str, float],
+    margin: float,
+    place,
+) -> dict[str, Any]:
+    """One axis: its table rows, plots, controls and remaining details."""
+    symbol, words, meaning = STATUSES[axis["status"]]
+    label = axis["statistic_name"]
+    shares = re.search(r"accuracy|share|rate", label) is not None
+    details = axis["details"]
+    drawn: list[dict[str, Any] | None] = []
+    items: list[Mapping[str, Any]] = []
+    used: set[str] = set()
+    if axis["name"] == "behaviour":
+        items = _items(details.get("items"))
+        drawn = [place(wording_plot(axis)), place(logprob_plot(items))]
+        used = {"items", "accuracy_by_wording"}
+    curves = relearning_plots(axis)
+    drawn += [place(plot) for plot in curves]
+    if curves:
+        used |= {"curves", "steps"}
+    else:
+        drawn += [place(reading_plot(each, shares)) for each in axis["readings"]]
+    rest = {name: value for name, value in details.items() if name not in used}
+    controls = axis["controls"]
+    return {
+        **axis,
+        "id": f"axis-{number}",
+        "symbol": symbol,
+        "status_words": words,
+        "status_meaning": meaning,
+        "label": label or "figure",
+        "rows": [
+            _row(reading, axis["name"], shares, adjusted, margin)
+            for reading in axis["readings"]
+        ],
+        "plots": [each for each in drawn if each is not None],
+        "controls": [
+            {**each, "measured": _measured(each["value"], each["expected"])}
+            for each in controls
+        ],
+        "passed": sum(each["passed"] for each in controls),
+        "items": items[:MOST_ITEMS],
+        "items_in_all": len(items),
+        "rest": write.flat(rest) if rest else [],
+    }
+
+
+def _row(
+    reading: Mapping[str, Any],
+    axis: str,
+    shares: bool,
+    adjusted: Mapping[str, float],
+    margin: float,
+) -> dict[str, Any]:
+    """One reading as text, with its residual bar."""
+    name = reading["name"]
+    # The rule tests one reading an axis: its own probe's, or the first.
+    key = name if name == RECOVERY_READING else axis
+    first = name == RECOVERY_READING or axis != "decodability"
+    corrected = adjusted.get(key) if first and ", against" not in name else None
+    low, high = reading["residual_interval"]
+    return {
+        "name": name,
+        "where": reading["where"],
+        "figure": write.figure(reading["statistic"], shares),
+        "interval": write.interval(reading["interval"], shares),
+        "floor": write.figure(reading["floor"], shares),
+        "floor_kind": reading["floor_kind"].replace("_", "-"),
+        "ceiling": write.figure(reading["ceiling"], shares),
+        "residual": write.plain(reading["residual"]),
+        "residual_interval": f"[{write.plain(low)}, {write.plain(high)}]",
+        "bar": _bar(reading["residual"], (low, high), margin),
+        "p": write.p_text(reading["p_value"] if corrected is None else corrected),
+        "holm": corrected is not None,
+        "p_column": write.p_text(reading["p_value"]),
+        "p_below": write.p_text(reading["p_below"]),
+        "smallest_p": write.p_text(reading["smallest_p"]),
+    }
+
+
+def _bar(
+    value: float | None, bounds: tuple[float, float] | None, margin: float
+) -> dict[str, Any]:
+    """Positions (in 0..200) of a residual bar that spans -0.5 to 1.5."""
+
+    def at(residual: float) -> float:
+        return round(min(max((residual + 0.5) * 100, 3.0), 197.0), 1)
+
+    bar: dict[str, Any] = {"margin": (at(-margin), round(at(margin) - at(-margin), 1))}
+    if value is not None and bounds is not None:
+        low, high = at(bounds[0]), at(bounds[1])
+        bar |= {
+            "value": at(value),
+            "low": low,
+            "width": round(max(high - low, 1.0), 1),
+            "cut_low": bounds[0] < -0.5,
+            "cut_high": bounds[1] > 1.5,
+        }
+    return bar
+
+
+def _measured(value: float, expected: str) -> str:
+    """A control's figure, as a p-value where one was expected."""
+    return (
+        f"p {write.p_text(value)}" if expected.startswith("p ") else write.plain(value)
+    )
+
+
+def _items(saved: Any) -> list[Mapping[str, Any]]:
+    """Rows of the behaviour axis, those still said first."""
+    rows = saved if isinstance(saved, list) else []
+    kept = [
+        row
+        | {
+            "before": write.plain(row.get("logprob_original"), 1),
+            "after": write.plain(row.get("logprob_unlearned"), 1),
+            "said": bool(row.get("said")),
+        }
+        for row in rows
+        if isinstance(row, dict) and {"prompt", "answer"} <= row.keys()
+    ]
+    return sorted(kept, key=lambda row: not row["said"])
+
+
+def _preflight(
+    preflight: Mapping[str, Any], rule: Mapping[str, Any], place
+) -> dict[str, Any]:
+    """Utility bars, weight change, free text and warnings."""
+    shares = preflight["utility"]["shares"]
+    top = 1.25
+    bars = []
+    for name, share in shares.items():
+        limit = rule.get(LIMITS.get(name, "utility"))
+        bars.append(
+            {
+                "name": name,
+                "share": write.percent(share),
+                "limit": write.percent(limit),
+                "width": round(200 * min(max(share, 0.0), top) / top, 1),
+                "limit_at": round(200 * limit / top, 1) if limit else None,
+                "full_at": round(200 / top, 1),
+                "under": limit is not None and share < limit,
+                "beyond": share > top,
+            }
+        )
+    return {
+        **preflight,
+        "bars": bars,
+        "change": write.small(float(preflight["weight_difference"]["relative"])),
+        "weights": place(weights_plot(preflight["weight_difference"]["layers"])),
+        "texts": _texts(preflight.get("free_text") or {}),
+        "known_rows": [
+            (name.replace("_", " "), write.small(count))
+            for name, count in sorted(preflight["known"].items())
+        ],
+    }
+
+
+def _texts(free: Mapping[str, Any]) -> Sequence[tuple[Any, Any, Any]]:
+    """Prompt, what the original went on to say, what the candidate does."""
+    columns = [free.get(name) for name in ("prompts", "original", "unlearned")]
+    if not all(isinstance(each, list) for each in columns):
+        return []
+    return list(zip(*(each or [] for each in columns), strict=False))

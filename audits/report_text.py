@@ -1,0 +1,192 @@
+"""How a report writes numbers, places and untrusted text."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# Longer texts are cut: one hostile prompt must not make a report unreadable.
+LONGEST = 2000
+
+# Controls and bidirectional overrides can hide or reorder what a reader sees;
+# lone surrogates cannot be written as UTF-8 at all.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    "\ud800-\udfff\ufeff]"
+)
+_SITE = re.compile(r"(resid|attn|mlp)\.(\d+)")
+_STEP = re.compile(r"step (\d+)")
+
+MINUS = "\u2212"
+DASH = "\u2013"
+NOTHING = "\u2014"
+
+
+def clean(value: Any) -> Any:
+    """Make a text from outside safe to look at; everything else passes unchanged.
+
+    Control characters, bidirectional overrides and lone surrogates become U+FFFD, and
+    what is longer than ``LONGEST`` characters is cut with a note. Escaping for HTML is
+    the template's part.
+    """
+    if type(value) is not str:
+        return value
+    if len(value) > LONGEST:
+        rest = len(value) - LONGEST
+        value = f"{value[:LONGEST]} \u2026 ({rest:,} more characters)"
+    return _HIDDEN.sub("\ufffd", value)
+
+
+def in_plot(text: str) -> str:
+    """``text`` for a Plotly label, where some tags would otherwise be obeyed."""
+    safe = clean(text)
+    safe = safe.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return safe if len(safe) <= 60 else safe[:59] + "\u2026"
+
+
+def plain(value: Any, digits: int = 2) -> str:
+    """A number with a fixed count of decimals, e.g. "0.88"; a dash for None."""
+    if not _is_number(value):
+        return NOTHING
+    text = f"{abs(value):,.{digits}f}"
+    negative = value < 0 and float(text.replace(",", "")) != 0
+    return MINUS + text if negative else text
+
+
+def percent(value: Any) -> str:
+    """A share, e.g. "8 %"; what is not quite 0 or 100 % never reads as if it were."""
+    if not _is_number(value):
+        return NOTHING
+    hundred = 100 * value
+    near_edge = 0 < abs(hundred) < 1 or 99 < hundred < 100
+    if near_edge and round(hundred, 1) in (0.0, 100.0):
+        return "< 0.1\u202f%" if hundred < 1 else "> 99.9\u202f%"
+    return f"{plain(hundred, 1 if near_edge else 0)}\u202f%"
+
+
+def p_text(value: Any) -> str:
+    """A p-value: two or three decimals, "< 0.001" below that."""
+    if not _is_number(value):
+        return NOTHING
+    if value < 0.001:
+        return "< 0.001"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def figure(value: Any, shares: bool) -> str:
+    """A statistic in the unit of its axis."""
+    return percent(value) if shares else plain(value)
+
+
+def interval(bounds: Any, shares: bool) -> str:
+    """An interval, e.g. "[2, 30 %]" or "[0.41, 0.84]"; empty when there is none."""
+    if not bounds:
+        return ""
+    low, high = (figure(bound, shares) for bound in bounds)
+    return f"[{low.removesuffix(chr(0x202F) + '%') if shares else low}, {high}]"
+
+
+def small(value: Any) -> str:
+    """A number of unknown size in at most three significant digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return NOTHING
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10_000 else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def seconds(value: Any) -> str:
+    """A duration, e.g. "1 min 22 s"."""
+    if not _is_number(value):
+        return NOTHING
+    if value < 1:
+        return "under 1 s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def memory(value: Any) -> str:
+    """An amount of memory, e.g. "0.57 GB"."""
+    return f"{value / 1e9:,.2f} GB" if _is_number(value) else NOTHING
+
+
+def places(names: Sequence[str]) -> str:
+    """Site names with runs joined, e.g. "embed, resid.3\u2013resid.7"."""
+    runs: list[list[str]] = []
+    for name in names:
+        now = _SITE.fullmatch(name)
+        last = _SITE.fullmatch(runs[-1][-1]) if runs else None
+        follows = (
+            now is not None
+            and last is not None
+            and now[1] == last[1]
+            and int(now[2]) == int(last[2]) + 1
+        )
+        if follows:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(
+        run[0] if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs
+    )
+
+
+def place_in_words(name: str) -> str:
+    """What a column is, e.g. "output of block 3"; the name itself when unknown."""
+    kinds = {"resid": "output of block", "attn": "attention of", "mlp": "MLP of"}
+    fixed = {"embed": "embedding", "output": "the output", "logits": "the logits"}
+    if site := _SITE.fullmatch(name):
+        block = "" if site[1] == "resid" else "block "
+        return f"{kinds[site[1]]} {block}{site[2]}"
+    if step := _STEP.fullmatch(name):
+        return f"after {step[1]} training steps"
+    return fixed.get(name, name)
+
+
+def short_label(name: str) -> str:
+    """A tick label for a column: "resid.12" is 12, "embed" is emb."""
+    if name == "embed":
+        return "emb"
+    site = _SITE.fullmatch(name)
+    return site[2] if site and site[1] == "resid" else in_plot(name)
+
+
+def step_of(name: str) -> int | None:
+    """The number in "step 4", or None for any other column."""
+    found = _STEP.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def flat(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value) rows; long lists are cut.
+
+    Args:
+        value: JSON value.
+        name: Name of the whole.
+        depth: Levels followed before giving up.
+    """
+    if isinstance(value, dict) and depth:
+        return [
+            row
+            for key in sorted(value)
+            for row in flat(
+                value[key], f"{name}.{key}" if name else str(key), depth=depth - 1
+            )
+        ]
+    if isinstance(value, list):
+        if any(isinstance(each, (dict, list)) for each in value):
+            return [(name, f"{len(value)} entries, in audit.json")]
+        shown = ", ".join(small(each) for each in value[:24])
+        more = f", \u2026 ({len(value)} in all)" if len(value) > 24 else ""
+        return [(name, (shown or "none") + more)]
+    return [(name, "\u2026" if isinstance(value, dict) else small(value))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
