@@ -5,12 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from capture.activations import Activations, capture_wanted
-from capture.models import Checkpoint
 from capture.positions import Positions, Wanted, wanted_positions
 from evidence.errors import InputError
 from evidence.files import folder_atomic
@@ -19,6 +18,24 @@ from evidence.sequences import Sequences
 
 CODE_VERSION = "1"  # raise it when the same request would give other numbers
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20
+
+
+class Fingerprinted(Protocol):
+    """What the store needs of a checkpoint."""
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of the weights."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's configuration."""
+        ...
+
+    def load(self) -> nn.Module:
+        """The model itself, in float32."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class ActivationStore:
 
     def activations(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Fingerprinted,
         sequences: Sequences,
         sites: Sequence[str],
         positions: Positions = "last_prompt",
@@ -147,7 +164,7 @@ def _opened(folder: Path, names: tuple[str, ...], wanted: Wanted) -> Activations
 
 
 def _key(
-    checkpoint: Checkpoint,
+    checkpoint: Fingerprinted,
     sequences: Sequences,
     names: tuple[str, ...],
     wanted: Wanted,
@@ -165,7 +182,7 @@ def _key(
         checkpoint.config,
         sequences.ids,
         names,
-        [positions, mask, wanted.squeeze],
+        [positions, mask],
     ]
     text = json.dumps(request, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()

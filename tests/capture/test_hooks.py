@@ -203,16 +203,17 @@ def test_patching_from_another_run_reproduces_it_downstream():
 
 
 @pytest.mark.parametrize("order", ["edit first", "record first"])
-def test_a_recorder_sees_the_edit_whichever_was_opened_first(order):
+@pytest.mark.parametrize("site", ["resid.1", "embed"])
+def test_a_recorder_sees_the_edit_whichever_was_opened_first(order, site):
     model = tiny("llama")
     with torch.no_grad():
         if order == "edit first":
-            with patch(model, {"resid.1": vector()}), record(model, ["resid.1"]) as got:
+            with patch(model, {site: vector()}), record(model, [site]) as got:
                 model(IDS)
         else:
-            with record(model, ["resid.1"]) as got, patch(model, {"resid.1": vector()}):
+            with record(model, [site]) as got, patch(model, {site: vector()}):
                 model(IDS)
-    assert torch.equal(got["resid.1"], vector().expand(2, 6, WIDTH))
+    assert torch.equal(got[site], vector().expand(2, 6, WIDTH))
 
 
 def test_the_librarys_own_hidden_states_show_the_edit():

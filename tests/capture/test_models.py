@@ -94,7 +94,7 @@ def test_what_is_no_model_is_refused(tmp_path, make, message):
 def test_a_broken_config_is_refused(tmp_path, text):
     tiny("llama").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"config\.json"):
+    with pytest.raises(InputError, match=r"config\.json is not"):
         open_checkpoint(tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_quantised_weights_are_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="quantised"):
+    with pytest.raises(InputError, match="holds quantised weights"):
         open_checkpoint(tmp_path)
 
 
@@ -191,15 +191,18 @@ def test_an_incomplete_adapter_is_refused(lora):
     tensors = load_file(file)
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, file)
-    with pytest.raises(InputError, match="incomplete"):
-        open_checkpoint(path / "lora").load()
+    checkpoint = open_checkpoint(path / "lora")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # refused even where warnings are not shown
+        with pytest.raises(InputError, match="adapter keys"):
+            checkpoint.load()
 
 
 def test_a_pickled_adapter_is_refused(lora):
     path, _ = lora
     (path / "lora" / "adapter_model.safetensors").unlink()
     torch.save({}, path / "lora" / "adapter_model.bin")
-    with pytest.raises(InputError, match="pickle"):
+    with pytest.raises(InputError, match="run any code"):
         open_checkpoint(path / "lora")
 
 

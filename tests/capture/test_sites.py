@@ -118,6 +118,23 @@ def test_an_adapter_left_in_place_does_not_hide_the_places():
     assert isinstance(projection.base_layer, nn.Linear)
 
 
+def test_the_feed_forward_part_ends_where_the_width_is_that_of_the_stream():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(8, 8)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = Attention()
+            self.down = nn.Linear(32, 8)
+            self.up = nn.Linear(8, 32)
+
+    model = nn.Sequential(Block(), Block())
+    assert find_sites(model).resolve("mlp.1").module is model[1].down
+
+
 @pytest.mark.parametrize("name", ["resid.3", "resid", "head.0.4", "attn.-1", "x", ""])
 def test_an_unknown_site_says_what_there_is(name):
     with pytest.raises(InputError, match="layers 0 to 2, heads 0 to 3"):

@@ -43,7 +43,7 @@ def test_a_pickle_file_is_refused_and_not_executed(tmp_path, name, protocol):
         torch.save(Bomb(), path)
     else:
         path.write_bytes(pickle.dumps(Bomb(), protocol))
-    with pytest.raises(InputError, match="pickle"):
+    with pytest.raises(InputError, match="run any code"):
         open_checkpoint(path)
 
 
@@ -54,14 +54,14 @@ def test_a_pickle_called_safetensors_is_refused_by_content(folder, protocol):
         torch.save(Bomb(), path, _use_new_zipfile_serialization=protocol == "zip")
     else:
         path.write_bytes(pickle.dumps(Bomb(), protocol))
-    with pytest.raises(InputError, match="pickle"):
+    with pytest.raises(InputError, match="run any code"):
         open_checkpoint(folder)
 
 
 def test_a_folder_with_only_a_pickle_is_refused(folder):
     (folder / "model.safetensors").unlink()
     torch.save(Bomb(), folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match="pickle"):
+    with pytest.raises(InputError, match="run any code"):
         open_checkpoint(folder)
 
 
@@ -129,7 +129,7 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path):
 def test_a_broken_index_is_refused(folder, text):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(InputError, match="index"):
+    with pytest.raises(InputError, match="not a valid index"):
         open_checkpoint(folder)
 
 
