@@ -10,11 +10,12 @@ from audits.data import Questions
 from audits.knowledge import said
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.comparison import compare
-from evidence.rates import EntityValues, by_entity
+from evidence.rates import EntityValues, by_entity, mean_of
 from evidence.seeds import numpy_rng
 
 NAME = "behaviour"
 QUESTION = "Is the knowledge gone at the output?"
+SAID, TOLD = "said in full", "told from the others"
 
 
 def kept_rows(questions: Questions, original: dict[str, Any]) -> np.ndarray:
@@ -34,8 +35,8 @@ def run_behaviour(
     Args:
         forget: Forget questions in every wording.
         never: Never-taught questions.
-        scores: By role: ``forget``, ``never_taught`` (as ``score_questions``) and
-            ``ranks`` / ``never_ranks`` (as ``score_ranks``).
+        scores: By role: ``forget`` and ``never_taught`` (as ``score_questions``) and
+            ``ratios`` (as ``truth_ratios``).
         config: Settings.
         notes: Sentences to pass on.
     """
@@ -43,46 +44,43 @@ def run_behaviour(
     known = kept_rows(forget, scores["original"]["forget"])
     asked = forget.keep(known)
 
-    def greedy(role: str) -> EntityValues:
-        return by_entity(said(scores[role]["forget"]).greedy[known], asked.entities)
+    def forgotten(role: str, what: str) -> EntityValues:
+        values = getattr(said(scores[role]["forget"]), what)
+        return by_entity(values[known], asked.entities)
 
-    def floor_of(role: str) -> EntityValues:
-        return by_entity(said(scores[role]["never_taught"]).greedy, never.entities)
-
-    def ranks(role: str, part: str, questions: Questions) -> EntityValues:
-        names = [item.entity for item in questions.items]
-        return by_entity(np.array(scores[role][part]["correct"], float), names)
+    def invented(role: str, what: str) -> EntityValues:
+        values = getattr(said(scores[role]["never_taught"]), what)
+        return by_entity(values, never.entities)
 
     references = [role for role in scores if role.startswith("reference")]
     readings = []
-    if references:
-        each = [greedy(role) for role in references]
-        floor = EntityValues(
-            np.mean([one.values for one in each], axis=0),
-            each[0].n_items,
-            each[0].entities,
-        )
-        readings.append(_reading("said in full", greedy, floor, "reference", config))
-    never_name = "said in full" + (", against never-taught items" if references else "")
-    readings.append(
-        _reading(never_name, greedy, floor_of("unlearned"), "never_taught", config)
-    )
-    readings.append(
-        _reading(
-            "ranked first among alternatives",
-            lambda role: ranks(role, "ranks", forget),
-            ranks("unlearned", "never_ranks", never),
-            "never_taught",
-            config,
-        )
-    )
-    never_original = floor_of("original").mean[0]
+    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
+        for name, what in ((SAID, "greedy"), (TOLD, "contrast")):
+            floor = (
+                mean_of([forgotten(role, what) for role in references])
+                if kind == "reference"
+                else invented("unlearned", what)
+            )
+            secondary = references and kind == "never_taught"
+            readings.append(
+                compare(
+                    f"{name}, against never-taught items" if secondary else name,
+                    forgotten("unlearned", what),
+                    floor,
+                    forgotten("original", what),
+                    columns=["output"],
+                    floor_kind=kind,
+                    rng=numpy_rng(config.seed, NAME, kind, what),
+                    permutations=config.budget.permutations,
+                )
+            )
+    never_original = invented("original", "greedy").mean[0]
     controls = [
         Control(
             "the original says it",
-            float(greedy("original").mean[0]),
+            float(forgotten("original", "greedy").mean[0]),
             "1 on the items kept",
-            bool(greedy("original").mean[0] > 0.5),
+            bool(forgotten("original", "greedy").mean[0] > 0.5),
         ),
         Control(
             "the original does not say what it was never taught",
@@ -116,11 +114,11 @@ def run_behaviour(
         "share of answers said",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(greedy("original").values),
+        n_entities=len(forgotten("original", "greedy").values),
         details={
             "accuracy_by_wording": by_wording,
             "truth_ratio": {
-                role: float(np.median(scores[role]["ranks"]["truth_ratio"]))
+                role: float(np.median(scores[role]["ratios"]["truth_ratio"]))
                 for role in scores
             },
             "mean_logprob": {
@@ -150,21 +148,6 @@ def run_behaviour(
             ],
         },
         notes=(*extra, *notes),
-    )
-
-
-def _reading(
-    name: str, values, floor: EntityValues, kind: str, config: AuditConfig
-) -> Reading:
-    return compare(
-        name,
-        values("unlearned"),
-        floor,
-        values("original"),
-        columns=["output"],
-        floor_kind=kind,
-        rng=numpy_rng(config.seed, NAME, kind, name),
-        permutations=config.budget.permutations,
     )
 
 

@@ -29,18 +29,16 @@ def check_items(
     Raises:
         InputError: a file or the model cannot be read at all.
     """
-    sets = [
+    gone, kept = (
         each if isinstance(each, ItemSet) else read_items(each)
         for each in (forget, retain)
-    ]
+    )
     if original is None:
-        return validate_items(*sets)
+        return validate_items(gone, kept)
     checkpoint = open_checkpoint(original, progress=progress)
-    model = checkpoint.load()
-    scores = [
-        score_answers(
-            model, encode_items(checkpoint.tokenizer, each), progress=progress
-        )
-        for each in sets
-    ]
-    return validate_items(*sets, checkpoint.tokenizer, PairScores(*scores))
+    tokenizer, model = checkpoint.tokenizer, checkpoint.load()
+    gone_scores, kept_scores = (
+        score_answers(model, encode_items(tokenizer, each), progress=progress)
+        for each in (gone, kept)
+    )
+    return validate_items(gone, kept, tokenizer, PairScores(gone_scores, kept_scores))

@@ -20,6 +20,8 @@ class Budget(_Frozen):
 
     prompts_per_item: int = Field(ge=1)
     """Prompts asked an item: its own, then its paraphrases."""
+    never_taught_copies: int = Field(ge=1)
+    """Invented entities for each forgotten one, where none are given."""
     retain_entities: int = Field(ge=10)
     """Retain entities used to fit and check probes and utility."""
     permutations: int = Field(ge=99)
@@ -41,6 +43,7 @@ _RATES = (2e-5, 1e-4, 5e-4, 2e-3)
 BUDGETS: dict[ProfileName, Budget] = {
     "quick": Budget(
         prompts_per_item=2,
+        never_taught_copies=3,
         retain_entities=60,
         permutations=2000,
         block=5,
@@ -54,6 +57,7 @@ BUDGETS: dict[ProfileName, Budget] = {
     ),
     "standard": Budget(
         prompts_per_item=3,
+        never_taught_copies=3,
         retain_entities=200,
         permutations=5000,
         block=6,
@@ -67,6 +71,7 @@ BUDGETS: dict[ProfileName, Budget] = {
     ),
     "full": Budget(
         prompts_per_item=8,
+        never_taught_copies=5,
         retain_entities=1000,
         permutations=20000,
         block=10,
@@ -87,7 +92,7 @@ class Rule(_Frozen):
     version: str = "1"
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Level of every superiority test, after Holm over axes."""
-    margin: float = Field(default=0.2, gt=0, lt=1)
+    margin: float = Field(default=0.25, gt=0, lt=1)
     """Equivalence margin on the residual scale (0 never knew, 1 knows)."""
     still_there: float = Field(default=0.1, ge=0, lt=1)
     """Behaviour counts as kept when its residual is surely above this."""

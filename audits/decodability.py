@@ -17,10 +17,10 @@ from audits.readers import Reader
 from audits.subjects import Subject
 from capture.store import ActivationStore
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import compare
-from evidence.equivalence import entities_for_margin, equivalent
+from evidence.comparison import compare, undecided
+from evidence.equivalence import equivalent
 from evidence.progress import Progress
-from evidence.rates import EntityValues
+from evidence.rates import EntityValues, mean_of
 from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng
 
@@ -135,7 +135,7 @@ def _judge(
         )
     controls += _controls(probing, config, use, ceiling, never, chance)
     readings = _readings(probing, config, use, ceiling)
-    status, extra = _status(readings, controls, config, len(ceiling.values))
+    status, extra = _status(readings, controls, config)
     return AxisResult(
         NAME,
         QUESTION,
@@ -252,11 +252,7 @@ def _readings(
                     )
                     for role in references
                 ]
-                floor = EntityValues(
-                    np.mean([each.values for each in floors], axis=0),
-                    floors[0].n_items,
-                    floors[0].entities,
-                )
+                floor = mean_of(floors)
             else:
                 floor = probing.values(reader, "unlearned", "never_taught")
             secondary = references and kind == "never_taught"
@@ -280,7 +276,6 @@ def _status(
     readings: Sequence[Reading],
     controls: Sequence[Control],
     config: AuditConfig,
-    n_entities: int,
 ) -> tuple[Status, list[str]]:
     """Retained, absent, or why neither can be said."""
     rule = config.rule
@@ -297,9 +292,4 @@ def _status(
         return "retained", notes
     if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
         return "absent", notes
-    needed = entities_for_margin(readings[0].floor, rule.margin)
-    return "no_power", [
-        *notes,
-        f"Neither beyond the floor nor equivalent to it with {n_entities} entities; "
-        f"about {max(needed, 2 * n_entities)} would settle it.",
-    ]
+    return "no_power", [*notes, undecided(readings[:2], rule.margin)]

@@ -152,7 +152,11 @@ def _relearning(
             for number in numbers
         ]
     questions = ask(forget, run.config.budget.prompts_per_item)
-    known = by_entity(said(heard["original"]["forget"]).greedy, questions.entities)
+    first_said = said(heard["original"]["forget"])
+    known = {
+        "said": by_entity(first_said.greedy, questions.entities),
+        "contrast": by_entity(first_said.contrast, questions.entities),
+    }
     saved = stage(
         "relearning",
         lambda: relearning.judge(

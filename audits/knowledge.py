@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from audits.contrast import hear
 from audits.data import Questions
 from capture.items import Item, ItemSet
 from capture.scoring import generate_greedy, score_answers, score_choices
@@ -27,10 +28,12 @@ class Said:
     Attributes:
         greedy: (row,) 1.0 where greedy decoding gives the answer.
         mean_logprob: (row,) nats a token.
+        contrast: (row,) see ``audits.contrast``.
     """
 
     greedy: np.ndarray
     mean_logprob: np.ndarray
+    contrast: np.ndarray
 
 
 def general_text() -> list[str]:
@@ -48,10 +51,11 @@ def score_questions(
     """Score named question sets; JSON-ready."""
     result = {}
     for name, each in questions.items():
-        scores = score_answers(model, each.encoded(tokenizer), progress=progress)
+        heard = hear(model, each, each.encoded(tokenizer), progress)
         result[name] = {
-            "greedy": [int(hit) for hit in scores.greedy],
-            "mean_logprob": _finite(scores.mean_logprob),
+            "greedy": [int(hit) for hit in heard.said],
+            "mean_logprob": _finite(heard.mean_logprob),
+            "contrast": heard.contrast.tolist(),
         }
     return result
 
@@ -61,19 +65,20 @@ def said(saved: dict[str, Any]) -> Said:
     return Said(
         np.array(saved["greedy"], dtype=np.float64),
         np.array(saved["mean_logprob"], dtype=np.float64),
+        np.array(saved["contrast"], dtype=np.float64),
     )
 
 
-def score_ranks(
+def truth_ratios(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | tuple[Item, ...],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Answer against alternatives for every item's own prompt; JSON-ready."""
+    """Truth ratio and first rank of every item's own prompt; JSON-ready."""
     scores = score_choices(model, tokenizer, list(items), progress=progress)
     return {
-        "correct": [int(hit) for hit in scores.correct],
+        "ranked_first": float(scores.correct.mean()),
         "truth_ratio": _finite(np.minimum(scores.truth_ratio, 1e4)),
     }
 
@@ -95,7 +100,11 @@ def utility_of_text(
     whole = Sequences(rows.ids, tuple(1 for _ in rows.ids))
     scores = score_answers(model, whole, progress=progress)
     total = float(np.sum(np.maximum(scores.logprob, LEAST_LOGPROB * scores.n_tokens)))
-    return {"logprob_per_token": total / int(scores.n_tokens.sum())}
+    return {
+        "logprob_per_token": total / int(scores.n_tokens.sum()),
+        # What guessing evenly among all tokens would give.
+        "logprob_of_guessing": -float(np.log(len(tokenizer))),
+    }
 
 
 def free_text(

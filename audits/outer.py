@@ -1,5 +1,6 @@
 """What the models of an audit say, and what of it the audit goes on with."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from audits.knowledge import (
     free_text,
     said,
     score_questions,
-    score_ranks,
+    truth_ratios,
     utility_of_text,
 )
 from audits.preflight import spread
 from capture.activations import capture_activations
-from capture.items import ItemSet
+from capture.items import Item, ItemSet
 from capture.never_taught import invent_items
 from capture.scoring import AnswerScores
 from capture.sites import find_sites
@@ -89,12 +90,23 @@ def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
 
 
 def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
-    """The never-taught items given, or invented ones that mirror the forget set."""
+    """The never-taught items given, or invented ones that mirror the forget set.
+
+    Several copies are invented, each with names of its own: the floor is then known
+    better than the candidate, and does not widen the interval of their difference.
+    """
     if run.inputs.never_taught is not None:
         enough(run.inputs.never_taught, 4, "the never-taught set")
         return run.inputs.never_taught
-    rng = numpy_rng(run.config.seed, "never taught")
-    return invent_items(forget, retain, rng)
+    made: list[Item] = []
+    for copy in range(run.config.budget.never_taught_copies):
+        avoid = ItemSet(tuple(replace(x, id=f"{x.id}-r") for x in retain) + tuple(made))
+        rng = numpy_rng(run.config.seed, "never taught", str(copy))
+        made += [
+            replace(item, id=f"{item.id}-{copy}")
+            for item in invent_items(forget, avoid, rng)
+        ]
+    return ItemSet(tuple(made), "never taught", "invented")
 
 
 def listen(
@@ -108,8 +120,7 @@ def listen(
     }
     with run.subjects[role].loaded(run.device) as model:
         heard = score_questions(model, tokenizer, asked, run.progress)
-        heard["ranks"] = score_ranks(model, tokenizer, forget, run.progress)
-        heard["never_ranks"] = score_ranks(model, tokenizer, never, run.progress)
+        heard["ratios"] = truth_ratios(model, tokenizer, forget, run.progress)
         if not role.startswith("reference"):
             heard["useful"] = _useful(run, model, retain)
     return heard

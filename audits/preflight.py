@@ -62,7 +62,7 @@ def utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> 
     knew = np.array(original["retain"], dtype=float)
     knows = np.array(candidate["retain"], dtype=float)
     shares["retain accuracy"] = float(knows[knew > 0].mean())
-    if original["general"] is not None and candidate["general"] is not None:
+    if original["general"] is not None and _speaks(original["general"]):
         gap = (
             candidate["general"]["logprob_per_token"]
             - original["general"]["logprob_per_token"]
@@ -93,6 +93,11 @@ def utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> 
                 "original's effective rank"
             )
     return Damage(shares, tuple(reasons))
+
+
+def _speaks(general: dict[str, float]) -> bool:
+    """Whether general text means anything to a model: far better than guessing."""
+    return general["logprob_per_token"] > 0.75 * general["logprob_of_guessing"]
 
 
 def spread(states: np.ndarray) -> dict[str, float]:

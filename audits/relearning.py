@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audits.config import AuditConfig
+from audits.contrast import hear
 from audits.data import ask
 from audits.subjects import Subject
 from capture.items import Item
@@ -24,15 +25,18 @@ from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import compare
-from evidence.equivalence import entities_for_margin, equivalent
+from evidence.comparison import compare, undecided
+from evidence.equivalence import equivalent, holm
 from evidence.progress import Progress
-from evidence.rates import EntityValues, by_entity
+from evidence.rates import EntityValues, by_entity, mean_of
 from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng, stage_seed
 
 NAME = "relearning"
 QUESTION = "Does teaching some of the forgotten facts bring back the others?"
+
+TOLD = "half not taught, told from the others"
+SAID = "half not taught, said"
 
 # An attack that does not learn what it is taught says nothing.
 LEARNED = 0.9
@@ -52,8 +56,8 @@ def rotations(
 ) -> list[Half]:
     """Two halves of the entities, each taught while the other is asked.
 
-    Never-taught items are dealt to the half whose answers they mirror where that can
-    be told from their answers, and all of them are asked in both halves otherwise.
+    Never-taught items go with the half whose answers they mirror where they come in
+    whole copies of the forget set, and are dealt alternately otherwise.
     """
     names = list(dict.fromkeys(item.entity for item in forget))
     order = [names[place] for place in rng.permutation(len(names))]
@@ -61,10 +65,13 @@ def rotations(
     invented = list(dict.fromkeys(item.entity for item in never))
     found = []
     for number, taught in enumerate(halves):
-        if len(invented) == len(names):
-            # Mirrors come in the order of what they mirror.
-            mirror = dict(zip(names, invented, strict=True))
-            chosen = {mirror[name] for name in names if name not in taught}
+        if len(invented) % len(names) == 0:
+            # Mirrors come in the order of what they mirror, copy after copy.
+            chosen = {
+                name
+                for place, name in enumerate(invented)
+                if names[place % len(names)] not in taught
+            }
         else:
             chosen = set(invented[number::2])
         found.append(
@@ -91,23 +98,25 @@ def relearn(
 
     Returns:
         ``steps``; ``taught`` accuracy a checkpoint; ``asked`` and ``never``: row
-        entities and a (checkpoint, row) table of greedy hits each.
+        entities and (checkpoint, row) tables ``said`` and ``contrast``.
     """
     budget = config.budget
     lesson = encode_items(tokenizer, half.taught)
-    asked, never = (
-        ask(items, budget.prompts_per_item) for items in (half.asked, half.never)
-    )
-    exam = asked.encoded(tokenizer) + never.encoded(tokenizer)
-    curve: dict[str, Any] = {"taught": [], "asked": [], "never": []}
+    taught: list[float] = []
+    curves: dict[str, dict[str, list[Any]]] = {}
+    exams = {}
+    for part, items in (("asked", half.asked), ("never", half.never)):
+        questions = ask(items, budget.prompts_per_item)
+        exams[part] = questions, questions.encoded(tokenizer)
+        curves[part] = {"entities": questions.entities, "said": [], "contrast": []}
 
     def examine(model: nn.Module) -> dict[str, float]:
-        both = score_answers(model, lesson + exam).greedy.astype(int).tolist()
-        start = len(lesson)
-        curve["taught"].append(float(np.mean(both[:start])))
-        curve["asked"].append(both[start : start + len(asked)])
-        curve["never"].append(both[start + len(asked) :])
-        return {"taught": curve["taught"][-1]}
+        taught.append(float(score_answers(model, lesson).greedy.mean()))
+        for part, (questions, rows) in exams.items():
+            heard = hear(model, questions, rows)
+            curves[part]["said"].append(heard.said.tolist())
+            curves[part]["contrast"].append(heard.contrast.tolist())
+        return {"taught": taught[-1]}
 
     with subject.loaded(device) as model:
         log = finetune_(
@@ -126,9 +135,8 @@ def relearn(
     return {
         "steps": steps,
         "stopped": log.stopped,
-        "taught": curve["taught"],
-        "asked": {"entities": asked.entities, "hits": curve["asked"]},
-        "never": {"entities": never.entities, "hits": curve["never"]},
+        "taught": taught,
+        **curves,
     }
 
 
@@ -155,16 +163,34 @@ def choose_rate(
     return rate, run
 
 
-def entity_curves(runs: Sequence[dict[str, Any]], part: str) -> EntityValues:
-    """(entity, checkpoint) accuracy over the rotations, every entity once."""
-    hits = np.concatenate([np.array(run[part]["hits"]).T for run in runs])
+def entity_curves(runs: Sequence[dict[str, Any]], part: str, what: str) -> EntityValues:
+    """(entity, checkpoint) scores over the rotations, every entity once."""
+    scores = np.concatenate([np.array(run[part][what]).T for run in runs])
     names = [name for run in runs for name in run[part]["entities"]]
-    return by_entity(hits.astype(float), names)
+    return by_entity(scores, names)
+
+
+def after_teaching(
+    runs: Sequence[dict[str, Any]], part: str, what: str
+) -> EntityValues:
+    """(entity, 1) mean score over the checkpoints at which T had been learned.
+
+    Which checkpoints count is decided on T alone; where T was never learned, the
+    last one stands. A mean has nothing to select, so nothing to correct for.
+    """
+    rows, names = [], []
+    for run in runs:
+        learned = np.array(run["taught"]) >= LEARNED
+        learned[0] = False  # before any teaching
+        learned[-1] |= not learned.any()
+        rows.append(np.array(run[part][what])[learned].mean(0))
+        names += run[part]["entities"]
+    return by_entity(np.concatenate(rows), names)
 
 
 def judge(
     runs: Mapping[str, Sequence[dict[str, Any]]],
-    known: EntityValues,
+    known: Mapping[str, EntityValues],
     config: AuditConfig,
     rate: float,
     notes: Sequence[str],
@@ -173,21 +199,11 @@ def judge(
 
     Args:
         runs: Rotations by role.
-        known: (entity, 1) accuracy of the original on the same entities.
+        known: (entity, 1) ``said`` and ``contrast`` of the original, same entities.
         config: Settings.
         rate: Learning rate used.
         notes: Sentences to pass on.
     """
-    rule, budget = config.rule, config.budget
-    candidate = entity_curves(runs["unlearned"], "asked")
-    never = entity_curves(runs["unlearned"], "never")
-    steps = runs["unlearned"][0]["steps"]
-    columns = [f"step {step}" for step in steps]
-    ceiling = EntityValues(
-        np.repeat(known.values, len(columns), axis=1), known.n_items, known.entities
-    )
-    # Before any teaching this is the behaviour axis, not relearning.
-    use = [step > 0 for step in steps]
     taught = min(max(run["taught"]) for run in runs["unlearned"])
     controls = [
         Control(
@@ -198,56 +214,18 @@ def judge(
         )
     ]
     if "planted" in runs:
-        x = entity_curves(runs["planted"], "asked")
-        y = entity_curves(runs["planted"], "never")
-        test = unpaired_max_test(
-            x.values[:, use],
-            y.values[:, use],
-            numpy_rng(config.seed, NAME, "planted"),
-            budget.permutations,
-        )
-        controls.append(
-            Control(
-                "the planted suppression comes back",
-                test.p_value,
-                f"p < {rule.alpha}",
-                test.p_value < rule.alpha,
-            )
-        )
-    references = [role for role in runs if role.startswith("reference")]
-    readings = []
-    if references:
-        each = [entity_curves(runs[role], "asked") for role in references]
-        floor = EntityValues(
-            np.mean([one.values for one in each], axis=0),
-            each[0].n_items,
-            each[0].entities,
-        )
-        readings.append(
-            _compare(
-                "half not taught",
-                candidate,
-                floor,
-                ceiling,
-                "reference",
-                columns,
-                use,
-                config,
-            )
-        )
-    name = "half not taught" + (", against never-taught items" if references else "")
-    readings.append(
-        _compare(name, candidate, never, ceiling, "never_taught", columns, use, config)
-    )
-    status, extra = _status(readings[0], controls, config, len(candidate.values))
+        controls.append(_planted_control(runs["planted"], config))
+    readings = _readings(runs, known, config)
+    status, extra = _status(readings, controls, config)
+    steps = runs["unlearned"][0]["steps"]
     return AxisResult(
         NAME,
         QUESTION,
         status,
-        "accuracy on the half not taught",
+        "share of other answers outranked on the half not taught (chance 0.5)",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(candidate.values),
+        n_entities=len(readings_entities(runs)),
         details={
             "learning_rate": rate,
             "steps": steps,
@@ -257,60 +235,89 @@ def judge(
     )
 
 
-def _compare(
-    name: str,
-    candidate: EntityValues,
-    floor: EntityValues,
-    ceiling: EntityValues,
-    kind: str,
-    columns: list[str],
-    use: list[bool],
-    config: AuditConfig,
-) -> Reading:
-    return compare(
-        name,
-        candidate,
-        floor,
-        ceiling,
-        columns=columns,
-        floor_kind=kind,
-        rng=numpy_rng(config.seed, NAME, kind),
-        permutations=config.budget.permutations,
-        use=use,
+def readings_entities(
+    runs: Mapping[str, Sequence[dict[str, Any]]],
+) -> tuple[str, ...]:
+    """Forgotten entities that were asked."""
+    return after_teaching(runs["unlearned"], "asked", "said").entities
+
+
+def _planted_control(runs: Sequence[dict[str, Any]], config: AuditConfig) -> Control:
+    """The planted suppression must come back, or silence says nothing."""
+    test = unpaired_max_test(
+        after_teaching(runs, "asked", "contrast").values,
+        after_teaching(runs, "never", "contrast").values,
+        numpy_rng(config.seed, NAME, "planted"),
+        config.budget.permutations,
     )
+    return Control(
+        "the planted suppression comes back",
+        test.p_value,
+        f"p < {config.rule.alpha}",
+        test.p_value < config.rule.alpha,
+    )
+
+
+def _readings(
+    runs: Mapping[str, Sequence[dict[str, Any]]],
+    known: Mapping[str, EntityValues],
+    config: AuditConfig,
+) -> list[Reading]:
+    """Told apart and said, against the reference if there is one and never-taught."""
+    references = [role for role in runs if role.startswith("reference")]
+    readings = []
+    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
+        for name, what in ((TOLD, "contrast"), (SAID, "said")):
+            if kind == "reference":
+                each = [
+                    after_teaching(runs[role], "asked", what) for role in references
+                ]
+                floor = mean_of(each)
+            else:
+                floor = after_teaching(runs["unlearned"], "never", what)
+            secondary = references and kind == "never_taught"
+            readings.append(
+                compare(
+                    f"{name}, against never-taught items" if secondary else name,
+                    after_teaching(runs["unlearned"], "asked", what),
+                    floor,
+                    known[what],
+                    columns=["after teaching"],
+                    floor_kind=kind,
+                    rng=numpy_rng(config.seed, NAME, kind, what),
+                    permutations=config.budget.permutations,
+                )
+            )
+    return readings
 
 
 def _mean_curves(
     runs: Mapping[str, Sequence[dict[str, Any]]],
 ) -> dict[str, dict[str, list[float]]]:
-    """Mean accuracy a checkpoint, by role and part, for the report."""
-    return {
-        role: {
-            "taught": np.mean([run["taught"] for run in each], axis=0).tolist(),
-            "asked": entity_curves(each, "asked").mean.tolist(),
-            "never": entity_curves(each, "never").mean.tolist(),
-        }
-        for role, each in runs.items()
-    }
+    """Mean scores a checkpoint, by role and part, for the report."""
+    curves = {}
+    for role, each in runs.items():
+        curves[role] = {"taught": np.mean([run["taught"] for run in each], 0).tolist()}
+        for part in ("asked", "never"):
+            for what in ("said", "contrast"):
+                found = entity_curves(each, part, what)
+                curves[role][f"{part}_{what}"] = found.mean.tolist()
+    return curves
 
 
 def _status(
-    main: Reading, controls: Sequence[Control], config: AuditConfig, n_entities: int
+    readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
     """Retained, absent, or why neither can be said."""
     rule = config.rule
     if not controls[0].passed:
         return "no_power", ["The attack did not learn its own half."]
-    if main.p_value < rule.alpha:
+    if min(holm({r.name: r.p_value for r in readings[:2]}).values()) < rule.alpha:
         # What comes back has come back, whether or not the plant did.
         return "retained", []
     failed = [each.name for each in controls if each.required and not each.passed]
     if failed:
         return "no_power", [f"Control failed: {name}." for name in failed]
-    if equivalent(main.residual_interval, rule.margin):
+    if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
         return "absent", []
-    needed = entities_for_margin(main.floor, rule.margin)
-    return "no_power", [
-        f"Neither beyond the floor nor equivalent to it with {n_entities} entities; "
-        f"about {max(needed, 2 * n_entities)} would settle it."
-    ]
+    return "no_power", [undecided(readings[:2], rule.margin)]

@@ -4,15 +4,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from audits import behaviour as output
 from audits.config import Rule
 from audits.decodability import UNCHANGED
 from audits.preflight import Damage
+from audits.relearning import SAID, TOLD
 from evidence.axis import AxisResult, Reading
 from evidence.equivalence import holm
 
 VerdictClass = Literal[
     "not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"
 ]
+
+
+# Readings that may by themselves make ``suppressed``, by axis. The first readings of an
+# axis are those against the primary floor; later ones are shown beside them.
+RECOVERY = {"decodability": (UNCHANGED,), "relearning": (TOLD, SAID)}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ def decide(
     said = behaviour is not None and behaviour.status == "retained"
     adjusted = holm(_hypotheses(axes))
     found = {name: p for name, p in adjusted.items() if p < rule.alpha}
-    where = _where(axes, rule) if UNCHANGED in found else ()
+    probe = f"decodability: {UNCHANGED}"
+    where = _where(axes, rule) if probe in found else ()
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
         allowed, disallowed, change = _claims(name, axes, rule, floor)
@@ -127,8 +135,10 @@ def decide(
         if name not in axes or not axes[name].votes
     ]
     voting = [axis for axis in axes.values() if axis.votes]
+    trace = _output_trace(axes, rule)
     power = "planted" in _shown_by(axes)
-    if gone and not missing and power and all(a.status == "absent" for a in voting):
+    silent = all(axis.status == "absent" for axis in voting)
+    if gone and not missing and power and silent and not trace:
         return verdict(
             "deleted",
             f"Rule 4: every voting axis is equivalent to the floor within "
@@ -139,7 +149,7 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, missing, power, gone),
+        _binding(axes, missing, power, gone, trace),
     )
 
 
@@ -153,10 +163,9 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, float]:
         usable = axis.status in ("retained", "absent", "no_power")
         if not usable or name == "behaviour":
             continue
-        reading = axis.reading(UNCHANGED) if name == "decodability" else axis.main
-        if reading is not None:
-            key = UNCHANGED if name == "decodability" else name
-            tests[key] = reading.p_value
+        for reading in axis.readings:
+            if reading.name in RECOVERY.get(name, ()):
+                tests[f"{name}: {reading.name}"] = reading.p_value
     return tests
 
 
@@ -195,24 +204,23 @@ def _recovery_reasons(
 ) -> list[str]:
     """One sentence a recovery, the strongest first."""
     sentences = []
-    for name, p in found.items():
-        if name == UNCHANGED:
-            reading = axes["decodability"].reading(UNCHANGED)
-            assert reading is not None  # it gave the p-value
-            text = (
-                "The original's own probe, unchanged, still reads them in the "
-                f"candidate at {reading.where}: {reading.statistic:.2f} "
-                f"(original {reading.ceiling:.2f}, floor {reading.floor:.2f}"
-            )
-        else:
-            reading = axes[name].main
-            assert reading is not None
-            text = (
-                "Teaching one half of them brings back the other half: "
-                f"{reading.statistic:.0%} at {reading.where} "
-                f"(floor {reading.floor:.0%}"
-            )
-        sentences.append((-reading.residual, f"{text}; corrected p {p:.4f})."))
+    for key, p in found.items():
+        axis, name = key.split(": ", 1)
+        reading = axes[axis].reading(name)
+        assert reading is not None  # it gave the p-value
+        figures = (
+            f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; "
+            f"corrected p {p:.4f}"
+        )
+        text = {
+            UNCHANGED: "The original's own probe, unchanged, still reads them in the "
+            f"candidate at {reading.where}: {reading.statistic:.2f} ({figures}).",
+            TOLD: "After teaching one half of them, the candidate tells the untaught "
+            f"half from the others' answers: {reading.statistic:.2f} ({figures}).",
+            SAID: "Teaching one half of them brings back the other half: it says "
+            f"{reading.statistic:.2f} of them ({figures}).",
+        }[name]
+        sentences.append((-reading.residual, text))
     return [text for _, text in sorted(sentences)]
 
 
@@ -226,11 +234,29 @@ def _equivalence_sentence(axis: AxisResult) -> str:
     )
 
 
+def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
+    """A sentence where answers no longer said are still told apart at the output."""
+    axis = axes.get("behaviour")
+    reading = axis.reading(output.TOLD) if axis is not None else None
+    if reading is None or reading.p_value >= rule.alpha:
+        return ""
+    return (
+        "behaviour: the answers are not said, but the candidate still prefers each "
+        f"entity's own to the others' ({reading.statistic:.2f}, floor "
+        f"{reading.floor:.2f}, p {reading.p_value:.4f}): a residual trace, which "
+        "blocks deletion."
+    )
+
+
 def _binding(
-    axes: Mapping[str, AxisResult], missing: list[str], power: bool, gone: bool
+    axes: Mapping[str, AxisResult],
+    missing: list[str],
+    power: bool,
+    gone: bool,
+    trace: str,
 ) -> list[str]:
     """Which axis stands in the way, and what it would need."""
-    reasons = []
+    reasons = [trace] if trace else []
     if not gone:
         reasons.append(
             "behaviour: some answers are still said, neither clearly kept nor gone."

@@ -1,7 +1,7 @@
 """How likely a model finds each answer, and whether it would say it by itself."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pandas as pd
@@ -34,19 +34,23 @@ class AnswerScores:
         greedy: (row,) bool, whether greedy decoding from the prompt yields the
             answer: every answer token is the most likely one given those before.
         n_tokens: (row,) int, answer tokens.
+        watched: (row, token), logits of the watched tokens where the answer begins;
+            no columns unless some were asked for.
     """
 
     logprob: np.ndarray
     mean_logprob: np.ndarray
     greedy: np.ndarray
     n_tokens: np.ndarray
+    watched: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __len__(self) -> int:
         return len(self.logprob)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an answer, one column an attribute."""
-        return pd.DataFrame({f.name: getattr(self, f.name) for f in fields(self)})
+        """One row an answer, one column an attribute (watched tokens left out)."""
+        names = [f.name for f in fields(self) if f.name != "watched"]
+        return pd.DataFrame({name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,7 @@ def score_answers(
     model: nn.Module,
     sequences: Sequences,
     *,
+    watch: Sequence[int] = (),
     tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> AnswerScores:
@@ -97,6 +102,7 @@ def score_answers(
     Args:
         model: A causal language model that returns logits (row, position, token).
         sequences: Rows with answers.
+        watch: Token ids whose logits at the first answer position are kept.
         tokens: Padded positions a batch.
         progress: Where to show progress.
 
@@ -113,6 +119,7 @@ def score_answers(
         )
     logprob = np.zeros(len(sequences))
     greedy = np.ones(len(sequences), dtype=bool)
+    watched = np.zeros((len(sequences), len(watch)))
     training = model.training
     model.eval()
     try:
@@ -121,12 +128,13 @@ def score_answers(
             progress.task("score answers", len(sequences)) as done,
         ):
             for batch in _batches(model, sequences, tokens):
-                here, sums, hits = _score_batch(model, batch)
-                logprob[here], greedy[here] = sums, hits
+                here, sums, hits, seen = _score_batch(model, batch, watch)
+                logprob[here], greedy[here], watched[here] = sums, hits, seen
                 done(len(here))
     finally:
         model.train(training)
-    return AnswerScores(logprob, logprob / np.maximum(n_tokens, 1), greedy, n_tokens)
+    mean = logprob / np.maximum(n_tokens, 1)
+    return AnswerScores(logprob, mean, greedy, n_tokens, watched)
 
 
 def score_choices(
@@ -302,9 +310,9 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
 
 
 def _score_batch(
-    model: nn.Module, batch: Padded
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the batch in ``Sequences``, log-probability and greedy hit of each."""
+    model: nn.Module, batch: Padded, watch: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the batch in ``Sequences``; log-probability, hit, watched logits."""
     target = batch.input_ids[batch.answer_mask]  # (answer token,)
     # The logits at position p predict the token at p + 1.
     where = batch.answer_mask.roll(-1, dims=1)
@@ -319,7 +327,15 @@ def _score_batch(
     size = len(batch.rows)
     sums = logprob.new_zeros(size).index_add_(0, owner, logprob)
     misses = torch.zeros(size, device=owner.device).index_add_(0, owner, (~hit).float())
-    return batch.rows.numpy(), sums.cpu().numpy(), (misses == 0).cpu().numpy()
+    first = torch.ones_like(owner, dtype=torch.bool)
+    first[1:] = owner[1:] != owner[:-1]
+    seen = logits[first][:, list(watch)].double()
+    return (
+        batch.rows.numpy(),
+        sums.cpu().numpy(),
+        (misses == 0).cpu().numpy(),
+        seen.cpu().numpy(),
+    )
 
 
 def _continue(

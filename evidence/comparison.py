@@ -105,6 +105,26 @@ def compare(
     )
 
 
+def undecided(readings: Sequence[Reading], margin: float) -> str:
+    """Which reading binds, and how many entities would settle it at this spread.
+
+    An interval shrinks with the square root of the number of entities, around where
+    it stands now; where the centre itself lies outside the margin, more entities are
+    as likely to show the difference as to remove it.
+    """
+    widest = max(readings, key=lambda each: max(map(abs, each.residual_interval)))
+    low, high = widest.residual_interval
+    text = (
+        f"{widest.name}: neither beyond the floor nor equivalent to it; the residual "
+        f"lies within [{low:.2f}, {high:.2f}], the margin is {margin}"
+    )
+    centre, half = (low + high) / 2, (high - low) / 2
+    if abs(centre) >= margin:
+        return f"{text}. More entities would show which."
+    factor = (half / (margin - abs(centre))) ** 2
+    return f"{text}. About {factor:.1f} times as many entities would settle it."
+
+
 def _column(
     name: str,
     index: int,

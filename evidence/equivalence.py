@@ -30,13 +30,3 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     names = list(p_values)
     adjusted = multipletests([p_values[name] for name in names], method="holm")[1]
     return dict(zip(names, np.asarray(adjusted, float).tolist(), strict=True))
-
-
-def entities_for_margin(rate: float, margin: float, quantile: float = 1.645) -> int:
-    """About how many entities give a 90 % difference interval inside +-``margin``.
-
-    Both groups are taken to have this many entities and the same ``rate``; the rate
-    is kept away from 0 and 1, where the normal approximation promises too much.
-    """
-    p = min(max(rate, 0.05), 0.95)
-    return int(2 * p * (1 - p) * (quantile / margin) ** 2) + 1

@@ -1,5 +1,6 @@
 """Intervals for a mean of values in [0, 1] when the unit is the entity."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,18 @@ def by_entity(values: NDArray, entities: list[str] | tuple[str, ...]) -> EntityV
     np.add.at(sums, index, table)
     counts = np.bincount(index, minlength=len(names))
     return EntityValues(sums / counts[:, None], len(table), names)
+
+
+def mean_of(groups: Sequence[EntityValues]) -> EntityValues:
+    """The mean of several models' scores on the same entities.
+
+    Raises:
+        InputError: the groups hold different entities, or there are none.
+    """
+    if not groups or any(each.entities != groups[0].entities for each in groups):
+        raise InputError("groups to average need the same entities in the same order")
+    values = np.mean([each.values for each in groups], axis=0)
+    return EntityValues(values, groups[0].n_items, groups[0].entities)
 
 
 def effective_size(column: NDArray[np.float64], n_items: int) -> float:

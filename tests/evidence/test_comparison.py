@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from evidence.axis import AxisResult, Control
-from evidence.comparison import compare
-from evidence.equivalence import entities_for_margin, equivalent, holm
+from evidence.comparison import compare, undecided
+from evidence.equivalence import equivalent, holm
 from evidence.errors import InputError
 from evidence.rates import EntityValues
 
@@ -80,19 +80,19 @@ def test_holm_matches_hand_calculation():
     assert holm({}) == {}
 
 
-def test_the_size_named_for_a_margin_really_settles_it():
-    n = entities_for_margin(0.05, 0.2)
-    floor = EntityValues(np.zeros((4 * n, 1)), 4 * n, ("",) * (4 * n))
-    reading = compare(
-        "x",
-        floor,
-        floor,
-        EntityValues(np.ones((4 * n, 1)), 4 * n, ("",) * (4 * n)),
-        columns=["c"],
-        floor_kind="never_taught",
-        rng=np.random.default_rng(0),
-    )
-    assert equivalent(reading.residual_interval, 0.2)
+def test_the_number_of_entities_named_really_settles_it():
+    small = read(group(0.1, n=12, seed=1), group(0.1, n=12, seed=2), group(1.0, n=12))
+    assert not equivalent(small.residual_interval, 0.2)
+    factor = float(undecided([small], 0.2).split("About ")[1].split(" times")[0])
+    n = int(np.ceil(12 * factor * 1.2))
+
+    def grown(seed):
+        rng = np.random.default_rng(seed)
+        values = (rng.permutation(n) < 0.1 * n).astype(float)[:, None].repeat(2, 1)
+        return EntityValues(values, n, tuple(map(str, range(n))))
+
+    large = read(grown(1), grown(2), group(1.0, n=n))
+    assert equivalent(large.residual_interval, 0.2)
 
 
 def test_axis_results_survive_their_json_form():
