@@ -320,11 +320,10 @@ def _each_fold(job: _Job) -> None:
     rows = x / spread(x, job.base) if scaled else x
     scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
     fixed = curvature.clamp(min=1e-12).log().mean(0).exp()
-    # Working responses: where each row's score is bound to go under these weights.
-    response = scores + alpha / curvature[:, None].clamp(min=1e-12)
-    sign = None
-    if labels > PILOTS:
-        sign = (response * (2 * target - 1)).mean(0) if job.columns == 1 else None
+    if labels > PILOTS and job.columns == 1:
+        # New label vectors start from the pilots' mean pull towards a row's class.
+        side = 2 * target - 1
+        scores, alpha = (scores * side).mean(0), (alpha * side).mean(0)
     for fold in range(len(job.folds)):
         train, test = job.train[fold].nonzero()[:, 0], job.test[fold].nonzero()[:, 0]
         inside, outside = x[train], x[test]
@@ -338,9 +337,11 @@ def _each_fold(job: _Job) -> None:
             goal = one_hot(local, job.classes)
             weights = row_weights(local, job.classes, job.base[train][None], options)
             if labels <= PILOTS:
-                start = factor.weight * response[part][:, :, train]
-            elif sign is not None:
-                start = factor.weight * sign[:, train] * (2 * goal - 1)
+                start = alpha[part][:, :, train]
+                start = start + factor.weight * scores[part][:, :, train]
+            elif job.columns == 1:
+                start = alpha[:, train] + factor.weight * scores[:, train]
+                start = start * (2 * goal - 1)
             else:
                 start = torch.zeros_like(goal)
             batch = Batch(Loss(goal, weights), operator, start, operator(start))

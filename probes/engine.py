@@ -286,6 +286,8 @@ def _advance(
     """
     dtype = batch.scores.dtype
     direction, lift = direction.to(dtype), lift.to(dtype)
+    if not batch.loss.binary:
+        direction, lift = centre_classes(direction), centre_classes(lift)
     batch.dual += direction
     batch.scores += lift
     residual, curvature = _residual(batch)

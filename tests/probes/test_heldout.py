@@ -1,0 +1,256 @@
+"""Every fold at its optimum: against scikit-learn, refits, and itself transformed."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.preprocessing import StandardScaler
+
+from probes.crossfit import LogisticOptions, crossfit
+from probes.directions import MeanDifferenceProbe
+from probes.discriminant import LDAProbe
+from probes.folds import from_splits, k_fold, leave_one_group_out, rebalanced
+from probes.logistic import LogisticProbe
+from probes.ridge import RidgeProbe
+
+_spec = importlib.util.spec_from_file_location(
+    "probe_rows", Path(__file__).with_name("conftest.py")
+)
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+make_rows = _module.make_rows
+
+SHAPES = [(40, 90, 2, 40), (40, 90, 3, 10), (120, 5, 2, 12), (120, 5, 4, 30)]
+IDS = ["wide", "wide-3", "long", "long-4"]
+
+
+def sklearn_scores(x, codes, folds, fold, scaling, **options):
+    train, test = folds.train[fold], folds.test[fold]
+    scaler = StandardScaler(with_std=scaling is not None)
+    scaler.fit(x if scaling == "all" else x[train])
+    model = LogisticRegression(
+        solver="newton-cholesky", tol=1e-12, max_iter=500, **options
+    )
+    model.fit(scaler.transform(x[train]), codes[train])
+    scores = model.decision_function(scaler.transform(x[test]))
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    return scores, model.coef_ / (scaler.scale_ if scaling else 1)
+
+
+def centred(scores):
+    """Softmax scores are free up to a constant a row."""
+    return scores - scores.mean(1, keepdims=True) if scores.shape[1] > 1 else scores
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("scaling", [None, "all", "fold"])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)]
+)
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_logistic_folds_reach_the_optimum(
+    shape, scaling, precision, tolerance, class_weight
+):
+    n, d, classes, groups = shape
+    x, codes, group = make_rows(n, d, classes, groups)
+    folds = leave_one_group_out(group, n)
+    probe = LogisticProbe(0.7, class_weight, scaling, precision)
+    result = probe.held_out(
+        torch.from_numpy(x),
+        torch.from_numpy(codes)[None],
+        classes,
+        folds,
+        coefficients=True,
+    )
+    for fold in range(0, groups, 5):
+        expected, weights = sklearn_scores(
+            x, codes, folds, fold, scaling, C=0.7, class_weight=class_weight
+        )
+        ours = result.scores[0][:, torch.from_numpy(folds.test[fold])].T.numpy()
+        gap = np.abs(centred(ours) - centred(expected)).max()
+        assert gap < tolerance * np.abs(expected).max()
+        coef = result.coef[0, fold].numpy()
+        gap = np.abs(centred(coef.T) - centred(weights.T)).max()
+        assert gap < 10 * tolerance * np.abs(weights).max()
+        by_hand = x[folds.test[fold]] @ coef.T + result.intercept[0, fold].numpy()
+        assert np.abs(by_hand - ours).max() < 50 * tolerance * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_many_label_vectors_equal_one_at_a_time(shape, rng):
+    # From 8 label vectors on, each fold gets its own factor: another route.
+    n, d, classes, groups = shape
+    x, codes, group = make_rows(n, d, classes, groups)
+    folds = k_fold(group, codes, 5)
+    labels = np.stack([codes] + [rng.permutation(codes) for _ in range(39)])
+    x = torch.from_numpy(x)
+    probe = LogisticProbe()
+    together = probe.held_out(x, torch.from_numpy(labels), classes, folds).scores
+    for label in (0, 7, 39):
+        one = torch.from_numpy(labels[label : label + 1])
+        alone = probe.held_out(x, one, classes, folds).scores[0]
+        scale = alone.abs().max()
+        assert (together[label] - alone).abs().max() < 2e-8 * scale
+
+
+BRUTE = {
+    "ridge": (RidgeProbe(2.0), lambda: RidgeClassifier(alpha=2.0, solver="cholesky")),
+    "lda": (
+        LDAProbe(0.3),
+        lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("name", list(BRUTE))
+def test_closed_forms_equal_scikit_learn_refitted(shape, name):
+    n, d, classes, groups = shape
+    x, codes, group = make_rows(n, d, classes, groups)
+    probe, peer = BRUTE[name]
+    folds = leave_one_group_out(group, n)
+    ours = probe.held_out(
+        torch.from_numpy(x), torch.from_numpy(codes)[None], classes, folds
+    ).scores[0]
+    for fold in range(len(folds)):
+        train, test = folds.train[fold], folds.test[fold]
+        expected = peer().fit(x[train], codes[train]).decision_function(x[test])
+        expected = expected[:, None] if expected.ndim == 1 else expected
+        got = ours[:, torch.from_numpy(test)].T.numpy()
+        gap = centred(got) - centred(expected) if name == "lda" else got - expected
+        assert np.abs(gap).max() < 1e-10 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("scaling", [None, "all", "fold"])
+@pytest.mark.parametrize(
+    "probe", [RidgeProbe(), LDAProbe(), MeanDifferenceProbe()], ids=lambda p: type(p)
+)
+@pytest.mark.parametrize("balance", [False, True])
+def test_closed_forms_equal_own_refits(shape, scaling, probe, balance):
+    n, d, classes, groups = shape
+    x, codes, group = make_rows(n, d, classes, groups)
+    folds = leave_one_group_out(group, n)
+    folds = rebalanced(folds, codes) if balance else folds
+    probe.set_params(standardize=scaling)
+    ours = probe.held_out(
+        torch.from_numpy(x), torch.from_numpy(codes)[None], classes, folds
+    ).scores[0]
+    if scaling == "all":
+        x = (x - x.mean(0)) / x.std(0)
+    for fold in range(0, len(folds), 3):
+        train, test = folds.train[fold], folds.test[fold]
+        refit = clone(probe)
+        refit.set_params(standardize=None if scaling == "all" else scaling)
+        fitted = refit.fit(x[train], codes[train])
+        expected = fitted.decision_function(x[test])
+        expected = expected[:, None] if expected.ndim == 1 else expected
+        got = ours[:, torch.from_numpy(test)].T.numpy()
+        if not isinstance(probe, RidgeProbe):
+            got, expected = centred(got), centred(expected)
+        assert np.abs(got - expected).max() < 1e-9 * max(1, np.abs(expected).max())
+
+
+PROBES = [LogisticProbe(), RidgeProbe(), LDAProbe(), MeanDifferenceProbe()]
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda p: type(p).__name__)
+def test_order_and_rotation_change_nothing(probe, rng):
+    x, codes, group = make_rows(30, 8, 3, 10)
+    rotation = np.linalg.qr(rng.standard_normal((8, 8)))[0]
+    order = rng.permutation(30)
+
+    def scores(rows, labels, groups):
+        return probe.held_out(
+            torch.from_numpy(rows),
+            torch.from_numpy(labels)[None],
+            3,
+            leave_one_group_out(groups, 30),
+        ).scores[0]
+
+    plain = scores(x, codes, group)
+    moved = scores((x @ rotation)[order], codes[order], group[order])
+    torch.testing.assert_close(moved, plain[:, order], rtol=1e-7, atol=1e-7)
+
+
+def test_scaling_rows_is_scaling_the_penalty():
+    x, codes, _ = make_rows(50, 6, 2, 50)
+    plain = LogisticProbe(2.0).fit(x, codes)
+    scaled = LogisticProbe(2.0 / 9).fit(3 * x, codes)
+    np.testing.assert_allclose(3 * scaled.coef_, plain.coef_, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [5, 200])
+def test_doubled_rows_are_weights_of_two(d):
+    x, codes, _ = make_rows(40, d, 3, 40)
+    weight = np.where(np.arange(40) % 3 == 0, 2.0, 1.0)
+    twice = np.repeat(np.arange(40), weight.astype(int))
+    weighted = LogisticProbe().fit(x, codes, weight)
+    repeated = LogisticProbe().fit(x[twice], codes[twice])
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        weighted.intercept_, repeated.intercept_, rtol=1e-6, atol=1e-8
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    half=st.integers(1, 12),
+    d=st.integers(1, 30),
+    C=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_meets_the_gradient_condition(half, d, C, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2 * half, d)) * 10 ** rng.uniform(-2, 2)
+    y = np.arange(2 * half) % 2
+    fitted = LogisticProbe(C).fit(x, y)
+    # At the optimum W = C X'(y - p) and sum(y - p) = 0.
+    gap = y - fitted.predict_proba(x)[:, 1]
+    scale = np.abs(C * x.T * gap).sum(1).max() + np.abs(fitted.coef_).max()
+    assert np.abs(fitted.coef_[0] - C * x.T @ gap).max() <= 1e-5 * scale + 1e-12
+    assert abs(gap.sum()) <= 1e-6 * half
+
+
+@pytest.mark.parametrize("d", [6, 150])
+@pytest.mark.parametrize("labels", [1, 12])
+def test_any_memory_budget_gives_the_same_numbers(d, labels, rng):
+    x, codes, group = make_rows(60, d, 2, 20)
+    many = np.stack([rng.permutation(codes) for _ in range(labels)])
+    folds = leave_one_group_out(group, 60)
+    args = torch.from_numpy(x), torch.from_numpy(many), 2, folds
+    wide = crossfit(*args, LogisticOptions())
+    fixed = 8 * (2 * 60 * d + 4 * 3600)
+    tight = crossfit(*args, LogisticOptions(memory=fixed + 60000))
+    torch.testing.assert_close(tight.scores, wide.scores, rtol=1e-7, atol=1e-8)
+
+
+def test_given_splits_may_leave_rows_unscored():
+    x, codes, _ = make_rows(20, 4, 2, 20)
+    folds = from_splits([(np.arange(5, 20), np.arange(5))], 20)
+    for probe in PROBES:
+        scores = probe.held_out(
+            torch.from_numpy(x), torch.from_numpy(codes)[None], 2, folds
+        ).scores[0, 0]
+        assert torch.isfinite(scores[:5]).all() and torch.isnan(scores[5:]).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("d", [6, 150])
+def test_cuda_agrees_with_cpu(d):
+    x, codes, group = make_rows(60, d, 3, 20)
+    folds = leave_one_group_out(group, 60)
+    here = LogisticProbe().held_out(
+        torch.from_numpy(x), torch.from_numpy(codes)[None], 3, folds
+    )
+    there = LogisticProbe().held_out(
+        torch.from_numpy(x).cuda(), torch.from_numpy(codes)[None].cuda(), 3, folds
+    )
+    torch.testing.assert_close(there.scores.cpu(), here.scores, rtol=1e-7, atol=1e-8)
