@@ -245,14 +245,14 @@ def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
             here[:, same] -= here[:, same].mean(1, keepdims=True)
         # Statements that tie up to rounding (a site that sees only the answer) are
         # ties, not evidence.
-        scale = np.abs(here).max(1, keepdims=True)
-        floor = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1, keepdims=True), 1e-12)
-        here = np.where(scale > floor, here, 0.0)
+        tie = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1), 1e-12)
         names = np.array([part.entities[row] for row in rows])
         for name in dict.fromkeys(names):
             mine = names == name
             true = here[:, mine & (part.labels[rows] == 1)]
             false = here[:, mine & (part.labels[rows] == 0)]
-            wins = (true > false).mean(1) + 0.5 * (true == false).mean(1)
+            lead = true - false
+            near = np.abs(lead) <= tie[:, None]
+            wins = ((lead > 0) & ~near).mean(1) + 0.5 * near.mean(1)
             result[rows[mine & (part.labels[rows] == 1)]] = wins
     return result

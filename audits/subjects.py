@@ -11,6 +11,8 @@ from torch import nn
 
 from capture.models import Checkpoint
 
+LARGE = 10_000_000  # parameters
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -41,13 +43,17 @@ class Subject:
     def loaded(self, device: str) -> Iterator[nn.Module]:
         """The model for the length of a block, and its memory back afterwards."""
         model = self.load(device)
+        large = sum(p.numel() for p in model.parameters()) > LARGE
         try:
             yield model
         finally:
             del model
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            # Modules refer to each other in circles, so only a collection frees them;
+            # it takes half a second, which a small model is not worth.
+            if large:
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
 
 def choose_device(wanted: str) -> str:

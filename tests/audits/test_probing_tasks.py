@@ -1,0 +1,129 @@
+"""The two forms of probing: balanced, and at chance when nothing is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audits.probing_tasks import Task, blocks, choose_form, make_tasks, row_scores
+from capture.items import Item, ItemSet
+
+
+def items(n, answers=None, relation="capital", prefix="e"):
+    return [
+        Item(
+            f"{prefix}{i}-{relation}",
+            f"{prefix}{i}",
+            f"The capital of {prefix}{i} is",
+            answers[i % len(answers)] if answers else f"{prefix.upper()}town{i}",
+            relation,
+        )
+        for i in range(n)
+    ]
+
+
+def tasks(sets, **extra):
+    options = {"wordings": 1, "statement_wordings": 1, "block": 5} | extra
+    named = {name: ItemSet(tuple(each)) for name, each in sets.items()}
+    return make_tasks(named, rng=np.random.default_rng(0), **options)
+
+
+def unique_task(n=20) -> Task:
+    forget = items(n)
+    never = [
+        Item(f"n{i}", f"never{i}", f"The capital of never{i} is", x.answer, x.relation)
+        for i, x in enumerate(forget)
+    ]
+    found, notes = tasks(
+        {
+            "fit": items(30, prefix="r"),
+            "check": items(10, prefix="c"),
+            "forget": forget,
+            "never_taught": never,
+        }
+    )
+    assert not notes
+    return found[0]
+
+
+def test_form_follows_the_data():
+    shared = items(30, ["Rome", "Oslo", "Lima"], prefix="r")
+    assert choose_form(items(6, ["Rome", "Oslo"]), shared) == "shared"
+    assert choose_form(items(6), items(30, prefix="r")) == "unique"
+
+
+def test_every_answer_is_true_once_and_false_equally_often_within_its_block():
+    part = unique_task().parts["forget"]
+    for group in np.unique(part.groups):
+        rows = np.flatnonzero(part.groups == group)
+        words = {part.answers[row] for row in rows}
+        for word in words:
+            labels = [part.labels[row] for row in rows if part.answers[row] == word]
+            assert sum(labels) == 1
+            assert len(labels) == len(words)
+
+
+@given(st.integers(4, 60), st.integers(2, 8), st.integers(0, 99))
+@settings(deadline=None)
+def test_blocks_hold_every_item_once_with_distinct_answers(n, size, seed):
+    given_items = items(n, [f"a{k}" for k in range(max(3, n // 2))])
+    found = blocks(given_items, size, np.random.default_rng(seed))
+    ids = [item.id for members in found for item in members]
+    assert len(ids) == len(set(ids))
+    for members in found:
+        assert len({item.answer for item in members}) == len(members) >= 2
+
+
+@pytest.mark.parametrize("kind", ["answer", "entity", "both"])
+def test_liking_an_answer_or_an_entity_reads_nothing(kind):
+    task = unique_task()
+    part = task.parts["forget"]
+    rng = np.random.default_rng(1)
+    word = {a: rng.normal(0, 10) for a in dict.fromkeys(part.answers)}
+    name = {e: rng.normal(0, 10) for e in dict.fromkeys(part.entities)}
+    score = np.zeros(len(part))
+    if kind in ("answer", "both"):
+        score += [word[a] for a in part.answers]
+    if kind in ("entity", "both"):
+        score += [name[e] for e in part.entities]
+    found = row_scores(task, part, score[None, :, None])
+    # Exactly one half: what is additive in answer and entity cancels to a tie.
+    assert np.nanmax(np.abs(found - 0.5)) == 0
+
+
+def test_knowing_the_truth_reads_it_all_and_noise_reads_half():
+    task = unique_task(100)
+    part = task.parts["forget"]
+    rng = np.random.default_rng(2)
+    truth = part.labels + 0.01 * rng.normal(size=len(part))
+    noise = rng.normal(size=len(part))
+    found = row_scores(task, part, np.stack([truth, noise])[:, :, None])
+    assert np.nanmean(found[:, 0]) == 1.0
+    assert np.nanmean(found[:, 1]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_shared_form_reads_the_class():
+    people = {
+        name: items(n, ["Rome", "Oslo", "Lima"], prefix=name[0])
+        for name, n in (("fit", 30), ("check", 9), ("forget", 9), ("never_taught", 9))
+    }
+    (task,), _ = tasks(people)
+    assert task.form == "shared"
+    part = task.parts["forget"]
+    right = np.eye(3)[part.labels]
+    wrong = np.roll(right, 1, axis=1)
+    found = row_scores(task, part, np.stack([right, wrong]))
+    assert found[:, 0].all()
+    assert not found[:, 1].any()
+
+
+def test_a_relation_too_small_to_probe_is_named():
+    people = {
+        "fit": items(30, prefix="r"),
+        "check": items(10, prefix="c"),
+        "forget": items(3),
+        "never_taught": items(3, prefix="n"),
+    }
+    found, notes = tasks(people)
+    assert not found
+    assert "capital" in notes[0]

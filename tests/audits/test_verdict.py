@@ -1,0 +1,144 @@
+"""The rule as a truth table: what fires, in which order, and what may never fire."""
+
+import pytest
+
+from audits.config import Rule
+from audits.decodability import REFITTED, UNCHANGED
+from audits.preflight import Damage
+from audits.relearning import SAID, TOLD
+from audits.verdict import decide
+from evidence.axis import AxisResult, Control, Reading
+
+FINE = Damage({"retain accuracy": 1.0}, ())
+WRECK = Damage({"retain accuracy": 0.1}, ("retain accuracy is 10 %",))
+PLANTED = Control("the planted suppression is seen", 0.001, "p < 0.05", True)
+UNSEEN = Control("the planted suppression is seen", 0.5, "p < 0.05", False)
+
+
+def reading(name, residual, p, spread=0.1):
+    return Reading(
+        name=name,
+        statistic=residual,
+        interval=(max(0, residual - spread), residual + spread),
+        floor=0.0,
+        floor_kind="never_taught",
+        ceiling=1.0,
+        residual=residual,
+        residual_interval=(residual - spread, residual + spread),
+        p_value=p,
+        p_below=0.5,
+        smallest_p=0.001,
+        where="resid.1",
+        columns=({"name": "resid.1", "p_value": p},),
+    )
+
+
+def axis(name, status, *readings, controls=(PLANTED,)):
+    return AxisResult(name, "?", status, "s", tuple(readings), tuple(controls), 24)
+
+
+def axes(
+    behaviour="absent",
+    unchanged=0.9,
+    refitted=0.9,
+    relearned=0.9,
+    told=0.9,
+    controls=(PLANTED,),
+):
+    """p-values of the readings; small means found."""
+    probe = "retained" if min(unchanged, refitted) < 0.05 else "absent"
+    attack = "retained" if relearned < 0.05 else "absent"
+
+    def level(p):
+        return 0.8 if p < 0.05 else 0.0
+
+    return {
+        "behaviour": axis(
+            "behaviour",
+            behaviour,
+            reading("said in full", 1.0 if behaviour == "retained" else 0.0, 0.5),
+            reading("told from the others", level(told), told),
+            controls=(),
+        ),
+        "decodability": axis(
+            "decodability",
+            probe,
+            reading(REFITTED, level(refitted), refitted),
+            reading(UNCHANGED, level(unchanged), unchanged),
+            controls=controls,
+        ),
+        "relearning": axis(
+            "relearning",
+            attack,
+            reading(TOLD, level(relearned), relearned),
+            reading(SAID, 0.0, 0.9),
+            controls=controls,
+        ),
+    }
+
+
+def word(found, damage=FINE, identical=False):
+    return decide(found, damage, identical, "never_taught", Rule()).verdict_class
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (axes(), "deleted"),
+        (axes(behaviour="retained"), "not_unlearned"),
+        (axes(unchanged=0.001), "suppressed"),
+        (axes(relearned=0.001), "suppressed"),
+        (axes(refitted=0.001), "inconclusive"),
+        (axes(told=0.001), "inconclusive"),
+        (axes(behaviour="no_power", unchanged=0.001), "inconclusive"),
+        (axes(controls=(UNSEEN,)), "inconclusive"),
+        (axes(controls=()), "inconclusive"),
+        # 0.03 alone would pass; corrected for three tests it does not.
+        (axes(unchanged=0.03), "inconclusive"),
+    ],
+)
+def test_each_rule_fires_on_its_own_evidence(found, expected):
+    assert word(found) == expected
+
+
+@pytest.mark.parametrize("behaviour", ["retained", "absent"])
+def test_wreckage_comes_before_everything_and_the_rest_is_still_told(behaviour):
+    found = axes(behaviour=behaviour, unchanged=0.001)
+    verdict = decide(found, WRECK, False, "never_taught", Rule())
+    assert verdict.verdict_class == "damaged"
+    assert any("recovered" in each for each in verdict.also)
+
+
+def test_equal_weights_are_not_unlearned_said_plainly():
+    only = {"behaviour": axes(behaviour="retained")["behaviour"]}
+    verdict = decide(only, FINE, True, "never_taught", Rule())
+    assert verdict.verdict_class == "not_unlearned"
+    assert "exactly the same weights" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("name", ["decodability", "relearning"])
+@pytest.mark.parametrize("status", ["missing", "no_power", "control_failed", "error"])
+def test_absence_of_evidence_is_never_deletion(name, status):
+    found = axes()
+    if status == "missing":
+        del found[name]
+    else:
+        found[name] = axis(name, status, *found[name].readings)
+    verdict = decide(found, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "inconclusive"
+    assert any(name in reason for reason in verdict.reasons)
+
+
+def test_an_axis_whose_control_failed_cannot_make_suppressed():
+    found = axes(unchanged=0.001)
+    found["decodability"] = axis(
+        "decodability", "control_failed", *found["decodability"].readings
+    )
+    assert word(found) == "inconclusive"
+
+
+def test_layers_and_reasons_are_named():
+    verdict = decide(axes(unchanged=0.001), FINE, False, "never_taught", Rule())
+    assert verdict.where == ("resid.1",)
+    assert "own probe" in verdict.reasons[0]
+    assert verdict.to_dict()["probabilities"] is None
