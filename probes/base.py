@@ -1,11 +1,12 @@
 """The contract of every linear probe, a scikit-learn classifier."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -73,6 +74,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         index = scores.argmax(1) if scores.ndim == 2 else (scores > 0).astype(int)
         return self.classes_[index]
 
+    def copy(self, **parameters) -> "LinearProbe":
+        """An unfitted probe with the same parameters but for those given."""
+        twin = cast(LinearProbe, clone(self))
+        return cast(LinearProbe, twin.set_params(**parameters))
+
     def held_out(
         self,
         x: Tensor,
@@ -94,6 +100,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             coefficients: Whether to return the probes too.
             memory: Bytes to stay within, beside the input.
         """
+        raise NotImplementedError
+
+    def fit(self, X, y) -> "LinearProbe":
+        """Fit on (row, d) ``X`` with (row,) labels ``y``."""
         raise NotImplementedError
 
     def _prepare(self, X, y, sample_weight=None):

@@ -19,7 +19,6 @@ from probes.folds import Folds
 from probes.fullfit import row_fit
 from probes.losses import Loss
 from probes.operators import (
-    Factor,
     Operator,
     factor_features,
     factor_gram,

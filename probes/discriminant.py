@@ -66,7 +66,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         coefficients: bool = False,
         memory: int = 1 << 30,
     ) -> HeldOut:
-        """As ``LinearProbe.held_out``: one spectrum, then a few inner products a fold."""
+        """As ``LinearProbe.held_out``: one spectrum, then few products a fold."""
         if self.standardize == "fold" or coefficients:
             return by_refitting(self, x, codes, classes, folds, coefficients)
         s = self._shrinkage()
@@ -74,7 +74,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         if self.standardize == "all":
             x = x / spread(x, torch.ones_like(x[:, 0]))
         n, d = x.shape
-        # Rows in an orthonormal basis of their span: same inner products, fewer columns.
+        # Rows in an orthonormal basis of their span: inner products stay.
         rows = torch.linalg.qr(x.T, mode="r").R.T if n < d else x
         columns = 1 if classes == 2 else classes
         out = x.new_full((len(codes), columns, n), torch.nan)

@@ -226,9 +226,7 @@ def _residual(batch: Batch) -> tuple[Tensor, Curvature]:
     residual.addcmul_(batch.operator.weight, batch.scores)
     if not batch.loss.binary:
         centre_classes(residual)
-    return residual, excess_curvature(
-        batch.loss, probabilities, batch.operator.weight
-    )
+    return residual, excess_curvature(batch.loss, probabilities, batch.operator.weight)
 
 
 def _conjugate(

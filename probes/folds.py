@@ -103,7 +103,7 @@ def k_fold(
     place = np.empty(count, dtype=np.int64)
     for group in order:
         # The fold whose label counts end nearest to an equal share.
-        cost = (((held + table[group] - share) ** 2 - (held - share) ** 2)).sum(1)
+        cost = ((held + table[group] - share) ** 2 - (held - share) ** 2).sum(1)
         best = np.lexsort((held.sum(1), cost.round(9)))[0]
         place[group] = best
         held[best] += table[group]

@@ -45,7 +45,7 @@ def rows_of(estimator, x, *, reset: bool) -> Tensor:
         numeric = validate_data(
             estimator, x, reset=reset, dtype=[np.float64, np.float32, np.float16]
         )
-        return as_tensor(numeric)
+        return as_tensor(np.asarray(numeric))
     name = type(estimator).__name__
     if x.ndim != 2 or 0 in x.shape:
         raise RowsError(

@@ -112,12 +112,14 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             )
         if self.standardize not in SCALINGS:
             raise RowsError(
-                "unknown standardize", expected="None, 'fold' or 'all'",
+                "unknown standardize",
+                expected="None, 'fold' or 'all'",
                 got=repr(self.standardize),
             )
         if self.precision not in PRECISIONS:
             raise RowsError(
-                "unknown precision", expected="'float64' or 'float32'",
+                "unknown precision",
+                expected="'float64' or 'float32'",
                 got=repr(self.precision),
             )
         fixed = None
@@ -130,7 +132,8 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
                 raise RowsError("class weights must be positive", got=str(min(fixed)))
         elif self.class_weight not in (None, "balanced"):
             raise RowsError(
-                "unknown class_weight", expected="None, 'balanced' or a dict",
+                "unknown class_weight",
+                expected="None, 'balanced' or a dict",
                 got=repr(self.class_weight),
             )
         return LogisticOptions(

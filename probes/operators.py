@@ -86,7 +86,9 @@ def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Fa
     return Factor(weight, matrix.addr_(lift, scaled), extra)
 
 
-def factor_features(rows: Tensor, weight: Tensor, other: Tensor | None = None) -> Factor:
+def factor_features(
+    rows: Tensor, weight: Tensor, other: Tensor | None = None
+) -> Factor:
     """B from the features themselves.
 
     Args:

@@ -1,30 +1,15 @@
 """Held-out scores by fitting every fold afresh, where nothing faster is exact."""
 
-from typing import Protocol
-
-import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
-from probes.base import HeldOut
+from probes.base import HeldOut, LinearProbe
 from probes.crossfit import spread
 from probes.folds import Folds
 
 
-class Fits(Protocol):
-    """A probe with ``fit`` and fitted coefficients."""
-
-    coef_: np.ndarray
-    intercept_: np.ndarray
-
-    def fit(self, X, y) -> "Fits":
-        """Fit on rows."""
-        ...
-
-
 def by_refitting(
-    probe: BaseEstimator,
+    probe: LinearProbe,
     x: Tensor,
     codes: Tensor,
     classes: int,
@@ -39,10 +24,10 @@ def by_refitting(
     centre = x.mean(0)
     x = x - centre
     scale = torch.ones_like(centre)
-    probe = clone(probe)
+    probe = probe.copy()
     if getattr(probe, "standardize", None) == "all":
         scale = spread(x, torch.ones_like(x[:, 0]))
-        probe.set_params(standardize=None)
+        probe = probe.copy(standardize=None)
     x = x / scale
     columns = 1 if classes == 2 else classes
     labels, n = codes.shape

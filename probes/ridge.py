@@ -124,6 +124,8 @@ def residual_maker(x: Tensor, alpha: float) -> Tensor:
         return alpha * (inverse - torch.outer(ones, ones / ones.sum()))
     system = x.T @ x
     system.diagonal().add_(alpha)
-    half = torch.linalg.solve_triangular(torch.linalg.cholesky(system), x.T, upper=False)
+    half = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(system), x.T, upper=False
+    )
     hat = half.T @ half
     return torch.eye(n, dtype=x.dtype, device=x.device) - hat - 1 / n

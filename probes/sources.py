@@ -1,0 +1,79 @@
+"""Activations in memory or in a store, read one site at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evidence.errors import InputError
+from probes.inputs import RowsError, as_tensor
+
+
+@runtime_checkable
+class SiteStore(Protocol):
+    """Activations that are read one site at a time."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """Names."""
+        ...
+
+    def site(self, name: str) -> Any:
+        """(row, d) of one site."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Sites by name, whatever held them."""
+
+    names: tuple[str, ...]
+    rows: int
+    data: Any
+
+    def read(self, name: str, device: str | None) -> Tensor:
+        """(row, d) float64 on the device; refused if not finite."""
+        if isinstance(self.data, SiteStore):
+            x = self.data.site(name)
+        else:
+            x = self.data[self.names.index(name)]
+        x = x.detach().double() if isinstance(x, Tensor) else as_tensor(np.asarray(x))
+        if x.ndim != 2 or len(x) != self.rows:
+            raise InputError(
+                f"site {name} does not hold one vector a row",
+                expected=f"({self.rows}, d)",
+                got=str(tuple(x.shape)),
+                fix="Choose one position an item, or reshape to (site, item, d)",
+            )
+        bad = ~torch.isfinite(x).all(1)
+        if bool(bad.any()):
+            raise RowsError(
+                f"site {name} has NaN or infinite activations in {int(bad.sum())} rows",
+                got=f"the first is row {int(bad.nonzero()[0, 0])}",
+                fix="Half precision overflows in large models: capture in float32",
+            )
+        return x if device is None else x.to(device)
+
+
+def open_source(activations: Any) -> Source:
+    """One way to read arrays, tensors and stores.
+
+    Raises:
+        InputError: not (site, row, d), or nothing in it.
+    """
+    if isinstance(activations, SiteStore):
+        names = tuple(activations.sites)
+        if not names:
+            raise InputError("the activations hold no site")
+        return Source(names, len(activations.site(names[0])), activations)
+    data = activations if isinstance(activations, Tensor) else np.asarray(activations)
+    if data.ndim != 3 or 0 in data.shape:
+        raise InputError(
+            "activations must be (site, row, d) with at least one of each",
+            got=f"shape {tuple(data.shape)}",
+        )
+    names = tuple(f"site.{index}" for index in range(len(data)))
+    return Source(names, data.shape[1], data)
