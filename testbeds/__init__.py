@@ -1,0 +1,1 @@
+"""Small worlds and models whose true state is known by construction."""

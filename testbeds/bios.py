@@ -1,0 +1,359 @@
+"""Invented people: a small model that learned them, and its never-taught twin.
+
+Both models are trained from scratch by the same recipe, from the same starting
+weights; the twin never saw the people to forget. What they know is thus known by
+construction. All name words of the people to forget, and of the never-taught people,
+also occur in names of other people, so only the combination is new to the twin.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from capture.gguf import quiet
+from capture.items import Item, ItemSet, read_items
+from capture.scoring import score_answers
+from capture.tokens import encode_items
+from erasure.training import finetune_
+from evidence.errors import ExhumeError, InputError
+from evidence.files import folder_atomic, write_atomic
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng, stage_seed
+from evidence.sequences import Sequences
+from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer
+
+RECIPE = 1  # part of the cache's key: raise it when the result would differ
+
+
+@dataclass(frozen=True)
+class BiosConfig:
+    """Size of the world and of its models.
+
+    Attributes:
+        people: How many the original is taught.
+        forget: How many of them are to be forgotten.
+        names: First names, and as many last names, that people are named from.
+        values: Answers an attribute has.
+        layers: Transformer blocks.
+        width: Residual stream.
+        heads: Attention heads.
+        steps: Optimizer steps.
+        batch_size: Rows a step.
+        lr: Highest learning rate.
+        weight_decay: AdamW's decoupled decay.
+    """
+
+    people: int = 160
+    forget: int = 24
+    names: int = 40
+    values: int = 20
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    steps: int = 300
+    batch_size: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        most = min(len(FIRST), len(LAST))
+        checks = {
+            "names": (2 <= self.names <= most, f"2 to {most}", self.names),
+            "people": (
+                2 * self.names <= self.people <= self.names**2 - self.forget,
+                "at least two a name, and some combinations left",
+                self.people,
+            ),
+            "forget": (
+                1 <= self.forget <= self.people // 4,
+                f"1 to {self.people // 4}, a quarter of the people",
+                self.forget,
+            ),
+            "values": (
+                2 <= self.values <= min(len(r.values) for r in RELATIONS),
+                f"2 to {min(len(r.values) for r in RELATIONS)}",
+                self.values,
+            ),
+            "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
+        }
+        for name, (good, expected, got) in checks.items():
+            if not good:
+                raise InputError(
+                    f"{name} cannot be used", expected=expected, got=str(got)
+                )
+
+
+STANDARD = BiosConfig()
+SMALL = BiosConfig(
+    people=48,
+    forget=8,
+    names=16,
+    values=8,
+    layers=2,
+    width=64,
+    heads=4,
+    steps=150,
+    batch_size=96,
+    lr=5e-3,
+)
+
+
+@dataclass(frozen=True)
+class BiosWorld:
+    """A finished world on disk.
+
+    Attributes:
+        root: Folder of all that follows.
+        original: Model that was taught everyone.
+        twin: Model that was taught all but the people to forget.
+        forget: Facts about the people to forget, JSON Lines.
+        retain: Facts about the others.
+        never_taught: One invented person for each to forget, with the same answers.
+    """
+
+    root: Path
+    original: Path
+    twin: Path
+    forget: Path
+    retain: Path
+    never_taught: Path
+
+    def manifest(self) -> dict[str, object]:
+        """Settings, seed and what the models know."""
+        return json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
+
+
+def build_bios(
+    config: BiosConfig,
+    seed: int,
+    root: Path,
+    progress: Progress = SILENT,
+) -> BiosWorld:
+    """Make the world, or find it made.
+
+    The folder's name is a hash of settings and seed. Interrupted, the same call goes
+    on with the part that is missing.
+
+    Args:
+        config: ``STANDARD``, ``SMALL`` or another size.
+        seed: Fixes people, answers, starting weights and order of training.
+        root: Where worlds are kept.
+        progress: Where progress is shown.
+
+    Raises:
+        ExhumeError: a model did not learn its people; take more steps.
+    """
+    key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
+    place = root / f"bios-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    world = BiosWorld(
+        place,
+        place / "original",
+        place / "twin",
+        place / "forget.jsonl",
+        place / "retain.jsonl",
+        place / "never_taught.jsonl",
+    )
+    if (place / "manifest.json").is_file():
+        return world
+    forget, retain, never = make_people(config, seed)
+    forget.to_jsonl(world.forget)
+    retain.to_jsonl(world.retain)
+    never.to_jsonl(world.never_taught)
+    everyone = ItemSet(forget.items + retain.items)
+    for folder, taught in ((world.original, everyone), (world.twin, retain)):
+        if not folder.is_dir():
+            _train(config, seed, taught, folder, progress)
+    manifest = {
+        "world": "bios",
+        "recipe": RECIPE,
+        "seed": seed,
+        "config": asdict(config),
+        "digests": {
+            "forget": forget.digest,
+            "retain": retain.digest,
+            "never_taught": never.digest,
+        },
+        "greedy_accuracy": {
+            folder.name: _knows(folder, world)
+            for folder in (world.original, world.twin)
+        },
+    }
+    write_atomic(place / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return world
+
+
+def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
+    """The facts to forget, to retain, and about never-taught people."""
+    rng = numpy_rng(seed, "bios", "people")
+    named, spare = _name_pairs(config.names, config.people, rng)
+    gone = _choose(named, config.forget, config.people // config.names, rng)
+    kept = [pair for pair in named if pair not in set(gone)]
+    never = _choose(spare, config.forget, config.people // config.names, rng)
+    gone_answers = _answers(config, len(gone), rng)
+    return (
+        _facts("forget", gone, gone_answers),
+        _facts("retain", kept, _answers(config, len(kept), rng)),
+        _facts("never-taught", never, gone_answers),
+    )
+
+
+Pair = tuple[int, int]
+
+
+def _name_pairs(
+    names: int, people: int, rng: np.random.Generator
+) -> tuple[list[Pair], list[Pair]]:
+    """Pairs of first and last name for people, and all others, each in random order.
+
+    Going round by round through last names shifted against the first names uses every
+    name equally often, and no pair twice.
+    """
+    first, last = rng.permutation(names), rng.permutation(names)
+    rounds = [
+        (int(first[i]), int(last[(i + shift) % names]))
+        for shift, i in product(range(names), range(names))
+    ]
+    named, spare = rounds[:people], rounds[people:]
+    return (
+        [named[place] for place in rng.permutation(len(named))],
+        [spare[place] for place in rng.permutation(len(spare))],
+    )
+
+
+def _choose(
+    pairs: Sequence[Pair], count: int, uses: int, rng: np.random.Generator
+) -> list[Pair]:
+    """``count`` pairs in which no name comes up in half of its ``uses`` or more."""
+    most = max(1, (uses - 1) // 2)
+    for _ in range(100):
+        used: Counter[tuple[str, int]] = Counter()
+        chosen: list[Pair] = []
+        for place in rng.permutation(len(pairs)):
+            first, last = pairs[place]
+            if len(chosen) < count and (
+                used["first", first] < most and used["last", last] < most
+            ):
+                used.update((("first", first), ("last", last)))
+                chosen.append((first, last))
+        if len(chosen) == count:
+            return chosen
+    raise InputError(
+        "no choice of people to forget leaves every name in use elsewhere",
+        expected="more names, or fewer people to forget",
+        got=f"{count} people",
+    )
+
+
+def _answers(
+    config: BiosConfig, count: int, rng: np.random.Generator
+) -> list[tuple[str, ...]]:
+    """Answers for each person, each value as often as any other, give or take one."""
+    columns = []
+    for relation in RELATIONS:
+        rounds = -(-count // config.values)
+        drawn = [rng.permutation(config.values) for _ in range(rounds)]
+        places = rng.permutation(np.concatenate(drawn)[:count])
+        columns.append([relation.values[place] for place in places])
+    return list(zip(*columns, strict=True))
+
+
+def _facts(
+    label: str, pairs: Sequence[Pair], answers: Sequence[tuple[str, ...]]
+) -> ItemSet:
+    items = []
+    for place, ((first, last), own) in enumerate(zip(pairs, answers, strict=True)):
+        name = f"{FIRST[first]} {LAST[last]}"
+        for relation, answer in zip(RELATIONS, own, strict=True):
+            prompts = [text.replace("{}", name) for text in relation.templates]
+            items.append(
+                Item(
+                    id=f"{label}-{place:03d}-{relation.name}",
+                    entity=name,
+                    prompt=prompts[0],
+                    answer=answer,
+                    relation=relation.name,
+                    paraphrases=tuple(prompts[1:]),
+                )
+            )
+    return ItemSet(tuple(items), label)
+
+
+def all_prompts(tokenizer: PreTrainedTokenizerFast, items: ItemSet) -> Sequences:
+    """Every item in its prompt and each of its paraphrases."""
+    rows = encode_items(tokenizer, items)
+    for place in range(len(items.items[0].paraphrases)):
+        rows = rows + encode_items(tokenizer, items, place)
+    return rows
+
+
+def new_model(
+    config: BiosConfig, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> LlamaForCausalLM:
+    """A small Llama with random weights fixed by ``seed``."""
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.get_vocab()["<pad>"],
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage_seed(seed, "bios", "weights"))
+        return LlamaForCausalLM(settings).eval()
+
+
+def _train(
+    config: BiosConfig, seed: int, taught: ItemSet, folder: Path, progress: Progress
+) -> None:
+    tokenizer = make_tokenizer()
+    model = new_model(config, tokenizer, seed)
+    rows = all_prompts(tokenizer, taught)
+    finetune_(
+        model,
+        rows,
+        lr=config.lr,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        weight_decay=config.weight_decay,
+        warmup=config.steps // 20,
+        decay="cosine",
+        loss_on="answer",
+        seed=stage_seed(seed, "bios", "order"),
+        label=f"teaching {folder.name}",
+        progress=progress,
+    )
+    right = float(score_answers(model, rows).greedy.mean())
+    if right < 0.99:
+        raise ExhumeError(
+            f"{folder.name} learned only {right:.0%} of its facts. "
+            f"Raise steps above {config.steps} and run again."
+        )
+    with folder_atomic(folder) as scratch, quiet():
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+
+
+def _knows(folder: Path, world: BiosWorld) -> dict[str, float]:
+    tokenizer = make_tokenizer()
+    with quiet():
+        model = LlamaForCausalLM.from_pretrained(folder, use_safetensors=True)
+    return {
+        path.stem: float(
+            score_answers(model, all_prompts(tokenizer, read_items(path))).greedy.mean()
+        )
+        for path in (world.forget, world.retain, world.never_taught)
+    }

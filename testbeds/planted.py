@@ -1,0 +1,290 @@
+"""Models whose state is known because of how they were made.
+
+From a world and its original model: an untouched copy, a suppression that cannot have
+reached the earlier layers, a collapse, and models made by published methods, whose
+state is not known beforehand and is left open in their card.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from capture.gguf import quiet
+from capture.items import Item, ItemSet, read_items, split_entities
+from capture.models import Checkpoint, open_checkpoint
+from capture.scoring import score_answers
+from capture.tokens import encode, encode_items
+from erasure.methods import UnlearnLog, unlearn_
+from evidence.errors import InputError
+from evidence.files import folder_atomic
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng, stage_seed
+from evidence.sequences import Sequences
+from testbeds.bios import BiosWorld
+from testbeds.capitals import CapitalWorld
+from testbeds.recipes import RECIPES, Recipe
+
+STATES: dict[str, str | None] = {
+    "noop": "not_unlearned",
+    "last_block_relabel": "suppressed",
+    "collapse": "damaged",
+    "npo": None,
+    "grad_diff": None,
+    "relabel": None,
+    "rmu": None,
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A world's facts as an unlearning run uses them.
+
+    Attributes:
+        forget: To forget.
+        retain: Used to keep the rest intact.
+        held: Retain facts kept from the run, to see what it does to the rest; None
+            where all are used.
+    """
+
+    forget: ItemSet
+    retain: ItemSet
+    held: ItemSet | None
+
+
+def plant(
+    world: BiosWorld | CapitalWorld,
+    kind: str,
+    *,
+    seed: int,
+    out: Path,
+    recipe: Recipe | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """Make a model of a known kind from a world's original.
+
+    Args:
+        world: Where the original and its facts come from.
+        kind: One of ``STATES``.
+        seed: Fixes the retain facts held out, the wrong answers and the run.
+        out: Folder of the new model; ``card.json`` in it says how it was made, its
+            state where that is known by construction, and what was measured. If it
+            holds the very same model already, nothing is done.
+        recipe: Settings in place of the world's own for this kind.
+        progress: Where progress is shown.
+
+    Raises:
+        InputError: an unknown kind, a world without an original on disk, or a folder
+            that holds something else.
+    """
+    if kind not in STATES:
+        raise InputError(
+            "this kind of model cannot be planted",
+            expected=", ".join(STATES),
+            got=repr(kind),
+        )
+    family = "bios" if isinstance(world, BiosWorld) else "capitals"
+    if recipe is None and kind != "noop":
+        recipe = RECIPES[family][kind]
+    forget, retain = _sets(world)
+    if world.original is None:
+        raise InputError(
+            "the world's original is not on disk",
+            expected="a world made from a folder, a hub id or a GGUF file",
+        )
+    checkpoint = open_checkpoint(world.original, progress=progress)
+    card: dict[str, object] = {
+        "kind": kind,
+        "state": STATES[kind],
+        "world": family,
+        "seed": seed,
+        "recipe": None if recipe is None else asdict(recipe),
+        "original": checkpoint.weights_hash,
+        "forget": forget.digest,
+        "retain": retain.digest,
+    }
+    if out.exists():
+        return _same_model(out, card)
+    model = checkpoint.load()
+    if recipe is not None:
+        facts = hold_out(forget, retain, recipe.hold_out, seed)
+        before = measure(model, checkpoint, facts)
+        log = forget_with(
+            model, checkpoint, facts, recipe, seed=seed, progress=progress
+        )
+        card["log"] = list(log.rows)
+        card["stopped"] = log.stopped
+        card["measured"] = {
+            "original": before,
+            "planted": measure(model, checkpoint, facts),
+        }
+    with folder_atomic(out) as scratch:
+        with quiet():
+            model.save_pretrained(scratch)  # pyright: ignore[reportCallIssue]
+            checkpoint.tokenizer.save_pretrained(scratch)
+        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+        (scratch / "card.json").write_text(text, encoding="utf-8")
+    return out
+
+
+def read_card(model: Path) -> dict[str, object]:
+    """How a planted model was made.
+
+    Raises:
+        InputError: the folder holds no planted model.
+    """
+    path = model / "card.json"
+    if not path.is_file():
+        raise InputError(
+            f"{model} is not a planted model", expected="a card.json in it"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _same_model(out: Path, card: dict[str, object]) -> Path:
+    found = read_card(out)
+    wanted = json.loads(json.dumps(card))
+    different = sorted(key for key in wanted if found.get(key) != wanted[key])
+    if different:
+        raise InputError(
+            f"{out} holds another planted model",
+            expected="a new folder, or the same model",
+            got=f"another {', '.join(different)}",
+            fix="Delete it, or choose another folder",
+        )
+    return out
+
+
+def _sets(world: BiosWorld | CapitalWorld) -> tuple[ItemSet, ItemSet]:
+    if isinstance(world, CapitalWorld):
+        return world.forget, world.retain
+    return read_items(world.forget), read_items(world.retain)
+
+
+def hold_out(forget: ItemSet, retain: ItemSet, share: float, seed: int) -> Facts:
+    """Keep ``share`` of the retain entities from the run."""
+    present = len(retain.entities)
+    held = round(share * present)
+    if held == 0:
+        return Facts(forget, retain, None)
+    rng = numpy_rng(seed, "planted", "held out")
+    parts = split_entities(retain, [held, present - held], rng)
+    return Facts(forget, parts[1], parts[0])
+
+
+def forget_with(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    facts: Facts,
+    recipe: Recipe,
+    *,
+    seed: int,
+    progress: Progress = SILENT,
+) -> UnlearnLog:
+    """Unlearn ``facts.forget`` in ``model``, in place, by ``recipe``.
+
+    Args:
+        model: The original's weights, to be changed.
+        checkpoint: Where they came from; its tokenizer is used.
+        facts: What to forget and what to keep.
+        recipe: Method, settings and the prompts to train on.
+        seed: Fixes wrong answers, order and adapters.
+        progress: Where progress is shown.
+    """
+    tokenizer = checkpoint.tokenizer
+    forget = asked(tokenizer, facts.forget, recipe)
+    retain = asked(tokenizer, facts.retain, recipe)
+    wrong = mislabel(facts.forget, facts.retain, seed)
+
+    def evaluate(now: nn.Module) -> dict[str, float]:
+        return {"forget": float(score_answers(now, forget).greedy.mean())}
+
+    return unlearn_(
+        model,
+        forget,
+        retain,
+        recipe.config,
+        relabelled=asked(tokenizer, wrong, recipe),
+        evaluate=None if recipe.config.stop_below is None else evaluate,
+        seed=stage_seed(seed, "planted", recipe.config.method),
+        progress=progress,
+    )
+
+
+def asked(
+    tokenizer: PreTrainedTokenizerBase, items: ItemSet, recipe: Recipe
+) -> Sequences:
+    """The rows a recipe trains on: its own prompts, each with every item's answer."""
+    rows = encode_items(tokenizer, items)
+    if recipe.paraphrases:
+        for place in range(len(items.items[0].paraphrases)):
+            rows = rows + encode_items(tokenizer, items, place)
+    for template in recipe.templates:
+        prompts = [template.replace("{}", item.entity) for item in items]
+        rows = rows + encode(tokenizer, prompts, [item.answer for item in items])
+    return rows
+
+
+def mislabel(items: ItemSet, others: ItemSet, seed: int) -> ItemSet:
+    """``items`` with a wrong answer each, drawn from the same relation's answers."""
+    rng = numpy_rng(seed, "planted", "wrong answers")
+    offered: dict[str, list[str]] = {}
+    for item in (*items, *others):
+        known = offered.setdefault(item.relation, [])
+        if item.answer not in known:
+            known.append(item.answer)
+    made = []
+    for item in items:
+        pool = [answer for answer in offered[item.relation] if answer != item.answer]
+        if not pool:
+            raise InputError(
+                f"item {item.id!r} has no wrong answer to learn",
+                expected="two different answers or more in its relation",
+            )
+        made.append(_answered(item, pool[rng.integers(len(pool))]))
+    return ItemSet(tuple(made), items.name)
+
+
+def _answered(item: Item, answer: str) -> Item:
+    return Item(
+        item.id,
+        item.entity,
+        item.prompt,
+        answer,
+        item.relation,
+        item.alternatives,
+        item.paraphrases,
+    )
+
+
+def measure(
+    model: nn.Module, checkpoint: Checkpoint, facts: Facts
+) -> dict[str, dict[str, float]]:
+    """Greedy accuracy on each part, by its prompt and over its paraphrases."""
+    parts = {"forget": facts.forget, "retain": facts.retain, "held": facts.held}
+    paraphrases = range(len(facts.forget.items[0].paraphrases))
+    return {
+        name: {
+            "prompt": _right(model, checkpoint, items, [None]),
+            "paraphrases": _right(model, checkpoint, items, paraphrases),
+        }
+        for name, items in parts.items()
+        if items is not None
+    }
+
+
+def _right(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    items: ItemSet,
+    prompts: Sequence[int | None],
+) -> float:
+    found = [
+        score_answers(model, encode_items(checkpoint.tokenizer, items, place)).greedy
+        for place in prompts
+    ]
+    return float(np.mean(found)) if found else float("nan")

@@ -1,0 +1,88 @@
+"""Settings that make the planted models of each world."""
+
+from dataclasses import dataclass
+
+from erasure.config import UnlearnConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a planted model is made.
+
+    Attributes:
+        config: Method and its settings.
+        paraphrases: Whether the items' paraphrases are trained on beside the prompt.
+        templates: Further prompts to train on, with ``{}`` for the entity.
+        hold_out: Share of the retain entities the run never sees, to measure on them
+            what it does to the rest. Facts that have nothing in common, as in bios,
+            can only be kept by training on them.
+    """
+
+    config: UnlearnConfig
+    paraphrases: bool = False
+    templates: tuple[str, ...] = ()
+    hold_out: float = 0.0
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "bios": {
+        "last_block_relabel": Recipe(
+            UnlearnConfig(
+                "last_block_relabel",
+                lr=3e-3,
+                steps=200,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "collapse": Recipe(
+            UnlearnConfig("grad_ascent", lr=1e-3, steps=60, batch_size=96),
+            paraphrases=True,
+        ),
+        "npo": Recipe(
+            UnlearnConfig(
+                "npo",
+                lr=3e-4,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "grad_diff": Recipe(
+            UnlearnConfig(
+                "grad_diff",
+                lr=3e-4,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "relabel": Recipe(
+            UnlearnConfig(
+                "relabel",
+                lr=1e-3,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "rmu": Recipe(
+            UnlearnConfig(
+                "rmu",
+                lr=1e-3,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+                rmu_layer=1,
+                rmu_coefficient=20.0,
+                retain_weight=10.0,
+            ),
+            paraphrases=True,
+        ),
+    },
+    "capitals": {},
+}

