@@ -1,9 +1,11 @@
 """The command line: arguments in, exit codes out; every command has a Python twin."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -187,17 +189,32 @@ def _show(done) -> None:
     console.print(f"Report: {done.report.resolve()}", markup=False)
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C. No ``KeyboardInterrupt``, which typer would turn into its own exit."""
+
+
+def _interrupt(*_: object) -> None:
+    raise _Interrupted
+
+
 def main() -> None:
     """Entry point: one clear line and exit code 2 for whatever a user can cause."""
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
-        app()
+        code = app(standalone_mode=False)
     except ExhumeError as error:
         errors.print(f"exhume: {error}", style="red", markup=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _Interrupted:
         errors.print(
             "exhume: interrupted. Finished stages are kept; run the same command "
             "again to go on.",
             style="red",
         )
         sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -32,19 +32,19 @@ class Budget(_Frozen):
     relearn_steps: int = Field(ge=1)
     relearn_every: int = Field(ge=1)
     relearn_rates: tuple[float, ...]
-    """Learning rates tried, ascending; the least that learns its own half is used."""
+    """Learning rates tried, ascending; the least at which every arm learns is used."""
     plant_steps: int = Field(ge=1)
     plant_rates: tuple[float, ...]
     generate_prompts: int = Field(ge=1)
 
 
-_RATES = (2e-5, 1e-4, 5e-4, 2e-3)
+_RATES = (2e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 
 BUDGETS: dict[ProfileName, Budget] = {
     "quick": Budget(
         prompts_per_item=2,
         never_taught_copies=3,
-        retain_entities=60,
+        retain_entities=160,
         permutations=2000,
         block=5,
         statement_wordings=1,
@@ -58,7 +58,7 @@ BUDGETS: dict[ProfileName, Budget] = {
     "standard": Budget(
         prompts_per_item=3,
         never_taught_copies=3,
-        retain_entities=200,
+        retain_entities=400,
         permutations=5000,
         block=6,
         statement_wordings=2,
@@ -72,7 +72,7 @@ BUDGETS: dict[ProfileName, Budget] = {
     "full": Budget(
         prompts_per_item=8,
         never_taught_copies=5,
-        retain_entities=1000,
+        retain_entities=2000,
         permutations=20000,
         block=10,
         statement_wordings=3,
@@ -133,7 +133,7 @@ def make_config(settings: dict) -> AuditConfig:
         return AuditConfig.model_validate(settings)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+            f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg']}"
             for each in error.errors()
         )
         raise InputError(

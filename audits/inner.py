@@ -27,7 +27,10 @@ def inner_axes(
     stage,
     advance,
 ) -> dict[str, AxisResult]:
-    """The axes that look inside: decodability and relearning, with their plant."""
+    """The axes that look inside: decodability and relearning, with their plant.
+
+    ``advance`` takes shares of the whole of these stages.
+    """
     axes: dict[str, AxisResult] = {}
     wanted = [
         name for name in ("decodability", "relearning") if name in run.config.axes
@@ -45,19 +48,19 @@ def inner_axes(
             f"{made['forget']:.2f}, retain {made['retain']:.2f}), so the power of "
             "this axis is not shown.",
         )
-    advance(1)
+    advance(0.15)
     if "decodability" in wanted:
         saved = stage(
             "decodability",
             lambda: _decodability(run, subjects, forget, retain, never, notes),
         )
         axes["decodability"] = AxisResult.from_dict(saved)
-    advance(1)
+    advance(0.35)
     if "relearning" in wanted:
         axes["relearning"] = _relearning(
             run, subjects, forget, never, heard, notes, stage
         )
-    advance(1)
+    advance(0.5)
     return axes
 
 
@@ -126,8 +129,9 @@ def _relearning(
 ) -> AxisResult:
     rng = numpy_rng(run.config.seed, "relearning", "halves")
     halves = relearning.rotations(list(forget), list(never), rng)
-    first = subjects.get("planted", subjects["unlearned"])
-    chosen = stage("relearn-rate", lambda: _rate(run, first, halves[0]))
+    # The hardest to teach comes first, so that a rate too low is found out soonest.
+    trial = [subjects[role] for role in ("unlearned", "planted") if role in subjects]
+    chosen = stage("relearn-rate", lambda: _rate(run, trial, halves[0]))
     runs: dict[str, list[Any]] = {}
     for role, subject in subjects.items():
         if role == "original":
@@ -135,8 +139,8 @@ def _relearning(
         # The plant only has to be seen once, and its first run chose the rate.
         numbers = [0] if role == "planted" else [0, 1]
         runs[role] = [
-            chosen["run"]
-            if role == first.role and number == 0
+            chosen["runs"][role]
+            if number == 0 and role in chosen["runs"]
             else stage(
                 f"relearn-{role}-{number}",
                 lambda subject=subject, number=number: relearning.relearn(
@@ -166,13 +170,12 @@ def _relearning(
     return AxisResult.from_dict(saved)
 
 
-def _rate(run: Run, subject: Subject, half: relearning.Half) -> dict[str, Any]:
-    rate, first = relearning.choose_rate(
-        subject,
+def _rate(run: Run, trial: list[Subject], half: relearning.Half) -> dict[str, Any]:
+    return relearning.choose_rate(
+        trial,
         run.tokenizer,
         half,
         run.config,
         device=run.device,
         progress=run.progress,
     )
-    return {"rate": rate, "run": first}

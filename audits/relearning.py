@@ -141,26 +141,34 @@ def relearn(
 
 
 def choose_rate(
-    subject: Subject,
+    subjects: Sequence[Subject],
     tokenizer: PreTrainedTokenizerBase,
     half: Half,
     config: AuditConfig,
     *,
     device: str,
     progress: Progress,
-) -> tuple[float, dict[str, Any]]:
-    """The least learning rate with which ``subject`` learns what it is taught.
+) -> dict[str, Any]:
+    """The least learning rate at which every one of ``subjects`` learns T.
 
-    Decided on T alone, so that nothing is selected on the items that are scored.
+    Decided on T alone, so that nothing is selected on the items that are scored; the
+    same rate is then every arm's.
+
+    Returns:
+        ``rate``, and ``runs``: by role, the run at that rate.
     """
-    rate, run = config.budget.relearn_rates[0], {}
+    rate, runs = config.budget.relearn_rates[0], {}
     for rate in config.budget.relearn_rates:
-        run = relearn(
-            subject, tokenizer, half, config, rate, device=device, progress=progress
-        )
-        if max(run["taught"]) >= LEARNED:
-            break
-    return rate, run
+        runs = {}
+        for subject in subjects:
+            runs[subject.role] = relearn(
+                subject, tokenizer, half, config, rate, device=device, progress=progress
+            )
+            if max(runs[subject.role]["taught"]) < LEARNED:
+                break
+        else:
+            return {"rate": rate, "runs": runs}
+    return {"rate": rate, "runs": runs}
 
 
 def entity_curves(runs: Sequence[dict[str, Any]], part: str, what: str) -> EntityValues:

@@ -18,6 +18,9 @@ from audits.subjects import choose_device
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
 
+# Rough cost of the stages of one model, so that the bar's estimate is about right.
+LISTENING, INNER = 2.0, 4.0
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -76,6 +79,13 @@ def start(
     return Run(inputs, config, space, device, progress)
 
 
+def _total(run: Run) -> float:
+    """Length of the whole, in units of the first look at the original."""
+    models = len(run.subjects)
+    inner = 0.0 if run.identical else INNER * (models + 1)
+    return 1 + LISTENING * models + inner
+
+
 def collect(run: Run) -> Findings:
     """Compute every stage that is not there yet."""
     cost: dict[str, dict[str, float]] = {}
@@ -88,8 +98,7 @@ def collect(run: Run) -> Findings:
         }
         return done.result
 
-    stages = 5 if not run.identical else 3
-    with run.progress.task("audit", stages + len(run.inputs.references)) as advance:
+    with run.progress.task("audit", _total(run)) as advance:
         difference = stage("weights", lambda: outer.weights(run))
         first = stage("original", lambda: outer.first_look(run))
         advance(1)
@@ -101,7 +110,7 @@ def collect(run: Run) -> Findings:
                 f"said-{role}",
                 lambda role=role: outer.listen(run, role, forget, retain, never),
             )
-            advance(0.5)
+            advance(LISTENING)
         outer.check_swap(run, first, heard)
         damage = utility(
             heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
@@ -124,9 +133,17 @@ def collect(run: Run) -> Findings:
                     ).to_dict(),
                 )
             )
-        advance(0.5)
         if not run.identical:
-            axes |= inner_axes(run, forget, retain, never, heard, stage, advance)
+            length = INNER * (len(run.subjects) + 1)
+            axes |= inner_axes(
+                run,
+                forget,
+                retain,
+                never,
+                heard,
+                stage,
+                lambda share: advance(share * length),
+            )
     for name, axis in axes.items():
         spent = cost.get(name, {"seconds": 0.0, "peak_memory_bytes": 0})
         axes[name] = replace(

@@ -7,7 +7,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -37,21 +37,24 @@ class Silent:
 class Bars:
     """Rich progress bars with elapsed and remaining time, nested as tasks are.
 
-    Use as a context manager: ``with Bars() as progress: ...``. In a terminal and in
-    Jupyter alike; writes to stderr so that output stays clean for pipes.
+    The outermost bar stays when it is done; those inside it go, or a long run would
+    scroll its own progress away. Use as a context manager: ``with Bars() as
+    progress: ...``. In a terminal and in Jupyter alike; writes to stderr so that
+    output stays clean for pipes.
     """
 
     def __init__(self, console: Console | None = None):
         self._bars = RichBars(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console or Console(stderr=True),
             transient=False,
         )
+        self._open = 0
 
     def __enter__(self) -> "Bars":
         self._bars.start()
@@ -62,14 +65,20 @@ class Bars:
 
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Advance]:
-        """Open a bar; it stays, marked done, when the block ends without error."""
-        identifier = self._bars.add_task(label, total=total)
+        """Open a bar for the length of a block."""
+        identifier = self._bars.add_task("  " * self._open + label, total=total)
+        self._open += 1
 
         def advance(amount: float) -> None:
             self._bars.advance(identifier, amount)
 
-        yield advance
-        self._bars.update(identifier, completed=total)
+        try:
+            yield advance
+            self._bars.update(identifier, completed=total)
+        finally:
+            self._open -= 1
+            if self._open:
+                self._bars.remove_task(identifier)
 
 
 SILENT = Silent()

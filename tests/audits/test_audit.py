@@ -1,0 +1,142 @@
+"""Whole audits of small models whose state is known by construction."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from audits import result
+from audits.audit import load
+from evidence.errors import InputError
+from testbeds.bios import BiosWorld
+from tests.audits.conftest import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def bytes_apart_from_runtime(out: Path) -> str:
+    document = json.loads((out / "audit.json").read_text())
+    del document["runtime"]
+    return json.dumps(document, sort_keys=True)
+
+
+def test_the_original_against_itself_is_not_unlearned(world, tmp_path):
+    done = run(world, world.original, tmp_path / "out")
+    assert done.verdict == "not_unlearned"
+    assert "exactly the same weights" in done.reasons[0]
+    result.validate_document(done.document)
+
+
+def test_a_last_block_edit_is_suppressed_and_located(world, planted, tmp_path):
+    done = run(world, planted("last_block_relabel"), tmp_path / "out")
+    assert done.verdict == "suppressed"
+    # Only the last of two blocks was trained: what it reads is untouched.
+    assert "resid.0" in done.document["verdict"]["where"]
+    assert done.report.stat().st_size > 0
+    assert len(done.to_frame()) >= 4
+    assert load(tmp_path / "out").document == done.document
+
+
+def test_wreckage_is_damaged_and_never_deleted(world, planted, tmp_path):
+    done = run(world, planted("collapse"), tmp_path / "out")
+    assert done.verdict == "damaged"
+
+
+def test_a_twin_is_never_called_suppressed_or_kept(world, tmp_path):
+    # Eight people are too few to show equivalence; they must not show the contrary.
+    done = run(world, world.twin, tmp_path / "out", reference=[world.twin])
+    assert done.verdict in ("deleted", "inconclusive")
+    assert done.document["verdict"]["floor"] == "reference"
+    assert done.axes["behaviour"].status == "absent"
+
+
+def test_twice_the_same_and_a_different_audit_is_refused(world, tmp_path):
+    first = run(world, world.twin, tmp_path / "one", axes=("behaviour",))
+    run(world, world.twin, tmp_path / "two", axes=("behaviour",))
+    assert bytes_apart_from_runtime(tmp_path / "one") == bytes_apart_from_runtime(
+        tmp_path / "two"
+    )
+    with pytest.raises(InputError, match="another audit"):
+        run(world, world.twin, tmp_path / "one", axes=("behaviour",), seed=1)
+    assert load(tmp_path / "one").document == first.document
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(world, tmp_path):
+    """SIGKILL as soon as each new stage file appears, then run to the end."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = [
+        sys.executable, "-m", "audits", "audit",
+        "--original", world.original, "--unlearned", world.twin,
+        "--forget", world.forget, "--retain", world.retain,
+        "--axes", "behaviour,decodability", "--out",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(out: Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*map(str, command), str(out)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    kills = 0
+    for wanted in ("original", "said-unlearned", "planted"):
+        process = start(cut)
+        mark = cut / "work" / "stages" / f"{wanted}.json"
+        while process.poll() is None and not mark.exists():
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        assert not (cut / "audit.json").exists()
+    assert kills == 3
+    for out in (cut, whole):
+        process = start(out)
+        _, message = process.communicate()
+        assert process.returncode == 0, message.decode()
+    assert bytes_apart_from_runtime(cut) == bytes_apart_from_runtime(whole)
+    assert not [path for path in cut.rglob(".*") if path.is_file()]
+
+
+def test_live_models_are_audited_like_folders(world: BiosWorld, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from audits.audit import audit
+
+    tokenizer = AutoTokenizer.from_pretrained(world.original)
+    live = [
+        AutoModelForCausalLM.from_pretrained(path)
+        for path in (world.original, world.twin)
+    ]
+    options = {"never_taught": world.never_taught, "axes": ("behaviour",)}
+    by_hand = audit(
+        live[0],
+        live[1],
+        world.forget,
+        world.retain,
+        tmp_path / "live",
+        tokenizer=tokenizer,
+        **options,
+    )
+    by_path = run(world, world.twin, tmp_path / "path", axes=("behaviour",))
+    assert by_hand.axes["behaviour"].main == by_path.axes["behaviour"].main
+
+
+def test_fail_on_gives_exit_code_three(world, tmp_path):
+    from tests.audits.test_bad_input import call
+
+    options = (
+        "--original", world.original, "--unlearned", world.original,
+        "--forget", world.forget, "--retain", world.retain,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert call("audit", *options, "--fail-on", "not_unlearned") == 3
+    assert call("audit", *options, "--fail-on", "suppressed,damaged") == 0

@@ -1,0 +1,68 @@
+"""Damage: what counts as wreckage and what does not."""
+
+import numpy as np
+import pytest
+
+from audits.config import Rule, make_config
+from audits.knowledge import distinct_share
+from audits.preflight import spread, utility
+from evidence.errors import InputError
+
+
+def useful(retain=1.0, general=-3.0, texts=("a b c d",), rank=10.0, n=100):
+    return {
+        "retain": [int(i < retain * n) for i in range(n)],
+        "general": {"logprob_per_token": general, "logprob_of_guessing": -10.0},
+        "texts": list(texts),
+        "spread": [{"site": "resid.3", "effective_rank": rank}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("candidate", "word"),
+    [
+        (useful(retain=0.5), "retain accuracy"),
+        (useful(general=-3.5), "general text"),
+        (useful(texts=("and and and and",)), "repeats"),
+        (useful(rank=1.5), "effective rank"),
+    ],
+)
+def test_each_sign_of_damage_is_found_and_named(candidate, word):
+    found = utility(useful(), candidate, Rule())
+    assert found.found
+    assert word in found.reasons[0]
+
+
+def test_a_model_that_is_well_is_not_damaged():
+    assert not utility(useful(), useful(retain=0.9, general=-3.1), Rule()).found
+
+
+def test_text_the_original_cannot_read_does_not_count():
+    original = useful(general=-9.0)
+    found = utility(original, useful(general=-30.0), Rule())
+    assert not found.found
+    assert "general text, probability a token" not in found.shares
+
+
+def test_effective_rank_counts_directions():
+    rng = np.random.default_rng(0)
+    full = spread(rng.normal(size=(2000, 10)))["effective_rank"]
+    flat = spread(np.outer(rng.normal(size=50), rng.normal(size=10)))["effective_rank"]
+    assert full == pytest.approx(10, rel=0.05)
+    assert flat == pytest.approx(1)
+    assert spread(np.ones((5, 3)))["effective_rank"] == 1.0
+    assert spread(np.full((5, 3), np.nan))["effective_rank"] == 1.0
+
+
+def test_repetition_is_measured_in_words():
+    assert distinct_share(["and and and and"]) == 0.25
+    assert distinct_share([""]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"profil": "quick"}, {"profile": "huge"}, {"axes": ("smell",)}, {"seed": -1}],
+)
+def test_settings_that_mean_nothing_are_refused(settings):
+    with pytest.raises(InputError, match="known settings"):
+        make_config(settings)

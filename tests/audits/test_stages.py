@@ -1,0 +1,69 @@
+"""The work folder: resumes, refuses what is another's, leaves nothing half-written."""
+
+import json
+
+import pytest
+
+from audits.stages import Workspace, canonical
+from evidence.errors import InputError
+
+
+def test_a_finished_stage_is_not_computed_again(tmp_path):
+    space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
+    calls = []
+    for _ in range(2):
+        done = space.run("x", lambda: calls.append(1) or {"value": 0.1})
+    assert len(calls) == 1
+    assert done.result == {"value": 0.1}
+
+
+def test_a_stage_that_fails_leaves_nothing(tmp_path):
+    space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
+    with pytest.raises(ZeroDivisionError):
+        space.run("x", lambda: 1 / 0)
+    assert not list((tmp_path / "out" / "work").glob("stages/*"))
+
+
+def test_fresh_results_come_back_through_their_text(tmp_path):
+    space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
+    assert space.run("x", lambda: {"t": (1, 2)}).result == {"t": [1, 2]}
+
+
+def test_the_same_inputs_resume_and_others_are_refused(tmp_path):
+    root = tmp_path / "out"
+    Workspace.open(root, {"a": 1}, fresh=False).run("x", lambda: 1)
+    assert Workspace.open(root, {"a": 1}, fresh=False).run("x", lambda: 2).result == 1
+    with pytest.raises(InputError, match="another audit"):
+        Workspace.open(root, {"a": 2}, fresh=False)
+    assert Workspace.open(root, {"a": 2}, fresh=True).run("x", lambda: 2).result == 2
+
+
+def test_foreign_files_are_never_touched(tmp_path):
+    root = tmp_path / "out"
+    root.mkdir()
+    (root / "thesis.tex").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(InputError, match="not an audit's"):
+            Workspace.open(root, {"a": 1}, fresh=fresh)
+    assert (root / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
+    path = tmp_path / "out"
+    path.write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        Workspace.open(path, {}, fresh=False)
+
+
+def test_not_a_number_cannot_enter_a_stage(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        canonical({"x": float("nan")})
+
+
+def test_a_damaged_stage_is_named(tmp_path):
+    space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
+    space.run("x", lambda: 1)
+    path = tmp_path / "out" / "work" / "stages" / "x.json"
+    path.write_text(json.dumps({"result": 1})[:-2])
+    with pytest.raises(InputError, match="--fresh"):
+        space.run("x", lambda: 1)
