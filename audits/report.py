@@ -16,116 +16,27 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from audits import report_text as write
+from audits.report_drawing import Plot
 from audits.report_plots import (
-    Plot,
     logprob_plot,
     reading_plot,
     relearning_plots,
     weights_plot,
     wording_plot,
 )
+from audits.report_words import (
+    BEHAVIOUR,
+    FLOORS,
+    LIMITS,
+    STATUSES,
+    UNITS,
+    VERDICTS,
+    WORDS,
+)
 from evidence.files import write_atomic
 
 # More rows than this make a browser slow; the rest stays in audit.json.
 MOST_ITEMS = 1000
-RECOVERY_READING = "original's own probe"
-
-# Word, symbol, and what it means to someone who has read nothing else.
-VERDICTS = {
-    "not_unlearned": (
-        "Not unlearned",
-        "\u2715",
-        "The candidate still gives the answers it should have forgotten.",
-    ),
-    "suppressed": (
-        "Suppressed",
-        "\u25d0",
-        "The candidate no longer says the answers, but the knowledge is still inside "
-        "it and was recovered.",
-    ),
-    "deleted": (
-        "Deleted",
-        "\u2713",
-        "In every test made here, the candidate behaves like a model that never knew "
-        "the answers, and each test was shown able to find hidden knowledge.",
-    ),
-    "damaged": (
-        "Damaged",
-        "\u26a0\ufe0e",
-        "The candidate is broken: it lost abilities far from what it should forget, "
-        "so its silence says nothing about deletion.",
-    ),
-    "inconclusive": (
-        "Inconclusive",
-        "?",
-        "The evidence shows neither suppression nor deletion. This is not a pass.",
-    ),
-}
-STATUSES = {
-    "retained": ("\u25cf", "still there", "beyond the floor"),
-    "absent": ("\u25cb", "at the floor", "equivalent to a model that never knew"),
-    "no_power": ("?", "cannot tell", "the test could not have told; it does not vote"),
-    "control_failed": ("!", "control failed", "a control failed; it does not vote"),
-    "error": ("\u2715", "error", "it did not finish; it does not vote"),
-}
-FLOORS = {
-    "reference": "models retrained without the forget set",
-    "never_taught": "never-taught items: the same questions about invented entities",
-}
-LIMITS = {
-    "retain accuracy": "utility",
-    "general text, probability a token": "utility",
-    "distinct words in free text": "distinct",
-    "effective rank of retain states": "effective_rank",
-}
-WORDS = (
-    ("original", "The model before unlearning; it knows the forget set."),
-    ("candidate", "The unlearned model that is audited here."),
-    (
-        "floor",
-        "What a test gives where nothing was ever known: a model retrained without "
-        "the facts (reference), or questions about invented entities (never-taught).",
-    ),
-    (
-        "residual",
-        "A figure rescaled so that 0 is the floor (never knew) and 1 the original "
-        "(knows). Below 0 means less than the floor.",
-    ),
-    (
-        "planted suppression",
-        "A copy of the original edited on the spot to hide the facts without removing "
-        "them; a test that does not find it there proves nothing by silence.",
-    ),
-    (
-        "concordance",
-        "How often a reader ranks a true answer above a false one: 0.5 is guessing, "
-        "1 is always.",
-    ),
-    (
-        "probe",
-        "A linear reader of hidden states, fitted on facts that should stay. Refitted: "
-        "on the candidate. The original's own: fitted on the original and unchanged.",
-    ),
-    (
-        "residual trace",
-        "What only a refitted probe reads: it rules out deletion and does not by "
-        "itself show suppression.",
-    ),
-    (
-        "corrected p",
-        "Chance of such a difference if nothing were left, corrected for looking at "
-        "many layers or steps (largest difference) and at several axes (Holm).",
-    ),
-    (
-        "margin",
-        "How near 0 the whole interval of a residual must lie to count as equivalent "
-        "to the floor; shaded in the bars.",
-    ),
-    (
-        "resid.12",
-        "A place in the model: the output of block 12; embed: before block 0.",
-    ),
-)
 
 
 def write_report(root: Path, document: dict[str, Any]) -> Path:
@@ -199,6 +110,7 @@ def _template() -> Template:
         "memory": write.memory,
         "p": write.p_text,
         "words": write.place_in_words,
+        "at": write.at_place,
         "flat": write.flat,
     }
     return environment.from_string(_resource("report.html.j2"))
@@ -258,11 +170,22 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("Facts to keep", f"{kept} of the original's"))
     items = known.get("forget_items")
     count = f"{entities}" + (f" ({items} facts)" if items is not None else "")
+    sources = {
+        each["role"]: _tail(each["source"]) for each in document["manifest"]["models"]
+    }
+    models = f"{sources.get('unlearned', '?')}, against {sources.get('original', '?')}"
     return [
         *facts,
+        ("Candidate", models),
         ("Forgotten entities", count),
         ("Profile", f"{config['profile']}, seed {config['seed']}"),
     ]
+
+
+def _tail(source: str) -> str:
+    """The last part of a path or hub id, short enough for one line."""
+    tail = next(filter(None, reversed(re.split(r"[/\\]", source))), source)
+    return tail if len(tail) <= 40 else tail[:39] + "\u2026"
 
 
 def _axis(
@@ -274,8 +197,9 @@ def _axis(
 ) -> dict[str, Any]:
     """One axis: its table rows, plots, controls and remaining details."""
     symbol, words, meaning = STATUSES[axis["status"]]
+    if axis["name"] == "behaviour":
+        meaning = BEHAVIOUR.get(axis["status"], meaning)
     label = axis["statistic_name"]
-    shares = re.search(r"accuracy|share|rate", label) is not None
     details = axis["details"]
     drawn: list[dict[str, Any] | None] = []
     items: list[Mapping[str, Any]] = []
@@ -289,7 +213,10 @@ def _axis(
     if curves:
         used |= {"curves", "steps"}
     else:
-        drawn += [place(reading_plot(each, shares)) for each in axis["readings"]]
+        drawn += [
+            place(reading_plot(each, _unit(each["name"], label)[1]))
+            for each in axis["readings"]
+        ]
     rest = {name: value for name, value in details.items() if name not in used}
     controls = axis["controls"]
     return {
@@ -298,9 +225,8 @@ def _axis(
         "symbol": symbol,
         "status_words": words,
         "status_meaning": meaning,
-        "label": label or "figure",
         "rows": [
-            _row(reading, axis["name"], shares, adjusted, margin)
+            _row(reading, axis["name"], label, adjusted, margin)
             for reading in axis["readings"]
         ],
         "plots": [each for each in drawn if each is not None],
@@ -318,19 +244,18 @@ def _axis(
 def _row(
     reading: Mapping[str, Any],
     axis: str,
-    shares: bool,
+    label: str,
     adjusted: Mapping[str, float],
     margin: float,
 ) -> dict[str, Any]:
     """One reading as text, with its residual bar."""
     name = reading["name"]
-    # The rule tests one reading an axis: its own probe's, or the first.
-    key = name if name == RECOVERY_READING else axis
-    first = name == RECOVERY_READING or axis != "decodability"
-    corrected = adjusted.get(key) if first and ", against" not in name else None
+    corrected = adjusted.get(f"{axis}: {name}")
     low, high = reading["residual_interval"]
+    unit, shares = _unit(name, label)
     return {
         "name": name,
+        "label": unit,
         "where": reading["where"],
         "figure": write.figure(reading["statistic"], shares),
         "interval": write.interval(reading["interval"], shares),
@@ -346,6 +271,19 @@ def _row(
         "p_below": write.p_text(reading["p_below"]),
         "smallest_p": write.p_text(reading["smallest_p"]),
     }
+
+
+def _unit(reading: str, label: str) -> tuple[str, bool]:
+    """What a reading's figure is, and whether it is a percentage.
+
+    An axis names the statistic of its first reading; the others may have their own.
+    """
+    for part, unit in UNITS:
+        if part in reading:
+            return unit
+    # Against a chance level, 0.5 reads better than 50 %.
+    share = re.search(r"accuracy|share|rate\b", label) and "chance" not in label
+    return label or "figure", bool(share)
 
 
 def _bar(

@@ -1,14 +1,21 @@
-"""The figures of a report, as plain Plotly JSON with colours named by role.
-
-A colour is written ``var(--candidate)``; the page looks it up in its style sheet, so
-that a role has one colour everywhere, in light, dark and print.
-"""
+"""The figures of a report, one function each; their text comes along as a table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
+from audits.report_drawing import (
+    Plot,
+    band,
+    base_layout,
+    colour_of,
+    line,
+    name_of,
+    numbers,
+    plain_axis,
+    shade,
+    ticks,
+    x_places,
+)
 from audits.report_text import (
     figure,
     in_plot,
@@ -16,50 +23,11 @@ from audits.report_text import (
     p_text,
     percent,
     plain,
-    short_label,
     step_of,
 )
 
 # Log-probabilities below this share the last bin: they all mean "never".
 LEAST_SHOWN = -20.0
-MOST_TICKS = 14
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure with everything needed to read it without seeing it.
-
-    Attributes:
-        title: Heading.
-        summary: What it shows, in one sentence, for screen readers.
-        data: Plotly traces.
-        layout: Plotly layout.
-        keys: (role, line style, label) of each thing drawn.
-        head: Column names of the numbers behind it.
-        rows: Those numbers, as text.
-    """
-
-    title: str
-    summary: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
-    keys: tuple[tuple[str, str, str], ...]
-    head: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
-def colour_of(role: str) -> str:
-    """The role whose colour a model wears: candidate, original, planted, reference."""
-    if role.startswith("reference"):
-        return "reference"
-    return {"unlearned": "candidate"}.get(
-        role, role if role in ("original", "planted") else "other"
-    )
-
-
-def name_of(role: str) -> str:
-    """What a role is called in the report."""
-    return {"unlearned": "candidate", "planted": "planted suppression"}.get(role, role)
 
 
 def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
@@ -72,18 +40,20 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
     if len(columns) < 2:
         return None
     names = [each["name"] for each in columns]
-    x, axis = _places(names)
+    x, axis = x_places(names)
     used = [each["used"] for each in columns]
 
-    def values(key: str) -> list[float]:
+    def values(key: str) -> list[Any]:
         return [each[key] for each in columns]
 
-    shades = [_shade(x, index) for index, counts in enumerate(used) if not counts]
+    shades = [shade(x, index) for index, counts in enumerate(used) if not counts]
     data = [
-        *_band(x, values("interval"), "candidate"),
-        _line(x, values("ceiling"), "original", "solid", "original", shares),
-        _line(x, values("floor"), "floor", "dash", "floor", shares),
-        _line(x, values("statistic"), "candidate", "solid", "candidate", shares)
+        *band(x, values("interval"), "candidate"),
+        # Wider marks, so that the original shows where the candidate lies on it.
+        line(x, values("ceiling"), "original", "solid", "original", shares)
+        | {"marker": {"color": "var(--original)", "size": 10 if len(x) < 13 else 6}},
+        line(x, values("floor"), "floor", "dash", "floor", shares),
+        line(x, values("statistic"), "candidate", "solid", "candidate", shares)
         | {
             "marker": {
                 "color": "var(--candidate)",
@@ -100,9 +70,9 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
         ("floor", "dash", floor.get(reading["floor_kind"], "floor")),
     ]
     if shades:
-        keys.append(("unused", "block", "not used: the original is not read there"))
+        keys.append(("unused", "patch", "not used: the original is not read there"))
     if step_of(names[0]) is not None and shades:
-        keys[-1] = ("unused", "block", "not used: before any teaching")
+        keys[-1] = ("unused", "patch", "not used: before any teaching")
     return Plot(
         title=reading["name"],
         summary=(
@@ -113,10 +83,17 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
             f"{figure(top['ceiling'], shares)}."
         ),
         data=data,
-        layout=_layout(axis, shares, shapes=shades),
+        layout=base_layout(axis, shares, shapes=shades),
         keys=tuple(keys),
-        head=("where", "used", "candidate", "95\u202f% interval", "floor", "original")
-        + ("p, corrected over columns",),
+        head=(
+            "where",
+            "used",
+            "candidate",
+            "95\u202f% interval",
+            "floor",
+            "original",
+            "p, corrected over columns",
+        ),
         rows=tuple(
             (
                 each["name"],
@@ -133,61 +110,67 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
 
 
 def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
-    """Curves by training step of every model that was taught, the candidate first."""
+    """Curves by training step of every model that was taught, the candidate first.
+
+    Each model has a figure for each way of asking: ``asked_said`` and ``never_said``
+    belong together, as do ``asked_contrast`` and ``never_contrast``.
+    """
     details = axis["details"]
     steps, curves = numbers(details.get("steps")), details.get("curves")
-    if steps is None or not isinstance(curves, dict):
+    if not steps or not isinstance(curves, dict):
         return []
-    parts = (
-        ("asked", "the half not taught", "solid"),
-        ("never", "never-taught items", "dash"),
-        ("taught", "the half taught", "dot"),
-    )
     found = []
     for role in sorted(curves, key=lambda role: (role != "unlearned", role)):
         table = curves[role] if isinstance(curves[role], dict) else {}
-        lines = {part: numbers(table.get(part), len(steps)) for part, _, _ in parts}
-        if lines["asked"] is None:
-            continue
-        colour, data, keys = colour_of(role), [], []
-        if role == "unlearned" and axis["readings"]:
-            inside = {
-                step_of(each["name"]): each["interval"]
-                for each in axis["readings"][0]["columns"]
-            }
-            if all(step in inside for step in steps):
-                data += _band(steps, [inside[step] for step in steps], "candidate")
-        for part, label, dash in parts:
-            y = lines[part]
-            if y is None:
-                continue
-            # What never-taught items do is the floor, whichever model it is seen in.
-            wears = "floor" if part == "never" else colour
-            data.append(_line(steps, y, wears, dash, label, True))
-            keys.append((wears, dash, label))
-        best = max(lines["asked"])
-        found.append(
-            Plot(
-                title=name_of(role),
-                summary=(
-                    f"Line chart of accuracy by training step for the "
-                    f"{name_of(role)}. The half that is not taught starts at "
-                    f"{percent(lines['asked'][0])} and reaches at most {percent(best)}."
-                ),
-                data=data,
-                layout=_layout({"title": {"text": "training step"}}, True),
-                keys=tuple(keys),
-                head=("step", *(label for part, label, _ in parts if lines[part])),
-                rows=tuple(
-                    (
-                        f"{step:g}",
-                        *(percent(y[at]) for y in lines.values() if y is not None),
-                    )
-                    for at, step in enumerate(steps)
-                ),
-            )
-        )
+        asked = [name for name in sorted(table) if name.startswith("asked")]
+        for name in asked:
+            plot = _relearning_plot(role, table, name.removeprefix("asked"), steps)
+            if plot is not None:
+                found.append(plot)
     return found
+
+
+def _relearning_plot(
+    role: str, table: Mapping[str, Any], way: str, steps: list[float]
+) -> Plot | None:
+    """One model, asked in one way."""
+    shares = way != "_contrast"
+    words = {"_contrast": "told from the others (chance 0.5)", "_said": "said", "": ""}
+    title = ": ".join(filter(None, (name_of(role), words.get(way, way.strip("_")))))
+    colour = colour_of(role)
+    # What never-taught items do is the floor, whichever model it is seen in.
+    parts = [
+        (f"asked{way}", "half not taught", "solid", colour),
+        (f"never{way}", "never-taught items", "dash", "floor"),
+    ]
+    if shares:  # what is taught is only ever asked for outright
+        parts.append(("taught", "half taught", "dot", colour))
+    lines = [
+        (y, label, dash, wears)
+        for part, label, dash, wears in parts
+        if (y := numbers(table.get(part), len(steps))) is not None
+    ]
+    if not lines or lines[0][1] != "half not taught":
+        return None
+    curve = lines[0][0]
+    return Plot(
+        title=title,
+        summary=(
+            f"Line chart over training steps, {title}. The half that is not taught "
+            f"starts at {figure(curve[0], shares)} and reaches at most "
+            f"{figure(max(curve), shares)}."
+        ),
+        data=[
+            line(steps, y, wears, dash, name, shares) for y, name, dash, wears in lines
+        ],
+        layout=base_layout({"title": {"text": "training step"}}, shares),
+        keys=tuple((wears, dash, label) for _, label, dash, wears in lines),
+        head=("step", *(label for _, label, _, _ in lines)),
+        rows=tuple(
+            (f"{step:g}", *(figure(y[at], shares) for y, _, _, _ in lines))
+            for at, step in enumerate(steps)
+        ),
+    )
 
 
 def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
@@ -226,7 +209,7 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
         "ticktext": ticks,
         "title": {"text": "how the question was put"},
     }
-    layout = _layout(axis_x, True, top=22) | {
+    layout = base_layout(axis_x, True, top=22) | {
         "barmode": "group",
         "bargap": 0.35,
         "bargroupgap": 0.08,
@@ -241,7 +224,7 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
         + ".",
         data=data,
         layout=layout,
-        keys=tuple((colour_of(role), "block", name_of(role)) for role in kept),
+        keys=tuple((colour_of(role), "patch", name_of(role)) for role in kept),
         head=("wording", *(name_of(role) for role in kept)),
         rows=tuple(
             (label, *(percent(y[at]) for y in kept.values()))
@@ -282,9 +265,9 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
         }
         for role in shown
     ]
-    axis_x = {"title": {"text": "mean log-probability of a token of the answer, nats"}}
-    layout = _layout(axis_x, False) | {"barmode": "group", "bargap": 0.1}
-    layout["yaxis"] = _plain_axis("answers") | {"rangemode": "tozero"}
+    axis_x = {"title": {"text": "log-probability of a token, nats"}}
+    layout = base_layout(axis_x, False) | {"barmode": "group", "bargap": 0.1}
+    layout["yaxis"] = plain_axis("answers") | {"rangemode": "tozero"}
     return Plot(
         title="How likely the answers are",
         summary=(
@@ -294,7 +277,7 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
         ),
         data=data,
         layout=layout,
-        keys=tuple((colour_of(role), "block", name_of(role)) for role in shown),
+        keys=tuple((colour_of(role), "patch", name_of(role)) for role in shown),
         head=("from", "to", *(name_of(role) for role in shown)),
         rows=tuple(
             (
@@ -314,11 +297,11 @@ def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
     names = ["rest" if each["layer"] < 0 else str(each["layer"]) for each in layers]
     values = [each["relative"] for each in layers]
     most = max(range(len(values)), key=values.__getitem__)
-    axis_x = _ticks(names) | {
+    axis_x = ticks(names) | {
         "title": {"text": "block (rest: embeddings, last norm, head)"}
     }
-    layout = _layout(axis_x, False) | {"bargap": 0.25}
-    layout["yaxis"] = _plain_axis("relative change") | {
+    layout = base_layout(axis_x, False) | {"bargap": 0.25}
+    layout["yaxis"] = plain_axis("relative change") | {
         "rangemode": "tozero",
         "tickformat": ".2~g",
     }
@@ -342,7 +325,7 @@ def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
         keys=(
             (
                 "candidate",
-                "block",
+                "patch",
                 "candidate against original, relative Frobenius norm",
             ),
         ),
@@ -351,140 +334,3 @@ def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
             (name, f"{value:.3g}") for name, value in zip(names, values, strict=True)
         ),
     )
-
-
-def numbers(value: Any, length: int | None = None) -> list[float] | None:
-    """``value`` where it is a list of numbers (of a given length), or None.
-
-    Details are free-form: a report drops a plot rather than fail on one.
-    """
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        return None
-    real = all(isinstance(each, (int, float)) and isfinite(each) for each in value)
-    return value if real else None
-
-
-def _line(
-    x: Sequence[float], y: list[float], role: str, dash: str, name: str, shares: bool
-) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": list(x),
-        "y": y,
-        "name": in_plot(name),
-        "line": {
-            "color": f"var(--{role})",
-            "dash": dash,
-            "width": 2.5 if role == "candidate" and dash == "solid" else 2,
-        },
-        "marker": {"color": f"var(--{role})", "size": 5},
-        "hovertemplate": "%{y:.0%}" if shares else "%{y:.2f}",
-    }
-
-
-def _band(
-    x: Sequence[float], bounds: Sequence[Sequence[float]], role: str
-) -> list[dict[str, Any]]:
-    """A shaded interval behind a line."""
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [*x, *reversed(x)],
-            "y": [high for _, high in bounds] + [low for low, _ in reversed(bounds)],
-            "fill": "toself",
-            "fillcolor": f"var(--{role}-soft)",
-            "line": {"width": 0},
-            "hoverinfo": "skip",
-            "name": "",
-        }
-    ]
-
-
-def _places(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
-    """X positions and axis settings of columns: steps are numbers, others a row."""
-    steps = [step_of(name) for name in names]
-    if all(step is not None for step in steps) and len(set(steps)) == len(steps):
-        return [float(step or 0) for step in steps], {
-            "title": {"text": "training step"}
-        }
-    known = all(name == "embed" or name.startswith("resid.") for name in names)
-    title = "block (emb: the embedding)" if known else ""
-    axis = _ticks([short_label(name) for name in names]) | {"title": {"text": title}}
-    return [float(at) for at in range(len(names))], axis
-
-
-def _ticks(labels: Sequence[str]) -> dict[str, Any]:
-    """Tick labels for the places 0, 1, ..., thinned so that they do not collide."""
-    every = -(-len(labels) // MOST_TICKS)
-    chosen = list(range(0, len(labels), every))
-    return {
-        "tickmode": "array",
-        "tickvals": chosen,
-        "ticktext": [labels[at] for at in chosen],
-    }
-
-
-def _shade(x: Sequence[float], index: int) -> dict[str, Any]:
-    """A grey strip over one column, half-way to its neighbours."""
-    left = x[index - 1] if index else 2 * x[0] - x[1]
-    right = x[index + 1] if index + 1 < len(x) else 2 * x[-1] - x[-2]
-    return {
-        "type": "rect",
-        "xref": "x",
-        "yref": "paper",
-        "x0": (left + x[index]) / 2,
-        "x1": (right + x[index]) / 2,
-        "y0": 0,
-        "y1": 1,
-        "line": {"width": 0},
-        "fillcolor": "var(--unused)",
-        "layer": "below",
-    }
-
-
-def _plain_axis(title: str) -> dict[str, Any]:
-    return {
-        "title": {"text": title},
-        "gridcolor": "var(--line)",
-        "zerolinecolor": "var(--line)",
-        "fixedrange": True,
-        "automargin": True,
-    }
-
-
-def _layout(
-    x_axis: dict[str, Any],
-    shares: bool,
-    *,
-    shapes: Sequence[dict[str, Any]] = (),
-    top: int = 10,
-) -> dict[str, Any]:
-    """What all figures share; y runs from 0 to 1, so that curves can be compared."""
-    return {
-        "xaxis": _plain_axis("") | {"zeroline": False, "showgrid": False} | x_axis,
-        "yaxis": _plain_axis("")
-        | {
-            "range": [-0.03, 1.03],
-            "tickformat": ".0%" if shares else ".2~f",
-            "zeroline": False,
-        },
-        "shapes": list(shapes),
-        "showlegend": False,
-        "hovermode": "x unified",
-        "height": 290,
-        "margin": {"l": 48, "r": 10, "t": top, "b": 46},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {
-            "color": "var(--muted)",
-            "size": 12,
-            "family": "system-ui, sans-serif",
-        },
-        "hoverlabel": {
-            "bgcolor": "var(--card)",
-            "bordercolor": "var(--line)",
-            "font": {"color": "var(--ink)"},
-        },
-    }

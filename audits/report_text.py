@@ -64,11 +64,13 @@ def percent(value: Any) -> str:
 
 
 def p_text(value: Any) -> str:
-    """A p-value: two or three decimals, "< 0.001" below that."""
+    """A p-value: two figures that count, "< 0.001" below that."""
     if not _is_number(value):
         return NOTHING
     if value < 0.001:
         return "< 0.001"
+    if value < 0.01:
+        return f"{value:.2g}"
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
@@ -140,13 +142,18 @@ def places(names: Sequence[str]) -> str:
 def place_in_words(name: str) -> str:
     """What a column is, e.g. "output of block 3"; the name itself when unknown."""
     kinds = {"resid": "output of block", "attn": "attention of", "mlp": "MLP of"}
-    fixed = {"embed": "embedding", "output": "the output", "logits": "the logits"}
+    fixed = {"embed": "embedding"}
     if site := _SITE.fullmatch(name):
         block = "" if site[1] == "resid" else "block "
         return f"{kinds[site[1]]} {block}{site[2]}"
     if step := _STEP.fullmatch(name):
         return f"after {step[1]} training steps"
     return fixed.get(name, name)
+
+
+def at_place(name: str) -> str:
+    """A column as the end of a phrase: "at resid.3", "after teaching"."""
+    return name if name.startswith("after ") else f"at {name}"
 
 
 def short_label(name: str) -> str:

@@ -1,0 +1,107 @@
+"""What a report calls things: verdicts, statuses, floors, units and terms."""
+
+UNITS = (
+    ("told from the others", ("other answers outranked (chance 0.5)", False)),
+    ("said", ("share of answers said", True)),
+)
+
+# Word, symbol, and what it means to someone who has read nothing else.
+VERDICTS = {
+    "not_unlearned": (
+        "Not unlearned",
+        "\u2715",
+        "The candidate still gives the answers it should have forgotten.",
+    ),
+    "suppressed": (
+        "Suppressed",
+        "\u25d0",
+        "The candidate no longer says the answers, but the knowledge is still inside "
+        "it and was recovered.",
+    ),
+    "deleted": (
+        "Deleted",
+        "\u2713",
+        "In every test made here, the candidate behaves like a model that never knew "
+        "the answers, and each test was shown able to find hidden knowledge.",
+    ),
+    "damaged": (
+        "Damaged",
+        "\u26a0\ufe0e",
+        "The candidate is broken: it lost abilities far from what it should forget, "
+        "so its silence says nothing about deletion.",
+    ),
+    "inconclusive": (
+        "Inconclusive",
+        "?",
+        "The evidence shows neither suppression nor deletion. This is not a pass.",
+    ),
+}
+STATUSES = {
+    "retained": ("\u25cf", "still there", "beyond the floor"),
+    "absent": ("\u25cb", "at the floor", "equivalent to a model that never knew"),
+    "no_power": ("?", "cannot tell", "the test could not have told; it does not vote"),
+    "control_failed": ("!", "control failed", "a control failed; it does not vote"),
+    "error": ("\u2715", "error", "it did not finish; it does not vote"),
+}
+BEHAVIOUR = {
+    "retained": "the answers are said beyond the floor",
+    "absent": "the answers are not said beyond the floor",
+}
+FLOORS = {
+    "reference": "models retrained without the forget set",
+    "never_taught": "never-taught items: the same questions about invented entities",
+}
+LIMITS = {
+    "retain accuracy": "utility",
+    "general text, probability a token": "utility",
+    "distinct words in free text": "distinct",
+    "effective rank of retain states": "effective_rank",
+}
+WORDS = (
+    ("original", "The model before unlearning; it knows the forget set."),
+    ("candidate", "The unlearned model that is audited here."),
+    (
+        "floor",
+        "What a test gives where nothing was ever known: a model retrained without "
+        "the facts (reference), or questions about invented entities (never-taught).",
+    ),
+    (
+        "residual",
+        "A figure rescaled so that 0 is the floor (never knew) and 1 the original "
+        "(knows). Below 0 means less than the floor.",
+    ),
+    (
+        "planted suppression",
+        "A copy of the original edited on the spot to hide the facts without removing "
+        "them; a test that does not find it there proves nothing by silence.",
+    ),
+    (
+        "concordance",
+        "How often a reader ranks a true answer above a false one: 0.5 is guessing, "
+        "1 is always.",
+    ),
+    (
+        "probe",
+        "A linear reader of hidden states, fitted on facts that should stay. Refitted: "
+        "on the candidate. The original's own: fitted on the original and unchanged.",
+    ),
+    (
+        "residual trace",
+        "What only a refitted probe reads: it rules out deletion and does not by "
+        "itself show suppression.",
+    ),
+    (
+        "corrected p",
+        "Chance of such a difference if nothing were left, corrected for looking at "
+        "many layers or steps (largest difference) and at several axes (Holm).",
+    ),
+    (
+        "margin",
+        "How near 0 the whole interval of a residual must lie to count as equivalent "
+        "to the floor; shaded in the bars.",
+    ),
+    (
+        "resid.12",
+        "A place in the model: the output of block 12; embed: before block 0.",
+    ),
+)
