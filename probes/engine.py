@@ -15,7 +15,7 @@ squared gradient in the metric of H^-1: the distance to the optimum to first ord
 the metric of H, and hence the certificate every problem gets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,10 +58,31 @@ class Batch:
 
 @dataclass
 class Work:
-    """What was spent: products counts single-vector products with Q."""
+    """What was spent, and buffers that outlive one solve.
+
+    Allocation costs more than arithmetic here: blocks of this size come from the
+    system page by page.
+
+    Attributes:
+        products: Single-vector products with Q.
+        flops: Floating-point operations in them.
+        buffers: Flat scratch tensors by name and type.
+    """
 
     products: int = 0
     flops: float = 0.0
+    buffers: dict[tuple[str, torch.dtype], Tensor] = field(
+        default_factory=dict, repr=False
+    )
+
+    def like(self, name: str, other: Tensor, dtype: torch.dtype | None = None):
+        """A scratch tensor of ``other``'s shape; holds what was last written."""
+        dtype = other.dtype if dtype is None else dtype
+        flat = self.buffers.get((name, dtype))
+        if flat is None or flat.numel() < other.numel():
+            flat = torch.empty(other.numel(), dtype=dtype, device=other.device)
+            self.buffers[name, dtype] = flat
+        return flat[: other.numel()].view(other.shape)
 
     def count(self, operator: Operator, batch: Tensor) -> None:
         """Add one product of Q with ``batch``."""
@@ -130,47 +151,60 @@ def _stage(
     scores, dual = torch.empty_like(batch.scores), torch.empty_like(batch.dual)
     count = len(scores)
     certificate = scores.new_full((count,), torch.inf)
-    open_ = torch.arange(count, device=scores.device)
-    best, stalled = certificate.clone(), torch.zeros(count, device=scores.device)
+    # Which problem each member is; -1 once its answer is stored.
+    place = torch.arange(count, device=scores.device)
+    best, stalled = certificate.clone(), torch.zeros_like(certificate)
     fast = batch.operator.to(iterations)
     finest = 1e-3 if iterations == torch.float32 else 1e-7
-    residual, curvature = _residual(batch)
+    residual, curvature = _residual(batch, work)
     for step in range(steps + 1):
-        rough = residual.to(iterations)
-        pulled = fast(rough)
+        rough = residual
+        if iterations != residual.dtype:
+            rough = work.like("rough", residual, iterations).copy_(residual)
+        pulled = fast(rough, work.like("pulled", rough))
         work.count(fast, rough)
-        # Scores of a thousandth count as nothing: optima at zero have no scale.
-        size = inner(batch.dual, batch.scores)
-        size = torch.maximum(size, 1e-6 * batch.operator.weight.sum((1, 2)))
+        size = _size(batch)
         square = inner(rough, pulled).clamp(min=0)
         now = (square.to(size.dtype) / size).sqrt()
         now = torch.nan_to_num(now, nan=torch.inf)
         # Rounding sets a floor: stop where steps no longer help.
-        better = now < 0.5 * best[open_]
-        stalled[open_] = torch.where(better, 0.0, stalled[open_] + 1)
-        best[open_] = torch.minimum(best[open_], now)
-        floor = (stalled[open_] >= 3) & (now <= ACCEPTED[batch.scores.dtype])
-        lost = (stalled[open_] >= 12) | (now > 1e4 * best[open_])
-        done = (now <= target) | floor | lost
+        stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
+        best = torch.minimum(best, now)
+        done = (now <= target) | (stalled >= 12) | (now > 1e4 * best)
+        done |= (stalled >= 3) & (now <= ACCEPTED[batch.scores.dtype])
         done |= step == steps
-        if bool(done.any()):
-            out = open_[done]
-            scores[out], dual[out] = batch.scores[done], batch.dual[done]
-            certificate[out] = now[done]
-            keep = (~done).nonzero()[:, 0]
-            if len(keep) == 0:
-                break
-            open_, batch = open_[keep], batch.select(keep)
-            fast, rough, pulled = fast.select(keep), rough[keep], pulled[keep]
-            residual, now, square = residual[keep], now[keep], square[keep]
+        new = done & (place >= 0)
+        if bool(new.any()):
+            out = place[new]
+            scores[out], dual[out] = batch.scores[new], batch.dual[new]
+            certificate[out] = now[new]
+            place = torch.where(new, -1, place)
+        live = place >= 0
+        left = int(live.sum())
+        if left == 0:
+            break
+        if left < 0.9 * len(place):
+            keep = live.nonzero()[:, 0]
+            place, batch, fast = place[keep], batch.select(keep), fast.select(keep)
+            best, stalled = best[keep], stalled[keep]
+            rough, pulled = rough[keep], pulled[keep]
+            now, square = now[keep], square[keep]
             curvature = curvature.select(keep)
         forcing = torch.maximum(now.clamp(max=0.1), 0.3 * target / now)
         forcing = forcing.clamp(min=finest)
-        direction, lift = _conjugate(
-            fast, curvature, rough, pulled, square, forcing, work
+        residual, curvature = _advance(
+            batch,
+            work,
+            *_conjugate(fast, curvature, rough, pulled, square, forcing, work),
         )
-        residual, curvature = _advance(batch, residual, direction, lift)
     return scores, dual, certificate
+
+
+def _size(batch: Batch) -> Tensor:
+    """(problem,) squared norm of the parameters in the metric of H."""
+    # Scores of a thousandth count as nothing: optima at zero have no scale.
+    floor = 1e-6 * batch.operator.weight.sum((1, 2))
+    return torch.maximum(inner(batch.dual, batch.scores), floor)
 
 
 def _direct(
@@ -195,10 +229,10 @@ def _direct(
     batch.scores = torch.zeros_like(batch.scores)
     best = batch.scores.new_tensor([torch.inf])
     answer = batch.scores.clone(), batch.dual.clone()
-    residual, curvature = _residual(batch)
+    work = Work()
+    residual, curvature = _residual(batch, work)
     for _ in range(steps):
-        size = inner(batch.dual, batch.scores)
-        size = torch.maximum(size, 1e-6 * batch.operator.weight.sum((1, 2)))
+        size = _size(batch)
         now = (inner(residual, residual @ product).clamp(min=0) / size).sqrt()
         if bool(now < best):
             best, answer = now, (batch.scores.clone(), batch.dual.clone())
@@ -215,18 +249,24 @@ def _direct(
             shared = torch.eye(n, dtype=torch.float64, device=eye.device) / classes
             system = system + shared.repeat(classes, classes)
         step = torch.linalg.solve(system, residual.flatten()).view_as(residual)
-        residual, curvature = _advance(batch, residual, step, step @ product)
+        lift = step @ product
+        slope = inner(residual, lift)
+        residual, curvature = _advance(batch, work, step, lift, slope)
     return answer[0].to(dtype), answer[1].to(dtype), best
 
 
-def _residual(batch: Batch) -> tuple[Tensor, Curvature]:
-    """Residual and curvature at the batch's scores."""
-    probabilities = batch.loss.probabilities(batch.scores)
-    residual = batch.loss.pull(probabilities).sub_(batch.dual)
+def _residual(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
+    """Residual and curvature at the batch's scores, in scratch tensors."""
+    scores = batch.scores
+    probabilities = batch.loss.probabilities(scores, work.like("chance", scores))
+    residual = batch.loss.pull(probabilities, work.like("residual", scores))
+    residual.sub_(batch.dual)
     residual.addcmul_(batch.operator.weight, batch.scores)
     if not batch.loss.binary:
         centre_classes(residual)
-    return residual, excess_curvature(batch.loss, probabilities, batch.operator.weight)
+    fixed = batch.operator.weight
+    bend = work.like("bend", scores)
+    return residual, excess_curvature(batch.loss, probabilities, fixed, bend)
 
 
 def _conjugate(
@@ -238,43 +278,50 @@ def _conjugate(
     forcing: Tensor,
     work: Work,
     limit: int = 100,
-) -> tuple[Tensor, Tensor]:
-    """CG for (I + (W - w) Q) u = residual; returns u and Q u.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """CG for (I + (W - w) Q) u = residual.
 
     Stops when most problems reached their forcing term: the others lose nothing, as
     the next Newton step goes on from where they are.
+
+    Returns:
+        u, Q u, and the (problem,) slope of the objective along u, sign turned.
     """
     curvature = curvature.to(residual.dtype)
-    start, residual = residual, residual.clone()
+    start = residual
+    residual = work.like("left", start).copy_(start)
+    search = work.like("search", start).copy_(start)
+    ahead = work.like("ahead", start).copy_(pulled)
+    lift = work.like("lift", start).zero_()
+    image = work.like("image", start)
+    pulled = work.like("pulled", start)
     goal = square * forcing.to(square.dtype) ** 2
-    lift = torch.zeros_like(residual)
-    search, ahead, first = residual.clone(), pulled, square
+    first = square
     for iteration in range(limit):
-        image = curvature.add_to(search, ahead)
+        curvature.add_to(search, ahead, image)
         bend = inner(ahead, image)
         length = torch.where(bend > 0, square / bend, 0.0)[:, None, None]
         lift.addcmul_(length, ahead)
-        residual = residual.addcmul_(length, image, value=-1)
-        pulled = operator(residual)
+        residual.addcmul_(length, image, value=-1)
+        operator(residual, pulled)
         work.count(operator, residual)
         fresh = inner(residual, pulled).clamp_(min=0)
-        waiting = fresh > goal
         # Growth is rounding, not progress: the system is too stiff for this type.
-        if bool((fresh > 1e4 * first).any()):
+        if iteration + 1 == limit or bool((fresh > 1e4 * first).any()):
             break
-        if iteration + 1 == limit or int(waiting.sum()) <= 0.3 * len(waiting):
+        if int((fresh > goal).sum()) <= 0.3 * len(goal):
             break
         ratio = torch.where(square > 0, fresh / square, 0.0)[:, None, None]
         search.mul_(ratio).add_(residual)
-        ahead = torch.addcmul(pulled, ratio, ahead)
+        torch.addcmul(pulled, ratio, ahead, out=ahead)
         square = fresh
     # What CG has solved for so far: u = start - residual - (W - w) Q u.
-    negative = curvature.add_to(residual, lift)
-    return start - negative, lift
+    curvature.add_to(residual, lift, image)
+    return torch.sub(start, image, out=image), lift, inner(start, lift)
 
 
 def _advance(
-    batch: Batch, before: Tensor, direction: Tensor, lift: Tensor
+    batch: Batch, work: Work, direction: Tensor, lift: Tensor, first: Tensor
 ) -> tuple[Tensor, Curvature]:
     """Move the batch along the step, shortened where it overshoots; new residual.
 
@@ -283,13 +330,15 @@ def _advance(
     rounding near the optimum does not matter.
     """
     dtype = batch.scores.dtype
-    direction, lift = direction.to(dtype), lift.to(dtype)
+    if lift.dtype != dtype:
+        direction = work.like("step", direction, dtype).copy_(direction)
+        lift = work.like("move", lift, dtype).copy_(lift)
     if not batch.loss.binary:
         direction, lift = centre_classes(direction), centre_classes(lift)
     batch.dual += direction
     batch.scores += lift
-    residual, curvature = _residual(batch)
-    first = inner(before, lift)
+    residual, curvature = _residual(batch, work)
+    first = first.to(dtype)
     last = inner(residual, lift)
     wrong = ~(last >= -0.5 * first)
     if not bool(wrong.any()):
@@ -305,8 +354,8 @@ def _advance(
         part.dual += change * step
         part.scores += change * move
         taken = shorter
-        last = inner(_residual(part)[0], move)
+        last = inner(_residual(part, work)[0], move)
         if bool((last >= -0.5 * first).all()):
             break
     batch.dual[index], batch.scores[index] = part.dual, part.scores
-    return _residual(batch)
+    return _residual(batch, work)

@@ -41,18 +41,20 @@ class Loss:
         """The same loss in another floating type."""
         return Loss(self.target.to(dtype), self.weight.to(dtype))
 
-    def probabilities(self, scores: Tensor) -> Tensor:
+    def probabilities(self, scores: Tensor, out: Tensor | None = None) -> Tensor:
         """Probability of each class given ``scores``, same shape."""
-        return torch.sigmoid(scores) if self.binary else torch.softmax(scores, 1)
+        if self.binary:
+            return torch.sigmoid(scores, out=out)
+        return torch.softmax(scores, 1, out=out)
 
-    def pull(self, probabilities: Tensor) -> Tensor:
+    def pull(self, probabilities: Tensor, out: Tensor | None = None) -> Tensor:
         """Minus the derivative of the loss by the scores, same shape."""
-        return (self.target - probabilities).mul_(self.weight)
+        return torch.sub(self.target, probabilities, out=out).mul_(self.weight)
 
-    def curvature(self, probabilities: Tensor) -> Tensor:
+    def curvature(self, probabilities: Tensor, out: Tensor | None = None) -> Tensor:
         """Diagonal of the second derivative by the scores, same shape."""
         return torch.addcmul(
-            probabilities, probabilities, probabilities, value=-1
+            probabilities, probabilities, probabilities, value=-1, out=out
         ).mul_(self.weight)
 
     def value(self, scores: Tensor) -> Tensor:
@@ -94,11 +96,13 @@ class Curvature:
             None if self.weight is None else change(self.weight),
         )
 
-    def add_to(self, start: Tensor, direction: Tensor) -> Tensor:
+    def add_to(
+        self, start: Tensor, direction: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """``start`` + (second derivative - fixed diagonal) ``direction``."""
         if self.probabilities is None or self.weight is None:
-            return torch.addcmul(start, self.diagonal, direction)
-        flow = self.probabilities * direction
+            return torch.addcmul(start, self.diagonal, direction, out=out)
+        flow = torch.mul(self.probabilities, direction, out=out)
         total = flow.sum(1, keepdim=True)
         flow.addcmul_(self.probabilities, total, value=-1).mul_(self.weight)
         flow.addcmul_(self.diagonal, direction).add_(start)
@@ -114,14 +118,17 @@ def centre_classes(batch: Tensor) -> Tensor:
     return batch.sub_(batch.mean(1, keepdim=True))
 
 
-def excess_curvature(loss: Loss, probabilities: Tensor, fixed: Tensor) -> Curvature:
+def excess_curvature(
+    loss: Loss, probabilities: Tensor, fixed: Tensor, out: Tensor | None = None
+) -> Curvature:
     """The loss's second derivative at ``probabilities`` minus ``fixed``.
 
     Args:
         loss: The batch.
         probabilities: (problem, class, row).
         fixed: (problem or 1, 1, row), the diagonal the preconditioner holds.
+        out: Where to write the diagonal, for two classes.
     """
     if loss.binary:
-        return Curvature(loss.curvature(probabilities).sub_(fixed))
+        return Curvature(loss.curvature(probabilities, out).sub_(fixed))
     return Curvature(-fixed, probabilities, loss.weight)

@@ -140,24 +140,25 @@ class Operator:
     weight: Tensor
     removal: Removal | None = None
 
-    def __call__(self, batch: Tensor) -> Tensor:
-        """Q applied to (problem, class, n), rows removed."""
+    def __call__(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
+        """Q applied to (problem, class, n), rows removed; into ``out`` if given."""
+        product = torch.empty_like(batch) if out is None else out
         flat = batch.reshape(-1, batch.shape[-1])
+        into = product.view(flat.shape)
         if self.factor.matrix is not None:
-            product = flat @ self.factor.matrix
+            torch.mm(flat, self.factor.matrix, out=into)
         else:
             assert self.factor.basis is not None
-            product = (flat @ self.factor.basis) @ self.factor.basis.T
-        product = product.view(batch.shape)
-        out = self.removal
-        if out is None:
+            torch.mm(flat @ self.factor.basis, self.factor.basis.T, out=into)
+        removal = self.removal
+        if removal is None:
             return product
-        size = out.rows.shape[1]
-        index = out.rows[:, None, :].expand(*batch.shape[:2], size)
+        size = removal.rows.shape[1]
+        index = removal.rows[:, None, :].expand(*batch.shape[:2], size)
         pulled = product.gather(2, index)
         if size == 1:
-            return product.addcmul_(pulled * out.core, out.strips)
-        return torch.baddbmm(product, torch.bmm(pulled, out.core), out.strips)
+            return product.addcmul_(pulled * removal.core, removal.strips)
+        return product.baddbmm_(torch.bmm(pulled, removal.core), removal.strips)
 
     @property
     def flops(self) -> float:
