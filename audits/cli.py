@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -201,7 +200,7 @@ def main() -> None:
     """Entry point: one clear line and exit code 2 for whatever a user can cause."""
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
-        code = app(standalone_mode=False)
+        app()
     except ExhumeError as error:
         errors.print(f"exhume: {error}", style="red", markup=False)
         sys.exit(error.exit_code)
@@ -212,9 +211,5 @@ def main() -> None:
             style="red",
         )
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     finally:
         signal.signal(signal.SIGINT, before)
-    sys.exit(code if isinstance(code, int) else 0)

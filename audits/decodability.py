@@ -17,7 +17,7 @@ from audits.readers import Reader
 from audits.subjects import Subject
 from capture.store import ActivationStore
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import compare, undecided
+from evidence.comparison import below_floor, compare, undecided
 from evidence.equivalence import equivalent
 from evidence.progress import Progress
 from evidence.rates import EntityValues, mean_of
@@ -287,12 +287,7 @@ def _status(
     failed = [each.name for each in controls if each.required and not each.passed]
     if failed:
         return "control_failed", [f"Control failed: {name}." for name in failed]
-    notes = [
-        f"{each.name} reads below its floor (p {each.p_below:.4f}): that is "
-        "information or leakage, not forgetting."
-        for each in readings
-        if each.p_below < rule.alpha / 2
-    ]
+    notes = below_floor(readings[:2], rule.alpha)
     if any(each.p_value < rule.alpha for each in readings[:2]):
         return "retained", notes
     if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):

@@ -25,7 +25,7 @@ from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import compare, undecided
+from evidence.comparison import below_floor, compare, undecided
 from evidence.equivalence import equivalent, holm
 from evidence.progress import Progress
 from evidence.rates import EntityValues, by_entity, mean_of
@@ -320,12 +320,13 @@ def _status(
     rule = config.rule
     if not controls[0].passed:
         return "no_power", ["The attack did not learn its own half."]
+    notes = below_floor(readings[:2], rule.alpha)
     if min(holm({r.name: r.p_value for r in readings[:2]}).values()) < rule.alpha:
         # What comes back has come back, whether or not the plant did.
-        return "retained", []
+        return "retained", notes
     failed = [each.name for each in controls if each.required and not each.passed]
     if failed:
-        return "no_power", [f"Control failed: {name}." for name in failed]
+        return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
     if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
-        return "absent", []
-    return "no_power", [undecided(readings[:2], rule.margin)]
+        return "absent", notes
+    return "no_power", [*notes, undecided(readings[:2], rule.margin)]

@@ -105,6 +105,16 @@ def compare(
     )
 
 
+def below_floor(readings: Sequence[Reading], alpha: float) -> list[str]:
+    """A sentence for each reading that is significantly *below* its floor."""
+    return [
+        f"{each.name} reads below its floor (p {each.p_below:.4f}): that is "
+        "information or leakage, not forgetting."
+        for each in readings
+        if each.p_below < alpha / 2
+    ]
+
+
 def undecided(readings: Sequence[Reading], margin: float) -> str:
     """Which reading binds, and how many entities would settle it at this spread.
 
