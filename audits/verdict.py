@@ -238,13 +238,23 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     """A sentence where answers no longer said are still told apart at the output."""
     axis = axes.get("behaviour")
     reading = axis.reading(output.TOLD) if axis is not None else None
-    if reading is None or reading.p_value >= rule.alpha:
+    if reading is None:
+        return ""
+    figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
+    if reading.p_value < rule.alpha:
+        told = (
+            f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
+        )
+    elif reading.p_below < rule.alpha / 2:
+        told = (
+            f"puts each entity's own below the others' {figures}"
+            f"{reading.p_below:.4f}): it still knows which to avoid"
+        )
+    else:
         return ""
     return (
-        "behaviour: the answers are not said, but the candidate still prefers each "
-        f"entity's own to the others' ({reading.statistic:.2f}, floor "
-        f"{reading.floor:.2f}, p {reading.p_value:.4f}): a residual trace, which "
-        "blocks deletion."
+        f"behaviour: the answers are not said, but the candidate {told}. That is a "
+        "residual trace, which blocks deletion."
     )
 
 

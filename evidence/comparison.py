@@ -132,6 +132,8 @@ def undecided(readings: Sequence[Reading], margin: float) -> str:
     if abs(centre) >= margin:
         return f"{text}. More entities would show which."
     factor = (half / (margin - abs(centre))) ** 2
+    if factor > 10:
+        return f"{text}. More than ten times as many entities would be needed."
     return f"{text}. About {factor:.1f} times as many entities would settle it."
 
 

@@ -170,7 +170,7 @@ def build_bios(
     everyone = ItemSet(forget.items + retain.items)
     for folder, taught in ((world.original, everyone), (world.twin, retain)):
         if not folder.is_dir():
-            _train(config, seed, taught, folder, progress)
+            train_model(config, seed, taught, folder, progress)
     manifest = {
         "world": "bios",
         "recipe": RECIPE,
@@ -316,9 +316,25 @@ def new_model(
         return LlamaForCausalLM(settings).eval()
 
 
-def _train(
-    config: BiosConfig, seed: int, taught: ItemSet, folder: Path, progress: Progress
+def train_model(
+    config: BiosConfig,
+    seed: int,
+    taught: ItemSet,
+    folder: Path,
+    progress: Progress = SILENT,
 ) -> None:
+    """Train a model from scratch on some facts; another seed gives another retrain.
+
+    Args:
+        config: Size and schedule.
+        seed: Fixes starting weights and order of training.
+        taught: What it learns.
+        folder: Where it is saved, in Hugging Face format.
+        progress: Where progress is shown.
+
+    Raises:
+        ExhumeError: it did not learn them.
+    """
     tokenizer = make_tokenizer()
     model = new_model(config, tokenizer, seed)
     rows = all_prompts(tokenizer, taught)

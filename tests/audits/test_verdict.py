@@ -1,5 +1,7 @@
 """The rule as a truth table: what fires, in which order, and what may never fire."""
 
+from dataclasses import replace
+
 import pytest
 
 from audits.config import Rule
@@ -99,6 +101,16 @@ def word(found, damage=FINE, identical=False):
 )
 def test_each_rule_fires_on_its_own_evidence(found, expected):
     assert word(found) == expected
+
+
+def test_answers_pushed_below_the_others_block_deletion():
+    found = axes()
+    said, told = found["behaviour"].readings
+    avoided = replace(told, statistic=0.03, floor=0.5, p_value=1.0, p_below=0.001)
+    found["behaviour"] = replace(found["behaviour"], readings=(said, avoided))
+    verdict = decide(found, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "inconclusive"
+    assert "which to avoid" in verdict.reasons[0]
 
 
 @pytest.mark.parametrize("behaviour", ["retained", "absent"])

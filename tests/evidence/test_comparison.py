@@ -81,18 +81,16 @@ def test_holm_matches_hand_calculation():
 
 
 def test_the_number_of_entities_named_really_settles_it():
-    small = read(group(0.1, n=12, seed=1), group(0.1, n=12, seed=2), group(1.0, n=12))
-    assert not equivalent(small.residual_interval, 0.2)
-    factor = float(undecided([small], 0.2).split("About ")[1].split(" times")[0])
-    n = int(np.ceil(12 * factor * 1.2))
-
-    def grown(seed):
-        rng = np.random.default_rng(seed)
-        values = (rng.permutation(n) < 0.1 * n).astype(float)[:, None].repeat(2, 1)
+    def rate(n):
+        values = (np.arange(n) < 0.1 * n).astype(float)[:, None].repeat(2, 1)
         return EntityValues(values, n, tuple(map(str, range(n))))
 
-    large = read(grown(1), grown(2), group(1.0, n=n))
-    assert equivalent(large.residual_interval, 0.2)
+    small = read(rate(20), rate(20), group(1.0, n=20))
+    assert not equivalent(small.residual_interval, 0.15)
+    factor = float(undecided([small], 0.15).split("About ")[1].split(" times")[0])
+    n = int(np.ceil(20 * factor * 1.2 / 10) * 10)
+    assert equivalent(read(rate(n), rate(n), group(1.0, n=n)).residual_interval, 0.15)
+    assert "ten times" in undecided([small], 0.01)
 
 
 def test_axis_results_survive_their_json_form():
