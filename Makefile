@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench bench-tests clean
+.PHONY: demo test lint types bench-known-pairs bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,9 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/basedpyright --warnings
+
+bench-known-pairs: .venv/ready
+	$(BIN)/python -m benchmarks.known_pairs
 
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow

@@ -29,7 +29,7 @@ OTHER = 1000
 
 
 def bios_pairs(world: BiosWorld, seed: int, root: Path):
-    """Candidates of a bios world: name, model, true state, with and without reference."""
+    """Candidates of a bios world: name, model, true state, references."""
     second = world.root / "reference"
     if not second.is_dir():
         train_model(STANDARD, seed + OTHER, read_items(world.retain), second)
