@@ -337,7 +337,7 @@ def _preflight(
     shares = preflight["utility"]["shares"]
     top = 1.25
     bars = []
-    for name, share in shares.items():
+    for name, share in sorted(shares.items()):
         limit = rule.get(LIMITS.get(name, "utility"))
         bars.append(
             {

@@ -57,7 +57,7 @@ def percent(value: Any) -> str:
     if not _is_number(value):
         return NOTHING
     hundred = 100 * value
-    near_edge = 0 < abs(hundred) < 1 or 99 < hundred < 100
+    near_edge = 0 < hundred < 1 or 99 < hundred < 100
     if near_edge and round(hundred, 1) in (0.0, 100.0):
         return "< 0.1\u202f%" if hundred < 1 else "> 99.9\u202f%"
     return f"{plain(hundred, 1 if near_edge else 0)}\u202f%"
