@@ -156,6 +156,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         where = {
             "suppressed": "no layer named; it came back under attack",
             "not_unlearned": "at the output",
+            "deleted": "found in no layer",
         }.get(verdict["class"], "no layer named")
     facts = [("Where", where), ("Floor", FLOORS[verdict["floor"]])]
     if said["forget_original"] is not None:
