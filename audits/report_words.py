@@ -22,7 +22,7 @@ VERDICTS = {
         "Deleted",
         "\u2713",
         "In every test made here, the candidate behaves like a model that never knew "
-        "the answers, and the tests that look inside were shown to find what is hidden.",
+        "the answers, and those that look inside were shown to find what is hidden.",
     ),
     "damaged": (
         "Damaged",

@@ -1,0 +1,260 @@
+"""Audit documents of every shape a report may meet, small and made by hand."""
+
+from typing import Any
+
+from audits.decodability import REFITTED, UNCHANGED
+from audits.relearning import SAID, TOLD
+
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>"
+    "{{ 7 * 7 }}\"'><a href='javascript:alert(3)'>&lt;\u202egnp.exe\x00\ud800"
+)
+
+
+def column(name, statistic, *, used=True, floor=0.1, ceiling=1.0):
+    return {
+        "name": name,
+        "used": used,
+        "statistic": statistic,
+        "interval": [max(0.0, statistic - 0.1), min(1.0, statistic + 0.1)],
+        "floor": floor,
+        "ceiling": ceiling,
+        "difference": statistic - floor,
+        "tost": [statistic - floor - 0.1, statistic - floor + 0.1],
+        "p_value": 0.0005 if used else None,
+    }
+
+
+def reading(name, columns, residual=0.6, kind="never_taught"):
+    best = max(columns, key=lambda each: each["difference"])
+    return {
+        "name": name,
+        "statistic": best["statistic"],
+        "interval": best["interval"],
+        "floor": best["floor"],
+        "floor_kind": kind,
+        "ceiling": best["ceiling"],
+        "residual": residual,
+        "residual_interval": [residual - 0.2, residual + 0.2],
+        "p_value": 0.8805597201,
+        "p_below": 0.3,
+        "smallest_p": 0.0005,
+        "where": best["name"],
+        "columns": columns,
+    }
+
+
+def control(name, passed=True, required=True):
+    return {
+        "name": name,
+        "value": 0.03,
+        "expected": "p < 0.05",
+        "passed": passed,
+        "required": required,
+    }
+
+
+def axis(name, *readings, status="retained", controls=(), details=None, **other):
+    top = ("statistic", "interval", "p_value", "floor", "ceiling", "residual")
+    main = readings[0] if readings else {}
+    return {
+        "name": name,
+        "question": f"What of {name}?",
+        "status": status,
+        "statistic_name": "accuracy",
+        **{key: main.get(key) for key in (*top, "residual_interval")},
+        "controls": list(controls),
+        "per_layer": main.get("columns", []),
+        "readings": list(readings),
+        "n_entities": 12,
+        "details": details or {},
+        "notes": [f"A note on {name}."],
+        **other,
+    }
+
+
+def behaviour(**other):
+    item = {"id": "f-1", "entity": "Ada", "prompt": "Ada was born in", "answer": "Rome"}
+    scores = {"said": False, "logprob_original": -0.01, "logprob_unlearned": -7.254321}
+    return axis(
+        "behaviour",
+        reading("said in full", [column("output", 0.08)], residual=-0.1),
+        status="absent",
+        statistic_name="share of answers said",
+        controls=[control("the original says it")],
+        details={
+            "accuracy_by_wording": {"original": [1.0, 0.9], "unlearned": [0.1, 0.0]},
+            "items": [item | scores, item | scores | {"said": True, "answer": "Oslo"}],
+            "truth_ratio": {"original": 0.001, "unlearned": 92.5},
+        },
+        **other,
+    )
+
+
+def decodability(**other):
+    sites = [column("embed", 0.1, used=False)]
+    sites += [column(f"resid.{layer}", 0.1 + 0.1 * layer) for layer in range(8)]
+    return axis(
+        "decodability",
+        reading(REFITTED, sites),
+        reading(UNCHANGED, sites),
+        controls=[
+            control("the planted suppression is seen"),
+            control("a control that fails", passed=False),
+            control("one that is only shown", passed=False, required=False),
+        ],
+        **other,
+    )
+
+
+def relearning(**other):
+    curve = [0.0, 0.4, 0.7]
+    parts = ("asked_said", "asked_contrast", "never_said", "never_contrast", "taught")
+    roles = ("unlearned", "planted", "reference-1")
+    return axis(
+        "relearning",
+        reading(TOLD, [column("after teaching", 0.8, floor=0.5)]),
+        reading(SAID, [column("after teaching", 0.7)]),
+        controls=[control("the planted suppression comes back")],
+        details={
+            "learning_rate": 1e-4,
+            "steps": [0, 2, 4],
+            "curves": {role: {part: curve for part in parts} for role in roles},
+        },
+        **other,
+    )
+
+
+def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
+    digest = "ab" * 32
+    return {
+        "schema_version": "1.0",
+        "verdict": {
+            "class": verdict,
+            "probabilities": None,
+            "rule": "Rule 3: as told.",
+            "reasons": ["First reason.", "Second reason.", "Third.", "Fourth reason."],
+            "floor": "never_taught",
+            "adjusted_p": {
+                f"decodability: {UNCHANGED}": 0.0123,
+                f"relearning: {TOLD}": 1,
+            },
+            "where": ["resid.3", "resid.4", "resid.5"],
+            "claims_allowed": ["This may be said."],
+            "claims_disallowed": ["That may not."],
+            "would_change_it": ["Another candidate."],
+            "also": [],
+        },
+        "axes": list(axes),
+        "preflight": {
+            "identical_weights": False,
+            "weight_difference": {
+                "relative": 0.4123456789,
+                "layers": [
+                    {"layer": -1, "relative": 0.0},
+                    {"layer": 0, "relative": 0.25},
+                ],
+                "tensors_changed": 3,
+                "tensors": 21,
+            },
+            "known": {"forget_items": 24, "forget_entities": 12},
+            "utility": {
+                "shares": {"retain accuracy": 0.97, "distinct words in free text": 1.8},
+                "damage": [],
+            },
+            "free_text": {"prompts": ["Once"], "original": ["a"], "unlearned": ["b"]},
+            "warnings": ["Mind the gap."],
+            **preflight,
+        },
+        "behaviour": {
+            "forget_original": 1.0,
+            "forget_unlearned": 0.08,
+            "forget_floor": 0.1,
+            "utility": {},
+        },
+        "config": {
+            "profile": "quick",
+            "axes": ["behaviour"],
+            "seed": 7,
+            "rule": {"margin": 0.2, "utility": 0.8, "distinct": 0.5},
+            "budget": {"permutations": 2000},
+        },
+        "manifest": {
+            "models": [
+                {"role": "original", "source": "/m/before", "sha256": digest},
+                {"role": "unlearned", "source": "/m/after", "sha256": digest},
+            ],
+            "items": [
+                {"role": role, "sha256": digest, "items": 24, "entities": 12}
+                for role in ("forget", "retain")
+            ],
+            "code_sha256": digest,
+            "versions": {"torch": "2.13.0"},
+            "hardware": {"cores": 2},
+            "seed": 7,
+        },
+        "runtime": {
+            "written": "2026-01-02T03:04:05+0000",
+            "seconds": 82.2,
+            "stages": {"weights": {"seconds": 82.2, "peak_memory_bytes": 5e8}},
+        },
+    }
+
+
+def whole():
+    return document(behaviour(), decodability(), relearning())
+
+
+DOCUMENTS = {
+    "whole": whole,
+    "identical": lambda: document(
+        behaviour(),
+        verdict="not_unlearned",
+        identical_weights=True,
+        weight_difference={
+            "relative": 0.0,
+            "layers": [],
+            "tensors_changed": 0,
+            "tensors": 21,
+        },
+    ),
+    "no readings": lambda: document(
+        axis("decodability", status="error"),
+        axis("relearning", status="no_power", controls=[control("c", passed=False)]),
+    ),
+    "no axes": lambda: document(verdict="inconclusive"),
+    "nothing measured": lambda: document(
+        behaviour(), utility={"shares": {}, "damage": []}, warnings=[], free_text={}
+    ),
+    "unknown axis": lambda: document(
+        axis(
+            "persistence",
+            reading("4 bit", [column("q4", 0.4), column("logits", 0.2)]),
+            reading(
+                "by step", [column("step 0", 0.1, used=False), column("step 4", 1)]
+            ),
+            statistic_name="gap",
+            details={"codes": {"deep": [1, 2, 3]}, "rows": [{"a": 1}]},
+        )
+    ),
+    "strange details": lambda: document(
+        behaviour() | {"details": {"items": "none", "accuracy_by_wording": [1]}},
+        relearning() | {"details": {"steps": [0, 2], "curves": {"unlearned": "gone"}}},
+        axis("x", details={"curves": 3, "steps": ["a"], "deep": [[1], {"b": 2}]}),
+    ),
+}
+
+
+def spoiled(value: Any) -> Any:
+    """The document with every free text replaced by a hostile one."""
+    kept = {"schema_version", "class", "status", "floor", "floor_kind"}
+    kept |= {"sha256", "code_sha256"}
+    known = ("behaviour", "decodability", "relearning")
+    if isinstance(value, dict):
+        return {
+            key: each if key in kept or each in known else spoiled(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [spoiled(each) for each in value]
+    return value + HOSTILE if isinstance(value, str) else value
