@@ -92,7 +92,7 @@ class Rule(_Frozen):
     version: str = "1"
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Level of every superiority test, after Holm over axes."""
-    margin: float = Field(default=0.25, gt=0, lt=1)
+    margin: float = Field(default=0.3, gt=0, lt=1)
     """Equivalence margin on the residual scale (0 never knew, 1 knows)."""
     still_there: float = Field(default=0.1, ge=0, lt=1)
     """Behaviour counts as kept when its residual is surely above this."""

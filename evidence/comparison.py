@@ -148,7 +148,7 @@ def _column(
     """One column's figures; ``tost`` is the 90 % interval of the difference."""
 
     def around(group: EntityValues, level: float) -> Interval:
-        return rate_interval(group.values[:, index], group.n_items, level)
+        return rate_interval(group, index, level)
 
     x, y = float(candidate.mean[index]), float(floor.mean[index])
     low, high = around(candidate, 0.95)

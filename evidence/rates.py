@@ -21,11 +21,14 @@ class EntityValues:
             whatever the same entities were scored at.
         n_items: How many items went into it.
         entities: (entity,) names, in row order.
+        item_variance: (column,) variance of single items, where they are graded more
+            finely than yes or no; None takes them for yes/no.
     """
 
     values: NDArray[np.float64]
     n_items: int
     entities: tuple[str, ...]
+    item_variance: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -59,7 +62,7 @@ def by_entity(values: NDArray, entities: list[str] | tuple[str, ...]) -> EntityV
     sums = np.zeros((len(names), table.shape[1]))
     np.add.at(sums, index, table)
     counts = np.bincount(index, minlength=len(names))
-    return EntityValues(sums / counts[:, None], len(table), names)
+    return EntityValues(sums / counts[:, None], len(table), names, table.var(0))
 
 
 def mean_of(groups: Sequence[EntityValues]) -> EntityValues:
@@ -71,24 +74,33 @@ def mean_of(groups: Sequence[EntityValues]) -> EntityValues:
     if not groups or any(each.entities != groups[0].entities for each in groups):
         raise InputError("groups to average need the same entities in the same order")
     values = np.mean([each.values for each in groups], axis=0)
-    return EntityValues(values, groups[0].n_items, groups[0].entities)
+    variances = [
+        each.item_variance for each in groups if each.item_variance is not None
+    ]
+    # Averaged scores vary less than single ones; the larger variance is the safe one.
+    variance = np.max(variances, axis=0) if variances else None
+    return EntityValues(values, groups[0].n_items, groups[0].entities, variance)
 
 
-def effective_size(column: NDArray[np.float64], n_items: int) -> float:
+def effective_size(group: EntityValues, column: int) -> float:
     """How many independent yes/no trials carry as much as these entity means.
 
     The variance between entities decides; where it is zero (all right or all wrong)
     nothing is known of the correlation within an entity, so each entity counts as
-    one trial. Never above the number of items.
+    one trial. Never more than independent items would carry, which is their number
+    for yes/no items and more for finer grades.
     """
-    mean, n = column.mean(), len(column)
+    values = group.values[:, column]
+    mean, n = values.mean(), len(values)
     if n < 2:
         return float(n)
-    variance = column.var(ddof=1) / n
+    variance = values.var(ddof=1) / n
     spread = mean * (1 - mean)
     if variance <= 0 or spread <= 0:
         return float(n)
-    return float(min(spread / variance, n_items))
+    own = spread if group.item_variance is None else group.item_variance[column]
+    most = group.n_items * spread / own if own > 0 else group.n_items
+    return float(min(spread / variance, most))
 
 
 def wilson(mean: float, size: float, quantile: float) -> Interval:
@@ -112,16 +124,16 @@ def wilson(mean: float, size: float, quantile: float) -> Interval:
 
 
 def rate_interval(
-    column: NDArray[np.float64], n_items: int, level: float = 0.95
+    group: EntityValues, column: int = 0, level: float = 0.95
 ) -> Interval:
     """Interval of the mean over entities: Wilson on the effective size.
 
     A t quantile on entities - 1 degrees of freedom stands in for the normal one, as
     the between-entity variance is itself estimated.
     """
-    n = len(column)
-    quantile = float(stats.t.ppf(0.5 + level / 2, max(n - 1, 1)))
-    return wilson(float(column.mean()), effective_size(column, n_items), quantile)
+    values = group.values[:, column]
+    quantile = float(stats.t.ppf(0.5 + level / 2, max(len(values) - 1, 1)))
+    return wilson(float(values.mean()), effective_size(group, column), quantile)
 
 
 def difference_interval(

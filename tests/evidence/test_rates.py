@@ -8,12 +8,35 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from evidence.errors import InputError
 from evidence.rates import (
+    EntityValues,
     by_entity,
     difference_interval,
     effective_size,
     rate_interval,
     wilson,
 )
+
+
+def group(column, n_items):
+    names = tuple(map(str, range(len(column))))
+    return EntityValues(column[:, None], n_items, names)
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_interval_of_fine_grades_is_as_wide_as_they_vary(correlated):
+    rng = np.random.default_rng(2)
+    covered, widths = 0, []
+    for _ in range(400):
+        scores = rng.random((24, 6))
+        if correlated:
+            scores = scores[:, :1].repeat(6, 1)
+        names = [str(i) for i in range(24) for _ in range(6)]
+        low, high = rate_interval(by_entity(scores.ravel(), names), level=0.9)
+        covered += low <= 0.5 <= high
+        widths.append(high - low)
+    assert 0.87 <= covered / 400 <= 0.96
+    # Yes/no items would give 0.14 and 0.33.
+    assert np.mean(widths) < (0.22 if correlated else 0.10)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 20), (1, 20), (7, 24), (20, 20)])
@@ -37,7 +60,7 @@ def test_difference_of_two_rates_is_newcombes(a, b):
 
 @given(st.integers(2, 200), st.floats(0.8, 0.999))
 def test_all_wrong_never_gives_a_zero_width_interval(n, level):
-    low, high = rate_interval(np.zeros(n), 3 * n, level)
+    low, high = rate_interval(group(np.zeros(n), 3 * n), level=level)
     assert low == 0.0
     assert 0 < high <= 1
 
@@ -45,13 +68,13 @@ def test_all_wrong_never_gives_a_zero_width_interval(n, level):
 def test_perfectly_correlated_items_count_once_an_entity():
     # 10 entities with 5 equal items each are worth 10 trials, not 50.
     column = np.array([1.0, 0.0] * 5)
-    assert effective_size(column, 50) == pytest.approx(9, abs=1.5)
+    assert effective_size(group(column, 50), 0) == pytest.approx(9, abs=1.5)
 
 
 def test_independent_items_count_nearly_all():
     rng = np.random.default_rng(0)
     column = rng.binomial(20, 0.5, size=400) / 20
-    assert effective_size(column, 8000) > 6000
+    assert effective_size(group(column, 8000), 0) > 6000
 
 
 def test_interval_covers_the_truth_under_clustering():
@@ -60,7 +83,7 @@ def test_interval_covers_the_truth_under_clustering():
     for _ in range(400):
         rates = rng.beta(0.5, 0.5, size=24)  # strong correlation within an entity
         column = rng.binomial(4, rates) / 4
-        low, high = rate_interval(column, 96)
+        low, high = rate_interval(group(column, 96))
         covered += low <= 0.5 <= high
     assert 0.92 <= covered / 400 <= 0.99
 
