@@ -27,7 +27,7 @@ ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
 TARGET = {torch.float64: 2e-10, torch.float32: 5e-6}
 SMALL = 300
-"""A lone problem of so few classes x rows is solved by elimination."""
+"""Up to so many classes x rows one problem is solved by elimination."""
 HANDOVER = 1e-4
 """Certificate at which float64 solves leave the float32 accelerated stage."""
 
@@ -126,7 +126,8 @@ def minimise(
     target = TARGET[dtype] if target is None else target
     iterations = dtype if iterations is None else iterations
     work = Work() if work is None else work
-    if len(batch.scores) == 1 and batch.scores[0].numel() <= SMALL:
+    size = batch.scores[0].numel()
+    if size <= SMALL and len(batch.scores) * size**3 <= SMALL**3:
         return _direct(batch, target)
     if iterations != dtype:
         rough = max(target, HANDOVER)
@@ -210,9 +211,9 @@ def _size(batch: Batch) -> Tensor:
 def _direct(
     batch: Batch, target: float, steps: int = 100
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton steps by elimination for the one problem that CG could not finish.
+    """Newton steps by elimination, for few small problems and for the stiffest.
 
-    Costs (classes x n)^3 a step; wanted only where weights span many powers of ten.
+    Costs (classes x n)^3 a problem and step, whatever the weights' range.
     """
     dtype = batch.scores.dtype
     batch = Batch(
@@ -221,38 +222,55 @@ def _direct(
         batch.dual.double(),
         batch.scores.double(),
     )
-    _, classes, n = batch.scores.shape
+    count, _, n = batch.scores.shape
     eye = torch.eye(n, dtype=torch.float64, device=batch.scores.device)
-    product = batch.operator(eye[None])[0]
+    members = count if batch.operator.removal is not None else 1
+    product = batch.operator(eye.expand(members, n, n).contiguous())
     # Where CG went astray its point is no start.
     batch.dual = torch.zeros_like(batch.dual)
     batch.scores = torch.zeros_like(batch.scores)
-    best = batch.scores.new_tensor([torch.inf])
+    best = batch.scores.new_full((count,), torch.inf)
     answer = batch.scores.clone(), batch.dual.clone()
+    stalled = torch.zeros_like(best)
     work = Work()
     residual, curvature = _residual(batch, work)
     for _ in range(steps):
-        size = _size(batch)
-        now = (inner(residual, residual @ product).clamp(min=0) / size).sqrt()
-        if bool(now < best):
-            best, answer = now, (batch.scores.clone(), batch.dual.clone())
-        if bool(best <= target):
+        now = (inner(residual, residual @ product).clamp(min=0) / _size(batch)).sqrt()
+        better = now < best
+        stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
+        best = torch.where(better, now, best)
+        answer[0][better], answer[1][better] = batch.scores[better], batch.dual[better]
+        if bool(((best <= target) | (stalled >= 25)).all()):
             break
-        # Column j of class l of the operator is its action on a unit dual value.
-        units = torch.zeros(classes * n, classes, n, dtype=torch.float64)
-        units = units.to(eye.device)
-        for code in range(classes):
-            units[code * n : (code + 1) * n, code] = eye
-        system = curvature.add_to(units, units @ product).flatten(1).T
-        if classes > 1:
-            # The shift all classes share is held by nothing: give it unit stiffness.
-            shared = torch.eye(n, dtype=torch.float64, device=eye.device) / classes
-            system = system + shared.repeat(classes, classes)
-        step = torch.linalg.solve(system, residual.flatten()).view_as(residual)
+        if batch.loss.binary:
+            system = eye + curvature.diagonal.transpose(1, 2) * product
+        else:
+            system = _class_system(curvature, product, eye)
+        flat = residual.flatten(1)[:, :, None]
+        step = torch.linalg.solve(system, flat).view_as(residual)
         lift = step @ product
         slope = inner(residual, lift)
         residual, curvature = _advance(batch, work, step, lift, slope)
     return answer[0].to(dtype), answer[1].to(dtype), best
+
+
+def _class_system(curvature: Curvature, product: Tensor, eye: Tensor) -> Tensor:
+    """(problem, class x n, class x n) Newton system of softmax problems."""
+    chance, weight = curvature.probabilities, curvature.weight
+    assert chance is not None and weight is not None
+    count, classes, n = chance.shape
+    bend = -chance[:, :, None] * chance[:, None]
+    bend.diagonal(dim1=1, dim2=2).add_(chance.transpose(1, 2))
+    bend = bend * weight[:, None]
+    bend.diagonal(dim1=1, dim2=2).add_(curvature.diagonal.transpose(1, 2))
+    # (problem, class, row, other class, other row)
+    system = bend.transpose(2, 3)[..., None] * product[:, None, :, None, :]
+    same = torch.eye(classes, dtype=eye.dtype, device=eye.device)
+    system += same[None, :, None, :, None] * eye[None, None, :, None, :]
+    # The shift all classes share is held by nothing: give it unit stiffness.
+    system -= system.mean(1, keepdim=True)
+    system += eye[None, None, :, None, :] / classes
+    return system.reshape(count, classes * n, classes * n)
 
 
 def _residual(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:

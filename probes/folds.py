@@ -174,13 +174,14 @@ def check_folds(folds: Folds, codes: NDArray[np.int64], names) -> None:
         raise InputError(
             "there is one class only",
             expected="labels of two or more classes",
-            got=f"{names[0]!r} in every row" if len(names) else "no rows",
+            got=f"{str(names[0])!r} in every row" if len(names) else "no rows",
         )
     missing = missing_class(folds, codes)
     if missing is not None:
         fold, code = missing
         raise InputError(
-            f"fold {fold} of {len(folds)} has no training row of class {names[code]!r}",
+            f"fold {fold} of {len(folds)} has no training row of class "
+            f"{str(names[code])!r}",
             fix="All rows of that class are in one group or fold: use fewer folds, "
             "coarser labels or finer groups",
         )

@@ -92,7 +92,7 @@ def labels_of(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
         raise RowsError(
             "there is one class only",
             expected="labels of two or more classes",
-            got=f"{classes[0]!r} in every row" if len(classes) else "no rows",
+            got=f"{str(classes[0])!r} in every row" if len(classes) else "no rows",
         )
     return classes, codes.astype(np.int64)
 

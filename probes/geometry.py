@@ -1,0 +1,171 @@
+"""How two read-outs, or two sets of representations, lie to each other."""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from evidence.errors import InputError
+from probes.inputs import as_tensor
+
+
+def _tensor(values: ArrayLike | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().double()
+    return as_tensor(np.asarray(values))
+
+
+def _finite(name: str, *tables: Tensor) -> None:
+    if not all(bool(torch.isfinite(table).all()) for table in tables):
+        raise InputError(f"{name} was given NaN or infinite values")
+
+
+def cosine(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
+    """Cosine of the angle between two probe directions, (d,) each.
+
+    Raises:
+        InputError: a zero direction, or unequal lengths.
+    """
+    return mahalanobis_cosine(a, b, None)
+
+
+def mahalanobis_cosine(
+    a: ArrayLike | Tensor,
+    b: ArrayLike | Tensor,
+    covariance: ArrayLike | Tensor | None,
+) -> float:
+    """A'Sb / sqrt(a'Sa b'Sb): the correlation of two probes' scores.
+
+    Args:
+        a: (d,) direction of a linear read-out.
+        b: (d,).
+        covariance: (d, d) S of the activations both read; identity if None.
+
+    Raises:
+        InputError: shapes that do not fit, or a direction that reads nothing.
+    """
+    u, v = _tensor(a).flatten(), _tensor(b).flatten()
+    _finite("the cosine", u, v)
+    if u.shape != v.shape:
+        raise InputError(
+            "directions differ in length", expected=str(len(u)), got=str(len(v))
+        )
+    left, right = u, v
+    if covariance is not None:
+        matrix = _tensor(covariance)
+        if matrix.shape != (len(u), len(u)):
+            raise InputError(
+                "the covariance does not fit the directions",
+                expected=f"({len(u)}, {len(u)})",
+                got=str(tuple(matrix.shape)),
+            )
+        left, right = matrix @ u, matrix @ v
+    norms = (left @ u) * (right @ v)
+    if not float(norms) > 0:
+        raise InputError("a direction of zero length has no angle")
+    return float((left @ v / norms.sqrt()).clamp(-1, 1))
+
+
+def principal_angles(
+    a: ArrayLike | Tensor, b: ArrayLike | Tensor
+) -> NDArray[np.float64]:
+    """Angles between the spans of the rows, in radians, smallest first.
+
+    Small angles come from sines, so that they keep their digits.
+
+    Args:
+        a: (p, d) directions.
+        b: (q, d) directions.
+
+    Returns:
+        (min of the two ranks,).
+
+    Source: Bjorck and Golub (1973), Mathematics of Computation 27:579.
+    """
+    p, q = _span(_tensor(a)), _span(_tensor(b))
+    if p.shape[1] < q.shape[1]:
+        p, q = q, p
+    cosines = torch.linalg.svdvals(p.T @ q).clamp(max=1)
+    sines = torch.linalg.svdvals(q - p @ (p.T @ q)).clamp(max=1).flip(0)
+    angles = torch.where(cosines**2 > 0.5, torch.arcsin(sines), torch.arccos(cosines))
+    return angles.cpu().numpy()
+
+
+def _span(rows: Tensor) -> Tensor:
+    _finite("principal_angles", rows)
+    u, s, _ = torch.linalg.svd(torch.atleast_2d(rows).T, full_matrices=False)
+    rank = int((s > s.max() * max(rows.shape) * 2.3e-16).sum()) if len(s) else 0
+    if rank == 0:
+        raise InputError("directions of zero length span nothing")
+    return u[:, :rank]
+
+
+def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
+    """Squared distance of two sets of rows after the best rotation, 0 to 1 each way.
+
+    Rows are centred and scaled to unit Frobenius norm first; the value is
+    2 - 2 ||X'Y||_*, between 0 (the same up to rotation) and 2.
+
+    Args:
+        x: (row, d).
+        y: (row, e), the same rows.
+
+    Source: Ding et al. (2021), arXiv 2108.01661.
+    """
+    a, b = _pair(x, y)
+    a, b = a / a.norm(), b / b.norm()
+    nuclear = torch.linalg.matrix_norm(_reduced(a).T @ _reduced(b), "nuc")
+    return float((2 - 2 * nuclear).clamp(min=0))
+
+
+def _pair(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> tuple[Tensor, Tensor]:
+    a, b = _tensor(x), _tensor(y)
+    _finite("the comparison", a, b)
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 2:
+        raise InputError(
+            "two (row, d) tables of the same two or more rows are compared",
+            got=f"{tuple(a.shape)} and {tuple(b.shape)}",
+        )
+    a, b = a - a.mean(0), b - b.mean(0)
+    if not (float(a.norm()) > 0 and float(b.norm()) > 0):
+        raise InputError("all rows are equal, so there is no geometry to compare")
+    return a, b
+
+
+def _reduced(x: Tensor) -> Tensor:
+    """The rows up to a rotation of their features, with at most n columns."""
+    n, d = x.shape
+    return x if d <= n else torch.linalg.qr(x.T, mode="r").R.T
+
+
+def change_in_top_components(
+    before: ArrayLike | Tensor, after: ArrayLike | Tensor, k: int
+) -> float:
+    """Share of the change's squared size in the original's K first components.
+
+    A share near K/d is what any change has; near 1 the change lies where the original
+    has its variance.
+
+    Args:
+        before: (row, d) original activations; components come from these, centred.
+        after: (row, d) the same rows in the other model.
+        k: Number of components.
+    """
+    a, b = _tensor(before), _tensor(after)
+    _finite("the change", a, b)
+    if a.shape != b.shape or a.ndim != 2:
+        raise InputError(
+            "both models need the same (row, d) activations",
+            expected=str(tuple(a.shape)),
+            got=str(tuple(b.shape)),
+        )
+    if not 1 <= k <= min(a.shape):
+        raise InputError(
+            "k is out of range", expected=f"1 to {min(a.shape)}", got=str(k)
+        )
+    change = b - a
+    total = float(change.square().sum())
+    if total == 0:
+        raise InputError("nothing changed, so there is no share to give")
+    basis = torch.linalg.svd(a - a.mean(0), full_matrices=False)[2][:k]
+    return float((change @ basis.T).square().sum()) / total
