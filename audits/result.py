@@ -119,8 +119,13 @@ def read(root: Path) -> dict[str, Any]:
             fix="run exhume audit first",
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_refuse)
+    except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     validate_document(document)
     return document
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")

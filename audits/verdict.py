@@ -142,8 +142,8 @@ def decide(
         return verdict(
             "deleted",
             f"Rule 4: every voting axis is equivalent to the floor within "
-            f"{rule.margin} of the way to the original, and each had shown that it "
-            "finds planted knowledge.",
+            f"{rule.margin} of the way to the original, and those that look inside "
+            "had shown that they find planted knowledge.",
             [_equivalence_sentence(axis) for axis in voting],
         )
     return verdict(

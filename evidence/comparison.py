@@ -10,6 +10,7 @@ from evidence.rates import (
     EntityValues,
     Interval,
     difference_interval,
+    paired_correlation,
     rate_interval,
 )
 from evidence.resampling import paired_max_test, unpaired_max_test
@@ -76,6 +77,7 @@ def compare(
                 floor,
                 float(ceiling.mean[index]),
                 float(next(p_used)) if used[index] else None,
+                paired,
             )
         )
     kept = [row for row in rows if row["used"]]
@@ -144,6 +146,7 @@ def _column(
     floor: EntityValues,
     ceiling: float,
     p_value: float | None,
+    paired: bool,
 ) -> dict:
     """One column's figures; ``tost`` is the 90 % interval of the difference."""
 
@@ -152,7 +155,14 @@ def _column(
 
     x, y = float(candidate.mean[index]), float(floor.mean[index])
     low, high = around(candidate, 0.95)
-    tost = difference_interval(x, around(candidate, 0.9), y, around(floor, 0.9))
+    together = (
+        paired_correlation(candidate.values[:, index], floor.values[:, index])
+        if paired
+        else 0.0
+    )
+    tost = difference_interval(
+        x, around(candidate, 0.9), y, around(floor, 0.9), together
+    )
     return {
         "name": name,
         "used": p_value is not None,

@@ -137,15 +137,33 @@ def rate_interval(
 
 
 def difference_interval(
-    a: float, a_interval: Interval, b: float, b_interval: Interval
+    a: float,
+    a_interval: Interval,
+    b: float,
+    b_interval: Interval,
+    correlation: float = 0.0,
 ) -> Interval:
     """Interval of ``a - b`` from the intervals of each (method of variance recovery).
 
-    For two independent rates this is Newcombe's hybrid score interval; for paired
-    ones with positive correlation it is wider than need be.
+    For two independent rates this is Newcombe's hybrid score interval; with the
+    ``correlation`` of paired estimates, its form for paired rates.
 
-    Source: Newcombe (1998), Statistics in Medicine 17:873.
+    Source: Newcombe (1998), Statistics in Medicine 17:873 and 17:2635.
     """
-    low = np.hypot(a - a_interval[0], b_interval[1] - b)
-    high = np.hypot(a_interval[1] - a, b - b_interval[0])
-    return a - b - float(low), a - b + float(high)
+
+    def reach(x: float, y: float) -> float:
+        return float(np.sqrt(max(0.0, x**2 - 2 * correlation * x * y + y**2)))
+
+    low = reach(a - a_interval[0], b_interval[1] - b)
+    high = reach(a_interval[1] - a, b - b_interval[0])
+    return a - b - low, a - b + high
+
+
+def paired_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Correlation of the same entities' scores in two models, at least 0.
+
+    A negative one is taken for noise, and zero stands where either does not vary.
+    """
+    if len(x) < 3 or x.std() == 0 or y.std() == 0:
+        return 0.0
+    return max(0.0, float(np.corrcoef(x, y)[0, 1]))

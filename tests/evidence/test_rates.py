@@ -12,6 +12,7 @@ from evidence.rates import (
     by_entity,
     difference_interval,
     effective_size,
+    paired_correlation,
     rate_interval,
     wilson,
 )
@@ -102,3 +103,24 @@ def test_by_entity_weighs_entities_not_items():
 def test_by_entity_refuses_what_is_no_rate(values, entities):
     with pytest.raises(InputError):
         by_entity(np.array(values), entities)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_paired_interval_covers_and_shrinks_with_correlation(shared):
+    rng = np.random.default_rng(3)
+    covered, widths = 0, []
+    for _ in range(400):
+        common = rng.random((24, 1))
+        x, y = (shared * common + (1 - shared) * rng.random((24, 1)) for _ in range(2))
+        a, b = (by_entity(v, [str(i) for i in range(24)]) for v in (x, y))
+        low, high = difference_interval(
+            a.mean[0],
+            rate_interval(a, level=0.9),
+            b.mean[0],
+            rate_interval(b, level=0.9),
+            paired_correlation(x[:, 0], y[:, 0]),
+        )
+        covered += low <= 0 <= high
+        widths.append(high - low)
+    assert 0.86 <= covered / 400 <= 0.97
+    assert np.mean(widths) < (0.1 if shared else 0.3)
