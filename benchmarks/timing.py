@@ -1,0 +1,139 @@
+"""Clocks, peaks and rows: what every benchmark here shares."""
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Clock:
+    """One clock for both sides: own CPU time on one thread, wall time on more."""
+
+    threads: int
+    repeats: int = 3
+
+    def now(self) -> float:
+        """Seconds on the clock."""
+        return time.process_time() if self.threads == 1 else time.perf_counter()
+
+    def times(self, work: Callable[[], object], repeats: int | None = None) -> list:
+        """Seconds of each repeat."""
+        found = []
+        for _ in range(self.repeats if repeats is None else repeats):
+            start = self.now()
+            work()
+            found.append(self.now() - start)
+        return found
+
+
+@dataclass
+class Rows:
+    """The results table, in the shape of DESIGN section 3."""
+
+    rows: list[dict] = field(default_factory=list)
+
+    def add(
+        self,
+        figure: str,
+        value: float,
+        target: float | None,
+        sense: str,
+        unit: str,
+        peer: str,
+        spread: float,
+        n: int,
+        **more: object,
+    ) -> None:
+        """Keep one figure and print it."""
+        self.rows.append(
+            {
+                "figure": figure,
+                "value": value,
+                "target": target,
+                "sense": sense,
+                "unit": unit,
+                "peer": peer,
+                "spread": spread,
+                "n": n,
+                **more,
+            }
+        )
+        met = "" if target is None else f" (target {sense} {target:g})"
+        print(f"{figure}: {value:.4g} {unit}{met}", flush=True)
+
+    def ratio(
+        self,
+        figure: str,
+        peer_seconds: list[float],
+        own_seconds: list[float],
+        target: float | None,
+        peer: str,
+        **more: object,
+    ) -> float:
+        """Median over median; the spread is the half range of ratios, relative."""
+        value = statistics.median(peer_seconds) / statistics.median(own_seconds)
+        pairs = [
+            a / b for a in (min(peer_seconds), max(peer_seconds)) for b in own_seconds
+        ]
+        spread = (max(pairs) - min(pairs)) / 2 / value
+        self.add(
+            figure,
+            value,
+            target,
+            ">=",
+            "x",
+            peer,
+            spread,
+            len(own_seconds),
+            own_seconds=statistics.median(own_seconds),
+            peer_seconds=statistics.median(peer_seconds),
+            **more,
+        )
+        return value
+
+
+def matmul_peak(dtype: torch.dtype, clock: Clock, n: int = 1500) -> float:
+    """Best floating-point operations a second of a large ``torch.matmul``."""
+    a = torch.randn(n, n, dtype=dtype)
+    out = torch.empty_like(a)
+    return 2 * n**3 / min(clock.times(lambda: torch.mm(a, a, out=out), 5))
+
+
+def machine() -> dict[str, object]:
+    """What ran this."""
+    import sklearn
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next(
+                line.split(":")[1].strip() for line in file if "model name" in line
+            )
+    except (OSError, StopIteration):
+        pass
+    return {
+        "cpu": name,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "scikit-learn": sklearn.__version__,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def commit() -> str:
+    """The commit measured, marked where files differ from it."""
+    try:
+        name = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return name.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
