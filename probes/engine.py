@@ -140,7 +140,7 @@ def minimise(
         else:
             return scores, dual, certificate
     scores, dual, certificate = _stage(batch, target, iterations, steps, work)
-    for problem in (~(certificate <= ACCEPTED[dtype])).nonzero()[:, 0].tolist():
+    for problem in (~(certificate <= max(target, ACCEPTED[dtype]))).nonzero()[:, 0].tolist():
         one = torch.tensor([problem], device=scores.device)
         scores[one], dual[one], certificate[one] = _direct(batch.select(one), target)
     return scores, dual, certificate
@@ -344,8 +344,8 @@ def _advance(
     """Move the batch along the step, shortened where it overshoots; new residual.
 
     The derivative along the step decides: it may turn positive by at most half its
-    first size, else the step is cut by the secant rule. Values are never compared, so
-    rounding near the optimum does not matter.
+    first size, else its root is bracketed. Values are never compared, so rounding
+    near the optimum does not matter.
     """
     dtype = batch.scores.dtype
     if lift.dtype != dtype:
@@ -363,17 +363,33 @@ def _advance(
         return residual, curvature
     index = wrong.nonzero()[:, 0]
     part = batch.select(index)
-    first, last, taken = first[index], last[index], torch.ones_like(first[index])
-    step, move = direction[index], lift[index]
-    for _ in range(30):
-        cut = torch.nan_to_num(first / (first - last), nan=0.5).clamp(0.05, 0.7)
-        shorter = torch.where(last >= -0.5 * first, taken, taken * cut)
-        change = (shorter - taken)[:, None, None]
+    step, move, first = direction[index], lift[index], first[index]
+    taken = torch.ones_like(first)
+    low, high = torch.zeros_like(first), taken
+    low_slope, high_slope = first, last[index]
+    for turn in range(40):
+        # The slope falls along the step: close in on its root from both sides.
+        cut = low_slope / (low_slope - high_slope) if turn % 2 == 0 else taken * 0 + 0.5
+        cut = torch.nan_to_num(cut, nan=0.5).clamp(0.1, 0.9)
+        wanted = low + cut * (high - low)
+        slope = torch.where(taken == high, high_slope, low_slope)
+        settled = slope.abs() <= 0.5 * first
+        wanted = torch.where(settled & (turn > 0), taken, wanted)
+        change = (wanted - taken)[:, None, None]
         part.dual += change * step
         part.scores += change * move
-        taken = shorter
-        last = inner(_residual(part, work)[0], move)
-        if bool((last >= -0.5 * first).all()):
+        taken = wanted
+        slope = inner(_residual(part, work)[0], move)
+        down = slope >= 0
+        low, low_slope = (
+            torch.where(down, taken, low),
+            torch.where(down, slope, low_slope),
+        )
+        high, high_slope = (
+            torch.where(down, high, taken),
+            torch.where(down, high_slope, slope),
+        )
+        if bool((slope.abs() <= 0.5 * first).all()):
             break
     batch.dual[index], batch.scores[index] = part.dual, part.scores
     return _residual(batch, work)
