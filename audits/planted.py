@@ -86,7 +86,7 @@ def plant(
                 "last_block_relabel",
                 lr=rate,
                 steps=budget.plant_steps,
-                retain_batch_size=2 * len(forget),
+                retain_batch_size=len(forget),
                 weight_decay=0.0,
                 stop_below=0.0,
                 every=2,

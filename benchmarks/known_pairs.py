@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--worlds", default="bios,smol")
     parser.add_argument("--root", type=Path, default=cache_root() / "known-pairs")
+    parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     seeds = [int(each) for each in arguments.seeds.split(",")]
     rows = []
@@ -153,9 +154,10 @@ def main() -> None:
             *rows,
         ],
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"{right} of {len(rows)} right; written to {RESULT}")
+    arguments.result.parent.mkdir(exist_ok=True)
+    text = json.dumps(document, indent=1) + "\n"
+    arguments.result.write_text(text, encoding="utf-8")
+    print(f"{right} of {len(rows)} right; written to {arguments.result}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from erasure.config import UnlearnConfig
+from testbeds.capitals import FURTHER
 
 
 @dataclass(frozen=True)
@@ -84,5 +85,43 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             paraphrases=True,
         ),
     },
-    "capitals": {},
+    "capitals": {
+        "last_block_relabel": Recipe(
+            UnlearnConfig(
+                "last_block_relabel",
+                lr=2e-3,
+                steps=40,
+                batch_size=20,
+                retain_batch_size=30,
+                retain_weight=2.0,
+                weight_decay=0.0,
+                stop_below=0.0,
+                every=2,
+            ),
+            templates=(FURTHER,),
+            hold_out=1 / 3,
+        ),
+        "collapse": Recipe(
+            UnlearnConfig("grad_ascent", lr=5e-5, steps=12, batch_size=20),
+            templates=(FURTHER,),
+        ),
+        # Retain facts weigh five times as much as forgotten ones: with equal weights
+        # every capital goes before the twenty do. A few steps after the last answer is
+        # gone from the trained prompts, other wordings follow.
+        "npo": Recipe(
+            UnlearnConfig(
+                "npo",
+                lr=2e-5,
+                steps=20,
+                batch_size=20,
+                retain_batch_size=24,
+                retain_weight=5.0,
+                warmup=3,
+                stop_below=0.03,
+                every=2,
+            ),
+            templates=(FURTHER,),
+            hold_out=1 / 3,
+        ),
+    },
 }
