@@ -78,8 +78,8 @@ def plant(
         progress: Where progress is shown.
 
     Raises:
-        InputError: an unknown kind, a world without an original on disk, or a folder
-            that holds something else.
+        InputError: an unknown kind or one without settings, a world without an
+            original on disk, or a folder that holds something else.
     """
     if kind not in STATES:
         raise InputError(
@@ -89,7 +89,7 @@ def plant(
         )
     family = "bios" if isinstance(world, BiosWorld) else "capitals"
     if recipe is None and kind != "noop":
-        recipe = RECIPES[family][kind]
+        recipe = _preset(family, kind)
     forget, retain = _sets(world)
     if world.original is None:
         raise InputError(
@@ -129,6 +129,16 @@ def plant(
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (scratch / "card.json").write_text(text, encoding="utf-8")
     return out
+
+
+def _preset(family: str, kind: str) -> Recipe:
+    if kind not in RECIPES[family]:
+        raise InputError(
+            f"there are no settings for {kind} in the {family} world",
+            expected=", ".join(RECIPES[family]),
+            fix="Pass a recipe",
+        )
+    return RECIPES[family][kind]
 
 
 def read_card(model: Path) -> dict[str, object]:

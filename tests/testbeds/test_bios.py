@@ -135,9 +135,11 @@ def test_a_linear_reader_of_other_people_reads_what_the_original_was_taught(bios
 def test_a_finished_world_is_found_and_an_interrupted_one_goes_on(bios, monkeypatch):
     before = open_checkpoint(bios.twin).weights_hash
     trained = []
-    real = module._train
+    real = module.train_model
     monkeypatch.setattr(
-        module, "_train", lambda *given: trained.append(given[3].name) or real(*given)
+        module,
+        "train_model",
+        lambda *given: trained.append(given[3].name) or real(*given),
     )
     assert build_bios(SMALL, 0, bios.root.parent) == bios
     assert trained == []
