@@ -23,6 +23,7 @@ from probes.operators import (
     factor_features,
     factor_gram,
     floor_weight,
+    gram_of,
     remove_rows,
 )
 
@@ -141,9 +142,10 @@ def crossfit(
     Raises:
         InputError: the memory budget is too small for even one problem.
     """
-    x = x.to(torch.float64)
+    given, x = x, x.to(torch.float64)
     mean = x.mean(0)
-    x = x - mean
+    # A converted copy is ours to change; the caller's rows are not.
+    x = x - mean if x is given else x.sub_(mean)
     n, d = x.shape
     base = torch.ones(n, dtype=x.dtype, device=x.device)
     base = base if sample_weight is None else sample_weight.to(base)
@@ -200,11 +202,11 @@ class _Job:
         if not self.wide:
             return factor_features(rows, weight, other)
         across = None if other is None else other @ rows.T
-        gram = rows @ rows.T
+        gram = gram_of(rows)
         return factor_gram(gram, floor_weight(weight, gram.diagonal()), across)
 
-    def solve(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Minimise in the precision asked for."""
+    def solve(self, batch: Batch, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Minimise in the precision asked for; ``mixed`` where float32 pays."""
         dtype = self.options.precision
         if dtype == torch.float32:
             batch = Batch(
@@ -213,7 +215,7 @@ class _Job:
                 batch.dual.to(dtype),
                 batch.scores.to(dtype),
             )
-        inner = torch.float32 if self.options.mixed else None
+        inner = torch.float32 if self.options.mixed and mixed else None
         return minimise(batch, iterations=inner, work=self.work)
 
     def chunks(self, count: int, size: int, removed: int = 0) -> Iterator[slice]:
@@ -266,9 +268,9 @@ def _shared(job: _Job, label: int) -> None:
     target = one_hot(codes, job.classes)
     whole = Loss(target, row_weights(codes, job.classes, job.base[None], options))
     if job.wide and job.columns == 1:
-        gram = x @ x.T
+        gram = gram_of(x)
         positive = whole.weight.clamp(min=1e-9 * float(whole.weight.max()))
-        fit = row_fit(gram, Loss(target, positive), tolerance=3e-3)
+        fit = row_fit(gram, Loss(target, positive))
         alpha, scores, curvature = fit.dual, fit.scores, fit.weight
         factor = factor_gram(gram, floor_weight(curvature, gram.diagonal()))
     else:
@@ -298,7 +300,7 @@ def _shared(job: _Job, label: int) -> None:
             start = dual.expand(len(train), -1, -1).clone()
             begin = scores.expand(len(train), -1, -1).clone()
         batch = Batch(Loss(target, weights), operator, start, begin)
-        held, final, certificate = job.solve(batch)
+        held, final, certificate = job.solve(batch, not whole.binary)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
         job.scores[label, :, test[:, 1]] = held[test[:, 0], :, test[:, 1]].T
@@ -344,7 +346,7 @@ def _each_fold(job: _Job) -> None:
             else:
                 start = torch.zeros_like(goal)
             batch = Batch(Loss(goal, weights), operator, start, operator(start))
-            held, final, certificate = job.solve(batch)
+            held, final, certificate = job.solve(batch, True)
             job.certificate[part, fold] = certificate.double()
             reach = factor.elsewhere(final.double()).to(job.scores)
             job.scores[part, :, test] = reach

@@ -140,7 +140,9 @@ def minimise(
         else:
             return scores, dual, certificate
     scores, dual, certificate = _stage(batch, target, iterations, steps, work)
-    for problem in (~(certificate <= max(target, ACCEPTED[dtype]))).nonzero()[:, 0].tolist():
+    for problem in (
+        (~(certificate <= max(target, ACCEPTED[dtype]))).nonzero()[:, 0].tolist()
+    ):
         one = torch.tensor([problem], device=scores.device)
         scores[one], dual[one], certificate[one] = _direct(batch.select(one), target)
     return scores, dual, certificate

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evidence.errors import InputError
 from probes.losses import Loss
 
 
@@ -21,7 +22,7 @@ class RowFit:
         dual: (class, n), summing to 0 over rows; weights are dual @ X.
         scores: (class, n), K dual + intercept.
         intercept: (class,).
-        weight: (n,) curvature of the loss at the scores, averaged over classes.
+        weight: (n,) curvature of the loss at the scores.
     """
 
     dual: Tensor
@@ -31,54 +32,71 @@ class RowFit:
 
 
 def row_fit(
-    gram: Tensor, loss: Loss, *, tolerance: float = 1e-4, steps: int = 40
+    gram: Tensor, loss: Loss, *, tolerance: float = 1e-2, steps: int = 40
 ) -> RowFit:
-    """Newton on all rows with positive weight, to a relative step of ``tolerance``.
+    """Newton on all rows, to a relative step of ``tolerance``.
 
-    For more than two classes each class takes its Newton step with the others held,
-    all at once (a bound on the curvature); that is a start, not an optimum.
+    Steps run in float32, or float64 where a system is too stiff for it. The answer is
+    the start of exact fits and the place of their factor, not an optimum; its dual
+    values, intercept and scores fit each other to float64.
 
     Args:
         gram: (n, n) float64 Gram of centred rows.
-        loss: A single problem, weights > 0.
+        loss: A single two-class problem, weights > 0.
         tolerance: Stop when the step changes the scores by less, relatively.
         steps: At most so many.
     """
-    classes, n = loss.target.shape[1:]
-    scores = gram.new_zeros((1, classes, n))
-    dual, intercept = torch.zeros_like(scores), gram.new_zeros(classes)
-    value = loss.value(scores)
-    penalty = gram.new_zeros(1)
-    weight = loss.weight[0, 0]
+    found = _steps(gram.float(), loss.to(torch.float32), tolerance, steps)
+    if found is None:
+        found = _steps(gram, loss, tolerance, steps)
+    if found is None:
+        raise InputError("the Gram matrix is not positive semi-definite")
+    dual, intercept = found[0].double(), found[1].double()
+    dual = dual - dual.mean()
+    scores = dual @ gram + intercept
+    chance = loss.probabilities(scores[None, None])
+    weight = loss.curvature(chance)[0, 0]
+    weight = weight.clamp(min=1e-10 * float(loss.weight.max()))
+    return RowFit(dual[None], scores[None], intercept[None], weight)
+
+
+def _steps(
+    gram: Tensor, loss: Loss, tolerance: float, steps: int
+) -> tuple[Tensor, Tensor] | None:
+    """(n,) dual values and the intercept; None where a factorisation fails."""
+    goal, base = loss.target[0, 0], loss.weight[0, 0]
+    scores, dual = torch.zeros_like(goal), torch.zeros_like(goal)
+    intercept = goal.new_zeros(())
+    least = 1e-7 * float(base.max())
+    value = torch.inf
     for _ in range(steps):
-        probabilities = loss.probabilities(scores)
-        pull = loss.pull(probabilities)
-        weight = loss.curvature(probabilities).mean((0, 1))
-        weight = weight.clamp(min=1e-10 * float(loss.weight.max()))
-        root = weight.sqrt()
+        chance = torch.sigmoid(scores)
+        pull = (goal - chance) * base
+        root = (chance * (1 - chance) * base).clamp(min=least).sqrt()
         system = gram * root
         system.mul_(root[:, None])
         system.diagonal().add_(1)
-        lower = torch.linalg.cholesky(system)
+        lower, info = torch.linalg.cholesky_ex(system)
+        if int(info) or not bool(torch.isfinite(lower[-1, -1])):
+            return None
         # Working responses and the vector of ones share one solve.
-        sides = torch.cat([root * scores[0] + pull[0] / root, root[None]])
-        solved = torch.cholesky_solve(sides.T, lower).T * root
-        shift = solved[:-1].sum(1) / solved[-1].sum()
-        aim = solved[:-1] - shift[:, None] * solved[-1]
-        aim_scores = aim @ gram + shift[:, None]
+        sides = torch.stack([root * scores + pull / root, root], 1)
+        solved = torch.cholesky_solve(sides, lower) * root[:, None]
+        shift = solved[:, 0].sum() / solved[:, 1].sum()
+        aim = solved[:, 0] - shift * solved[:, 1]
+        aim_scores = gram @ aim + shift
         length = 1.0
         while True:
-            new_dual = dual + length * (aim[None] - dual)
-            new_scores = scores + length * (aim_scores[None] - scores)
-            bias = intercept + length * (shift - intercept)
-            new_penalty = 0.5 * (new_dual * (new_scores - bias[:, None])).sum((1, 2))
-            new_value = loss.value(new_scores)
-            if new_value + new_penalty <= value + penalty or length < 1e-3:
+            new_dual = torch.lerp(dual, aim, length)
+            new_scores = torch.lerp(scores, aim_scores, length)
+            bias = torch.lerp(intercept, shift, length)
+            cross = torch.nn.functional.softplus(new_scores) - goal * new_scores
+            new_value = float(base @ cross + 0.5 * (new_dual @ (new_scores - bias)))
+            if new_value <= value or length < 1e-2:
                 break
             length *= 0.5
         change = float((new_scores - scores).abs().max())
-        dual, scores, intercept = new_dual, new_scores, bias
-        value, penalty = new_value, new_penalty
+        dual, scores, intercept, value = new_dual, new_scores, bias, new_value
         if change <= tolerance * float(scores.abs().max()):
             break
-    return RowFit(dual[0], scores[0], intercept, weight)
+    return dual, intercept

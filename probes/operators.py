@@ -14,6 +14,7 @@ corrects Q by rank |G|: Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (Sherman-Morrison-Woodbu
 from dataclasses import dataclass
 
 import torch
+from scipy.linalg.blas import dsyrk  # pyright: ignore
 from torch import Tensor
 
 
@@ -58,6 +59,14 @@ def floor_weight(weight: Tensor, diagonal: Tensor) -> Tensor:
     """
     scale = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
     return torch.maximum(weight, 0.05 / torch.maximum(diagonal, 0.01 * scale))
+
+
+def gram_of(rows: Tensor) -> Tensor:
+    """(n, n) inner products of float64 rows, each computed once on the CPU."""
+    if rows.device.type != "cpu" or len(rows) < 64:
+        return rows @ rows.T
+    half = torch.from_numpy(dsyrk(1.0, rows.numpy().T, trans=1, lower=1))
+    return torch.tril(half).add_(torch.tril(half, -1).T)
 
 
 def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Factor:
