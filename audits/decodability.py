@@ -173,15 +173,15 @@ def _controls(
             permutations,
         )
 
-    top = int(np.argmax(np.where(use, ceiling.mean, -np.inf)))
-    span = ceiling.mean[top] - chance.mean[top]
-    leak = (never.mean[top] - chance.mean[top]) / max(span, 1e-9)
+    spans = ceiling.mean[use] - chance.mean[use]
+    leak = float((never.mean[use] - chance.mean[use]).mean() / max(spans.mean(), 1e-9))
+    leaking = beyond(never, chance, use, "never taught")
     found = [
         Control(
             "never-taught items stay at the shuffled-label level in the original",
-            float(leak),
-            "share of the original's excess below 0.25",
-            bool(leak < 0.25),
+            leak,
+            f"below 0.25 of the original's excess, or p >= {alpha}",
+            leak < 0.25 or leaking.p_value >= alpha,
         ),
         Control(
             "probes fitted on shuffled answers read nothing",
