@@ -36,6 +36,8 @@ class Budget(_Frozen):
     plant_steps: int = Field(ge=1)
     plant_rates: tuple[float, ...]
     generate_prompts: int = Field(ge=1)
+    look_inside_damage: bool
+    """Whether a candidate found damaged is probed and retrained all the same."""
 
 
 _RATES = (2e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -54,6 +56,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         plant_steps=40,
         plant_rates=(1e-3, 3e-3),
         generate_prompts=8,
+        look_inside_damage=False,
     ),
     "standard": Budget(
         prompts_per_item=3,
@@ -68,6 +71,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         plant_steps=80,
         plant_rates=(1e-3, 3e-3),
         generate_prompts=16,
+        look_inside_damage=True,
     ),
     "full": Budget(
         prompts_per_item=8,
@@ -82,6 +86,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         plant_steps=160,
         plant_rates=(1e-3, 3e-3),
         generate_prompts=32,
+        look_inside_damage=True,
     ),
 }
 

@@ -20,6 +20,10 @@ from evidence.progress import SILENT, Progress
 
 # Rough cost of the stages of one model, so that the bar's estimate is about right.
 LISTENING, INNER = 2.0, 4.0
+SKIPPED = (
+    "The candidate is damaged, which decides the verdict; this profile does not look "
+    "inside wreckage. The standard profile does."
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,8 @@ def collect(run: Run) -> Findings:
                     ).to_dict(),
                 )
             )
-        if not run.identical:
+        skipped = damage.found and not run.config.budget.look_inside_damage
+        if not run.identical and not skipped:
             length = INNER * (len(run.subjects) + 1)
             axes |= inner_axes(
                 run,
@@ -168,7 +173,7 @@ def collect(run: Run) -> Findings:
             "original": heard["original"]["useful"]["texts"],
             "unlearned": heard["unlearned"]["useful"]["texts"],
         },
-        "warnings": list(run.inputs.warnings),
+        "warnings": [*run.inputs.warnings, *([SKIPPED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
     return Findings(axes, damage, run.identical, floor, preflight, cost)
