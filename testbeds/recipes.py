@@ -89,17 +89,16 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "last_block_relabel": Recipe(
             UnlearnConfig(
                 "last_block_relabel",
-                lr=2e-3,
+                lr=1e-3,
                 steps=40,
                 batch_size=20,
                 retain_batch_size=30,
-                retain_weight=2.0,
+                retain_weight=3.0,
                 weight_decay=0.0,
                 stop_below=0.0,
                 every=2,
             ),
             templates=(FURTHER,),
-            hold_out=1 / 3,
         ),
         "collapse": Recipe(
             UnlearnConfig("grad_ascent", lr=5e-5, steps=12, batch_size=20),
