@@ -1,4 +1,4 @@
-"""Every speed claim about probes, measured in one run: ``python -m benchmarks.kernels``.
+"""Every speed claim about probes, in one run of ``python -m benchmarks.kernels``.
 
 Each figure is a pair, ours and a named peer, on the same threads and clock; results
 are checked for agreement with the true optimum before they are counted.

@@ -247,7 +247,7 @@ class _Job:
 
 
 def _start_from_nothing(job: _Job, rows: Tensor, loss: Loss, target: float):
-    """Fit all label vectors on all rows, roughly; scores, alpha, curvature."""
+    """Fit all label vectors on all rows, roughly: factor, scores, alpha, curvature."""
     labels, columns, n = loss.target.shape
     weight = (0.1 * loss.weight).mean((0, 1)).clamp(min=1e-12)
     factor = job.factor(rows, weight)
@@ -257,7 +257,7 @@ def _start_from_nothing(job: _Job, rows: Tensor, loss: Loss, target: float):
         Batch(loss, operator, zero, zero.clone()), target=target, work=job.work
     )
     curvature = loss.curvature(loss.probabilities(scores)).mean(1)
-    return scores, dual - factor.weight * scores, curvature
+    return factor, scores, dual - factor.weight * scores, curvature
 
 
 def _shared(job: _Job, label: int) -> None:
@@ -274,9 +274,11 @@ def _shared(job: _Job, label: int) -> None:
         alpha, scores, curvature = fit.dual, fit.scores, fit.weight
         factor = factor_gram(gram, floor_weight(curvature, gram.diagonal()))
     else:
-        scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
-        alpha, scores, curvature = alpha[0], scores[0], curvature[0]
-        factor = job.factor(x, curvature)
+        factor, scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
+        alpha, scores = alpha[0], scores[0]
+        if job.wide:
+            # With many rows a factor costs more than the steps a better one saves.
+            factor = job.factor(x, curvature[0])
     dual = alpha + factor.weight * scores
     out = (~job.train).nonzero()
     sizes = (~job.train).sum(1)
@@ -300,7 +302,7 @@ def _shared(job: _Job, label: int) -> None:
             start = dual.expand(len(train), -1, -1).clone()
             begin = scores.expand(len(train), -1, -1).clone()
         batch = Batch(Loss(target, weights), operator, start, begin)
-        held, final, certificate = job.solve(batch, not whole.binary)
+        held, final, certificate = job.solve(batch, not (job.wide and whole.binary))
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
         job.scores[label, :, test[:, 1]] = held[test[:, 0], :, test[:, 1]].T
@@ -319,7 +321,7 @@ def _each_fold(job: _Job) -> None:
     weights = weights.expand(len(pilot), -1, -1).clamp(min=1e-9 * float(weights.max()))
     whole = Loss(target, weights)
     rows = x / spread(x, job.base) if scaled else x
-    scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
+    _, scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
     fixed = curvature.clamp(min=1e-12).log().mean(0).exp()
     if labels > PILOTS and job.columns == 1:
         # New label vectors start from the pilots' mean pull towards a row's class.
