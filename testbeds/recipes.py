@@ -96,7 +96,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 retain_weight=3.0,
                 weight_decay=0.0,
                 stop_below=0.0,
-                every=2,
+                every=4,
             ),
             templates=(FURTHER,),
         ),
@@ -104,9 +104,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             UnlearnConfig("grad_ascent", lr=5e-5, steps=12, batch_size=20),
             templates=(FURTHER,),
         ),
-        # Retain facts weigh five times as much as forgotten ones: with equal weights
-        # every capital goes before the twenty do. A few steps after the last answer is
-        # gone from the trained prompts, other wordings follow.
+        # beta is ten times the paper's: a fact is left alone once its answer has
+        # lost a few nats. With 0.1 the push goes on for tens of nats, and by the time
+        # all answers are gone a fifth of the capitals that were held out are as well.
         "npo": Recipe(
             UnlearnConfig(
                 "npo",
@@ -114,10 +114,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 steps=20,
                 batch_size=20,
                 retain_batch_size=24,
-                retain_weight=5.0,
+                retain_weight=3.0,
+                beta=1.0,
                 warmup=3,
-                stop_below=0.03,
-                every=2,
+                stop_below=0.0,
+                every=4,
             ),
             templates=(FURTHER,),
             hold_out=1 / 3,
