@@ -96,7 +96,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 retain_weight=3.0,
                 weight_decay=0.0,
                 stop_below=0.0,
-                every=4,
+                every=2,
             ),
             templates=(FURTHER,),
         ),
