@@ -93,7 +93,7 @@ def demo(
     seed: SeedOption = 0,
     fresh: FreshOption = False,
 ) -> None:
-    """The main job on a real pretrained model, in about three minutes."""
+    """The main job on a real pretrained model: forget, then audit."""
     from audits.demo import run_demo
     from evidence.progress import Bars
 
