@@ -206,7 +206,11 @@ class _Job:
         return factor_gram(gram, floor_weight(weight, gram.diagonal()), across)
 
     def solve(self, batch: Batch, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Minimise in the precision asked for; ``mixed`` where float32 pays."""
+        """Minimise in the precision asked for; ``mixed`` where float32 pays.
+
+        Not with more rows than features: what of the residual the features cannot
+        see does not shrink, and float32 rounds the rest against it.
+        """
         dtype = self.options.precision
         if dtype == torch.float32:
             batch = Batch(
@@ -302,7 +306,7 @@ def _shared(job: _Job, label: int) -> None:
             start = dual.expand(len(train), -1, -1).clone()
             begin = scores.expand(len(train), -1, -1).clone()
         batch = Batch(Loss(target, weights), operator, start, begin)
-        held, final, certificate = job.solve(batch, not (job.wide and whole.binary))
+        held, final, certificate = job.solve(batch, job.wide and not whole.binary)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
         job.scores[label, :, test[:, 1]] = held[test[:, 0], :, test[:, 1]].T
@@ -348,7 +352,7 @@ def _each_fold(job: _Job) -> None:
             else:
                 start = torch.zeros_like(goal)
             batch = Batch(Loss(goal, weights), operator, start, operator(start))
-            held, final, certificate = job.solve(batch, True)
+            held, final, certificate = job.solve(batch, job.wide)
             job.certificate[part, fold] = certificate.double()
             reach = factor.elsewhere(final.double()).to(job.scores)
             job.scores[part, :, test] = reach

@@ -28,6 +28,8 @@ ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 TARGET = {torch.float64: 2e-10, torch.float32: 5e-6}
 SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
+LARGEST = 3000
+"""Above so many classes x rows elimination is no way out: the certificate tells."""
 HANDOVER = 1e-4
 """Certificate at which float64 solves leave the float32 accelerated stage."""
 

@@ -254,3 +254,22 @@ def test_cuda_agrees_with_cpu(d):
         torch.from_numpy(x).cuda(), torch.from_numpy(codes)[None].cuda(), 3, folds
     )
     torch.testing.assert_close(there.scores.cpu(), here.scores, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("C", [0.1, 10.0])
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_many_rows_need_no_elimination(C, precision, monkeypatch):
+    # What the features cannot see of the residual once kept float32 from converging.
+    x, codes, group = make_rows(800, 60, 2, 200)
+
+    def refuse(*_):
+        raise AssertionError("conjugate gradients did not converge")
+
+    monkeypatch.setattr("probes.engine._direct", refuse)
+    scores = LogisticProbe(C, precision=precision).held_out(
+        torch.from_numpy(x),
+        torch.from_numpy(codes)[None],
+        2,
+        k_fold(group, codes, 10),
+    )
+    assert torch.isfinite(scores.scores).all()
