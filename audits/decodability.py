@@ -28,6 +28,7 @@ NAME = "decodability"
 QUESTION = "Can a linear reader of the hidden states still tell the forgotten answers?"
 # Below this distance between original and floor a residual would be noise over noise.
 LEAST_SPAN = 0.15
+SHUFFLES = 5
 REFITTED, UNCHANGED = "refitted probe", "original's own probe"
 
 
@@ -80,15 +81,23 @@ def run_decodability(
     for role in states:
         if not states[role].readers:
             states[role].readers = fit_readers(probing, role, penalty, progress)
-    shuffled = fit_readers(
-        probing, "original", penalty, progress, numpy_rng(config.seed, NAME, "shuffle")
-    )
+    # One deal of the answers among few entities is itself noisy; chance is their mean.
+    shuffled = [
+        fit_readers(
+            probing,
+            "original",
+            penalty,
+            progress,
+            numpy_rng(config.seed, NAME, "shuffle", str(number)),
+        )
+        for number in range(SHUFFLES)
+    ]
     return _judge(probing, shuffled, config, penalty, notes)
 
 
 def _judge(
     probing: Probing,
-    shuffled: Sequence[Reader],
+    shuffled: Sequence[Sequence[Reader]],
     config: AuditConfig,
     penalty: float,
     notes: Sequence[str],
@@ -107,7 +116,7 @@ def _judge(
     # Only layers where the original itself is read say anything of the candidate.
     strong = power.difference >= 0.5 * power.difference.max()
     use = strong & (power.p_column < rule.alpha) & (power.difference > LEAST_SPAN)
-    chance = probing.score(shuffled, "original", "forget")
+    chance = mean_of([probing.score(each, "original", "forget") for each in shuffled])
     details = {
         "form": forms,
         "penalty": penalty,
