@@ -74,13 +74,13 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "rmu": Recipe(
             UnlearnConfig(
                 "rmu",
-                lr=1e-3,
-                steps=150,
+                lr=3e-3,
+                steps=200,
                 batch_size=96,
                 retain_batch_size=192,
                 rmu_layer=1,
                 rmu_coefficient=20.0,
-                retain_weight=10.0,
+                retain_weight=1.0,
             ),
             paraphrases=True,
         ),
@@ -121,7 +121,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 every=4,
             ),
             templates=(FURTHER,),
-            hold_out=1 / 3,
+            hold_out=1 / 5,
         ),
     },
 }
