@@ -50,9 +50,10 @@ BUDGETS: dict[ProfileName, Budget] = {
         permutations=2000,
         block=5,
         statement_wordings=1,
-        relearn_steps=8,
-        relearn_every=4,
-        relearn_rates=_RATES,
+        relearn_steps=6,
+        relearn_every=3,
+        # Fewer steps need a higher rate than the other profiles start from.
+        relearn_rates=(4e-5, *_RATES[1:]),
         plant_steps=40,
         plant_rates=(1e-3, 3e-3),
         generate_prompts=8,

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from audits.config import AuditConfig
+from audits.deals import deal_test
 from audits.probing import Probing, capture_states, choose_penalty, fit_readers
 from audits.probing_tasks import Task
 from audits.readers import Reader
@@ -81,7 +82,6 @@ def run_decodability(
     for role in states:
         if not states[role].readers:
             states[role].readers = fit_readers(probing, role, penalty, progress)
-    # One deal of the answers among few entities is itself noisy; chance is their mean.
     shuffled = [
         fit_readers(
             probing,
@@ -116,7 +116,7 @@ def _judge(
     # Only layers where the original itself is read say anything of the candidate.
     strong = power.difference >= 0.5 * power.difference.max()
     use = strong & (power.p_column < rule.alpha) & (power.difference > LEAST_SPAN)
-    chance = mean_of([probing.score(each, "original", "forget") for each in shuffled])
+    shuffles = mean_of([probing.score(each, "original", "forget") for each in shuffled])
     details = {
         "form": forms,
         "penalty": penalty,
@@ -147,7 +147,7 @@ def _judge(
                 *notes,
             ),
         )
-    controls += _controls(probing, config, use, ceiling, never, chance)
+    controls += _controls(probing, config, use, ceiling, never, shuffles)
     readings = _readings(probing, config, use, ceiling)
     status, extra = _status(readings, controls, config)
     return AxisResult(
@@ -169,10 +169,12 @@ def _controls(
     use: np.ndarray,
     ceiling: EntityValues,
     never: EntityValues,
-    chance: EntityValues,
+    shuffles: EntityValues,
 ) -> list[Control]:
     """Floor, shuffled labels, planted suppression, embedding, readable retain."""
     alpha, permutations = config.rule.alpha, config.budget.permutations
+    # Two controls ask for a null to hold; together they may fail by luck this often.
+    by_luck = alpha / 2
 
     def beyond(x: EntityValues, y: EntityValues, columns: np.ndarray, name: str):
         return unpaired_max_test(
@@ -182,26 +184,32 @@ def _controls(
             permutations,
         )
 
-    spans = ceiling.mean[use] - chance.mean[use]
-    leak = float((never.mean[use] - chance.mean[use]).mean() / max(spans.mean(), 1e-9))
-    leaking = beyond(never, chance, use, "never taught")
+    # What the original's probes read of answers dealt anew is chance; comparing with
+    # a few fits on shuffled labels would take the luck of those few fits for it.
+    own = probing.states["original"].readers
+    dealt, chance = deal_test(
+        probing,
+        own,
+        "original",
+        "never_taught",
+        use,
+        numpy_rng(config.seed, NAME, "never taught"),
+        permutations,
+    )
+    spans = ceiling.mean[use] - chance
+    leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
     found = [
         Control(
-            "never-taught items stay at the shuffled-label level in the original",
+            "answers of never-taught items are read no better than dealt ones",
             leak,
-            f"below 0.25 of the original's excess, or p >= {alpha}",
-            leak < 0.25 or leaking.p_value >= alpha,
+            f"below 0.25 of the original's excess, or p >= {by_luck}",
+            leak < 0.25 or dealt.p_value >= by_luck,
         ),
         Control(
             "probes fitted on shuffled answers read nothing",
-            float(chance.mean[use].max()),
-            "below half of the original's",
-            bool(
-                (
-                    chance.mean[use]
-                    < never.mean[use] + 0.5 * (ceiling.mean[use] - never.mean[use])
-                ).all()
-            ),
+            float(((shuffles.mean[use] - chance) / spans).max()),
+            "below half of the original's excess",
+            bool((shuffles.mean[use] < chance + 0.5 * spans).all()),
         ),
     ]
     if "planted" in probing.states:
@@ -232,13 +240,13 @@ def _controls(
             Control(
                 "the embedding layer is at the floor",
                 least,
-                f"p >= {alpha / 2} on both sides",
-                least >= alpha / 2,
+                f"p >= {by_luck / 2} on both sides",
+                least >= by_luck / 2,
             )
         )
     here = probing.values("unlearned", "unlearned", "check").mean[use].max()
     there = probing.values("original", "original", "check").mean[use].max()
-    base = chance.mean[use].min()
+    base = chance.mean()
     readable = (here - base) / max(there - base, 1e-9)
     found.append(
         Control(

@@ -228,15 +228,30 @@ def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
 
     Returns:
         (row, site) in [0, 1]. Shared: 1 where the right answer scores highest.
-        Unique: rows of false statements are NaN; the row of a true one is the share
-        of false statements about the same entity that score lower, after each
-        answer's mean over its block is taken off, so that a liking for the answer
-        word cannot count. Ties count one half; chance is 0.5.
+        Unique: the row of a true statement as in ``standings``; rows of false ones
+        are NaN.
     """
     if task.form == "shared":
         return (scores.argmax(2) == part.labels).T.astype(float)
-    values = scores[:, :, 0]
-    result = np.full((len(part), len(values)), np.nan)
+    found = standings(part, scores[:, :, 0])
+    return np.where((part.labels == 1)[:, None], found, np.nan)
+
+
+def standings(part: Part, values: np.ndarray) -> np.ndarray:
+    """Where each statement stands among those about its entity (unique form).
+
+    Args:
+        part: The part that was read.
+        values: (site, row) decision values.
+
+    Returns:
+        (row, site): the share of the other statements about the same entity, in the
+        same wording, that score lower, after each answer's mean over its block is
+        taken off, so that a liking for the answer word cannot count. Ties count one
+        half; chance is 0.5, and exactly the mean over an entity's statements.
+    """
+    result = np.zeros((len(part), len(values)))
+    names = np.array(part.entities)
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
         here = values[:, rows].copy()
@@ -246,13 +261,10 @@ def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
         # Statements that tie up to rounding (a site that sees only the answer) are
         # ties, not evidence.
         tie = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1), 1e-12)
-        names = np.array([part.entities[row] for row in rows])
-        for name in dict.fromkeys(names):
-            mine = names == name
-            true = here[:, mine & (part.labels[rows] == 1)]
-            false = here[:, mine & (part.labels[rows] == 0)]
-            lead = true - false
-            near = np.abs(lead) <= tie[:, None]
-            wins = ((lead > 0) & ~near).mean(1) + 0.5 * near.mean(1)
-            result[rows[mine & (part.labels[rows] == 1)]] = wins
+        for name in dict.fromkeys(names[rows]):
+            mine = np.flatnonzero(names[rows] == name)
+            lead = here[:, mine, None] - here[:, None, mine]
+            near = np.abs(lead) <= tie[:, None, None]
+            wins = ((lead > 0) & ~near).sum(2) + 0.5 * (near.sum(2) - 1)
+            result[rows[mine]] = (wins / (len(mine) - 1)).T
     return result

@@ -1,7 +1,6 @@
 """Activations of many rows at named sites, only where they were asked for."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.hooks import evaluating, record
+from capture.hooks import evaluating
+from capture.passes import Target, keep, passes
 from capture.positions import Positions, Wanted, wanted_positions
-from capture.sites import Sites, find_sites, model_device
+from capture.sites import find_sites, model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Advance, Progress
-from evidence.sequences import Padded, Sequences, batches
+from evidence.sequences import Sequences
 
 Pool = Literal["mean", "first", "flat"] | int
 
@@ -141,22 +141,13 @@ def capture_wanted(
 
     ``advance`` is called with the number of rows done.
     """
-    where = find_sites(model)
-    names = _checked(where, sites)
-    device = model_device(model)
+    target = _target(model, sites)
     arrays: dict[str, np.ndarray] = {}
     with torch.no_grad(), evaluating(model):
-        for batch in batches(sequences, tokens=tokens, device=device):
-            batch = _left(batch) if padding == "left" else batch
-            pick = _picker(batch, wanted)
-            inputs = accepted(model, batch.model_inputs | {"use_cache": False})
-            try:
-                got = _run(model, where, names, pick, inputs)
-            except IndexError as error:
-                raise _outside(model, batch) from error
-            _keep(arrays, got, batch.rows.numpy(), len(sequences), wanted)
-            advance(len(batch.rows))
-    return {name: arrays[name] for name in names}
+        for rows, got in passes(target, sequences, wanted, tokens, padding):
+            keep(arrays, got, rows, len(sequences), wanted)
+            advance(len(rows))
+    return {name: arrays[name] for name in target.names}
 
 
 def capture_images(
@@ -184,8 +175,7 @@ def capture_images(
     Raises:
         InputError: an unknown site, or no images.
     """
-    where = find_sites(model)
-    names = _checked(where, sites)
+    target = _target(model, sites)
     if len(pixels) == 0:
         raise InputError("there are no images", expected="one or more")
     device = model_device(model)
@@ -197,96 +187,22 @@ def capture_images(
     ):
         for start in range(0, len(pixels), batch):
             part = pixels[start : start + batch].to(device)
-            got = _run(model, where, names, lambda _, v: _pooled(v, pool), part)
+            got = target.run(lambda _, v: _pooled(v, pool), part)
             rows = np.arange(start, start + len(part))
-            _keep(arrays, got, rows, len(pixels), None)
+            keep(arrays, got, rows, len(pixels), None)
             advance(len(part))
+    names = target.names
     return Activations(names, {name: arrays[name] for name in names})
 
 
-def accepted(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``inputs`` that the model's ``forward`` takes."""
-    known = inspect.signature(model.forward).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        return dict(inputs)
-    return {name: value for name, value in inputs.items() if name in known}
-
-
-def _checked(where: Sites, sites: Sequence[str]) -> tuple[str, ...]:
+def _target(model: nn.Module, sites: Sequence[str]) -> Target:
+    where = find_sites(model)
     names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
     if not names:
         raise InputError("no sites were asked for", expected="one or more")
     for name in names:
         where.resolve(name)
-    return names
-
-
-def _run(
-    model: nn.Module,
-    where: Sites,
-    names: tuple[str, ...],
-    pick: Callable[[str, Tensor], Tensor],
-    inputs: Any,
-) -> dict[str, Tensor]:
-    """One pass that stops early; logits come from the kept inputs of their layer."""
-    needed = ["final" if name == "logits" else name for name in names]
-    with record(model, needed, pick, stop=True, where=where) as got:
-        model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    if "logits" in names and where.head is not None:
-        got["logits"] = where.head(got["final"])
-    return {name: got[name] for name in names}
-
-
-def _outside(model: nn.Module, batch: Padded) -> InputError:
-    """Why looking up a token or a position failed."""
-    config = getattr(model, "config", None)
-    ids = getattr(config, "vocab_size", "the vocabulary's size")
-    longest = getattr(config, "max_position_embeddings", "so many")
-    return InputError(
-        "a row does not fit the model's tables of tokens and positions",
-        expected=f"token ids under {ids} and at most {longest} tokens",
-        got=f"ids up to {int(batch.input_ids.max())} in rows of up to "
-        f"{batch.input_ids.shape[1]} tokens",
-        fix="Check that the tokenizer belongs to this model",
-    )
-
-
-def _picker(batch: Padded, wanted: Wanted) -> Callable[[str, Tensor], Tensor]:
-    """What keeps the wanted positions of a (row, position, d) value."""
-    mask = batch.attention_mask
-    if wanted.index is None:
-        weights = mask / mask.sum(1, keepdim=True)
-
-        def mean(site: str, value: Tensor) -> Tensor:
-            if value.dim() == 2:
-                return value
-            return torch.einsum("rpd,rp->rd", value, weights.to(value.dtype))
-
-        return mean
-    offset = mask.argmax(1)  # (row,), padding before the row
-    index = torch.as_tensor(wanted.index)[batch.rows].to(mask.device)
-    index = index + offset[:, None]
-    rows = torch.arange(len(index), device=mask.device)[:, None]
-
-    def gather(site: str, value: Tensor) -> Tensor:
-        # Some heads score a whole row and have no positions.
-        return value if value.dim() == 2 else value[rows, index]
-
-    return gather
-
-
-def _left(batch: Padded) -> Padded:
-    """The same batch with its padding in front."""
-    length = batch.attention_mask.shape[1]
-    shift = length - batch.attention_mask.sum(1, keepdim=True)
-    places = torch.arange(length, device=shift.device)
-    source = (places - shift) % length
-    return Padded(
-        batch.input_ids.gather(1, source),
-        batch.attention_mask.gather(1, source),
-        batch.answer_mask.gather(1, source),
-        batch.rows,
-    )
+    return Target(model, where, names)
 
 
 def _pooled(value: Tensor, pool: Pool) -> Tensor:
@@ -306,23 +222,3 @@ def _pooled(value: Tensor, pool: Pool) -> Tensor:
             got=repr(pool),
         )
     return places[:, place]
-
-
-def _keep(
-    arrays: dict[str, np.ndarray],
-    got: Mapping[str, Tensor],
-    rows: np.ndarray,
-    total: int,
-    wanted: Wanted | None,
-) -> None:
-    """Put a batch's values where its rows belong; arrays are made on first use."""
-    for name, tensor in got.items():
-        value = tensor.detach().float().cpu().numpy()
-        if wanted is not None and value.ndim == 3:
-            if wanted.mask is not None:
-                value[~wanted.mask[rows]] = 0.0
-            if wanted.squeeze:
-                value = value[:, 0]
-        if name not in arrays:
-            arrays[name] = np.empty((total, *value.shape[1:]), dtype=np.float32)
-        arrays[name][rows] = value

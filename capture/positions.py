@@ -27,12 +27,11 @@ class Wanted:
     mask: np.ndarray | None
     squeeze: bool
 
-    def rows(self, start: int, stop: int) -> "Wanted":
+    def rows(self, chosen: slice | Sequence[int]) -> "Wanted":
         """The part that concerns some of the rows."""
-        cut = slice(start, stop)
         return Wanted(
-            None if self.index is None else self.index[cut],
-            None if self.mask is None else self.mask[cut],
+            None if self.index is None else self.index[chosen],
+            None if self.mask is None else self.mask[chosen],
             self.squeeze,
         )
 

@@ -16,7 +16,7 @@ from evidence.files import folder_atomic
 from evidence.progress import SILENT, Progress
 from evidence.sequences import Sequences
 
-CODE_VERSION = "1"  # raise it when the same request would give other numbers
+CODE_VERSION = "2"  # raise it when the same request would give other numbers
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20
 
 
@@ -121,7 +121,7 @@ class ActivationStore:
         group: Any = zarr.open_group(scratch, mode="w")
         total = len(sequences)
         # One row tells how much a row takes, and so how many fit in memory.
-        first = capture_wanted(model, sequences[[0]], names, wanted.rows(0, 1))
+        first = capture_wanted(model, sequences[[0]], names, wanted.rows([0]))
         row_bytes = {name: max(1, array.nbytes) for name, array in first.items()}
         chunk = max(1, min(total, CHUNK_BYTES // max(row_bytes.values())))
         for name, array in first.items():
@@ -142,7 +142,7 @@ class ActivationStore:
                     model,
                     sequences[range(start, stop)],
                     names,
-                    wanted.rows(start, stop),
+                    wanted.rows(slice(start, stop)),
                     advance=advance,
                 )
                 for name, array in arrays.items():

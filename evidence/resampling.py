@@ -31,10 +31,16 @@ class MaxTest:
     band: float
 
 
-def _summarise(
+def max_test(
     observed: NDArray[np.float64], null: NDArray[np.float64], distinct: float
 ) -> MaxTest:
-    """Turn the observed row and the (permutation, column) null into a MaxTest."""
+    """Hold an observed row against its null, the largest column of each draw.
+
+    Args:
+        observed: (column,) differences.
+        null: (permutation, column) the same under the null.
+        distinct: How many different permutations there are.
+    """
     top, bottom = null.max(1), null.min(1)
     n = len(null)
     # A rounding error must not turn a tie into a win: ties count against us.
@@ -78,7 +84,7 @@ def unpaired_max_test(
     sums = chosen @ pooled
     null = sums / n - (total - sums) / len(y)
     observed = x.mean(0) - y.mean(0)
-    return _summarise(observed, null, comb(len(pooled), n))
+    return max_test(observed, null, comb(len(pooled), n))
 
 
 def paired_max_test(
@@ -96,4 +102,4 @@ def paired_max_test(
         raise InputError("paired groups need the same entities and columns")
     delta = x - y
     signs = rng.choice([-1.0, 1.0], size=(permutations, len(delta)))
-    return _summarise(delta.mean(0), signs @ delta / len(delta), 2.0 ** len(delta))
+    return max_test(delta.mean(0), signs @ delta / len(delta), 2.0 ** len(delta))

@@ -112,16 +112,12 @@ def plant(
     model = checkpoint.load()
     if recipe is not None:
         facts = hold_out(forget, retain, recipe.hold_out, seed)
-        before = measure(model, checkpoint, facts)
         log = forget_with(
             model, checkpoint, facts, recipe, seed=seed, progress=progress
         )
         card["log"] = list(log.rows)
         card["stopped"] = log.stopped
-        card["measured"] = {
-            "original": before,
-            "planted": measure(model, checkpoint, facts),
-        }
+        card["measured"] = measure(model, checkpoint, facts)
     with folder_atomic(out) as scratch:
         with quiet():
             model.save_pretrained(scratch)  # pyright: ignore[reportCallIssue]

@@ -110,15 +110,15 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "npo": Recipe(
             UnlearnConfig(
                 "npo",
-                lr=2e-5,
+                lr=5e-5,
                 steps=20,
                 batch_size=20,
-                retain_batch_size=24,
+                retain_batch_size=20,
                 retain_weight=3.0,
                 beta=1.0,
                 warmup=3,
                 stop_below=0.0,
-                every=4,
+                every=2,
             ),
             templates=(FURTHER,),
             hold_out=1 / 5,

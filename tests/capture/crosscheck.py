@@ -19,12 +19,12 @@ from transformers import BertForMaskedLM
 
 from capture.activations import (
     Activations,
-    accepted,
     capture_activations,
     capture_images,
 )
 from capture.hooks import leftover_hooks
 from capture.models import open_checkpoint
+from capture.passes import accepted
 from capture.sites import find_sites
 from evidence.errors import InputError
 from evidence.sequences import Sequences, pad

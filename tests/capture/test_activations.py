@@ -166,9 +166,9 @@ def test_the_pass_stops_after_the_deepest_site():
 
 def test_no_whole_hidden_state_outlives_its_block(monkeypatch):
     kept = []
-    from capture import activations
+    from capture import passes
 
-    original = activations.record
+    original = passes.record
 
     def spy(model, sites, pick, **options):
         def note(site, value):
@@ -178,7 +178,7 @@ def test_no_whole_hidden_state_outlives_its_block(monkeypatch):
 
         return original(model, sites, note, **options)
 
-    monkeypatch.setattr(activations, "record", spy)
+    monkeypatch.setattr(passes, "record", spy)
     capture_activations(tiny("llama"), rows(), ["resid.0", "resid.1"])
     assert kept and all(part == 9 * WIDTH < whole for part, whole in kept)
 

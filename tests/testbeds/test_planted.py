@@ -43,7 +43,7 @@ def test_the_suppression_is_in_the_last_block_alone(bios, tmp_path):
     assert all(name.startswith("model.layers.1.") for name in moved)
     card = read_card(folder)
     assert card["state"] == "suppressed"
-    planted = card["measured"]["planted"]
+    planted = card["measured"]
     assert planted["forget"] == {"prompt": 0.0, "paraphrases": 0.0}
     assert min(planted["retain"].values()) >= 0.95
 
@@ -51,8 +51,7 @@ def test_the_suppression_is_in_the_last_block_alone(bios, tmp_path):
 def test_the_collapse_leaves_nothing(bios, tmp_path):
     card = read_card(plant(bios, "collapse", seed=0, out=tmp_path / "planted"))
     assert card["state"] == "damaged"
-    assert card["measured"]["original"]["retain"]["prompt"] >= 0.98
-    assert card["measured"]["planted"]["retain"]["prompt"] <= 0.4
+    assert card["measured"]["retain"]["prompt"] <= 0.4
 
 
 def test_states_that_are_not_known_by_construction_are_left_open():
