@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.config import AuditConfig
 from audits.deals import deal_test
-from audits.probing import Probing, capture_states, choose_penalty, fit_readers
+from audits.probing import (
+    Probing,
+    choose_penalty,
+    fit_probes,
+    fit_shuffled,
+    read_states,
+)
 from audits.probing_tasks import Task
 from audits.readers import Reader
 from audits.subjects import Subject
@@ -37,34 +43,32 @@ def run_decodability(
     subjects: Mapping[str, Subject],
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
+    sites: Sequence[str],
     store: ActivationStore,
     config: AuditConfig,
     *,
-    device: str,
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from capture to status.
+    """The axis, from captured states to status.
 
     Args:
         subjects: Models by role: "original", "unlearned", and where there are any
             "planted" and "reference-N".
         tokenizer: The tokenizer of all of them.
         tasks: What to probe.
+        sites: Where; as ``capture_states`` gave them.
         store: Where activations are kept.
         config: Settings.
-        device: Where models run.
         notes: Sentences to pass on.
         progress: Where to show progress.
     """
     if not tasks:
         return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
-    sites: tuple[str, ...] = ()
-    states = {}
-    for role, subject in subjects.items():
-        sites, states[role] = capture_states(
-            subject, tokenizer, tasks, store, device, progress
-        )
+    states = {
+        role: read_states(subject, tokenizer, tasks, sites, store)
+        for role, subject in subjects.items()
+    }
     broken = [
         role
         for role, each in states.items()
@@ -77,21 +81,16 @@ def run_decodability(
             "error",
             notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
         )
-    probing = Probing(tasks, sites, states)
+    probing = Probing(tasks, tuple(sites), states)
     penalty = choose_penalty(probing, progress)
     for role in states:
         if not states[role].readers:
-            states[role].readers = fit_readers(probing, role, penalty, progress)
-    shuffled = [
-        fit_readers(
-            probing,
-            "original",
-            penalty,
-            progress,
-            numpy_rng(config.seed, NAME, "shuffle", str(number)),
-        )
+            states[role].readers = fit_probes(probing, role, penalty, progress)
+    rngs = [
+        numpy_rng(config.seed, NAME, "shuffle", str(number))
         for number in range(SHUFFLES)
     ]
+    shuffled = fit_shuffled(probing, "original", penalty, rngs, progress)
     return _judge(probing, shuffled, config, penalty, notes)
 
 

@@ -7,6 +7,7 @@ from audits.context import Run
 from audits.data import ask
 from audits.knowledge import said
 from audits.planted import plant, planted_subject
+from audits.probing import capture_states
 from audits.probing_tasks import make_tasks
 from audits.subjects import Subject
 from capture.items import Item, ItemSet
@@ -50,11 +51,9 @@ def inner_axes(
         )
     advance(0.15)
     if "decodability" in wanted:
-        saved = stage(
-            "decodability",
-            lambda: _decodability(run, subjects, forget, retain, never, notes),
+        axes["decodability"] = _decodability(
+            run, subjects, forget, retain, never, notes, stage
         )
-        axes["decodability"] = AxisResult.from_dict(saved)
     advance(0.35)
     if "relearning" in wanted:
         axes["relearning"] = _relearning(
@@ -89,7 +88,8 @@ def _decodability(
     retain: ItemSet,
     never: ItemSet,
     notes: tuple[str, ...],
-) -> dict[str, Any]:
+    stage,
+) -> AxisResult:
     budget, seed = run.config.budget, run.config.seed
     names = retain.entities
     order = numpy_rng(seed, "decodability", "split").permutation(len(names))
@@ -106,16 +106,29 @@ def _decodability(
         block=budget.block,
         rng=numpy_rng(seed, "decodability", "blocks"),
     )
-    return decodability.run_decodability(
-        subjects,
-        run.tokenizer,
-        tasks,
-        run.store,
-        run.config,
-        device=run.device,
-        notes=(*notes, *extra),
-        progress=run.progress,
-    ).to_dict()
+    sites: list[str] = []
+    for role, subject in subjects.items() if tasks else ():
+        # All models have one architecture, and so the same sites.
+        sites = stage(
+            f"states-{role}",
+            lambda subject=subject: capture_states(
+                subject, run.tokenizer, tasks, run.store, run.device, run.progress
+            ),
+        )
+    saved = stage(
+        "decodability",
+        lambda: decodability.run_decodability(
+            subjects,
+            run.tokenizer,
+            tasks,
+            sites,
+            run.store,
+            run.config,
+            notes=(*notes, *extra),
+            progress=run.progress,
+        ).to_dict(),
+    )
+    return AxisResult.from_dict(saved)
 
 
 def _relearning(

@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from audits.probing_tasks import PARTS, Part, Task, row_scores
-from audits.readers import Reader, fit_reader
+from audits.readers import Reader, fit_readers
 from audits.subjects import Subject
 from capture.sites import find_sites
 from capture.store import ActivationStore
@@ -63,8 +63,37 @@ def capture_states(
     store: ActivationStore,
     device: str,
     progress: Progress,
-) -> tuple[tuple[str, ...], States]:
-    """Read every text of every task at every residual site, in one sweep."""
+) -> list[str]:
+    """Read every text of every task at every residual site into the store.
+
+    Returns:
+        The sites read.
+    """
+    with subject.loaded(device) as model:
+        names = find_sites(model).names
+        sites = [n for n in names if n == "embed" or n.startswith("resid.")]
+        rows, _ = _all_texts(tokenizer, tasks)
+        store.activations(subject, rows, sites, "last", model=model, progress=progress)
+    return sites
+
+
+def read_states(
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sites: Sequence[str],
+    store: ActivationStore,
+) -> States:
+    """What ``capture_states`` put into the store; captured anew where it is gone."""
+    rows, bounds = _all_texts(tokenizer, tasks)
+    values = np.asarray(store.activations(subject, rows, sites, "last").values)
+    return States({key: values[:, part] for key, part in bounds.items()})
+
+
+def _all_texts(
+    tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]
+) -> tuple[Sequences, dict[tuple[int, str], slice]]:
+    """Every text of every task in one set, and where each part lies in it."""
     whole = Sequences((), ())
     bounds: dict[tuple[int, str], slice] = {}
     for number, task in enumerate(tasks):
@@ -72,22 +101,11 @@ def capture_states(
             rows = task.parts[part].encoded(tokenizer)
             bounds[number, part] = slice(len(whole), len(whole) + len(rows))
             whole = whole + rows
-    with subject.loaded(device) as model:
-        names = find_sites(model).names
-        sites = tuple(n for n in names if n == "embed" or n.startswith("resid."))
-        found = store.activations(
-            subject, whole, sites, "last", model=model, progress=progress
-        )
-        values = np.asarray(found.values)
-    return sites, States({key: values[:, rows] for key, rows in bounds.items()})
+    return whole, bounds
 
 
-def fit_readers(
-    probing: Probing,
-    role: str,
-    penalty: float,
-    progress: Progress,
-    shuffle: np.random.Generator | None = None,
+def fit_probes(
+    probing: Probing, role: str, penalty: float, progress: Progress
 ) -> list[Reader]:
     """One reader a task, fitted on a model's states of the fitting entities.
 
@@ -96,15 +114,39 @@ def fit_readers(
         role: Whose states.
         penalty: Inverse regularisation strength.
         progress: Where to show progress.
-        shuffle: Deals the answers anew first; the control that must read nothing.
     """
-    readers = []
-    for number, task in enumerate(probing.tasks):
-        part = task.parts["fit"]
-        labels = part.labels if shuffle is None else shuffled_labels(task, shuffle)
-        states = probing.states[role].parts[number, "fit"]
-        readers.append(fit_reader(states, labels, penalty, progress))
-    return readers
+    return [
+        fit_readers(
+            probing.states[role].parts[number, "fit"],
+            [task.parts["fit"].labels],
+            penalty,
+            progress,
+        )[0]
+        for number, task in enumerate(probing.tasks)
+    ]
+
+
+def fit_shuffled(
+    probing: Probing,
+    role: str,
+    penalty: float,
+    rngs: Sequence[np.random.Generator],
+    progress: Progress,
+) -> list[list[Reader]]:
+    """As ``fit_probes`` with the answers dealt anew first, once a generator.
+
+    The control that must read nothing.
+    """
+    by_task = [
+        fit_readers(
+            probing.states[role].parts[number, "fit"],
+            [shuffled_labels(task, rng) for rng in rngs],
+            penalty,
+            progress,
+        )
+        for number, task in enumerate(probing.tasks)
+    ]
+    return [list(readers) for readers in zip(*by_task, strict=True)]
 
 
 def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
@@ -130,7 +172,7 @@ def choose_penalty(probing: Probing, progress: Progress) -> float:
     """The penalty that reads held-out *retain* entities of the original best."""
     best, chosen = -1.0, PENALTIES[0]
     for penalty in PENALTIES:
-        readers = fit_readers(probing, "original", penalty, progress)
+        readers = fit_probes(probing, "original", penalty, progress)
         mean = float(probing.score(readers, "original", "check").mean.mean())
         if mean > best + 1e-9:
             best, chosen = mean, penalty

@@ -2,16 +2,15 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from audits import result
-from audits.audit import load
+from audits.audit import audit, load
 from evidence.errors import InputError
 from testbeds.bios import BiosWorld
 from tests.audits.conftest import run
@@ -66,49 +65,34 @@ def test_twice_the_same_and_a_different_audit_is_refused(world, tmp_path):
     assert load(tmp_path / "one").document == first.document
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(world, tmp_path):
-    """SIGKILL as soon as each new stage file appears, then run to the end."""
+def test_killed_in_every_stage_it_ends_with_the_same_bytes(world, planted, tmp_path):
+    """SIGKILL after the work of each stage, before its mark, then go on."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [
-        sys.executable, "-m", "audits", "audit",
-        "--original", world.original, "--unlearned", world.twin,
-        "--forget", world.forget, "--retain", world.retain,
-        "--axes", "behaviour,decodability", "--out",
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def start(out: Path) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*map(str, command), str(out)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-
-    kills = 0
-    for wanted in ("original", "said-unlearned", "planted"):
-        process = start(cut)
-        mark = cut / "work" / "stages" / f"{wanted}.json"
-        while process.poll() is None and not mark.exists():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        kills += 1
-        process.communicate()
-        assert not (cut / "audit.json").exists()
-    assert kills == 3
-    for out in (cut, whole):
-        process = start(out)
-        _, message = process.communicate()
-        assert process.returncode == 0, message.decode()
+    inputs = world.original, planted("last_block_relabel"), world.forget, world.retain
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.audits.killed", *map(str, inputs), str(cut)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        audit(*inputs, whole)
+    finally:
+        torch.set_num_threads(threads)
+    stages = {path.stem for path in (whole / "work" / "stages").iterdir()}
+    assert set(done.stdout.split()) == stages
+    assert {"original", "planted", "decodability", "relearning"} < stages
     assert bytes_apart_from_runtime(cut) == bytes_apart_from_runtime(whole)
     assert not [path for path in cut.rglob(".*") if path.is_file()]
 
 
 def test_live_models_are_audited_like_folders(world: BiosWorld, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from audits.audit import audit
 
     tokenizer = AutoTokenizer.from_pretrained(world.original)
     live = [
