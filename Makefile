@@ -6,12 +6,16 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench-known-pairs bench-tests clean
+.PHONY: demo test lint types bench bench-known-pairs bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch .venv/ready
+
+.venv/bench-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch .venv/bench-ready
 
 demo: .venv/ready
 	$(BIN)/exhume demo
@@ -25,6 +29,9 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/basedpyright --warnings
+
+bench: .venv/bench-ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kernels
 
 bench-known-pairs: .venv/ready
 	$(BIN)/python -m benchmarks.known_pairs
