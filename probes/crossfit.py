@@ -209,10 +209,11 @@ class _Job:
         """Minimise in the precision asked for; ``mixed`` where float32 pays.
 
         Not with more rows than features: what of the residual the features cannot
-        see does not shrink, and float32 rounds the rest against it.
+        see does not shrink, and float32 rounds the rest against it, unseen by the
+        certificate. A float32 answer is a float64 one rounded there.
         """
-        dtype = self.options.precision
-        if dtype == torch.float32:
+        if self.options.precision == torch.float32 and self.wide:
+            dtype = torch.float32
             batch = Batch(
                 batch.loss.to(dtype),
                 batch.operator.to(dtype),
@@ -220,7 +221,8 @@ class _Job:
                 batch.scores.to(dtype),
             )
         inner = torch.float32 if self.options.mixed and mixed else None
-        return minimise(batch, iterations=inner, work=self.work)
+        held, dual, certificate = minimise(batch, iterations=inner, work=self.work)
+        return held.to(self.options.precision), dual, certificate
 
     def chunks(self, count: int, size: int, removed: int = 0) -> Iterator[slice]:
         """Slices of problems that keep the memory budget."""

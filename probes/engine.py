@@ -25,7 +25,7 @@ from probes.operators import Operator
 
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
-TARGET = {torch.float64: 2e-10, torch.float32: 5e-6}
+TARGET = {torch.float64: 1e-9, torch.float32: 5e-6}
 SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
 LARGEST = 3000
