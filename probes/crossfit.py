@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evidence.errors import InputError
-from probes.engine import ACCEPTED, Batch, Work, minimise
+from probes.engine import ACCEPTED, minimise
 from probes.folds import Folds
 from probes.fullfit import row_fit
 from probes.losses import Loss
@@ -26,9 +26,12 @@ from probes.operators import (
     gram_of,
     remove_rows,
 )
+from probes.problems import Batch, Work
 
 SHARED_LABELS = 8
 """From so many label vectors a factor for each fold pays."""
+REFACTORS = 6
+"""Most factors tried to start a fit with many rows."""
 PILOTS = 32
 """Up to so many label vectors are all fitted on all rows to start their folds."""
 
@@ -253,17 +256,34 @@ class _Job:
 
 
 def _start_from_nothing(job: _Job, rows: Tensor, loss: Loss, target: float):
-    """Fit all label vectors on all rows, roughly: factor, scores, alpha, curvature."""
+    """Fit all label vectors on all rows, roughly: factor, scores, alpha, curvature.
+
+    Where classes are nearly separable most rows' curvature vanishes and a factor of
+    constant weights is no use: it is replaced by that of the curvature found so far.
+    """
     labels, columns, n = loss.target.shape
     weight = (0.1 * loss.weight).mean((0, 1)).clamp(min=1e-12)
+    scores = alpha = rows.new_zeros((labels, columns, n))
     factor = job.factor(rows, weight)
-    zero = rows.new_zeros((labels, columns, n))
-    operator = Operator(factor, factor.weight[None, None])
-    scores, dual, _ = minimise(
-        Batch(loss, operator, zero, zero.clone()), target=target, work=job.work
-    )
+    for turn in range(REFACTORS):
+        operator = Operator(factor, factor.weight[None, None])
+        # The same point in the new factor's terms: alpha = c - w E.
+        dual = alpha + factor.weight * scores
+        last = job.wide or turn + 1 == REFACTORS
+        scores, dual, certificate = minimise(
+            Batch(loss, operator, dual, scores.clone()),
+            target=target,
+            steps=60 if last else 8,
+            fall_back=last,
+            work=job.work,
+        )
+        alpha = dual - factor.weight * scores
+        if last or bool((certificate <= target).all()):
+            break
+        weight = loss.curvature(loss.probabilities(scores)).mean((0, 1))
+        factor = job.factor(rows, weight.clamp(min=1e-12))
     curvature = loss.curvature(loss.probabilities(scores)).mean(1)
-    return factor, scores, dual - factor.weight * scores, curvature
+    return factor, scores, alpha, curvature
 
 
 def _shared(job: _Job, label: int) -> None:
@@ -282,9 +302,7 @@ def _shared(job: _Job, label: int) -> None:
     else:
         factor, scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
         alpha, scores = alpha[0], scores[0]
-        if job.wide:
-            # With many rows a factor costs more than the steps a better one saves.
-            factor = job.factor(x, curvature[0])
+        factor = job.factor(x, curvature[0].clamp(min=1e-12))
     dual = alpha + factor.weight * scores
     out = (~job.train).nonzero()
     sizes = (~job.train).sum(1)

@@ -1,0 +1,113 @@
+"""Newton steps by elimination, for few small problems and for the stiffest."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from probes.losses import Curvature
+from probes.problems import Batch, Work, advance, inner, residual_of, size_of
+
+Solver = Callable[[Tensor, Curvature], tuple[Tensor, Tensor]]
+
+
+def eliminate(
+    batch: Batch, target: float, steps: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Newton steps by elimination, for few small problems and for the stiffest.
+
+    Costs (classes x n)^3 a problem and step, or (d + 1)^3 with two classes and many
+    rows, whatever the weights' range.
+    """
+    dtype = batch.scores.dtype
+    batch = Batch(
+        batch.loss.to(torch.float64),
+        batch.operator.to(torch.float64),
+        batch.dual.double(),
+        batch.scores.double(),
+    )
+    narrow = batch.loss.binary and batch.operator.factor.basis is not None
+    solve = _basis_solver(batch) if narrow else _row_solver(batch)
+    # Where CG went astray its point is no start.
+    batch.dual = torch.zeros_like(batch.dual)
+    batch.scores = torch.zeros_like(batch.scores)
+    best = batch.scores.new_full((len(batch.scores),), torch.inf)
+    answer = batch.scores.clone(), batch.dual.clone()
+    stalled = torch.zeros_like(best)
+    work = Work()
+    residual, curvature = residual_of(batch, work)
+    for _ in range(steps):
+        pulled = batch.operator(residual)
+        now = (inner(residual, pulled).clamp(min=0) / size_of(batch)).sqrt()
+        better = now < best
+        stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
+        best = torch.where(better, now, best)
+        answer[0][better], answer[1][better] = batch.scores[better], batch.dual[better]
+        if bool(((best <= target) | (stalled >= 25)).all()):
+            break
+        step, lift = solve(residual, curvature)
+        slope = inner(residual, lift)
+        residual, curvature = advance(batch, work, step, lift, slope)
+    return answer[0].to(dtype), answer[1].to(dtype), best
+
+
+def _row_solver(batch: Batch) -> Solver:
+    """Newton steps (u, Q u) from n x n systems, classes x n with several classes."""
+    count, _, n = batch.scores.shape
+    eye = torch.eye(n, dtype=torch.float64, device=batch.scores.device)
+    members = count if batch.operator.removal is not None else 1
+    product = batch.operator(eye.expand(members, n, n).contiguous())
+
+    def solve(residual: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
+        if batch.loss.binary:
+            system = eye + curvature.diagonal.transpose(1, 2) * product
+        else:
+            system = _class_system(curvature, product, eye)
+        flat = residual.flatten(1)[:, :, None]
+        step = torch.linalg.solve(system, flat).view_as(residual)
+        return step, step @ product
+
+    return solve
+
+
+def _basis_solver(batch: Batch) -> Solver:
+    """The same for two classes from r x r systems, where Q = B B' has a narrow B.
+
+    With all rows' fixed weights w in the factor, the Hessian at weights W is that of
+    the factor plus A'(W - w)A, so that Q u = B (I + B'(W - w)B)^-1 B' r, removed rows
+    (W = 0) included.
+    """
+    basis = batch.operator.factor.basis
+    assert basis is not None
+    every, kept = batch.operator.factor.weight, batch.operator.weight
+    eye = torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
+
+    def solve(residual: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
+        change = curvature.diagonal + kept - every
+        lift = torch.empty_like(residual)
+        for problem, each in enumerate(change[:, 0]):
+            lower = torch.linalg.cholesky(eye + basis.T @ (basis * each[:, None]))
+            side = basis.T @ residual[problem, 0]
+            lift[problem, 0] = basis @ torch.cholesky_solve(side[:, None], lower)[:, 0]
+        return residual - curvature.diagonal * lift, lift
+
+    return solve
+
+
+def _class_system(curvature: Curvature, product: Tensor, eye: Tensor) -> Tensor:
+    """(problem, class x n, class x n) Newton system of softmax problems."""
+    chance, weight = curvature.probabilities, curvature.weight
+    assert chance is not None and weight is not None
+    count, classes, n = chance.shape
+    bend = -chance[:, :, None] * chance[:, None]
+    bend.diagonal(dim1=1, dim2=2).add_(chance.transpose(1, 2))
+    bend = bend * weight[:, None]
+    bend.diagonal(dim1=1, dim2=2).add_(curvature.diagonal.transpose(1, 2))
+    # (problem, class, row, other class, other row)
+    system = bend.transpose(2, 3)[..., None] * product[:, None, :, None, :]
+    same = torch.eye(classes, dtype=eye.dtype, device=eye.device)
+    system += same[None, :, None, :, None] * eye[None, None, :, None, :]
+    # The shift all classes share is held by nothing: give it unit stiffness.
+    system -= system.mean(1, keepdim=True)
+    system += eye[None, None, :, None, :] / classes
+    return system.reshape(count, classes * n, classes * n)

@@ -1,0 +1,153 @@
+"""Logistic problems in the making: their state, residual and safeguarded step."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from probes.losses import Curvature, Loss, centre_classes, excess_curvature
+from probes.operators import Operator
+
+
+@dataclass
+class Batch:
+    """Problems being solved; replaced as they finish.
+
+    Attributes:
+        dual: (problem, class, n) c.
+        scores: (problem, class, n) E = Q c.
+    """
+
+    loss: Loss
+    operator: Operator
+    dual: Tensor
+    scores: Tensor
+
+    def select(self, keep: Tensor) -> "Batch":
+        """The problems ``keep`` (indices)."""
+        return Batch(
+            self.loss.select(keep),
+            self.operator.select(keep),
+            self.dual[keep],
+            self.scores[keep],
+        )
+
+
+@dataclass
+class Work:
+    """What was spent, and buffers that outlive one solve.
+
+    Allocation costs more than arithmetic here: blocks of this size come from the
+    system page by page.
+
+    Attributes:
+        products: Single-vector products with Q.
+        flops: Floating-point operations in them.
+        buffers: Flat scratch tensors by name and type.
+    """
+
+    products: int = 0
+    flops: float = 0.0
+    buffers: dict[tuple[str, torch.dtype], Tensor] = field(
+        default_factory=dict, repr=False
+    )
+
+    def like(self, name: str, other: Tensor, dtype: torch.dtype | None = None):
+        """A scratch tensor of ``other``'s shape; holds what was last written."""
+        dtype = other.dtype if dtype is None else dtype
+        flat = self.buffers.get((name, dtype))
+        if flat is None or flat.numel() < other.numel():
+            flat = torch.empty(other.numel(), dtype=dtype, device=other.device)
+            self.buffers[name, dtype] = flat
+        return flat[: other.numel()].view(other.shape)
+
+    def count(self, operator: Operator, batch: Tensor) -> None:
+        """Add one product of Q with ``batch``."""
+        vectors = batch.shape[0] * batch.shape[1]
+        self.products += vectors
+        self.flops += vectors * operator.flops
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """(problem,) sum of products over classes and rows."""
+    if left.shape[1] == 1:
+        return torch.linalg.vecdot(left[:, 0], right[:, 0])
+    return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+
+
+def size_of(batch: Batch) -> Tensor:
+    """(problem,) squared norm of the parameters in the metric of H."""
+    # Scores of a thousandth count as nothing: optima at zero have no scale.
+    floor = 1e-6 * batch.operator.weight.sum((1, 2))
+    return torch.maximum(inner(batch.dual, batch.scores), floor)
+
+
+def residual_of(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
+    """Residual and curvature at the batch's scores, in scratch tensors."""
+    scores = batch.scores
+    probabilities = batch.loss.probabilities(scores, work.like("chance", scores))
+    residual = batch.loss.pull(probabilities, work.like("residual", scores))
+    residual.sub_(batch.dual)
+    residual.addcmul_(batch.operator.weight, batch.scores)
+    if not batch.loss.binary:
+        centre_classes(residual)
+    fixed = batch.operator.weight
+    bend = work.like("bend", scores)
+    return residual, excess_curvature(batch.loss, probabilities, fixed, bend)
+
+
+def advance(
+    batch: Batch, work: Work, direction: Tensor, lift: Tensor, first: Tensor
+) -> tuple[Tensor, Curvature]:
+    """Move the batch along the step, shortened where it overshoots; new residual.
+
+    The derivative along the step decides: it may turn positive by at most half its
+    first size, else its root is bracketed. Values are never compared, so rounding
+    near the optimum does not matter.
+    """
+    dtype = batch.scores.dtype
+    if lift.dtype != dtype:
+        direction = work.like("step", direction, dtype).copy_(direction)
+        lift = work.like("move", lift, dtype).copy_(lift)
+    if not batch.loss.binary:
+        direction, lift = centre_classes(direction), centre_classes(lift)
+    batch.dual += direction
+    batch.scores += lift
+    residual, curvature = residual_of(batch, work)
+    first = first.to(dtype)
+    last = inner(residual, lift)
+    wrong = ~(last >= -0.5 * first)
+    if not bool(wrong.any()):
+        return residual, curvature
+    index = wrong.nonzero()[:, 0]
+    part = batch.select(index)
+    step, move, first = direction[index], lift[index], first[index]
+    taken = torch.ones_like(first)
+    low, high = torch.zeros_like(first), taken
+    low_slope, high_slope = first, last[index]
+    for turn in range(40):
+        # The slope falls along the step: close in on its root from both sides.
+        cut = low_slope / (low_slope - high_slope) if turn % 2 == 0 else taken * 0 + 0.5
+        cut = torch.nan_to_num(cut, nan=0.5).clamp(0.1, 0.9)
+        wanted = low + cut * (high - low)
+        slope = torch.where(taken == high, high_slope, low_slope)
+        settled = slope.abs() <= 0.5 * first
+        wanted = torch.where(settled & (turn > 0), taken, wanted)
+        change = (wanted - taken)[:, None, None]
+        part.dual += change * step
+        part.scores += change * move
+        taken = wanted
+        slope = inner(residual_of(part, work)[0], move)
+        down = slope >= 0
+        low, low_slope = (
+            torch.where(down, taken, low),
+            torch.where(down, slope, low_slope),
+        )
+        high, high_slope = (
+            torch.where(down, high, taken),
+            torch.where(down, high_slope, slope),
+        )
+        if bool((slope.abs() <= 0.5 * first).all()):
+            break
+    batch.dual[index], batch.scores[index] = part.dual, part.scores
+    return residual_of(batch, work)
