@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+WORST = 1e-4
+"""Largest error at which a time is worth comparing; float32 answers promise this."""
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -76,6 +79,9 @@ class Rows:
         **more: object,
     ) -> float:
         """Median over median; the spread is the half range of ratios, relative."""
+        error = more.get("agreement")
+        if isinstance(error, float) and not error <= WORST:
+            raise SystemExit(f"{figure}: off by {error:.0e}; its time means nothing")
         value = statistics.median(peer_seconds) / statistics.median(own_seconds)
         pairs = [
             a / b for a in (min(peer_seconds), max(peer_seconds)) for b in own_seconds

@@ -224,7 +224,11 @@ class _Job:
                 batch.scores.to(dtype),
             )
         inner = torch.float32 if self.options.mixed and mixed else None
-        held, dual, certificate = minimise(batch, iterations=inner, work=self.work)
+        # With many rows elimination is near: it beats conjugate gradients that stall.
+        steps = 60 if self.wide else 12
+        held, dual, certificate = minimise(
+            batch, iterations=inner, steps=steps, work=self.work
+        )
         return held.to(self.options.precision), dual, certificate
 
     def chunks(self, count: int, size: int, removed: int = 0) -> Iterator[slice]:
@@ -271,7 +275,7 @@ def _start_from_nothing(job: _Job, rows: Tensor, loss: Loss, target: float):
         dual = alpha + factor.weight * scores
         last = job.wide or turn + 1 == REFACTORS
         scores, dual, certificate = minimise(
-            Batch(loss, operator, dual, scores.clone()),
+            Batch(loss, operator, dual, operator(dual)),
             target=target,
             steps=60 if last else 8,
             fall_back=last,

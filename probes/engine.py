@@ -28,6 +28,8 @@ ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 TARGET = {torch.float64: 1e-9, torch.float32: 5e-6}
 SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
+DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
+"""Largest relative difference between scores carried along and scores computed."""
 HANDOVER = 1e-4
 """Certificate at which float64 solves leave the float32 accelerated stage."""
 
@@ -76,11 +78,46 @@ def minimise(
         else:
             return scores, dual, certificate
     scores, dual, certificate = _stage(batch, target, iterations, steps, work)
+    _undrift(batch, scores, dual, certificate, target, iterations, steps, work)
     left = ~(certificate <= max(target, ACCEPTED[dtype]))
     for problem in left.nonzero()[:, 0].tolist() if fall_back else ():
         one = torch.tensor([problem], device=scores.device)
         scores[one], dual[one], certificate[one] = eliminate(batch.select(one), target)
     return scores, dual, certificate
+
+
+def _undrift(
+    batch: Batch,
+    scores: Tensor,
+    dual: Tensor,
+    certificate: Tensor,
+    target: float,
+    iterations: torch.dtype,
+    steps: int,
+    work: Work,
+) -> None:
+    """Make sure, in place, that scores are those of the dual values.
+
+    They are carried along step by step. Where conjugate gradients went far astray and
+    came back, what they lost to rounding stays, and the certificate cannot see it.
+    """
+    for turn in range(3):
+        fresh = batch.operator(dual)
+        work.count(batch.operator, dual)
+        scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
+        off = (fresh - scores).abs().amax((1, 2)) > DRIFT[scores.dtype] * scale
+        scores.copy_(fresh)
+        if not bool(off.any()):
+            return
+        which = off.nonzero()[:, 0]
+        if turn == 2:
+            certificate[which] = torch.inf
+            return
+        part = batch.select(which)
+        part = Batch(part.loss, part.operator, dual[which], fresh[which])
+        scores[which], dual[which], certificate[which] = _stage(
+            part, target, iterations, steps, work
+        )
 
 
 def _stage(

@@ -19,6 +19,9 @@ from probes.directions import MeanDifferenceProbe
 from probes.discriminant import LDAProbe
 from probes.folds import Folds, from_splits, k_fold, leave_one_group_out, rebalanced
 from probes.logistic import LogisticProbe
+from probes.losses import Loss
+from probes.operators import Operator, factor_features
+from probes.problems import Batch
 from probes.ridge import RidgeProbe
 
 _spec = importlib.util.spec_from_file_location(
@@ -329,6 +332,27 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
     expected = newton_cholesky(x, y, folds, C)[scored]
     error = np.abs(scores.scores[0, 0].numpy()[scored] - expected).max()
     assert error / np.abs(expected).max() <= 1e-8
+
+
+def test_scores_that_went_astray_are_computed_anew():
+    """A certificate on scores that do not belong to their dual values means nothing."""
+    x, y, _ = nearly_separable()
+    rows = torch.from_numpy(x - x.mean(0))
+    loss = Loss(
+        torch.from_numpy(y)[None, None].double(), torch.ones(1, 1, len(y)).double()
+    )
+    factor = factor_features(rows, torch.full((len(y),), 0.1).double())
+    operator = Operator(factor, factor.weight[None, None])
+    dual = torch.zeros(1, 1, len(y)).double()
+    lost = torch.full_like(dual, 3.0)
+    found, _, certificate = engine.minimise(Batch(loss, operator, dual, lost))
+    whole = Folds(np.ones((1, len(y)), bool), np.zeros((1, len(y)), bool), "all")
+    fitted = LogisticProbe().held_out(
+        rows, torch.from_numpy(y)[None], 2, whole, coefficients=True
+    )
+    expected = rows @ fitted.coef[0, 0, 0] + fitted.intercept[0, 0, 0]
+    assert float(certificate[0]) <= 1e-8
+    torch.testing.assert_close(found[0, 0], expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("seed", [2, 3, 29, 52, 57])
