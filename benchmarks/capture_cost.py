@@ -5,11 +5,12 @@ side gets the same batches of similar length.
 """
 
 import copy
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -107,9 +108,15 @@ def through_transformer_lens(model, sites, rows: Sequences):
     return work
 
 
+def forget_peak() -> None:
+    """Start the largest resident size anew; a child even inherits its parent's."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def megabytes() -> float:
-    """Largest resident size so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident size since ``forget_peak``."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))
 
 
 def child(kind: str, threads: int, repeats: int, count: int) -> dict:
@@ -123,6 +130,8 @@ def child(kind: str, threads: int, repeats: int, count: int) -> dict:
     if kind.startswith("memory"):
         rows = prompts(16, 256)
         plain(model, prompts(2))
+        gc.collect()
+        forget_peak()
         before = megabytes()
         if kind == "memory-ours":
             capture_activations(model, rows, every, "last", tokens=16 * 256)
