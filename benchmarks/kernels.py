@@ -27,6 +27,14 @@ PARTS = (
 )
 
 
+def earlier() -> dict:
+    """Results of earlier runs: parts not measured now stay, and say their commit."""
+    try:
+        return json.loads((report.RESULTS / "kernels.json").read_text())
+    except FileNotFoundError:
+        return {"rows": [], "curves": {}}
+
+
 def main() -> None:
     """Measure the parts asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -57,6 +65,7 @@ def main() -> None:
                 5,
             )
         for part in asked.only:
+            rows.part = part
             if part == "leave_one_out":
                 logistic.leave_one_out(rows, clock, peaks, asked.quick)
             elif part == "growth":
@@ -68,16 +77,19 @@ def main() -> None:
             else:
                 home = logistic if hasattr(logistic, part) else closed_forms
                 getattr(home, part)(rows, clock, asked.quick)
+    if asked.dry:
+        return
+    before, measured = earlier(), {row["part"] for row in rows.rows}
+    kept = [row for row in before["rows"] if row["part"] not in measured]
+    curves = curves or before["curves"]
     results = {
         "command": "python -m benchmarks.kernels " + " ".join(sys.argv[1:]),
         "commit": commit(),
         "machine": machine(),
         "threads": asked.threads,
-        "rows": rows.rows,
+        "rows": [*rows.rows, *kept],
         "curves": curves,
     }
-    if asked.dry:
-        return
     report.RESULTS.mkdir(exist_ok=True)
     text = json.dumps(results, indent=1) + "\n"
     (report.RESULTS / "kernels.json").write_text(text)

@@ -39,6 +39,7 @@ class Rows:
     """The results table, in the shape of DESIGN section 3."""
 
     rows: list[dict] = field(default_factory=list)
+    part: str = "machine"
 
     def add(
         self,
@@ -55,6 +56,8 @@ class Rows:
         """Keep one figure and print it."""
         self.rows.append(
             {
+                "part": self.part,
+                "commit": commit(),
                 "figure": figure,
                 "value": value,
                 "target": target,
