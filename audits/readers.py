@@ -1,6 +1,7 @@
 """Linear readers of hidden states: logistic probes at every site, raw-space weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,21 @@ class Reader:
         return states.astype(np.float64) @ self.weights + self.bias[:, None, :]
 
 
+# Up to so many rows a second thread costs several times what it saves.
+FEW_ROWS = 1000
+
+
+@contextmanager
+def _fitting_threads(rows: int) -> Iterator[None]:
+    """One thread for small systems, for the length of a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if rows <= FEW_ROWS else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fit_readers(
     states: np.ndarray, labels: Sequence[np.ndarray], penalty: float, progress: Progress
 ) -> list[Reader]:
@@ -55,8 +71,9 @@ def fit_readers(
     weights = np.zeros((len(codes), count, width, outputs))
     bias = np.zeros((len(codes), count, outputs))
     every = np.ones((1, rows), dtype=bool)
-    probe = LogisticProbe(C=penalty, standardize="fold")
-    with progress.task("fit probes", count) as done:
+    # All rows are fitted, so scaling by all of them is scaling by the fold.
+    probe = LogisticProbe(C=penalty, standardize="all")
+    with progress.task("fit probes", count) as done, _fitting_threads(rows):
         for site, x in enumerate(states):
             if (x.std(0) > 1e-6 * max(1e-12, np.abs(x).max())).any():
                 found = probe.held_out(
