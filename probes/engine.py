@@ -26,7 +26,7 @@ from probes.problems import Batch, Work, advance, inner, residual_of, size_of
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
 TARGET = {torch.float64: 1e-9, torch.float32: 5e-6}
-SMALL = 100
+SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
 DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
 """Largest relative difference between scores carried along and scores computed."""
