@@ -14,7 +14,7 @@ from capture.positions import Wanted
 from capture.prefixes import agree, can_share, plan, run_shared, shared_batches
 from capture.sites import Sites, model_device
 from evidence.errors import InputError
-from evidence.sequences import Padded, Sequences, batches
+from evidence.sequences import Padded, Sequences, batches, pad
 
 Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
 
@@ -82,7 +82,7 @@ def _shared_passes(
             for rest, got in run_shared(model, each, target.run):
                 yield rest.rows.numpy(), got
         except IndexError as error:
-            raise _outside(model, each.heads) from error
+            raise _outside(model, pad(sequences)) from error
 
 
 def _sharing_holds(
