@@ -148,7 +148,10 @@ def crossfit(
     given, x = x, x.to(torch.float64)
     mean = x.mean(0)
     # A converted copy is ours to change; the caller's rows are not.
+    noise = 16 * torch.finfo(x.dtype).eps * x.abs().amax(0)
     x = x - mean if x is given else x.sub_(mean)
+    # What centring leaves of a constant column is rounding, not a feature.
+    x[:, x.abs().amax(0) <= noise] = 0.0
     n, d = x.shape
     base = torch.ones(n, dtype=x.dtype, device=x.device)
     base = base if sample_weight is None else sample_weight.to(base)

@@ -57,7 +57,9 @@ def floor_weight(weight: Tensor, diagonal: Tensor) -> Tensor:
     The factor is only a preconditioner, so its weights may differ from the
     curvature; below a twentieth of 1 / K_ii the difference changes nothing.
     """
-    scale = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
+    scale = diagonal.mean()
+    if not bool(scale > 0):  # equal rows: nothing but the intercept is fitted
+        return weight
     return torch.maximum(weight, 0.05 / torch.maximum(diagonal, 0.01 * scale))
 
 

@@ -334,6 +334,30 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
     assert error / np.abs(expected).max() <= 1e-8
 
 
+@pytest.mark.parametrize("classes", [2, 20])
+@pytest.mark.parametrize("scaling", [None, "fold", "all"])
+def test_equal_rows_fit_the_intercept_alone(classes, scaling):
+    """A site that sees one and the same token in every row, as an embedding does."""
+    rows = torch.full((216, 128), 0.15, dtype=torch.float64)
+    codes = torch.arange(216) % classes
+    every = np.ones((1, 216), bool)
+    found = LogisticProbe(0.003, standardize=scaling).held_out(
+        rows,
+        codes[None],
+        classes,
+        Folds(every, ~every, "all rows"),
+        coefficients=True,
+    )
+    assert found.coef is not None and found.intercept is not None
+    assert float(found.coef.abs().max()) == 0
+    counts = torch.bincount(codes).double()
+    expected = counts.log() if classes > 2 else (counts[1] / counts[0]).log()[None]
+    fitted = found.intercept[0, 0]
+    torch.testing.assert_close(
+        fitted - fitted.mean(), expected - expected.mean(), rtol=1e-6, atol=1e-6
+    )
+
+
 def test_scores_that_went_astray_are_computed_anew():
     """A certificate on scores that do not belong to their dual values means nothing."""
     x, y, _ = nearly_separable()
