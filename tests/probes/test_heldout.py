@@ -368,7 +368,8 @@ def test_scores_that_went_astray_are_computed_anew():
     factor = factor_features(rows, torch.full((len(y),), 0.1).double())
     operator = Operator(factor, factor.weight[None, None])
     dual = torch.zeros(1, 1, len(y)).double()
-    lost = torch.full_like(dual, 3.0)
+    # Not the same for all rows: the intercept, which costs nothing, would take that up.
+    lost = torch.from_numpy(np.random.default_rng(5).normal(size=(1, 1, len(y))))
     found, _, certificate = engine.minimise(Batch(loss, operator, dual, lost))
     whole = Folds(np.ones((1, len(y)), bool), np.zeros((1, len(y)), bool), "all")
     fitted = LogisticProbe().held_out(
