@@ -22,7 +22,7 @@ def test_notebook_runs_and_runs_again_from_what_it_kept(name, tmp_path, monkeypa
     for shared in ("gguf", "smol"):
         (tmp_path / shared).symlink_to(cache_root() / shared)
     monkeypatch.setenv("EXHUME_CACHE", str(tmp_path))
-    seconds = []
+    seconds, kept = [], []
     for _ in range(2):
         notebook = nbformat.read(FOLDER / name, as_version=4)
         start = time.perf_counter()
@@ -33,6 +33,8 @@ def test_notebook_runs_and_runs_again_from_what_it_kept(name, tmp_path, monkeypa
             resources={"metadata": {"path": str(FOLDER.parent)}},
         ).execute()
         seconds.append(time.perf_counter() - start)
-    kept = list((tmp_path / "notebooks").iterdir())
-    assert kept
+        made = (tmp_path / "notebooks").iterdir()
+        kept.append({path.name: path.stat().st_mtime_ns for path in made})
+    assert kept[0]
+    assert kept[1] == kept[0]
     print(f"{name}: {seconds[0]:.0f} s, then {seconds[1]:.0f} s")
