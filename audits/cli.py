@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evidence.errors import ExhumeError, InputError
+from evidence.memory import keep_freed_memory
 
 app = typer.Typer(
     name="exhume",
@@ -198,6 +199,7 @@ def _interrupt(*_: object) -> None:
 
 def main() -> None:
     """Entry point: one clear line and exit code 2 for whatever a user can cause."""
+    keep_freed_memory()
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app()

@@ -295,7 +295,7 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
     weight = getattr(output_head(model), "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else 50_000
     most = max(1, LOGIT_BUDGET // vocabulary)
-    for batch in batches(sequences, tokens=tokens):
+    for batch in batches(sequences, tokens=tokens, device=device):
         rows: list[int] = []
         used = 0
         for row, count in zip(

@@ -3,10 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evidence.errors import InputError
+
+# What a pass on a CPU costs beside its positions, in positions: the weights are read
+# once, and in training their gradients are added up once.
+PASS = 32
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,31 @@ def batches(
 ) -> Iterator[Padded]:
     """Batches of similar length, at most ``tokens`` padded positions each.
 
-    Rows are sorted by length, longest first, so that memory peaks at once and
-    padding is small; ``Padded.rows`` says where each row belongs.
+    Rows are sorted by length, longest first, so that memory peaks at once;
+    ``Padded.rows`` says where each row belongs. They are cut where the least is
+    computed in all, padding and the passes themselves counted.
     """
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences.ids[row]))
-    start = 0
-    while start < len(order):
-        longest = max(1, len(sequences.ids[order[start]]))
-        size = max(1, tokens // longest)
-        yield pad(sequences, order[start : start + size], device=device)
-        start += size
+    lengths = [max(1, len(sequences.ids[row])) for row in order]
+    # Elsewhere a small pass is as slow as a full one, and only the budget cuts.
+    cost = PASS if torch.device(device).type == "cpu" else tokens
+    for start, stop in _cuts(lengths, tokens, cost):
+        yield pad(sequences, order[start:stop], device=device)
+
+
+def _cuts(lengths: list[int], tokens: int, cost: int) -> list[tuple[int, int]]:
+    """Slices of falling ``lengths`` with the least positions and ``cost`` a slice."""
+    count = len(lengths)
+    total = np.zeros(count + 1)
+    stops = np.zeros(count, dtype=int)
+    for start in reversed(range(count)):
+        most = min(count - start, max(1, tokens // lengths[start]))
+        after = total[start + 1 : start + most + 1]
+        costs = lengths[start] * np.arange(1, most + 1) + after
+        stops[start] = start + 1 + costs.argmin()
+        total[start] = cost + costs.min()
+    found, start = [], 0
+    while start < count:
+        found.append((start, int(stops[start])))
+        start = found[-1][1]
+    return found

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from evidence.errors import InputError
 from evidence.files import folder_atomic, write_atomic
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from evidence.sequences import Sequences, batches, pad
+from evidence.sequences import PASS, Sequences, batches, pad
 
 
 def test_an_error_answers_four_questions():
@@ -44,6 +45,30 @@ def test_batches_cover_every_row_once_within_the_budget(rows, tokens):
             assert batch.input_ids[place, :length].tolist() == rows[row]
             seen.append(row)
     assert sorted(seen) == list(range(len(rows)))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 200))
+def test_batches_compute_no_more_than_any_other_cutting(lengths, tokens):
+    data = Sequences(tuple((1,) * n for n in lengths), tuple(lengths))
+    ours = sum(PASS + batch.input_ids.numel() for batch in batches(data, tokens=tokens))
+    falling = sorted(lengths, reverse=True)
+    costs = []
+    for cuts in product((False, True), repeat=len(lengths) - 1):
+        ends = [place + 1 for place, cut in enumerate(cuts) if cut] + [len(lengths)]
+        spans = list(zip([0, *ends], ends, strict=False))
+        sizes = [falling[start] * (stop - start) for start, stop in spans]
+        if all(
+            size <= tokens or stop - start == 1
+            for size, (start, stop) in zip(sizes, spans, strict=True)
+        ):
+            costs.append(sum(sizes) + PASS * len(sizes))
+    assert ours == min(costs)
+
+
+def test_one_long_row_does_not_pad_the_short_ones_on_a_cpu_alone():
+    data = Sequences(((1,) * 200, *[(1,) * 10] * 20), (1,) * 21)
+    assert [len(batch.rows) for batch in batches(data, tokens=8192)] == [1, 20]
+    assert len(list(batches(data, tokens=8192, device="meta"))) == 1
 
 
 def test_padding_marks_answers_and_counts_positions():
