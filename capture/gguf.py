@@ -3,8 +3,8 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _read(path: Path) -> tuple[Any, Any]:
 
     # The file is reached through a link in a folder of its own, so that nothing
     # lying beside it can be taken for part of the model.
-    with tempfile.TemporaryDirectory() as place, quiet(), _no_gguf_bar():
+    with tempfile.TemporaryDirectory() as place, quiet(), _read_once():
         (Path(place) / "model.gguf").symlink_to(path.resolve())
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -149,13 +149,22 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _no_gguf_bar() -> Iterator[None]:
-    """The GGUF reader shows a bar that no setting of transformers turns off."""
+def _read_once() -> Iterator[None]:
+    """Have transformers parse the file once, and without a bar of its own.
+
+    For model, settings and tokenizer it parses the file, with every word of the
+    vocabulary, anew, and it makes the table of tensor names again for each module:
+    two thirds of the time. No setting of it turns off its progress bar.
+    """
+    import gguf
     from transformers import modeling_gguf_pytorch_utils as reader
 
-    shown = reader.tqdm
-    reader.tqdm = partial(shown, disable=True)
-    try:
+    with ExitStack() as stack:
+        for place, name, ours in (
+            (gguf, "GGUFReader", lru_cache(None)(gguf.GGUFReader)),
+            (gguf, "get_tensor_name_map", lru_cache(None)(gguf.get_tensor_name_map)),
+            (reader, "tqdm", partial(reader.tqdm, disable=True)),
+        ):
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, ours)
         yield
-    finally:
-        reader.tqdm = shown

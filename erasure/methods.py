@@ -8,7 +8,7 @@ that can only touch the end of the network, so what came before it is untouched.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,12 +16,14 @@ from torch import nn
 from erasure.adapters import low_rank_
 from erasure.config import RELABELLING, UnlearnConfig
 from erasure.losses import Losses, likelihood_losses, rmu_losses
+from erasure.lower import lower_blocks_once
 from erasure.objectives import count_scored
 from erasure.structure import down_projection, find_blocks, own_head_
 from erasure.training import (
     Evaluate,
     TrainLog,
     only_training,
+    shortest,
     shuffled_batches,
     take_steps,
 )
@@ -96,16 +98,22 @@ def unlearn_(
             backward = _paired(
                 losses, len(target), len(retain) if keeps else 0, config, seed
             )
-            log = take_steps(
-                model,
-                trained,
-                backward,
-                config.schedule(),
-                evaluate=evaluate,
-                stop=_stop_rule(config.stop_below),
-                label=config.method,
-                progress=progress,
-            )
+            last_alone = config.method == "last_block_relabel"
+            with (
+                lower_blocks_once(model, shortest(model, target))
+                if last_alone
+                else nullcontext()
+            ):
+                log = take_steps(
+                    model,
+                    trained,
+                    backward,
+                    config.schedule(),
+                    evaluate=evaluate,
+                    stop=_stop_rule(config.stop_below),
+                    label=config.method,
+                    progress=progress,
+                )
     return UnlearnLog(log.rows, log.stopped, config)
 
 

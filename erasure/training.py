@@ -15,7 +15,7 @@ from erasure.structure import LogitReader, logit_reader
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
-from evidence.sequences import Sequences, batches, pad
+from evidence.sequences import Padded, Sequences, batches, pad
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 CHUNK_TOKENS = 4096
@@ -213,8 +213,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 def reader_for(model: nn.Module, data: Sequences) -> LogitReader:
     """A logit reader for ``model``, checked on the shortest row of ``data``."""
-    shortest = min(range(len(data)), key=lambda row: len(data.ids[row]))
-    return logit_reader(model, pad(data, [shortest], device=device_of(model)))
+    return logit_reader(model, shortest(model, data))
+
+
+def shortest(model: nn.Module, data: Sequences) -> Padded:
+    """The shortest row of ``data``, to check something on ``model`` with."""
+    row = min(range(len(data)), key=lambda row: len(data.ids[row]))
+    return pad(data, [row], device=device_of(model))
 
 
 def backward_nll(

@@ -322,6 +322,24 @@ def test_reading_gguf_shows_no_bar(tmp_path, capfd):
     assert shown.err == "" and shown.out == ""
 
 
+def test_a_gguf_file_is_parsed_once(tmp_path, monkeypatch):
+    import gguf
+
+    parsed = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, *args, **kwargs):
+            parsed.append(args)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    write_gguf(tmp_path / "tiny.gguf")
+    open_checkpoint(tmp_path / "tiny.gguf", cache=tmp_path / "cache")
+    assert len(parsed) == 1
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
 def test_opening_changes_no_warning_filter_or_module(tmp_path):
     tiny("llama").save_pretrained(tmp_path)
     filters = list(warnings.filters)
