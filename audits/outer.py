@@ -3,14 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from audits.context import Run
 from audits.data import Questions, ask, enough
 from audits.knowledge import (
     free_text,
-    said,
     score_questions,
     truth_ratios,
     utility_of_text,
@@ -19,10 +17,9 @@ from audits.preflight import spread
 from capture.activations import capture_activations
 from capture.items import Item, ItemSet
 from capture.never_taught import invent_items
-from capture.scoring import AnswerScores
 from capture.sites import find_sites
 from capture.tokens import encode
-from capture.validation import PairScores, validate_items
+from capture.validation import swapped
 from capture.weights import compare
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
@@ -145,31 +142,30 @@ def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
     }
 
 
-def check_swap(run: Run, first: dict[str, Any], heard: dict[str, Any]) -> None:
+def check_swap(questions: dict[str, Questions], heard: dict[str, Any]) -> None:
     """Refuse files that behaviour shows to be swapped.
+
+    Args:
+        questions: ``forget`` and ``retain`` items that the original knows.
+        heard: ``listen`` by role.
 
     Raises:
         InputError: the candidate kept the forget file and lost the retain file.
     """
-    if run.identical:
-        return
-    with_models = run.space.run("swap", lambda: _second_look(run)).result
-    validate_items(
-        run.inputs.forget,
-        run.inputs.retain,
-        scores=PairScores(
-            *(_scores(side[name]) for side in (first, with_models) for name in side)
-        ),
-    ).check()
+    said = heard["unlearned"]
+    error = swapped(
+        _kept(questions["forget"], said["forget"]["greedy"]),
+        _kept(questions["retain"], said["useful"]["retain"]),
+    )
+    if error:
+        raise error
 
 
-def _second_look(run: Run) -> dict[str, Any]:
-    sets = {"forget": ask(run.inputs.forget, 1), "retain": ask(run.inputs.retain, 1)}
-    with run.subjects["unlearned"].loaded(run.device) as model:
-        return score_questions(model, run.tokenizer, sets, run.progress)
-
-
-def _scores(saved: dict[str, Any]) -> AnswerScores:
-    read = said(saved)
-    ones = np.ones(len(read.greedy), dtype=int)
-    return AnswerScores(read.mean_logprob, read.mean_logprob, read.greedy > 0, ones)
+def _kept(questions: Questions, greedy: list[int]) -> tuple[int, int]:
+    """How many items there are, and how many are answered after their own prompt."""
+    own = [
+        hit
+        for hit, wording in zip(greedy, questions.wording, strict=True)
+        if wording == 0
+    ]
+    return len(own), sum(own)

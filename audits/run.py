@@ -115,15 +115,21 @@ def collect(run: Run) -> Findings:
                 lambda role=role: outer.listen(run, role, forget, retain, never),
             )
             advance(LISTENING)
-        outer.check_swap(run, first, heard)
+        wordings = run.config.budget.prompts_per_item
+        questions = {
+            name: ask(items, wordings)
+            for name, items in (
+                ("forget", forget),
+                ("retain", retain),
+                ("never_taught", never),
+            )
+        }
+        if not run.identical:
+            outer.check_swap(questions, heard)
         damage = utility(
             heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
         )
         axes = {}
-        questions = {
-            "forget": ask(forget, run.config.budget.prompts_per_item),
-            "never_taught": ask(never, run.config.budget.prompts_per_item),
-        }
         if "behaviour" in run.config.axes:
             axes["behaviour"] = AxisResult.from_dict(
                 stage(

@@ -323,24 +323,37 @@ def _overlap_error(overlap: tuple[str, ...]) -> InputError:
     )
 
 
+def swapped(forget: tuple[int, int], retain: tuple[int, int]) -> InputError | None:
+    """What to say where behaviour shows that the two files were swapped.
+
+    Args:
+        forget: Items of the forget file the original answers, and how many of those
+            the unlearned model answers too.
+        retain: The same of the retain file.
+    """
+    (forget_known, forget_kept), (retain_known, retain_kept) = forget, retain
+    if (
+        min(forget_known, retain_known) >= FEW_KNOWN
+        and forget_kept >= SWAP_KEPT * forget_known
+        and retain_kept <= (1 - SWAP_LOST) * retain_known
+    ):
+        return InputError(
+            "the forget and the retain file look swapped",
+            expected="an unlearned model that lost more of the forget set",
+            got=f"it still answers {forget_kept} of {forget_known} forget "
+            f"items and {retain_kept} of {retain_known} retain items",
+            fix="Exchange the two files",
+        )
+    return None
+
+
 def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
     """An error where behaviour shows a swap, a warning where only sizes hint at it."""
-    counts = (forget.known, forget.kept, retain.known, retain.kept)
-    if None not in counts:
-        forget_known, forget_kept, retain_known, retain_kept = (c or 0 for c in counts)
-        if min(forget_known, retain_known) >= FEW_KNOWN:
-            if (
-                forget_kept >= SWAP_KEPT * forget_known
-                and retain_kept <= (1 - SWAP_LOST) * retain_known
-            ):
-                return InputError(
-                    "the forget and the retain file look swapped",
-                    expected="an unlearned model that lost more of the forget set",
-                    got=f"it still answers {forget_kept} of {forget_known} forget "
-                    f"items and {retain_kept} of {retain_known} retain items",
-                    fix="Exchange the two files",
-                )
-            return None  # behaviour says no, whatever the sizes
+    if forget.known is not None and retain.known is not None:
+        if forget.kept is not None and retain.kept is not None:
+            error = swapped((forget.known, forget.kept), (retain.known, retain.kept))
+            if error or min(forget.known, retain.known) >= FEW_KNOWN:
+                return error  # behaviour has spoken, whatever the sizes
     if forget.entities >= SWAP_SIZE * max(1, retain.entities):
         return (
             f"the forget set has {forget.entities} entities and the retain set "
