@@ -11,7 +11,7 @@ from evidence.errors import InputError
 
 # What a pass on a CPU costs beside its positions, in positions: the weights are read
 # once, and in training their gradients are added up once.
-PASS = 32
+PASS = 48
 
 
 @dataclass(frozen=True)
