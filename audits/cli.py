@@ -19,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+zoo = typer.Typer(help="Models whose true state is known.", no_args_is_help=True)
+app.add_typer(zoo, name="zoo")
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
@@ -77,7 +79,7 @@ def audit(
             reference=reference or (),
             never_taught=never_taught,
             profile=profile,
-            axes=[name.strip() for name in axes.split(",") if name.strip()],
+            axes=_words(axes),
             seed=seed,
             device=device,
             fresh=fresh,
@@ -153,6 +155,43 @@ def fetch(
     Console().print(str(path), markup=False, soft_wrap=True)
 
 
+@zoo.command("build")
+def zoo_build(
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the zoo; the cache by default.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated worlds.")] = "0",
+    families: Annotated[
+        str, typer.Option(help="Comma-separated: llama, gpt2, neox.")
+    ] = "llama",
+    only: Annotated[str, typer.Option(help="Comma-separated kinds; else all.")] = "",
+) -> None:
+    """Make models whose true state is known, or go on making them."""
+    from capture.cache import cache_root
+    from evidence.progress import Bars
+    from testbeds.zoo import build_zoo
+
+    place = cache_root() / "zoo" if root is None else root
+    with Bars(errors) as progress:
+        made = build_zoo(
+            place,
+            seeds=_numbers(seeds, "--seeds"),
+            families=_words(families),
+            only=_words(only) or None,
+            progress=progress,
+        )
+    table = Table("model", "true state", "says", "keeps", title=f"zoo in {place}")
+    for each in made:
+        shown = each.card["measured"]
+        table.add_row(
+            each.name,
+            each.state or "to be graded",
+            f"{shown['said']:.0%}",
+            f"{shown['kept']:.0%}",
+        )
+    Console().print(table)
+
+
 @app.command()
 def doctor() -> None:
     """Check the installation: versions, clashing packages, cache, device."""
@@ -167,8 +206,21 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    words = _words(text)
+    if not words or not all(word.isdecimal() for word in words):
+        raise InputError(
+            f"{option} cannot be read", expected="numbers such as 0,1,2", got=repr(text)
+        )
+    return [int(word) for word in words]
+
+
 def _names(text: str, known: tuple[str, ...], option: str) -> set[str]:
-    names = {name.strip() for name in text.split(",") if name.strip()}
+    names = set(_words(text))
     unknown = sorted(names - set(known))
     if unknown:
         raise InputError(

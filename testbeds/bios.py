@@ -16,7 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from capture.gguf import quiet
 from capture.items import Item, ItemSet, read_items
@@ -29,6 +33,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer
+from testbeds.families import FAMILIES, Family, random_model
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 
@@ -49,6 +54,7 @@ class BiosConfig:
         batch_size: Rows a step.
         lr: Highest learning rate.
         weight_decay: AdamW's decoupled decay.
+        family: Shape of the models, one of ``FAMILIES``.
     """
 
     people: int = 160
@@ -62,6 +68,7 @@ class BiosConfig:
     batch_size: int = 128
     lr: float = 3e-3
     weight_decay: float = 0.01
+    family: Family = "llama"
 
     def __post_init__(self) -> None:
         most = min(len(FIRST), len(LAST))
@@ -83,6 +90,7 @@ class BiosConfig:
                 self.values,
             ),
             "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
+            "family": (self.family in FAMILIES, ", ".join(FAMILIES), self.family),
         }
         for name, (good, expected, got) in checks.items():
             if not good:
@@ -151,7 +159,10 @@ def build_bios(
     Raises:
         ExhumeError: a model did not learn its people; take more steps.
     """
-    key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
+    settings = asdict(config)
+    if config.family == "llama":  # the first family; its worlds were named without
+        settings.pop("family")
+    key = json.dumps([RECIPE, seed, settings], sort_keys=True)
     place = root / f"bios-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     world = BiosWorld(
         place,
@@ -286,7 +297,7 @@ def _facts(
     return ItemSet(tuple(items), label)
 
 
-def all_prompts(tokenizer: PreTrainedTokenizerFast, items: ItemSet) -> Sequences:
+def all_prompts(tokenizer: PreTrainedTokenizerBase, items: ItemSet) -> Sequences:
     """Every item in its prompt and each of its paraphrases."""
     rows = encode_items(tokenizer, items)
     for place in range(len(items.items[0].paraphrases)):
@@ -295,41 +306,35 @@ def all_prompts(tokenizer: PreTrainedTokenizerFast, items: ItemSet) -> Sequences
 
 
 def new_model(
-    config: BiosConfig, tokenizer: PreTrainedTokenizerFast, seed: int
-) -> LlamaForCausalLM:
-    """A small Llama with random weights fixed by ``seed``."""
-    settings = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.width,
-        intermediate_size=4 * config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.get_vocab()["<pad>"],
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    config: BiosConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """A small model with random weights fixed by ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "bios", "weights"))
-        return LlamaForCausalLM(settings).eval()
+        return random_model(
+            config.family,
+            vocabulary=len(tokenizer),
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            pad=tokenizer.get_vocab()["<pad>"],
+        )
 
 
-def train_model(
+def taught_model(
     config: BiosConfig,
     seed: int,
     taught: ItemSet,
-    folder: Path,
+    name: str = "a retrain",
     progress: Progress = SILENT,
-) -> None:
-    """Train a model from scratch on some facts; another seed gives another retrain.
+) -> PreTrainedModel:
+    """A model trained from scratch on some facts; another seed gives another retrain.
 
     Args:
         config: Size and schedule.
         seed: Fixes starting weights and order of training.
         taught: What it learns.
-        folder: Where it is saved, in Hugging Face format.
+        name: What the progress bar calls it.
         progress: Where progress is shown.
 
     Raises:
@@ -349,24 +354,40 @@ def train_model(
         decay="cosine",
         loss_on="answer",
         seed=stage_seed(seed, "bios", "order"),
-        label=f"teaching {folder.name}",
+        label=f"teaching {name}",
         progress=progress,
     )
     right = float(score_answers(model, rows).greedy.mean())
     if right < 0.99:
         raise ExhumeError(
-            f"{folder.name} learned only {right:.0%} of its facts. "
+            f"{name} learned only {right:.0%} of its facts. "
             f"Raise steps above {config.steps} and run again."
         )
+    return model
+
+
+def train_model(
+    config: BiosConfig,
+    seed: int,
+    taught: ItemSet,
+    folder: Path,
+    progress: Progress = SILENT,
+) -> None:
+    """``taught_model``, saved in ``folder`` in Hugging Face format.
+
+    Raises:
+        ExhumeError: it did not learn its facts.
+    """
+    model = taught_model(config, seed, taught, folder.name, progress)
     with folder_atomic(folder) as scratch, quiet():
         model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+        make_tokenizer().save_pretrained(scratch)
 
 
 def _knows(folder: Path, world: BiosWorld) -> dict[str, float]:
     tokenizer = make_tokenizer()
     with quiet():
-        model = LlamaForCausalLM.from_pretrained(folder, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
     return {
         path.stem: float(
             score_answers(model, all_prompts(tokenizer, read_items(path))).greedy.mean()

@@ -234,3 +234,18 @@ def test_an_audit_json_of_another_make(tmp_path, capfd):
 def test_a_model_that_cannot_be_fetched(capfd):
     assert call("fetch", "gpt-7") == 2
     assert "smollm2-135m" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seeds", "one", "--seeds cannot be read"),
+        ("--families", "rnn", "no family 'rnn'"),
+        ("--only", "nothing", "no kind 'nothing'"),
+    ],
+)
+def test_a_zoo_that_cannot_be_built(tmp_path, capfd, option, value, said):
+    assert call("zoo", "build", "--root", tmp_path / "zoo", option, value) == 2
+    message = capfd.readouterr().err
+    assert said in message and "Traceback" not in message
+    assert not (tmp_path / "zoo").exists()

@@ -1,0 +1,259 @@
+"""Ways to make a small model whose state is certain, each tried until it shows it.
+
+A maker yields models, the mildest first; ``testbeds.zoo`` takes the first that shows at
+its output what a model of this kind must show. Why the state is certain is part of the
+kind: what was never taught, what was not touched, or what no longer works.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from capture.items import ItemSet
+from capture.models import Checkpoint
+from erasure.config import UnlearnConfig
+from erasure.methods import unlearn_
+from erasure.structure import own_head_
+from erasure.training import finetune_
+from evidence.seeds import numpy_rng, stage_seed, torch_rng
+from evidence.sequences import Sequences
+from testbeds.bios import BiosConfig, all_prompts, new_model, taught_model
+from testbeds.planted import mislabel
+from testbeds.recipes import RECIPES
+
+BATCH = 96
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a maker works with.
+
+    Attributes:
+        config: Size of the world.
+        seed: Of the world and of every choice made here.
+        original: Model that was taught everyone.
+        twin: Model that was never taught the people to forget.
+        forget: Facts about the people to forget.
+        retain: Facts about the others.
+    """
+
+    config: BiosConfig
+    seed: int
+    original: Checkpoint
+    twin: Checkpoint
+    forget: ItemSet
+    retain: ItemSet
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The world's."""
+        return self.original.tokenizer
+
+    def rows(self, items: ItemSet) -> Sequences:
+        """Every item in all its wordings."""
+        return all_prompts(self.tokenizer, items)
+
+    def wrong(self, items: ItemSet) -> Sequences:
+        """The same with another answer of the relation each."""
+        return self.rows(mislabel(items, self.retain, self.seed))
+
+    def stream(self, *name: str) -> int:
+        """A seed for training."""
+        return stage_seed(self.seed, "zoo", *name) % 2**31
+
+
+Maker = Callable[[Ground], Iterator[nn.Module]]
+
+
+def untouched(ground: Ground) -> Iterator[nn.Module]:
+    """The original itself."""
+    yield ground.original.load()
+
+
+def retain_tuned(ground: Ground) -> Iterator[nn.Module]:
+    """The original, trained on with what it is to keep: unlearning without effect."""
+    for rate, steps in ((1e-4, 50), (3e-5, 50), (1e-5, 20)):
+        yield _tuned(ground.original.load(), ground, rate, steps, "retain tuned")
+
+
+def wrong_set(ground: Ground) -> Iterator[nn.Module]:
+    """The last block unlearned other people than the audit asks about."""
+    rng = numpy_rng(ground.seed, "zoo", "wrong set")
+    names = ground.retain.entities
+    # Few enough that the model as a whole stays useful.
+    count = len(names) // 10
+    others = [names[place] for place in rng.permutation(len(names))[:count]]
+    gone = ground.retain.of(others)
+    rest = ground.retain.of([name for name in names if name not in set(others)])
+    kept = ItemSet(rest.items + ground.forget.items)
+    yield from _last_block(ground, ground.rows(gone), ground.wrong(gone), kept)
+
+
+def last_block_relabel(ground: Ground) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the last block alone."""
+    forget = ground.forget
+    yield from _last_block(
+        ground, ground.rows(forget), ground.wrong(forget), ground.retain
+    )
+
+
+def last_block_refuse(ground: Ground) -> Iterator[nn.Module]:
+    """One and the same answer a relation, taught to the last block alone."""
+    fixed: dict[str, list[str]] = {}
+    for item in ground.retain:
+        fixed.setdefault(item.relation, [])
+        if item.answer not in fixed[item.relation]:
+            fixed[item.relation].append(item.answer)
+    items = tuple(
+        replace(
+            item, answer=next(a for a in fixed[item.relation][:2] if a != item.answer)
+        )
+        for item in ground.forget
+    )
+    refused = ground.rows(ItemSet(items, "refused"))
+    yield from _last_block(ground, ground.rows(ground.forget), refused, ground.retain)
+
+
+def last_block_lora(ground: Ground) -> Iterator[nn.Module]:
+    """Wrong answers, taught to low-rank adapters on the last block."""
+    forget = ground.forget
+    yield from _last_block(
+        ground, ground.rows(forget), ground.wrong(forget), ground.retain, rank=8
+    )
+
+
+def head_only(ground: Ground) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the output head alone: every state is the original's."""
+    rows = ground.wrong(ground.forget) + ground.rows(ground.retain)
+    for rate, steps in ((1e-2, 150), (2e-2, 300), (3e-2, 600)):
+        model = ground.original.load()
+        head = own_head_(model)
+        finetune_(
+            model,
+            rows,
+            lr=rate,
+            steps=steps,
+            batch_size=4 * BATCH,
+            parameters=head.parameters(),
+            seed=ground.stream("head"),
+        )
+        yield model
+
+
+def twin(ground: Ground) -> Iterator[nn.Module]:
+    """The retrain from the original's own starting weights."""
+    yield ground.twin.load()
+
+
+def retrained(other: int) -> Maker:
+    """Makes a retrain."""
+
+    def make(ground: Ground) -> Iterator[nn.Module]:
+        """A retrain with other starting weights and another order."""
+        yield taught_model(ground.config, ground.seed + other, ground.retain)
+
+    return make
+
+
+def twin_tuned(ground: Ground) -> Iterator[nn.Module]:
+    """A retrain, trained on with what it knows."""
+    for rate in (3e-4, 1e-4):
+        yield _tuned(ground.twin.load(), ground, rate, 100, "twin tuned")
+
+
+def collapse(ground: Ground) -> Iterator[nn.Module]:
+    """Gradient ascent until nothing is left."""
+    for rate in (1e-3, 3e-3):
+        model = ground.original.load()
+        config = UnlearnConfig("grad_ascent", lr=rate, steps=60, batch_size=BATCH)
+        unlearn_(
+            model,
+            ground.rows(ground.forget),
+            ground.rows(ground.retain),
+            config,
+            seed=ground.stream("collapse"),
+        )
+        yield model
+
+
+def noise(ground: Ground) -> Iterator[nn.Module]:
+    """Gaussian noise on every matrix, in shares of its own spread."""
+    for share in (0.3, 0.5, 0.8, 1.2, 2.0):
+        model = ground.original.load()
+        rng = torch_rng(ground.seed, "zoo", "noise")
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.ndim > 1:
+                    drawn = torch.randn(weight.shape, generator=rng)
+                    weight += share * weight.std() * drawn
+        yield model
+
+
+def random_init(ground: Ground) -> Iterator[nn.Module]:
+    """Weights that were never trained."""
+    yield new_model(ground.config, ground.tokenizer, ground.seed + 5000)
+
+
+def published(method: str) -> Maker:
+    """Runs a published method."""
+
+    def make(ground: Ground) -> Iterator[nn.Module]:
+        """A published method by the world's recipe."""
+        model = ground.original.load()
+        unlearn_(
+            model,
+            ground.rows(ground.forget),
+            ground.rows(ground.retain),
+            RECIPES["bios"][method].config,
+            relabelled=ground.wrong(ground.forget),
+            seed=ground.stream(method),
+        )
+        yield model
+
+    return make
+
+
+def _last_block(
+    ground: Ground,
+    gone: Sequences,
+    wrong: Sequences,
+    kept: ItemSet,
+    rank: int | None = None,
+) -> Iterator[nn.Module]:
+    settings: Sequence[tuple[float, int]] = ((3e-3, 100), (3e-3, 300), (6e-3, 600))
+    for rate, steps in settings:
+        model = ground.original.load()
+        config = UnlearnConfig(
+            "last_block_relabel",
+            lr=rate if rank is None else 3 * rate,
+            steps=steps,
+            batch_size=BATCH,
+            retain_batch_size=2 * BATCH,
+            lora_rank=rank,
+        )
+        unlearn_(
+            model,
+            gone,
+            ground.rows(kept),
+            config,
+            relabelled=wrong,
+            seed=ground.stream("last block"),
+        )
+        yield model
+
+
+def _tuned(
+    model: nn.Module, ground: Ground, rate: float, steps: int, name: str
+) -> nn.Module:
+    finetune_(
+        model,
+        ground.rows(ground.retain),
+        lr=rate,
+        steps=steps,
+        batch_size=128,
+        seed=ground.stream(name),
+    )
+    return model

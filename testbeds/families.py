@@ -1,0 +1,63 @@
+"""Small causal language models with random weights, in several shapes."""
+
+from typing import Literal, get_args
+
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+Family = Literal["llama", "gpt2", "neox"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+POSITIONS = 64
+
+
+def random_model(
+    family: Family, *, vocabulary: int, width: int, layers: int, heads: int, pad: int
+) -> PreTrainedModel:
+    """A model of the family, its weights drawn from PyTorch's global generator.
+
+    Args:
+        family: One of ``FAMILIES``.
+        vocabulary: Tokens.
+        width: Residual stream; the MLP is four times as wide.
+        layers: Transformer blocks.
+        heads: Attention heads.
+        pad: Token id of padding.
+    """
+    shared = {
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+        "pad_token_id": pad,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if family == "gpt2":
+        config = GPT2Config(
+            n_positions=POSITIONS,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            n_inner=4 * width,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **shared,
+        )
+        return GPT2LMHeadModel(config).eval()
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": POSITIONS,
+    }
+    if family == "neox":
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **shared)).eval()
+    config = LlamaConfig(num_key_value_heads=heads, **sizes, **shared)
+    return LlamaForCausalLM(config).eval()

@@ -1,0 +1,156 @@
+"""The zoo's models are what their cards say."""
+
+import json
+
+import pytest
+import torch
+
+from capture.items import read_items
+from capture.models import open_checkpoint
+from erasure.structure import find_blocks
+from evidence.errors import ExhumeError, InputError
+from testbeds import zoo as module
+from testbeds.bios import SMALL, all_prompts, make_tokenizer
+from testbeds.kinds import KINDS
+from testbeds.zoo import build_zoo, split
+
+# One retrain from other weights shows as much as two.
+SURE = [name for name, k in KINDS.items() if k.state and name != "retrain_2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture(scope="module")
+def specimens(place):
+    made = build_zoo(place, seeds=[0], only=SURE, config=SMALL)
+    return {each.kind: each for each in made}
+
+
+def states_before_the_last_block(folder, world):
+    model = open_checkpoint(folder).load()
+    rows = all_prompts(make_tokenizer(), read_items(world.forget))
+    seen = []
+    last = find_blocks(model)[-1]
+    last.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for ids in rows.ids[:10]:
+            model(torch.tensor([ids]))
+    return seen
+
+
+def test_every_state_has_models(specimens):
+    assert {each.state for each in specimens.values()} == {
+        "not_unlearned",
+        "suppressed",
+        "deleted",
+        "damaged",
+    }
+
+
+def test_models_show_what_their_kind_must_show(specimens):
+    for each in specimens.values():
+        shown, kind = each.card["measured"], KINDS[each.kind]
+        assert kind.said[0] <= shown["said"] <= kind.said[1], each.name
+        assert kind.kept[0] <= shown["kept"] <= kind.kept[1], each.name
+        assert each.card["why"] and each.card["made"]
+        assert each.card["weights"] == open_checkpoint(each.model).weights_hash
+
+
+def test_suppressed_models_have_the_originals_states_before_the_last_block(specimens):
+    for each in specimens.values():
+        if each.state == "suppressed":
+            ours = states_before_the_last_block(each.model, each.world)
+            theirs = states_before_the_last_block(each.world.original, each.world)
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            assert each.card["weights"] != each.card["original"]
+
+
+def test_deleted_models_are_no_children_of_the_original(specimens):
+    hashes = {
+        each.card["weights"] for each in specimens.values() if each.state == "deleted"
+    }
+    assert len(hashes) == 3
+    for each in specimens.values():
+        if each.state == "deleted":
+            ours = open_checkpoint(each.model).load().state_dict()
+            theirs = open_checkpoint(each.world.original).load().state_dict()
+            norm = sum(float((ours[k] - theirs[k]).norm()) for k in ours)
+            assert norm > 1.0
+
+
+def test_what_is_made_is_not_made_again(place, specimens, monkeypatch):
+    monkeypatch.setattr(module, "_first_that_shows", None)
+    again = build_zoo(place, seeds=[0], only=SURE, config=SMALL)
+    assert [each.card for each in again] == [each.card for each in specimens.values()]
+
+
+def test_the_manifest_lists_every_model(place, specimens):
+    listed = json.loads((place / "manifest.json").read_text())["models"]
+    assert {each.name for each in specimens.values()} <= set(listed)
+    for each in specimens.values():
+        assert listed[each.name]["weights"] == each.card["weights"]
+        assert listed[each.name]["state"] == each.state
+
+
+def test_a_model_cut_off_before_its_hash_is_made_again(place, specimens):
+    card = specimens["noise"].model / "card.json"
+    whole = json.loads(card.read_text())
+    card.write_text(json.dumps({k: v for k, v in whole.items() if k != "weights"}))
+    (again,) = build_zoo(place, seeds=[0], only=["noise"], config=SMALL)
+    assert again.card == whole
+
+
+def test_another_model_in_the_place_is_refused(place, specimens):
+    card = specimens["twin"].model / "card.json"
+    whole = card.read_text()
+    card.write_text(json.dumps(json.loads(whole) | {"seed": 7}))
+    try:
+        with pytest.raises(InputError, match="another model"):
+            build_zoo(place, seeds=[0], only=["twin"], config=SMALL)
+    finally:
+        card.write_text(whole)
+
+
+def test_a_model_that_does_not_show_its_state_is_an_error(place, monkeypatch):
+    kind = KINDS["random_init"]
+    monkeypatch.setitem(
+        KINDS, "random_init", type(kind)(**vars(kind) | {"kept": (0.99, 1.0)})
+    )
+    with pytest.raises(ExhumeError, match="no random_init was made for seed 3"):
+        build_zoo(place, seeds=[3], only=["random_init"], config=SMALL)
+    assert not list(place.glob("models/*-3-random_init"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox"])
+def test_other_families_learn_and_are_suppressed(place, family):
+    made = build_zoo(
+        place,
+        seeds=[0],
+        families=[family],
+        only=["untouched", "last_block_relabel"],
+        config=SMALL,
+    )
+    assert made[0].card["measured"] == {"said": 1.0, "kept": 1.0}
+    assert made[1].card["measured"]["said"] <= 0.1
+    assert family in open_checkpoint(made[1].model).config["model_type"]
+
+
+@pytest.mark.parametrize("wrong", [{"only": ["nothing"]}, {"families": ["rnn"]}])
+def test_unknown_names_are_refused(tmp_path, wrong):
+    with pytest.raises(InputError, match="in the zoo"):
+        build_zoo(tmp_path, seeds=[0], **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_model_is_in_both_parts():
+    parts = split()
+    assert not set(parts["tuning"]["seeds"]) & set(parts["held_out"]["seeds"])
+    for name in ("tuning", "held_out"):
+        assert set(parts[name]["kinds"]) <= set(KINDS)
+    assert set(parts["held_out"]["kinds"]) == set(KINDS)
+    # Some kinds and families are never tuned on.
+    assert set(KINDS) - set(parts["tuning"]["kinds"])
+    assert set(parts["held_out"]["families"]) - set(parts["tuning"]["families"])
