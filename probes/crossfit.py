@@ -27,6 +27,7 @@ from probes.operators import (
     remove_rows,
 )
 from probes.problems import Batch, Work
+from probes.threads import few_threads
 
 SHARED_LABELS = 8
 """From so many label vectors a factor for each fold pays."""
@@ -162,11 +163,12 @@ def crossfit(
     job = _Job(x, codes, classes, folds, options, base, coefficients)
     wide = n <= 2 * (d + 1)
     limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
-    if options.standardize == "fold" or len(codes) >= limit:
-        _each_fold(job)
-    else:
-        for label in range(len(codes)):
-            _shared(job, label)
+    with few_threads(n * job.columns):
+        if options.standardize == "fold" or len(codes) >= limit:
+            _each_fold(job)
+        else:
+            for label in range(len(codes)):
+                _shared(job, label)
     if job.coef is not None and job.intercept is not None:
         job.coef /= 1 if scale is None else scale
         job.intercept -= job.coef @ mean
