@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.data import activations
 from benchmarks.timing import Clock, Rows
-from probes.crossfit import LogisticOptions, crossfit
+from probes.crossfit import crossfit
 from probes.folds import Folds, k_fold, leave_one_group_out
+from probes.job import LogisticOptions
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 

@@ -2,31 +2,31 @@
 
 Two routes lead to the same optimum. *Shared*: one factor, from the fit on all rows,
 serves all folds, each with its own rows taken out; best for few label vectors and
-many folds. *Each fold*: a factor for each fold's training rows serves all label
-vectors; best for permutations, and needed where the rows are standardised within the
-fold, as each fold then has its own Gram matrix.
+many folds, also where folds scale columns by their own rows (``probes.rescaled``).
+*Each fold*: a factor for each fold's training rows serves all label vectors; best for
+permutations, and for what the first route leaves unsolved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from evidence.errors import InputError
 from probes.engine import ACCEPTED, minimise
 from probes.folds import Folds
 from probes.fullfit import row_fit
+from probes.job import Job, LogisticOptions, one_hot, row_weights, spread
 from probes.losses import Loss
 from probes.operators import (
     Operator,
-    factor_features,
     factor_gram,
     floor_weight,
     gram_of,
     remove_rows,
 )
 from probes.problems import Batch, Work
+from probes.rescaled import refine, scales_of
 from probes.threads import few_threads
 
 SHARED_LABELS = 8
@@ -35,30 +35,6 @@ REFACTORS = 6
 """Most factors tried to start a fit with many rows."""
 PILOTS = 32
 """Up to so many label vectors are all fitted on all rows to start their folds."""
-
-
-@dataclass(frozen=True)
-class LogisticOptions:
-    """What is fitted.
-
-    Attributes:
-        C: Inverse penalty as in scikit-learn: 0.5 ||W||^2 + C sum of losses.
-        balanced: Weigh classes by n / (classes x count), within the training rows.
-        class_weight: (class,) fixed class weights instead.
-        standardize: "fold" scales each column by its training rows' standard
-            deviation, "all" by that of all rows, None not at all.
-        precision: Type of the answer; float32 has 1e-4 for float64's 1e-8.
-        mixed: Whether float64 answers may use float32 inside their inner products.
-        memory: Bytes the solver may use beyond its input.
-    """
-
-    C: float = 1.0
-    balanced: bool = False
-    class_weight: tuple[float, ...] | None = None
-    standardize: str | None = None
-    precision: torch.dtype = torch.float64
-    mixed: bool = True
-    memory: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -84,42 +60,6 @@ class CrossFit:
     def unsolved(self) -> int:
         """How many fits did not reach the tolerance of their type."""
         return int((~(self.certificate <= ACCEPTED[self.scores.dtype])).sum())
-
-
-def one_hot(codes: Tensor, classes: int) -> Tensor:
-    """(label, row) codes -> (label, class or 1, row) float64 targets."""
-    if classes == 2:
-        return codes[:, None, :].double()
-    wanted = torch.arange(classes, device=codes.device)[:, None]
-    return (codes[:, None, :] == wanted).double()
-
-
-def row_weights(
-    codes: Tensor, classes: int, base: Tensor, options: LogisticOptions
-) -> Tensor:
-    """Loss weights with C and class weights in.
-
-    Args:
-        codes: (problem or 1, row) class codes.
-        classes: Number of classes.
-        base: (problem or 1, row) sample weights, 0 where a row does not train.
-        options: Which class weights.
-
-    Returns:
-        (problem, 1, row) float64.
-    """
-    weight = base
-    if options.balanced:
-        factors = torch.zeros(
-            max(len(codes), len(base)), classes, dtype=base.dtype, device=base.device
-        )
-        for code in range(classes):
-            factors[:, code] = (base * (codes == code)).sum(1)
-        factors = base.sum(1, keepdim=True) / (classes * factors.clamp(min=1e-300))
-        weight = base * factors.gather(1, codes.expand(len(factors), -1))
-    elif options.class_weight is not None:
-        weight = base * base.new_tensor(options.class_weight)[codes]
-    return (weight * options.C)[:, None, :]
 
 
 def crossfit(
@@ -160,111 +100,26 @@ def crossfit(
     if options.standardize == "all":
         scale = spread(x, base)
         x = x / scale
-    job = _Job(x, codes, classes, folds, options, base, coefficients)
+    job = Job(x, codes, classes, folds, options, base, coefficients)
     wide = n <= 2 * (d + 1)
     limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
     with few_threads(n * job.columns):
-        if options.standardize == "fold" or len(codes) >= limit:
-            _each_fold(job)
-        else:
+        left = range(len(folds))
+        if len(codes) < limit and (options.standardize != "fold" or _can_rescale(job)):
             for label in range(len(codes)):
                 _shared(job, label)
+            unsolved = ~(job.certificate <= ACCEPTED[options.precision]).all(0)
+            rescaled = options.standardize == "fold"
+            left = unsolved.nonzero()[:, 0].tolist() if rescaled else ()
+        if left:
+            _each_fold(job, left)
     if job.coef is not None and job.intercept is not None:
         job.coef /= 1 if scale is None else scale
         job.intercept -= job.coef @ mean
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
 
 
-def spread(x: Tensor, weight: Tensor) -> Tensor:
-    """(d,) weighted standard deviation of each column, 1 where one is constant."""
-    share = weight / weight.sum()
-    deviation = (share @ (x - share @ x).square()).sqrt()
-    tiny = 10 * torch.finfo(x.dtype).eps * x.abs().amax(0)
-    return torch.where(deviation > tiny, deviation, torch.ones_like(deviation))
-
-
-class _Job:
-    """Inputs of one call and the arrays its answers go to."""
-
-    def __init__(self, x, codes, classes, folds, options, base, coefficients):
-        self.x, self.codes, self.classes, self.folds = x, codes, classes, folds
-        self.options, self.base, self.work = options, base, Work()
-        self.columns = 1 if classes == 2 else classes
-        self.wide = len(x) <= 2 * (x.shape[1] + 1)
-        labels, n = codes.shape
-        dtype, device = options.precision, x.device
-        shape = (labels, len(folds), self.columns)
-        self.scores = torch.full(
-            (labels, self.columns, n), torch.nan, dtype=dtype, device=device
-        )
-        self.certificate = torch.full(shape[:2], torch.inf, device=device).double()
-        self.coef = self.intercept = None
-        if coefficients:
-            self.coef = x.new_zeros((*shape, x.shape[1]))
-            self.intercept = x.new_zeros(shape)
-        self.train = torch.as_tensor(folds.train, device=device)
-        self.test = torch.as_tensor(folds.test, device=device)
-
-    def factor(self, rows: Tensor, weight: Tensor, other: Tensor | None = None):
-        """The cheaper form of the factor, and the Gram matrix where it has one."""
-        if not self.wide:
-            return factor_features(rows, weight, other)
-        across = None if other is None else other @ rows.T
-        gram = gram_of(rows)
-        return factor_gram(gram, floor_weight(weight, gram.diagonal()), across)
-
-    def solve(self, batch: Batch, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Minimise in the precision asked for; ``mixed`` where float32 pays.
-
-        Not with more rows than features: what of the residual the features cannot
-        see does not shrink, and float32 rounds the rest against it, unseen by the
-        certificate. A float32 answer is a float64 one rounded there.
-        """
-        if self.options.precision == torch.float32 and self.wide:
-            dtype = torch.float32
-            batch = Batch(
-                batch.loss.to(dtype),
-                batch.operator.to(dtype),
-                batch.dual.to(dtype),
-                batch.scores.to(dtype),
-            )
-        inner = torch.float32 if self.options.mixed and mixed else None
-        # With many rows elimination is near: it beats conjugate gradients that stall.
-        steps = 60 if self.wide else 12
-        held, dual, certificate = minimise(
-            batch, iterations=inner, steps=steps, work=self.work
-        )
-        return held.to(self.options.precision), dual, certificate
-
-    def chunks(self, count: int, size: int, removed: int = 0) -> Iterator[slice]:
-        """Slices of problems that keep the memory budget."""
-        n = self.codes.shape[1]
-        fixed = 8 * (2 * self.x.numel() + (4 * n * n if self.wide else 0))
-        each = 8 * (16 * self.columns * size + 3 * removed * (size + removed))
-        room = int((self.options.memory - fixed) // max(each, 1))
-        if room < 1:
-            raise InputError(
-                "the memory budget is too small for one fit",
-                expected=f"at least {fixed + each} bytes",
-                got=f"{self.options.memory}",
-                fix="Raise memory=",
-            )
-        for start in range(0, count, room):
-            yield slice(start, min(start + room, count))
-
-    def keep_probes(self, label, fold, dual, scores, weight, rows) -> None:
-        """Store coefficients from alpha = c - w E and the intercept that fits E."""
-        if self.coef is None or self.intercept is None:
-            return
-        alpha = (dual - weight * scores).double()
-        coef = alpha @ rows
-        rest = scores.double() - coef @ rows.T
-        used = (weight > 0).double().expand_as(rest)
-        self.coef[label, fold] = coef
-        self.intercept[label, fold] = (rest * used).sum(-1) / used.sum(-1)
-
-
-def _start_from_nothing(job: _Job, rows: Tensor, loss: Loss, target: float):
+def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
     """Fit all label vectors on all rows, roughly: factor, scores, alpha, curvature.
 
     Where classes are nearly separable most rows' curvature vanishes and a factor of
@@ -295,9 +150,18 @@ def _start_from_nothing(job: _Job, rows: Tensor, loss: Loss, target: float):
     return factor, scores, alpha, curvature
 
 
-def _shared(job: _Job, label: int) -> None:
+def _can_rescale(job: Job) -> bool:
+    """Whether folds with scales of their own can share the factor of all rows."""
+    widest = int((~job.train).sum(1).max())
+    return job.wide and job.columns == 1 and 0 < widest <= len(job.x) // 4
+
+
+def _shared(job: Job, label: int) -> None:
     """All folds of one label vector on one factor."""
-    x, folds, options = job.x, job.folds, job.options
+    folds, options = job.folds, job.options
+    rescaled = options.standardize == "fold"
+    size = spread(job.x, job.base) if rescaled else torch.ones_like(job.x[0])
+    x = job.x / size if rescaled else job.x
     n = len(x)
     codes = job.codes[label : label + 1]
     target = one_hot(codes, job.classes)
@@ -335,16 +199,24 @@ def _shared(job: _Job, label: int) -> None:
             start = dual.expand(len(train), -1, -1).clone()
             begin = scores.expand(len(train), -1, -1).clone()
         batch = Batch(Loss(target, weights), operator, start, begin)
-        held, final, certificate = job.solve(batch, job.wide and not whole.binary)
+        weight = operator.weight.expand(len(train), 1, n)
+        if rescaled:
+            scales = scales_of(x, job.base * train)
+            held, final, certificate = refine(batch, scales, job.inner, job.work)
+            certificate[~scales.sound] = torch.inf
+            job.keep(label, part, scales.weights(final) / size, held, weight)
+        else:
+            held, final, certificate = job.solve(batch, job.wide and not whole.binary)
+            job.keep_probes(label, part, final, held, weight, x)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
-        job.scores[label, :, test[:, 1]] = held[test[:, 0], :, test[:, 1]].T
-        weight = operator.weight.expand(len(train), 1, n)
-        job.keep_probes(label, part, final, held, weight, x)
+        job.scores[label, :, test[:, 1]] = (
+            held[test[:, 0], :, test[:, 1]].to(job.scores).T
+        )
 
 
-def _each_fold(job: _Job) -> None:
-    """All label vectors of a fold on that fold's own factor."""
+def _each_fold(job: Job, which: Sequence[int]) -> None:
+    """All label vectors of the folds ``which``, each on its own factor."""
     x, options, codes = job.x, job.options, job.codes
     labels = len(codes)
     scaled = options.standardize == "fold"
@@ -360,7 +232,7 @@ def _each_fold(job: _Job) -> None:
         # New label vectors start from the pilots' mean pull towards a row's class.
         side = 2 * target - 1
         scores, alpha = (scores * side).mean(0), (alpha * side).mean(0)
-    for fold in range(len(job.folds)):
+    for fold in which:
         train, test = job.train[fold].nonzero()[:, 0], job.test[fold].nonzero()[:, 0]
         inside, outside = x[train], x[test]
         centre = inside.mean(0)

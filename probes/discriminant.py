@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from probes.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
-from probes.crossfit import spread
 from probes.folds import Folds
 from probes.inputs import RowsError
+from probes.job import spread
 from probes.refits import by_refitting
 
 

@@ -170,12 +170,12 @@ def _stage(
         residual, curvature = advance(
             batch,
             work,
-            *_conjugate(fast, curvature, rough, pulled, square, forcing, work),
+            *conjugate(fast, curvature, rough, pulled, square, forcing, work),
         )
     return scores, dual, certificate
 
 
-def _conjugate(
+def conjugate(
     operator: Operator,
     curvature: Curvature,
     residual: Tensor,

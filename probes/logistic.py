@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from probes.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
-from probes.crossfit import CrossFit, LogisticOptions, crossfit
+from probes.crossfit import CrossFit, crossfit
 from probes.engine import ACCEPTED
 from probes.folds import Folds
 from probes.inputs import RowsError, UnconvergedError
+from probes.job import LogisticOptions
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from probes.base import HeldOut, LinearProbe
-from probes.crossfit import spread
 from probes.folds import Folds
+from probes.job import spread
 
 
 def by_refitting(

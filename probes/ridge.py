@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from probes.base import SCALINGS, HeldOut, LinearProbe
-from probes.crossfit import one_hot, spread
 from probes.folds import Folds
 from probes.inputs import RowsError
+from probes.job import one_hot, spread
 from probes.refits import by_refitting
 
 

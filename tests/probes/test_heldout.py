@@ -14,10 +14,11 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from probes import engine
-from probes.crossfit import LogisticOptions, crossfit
+from probes.crossfit import crossfit
 from probes.directions import MeanDifferenceProbe
 from probes.discriminant import LDAProbe
 from probes.folds import Folds, from_splits, k_fold, leave_one_group_out, rebalanced
+from probes.job import LogisticOptions
 from probes.logistic import LogisticProbe
 from probes.losses import Loss
 from probes.operators import Operator, factor_features

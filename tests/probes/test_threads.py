@@ -38,15 +38,15 @@ def test_one_thread_stays_one(two_threads):
 
 def test_a_sweep_solves_its_small_folds_on_one_thread(two_threads, monkeypatch):
     seen = []
-    from probes import crossfit
+    from probes import job
 
-    solve = crossfit.minimise
+    solve = job.minimise
 
     def noting(*args, **kwargs):
         seen.append(torch.get_num_threads())
         return solve(*args, **kwargs)
 
-    monkeypatch.setattr(crossfit, "minimise", noting)
+    monkeypatch.setattr(job, "minimise", noting)
     x = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0))
     sweep(x, [0, 1] * 20, probe=LogisticProbe(), draws=20)
     assert set(seen) == {1}
