@@ -16,6 +16,7 @@ from benchmarks.timing import Clock, Rows, commit, machine, matmul_peak
 
 PARTS = (
     "leave_one_out",
+    "within_fold",
     "penalties",
     "permutations",
     "many_classes",

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.data import activations
 from benchmarks.timing import Clock, Rows
@@ -21,15 +23,25 @@ def standardised(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
 
 
-def user_fit(x, y, train, test, C=1.0) -> None:
+def user_fit(x, y, train, test, C=1.0, scaled: bool = False) -> None:
     """What a user writes, with enough iterations to be let off the warning."""
+    model = LogisticRegression(C=C, max_iter=1000)
+    model = make_pipeline(StandardScaler(), model) if scaled else model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(C=C, max_iter=1000).fit(x[train], y[train])
+        model.fit(x[train], y[train])
     model.decision_function(x[test])
 
 
-def user_seconds(x, y, folds: Folds, clock: Clock, fits: int, penalties=(1.0,)) -> list:
+def user_seconds(
+    x,
+    y,
+    folds: Folds,
+    clock: Clock,
+    fits: int,
+    penalties=(1.0,),
+    scaled: bool = False,
+) -> list:
     """Seconds for all sites, folds and penalties, scaled from ``fits`` spread fits.
 
     Sites are strided and folds drawn; each of the repeats draws other folds.
@@ -44,13 +56,22 @@ def user_seconds(x, y, folds: Folds, clock: Clock, fits: int, penalties=(1.0,)) 
         for site in sites:
             for C in penalties:
                 fold = int(rng.integers(len(folds)))
-                user_fit(x[site], y, folds.train[fold], folds.test[fold], C)
+                user_fit(x[site], y, folds.train[fold], folds.test[fold], C, scaled)
                 count += 1
         found.append((clock.now() - start) / count * total)
     return found
 
 
-def agreement(x, codes, folds: Folds, scores, classes: int, samples, C=1.0) -> float:
+def agreement(
+    x,
+    codes,
+    folds: Folds,
+    scores,
+    classes: int,
+    samples,
+    C=1.0,
+    scaled: bool = False,
+) -> float:
     """Largest error of held-out scores over the largest score, at the true optimum.
 
     The reference is newton-cholesky at tol 1e-10 in float64 on centred rows (the
@@ -59,11 +80,12 @@ def agreement(x, codes, folds: Folds, scores, classes: int, samples, C=1.0) -> f
     worst = 0.0
     for site, fold in samples:
         rows = x[site].astype(np.float64)
+        train, test = folds.train[fold], folds.test[fold]
         rows = rows - rows.mean(0)
+        rows = rows / rows[train].std(0) if scaled else rows
         if rows.shape[1] > len(rows):
             # The rows in a basis of their span: the optimum only turns with it.
             rows = np.linalg.qr(rows.T, mode="r").T
-        train, test = folds.train[fold], folds.test[fold]
         model = LogisticRegression(
             C=C, solver="newton-cholesky", tol=1e-10, max_iter=500
         )
@@ -78,11 +100,13 @@ def agreement(x, codes, folds: Folds, scores, classes: int, samples, C=1.0) -> f
     return worst
 
 
-def run_folds(x, codes, classes, folds, precision, C=1.0):
+def run_folds(x, codes, classes, folds, precision, C=1.0, standardize=None):
     """Every site; (site, class or 1, row) scores and work."""
     scores, flops, unsolved = [], 0.0, 0
     codes = torch.from_numpy(np.atleast_2d(codes))
-    options = LogisticOptions(C=C, precision=PRECISIONS[precision])
+    options = LogisticOptions(
+        C=C, precision=PRECISIONS[precision], standardize=standardize
+    )
     for site in x:
         found = crossfit(torch.from_numpy(site), codes, classes, folds, options)
         scores.append(found.scores[0].double().numpy())
@@ -142,6 +166,30 @@ def leave_one_out(rows: Rows, clock: Clock, peaks: dict, quick: bool) -> None:
                     0.0,
                     len(own),
                 )
+
+
+def within_fold(rows: Rows, clock: Clock, quick: bool) -> None:
+    """Columns scaled by the training rows of each fold, as held-out rows demand."""
+    for d in (576, 2048):
+        x, y = activations(200, d, 31)
+        folds = leave_one_group_out(None, 200)
+        peer = user_seconds(x, y, folds, clock, 4 if quick else 16, scaled=True)
+        kept = {}
+
+        def work(kept=kept, x=x, y=y, folds=folds):
+            kept["found"] = run_folds(x, y, 2, folds, "float64", standardize="fold")
+
+        own = clock.times(work)
+        samples = [(site, fold) for site in (0, 15, 30) for fold in (3, 77, 150)]
+        rows.ratio(
+            f"leave-one-out logistic, n=200, d={d}, standardised within the fold, "
+            "float64",
+            peer,
+            own,
+            None,
+            "scikit-learn pipeline of scaler and lbfgs, extrapolated",
+            agreement=agreement(x, y, folds, kept["found"][0], 2, samples, scaled=True),
+        )
 
 
 def penalties(rows: Rows, clock: Clock, quick: bool) -> None:
