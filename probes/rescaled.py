@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.engine import ACCEPTED, TARGET, conjugate
+from probes.engine import ACCEPTED, DRIFT, TARGET, conjugate
 from probes.problems import Batch, Work, advance, inner, residual_of, size_of
 
 STEPS = 40
@@ -79,6 +79,7 @@ def refine(
         (fold, 1, n) scores, (fold, 1, n) row weights alpha and the (fold,) certificate.
     """
     target = TARGET[torch.float64]
+    every, weights = scales, batch.operator.weight
     batch = _rescale(batch, scales)
     scores, alpha = torch.empty_like(batch.scores), torch.empty_like(batch.scores)
     certificate = scores.new_full((len(scores),), torch.inf)
@@ -134,18 +135,36 @@ def refine(
             exact,
             inner(first, exact),
         )
-    return scores, alpha, certificate
+    return _undrifted(scores, alpha, certificate, weights, every)
 
 
 def _rescale(batch: Batch, scales: Scales) -> Batch:
     """The same row weights with the scores that they have in each fold's scales."""
     weight = batch.operator.weight
     alpha = _balanced(batch.dual - weight * batch.scores, weight)
-    scores = scales.scores(alpha)
-    kept = (weight > 0).double()
-    off = ((batch.scores - scores) * kept).sum(-1) / kept.sum(-1)
-    scores = scores + off[:, :, None]
+    scores = _with_intercept(scales.scores(alpha), batch.scores, weight)
     return Batch(batch.loss, batch.operator, alpha + weight * scores, scores)
+
+
+def _undrifted(
+    scores: Tensor, alpha: Tensor, certificate: Tensor, weight: Tensor, scales: Scales
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores computed anew; where those carried along had gone astray, no certificate.
+
+    The certificate is that of the scores carried along, and cannot see it.
+    """
+    fresh = _with_intercept(scales.scores(alpha), scores, weight)
+    scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
+    off = ~((fresh - scores).abs().amax((1, 2)) <= DRIFT[torch.float64] * scale)
+    certificate[off] = torch.inf
+    return fresh, alpha, certificate
+
+
+def _with_intercept(scores: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """``scores``, shifted to the mean of ``wanted`` over the rows kept."""
+    kept = (weight > 0).double()
+    off = ((wanted - scores) * kept).sum(-1) / kept.sum(-1)
+    return scores + off[:, :, None]
 
 
 def _balanced(alpha: Tensor, weight: Tensor) -> Tensor:

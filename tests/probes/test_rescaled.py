@@ -99,6 +99,32 @@ def test_a_column_that_one_row_alone_moves_is_no_feature_where_it_is_out():
             assert_close(float(found.scores[0, 0, row]), expected, **CLOSE)
 
 
+def test_scores_that_went_astray_are_not_certified(monkeypatch):
+    from probes import rescaled
+
+    x, codes = rows(30, 40, 3)
+    folds, options = (
+        leave_one_group_out(np.arange(30), 30),
+        LogisticOptions(standardize="fold"),
+    )
+    want = crossfit(x, codes, 2, folds, options)
+    step = rescaled.advance
+
+    def astray(batch, *args):
+        batch.scores[:, :, 3] += 1e-6
+        return step(batch, *args)
+
+    monkeypatch.setattr(rescaled, "advance", astray)
+    redone = []
+    each = module._each_fold
+    monkeypatch.setattr(
+        module, "_each_fold", lambda job, left: (redone.extend(left), each(job, left))
+    )
+    found = crossfit(x, codes, 2, folds, options)
+    assert len(redone) == 30
+    assert_close(found.scores, want.scores, **CLOSE)
+
+
 def test_several_label_vectors_are_each_solved():
     x, codes = rows(40, 50, 2)
     many = torch.cat([codes, codes.flip(1), codes.roll(3, 1)])
