@@ -14,6 +14,7 @@ from audits.data import Questions
 from capture.items import Item, ItemSet
 from capture.scoring import generate_greedy, score_answers, score_choices
 from capture.tokens import encode
+from capture.window import position_limit
 from evidence.progress import Progress
 from evidence.sequences import Sequences
 
@@ -97,7 +98,9 @@ def utility_of_text(
     strange = sum(token == unknown for token in tokens)
     if unknown is not None and strange > 0.2 * len(tokens):
         return None
-    whole = Sequences(rows.ids, tuple(1 for _ in rows.ids))
+    # The beginning of a text is text as well, and all that fits some models.
+    most = position_limit(model)
+    whole = Sequences(tuple(ids[:most] for ids in rows.ids), (1,) * len(rows))
     scores = score_answers(model, whole, progress=progress)
     total = float(np.sum(np.maximum(scores.logprob, LEAST_LOGPROB * scores.n_tokens)))
     return {

@@ -13,7 +13,7 @@ from capture.hooks import record
 from capture.positions import Wanted
 from capture.prefixes import agree, can_share, plan, run_shared, shared_batches
 from capture.sites import Sites, model_device
-from evidence.errors import InputError
+from capture.window import misfit
 from evidence.sequences import Padded, Sequences, batches, pad
 
 Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
@@ -65,7 +65,7 @@ def _plain_passes(
         try:
             yield batch.rows.numpy(), target.run(_picker(batch, wanted), inputs)
         except IndexError as error:
-            raise _outside(model, batch) from error
+            raise misfit(model, batch) from error
 
 
 def _shared_passes(
@@ -82,7 +82,7 @@ def _shared_passes(
             for rest, got in run_shared(model, each, target.run):
                 yield rest.rows.numpy(), got
         except IndexError as error:
-            raise _outside(model, pad(sequences)) from error
+            raise misfit(model, pad(sequences)) from error
 
 
 def _sharing_holds(
@@ -117,20 +117,6 @@ def accepted(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         return dict(inputs)
     return {name: value for name, value in inputs.items() if name in known}
-
-
-def _outside(model: nn.Module, batch: Padded) -> InputError:
-    """Why looking up a token or a position failed."""
-    config = getattr(model, "config", None)
-    ids = getattr(config, "vocab_size", "the vocabulary's size")
-    longest = getattr(config, "max_position_embeddings", "so many")
-    return InputError(
-        "a row does not fit the model's tables of tokens and positions",
-        expected=f"token ids under {ids} and at most {longest} tokens",
-        got=f"ids up to {int(batch.input_ids.max())} in rows of up to "
-        f"{batch.input_ids.shape[1]} tokens",
-        fix="Check that the tokenizer belongs to this model",
-    )
 
 
 def _picker(batch: Padded, wanted: Wanted) -> Callable[[str, Tensor], Tensor]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from capture.heads import answer_logits, output_head
 from capture.items import Item, ItemSet, fold
 from capture.tokens import encode, prompt_of
+from capture.window import misfit
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -107,7 +108,8 @@ def score_answers(
         progress: Where to show progress.
 
     Raises:
-        InputError: a row without an answer, or with nothing before it.
+        InputError: a row without an answer, or with nothing before it, or one that the
+            model has no tokens or positions for.
     """
     starts = np.array(sequences.answer_start, dtype=int)
     n_tokens = np.array([len(ids) for ids in sequences.ids], dtype=int) - starts
@@ -128,7 +130,10 @@ def score_answers(
             progress.task("score answers", len(sequences)) as done,
         ):
             for batch in _batches(model, sequences, tokens):
-                here, sums, hits, seen = _score_batch(model, batch, watch)
+                try:
+                    here, sums, hits, seen = _score_batch(model, batch, watch)
+                except IndexError as error:
+                    raise misfit(model, batch) from error
                 logprob[here], greedy[here], watched[here] = sums, hits, seen
                 done(len(here))
     finally:
