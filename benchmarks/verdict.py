@@ -224,6 +224,10 @@ def page(document: dict) -> str:
         "`testbeds/zoo_split.json`; how each kind is made and why its state is certain "
         "is in `testbeds/kinds.py`.",
         "",
+        f"{len({case['model'] for case in document['cases']})} models, each audited "
+        "with each floor below: n counts audits, and the intervals take them for "
+        "independent, which two audits of one model are not.",
+        "",
         "| figure | measured | target | n | 95 % interval |",
         "|---|---|---|---|---|",
     ]

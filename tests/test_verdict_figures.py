@@ -68,6 +68,7 @@ def test_the_page_has_every_kind_and_its_verdicts():
         "rows": figures(ALL_RIGHT),
         "cases": [
             {
+                "model": each.specimen.name,
                 "kind": each.specimen.kind,
                 "state": each.specimen.state,
                 "floor": each.floor,
@@ -78,5 +79,6 @@ def test_the_page_has_every_kind_and_its_verdicts():
         ],
     }
     text = page(document)
+    assert "6 models" in text
     assert "| twin | deleted |  |  | 1 |  |  | 0.00 to 0.00 |" in text
     assert "| npo | to be graded |  |  |  |  | 1 | 0.50 to 0.50 |" in text
