@@ -184,7 +184,7 @@ def _shared(job: Job, label: int) -> None:
     rows = torch.zeros((len(folds), widest), dtype=torch.long, device=x.device)
     present = torch.arange(widest, device=x.device) < sizes[:, None]
     rows[present] = out[:, 1]
-    for part in job.chunks(len(folds), n, widest if take_out else 0):
+    for part in job.chunks(len(folds), n, widest if take_out else 0, rescaled):
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:

@@ -133,11 +133,16 @@ class Job:
         )
         return held.to(self.options.precision), dual, certificate
 
-    def chunks(self, count: int, size: int, removed: int = 0) -> Iterator[slice]:
+    def chunks(
+        self, count: int, size: int, removed: int = 0, rescaled: bool = False
+    ) -> Iterator[slice]:
         """Slices of problems that keep the memory budget."""
-        n = self.codes.shape[1]
+        n, d = self.x.shape
         fixed = 8 * (2 * self.x.numel() + (4 * n * n if self.wide else 0))
         each = 8 * (16 * self.columns * size + 3 * removed * (size + removed))
+        if rescaled:  # the rows squared; ratios, variances, weights and their product
+            fixed += 8 * self.x.numel()
+            each += 8 * 4 * d
         room = int((self.options.memory - fixed) // max(each, 1))
         if room < 1:
             raise InputError(

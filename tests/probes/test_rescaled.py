@@ -125,6 +125,27 @@ def test_scores_that_went_astray_are_not_certified(monkeypatch):
     assert_close(found.scores, want.scores, **CLOSE)
 
 
+def test_the_scales_of_folds_keep_the_memory_budget(monkeypatch):
+    x, codes = rows(30, 400, 4)
+    folds = leave_one_group_out(np.arange(30), 30)
+    want = crossfit(x, codes, 2, folds, LogisticOptions(standardize="fold")).scores
+    taken = []
+    refine = module.refine
+
+    def noting(batch, scales, *args):
+        taken.append(scales.ratio.numel() * 8)
+        return refine(batch, scales, *args)
+
+    monkeypatch.setattr(module, "refine", noting)
+    spare = 60_000
+    fixed = 8 * (3 * x.numel() + 4 * 30 * 30)
+    options = LogisticOptions(standardize="fold", memory=fixed + spare)
+    found = crossfit(x, codes, 2, folds, options).scores
+    # Ratios, variances, weights and their products with the ratios.
+    assert len(taken) > 1 and 4 * max(taken) <= spare
+    assert_close(found, want, **CLOSE)
+
+
 def test_several_label_vectors_are_each_solved():
     x, codes = rows(40, 50, 2)
     many = torch.cat([codes, codes.flip(1), codes.roll(3, 1)])
