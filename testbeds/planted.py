@@ -108,7 +108,8 @@ def plant(
         "retain": retain.digest,
     }
     if out.exists():
-        return _same_model(out, card)
+        check_card(out, card)
+        return out
     model = checkpoint.load()
     if recipe is not None:
         facts = hold_out(forget, retain, recipe.hold_out, seed)
@@ -151,7 +152,12 @@ def read_card(model: Path) -> dict[str, object]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _same_model(out: Path, card: dict[str, object]) -> Path:
+def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:
+    """The card in ``out``, which must say what ``card`` says.
+
+    Raises:
+        InputError: the folder holds no planted model, or another one.
+    """
     found = read_card(out)
     wanted = json.loads(json.dumps(card))
     different = sorted(key for key in wanted if found.get(key) != wanted[key])
@@ -162,7 +168,7 @@ def _same_model(out: Path, card: dict[str, object]) -> Path:
             got=f"another {', '.join(different)}",
             fix="Delete it, or choose another folder",
         )
-    return out
+    return found
 
 
 def _sets(world: BiosWorld | CapitalWorld) -> tuple[ItemSet, ItemSet]:

@@ -108,7 +108,7 @@ def test_another_model_in_the_place_is_refused(place, specimens):
     whole = card.read_text()
     card.write_text(json.dumps(json.loads(whole) | {"seed": 7}))
     try:
-        with pytest.raises(InputError, match="another model"):
+        with pytest.raises(InputError, match="another planted model"):
             build_zoo(place, seeds=[0], only=["twin"], config=SMALL)
     finally:
         card.write_text(whole)
