@@ -165,8 +165,10 @@ def zoo_build(
         str, typer.Option(help="Comma-separated: llama, gpt2, neox.")
     ] = "llama",
     only: Annotated[str, typer.Option(help="Comma-separated kinds; else all.")] = "",
+    device: DeviceOption = "cpu",
 ) -> None:
     """Make models whose true state is known, or go on making them."""
+    from audits.subjects import choose_device
     from capture.cache import cache_root
     from evidence.progress import Bars
     from testbeds.zoo import build_zoo
@@ -178,6 +180,7 @@ def zoo_build(
             seeds=_numbers(seeds, "--seeds"),
             families=_words(families),
             only=_words(only) or None,
+            device=choose_device(device),
             progress=progress,
         )
     table = Table("model", "true state", "says", "keeps", title=f"zoo in {place}")

@@ -9,29 +9,21 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from audits.audit import audit
-from audits.manifest import code_hash
 from benchmarks.timing import commit, machine
-from capture.cache import cache_root
-from capture.items import read_items
+from benchmarks.zoo_audits import FLOORS, add_arguments, in_words, plan_of, run_plan
 from evidence.rates import wilson
-from testbeds.bios import STANDARD, train_model
-from testbeds.zoo import Specimen, build_zoo, sized, split
 
 RESULT = Path(__file__).parent / "results" / "verdict.json"
 TABLE = Path(__file__).parent.parent / "docs" / "verdict.md"
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 VERDICTS = (*STATES, "inconclusive")
-FLOORS = ("never_taught", "reference")
-# Starting weights and order of the reference: those of no kind in the zoo.
-REFERENCE = 9000
 
 
 @dataclass(frozen=True)
@@ -39,58 +31,59 @@ class Case:
     """One audit of a model of the zoo.
 
     Attributes:
-        specimen: The model.
+        model: Its name.
+        kind: A name in ``testbeds.kinds.KINDS``.
+        state: What it truly is; None where that has to be graded.
+        family: Its shape.
+        weights: Their hash.
         floor: One of ``FLOORS``.
         verdict: What the audit said.
         residual: Mean of the main residuals of the axes that look inside; None where
             none was run.
+        grade: Gold grade between 0 (never knew) and 1 (knows), where one was made.
         reason: The audit's first reason.
         seconds: What the audit took.
     """
 
-    specimen: Specimen
+    model: str
+    kind: str
+    state: str | None
+    family: str
+    weights: str
     floor: str
     verdict: str
     residual: float | None
+    grade: float | None
     reason: str
     seconds: float
 
     @property
     def right(self) -> bool:
         """Whether the verdict is the model's state."""
-        return self.verdict == self.specimen.state
+        return self.verdict == self.state
 
 
-def run_case(specimen: Specimen, floor: str, root: Path) -> Case:
-    """Audit one model with the quick profile; the audit invents its own people."""
-    world = specimen.world
-    reference = world.root / "reference"
-    if floor == "reference" and not reference.is_dir():
-        config = sized(STANDARD, specimen.family)
-        retain = read_items(world.retain)
-        train_model(config, specimen.seed + REFERENCE, retain, reference)
-    done = audit(
-        world.original,
-        specimen.model,
-        world.forget,
-        world.retain,
-        root / "audits" / code_hash()[:12] / f"{specimen.name}-{floor}",
-        reference=(reference,) if floor == "reference" else (),
-        profile="quick",
-        seed=0,
-    )
+def case_of(found: dict) -> Case:
+    """From one line of ``benchmarks.zoo_audits``."""
+    document = found["audit"]
     inner = [
-        axis.main.residual
-        for name, axis in done.axes.items()
-        if name != "behaviour" and axis.main is not None
+        axis["residual"]
+        for axis in document["axes"]
+        if axis["name"] != "behaviour" and axis["residual"] is not None
     ]
+    reasons = document["verdict"]["reasons"]
     return Case(
-        specimen,
-        floor,
-        done.verdict,
-        float(np.mean(inner)) if inner else None,
-        done.reasons[0] if done.reasons else "",
-        sum(part["seconds"] for part in done.document["runtime"]["stages"].values()),
+        model=found["model"],
+        kind=found["kind"],
+        state=found["state"],
+        family=found["family"],
+        weights=found["weights"],
+        floor=found["floor"],
+        verdict=document["verdict"]["class"],
+        residual=float(np.mean(inner)) if inner else None,
+        grade=found["gold"]["grade"] if found["gold"] else None,
+        reason=reasons[0] if reasons else "",
+        seconds=document["runtime"]["seconds"],
     )
 
 
@@ -116,11 +109,10 @@ def figure(
 
 def figures(cases: Sequence[Case]) -> list[dict]:
     """The figures that issue a verdict's worth, over models of certain state."""
-    sure = [case for case in cases if case.specimen.state is not None]
+    sure = [case for case in cases if case.state is not None]
     decided = [case for case in sure if case.verdict != "inconclusive"]
     by_state = {
-        state: [case for case in sure if case.specimen.state == state]
-        for state in STATES
+        state: [case for case in sure if case.state == state] for state in STATES
     }
 
     def said(state: str, verdict: str) -> int:
@@ -198,11 +190,23 @@ def figures(cases: Sequence[Case]) -> list[dict]:
     ]
     for floor, target in (("reference", 0.995), ("never_taught", 0.99)):
         here = [c for c in sure if c.floor == floor and c.residual is not None]
-        knows = [c.specimen.state != "deleted" for c in here]
+        knows = [c.state != "deleted" for c in here]
         if len(set(knows)) == 2:
             area = float(roc_auc_score(knows, [c.residual for c in here]))
             name = f"AUC of the mean residual, knows against never knew, {floor}"
             rows.append(figure(name, area, target, ">=", len(here), "AUC"))
+    for floor in FLOORS:
+        here = [
+            (case.residual, case.grade)
+            for case in cases
+            if case.floor == floor
+            and case.state is None
+            and None not in (case.residual, case.grade)
+        ]
+        if len(here) > 2:
+            rho = float(spearmanr(*zip(*here, strict=True)).statistic)
+            name = f"rank correlation of mean residual and gold grade, {floor}"
+            rows.append(figure(name, rho, 0.9, ">=", len(here), "rho"))
     return rows
 
 
@@ -212,21 +216,23 @@ def _share(count: int, total: int) -> float:
 
 def page(document: dict) -> str:
     """docs/verdict.md."""
+    failed = len(document["failed"])
     lines = [
         "# Verdict",
         "",
         "Generated by `make bench-verdict` from `benchmarks/results/verdict.json`; "
         "edits are lost.",
         "",
-        f"Part of the zoo: {document['part']}, seeds {document['seeds']}, "
-        f"{', '.join(document['families'])}. Commit `{document['commit']}`, quick "
-        f"profile, {document['threads']} threads. The split is "
-        "`testbeds/zoo_split.json`; how each kind is made and why its state is certain "
-        "is in `testbeds/kinds.py`.",
+        f"Part of the zoo: {document['part']}; worlds: {', '.join(document['worlds'])}."
+        f" Commit `{document['commit']}`, quick profile, "
+        f"{document['hardware']['device']}, {document['hardware']['threads']} threads "
+        "an audit. The split is `testbeds/zoo_split.json`; how each kind is made and "
+        "why its state is certain is in `testbeds/kinds.py`.",
         "",
         f"{len({case['model'] for case in document['cases']})} models, each audited "
         "with each floor below: n counts audits, and the intervals take them for "
-        "independent, which two audits of one model are not.",
+        "independent, which two audits of one model are not."
+        + (f" {failed} could not be made or audited." if failed else ""),
         "",
         "| figure | measured | target | n | 95 % interval |",
         "|---|---|---|---|---|",
@@ -264,66 +270,37 @@ def _span(values: list[float]) -> str:
 def main() -> None:
     """Build, audit, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=("tuning", "held_out"), default="held_out")
-    parser.add_argument("--seeds", default="10,11,12")
-    parser.add_argument("--families", default="llama")
-    parser.add_argument("--kinds", default="")
-    parser.add_argument("--floors", default=",".join(FLOORS))
-    parser.add_argument("--root", type=Path, default=cache_root() / "zoo")
+    add_arguments(parser)
+    parser.add_argument(
+        "--cases", type=Path, help="audits already made by benchmarks.zoo_audits"
+    )
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--table", type=Path, default=TABLE)
     asked = parser.parse_args()
-    part = split()[asked.part]
-    seeds = [int(each) for each in asked.seeds.split(",")]
-    families = asked.families.split(",")
-    kinds = asked.kinds.split(",") if asked.kinds else part["kinds"]
-    outside = [each for each in seeds if each not in part["seeds"]]
-    outside += [each for each in families if each not in part["families"]]
-    outside += [each for each in kinds if each not in part["kinds"]]
-    if outside:
-        parser.error(f"not in the {asked.part} part: {outside}")
-    cases = []
-    for family in families:
-        for seed in seeds:
-            for kind in kinds:
-                made = build_zoo(
-                    asked.root, seeds=[seed], families=[family], only=[kind]
-                )
-                for floor in asked.floors.split(","):
-                    case = run_case(made[0], floor, asked.root)
-                    cases.append(case)
-                    mark = {True: "ok ", False: "BAD", None: "   "}[
-                        None if made[0].state is None else case.right
-                    ]
-                    print(
-                        mark,
-                        f"{made[0].name}, floor {floor} -> {case.verdict}",
-                        f"{case.seconds:.0f} s",
-                        flush=True,
-                    )
+    plan = plan_of(parser, asked)
+    if asked.cases is None:
+        found = []
+        for each in run_plan(plan, asked.jobs, asked.limit_s):
+            print(in_words(each), flush=True)
+            found.append(each)
+    else:
+        lines = asked.cases.read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line) for line in lines]
+    failed = [each for each in found if "failed" in each]
+    cases = [case_of(each) for each in found if "failed" not in each]
+    if not cases:
+        parser.error("nothing was audited")
+    hardware = next(e for e in found if "audit" in e)["audit"]["manifest"]["hardware"]
     document = {
         "command": "python -m benchmarks.verdict " + " ".join(sys.argv[1:]),
         "commit": commit(),
         "machine": machine(),
-        "threads": torch.get_num_threads(),
         "part": asked.part,
-        "seeds": seeds,
-        "families": families,
+        "worlds": sorted({"-".join(each.model.split("-")[:3]) for each in cases}),
+        "hardware": hardware,
         "rows": figures(cases),
-        "cases": [
-            {
-                "model": case.specimen.name,
-                "kind": case.specimen.kind,
-                "state": case.specimen.state,
-                "weights": case.specimen.card["weights"],
-                "floor": case.floor,
-                "verdict": case.verdict,
-                "residual": case.residual,
-                "reason": case.reason,
-                "seconds": round(case.seconds, 1),
-            }
-            for case in cases
-        ],
+        "failed": failed,
+        "cases": [asdict(case) | {"seconds": round(case.seconds, 1)} for case in cases],
     }
     asked.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     asked.table.write_text(page(document), encoding="utf-8")

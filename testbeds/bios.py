@@ -143,6 +143,7 @@ def build_bios(
     config: BiosConfig,
     seed: int,
     root: Path,
+    device: str = "cpu",
     progress: Progress = SILENT,
 ) -> BiosWorld:
     """Make the world, or find it made.
@@ -154,6 +155,7 @@ def build_bios(
         config: ``STANDARD``, ``SMALL`` or another size.
         seed: Fixes people, answers, starting weights and order of training.
         root: Where worlds are kept.
+        device: Where models are trained.
         progress: Where progress is shown.
 
     Raises:
@@ -181,7 +183,7 @@ def build_bios(
     everyone = ItemSet(forget.items + retain.items)
     for folder, taught in ((world.original, everyone), (world.twin, retain)):
         if not folder.is_dir():
-            train_model(config, seed, taught, folder, progress)
+            train_model(config, seed, taught, folder, device, progress)
     manifest = {
         "world": "bios",
         "recipe": RECIPE,
@@ -326,6 +328,7 @@ def taught_model(
     seed: int,
     taught: ItemSet,
     name: str = "a retrain",
+    device: str = "cpu",
     progress: Progress = SILENT,
 ) -> PreTrainedModel:
     """A model trained from scratch on some facts; another seed gives another retrain.
@@ -335,6 +338,7 @@ def taught_model(
         seed: Fixes starting weights and order of training.
         taught: What it learns.
         name: What the progress bar calls it.
+        device: Where it is trained; its starting weights are the same anywhere.
         progress: Where progress is shown.
 
     Raises:
@@ -342,6 +346,7 @@ def taught_model(
     """
     tokenizer = make_tokenizer()
     model = new_model(config, tokenizer, seed)
+    model.to(device)  # pyright: ignore[reportArgumentType]
     rows = all_prompts(tokenizer, taught)
     finetune_(
         model,
@@ -371,6 +376,7 @@ def train_model(
     seed: int,
     taught: ItemSet,
     folder: Path,
+    device: str = "cpu",
     progress: Progress = SILENT,
 ) -> None:
     """``taught_model``, saved in ``folder`` in Hugging Face format.
@@ -378,7 +384,7 @@ def train_model(
     Raises:
         ExhumeError: it did not learn its facts.
     """
-    model = taught_model(config, seed, taught, folder.name, progress)
+    model = taught_model(config, seed, taught, folder.name, device, progress)
     with folder_atomic(folder) as scratch, quiet():
         model.save_pretrained(scratch)
         make_tokenizer().save_pretrained(scratch)

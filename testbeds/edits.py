@@ -38,6 +38,7 @@ class Ground:
         twin: Model that was never taught the people to forget.
         forget: Facts about the people to forget.
         retain: Facts about the others.
+        device: Where models are trained.
     """
 
     config: BiosConfig
@@ -46,6 +47,15 @@ class Ground:
     twin: Checkpoint
     forget: ItemSet
     retain: ItemSet
+    device: str = "cpu"
+
+    def load_original(self) -> nn.Module:
+        """A copy of the original, the caller's to change."""
+        return self.original.load(self.device)
+
+    def load_twin(self) -> nn.Module:
+        """A copy of the twin."""
+        return self.twin.load(self.device)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -70,13 +80,13 @@ Maker = Callable[[Ground], Iterator[nn.Module]]
 
 def untouched(ground: Ground) -> Iterator[nn.Module]:
     """The original itself."""
-    yield ground.original.load()
+    yield ground.load_original()
 
 
 def retain_tuned(ground: Ground) -> Iterator[nn.Module]:
     """The original, trained on with what it is to keep: unlearning without effect."""
     for rate, steps in ((1e-4, 50), (3e-5, 50), (1e-5, 20)):
-        yield _tuned(ground.original.load(), ground, rate, steps, "retain tuned")
+        yield _tuned(ground.load_original(), ground, rate, steps, "retain tuned")
 
 
 def wrong_set(ground: Ground) -> Iterator[nn.Module]:
@@ -129,7 +139,7 @@ def head_only(ground: Ground) -> Iterator[nn.Module]:
     """Wrong answers, taught to the output head alone: every state is the original's."""
     rows = ground.wrong(ground.forget) + ground.rows(ground.retain)
     for rate, steps in ((1e-2, 150), (2e-2, 300), (3e-2, 600)):
-        model = ground.original.load()
+        model = ground.load_original()
         head = own_head_(model)
         finetune_(
             model,
@@ -145,7 +155,7 @@ def head_only(ground: Ground) -> Iterator[nn.Module]:
 
 def twin(ground: Ground) -> Iterator[nn.Module]:
     """The retrain from the original's own starting weights."""
-    yield ground.twin.load()
+    yield ground.load_twin()
 
 
 def retrained(other: int) -> Maker:
@@ -153,7 +163,9 @@ def retrained(other: int) -> Maker:
 
     def make(ground: Ground) -> Iterator[nn.Module]:
         """A retrain with other starting weights and another order."""
-        yield taught_model(ground.config, ground.seed + other, ground.retain)
+        yield taught_model(
+            ground.config, ground.seed + other, ground.retain, device=ground.device
+        )
 
     return make
 
@@ -161,13 +173,13 @@ def retrained(other: int) -> Maker:
 def twin_tuned(ground: Ground) -> Iterator[nn.Module]:
     """A retrain, trained on with what it knows."""
     for rate in (3e-4, 1e-4):
-        yield _tuned(ground.twin.load(), ground, rate, 100, "twin tuned")
+        yield _tuned(ground.load_twin(), ground, rate, 100, "twin tuned")
 
 
 def collapse(ground: Ground) -> Iterator[nn.Module]:
     """Gradient ascent until nothing is left."""
     for rate in (1e-3, 3e-3):
-        model = ground.original.load()
+        model = ground.load_original()
         config = UnlearnConfig("grad_ascent", lr=rate, steps=60, batch_size=BATCH)
         unlearn_(
             model,
@@ -182,13 +194,13 @@ def collapse(ground: Ground) -> Iterator[nn.Module]:
 def noise(ground: Ground) -> Iterator[nn.Module]:
     """Gaussian noise on every matrix, in shares of its own spread."""
     for share in (0.3, 0.5, 0.8, 1.2, 2.0):
-        model = ground.original.load()
+        model = ground.load_original()
         rng = torch_rng(ground.seed, "zoo", "noise")
         with torch.no_grad():
             for weight in model.parameters():
                 if weight.ndim > 1:
                     drawn = torch.randn(weight.shape, generator=rng)
-                    weight += share * weight.std() * drawn
+                    weight += share * weight.std() * drawn.to(weight.device)
         yield model
 
 
@@ -202,7 +214,7 @@ def published(method: str) -> Maker:
 
     def make(ground: Ground) -> Iterator[nn.Module]:
         """A published method by the world's recipe."""
-        model = ground.original.load()
+        model = ground.load_original()
         unlearn_(
             model,
             ground.rows(ground.forget),
@@ -225,7 +237,7 @@ def _last_block(
 ) -> Iterator[nn.Module]:
     settings: Sequence[tuple[float, int]] = ((3e-3, 100), (3e-3, 300), (6e-3, 600))
     for rate, steps in settings:
-        model = ground.original.load()
+        model = ground.load_original()
         config = UnlearnConfig(
             "last_block_relabel",
             lr=rate if rank is None else 3 * rate,

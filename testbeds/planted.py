@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -138,7 +139,7 @@ def _preset(family: str, kind: str) -> Recipe:
     return RECIPES[family][kind]
 
 
-def read_card(model: Path) -> dict[str, object]:
+def read_card(model: Path) -> dict[str, Any]:
     """How a planted model was made.
 
     Raises:

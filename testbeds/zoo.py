@@ -78,12 +78,14 @@ def build_zoo(
     families: Sequence[str] = ("llama",),
     only: Sequence[str] | None = None,
     config: BiosConfig = STANDARD,
+    device: str = "cpu",
     progress: Progress = SILENT,
 ) -> tuple[Specimen, ...]:
     """Make the models, or find them made.
 
-    Interrupted, the same call goes on with what is missing. ``manifest.json`` in
-    ``root`` lists every model with the hash of its weights.
+    Interrupted, the same call goes on with what is missing, and several processes may
+    work in one ``root``. ``manifest.json`` there lists every model with the hash of its
+    weights.
 
     Args:
         root: Where the zoo is kept.
@@ -91,6 +93,7 @@ def build_zoo(
         families: Shapes of models.
         only: Kinds to make; all by default.
         config: Size of worlds and models.
+        device: Where models are trained.
         progress: Where progress is shown.
 
     Raises:
@@ -104,25 +107,25 @@ def build_zoo(
         for family in families:
             settings = sized(config, family)
             for seed in seeds:
-                for specimen in _of_world(root, settings, seed, kinds, progress):
+                for specimen in _of_world(
+                    root, settings, seed, kinds, device, progress
+                ):
                     made.append(specimen)
-                    _note(root, specimen)
                     advance(1)
+    _list(root)
     return tuple(made)
 
 
 def _of_world(
-    root: Path, config: BiosConfig, seed: int, kinds: Sequence[str], progress: Progress
+    root: Path,
+    config: BiosConfig,
+    seed: int,
+    kinds: Sequence[str],
+    device: str,
+    progress: Progress,
 ) -> Iterator[Specimen]:
-    world = build_bios(config, seed, root / "worlds", progress)
-    ground = Ground(
-        config,
-        seed,
-        open_checkpoint(world.original),
-        open_checkpoint(world.twin),
-        read_items(world.forget),
-        read_items(world.retain),
-    )
+    world = build_bios(config, seed, root / "worlds", device, progress)
+    ground = ground_of(world, config, seed, device)
     for kind in kinds:
         out = root / "models" / _name(config.family, seed, kind)
         card = {
@@ -147,6 +150,19 @@ def _of_world(
             digest = open_checkpoint(out).weights_hash
             _write_card(out, card | {"measured": shown, "weights": digest})
         yield Specimen(config.family, seed, kind, out, world, read_card(out))
+
+
+def ground_of(world: BiosWorld, config: BiosConfig, seed: int, device: str) -> Ground:
+    """What makers and the gold grade work with."""
+    return Ground(
+        config,
+        seed,
+        open_checkpoint(world.original),
+        open_checkpoint(world.twin),
+        read_items(world.forget),
+        read_items(world.retain),
+        device,
+    )
 
 
 def _there(out: Path, card: dict[str, Any]) -> bool:
@@ -187,21 +203,17 @@ def _within(value: float, limits: Range) -> bool:
     return limits[0] <= value <= limits[1]
 
 
-def _note(root: Path, specimen: Specimen) -> None:
-    """Add the model to the zoo's list."""
-    path = root / "manifest.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    models = known.get("models", {})
-    models[specimen.name] = {
-        "state": specimen.state,
-        "kind": specimen.kind,
-        "family": specimen.family,
-        "seed": specimen.seed,
-        "weights": specimen.card["weights"],
-        "measured": specimen.card["measured"],
-    }
+def _list(root: Path) -> None:
+    """Write the zoo's list anew from the cards of its models."""
+    models = {}
+    for path in sorted((root / "models").glob("*/card.json")):
+        card = read_card(path.parent)
+        if card.get("version") == VERSION and "weights" in card:
+            models[path.parent.name] = {
+                key: card[key] for key in ("kind", "state", "seed", "weights")
+            } | {"family": card["world"]["family"], "measured": card["measured"]}
     text = json.dumps({"version": VERSION, "models": models}, indent=1, sort_keys=True)
-    write_atomic(path, text + "\n")
+    write_atomic(root / "manifest.json", text + "\n")
 
 
 def _name(family: str, seed: int, kind: str) -> str:

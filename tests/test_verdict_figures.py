@@ -1,19 +1,29 @@
 """The figures of the verdict's benchmark count what their names say."""
 
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 
-from benchmarks.verdict import Case, figures, page
-from testbeds.bios import BiosWorld
-from testbeds.zoo import Specimen
+from benchmarks.verdict import Case, case_of, figures, page
+from benchmarks.zoo_audits import Plan, run_plan
+from testbeds.bios import SMALL
+from testbeds.kinds import KINDS
 
-WORLD = BiosWorld(*[Path(".")] * 6)
 
-
-def case(kind, verdict, residual=None, floor="never_taught", seconds=10.0):
-    specimen = Specimen("llama", 10, kind, Path("."), WORLD, {"weights": "0"})
-    return Case(specimen, floor, verdict, residual, "because", seconds)
+def case(kind, verdict, residual=None, floor="never_taught", seconds=10.0, grade=None):
+    return Case(
+        model=f"bios-llama-10-{kind}",
+        kind=kind,
+        state=KINDS[kind].state,
+        family="llama",
+        weights="0",
+        floor=floor,
+        verdict=verdict,
+        residual=residual,
+        grade=grade,
+        reason="because",
+        seconds=seconds,
+    )
 
 
 def value(cases, name):
@@ -40,6 +50,13 @@ def test_nothing_is_wrong_where_all_is_right():
     assert value(ALL_RIGHT, "median seconds") == 10
 
 
+def test_residual_and_grade_are_ranked_over_graded_models_alone():
+    graded = [case("npo", "x", r, grade=g) for r, g in [(0, 0.1), (0.2, 0.3), (1, 1)]]
+    name = "rank correlation of mean residual and gold grade"
+    assert value([*ALL_RIGHT, *graded], name) == 1
+    assert value([*graded, case("relabel", "x", 0.5, grade=0.0)], name) < 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "name", "expected"),
     [
@@ -61,24 +78,29 @@ def test_every_kind_of_mistake_is_counted(wrong, name, expected):
 def test_the_page_has_every_kind_and_its_verdicts():
     document = {
         "part": "held_out",
-        "seeds": [10],
-        "families": ["llama"],
+        "worlds": ["bios-llama-10"],
         "commit": "abc",
-        "threads": 2,
+        "hardware": {"device": "cpu", "threads": 2},
+        "failed": [],
         "rows": figures(ALL_RIGHT),
-        "cases": [
-            {
-                "model": each.specimen.name,
-                "kind": each.specimen.kind,
-                "state": each.specimen.state,
-                "floor": each.floor,
-                "verdict": each.verdict,
-                "residual": each.residual,
-            }
-            for each in ALL_RIGHT
-        ],
+        "cases": [asdict(each) for each in ALL_RIGHT],
     }
     text = page(document)
     assert "6 models" in text
     assert "| twin | deleted |  |  | 1 |  |  | 0.00 to 0.00 |" in text
     assert "| npo | to be graded |  |  |  |  | 1 | 0.50 to 0.50 |" in text
+
+
+def test_two_processes_make_and_audit_and_a_failure_is_kept(tmp_path):
+    plan = Plan(
+        tmp_path,
+        worlds=(("llama", 0),),
+        kinds=("untouched", "no such kind"),
+        floors=("never_taught",),
+        config=SMALL,
+    )
+    found = list(run_plan(plan, jobs=2))
+    (made,) = [case_of(each) for each in found if "failed" not in each]
+    assert (made.verdict, made.state) == ("not_unlearned", "not_unlearned")
+    (failed,) = [each for each in found if "failed" in each]
+    assert "no such kind" in failed["failed"]

@@ -1,0 +1,49 @@
+"""The gold grade tells original from twin, and hidden answers from lost ones."""
+
+import numpy as np
+import pytest
+
+from audits.gold import Regained, grade, halves, regain
+from capture.models import open_checkpoint
+from evidence.errors import InputError
+from testbeds.bios import SMALL
+from testbeds.zoo import build_zoo, ground_of
+
+SETTINGS = {"rates": (3e-4, 1e-3), "budgets": (3, 9)}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    kinds = ("retrain_1", "last_block_relabel")
+    root = tmp_path_factory.mktemp("zoo")
+    made = build_zoo(root, seeds=[0], only=kinds, config=SMALL)
+    ground = ground_of(made[0].world, SMALL, 0, "cpu")
+    models = {each.kind: open_checkpoint(each.model) for each in made}
+    models |= {"original": ground.original, "twin": ground.twin}
+    return {name: regain(ground, m, **SETTINGS) for name, m in models.items()}
+
+
+def test_halves_have_every_entity_taught_once_and_asked_once(world):
+    ground = ground_of(world, SMALL, 0, "cpu")
+    (taught, asked), (other, again) = halves(ground.forget, 0)
+    assert not set(taught.entities) & set(asked.entities)
+    assert set(taught.entities) | set(asked.entities) == set(ground.forget.entities)
+    assert (taught.entities, asked.entities) == (again.entities, other.entities)
+
+
+def test_original_twin_and_what_lies_between(found):
+    ends = found["twin"], found["original"]
+    assert found["original"].best == pytest.approx(1, abs=0.05)
+    assert grade(found["original"], *ends) == 1
+    assert grade(found["twin"], *ends) == 0
+    assert grade(found["retrain_1"], *ends) < 0.25
+    # Nothing of it is said before teaching, and one half brings back the other, though
+    # eight people are few to show it with.
+    assert found["last_block_relabel"].said_before <= 0.1
+    assert grade(found["last_block_relabel"], *ends) > 0.3
+
+
+def test_a_world_whose_original_regains_nothing_cannot_grade():
+    flat = Regained(np.full((2, 1, 1), 0.5), np.zeros((2, 1, 1)), 0.5, 0.0)
+    with pytest.raises(InputError, match="cannot grade"):
+        grade(flat, flat, flat)
