@@ -100,16 +100,16 @@ def agreement(
     return worst
 
 
-def run_folds(x, codes, classes, folds, precision, C=1.0, standardize=None):
+def run_folds(clock, x, codes, classes, folds, precision, C=1.0, standardize=None):
     """Every site; (site, class or 1, row) scores and work."""
     scores, flops, unsolved = [], 0.0, 0
-    codes = torch.from_numpy(np.atleast_2d(codes))
+    codes = clock.put(np.atleast_2d(codes))
     options = LogisticOptions(
         C=C, precision=PRECISIONS[precision], standardize=standardize
     )
     for site in x:
-        found = crossfit(torch.from_numpy(site), codes, classes, folds, options)
-        scores.append(found.scores[0].double().numpy())
+        found = crossfit(clock.put(site), codes, classes, folds, options)
+        scores.append(found.scores[0].double().cpu().numpy())
         flops += found.work.flops
         unsolved += found.unsolved
     if unsolved:
@@ -117,7 +117,7 @@ def run_folds(x, codes, classes, folds, precision, C=1.0, standardize=None):
     return scores, flops
 
 
-def leave_one_out(rows: Rows, clock: Clock, peaks: dict, quick: bool) -> None:
+def leave_one_out(rows: Rows, clock: Clock, quick: bool) -> None:
     targets = {
         (576, "standardised"): (200, 400),
         (576, "raw"): (500, 1000),
@@ -133,7 +133,7 @@ def leave_one_out(rows: Rows, clock: Clock, peaks: dict, quick: bool) -> None:
             kept = {}
 
             def work(kept=kept, x=x, y=y, folds=folds, precision=precision):
-                kept["found"] = run_folds(x, y, 2, folds, precision)
+                kept["found"] = run_folds(clock, x, y, 2, folds, precision)
 
             own = clock.times(work)
             scores, flops = kept["found"]
@@ -150,7 +150,7 @@ def leave_one_out(rows: Rows, clock: Clock, peaks: dict, quick: bool) -> None:
             # What the site pays before the folds: the Gram matrix and the factor.
             before = 31 * (2 * 200**2 * d + 6 * 200**3)
             if d == 576 and scaling == "standardised":
-                share = 100 * (flops + before) / min(own) / peaks[precision]
+                share = 100 * (flops + before) / min(own) / clock.peaks[precision]
                 goal = (
                     (55 if clock.threads == 1 else 45)
                     if precision == "float64"
@@ -177,7 +177,9 @@ def within_fold(rows: Rows, clock: Clock, quick: bool) -> None:
         kept = {}
 
         def work(kept=kept, x=x, y=y, folds=folds):
-            kept["found"] = run_folds(x, y, 2, folds, "float64", standardize="fold")
+            kept["found"] = run_folds(
+                clock, x, y, 2, folds, "float64", standardize="fold"
+            )
 
         own = clock.times(work)
         samples = [(site, fold) for site in (0, 15, 30) for fold in (3, 77, 150)]
@@ -204,7 +206,7 @@ def penalties(rows: Rows, clock: Clock, quick: bool) -> None:
 
         def work(kept=kept, x=x, y=y, folds=folds):
             for C in grid:
-                kept[C] = run_folds(x, y, 2, folds, "float64", C)[0]
+                kept[C] = run_folds(clock, x, y, 2, folds, "float64", C)[0]
 
         own = clock.times(work)
         error = max(agreement(x, y, folds, kept[C], 2, [(1, 4)], C) for C in grid)
@@ -241,8 +243,8 @@ def permutations(rows: Rows, clock: Clock, quick: bool) -> None:
         def work(kept=kept, options=options):
             for site in some:
                 kept[site] = crossfit(
-                    torch.from_numpy(x[site]),
-                    torch.from_numpy(labels),
+                    clock.put(x[site]),
+                    clock.put(labels),
                     2,
                     folds,
                     options,
@@ -256,7 +258,7 @@ def permutations(rows: Rows, clock: Clock, quick: bool) -> None:
                 x,
                 labels[row],
                 folds,
-                {some[0]: kept[some[0]].scores[row].double().numpy()},
+                {some[0]: kept[some[0]].scores[row].double().cpu().numpy()},
                 2,
                 [(some[0], row % 10)],
             )
@@ -286,7 +288,7 @@ def many_classes(rows: Rows, clock: Clock, quick: bool) -> None:
         kept = {}
 
         def work(kept=kept, x=x):
-            kept["found"] = run_folds(x, codes, 20, folds, "float64")[0]
+            kept["found"] = run_folds(clock, x, codes, 20, folds, "float64")[0]
 
         own = clock.times(work)
         samples = [(0, 3)] if quick else [(0, 3), (sites - 1, 20)]
@@ -309,18 +311,17 @@ def growth(rows: Rows, clock: Clock, quick: bool) -> dict[str, list]:
     rng = np.random.default_rng(3)
     labels = np.stack([rng.permutation(y) for _ in range(320)])
     ten = k_fold(None, y, 10)
-    one = torch.from_numpy(x[5])
-    single = torch.from_numpy(y)[None]
+    one, single = clock.put(x[5]), clock.put(y[None])
 
     def site_work(size):
-        return lambda: run_folds(x[:size], y, 2, loo, "float64")
+        return lambda: run_folds(clock, x[:size], y, 2, loo, "float64")
 
     def fold_work(size):
         part = Folds(loo.train[:size], loo.test[:size], "some")
         return lambda: crossfit(one, single, 2, part, LogisticOptions())
 
     def label_work(size):
-        part = torch.from_numpy(labels[:size])
+        part = clock.put(labels[:size])
         return lambda: crossfit(one, part, 2, ten, LogisticOptions())
 
     curves = {}

@@ -31,7 +31,12 @@ def debiased_cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
     Raises:
         InputError: fewer than 4 rows, unequal rows, NaN, or constant rows.
     """
-    tables = [torch.as_tensor(np.asarray(part), dtype=torch.float64) for part in (x, y)]
+    tables = [
+        torch.as_tensor(
+            part if isinstance(part, Tensor) else np.asarray(part), dtype=torch.float64
+        )
+        for part in (x, y)
+    ]
     if tables[0].ndim != 2 or len(tables[0]) != len(tables[1]):
         raise InputError(
             "two (row, d) tables of the same rows are compared",
@@ -45,6 +50,7 @@ def cka_matrix(
     *,
     precision: torch.dtype = torch.float32,
     memory: int = 1 << 28,
+    device: str | None = None,
     progress: Progress = SILENT,
 ) -> NDArray[np.float64]:
     """CKA between all sites, (site, site).
@@ -53,10 +59,11 @@ def cka_matrix(
         activations: (site, row, d), or a store read site by site.
         precision: Of the Gram matrices; sums are float64 in any case.
         memory: Bytes for blocks of Gram rows beside the centred activations.
+        device: Where to compute, such as "cuda"; where the activations are if None.
         progress: Shows blocks of rows.
     """
     source = open_source(activations)
-    tables = [source.read(name, None) for name in source.names]
+    tables = [source.read(name, device) for name in source.names]
     return _all_pairs(tables, precision, memory, progress)
 
 
@@ -79,12 +86,14 @@ def _all_pairs(
     item = 4 if dtype == torch.float32 else 8
     # A block of rows of every site's Gram matrix, upper triangle of blocks only.
     size = int((memory / (item * sites * 2)) ** 0.5)
-    size = max(16, min(size, 256, n))
-    sums = torch.zeros(sites, n, dtype=torch.float64)
-    trace = torch.zeros(sites, sites, dtype=torch.float64)
+    most = 256 if ready[0].device.type == "cpu" else n  # what a cache holds
+    size = max(16, min(size, most, n))
+    exact = {"dtype": torch.float64, "device": ready[0].device}
+    sums = torch.zeros(sites, n, **exact)
+    trace = torch.zeros(sites, sites, **exact)
     starts = range(0, n, size)
     blocks = [(a, b) for a in starts for b in starts if b >= a]
-    scratch = torch.empty(sites * size * size, dtype=dtype)
+    scratch = ready[0].new_empty(sites * size * size)
     with progress.task("CKA blocks", len(blocks)) as advance:
         for a, b in blocks:
             rows, columns = min(size, n - a), min(size, n - b)
@@ -106,12 +115,12 @@ def _all_pairs(
     scale = hsic.diagonal()
     if bool((scale <= 0).any()):
         raise InputError("a site has no variance beyond noise, so CKA is undefined")
-    return (hsic / torch.outer(scale.sqrt(), scale.sqrt())).numpy()
+    return (hsic / torch.outer(scale.sqrt(), scale.sqrt())).cpu().numpy()
 
 
 def _products(flat: Tensor, chunk: int = 8192) -> Tensor:
     """(site, site) float64 inner products of rows, summed in short float32 runs."""
-    out = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    out = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
     for start in range(0, flat.shape[1], chunk):
         part = flat[:, start : start + chunk]
         out += (part @ part.T).double()

@@ -247,20 +247,6 @@ def test_given_splits_may_leave_rows_unscored():
         assert torch.isfinite(scores[:5]).all() and torch.isnan(scores[5:]).all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@pytest.mark.parametrize("d", [6, 150])
-def test_cuda_agrees_with_cpu(d):
-    x, codes, group = make_rows(60, d, 3, 20)
-    folds = leave_one_group_out(group, 60)
-    here = LogisticProbe().held_out(
-        torch.from_numpy(x), torch.from_numpy(codes)[None], 3, folds
-    )
-    there = LogisticProbe().held_out(
-        torch.from_numpy(x).cuda(), torch.from_numpy(codes)[None].cuda(), 3, folds
-    )
-    torch.testing.assert_close(there.scores.cpu(), here.scores, rtol=1e-7, atol=1e-8)
-
-
 @pytest.mark.parametrize("C", [0.1, 10.0])
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_many_rows_need_no_elimination(C, precision, monkeypatch):
