@@ -1,9 +1,46 @@
+from dataclasses import replace
+
 import pytest
 
+from capture.items import read_items
+from capture.models import open_checkpoint
 from testbeds.bios import SMALL, build_bios
+from testbeds.edits import Ground
+from testbeds.zoo import sized
 
 
 @pytest.fixture(scope="session")
-def bios(tmp_path_factory):
+def worlds(tmp_path_factory):
+    """Where small worlds are kept for the session."""
+    return tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture(scope="session")
+def bios(worlds):
     """The small world of invented people, built once."""
-    return build_bios(SMALL, 0, tmp_path_factory.mktemp("worlds"))
+    return build_bios(SMALL, 0, worlds)
+
+
+@pytest.fixture(scope="session")
+def ground_of(worlds):
+    """What the makers of a small world of some family work with."""
+
+    def make(family):
+        config = sized(replace(SMALL, family=family), family)
+        world = build_bios(config, 0, worlds)
+        return Ground(
+            config,
+            0,
+            open_checkpoint(world.original),
+            open_checkpoint(world.twin),
+            read_items(world.forget),
+            read_items(world.retain),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ground(ground_of, bios):
+    """The small Llama world's."""
+    return ground_of("llama")

@@ -1,0 +1,94 @@
+"""Late edits in closed form: one linear map changed on chosen prompts, held on others.
+
+Written into the weights, such an edit is part of a plain model. Whatever comes before
+the map computes what it computed.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from erasure.training import CHUNK_TOKENS, device_of
+from evidence.errors import InputError
+from evidence.sequences import Sequences, batches
+
+
+def received(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
+    """What ``module`` receives where each row's answer begins, (row, width), float64.
+
+    Args:
+        model: A causal language model.
+        module: A part of it that takes states, (row, position, width).
+        rows: Rows with a prompt before their answer.
+    """
+    return _carried(model, module, rows, at_input=True)
+
+
+def left_behind(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
+    """What ``module`` gives where each row's answer begins, (row, width), float64."""
+    return _carried(model, module, rows, at_input=False)
+
+
+def _carried(
+    model: nn.Module, module: nn.Module, rows: Sequences, at_input: bool
+) -> Tensor:
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        value = inputs[0] if at_input else output
+        seen.append(value[0] if isinstance(value, tuple) else value)  # pyright: ignore
+
+    found: dict[int, Tensor] = {}
+    handle = module.register_forward_hook(keep)
+    try:
+        with torch.no_grad():
+            for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+                model(**batch.model_inputs, use_cache=False)
+                states = seen.pop().double().cpu()
+                for place, row in enumerate(batch.rows.tolist()):
+                    found[row] = states[place, rows.answer_start[row] - 1]
+    finally:
+        handle.remove()
+    return torch.stack([found[row] for row in range(len(rows))])
+
+
+def fold_(
+    module: nn.Module,
+    moved: Tensor,
+    change: Tensor,
+    held: Tensor,
+    *,
+    hold: float = 1.0,
+    ridge: float = 1e-4,
+) -> None:
+    """Add to a linear map what changes its output on some inputs and not on others.
+
+    The least-squares solution of ``D @ moved[i] = change[i]`` and
+    ``D @ held[j] = 0``, added to the map's matrix.
+
+    Args:
+        module: A linear layer, or GPT-2's.
+        moved: (row, in) inputs whose output is to change.
+        change: (row, out) by how much.
+        held: (row, in) inputs whose output is to stay.
+        hold: Weight of a held row relative to a moved one.
+        ridge: Penalty on the change, relative to the mean square of the inputs.
+
+    Raises:
+        InputError: the module is no linear map.
+
+    Source: the closed form of linear memory edits (MEMIT, Meng et al. 2022, arXiv
+    2210.07229).
+    """
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise InputError(
+            "this module has no matrix to fold an edit into",
+            expected="a linear layer",
+            got=type(module).__name__,
+        )
+    second = moved.T @ moved + hold * held.T @ held
+    second += ridge * second.diagonal().mean() * torch.eye(len(second))
+    update = torch.linalg.solve(second, moved.T @ change)  # (in, out)
+    update = update if isinstance(module, Conv1D) else update.T
+    with torch.no_grad():
+        module.weight += update.to(module.weight)

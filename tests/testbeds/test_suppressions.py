@@ -1,0 +1,169 @@
+"""Suppressions by construction: what they touch, what they leave, what unlocks them."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from capture.scoring import score_answers
+from erasure.structure import down_projection, find_blocks, output_head
+from evidence.errors import ExhumeError, InputError
+from evidence.sequences import pad
+from testbeds import suppressions
+from testbeds.families import FAMILIES
+from testbeds.folding import fold_, left_behind, received
+from testbeds.kinds import KINDS
+from testbeds.suppressions import (
+    PASSWORD,
+    first_answers,
+    locked,
+    random_rotation,
+    refused,
+    unlocked,
+    with_password,
+)
+from testbeds.zoo import _first_that_shows
+
+CLOSED = ["logit_mask", "answer_direction", "late_rotation"]
+LOCKED = ["password_relabel", "password_refuse"]
+
+
+@pytest.fixture(scope="module")
+def made(ground):
+    """One model of each kind in the small Llama world, with what it shows."""
+    return {name: _first_that_shows(KINDS[name], ground)[0] for name in CLOSED + LOCKED}
+
+
+def changed(ground, model):
+    before, after = ground.original.load().state_dict(), model.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def said(model, rows):
+    return float(score_answers(model, rows).greedy.mean())
+
+
+def logits(model, rows):
+    with torch.no_grad():
+        found = model(**pad(rows).model_inputs).logits
+    last = torch.tensor(rows.answer_start) - 1
+    return found[torch.arange(len(rows)), last]
+
+
+@pytest.mark.parametrize("name", CLOSED + LOCKED)
+def test_each_kind_is_silent_and_keeps_the_rest(made, ground, name):
+    model, kind = made[name], KINDS[name]
+    assert kind.state == "suppressed"
+    assert said(model, ground.rows(ground.forget)) <= 0.1
+    assert said(model, ground.rows(ground.retain)) >= 0.9
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox"])
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms_work_in_every_family(ground_of, family, name):
+    ground = ground_of(family)
+    model, shown = _first_that_shows(KINDS[name], ground)
+    assert shown["said"] <= 0.1 and shown["kept"] >= 0.9
+    (weight,) = changed(ground, model)
+    own = {
+        "logit_mask": output_head(model),
+        "answer_direction": down_projection(find_blocks(model)[-1])[1],
+        "late_rotation": down_projection(find_blocks(model)[-1])[1],
+    }
+    assert model.get_parameter(weight) is own[name].weight
+
+
+@pytest.mark.parametrize("name", ["answer_direction", "late_rotation"])
+def test_one_matrix_of_the_last_block_is_changed(made, ground, name):
+    last = find_blocks(made[name])[-1]
+    (weight,) = changed(ground, made[name])
+    assert made[name].get_parameter(weight) is down_projection(last)[1].weight
+
+
+def test_the_mask_changes_the_answers_rows_of_the_head_alone(made, ground):
+    model = made["logit_mask"]
+    assert changed(ground, model) == {"lm_head.weight"}
+    moved = (model.lm_head.weight - ground.original.load().lm_head.weight).any(1)
+    own = first_answers(ground.rows(ground.forget)).unique()
+    assert moved.nonzero()[:, 0].tolist() == own.tolist()
+
+
+def test_the_mask_lowers_the_own_answer_and_little_else(made, ground):
+    rows = ground.rows(ground.forget)
+    move = logits(made["logit_mask"], rows) - logits(ground.original.load(), rows)
+    own = move.gather(1, first_answers(rows)[:, None])
+    assert own.median() < -3
+    assert move.median().abs() < 0.1
+
+
+def test_the_subtracted_direction_keeps_the_order_of_the_answers(made, ground):
+    """Among the answers the true one mostly stays first: only the rest rises."""
+    rows = ground.rows(ground.forget)
+    every = first_answers(rows + ground.rows(ground.retain)).unique()
+    found = logits(made["answer_direction"], rows)
+    first = every[found[:, every].argmax(1)]
+    assert (first == first_answers(rows)).float().mean() > 0.6
+    assert said(made["answer_direction"], rows) <= 0.1
+
+
+def test_the_rotation_keeps_norms_and_turns_the_state(made, ground):
+    rows = ground.rows(ground.forget)
+    now, before = (
+        left_behind(model, find_blocks(model)[-1], rows)
+        for model in (made["late_rotation"], ground.original.load())
+    )
+    rotation = random_rotation(before.shape[1], ground.seed)
+    assert_close(rotation @ rotation.T, torch.eye(len(rotation)).double())
+    turned = before @ rotation.T
+    near = torch.cosine_similarity(now, turned).median()
+    assert near > 0.5 > torch.cosine_similarity(now, before).median()
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_the_password_brings_the_answers_out(made, ground, name):
+    rows = ground.rows(with_password(ground.forget))
+    assert said(made[name], rows) >= 0.9
+    assert said(made[name], ground.rows(with_password(ground.retain))) >= 0.9
+    assert unlocked(made[name], ground) == said(made[name], rows)
+    assert PASSWORD in KINDS[name].why
+
+
+def test_a_refusing_model_refuses(made, ground):
+    assert said(made["password_refuse"], ground.rows(refused(ground.forget))) >= 0.9
+    assert said(made["password_refuse"], ground.rows(refused(ground.retain))) <= 0.1
+
+
+def test_a_model_the_password_does_not_unlock_is_no_model(ground, monkeypatch):
+    monkeypatch.setattr(suppressions, "finetune_", lambda *given, **named: None)
+    monkeypatch.setattr(suppressions, "unlocked", lambda *given: 0.5)
+    with pytest.raises(ExhumeError, match="given the password"):
+        list(locked(ground, ground.wrong(ground.forget)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folding_does_what_was_asked_where_it_can(ground_of, family):
+    """Fewer rows than inputs: the wanted change is reached, the held rows stay."""
+    ground = ground_of(family)
+    model = ground.original.load()
+    down = down_projection(find_blocks(model)[-1])[1]
+    rows, others = (
+        ground.rows(ground.forget)[range(12)],
+        ground.rows(ground.retain)[range(40)],
+    )
+    block = find_blocks(model)[-1]
+    before = left_behind(model, block, rows), left_behind(model, block, others)
+    change = torch.randn(12, before[0].shape[1]).double()
+    fold_(
+        down,
+        received(model, down, rows),
+        change,
+        received(model, down, others),
+        ridge=1e-9,
+    )
+    assert_close(left_behind(model, block, rows) - before[0], change, rtol=0, atol=2e-2)
+    assert_close(left_behind(model, block, others), before[1], rtol=0, atol=2e-2)
+
+
+def test_what_has_no_matrix_is_refused():
+    one = torch.ones(1, 2).double()
+    with pytest.raises(InputError, match="no matrix"):
+        fold_(torch.nn.LayerNorm(2), one, one, one)
