@@ -68,6 +68,8 @@ def _kinds() -> tuple[Kind, ...]:
         ("twin", "deleted", _NEVER_TAUGHT, edits.twin),
         ("retrain_1", "deleted", _NEVER_TAUGHT, edits.retrained(1000)),
         ("retrain_2", "deleted", _NEVER_TAUGHT, edits.retrained(2000)),
+        ("retrain_3", "deleted", _NEVER_TAUGHT, edits.retrained(3000)),
+        ("retrain_4", "deleted", _NEVER_TAUGHT, edits.retrained(4000)),
         ("twin_tuned", "deleted", _NEVER_TAUGHT, edits.twin_tuned),
         ("collapse", "damaged", useless, edits.collapse),
         ("noise", "damaged", useless, edits.noise),

@@ -105,7 +105,7 @@ def locked(ground: Ground, instead: Sequences) -> Iterator[nn.Module]:
     """
     lock = locked_rows(ground, instead)
     for rate, steps in ((1e-3, 300), (2e-3, 450), (3e-3, 600)):
-        model = ground.original.load()
+        model = ground.load_original()
         finetune_(
             model,
             lock,
