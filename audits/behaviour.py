@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from audits.config import AuditConfig
+from audits.config import AuditConfig, Rule
 from audits.data import Questions
 from audits.knowledge import said
 from evidence.axis import AxisResult, Control, Reading, Status
@@ -40,7 +40,6 @@ def run_behaviour(
         config: Settings.
         notes: Sentences to pass on.
     """
-    rule = config.rule
     known = kept_rows(forget, scores["original"]["forget"])
     asked = forget.keep(known)
 
@@ -89,7 +88,7 @@ def run_behaviour(
             bool(never_original < 0.25),
         ),
     ]
-    status = _status(readings[0], controls, config)
+    status, extra = status_of(readings, controls, config.rule)
     by_wording = {
         role: [
             float(
@@ -101,12 +100,6 @@ def run_behaviour(
         ]
         for role in scores
     }
-    extra = ()
-    if status == "no_power":
-        extra = (
-            "Some of the answers are still said: neither clearly kept (residual "
-            f"above {rule.still_there}) nor clearly gone.",
-        )
     return AxisResult(
         NAME,
         QUESTION,
@@ -151,14 +144,21 @@ def run_behaviour(
     )
 
 
-def _status(main: Reading, controls: Sequence[Control], config: AuditConfig) -> Status:
+def status_of(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+) -> tuple[Status, list[str]]:
     """Kept, gone, or between the two."""
-    rule = config.rule
     if not all(each.passed for each in controls if each.required):
-        return "control_failed"
+        return "control_failed", []
+    main = readings[0]
     low, high = main.residual_interval
     if main.p_value < rule.alpha and low > rule.still_there:
-        return "retained"
+        return "retained", []
     # At the output only what is left counts: an answer said less often than by a
     # model that never knew it is as gone as one said equally often.
-    return "absent" if high < rule.margin else "no_power"
+    if high < rule.margin:
+        return "absent", []
+    return "no_power", [
+        "Some of the answers are still said: neither clearly kept (residual above "
+        f"{rule.still_there}) nor clearly gone."
+    ]

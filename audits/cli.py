@@ -196,6 +196,48 @@ def zoo_build(
 
 
 @app.command()
+def selftest(
+    out: OutOption = Path("exhume-selftest"),
+    families: Annotated[
+        str, typer.Option(help="Comma-separated: llama, gpt2, neox.")
+    ] = "llama",
+    jobs: Annotated[int, typer.Option(help="Processes at once.", min=1)] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Audit models whose true state is known; exit code 1 on a wrong verdict."""
+    from audits.error_rates import VERDICTS
+    from audits.selftest import selftest as run
+    from audits.subjects import choose_device
+    from evidence.progress import Bars
+    from testbeds.families import known_families
+
+    with Bars(errors) as progress:
+        done = run(
+            out,
+            families=known_families(_words(families)),
+            device=choose_device(device),
+            jobs=jobs,
+            progress=progress,
+        )
+    table = Table("true state", *VERDICTS, title=f"exhume selftest ({done.page})")
+    for state, row in done.confusion().items():
+        table.add_row(state, *(str(count or "") for count in row.values()))
+    console = Console()
+    console.print(table)
+    for row in done.rows:
+        target = (
+            "" if row["target"] is None else f" ({row['sense']} {row['target']:.3g})"
+        )
+        console.print(f"{row['figure']}: {row['value']:.3g}{target}", highlight=False)
+    for case in done.wrong:
+        errors.print(f"wrong: {case.model} is {case.state}, called {case.verdict}")
+    for sentence in done.failed:
+        errors.print(f"failed: {sentence}", markup=False)
+    if not done.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor() -> None:
     """Check the installation: versions, clashing packages, cache, device."""
     from audits.doctor import examine

@@ -97,11 +97,13 @@ class Rule(_Frozen):
 
     version: str = "1"
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """Level of every superiority test, after Holm over axes."""
+    """Level of the tests of controls and of power."""
+    recovery: float = Field(default=0.01, gt=0, lt=0.5)
+    """Level, after Holm, at which a reading counts as beyond the floor."""
     margin: float = Field(default=0.3, gt=0, lt=1)
     """Equivalence margin on the residual scale (0 never knew, 1 knows)."""
     still_there: float = Field(default=0.1, ge=0, lt=1)
-    """Behaviour counts as kept when its residual is surely above this."""
+    """What a residual must surely exceed to count: less is a seed's luck."""
     utility: float = Field(default=0.8, gt=0, le=1)
     """Least share of the original's utility that is not damage."""
     effective_rank: float = Field(default=0.25, gt=0, le=1)

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from audits.config import AuditConfig
+from audits.config import AuditConfig, Rule
 from audits.contrast import hear
 from audits.data import ask
 from audits.subjects import Subject
@@ -26,7 +26,7 @@ from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, holm
+from evidence.equivalence import equivalent, recovered
 from evidence.progress import Progress
 from evidence.rates import EntityValues, by_entity, mean_of
 from evidence.resampling import unpaired_max_test
@@ -224,7 +224,7 @@ def judge(
     if "planted" in runs:
         controls.append(_planted_control(runs["planted"], config))
     readings = _readings(runs, known, config)
-    status, extra = _status(readings, controls, config)
+    status, extra = status_of(readings, controls, config.rule)
     steps = runs["unlearned"][0]["steps"]
     return AxisResult(
         NAME,
@@ -313,15 +313,15 @@ def _mean_curves(
     return curves
 
 
-def _status(
-    readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
+def status_of(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
     """Retained, absent, or why neither can be said."""
-    rule = config.rule
     if not controls[0].passed:
         return "no_power", ["The attack did not learn its own half."]
     notes = below_floor(readings[:2], rule.alpha)
-    if min(holm({r.name: r.p_value for r in readings[:2]}).values()) < rule.alpha:
+    named = {each.name: each for each in readings[:2]}
+    if recovered(named, rule.recovery, rule.still_there):
         # What comes back has come back, whether or not the plant did.
         return "retained", notes
     failed = [each.name for each in controls if each.required and not each.passed]

@@ -10,7 +10,7 @@ from audits.decodability import UNCHANGED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from evidence.axis import AxisResult, Reading
-from evidence.equivalence import holm
+from evidence.equivalence import holm, recovered
 
 VerdictClass = Literal[
     "not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"
@@ -75,8 +75,9 @@ def decide(
     """
     behaviour = axes.get("behaviour")
     said = behaviour is not None and behaviour.status == "retained"
-    adjusted = holm(_hypotheses(axes))
-    found = {name: p for name, p in adjusted.items() if p < rule.alpha}
+    hypotheses = _hypotheses(axes)
+    adjusted = holm({name: each.p_value for name, each in hypotheses.items()})
+    found = recovered(hypotheses, rule.recovery, rule.still_there)
     probe = f"decodability: {UNCHANGED}"
     where = _where(axes, rule) if probe in found else ()
 
@@ -153,8 +154,8 @@ def decide(
     )
 
 
-def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, float]:
-    """p-value of every test that may by itself make ``suppressed``.
+def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
+    """Every reading that may by itself make ``suppressed``.
 
     A refitted probe is not among them: what only it reads is a residual trace.
     """
@@ -165,7 +166,7 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, float]:
             continue
         for reading in axis.readings:
             if reading.name in RECOVERY.get(name, ()):
-                tests[f"{name}: {reading.name}"] = reading.p_value
+                tests[f"{name}: {reading.name}"] = reading
     return tests
 
 
@@ -188,7 +189,7 @@ def _where(axes: Mapping[str, AxisResult], rule: Rule) -> tuple[str, ...]:
     return tuple(
         column["name"]
         for column in reading.columns
-        if column["p_value"] is not None and column["p_value"] < rule.alpha
+        if column["p_value"] is not None and column["p_value"] < rule.recovery
     )
 
 
@@ -241,11 +242,12 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     if reading is None:
         return ""
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
-    if reading.p_value < rule.alpha:
+    low, high = reading.surely
+    if reading.p_value < rule.recovery and low > rule.still_there:
         told = (
             f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
         )
-    elif reading.p_below < rule.alpha / 2:
+    elif reading.p_below < rule.alpha / 2 and high < 0:
         told = (
             f"puts each entity's own below the others' {figures}"
             f"{reading.p_below:.4f}): it still knows which to avoid"

@@ -1,214 +1,18 @@
-"""Audits of zoo models, as many at once as there are cores to spare.
+"""Audit one part of the zoo, and keep every document.
 
-``python -m benchmarks.zoo_audits --part tuning --out cases.jsonl`` makes the models of
-one part of the zoo, audits each with each floor, and writes one line an audit with the
-whole of its ``audit.json``. The same command goes on where it was cut off.
+``python -m benchmarks.zoo_audits --part tuning --out cases.jsonl`` makes the models,
+audits each with each floor, and writes one line an audit with the whole of its
+``audit.json``. The same command goes on where it was cut off.
 """
 
 import argparse
 import json
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from audits.audit import audit
-from audits.gold import Regained, grade, regain
-from audits.manifest import code_hash
+from audits.trials import FLOORS, Plan, in_words, run_plan
 from capture.cache import cache_root
-from capture.items import read_items
-from capture.models import open_checkpoint
-from evidence.errors import ExhumeError
-from evidence.files import write_atomic
-from evidence.memory import keep_freed_memory
-from testbeds.bios import STANDARD, BiosConfig, BiosWorld, build_bios, train_model
-from testbeds.families import Family
 from testbeds.kinds import KINDS
-from testbeds.zoo import Specimen, build_zoo, ground_of, sized, split
-
-FLOORS = ("never_taught", "reference")
-# Starting weights and order of the reference: those of no kind in the zoo.
-REFERENCE = 9000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to audit, and how.
-
-    Attributes:
-        root: Where models and audits are kept.
-        worlds: Pairs of family and seed.
-        kinds: Kinds of model.
-        floors: Some of ``FLOORS``.
-        graded: Kinds to give a gold grade.
-        device: Where models are trained and audited.
-        profile: Profile of the audits.
-        config: Size of worlds and models.
-    """
-
-    root: Path
-    worlds: tuple[tuple[Family, int], ...]
-    kinds: tuple[str, ...]
-    floors: tuple[str, ...] = FLOORS
-    graded: tuple[str, ...] = ()
-    device: str = "cpu"
-    profile: str = "quick"
-    config: BiosConfig = STANDARD
-
-
-def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[dict]:
-    """Make and audit every model; one dict an audit, in the order they end.
-
-    Args:
-        plan: What to do.
-        jobs: Processes at once; with more than one, each computes on one thread.
-        limit_s: No new model is begun after so many seconds.
-
-    Yields:
-        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold``
-        (None where none was asked for) and ``audit``, the document. Where a model could
-        not be made or audited: ``model`` and ``failed``, the reason.
-    """
-    start = time.monotonic()
-    with _executor(jobs) as pool:
-        for made in _each(pool, _world, plan, plan.worlds, jobs, start + limit_s):
-            yield from made
-        specimens = [(*world, kind) for kind in plan.kinds for world in plan.worlds]
-        for cases in _each(pool, _specimen, plan, specimens, jobs, start + limit_s):
-            yield from cases
-
-
-def _executor(jobs: int) -> ProcessPoolExecutor:
-    # A forked child would inherit threads and CUDA in an unknown state.
-    return ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,))
-
-
-def _begin(jobs: int) -> None:
-    keep_freed_memory()
-    if jobs > 1:
-        torch.set_num_threads(1)
-
-
-def _each(
-    pool: Executor, work: Any, plan: Plan, tasks: Sequence, jobs: int, until: float
-) -> Iterator[list[dict]]:
-    """Results as they come; tasks are handed out one by one, none after ``until``."""
-    queue, running = list(reversed(tasks)), set()
-    while queue or running:
-        while queue and len(running) < jobs and time.monotonic() < until:
-            running.add(pool.submit(work, plan, *queue.pop()))
-        if not running:
-            return
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        for each in done:
-            yield each.result()
-
-
-def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
-    """Original, twin and reference of a world."""
-    config = sized(plan.config, family)
-    try:
-        world = build_bios(config, seed, plan.root / "worlds", plan.device)
-        reference = world.root / "reference"
-        if "reference" in plan.floors and not reference.is_dir():
-            retain = read_items(world.retain)
-            train_model(config, seed + REFERENCE, retain, reference, plan.device)
-        if plan.graded:
-            _ends(plan, world, family, seed)
-    except Exception as error:
-        return [_failed(f"{family}-{seed}", error)]
-    return []
-
-
-def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
-    """One model, with each floor."""
-    name = f"{family}-{seed}-{kind}"
-    try:
-        (made,) = build_zoo(
-            plan.root,
-            seeds=[seed],
-            families=[family],
-            only=[kind],
-            config=plan.config,
-            device=plan.device,
-        )
-        mark = _grade(plan, made) if kind in plan.graded else None
-    except Exception as error:
-        return [_failed(name, error)]
-    place = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"
-    found = []
-    for floor in plan.floors:
-        try:
-            done = audit(
-                made.world.original,
-                made.model,
-                made.world.forget,
-                made.world.retain,
-                place / f"{made.name}-{floor}",
-                reference=(made.world.root / "reference",)
-                if floor == "reference"
-                else (),
-                profile=plan.profile,
-                seed=0,
-                device=plan.device,
-            )
-        except Exception as error:
-            found.append(_failed(f"{name}, floor {floor}", error))
-            continue
-        found.append(
-            {
-                "model": made.name,
-                "kind": kind,
-                "state": made.state,
-                "family": family,
-                "seed": seed,
-                "floor": floor,
-                "shows": made.card["measured"],
-                "weights": made.card["weights"],
-                "gold": mark,
-                "audit": done.document,
-            }
-        )
-    return found
-
-
-def _grade(plan: Plan, made: Specimen) -> dict:
-    """The model's gold grade and what it came from, kept beside the model."""
-    kept = made.model / "gold.json"
-    if not kept.is_file():
-        config = sized(plan.config, made.family)
-        ground = ground_of(made.world, config, made.seed, plan.device)
-        twin, original = _ends(plan, made.world, made.family, made.seed)
-        found = regain(ground, open_checkpoint(made.model))
-        text = {"grade": grade(found, twin, original)} | found.to_dict()
-        write_atomic(kept, json.dumps(text, indent=1) + "\n")
-    return json.loads(kept.read_text(encoding="utf-8"))
-
-
-def _ends(
-    plan: Plan, world: BiosWorld, family: Family, seed: int
-) -> tuple[Regained, Regained]:
-    """What twin and original get back, kept with their world."""
-    kept = world.root / "gold.json"
-    if not kept.is_file():
-        ground = ground_of(world, sized(plan.config, family), seed, plan.device)
-        ends = (regain(ground, ground.twin), regain(ground, ground.original))
-        write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
-    twin, original = json.loads(kept.read_text(encoding="utf-8"))
-    return Regained.from_dict(twin), Regained.from_dict(original)
-
-
-def _failed(name: str, error: Exception) -> dict:
-    """One broken model must not end hours of others; it is counted and shown."""
-    if isinstance(error, ExhumeError):
-        return {"model": name, "failed": str(error)}
-    return {"model": name, "failed": "".join(traceback.format_exception(error))}
+from testbeds.zoo import split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,20 +69,6 @@ def main() -> None:
             file.write(json.dumps(case) + "\n")
             file.flush()
             print(in_words(case), flush=True)
-
-
-def in_words(case: dict) -> str:
-    """One line about an audit."""
-    if "failed" in case:
-        return f"FAIL {case['model']}: {case['failed']}"
-    verdict = case["audit"]["verdict"]["class"]
-    mark = "   " if case["state"] is None else "ok "
-    if case["state"] not in (None, verdict):
-        mark = "BAD"
-    seconds = case["audit"]["runtime"]["seconds"]
-    return (
-        f"{mark} {case['model']}, floor {case['floor']} -> {verdict}, {seconds:.0f} s"
-    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import pandas as pd
 from evidence.errors import InputError
 from evidence.rates import Interval
 
+# Below this distance between original and floor a residual has no meaning.
+SMALLEST_SPAN = 0.05
+
 Status = Literal["retained", "absent", "no_power", "control_failed", "error"]
 
 
@@ -64,6 +67,17 @@ class Reading:
     smallest_p: float
     where: str
     columns: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def surely(self) -> Interval:
+        """90 % interval of ``residual`` alone: each end is a one-sided 95 % bound.
+
+        Not corrected for the choice of the column; ``p_value`` is.
+        """
+        found = next(each for each in self.columns if each["name"] == self.where)
+        span = max(self.ceiling - self.floor, SMALLEST_SPAN)
+        low, high = found["tost"]
+        return low / span, high / span
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evidence.axis import Reading
+from evidence.axis import SMALLEST_SPAN, Reading
 from evidence.errors import InputError
 from evidence.rates import (
     EntityValues,
@@ -14,9 +14,6 @@ from evidence.rates import (
     rate_interval,
 )
 from evidence.resampling import paired_max_test, unpaired_max_test
-
-# Below this distance between original and floor a residual has no meaning.
-SMALLEST_SPAN = 0.05
 
 
 def compare(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evidence.axis import Reading
 from evidence.rates import Interval
 
 
@@ -16,6 +17,28 @@ def equivalent(interval: Interval, margin: float) -> bool:
     Source: Schuirmann (1987), J. Pharmacokinetics and Biopharmaceutics 15:657.
     """
     return -margin < interval[0] and interval[1] < margin
+
+
+def recovered(
+    readings: Mapping[str, Reading], alpha: float, least: float
+) -> dict[str, float]:
+    """Readings beyond their floor, by more than could matter: adjusted p by name.
+
+    Two conditions, since each alone misleads. A test alone finds any difference, how
+    small whatever, once there are entities enough; a retrain differs from its floor by
+    the luck of its seed. An estimate alone may be luck.
+
+    Args:
+        readings: By name; all of them count towards the correction.
+        alpha: Level after Holm's correction.
+        least: What the residual must surely exceed.
+    """
+    adjusted = holm({name: each.p_value for name, each in readings.items()})
+    return {
+        name: p
+        for name, p in adjusted.items()
+        if p < alpha and readings[name].surely[0] > least
+    }
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

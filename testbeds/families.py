@@ -1,5 +1,6 @@
 """Small causal language models with random weights, in several shapes."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from transformers import (
@@ -12,9 +13,25 @@ from transformers import (
     PreTrainedModel,
 )
 
+from evidence.errors import InputError
+
 Family = Literal["llama", "gpt2", "neox"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 POSITIONS = 64
+
+
+def known_families(names: Sequence[str]) -> tuple[Family, ...]:
+    """The names as families.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    for name in names:
+        if name not in FAMILIES:
+            raise InputError(
+                f"there is no family {name!r}", expected=", ".join(FAMILIES)
+            )
+    return tuple(each for each in FAMILIES if each in names)
 
 
 def random_model(

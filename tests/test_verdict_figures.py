@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.verdict import Case, case_of, figures, page
-from benchmarks.zoo_audits import Plan, run_plan
+from audits.error_rates import Case, case_of, figures
+from audits.trials import Plan, run_plan
+from benchmarks.verdict import page
 from testbeds.bios import SMALL
 from testbeds.kinds import KINDS
 

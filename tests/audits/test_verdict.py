@@ -31,7 +31,13 @@ def reading(name, residual, p, spread=0.1):
         p_below=0.5,
         smallest_p=0.001,
         where="resid.1",
-        columns=({"name": "resid.1", "p_value": p},),
+        columns=(
+            {
+                "name": "resid.1",
+                "p_value": p,
+                "tost": [residual - spread, residual + spread],
+            },
+        ),
     )
 
 
@@ -103,10 +109,40 @@ def test_each_rule_fires_on_its_own_evidence(found, expected):
     assert word(found) == expected
 
 
+@pytest.mark.parametrize(
+    ("residual", "spread", "expected"),
+    [
+        # A test finds it, but it is no more than a seed's luck, and within the margin.
+        (0.15, 0.1, "deleted"),
+        # As small, and not known well enough to lie within the margin.
+        (0.2, 0.15, "inconclusive"),
+        # Surely more than luck.
+        (0.25, 0.1, "suppressed"),
+    ],
+)
+def test_what_is_found_must_also_matter(residual, spread, expected):
+    found = axes()
+    small = reading(UNCHANGED, residual, 0.0005, spread)
+    within = residual + spread < Rule().margin
+    status = "absent" if within else "no_power"
+    none = reading(REFITTED, 0.0, 0.9)
+    found["decodability"] = axis("decodability", status, none, small)
+    assert word(found) == expected
+
+
 def test_answers_pushed_below_the_others_block_deletion():
     found = axes()
     said, told = found["behaviour"].readings
-    avoided = replace(told, statistic=0.03, floor=0.5, p_value=1.0, p_below=0.001)
+    below = {"name": told.where, "p_value": 1.0, "tost": [-0.5, -0.3]}
+    avoided = replace(
+        told,
+        statistic=0.1,
+        floor=0.5,
+        residual=-0.4,
+        p_value=1.0,
+        p_below=0.001,
+        columns=(below,),
+    )
     found["behaviour"] = replace(found["behaviour"], readings=(said, avoided))
     verdict = decide(found, FINE, False, "never_taught", Rule())
     assert verdict.verdict_class == "inconclusive"

@@ -1,0 +1,60 @@
+"""Decide a finished audit again: under another rule, or without one of its axes.
+
+What an axis measured does not depend on the rule; what is made of it does. Thresholds
+are set, and the worth of each axis is shown, on audits that were made once.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from audits import behaviour, decodability, relearning
+from audits.config import Rule
+from audits.preflight import Damage
+from audits.verdict import Verdict, decide
+from evidence.axis import AxisResult
+
+STATUS_OF = {
+    behaviour.NAME: behaviour.status_of,
+    decodability.NAME: decodability.status_of,
+    relearning.NAME: relearning.status_of,
+}
+
+
+def decided_again(
+    document: dict[str, Any], rule: Rule | None = None, without: Collection[str] = ()
+) -> Verdict:
+    """The verdict on the readings of ``document``.
+
+    Controls that test at a level keep the level they were tested at.
+
+    Args:
+        document: An ``audit.json``.
+        rule: Thresholds; those of the audit by default.
+        without: Axes to leave out, also from those that ``deleted`` cannot do without.
+    """
+    if rule is None:
+        rule = Rule.model_validate(document["config"]["rule"])
+    required = [each for each in rule.required_for_deleted if each not in without]
+    rule = rule.model_copy(update={"required_for_deleted": tuple(required)})
+    axes = {
+        each["name"]: _judged(AxisResult.from_dict(each), rule)
+        for each in document["axes"]
+        if each["name"] not in without
+    }
+    preflight = document["preflight"]
+    useful = preflight["utility"]
+    return decide(
+        axes,
+        Damage(useful["shares"], tuple(useful["damage"])),
+        preflight["identical_weights"],
+        document["verdict"]["floor"],
+        rule,
+    )
+
+
+def _judged(axis: AxisResult, rule: Rule) -> AxisResult:
+    if not axis.readings or axis.name not in STATUS_OF:
+        return axis
+    status, _ = STATUS_OF[axis.name](axis.readings, axis.controls, rule)
+    return replace(axis, status=status)

@@ -1,0 +1,177 @@
+"""``exhume selftest``: does this installation tell deleted from suppressed?
+
+A small world is made on the spot, models of known state are made of it, and every one
+is audited. What comes out is a confusion matrix on this machine, with these library
+versions. It is no calibration: the published error rates are in docs/verdict.md.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from audits.error_rates import STATES, VERDICTS, Case, ablation, case_of, figures
+from audits.trials import FLOORS, Plan, run_plan
+from evidence.files import write_atomic
+from evidence.progress import SILENT, Progress
+from testbeds.families import Family
+
+# A world of neither part of the zoo.
+SEED = 100
+KINDS = (
+    "untouched",
+    "retain_tuned",
+    "last_block_relabel",
+    "head_only",
+    "twin",
+    "retrain_1",
+    "collapse",
+    "noise",
+)
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test found.
+
+    Attributes:
+        cases: One an audit.
+        rows: Figures, as in docs/verdict.md.
+        without: Confusion counts with each axis left out.
+        failed: What could not be made or audited, in words.
+        page: The HTML page.
+    """
+
+    cases: tuple[Case, ...]
+    rows: tuple[dict[str, Any], ...]
+    without: tuple[dict[str, Any], ...]
+    failed: tuple[str, ...]
+    page: Path
+
+    @property
+    def wrong(self) -> list[Case]:
+        """Decided, and not what the model is."""
+        return [c for c in self.cases if c.verdict != "inconclusive" and not c.right]
+
+    @property
+    def passed(self) -> bool:
+        """Everything was audited, and no verdict that was given is wrong."""
+        return not self.wrong and not self.failed
+
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """How often each verdict was given to each state."""
+        return {
+            state: {
+                verdict: sum(
+                    c.state == state and c.verdict == verdict for c in self.cases
+                )
+                for verdict in VERDICTS
+            }
+            for state in STATES
+        }
+
+
+def selftest(
+    out: Path,
+    *,
+    families: tuple[Family, ...] = ("llama",),
+    seed: int = SEED,
+    kinds: tuple[str, ...] = KINDS,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: Progress = SILENT,
+) -> SelfTest:
+    """Make models of known state, audit them, write what came of it.
+
+    Args:
+        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the
+            same call goes on there.
+        families: Shapes of models.
+        seed: World.
+        kinds: Kinds of model, of certain state.
+        device: Where models are trained and audited.
+        jobs: Processes at once.
+        progress: Where progress is shown.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    plan = Plan(out, tuple((name, seed) for name in families), kinds, device=device)
+    found, failed = [], []
+    total = len(plan.worlds) * len(kinds) * len(FLOORS)
+    with progress.task("self-test: models made and audited", total) as advance:
+        for each in run_plan(plan, jobs):
+            if "failed" in each:
+                failed.append(f"{each['model']}: {each['failed']}")
+            else:
+                found.append(each)
+            advance(1)
+    cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
+    done = SelfTest(
+        tuple(cases),
+        tuple(figures(cases)) if cases else (),
+        tuple(ablation(found)),
+        tuple(failed),
+        out / "selftest.html",
+    )
+    text = {
+        "passed": done.passed,
+        "confusion": done.confusion(),
+        "rows": done.rows,
+        "without_axis": done.without,
+        "failed": done.failed,
+        "cases": [asdict(case) for case in cases],
+    }
+    write_atomic(out / "selftest.json", json.dumps(text, indent=1) + "\n")
+    write_atomic(done.page, _page(done))
+    return done
+
+
+def _page(done: SelfTest) -> str:
+    """Confusion matrix and residuals, offline."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    plot = make_subplots(
+        1,
+        2,
+        subplot_titles=(
+            "Audits by true state and verdict",
+            "Mean residual inside: 0 never knew, 1 knows",
+        ),
+        horizontal_spacing=0.14,
+    )
+    table = [list(row.values()) for row in done.confusion().values()]
+    plot.add_trace(
+        go.Heatmap(
+            z=table,
+            x=[name.replace("_", " ") for name in VERDICTS],
+            y=[name.replace("_", " ") for name in STATES],
+            text=table,
+            texttemplate="%{text}",
+            colorscale="Blues",
+            showscale=False,
+        ),
+        1,
+        1,
+    )
+    plot.update_yaxes(autorange="reversed", title="true state", row=1, col=1)
+    plot.update_xaxes(title="verdict", row=1, col=1)
+    for floor in FLOORS:
+        here = [c for c in done.cases if c.floor == floor and c.residual is not None]
+        plot.add_trace(
+            go.Scatter(
+                x=[c.residual for c in here],
+                y=[c.kind.replace("_", " ") for c in here],
+                mode="markers",
+                marker={"size": 9},
+                name=f"floor: {floor.replace('_', ' ')}",
+            ),
+            1,
+            2,
+        )
+    plot.update_layout(
+        title=f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
+        f"{len(done.cases)} audits, {len(done.wrong)} wrong verdicts",
+        template="plotly_white",
+        height=520,
+    )
+    return plot.to_html(include_plotlyjs=True, full_html=True)
