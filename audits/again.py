@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from audits import behaviour, decodability, relearning
+from audits import behaviour, causal_depth, decodability, relearning
 from audits.config import Rule
 from audits.preflight import Damage
 from audits.verdict import Verdict, decide
@@ -17,6 +17,7 @@ from evidence.axis import AxisResult
 STATUS_OF = {
     behaviour.NAME: behaviour.status_of,
     decodability.NAME: decodability.status_of,
+    causal_depth.NAME: causal_depth.status_of,
     relearning.NAME: relearning.status_of,
 }
 

@@ -56,7 +56,7 @@ def audit(
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
         str, typer.Option(help="Comma-separated axes.")
-    ] = "behaviour,decodability,relearning",
+    ] = "behaviour,decodability,causal_depth,relearning",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     fail_on: Annotated[

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from evidence.errors import InputError
 
 ProfileName = Literal["quick", "standard", "full"]
-AxisName = Literal["behaviour", "decodability", "relearning"]
-AXES: tuple[AxisName, ...] = ("behaviour", "decodability", "relearning")
+AxisName = Literal["behaviour", "decodability", "causal_depth", "relearning"]
+AXES: tuple[AxisName, ...] = ("behaviour", "decodability", "causal_depth", "relearning")
 
 
 class _Frozen(BaseModel):
@@ -29,6 +29,8 @@ class Budget(_Frozen):
     """Statements an entity in the unique-answer form: one true, the rest false."""
     statement_wordings: int = Field(ge=1)
     """Wordings a statement is built from in the unique-answer form."""
+    depth_sites: int = Field(ge=2)
+    """Layers at which states are put into the original, evenly spaced."""
     relearn_steps: int = Field(ge=1)
     relearn_every: int = Field(ge=1)
     relearn_rates: tuple[float, ...]
@@ -50,6 +52,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         permutations=2000,
         block=5,
         statement_wordings=1,
+        depth_sites=12,
         relearn_steps=6,
         relearn_every=3,
         # Fewer steps need a higher rate than the other profiles start from.
@@ -66,6 +69,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         permutations=5000,
         block=6,
         statement_wordings=2,
+        depth_sites=24,
         relearn_steps=24,
         relearn_every=2,
         relearn_rates=_RATES,
@@ -81,6 +85,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         permutations=20000,
         block=10,
         statement_wordings=3,
+        depth_sites=256,
         relearn_steps=60,
         relearn_every=3,
         relearn_rates=_RATES,

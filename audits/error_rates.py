@@ -185,17 +185,17 @@ def figures(cases: Sequence[Case]) -> list[dict]:
             name = f"AUC of the mean residual, knows against never knew, {floor}"
             rows.append(figure(name, area, target, ">=", len(here), "AUC"))
     for floor in FLOORS:
-        here = [
-            (case.residual, case.grade)
-            for case in cases
-            if case.floor == floor
-            and case.state is None
-            and None not in (case.residual, case.grade)
+        here = [c for c in cases if c.floor == floor and c.state is None]
+        pairs = [
+            (c.residual, c.grade)
+            for c in here
+            if c.residual is not None and c.grade is not None
         ]
-        if len(here) > 2:
-            rho = float(spearmanr(*zip(*here, strict=True)).statistic)
+        if len(pairs) > 2:
+            residuals, grades = zip(*pairs, strict=True)
+            rho = float(spearmanr(residuals, grades)[0])
             name = f"rank correlation of mean residual and gold grade, {floor}"
-            rows.append(figure(name, rho, 0.9, ">=", len(here), "rho"))
+            rows.append(figure(name, rho, 0.9, ">=", len(pairs), "rho"))
     return rows
 
 

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from audits import decodability, relearning
+from audits import causal_depth, decodability, relearning
+from audits.behaviour import kept_rows
+from audits.carrying import Exam, carry, other_facts, strangers
 from audits.context import Run
-from audits.data import ask
+from audits.data import Questions, ask
 from audits.knowledge import said
 from audits.planted import plant, planted_subject
+from audits.preflight import Damage
 from audits.probing import capture_states
 from audits.probing_tasks import make_tasks
 from audits.subjects import Subject
@@ -25,17 +28,17 @@ def inner_axes(
     retain: ItemSet,
     never: ItemSet,
     heard: dict[str, Any],
+    damage: Damage,
     stage,
     advance,
 ) -> dict[str, AxisResult]:
-    """The axes that look inside: decodability and relearning, with their plant.
+    """The axes that look inside, with the suppression planted for them.
 
     ``advance`` takes shares of the whole of these stages.
     """
     axes: dict[str, AxisResult] = {}
-    wanted = [
-        name for name in ("decodability", "relearning") if name in run.config.axes
-    ]
+    inside = ("decodability", "causal_depth", "relearning")
+    wanted = [name for name in inside if name in run.config.axes]
     if not wanted:
         return axes
     subjects = dict(run.subjects)
@@ -54,7 +57,12 @@ def inner_axes(
         axes["decodability"] = _decodability(
             run, subjects, forget, retain, never, notes, stage
         )
-    advance(0.35)
+    advance(0.3)
+    if "causal_depth" in wanted:
+        axes["causal_depth"] = _causal_depth(
+            run, subjects, forget, retain, never, heard, damage, notes, stage
+        )
+    advance(0.05)
     if "relearning" in wanted:
         axes["relearning"] = _relearning(
             run, subjects, forget, never, heard, notes, stage
@@ -131,6 +139,87 @@ def _decodability(
     return AxisResult.from_dict(saved)
 
 
+def _causal_depth(
+    run: Run,
+    subjects: dict[str, Subject],
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    heard: dict[str, Any],
+    damage: Damage,
+    notes: tuple[str, ...],
+    stage,
+) -> AxisResult:
+    exams = depth_exams(run, forget, retain, never, heard)
+    every = list(subjects)
+    real = [role for role in every if role != "planted"]
+    asked = {
+        "forget": every,
+        "never_taught": ["original", "unlearned", "planted"],
+        "retain": ["original", "unlearned"],
+        "own": real,
+        "stranger": ["original"],
+        "other": ["original"],
+    }
+    most = run.config.budget.depth_sites
+
+    def passes(receiver: str, names: list[str], roles: dict[str, list[str]]):
+        return carry(
+            subjects,
+            run.tokenizer,
+            {name: exams[name] for name in names},
+            roles,
+            most,
+            receiver=receiver,
+            device=run.device,
+            progress=run.progress,
+        )
+
+    into_original = stage("carried", lambda: passes("original", list(exams), asked))
+    into_candidate = stage(
+        "carried-back", lambda: passes("unlearned", ["own"], {"own": ["original"]})
+    )
+    saved = stage(
+        "causal_depth",
+        lambda: causal_depth.judge(
+            causal_depth.Carried(exams, into_original),
+            run.config,
+            damage,
+            notes,
+            causal_depth.Carried(exams, into_candidate),
+        ).to_dict(),
+    )
+    return AxisResult.from_dict(saved)
+
+
+def depth_exams(
+    run: Run, forget: ItemSet, retain: ItemSet, never: ItemSet, heard: dict[str, Any]
+) -> dict[str, Exam]:
+    """What is asked of states that are put into another model."""
+    wordings = run.config.budget.prompts_per_item
+    questions = ask(forget, wordings)
+    asked = questions.keep(kept_rows(questions, heard["original"]["forget"]))
+    invented = ask(never, wordings)
+    names = retain.entities
+    order = numpy_rng(run.config.seed, "causal_depth", "retain").permutation(len(names))
+    few = retain.of([names[place] for place in order[: len(forget.entities)]])
+    found = {
+        "forget": strangers(asked, invented),
+        "never_taught": strangers(invented, invented),
+        "retain": strangers(ask(few, 1), invented),
+    }
+    main = found["forget"]
+    first = [wording == 0 for wording in main.questions.wording]
+    own: Questions = main.questions.keep(first)
+    away = tuple(
+        prompt for prompt, kept in zip(main.receivers, first, strict=True) if kept
+    )
+    found["own"] = Exam(own, own.prompts, own.prompts)
+    found["stranger"] = Exam(own, away, own.prompts)
+    other = other_facts(Exam(own, own.prompts, away))
+    return found | ({"other": other} if len(other) else {})
+
+
 def _relearning(
     run: Run,
     subjects: dict[str, Subject],
@@ -142,18 +231,29 @@ def _relearning(
 ) -> AxisResult:
     rng = numpy_rng(run.config.seed, "relearning", "halves")
     halves = relearning.rotations(list(forget), list(never), rng)
-    # The hardest to teach comes first, so that a rate too low is found out soonest.
-    trial = [subjects[role] for role in ("unlearned", "planted") if role in subjects]
-    chosen = stage("relearn-rate", lambda: _rate(run, trial, halves[0]))
+    # The plant only has to be seen once. The candidate comes first, as the hardest to
+    # teach, so that a rate too low is found out soonest.
+    taught = {role: [0] if role == "planted" else [0, 1] for role in subjects}
+    trial = [role for role in ("unlearned", "planted") if role in subjects]
+    chosen = stage(
+        "relearn-rate",
+        lambda: relearning.choose_rate(
+            {subjects[role]: taught[role] for role in trial},
+            run.tokenizer,
+            halves,
+            run.config,
+            device=run.device,
+            progress=run.progress,
+        ),
+    )
     runs: dict[str, list[Any]] = {}
     for role, subject in subjects.items():
         if role == "original":
             continue
-        # The plant only has to be seen once, and its first run chose the rate.
-        numbers = [0] if role == "planted" else [0, 1]
+        made = chosen["runs"].get(role, {})
         runs[role] = [
-            chosen["runs"][role]
-            if number == 0 and role in chosen["runs"]
+            made[str(number)]
+            if str(number) in made
             else stage(
                 f"relearn-{role}-{number}",
                 lambda subject=subject, number=number: relearning.relearn(
@@ -166,7 +266,7 @@ def _relearning(
                     progress=run.progress,
                 ),
             )
-            for number in numbers
+            for number in taught[role]
         ]
     questions = ask(forget, run.config.budget.prompts_per_item)
     first_said = said(heard["original"]["forget"])
@@ -181,14 +281,3 @@ def _relearning(
         ).to_dict(),
     )
     return AxisResult.from_dict(saved)
-
-
-def _rate(run: Run, trial: list[Subject], half: relearning.Half) -> dict[str, Any]:
-    return relearning.choose_rate(
-        trial,
-        run.tokenizer,
-        half,
-        run.config,
-        device=run.device,
-        progress=run.progress,
-    )

@@ -141,30 +141,50 @@ def relearn(
 
 
 def choose_rate(
-    subjects: Sequence[Subject],
+    subjects: Mapping[Subject, Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
-    half: Half,
+    halves: Sequence[Half],
     config: AuditConfig,
     *,
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The least learning rate at which every one of ``subjects`` learns T.
+    """The least learning rate at which every arm learns what it is taught.
 
     Decided on T alone, so that nothing is selected on the items that are scored; the
     same rate is then every arm's.
 
+    Args:
+        subjects: The arms that must learn, each with the halves it is taught.
+        tokenizer: Theirs.
+        halves: The rotations.
+        config: Settings.
+        device: Where to train.
+        progress: Where progress is shown.
+
     Returns:
-        ``rate``, and ``runs``: by role, the run at that rate.
+        ``rate``, and ``runs``: by role, a run a half at that rate; where no rate will
+        do, the runs of the highest that were made.
     """
     rate, runs = config.budget.relearn_rates[0], {}
+    trials = [
+        (subject, half) for subject, taught in subjects.items() for half in taught
+    ]
     for rate in config.budget.relearn_rates:
-        runs = {}
-        for subject in subjects:
-            runs[subject.role] = relearn(
-                subject, tokenizer, half, config, rate, device=device, progress=progress
+        runs = {subject.role: {} for subject in subjects}
+        for subject, half in trials:
+            run = relearn(
+                subject,
+                tokenizer,
+                halves[half],
+                config,
+                rate,
+                device=device,
+                progress=progress,
             )
-            if max(runs[subject.role]["taught"]) < LEARNED:
+            # JSON has no numbers for keys.
+            runs[subject.role][str(half)] = run
+            if max(run["taught"]) < LEARNED:
                 break
         else:
             return {"rate": rate, "runs": runs}

@@ -152,6 +152,7 @@ def collect(run: Run) -> Findings:
                 retain,
                 never,
                 heard,
+                damage,
                 stage,
                 lambda share: advance(share * length),
             )

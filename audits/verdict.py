@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from audits import behaviour as output
+from audits import causal_depth
 from audits.config import Rule
 from audits.decodability import UNCHANGED
 from audits.preflight import Damage
@@ -19,7 +20,11 @@ VerdictClass = Literal[
 
 # Readings that may by themselves make ``suppressed``, by axis. The first readings of an
 # axis are those against the primary floor; later ones are shown beside them.
-RECOVERY = {"decodability": (UNCHANGED,), "relearning": (TOLD, SAID)}
+RECOVERY = {
+    "decodability": (UNCHANGED,),
+    "causal_depth": (causal_depth.TOLD, causal_depth.SAID),
+    "relearning": (TOLD, SAID),
+}
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ def decide(
     hypotheses = _hypotheses(axes)
     adjusted = holm({name: each.p_value for name, each in hypotheses.items()})
     found = recovered(hypotheses, rule.recovery, rule.still_there)
-    probe = f"decodability: {UNCHANGED}"
-    where = _where(axes, rule) if probe in found else ()
+    where = _where(axes, found, rule)
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
         allowed, disallowed, change = _claims(name, axes, rule, floor)
@@ -181,16 +185,23 @@ def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
     return {"planted"} if controls and all(c.passed for c in controls) else set()
 
 
-def _where(axes: Mapping[str, AxisResult], rule: Rule) -> tuple[str, ...]:
-    """Sites where the original's own probe reads the forgotten answers."""
-    reading = axes["decodability"].reading(UNCHANGED)
-    if reading is None:
-        return ()
-    return tuple(
-        column["name"]
-        for column in reading.columns
-        if column["p_value"] is not None and column["p_value"] < rule.recovery
-    )
+def _where(
+    axes: Mapping[str, AxisResult], found: Mapping[str, float], rule: Rule
+) -> tuple[str, ...]:
+    """Sites where the knowledge was found, by the first axis that can name them."""
+    for name, telling in (
+        ("decodability", UNCHANGED),
+        ("causal_depth", causal_depth.TOLD),
+        ("causal_depth", causal_depth.SAID),
+    ):
+        reading = axes[name].reading(telling) if name in axes else None
+        if reading is not None and f"{name}: {telling}" in found:
+            return tuple(
+                column["name"]
+                for column in reading.columns
+                if column["p_value"] is not None and column["p_value"] < rule.recovery
+            )
+    return ()
 
 
 def _behaviour_sentence(main: Reading) -> str:
@@ -218,6 +229,12 @@ def _recovery_reasons(
             f"candidate at {reading.where}: {reading.statistic:.2f} ({figures}).",
             TOLD: "After teaching one half of them, the candidate tells the untaught "
             f"half from the others' answers: {reading.statistic:.2f} ({figures}).",
+            causal_depth.TOLD: "The candidate's states at "
+            f"{reading.where}, put into the original, tell them from the others' "
+            f"answers: {reading.statistic:.2f} ({figures}).",
+            causal_depth.SAID: "The candidate's states at "
+            f"{reading.where}, put into the original, make it say them: "
+            f"{reading.statistic:.2f} ({figures}).",
             SAID: "Teaching one half of them brings back the other half: it says "
             f"{reading.statistic:.2f} of them ({figures}).",
         }[name]

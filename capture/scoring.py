@@ -1,6 +1,7 @@
 """How likely a model finds each answer, and whether it would say it by itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -92,6 +93,7 @@ def score_answers(
     *,
     watch: Sequence[int] = (),
     tokens: int = 4096,
+    inside: Callable[[Padded], AbstractContextManager[object]] = nullcontext,
     progress: Progress = SILENT,
 ) -> AnswerScores:
     """Score every row's answer in one pass of the model a batch.
@@ -105,6 +107,8 @@ def score_answers(
         sequences: Rows with answers.
         watch: Token ids whose logits at the first answer position are kept.
         tokens: Padded positions a batch.
+        inside: Called with each batch; the model runs inside what it returns, such as
+            ``capture.hooks.patch``.
         progress: Where to show progress.
 
     Raises:
@@ -131,7 +135,8 @@ def score_answers(
         ):
             for batch in _batches(model, sequences, tokens):
                 try:
-                    here, sums, hits, seen = _score_batch(model, batch, watch)
+                    with inside(batch):
+                        here, sums, hits, seen = _score_batch(model, batch, watch)
                 except IndexError as error:
                     raise misfit(model, batch) from error
                 logprob[here], greedy[here], watched[here] = sums, hits, seen
@@ -321,26 +326,42 @@ def _score_batch(
     target = batch.input_ids[batch.answer_mask]  # (answer token,)
     # The logits at position p predict the token at p + 1.
     where = batch.answer_mask.roll(-1, dims=1)
-    logits = answer_logits(model, batch, where).float()
     owner = batch.answer_mask.nonzero()[:, 0]
+    logits = answer_logits(model, batch, where)
+    return batch.rows.numpy(), *reduce_logits(
+        logits, target, owner, len(batch.rows), watch
+    )
+
+
+def reduce_logits(
+    logits: Tensor, target: Tensor, owner: Tensor, size: int, watch: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the logits at answer tokens say of each row's answer.
+
+    Args:
+        logits: (answer token, vocabulary), rows one after the other.
+        target: (answer token,) id that should come.
+        owner: (answer token,) row it belongs to, ascending; every row has one or more.
+        size: Number of rows.
+        watch: As in ``score_answers``.
+
+    Returns:
+        (row,) log-probability, (row,) whether greedy, (row, token) watched logits, as
+        in ``AnswerScores``.
+    """
+    logits = logits.float()
     chosen = logits.gather(1, target[:, None])[:, 0]
     total = torch.cat([part.logsumexp(1) for part in logits.split(128)])
     logprob = (chosen - total).double()
     broken = logprob.isnan()
     hit = (logits.argmax(1) == target) & ~broken
     logprob = logprob.masked_fill(broken, -torch.inf)
-    size = len(batch.rows)
     sums = logprob.new_zeros(size).index_add_(0, owner, logprob)
     misses = torch.zeros(size, device=owner.device).index_add_(0, owner, (~hit).float())
     first = torch.ones_like(owner, dtype=torch.bool)
     first[1:] = owner[1:] != owner[:-1]
     seen = logits[first][:, list(watch)].double()
-    return (
-        batch.rows.numpy(),
-        sums.cpu().numpy(),
-        (misses == 0).cpu().numpy(),
-        seen.cpu().numpy(),
-    )
+    return sums.cpu().numpy(), (misses == 0).cpu().numpy(), seen.cpu().numpy()
 
 
 def _continue(

@@ -13,7 +13,7 @@ from evidence.rates import (
     paired_correlation,
     rate_interval,
 )
-from evidence.resampling import paired_max_test, unpaired_max_test
+from evidence.resampling import MaxTest, paired_max_test, unpaired_max_test
 
 
 def compare(
@@ -27,6 +27,7 @@ def compare(
     rng: np.random.Generator,
     permutations: int = 2000,
     use: Sequence[bool] | None = None,
+    least: float = 0.0,
 ) -> Reading:
     """Place a candidate between floor and original, with a test and intervals.
 
@@ -47,6 +48,9 @@ def compare(
         permutations: How many are drawn.
         use: Which columns count; those where the original itself is not beyond the
             floor say nothing about the candidate. Default: all.
+        least: Superiority is tested over the floor raised by this share of the way to
+            the original: for a statistic whose floor is not quite that of a model that
+            never knew.
 
     Raises:
         InputError: shapes differ, or no column is used.
@@ -60,10 +64,18 @@ def compare(
             got=str(sorted(widths)),
         )
     paired = floor_kind == "reference"
-    test = (paired_max_test if paired else unpaired_max_test)(
-        candidate.values[:, used], floor.values[:, used], rng, permutations
-    )
-    span = ceiling.mean - floor.mean
+    spans = np.maximum(ceiling.mean - floor.mean, SMALLEST_SPAN)
+
+    def exchange(raised: float) -> MaxTest:
+        return (paired_max_test if paired else unpaired_max_test)(
+            candidate.values[:, used] - raised * spans[used],
+            floor.values[:, used],
+            rng,
+            permutations,
+        )
+
+    test = exchange(least)
+    p_below = exchange(0.0).p_below if least else test.p_below
     rows, p_used = [], iter(test.p_column)
     for index, column in enumerate(columns):
         rows.append(
@@ -79,7 +91,6 @@ def compare(
         )
     kept = [row for row in rows if row["used"]]
     best = max(kept, key=lambda row: row["difference"])
-    spans = np.maximum(span, SMALLEST_SPAN)
     scaled = [
         tuple(bound / spans[columns.index(row["name"])] for bound in row["tost"])
         for row in kept
@@ -97,7 +108,7 @@ def compare(
             float(max(high for _, high in scaled)),
         ),
         p_value=test.p_value,
-        p_below=test.p_below,
+        p_below=p_below,
         smallest_p=test.smallest_p,
         where=best["name"],
         columns=tuple(rows),

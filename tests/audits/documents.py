@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from audits import causal_depth as depth
 from audits.decodability import REFITTED, UNCHANGED
 from audits.relearning import SAID, TOLD
 
@@ -107,6 +108,31 @@ def decodability(**other):
     )
 
 
+def causal_depth(**other):
+    sites = [f"resid.{layer}" for layer in range(3)]
+    item = {"id": "f-1", "entity": "Ada", "prompt": "Ada was born in", "answer": "Rome"}
+    figures = {"uds": 0.2, "smallest_loss": 0.0, "mean_loss": 0.3, "share_beyond": None}
+    columns = [column(site, 0.9 - 0.2 * place) for place, site in enumerate(sites)]
+    return axis(
+        "causal_depth",
+        reading(depth.TOLD, columns),
+        reading(depth.SAID, columns),
+        controls=[control("the planted suppression is seen")],
+        details={
+            "sites": sites,
+            "used": sites[:2],
+            "depth": {"stranger": figures | {"loss_by_layer": [0.0, 0.1, None]}},
+            "loss_items": [item, item | {"id": "f-2", "answer": "Oslo"}],
+            "losses": {
+                "unlearned": [[0.0, 0.1, 5.25], [0.0, -0.2, 6.5]],
+                "stranger": [[4.0, 5.0, 6.0], [4.0, 5.0, 6.0]],
+            },
+            "norms": {"unlearned": [1.0, 1.0, 1.6]},
+        },
+        **other,
+    )
+
+
 def relearning(**other):
     curve = [0.0, 0.4, 0.7]
     parts = ("asked_said", "asked_contrast", "never_said", "never_contrast", "taught")
@@ -202,7 +228,7 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
 
 
 def whole():
-    return document(behaviour(), decodability(), relearning())
+    return document(behaviour(), decodability(), causal_depth(), relearning())
 
 
 DOCUMENTS = {
@@ -249,7 +275,7 @@ def spoiled(value: Any) -> Any:
     """The document with every free text replaced by a hostile one."""
     kept = {"schema_version", "class", "status", "floor", "floor_kind"}
     kept |= {"sha256", "code_sha256"}
-    known = ("behaviour", "decodability", "relearning")
+    known = ("behaviour", "decodability", "causal_depth", "relearning")
     if isinstance(value, dict):
         return {
             key: each if key in kept or each in known else spoiled(each)

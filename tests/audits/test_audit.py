@@ -34,6 +34,12 @@ def test_the_original_against_itself_is_not_unlearned(world, tmp_path):
 def test_a_last_block_edit_is_suppressed_and_located(world, planted, tmp_path):
     done = run(world, planted("last_block_relabel"), tmp_path / "out")
     assert done.verdict == "suppressed"
+    depth = done.axes["causal_depth"]
+    assert depth.status == "retained"
+    # Before the edit nothing at all is lost; after it the answers are.
+    lost = depth.details["depth"]["stranger"]["loss_by_layer"]
+    assert lost[0] == 0.0
+    assert lost[-1] > 0.5
     # Only the last of two blocks was trained: what it reads is untouched.
     assert "resid.0" in done.document["verdict"]["where"]
     assert done.report.stat().st_size > 0
@@ -52,6 +58,7 @@ def test_a_twin_is_never_called_suppressed_or_kept(world, tmp_path):
     assert done.verdict in ("deleted", "inconclusive")
     assert done.document["verdict"]["floor"] == "reference"
     assert done.axes["behaviour"].status != "retained"
+    assert done.axes["causal_depth"].status != "retained"
 
 
 def test_twice_the_same_and_a_different_audit_is_refused(world, tmp_path):
@@ -86,7 +93,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(world, planted, tmp_p
         torch.set_num_threads(threads)
     stages = {path.stem for path in (whole / "work" / "stages").iterdir()}
     assert set(done.stdout.split()) == stages
-    assert {"original", "planted", "decodability", "relearning"} < stages
+    inner = {"planted", "decodability", "causal_depth", "relearning"}
+    assert {"original", *inner} < stages
     assert bytes_apart_from_runtime(cut) == bytes_apart_from_runtime(whole)
     assert not [path for path in cut.rglob(".*") if path.is_file()]
 

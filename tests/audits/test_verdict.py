@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from audits import causal_depth
 from audits.config import Rule
 from audits.decodability import REFITTED, UNCHANGED
 from audits.preflight import Damage
@@ -85,6 +86,19 @@ def axes(
     }
 
 
+def with_depth(found, told=0.9, said=0.9, status=None):
+    """The axes and causal depth beside them."""
+    kept = min(told, said) < 0.05
+    return found | {
+        "causal_depth": axis(
+            "causal_depth",
+            status or ("retained" if kept else "absent"),
+            reading(causal_depth.TOLD, 0.8 if told < 0.05 else 0.0, told),
+            reading(causal_depth.SAID, 0.8 if said < 0.05 else 0.0, said),
+        )
+    }
+
+
 def word(found, damage=FINE, identical=False):
     return decide(found, damage, identical, "never_taught", Rule()).verdict_class
 
@@ -103,6 +117,14 @@ def word(found, damage=FINE, identical=False):
         (axes(controls=()), "inconclusive"),
         # 0.03 alone would pass; corrected for three tests it does not.
         (axes(unchanged=0.03), "inconclusive"),
+        (with_depth(axes()), "deleted"),
+        (with_depth(axes(), told=0.001), "suppressed"),
+        (with_depth(axes(), said=0.001), "suppressed"),
+        (with_depth(axes(behaviour="no_power"), told=0.001), "inconclusive"),
+        # A retrain's states may be unreadable to the original: silence, no veto.
+        (with_depth(axes(), status="no_power"), "deleted"),
+        # Nor has an axis whose controls failed a say.
+        (with_depth(axes(), told=0.001, status="control_failed"), "deleted"),
     ],
 )
 def test_each_rule_fires_on_its_own_evidence(found, expected):
@@ -189,4 +211,8 @@ def test_layers_and_reasons_are_named():
     verdict = decide(axes(unchanged=0.001), FINE, False, "never_taught", Rule())
     assert verdict.where == ("resid.1",)
     assert "own probe" in verdict.reasons[0]
+    carried = with_depth(axes(), told=0.001)
+    verdict = decide(carried, FINE, False, "never_taught", Rule())
+    assert verdict.where == ("resid.1",)
+    assert "put into the original" in verdict.reasons[0]
     assert verdict.to_dict()["probabilities"] is None

@@ -1,0 +1,1 @@
+"""Where in a network an answer is computed, found by intervening on it."""

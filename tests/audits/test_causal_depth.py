@@ -1,0 +1,164 @@
+"""Exams with strangers, and the judgement of tables made by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from audits.carrying import Exam, choose_sites, other_facts, strangers
+from audits.causal_depth import SAID, TOLD, Carried, judge
+from audits.config import AuditConfig
+from audits.data import ask
+from audits.preflight import Damage
+from capture.items import Item
+
+FINE = Damage({"retain accuracy": 1.0}, ())
+SITES = ["resid.0", "resid.1", "resid.2"]
+
+
+def items(label, count, relations=("birthplace", "occupation")):
+    return [
+        Item(
+            id=f"{label}-{place}-{relation}",
+            entity=f"{label} {place}",
+            prompt=f"{label} {place} has {relation}",
+            answer=f"answer {place % 5}",
+            relation=relation,
+            paraphrases=(f"the {relation} of {label} {place} is",),
+        )
+        for place in range(count)
+        for relation in relations
+    ]
+
+
+def test_the_receiver_asks_the_same_about_somebody_else():
+    questions, never = ask(items("known", 6), 2), ask(items("invented", 9), 2)
+    exam = strangers(questions, never)
+    assert exam.donors == questions.prompts
+    for own, other in zip(exam.donors, exam.receivers, strict=True):
+        assert "invented" in other
+        assert ("occupation" in own) == ("occupation" in other)
+        assert own.startswith("the") == other.startswith("the")
+    assert len(set(exam.receivers)) > 20
+    among = strangers(never, never)
+    for own, other, entity in zip(
+        among.donors, among.receivers, among.questions.entities, strict=True
+    ):
+        assert own != other
+        assert f"{entity} " not in f"{other} "
+
+
+def test_questions_without_a_stranger_are_left_out():
+    questions = ask(items("known", 4), 1)
+    never = ask(items("invented", 4, ("birthplace",)), 1)
+    exam = strangers(questions, never)
+    assert len(exam) == 4
+    assert all("birthplace" in prompt for prompt in exam.donors)
+
+
+def test_other_facts_are_the_same_entitys():
+    questions = ask(items("known", 4), 1)
+    exam = other_facts(Exam(questions, questions.prompts, questions.prompts))
+    assert len(exam) == 8
+    for own, donor in zip(exam.receivers, exam.donors, strict=True):
+        assert own != donor
+        assert own.split(" has ")[0] == donor.split(" has ")[0]
+    single = ask(items("known", 4, ("birthplace",)), 1)
+    assert len(other_facts(Exam(single, single.prompts, single.prompts))) == 0
+
+
+def test_sites_are_spread_evenly():
+    names = [f"resid.{layer}" for layer in range(30)]
+    assert choose_sites(names, 4) == ["resid.0", "resid.10", "resid.19", "resid.29"]
+    assert choose_sites(names, 99) == names
+
+
+def tables(count, levels, rng):
+    """Rows by site of scores about a level each."""
+    told = np.clip(np.array(levels) + rng.normal(0, 0.08, (count, len(levels))), 0, 1)
+    said = (rng.random(told.shape) < 2 * (told - 0.5)).astype(float)
+    return {"told": told.tolist(), "said": said.tolist(), "logprob": told.tolist()}
+
+
+def carried(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5):
+    """Exams of 24 known and 72 invented entities with tables about given levels."""
+    rng = np.random.default_rng(0)
+    asked, invented = ask(items("known", 24), 1), ask(items("invented", 72), 1)
+    kept = ask(items("kept", 24), 1)
+    sets = {"forget": asked, "never_taught": invented, "retain": kept, "own": asked}
+    sets |= {"stranger": asked, "other": asked}
+    exams = {
+        name: Exam(each, each.prompts, each.prompts) for name, each in sets.items()
+    }
+    chance = (0.5, 0.5, 0.5)
+    levels = {
+        "forget": {"original": (1, 1, 1), "unlearned": unlearned, "planted": planted},
+        "never_taught": dict.fromkeys(("original", "unlearned", "planted"), chance),
+        "retain": {"original": (1, 1, 1), "unlearned": retain},
+        "own": {"original": (1, 1, 1), "unlearned": unlearned},
+        "stranger": {"original": chance},
+        "other": {"original": (other, other, other)},
+    }
+    scores = {
+        name: {
+            role: tables(len(exams[name]), level, rng) for role, level in roles.items()
+        }
+        for name, roles in levels.items()
+    }
+    norms = {"original": [1.0] * 3, "unlearned": [1.0] * 3}
+    return Carried(exams, {"sites": SITES, "norms": norms, "scores": scores})
+
+
+def status(found, damage=FINE):
+    return judge(found, AuditConfig(), damage, ()).status
+
+
+def test_one_layer_that_carries_is_enough():
+    result = judge(carried((1.0, 0.5, 0.5)), AuditConfig(), FINE, ())
+    assert result.status == "retained"
+    assert result.readings[0].name == TOLD
+    assert result.readings[0].where == "resid.0"
+    assert result.readings[1].name == SAID
+    assert all(control.passed for control in result.controls)
+
+
+def test_states_at_the_floor_are_absent():
+    assert status(carried((0.5, 0.5, 0.5))) == "absent"
+
+
+def test_a_little_more_than_the_floor_is_not_called_retained():
+    # Who is meant shows a little, also in a model that never knew the facts.
+    result = judge(carried((0.58, 0.58, 0.58)), AuditConfig(), FINE, ())
+    assert result.status in ("absent", "no_power")
+    assert result.readings[0].p_value > 0.5
+    assert result.readings[0].residual == pytest.approx(0.16, abs=0.05)
+
+
+def test_states_in_another_basis_say_nothing():
+    result = judge(
+        carried((0.5, 0.5, 0.5), retain=(0.6, 0.6, 0.6)), AuditConfig(), FINE, ()
+    )
+    assert result.status == "no_power"
+    assert not result.readings
+    assert "facts it should keep" in result.notes[0]
+
+
+def test_only_layers_that_carry_what_should_stay_are_used():
+    found = carried((0.5, 0.5, 0.5), retain=(1.0, 0.5, 1.0))
+    result = judge(found, AuditConfig(), FINE, ())
+    assert result.details["used"] == ["resid.0", "resid.2"]
+    assert [column["used"] for column in result.readings[0].columns] == [1, 0, 1]
+
+
+def test_a_plant_that_is_not_seen_silences_the_axis():
+    unseen = carried((1.0, 1.0, 1.0), planted=(0.5, 0.5, 0.5))
+    assert status(unseen) == "control_failed"
+
+
+def test_an_original_that_recalls_by_itself_says_nothing_of_the_candidate():
+    assert status(carried((1.0, 1.0, 1.0), other=1.0)) == "no_power"
+
+
+def test_wreckage_has_no_depth():
+    wreck = replace(FINE, reasons=("retain accuracy is 10 %",))
+    assert status(carried((0.5, 0.5, 0.5)), wreck) == "control_failed"
