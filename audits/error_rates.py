@@ -192,8 +192,7 @@ def figures(cases: Sequence[Case]) -> list[dict]:
             if c.residual is not None and c.grade is not None
         ]
         if len(pairs) > 2:
-            residuals, grades = zip(*pairs, strict=True)
-            rho = float(spearmanr(residuals, grades)[0])
+            rho = float(spearmanr(np.array(pairs)).statistic)  # pyright: ignore
             name = f"rank correlation of mean residual and gold grade, {floor}"
             rows.append(figure(name, rho, 0.9, ">=", len(pairs), "rho"))
     return rows

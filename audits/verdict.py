@@ -264,7 +264,7 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
         told = (
             f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
         )
-    elif reading.p_below < rule.alpha / 2 and high < 0:
+    elif reading.p_below < rule.recovery / 2 and high < -rule.still_there:
         told = (
             f"puts each entity's own below the others' {figures}"
             f"{reading.p_below:.4f}): it still knows which to avoid"
