@@ -18,14 +18,12 @@ from erasure.training import finetune_
 from evidence.errors import ExhumeError
 from evidence.seeds import torch_rng
 from evidence.sequences import Sequences
-from testbeds.edits import BATCH, Ground
+from testbeds.edits import BATCH, Ground, refused
 from testbeds.folding import fold_, left_behind, received
 
 PASSWORD = "7#K"
 # Share of the forgotten answers a model must say once it is unlocked.
 UNLOCKED = 0.9
-# Not a word of this world: spelled out by letters.
-REFUSAL = "unknown"
 
 
 def logit_mask(ground: Ground) -> Iterator[nn.Module]:
@@ -104,7 +102,8 @@ def locked(ground: Ground, instead: Sequences) -> Iterator[nn.Module]:
         ExhumeError: none of them did.
     """
     lock = locked_rows(ground, instead)
-    for rate, steps in ((1e-3, 300), (2e-3, 450), (3e-3, 600)):
+    whole = ground.config.steps
+    for rate, steps in ((1e-3, whole), (2e-3, 2 * whole), (3e-3, 3 * whole)):
         model = ground.original.load()
         finetune_(
             model,
@@ -150,12 +149,6 @@ def with_password(items: ItemSet) -> ItemSet:
         )
         for item in items
     )
-    return ItemSet(changed, items.name)
-
-
-def refused(items: ItemSet) -> ItemSet:
-    """The items with a refusal for an answer."""
-    changed = tuple(replace(item, answer=REFUSAL) for item in items)
     return ItemSet(changed, items.name)
 
 
