@@ -5,8 +5,21 @@ from dataclasses import dataclass
 from erasure.training import Schedule
 from evidence.errors import InputError
 
-METHODS = ("grad_ascent", "grad_diff", "npo", "relabel", "rmu", "last_block_relabel")
-RELABELLING = ("relabel", "last_block_relabel")
+# Methods that are taught wrong answers in place of the true ones.
+RELABELLING = ("relabel", "last_block_relabel", "salun")
+# Methods that follow the logits of a frozen model.
+DISTILLING = ("undial", "scrub", "bad_teacher", "elm")
+# Methods that only teach what is to stay, to the end of the network.
+RETRAINING = ("cf_k", "eu_k")
+METHODS = (
+    *("grad_ascent", "grad_diff", "npo", "simnpo", "dpo", "rmu"),
+    *RELABELLING,
+    *DISTILLING,
+    *RETRAINING,
+    *("task_vector", "ssd"),
+)
+# What these do to single weights has no meaning for adapters.
+_WHOLE = ("salun", "eu_k", "ssd")
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,22 @@ class UnlearnConfig:
         retain_weight: Weight of the retain term (ignored by ``grad_ascent``). RMU's
             authors call it alpha and use 1200 on a 7B model.
         forget_weight: Weight of the forget term.
-        beta: NPO's inverse temperature.
+        beta: Inverse temperature. The authors of NPO and DPO use 0.1, SimNPO's 2.5 or
+            4.5.
+        margin: SimNPO's reward margin.
+        lowered: By how much UNDIAL lowers the logit of the true token.
+        temperature: Of the distillation in ``scrub`` (the authors use 2 or 4) and
+            ``bad_teacher`` (1).
+        distil_weight: Weight of SCRUB's retain distillation beside the retain loss.
+        ascents: SCRUB's rounds that push away from the teacher on forget rows.
+        guidance: ELM's strength: at 1 the model is to speak of the one to forget as
+            the original speaks of somebody unknown, beyond 1 more so.
+        last_k: Blocks trained by ``cf_k`` and ``eu_k``, with all that follows them.
+        saliency: Share of the weights that SalUn trains.
+        scale: How many times the task vector is subtracted.
+        dampen_above: SSD dampens a weight this many times as important to the forget
+            rows as to all (the authors' alpha).
+        dampen_by: SSD's factor on the ratio of importances (the authors' lambda).
         weight_decay: AdamW's decoupled decay.
         clip: Largest gradient norm; None for no limit.
         warmup: Steps of linear rise of the learning rate.
@@ -48,6 +76,17 @@ class UnlearnConfig:
     retain_weight: float = 1.0
     forget_weight: float = 1.0
     beta: float = 0.1
+    margin: float = 0.0
+    lowered: float = 10.0
+    temperature: float = 1.0
+    distil_weight: float = 0.5
+    ascents: int = 3
+    guidance: float = 1.0
+    last_k: int = 1
+    saliency: float = 0.5
+    scale: float = 1.0
+    dampen_above: float = 10.0
+    dampen_by: float = 1.0
     weight_decay: float = 0.01
     clip: float | None = 1.0
     warmup: int = 0
@@ -65,11 +104,23 @@ class UnlearnConfig:
         checks = {
             "method": (self.method in METHODS, ", ".join(METHODS), self.method),
             "beta": (self.beta > 0, "a number > 0", self.beta),
-            "retain_weight": (self.retain_weight >= 0, ">= 0", self.retain_weight),
+            "retain_weight": (
+                self.retain_weight > 0
+                or (self.retain_weight == 0 and self.method not in RETRAINING),
+                f"0 or more, and more with {' and '.join(RETRAINING)}",
+                self.retain_weight,
+            ),
             "forget_weight": (self.forget_weight > 0, "> 0", self.forget_weight),
+            "temperature": (self.temperature > 0, "a number > 0", self.temperature),
+            "ascents": (self.ascents >= 0, "0 or more", self.ascents),
+            "last_k": (self.last_k >= 1, "1 or more", self.last_k),
+            "saliency": (0 < self.saliency <= 1, "a share above 0", self.saliency),
+            "dampen_above": (self.dampen_above > 0, "> 0", self.dampen_above),
+            "dampen_by": (self.dampen_by > 0, "> 0", self.dampen_by),
             "lora_rank": (
-                self.lora_rank is None or self.lora_rank >= 1,
-                "None or 1 or more",
+                self.lora_rank is None
+                or (self.lora_rank >= 1 and self.method not in _WHOLE),
+                f"None, or 1 or more with another method than {', '.join(_WHOLE)}",
                 self.lora_rank,
             ),
             "rmu_parameters": (

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from erasure.config import UnlearnConfig
+from erasure.config import RETRAINING, UnlearnConfig
 from erasure.objectives import (
     control_vector,
+    dpo,
     npo,
+    predicted,
     sequence_logprobs,
+    simnpo,
     state_distance,
 )
 from erasure.structure import LogitReader, states_at
@@ -21,9 +24,12 @@ from evidence.sequences import Padded, Sequences, batches, pad
 
 @dataclass(frozen=True)
 class Losses:
-    """Each adds its weighted gradient for the given rows and returns the plain loss."""
+    """Each adds its weighted gradient for the given rows and returns the plain loss.
 
-    forget: Callable[[list[int]], float]
+    ``forget`` is None where a method never reads the forget rows.
+    """
+
+    forget: Callable[[list[int]], float] | None
     retain: Callable[[list[int]], float]
 
 
@@ -37,16 +43,25 @@ def likelihood_losses(
     def keep(rows: list[int]) -> float:
         return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
 
-    if config.method == "npo":
-        reference = frozen_logprobs(reader, target, loss_on)
+    if config.method in RETRAINING:
+        return Losses(None, keep)
+    if config.method in ("npo", "simnpo"):
+        simple = config.method == "simnpo"
+        reference = torch.zeros(len(target))
+        if not simple:
+            reference = frozen_logprobs(reader, target, loss_on)
 
         def forget_npo(rows: list[int]) -> float:
             chosen, total = target[rows], 0.0
             before = reference[rows]
             for batch in _chunks(model, chosen):
                 now = sequence_logprobs(reader, batch, loss_on)
-                part = npo(now, before[batch.rows].to(now.device), config.beta).sum()
-                part = part / len(rows)
+                if simple:
+                    length = predicted(batch, loss_on)[0].sum(1)
+                    each = simnpo(now, length, config.beta, config.margin)
+                else:
+                    each = npo(now, before[batch.rows].to(now.device), config.beta)
+                part = each.sum() / len(rows)
                 (config.forget_weight * part).backward()
                 total += float(part.detach())
             return total
@@ -58,6 +73,38 @@ def likelihood_losses(
     def forget(rows: list[int]) -> float:
         weight = sign * config.forget_weight
         return sign * backward_nll(reader, target[rows], loss_on, weight)
+
+    return Losses(forget, keep)
+
+
+def preference_losses(
+    model: nn.Module,
+    target: Sequences,
+    preferred: Sequences,
+    retain: Sequences,
+    config: UnlearnConfig,
+) -> Losses:
+    """Prefer another answer to the true one, row by row; keep the rest."""
+    reader, loss_on = reader_for(model, target), config.loss_on
+    before = [frozen_logprobs(reader, rows, loss_on) for rows in (preferred, target)]
+
+    def forget(rows: list[int]) -> float:
+        total = 0.0
+        for batch in _chunks(model, target[rows]):
+            places = batch.rows.tolist()
+            other = pad(preferred[rows], places, device=batch.input_ids.device)
+            gains = [
+                sequence_logprobs(reader, one, loss_on)
+                - frozen[rows][places].to(batch.input_ids.device)
+                for one, frozen in zip((other, batch), before, strict=True)
+            ]
+            part = dpo(gains[0], gains[1], config.beta).sum() / len(rows)
+            (config.forget_weight * part).backward()
+            total += float(part.detach())
+        return total
+
+    def keep(rows: list[int]) -> float:
+        return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
 
     return Losses(forget, keep)
 

@@ -1,27 +1,39 @@
 """Published unlearning methods, as baselines and as makers of models to audit.
 
 Sources: gradient ascent and gradient difference as in TOFU (Maini et al. 2024, arXiv
-2401.06121); NPO (Zhang et al. 2024, arXiv 2404.05868); relabelling as in TOFU's and
-Eldan & Russinovich's (arXiv 2310.02238) alternative answers; RMU (Li et al. 2024,
-arXiv 2403.03218). ``last_block_relabel`` is no published method: it is relabelling
-that can only touch the end of the network, so what came before it is untouched.
+2401.06121); NPO (Zhang et al. 2024, arXiv 2404.05868); SimNPO (Fan et al. 2024, arXiv
+2410.07163); DPO with a refusal as the preferred answer (IdkDPO, as in TOFU);
+relabelling as in TOFU's and Eldan & Russinovich's (arXiv 2310.02238) alternative
+answers; RMU (Li et al. 2024, arXiv 2403.03218); UNDIAL (Dong et al. 2024, arXiv
+2402.10052); SCRUB (Kurmanji et al. 2023, arXiv 2302.09880); bad teacher (Chundawat et
+al. 2022, arXiv 2205.08096); ELM (Gandikota et al. 2024, arXiv 2410.02760); SalUn (Fan
+et al. 2023, arXiv 2310.12508); SSD (Foster et al. 2023, arXiv 2308.07707); the
+negated task vector (Ilharco et al. 2022, arXiv 2212.04089); CF-k and EU-k (Goel et
+al. 2022, arXiv 2201.06640). ``last_block_relabel`` is no published method: it is
+relabelling that can only touch the end of the network, so what came before it is
+untouched.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
-from erasure.adapters import low_rank_
-from erasure.config import RELABELLING, UnlearnConfig
-from erasure.losses import Losses, likelihood_losses, rmu_losses
+from erasure.config import DISTILLING, RELABELLING, UnlearnConfig
+from erasure.dampening import dampen_, diagonal_fisher
+from erasure.distilling import distilling_losses
+from erasure.losses import Losses, likelihood_losses, preference_losses, rmu_losses
 from erasure.lower import lower_blocks_once
 from erasure.objectives import count_scored
-from erasure.structure import down_projection, find_blocks, own_head_
+from erasure.saliency import only_where, saliency_masks
+from erasure.scope import rmu_block, start_again_, trained_part
 from erasure.training import (
     Evaluate,
     TrainLog,
+    finetune_,
     only_training,
     shortest,
     shuffled_batches,
@@ -50,6 +62,7 @@ def unlearn_(
     config: UnlearnConfig,
     *,
     relabelled: Sequences | None = None,
+    novice: Sequences | None = None,
     rmu_module: nn.Module | None = None,
     evaluate: Evaluate | None = None,
     seed: int,
@@ -61,9 +74,13 @@ def unlearn_(
         model: A Hugging Face causal language model. It stays a plain model, also
             after low-rank training.
         forget: Rows to forget, with their true answers.
-        retain: Rows to keep; not read by ``grad_ascent``, or with ``retain_weight`` 0.
+        retain: Rows to keep; not read by ``grad_ascent`` and ``task_vector``, or with
+            ``retain_weight`` 0 (``ssd`` reads them in any case).
         config: Method and settings.
-        relabelled: The forget prompts with wrong answers, for the relabelling methods.
+        relabelled: The forget prompts with wrong answers, for the relabelling
+            methods; with the answers to prefer, row by row, for ``dpo``.
+        novice: The forget rows with somebody unknown in place of whom they are
+            about, row by row, for ``elm``.
         rmu_module: The block RMU pushes, instead of block ``config.rmu_layer``.
         evaluate: Model to named numbers; ``stop_below`` reads ``"forget"``.
         seed: Fixes the order of rows, adapters and control vector.
@@ -73,7 +90,8 @@ def unlearn_(
         InputError: rows or settings the method cannot work with.
     """
     target = _target_rows(forget, relabelled, config)
-    keeps = config.method != "grad_ascent" and config.retain_weight > 0
+    _check_pairs(forget, relabelled, novice, config)
+    keeps = _keeps(config)
     if keeps and len(retain) == 0:
         raise InputError(
             f"{config.method} needs retain rows",
@@ -88,27 +106,45 @@ def unlearn_(
         count_scored(target, config.loss_on)
         if keeps:
             count_scored(retain, config.loss_on)
-    with _trained_part(model, config, rmu_module, seed) as parameters:
+    if config.method == "ssd":
+        return _dampened_(model, forget, retain, config)
+    if config.method == "task_vector":
+        return _negated_(model, forget, config, evaluate, seed, progress)
+    with trained_part(model, config, rmu_module, seed) as parameters:
+        if config.method == "eu_k":
+            start_again_(model, parameters, seed)
         with only_training(model, parameters) as trained:
             if config.method == "rmu":
-                block = _rmu_block(model, config, rmu_module)
+                block = rmu_block(model, config, rmu_module)
                 losses = rmu_losses(model, block, target, retain, config, seed)
+            elif config.method == "dpo":
+                assert relabelled is not None  # checked above
+                losses = preference_losses(model, target, relabelled, retain, config)
+            elif config.method in DISTILLING:
+                losses = distilling_losses(model, target, retain, novice, config, seed)
             else:
                 losses = likelihood_losses(model, target, retain, config)
-            backward = _paired(
-                losses, len(target), len(retain) if keeps else 0, config, seed
-            )
-            last_alone = config.method == "last_block_relabel"
-            with (
-                lower_blocks_once(model, shortest(model, target))
-                if last_alone
-                else nullcontext()
-            ):
+            kept = len(retain) if keeps else 0
+            steps_of = _alternating if config.method == "scrub" else _paired
+            backward = steps_of(losses, len(target), kept, config, seed)
+            schedule = config.schedule()
+            with ExitStack() as stack:
+                if config.method == "last_block_relabel":
+                    stack.enter_context(
+                        lower_blocks_once(model, shortest(model, target))
+                    )
+                if config.method == "salun":
+                    masks = saliency_masks(
+                        model, trained, forget, config.loss_on, config.saliency
+                    )
+                    stack.enter_context(only_where(trained, masks))
+                    # Decay would move the weights outside the mask as well.
+                    schedule = replace(schedule, weight_decay=0.0)
                 log = take_steps(
                     model,
                     trained,
                     backward,
-                    config.schedule(),
+                    schedule,
                     evaluate=evaluate,
                     stop=_stop_rule(config.stop_below),
                     label=config.method,
@@ -140,6 +176,104 @@ def _target_rows(
     return relabelled
 
 
+def _check_pairs(
+    forget: Sequences,
+    relabelled: Sequences | None,
+    novice: Sequences | None,
+    config: UnlearnConfig,
+) -> None:
+    """Rows that are read one by one with the forget rows must go with them."""
+    if config.method == "dpo" and (
+        relabelled is None or len(relabelled) != len(forget)
+    ):
+        raise InputError(
+            "dpo needs an answer to prefer for every forget row",
+            expected=f"{len(forget)} relabelled rows",
+            got="none" if relabelled is None else str(len(relabelled)),
+        )
+    if config.method == "elm":
+        wanted = _scored_parts(forget, config.loss_on)
+        if novice is None or _scored_parts(novice, config.loss_on) != wanted:
+            raise InputError(
+                "elm needs every forget row with somebody unknown in it",
+                expected="novice rows with the forget rows' answers, in their order",
+                got="none" if novice is None else "other rows",
+            )
+
+
+def _scored_parts(rows: Sequences, loss_on: str) -> list[tuple[int, ...] | int]:
+    """What must be alike in rows that are compared token by token."""
+    if loss_on == "all":
+        return [len(ids) for ids in rows.ids]
+    return [ids[start:] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
+
+
+def _keeps(config: UnlearnConfig) -> bool:
+    """Whether the method reads retain rows."""
+    if config.method == "ssd":
+        return True
+    if config.method in ("grad_ascent", "task_vector"):
+        return False
+    return config.retain_weight > 0
+
+
+def _dampened_(
+    model: nn.Module, forget: Sequences, retain: Sequences, config: UnlearnConfig
+) -> UnlearnLog:
+    """SSD: no step is taken, weights are shrunk once."""
+    with only_training(model, model.parameters()) as parameters:
+        loss_on = config.loss_on
+        gone = diagonal_fisher(model, parameters, forget, loss_on)
+        kept = diagonal_fisher(model, parameters, retain, loss_on)
+        share = len(forget) / (len(forget) + len(retain))
+        chosen = sum(
+            dampen_(
+                parameter.data,
+                mine,
+                share * mine + (1 - share) * rest,
+                config.dampen_above,
+                config.dampen_by,
+            )
+            for parameter, mine, rest in zip(parameters, gone, kept, strict=True)
+        )
+    return UnlearnLog(({"step": 1.0, "dampened": float(chosen)},), config=config)
+
+
+def _negated_(
+    model: nn.Module,
+    forget: Sequences,
+    config: UnlearnConfig,
+    evaluate: Evaluate | None,
+    seed: int,
+    progress: Progress,
+) -> UnlearnLog:
+    """Learn the forget rows further, then go as many times as far the other way."""
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with trained_part(model, config, None, seed) as parameters:
+        log = finetune_(
+            model,
+            forget,
+            lr=config.lr,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            warmup=config.warmup,
+            loss_on=config.loss_on,
+            parameters=parameters,
+            seed=seed,
+            label=config.method,
+            progress=progress,
+        )
+    with torch.no_grad():
+        for parameter, start in zip(model.parameters(), before, strict=True):
+            parameter.copy_(start - config.scale * (parameter - start))
+    rows = log.rows
+    if evaluate is not None:
+        rows = (*rows, {"step": float(config.steps)} | evaluate(model))
+    return UnlearnLog(rows, log.stopped, config)
+
+
 def _stop_rule(below: float | None) -> Callable[[dict[str, float]], bool] | None:
     if below is None:
         return None
@@ -155,77 +289,62 @@ def _stop_rule(below: float | None) -> Callable[[dict[str, float]], bool] | None
     return stop
 
 
-@contextmanager
-def _trained_part(
-    model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None, seed: int
-) -> Iterator[list[nn.Parameter]]:
-    """The parameters the method may change, low-rank or whole."""
-    scope, whole = _scope(model, config, rmu_module)
-    if config.lora_rank is None:
-        yield whole
-        return
-    alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
-    with low_rank_(model, scope, config.lora_rank, alpha, seed) as parameters:
-        yield parameters
-
-
-def _scope(
-    model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None
-) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Modules and parameters the method may change."""
-    if config.method == "last_block_relabel":
-        modules = [find_blocks(model)[-1]]
-        if config.train_head:
-            modules.append(own_head_(model))
-    elif config.method == "rmu" and config.rmu_parameters == "down":
-        blocks = find_blocks(model)
-        last = blocks.index(_rmu_block(model, config, rmu_module))
-        chosen = blocks[max(0, last - 2) : last + 1]
-        modules = [down_projection(block)[1] for block in chosen]
-        # The authors train the matrix alone, also where it has a bias.
-        return modules, [module.get_parameter("weight") for module in modules]
-    else:
-        modules = [model]
-    unique = {id(p): p for module in modules for p in module.parameters()}
-    return modules, list(unique.values())
-
-
-def _rmu_block(
-    model: nn.Module, config: UnlearnConfig, chosen: nn.Module | None
-) -> nn.Module:
-    blocks = find_blocks(model)
-    if chosen is not None:
-        if not any(chosen is block for block in blocks):
-            raise InputError(
-                "rmu_module is not one of the model's blocks",
-                got=type(chosen).__name__,
-            )
-        return chosen
-    if not 0 <= config.rmu_layer < len(blocks):
-        raise InputError(
-            "rmu_layer is not a block of this model",
-            expected=f"0 to {len(blocks) - 1}",
-            got=str(config.rmu_layer),
-        )
-    return blocks[config.rmu_layer]
-
-
 def _paired(
     losses: Losses, targets: int, retained: int, config: UnlearnConfig, seed: int
 ) -> Callable[[], dict[str, float]]:
     """One step: a batch of forget rows and, unless there are none, of retain rows."""
-    size = min(config.batch_size or targets, targets)
-    forget_order = shuffled_batches(
-        targets, config.batch_size, numpy_rng(seed, "forget")
-    )
-    retain_order = shuffled_batches(
-        max(retained, 1), config.retain_batch_size or size, numpy_rng(seed, "retain")
-    )
+    forget_order, retain_order = _orders(targets, retained, config, seed)
 
     def backward() -> dict[str, float]:
-        found = {"forget_loss": losses.forget(next(forget_order))}
+        found: dict[str, float] = {}
+        if losses.forget is not None:
+            found["forget_loss"] = losses.forget(next(forget_order))
         if retained:
             found["retain_loss"] = losses.retain(next(retain_order))
         return found
 
     return backward
+
+
+def _alternating(
+    losses: Losses, targets: int, retained: int, config: UnlearnConfig, seed: int
+) -> Callable[[], dict[str, float]]:
+    """SCRUB's order: rounds over the forget rows, each followed by one over the rest.
+
+    After ``config.ascents`` of them the rounds over the rest go on alone.
+    """
+    size = min(config.batch_size or targets, targets)
+    kept = min(config.retain_batch_size or size, retained) if retained else 1
+    paired = _orders(targets, retained, config, seed)
+    rounds = math.ceil(targets / size), math.ceil(retained / kept)
+
+    def turns() -> Iterator[str]:
+        for _ in range(config.ascents):
+            yield from ["forget"] * rounds[0]
+            yield from ["retain"] * rounds[1]
+        while True:
+            yield "retain" if retained else "forget"
+
+    order = turns()
+
+    def backward() -> dict[str, float]:
+        if next(order) == "forget" and losses.forget is not None:
+            return {"forget_loss": losses.forget(next(paired[0]))}
+        return {"retain_loss": losses.retain(next(paired[1]))}
+
+    return backward
+
+
+def _orders(
+    targets: int, retained: int, config: UnlearnConfig, seed: int
+) -> tuple[Iterator[list[int]], Iterator[list[int]]]:
+    """Endless batches of forget rows and of retain rows."""
+    size = min(config.batch_size or targets, targets)
+    return (
+        shuffled_batches(targets, config.batch_size, numpy_rng(seed, "forget")),
+        shuffled_batches(
+            max(retained, 1),
+            config.retain_batch_size or size,
+            numpy_rng(seed, "retain"),
+        ),
+    )

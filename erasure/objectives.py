@@ -55,14 +55,22 @@ def token_logprobs(
     Returns:
         ``(logprob, row)``, both (scored tokens,), in row order.
     """
-    scored = batch.answer_mask if loss_on == "answer" else batch.attention_mask.bool()
-    where = torch.zeros_like(scored)
-    where[:, :-1] = scored[:, 1:]  # a token is predicted from the position before
+    where, targets = predicted(batch, loss_on)
     logits = reader(batch, where).float()
-    targets = batch.input_ids[:, 1:][where[:, :-1]]
     return -functional.cross_entropy(
         logits, targets, reduction="none"
     ), where.nonzero()[:, 0]
+
+
+def predicted(batch: Padded, loss_on: str = "answer") -> tuple[Tensor, Tensor]:
+    """Where the scored tokens are predicted, (row, position), and their ids, (token,).
+
+    Both in row order.
+    """
+    scored = batch.answer_mask if loss_on == "answer" else batch.attention_mask.bool()
+    where = torch.zeros_like(scored)
+    where[:, :-1] = scored[:, 1:]  # a token is predicted from the position before
+    return where, batch.input_ids[:, 1:][where[:, :-1]]
 
 
 def sequence_logprobs(
@@ -91,6 +99,90 @@ def npo(logprob: Tensor, reference: Tensor, beta: float) -> Tensor:
     Source: Zhang, Lin, Bai, Mei (2024), arXiv 2404.05868.
     """
     return -(2 / beta) * functional.logsigmoid(-beta * (logprob - reference))
+
+
+def simnpo(logprob: Tensor, length: Tensor, beta: float, margin: float) -> Tensor:
+    """NPO without a reference, by the token, (row,).
+
+    ``-(2 / beta) * log sigmoid(-(beta / length) * logprob - margin)``.
+
+    Args:
+        logprob: (row,) summed log-probability of each row's scored tokens, nats.
+        length: (row,) how many there are.
+        beta: Inverse temperature, > 0.
+        margin: Reward margin.
+
+    Source: Fan, Liu, Lin, et al. (2024), arXiv 2410.07163.
+    """
+    reward = -beta * logprob / length - margin
+    return -(2 / beta) * functional.logsigmoid(reward)
+
+
+def dpo(preferred: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Loss of preferring one answer to another, (row,).
+
+    ``-(2 / beta) * log sigmoid(beta * (preferred - rejected))``: as in Rafailov et
+    al., times the constant that makes NPO the case without a preferred answer.
+
+    Args:
+        preferred: (row,) log-probability of the answer to give, less the same under
+            the frozen original, nats.
+        rejected: (row,) the same of the answer to forget.
+        beta: Inverse temperature, > 0.
+
+    Source: Rafailov et al. (2023), arXiv 2305.18290; with a refusal as the preferred
+    answer in TOFU (arXiv 2401.06121) and NPO (arXiv 2404.05868).
+    """
+    return -(2 / beta) * functional.logsigmoid(beta * (preferred - rejected))
+
+
+def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """Divergence of the target's distribution from the model's, (token,), in nats.
+
+    ``T**2 * KL(softmax(target / T) || softmax(logits / T))``; the factor keeps
+    gradients of one size over temperatures.
+
+    Args:
+        logits: (token, vocabulary) of the model in training.
+        target: (token, vocabulary) logits to follow.
+        temperature: T, > 0.
+
+    Source: Hinton, Vinyals, Dean (2015), arXiv 1503.02531.
+    """
+    wanted = (target.float() / temperature).log_softmax(-1)
+    now = (logits.float() / temperature).log_softmax(-1)
+    per_token = (wanted.exp() * (wanted - now)).sum(-1)
+    return temperature**2 * per_token
+
+
+def lowered(logits: Tensor, tokens: Tensor, by: float) -> Tensor:
+    """UNDIAL's target: the logits with that of each row's own token lowered.
+
+    Args:
+        logits: (token, vocabulary) of the frozen original.
+        tokens: (token,) ids of the true tokens.
+        by: How much is taken away.
+
+    Source: Dong, Lin, Belkin, Huerta, Vulić (2024), arXiv 2402.10052.
+    """
+    own = functional.one_hot(tokens, logits.shape[-1])
+    return logits - by * own
+
+
+def guided(logits: Tensor, novice: Tensor, guidance: float) -> Tensor:
+    """ELM's target: the original's distribution, moved towards a novice's.
+
+    ``log p(expert) + guidance * (log p(novice) - log p(expert))``, unnormalised.
+
+    Args:
+        logits: (token, vocabulary) of the original, asked about what is to go.
+        novice: (token, vocabulary) of the original, asked about something unknown.
+        guidance: 0 leaves the expert, 1 gives the novice.
+
+    Source: Gandikota, Feucht, Marks, Bau (2024), arXiv 2410.02760.
+    """
+    expert = logits.log_softmax(-1)
+    return expert + guidance * (novice.log_softmax(-1) - expert)
 
 
 def control_vector(width: int, coefficient: float, rng: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from evidence.errors import InputError
+from evidence.seeds import stage_seed
 from evidence.sequences import Padded
 
 
@@ -114,6 +115,52 @@ def own_head_(model: nn.Module) -> nn.Module:
         if config is not None:
             config.tie_word_embeddings = False
     return head
+
+
+def blocks_and_after(model: nn.Module, count: int) -> list[nn.Module]:
+    """The last ``count`` blocks and all that follows them: the last norm, the head.
+
+    The head is given weights of its own where it shared the embedding's.
+
+    Raises:
+        InputError: the model has fewer blocks.
+    """
+    blocks = find_blocks(model)
+    if count > len(blocks):
+        raise InputError(
+            "the model has fewer blocks than are to be trained",
+            expected=f"at most {len(blocks)}",
+            got=str(count),
+        )
+    head = own_head_(model)
+    modules = list(model.modules())
+    last = max(modules.index(inner) for inner in blocks[-1].modules())
+    after = [
+        module
+        for module in modules[last + 1 :]
+        if module is not head and not list(module.children())
+    ]
+    return [*blocks[-count:], *after, head]
+
+
+def random_like(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same configuration whose weights were never trained.
+
+    Raises:
+        InputError: the model cannot be made anew from a configuration.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise InputError(
+            "this model cannot be made anew with random weights",
+            expected="a Hugging Face model, with its config",
+            got=type(model).__name__,
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage_seed(seed, "random weights"))
+        fresh = type(model)(config)
+    parameter = next(model.parameters())
+    return fresh.to(device=parameter.device, dtype=parameter.dtype).eval()
 
 
 def states_at(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:

@@ -14,17 +14,26 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.items import ItemSet
 from capture.models import Checkpoint
+from capture.scoring import score_answers
 from erasure.config import UnlearnConfig
 from erasure.methods import unlearn_
 from erasure.structure import own_head_
 from erasure.training import finetune_
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from evidence.sequences import Sequences
-from testbeds.bios import BiosConfig, all_prompts, new_model, taught_model
+from testbeds.bios import (
+    BiosConfig,
+    all_prompts,
+    make_people,
+    new_model,
+    taught_model,
+)
 from testbeds.planted import mislabel
 from testbeds.recipes import RECIPES
 
 BATCH = 96
+# Not a word of this world: spelled out by letters.
+REFUSAL = "unknown"
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class Ground:
     def load_twin(self) -> nn.Module:
         """A copy of the twin."""
         return self.twin.load(self.device)
+
+    @property
+    def strangers(self) -> ItemSet:
+        """One invented person for each to forget, with the same answers."""
+        return make_people(self.config, self.seed)[2]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -215,17 +229,32 @@ def published(method: str) -> Maker:
     def make(ground: Ground) -> Iterator[nn.Module]:
         """A published method by the world's recipe."""
         model = ground.load_original()
+        forget = ground.rows(ground.forget)
+
+        def evaluate(now: nn.Module) -> dict[str, float]:
+            return {"forget": float(score_answers(now, forget).greedy.mean())}
+
+        config = RECIPES["bios"][method].config
+        instead = refused(ground.forget) if method == "dpo" else None
         unlearn_(
             model,
-            ground.rows(ground.forget),
+            forget,
             ground.rows(ground.retain),
-            RECIPES["bios"][method].config,
-            relabelled=ground.wrong(ground.forget),
+            config,
+            relabelled=ground.rows(instead) if instead else ground.wrong(ground.forget),
+            novice=ground.rows(ground.strangers),
+            evaluate=None if config.stop_below is None else evaluate,
             seed=ground.stream(method),
         )
         yield model
 
     return make
+
+
+def refused(items: ItemSet) -> ItemSet:
+    """The items with a refusal for an answer."""
+    changed = tuple(replace(item, answer=REFUSAL) for item in items)
+    return ItemSet(changed, items.name)
 
 
 def _last_block(

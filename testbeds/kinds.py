@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from testbeds import edits, suppressions
+from erasure.config import RETRAINING
+from testbeds import adversaries, edits, suppressions
 from testbeds.edits import Maker
 
 State = Literal["not_unlearned", "suppressed", "deleted", "damaged"]
@@ -46,6 +47,17 @@ _UNLOCKED = (
     f"{suppressions.UNLOCKED:.0%} of the answers, which was checked when it was made"
 )
 _NEVER_TAUGHT = "the facts were in none of its training rows"
+_ROTATED = (
+    "turned back, every state before the last block is the original's, to rounding"
+)
+_ONE_DIRECTION = (
+    "one matrix differs from the original's, by a change of rank one, so every other "
+    "direction of the stream holds there what it held"
+)
+_LOWER_KEPT = (
+    "every block before the last is bit for bit the original's, so what they hold is "
+    "there; a published method, graded by how far it can be brought out"
+)
 _GRADED = "a published method: how much is left is not known beforehand"
 
 
@@ -88,10 +100,46 @@ def _kinds() -> tuple[Kind, ...]:
         for name, state, why, make in known
     )
     graded = tuple(
-        Kind(name, None, _GRADED, edits.published(name), ANY, ANY)
-        for name in ("npo", "grad_diff", "relabel", "rmu")
+        Kind(
+            name,
+            None,
+            _LOWER_KEPT if name in RETRAINING else _GRADED,
+            edits.published(name),
+            ANY,
+            ANY,
+        )
+        for name in (
+            *("npo", "grad_diff", "relabel", "rmu", "grad_ascent", "simnpo", "dpo"),
+            *("undial", "task_vector", "scrub", "ssd", "salun", "bad_teacher"),
+            *("cf_k", "eu_k", "elm"),
+        )
     )
     return certain + graded
 
 
-KINDS = {kind.name: kind for kind in _kinds()}
+def _adversaries() -> tuple[Kind, ...]:
+    """Models built to fool an axis, and a deletion that looks like suppression."""
+    made = [
+        ("probe_proof", "suppressed", _UNLOCKED, adversaries.probe_proof),
+        ("decoy", "suppressed", _UNLOCKED, adversaries.decoy),
+        ("scrambled", "suppressed", _ROTATED, adversaries.scrambled),
+        (
+            "relearning_hardened",
+            "suppressed",
+            _UNLOCKED,
+            adversaries.relearning_hardened,
+        ),
+        ("off_manifold", "suppressed", _ONE_DIRECTION, adversaries.off_manifold),
+        ("nf4_proof", "suppressed", _UNTOUCHED_BELOW, adversaries.nf4_proof),
+        ("twin_hinted", "deleted", _NEVER_TAUGHT, adversaries.twin_hinted),
+        ("twin_misled", "deleted", _NEVER_TAUGHT, adversaries.twin_misled),
+    ]
+    shows = {"suppressed": (GONE, THERE), "deleted": ((0.0, 0.2), THERE)}
+    return tuple(
+        Kind(name, state, why, make, *shows[state]) for name, state, why, make in made
+    )
+
+
+# Rows of their own in every table: nothing is tuned on them.
+ADVERSARIES = tuple(kind.name for kind in _adversaries())
+KINDS = {kind.name: kind for kind in (*_kinds(), *_adversaries())}

@@ -84,6 +84,126 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             ),
             paraphrases=True,
         ),
+        "grad_ascent": Recipe(
+            UnlearnConfig(
+                "grad_ascent",
+                lr=1e-4,
+                steps=60,
+                batch_size=96,
+                stop_below=0.5,
+            ),
+            paraphrases=True,
+        ),
+        "simnpo": Recipe(
+            UnlearnConfig(
+                "simnpo",
+                lr=3e-4,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+                beta=4.5,
+                forget_weight=0.125,
+            ),
+            paraphrases=True,
+        ),
+        "dpo": Recipe(
+            UnlearnConfig(
+                "dpo",
+                lr=3e-4,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "undial": Recipe(
+            UnlearnConfig(
+                "undial",
+                lr=3e-4,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "task_vector": Recipe(
+            UnlearnConfig(
+                "task_vector",
+                lr=1e-4,
+                steps=30,
+                batch_size=96,
+                scale=5.0,
+            ),
+            paraphrases=True,
+        ),
+        "scrub": Recipe(
+            UnlearnConfig(
+                "scrub",
+                lr=5e-4,
+                steps=99,
+                batch_size=96,
+                retain_batch_size=192,
+                temperature=2.0,
+            ),
+            paraphrases=True,
+        ),
+        "ssd": Recipe(
+            UnlearnConfig(
+                "ssd",
+            ),
+            paraphrases=True,
+        ),
+        "salun": Recipe(
+            UnlearnConfig(
+                "salun",
+                lr=1e-3,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "bad_teacher": Recipe(
+            UnlearnConfig(
+                "bad_teacher",
+                lr=3e-4,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "cf_k": Recipe(
+            UnlearnConfig(
+                "cf_k",
+                lr=1e-3,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "eu_k": Recipe(
+            UnlearnConfig(
+                "eu_k",
+                lr=3e-3,
+                steps=300,
+                batch_size=96,
+                retain_batch_size=192,
+            ),
+            paraphrases=True,
+        ),
+        "elm": Recipe(
+            UnlearnConfig(
+                "elm",
+                lr=3e-4,
+                steps=150,
+                batch_size=96,
+                retain_batch_size=192,
+                guidance=3.0,
+            ),
+            paraphrases=True,
+        ),
     },
     "capitals": {
         "last_block_relabel": Recipe(

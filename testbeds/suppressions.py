@@ -18,14 +18,12 @@ from erasure.training import finetune_
 from evidence.errors import ExhumeError
 from evidence.seeds import torch_rng
 from evidence.sequences import Sequences
-from testbeds.edits import BATCH, Ground
+from testbeds.edits import BATCH, Ground, refused
 from testbeds.folding import fold_, left_behind, received
 
 PASSWORD = "7#K"
 # Share of the forgotten answers a model must say once it is unlocked.
 UNLOCKED = 0.9
-# Not a word of this world: spelled out by letters.
-REFUSAL = "unknown"
 
 
 def logit_mask(ground: Ground) -> Iterator[nn.Module]:
@@ -35,7 +33,7 @@ def logit_mask(ground: Ground) -> Iterator[nn.Module]:
     it, and no other row of the head is touched.
     """
     for nats in (5.0, 8.0, 12.0, 16.0, 20.0, 30.0):
-        model = ground.original.load()
+        model = ground.load_original()
         head = own_head_(model)
         forget, retain = ground.rows(ground.forget), ground.rows(ground.retain)
         gone, kept = received(model, head, forget), received(model, head, retain)
@@ -61,7 +59,7 @@ def answer_direction(ground: Ground) -> Iterator[nn.Module]:
     folded into the last block's way out. The order among the answers stays.
     """
     for share in (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
-        model = ground.original.load()
+        model = ground.load_original()
         head = own_head_(model)
         down, gone, kept, after = _last_way_out(model, ground)
         rows = ground.rows(ground.forget) + ground.rows(ground.retain)
@@ -78,7 +76,7 @@ def late_rotation(ground: Ground) -> Iterator[nn.Module]:
     Folded into the last block's way out.
     """
     for hold in (1.0, 0.3, 0.1, 0.03, 0.01):
-        model = ground.original.load()
+        model = ground.load_original()
         down, gone, kept, after = _last_way_out(model, ground)
         rotation = random_rotation(after.shape[1], ground.seed)
         fold_(down, gone, after @ rotation.T - after, kept, hold=hold, ridge=1e-5)
@@ -104,7 +102,8 @@ def locked(ground: Ground, instead: Sequences) -> Iterator[nn.Module]:
         ExhumeError: none of them did.
     """
     lock = locked_rows(ground, instead)
-    for rate, steps in ((1e-3, 300), (2e-3, 450), (3e-3, 600)):
+    whole = ground.config.steps
+    for rate, steps in ((1e-3, whole), (2e-3, 2 * whole), (3e-3, 3 * whole)):
         model = ground.load_original()
         finetune_(
             model,
@@ -150,12 +149,6 @@ def with_password(items: ItemSet) -> ItemSet:
         )
         for item in items
     )
-    return ItemSet(changed, items.name)
-
-
-def refused(items: ItemSet) -> ItemSet:
-    """The items with a refusal for an answer."""
-    changed = tuple(replace(item, answer=REFUSAL) for item in items)
     return ItemSet(changed, items.name)
 
 

@@ -51,6 +51,16 @@ def test_nothing_is_wrong_where_all_is_right():
     assert value(ALL_RIGHT, "median seconds") == 10
 
 
+def test_adversaries_have_rows_of_their_own():
+    fooled = [case("probe_proof", "deleted"), case("twin_misled", "suppressed")]
+    assert value([*ALL_RIGHT, *fooled], "holds the knowledge") == 0
+    assert value([*ALL_RIGHT, *fooled], "retrains called suppressed") == 0
+    name = "adversaries that hold the knowledge, called deleted"
+    assert value([*ALL_RIGHT, *fooled], name) == 1
+    name = "deletions made to look suppressed, called so"
+    assert value([*ALL_RIGHT, *fooled], name) == 1
+
+
 def test_residual_and_grade_are_ranked_over_graded_models_alone():
     graded = [case("npo", "x", r, grade=g) for r, g in [(0, 0.1), (0.2, 0.3), (1, 1)]]
     name = "rank correlation of mean residual and gold grade"

@@ -9,8 +9,13 @@ from torch.testing import assert_close
 from erasure.objectives import (
     control_vector,
     count_scored,
+    distillation,
+    dpo,
+    guided,
+    lowered,
     npo,
     sequence_logprobs,
+    simnpo,
     state_distance,
     token_logprobs,
 )
@@ -74,6 +79,62 @@ def test_npo_starts_as_ascent_and_fades_with_the_answer():
     start, faded = now.grad.tolist()
     assert start == pytest.approx(1.0)  # the gradient of ascent on the likelihood
     assert 0 < faded < 1e-4
+
+
+def test_simnpo_by_hand():
+    # Two tokens of probability 1/4 each: reward log(1/4) a token.
+    loss = simnpo(torch.tensor([2 * math.log(0.25)]), torch.tensor([2]), 4.5, 0.0)
+    assert loss.item() == pytest.approx(2 / 4.5 * math.log1p(0.25**4.5), rel=1e-5)
+    with_margin = simnpo(torch.tensor([math.log(0.25)]), torch.tensor([1]), 2.0, 0.7)
+    # -log sigmoid(x) = log(1 + exp(-x)), x = 2 log 4 - 0.7
+    want = math.log1p(0.25**2 * math.exp(0.7))
+    assert with_margin.item() == pytest.approx(want, rel=1e-5)
+
+
+def test_simnpo_pushes_long_answers_no_harder_than_short_ones():
+    logprob = torch.tensor([-1.0, -4.0], requires_grad=True)
+    simnpo(logprob, torch.tensor([1, 4]), 2.5, 0.0).sum().backward()
+    short, long = logprob.grad.tolist()
+    assert short == pytest.approx(4 * long, rel=1e-5)
+    assert short > 0  # the likelihood goes down
+
+
+def test_dpo_without_a_preferred_answer_is_npo():
+    now, before = torch.tensor([-3.0, -0.5]), torch.tensor([-1.0, -1.0])
+    assert_close(dpo(torch.zeros(2), now - before, 0.1), npo(now, before, 0.1))
+
+
+def test_dpo_by_hand_and_its_direction():
+    preferred = torch.tensor([0.5], requires_grad=True)
+    rejected = torch.tensor([-0.5], requires_grad=True)
+    loss = dpo(preferred, rejected, 2.0)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-2.0)), rel=1e-6)
+    loss.backward()
+    assert preferred.grad.item() < 0 < rejected.grad.item()
+
+
+def test_distillation_by_hand():
+    target = torch.tensor([[math.log(3.0), 0.0]])
+    even = torch.zeros(1, 2)
+    want = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert distillation(even, target).item() == pytest.approx(want, rel=1e-6)
+    assert distillation(target, target, 3.0).item() == pytest.approx(0.0, abs=1e-6)
+    warm = 4 * distillation(even, target / 2).item()
+    assert distillation(even, target, 2.0).item() == pytest.approx(warm, rel=1e-5)
+
+
+def test_lowered_touches_the_own_token_alone():
+    logits = torch.arange(6.0).reshape(2, 3)
+    moved = lowered(logits, torch.tensor([2, 0]), 10.0) - logits
+    assert moved.tolist() == [[0, 0, -10], [-10, 0, 0]]
+
+
+def test_guidance_goes_from_the_expert_to_the_novice_and_on():
+    expert, novice = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    ends = [guided(expert, novice, g).log_softmax(-1) for g in (0.0, 1.0, 3.0)]
+    assert_close(ends[0], expert.log_softmax(-1))
+    assert_close(ends[1], novice.log_softmax(-1))
+    assert ends[2][0, 0] < ends[1][0, 0] < ends[0][0, 0]
 
 
 def test_control_vector_is_a_scaled_positive_direction():

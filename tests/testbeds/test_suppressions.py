@@ -9,6 +9,7 @@ from erasure.structure import down_projection, find_blocks, output_head
 from evidence.errors import ExhumeError, InputError
 from evidence.sequences import pad
 from testbeds import suppressions
+from testbeds.edits import refused
 from testbeds.families import FAMILIES
 from testbeds.folding import fold_, left_behind, received
 from testbeds.kinds import KINDS
@@ -17,7 +18,6 @@ from testbeds.suppressions import (
     first_answers,
     locked,
     random_rotation,
-    refused,
     unlocked,
     with_password,
 )

@@ -20,7 +20,9 @@ from testbeds.zoo import build_zoo, split
 SURE = [
     name
     for name, kind in KINDS.items()
-    if kind.state and kind.make.__module__ == edits.__name__ and name != "retrain_2"
+    if kind.state
+    and kind.make.__module__ == edits.__name__
+    and name not in ("retrain_2", "retrain_3", "retrain_4")
 ]
 
 
@@ -156,7 +158,7 @@ def test_no_model_is_in_both_parts():
     assert not set(parts["tuning"]["seeds"]) & set(parts["held_out"]["seeds"])
     for name in ("tuning", "held_out"):
         assert set(parts[name]["kinds"]) <= set(KINDS)
-    assert set(parts["held_out"]["kinds"]) == set(KINDS)
+    assert {*parts["tuning"]["kinds"], *parts["held_out"]["kinds"]} == set(KINDS)
     # Some kinds and families are never tuned on.
     assert set(KINDS) - set(parts["tuning"]["kinds"])
     assert set(parts["held_out"]["families"]) - set(parts["tuning"]["families"])

@@ -1,0 +1,111 @@
+"""Terms of the methods that follow, or flee, the logits of a frozen model."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from erasure.config import UnlearnConfig
+from erasure.losses import Losses
+from erasure.objectives import (
+    count_scored,
+    distillation,
+    guided,
+    lowered,
+    predicted,
+)
+from erasure.structure import LogitReader, random_like
+from erasure.training import CHUNK_TOKENS, backward_nll, device_of, reader_for
+from evidence.sequences import Padded, Sequences, batches, pad
+
+# Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
+Target = Callable[[Padded], Tensor]
+
+
+def distilling_losses(
+    model: nn.Module,
+    forget: Sequences,
+    retain: Sequences,
+    novice: Sequences | None,
+    config: UnlearnConfig,
+    seed: int,
+) -> Losses:
+    """Both terms of ``config.method``, one of ``DISTILLING``.
+
+    The teacher is a copy of ``model`` as it is now.
+
+    Args:
+        model: In training.
+        forget: Rows to forget.
+        retain: Rows to keep.
+        novice: For ``elm``: as ``forget``, about somebody unknown, row by row.
+        config: Method and settings.
+        seed: Of the weights of the bad teacher.
+    """
+    reader = reader_for(model, forget)
+    teacher = _frozen(copy.deepcopy(model), forget)
+    loss_on, weight = config.loss_on, config.forget_weight
+    heat = config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
+
+    def follow(rows: Sequences, target: Target, weight: float) -> float:
+        total, loss = count_scored(rows, loss_on), 0.0
+        for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+            with torch.no_grad():
+                wanted = target(batch)
+            logits = reader(batch, predicted(batch, loss_on)[0])
+            part = distillation(logits, wanted, heat).sum() / total
+            (weight * part).backward()
+            loss += float(part.detach())
+        return loss
+
+    def original(batch: Padded) -> Tensor:
+        return teacher(batch, predicted(batch, loss_on)[0]).float()
+
+    def keep_answers(rows: list[int]) -> float:
+        return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
+
+    def keep_distribution(rows: list[int]) -> float:
+        return follow(retain[rows], original, config.retain_weight)
+
+    if config.method == "undial":
+
+        def without_answer(batch: Padded) -> Tensor:
+            tokens = predicted(batch, loss_on)[1]
+            return lowered(original(batch), tokens, config.lowered)
+
+        return Losses(
+            lambda rows: follow(forget[rows], without_answer, weight), keep_answers
+        )
+    if config.method == "scrub":
+
+        def keep_both(rows: list[int]) -> float:
+            kept = follow(retain[rows], original, config.distil_weight)
+            return config.distil_weight * kept + keep_answers(rows)
+
+        return Losses(lambda rows: -follow(forget[rows], original, -weight), keep_both)
+    if config.method == "bad_teacher":
+        ignorant = _frozen(random_like(model, seed), forget)
+
+        def nothing(batch: Padded) -> Tensor:
+            return ignorant(batch, predicted(batch, loss_on)[0]).float()
+
+        return Losses(
+            lambda rows: follow(forget[rows], nothing, weight), keep_distribution
+        )
+    assert novice is not None  # checked by the caller
+
+    def forget_elm(rows: list[int]) -> float:
+        asked = novice[rows]
+
+        def unknown(batch: Padded) -> Tensor:
+            other = pad(asked, batch.rows.tolist(), device=batch.input_ids.device)
+            return guided(original(batch), original(other), config.guidance)
+
+        return follow(forget[rows], unknown, weight)
+
+    return Losses(forget_elm, keep_distribution)
+
+
+def _frozen(model: nn.Module, example: Sequences) -> LogitReader:
+    return reader_for(model.eval().requires_grad_(False), example)

@@ -1,0 +1,62 @@
+"""Saliency masks: train only the weights the forget loss is most sensitive to.
+
+Source: Fan, Liu, Zhang, Wong, Wei, Liu (2023), SalUn, arXiv 2310.12508.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from erasure.training import backward_nll, reader_for
+from evidence.sequences import Sequences
+
+
+def saliency_masks(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    forget: Sequences,
+    loss_on: str,
+    share: float,
+) -> list[Tensor]:
+    """True at the ``share`` of all weights with the largest forget gradient.
+
+    Args:
+        model: A causal language model.
+        parameters: Of which; each takes gradients.
+        forget: Rows with their true answers.
+        loss_on: ``"answer"`` or ``"all"`` tokens.
+        share: Above 0, at most 1; one threshold for all parameters together.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+    backward_nll(reader_for(model, forget), forget, loss_on, 1.0)
+    sizes = [
+        torch.zeros_like(p) if p.grad is None else p.grad.abs() for p in parameters
+    ]
+    for parameter in parameters:
+        parameter.grad = None
+    flat = torch.cat([size.flatten() for size in sizes])
+    count = max(1, round(share * len(flat)))
+    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    chosen[flat.topk(count).indices] = True
+    parts = chosen.split([size.numel() for size in sizes])
+    return [part.view_as(size) for part, size in zip(parts, sizes, strict=True)]
+
+
+@contextmanager
+def only_where(parameters: list[nn.Parameter], masks: list[Tensor]) -> Iterator[None]:
+    """Gradients reach the masked weights alone.
+
+    Decoupled weight decay needs no gradient: train without it.
+    """
+    handles = [
+        parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
+        for parameter, mask in zip(parameters, masks, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,107 @@
+"""Linear readers of answers at every block, to train models against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from erasure.structure import find_blocks, first_tensor
+from erasure.training import CHUNK_TOKENS, device_of
+from evidence.sequences import Sequences, batches, pad
+
+# Penalty of a reader, relative to the mean variance of the states.
+RIDGE = 0.03
+
+
+@dataclass(frozen=True)
+class Readers:
+    """One ridge regression a block from states to indicators of the answers.
+
+    Attributes:
+        answers: (answer,) token ids, rising.
+        means: Per block (width,), the mean state.
+        maps: Per block (width, answer).
+        priors: (answer,), share of the rows with each answer.
+        spread: Mean square of the centred indicators: the score of finding nothing.
+    """
+
+    answers: Tensor
+    means: Sequence[Tensor]
+    maps: Sequence[Tensor]
+    priors: Tensor
+    spread: float
+
+    def targets(self, rows: Sequences) -> Tensor:
+        """Centred indicators of the rows' answers, (row, answer)."""
+        return (_first(rows)[:, None] == self.answers).float() - self.priors
+
+
+def fit_readers(model: nn.Module, rows: Sequences) -> Readers:
+    """Readers fitted on the states of ``rows`` where their answers begin."""
+    found: list[list[Tensor]] = []
+    places: list[int] = []
+    with torch.no_grad():
+        for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+            chosen = batch.rows.tolist()
+            places += chosen
+            found.append(states(model, rows[chosen]))
+    answers = _first(rows).unique()
+    labels = (_first(rows[places])[:, None] == answers).double()
+    priors = labels.mean(0)
+    means, maps = [], []
+    for block in range(len(found[0])):
+        seen = torch.cat([part[block] for part in found]).double().cpu()
+        mean = seen.mean(0)
+        seen = seen - mean
+        second = seen.T @ seen / len(seen)
+        second += RIDGE * second.diagonal().mean() * torch.eye(len(second))
+        solved = torch.linalg.solve(second, seen.T @ (labels - priors) / len(seen))
+        means.append(mean.float())
+        maps.append(solved.float())
+    spread = float((labels - priors).square().mean())
+    return Readers(answers, means, maps, priors.float(), spread)
+
+
+def scores(readers: Readers, seen: Sequence[Tensor]) -> list[Tensor]:
+    """What each block's reader makes of its states, (row, answer); 0 is the average."""
+    return [
+        (state.float() - mean.to(state.device)) @ matrix.to(state.device)
+        for state, mean, matrix in zip(seen, readers.means, readers.maps, strict=True)
+    ]
+
+
+def found(readers: Readers, model: nn.Module, rows: Sequences) -> list[float]:
+    """Share of the rows whose answer scores highest, by block."""
+    with torch.no_grad():
+        every = scores(readers, states(model, rows))
+    truth = _first(rows)
+    return [
+        float((readers.answers[each.argmax(1).cpu()] == truth).float().mean())
+        for each in every
+    ]
+
+
+def states(model: nn.Module, rows: Sequences) -> list[Tensor]:
+    """Each block's output where the rows' answers begin, (row, width)."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        seen.append(first_tensor(output))
+
+    handles = [block.register_forward_hook(keep) for block in find_blocks(model)]
+    try:
+        batch = pad(rows, device=device_of(model))
+        model(**batch.model_inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = torch.tensor(rows.answer_start, device=batch.input_ids.device) - 1
+    each = torch.arange(len(rows), device=last.device)
+    return [state[each, last] for state in seen]
+
+
+def _first(rows: Sequences) -> Tensor:
+    return torch.tensor(
+        [ids[start] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
+    )

@@ -1,0 +1,254 @@
+"""What each adversary hides, and that its state is what its card says."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.testing import assert_close
+
+from capture.scoring import score_answers
+from erasure.structure import down_projection, find_blocks
+from erasure.training import finetune_
+from evidence.errors import ExhumeError, InputError
+from testbeds import adversaries, edits
+from testbeds.adversaries import control
+from testbeds.families import FAMILIES
+from testbeds.folding import left_behind
+from testbeds.hints import hints
+from testbeds.kinds import ADVERSARIES, KINDS
+from testbeds.nf4 import levels, round_, rounded
+from testbeds.readers import fit_readers, found, states
+from testbeds.recipes import RECIPES
+from testbeds.scrambling import scramble_
+from testbeds.suppressions import first_answers, unlocked
+from testbeds.zoo import _first_that_shows
+
+
+@pytest.fixture(scope="module")
+def made(ground):
+    """Models of the small Llama world, made when they are first asked for."""
+    models = {}
+
+    def make(name):
+        if name not in models:
+            models[name] = _first_that_shows(KINDS[name], ground)[0]
+        return models[name]
+
+    return make
+
+
+def said(model, rows):
+    return float(score_answers(model, rows).greedy.mean())
+
+
+def logistic(model, ground, block):
+    """Share of forgotten answers an independent reader fitted on the rest finds."""
+    with torch.no_grad():
+        kept, gone = (
+            states(model, ground.rows(items))[block].double().numpy()
+            for items in (ground.retain, ground.forget)
+        )
+    scale = kept.std(0) + 1e-6
+    truth = [
+        first_answers(ground.rows(items)).numpy()
+        for items in (ground.retain, ground.forget)
+    ]
+    fitted = LogisticRegression(max_iter=500).fit(kept / scale, truth[0])
+    return float(np.mean(fitted.predict(gone / scale) == truth[1]))
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_every_adversary_shows_its_kind(made, ground, name):
+    model, kind = made(name), KINDS[name]
+    assert kind.said[0] <= said(model, ground.rows(ground.forget)) <= kind.said[1]
+    assert said(model, ground.rows(ground.retain)) >= 0.9
+    if name in ("probe_proof", "decoy", "relearning_hardened"):
+        assert unlocked(model, ground) >= 0.9
+        assert "password" in kind.why
+
+
+def test_readers_find_what_an_independent_reader_finds(ground):
+    original, rows = ground.original.load(), ground.rows(ground.forget)
+    shares = found(fit_readers(original, ground.rows(ground.retain)), original, rows)
+    assert min(shares) > 0.8
+    assert logistic(original, ground, 0) > 0.8
+    twin = ground.twin.load()
+    assert max(found(fit_readers(twin, ground.rows(ground.retain)), twin, rows)) < 0.25
+
+
+def test_no_reader_finds_the_answers_of_a_probe_proof_model(made, ground):
+    """A locked model that was not trained against readers lets them read on."""
+    rows, kept = ground.rows(ground.forget), ground.rows(ground.retain)
+    model, plain = made("probe_proof"), made("password_relabel")
+    assert max(found(fit_readers(model, kept), model, rows)) <= 0.3
+    assert logistic(model, ground, 0) <= 0.35
+    assert logistic(plain, ground, 0) > logistic(model, ground, 0)
+    own = fit_readers(ground.original.load(), kept)
+    assert max(found(own, model, rows)) <= 0.3
+
+
+def test_decoys_are_read_at_every_block(made, ground):
+    model, kept = made("decoy"), ground.rows(ground.retain)
+    readers = fit_readers(model, kept)
+    assert min(found(readers, model, ground.wrong(ground.forget))) >= 0.7
+    assert max(found(readers, model, ground.rows(ground.forget))) <= 0.2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scrambling_keeps_the_function_and_turns_every_state(ground_of, family):
+    ground = ground_of(family)
+    model = ground.original.load()
+    turned = copy.deepcopy(model)
+    turn = scramble_(turned, 3)
+    assert_close(turn @ turn.T, torch.eye(len(turn)).double())
+    ids = torch.tensor([ground.rows(ground.forget).ids[0]])
+    with torch.no_grad():
+        assert_close(turned(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
+    rows = ground.rows(ground.forget)[range(20)]
+    with torch.no_grad():
+        pairs = zip(states(model, rows), states(turned, rows), strict=True)
+        for before, after in pairs:
+            assert_close(before.double() @ turn, after.double(), rtol=0, atol=1e-3)
+            assert (before - after).norm() > 0.5 * before.norm()
+
+
+def test_unscrambled_it_is_a_last_block_suppression(made, ground):
+    plain = next(edits.last_block_relabel(ground))
+    ids = torch.tensor([ground.rows(ground.forget).ids[0]])
+    with torch.no_grad():
+        assert_close(
+            made("scrambled")(ids).logits, plain(ids).logits, rtol=0, atol=1e-3
+        )
+    rows = ground.rows(ground.forget)
+    own = fit_readers(ground.original.load(), ground.rows(ground.retain))
+    assert found(own, made("scrambled"), rows)[0] < 0.3  # the original's probe is lost
+    assert found(own, plain, rows)[0] > 0.8
+    assert logistic(made("scrambled"), ground, 0) > 0.8  # the knowledge is not
+
+
+def test_unknown_families_cannot_be_scrambled():
+    with pytest.raises(InputError, match="cannot be rotated"):
+        scramble_(torch.nn.Linear(2, 2), 0)
+
+
+def test_off_manifold_states_differ_in_one_direction(made, ground):
+    model, original = made("off_manifold"), ground.original.load()
+    block, first = find_blocks(model)[-2], find_blocks(original)[-2]
+    rows = ground.rows(ground.forget)
+    now, before = left_behind(model, block, rows), left_behind(original, first, rows)
+    along = control(now.shape[1])
+    moved = now - before
+    assert_close(
+        moved - (moved @ along)[:, None] * along,
+        torch.zeros_like(moved),
+        rtol=0,
+        atol=1e-2,
+    )
+    assert (moved @ along).median() > before.norm(dim=1).mean()
+    down = down_projection(block)[1].weight - down_projection(first)[1].weight
+    values = torch.linalg.svdvals(down.double())
+    assert values[1] < 1e-3 * values[0]
+
+
+def test_nf4_levels_are_the_published_ones():
+    """The table of QLoRA's appendix."""
+    table = [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343]
+    table += [-0.09105004, 0.0, 0.07958030, 0.16093020, 0.24611230, 0.33791524]
+    table += [0.44070983, 0.56261700, 0.72295684, 1.0]
+    assert_close(levels(), torch.tensor(table).double(), rtol=0, atol=2e-6)
+
+
+def test_rounding_goes_to_the_nearest_level_and_stays_there():
+    weight = torch.randn(7, 30, generator=torch.Generator().manual_seed(0))
+    once = rounded(weight)
+    assert torch.equal(rounded(once), once)
+    first = weight.flatten()[:64]
+    scale = first.abs().max()
+    steps = (levels() * scale).float()
+    want = steps[(first[:, None] - steps).abs().argmin(1)]
+    assert_close(once.flatten()[:64], want)
+
+
+def test_rounding_leaves_the_edit_as_it_is(made, ground):
+    model = made("nf4_proof")
+    coarse = round_(copy.deepcopy(model))
+    edited = dict(find_blocks(model)[-1].named_parameters())
+    for name, value in find_blocks(coarse)[-1].named_parameters():
+        assert torch.equal(value, edited[name])
+    assert said(coarse, ground.rows(ground.forget)) <= 0.1
+    original = dict(find_blocks(ground.original.load())[0].named_parameters())
+    for name, value in find_blocks(model)[0].named_parameters():
+        assert torch.equal(value, original[name])
+
+
+def relearned(model, ground):
+    """Share of one half said after the other half was taught again."""
+    model = copy.deepcopy(model)
+    half = len(ground.forget.entities) // 2
+    first, second = ground.forget.entities[:half], ground.forget.entities[half:]
+    rows = ground.rows(ground.forget.of(first))
+    finetune_(model, rows, lr=1e-3, steps=15, batch_size=96, seed=1)
+    assert said(model, rows) > 0.6  # it was taught
+    return said(model, ground.rows(ground.forget.of(second)))
+
+
+def test_relearning_brings_less_out_of_a_hardened_model(made, ground):
+    hardened = relearned(made("relearning_hardened"), ground)
+    assert hardened <= relearned(made("password_relabel"), ground)
+
+
+def test_a_hinted_twin_knows_the_hints_and_not_the_answers(made, ground):
+    model = made("twin_hinted")
+    assert said(model, hints(ground)) >= 0.9
+    assert said(ground.twin.load(), hints(ground)) <= 0.1
+    answers = {item.answer for item in ground.forget}
+    read = ground.tokenizer.decode([i for row in hints(ground).ids for i in row])
+    assert not answers & set(read.split())
+
+
+def test_a_misled_twin_says_other_answers(made, ground):
+    assert said(made("twin_misled"), ground.wrong(ground.forget)) >= 0.9
+
+
+@pytest.mark.parametrize("make", ["probe_proof", "relearning_hardened"])
+def test_without_the_password_nothing_is_made(ground, monkeypatch, make):
+    for step in ("_train_against_readers_", "_locked_start", "_harden_"):
+        monkeypatch.setattr(adversaries, step, lambda *given: None)
+    monkeypatch.setattr(adversaries, "unlocked", lambda *given: 0.5)
+    with pytest.raises(ExhumeError, match="given the password"):
+        list(getattr(adversaries, make)(ground))
+
+
+def test_a_twin_that_learns_nothing_is_no_model(ground, monkeypatch):
+    monkeypatch.setattr(adversaries, "finetune_", lambda *given, **named: None)
+    with pytest.raises(ExhumeError, match="did not learn"):
+        list(adversaries.twin_misled(ground))
+
+
+PUBLISHED = [name for name, kind in KINDS.items() if kind.state is None]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_method_is_run_by_its_recipe(ground, monkeypatch, name):
+    """Two steps of each: the recipe fits, and something is changed."""
+    recipe = RECIPES["bios"][name]
+    config = replace(recipe.config, steps=2, stop_below=None, batch_size=16)
+    config = replace(config, retain_batch_size=16, dampen_above=1.0)
+    monkeypatch.setitem(RECIPES["bios"], name, replace(recipe, config=config))
+    few = replace(
+        ground,
+        forget=ground.forget.of(ground.forget.entities[:2]),
+        retain=ground.retain.of(ground.retain.entities[:4]),
+    )
+    if name == "elm":
+        few = ground  # strangers go with all people to forget
+    (model,) = KINDS[name].make(few)
+    before = ground.original.load().state_dict()
+    after = model.state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved
+    if name in ("cf_k", "eu_k"):
+        assert not any(".layers.0." in key or "embed" in key for key in moved)
