@@ -231,14 +231,13 @@ def _relearning(
 ) -> AxisResult:
     rng = numpy_rng(run.config.seed, "relearning", "halves")
     halves = relearning.rotations(list(forget), list(never), rng)
-    # The plant only has to be seen once. The candidate comes first, as the hardest to
-    # teach, so that a rate too low is found out soonest.
+    # The plant only has to be seen once.
     taught = {role: [0] if role == "planted" else [0, 1] for role in subjects}
     trial = [role for role in ("unlearned", "planted") if role in subjects]
     chosen = stage(
         "relearn-rate",
         lambda: relearning.choose_rate(
-            {subjects[role]: taught[role] for role in trial},
+            [(subjects[role], taught[role]) for role in trial],
             run.tokenizer,
             halves,
             run.config,

@@ -141,7 +141,7 @@ def relearn(
 
 
 def choose_rate(
-    subjects: Mapping[Subject, Sequence[int]],
+    arms: Sequence[tuple[Subject, Sequence[int]]],
     tokenizer: PreTrainedTokenizerBase,
     halves: Sequence[Half],
     config: AuditConfig,
@@ -155,7 +155,8 @@ def choose_rate(
     same rate is then every arm's.
 
     Args:
-        subjects: The arms that must learn, each with the halves it is taught.
+        arms: Models that must learn, each with the halves it is taught; the hardest
+            to teach first, so that a rate too low is found out soonest.
         tokenizer: Theirs.
         halves: The rotations.
         config: Settings.
@@ -167,11 +168,9 @@ def choose_rate(
         do, the runs of the highest that were made.
     """
     rate, runs = config.budget.relearn_rates[0], {}
-    trials = [
-        (subject, half) for subject, taught in subjects.items() for half in taught
-    ]
+    trials = [(subject, half) for subject, taught in arms for half in taught]
     for rate in config.budget.relearn_rates:
-        runs = {subject.role: {} for subject in subjects}
+        runs = {subject.role: {} for subject, _ in arms}
         for subject, half in trials:
             run = relearn(
                 subject,
