@@ -143,7 +143,9 @@ def decide(
     trace = _output_trace(axes, rule)
     power = "planted" in _shown_by(axes)
     silent = all(axis.status == "absent" for axis in voting)
-    if gone and not missing and power and silent and not trace:
+    inner = {name: axis for name, axis in axes.items() if name != output.NAME}
+    undecided = [name for name, axis in inner.items() if _undecided(axis)]
+    if gone and not missing and power and silent and not undecided and not trace:
         return verdict(
             "deleted",
             f"Rule 4: every voting axis is equivalent to the floor within "
@@ -154,7 +156,7 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, missing, power, gone, trace),
+        _binding(axes, [*missing, *undecided], power, gone, trace),
     )
 
 
@@ -172,6 +174,16 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
             if reading.name in RECOVERY.get(name, ()):
                 tests[f"{name}: {reading.name}"] = reading
     return tests
+
+
+def _undecided(axis: AxisResult) -> bool:
+    """Whether the axis could read the candidate and its reading may well be large.
+
+    One that could not look says nothing, and deletion can be said without it unless it
+    is required; one that looked and cannot exclude the knowledge stands in the way.
+    """
+    looked = all(each.passed for each in axis.controls if each.required)
+    return axis.status == "no_power" and bool(axis.readings) and looked
 
 
 def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
@@ -297,7 +309,7 @@ def _binding(
             "original's own does not: a residual trace, which blocks deletion and "
             "does not by itself show suppression."
         )
-    for name in missing:
+    for name in dict.fromkeys(missing):
         axis = axes.get(name)
         if axis is None:
             reasons.append(

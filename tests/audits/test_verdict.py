@@ -122,7 +122,9 @@ def word(found, damage=FINE, identical=False):
         (with_depth(axes(), said=0.001), "suppressed"),
         (with_depth(axes(behaviour="no_power"), told=0.001), "inconclusive"),
         # A retrain's states may be unreadable to the original: silence, no veto.
-        (with_depth(axes(), status="no_power"), "deleted"),
+        (axes() | {"causal_depth": axis("causal_depth", "no_power")}, "deleted"),
+        # Read, and perhaps there: that is no deletion.
+        (with_depth(axes(), status="no_power"), "inconclusive"),
         # Nor has an axis whose controls failed a say.
         (with_depth(axes(), told=0.001, status="control_failed"), "deleted"),
     ],
