@@ -14,6 +14,7 @@ from audits.error_rates import STATES, VERDICTS, Case, ablation, case_of, figure
 from audits.trials import FLOORS, Plan, run_plan
 from evidence.files import write_atomic
 from evidence.progress import SILENT, Progress
+from testbeds.bios import STANDARD, BiosConfig
 from testbeds.families import Family
 
 # A world of neither part of the zoo.
@@ -77,6 +78,7 @@ def selftest(
     families: tuple[Family, ...] = ("llama",),
     seed: int = SEED,
     kinds: tuple[str, ...] = KINDS,
+    config: BiosConfig = STANDARD,
     device: str = "cpu",
     jobs: int = 1,
     progress: Progress = SILENT,
@@ -89,14 +91,16 @@ def selftest(
         families: Shapes of models.
         seed: World.
         kinds: Kinds of model, of certain state.
+        config: Size of the world.
         device: Where models are trained and audited.
         jobs: Processes at once.
         progress: Where progress is shown.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(out, tuple((name, seed) for name in families), kinds, device=device)
+    worlds = tuple((name, seed) for name in families)
+    plan = Plan(out, worlds, kinds, device=device, config=config)
     found, failed = [], []
-    total = len(plan.worlds) * len(kinds) * len(FLOORS)
+    total = len(worlds) * len(kinds) * len(FLOORS)
     with progress.task("self-test: models made and audited", total) as advance:
         for each in run_plan(plan, jobs):
             if "failed" in each:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from audits.error_rates import VERDICTS, case_of, figures
+from audits.error_rates import STATES, VERDICTS, ablation, case_of, figures
 from audits.trials import FLOORS, in_words, run_plan
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
@@ -50,6 +50,7 @@ def page(document: dict) -> str:
         spread = "" if row["spread"] is None else "{} to {}".format(*row["spread"])
         cells = (row["figure"], f"{row['value']:.3g}", target, str(row["n"]), spread)
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Without an axis", "", *_ablation(document["without_axis"])]
     for floor in FLOORS:
         here = [case for case in document["cases"] if case["floor"] == floor]
         if not here:
@@ -67,6 +68,28 @@ def page(document: dict) -> str:
                 + f" | {_span(residuals)} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _ablation(rows: list[dict]) -> list[str]:
+    """Decided again on the same readings with one axis left out."""
+    lines = [
+        "The same audits decided again with one axis left out, adversaries included.",
+        "",
+        "| left out | holders called deleted | retrains called suppressed | "
+        "retrains called deleted | suppressions called so | inconclusive |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = (
+            row["not_unlearned"]["deleted"] + row["suppressed"]["deleted"],
+            row["deleted"]["suppressed"],
+            row["deleted"]["deleted"],
+            row["suppressed"]["suppressed"],
+            sum(row[state]["inconclusive"] for state in STATES),
+        )
+        cells = (row["without"] or "none", *map(str, figures))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _span(values: list[float]) -> str:
@@ -105,6 +128,7 @@ def main() -> None:
         "worlds": sorted({"-".join(each.model.split("-")[:3]) for each in cases}),
         "hardware": hardware,
         "rows": figures(cases),
+        "without_axis": ablation([each for each in found if "failed" not in each]),
         "failed": failed,
         "cases": [asdict(case) | {"seconds": round(case.seconds, 1)} for case in cases],
     }

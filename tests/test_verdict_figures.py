@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from audits.error_rates import Case, case_of, figures
+from audits.error_rates import STATES, VERDICTS, Case, case_of, figures
 from audits.trials import Plan, run_plan
 from benchmarks.verdict import page
 from testbeds.bios import SMALL
@@ -93,11 +93,17 @@ def test_the_page_has_every_kind_and_its_verdicts():
         "commit": "abc",
         "hardware": {"device": "cpu", "threads": 2},
         "failed": [],
+        "without_axis": [
+            {"without": name, **{s: dict.fromkeys(VERDICTS, place) for s in STATES}}
+            for place, name in enumerate(("", "relearning"))
+        ],
         "rows": figures(ALL_RIGHT),
         "cases": [asdict(each) for each in ALL_RIGHT],
     }
     text = page(document)
     assert "6 models" in text
+    assert "| none | 0 | 0 | 0 | 0 | 0 |" in text
+    assert "| relearning | 2 | 1 | 1 | 1 | 4 |" in text
     assert "| twin | deleted |  |  | 1 |  |  | 0.00 to 0.00 |" in text
     assert "| npo | to be graded |  |  |  |  | 1 | 0.50 to 0.50 |" in text
 
