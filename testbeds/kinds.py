@@ -119,7 +119,7 @@ def _kinds() -> tuple[Kind, ...]:
 
 def _adversaries() -> tuple[Kind, ...]:
     """Models built to fool an axis, and a deletion that looks like suppression."""
-    made = [
+    made: list[tuple[str, State, str, Maker]] = [
         ("probe_proof", "suppressed", _UNLOCKED, adversaries.probe_proof),
         ("decoy", "suppressed", _UNLOCKED, adversaries.decoy),
         ("scrambled", "suppressed", _ROTATED, adversaries.scrambled),
@@ -134,7 +134,10 @@ def _adversaries() -> tuple[Kind, ...]:
         ("twin_hinted", "deleted", _NEVER_TAUGHT, adversaries.twin_hinted),
         ("twin_misled", "deleted", _NEVER_TAUGHT, adversaries.twin_misled),
     ]
-    shows = {"suppressed": (GONE, THERE), "deleted": ((0.0, 0.2), THERE)}
+    shows: dict[State, tuple[Range, Range]] = {
+        "suppressed": (GONE, THERE),
+        "deleted": ((0.0, 0.2), THERE),
+    }
     return tuple(
         Kind(name, state, why, make, *shows[state]) for name, state, why, make in made
     )
