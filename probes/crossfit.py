@@ -126,11 +126,11 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
     constant weights is no use: it is replaced by that of the curvature found so far.
     """
     labels, columns, n = loss.target.shape
-    weight = (0.1 * loss.weight).mean((0, 1)).clamp(min=1e-12)
+    weight = (0.1 * loss.weight).mean(0).clamp(min=1e-12)
     scores = alpha = rows.new_zeros((labels, columns, n))
     factor = job.factor(rows, weight)
     for turn in range(REFACTORS):
-        operator = Operator(factor, factor.weight[None, None])
+        operator = Operator(factor, factor.weight[None])
         # The same point in the new factor's terms: alpha = c - w E.
         dual = alpha + factor.weight * scores
         last = job.wide or turn + 1 == REFACTORS
@@ -144,10 +144,9 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
         alpha = dual - factor.weight * scores
         if last or bool((certificate <= target).all()):
             break
-        weight = loss.curvature(loss.probabilities(scores)).mean((0, 1))
+        weight = loss.curvature(loss.probabilities(scores)).mean(0)
         factor = job.factor(rows, weight.clamp(min=1e-12))
-    curvature = loss.curvature(loss.probabilities(scores)).mean(1)
-    return factor, scores, alpha, curvature
+    return factor, scores, alpha, loss.curvature(loss.probabilities(scores))
 
 
 def _can_rescale(job: Job) -> bool:
@@ -170,8 +169,8 @@ def _shared(job: Job, label: int) -> None:
         gram = gram_of(x)
         positive = whole.weight.clamp(min=1e-9 * float(whole.weight.max()))
         fit = row_fit(gram, Loss(target, positive))
-        alpha, scores, curvature = fit.dual, fit.scores, fit.weight
-        factor = factor_gram(gram, floor_weight(curvature, gram.diagonal()))
+        alpha, scores = fit.dual, fit.scores
+        factor = factor_gram(gram, floor_weight(fit.weight[None], gram.diagonal()))
     else:
         factor, scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
         alpha, scores = alpha[0], scores[0]
@@ -189,17 +188,17 @@ def _shared(job: Job, label: int) -> None:
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:
             operator, first = remove_rows(factor, rows[part], present[part])
-            pulled = alpha[:, rows[part]].permute(1, 2, 0)  # (fold, g, class)
-            push = -(first @ pulled).transpose(1, 2)
+            pulled = alpha[:, rows[part]].transpose(0, 1)  # (fold, class, g)
+            push = -(first @ pulled[..., None]).transpose(2, 3)
             assert operator.removal is not None
-            begin = scores + push @ operator.removal.strips
+            begin = scores + (push @ operator.removal.strips)[:, :, 0]
             start = (dual * train[:, None]).contiguous()
         else:
-            operator = Operator(factor, factor.weight[None, None])
+            operator = Operator(factor, factor.weight[None])
             start = dual.expand(len(train), -1, -1).clone()
             begin = scores.expand(len(train), -1, -1).clone()
         batch = Batch(Loss(target, weights), operator, start, begin)
-        weight = operator.weight.expand(len(train), 1, n)
+        weight = operator.weight.expand(len(train), -1, n)
         if rescaled:
             scales = scales_of(x, job.base * train)
             held, final, certificate = refine(batch, scales, job.inner, job.work)
@@ -227,7 +226,9 @@ def _each_fold(job: Job, which: Sequence[int]) -> None:
     whole = Loss(target, weights)
     rows = x / spread(x, job.base) if scaled else x
     _, scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
-    fixed = curvature.clamp(min=1e-12).log().mean(0).exp()
+    # Each class's own curvature, unless label vectors that differ share the factor.
+    fixed = curvature if labels == 1 else curvature.mean(1, keepdim=True)
+    fixed = fixed.clamp(min=1e-12).log().mean(0).exp()
     if labels > PILOTS and job.columns == 1:
         # New label vectors start from the pilots' mean pull towards a row's class.
         side = 2 * target - 1
@@ -238,8 +239,8 @@ def _each_fold(job: Job, which: Sequence[int]) -> None:
         centre = inside.mean(0)
         size = spread(inside, job.base[train]) if scaled else torch.ones_like(centre)
         inside, outside = (inside - centre) / size, (outside - centre) / size
-        factor = job.factor(inside, fixed[train], outside)
-        operator = Operator(factor, factor.weight[None, None])
+        factor = job.factor(inside, fixed[:, train], outside)
+        operator = Operator(factor, factor.weight[None])
         for part in job.chunks(labels, len(train)):
             local = codes[part][:, train]
             goal = one_hot(local, job.classes)

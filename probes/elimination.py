@@ -53,19 +53,18 @@ def eliminate(
 
 def _row_solver(batch: Batch) -> Solver:
     """Newton steps (u, Q u) from n x n systems, classes x n with several classes."""
-    count, _, n = batch.scores.shape
+    n = batch.scores.shape[2]
     eye = torch.eye(n, dtype=torch.float64, device=batch.scores.device)
-    members = count if batch.operator.removal is not None else 1
-    product = batch.operator(eye.expand(members, n, n).contiguous())
+    product = batch.operator.dense()
 
     def solve(residual: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
         if batch.loss.binary:
-            system = eye + curvature.diagonal.transpose(1, 2) * product
+            system = eye + curvature.diagonal.transpose(1, 2) * product[:, 0]
         else:
-            system = _class_system(curvature, product, eye)
+            system = _class_system(curvature, product, eye, batch.operator.weight)
         flat = residual.flatten(1)[:, :, None]
         step = torch.linalg.solve(system, flat).view_as(residual)
-        return step, step @ product
+        return step, (step[:, :, None] @ product)[:, :, 0]
 
     return solve
 
@@ -77,8 +76,8 @@ def _basis_solver(batch: Batch) -> Solver:
     the factor plus A'(W - w)A, so that Q u = B (I + B'(W - w)B)^-1 B' r, removed rows
     (W = 0) included.
     """
-    basis = batch.operator.factor.basis
-    assert basis is not None
+    assert batch.operator.factor.basis is not None
+    basis = batch.operator.factor.basis[0]
     every, kept = batch.operator.factor.weight, batch.operator.weight
     eye = torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
 
@@ -94,8 +93,17 @@ def _basis_solver(batch: Batch) -> Solver:
     return solve
 
 
-def _class_system(curvature: Curvature, product: Tensor, eye: Tensor) -> Tensor:
-    """(problem, class x n, class x n) Newton system of softmax problems."""
+def _class_system(
+    curvature: Curvature, product: Tensor, eye: Tensor, fixed: Tensor
+) -> Tensor:
+    """(problem, class x n, class x n) Newton system of softmax problems.
+
+    Args:
+        curvature: Of the loss, less ``fixed``.
+        product: (problem or 1, class or 1, n, n) Q.
+        eye: (n, n).
+        fixed: (problem or 1, class or 1, n) the fixed weights.
+    """
     chance, weight = curvature.probabilities, curvature.weight
     assert chance is not None and weight is not None
     count, classes, n = chance.shape
@@ -104,10 +112,10 @@ def _class_system(curvature: Curvature, product: Tensor, eye: Tensor) -> Tensor:
     bend = bend * weight[:, None]
     bend.diagonal(dim1=1, dim2=2).add_(curvature.diagonal.transpose(1, 2))
     # (problem, class, row, other class, other row)
-    system = bend.transpose(2, 3)[..., None] * product[:, None, :, None, :]
+    system = bend.transpose(2, 3)[..., None] * product.transpose(1, 2)[:, None]
     same = torch.eye(classes, dtype=eye.dtype, device=eye.device)
     system += same[None, :, None, :, None] * eye[None, None, :, None, :]
-    # The shift all classes share is held by nothing: give it unit stiffness.
-    system -= system.mean(1, keepdim=True)
-    system += eye[None, None, :, None, :] / classes
-    return system.reshape(count, classes * n, classes * n)
+    # A shift of all intercepts, u = w, is held by nothing: give it unit stiffness.
+    system = system.reshape(count, classes * n, classes * n)
+    shift = fixed.expand(len(fixed), classes, n).flatten(1)
+    return system + (shift / shift.sum(1, keepdim=True))[:, :, None]

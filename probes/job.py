@@ -138,8 +138,9 @@ class Job:
     ) -> Iterator[slice]:
         """Slices of problems that keep the memory budget."""
         n, d = self.x.shape
-        fixed = 8 * (2 * self.x.numel() + (4 * n * n if self.wide else 0))
-        each = 8 * (16 * self.columns * size + 3 * removed * (size + removed))
+        square = 4 * n * n * self.columns if self.wide else 0
+        fixed = 8 * (2 * self.x.numel() + square)
+        each = 8 * self.columns * (16 * size + 3 * removed * (size + removed))
         if rescaled:  # the rows squared; ratios, variances, weights and their product
             fixed += 8 * self.x.numel()
             each += 8 * 4 * d

@@ -105,8 +105,7 @@ class Curvature:
         flow = torch.mul(self.probabilities, direction, out=out)
         total = flow.sum(1, keepdim=True)
         flow.addcmul_(self.probabilities, total, value=-1).mul_(self.weight)
-        flow.addcmul_(self.diagonal, direction).add_(start)
-        return centre_classes(flow)
+        return flow.addcmul_(self.diagonal, direction).add_(start)
 
 
 def centre_classes(batch: Tensor) -> Tensor:
@@ -126,7 +125,7 @@ def excess_curvature(
     Args:
         loss: The batch.
         probabilities: (problem, class, row).
-        fixed: (problem or 1, 1, row), the diagonal the preconditioner holds.
+        fixed: (problem or 1, class or 1, row), the diagonal the preconditioner holds.
         out: Where to write the diagonal, for two classes.
     """
     if loss.binary:

@@ -78,12 +78,16 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
 def size_of(batch: Batch) -> Tensor:
     """(problem,) squared norm of the parameters in the metric of H."""
     # Scores of a thousandth count as nothing: optima at zero have no scale.
-    floor = 1e-6 * batch.operator.weight.sum((1, 2))
+    floor = 1e-6 * batch.operator.weight.mean(1).sum(1)
     return torch.maximum(inner(batch.dual, batch.scores), floor)
 
 
 def residual_of(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
-    """Residual and curvature at the batch's scores, in scratch tensors."""
+    """Residual and curvature at the batch's scores, in scratch tensors.
+
+    With several classes what they share is taken out of the residual: a softmax does
+    not feel it, so that it is rounding.
+    """
     scores = batch.scores
     probabilities = batch.loss.probabilities(scores, work.like("chance", scores))
     residual = batch.loss.pull(probabilities, work.like("residual", scores))
@@ -110,7 +114,12 @@ def advance(
         direction = work.like("step", direction, dtype).copy_(direction)
         lift = work.like("move", lift, dtype).copy_(lift)
     if not batch.loss.binary:
-        direction, lift = centre_classes(direction), centre_classes(lift)
+        # What all classes share is taken out of alpha = c - w E and of the scores.
+        weight = batch.operator.weight
+        direction.addcmul_(weight, lift, value=-1)
+        centre_classes(direction)
+        centre_classes(lift)
+        direction.addcmul_(weight, lift)
     batch.dual += direction
     batch.scores += lift
     residual, curvature = residual_of(batch, work)

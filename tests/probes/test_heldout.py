@@ -352,8 +352,8 @@ def test_scores_that_went_astray_are_computed_anew():
     loss = Loss(
         torch.from_numpy(y)[None, None].double(), torch.ones(1, 1, len(y)).double()
     )
-    factor = factor_features(rows, torch.full((len(y),), 0.1).double())
-    operator = Operator(factor, factor.weight[None, None])
+    factor = factor_features(rows, torch.full((1, len(y)), 0.1).double())
+    operator = Operator(factor, factor.weight[None])
     dual = torch.zeros(1, 1, len(y)).double()
     # Not the same for all rows: the intercept, which costs nothing, would take that up.
     lost = torch.from_numpy(np.random.default_rng(5).normal(size=(1, 1, len(y))))
