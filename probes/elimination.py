@@ -38,7 +38,7 @@ def eliminate(
     residual, curvature = residual_of(batch, work)
     for _ in range(steps):
         pulled = batch.operator(residual)
-        now = (inner(residual, pulled).clamp(min=0) / size_of(batch)).sqrt()
+        now = (inner(residual, pulled, work).clamp(min=0) / size_of(batch, work)).sqrt()
         better = now < best
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
         best = torch.where(better, now, best)
@@ -46,7 +46,7 @@ def eliminate(
         if bool(((best <= target) | (stalled >= 25)).all()):
             break
         step, lift = solve(residual, curvature)
-        slope = inner(residual, lift)
+        slope = inner(residual, lift, work)
         residual, curvature = advance(batch, work, step, lift, slope)
     return answer[0].to(dtype), answer[1].to(dtype), best
 
@@ -110,7 +110,7 @@ def _class_system(
     bend = -chance[:, :, None] * chance[:, None]
     bend.diagonal(dim1=1, dim2=2).add_(chance.transpose(1, 2))
     bend = bend * weight[:, None]
-    bend.diagonal(dim1=1, dim2=2).add_(curvature.diagonal.transpose(1, 2))
+    bend.diagonal(dim1=1, dim2=2).sub_(curvature.diagonal.transpose(1, 2))
     # (problem, class, row, other class, other row)
     system = bend.transpose(2, 3)[..., None] * product.transpose(1, 2)[:, None]
     same = torch.eye(classes, dtype=eye.dtype, device=eye.device)

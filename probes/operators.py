@@ -20,6 +20,9 @@ import torch
 from scipy.linalg.blas import dsyrk  # pyright: ignore
 from torch import Tensor
 
+NARROW = 8
+"""Up to so many removed rows are put back one by one."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -187,10 +190,14 @@ class Operator:
         index = removal.rows[:, None, :].expand(*batch.shape[:2], size)
         pulled = product.gather(2, index)
         if size == 1:
-            return product.addcmul_(
-                pulled * removal.core[:, :, 0], removal.strips[:, :, 0]
-            )
-        flat = pulled.view(-1, 1, size) @ removal.core.flatten(0, 1)
+            pushed = pulled * removal.core[:, :, 0]
+        else:
+            pushed = (pulled[:, :, None] @ removal.core)[:, :, 0]
+        if size <= NARROW:  # thousands of tiny products cost more than a few sweeps
+            for place in range(size):
+                product.addcmul_(pushed[:, :, place, None], removal.strips[:, :, place])
+            return product
+        flat = pushed.view(-1, 1, size)
         product.view(len(flat), 1, -1).baddbmm_(flat, removal.strips.flatten(0, 1))
         return product
 

@@ -68,18 +68,17 @@ class Work:
         self.flops += vectors * operator.flops
 
 
-def inner(left: Tensor, right: Tensor) -> Tensor:
+def inner(left: Tensor, right: Tensor, work: Work) -> Tensor:
     """(problem,) sum of products over classes and rows."""
-    if left.shape[1] == 1:
-        return torch.linalg.vecdot(left[:, 0], right[:, 0])
-    return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+    product = torch.mul(left, right, out=work.like("product", left))
+    return product.view(len(product), -1).sum(1)
 
 
-def size_of(batch: Batch) -> Tensor:
+def size_of(batch: Batch, work: Work) -> Tensor:
     """(problem,) squared norm of the parameters in the metric of H."""
     # Scores of a thousandth count as nothing: optima at zero have no scale.
     floor = 1e-6 * batch.operator.weight.mean(1).sum(1)
-    return torch.maximum(inner(batch.dual, batch.scores), floor)
+    return torch.maximum(inner(batch.dual, batch.scores, work), floor)
 
 
 def residual_of(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
@@ -124,7 +123,7 @@ def advance(
     batch.scores += lift
     residual, curvature = residual_of(batch, work)
     first = first.to(dtype)
-    last = inner(residual, lift)
+    last = inner(residual, lift, work)
     wrong = ~(last >= -0.5 * first)
     if not bool(wrong.any()):
         return residual, curvature
@@ -146,7 +145,7 @@ def advance(
         part.dual += change * step
         part.scores += change * move
         taken = wanted
-        slope = inner(residual_of(part, work)[0], move)
+        slope = inner(residual_of(part, work)[0], move, work)
         down = slope >= 0
         low, low_slope = (
             torch.where(down, taken, low),
