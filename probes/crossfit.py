@@ -33,6 +33,8 @@ SHARED_LABELS = 8
 """From so many label vectors a factor for each fold pays."""
 REFACTORS = 6
 """Most factors tried to start a fit with many rows."""
+OWN_FOLDS = 4
+"""From so many folds on each class gets a factor of its own."""
 PILOTS = 32
 """Up to so many label vectors are all fitted on all rows to start their folds."""
 
@@ -105,7 +107,8 @@ def crossfit(
     limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
     with few_threads(n * job.columns):
         left = range(len(folds))
-        if len(codes) < limit and (options.standardize != "fold" or _can_rescale(job)):
+        few = len(codes) < limit and len(codes) <= len(folds)
+        if few and (options.standardize != "fold" or _can_rescale(job)):
             for label in range(len(codes)):
                 _shared(job, label)
             unsolved = ~(job.certificate <= ACCEPTED[options.precision]).all(0)
@@ -126,7 +129,9 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
     constant weights is no use: it is replaced by that of the curvature found so far.
     """
     labels, columns, n = loss.target.shape
-    weight = (0.1 * loss.weight).mean(0).clamp(min=1e-12)
+    # Exact at the start for several classes; for two, a guess at where they end.
+    share = 0.1 if columns == 1 else 1 / columns
+    weight = (share * loss.weight).mean(0).clamp(min=1e-12)
     scores = alpha = rows.new_zeros((labels, columns, n))
     factor = job.factor(rows, weight)
     for turn in range(REFACTORS):
@@ -145,6 +150,7 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
         if last or bool((certificate <= target).all()):
             break
         weight = loss.curvature(loss.probabilities(scores)).mean(0)
+        weight = weight if labels == 1 else weight.mean(0, keepdim=True)
         factor = job.factor(rows, weight.clamp(min=1e-12))
     return factor, scores, alpha, loss.curvature(loss.probabilities(scores))
 
@@ -174,7 +180,9 @@ def _shared(job: Job, label: int) -> None:
     else:
         factor, scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
         alpha, scores = alpha[0], scores[0]
-        factor = job.factor(x, curvature[0].clamp(min=1e-12))
+        # A factor for each class pays where several folds share them.
+        curvature = curvature[0] if len(folds) >= OWN_FOLDS else curvature.mean(1)
+        factor = job.factor(x, curvature.clamp(min=1e-12))
     dual = alpha + factor.weight * scores
     out = (~job.train).nonzero()
     sizes = (~job.train).sum(1)

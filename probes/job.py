@@ -11,6 +11,9 @@ from probes.engine import minimise
 from probes.operators import factor_features, factor_gram, floor_weight, gram_of
 from probes.problems import Batch, Work
 
+SMALL_BLOCK = 20_000
+"""Numbers in a block of problems below which float32 products save nothing."""
+
 
 @dataclass(frozen=True)
 class LogisticOptions:
@@ -125,7 +128,9 @@ class Job:
                 batch.dual.to(dtype),
                 batch.scores.to(dtype),
             )
-        inner = torch.float32 if self.options.mixed and mixed else None
+        # Small blocks cost their calls, not their arithmetic.
+        mixed &= self.options.mixed and batch.scores.numel() >= SMALL_BLOCK
+        inner = torch.float32 if mixed else None
         # With many rows elimination is near: it beats conjugate gradients that stall.
         steps = 60 if self.wide else 12
         held, dual, certificate = minimise(
