@@ -17,7 +17,8 @@ def eliminate(
     """Newton steps by elimination, for few small problems and for the stiffest.
 
     Costs (classes x n)^3 a problem and step, or (d + 1)^3 with two classes and many
-    rows, whatever the weights' range.
+    rows, whatever the weights' range. Goes on from the batch's dual values where they
+    are better than none.
     """
     dtype = batch.scores.dtype
     batch = Batch(
@@ -28,13 +29,11 @@ def eliminate(
     )
     narrow = batch.loss.binary and batch.operator.factor.basis is not None
     solve = _basis_solver(batch) if narrow else _row_solver(batch)
-    # Where CG went astray its point is no start.
-    batch.dual = torch.zeros_like(batch.dual)
-    batch.scores = torch.zeros_like(batch.scores)
+    work = Work()
+    _begin(batch, work)
     best = batch.scores.new_full((len(batch.scores),), torch.inf)
     answer = batch.scores.clone(), batch.dual.clone()
     stalled = torch.zeros_like(best)
-    work = Work()
     residual, curvature = residual_of(batch, work)
     for _ in range(steps):
         pulled = batch.operator(residual)
@@ -49,6 +48,21 @@ def eliminate(
         slope = inner(residual, lift, work)
         residual, curvature = advance(batch, work, step, lift, slope)
     return answer[0].to(dtype), answer[1].to(dtype), best
+
+
+def _begin(batch: Batch, work: Work) -> None:
+    """Start from the dual values given, or from nothing where that is better.
+
+    Conjugate gradients that went astray may have left a point worse than no probe.
+    """
+    scores = batch.operator(batch.dual)
+    # ||W||^2 = alpha' E with alpha = c - w E, which sums to 0 over rows.
+    pull = batch.dual - batch.operator.weight * scores
+    value = batch.loss.value(scores) + 0.5 * inner(pull, scores, work)
+    better = value < batch.loss.value(torch.zeros_like(scores))
+    better = better[:, None, None]
+    batch.dual = torch.where(better, batch.dual, 0.0)
+    batch.scores = torch.where(better, scores, 0.0)
 
 
 def _row_solver(batch: Batch) -> Solver:

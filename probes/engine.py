@@ -82,7 +82,10 @@ def minimise(
     left = ~(certificate <= max(target, ACCEPTED[dtype]))
     for problem in left.nonzero()[:, 0].tolist() if fall_back else ():
         one = torch.tensor([problem], device=scores.device)
-        scores[one], dual[one], certificate[one] = eliminate(batch.select(one), target)
+        part = batch.select(one)
+        # From where conjugate gradients stopped.
+        part = Batch(part.loss, part.operator, dual[one], scores[one])
+        scores[one], dual[one], certificate[one] = eliminate(part, target)
     return scores, dual, certificate
 
 
