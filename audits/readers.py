@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
+import torch
 
 from evidence.progress import Progress
+from probes.folds import Folds
+from probes.logistic import LogisticProbe
 
 
 @dataclass(frozen=True)
@@ -31,36 +32,47 @@ class Reader:
 def fit_readers(
     states: np.ndarray, labels: Sequence[np.ndarray], penalty: float, progress: Progress
 ) -> list[Reader]:
-    """One reader for each label vector; see ``fit_reader``."""
-    return [fit_reader(states, each, penalty, progress) for each in labels]
-
-
-def fit_reader(
-    states: np.ndarray, labels: np.ndarray, penalty: float, progress: Progress
-) -> Reader:
-    """Fit L2 logistic regression on standardised states, site by site.
+    """Fit L2 logistic regression on standardised states, site by site, to its optimum.
 
     Standardisation uses the fitting rows alone. A site whose states do not vary gets
-    zero weights: it reads nothing.
+    zero weights: it reads nothing. What does not depend on the labels is computed once
+    a site.
 
     Args:
         states: (site, item, d_model), finite.
-        labels: (item,) class numbers, 0 to k - 1, every class present.
+        labels: Label vectors (item,) of class numbers, 0 to k - 1, every class present
+            in each.
         penalty: Inverse regularisation strength (scikit-learn's C).
         progress: Where to show progress.
+
+    Returns:
+        A reader for each label vector.
+
+    Raises:
+        UnconvergedError: a fit did not reach its optimum.
     """
-    classes = int(labels.max()) + 1
+    codes = torch.from_numpy(np.stack(labels).astype(np.int64))
+    classes = int(codes.max()) + 1
     outputs = 1 if classes == 2 else classes
-    weights = np.zeros((len(states), states.shape[2], outputs))
-    bias = np.zeros((len(states), outputs))
-    with progress.task("fit probes", len(states)) as done:
+    count, rows, width = states.shape
+    weights = np.zeros((len(codes), count, width, outputs))
+    bias = np.zeros((len(codes), count, outputs))
+    every = np.ones((1, rows), dtype=bool)
+    # All rows are fitted, so scaling by all of them is scaling by the fold.
+    probe = LogisticProbe(C=penalty, standardize="all")
+    with progress.task("fit probes", count) as done:
+        # In float64: the deviation of equal float32 rows is not 0 but rounding.
         for site, x in enumerate(states.astype(np.float64)):
             if (x.std(0) > 1e-6 * max(1e-12, np.abs(x).max())).any():
-                scaler = StandardScaler().fit(x)
-                model = LogisticRegression(C=penalty, max_iter=2000, tol=1e-4)
-                model.fit(scaler.transform(x), labels)
-                raw = model.coef_ / scaler.scale_
-                weights[site] = raw.T
-                bias[site] = model.intercept_ - raw @ scaler.mean_
+                found = probe.held_out(
+                    torch.from_numpy(x),
+                    codes,
+                    classes,
+                    Folds(every, ~every, "all rows"),
+                    coefficients=True,
+                )
+                assert found.coef is not None and found.intercept is not None
+                weights[:, site] = found.coef[:, 0].transpose(1, 2).numpy()
+                bias[:, site] = found.intercept[:, 0].numpy()
             done(1)
-    return Reader(weights, bias)
+    return [Reader(*each) for each in zip(weights, bias, strict=True)]

@@ -107,6 +107,7 @@ def _template() -> Template:
     environment.filters |= {
         "small": write.small,
         "seconds": write.seconds,
+        "share": write.share,
         "memory": write.memory,
         "p": write.p_text,
         "words": write.place_in_words,

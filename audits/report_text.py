@@ -113,6 +113,13 @@ def seconds(value: Any) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def share(value: Any, whole: Any) -> str:
+    """A part of a whole, e.g. "12 %"."""
+    if not _is_number(value) or not _is_number(whole) or whole <= 0:
+        return NOTHING
+    return "under 1 %" if value < 0.01 * whole else f"{100 * value / whole:.0f} %"
+
+
 def memory(value: Any) -> str:
     """An amount of memory, e.g. "0.57 GB"."""
     return f"{value / 1e9:,.2f} GB" if _is_number(value) else NOTHING

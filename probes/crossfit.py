@@ -33,6 +33,8 @@ SHARED_LABELS = 8
 """From so many label vectors a factor for each fold pays."""
 REFACTORS = 6
 """Most factors tried to start a fit with many rows."""
+OWN_FOLDS = 4
+"""From so many folds on each class gets a factor of its own."""
 PILOTS = 32
 """Up to so many label vectors are all fitted on all rows to start their folds."""
 
@@ -105,7 +107,8 @@ def crossfit(
     limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
     with few_threads(n * job.columns):
         left = range(len(folds))
-        if len(codes) < limit and (options.standardize != "fold" or _can_rescale(job)):
+        few = len(codes) < limit and len(codes) <= len(folds)
+        if few and (options.standardize != "fold" or _can_rescale(job)):
             for label in range(len(codes)):
                 _shared(job, label)
             unsolved = ~(job.certificate <= ACCEPTED[options.precision]).all(0)
@@ -126,11 +129,13 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
     constant weights is no use: it is replaced by that of the curvature found so far.
     """
     labels, columns, n = loss.target.shape
-    weight = (0.1 * loss.weight).mean((0, 1)).clamp(min=1e-12)
+    # Exact at the start for several classes; for two, a guess at where they end.
+    share = 0.1 if columns == 1 else 1 / columns
+    weight = (share * loss.weight).mean(0).clamp(min=1e-12)
     scores = alpha = rows.new_zeros((labels, columns, n))
     factor = job.factor(rows, weight)
     for turn in range(REFACTORS):
-        operator = Operator(factor, factor.weight[None, None])
+        operator = Operator(factor, factor.weight[None])
         # The same point in the new factor's terms: alpha = c - w E.
         dual = alpha + factor.weight * scores
         last = job.wide or turn + 1 == REFACTORS
@@ -144,10 +149,10 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
         alpha = dual - factor.weight * scores
         if last or bool((certificate <= target).all()):
             break
-        weight = loss.curvature(loss.probabilities(scores)).mean((0, 1))
+        weight = loss.curvature(loss.probabilities(scores)).mean(0)
+        weight = weight if labels == 1 else weight.mean(0, keepdim=True)
         factor = job.factor(rows, weight.clamp(min=1e-12))
-    curvature = loss.curvature(loss.probabilities(scores)).mean(1)
-    return factor, scores, alpha, curvature
+    return factor, scores, alpha, loss.curvature(loss.probabilities(scores))
 
 
 def _can_rescale(job: Job) -> bool:
@@ -170,12 +175,14 @@ def _shared(job: Job, label: int) -> None:
         gram = gram_of(x)
         positive = whole.weight.clamp(min=1e-9 * float(whole.weight.max()))
         fit = row_fit(gram, Loss(target, positive))
-        alpha, scores, curvature = fit.dual, fit.scores, fit.weight
-        factor = factor_gram(gram, floor_weight(curvature, gram.diagonal()))
+        alpha, scores = fit.dual, fit.scores
+        factor = factor_gram(gram, floor_weight(fit.weight[None], gram.diagonal()))
     else:
         factor, scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
         alpha, scores = alpha[0], scores[0]
-        factor = job.factor(x, curvature[0].clamp(min=1e-12))
+        # A factor for each class pays where several folds share them.
+        curvature = curvature[0] if len(folds) >= OWN_FOLDS else curvature.mean(1)
+        factor = job.factor(x, curvature.clamp(min=1e-12))
     dual = alpha + factor.weight * scores
     out = (~job.train).nonzero()
     sizes = (~job.train).sum(1)
@@ -189,17 +196,17 @@ def _shared(job: Job, label: int) -> None:
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:
             operator, first = remove_rows(factor, rows[part], present[part])
-            pulled = alpha[:, rows[part]].permute(1, 2, 0)  # (fold, g, class)
-            push = -(first @ pulled).transpose(1, 2)
+            pulled = alpha[:, rows[part]].transpose(0, 1)  # (fold, class, g)
+            push = -(first @ pulled[..., None]).transpose(2, 3)
             assert operator.removal is not None
-            begin = scores + push @ operator.removal.strips
+            begin = scores + (push @ operator.removal.strips)[:, :, 0]
             start = (dual * train[:, None]).contiguous()
         else:
-            operator = Operator(factor, factor.weight[None, None])
+            operator = Operator(factor, factor.weight[None])
             start = dual.expand(len(train), -1, -1).clone()
             begin = scores.expand(len(train), -1, -1).clone()
         batch = Batch(Loss(target, weights), operator, start, begin)
-        weight = operator.weight.expand(len(train), 1, n)
+        weight = operator.weight.expand(len(train), -1, n)
         if rescaled:
             scales = scales_of(x, job.base * train)
             held, final, certificate = refine(batch, scales, job.inner, job.work)
@@ -227,7 +234,9 @@ def _each_fold(job: Job, which: Sequence[int]) -> None:
     whole = Loss(target, weights)
     rows = x / spread(x, job.base) if scaled else x
     _, scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
-    fixed = curvature.clamp(min=1e-12).log().mean(0).exp()
+    # Each class's own curvature, unless label vectors that differ share the factor.
+    fixed = curvature if labels == 1 else curvature.mean(1, keepdim=True)
+    fixed = fixed.clamp(min=1e-12).log().mean(0).exp()
     if labels > PILOTS and job.columns == 1:
         # New label vectors start from the pilots' mean pull towards a row's class.
         side = 2 * target - 1
@@ -238,8 +247,8 @@ def _each_fold(job: Job, which: Sequence[int]) -> None:
         centre = inside.mean(0)
         size = spread(inside, job.base[train]) if scaled else torch.ones_like(centre)
         inside, outside = (inside - centre) / size, (outside - centre) / size
-        factor = job.factor(inside, fixed[train], outside)
-        operator = Operator(factor, factor.weight[None, None])
+        factor = job.factor(inside, fixed[:, train], outside)
+        operator = Operator(factor, factor.weight[None])
         for part in job.chunks(labels, len(train)):
             local = codes[part][:, train]
             goal = one_hot(local, job.classes)

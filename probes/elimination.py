@@ -17,7 +17,8 @@ def eliminate(
     """Newton steps by elimination, for few small problems and for the stiffest.
 
     Costs (classes x n)^3 a problem and step, or (d + 1)^3 with two classes and many
-    rows, whatever the weights' range.
+    rows, whatever the weights' range. Goes on from the batch's dual values where they
+    are better than none.
     """
     dtype = batch.scores.dtype
     batch = Batch(
@@ -28,17 +29,15 @@ def eliminate(
     )
     narrow = batch.loss.binary and batch.operator.factor.basis is not None
     solve = _basis_solver(batch) if narrow else _row_solver(batch)
-    # Where CG went astray its point is no start.
-    batch.dual = torch.zeros_like(batch.dual)
-    batch.scores = torch.zeros_like(batch.scores)
+    work = Work()
+    _begin(batch, work)
     best = batch.scores.new_full((len(batch.scores),), torch.inf)
     answer = batch.scores.clone(), batch.dual.clone()
     stalled = torch.zeros_like(best)
-    work = Work()
     residual, curvature = residual_of(batch, work)
     for _ in range(steps):
         pulled = batch.operator(residual)
-        now = (inner(residual, pulled).clamp(min=0) / size_of(batch)).sqrt()
+        now = (inner(residual, pulled, work).clamp(min=0) / size_of(batch, work)).sqrt()
         better = now < best
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
         best = torch.where(better, now, best)
@@ -46,26 +45,40 @@ def eliminate(
         if bool(((best <= target) | (stalled >= 25)).all()):
             break
         step, lift = solve(residual, curvature)
-        slope = inner(residual, lift)
+        slope = inner(residual, lift, work)
         residual, curvature = advance(batch, work, step, lift, slope)
     return answer[0].to(dtype), answer[1].to(dtype), best
 
 
+def _begin(batch: Batch, work: Work) -> None:
+    """Start from the dual values given, or from nothing where that is better.
+
+    Conjugate gradients that went astray may have left a point worse than no probe.
+    """
+    scores = batch.operator(batch.dual)
+    # ||W||^2 = alpha' E with alpha = c - w E, which sums to 0 over rows.
+    pull = batch.dual - batch.operator.weight * scores
+    value = batch.loss.value(scores) + 0.5 * inner(pull, scores, work)
+    better = value < batch.loss.value(torch.zeros_like(scores))
+    better = better[:, None, None]
+    batch.dual = torch.where(better, batch.dual, 0.0)
+    batch.scores = torch.where(better, scores, 0.0)
+
+
 def _row_solver(batch: Batch) -> Solver:
     """Newton steps (u, Q u) from n x n systems, classes x n with several classes."""
-    count, _, n = batch.scores.shape
+    n = batch.scores.shape[2]
     eye = torch.eye(n, dtype=torch.float64, device=batch.scores.device)
-    members = count if batch.operator.removal is not None else 1
-    product = batch.operator(eye.expand(members, n, n).contiguous())
+    product = batch.operator.dense()
 
     def solve(residual: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
         if batch.loss.binary:
-            system = eye + curvature.diagonal.transpose(1, 2) * product
+            system = eye + curvature.diagonal.transpose(1, 2) * product[:, 0]
         else:
-            system = _class_system(curvature, product, eye)
+            system = _class_system(curvature, product, eye, batch.operator.weight)
         flat = residual.flatten(1)[:, :, None]
         step = torch.linalg.solve(system, flat).view_as(residual)
-        return step, step @ product
+        return step, (step[:, :, None] @ product)[:, :, 0]
 
     return solve
 
@@ -77,8 +90,8 @@ def _basis_solver(batch: Batch) -> Solver:
     the factor plus A'(W - w)A, so that Q u = B (I + B'(W - w)B)^-1 B' r, removed rows
     (W = 0) included.
     """
-    basis = batch.operator.factor.basis
-    assert basis is not None
+    assert batch.operator.factor.basis is not None
+    basis = batch.operator.factor.basis[0]
     every, kept = batch.operator.factor.weight, batch.operator.weight
     eye = torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
 
@@ -94,20 +107,29 @@ def _basis_solver(batch: Batch) -> Solver:
     return solve
 
 
-def _class_system(curvature: Curvature, product: Tensor, eye: Tensor) -> Tensor:
-    """(problem, class x n, class x n) Newton system of softmax problems."""
+def _class_system(
+    curvature: Curvature, product: Tensor, eye: Tensor, fixed: Tensor
+) -> Tensor:
+    """(problem, class x n, class x n) Newton system of softmax problems.
+
+    Args:
+        curvature: Of the loss, less ``fixed``.
+        product: (problem or 1, class or 1, n, n) Q.
+        eye: (n, n).
+        fixed: (problem or 1, class or 1, n) the fixed weights.
+    """
     chance, weight = curvature.probabilities, curvature.weight
     assert chance is not None and weight is not None
     count, classes, n = chance.shape
     bend = -chance[:, :, None] * chance[:, None]
     bend.diagonal(dim1=1, dim2=2).add_(chance.transpose(1, 2))
     bend = bend * weight[:, None]
-    bend.diagonal(dim1=1, dim2=2).add_(curvature.diagonal.transpose(1, 2))
+    bend.diagonal(dim1=1, dim2=2).sub_(curvature.diagonal.transpose(1, 2))
     # (problem, class, row, other class, other row)
-    system = bend.transpose(2, 3)[..., None] * product[:, None, :, None, :]
+    system = bend.transpose(2, 3)[..., None] * product.transpose(1, 2)[:, None]
     same = torch.eye(classes, dtype=eye.dtype, device=eye.device)
     system += same[None, :, None, :, None] * eye[None, None, :, None, :]
-    # The shift all classes share is held by nothing: give it unit stiffness.
-    system -= system.mean(1, keepdim=True)
-    system += eye[None, None, :, None, :] / classes
-    return system.reshape(count, classes * n, classes * n)
+    # A shift of all intercepts, u = w, is held by nothing: give it unit stiffness.
+    system = system.reshape(count, classes * n, classes * n)
+    shift = fixed.expand(len(fixed), classes, n).flatten(1)
+    return system + (shift / shift.sum(1, keepdim=True))[:, :, None]

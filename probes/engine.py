@@ -82,7 +82,10 @@ def minimise(
     left = ~(certificate <= max(target, ACCEPTED[dtype]))
     for problem in left.nonzero()[:, 0].tolist() if fall_back else ():
         one = torch.tensor([problem], device=scores.device)
-        scores[one], dual[one], certificate[one] = eliminate(batch.select(one), target)
+        part = batch.select(one)
+        # From where conjugate gradients stopped.
+        part = Batch(part.loss, part.operator, dual[one], scores[one])
+        scores[one], dual[one], certificate[one] = eliminate(part, target)
     return scores, dual, certificate
 
 
@@ -138,8 +141,8 @@ def _stage(
             rough = work.like("rough", residual, iterations).copy_(residual)
         pulled = fast(rough, work.like("pulled", rough))
         work.count(fast, rough)
-        size = size_of(batch)
-        square = inner(rough, pulled).clamp(min=0)
+        size = size_of(batch, work)
+        square = inner(rough, pulled, work).clamp(min=0)
         now = (square.to(size.dtype) / size).sqrt()
         now = torch.nan_to_num(now, nan=torch.inf)
         # Rounding sets a floor: stop where steps no longer help.
@@ -205,13 +208,13 @@ def conjugate(
     first = square
     for iteration in range(limit):
         curvature.add_to(search, ahead, image)
-        bend = inner(ahead, image)
+        bend = inner(ahead, image, work)
         length = torch.where(bend > 0, square / bend, 0.0)[:, None, None]
         lift.addcmul_(length, ahead)
         residual.addcmul_(length, image, value=-1)
         operator(residual, pulled)
         work.count(operator, residual)
-        fresh = inner(residual, pulled).clamp_(min=0)
+        fresh = inner(residual, pulled, work).clamp_(min=0)
         # Growth is rounding, not progress: the system is too stiff for this type.
         if iteration + 1 == limit or bool((fresh > 1e4 * first).any()):
             break
@@ -223,4 +226,4 @@ def conjugate(
         square = fresh
     # What CG has solved for so far: u = start - residual - (W - w) Q u.
     curvature.add_to(residual, lift, image)
-    return torch.sub(start, image, out=image), lift, inner(start, lift)
+    return torch.sub(start, image, out=image), lift, inner(start, lift, work)

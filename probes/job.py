@@ -11,6 +11,9 @@ from probes.engine import minimise
 from probes.operators import factor_features, factor_gram, floor_weight, gram_of
 from probes.problems import Batch, Work
 
+SMALL_BLOCK = 20_000
+"""Numbers in a block of problems below which float32 products save nothing."""
+
 
 @dataclass(frozen=True)
 class LogisticOptions:
@@ -125,7 +128,9 @@ class Job:
                 batch.dual.to(dtype),
                 batch.scores.to(dtype),
             )
-        inner = torch.float32 if self.options.mixed and mixed else None
+        # Small blocks cost their calls, not their arithmetic.
+        mixed &= self.options.mixed and batch.scores.numel() >= SMALL_BLOCK
+        inner = torch.float32 if mixed else None
         # With many rows elimination is near: it beats conjugate gradients that stall.
         steps = 60 if self.wide else 12
         held, dual, certificate = minimise(
@@ -138,8 +143,9 @@ class Job:
     ) -> Iterator[slice]:
         """Slices of problems that keep the memory budget."""
         n, d = self.x.shape
-        fixed = 8 * (2 * self.x.numel() + (4 * n * n if self.wide else 0))
-        each = 8 * (16 * self.columns * size + 3 * removed * (size + removed))
+        square = 4 * n * n * self.columns if self.wide else 0
+        fixed = 8 * (2 * self.x.numel() + square)
+        each = 8 * self.columns * (16 * size + 3 * removed * (size + removed))
         if rescaled:  # the rows squared; ratios, variances, weights and their product
             fixed += 8 * self.x.numel()
             each += 8 * 4 * d

@@ -72,7 +72,8 @@ class Curvature:
     """Second derivative of the loss minus a fixed diagonal, as an operator.
 
     Attributes:
-        diagonal: (problem, class, row); for two classes the whole difference.
+        diagonal: (problem, class, row). For two classes the whole difference; for
+            more the fixed diagonal, which is taken off.
         probabilities: (problem, class, row) or None for two classes.
         weight: as in ``Loss``; None for two classes.
     """
@@ -105,8 +106,7 @@ class Curvature:
         flow = torch.mul(self.probabilities, direction, out=out)
         total = flow.sum(1, keepdim=True)
         flow.addcmul_(self.probabilities, total, value=-1).mul_(self.weight)
-        flow.addcmul_(self.diagonal, direction).add_(start)
-        return centre_classes(flow)
+        return flow.addcmul_(self.diagonal, direction, value=-1).add_(start)
 
 
 def centre_classes(batch: Tensor) -> Tensor:
@@ -126,9 +126,9 @@ def excess_curvature(
     Args:
         loss: The batch.
         probabilities: (problem, class, row).
-        fixed: (problem or 1, 1, row), the diagonal the preconditioner holds.
+        fixed: (problem or 1, class or 1, row), the diagonal the preconditioner holds.
         out: Where to write the diagonal, for two classes.
     """
     if loss.binary:
         return Curvature(loss.curvature(probabilities, out).sub_(fixed))
-    return Curvature(-fixed, probabilities, loss.weight)
+    return Curvature(fixed, probabilities, loss.weight)

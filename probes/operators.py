@@ -9,6 +9,9 @@ Q = A H^-1 A'. Where features are many it follows from the Gram matrix K = X X' 
 
 Where rows are many Q = B B' with B = A L^-T and H = L L'. Taking a few rows G out of H
 corrects Q by rank |G|: Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (Sherman-Morrison-Woodbury).
+
+With several classes there is one Q for all of them or one a class, as w is: every
+array below has a leading axis ``m`` of length 1 or the number of classes.
 """
 
 from dataclasses import dataclass
@@ -17,17 +20,20 @@ import torch
 from scipy.linalg.blas import dsyrk  # pyright: ignore
 from torch import Tensor
 
+NARROW = 8
+"""Up to so many removed rows are put back one by one."""
+
 
 @dataclass(frozen=True)
 class Factor:
     """Q for the rows fitted, and its reach to other rows.
 
     Attributes:
-        weight: (n,) the fixed weights w.
-        matrix: (n, n) Q, where features are many.
-        extra: (m, n) A_other H^-1 A', where features are many.
-        basis: (n, r) B, where rows are many.
-        extra_basis: (m, r) A_other L^-T, where rows are many.
+        weight: (m, n) the fixed weights w.
+        matrix: (m, n, n) Q, where features are many.
+        extra: (m, q, n) A_other H^-1 A' for q other rows, where features are many.
+        basis: (m, n, r) B, where rows are many.
+        extra_basis: (m, q, r) A_other L^-T, where rows are many.
     """
 
     weight: Tensor
@@ -37,18 +43,33 @@ class Factor:
     extra_basis: Tensor | None = None
 
     def dense_rows(self, rows: Tensor) -> Tensor:
-        """(..., n) Q's rows at ``rows``."""
+        """(problem, m, g, n) Q's rows at ``rows``, (problem, g)."""
         if self.matrix is not None:
-            return self.matrix[rows]
+            return self.matrix[:, rows].transpose(0, 1).contiguous()
         assert self.basis is not None
-        return self.basis[rows] @ self.basis.T
+        narrow = self.basis[:, rows].transpose(0, 1)
+        return narrow @ self.basis.transpose(1, 2)
 
     def elsewhere(self, dual: Tensor) -> Tensor:
-        """Scores of the other rows given c, (..., n) -> (..., m)."""
+        """Scores of the other rows given c, (problem, class, n) -> (..., q)."""
         if self.extra is not None:
-            return dual @ self.extra.T
+            return _times(dual, self.extra.transpose(1, 2))
         assert self.basis is not None and self.extra_basis is not None
-        return (dual @ self.basis) @ self.extra_basis.T
+        return _times(_times(dual, self.basis), self.extra_basis.transpose(1, 2))
+
+
+def _times(batch: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """(problem, class, n) times (m, n, q), all classes at once or class by class."""
+    problems, classes, _ = batch.shape
+    size = matrix.shape[2]
+    if out is None:
+        out = batch.new_empty(problems, classes, size)
+    if len(matrix) == 1:
+        flat = batch.reshape(problems * classes, -1)
+        torch.mm(flat, matrix[0], out=out.view(problems * classes, size))
+    else:
+        torch.bmm(batch.transpose(0, 1), matrix, out=out.transpose(0, 1))
+    return out
 
 
 def floor_weight(weight: Tensor, diagonal: Tensor) -> Tensor:
@@ -76,25 +97,26 @@ def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Fa
 
     Args:
         gram: (n, n) float64, Gram of the rows fitted.
-        weight: (n,) float64, > 0; see ``floor_weight``.
-        other: (m, n) float64, inner products of other rows with those fitted.
+        weight: (m, n) float64, > 0; see ``floor_weight``.
+        other: (q, n) float64, inner products of other rows with those fitted.
     """
     root = weight.sqrt()
-    system = gram * root
-    system.mul_(root[:, None])
-    system.diagonal().add_(1)
+    across, down = root[:, None, :], root[:, :, None]
+    system = gram * across
+    system.mul_(down)
+    system.diagonal(dim1=1, dim2=2).add_(1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
     extra = None
     if other is not None:
-        extra = ((other * root) @ inverse).div_(root)
+        extra = ((other * across) @ inverse).div_(across)
     matrix = inverse.neg_()
-    matrix.diagonal().add_(1)
-    matrix.div_(root).div_(root[:, None])
-    lift = 1 - matrix @ weight
-    scaled = lift / (weight @ lift)
+    matrix.diagonal(dim1=1, dim2=2).add_(1)
+    matrix.div_(across).div_(down)
+    lift = 1 - matrix @ weight[:, :, None]
+    scaled = (lift / (weight[:, None, :] @ lift)).transpose(1, 2)
     if extra is not None:
-        extra.addr_(1 - extra @ weight, scaled)
-    return Factor(weight, matrix.addr_(lift, scaled), extra)
+        extra.baddbmm_(1 - extra @ weight[:, :, None], scaled)
+    return Factor(weight, matrix.baddbmm_(lift, scaled), extra)
 
 
 def factor_features(
@@ -104,17 +126,18 @@ def factor_features(
 
     Args:
         rows: (n, d) float64 rows fitted.
-        weight: (n,) float64, >= 0.
-        other: (m, d) float64 other rows.
+        weight: (m, n) float64, >= 0.
+        other: (q, d) float64 other rows.
     """
     n, d = rows.shape
     table = torch.cat([rows, rows.new_ones(n, 1)], 1)
-    hessian = table.T @ (table * weight[:, None])
-    hessian.diagonal()[:d].add_(1)
+    hessian = table.T @ (table * weight[:, :, None])
+    hessian.diagonal(dim1=1, dim2=2)[:, :d].add_(1)
     lower = torch.linalg.cholesky(hessian)
 
     def reduce(block: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(lower, block.T, upper=False).T.contiguous()
+        found = torch.linalg.solve_triangular(lower, block.T, upper=False)
+        return found.transpose(1, 2).contiguous()
 
     if other is None:
         return Factor(weight, basis=reduce(table))
@@ -128,8 +151,8 @@ class Removal:
 
     Attributes:
         rows: (problem, g) indices of removed rows, padded.
-        core: (problem, g, g) (w_G^-1 - Q_GG)^-1, zero on padding.
-        strips: (problem, g, n) Q's rows at ``rows``.
+        core: (problem, class, g, g) (w_G^-1 - Q_GG)^-1, zero on padding.
+        strips: (problem, class, g, n) Q's rows at ``rows``.
     """
 
     rows: Tensor
@@ -143,8 +166,9 @@ class Operator:
 
     Attributes:
         factor: Shared by all problems.
-        weight: (problem or 1, 1, n) fixed row weights, 0 on removed rows.
-        removal: What each problem leaves out of the factor, if anything.
+        weight: (problem or 1, m, n) fixed row weights, 0 on removed rows.
+        removal: What each problem leaves out of the factor, if anything; ``m`` is then
+            the number of classes.
     """
 
     factor: Factor
@@ -153,14 +177,12 @@ class Operator:
 
     def __call__(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
         """Q applied to (problem, class, n), rows removed; into ``out`` if given."""
-        product = torch.empty_like(batch) if out is None else out
-        flat = batch.reshape(-1, batch.shape[-1])
-        into = product.view(flat.shape)
         if self.factor.matrix is not None:
-            torch.mm(flat, self.factor.matrix, out=into)
+            product = _times(batch, self.factor.matrix, out)
         else:
-            assert self.factor.basis is not None
-            torch.mm(flat @ self.factor.basis, self.factor.basis.T, out=into)
+            basis = self.factor.basis
+            assert basis is not None
+            product = _times(_times(batch, basis), basis.transpose(1, 2), out)
         removal = self.removal
         if removal is None:
             return product
@@ -168,16 +190,35 @@ class Operator:
         index = removal.rows[:, None, :].expand(*batch.shape[:2], size)
         pulled = product.gather(2, index)
         if size == 1:
-            return product.addcmul_(pulled * removal.core, removal.strips)
-        return product.baddbmm_(torch.bmm(pulled, removal.core), removal.strips)
+            pushed = pulled * removal.core[:, :, 0]
+        else:
+            pushed = (pulled[:, :, None] @ removal.core)[:, :, 0]
+        if size <= NARROW:  # thousands of tiny products cost more than a few sweeps
+            for place in range(size):
+                product.addcmul_(pushed[:, :, place, None], removal.strips[:, :, place])
+            return product
+        flat = pushed.view(-1, 1, size)
+        product.view(len(flat), 1, -1).baddbmm_(flat, removal.strips.flatten(0, 1))
+        return product
+
+    def dense(self) -> Tensor:
+        """(problem or 1, m, n, n) Q itself, rows removed."""
+        matrix = self.factor.matrix
+        if matrix is None:
+            assert self.factor.basis is not None
+            matrix = self.factor.basis @ self.factor.basis.transpose(1, 2)
+        if self.removal is None:
+            return matrix[None]
+        strips = self.removal.strips
+        return matrix + strips.transpose(2, 3) @ (self.removal.core @ strips)
 
     @property
     def flops(self) -> float:
         """Floating-point operations of one product with one vector."""
         if self.factor.matrix is not None:
-            return 2.0 * self.factor.matrix.numel()
+            return 2.0 * self.factor.matrix[0].numel()
         assert self.factor.basis is not None
-        return 4.0 * self.factor.basis.numel()
+        return 4.0 * self.factor.basis[0].numel()
 
     def select(self, keep: Tensor) -> "Operator":
         """The problems ``keep`` (indices)."""
@@ -224,23 +265,26 @@ def remove_rows(
         present: (problem, g) True where ``rows`` is not padding.
 
     Returns:
-        The operator, and (problem, g, g) (I - w_G Q_GG)^-1, whose product with -a_G
-        is the one-step solution that starts the exact one.
+        The operator, and (problem, class, g, g) (I - w_G Q_GG)^-1, whose product with
+        -a_G is the one-step solution that starts the exact one.
     """
     weight = factor.weight
-    root = torch.where(present, weight[rows].sqrt(), weight.new_zeros(()))
+    size, there = rows.shape[1], present[:, None]
+    root = weight[:, rows].sqrt().transpose(0, 1)  # (problem, class, g)
+    root = torch.where(there, root, weight.new_zeros(()))
+    across, down = root[:, :, None, :], root[:, :, :, None]
     strips = factor.dense_rows(rows)
-    block = strips.gather(2, rows[:, None, :].expand(-1, rows.shape[1], -1))
-    block = block * root[:, None, :] * root[:, :, None]
-    system = torch.eye(rows.shape[1], dtype=block.dtype, device=block.device) - block
-    if rows.shape[1] == 1:
+    index = rows[:, None, None, :].expand(-1, len(weight), size, -1)
+    block = strips.gather(3, index) * across * down
+    system = torch.eye(size, dtype=block.dtype, device=block.device) - block
+    if size == 1:
         solved = 1 / system
     else:
         solved = torch.cholesky_inverse(torch.linalg.cholesky(system))
-    core = solved * root[:, None, :] * root[:, :, None]
-    kept = weight.expand(len(rows), -1).clone()
-    zero = torch.where(present, 0.0, torch.inf).to(kept)
-    kept.scatter_reduce_(1, rows, zero, "amin")
-    safe = torch.where(present, root, torch.ones_like(root))
-    first = solved * root[:, :, None] / safe[:, None, :] * present[:, None, :]
-    return Operator(factor, kept[:, None, :], Removal(rows, core, strips)), first
+    core = solved * across * down
+    kept = weight.expand(len(rows), -1, -1).clone()
+    zero = torch.where(there, 0.0, torch.inf).to(kept).expand(-1, len(weight), -1)
+    kept.scatter_reduce_(2, rows[:, None].expand_as(zero), zero, "amin")
+    safe = torch.where(there, root, torch.ones_like(root))
+    first = solved * down / safe[:, :, None, :] * there[:, :, None]
+    return Operator(factor, kept, Removal(rows, core, strips)), first

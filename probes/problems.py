@@ -68,22 +68,25 @@ class Work:
         self.flops += vectors * operator.flops
 
 
-def inner(left: Tensor, right: Tensor) -> Tensor:
+def inner(left: Tensor, right: Tensor, work: Work) -> Tensor:
     """(problem,) sum of products over classes and rows."""
-    if left.shape[1] == 1:
-        return torch.linalg.vecdot(left[:, 0], right[:, 0])
-    return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+    product = torch.mul(left, right, out=work.like("product", left))
+    return product.view(len(product), -1).sum(1)
 
 
-def size_of(batch: Batch) -> Tensor:
+def size_of(batch: Batch, work: Work) -> Tensor:
     """(problem,) squared norm of the parameters in the metric of H."""
     # Scores of a thousandth count as nothing: optima at zero have no scale.
-    floor = 1e-6 * batch.operator.weight.sum((1, 2))
-    return torch.maximum(inner(batch.dual, batch.scores), floor)
+    floor = 1e-6 * batch.operator.weight.mean(1).sum(1)
+    return torch.maximum(inner(batch.dual, batch.scores, work), floor)
 
 
 def residual_of(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
-    """Residual and curvature at the batch's scores, in scratch tensors."""
+    """Residual and curvature at the batch's scores, in scratch tensors.
+
+    With several classes what they share is taken out of the residual: a softmax does
+    not feel it, so that it is rounding.
+    """
     scores = batch.scores
     probabilities = batch.loss.probabilities(scores, work.like("chance", scores))
     residual = batch.loss.pull(probabilities, work.like("residual", scores))
@@ -110,12 +113,17 @@ def advance(
         direction = work.like("step", direction, dtype).copy_(direction)
         lift = work.like("move", lift, dtype).copy_(lift)
     if not batch.loss.binary:
-        direction, lift = centre_classes(direction), centre_classes(lift)
+        # What all classes share is taken out of alpha = c - w E and of the scores.
+        weight = batch.operator.weight
+        direction.addcmul_(weight, lift, value=-1)
+        centre_classes(direction)
+        centre_classes(lift)
+        direction.addcmul_(weight, lift)
     batch.dual += direction
     batch.scores += lift
     residual, curvature = residual_of(batch, work)
     first = first.to(dtype)
-    last = inner(residual, lift)
+    last = inner(residual, lift, work)
     wrong = ~(last >= -0.5 * first)
     if not bool(wrong.any()):
         return residual, curvature
@@ -137,7 +145,7 @@ def advance(
         part.dual += change * step
         part.scores += change * move
         taken = wanted
-        slope = inner(residual_of(part, work)[0], move)
+        slope = inner(residual_of(part, work)[0], move, work)
         down = slope >= 0
         low, low_slope = (
             torch.where(down, taken, low),

@@ -93,8 +93,8 @@ def refine(
         rough = work.like("rough", residual, iterations).copy_(residual)
         pulled = fast(rough, work.like("pulled", rough))
         work.count(fast, rough)
-        square = inner(rough, pulled).clamp(min=0)
-        now = (square.double() / size_of(batch)).sqrt() * margin
+        square = inner(rough, pulled, work).clamp(min=0)
+        now = (square.double() / size_of(batch, work)).sqrt() * margin
         now = torch.nan_to_num(now, nan=torch.inf)
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
         best = torch.minimum(best, now)
@@ -133,7 +133,7 @@ def refine(
             work,
             change + weight * exact,
             exact,
-            inner(first, exact),
+            inner(first, exact, work),
         )
     return _undrifted(scores, alpha, certificate, weights, every)
 

@@ -13,15 +13,15 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from probes import engine
+from probes import elimination, engine
 from probes.crossfit import crossfit
 from probes.directions import MeanDifferenceProbe
 from probes.discriminant import LDAProbe
 from probes.folds import Folds, from_splits, k_fold, leave_one_group_out, rebalanced
-from probes.job import LogisticOptions
+from probes.job import LogisticOptions, one_hot
 from probes.logistic import LogisticProbe
 from probes.losses import Loss
-from probes.operators import Operator, factor_features
+from probes.operators import Operator, factor_features, factor_gram
 from probes.problems import Batch
 from probes.ridge import RidgeProbe
 
@@ -352,8 +352,8 @@ def test_scores_that_went_astray_are_computed_anew():
     loss = Loss(
         torch.from_numpy(y)[None, None].double(), torch.ones(1, 1, len(y)).double()
     )
-    factor = factor_features(rows, torch.full((len(y),), 0.1).double())
-    operator = Operator(factor, factor.weight[None, None])
+    factor = factor_features(rows, torch.full((1, len(y)), 0.1).double())
+    operator = Operator(factor, factor.weight[None])
     dual = torch.zeros(1, 1, len(y)).double()
     # Not the same for all rows: the intercept, which costs nothing, would take that up.
     lost = torch.from_numpy(np.random.default_rng(5).normal(size=(1, 1, len(y))))
@@ -382,3 +382,42 @@ def test_float32_keeps_its_promise_where_rows_outnumber_features(seed):
         for kind in (torch.float64, torch.float32)
     )
     assert float((exact - rough).abs().max() / exact.abs().max()) <= 5e-5
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_elimination_goes_on_from_where_it_is_put(classes, monkeypatch):
+    """Near the optimum it needs a step or two; from a point worse than none, none."""
+    rng = np.random.default_rng(11)
+    n = 60
+    codes = torch.from_numpy(rng.permutation(np.arange(n) % classes))[None]
+    x = rng.normal(size=(n, 80)) * 3
+    x[np.arange(n), codes[0].numpy()] += 8
+    rows = torch.from_numpy(x - x.mean(0))
+    loss = Loss(one_hot(codes, classes), torch.ones(1, 1, n).double())
+    weight = torch.full((1, n), 0.1).double()
+    operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
+    nothing = torch.zeros_like(loss.target)
+    taken = []
+    step = elimination.advance
+    monkeypatch.setattr(
+        elimination, "advance", lambda *args: (taken.append(1), step(*args))[1]
+    )
+
+    def solved_from(dual):
+        taken.clear()
+        batch = Batch(loss, operator, dual, operator(dual))
+        scores, found, certificate = elimination.eliminate(batch, 1e-9)
+        assert float(certificate.max()) <= 1e-8
+        return scores, found, len(taken)
+
+    scores, optimum, cold = solved_from(nothing)
+    noise = torch.from_numpy(rng.normal(size=optimum.shape))
+    # A softmax does not feel what its classes share.
+    noise = noise - noise.mean(1, keepdim=True) if classes > 2 else noise
+    near, _, warm = solved_from(optimum + 1e-4 * optimum.abs().max() * noise)
+    torch.testing.assert_close(near, scores, rtol=1e-6, atol=1e-6)
+    assert warm <= cold // 2
+    for bad in (1e3 * noise, torch.full_like(noise, torch.nan)):
+        far, _, steps = solved_from(bad)
+        torch.testing.assert_close(far, scores, rtol=1e-6, atol=1e-6)
+        assert steps == cold
