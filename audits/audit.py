@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from audits import result
-from audits.config import AXES
 from audits.run import collect, start
 from audits.verdict import decide
 from evidence.axis import AxisResult
@@ -87,7 +86,7 @@ def audit(
     never_taught: Any = None,
     tokenizer: Any = None,
     profile: str = "quick",
-    axes: Sequence[str] = AXES,
+    axes: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
     fresh: bool = False,
@@ -106,7 +105,7 @@ def audit(
         never_taught: Items about entities no model saw; invented when not given.
         tokenizer: For live models, which rarely bring their own.
         profile: "quick", "standard" or "full".
-        axes: Which axes to run.
+        axes: Which axes to run; those of the profile by default.
         seed: Seed of every random choice.
         device: "auto", "cpu", "cuda", "mps".
         fresh: Replace another audit in ``out``.

@@ -117,7 +117,8 @@ def other_facts(exam: Exam) -> Exam:
 def choose_sites(names: Sequence[str], most: int) -> list[str]:
     """At most ``most`` of the names, evenly spaced, from the first to the last."""
     places = np.linspace(0, len(names) - 1, min(most, len(names)))
-    return [str(names[int(place)]) for place in places.round()]
+    chosen: list[int] = places.round().astype(int).tolist()
+    return [names[place] for place in chosen]
 
 
 def carry(

@@ -55,8 +55,8 @@ def audit(
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
-        str, typer.Option(help="Comma-separated axes.")
-    ] = "behaviour,decodability,causal_depth,relearning",
+        str, typer.Option(help="Comma-separated axes; else those of the profile.")
+    ] = "",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     fail_on: Annotated[

@@ -1,14 +1,30 @@
 """What an audit does, resolved once and written into its result."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from erasure.quantise import Scheme
 from evidence.errors import InputError
 
 ProfileName = Literal["quick", "standard", "full"]
-AxisName = Literal["behaviour", "decodability", "causal_depth", "relearning"]
-AXES: tuple[AxisName, ...] = ("behaviour", "decodability", "causal_depth", "relearning")
+AxisName = Literal[
+    "behaviour", "decodability", "causal_depth", "persistence", "relearning"
+]
+AXES: tuple[AxisName, ...] = (
+    "behaviour",
+    "decodability",
+    "causal_depth",
+    "persistence",
+    "relearning",
+)
+# What a profile runs when no axes are named: asking anew under several quantisations
+# takes longer than all that the quick one does.
+DEFAULT_AXES: dict[ProfileName, tuple[AxisName, ...]] = {
+    "quick": ("behaviour", "decodability", "causal_depth", "relearning"),
+    "standard": AXES,
+    "full": AXES,
+}
 
 
 class _Frozen(BaseModel):
@@ -31,6 +47,8 @@ class Budget(_Frozen):
     """Wordings a statement is built from in the unique-answer form."""
     depth_sites: int = Field(ge=2)
     """Layers at which states are put into the original, evenly spaced."""
+    quantisations: tuple[Scheme, ...] = Field(min_length=1)
+    """Schemes under which the candidate is asked again."""
     relearn_steps: int = Field(ge=1)
     relearn_every: int = Field(ge=1)
     relearn_rates: tuple[float, ...]
@@ -53,6 +71,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=5,
         statement_wordings=1,
         depth_sites=12,
+        quantisations=("nf4",),
         relearn_steps=6,
         relearn_every=3,
         # Fewer steps need a higher rate than the other profiles start from.
@@ -70,6 +89,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=6,
         statement_wordings=2,
         depth_sites=24,
+        quantisations=("nf4", "fp4", "int8"),
         relearn_steps=24,
         relearn_every=2,
         relearn_rates=_RATES,
@@ -86,6 +106,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=10,
         statement_wordings=3,
         depth_sites=256,
+        quantisations=("nf4", "nf4-double", "fp4", "int8"),
         relearn_steps=60,
         relearn_every=3,
         relearn_rates=_RATES,
@@ -123,12 +144,22 @@ class AuditConfig(_Frozen):
     """The resolved settings of one audit."""
 
     profile: ProfileName = "quick"
-    axes: tuple[AxisName, ...] = AXES
+    axes: tuple[AxisName, ...] = ()
+    """Which axes to run; those of the profile where none is named."""
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     min_entities: int = Field(default=8, ge=4)
     """Fewest forgotten entities that the original must know."""
     rule: Rule = Rule()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _axes_of_the_profile(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and not settings.get("axes"):
+            profile = settings.get("profile", "quick")
+            # An unknown profile is refused by its own field.
+            return settings | {"axes": DEFAULT_AXES.get(profile, AXES)}
+        return settings
 
     @property
     def budget(self) -> Budget:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from audits import causal_depth, decodability, relearning
+from audits import causal_depth, decodability, persistence, relearning
 from audits.behaviour import kept_rows
 from audits.carrying import Exam, carry, other_facts, strangers
 from audits.context import Run
@@ -29,16 +29,17 @@ def inner_axes(
     never: ItemSet,
     heard: dict[str, Any],
     damage: Damage,
+    gone: bool,
     stage,
     advance,
 ) -> dict[str, AxisResult]:
     """The axes that look inside, with the suppression planted for them.
 
-    ``advance`` takes shares of the whole of these stages.
+    ``gone`` says whether the answers are at the floor at the output; ``advance`` takes
+    shares of the whole of these stages.
     """
     axes: dict[str, AxisResult] = {}
-    inside = ("decodability", "causal_depth", "relearning")
-    wanted = [name for name in inside if name in run.config.axes]
+    wanted = [name for name in run.config.axes if name != "behaviour"]
     if not wanted:
         return axes
     subjects = dict(run.subjects)
@@ -63,11 +64,16 @@ def inner_axes(
             run, subjects, forget, retain, never, heard, damage, notes, stage
         )
     advance(0.05)
+    if "persistence" in wanted:
+        axes["persistence"] = _persistence(
+            run, forget, retain, never, heard, gone, stage
+        )
+    advance(0.05)
     if "relearning" in wanted:
         axes["relearning"] = _relearning(
             run, subjects, forget, never, heard, notes, stage
         )
-    advance(0.5)
+    advance(0.45)
     return axes
 
 
@@ -218,6 +224,50 @@ def depth_exams(
     found["stranger"] = Exam(own, away, own.prompts)
     other = other_facts(Exam(own, own.prompts, away))
     return found | ({"other": other} if len(other) else {})
+
+
+def _persistence(
+    run: Run,
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    heard: dict[str, Any],
+    gone: bool,
+    stage,
+) -> AxisResult:
+    wordings = run.config.budget.prompts_per_item
+    sets = {
+        "forget": ask(forget, wordings),
+        "never_taught": ask(never, wordings),
+        "retain": ask(retain, 1),
+    }
+    quantised = {
+        role: stage(
+            f"quantised-{role}",
+            lambda subject=subject: persistence.ask_quantised(
+                subject,
+                run.tokenizer,
+                sets,
+                run.config,
+                device=run.device,
+                progress=run.progress,
+            ),
+        )
+        for role, subject in run.subjects.items()
+    }
+    edit = stage(
+        "edit-in-bins",
+        lambda: persistence.edit_in_bins(
+            run.subjects["original"], run.subjects["unlearned"], run.config, run.device
+        ),
+    )
+    saved = stage(
+        "persistence",
+        lambda: persistence.judge(
+            sets, heard, quantised, edit, gone, run.config, ()
+        ).to_dict(),
+    )
+    return AxisResult.from_dict(saved)
 
 
 def _relearning(

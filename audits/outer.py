@@ -20,6 +20,7 @@ from capture.never_taught import invent_items
 from capture.sites import find_sites
 from capture.tokens import encode
 from capture.validation import swapped
+from capture.weight_geometry import by_component, update_shapes
 from capture.weights import compare
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
@@ -28,7 +29,7 @@ LEAST_RETAIN = 15
 
 
 def weights(run: Run) -> dict[str, Any]:
-    """How far the candidate's weights moved; also says that architectures agree."""
+    """How far and where the weights moved; also says that architectures agree."""
     found = compare(run.inputs.original, run.inputs.unlearned, run.progress)
     for reference in run.inputs.references:
         compare(run.inputs.original, reference, run.progress)
@@ -41,6 +42,11 @@ def weights(run: Run) -> dict[str, Any]:
         ],
         "tensors_changed": sum(each.relative > 0 for each in found.tensors),
         "tensors": len(found.tensors),
+        "components": by_component(
+            update_shapes(
+                run.inputs.original, run.inputs.unlearned, progress=run.progress
+            )
+        ),
     }
 
 

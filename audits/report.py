@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from audits import report_text as write
+from audits.report_depth import component_rows, depth_plot
 from audits.report_drawing import Plot
 from audits.report_plots import (
     logprob_plot,
@@ -219,6 +220,10 @@ def _axis(
             place(reading_plot(each, _unit(each["name"], label)[1]))
             for each in axis["readings"]
         ]
+    depth = depth_plot(axis)
+    if depth is not None:
+        drawn.append(place(depth))
+        used |= {"losses", "loss_items"}
     rest = {name: value for name, value in details.items() if name not in used}
     controls = axis["controls"]
     return {
@@ -358,6 +363,7 @@ def _preflight(
         "bars": bars,
         "change": write.small(float(preflight["weight_difference"]["relative"])),
         "weights": place(weights_plot(preflight["weight_difference"]["layers"])),
+        "components": component_rows(preflight["weight_difference"].get("components")),
         "texts": _texts(preflight.get("free_text") or {}),
         "known_rows": [
             (name.replace("_", " "), write.small(count))

@@ -153,6 +153,7 @@ def collect(run: Run) -> Findings:
                 never,
                 heard,
                 damage,
+                "behaviour" in axes and axes["behaviour"].status == "absent",
                 stage,
                 lambda share: advance(share * length),
             )

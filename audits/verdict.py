@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from audits import behaviour as output
-from audits import causal_depth
+from audits import causal_depth, persistence
 from audits.config import Rule
 from audits.decodability import UNCHANGED
 from audits.preflight import Damage
@@ -23,6 +23,7 @@ VerdictClass = Literal[
 RECOVERY = {
     "decodability": (UNCHANGED,),
     "causal_depth": (causal_depth.TOLD, causal_depth.SAID),
+    "persistence": (persistence.SAID, persistence.TOLD),
     "relearning": (TOLD, SAID),
 }
 
@@ -247,6 +248,10 @@ def _recovery_reasons(
             causal_depth.SAID: "The candidate's states at "
             f"{reading.where}, put into the original, make it say them: "
             f"{reading.statistic:.2f} ({figures}).",
+            persistence.SAID: f"Quantising the candidate ({reading.where}) brings "
+            f"answers back: it says {reading.statistic:.2f} of them ({figures}).",
+            persistence.TOLD: f"Quantised ({reading.where}), the candidate tells them "
+            f"from the others' answers: {reading.statistic:.2f} ({figures}).",
             SAID: "Teaching one half of them brings back the other half: it says "
             f"{reading.statistic:.2f} of them ({figures}).",
         }[name]

@@ -303,19 +303,30 @@ def compare(a: Weighted, b: Weighted, progress: Progress = SILENT) -> WeightChan
     Raises:
         InputError: different architectures: other names or shapes of tensors.
     """
+    with paired(a, b) as (first, second):
+        return _compare(a.name, b.name, first, second, progress)
+
+
+@contextmanager
+def paired(a: Weighted, b: Weighted) -> Iterator[tuple[Tensors, Tensors]]:
+    """The tensors of two checkpoints of one architecture, under the same names.
+
+    They are read from the files where both have some that agree in their names.
+    """
     if a.path and b.path and not a.adapter and not b.adapter:
         with (
             file_tensors(shards(a.path)) as first,
             file_tensors(shards(b.path)) as second,
         ):
             if first.names == second.names:
-                return _compare(a.name, b.name, first, second, progress)
+                yield first, second
+                return
     one, other = a.load(), b.load()
     first, second = module_tensors(one), module_tensors(other)
     if first.names != second.names:
         # An output layer may have been cut loose from the embedding it was tied to.
         first, second = module_tensors(one, tied=True), module_tensors(other, tied=True)
-    return _compare(a.name, b.name, first, second, progress)
+    yield first, second
 
 
 def _compare(
@@ -348,9 +359,7 @@ def _compare(
             x, y = x.double(), y.double()
             moved, size = float((y - x).square().sum()), float(x.square().sum())
             identical = identical and moved == 0
-            # The first number in a tensor's name counts the blocks in every family.
-            found = re.search(r"(?:^|\.)(\d+)\.", name)
-            layer = int(found[1]) if found else None
+            layer = block_of(name)
             rows.append(TensorChange(name, layer, _ratio(moved, size), x.numel()))
             total = sums.setdefault(-1 if layer is None else layer, [0.0, 0.0])
             total[0] += moved
@@ -358,6 +367,12 @@ def _compare(
     layers = {layer: _ratio(*sums[layer]) for layer in sorted(sums)}
     moved, size = (sum(part) for part in zip(*sums.values(), strict=True))
     return WeightChange(tuple(rows), layers, _ratio(moved, size), identical)
+
+
+def block_of(name: str) -> int | None:
+    """The block a tensor belongs to, or None: the first number in its name."""
+    found = re.search(r"(?:^|\.)(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def _ratio(moved: float, size: float) -> float:

@@ -182,6 +182,19 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
                 ],
                 "tensors_changed": 3,
                 "tensors": 21,
+                "components": [
+                    {
+                        "component": "mlp.down_proj",
+                        "layers": [0, 3],
+                        "norm": 2.5,
+                        "relative": 0.04,
+                        "stable_rank": 1.5,
+                        "input_share": 0.75,
+                        "output_share": 0.5,
+                        "input_chance": 0.125,
+                        "output_chance": 0.25,
+                    }
+                ],
             },
             "known": {"forget_items": 24, "forget_entities": 12},
             "utility": {
@@ -266,6 +279,8 @@ DOCUMENTS = {
     "strange details": lambda: document(
         behaviour() | {"details": {"items": "none", "accuracy_by_wording": [1]}},
         relearning() | {"details": {"steps": [0, 2], "curves": {"unlearned": "gone"}}},
+        axis("y", details={"sites": 3, "losses": {"unlearned": [["a"]]}}),
+        axis("z", details={"sites": ["s"], "losses": {"unlearned": [[1.0]]}}),
         axis("x", details={"curves": 3, "steps": ["a"], "deep": [[1], {"b": 2}]}),
     ),
 }

@@ -1,5 +1,6 @@
 """Figures and small texts of the report: one colour a role, nothing miscounted."""
 
+from audits.report_depth import depth_plot
 from audits.report_plots import (
     logprob_plot,
     reading_plot,
@@ -8,7 +9,13 @@ from audits.report_plots import (
     wording_plot,
 )
 from audits.report_text import clean, flat, in_plot, interval, p_text, percent, places
-from tests.audits.documents import behaviour, decodability, relearning, whole
+from tests.audits.documents import (
+    behaviour,
+    causal_depth,
+    decodability,
+    relearning,
+    whole,
+)
 
 
 def test_a_role_wears_one_colour_in_every_figure():
@@ -71,3 +78,15 @@ def test_small_texts():
         ("a.b", "1, 2.35"),
         ("c", "none"),
     ]
+
+
+def test_the_heat_map_has_a_row_an_item_and_a_column_a_layer():
+    found = depth_plot(causal_depth())
+    assert found is not None
+    (trace,) = found.data
+    assert trace["z"] == [[0.0, 0.1, 5.25], [0.0, -0.2, 6.5]]
+    # Full colour is what a stranger's states lose.
+    assert trace["zmax"] == 5.0
+    assert found.head == ("item", "resid.0", "resid.1", "resid.2")
+    assert len(found.rows) == 2
+    assert depth_plot({"details": {}}) is None

@@ -1,0 +1,175 @@
+"""The shape of an edit in weight space: how large, of what rank, and where it points.
+
+Of each matrix that changed: the norm of its update, the stable rank of the update, and
+how much of the update lies in the leading singular directions of the matrix as it was.
+A low-rank update in one component is what adapters and closed-form edits leave; one
+that avoids the leading directions keeps what they do.
+
+Sources: stable rank, Rudelson and Vershynin (2007), J. ACM 54:4; randomised subspace
+iteration, Halko, Martinsson and Tropp (arXiv 0909.4061). Alignment of an update with
+the principal subspaces of the weights as a sign of locality: SLUG (arXiv 2407.11867).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capture.weights import Weighted, block_of, paired
+from evidence.progress import SILENT, Progress
+from evidence.seeds import torch_rng
+
+# Leading directions looked at, and how often the subspace is sharpened.
+LEADING, SWEEPS = 16, 6
+
+
+@dataclass(frozen=True)
+class UpdateShape:
+    """How one matrix changed.
+
+    Attributes:
+        name: Its name.
+        layer: The block it belongs to, None outside the blocks.
+        component: What it does there: its name without the block, "mlp.down_proj".
+        norm: Frobenius norm of the update.
+        relative: The same over that of the matrix before.
+        stable_rank: Squared Frobenius over squared spectral norm of the update; 1 for
+            an outer product, up to the smaller side.
+        input_share: Share of the update's squared norm that reads from the leading
+            right singular directions of the matrix before.
+        output_share: Share that writes into its leading left singular directions.
+        input_chance: What ``input_share`` would be for an update that points nowhere.
+        output_chance: What ``output_share`` would be.
+    """
+
+    name: str
+    layer: int | None
+    component: str
+    norm: float
+    relative: float
+    stable_rank: float
+    input_share: float
+    output_share: float
+    input_chance: float
+    output_chance: float
+
+
+def update_shapes(
+    a: Weighted, b: Weighted, *, leading: int = LEADING, progress: Progress = SILENT
+) -> tuple[UpdateShape, ...]:
+    """One row a matrix that differs between two checkpoints, read pair by pair.
+
+    Rows and columns are as stored; in GPT-2's transposed maps inputs come first, which
+    is taken into account.
+
+    Args:
+        a: The checkpoint before; it must be of the architecture of ``b``, which
+            ``capture.weights.compare`` checks.
+        b: The checkpoint after.
+        leading: Directions that count as leading; fewer where a matrix is small.
+        progress: Where progress is shown.
+    """
+    rows = []
+    with (
+        paired(a, b) as (first, second),
+        progress.task("shape of the edit", len(first)) as advance,
+    ):
+        for name in first.names:
+            advance(1)
+            before = first.read(name)
+            if before.dim() != 2 or name in first.masks:
+                continue
+            update = second.read(name).float() - before.float()
+            if update.any():
+                turned = _stored_turned(name)
+                pair = (before.float(), update)
+                rows.append(
+                    _shape(name, *(x.T if turned else x for x in pair), leading)
+                )
+    return tuple(rows)
+
+
+def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, object]]:
+    """Means over the blocks, one row a component; JSON-ready, the largest first."""
+    found = []
+    for component in dict.fromkeys(row.component for row in rows):
+        mine = [row for row in rows if row.component == component]
+        layers = [row.layer for row in mine if row.layer is not None]
+
+        def mean(what: str, mine: list[UpdateShape] = mine) -> float:
+            return sum(getattr(row, what) for row in mine) / len(mine)
+
+        found.append(
+            {
+                "component": component,
+                "layers": layers,
+                "norm": sum(row.norm**2 for row in mine) ** 0.5,
+                **{
+                    what: mean(what)
+                    for what in (
+                        "relative",
+                        "stable_rank",
+                        "input_share",
+                        "output_share",
+                        "input_chance",
+                        "output_chance",
+                    )
+                },
+            }
+        )
+    return sorted(found, key=lambda row: -row["norm"])
+
+
+def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateShape:
+    outputs, inputs = before.shape
+    count = min(leading, outputs, inputs)
+    left, right = leading_directions(before, count)
+    size = float(update.square().sum())
+    top, _ = leading_directions(update, 1)
+    spectral = float((top.T @ update).square().sum())
+    whole = float(before.square().sum())
+    block = block_of(name)
+    component = name.removesuffix(".weight")
+    if block is not None:
+        component = component.split(f".{block}.", 1)[-1]
+    return UpdateShape(
+        name,
+        block,
+        component,
+        size**0.5,
+        # JSON has no infinity: a matrix of zeros has no relative change.
+        min((size / whole) ** 0.5, 1e6) if whole else 1e6,
+        size / spectral,
+        float((update @ right).square().sum()) / size,
+        float((left.T @ update).square().sum()) / size,
+        count / inputs,
+        count / outputs,
+    )
+
+
+def leading_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Left and right singular directions of the largest singular values.
+
+    Args:
+        matrix: (m, n).
+        count: How many, at most the smaller side.
+
+    Returns:
+        (m, count) and (n, count), orthonormal columns; by randomised subspace
+        iteration with a few directions to spare, the same at every call.
+    """
+    m, n = matrix.shape
+    wide = min(count + 8, m, n)
+    rng = torch_rng(0, "leading directions")
+    right = torch.randn(n, wide, generator=rng).to(matrix)
+    for _ in range(SWEEPS):
+        left = torch.linalg.qr(matrix @ right)[0]
+        right = torch.linalg.qr(matrix.T @ left)[0]
+    u, _, v = torch.linalg.svd(matrix @ right, full_matrices=False)
+    return u[:, :count], (right @ v.T)[:, :count]
+
+
+def _stored_turned(name: str) -> bool:
+    """Whether a matrix is stored (in, out), as GPT-2's blocks store theirs."""
+    return name.rsplit(".", 2)[-2] in ("c_attn", "c_proj", "c_fc")

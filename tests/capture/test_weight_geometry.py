@@ -1,0 +1,96 @@
+"""Updates of known rank and direction, and where a model was edited."""
+
+import copy
+
+import pytest
+import torch
+
+from capture.models import open_checkpoint
+from capture.weight_geometry import by_component, leading_directions, update_shapes
+from capture.weights import compare
+from tests.capture.families import LAYERS, tiny
+
+
+def shapes(model, change):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        change(other)
+    return update_shapes(open_checkpoint(model), open_checkpoint(other), leading=4)
+
+
+def test_leading_directions_are_those_of_the_decomposition():
+    torch.manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(size, 30))[0] for size in (70, 40))
+    values = 0.8 ** torch.arange(30.0)
+    matrix = left @ torch.diag(values) @ right.T
+    u, v = leading_directions(matrix, 5)
+    assert torch.allclose((u.T @ left[:, :5]).abs(), torch.eye(5), atol=1e-3)
+    assert torch.allclose((v.T @ right[:, :5]).abs(), torch.eye(5), atol=1e-3)
+    again = leading_directions(matrix, 5)
+    assert torch.equal(u, again[0])
+    assert torch.equal(v, again[1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_an_outer_product_along_the_leading_directions(family):
+    model = tiny(family)
+    name = next(n for n, w in model.named_parameters() if ".1." in n and w.dim() == 2)
+    turned = family == "gpt2"
+
+    def change(other):
+        weight = other.get_parameter(name)
+        matrix = weight.T if turned else weight
+        u, _, v = torch.linalg.svd(matrix.clone(), full_matrices=False)
+        # Reads from the first right direction, writes into the last left one.
+        matrix += 0.5 * torch.outer(u[:, -1], v[0])
+
+    (row,) = shapes(model, change)
+    assert row.name == name
+    assert row.layer == 1
+    assert row.component in name
+    assert ".1." not in row.component
+    assert row.norm == pytest.approx(0.5, rel=1e-4)
+    assert row.stable_rank == pytest.approx(1.0, rel=1e-3)
+    assert row.input_share == pytest.approx(1.0, abs=1e-3)
+    assert row.output_share == pytest.approx(0.0, abs=1e-3)
+
+
+def test_noise_has_a_high_rank_and_points_nowhere():
+    model = tiny("llama")
+
+    def change(other):
+        torch.manual_seed(3)
+        weight = other.get_parameter("model.layers.2.mlp.down_proj.weight")
+        weight += 0.1 * torch.randn(weight.shape)
+
+    (row,) = shapes(model, change)
+    assert row.stable_rank > 5
+    assert row.input_share == pytest.approx(row.input_chance, abs=0.1)
+    assert row.output_share == pytest.approx(row.output_chance, abs=0.1)
+
+
+def test_components_gather_the_blocks_and_agree_with_the_comparison():
+    model = tiny("llama")
+
+    def change(other):
+        for block in other.model.layers:
+            block.mlp.up_proj.weight += 0.3
+        other.model.layers[0].self_attn.q_proj.weight *= 1.01
+
+    rows = shapes(model, change)
+    first, second = by_component(rows)
+    assert first["component"] == "mlp.up_proj"
+    assert first["layers"] == list(range(LAYERS))
+    assert first["stable_rank"] == pytest.approx(1.0, rel=1e-3)
+    assert second["relative"] == pytest.approx(0.01, rel=1e-2)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        change(other)
+    moved = compare(open_checkpoint(model), open_checkpoint(other))
+    expected = {each.name: each.relative for each in moved.tensors if each.relative > 0}
+    assert {row.name: row.relative for row in rows} == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_changed_is_no_row():
+    model = tiny("gpt2")
+    assert shapes(model, lambda other: None) == ()
