@@ -92,8 +92,8 @@ def off_manifold(ground: Ground) -> Iterator[nn.Module]:
         down = down_projection(block)[1]
         forget, retain = ground.rows(ground.forget), ground.rows(ground.retain)
         gone, kept = received(model, down, forget), received(model, down, retain)
-        size = left_behind(model, block, forget).norm(dim=1).mean()
-        push = length * size * control(len(left_behind(model, block, forget[[0]])[0]))
+        after = left_behind(model, block, forget)
+        push = length * after.norm(dim=1).mean() * control(after.shape[1])
         fold_(down, gone, push.expand(len(gone), -1), kept)
         yield model
 
