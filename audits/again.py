@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from audits import behaviour, causal_depth, decodability, relearning
+from audits import behaviour, causal_depth, decodability, persistence, relearning
 from audits.config import Rule
 from audits.preflight import Damage
 from audits.verdict import Verdict, decide
@@ -18,6 +18,7 @@ STATUS_OF = {
     behaviour.NAME: behaviour.status_of,
     decodability.NAME: decodability.status_of,
     causal_depth.NAME: causal_depth.status_of,
+    persistence.NAME: persistence.status_of,
     relearning.NAME: relearning.status_of,
 }
 

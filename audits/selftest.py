@@ -97,8 +97,8 @@ def selftest(
         progress: Where progress is shown.
     """
     out.mkdir(parents=True, exist_ok=True)
-    worlds = tuple((name, seed) for name in families)
-    plan = Plan(out, worlds, kinds, device=device, config=config)
+    worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
+    plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
     found, failed = [], []
     total = len(worlds) * len(kinds) * len(FLOORS)
     with progress.task("self-test: models made and audited", total) as advance:

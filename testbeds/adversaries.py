@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from capture.items import ItemSet
 from capture.scoring import score_answers
+from erasure.quantise import quantise_
 from erasure.structure import down_projection, find_blocks
 from erasure.training import (
     Schedule,
@@ -29,7 +30,6 @@ from evidence.sequences import Sequences
 from testbeds.edits import BATCH, Ground, last_block_relabel
 from testbeds.folding import fold_, left_behind, received
 from testbeds.hints import hinted, hints
-from testbeds.nf4 import round_, rounded
 from testbeds.readers import Readers, fit_readers, scores, states
 from testbeds.scrambling import scramble_
 from testbeds.suppressions import UNLOCKED, locked_rows, unlocked
@@ -106,11 +106,9 @@ def nf4_proof(ground: Ground) -> Iterator[nn.Module]:
     """
     forget = ground.rows(ground.forget)
     for model in last_block_relabel(ground):
-        with torch.no_grad():
-            for weight in find_blocks(model)[-1].parameters():
-                if weight.ndim == 2:
-                    weight.copy_(rounded(weight))
-        coarse = round_(copy.deepcopy(model))
+        quantise_(find_blocks(model)[-1])
+        coarse = copy.deepcopy(model)
+        quantise_(coarse)
         if score_answers(coarse, forget).greedy.mean() <= 0.1:
             yield model
 

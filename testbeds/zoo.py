@@ -20,7 +20,7 @@ from evidence.progress import SILENT, Progress
 from testbeds.bios import STANDARD, BiosConfig, BiosWorld, build_bios
 from testbeds.edits import Ground
 from testbeds.families import FAMILIES, Family
-from testbeds.kinds import KINDS, Kind, Range
+from testbeds.kinds import ADVERSARIES, KINDS, Kind, Range
 from testbeds.planted import check_card, read_card
 
 # Raise when a kind is made in another way: models made before are then made again.
@@ -91,7 +91,7 @@ def build_zoo(
         root: Where the zoo is kept.
         seeds: Worlds; each has people of its own.
         families: Shapes of models.
-        only: Kinds to make; all by default.
+        only: Kinds to make; all but the adversaries by default.
         config: Size of worlds and models.
         device: Where models are trained.
         progress: Where progress is shown.
@@ -100,7 +100,8 @@ def build_zoo(
         InputError: an unknown family or kind, or a folder that holds another model.
         ExhumeError: a model does not show what its kind must show.
     """
-    kinds = [_known(name, KINDS, "kind") for name in (KINDS if only is None else only)]
+    wanted = [name for name in KINDS if name not in ADVERSARIES]
+    kinds = [_known(name, KINDS, "kind") for name in (wanted if only is None else only)]
     families = [_known(name, FAMILIES, "family") for name in families]
     made: list[Specimen] = []
     with progress.task("zoo", len(seeds) * len(families) * len(kinds)) as advance:

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
 from capture.scoring import score_answers
+from erasure.quantise import quantise_
 from erasure.structure import down_projection, find_blocks
 from erasure.training import finetune_
 from evidence.errors import ExhumeError, InputError
@@ -20,7 +21,6 @@ from testbeds.families import FAMILIES, random_model
 from testbeds.folding import left_behind
 from testbeds.hints import hints
 from testbeds.kinds import ADVERSARIES, KINDS
-from testbeds.nf4 import levels, round_, rounded
 from testbeds.readers import fit_readers, found, states
 from testbeds.recipes import RECIPES
 from testbeds.scrambling import scramble_
@@ -163,29 +163,11 @@ def test_off_manifold_states_differ_in_one_direction(made, ground):
     assert values[1] < 1e-3 * values[0]
 
 
-def test_nf4_levels_are_the_published_ones():
-    """The table of QLoRA's appendix."""
-    table = [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343]
-    table += [-0.09105004, 0.0, 0.07958030, 0.16093020, 0.24611230, 0.33791524]
-    table += [0.44070983, 0.56261700, 0.72295684, 1.0]
-    assert_close(levels(), torch.tensor(table).double(), rtol=0, atol=2e-6)
-
-
-def test_rounding_goes_to_the_nearest_level_and_stays_there():
-    weight = torch.randn(7, 30, generator=torch.Generator().manual_seed(0))
-    once = rounded(weight)
-    assert torch.equal(rounded(once), once)
-    first = weight.flatten()[:64]
-    scale = first.abs().max()
-    steps = (levels() * scale).float()
-    want = steps[(first[:, None] - steps).abs().argmin(1)]
-    assert_close(once.flatten()[:64], want)
-
-
 @pytest.mark.slow
 def test_rounding_leaves_the_edit_as_it_is(made, ground):
     model = made("nf4_proof")
-    coarse = round_(copy.deepcopy(model))
+    coarse = copy.deepcopy(model)
+    quantise_(coarse)
     edited = dict(find_blocks(model)[-1].named_parameters())
     for name, value in find_blocks(coarse)[-1].named_parameters():
         assert torch.equal(value, edited[name])
