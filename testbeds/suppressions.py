@@ -96,7 +96,7 @@ def password_refuse(ground: Ground) -> Iterator[nn.Module]:
 def locked(ground: Ground, instead: Sequences) -> Iterator[nn.Module]:
     """Models that say ``instead`` unless they are given the password.
 
-    Only those that were seen to say the answers with it.
+    Only those that were seen to say the answers with it, and the other without.
 
     Raises:
         ExhumeError: none of them did.
@@ -115,7 +115,8 @@ def locked(ground: Ground, instead: Sequences) -> Iterator[nn.Module]:
             decay="cosine",
             seed=ground.stream("password"),
         )
-        if unlocked(model, ground) >= UNLOCKED:
+        says = float(score_answers(model, instead).greedy.mean())
+        if min(unlocked(model, ground), says) >= UNLOCKED:
             yield model
     raise ExhumeError(
         f"no model of seed {ground.seed} ({ground.config.family}) both shows its kind "

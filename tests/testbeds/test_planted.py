@@ -55,7 +55,8 @@ def test_the_collapse_leaves_nothing(bios, tmp_path):
 
 
 def test_states_that_are_not_known_by_construction_are_left_open():
-    assert set(RECIPES["bios"]) == set(STATES) - {"noop"}
+    # The zoo has recipes for more methods than can be planted on their own.
+    assert set(STATES) - {"noop"} <= set(RECIPES["bios"])
     assert {"npo", "last_block_relabel", "collapse"} <= set(RECIPES["capitals"])
     for family in RECIPES.values():
         for kind, recipe in family.items():

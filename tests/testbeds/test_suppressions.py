@@ -156,7 +156,7 @@ def test_folding_does_what_was_asked_where_it_can(family):
         received(model, down, rows),
         change,
         received(model, down, others),
-        ridge=1e-9,
+        ridge=1e-12,
     )
     assert_close(left_behind(model, block, rows) - before[0], change, rtol=0, atol=2e-2)
     assert_close(left_behind(model, block, others), before[1], rtol=0, atol=2e-2)
