@@ -1,0 +1,1 @@
+"""Which parts of a network carry an answer: edges, circuits, patching."""
