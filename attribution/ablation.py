@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attribution.anatomy import head_outputs
-from attribution.metrics import Batch
+from attribution.metrics import Batch, wide
 from attribution.projections import matrix
 from attribution.stream import Subject, Values, own_kinds, run, writers_of
 from capture.hooks import Edit
@@ -69,7 +69,7 @@ def mean_values(subject: Subject, batches: list[Batch]) -> Tensor:
     for batch in batches:
         for rows in (batch.clean, batch.corrupt):
             values = writers_of(subject, run(subject, rows, batch.where).raw)
-            weights = rows.attention_mask.float()
+            weights = rows.attention_mask.to(values.dtype)
             total = torch.einsum("rwpd,rp->wd", values, weights) + total
             count += float(weights.sum())
     return total / count
@@ -175,7 +175,7 @@ class _Cutter:
             else:
                 added = value[:, None]
             here = slice(writer, writer + added.shape[1])
-            self.gaps[:, here] = self.values[:, here] - added.float()
+            self.gaps[:, here] = self.values[:, here] - wide(added)
             return value
 
         return note

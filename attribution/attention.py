@@ -48,27 +48,42 @@ def fix_attention(
             got=anatomy.note,
         )
     calls, streams = _calls(subject, batch)
-    reader = 0
+    reader, heads = 0, anatomy.n_heads
     for layer in range(anatomy.n_layers):
-        count = graph.upstream[reader]
-        slope = slopes.get(f"z.{layer}")  # none where the block passes no gradient
-        plain = _output(subject, layer, calls[layer], {})
-        for kind, size in (("q", anatomy.n_heads), ("k", anatomy.n_groups)):
+        slope = slopes.get(f"z.{layer}")
+        if slope is not None:  # none where the block passes no gradient
+            before = delta[:, : graph.upstream[reader]]
+            call = calls[layer]
+            effects = _effects(subject, layer, call, streams[layer], before, slope)
+            # Queries come first among a block's readers, then keys.
             start = graph.starts[reader]
-            here = scores[:, start : start + size * count].unflatten(1, (size, count))
-            for writer in range(count):
-                if slope is None:
-                    break
-                shift = (
-                    delta[:, writer].view_as(streams[layer]).to(streams[layer].dtype)
-                )
-                edits = _changed(subject, layer, kind, streams[layer] + shift)
-                moved = _output(subject, layer, calls[layer], edits) - plain
-                by_head = (moved * slope).unflatten(-1, (anatomy.n_heads, -1))
-                effect = by_head.sum((1, 3)).unflatten(1, (size, -1)).sum(-1)
-                here[:, :, writer] = effect
-            reader += size
-        reader += anatomy.n_groups + 1  # values and the feed-forward part
+            stop = graph.starts[reader + heads + anatomy.n_groups]
+            scores[:, start:stop] = torch.cat(effects, dim=1).flatten(1)
+        reader += heads + 2 * anatomy.n_groups + 1
+
+
+def _effects(
+    subject: Subject,
+    layer: int,
+    call: tuple[tuple, dict[str, Any]],
+    stream: Tensor,
+    delta: Tensor,
+    slope: Tensor,
+) -> list[Tensor]:
+    """(row, head or group, writer) scores of a block's queries, and of its keys."""
+    anatomy = subject.anatomy
+    plain = _output(subject, layer, call, {})
+    found = []
+    for kind, size in (("q", anatomy.n_heads), ("k", anatomy.n_groups)):
+        by_writer = []
+        for shift in delta.unbind(1):
+            other = stream + shift.view_as(stream).to(stream.dtype)
+            edits = _changed(subject, layer, kind, other)
+            moved = (_output(subject, layer, call, edits) - plain) * slope
+            by_head = moved.unflatten(-1, (anatomy.n_heads, -1)).sum((1, 3))
+            by_writer.append(by_head.unflatten(1, (size, -1)).sum(-1))
+        found.append(torch.stack(by_writer, dim=2))
+    return found
 
 
 def _changed(

@@ -276,7 +276,7 @@ def _score(job: Job, how: Method) -> Tensor:
     if not how.grad_drop:
         return _integrate(job, how, {})
     graph, layers = job.subject.graph, job.subject.anatomy.n_layers
-    total = torch.zeros(len(job.delta), graph.n_edges, device=job.delta.device)
+    total = job.delta.new_zeros(len(job.delta), graph.n_edges)
     for layer in range(layers):
         drop: dict[str, Edit] = {
             f"{part}.{layer}": torch.detach for part in ("attn", "mlp")
@@ -292,7 +292,7 @@ def _integrate(job: Job, how: Method, edits: Mapping[str, Edit]) -> Tensor:
     """(row, edge) difference times average slope."""
     subject, graph = job.subject, job.subject.graph
     rows = len(job.delta)
-    scores = torch.zeros(rows, graph.n_edges, device=job.delta.device)
+    scores = job.delta.new_zeros(rows, graph.n_edges)
     layers = range(subject.anatomy.n_layers)
     heads = tuple(f"z.{layer}" for layer in layers) if how.qk_fix else ()
     behind: dict[str, Tensor] = {}

@@ -98,6 +98,11 @@ def make_batch(
     )
 
 
+def wide(value: Tensor) -> Tensor:
+    """In float32 at least: sums over thousands of products need the digits."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 Metric = Callable[[Tensor], Tensor]
 
 
@@ -118,24 +123,25 @@ def make_metric(name: MetricName, batch: Batch, clean_logits: Tensor) -> Metric:
         clean_logits: (counted position, token) of the clean run.
     """
     rows = len(batch.foils)
+    clean_logits = wide(clean_logits.detach())
     places = torch.arange(len(batch.targets), device=batch.targets.device)
 
     def difference(logits: Tensor) -> Tensor:
-        logits = logits.float()
         return logits[places, batch.targets] - logits[places, batch.foils]
 
     def logprob(logits: Tensor) -> Tensor:
-        each = logits.float().log_softmax(-1)[places, batch.targets]
+        each = logits.log_softmax(-1)[places, batch.targets]
         return each.new_zeros(rows).index_add(0, batch.owner, each)
 
-    reference = clean_logits.detach().float().log_softmax(-1)
+    reference = clean_logits.log_softmax(-1)
 
     def divergence(logits: Tensor) -> Tensor:
-        apart = reference - logits.float().log_softmax(-1)
+        apart = reference - logits.log_softmax(-1)
         return -(reference.exp() * apart).sum(-1)
 
-    return {
+    chosen = {
         "logit_difference": difference,
         "answer_logprob": logprob,
         "kl": divergence,
     }[name]
+    return lambda logits: chosen(wide(logits))

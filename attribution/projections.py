@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from capture.hooks import evaluating, patch
 from capture.sites import Place, Sites, model_device
+from capture.window import position_limit
+from evidence.seeds import torch_rng
 
 # Two computations of one value may differ by rounding, relative to the largest.
 SAME = 1e-3
@@ -54,7 +56,8 @@ def small_input(model: nn.Module) -> dict[str, Tensor]:
     """A row of a few different tokens, as keyword arguments of the model."""
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     size = getattr(embedding, "weight", torch.zeros(6)).shape[0]
-    return {"input_ids": torch.arange(6, device=model_device(model))[None] % size}
+    count = min(6, position_limit(model) or 6)
+    return {"input_ids": torch.arange(count, device=model_device(model))[None] % size}
 
 
 def matrix(linear: nn.Module) -> Tensor:
@@ -161,10 +164,16 @@ def _proved(model: nn.Module, maps: Projections, n_heads: int, places: Sites) ->
     where = Sites(places.places | extra, places.n_layers, None, n_heads, None)
     got: dict[str, Tensor] = {}
 
+    rng = torch_rng(0, "projections")
+
     def tap(name: str):
         def keep(value: Tensor) -> Tensor:
-            # Queries, keys and values of one map are one tensor, and must stay so.
-            got[name] = value.detach().requires_grad_() if name != "z.0" else value
+            got[name] = value
+            if name != "z.0":
+                # Drawn at random: what a map gives may be too plain to tell, as in a
+                # head that was pruned, and it is the code behind it that is asked.
+                drawn = torch.randn(value.shape, generator=rng).to(value)
+                got[name] = drawn.requires_grad_()
             return got[name]
 
         return keep

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attribution.anatomy import Anatomy, Readout, head_outputs
 from attribution.graph import EdgeGraph
-from attribution.metrics import Metric
+from attribution.metrics import Metric, wide
 from attribution.projections import KINDS, matrix
 from capture.hooks import Edit, patch, record
 from capture.passes import accepted
@@ -94,7 +94,7 @@ def writers_of(subject: Subject, raw: Mapping[str, Tensor]) -> Tensor:
             parts.append(head_outputs(subject.anatomy, layer, value).transpose(0, 1))
         else:
             parts.append(value[:, None])
-    return torch.cat(parts, dim=1).float()
+    return wide(torch.cat(parts, dim=1))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def reader_slopes(
 
     Yields:
         Number of the first reader, how many writers come before them, and slopes
-        (row, reader, position, d_model) in float32.
+        (row, reader, position, d_model).
     """
     anatomy, upstream = subject.anatomy, subject.graph.upstream
     reader = 0
@@ -209,17 +209,17 @@ def reader_slopes(
         behind = _behind_attention_norm(anatomy, layer, slopes)
         if behind is not None:
             here = through_norm(block.attention_norm, read, behind)
-            yield reader, upstream[reader], here.transpose(0, 1).float()
+            yield reader, upstream[reader], wide(here.transpose(0, 1))
         reader += anatomy.n_heads + 2 * anatomy.n_groups if anatomy.n_heads else 1
         behind = slopes.at[f"mlp_in.{layer}"]
         if behind is not None:
             read = slopes.streams[f"mlp_read.{layer}"]
             here = through_norm(block.mlp_norm, read, behind[None])
-            yield reader, upstream[reader], here.transpose(0, 1).float()
+            yield reader, upstream[reader], wide(here.transpose(0, 1))
         reader += 1
     final = slopes.at["final_read"]
     if final is not None:
-        yield reader, upstream[reader], final[:, None].float()
+        yield reader, upstream[reader], wide(final[:, None])
 
 
 def _behind_attention_norm(
