@@ -6,7 +6,7 @@ are refused, or left out and counted, never padded into line.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from capture.tokens import encode, prompt_of
 from evidence.errors import InputError
 from evidence.sequences import Sequences
 
-NO_PARTNER = "no other entity has another answer of the same relation"
+NO_PARTNER = "no other entity has another answer to the same question"
+NOT_NAMED = "its prompt does not name its entity"
 NOT_ALIGNED = "no other entity's name has as many tokens in its place"
 SAME_TOKEN = "every other answer begins with the same token"
 
@@ -122,12 +123,14 @@ def pairs_of_items(
     *,
     prompt_indices: Sequence[int | None] = (None,),
     per_prompt: int = 1,
+    partners: Mapping[str, str] | None = None,
 ) -> PromptPairs:
     """Pair each item's prompt with itself about another entity of the same set.
 
-    The other entity has an item of the same relation with another answer, and a name
-    of as many tokens, in its place. Both entities come from ``items``, so that what
-    was forgotten is forgotten on both sides.
+    The other entity has an item of the same relation (of the same prompt but for the
+    name, where items have none) with another answer, and a name of as many tokens, in
+    its place. Both entities come from ``items``, so that what was forgotten is
+    forgotten on both sides.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -136,10 +139,11 @@ def pairs_of_items(
         prompt_indices: None for an item's own prompt, or which paraphrase; one pair
             each.
         per_prompt: Corrupt prompts for each clean one, fewer where fewer fit.
+        partners: Entity to the only one it may be paired with, as ``couples`` gives;
+            by default any.
 
     Raises:
-        InputError: not one item could be paired, with the reasons counted; or an
-            item whose prompt does not name its entity.
+        InputError: not one item could be paired, with the reasons counted.
     """
     items = list(items)
     by_relation: dict[str, list[Item]] = defaultdict(list)
@@ -153,6 +157,7 @@ def pairs_of_items(
             for other in by_relation[item.relation]
             if fold(other.entity) != fold(item.entity)
             and fold(other.answer) != fold(item.answer)
+            and (partners is None or partners.get(item.entity) == other.entity)
         ]
         for index in prompt_indices:
             prompt = prompt_of(item, index)
@@ -197,10 +202,17 @@ def _partners(
     wanted: int,
 ) -> tuple[list[tuple[str, str]], str]:
     """(corrupt prompt, its answer) of rivals that fit, and why there are none."""
-    if not rivals:
+    try:
+        rename_entity(item, prompt, item.entity)
+    except InputError:
+        return [], NOT_NAMED
+    drawn = [rivals[place] for place in rng.permutation(len(rivals))]
+    named = [(o, rename_entity(item, prompt, o.entity)) for o in drawn]
+    if not item.relation:
+        named = [(o, text) for o, text in named if _asks(o, text)]
+    if not named:
         return [], NO_PARTNER
-    order = [rivals[place] for place in rng.permutation(len(rivals))]
-    texts = [rename_entity(item, prompt, other.entity) for other in order]
+    order, texts = [o for o, _ in named], [text for _, text in named]
     size = len(order)
     rows = encode(tokenizer, [prompt, *texts], [item.answer] * (size + 1))
     others = encode(tokenizer, texts, [other.answer for other in order])
@@ -218,6 +230,47 @@ def _partners(
         if len(found) == wanted:
             break
     return found, SAME_TOKEN if aligned else NOT_ALIGNED
+
+
+def _asks(item: Item, text: str) -> bool:
+    """Whether ``text`` is one of the item's own prompts."""
+    return fold(text) in {fold(each) for each in (item.prompt, *item.paraphrases)}
+
+
+def couples(
+    tokenizer: PreTrainedTokenizerBase,
+    items: ItemSet | Sequence[Item],
+    rng: np.random.Generator,
+) -> dict[str, str]:
+    """Entities two by two, each to the other, with names of as many tokens.
+
+    A pair's score speaks of both its entities. Where each entity meets many others,
+    scores of different entities depend on each other, and intervals over entities
+    come out too narrow; couples are independent of each other.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        items: The facts.
+        rng: Chooses who goes with whom.
+
+    Returns:
+        Entity to entity; those without a match are left out.
+    """
+    items = list(items)
+    first = next((i for i in items if fold(i.entity) in fold(i.prompt)), None)
+    if first is None:
+        return {}
+    names = list(dict.fromkeys(item.entity for item in items))
+    texts = [rename_entity(first, first.prompt, name) for name in names]
+    by_length: dict[int, list[str]] = defaultdict(list)
+    for place in rng.permutation(len(names)):
+        length = len(encode(tokenizer, [texts[place]]).ids[0])
+        by_length[length].append(names[place])
+    found = {}
+    for alike in by_length.values():
+        for one, other in zip(alike[::2], alike[1::2], strict=False):
+            found |= {one: other, other: one}
+    return found
 
 
 def _check_aligned(

@@ -1,9 +1,10 @@
 """Do the edges that computed the forgotten answers still carry them?
 
-Edges are scored by EAP-IG on pairs of forgotten entities. The original's circuit is
-chosen on one half of the entities, by real ablation, and read on the other half; then
-the halves change places. The candidate is read twice: with its own final norm and head,
-and with the original's put in their place, which undoes an edit of the readout.
+Edges are scored by EAP-IG on pairs of prompts about forgotten entities, two by two. The
+original's circuit is chosen on one half of the couples, by real ablation, and read on
+the other half; then the halves change places. The candidate is read twice: with its own
+final norm and head, and with the original's put in their place, which undoes an edit of
+the readout.
 
 The measure is CAD, our definition (``attribution.divergence``). This axis informs and
 can stand against deletion. It is never enough for a verdict: circuits of equal function
@@ -23,7 +24,7 @@ from attribution.anatomy import Readout, find_anatomy
 from attribution.circuit import Circuit, select_circuit
 from attribution.divergence import divergence, kept_mass
 from attribution.eap import score_edges
-from attribution.pairs import PromptPairs, pairs_of_items
+from attribution.pairs import PromptPairs, couples, pairs_of_items
 from attribution.scores import EdgeScores
 from audits.circuit_evidence import (
     TRANSPLANTED,
@@ -54,7 +55,7 @@ class Base:
 
     Attributes:
         scores: Of the forget pairs.
-        half: (entity,) which half each forgotten entity is in.
+        half: (couple,) which half each couple of forgotten entities is in.
         means: (half, edge) mean scores of each half.
         circuits: One a half, chosen on that half.
         readout: A copy of its final norm and head.
@@ -69,7 +70,7 @@ class Base:
     note: str
 
     def kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
-        """(entity,) mass kept, forgotten entities by the half they are not in."""
+        """(couple,) mass kept, forgotten couples by the half they are not in."""
         each = np.stack(
             [
                 kept_mass(table, mean, circuit.chosen)
@@ -154,7 +155,7 @@ def run_circuit(
         "share of the circuit's mass kept (1 - CAD, our definition)",
         readings=result.readings,
         controls=result.controls,
-        n_entities=len(base.half),
+        n_entities=2 * len(base.half),
         details=result.details | told,
         notes=(*result.notes, *extra, *([base.note] if base.note else []), *notes),
     )
@@ -163,11 +164,23 @@ def run_circuit(
 def _pairs(
     tokenizer: PreTrainedTokenizerBase, items: ItemSet, config: AuditConfig, name: str
 ) -> PromptPairs:
-    """Pairs of entities of one set: what was forgotten is so on both sides."""
+    """Pairs within couples of one set: what was forgotten is so on both sides.
+
+    A pair speaks of both its entities, so couples are the unit from here on.
+    """
     spare = min((len(item.paraphrases) for item in items), default=0)
     more = min(spare, WORDINGS - 1, config.budget.prompts_per_item - 1)
     rng = numpy_rng(config.seed, NAME, "pairs", name)
-    return pairs_of_items(tokenizer, items, rng, prompt_indices=(None, *range(more)))
+    partners = couples(tokenizer, items, rng)
+    pairs = pairs_of_items(
+        tokenizer,
+        items,
+        rng,
+        prompt_indices=(None, *range(more)),
+        partners=partners,
+    )
+    names = (" and ".join(sorted((e, partners[e]))) for e in pairs.entities)
+    return replace(pairs, entities=tuple(names))
 
 
 def _base(
@@ -182,8 +195,8 @@ def _base(
     names = list(dict.fromkeys(forget.entities))
     if len(names) < 4:
         raise InputError(
-            "too few forgotten entities have prompt pairs",
-            expected="4 or more",
+            "too few forgotten entities could be paired two by two",
+            expected="4 couples or more",
             got=str(len(names)),
         )
     half = np.zeros(len(names), dtype=int)

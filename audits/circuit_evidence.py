@@ -1,4 +1,4 @@
-"""From circuit mass kept, entity by entity, to readings, controls and a status."""
+"""From circuit mass kept, couple by couple, to readings, controls and a status."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Kept:
     """What was measured.
 
     Attributes:
-        values: (entity,) mass kept, by role, part ("forget" or "never_taught") and
-            readout.
+        values: (couple,) mass kept by each two entities paired with each other, by
+            role, part ("forget" or "never_taught") and readout.
         faithfulness: Of each circuit, under real ablation.
     """
 
@@ -179,10 +179,10 @@ def _reading(
     kind: str,
     config: AuditConfig,
 ) -> Reading:
-    """One comparison; entities are resampled, those of one model's forget set alike.
+    """One comparison; couples are resampled, those of one model's forget set alike.
 
     Intervals are those of Student's t around the figure, with the standard error of
-    the bootstrap: percentiles of a handful of entities would be too narrow.
+    the bootstrap: percentiles of a handful of couples would be too narrow.
     """
     paired = kind == "reference"
     rng = numpy_rng(config.seed, "circuit", kind, name)
@@ -270,12 +270,12 @@ def copy_suppression(
     """Heads whose direct effect on the logits works against the answer.
 
     Those where corrupting the edge into the logits *raises* the metric, by at least
-    ``STRONG`` of ``drop`` and surely so over entities (Bonferroni over heads). Named
+    ``STRONG`` of ``drop`` and surely so over couples (Bonferroni over heads). Named
     after copy suppression (McDougall et al., arXiv 2310.04625).
 
     Args:
         graph: The edges.
-        scores: (entity, edge).
+        scores: (couple, edge).
         drop: What corrupting the whole prompt takes from the original's metric.
     """
     into = graph.of(len(graph.readers) - 1)

@@ -7,7 +7,9 @@ from attribution.metrics import make_batch
 from attribution.pairs import (
     NO_PARTNER,
     NOT_ALIGNED,
+    NOT_NAMED,
     SAME_TOKEN,
+    couples,
     make_pairs,
     pairs_of_items,
 )
@@ -94,13 +96,45 @@ def test_a_set_without_any_pair_is_refused_with_its_reasons(tokenizer, items, re
     assert f"{reason} (2)" in str(error.value)
 
 
-def test_a_prompt_that_does_not_name_its_entity_is_refused(tokenizer):
+def test_a_prompt_that_does_not_name_its_entity_is_left_out(tokenizer):
     items = [
-        Item("a", "Anna Keller", "She lives in", "Oslo"),
-        item("Bruno Lopez", "Riga", ""),
+        Item("a", "Anna Keller", "This one lives in", "Oslo", "home"),
+        item("Bruno Lopez", "Riga"),
+        item("Clara Novak", "Rome"),
     ]
-    with pytest.raises(InputError, match="does not name its entity"):
-        pairs_of_items(tokenizer, items, rng())
+    pairs = pairs_of_items(tokenizer, items, rng())
+    assert pairs.left_out == (("a", NOT_NAMED),)
+    assert set(pairs.entities) == {"Bruno Lopez", "Clara Novak"}
+
+
+def test_without_relations_both_must_be_asked_the_same(tokenizer):
+    items = [
+        item("Anna Keller", "Oslo", ""),
+        item("Bruno Lopez", "Riga", ""),
+        item("Clara Novak", "pilot", "", "{} works as a"),
+    ]
+    pairs = pairs_of_items(tokenizer, items, rng())
+    assert set(pairs.entities) == {"Anna Keller", "Bruno Lopez"}
+    assert pairs.left_out == (("Clara Novak-pilot", NO_PARTNER),)
+
+
+def test_couples_are_two_by_two_and_of_like_names(tokenizer, people):
+    found = couples(tokenizer, people, rng())
+    assert set(found) == set(people.entities)
+    assert all(found[found[name]] == name != found[name] for name in found)
+    pairs = pairs_of_items(tokenizer, people, rng(), partners=found)
+    first = {item.id: item for item in people}
+    for row, name in enumerate(pairs.entities):
+        other = tokenizer.encode(found[name])
+        assert set(other) <= set(pairs.corrupt.ids[row])
+        assert first[pairs.ids[row].split("/")[0]].entity == name
+    odd = [
+        item("Anna Keller", "Oslo"),
+        item("Bruno Lopez", "Riga"),
+        item("Bartholomew Lopez", "Rome"),
+    ]
+    assert set(couples(tokenizer, odd, rng())) == {"Anna Keller", "Bruno Lopez"}
+    assert couples(tokenizer, [], rng()) == {}
 
 
 def test_hand_made_pairs_are_checked():
