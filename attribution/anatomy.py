@@ -111,6 +111,11 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise _refuse(model, "it does not read tokens")
     look = _look(model, sites)
+    if not look.logits.isfinite().all():
+        raise InputError(
+            f"{type(model).__name__} gives logits that are not finite",
+            expected="a model whose logits are numbers",
+        )
     blocks, parallel = [], []
     for layer in range(sites.n_layers):
         block, side_by_side = _block(model, sites, layer, look)

@@ -48,8 +48,14 @@ def close(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape are equal up to rounding, vector by vector."""
     if one.shape != other.shape:
         return False
+    one, other, share = one.double(), other.double(), _rounding(other.dtype)
     apart = (one - other).norm(dim=-1)
-    return bool((apart <= SAME * other.norm(dim=-1) + 1e-30).all())
+    return bool((apart <= share * other.norm(dim=-1) + 1e-30).all())
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """How far apart two computations may be; half precision rounds coarsely."""
+    return max(SAME, 8 * torch.finfo(dtype).eps)
 
 
 def small_input(model: nn.Module) -> dict[str, Tensor]:

@@ -267,11 +267,19 @@ def test_a_model_whose_logits_are_not_numbers_is_refused():
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     anatomy = subject_of(tiny("llama")).anatomy
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="logits that are not finite"):
         score_edges(model, random_pairs())
     readout = Readout(model.model.norm, anatomy.readout.head)
     with pytest.raises(InputError, match="not finite"):
         score_edges(tiny("llama"), random_pairs(), readout=readout)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_half_precision_gives_about_the_same_scores(family):
+    pairs = random_pairs()
+    full = score_edges(tiny(family), pairs, method=EAP).mean
+    half = score_edges(tiny(family).bfloat16(), pairs, method=EAP).mean
+    assert np.corrcoef(full, half)[0, 1] > 0.98
 
 
 def test_the_fix_needs_heads():
