@@ -158,12 +158,17 @@ def _mirror(item: Item, name: str) -> Item:
         item,
         id=f"never-{item.id}",
         entity=name,
-        prompt=_rename(item, item.prompt, name),
-        paraphrases=tuple(_rename(item, text, name) for text in item.paraphrases),
+        prompt=rename_entity(item, item.prompt, name),
+        paraphrases=tuple(rename_entity(item, text, name) for text in item.paraphrases),
     )
 
 
-def _rename(item: Item, text: str, name: str) -> str:
+def rename_entity(item: Item, text: str, name: str) -> str:
+    """A prompt of ``item`` with another name where its entity stands.
+
+    Raises:
+        InputError: the text does not name the entity.
+    """
     # Whole words only: the "Niger" in "Nigeria" stays. Whitespace as it comes.
     words = r"\s+".join(map(re.escape, item.entity.split()))
     for flags in (re.NOFLAG, re.IGNORECASE):

@@ -1,0 +1,282 @@
+"""The circuit axis on models of known state, and its rule on known numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.graph import EdgeGraph
+from audits.circuit import NAME, run_circuit
+from audits.circuit_evidence import (
+    TITLES,
+    TRANSPLANTED,
+    Kept,
+    copy_suppression,
+    judge,
+)
+from audits.config import make_config
+from audits.subjects import Subject
+from audits.verdict import RECOVERY
+from capture.hooks import leftover_hooks
+from capture.items import Item, ItemSet, read_items
+from capture.models import open_checkpoint
+from evidence.axis import AxisResult
+from evidence.progress import SILENT
+
+CONFIG = make_config({"device": "cpu"})
+
+
+def changed(subject, role, change):
+    """A subject whose model is changed after it was loaded."""
+
+    def load(device):
+        model = subject.load(device)
+        with torch.no_grad():
+            change(model)
+        return model
+
+    return Subject(role, subject.weights_hash + role, subject.config, load)
+
+
+@pytest.fixture(scope="module")
+def models(world):
+    return {
+        name: Subject.of(name, open_checkpoint(folder))
+        for name, folder in (("original", world.original), ("twin", world.twin))
+    }
+
+
+@pytest.fixture(scope="module")
+def items(world):
+    return read_items(world.forget), read_items(world.never_taught)
+
+
+def shuffled_head(model):
+    """Answers come out as other answers: nothing but the readout is edited."""
+    weight = model.lm_head.weight
+    order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))
+    weight.copy_(weight[order].clone())
+
+
+def axis(world, models, items, unlearned, **more):
+    roles = {"original": models["original"], "unlearned": unlearned} | more
+    return run_circuit(
+        roles,
+        open_checkpoint(world.original).tokenizer,
+        *items,
+        CONFIG,
+        device="cpu",
+        notes=("passed on",),
+        progress=SILENT,
+    )
+
+
+@pytest.fixture(scope="module")
+def of_head_edit(world, models, items):
+    edited = changed(models["original"], "unlearned", shuffled_head)
+    planted = changed(models["original"], "planted", shuffled_head)
+    return axis(world, models, items, edited, planted=planted)
+
+
+@pytest.fixture(scope="module")
+def of_twin(world, models, items):
+    return axis(world, models, items, models["twin"])
+
+
+def test_a_readout_edit_moves_the_native_reading_and_not_the_transplanted(of_head_edit):
+    transplanted, native = of_head_edit.readings
+    assert of_head_edit.status == "retained"
+    assert transplanted.statistic == pytest.approx(transplanted.ceiling, rel=1e-5)
+    assert native.statistic < 0.3 < transplanted.statistic
+    figures = of_head_edit.details["normalised"][transplanted.name]
+    assert figures["normalised_cad"] == pytest.approx(0, abs=1e-5)
+    assert of_head_edit.details["cad"]["unlearned, forget, native"]["mass_lost"] > 0.3
+
+
+def test_every_control_holds_where_the_original_knows(of_head_edit, of_twin):
+    for found, count in ((of_head_edit, 5), (of_twin, 4)):
+        assert len(found.controls) == count
+        assert [each.name for each in found.controls if not each.passed] == []
+        assert found.notes[-1] == "passed on"
+
+
+def test_a_model_that_never_knew_keeps_nothing(of_twin):
+    assert of_twin.status in ("absent", "no_power")
+    for reading in of_twin.readings:
+        assert reading.ceiling > 0.5
+        assert abs(reading.statistic) < 0.3
+        assert 1 - reading.residual > 0.5  # CAD
+
+
+def test_with_a_reference_it_is_the_first_floor(world, models, items, of_twin):
+    found = axis(
+        world,
+        models,
+        items,
+        changed(models["original"], "unlearned", lambda model: None),
+        **{"reference-1": models["twin"]},
+    )
+    kinds = [reading.floor_kind for reading in found.readings]
+    assert kinds == ["reference"] * 2 + ["never_taught"] * 2
+    # Four couples, swapped in all ways, cannot give a p-value under 1/16.
+    assert found.status == "no_power"
+    assert found.readings[0].smallest_p == 1 / 16
+    assert found.readings[0].residual == pytest.approx(1)
+    # The twin is the floor itself; what it kept is what it kept as a candidate.
+    assert found.readings[0].floor == pytest.approx(of_twin.readings[0].statistic)
+
+
+def test_the_result_is_json_and_the_same_twice(world, models, items, of_twin):
+    text = json.dumps(of_twin.to_dict(), allow_nan=False)
+    back = AxisResult.from_dict(json.loads(text))
+    assert json.loads(json.dumps(back.to_dict())) == json.loads(text)
+    again = axis(world, models, items, models["twin"])
+    assert json.dumps(again.to_dict()) == text
+
+
+def test_it_is_never_enough_for_a_verdict():
+    assert NAME not in RECOVERY
+
+
+def test_items_without_pairs_leave_the_axis_without_power(world, models, items):
+    alone = ItemSet(items[0].items[:3])
+    found = axis(world, models, (alone, items[1]), models["twin"])
+    assert found.status == "no_power"
+    assert "no prompt pairs can be made" in found.notes[0]
+    unnamed = ItemSet(
+        tuple(
+            Item(f"{n}", item.entity, "This one lives in", item.answer)
+            for n, item in enumerate(items[0])
+        )
+    )
+    found = axis(world, models, (unnamed, items[1]), models["twin"])
+    assert found.status == "no_power"
+    assert "does not name its entity" in found.notes[0]
+    few = items[0].of(items[0].entities[:6])
+    found = axis(world, models, (few, items[1]), models["twin"])
+    assert found.status == "no_power"
+    assert "two by two" in found.notes[0]
+
+
+def test_a_candidate_whose_logits_are_not_numbers_is_an_error(world, models, items):
+    def ruin(model):
+        model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
+
+    broken = changed(models["original"], "unlearned", ruin)
+    found = axis(world, models, items, broken)
+    assert found.status == "error"
+    assert found.notes[0].startswith("unlearned: ")
+
+
+def test_no_hook_stays_on_any_model(world, models, items):
+    kept = []
+
+    def keep(model):
+        kept.append(model)
+
+    watched = {"original": changed(models["original"], "original", keep)}
+    axis(world, watched, items, changed(models["twin"], "unlearned", keep))
+    assert len(kept) == 2
+    assert [leftover_hooks(model) for model in kept] == [0, 0]
+
+
+def kept_of(candidate, never=0.0, original=1.0, spread=0.1, n=16, faithfulness=0.9):
+    rng = np.random.default_rng(0)
+
+    def values(mean):
+        drawn = rng.standard_normal(n)
+        return mean + spread * (drawn - drawn.mean())
+
+    table = {
+        ("original", "forget", "native"): values(original),
+        ("original", "never_taught", "native"): values(0.0),
+    }
+    for readout, mean in zip((TRANSPLANTED, "native"), candidate, strict=True):
+        table["unlearned", "forget", readout] = values(mean)
+        table["unlearned", "never_taught", readout] = values(never)
+    return Kept(table, [faithfulness] * 2)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "status"),
+    [
+        ((0.9, 0.9), "retained"),
+        ((0.5, 0.0), "retained"),
+        ((0.0, 0.4), "retained"),
+        ((0.0, 0.0), "absent"),
+        # What the original's readout brings by itself is not the candidate's.
+        ((0.11, 0.03), "absent"),
+        ((-0.5, -0.9), "no_power"),
+    ],
+)
+def test_the_rule_on_known_numbers(candidate, status):
+    found = judge(kept_of(candidate), CONFIG, 0.85)
+    assert found.status == status
+    for reading, mean in zip(found.readings, candidate, strict=True):
+        assert reading.statistic == pytest.approx(mean)
+        low, high = reading.residual_interval
+        assert low < reading.residual < high
+        assert reading.residual == pytest.approx(mean)
+    below = [note for note in found.notes if "below its floor" in note]
+    assert len(below) == (2 if status == "no_power" else 0)
+
+
+@pytest.mark.parametrize(
+    ("kept", "status", "control"),
+    [
+        (kept_of((0.5, 0.5), original=0.1), "no_power", 0),
+        (kept_of((0.5, 0.5), faithfulness=0.4), "control_failed", 1),
+        (kept_of((0.5, 0.5), original=0.4), "control_failed", 2),
+    ],
+)
+def test_without_its_controls_it_does_not_vote(kept, status, control):
+    found = judge(kept, CONFIG, 0.85)
+    assert found.status == status
+    assert not found.controls[control].passed
+
+
+def test_an_unseen_plant_silences_absence_and_not_presence():
+    for candidate, status in (((0.0, 0.0), "no_power"), ((0.8, 0.8), "retained")):
+        kept = kept_of(candidate)
+        nothing = kept_of((0.0, 0.0)).values
+        planted = {
+            ("planted", part, TRANSPLANTED): nothing["unlearned", part, TRANSPLANTED]
+            for part in ("forget", "never_taught")
+        }
+        found = judge(Kept({**kept.values, **planted}, kept.faithfulness), CONFIG, 0.85)
+        assert found.status == status
+
+
+def test_few_entities_give_wide_intervals():
+    def width(n):
+        kept = kept_of((0.3, 0.3), n=n, spread=0.3)
+        low, high = judge(kept, CONFIG, 0.85).readings[0].residual_interval
+        return high - low
+
+    assert width(6) > 1.3 * width(40)
+
+
+def test_heads_against_the_answer_are_named():
+    graph = EdgeGraph(
+        ("embed", "head.0.0", "head.0.1", "head.0.2", "mlp.0"),
+        ("mlp.0", "logits"),
+        (4, 5),
+        ((4,), ()),
+    )
+    scores = np.zeros((10, 9))
+    logits = graph.of(1)
+    direct = scores[:, logits]
+    direct[:, 1] = 1.0 + 0.1 * np.arange(10)  # against the answer, surely
+    direct[:, 2] = -1.0  # for it
+    direct[:, 3] = np.array([5, -5] * 5) + 0.6  # now and then against it
+    direct[:, 4] = 2.0  # no head
+    named = copy_suppression(graph, scores, drop=10.0)
+    assert [each["head"] for each in named] == ["head.0.0"]
+    assert named[0]["share"] == pytest.approx(0.145)
+    assert copy_suppression(graph, scores, drop=100.0) == []
+
+
+def test_readings_are_named_after_their_readout():
+    found = judge(kept_of((0.5, 0.5)), CONFIG, 0.85)
+    assert [each.name for each in found.readings] == list(TITLES.values())
