@@ -12,6 +12,7 @@ the principal subspaces of the weights as a sign of locality: SLUG (arXiv 2407.1
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,15 +83,14 @@ def update_shapes(
                 continue
             update = second.read(name).float() - before.float()
             if update.any():
-                turned = _stored_turned(name)
-                pair = (before.float(), update)
-                rows.append(
-                    _shape(name, *(x.T if turned else x for x in pair), leading)
-                )
+                matrix = before.float()
+                if _stored_turned(name):
+                    matrix, update = matrix.T, update.T
+                rows.append(_shape(name, matrix, update, leading))
     return tuple(rows)
 
 
-def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, object]]:
+def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
     """Means over the blocks, one row a component; JSON-ready, the largest first."""
     found = []
     for component in dict.fromkeys(row.component for row in rows):
