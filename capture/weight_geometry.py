@@ -83,11 +83,10 @@ def update_shapes(
                 continue
             update = second.read(name).float() - before.float()
             if update.any():
-                turned = _stored_turned(name)
-                start = before.float()
-                if turned:
-                    start, update = start.T, update.T
-                rows.append(_shape(name, start, update, leading))
+                matrix = before.float()
+                if _stored_turned(name):
+                    matrix, update = matrix.T, update.T
+                rows.append(_shape(name, matrix, update, leading))
     return tuple(rows)
 
 

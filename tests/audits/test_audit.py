@@ -61,6 +61,24 @@ def test_a_twin_is_never_called_suppressed_or_kept(world, tmp_path):
     assert done.axes["causal_depth"].status != "retained"
 
 
+def test_quantisation_is_asked_for_by_name(world, planted, tmp_path):
+    done = run(
+        world,
+        planted("last_block_relabel"),
+        tmp_path / "out",
+        axes=("behaviour", "persistence"),
+    )
+    persistence = done.axes["persistence"]
+    assert set(done.axes) == {"behaviour", "persistence"}
+    assert persistence.status != "error"
+    assert persistence.details["edit"]["nf4"]["bins"] > 0
+    # Only the last of two blocks was edited, and so only its matrices have bins.
+    weights = persistence.details["edit_by_weight"]
+    assert all(".1." in row["name"] for row in weights)
+    components = done.document["preflight"]["weight_difference"]["components"]
+    assert {layer for row in components for layer in row["layers"]} == {1}
+
+
 def test_twice_the_same_and_a_different_audit_is_refused(world, tmp_path):
     first = run(world, world.twin, tmp_path / "one", axes=("behaviour",))
     run(world, world.twin, tmp_path / "two", axes=("behaviour",))
