@@ -1,0 +1,1 @@
+"""Which parts of a network an answer runs through."""
