@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from attribution.steering import score_edited
+from attribution.steering import adding, score_edited
 from attribution.trace_survival import (
     confirm_traces,
     noised,
@@ -204,7 +204,7 @@ def test_survival_of_untouched_turned_and_replaced_vectors(family):
 def test_scores_under_an_edit_are_those_of_single_rows(family):
     model, data = tiny(family), rows()
     vector = torch.randn(24, generator=torch.Generator().manual_seed(1)) * 3
-    found = score_edited(model, data, {"resid.1": lambda v: v + vector}, watch=[4, 7])
+    found = score_edited(model, data, {"resid.1": adding(vector)}, watch=[4, 7])
     plain = score_answers(model, data, watch=[4, 7])
     for row in range(len(data)):
         one = data[[row]]
@@ -215,7 +215,18 @@ def test_scores_under_an_edit_are_those_of_single_rows(family):
         np.testing.assert_allclose(found.logprob[row], alone.logprob[0], atol=1e-4)
         np.testing.assert_allclose(found.watched[row], alone.watched[0], atol=1e-4)
     assert np.abs(found.logprob - plain.logprob).max() > 0.1
-    same = score_edited(model, data, {"resid.1": lambda v: v})
+    # Each row gets what is meant for it, however batches are cut.
+    table = torch.randn(len(data), 24, generator=torch.Generator().manual_seed(2))
+
+    def own(states, numbers):
+        return states + table[numbers]
+
+    for budget in (20, 4096):
+        each = score_edited(model, data, {"resid.1": own}, tokens=budget)
+        for row in range(len(data)):
+            alone = score_edited(model, data[[row]], {"resid.1": adding(table[row])})
+            np.testing.assert_allclose(each.logprob[row], alone.logprob[0], atol=1e-4)
+    same = score_edited(model, data, {"resid.1": lambda states, rows: states})
     np.testing.assert_allclose(same.logprob, plain.logprob, atol=1e-5)
     assert leftover_hooks(model) == 0
 
