@@ -70,13 +70,13 @@ def discriminant(
         square = difference.square().sum(1)
         trace = (sizes.square().sum() - between * square).clamp(min=0)
         ridge = shrinkage * trace / (total * x.shape[1])
-        if bool((ridge <= 0).any()):
+        if bool(((ridge <= 0) & (square > 0)).any()):
             raise RowsError(
                 "no row differs from its class mean, so there is no covariance",
                 fix="Use the mean difference",
             )
         share = (1 - shrinkage) / total
-        solved = inside / (share * sizes.square() + ridge[:, None])
+        solved = inside / (share * sizes.square() + ridge.clamp(min=1e-300)[:, None])
         # Taking the between-class part out of the scatter only changes the length.
         shrink = 1 - share * between * (inside * solved).sum(1)
         out[chosen] = (solved / shrink[:, None]) @ axes

@@ -1,6 +1,7 @@
 """Concept vectors: one direction a concept and site, for all of them at once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -78,7 +79,10 @@ class ConceptVectors:
                 )
             raw = torch.from_numpy(self.vectors[place]).to(x) @ x.T
             centred = raw.cpu().numpy() - self.offset[place, :, None]
-            out[place] = centred / self.gap[place, :, None]
+            gap = self.gap[place, :, None]
+            out[place] = np.divide(
+                centred, gap, out=np.zeros_like(centred), where=gap != 0
+            )
         return out
 
     def to_frame(self) -> pd.DataFrame:
@@ -112,6 +116,7 @@ def concept_vectors(
     shrinkage: float = 0.1,
     c: float = 0.1,
     seed: int = 0,
+    flat: Literal["refuse", "zero"] = "refuse",
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> ConceptVectors:
@@ -130,6 +135,8 @@ def concept_vectors(
         shrinkage: For "lda", above 0 and at most 1.
         c: For "logistic", the inverse penalty on standardised columns.
         seed: Of the pairs of "pca".
+        flat: What becomes of a concept at a site where its means do not differ:
+            refused, or a zero vector with a gap of zero, which scores every row 0.
         device: Where to compute; where the activations are if None.
         progress: Shows one unit a site.
 
@@ -160,7 +167,7 @@ def concept_vectors(
         for name in source.names:
             x = source.read(name, device)
             found.append(
-                _one_site(x, concepts, name, method, pairs, weight, shrinkage, c)
+                _one_site(x, concepts, name, method, pairs, weight, shrinkage, c, flat)
             )
             advance(1)
     vectors, gap, offset = (np.stack(part) for part in zip(*found, strict=True))
@@ -176,6 +183,7 @@ def _one_site(
     weight: ArrayLike | None,
     shrinkage: float,
     c: float,
+    flat: str,
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Unit vectors, gaps and offsets at one site."""
     marks = torch.from_numpy(concepts.marks).to(x.device)
@@ -200,15 +208,16 @@ def _one_site(
     gap = (unit * difference).sum(1)
     # Rounding of the centred rows is no difference.
     noise = 1e-12 * float(x.abs().max())
-    flat = (length[:, 0] == 0) | (gap.abs() <= noise)
-    if bool(flat.any()):
-        concept = concepts.names[int(flat.nonzero()[0, 0])]
+    same = (length[:, 0] == 0) | (gap.abs() <= noise)
+    if flat == "refuse" and bool(same.any()):
+        concept = concepts.names[int(same.nonzero()[0, 0])]
         raise InputError(
             f"rows with and without {concept!r} do not differ at {name}",
             expected="activations that vary with the concept",
             got="equal means",
             fix="Leave the site or the concept out",
         )
+    unit, gap = torch.where(same[:, None], 0.0, unit), torch.where(same, 0.0, gap)
     high = (unit * (kernels.shares(marks == 1, w) @ x)).sum(1)
     offset = high - gap / 2 + unit @ centre
     return unit.cpu().numpy(), gap.cpu().numpy(), offset.cpu().numpy()
