@@ -120,4 +120,5 @@ def _check(
     """Rows whose class was fitted on, and its number."""
     values = np.asarray(classes)
     kept = np.isin(values, names)
-    return as_tensor(np.asarray(states))[kept], np.searchsorted(names, values[kept])
+    rows = as_tensor(np.asarray(states)[kept])
+    return rows, np.searchsorted(names, values[kept])
