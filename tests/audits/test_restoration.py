@@ -151,17 +151,14 @@ def test_an_answer_taken_back_is_told_from_one_that_stands(sets):
     forget, _, _, original = sets
     asked = Asked.of(ask(forget, 1), original.tokenizer)
     items = [asked.questions.items[at] for at in asked.questions.item_index]
-    rival = {
-        item.relation: next(
-            other.answer
-            for other in items
-            if other.relation == item.relation and other.answer != item.answer
-        )
-        for item in items
-    }
+    rival = next(
+        other.answer
+        for other in items
+        if other.relation == items[0].relation and other.answer != items[0].answer
+    )
     texts = [f" {item.answer} and so on" for item in items]
     assert taken_back(texts, asked)["taken_back"] == 0
-    texts[0] += f" or {rival[items[0].relation]}"
+    texts[0] += f" or {rival}"
     texts[1] = "something else"
     found = taken_back(texts, asked)
     count = len(items)
