@@ -95,10 +95,6 @@ class Sae:
         with torch.no_grad():
             return self.module.decode(latents)
 
-    def to(self, device: torch.device | str) -> "Sae":
-        """The same on another device."""
-        return Sae(self.module.to(device), self.site, self.note)
-
 
 def load_sae(
     source: str | Path,
