@@ -9,7 +9,6 @@ paired with every answer of it: each answer is true once and false equally often
 *within* the block, so neither entity nor answer word tells which pairs are true.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -64,12 +63,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """One relation's probing task, with the same parts for every model."""
+    """One relation's probing task, with the same parts for every model.
+
+    Attributes:
+        relation: Kind of fact.
+        form: How it is asked.
+        n_classes: Answers (shared form), or true and false.
+        parts: Texts by part.
+        classes: (class,) the answers themselves (shared form).
+    """
 
     relation: str
     form: Form
     n_classes: int
     parts: dict[str, Part]
+    classes: tuple[str, ...] = ()
 
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
@@ -127,8 +135,8 @@ def make_tasks(
 
 
 def _shared(relation: str, items: dict[str, list[Item]], wordings: int) -> Task:
-    held = Counter(fold(item.answer) for item in items["fit"])
-    classes = {answer: number for number, answer in enumerate(sorted(held))}
+    spelled = {fold(item.answer): item.answer for item in reversed(items["fit"])}
+    classes = {answer: number for number, answer in enumerate(sorted(spelled))}
     parts = {}
     for name, members in items.items():
         questions: Questions = ask(members, wordings)
@@ -142,7 +150,8 @@ def _shared(relation: str, items: dict[str, list[Item]], wordings: int) -> Task:
             groups=zeros,
             columns=zeros,
         )
-    return Task(relation, "shared", len(classes), parts)
+    names = tuple(spelled[answer] for answer in classes)
+    return Task(relation, "shared", len(classes), parts, names)
 
 
 def _unique(

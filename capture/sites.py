@@ -150,11 +150,11 @@ def _attention(block: nn.Module) -> nn.Module | None:
     return None
 
 
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(inputs, outputs) of a linear map, adapters and GPT-2's Conv1D included."""
     base = getattr(module, "base_layer", None)  # a peft layer around the linear map
     if isinstance(base, nn.Module):
-        return _linear_shape(base)
+        return linear_shape(base)
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     weight = getattr(module, "weight", None)
@@ -167,7 +167,7 @@ def _linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Mo
     """Linear maps in ``module``, as registered, without those in ``skip``."""
     if module is skip:
         return
-    if _linear_shape(module) is not None:
+    if linear_shape(module) is not None:
         yield module
         return
     for child in module.children():
@@ -177,7 +177,7 @@ def _linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Mo
 def _last_to(width: int | None, maps: Iterator[nn.Module]) -> nn.Module | None:
     found = None
     for linear in maps:
-        shape = _linear_shape(linear)
+        shape = linear_shape(linear)
         if shape is not None and width in (None, shape[1]):
             found = linear
     return found
@@ -190,7 +190,7 @@ def _block_sites(model: nn.Module, blocks: list[nn.Module]) -> Sites:
         attention = _attention(block)
         projection = _last_to(None, _linears(attention)) if attention else None
         if attention is not None and projection is not None:
-            inputs, width = _linear_shape(projection) or (0, None)
+            inputs, width = linear_shape(projection) or (0, None)
             heads = _head_count(model, attention, inputs)
             size = inputs // heads if heads else 0
             for head in range(heads):
@@ -254,7 +254,7 @@ def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None
         # A pooler feeds on the blocks too, but gives features, not scores.
         if not past_blocks or id(module) in inside or "pooler" in name:
             continue
-        if _linear_shape(module) is not None:
+        if linear_shape(module) is not None:
             found = module
     return found
 

@@ -1,0 +1,244 @@
+"""Ways to steer an answer back: the same change for every input, fitted elsewhere.
+
+None of them sees the items it is tried on, and none is told which inputs concern
+what was forgotten. A route offers, at a site, what it would add to a state at strength
+1, and controls that add as much without what was learned about the state or the set.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from attribution.steering import RowEdit, score_edited
+from audits.contrast import contrast_of, first_tokens
+from audits.data import Questions
+from capture.activations import capture_activations
+from capture.items import fold
+from capture.sites import Sites
+from evidence.errors import InputError
+from evidence.sequences import Sequences
+from probes.amplifier import Amplifier, fit_amplifier
+
+Push = Amplifier | Tensor
+"""What is added: a map of the state, or one vector (d,)."""
+
+ROUTES = (
+    "its own answer directions, amplified",
+    "the original's answer directions, amplified",
+    "what the forgotten have in common, removed",
+    "what the forgotten lost in common, put back",
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions, their token rows, and what they are about.
+
+    Attributes:
+        questions: The questions.
+        rows: Their token rows.
+    """
+
+    questions: Questions
+    rows: Sequences
+
+    @classmethod
+    def of(cls, questions: Questions, tokenizer: PreTrainedTokenizerBase) -> "Asked":
+        """Questions with their rows."""
+        return cls(questions, questions.encoded(tokenizer))
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """(row,) relation."""
+        items = self.questions.items
+        return np.array([items[at].relation for at in self.questions.item_index])
+
+    @property
+    def classes(self) -> np.ndarray:
+        """(row,) relation and answer."""
+        pairs = zip(self.kinds, self.questions.answers, strict=True)
+        return np.array([f"{kind}\x1f{fold(answer)}" for kind, answer in pairs])
+
+    def first(self, most: int | None = None) -> "Asked":
+        """The rows in an item's own wording, so many of them at most."""
+        rows = [row for row, w in enumerate(self.questions.wording) if w == 0][:most]
+        keep = np.isin(np.arange(len(self.rows)), rows)
+        return Asked(self.questions.keep(keep.tolist()), self.rows[rows])
+
+    def __add__(self, other: "Asked") -> "Asked":
+        """The rows of two selections of the same questions."""
+        one, two = self.questions, other.questions
+        both = replace(
+            one,
+            item_index=one.item_index + two.item_index,
+            prompts=one.prompts + two.prompts,
+            wording=one.wording + two.wording,
+        )
+        return Asked(both, self.rows + other.rows)
+
+    def about(self, entities: Sequence[str]) -> "Asked":
+        """The rows about some entities."""
+        wanted = set(entities)
+        keep = [name in wanted for name in self.questions.entities]
+        return Asked(
+            self.questions.keep(keep), self.rows[np.flatnonzero(keep).tolist()]
+        )
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard of some questions.
+
+    Attributes:
+        said: (row,) 1.0 where greedy decoding gives the answer.
+        contrast: (row,) share of the other answers that the own one outranks.
+    """
+
+    said: np.ndarray
+    contrast: np.ndarray
+
+
+def hear_steered(
+    model: nn.Module,
+    asked: Asked,
+    edits: Mapping[str, RowEdit],
+    where: Sites,
+) -> Heard:
+    """As ``audits.contrast.hear`` under an edit where the prompts end."""
+    own = first_tokens(asked.rows)
+    tokens = sorted(set(own))
+    scores = score_edited(model, asked.rows, edits, watch=tokens, where=where)
+    right = np.searchsorted(tokens, own)
+    contrast = contrast_of(asked.questions, scores.watched, right)
+    return Heard(scores.greedy.astype(float), contrast)
+
+
+def steering(push: Push, strength: float, others: np.ndarray | None = None) -> RowEdit:
+    """The edit that adds ``strength`` times a push.
+
+    Args:
+        push: What is added.
+        strength: How much of it.
+        others: (row, d) states an amplifier reads in place of the row's own: another
+            item's, as a control.
+
+    Raises:
+        InputError: the strength is not a finite number.
+    """
+    if not np.isfinite(strength):
+        raise InputError(
+            "the steering strength is not a finite number", got=str(strength)
+        )
+
+    def edit(states: Tensor, rows: np.ndarray) -> Tensor:
+        if not isinstance(push, Amplifier):
+            return states + strength * push.to(states)
+        read = states
+        if others is not None:
+            read = torch.from_numpy(others[rows]).to(states)
+        return states + strength * push.written(read)
+
+    return edit
+
+
+def exchanged(asked: "Asked", rng: np.random.Generator) -> np.ndarray:
+    """(row,) another row in the same words, with another answer where there is one."""
+    answers = asked.classes
+    words = list(zip(asked.kinds, asked.questions.wording, strict=True))
+    result = np.arange(len(answers))
+    for group in dict.fromkeys(words):
+        rows = np.array([row for row, each in enumerate(words) if each == group])
+        order = rng.permutation(rows)
+        shifts = [np.roll(order, k) for k in range(1, len(order))]
+        if shifts:
+            alike = [(answers[order] == answers[each]).sum() for each in shifts]
+            result[order] = shifts[int(np.argmin(alike))]
+    return result
+
+
+@dataclass
+class Fitted:
+    """States of one model that routes are fitted on, and the routes themselves.
+
+    Attributes:
+        fit: Retain questions fitted on.
+        check: Retain questions of other entities.
+        own: Site to states of ``fit`` and of ``check`` in the candidate.
+        first: The same in the original.
+        forget: Site to states of all forget questions in the candidate, and in the
+            original.
+        amplifiers: Kept, as they do not depend on who is tested.
+    """
+
+    fit: Asked
+    check: Asked
+    own: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    first: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    forget: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    amplifiers: dict[tuple[str, str], Push | None] = field(default_factory=dict)
+
+    def push(self, route: str, site: str, known: np.ndarray) -> Push | None:
+        """What a route adds at a site, or None where it cannot be fitted.
+
+        Args:
+            route: One of ``ROUTES``.
+            site: A site.
+            known: (forget row,) True for the entities it may be fitted on.
+        """
+        if route in ROUTES[:2]:
+            if (route, site) not in self.amplifiers:
+                states = self.own[site] if route == ROUTES[0] else self.first[site]
+                self.amplifiers[route, site] = self._amplifier(*states)
+            return self.amplifiers[route, site]
+        mine, first = self.forget[site]
+        retain, retain_first = self.own[site][0], self.first[site][0]
+        if route == ROUTES[2]:
+            vector = retain.mean(0) - mine[known].mean(0)
+        else:
+            lost, drift = first - mine, retain_first - retain
+            vector = lost[known].mean(0) - drift.mean(0)
+        return torch.from_numpy(vector)
+
+    def turned(self, push: Push, rng: np.random.Generator) -> Push:
+        """As much added, in directions turned at random."""
+        if isinstance(push, Amplifier):
+            return push.turned(rng)
+        noise = torch.from_numpy(rng.standard_normal(len(push)))
+        return noise * push.norm() / noise.norm()
+
+    def of_retain(self, push: Tensor, site: str, rng: np.random.Generator) -> Tensor:
+        """What retain entities drawn at random have in common, as long as ``push``."""
+        retain = self.own[site][0]
+        names = np.array(self.fit.questions.entities)
+        unique = list(dict.fromkeys(names.tolist()))
+        drawn = np.isin(names, rng.permutation(unique)[: max(1, len(unique) // 8)])
+        vector = retain[~drawn].mean(0) - retain[drawn].mean(0)
+        length = max(float(np.linalg.norm(vector)), 1e-12)
+        return torch.from_numpy(vector / length) * push.norm()
+
+    def _amplifier(self, states: np.ndarray, check: np.ndarray) -> Push | None:
+        classes, kinds = self.fit.classes, self.fit.kinds
+        # An answer of one entity alone would amplify that entity.
+        holders: dict[str, set[str]] = {}
+        for name, entity in zip(classes, self.fit.questions.entities, strict=True):
+            holders.setdefault(name, set()).add(entity)
+        kept = np.array([len(holders[name]) > 1 for name in classes])
+        of_kind = {
+            kind: len(set(classes[kept & (kinds == kind)])) for kind in set(kinds)
+        }
+        kept &= np.array([of_kind[kind] > 1 for kind in kinds])
+        if not kept.any():
+            return None
+        return fit_amplifier(
+            states[kept], classes[kept], kinds[kept], check, self.check.classes
+        )
+
+
+def states_at(model: nn.Module, asked: Asked, sites: Sequence[str]) -> dict:
+    """Site to (row, d) states where the prompts end."""
+    found = capture_activations(model, asked.rows, sites)
+    return {site: found.site(site).astype(np.float64) for site in sites}

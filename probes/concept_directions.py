@@ -1,0 +1,186 @@
+"""Directions of many concepts at one site, each way in a few matrix products.
+
+Everything here is for one site: rows (row, d) in float64, and gives unnormalised
+directions (concept, d) in units of the rows, positive towards the concept.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probes.crossfit import crossfit
+from probes.folds import Folds
+from probes.inputs import RowsError, UnconvergedError
+from probes.job import LogisticOptions
+
+METHODS = ("mean", "kif", "lda", "logistic", "pca")
+
+
+def mean_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
+    """Mean of the rows that show a concept less that of the rows that do not.
+
+    Args:
+        x: (row, d).
+        marks: (concept, row) 1, 0 or -1.
+        weight: (row,) >= 0.
+    """
+    return (shares(marks == 1, weight) - shares(marks == 0, weight)) @ x
+
+
+def standardised_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
+    """The mean difference of standardised columns, back in units of the rows.
+
+    Columns are divided by their standard deviation over a concept's positive and
+    negative rows together; a column that does not vary there counts for nothing.
+
+    Source: KIF's activation signature, arXiv 2601.10566.
+    """
+    used = shares(marks >= 0, weight)
+    variance = used @ x.square() - (used @ x).square()
+    floor = 1e-12 * x.square().amax(0)
+    difference = mean_difference(x, marks, weight)
+    return torch.where(variance > floor, difference / variance.clamp(min=1e-300), 0.0)
+
+
+def discriminant(
+    x: Tensor, marks: Tensor, weight: Tensor, shrinkage: float = 0.1
+) -> Tensor:
+    """Two-class linear discriminants with one spectrum for all concepts.
+
+    For each concept the solution of C w = difference of means, C the pooled
+    within-class covariance shrunk as in ``LDAProbe``. Concepts marked on the same
+    rows share one decomposition: their scatters differ by rank one.
+    """
+    if not 0 < shrinkage <= 1:
+        raise RowsError("shrinkage must be above 0 and at most 1", got=str(shrinkage))
+    out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
+    for chosen, rows in _by_rows(marks, weight):
+        part, w = x[rows], weight[rows]
+        own = marks[chosen][:, rows]
+        total = w.sum()
+        centred = part - (w @ part) / total
+        difference = mean_difference(centred, own, w)
+        _, sizes, axes = torch.linalg.svd(
+            w.sqrt()[:, None] * centred, full_matrices=False
+        )
+        inside = difference @ axes.T  # the rest of a difference is zero
+        positive = ((own == 1) * w).sum(1)
+        between = positive * (total - positive) / total
+        square = difference.square().sum(1)
+        trace = (sizes.square().sum() - between * square).clamp(min=0)
+        ridge = shrinkage * trace / (total * x.shape[1])
+        if bool(((ridge <= 0) & (square > 0)).any()):
+            raise RowsError(
+                "no row differs from its class mean, so there is no covariance",
+                fix="Use the mean difference",
+            )
+        share = (1 - shrinkage) / total
+        solved = inside / (share * sizes.square() + ridge.clamp(min=1e-300)[:, None])
+        # Taking the between-class part out of the scatter only changes the length.
+        shrink = 1 - share * between * (inside * solved).sum(1)
+        out[chosen] = (solved / shrink[:, None]) @ axes
+    return out
+
+
+def logistic(x: Tensor, marks: Tensor, weight: Tensor, c: float = 0.1) -> Tensor:
+    """Penalised logistic directions, all concepts of the same rows in one solve.
+
+    Columns are standardised over the rows in use, classes weigh the same.
+    """
+    out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
+    options = LogisticOptions(C=c, balanced=True, standardize="all")
+    for chosen, rows in _by_rows(marks, weight):
+        everything = np.ones((1, int(rows.sum())), dtype=bool)
+        fit = crossfit(
+            x[rows],
+            (marks[chosen][:, rows] == 1).long(),
+            2,
+            Folds(everything, ~everything, "all rows"),
+            options,
+            sample_weight=weight[rows],
+            coefficients=True,
+        )
+        if fit.unsolved:
+            raise UnconvergedError(
+                f"{fit.unsolved} of {len(chosen)} fits did not reach their optimum",
+                fix="Lower c",
+            )
+        assert fit.coef is not None
+        out[chosen] = fit.coef[:, 0, 0].to(out)
+    return out
+
+
+def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Tensor:
+    """First principal direction of differences between paired rows.
+
+    Differences are not centred, which is what pairs in random order amount to.
+
+    Args:
+        x: (row, d).
+        pairs: For each concept (pair, 2) rows: one that shows it, one that does not.
+        weight: (row,) >= 0.
+
+    Source: the reading vectors of representation engineering, arXiv 2310.01405.
+    """
+    out = torch.zeros(len(pairs), x.shape[1], dtype=x.dtype, device=x.device)
+    sizes = {len(each) for each in pairs}
+    for size in sizes:
+        chosen = [place for place, each in enumerate(pairs) if len(each) == size]
+        index = torch.as_tensor(
+            np.stack([pairs[place] for place in chosen]), device=x.device
+        )
+        scale = (weight[index[..., 0]] * weight[index[..., 1]]).sqrt()
+        delta = (x[index[..., 0]] - x[index[..., 1]]) * scale[..., None]
+        if size <= x.shape[1]:
+            _, basis = torch.linalg.eigh(delta @ delta.transpose(1, 2))
+            top = torch.einsum("cm,cmd->cd", basis[..., -1], delta)
+        else:
+            _, basis = torch.linalg.eigh(delta.transpose(1, 2) @ delta)
+            top = basis[..., -1]
+        towards = torch.einsum("cmd,cd->c", delta, top)
+        out[chosen] = top * torch.where(towards < 0, -1.0, 1.0)[:, None]
+    return out
+
+
+def deal_pairs(
+    marks: NDArray[np.int8], kinds: NDArray[np.int64], rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """A row that does not show the concept for each that does, of its kind if it can.
+
+    Args:
+        marks: (concept, row) 1, 0 or -1.
+        kinds: (row,) kind of each row, such as its template.
+        rng: Deals.
+    """
+    dealt = []
+    for row in marks:
+        others = rng.permutation(np.flatnonzero(row == 0))
+        by_kind = {kind: others[kinds[others] == kind] for kind in np.unique(kinds)}
+        taken = dict.fromkeys(by_kind, 0)
+        pairs = []
+        for positive in np.flatnonzero(row == 1):
+            kind = kinds[positive]
+            pool = by_kind[kind] if len(by_kind[kind]) else others
+            pairs.append((positive, pool[taken[kind] % len(pool)]))
+            taken[kind] += 1
+        dealt.append(np.array(pairs))
+    return dealt
+
+
+def shares(member: Tensor, weight: Tensor) -> Tensor:
+    """(concept, row) weights of a mean over the rows of each concept."""
+    share = member * weight
+    total = share.sum(1, keepdim=True)
+    if bool((total <= 0).any()):
+        raise RowsError("a concept has no positive or no negative row of any weight")
+    return share / total
+
+
+def _by_rows(marks: Tensor, weight: Tensor) -> list[tuple[list[int], Tensor]]:
+    """Concepts that are marked on the same rows, and those rows."""
+    used = (marks >= 0) & (weight > 0)
+    together: dict[bytes, list[int]] = {}
+    for place, row in enumerate(used.cpu().numpy()):
+        together.setdefault(row.tobytes(), []).append(place)
+    return [(chosen, used[chosen[0]]) for chosen in together.values()]
