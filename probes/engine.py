@@ -103,12 +103,15 @@ def _undrift(
 
     They are carried along step by step. Where conjugate gradients went far astray and
     came back, what they lost to rounding stays, and the certificate cannot see it.
+    Problems without a certificate only get their scores: no use in trying them again.
     """
+    claimed = certificate <= max(target, ACCEPTED[scores.dtype])
     for turn in range(3):
         fresh = batch.operator(dual)
         work.count(batch.operator, dual)
         scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
         off = (fresh - scores).abs().amax((1, 2)) > DRIFT[scores.dtype] * scale
+        off &= claimed
         scores.copy_(fresh)
         if not bool(off.any()):
             return
