@@ -150,7 +150,10 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
         if last or bool((certificate <= target).all()):
             break
         weight = loss.curvature(loss.probabilities(scores)).mean(0)
-        weight = weight if labels == 1 else weight.mean(0, keepdim=True)
+        if labels == 1:
+            weight = job.class_weights(weight)
+        else:
+            weight = weight.mean(0, keepdim=True)
         factor = job.factor(rows, weight.clamp(min=1e-12))
     return factor, scores, alpha, loss.curvature(loss.probabilities(scores))
 
@@ -181,8 +184,9 @@ def _shared(job: Job, label: int) -> None:
         factor, scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
         alpha, scores = alpha[0], scores[0]
         # A factor for each class pays where several folds share them.
-        curvature = curvature[0] if len(folds) >= OWN_FOLDS else curvature.mean(1)
-        factor = job.factor(x, curvature.clamp(min=1e-12))
+        several = len(folds) >= OWN_FOLDS
+        weight = job.class_weights(curvature[0]) if several else curvature.mean(1)
+        factor = job.factor(x, weight.clamp(min=1e-12))
     dual = alpha + factor.weight * scores
     out = (~job.train).nonzero()
     sizes = (~job.train).sum(1)
@@ -191,7 +195,8 @@ def _shared(job: Job, label: int) -> None:
     rows = torch.zeros((len(folds), widest), dtype=torch.long, device=x.device)
     present = torch.arange(widest, device=x.device) < sizes[:, None]
     rows[present] = out[:, 1]
-    for part in job.chunks(len(folds), n, widest if take_out else 0, rescaled):
+    taken = widest if take_out else 0
+    for part in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:
@@ -235,8 +240,11 @@ def _each_fold(job: Job, which: Sequence[int]) -> None:
     rows = x / spread(x, job.base) if scaled else x
     _, scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
     # Each class's own curvature, unless label vectors that differ share the factor.
-    fixed = curvature if labels == 1 else curvature.mean(1, keepdim=True)
-    fixed = fixed.clamp(min=1e-12).log().mean(0).exp()
+    if labels == 1:
+        fixed = job.class_weights(curvature[0]).clamp(min=1e-12)
+    else:
+        mean = curvature.mean(1, keepdim=True).clamp(min=1e-12)
+        fixed = mean.log().mean(0).exp()
     if labels > PILOTS and job.columns == 1:
         # New label vectors start from the pilots' mean pull towards a row's class.
         side = 2 * target - 1
@@ -249,7 +257,7 @@ def _each_fold(job: Job, which: Sequence[int]) -> None:
         inside, outside = (inside - centre) / size, (outside - centre) / size
         factor = job.factor(inside, fixed[:, train], outside)
         operator = Operator(factor, factor.weight[None])
-        for part in job.chunks(labels, len(train)):
+        for part in job.chunks(labels, len(train), factors=len(fixed)):
             local = codes[part][:, train]
             goal = one_hot(local, job.classes)
             weights = row_weights(local, job.classes, job.base[train][None], options)

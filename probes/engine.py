@@ -21,7 +21,15 @@ from torch import Tensor
 from probes.elimination import eliminate
 from probes.losses import Curvature
 from probes.operators import Operator
-from probes.problems import Batch, Work, advance, inner, residual_of, size_of
+from probes.problems import (
+    Batch,
+    Work,
+    advance,
+    centred,
+    inner,
+    residual_of,
+    size_of,
+)
 
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
@@ -64,6 +72,7 @@ def minimise(
     target = TARGET[dtype] if target is None else target
     iterations = dtype if iterations is None else iterations
     work = Work() if work is None else work
+    batch = batch if batch.loss.binary else centred(batch)
     size = batch.scores[0].numel()
     if size <= SMALL and len(batch.scores) * size**3 <= SMALL**3:
         return eliminate(batch, target)
@@ -103,12 +112,15 @@ def _undrift(
 
     They are carried along step by step. Where conjugate gradients went far astray and
     came back, what they lost to rounding stays, and the certificate cannot see it.
+    Problems without a certificate only get their scores: no use in trying them again.
     """
+    claimed = certificate <= max(target, ACCEPTED[scores.dtype])
     for turn in range(3):
         fresh = batch.operator(dual)
         work.count(batch.operator, dual)
         scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
         off = (fresh - scores).abs().amax((1, 2)) > DRIFT[scores.dtype] * scale
+        off &= claimed
         scores.copy_(fresh)
         if not bool(off.any()):
             return

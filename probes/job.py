@@ -105,6 +105,18 @@ class Job:
         self.train = torch.as_tensor(folds.train, device=device)
         self.test = torch.as_tensor(folds.test, device=device)
 
+    def class_weights(self, curvature: Tensor) -> Tensor:
+        """Weights of a factor for each class, or one for all where memory is short.
+
+        Args:
+            curvature: (class, n) of the loss by each class's score.
+        """
+        n, d = self.x.shape
+        bytes_each = 8 * (4 * n * n if self.wide else 3 * n * d)
+        if bytes_each * len(curvature) <= self.options.memory // 2:
+            return curvature
+        return curvature.mean(0, keepdim=True)
+
     def factor(self, rows: Tensor, weight: Tensor, other: Tensor | None = None):
         """The cheaper form of the factor, and the Gram matrix where it has one."""
         if not self.wide:
@@ -139,11 +151,16 @@ class Job:
         return held.to(self.options.precision), dual, certificate
 
     def chunks(
-        self, count: int, size: int, removed: int = 0, rescaled: bool = False
+        self,
+        count: int,
+        size: int,
+        removed: int = 0,
+        rescaled: bool = False,
+        factors: int = 1,
     ) -> Iterator[slice]:
-        """Slices of problems that keep the memory budget."""
+        """Slices of problems that keep the memory budget beside so many factors."""
         n, d = self.x.shape
-        square = 4 * n * n * self.columns if self.wide else 0
+        square = 4 * n * n * factors if self.wide else 3 * n * d * (factors - 1)
         fixed = 8 * (2 * self.x.numel() + square)
         each = 8 * self.columns * (16 * size + 3 * removed * (size + removed))
         if rescaled:  # the rows squared; ratios, variances, weights and their product

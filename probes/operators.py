@@ -151,8 +151,8 @@ class Removal:
 
     Attributes:
         rows: (problem, g) indices of removed rows, padded.
-        core: (problem, class, g, g) (w_G^-1 - Q_GG)^-1, zero on padding.
-        strips: (problem, class, g, n) Q's rows at ``rows``.
+        core: (problem, m, g, g) (w_G^-1 - Q_GG)^-1, zero on padding.
+        strips: (problem, m, g, n) Q's rows at ``rows``.
     """
 
     rows: Tensor
@@ -167,8 +167,7 @@ class Operator:
     Attributes:
         factor: Shared by all problems.
         weight: (problem or 1, m, n) fixed row weights, 0 on removed rows.
-        removal: What each problem leaves out of the factor, if anything; ``m`` is then
-            the number of classes.
+        removal: What each problem leaves out of the factor, if anything.
     """
 
     factor: Factor
@@ -197,6 +196,8 @@ class Operator:
             for place in range(size):
                 product.addcmul_(pushed[:, :, place, None], removal.strips[:, :, place])
             return product
+        if removal.strips.shape[1] == 1:
+            return product.baddbmm_(pushed, removal.strips[:, 0])
         flat = pushed.view(-1, 1, size)
         product.view(len(flat), 1, -1).baddbmm_(flat, removal.strips.flatten(0, 1))
         return product
@@ -265,7 +266,7 @@ def remove_rows(
         present: (problem, g) True where ``rows`` is not padding.
 
     Returns:
-        The operator, and (problem, class, g, g) (I - w_G Q_GG)^-1, whose product with
+        The operator, and (problem, m, g, g) (I - w_G Q_GG)^-1, whose product with
         -a_G is the one-step solution that starts the exact one.
     """
     weight = factor.weight

@@ -81,6 +81,18 @@ def size_of(batch: Batch, work: Work) -> Tensor:
     return torch.maximum(inner(batch.dual, batch.scores, work), floor)
 
 
+def centred(batch: Batch) -> Batch:
+    """The batch without what all classes share, which no residual would show.
+
+    A factor for each class mixes classes: alpha = c - w E and the scores have to be
+    centred, not c.
+    """
+    weight = batch.operator.weight
+    alpha = centre_classes(batch.dual - weight * batch.scores)
+    scores = centre_classes(batch.scores.clone())
+    return Batch(batch.loss, batch.operator, alpha + weight * scores, scores)
+
+
 def residual_of(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
     """Residual and curvature at the batch's scores, in scratch tensors.
 

@@ -421,3 +421,32 @@ def test_elimination_goes_on_from_where_it_is_put(classes, monkeypatch):
         far, _, steps = solved_from(bad)
         torch.testing.assert_close(far, scores, rtol=1e-6, atol=1e-6)
         assert steps == cold
+
+
+@pytest.mark.parametrize("d", [90, 12])
+@pytest.mark.parametrize("size", [3, 11])
+@pytest.mark.parametrize("count", [3, 5])
+@pytest.mark.parametrize("short", [False, True], ids=["roomy", "short"])
+def test_classes_with_factors_of_their_own_and_in_common(d, size, count, short):
+    """Few folds or little memory: one factor for all classes; else one for each."""
+    n, classes = 66, 3
+    x, codes, _ = make_rows(n, d, classes, n)
+    rows = np.arange(n)
+    held = [rows[k * size : (k + 1) * size] for k in range(count)]
+    folds = from_splits([(np.setdiff1d(rows, part), part) for part in held], n)
+    square = 4 * n * n if d == 90 else 0
+    memory = 8 * (2 * n * d + square + 40 * classes * n * 3) if short else 1 << 30
+    found = crossfit(
+        torch.from_numpy(x),
+        torch.from_numpy(codes)[None],
+        classes,
+        folds,
+        LogisticOptions(memory=memory),
+    )
+    for fold in range(count):
+        expected, _ = sklearn_scores(x, codes, folds, fold, None)
+        ours = found.scores[0][:, torch.from_numpy(folds.test[fold])].T.numpy()
+        # What classes share is nothing: rows are compared with each other.
+        assert np.abs(ours.mean(1)).max() < 1e-8 * np.abs(expected).max()
+        gap = np.abs(ours - centred(expected)).max()
+        assert gap < 1e-8 * np.abs(expected).max()
