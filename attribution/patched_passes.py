@@ -220,8 +220,10 @@ def _batch(
         with _patched(model, put, rows, wanted, offset, where):
             output = model(**inputs)
         logits = output if isinstance(output, Tensor) else output.logits
-        scored = reduce_logits(logits[mask], target, answers, len(rows), watch)
-        yield number, rows[todo], tuple(part[todo] for part in scored)
+        logprob, greedy, watched = reduce_logits(
+            logits[mask], target, answers, len(rows), watch
+        )
+        yield number, rows[todo], (logprob[todo], greedy[todo], watched[todo])
 
 
 def _pad(ids: list[tuple[int, ...]]) -> Sequences:
