@@ -11,7 +11,7 @@ from attribution.graph import EdgeGraph
 from audits.config import AuditConfig
 from evidence.axis import Control, Reading, Status
 from evidence.comparison import SMALLEST_SPAN, below_floor, undecided
-from evidence.equivalence import equivalent, holm
+from evidence.equivalence import equivalent, recovered
 from evidence.rates import Interval
 from evidence.resampling import paired_max_test, unpaired_max_test
 from evidence.seeds import numpy_rng
@@ -207,6 +207,7 @@ def _reading(
     correction = np.sqrt(least / (least - 1))
     centre = float(residual(candidate, floor, ceiling))
     half = float(drawn.std() * correction * stats.t.ppf(0.95, least - 1))
+    span = max(float(ceiling.mean() - floor.mean()), SMALLEST_SPAN)
     mean = float(candidate.mean())
     error = candidate.std(ddof=1) / np.sqrt(count)
     reach = float(error * stats.t.ppf(0.975, count - 1))
@@ -219,6 +220,7 @@ def _reading(
         "floor": float(floor.mean()),
         "ceiling": float(ceiling.mean()),
         "difference": mean - float(floor.mean()),
+        "tost": [(centre - half) * span, (centre + half) * span],
         "p_value": test.p_value,
     }
     return Reading(
@@ -252,11 +254,9 @@ def _status(
     if failed:
         return "control_failed", [f"Control failed: {name}." for name in failed]
     notes = below_floor(first, rule.alpha)
-    adjusted = holm({r.name: r.p_value for r in first})
-    for reading in first:
-        sure = reading.residual_interval[0] > rule.still_there
-        if sure and adjusted[reading.name] < rule.alpha:
-            return "retained", notes
+    named = {each.name: each for each in first}
+    if recovered(named, rule.recovery, rule.still_there):
+        return "retained", notes
     if planted:
         return "no_power", [*notes, f"Control failed: {planted[0].name}."]
     if all(equivalent(each.residual_interval, rule.margin) for each in first):

@@ -33,7 +33,7 @@ from capture.items import Item
 from capture.store import ActivationStore
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent
+from evidence.equivalence import equivalent, recovered
 from evidence.progress import Progress
 from evidence.rates import EntityValues, mean_of
 from evidence.resampling import unpaired_max_test
@@ -319,7 +319,7 @@ def _status(
         ]
     if failed:
         return "control_failed", [f"Control failed: {each.name}." for each in failed]
-    if main.p_value < rule.alpha:
+    if recovered({main.name: main}, rule.recovery, rule.still_there):
         return "retained", notes
     if equivalent(main.residual_interval, rule.margin):
         return "absent", notes

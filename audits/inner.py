@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from audits import causal_depth, decodability, persistence, relearning
+from audits import causal_depth, decodability, further, persistence, relearning
 from audits.behaviour import kept_rows
 from audits.carrying import Exam, carry, other_facts, strangers
 from audits.context import Run
 from audits.data import Questions, ask
+from audits.further import States
 from audits.knowledge import said
 from audits.planted import plant, planted_subject
 from audits.preflight import Damage
@@ -54,10 +55,14 @@ def inner_axes(
             "this axis is not shown.",
         )
     advance(0.15)
-    if "decodability" in wanted:
-        axes["decodability"] = _decodability(
-            run, subjects, forget, retain, never, notes, stage
-        )
+    if {"decodability", "concept"} & set(wanted):
+        states = read_states(run, subjects, forget, retain, never, stage)
+        if "decodability" in wanted:
+            axes["decodability"] = _decodability(run, subjects, states, notes, stage)
+        if "concept" in wanted:
+            axes["concept"] = further.run_concept(
+                run, subjects, states, forget, retain, notes, stage
+            )
     advance(0.3)
     if "causal_depth" in wanted:
         axes["causal_depth"] = _causal_depth(
@@ -72,6 +77,14 @@ def inner_axes(
     if "relearning" in wanted:
         axes["relearning"] = _relearning(
             run, subjects, forget, never, heard, notes, stage
+        )
+    if "restoration" in wanted:
+        axes["restoration"] = further.run_restoration(
+            run, subjects, forget, retain, never, notes, stage
+        )
+    if "circuit" in wanted:
+        axes["circuit"] = further.run_circuit(
+            run, subjects, forget, never, notes, stage
         )
     advance(0.45)
     return axes
@@ -95,20 +108,20 @@ def _plant(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
     )
 
 
-def _decodability(
+def read_states(
     run: Run,
     subjects: dict[str, Subject],
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
-    notes: tuple[str, ...],
     stage,
-) -> AxisResult:
+) -> States:
+    """What readers of hidden states work on, captured for every model."""
     budget, seed = run.config.budget, run.config.seed
     names = retain.entities
     order = numpy_rng(seed, "decodability", "split").permutation(len(names))
     cut = int(FIT_SHARE * len(names))
-    tasks, extra = make_tasks(
+    tasks, notes = make_tasks(
         {
             "fit": retain.of([names[i] for i in order[:cut]]),
             "check": retain.of([names[i] for i in order[cut:]]),
@@ -129,16 +142,26 @@ def _decodability(
                 subject, run.tokenizer, tasks, run.store, run.device, run.progress
             ),
         )
+    return States(tasks, sites, tuple(notes))
+
+
+def _decodability(
+    run: Run,
+    subjects: dict[str, Subject],
+    states: States,
+    notes: tuple[str, ...],
+    stage,
+) -> AxisResult:
     saved = stage(
         "decodability",
         lambda: decodability.run_decodability(
             subjects,
             run.tokenizer,
-            tasks,
-            sites,
+            states.tasks,
+            states.sites,
             run.store,
             run.config,
-            notes=(*notes, *extra),
+            notes=(*notes, *states.notes),
             progress=run.progress,
         ).to_dict(),
     )

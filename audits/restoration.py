@@ -23,7 +23,7 @@ from audits.subjects import Subject
 from capture.items import ItemSet
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, holm
+from evidence.equivalence import equivalent, recovered
 from evidence.progress import Progress
 from evidence.rates import (
     EntityValues,
@@ -287,7 +287,8 @@ def _status(
     notes = below_floor(first, rule.alpha)
     if BY_LUCK in failed:
         return "control_failed", [f"Control failed: {BY_LUCK}."]
-    if min(holm({r.name: r.p_value for r in first}).values()) < rule.alpha:
+    named = {each.name: each for each in first}
+    if recovered(named, rule.recovery, rule.still_there):
         # What comes back has come back, whether or not the plant did.
         return "retained", notes
     if failed:

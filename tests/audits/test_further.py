@@ -1,0 +1,47 @@
+"""Axes that run when they are named: they report, and can stand in the way."""
+
+import pytest
+
+from audits.audit import audit
+from audits.config import AXES, DEFAULT_AXES
+
+NAMED = ("concept", "restoration", "circuit")
+
+
+def run(world, model, out, axes):
+    return audit(
+        world.original,
+        model,
+        world.forget,
+        world.retain,
+        out,
+        axes=("behaviour", *axes),
+        never_taught=world.never_taught,
+    )
+
+
+def test_no_profile_runs_an_axis_without_measured_error_rates():
+    assert set(NAMED) < set(AXES)
+    for axes in DEFAULT_AXES.values():
+        assert not set(NAMED) & set(axes)
+
+
+def test_a_named_axis_is_run_kept_and_reported(world, planted, tmp_path):
+    done = run(world, planted("last_block_relabel"), tmp_path / "out", ["concept"])
+    assert set(done.axes) == {"behaviour", "concept"}
+    assert done.axes["concept"].status == "retained"
+    # It reports; alone it makes no verdict.
+    assert done.verdict == "inconclusive"
+    assert "concept" in done.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_all_of_them_see_a_last_block_edit_and_not_a_twin(world, planted, tmp_path):
+    hidden = run(world, planted("last_block_relabel"), tmp_path / "hidden", NAMED)
+    never = run(world, world.twin, tmp_path / "never", NAMED)
+    for name in NAMED:
+        assert never.axes[name].status != "retained", name
+    assert [hidden.axes[name].status for name in ("concept", "restoration")] == [
+        "retained",
+        "retained",
+    ]
