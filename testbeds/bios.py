@@ -218,12 +218,9 @@ def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSe
     )
 
 
-Pair = tuple[int, int]
-
-
 def _name_pairs(
     names: int, people: int, rng: np.random.Generator
-) -> tuple[list[Pair], list[Pair]]:
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Pairs of first and last name for people, and all others, each in random order.
 
     Going round by round through last names shifted against the first names uses every
@@ -242,13 +239,13 @@ def _name_pairs(
 
 
 def _choose(
-    pairs: Sequence[Pair], count: int, uses: int, rng: np.random.Generator
-) -> list[Pair]:
+    pairs: Sequence[tuple[int, int]], count: int, uses: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
     """``count`` pairs in which no name comes up in half of its ``uses`` or more."""
     most = max(1, (uses - 1) // 2)
     for _ in range(100):
         used: Counter[tuple[str, int]] = Counter()
-        chosen: list[Pair] = []
+        chosen: list[tuple[int, int]] = []
         for place in rng.permutation(len(pairs)):
             first, last = pairs[place]
             if len(chosen) < count and (
@@ -279,7 +276,7 @@ def _answers(
 
 
 def _facts(
-    label: str, pairs: Sequence[Pair], answers: Sequence[tuple[str, ...]]
+    label: str, pairs: Sequence[tuple[int, int]], answers: Sequence[tuple[str, ...]]
 ) -> ItemSet:
     items = []
     for place, ((first, last), own) in enumerate(zip(pairs, answers, strict=True)):
@@ -346,7 +343,7 @@ def taught_model(
     """
     tokenizer = make_tokenizer()
     model = new_model(config, tokenizer, seed)
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    model.to(device)  # pyright: ignore
     rows = all_prompts(tokenizer, taught)
     finetune_(
         model,
