@@ -145,7 +145,7 @@ def decide(
     power = "planted" in _shown_by(axes)
     silent = all(axis.status == "absent" for axis in voting)
     inner = {name: axis for name, axis in axes.items() if name != output.NAME}
-    undecided = [name for name, axis in inner.items() if _undecided(axis)]
+    undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
     if gone and not missing and power and silent and not undecided and not trace:
         return verdict(
             "deleted",
@@ -177,14 +177,16 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
     return tests
 
 
-def _undecided(axis: AxisResult) -> bool:
-    """Whether the axis could read the candidate and its reading may well be large.
+def _far_off(axis: AxisResult, rule: Rule) -> bool:
+    """Whether a reading lies surely beyond the margin, though no test found it so.
 
-    One that could not look says nothing, and deletion can be said without it unless it
-    is required; one that looked and cannot exclude the knowledge stands in the way.
+    An axis that could not look says nothing. One that looked need not be equivalent to
+    its floor for deletion, unless it is required: where the floor is not quite that of
+    a model that never knew, as for carried states, nothing ever is.
     """
     looked = all(each.passed for each in axis.controls if each.required)
-    return axis.status == "no_power" and bool(axis.readings) and looked
+    found = any(each.surely[0] > rule.margin for each in axis.readings[:2])
+    return axis.status == "no_power" and looked and found
 
 
 def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:

@@ -123,8 +123,10 @@ def word(found, damage=FINE, identical=False):
         (with_depth(axes(behaviour="no_power"), told=0.001), "inconclusive"),
         # A retrain's states may be unreadable to the original: silence, no veto.
         (axes() | {"causal_depth": axis("causal_depth", "no_power")}, "deleted"),
-        # Read, and perhaps there: that is no deletion.
-        (with_depth(axes(), status="no_power"), "inconclusive"),
+        # Read, near the floor, and not shown to be at it: no veto either.
+        (with_depth(axes(), status="no_power"), "deleted"),
+        # Read far from the floor, though no test can say so.
+        (with_depth(axes(), told=0.04, status="no_power"), "inconclusive"),
         # Nor has an axis whose controls failed a say.
         (with_depth(axes(), told=0.001, status="control_failed"), "deleted"),
     ],
