@@ -255,7 +255,9 @@ def _status(
         return "control_failed", [f"Control failed: {name}." for name in failed]
     notes = below_floor(first, rule.alpha)
     named = {each.name: each for each in first}
-    if recovered(named, rule.recovery, rule.still_there):
+    # Couples are half as many as entities, too few for the level of a verdict; this
+    # axis makes none.
+    if recovered(named, rule.alpha, rule.still_there):
         return "retained", notes
     if planted:
         return "no_power", [*notes, f"Control failed: {planted[0].name}."]

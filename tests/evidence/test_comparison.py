@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evidence.axis import AxisResult, Control
 from evidence.comparison import compare, undecided
@@ -71,6 +73,15 @@ def test_unused_columns_do_not_count_but_are_shown():
 def test_no_used_column_is_refused():
     with pytest.raises(InputError):
         read(group(0.0), group(0.0), group(1.0), use=[False, False])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_holm_is_that_of_statsmodels(values):
+    from statsmodels.stats.multitest import multipletests
+
+    named = {str(place): value for place, value in enumerate(values)}
+    theirs = multipletests(values, method="holm")[1]
+    assert list(holm(named).values()) == pytest.approx(theirs.tolist())
 
 
 def test_holm_matches_hand_calculation():
