@@ -11,14 +11,15 @@ from typing import Any
 from audits import behaviour, causal_depth, decodability, persistence, relearning
 from audits.config import Rule
 from audits.preflight import Damage
+from audits.standing import controlled
 from audits.verdict import Verdict, decide
 from evidence.axis import AxisResult
 
 STATUS_OF = {
     behaviour.NAME: behaviour.status_of,
-    decodability.NAME: decodability.status_of,
-    causal_depth.NAME: causal_depth.status_of,
-    persistence.NAME: persistence.status_of,
+    decodability.NAME: controlled,
+    causal_depth.NAME: controlled,
+    persistence.NAME: controlled,
     relearning.NAME: relearning.status_of,
 }
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from attribution.depth import Depth, unlearning_depth
 from audits.carrying import Exam
-from audits.config import AuditConfig, Rule
+from audits.config import AuditConfig
 from audits.preflight import Damage
-from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, recovered
+from audits.standing import controlled
+from evidence.axis import AxisResult, Control, Reading
+from evidence.comparison import compare
 from evidence.rates import EntityValues, by_entity, mean_of
 from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng
@@ -126,7 +126,7 @@ def judge(
         )
     details = _details(carried, reverse, use)
     readings = _readings(carried, config, use, ceiling) if use.any() else []
-    status, extra = status_of(readings, controls, config.rule)
+    status, extra = controlled(readings, controls, config.rule)
     return AxisResult(
         NAME,
         QUESTION,
@@ -242,24 +242,6 @@ def _readings(
                 )
             )
     return readings
-
-
-def status_of(
-    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
-) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
-    failed = [each.name for each in controls if each.required and not each.passed]
-    if failed:
-        # Without a layer that can be read there is nothing that could have failed.
-        status: Status = "control_failed" if readings else "no_power"
-        return status, [f"Control failed: {name}." for name in failed]
-    notes = below_floor(readings[:2], rule.alpha)
-    named = {each.name: each for each in readings[:2]}
-    if recovered(named, rule.recovery, rule.still_there):
-        return "retained", notes
-    if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
-        return "absent", notes
-    return "no_power", [*notes, undecided(readings[:2], rule.margin)]
 
 
 def _details(

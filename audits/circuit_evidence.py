@@ -9,9 +9,8 @@ from scipy import stats
 
 from attribution.graph import EdgeGraph
 from audits.config import AuditConfig
-from evidence.axis import Control, Reading, Status
-from evidence.comparison import SMALLEST_SPAN, below_floor, undecided
-from evidence.equivalence import equivalent, recovered
+from audits.standing import standing
+from evidence.axis import SMALLEST_SPAN, Control, Reading, Status
 from evidence.rates import Interval
 from evidence.resampling import paired_max_test, unpaired_max_test
 from evidence.seeds import numpy_rng
@@ -248,22 +247,14 @@ def _status(
     Beyond the floor is not enough: the original's readout was itself trained on the
     forgotten entities, and brings a little of them to a model that never knew.
     """
-    rule, first = config.rule, readings[:2]
-    planted = [c for c in controls if "planted" in c.name and not c.passed]
-    failed = [c.name for c in controls if not c.passed and c not in planted]
+    planted = [c.name for c in controls if "planted" in c.name and not c.passed]
+    failed = [c.name for c in controls if not c.passed and c.name not in planted]
     if failed:
         return "control_failed", [f"Control failed: {name}." for name in failed]
-    notes = below_floor(first, rule.alpha)
-    named = {each.name: each for each in first}
     # Couples are half as many as entities, too few for the level of a verdict; this
     # axis makes none.
-    if recovered(named, rule.alpha, rule.still_there):
-        return "retained", notes
-    if planted:
-        return "no_power", [*notes, f"Control failed: {planted[0].name}."]
-    if all(equivalent(each.residual_interval, rule.margin) for each in first):
-        return "absent", notes
-    return "no_power", [*notes, undecided(first, rule.margin)]
+    rule = config.rule
+    return standing(readings[:2], rule, failed=planted, level=rule.alpha)
 
 
 def copy_suppression(

@@ -28,12 +28,12 @@ from audits.config import AuditConfig
 from audits.deals import deal_test
 from audits.probing import Probing, read_states
 from audits.probing_tasks import Task
+from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import Item
 from capture.store import ActivationStore
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.comparison import below_floor, compare
 from evidence.progress import Progress
 from evidence.rates import EntityValues, mean_of
 from evidence.resampling import unpaired_max_test
@@ -307,23 +307,17 @@ def _status(
     A vector that reads nothing in a model whose kept answers it cannot read either
     says nothing of what was forgotten: the model has another code.
     """
-    rule, main = config.rule, readings[0]
-    failed = [each for each in controls if each.required and not each.passed]
-    siblings = controls[-1]
-    notes = below_floor([main], rule.alpha)
-    if failed == [siblings]:
+    main = readings[:1]
+    failed = failures(controls)
+    if failed == [controls[-1].name]:
         return "no_power", [
-            *notes,
+            *below_floor(main, config.rule.alpha),
             "The candidate has another code: the original's vectors do not read the "
             "answers of retain entities in it.",
         ]
     if failed:
-        return "control_failed", [f"Control failed: {each.name}." for each in failed]
-    if recovered({main.name: main}, rule.recovery, rule.still_there):
-        return "retained", notes
-    if equivalent(main.residual_interval, rule.margin):
-        return "absent", notes
-    return "no_power", [*notes, undecided([main], rule.margin)]
+        return "control_failed", [f"Control failed: {name}." for name in failed]
+    return standing(main, config.rule)
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:

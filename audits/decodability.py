@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.config import AuditConfig, Rule
+from audits.config import AuditConfig
 from audits.deals import deal_test
 from audits.probing import (
     Probing,
@@ -21,11 +21,11 @@ from audits.probing import (
 )
 from audits.probing_tasks import Task
 from audits.readers import Reader
+from audits.standing import controlled
 from audits.subjects import Subject
 from capture.store import ActivationStore
-from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.axis import AxisResult, Control, Reading
+from evidence.comparison import compare
 from evidence.progress import Progress
 from evidence.rates import EntityValues, mean_of
 from evidence.resampling import unpaired_max_test
@@ -148,7 +148,7 @@ def _judge(
         )
     controls += _controls(probing, config, use, ceiling, never, shuffles)
     readings = _readings(probing, config, use, ceiling)
-    status, extra = status_of(readings, controls, config.rule)
+    status, extra = controlled(readings, controls, config.rule)
     return AxisResult(
         NAME,
         QUESTION,
@@ -291,21 +291,3 @@ def _readings(
                 )
             )
     return readings
-
-
-def status_of(
-    readings: Sequence[Reading],
-    controls: Sequence[Control],
-    rule: Rule,
-) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
-    failed = [each.name for each in controls if each.required and not each.passed]
-    if failed:
-        return "control_failed", [f"Control failed: {name}." for name in failed]
-    notes = below_floor(readings[:2], rule.alpha)
-    named = {each.name: each for each in readings[:2]}
-    if recovered(named, rule.recovery, rule.still_there):
-        return "retained", notes
-    if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
-        return "absent", notes
-    return "no_power", [*notes, undecided(readings[:2], rule.margin)]

@@ -19,14 +19,14 @@ from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from audits.behaviour import kept_rows
-from audits.config import AuditConfig, Rule
+from audits.config import AuditConfig
 from audits.data import Questions
 from audits.knowledge import said, score_questions
+from audits.standing import controlled
 from audits.subjects import Subject
 from erasure.quantise import linear_weights, quantise_, survival
-from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.axis import AxisResult, Control, Reading
+from evidence.comparison import compare
 from evidence.progress import Progress
 from evidence.rates import EntityValues, by_entity, mean_of
 from evidence.resampling import unpaired_max_test
@@ -145,7 +145,7 @@ def judge(
         ),
     ]
     readings = _readings(tables, config, use) if use.any() else []
-    status, extra = status_of(readings, controls, config.rule)
+    status, extra = controlled(readings, controls, config.rule)
     return AxisResult(
         NAME,
         QUESTION,
@@ -256,23 +256,6 @@ def _readings(tables: _Tables, config: AuditConfig, use: np.ndarray) -> list[Rea
                 )
             )
     return readings
-
-
-def status_of(
-    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
-) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
-    failed = [each.name for each in controls if each.required and not each.passed]
-    if failed:
-        status: Status = "control_failed" if readings else "no_power"
-        return status, [f"Control failed: {name}." for name in failed]
-    notes = below_floor(readings[:2], rule.alpha)
-    named = {each.name: each for each in readings[:2]}
-    if recovered(named, rule.recovery, rule.still_there):
-        return "retained", notes
-    if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
-        return "absent", notes
-    return "no_power", [*notes, undecided(readings[:2], rule.margin)]
 
 
 def _summary(edit: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

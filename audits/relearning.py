@@ -19,14 +19,14 @@ from transformers import PreTrainedTokenizerBase
 from audits.config import AuditConfig, Rule
 from audits.contrast import hear
 from audits.data import ask
+from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import Item
 from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.comparison import compare
 from evidence.progress import Progress
 from evidence.rates import EntityValues, by_entity, mean_of
 from evidence.resampling import unpaired_max_test
@@ -338,14 +338,4 @@ def status_of(
     """Retained, absent, or why neither can be said."""
     if not controls[0].passed:
         return "no_power", ["The attack did not learn its own half."]
-    notes = below_floor(readings[:2], rule.alpha)
-    named = {each.name: each for each in readings[:2]}
-    if recovered(named, rule.recovery, rule.still_there):
-        # What comes back has come back, whether or not the plant did.
-        return "retained", notes
-    failed = [each.name for each in controls if each.required and not each.passed]
-    if failed:
-        return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
-    if all(equivalent(each.residual_interval, rule.margin) for each in readings[:2]):
-        return "absent", notes
-    return "no_power", [*notes, undecided(readings[:2], rule.margin)]
+    return standing(readings[:2], rule, failed=failures(controls))

@@ -19,11 +19,11 @@ from audits.config import AuditConfig
 from audits.contrast import hear
 from audits.data import ask
 from audits.restoration_trial import NAME, restore
+from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import ItemSet
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import below_floor, compare, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.comparison import compare
 from evidence.progress import Progress
 from evidence.rates import (
     EntityValues,
@@ -282,20 +282,10 @@ def _status(
     readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
     """Retained, absent, or why neither can be said."""
-    rule, first = config.rule, readings[:2]
-    failed = [each.name for each in controls if each.required and not each.passed]
-    notes = below_floor(first, rule.alpha)
+    failed = failures(controls)
     if BY_LUCK in failed:
         return "control_failed", [f"Control failed: {BY_LUCK}."]
-    named = {each.name: each for each in first}
-    if recovered(named, rule.recovery, rule.still_there):
-        # What comes back has come back, whether or not the plant did.
-        return "retained", notes
-    if failed:
-        return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
-    if all(equivalent(each.residual_interval, rule.margin) for each in first):
-        return "absent", notes
-    return "no_power", [*notes, undecided(first, rule.margin)]
+    return standing(readings[:2], config.rule, failed=failed)
 
 
 def _remarks(net: dict[str, Any] | None, run: dict[str, Any]) -> list[str]:
