@@ -111,16 +111,19 @@ def _adversaries(cases: Sequence[Case]) -> list[dict]:
     def said(among: Sequence[Case], verdict: str) -> int:
         return sum(case.verdict == verdict for case in among)
 
+    holders = "adversaries that hold the knowledge"
+    looking = "deletions made to look suppressed"
     named = (
-        ("adversaries that hold the knowledge, called deleted", holding, "deleted"),
-        ("adversaries that hold it, called suppressed", holding, "suppressed"),
-        ("deletions made to look suppressed, called so", without, "suppressed"),
-        ("deletions made to look suppressed, called deleted", without, "deleted"),
+        (f"{holders}, called deleted", holding, "deleted", 0, "<="),
+        (f"{holders}, called suppressed", holding, "suppressed", None, ">="),
+        (f"{looking}, called so", without, "suppressed", 0, "<="),
+        (f"{looking}, accepted", without, "deleted", None, ">="),
     )
-    targets = (0, None, 0, None)
+    # Nothing of nobody would read as a target that was met.
     return [
-        figure(name, said(among, verdict), target, "<=", len(among), "n")
-        for (name, among, verdict), target in zip(named, targets, strict=True)
+        figure(name, said(among, verdict), target, sense, len(among), "n")
+        for name, among, verdict, target, sense in named
+        if among
     ]
 
 

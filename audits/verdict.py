@@ -10,6 +10,7 @@ from audits.config import Rule
 from audits.decodability import UNCHANGED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
+from audits.verdict_claims import claims
 from evidence.axis import AxisResult, Reading
 from evidence.equivalence import holm, recovered
 
@@ -87,7 +88,7 @@ def decide(
     where = _where(axes, found, rule)
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
-        allowed, disallowed, change = _claims(name, axes, rule, floor)
+        allowed, disallowed, change = claims(name, axes, rule, floor)
         return Verdict(
             name,
             fired,
@@ -157,7 +158,7 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, [*missing, *undecided], power, gone, trace),
+        _binding(axes, [*missing, *undecided], power, gone, trace, rule),
     )
 
 
@@ -302,6 +303,7 @@ def _binding(
     power: bool,
     gone: bool,
     trace: str,
+    rule: Rule,
 ) -> list[str]:
     """Which axis stands in the way, and what it would need."""
     reasons = [trace] if trace else []
@@ -309,13 +311,11 @@ def _binding(
         reasons.append(
             "behaviour: some answers are still said, neither clearly kept nor gone."
         )
-    refitted = axes.get("decodability")
-    if refitted is not None and refitted.status == "retained":
-        reasons.append(
-            "decodability: a refitted probe still reads the answers but the "
-            "original's own does not: a residual trace, which blocks deletion and "
-            "does not by itself show suppression."
-        )
+    reasons += [
+        _blocking(axis, rule)
+        for name, axis in axes.items()
+        if name != output.NAME and axis.status == "retained"
+    ]
     for name in dict.fromkeys(missing):
         axis = axes.get(name)
         if axis is None:
@@ -333,56 +333,18 @@ def _binding(
     return reasons or ["The axes disagree with each other."]
 
 
-def _claims(
-    name: VerdictClass, axes: Mapping[str, AxisResult], rule: Rule, floor: str
-) -> tuple[list[str], list[str], list[str]]:
-    """What may and may not be said, and what would change it."""
-    attacks = ", ".join(axes)
-    against = {
-        "reference": "a model retrained without the forget set",
-        "never_taught": "items about invented entities",
-    }[floor]
-    if name == "damaged":
-        return (
-            ["The candidate lost usefulness far from the forget set."],
-            ["The knowledge was deleted.", "The method unlearns selectively."],
-            [f"A candidate that keeps {rule.utility:.0%} of the original's utility."],
-        )
-    if name == "not_unlearned":
-        return (
-            ["The forgotten answers can be had by asking."],
-            ["The model has unlearned the forget set."],
-            ["A candidate that no longer gives the answers in any wording."],
-        )
-    if name == "suppressed":
-        return (
-            [
-                "The answers are gone at the output.",
-                "Knowledge of the forget set is still in the weights.",
-            ],
-            ["The knowledge was deleted.", "The knowledge cannot be recovered."],
-            ["An edit after which these recoveries are equivalent to the floor."],
-        )
-    if name == "deleted":
-        return (
-            [
-                f"Under these axes ({attacks}) the candidate cannot be told from "
-                f"{against}, within the stated margin."
-            ],
-            [
-                "No attack whatever can bring the knowledge back.",
-                "Facts that were not in the forget file are gone too.",
-            ],
-            [
-                "Any further attack that recovers the answers beyond the floor.",
-                "A smaller margin, with more forgotten entities to support it.",
-            ],
-        )
-    return (
-        ["The answers are not clearly kept at the output."],
-        ["The knowledge was deleted.", "The knowledge was only suppressed."],
-        [
-            "More forgotten entities, or a retrained reference.",
-            "The axis named as binding, with enough power.",
-        ],
+def _blocking(axis: AxisResult, rule: Rule) -> str:
+    """Why an axis that found something makes no suppression."""
+    found = recovered(
+        {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
     )
+    if axis.name == "decodability" and UNCHANGED not in found:
+        why = (
+            "a refitted probe still reads the answers but the original's own does not: "
+            "a residual trace"
+        )
+    elif axis.name not in RECOVERY:
+        why = "it finds the answers, but this axis makes no verdict by itself"
+    else:
+        why = "it finds the answers, but not once corrected for all axes"
+    return f"{axis.name}: {why}, which blocks deletion and does not show suppression."

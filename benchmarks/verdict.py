@@ -31,7 +31,7 @@ def page(document: dict) -> str:
         "",
         f"Part of the zoo: {document['part']}; worlds: {', '.join(document['worlds'])}."
         f" Commit `{document['commit']}`, quick profile, "
-        f"{document['hardware']['device']}, {document['hardware']['threads']} threads "
+        f"{document['hardware']['device']}, {document['hardware']['threads']} thread(s) "
         "an audit. The split is `testbeds/zoo_split.json`; how each kind is made and "
         "why its state is certain is in `testbeds/kinds.py`.",
         "",

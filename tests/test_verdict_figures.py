@@ -61,6 +61,13 @@ def test_adversaries_have_rows_of_their_own():
     assert value([*ALL_RIGHT, *fooled], name) == 1
 
 
+def test_nothing_is_said_of_adversaries_that_were_not_audited():
+    one = [*ALL_RIGHT, case("probe_proof", "suppressed")]
+    names = [row["figure"] for row in figures(one)]
+    assert "adversaries that hold the knowledge, called suppressed" in names
+    assert not [name for name in names if "made to look suppressed" in name]
+
+
 def test_residual_and_grade_are_ranked_over_graded_models_alone():
     graded = [case("npo", "x", r, grade=g) for r, g in [(0, 0.1), (0.2, 0.3), (1, 1)]]
     name = "rank correlation of mean residual and gold grade"

@@ -156,6 +156,24 @@ def test_what_is_found_must_also_matter(residual, spread, expected):
     assert word(found) == expected
 
 
+def test_why_an_axis_that_found_something_makes_no_suppression():
+    def reasons(found):
+        return " ".join(decide(found, FINE, False, "never_taught", Rule()).reasons)
+
+    assert "a refitted probe" in reasons(axes(refitted=0.001))
+    named = axis("restoration", "retained", reading("steered", 0.9, 0.0005))
+    assert "restoration: it finds" in reasons(axes() | {"restoration": named})
+    assert "no verdict by itself" in reasons(axes() | {"restoration": named})
+    # 0.004 is enough for two readings of one axis, not for three of two.
+    weak = axes()
+    own = reading(UNCHANGED, 0.8, 0.004)
+    none = reading(REFITTED, 0.0, 0.9)
+    weak["decodability"] = axis("decodability", "retained", none, own)
+    assert word(weak) == "inconclusive"
+    assert "once corrected for all axes" in reasons(weak)
+    assert "refitted" not in reasons(weak)
+
+
 def test_answers_pushed_below_the_others_block_deletion():
     found = axes()
     said, told = found["behaviour"].readings
