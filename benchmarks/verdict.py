@@ -32,8 +32,8 @@ def page(document: dict) -> str:
         f"Part of the zoo: {document['part']}; worlds: {', '.join(document['worlds'])}."
         f" Commit `{document['commit']}`, quick profile, "
         f"{document['hardware']['device']}, threads: "
-        f"{document['hardware']['threads']}. The split is `testbeds/zoo_split.json`; how each kind is made and "
-        "why its state is certain is in `testbeds/kinds.py`.",
+        f"{document['hardware']['threads']}. The split is `testbeds/zoo_split.json`; "
+        "how each kind is made and why its state is certain is in `testbeds/kinds.py`.",
         "",
         f"{len({case['model'] for case in document['cases']})} models, each audited "
         "with each floor below: n counts audits, and the intervals take them for "
