@@ -204,7 +204,7 @@ def selftest(
     jobs: Annotated[int, typer.Option(help="Processes at once.", min=1)] = 1,
     device: DeviceOption = "auto",
 ) -> None:
-    """Audit models whose true state is known; exit code 1 on a wrong verdict."""
+    """Audit models whose true state is known; exit code 1 if it does not pass."""
     from audits.error_rates import VERDICTS
     from audits.selftest import selftest as run
     from audits.subjects import choose_device
@@ -231,6 +231,8 @@ def selftest(
         console.print(f"{row['figure']}: {row['value']:.3g}{target}", highlight=False)
     for case in done.wrong:
         errors.print(f"wrong: {case.model} is {case.state}, called {case.verdict}")
+    for case in done.undecided:
+        errors.print(f"inconclusive: {case.model}, floor {case.floor}: {case.reason}")
     for sentence in done.failed:
         errors.print(f"failed: {sentence}", markup=False)
     if not done.passed:

@@ -1,4 +1,4 @@
-"""Gold grade: how much a model still holds, by relearning far beyond what audits spend.
+"""Gold grade: how much a model still holds, by relearning at every setting of a grid.
 
 The forgotten entities are cut in two. One half is taught again, at several learning
 rates and for several budgets, and the other half is asked; then the halves change

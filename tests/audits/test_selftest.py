@@ -1,6 +1,7 @@
 """The self-test audits models of known state and says where it was wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,13 @@ def test_what_was_found_is_written_and_drawn(done):
     page = done.page.read_text(encoding="utf-8")
     assert "4 audits, 0 wrong verdicts" in page
     assert "https://cdn" not in page.split("<body>")[1][:2000]
+
+
+def test_never_to_decide_is_not_to_pass(done):
+    quiet = replace(done.cases[0], verdict="inconclusive")
+    assert replace(done, cases=(quiet, *done.cases[1:])).passed  # one of four
+    assert not replace(done, cases=(quiet, quiet, *done.cases[2:])).passed
+    assert not replace(done, cases=()).passed
 
 
 @pytest.mark.parametrize("wrong", ["deleted", "suppressed"])
