@@ -7,11 +7,10 @@ import numpy as np
 
 from audits.config import AuditConfig, Rule
 from audits.data import Questions
+from audits.floors import Wanted, against_floors
 from audits.knowledge import said
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import compare
-from evidence.rates import EntityValues, by_entity, mean_of
-from evidence.seeds import numpy_rng
+from evidence.rates import EntityValues, by_entity
 
 NAME = "behaviour"
 QUESTION = "Is the knowledge gone at the output?"
@@ -52,27 +51,22 @@ def run_behaviour(
         return by_entity(values, never.entities)
 
     references = [role for role in scores if role.startswith("reference")]
-    readings = []
-    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
-        for name, what in ((SAID, "greedy"), (TOLD, "contrast")):
-            floor = (
-                mean_of([forgotten(role, what) for role in references])
-                if kind == "reference"
-                else invented("unlearned", what)
+    readings = against_floors(
+        NAME,
+        [
+            Wanted(
+                name,
+                what,
+                forgotten("unlearned", what),
+                forgotten("original", what),
+                [forgotten(role, what) for role in references],
+                invented("unlearned", what),
             )
-            secondary = references and kind == "never_taught"
-            readings.append(
-                compare(
-                    f"{name}, against never-taught items" if secondary else name,
-                    forgotten("unlearned", what),
-                    floor,
-                    forgotten("original", what),
-                    columns=["output"],
-                    floor_kind=kind,
-                    rng=numpy_rng(config.seed, NAME, kind, what),
-                    permutations=config.budget.permutations,
-                )
-            )
+            for name, what in ((SAID, "greedy"), (TOLD, "contrast"))
+        ],
+        ["output"],
+        config,
+    )
     never_original = invented("original", "greedy").mean[0]
     controls = [
         Control(

@@ -18,11 +18,11 @@ import numpy as np
 from attribution.depth import Depth, unlearning_depth
 from audits.carrying import Exam
 from audits.config import AuditConfig
+from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
 from audits.preflight import Damage
 from audits.standing import controlled
 from evidence.axis import AxisResult, Control, Reading
-from evidence.comparison import compare
-from evidence.rates import EntityValues, by_entity, mean_of
+from evidence.rates import EntityValues, by_entity
 from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng
 
@@ -31,8 +31,6 @@ QUESTION = "Do the original's later blocks still find the facts in the candidate
 TOLD = "carried states, told from the others"
 SAID = "carried states, said"
 LABEL = "share of other answers outranked from carried states (chance 0.5)"
-# Below this distance between original and floor a residual would be noise over noise.
-LEAST_SPAN = 0.15
 # Of the original's excess over chance on facts to keep, what a layer must carry over.
 CHANNEL = 0.5
 
@@ -94,8 +92,7 @@ def judge(
         config.budget.permutations,
     )
     # Only layers whose states carry the facts in the original itself say anything.
-    strong = power.difference >= 0.5 * power.difference.max()
-    strong &= (power.p_column < alpha) & (power.difference > LEAST_SPAN)
+    strong = telling(power, config.rule)
     own, recalled = _recalled(carried, strong)
     channel, kept = _channel(carried)
     use = own & channel
@@ -125,7 +122,7 @@ def judge(
             )
         )
     details = _details(carried, reverse, use)
-    readings = _readings(carried, config, use, ceiling) if use.any() else []
+    readings = _readings(carried, config, use) if use.any() else []
     status, extra = controlled(readings, controls, config.rule)
     return AxisResult(
         NAME,
@@ -208,40 +205,25 @@ def _controls(
     return found
 
 
-def _readings(
-    carried: Carried, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
-) -> list[Reading]:
+def _readings(carried: Carried, config: AuditConfig, use: np.ndarray) -> list[Reading]:
     """Told apart and said, against the references if there are any and never-taught."""
     roles = carried.roles("forget")
     references = [role for role in roles if role.startswith("reference")]
-    readings = []
-    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
-        for name, what in ((TOLD, "told"), (SAID, "said")):
-            if kind == "reference":
-                each = [carried.values("forget", role, what) for role in references]
-                floor = mean_of(each)
-            else:
-                floor = carried.values("never_taught", "unlearned", what)
-            secondary = references and kind == "never_taught"
-            readings.append(
-                compare(
-                    f"{name}, against never-taught items" if secondary else name,
-                    carried.values("forget", "unlearned", what),
-                    floor,
-                    ceiling
-                    if what == "told"
-                    else carried.values("forget", "original", what),
-                    columns=carried.sites,
-                    floor_kind=kind,
-                    rng=numpy_rng(config.seed, NAME, kind, what),
-                    permutations=config.budget.permutations,
-                    use=use.tolist(),
-                    # States that hold who is meant, and no fact, are understood a
-                    # little by an original that has learned facts of them.
-                    least=config.rule.margin,
-                )
-            )
-    return readings
+    wanted = [
+        Wanted(
+            name,
+            what,
+            carried.values("forget", "unlearned", what),
+            carried.values("forget", "original", what),
+            [carried.values("forget", role, what) for role in references],
+            carried.values("never_taught", "unlearned", what),
+            # States that hold who is meant, and no fact, are understood a little by an
+            # original that has learned facts of them.
+            least=config.rule.margin,
+        )
+        for name, what in ((TOLD, "told"), (SAID, "said"))
+    ]
+    return against_floors(NAME, wanted, carried.sites, config, use)
 
 
 def _details(

@@ -26,14 +26,15 @@ from audits.concept_reading import (
 from audits.concept_writing import trace_report, writing
 from audits.config import AuditConfig
 from audits.deals import deal_test
-from audits.probing import Probing, read_states
+from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
+from audits.probing import Probing, read_all
 from audits.probing_tasks import Task
 from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import Item
 from capture.store import ActivationStore
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import below_floor, compare
+from evidence.comparison import below_floor
 from evidence.progress import Progress
 from evidence.rates import EntityValues, mean_of
 from evidence.resampling import unpaired_max_test
@@ -43,8 +44,6 @@ from probes.concepts import ConceptVectors
 NAME = "concept"
 QUESTION = "Do the concept vectors of the answers still read and write?"
 READ = "original's concept vectors"
-# Below this distance between original and floor a residual would be noise over noise.
-LEAST_SPAN = 0.15
 SHUFFLES = 5
 
 
@@ -83,15 +82,7 @@ def run_concept(
         return AxisResult(
             NAME, QUESTION, "no_power", details={"traces": traces}, notes=tuple(notes)
         )
-    states = {
-        role: read_states(subject, tokenizer, tasks, sites, store)
-        for role, subject in subjects.items()
-    }
-    broken = [
-        role
-        for role, each in states.items()
-        if not all(np.isfinite(part).all() for part in each.parts.values())
-    ]
+    states, broken = read_all(subjects, tokenizer, tasks, sites, store)
     if broken:
         return AxisResult(
             NAME,
@@ -114,10 +105,7 @@ def run_concept(
             vectors, fit_concepts(probing, "unlearned", method)
         ),
     }
-    strong = power.difference >= 0.5 * power.difference.max()
-    use = (
-        strong & (power.p_column < config.rule.alpha) & (power.difference > LEAST_SPAN)
-    )
+    use = telling(power, config.rule)
     controls = [
         Control(
             "the original is read beyond never-taught items",
@@ -274,29 +262,15 @@ def _readings(
 ) -> list[Reading]:
     """Against the reference where there is one, and against never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
-    readings = []
-    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
-        if kind == "reference":
-            floor = mean_of(
-                [probing.values("original", role, "forget") for role in references]
-            )
-        else:
-            floor = probing.values("original", "unlearned", "never_taught")
-        secondary = references and kind == "never_taught"
-        readings.append(
-            compare(
-                f"{READ}, against never-taught items" if secondary else READ,
-                probing.values("original", "unlearned", "forget"),
-                floor,
-                ceiling,
-                columns=probing.sites,
-                floor_kind=kind,
-                rng=numpy_rng(config.seed, NAME, kind),
-                permutations=config.budget.permutations,
-                use=use.tolist(),
-            )
-        )
-    return readings
+    wanted = Wanted(
+        READ,
+        READ,
+        probing.values("original", "unlearned", "forget"),
+        ceiling,
+        [probing.values("original", role, "forget") for role in references],
+        probing.values("original", "unlearned", "never_taught"),
+    )
+    return against_floors(NAME, [wanted], probing.sites, config, use)
 
 
 def _status(

@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.config import AuditConfig
 from audits.deals import deal_test
+from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
 from audits.probing import (
     Probing,
     choose_penalty,
     fit_probes,
     fit_shuffled,
-    read_states,
+    read_all,
 )
 from audits.probing_tasks import Task
 from audits.readers import Reader
@@ -25,7 +26,6 @@ from audits.standing import controlled
 from audits.subjects import Subject
 from capture.store import ActivationStore
 from evidence.axis import AxisResult, Control, Reading
-from evidence.comparison import compare
 from evidence.progress import Progress
 from evidence.rates import EntityValues, mean_of
 from evidence.resampling import unpaired_max_test
@@ -33,8 +33,6 @@ from evidence.seeds import numpy_rng
 
 NAME = "decodability"
 QUESTION = "Can a linear reader of the hidden states still tell the forgotten answers?"
-# Below this distance between original and floor a residual would be noise over noise.
-LEAST_SPAN = 0.15
 SHUFFLES = 5
 REFITTED, UNCHANGED = "refitted probe", "original's own probe"
 
@@ -65,15 +63,7 @@ def run_decodability(
     """
     if not tasks:
         return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
-    states = {
-        role: read_states(subject, tokenizer, tasks, sites, store)
-        for role, subject in subjects.items()
-    }
-    broken = [
-        role
-        for role, each in states.items()
-        if not all(np.isfinite(part).all() for part in each.parts.values())
-    ]
+    states, broken = read_all(subjects, tokenizer, tasks, sites, store)
     if broken:
         return AxisResult(
             NAME,
@@ -113,8 +103,7 @@ def _judge(
         budget.permutations,
     )
     # Only layers where the original itself is read say anything of the candidate.
-    strong = power.difference >= 0.5 * power.difference.max()
-    use = strong & (power.p_column < rule.alpha) & (power.difference > LEAST_SPAN)
+    use = telling(power, rule)
     shuffles = mean_of([probing.score(each, "original", "forget") for each in shuffled])
     details = {
         "form": forms,
@@ -263,31 +252,18 @@ def _readings(
 ) -> list[Reading]:
     """Both probes against the reference (where there is one) and never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
-    readings = []
-    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
-        for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original")):
-            if kind == "reference":
-                floors = [
-                    probing.values(
-                        role if name == REFITTED else "original", role, "forget"
-                    )
-                    for role in references
-                ]
-                floor = mean_of(floors)
-            else:
-                floor = probing.values(reader, "unlearned", "never_taught")
-            secondary = references and kind == "never_taught"
-            readings.append(
-                compare(
-                    f"{name}, against never-taught items" if secondary else name,
-                    probing.values(reader, "unlearned", "forget"),
-                    floor,
-                    ceiling,
-                    columns=probing.sites,
-                    floor_kind=kind,
-                    rng=numpy_rng(config.seed, NAME, kind, name),
-                    permutations=config.budget.permutations,
-                    use=use.tolist(),
-                )
-            )
-    return readings
+    wanted = [
+        Wanted(
+            name,
+            name,
+            probing.values(reader, "unlearned", "forget"),
+            ceiling,
+            [
+                probing.values(role if name == REFITTED else "original", role, "forget")
+                for role in references
+            ],
+            probing.values(reader, "unlearned", "never_taught"),
+        )
+        for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original"))
+    ]
+    return against_floors(NAME, wanted, probing.sites, config, use)

@@ -21,14 +21,14 @@ from transformers import PreTrainedTokenizerBase
 from audits.behaviour import kept_rows
 from audits.config import AuditConfig
 from audits.data import Questions
+from audits.floors import LEAST_SPAN, Wanted, against_floors
 from audits.knowledge import said, score_questions
 from audits.standing import controlled
 from audits.subjects import Subject
 from erasure.quantise import linear_weights, quantise_, survival
 from evidence.axis import AxisResult, Control, Reading
-from evidence.comparison import compare
 from evidence.progress import Progress
-from evidence.rates import EntityValues, by_entity, mean_of
+from evidence.rates import EntityValues, by_entity
 from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng
 
@@ -37,7 +37,6 @@ QUESTION = "Does rounding the weights to four or eight bits bring the answers ba
 SAID = "after quantisation, said"
 TOLD = "after quantisation, told from the others"
 LABEL = "share of answers said after quantisation"
-LEAST_SPAN = 0.15
 # Of what the quantised original answers, what the quantised candidate must.
 KEPT = 0.5
 
@@ -228,34 +227,23 @@ def _readings(tables: _Tables, config: AuditConfig, use: np.ndarray) -> list[Rea
     """Said and told apart, against the references if there are any and never-taught."""
     rule = config.rule
     references = [role for role in tables.quantised if role.startswith("reference")]
-    readings = []
-    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
+    wanted = [
+        Wanted(
+            name,
+            what,
+            tables.values("forget", "unlearned", what),
+            tables.values("forget", "original", what),
+            [tables.values("forget", role, what) for role in references],
+            tables.values("never_taught", "unlearned", what),
+            least,
+        )
         for name, what, least in (
             (SAID, "greedy", rule.still_there),
             # Answers told apart show a little also where none was ever known.
             (TOLD, "contrast", rule.margin),
-        ):
-            if kind == "reference":
-                each = [tables.values("forget", role, what) for role in references]
-                floor = mean_of(each)
-            else:
-                floor = tables.values("never_taught", "unlearned", what)
-            secondary = references and kind == "never_taught"
-            readings.append(
-                compare(
-                    f"{name}, against never-taught items" if secondary else name,
-                    tables.values("forget", "unlearned", what),
-                    floor,
-                    tables.values("forget", "original", what),
-                    columns=tables.schemes,
-                    floor_kind=kind,
-                    rng=numpy_rng(config.seed, NAME, kind, what),
-                    permutations=config.budget.permutations,
-                    use=use.tolist(),
-                    least=least,
-                )
-            )
-    return readings
+        )
+    ]
+    return against_floors(NAME, wanted, tables.schemes, config, use)
 
 
 def _summary(edit: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

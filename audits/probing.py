@@ -90,6 +90,26 @@ def read_states(
     return States({key: values[:, part] for key, part in bounds.items()})
 
 
+def read_all(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sites: Sequence[str],
+    store: ActivationStore,
+) -> tuple[dict[str, States], list[str]]:
+    """``read_states`` of every role, and the roles whose states are not all finite."""
+    states = {
+        role: read_states(subject, tokenizer, tasks, sites, store)
+        for role, subject in subjects.items()
+    }
+    broken = [
+        role
+        for role, each in states.items()
+        if not all(np.isfinite(part).all() for part in each.parts.values())
+    ]
+    return states, broken
+
+
 def _all_texts(
     tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]
 ) -> tuple[Sequences, dict[tuple[int, str], slice]]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from audits.config import AuditConfig, Rule
 from audits.contrast import hear
 from audits.data import ask
+from audits.floors import Wanted, against_floors
 from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import Item
@@ -26,9 +27,8 @@ from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import compare
 from evidence.progress import Progress
-from evidence.rates import EntityValues, by_entity, mean_of
+from evidence.rates import EntityValues, by_entity
 from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng, stage_seed
 
@@ -292,30 +292,18 @@ def _readings(
 ) -> list[Reading]:
     """Told apart and said, against the reference if there is one and never-taught."""
     references = [role for role in runs if role.startswith("reference")]
-    readings = []
-    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
-        for name, what in ((TOLD, "contrast"), (SAID, "said")):
-            if kind == "reference":
-                each = [
-                    after_teaching(runs[role], "asked", what) for role in references
-                ]
-                floor = mean_of(each)
-            else:
-                floor = after_teaching(runs["unlearned"], "never", what)
-            secondary = references and kind == "never_taught"
-            readings.append(
-                compare(
-                    f"{name}, against never-taught items" if secondary else name,
-                    after_teaching(runs["unlearned"], "asked", what),
-                    floor,
-                    known[what],
-                    columns=["after teaching"],
-                    floor_kind=kind,
-                    rng=numpy_rng(config.seed, NAME, kind, what),
-                    permutations=config.budget.permutations,
-                )
-            )
-    return readings
+    wanted = [
+        Wanted(
+            name,
+            what,
+            after_teaching(runs["unlearned"], "asked", what),
+            known[what],
+            [after_teaching(runs[role], "asked", what) for role in references],
+            after_teaching(runs["unlearned"], "never", what),
+        )
+        for name, what in ((TOLD, "contrast"), (SAID, "said"))
+    ]
+    return against_floors(NAME, wanted, ["after teaching"], config)
 
 
 def _mean_curves(

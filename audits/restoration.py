@@ -18,18 +18,17 @@ from transformers import PreTrainedTokenizerBase
 from audits.config import AuditConfig
 from audits.contrast import hear
 from audits.data import ask
+from audits.floors import Wanted, against_floors
 from audits.restoration_trial import NAME, restore
 from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import ItemSet
 from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.comparison import compare
 from evidence.progress import Progress
 from evidence.rates import (
     EntityValues,
     by_entity,
     difference_interval,
-    mean_of,
     paired_correlation,
     rate_interval,
 )
@@ -253,29 +252,18 @@ def _readings(
 ) -> list[Reading]:
     """Told apart and said, against the reference if there is one and never-taught."""
     references = [role for role in runs if role.startswith("reference")]
-    readings = []
-    for kind in ["reference", "never_taught"] if references else ["never_taught"]:
-        for name, what in ((TOLD, "contrast"), (SAID, "said")):
-            if kind == "reference":
-                floor = mean_of(
-                    [_values(runs[role], "steered", what) for role in references]
-                )
-            else:
-                floor = _values(runs["unlearned"], "never", what)
-            secondary = references and kind == "never_taught"
-            readings.append(
-                compare(
-                    f"{name}, against never-taught items" if secondary else name,
-                    _values(runs["unlearned"], "steered", what),
-                    floor,
-                    known[what],
-                    columns=["steered"],
-                    floor_kind=kind,
-                    rng=numpy_rng(config.seed, NAME, kind, what),
-                    permutations=config.budget.permutations,
-                )
-            )
-    return readings
+    wanted = [
+        Wanted(
+            name,
+            what,
+            _values(runs["unlearned"], "steered", what),
+            known[what],
+            [_values(runs[role], "steered", what) for role in references],
+            _values(runs["unlearned"], "never", what),
+        )
+        for name, what in ((TOLD, "contrast"), (SAID, "said"))
+    ]
+    return against_floors(NAME, wanted, ["steered"], config)
 
 
 def _status(
