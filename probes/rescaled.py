@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.engine import ACCEPTED, DRIFT, TARGET, conjugate
+from probes.engine import ACCEPTED, DRIFT, TARGET, certified, conjugate
 from probes.problems import Batch, Work, advance, inner, residual_of, size_of
 
 STEPS = 40
@@ -104,7 +104,10 @@ def refine(
         new = done & (place >= 0)
         if bool(new.any()):
             out = place[new]
-            scores[out], certificate[out] = batch.scores[new], now[new]
+            which = new.nonzero()[:, 0]
+            exact = certified(batch.select(which), residual[which], work)
+            scores[out] = batch.scores[new]
+            certificate[out] = torch.nan_to_num(exact * margin[which], nan=torch.inf)
             weight = batch.operator.weight.expand(len(place), -1, -1)[new]
             alpha[out] = batch.dual[new] - weight * batch.scores[new]
             place = torch.where(new, -1, place)

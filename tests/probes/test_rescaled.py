@@ -155,3 +155,21 @@ def test_several_label_vectors_are_each_solved():
     for label in range(3):
         one = crossfit(x, many[label : label + 1], 2, folds, options).scores[0]
         assert_close(together[label], one)
+
+
+def test_a_certificate_is_not_rounding_noise():
+    """Nearly separable, more rows than columns: float32 products gave exactly 0 here.
+
+    What is left of the residual lies where the factor sends it to nothing, and its
+    product with itself came out below zero.
+    """
+    x, codes = rows(23, 12, 0)
+    folds = leave_one_group_out(np.arange(23), 23)
+    options = LogisticOptions(C=100.0, standardize="fold", precision=torch.float64)
+    kwargs = {"sample_weight": torch.linspace(0.5, 2.0, 23, dtype=torch.float64)}
+    together = crossfit(x, codes, 2, folds, options, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        each = alone(patch, x, codes, 2, folds, options, **kwargs)
+    assert together.unsolved == 0
+    scale = each.scores.abs().max()
+    assert_close(together.scores / scale, each.scores / scale, **CLOSE)
