@@ -29,6 +29,7 @@ from probes.problems import (
     inner,
     residual_of,
     size_of,
+    strayed,
 )
 
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -36,8 +37,6 @@ ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 TARGET = {torch.float64: 1e-9, torch.float32: 5e-6}
 SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
-DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
-"""Largest relative difference between scores carried along and scores computed."""
 HANDOVER = 1e-4
 """Certificate at which float64 solves leave the float32 accelerated stage."""
 
@@ -110,17 +109,14 @@ def _undrift(
 ) -> None:
     """Make sure, in place, that scores are those of the dual values.
 
-    They are carried along step by step. Where conjugate gradients went far astray and
-    came back, what they lost to rounding stays, and the certificate cannot see it.
-    Problems without a certificate only get their scores: no use in trying them again.
+    They are carried along step by step; see ``strayed``. Problems without a
+    certificate only get their scores: no use in trying them again.
     """
     claimed = certificate <= max(target, ACCEPTED[scores.dtype])
     for turn in range(3):
         fresh = batch.operator(dual)
         work.count(batch.operator, dual)
-        scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
-        off = (fresh - scores).abs().amax((1, 2)) > DRIFT[scores.dtype] * scale
-        off &= claimed
+        off = strayed(scores, fresh) & claimed
         scores.copy_(fresh)
         if not bool(off.any()):
             return

@@ -450,3 +450,28 @@ def test_classes_with_factors_of_their_own_and_in_common(d, size, count, short):
         assert np.abs(ours.mean(1)).max() < 1e-8 * np.abs(expected).max()
         gap = np.abs(ours - centred(expected)).max()
         assert gap < 1e-8 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("far", [elimination.FAR, np.inf])
+def test_a_start_of_huge_pulls_is_no_start(far, monkeypatch):
+    """Separable rows and C=1000: dual values of 1e15 whose products cancel.
+
+    Taken as a start all the same, what was lost to rounding must not be certified.
+    """
+    monkeypatch.setattr(elimination, "FAR", far)
+    draw = torch.Generator().manual_seed(3)
+    n, d = 400, 64
+    codes = torch.arange(n) % 2
+    x = torch.randn(n, d, generator=draw).double() * torch.logspace(0, -2, d).double()
+    x[:, :2] += 6 * torch.nn.functional.one_hot(codes, 2)
+    folds = leave_one_group_out(np.arange(n) // 20, n)
+    options = LogisticOptions(C=1000.0, standardize="all", precision=torch.float64)
+    found = crossfit(x, codes[None], 2, folds, options)
+    assert found.unsolved == 0
+    scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
+    peer = LogisticRegression(C=1000.0, solver="newton-cholesky", tol=1e-10)
+    for fold in (0, 13):
+        out = np.arange(n) // 20 == fold
+        peer.fit(scaled[~out], codes[~out].numpy())
+        wanted = peer.decision_function(scaled[out])
+        np.testing.assert_allclose(found.scores[0, 0, out].numpy(), wanted, rtol=1e-5)
