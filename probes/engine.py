@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probes.elimination import eliminate
 from probes.losses import Curvature
+from probes.narrow import minimise_narrow
 from probes.operators import Operator
 from probes.problems import (
     Batch,
@@ -75,6 +76,9 @@ def minimise(
     size = batch.scores[0].numel()
     if size <= SMALL and len(batch.scores) * size**3 <= SMALL**3:
         return eliminate(batch, target)
+    if batch.loss.binary and batch.operator.factor.basis is not None:
+        solved = minimise_narrow(batch, target, iterations, steps, work)
+        return _eliminate_rest(batch, *solved, target, fall_back)
     if iterations != dtype:
         rough = max(target, HANDOVER)
         scores, dual, certificate = _stage(batch, rough, iterations, steps, work)
@@ -87,11 +91,22 @@ def minimise(
             return scores, dual, certificate
     scores, dual, certificate = _stage(batch, target, iterations, steps, work)
     _undrift(batch, scores, dual, certificate, target, iterations, steps, work)
-    left = ~(certificate <= max(target, ACCEPTED[dtype]))
+    return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+
+
+def _eliminate_rest(
+    batch: Batch,
+    scores: Tensor,
+    dual: Tensor,
+    certificate: Tensor,
+    target: float,
+    fall_back: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve what is left, in place, from where conjugate gradients stopped."""
+    left = ~(certificate <= max(target, ACCEPTED[scores.dtype]))
     for problem in left.nonzero()[:, 0].tolist() if fall_back else ():
         one = torch.tensor([problem], device=scores.device)
         part = batch.select(one)
-        # From where conjugate gradients stopped.
         part = Batch(part.loss, part.operator, dual[one], scores[one])
         scores[one], dual[one], certificate[one] = eliminate(part, target)
     return scores, dual, certificate
