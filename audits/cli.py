@@ -205,7 +205,7 @@ def selftest(
     device: DeviceOption = "auto",
 ) -> None:
     """Audit models whose true state is known; exit code 1 if it does not pass."""
-    from audits.error_rates import VERDICTS
+    from audits.error_rates import VERDICTS, confusion
     from audits.selftest import selftest as run
     from audits.subjects import choose_device
     from evidence.progress import Bars
@@ -220,7 +220,7 @@ def selftest(
             progress=progress,
         )
     table = Table("true state", *VERDICTS, title=f"exhume selftest ({done.page})")
-    for state, row in done.confusion().items():
+    for state, row in confusion(done.cases).items():
         table.add_row(state, *(str(count or "") for count in row.values()))
     console = Console()
     console.print(table)

@@ -8,12 +8,15 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from audits.again import decided_again
+from audits.calibration import STATES, estimate, shipped
+from audits.config import Rule
 from audits.trials import FLOORS
+from evidence.axis import AxisResult
 from evidence.rates import wilson
+from evidence.reliability import calibration_error
 from testbeds.kinds import ADVERSARIES
 
-STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
-VERDICTS = (*STATES, "inconclusive")
+VERDICTS: tuple[str, ...] = (*STATES, "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Case:
         weights: Their hash.
         floor: One of ``FLOORS``.
         verdict: What the audit said.
+        chances: Probability of each state by the shipped calibration; None where the
+            audit lacks figures for it.
         residual: Mean of the main residuals of the axes that look inside; None where
             none was run.
         grade: Gold grade between 0 (never knew) and 1 (knows), where one was made.
@@ -42,6 +47,7 @@ class Case:
     weights: str
     floor: str
     verdict: str
+    chances: dict[str, float] | None
     residual: float | None
     grade: float | None
     reason: str
@@ -62,6 +68,10 @@ def case_of(found: dict) -> Case:
         if axis["name"] != "behaviour" and axis["residual"] is not None
     ]
     reasons = document["verdict"]["reasons"]
+    axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
+    rule = Rule.model_validate(document["config"]["rule"])
+    # Not what the document says: it may be older than the calibration.
+    guess = estimate(shipped(), axes, document["preflight"], rule)
     return Case(
         model=found["model"],
         kind=found["kind"],
@@ -70,6 +80,7 @@ def case_of(found: dict) -> Case:
         weights=found["weights"],
         floor=found["floor"],
         verdict=document["verdict"]["class"],
+        chances=guess["probabilities"],
         residual=float(np.mean(inner)) if inner else None,
         grade=found["gold"]["grade"] if found["gold"] else None,
         reason=reasons[0] if reasons else "",
@@ -207,6 +218,11 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
             "s",
         ),
     ]
+    stated = confidences(sure)
+    if stated[0]:
+        name = "expected calibration error of the class probabilities"
+        error = calibration_error(*stated)
+        rows.append(figure(name, error, 0.05, "<=", len(stated[0]), "probability"))
     for floor, target in (("reference", 0.995), ("never_taught", 0.99)):
         here = [c for c in sure if c.floor == floor and c.residual is not None]
         knows = [c.state != "deleted" for c in here]
@@ -226,6 +242,26 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
             name = f"rank correlation of mean residual and gold grade, {floor}"
             rows.append(figure(name, rho, 0.9, ">=", len(pairs), "rho"))
     return rows
+
+
+def confusion(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
+    """How often each verdict was given to each state."""
+    counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
+    for case in cases:
+        if case.state is not None:
+            counts[case.state][case.verdict] += 1
+    return counts
+
+
+def confidences(cases: Sequence[Case]) -> tuple[list[float], list[bool]]:
+    """Probability of the likeliest state, and whether it is the true one."""
+    stated = [
+        (case.state, case.chances) for case in cases if case.chances and case.state
+    ]
+    best = [(state, max(each, key=each.__getitem__), each) for state, each in stated]
+    return [each[top] for _, top, each in best], [
+        state == top for state, top, _ in best
+    ]
 
 
 def ablation(found: Sequence[dict]) -> list[dict]:

@@ -10,6 +10,14 @@ from audits.knowledge import distinct_share
 from capture.models import Checkpoint
 from evidence.errors import InputError
 
+# Each measure of usefulness and its limit in ``Rule``.
+LIMITS = {
+    "retain accuracy": "utility",
+    "general text, probability a token": "utility",
+    "distinct words in free text": "distinct",
+    "effective rank of retain states": "effective_rank",
+}
+
 
 @dataclass(frozen=True)
 class Damage:

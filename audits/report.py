@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from audits import report_text as write
+from audits.preflight import LIMITS
 from audits.report_depth import component_rows, depth_plot
 from audits.report_drawing import Plot
 from audits.report_plots import (
@@ -28,7 +29,6 @@ from audits.report_plots import (
 from audits.report_words import (
     BEHAVIOUR,
     FLOORS,
-    LIMITS,
     STATUSES,
     UNITS,
     VERDICTS,
@@ -136,6 +136,7 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
             (VERDICTS[name][0] if name in VERDICTS else name, write.percent(chance))
             for name, chance in sorted(chances.items(), key=lambda each: -each[1])
         ],
+        "outside": verdict["calibration"]["outside"],
     }
 
 

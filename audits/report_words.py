@@ -51,12 +51,6 @@ FLOORS = {
     "reference": "models retrained without the forget set",
     "never_taught": "never-taught items: the same questions about invented entities",
 }
-LIMITS = {
-    "retain accuracy": "utility",
-    "general text, probability a token": "utility",
-    "distinct words in free text": "distinct",
-    "effective rank of retain states": "effective_rank",
-}
 WORDS = (
     ("original", "The model before unlearning; it knows the forget set."),
     ("candidate", "The unlearned model that is audited here."),

@@ -7,6 +7,7 @@ from pathlib import Path
 from time import strftime
 from typing import Any
 
+from audits.calibration import estimate, shipped
 from audits.context import Run
 from audits.manifest import code_hash, hardware, versions
 from audits.run import Findings
@@ -50,7 +51,8 @@ def build(run: Run, findings: Findings, verdict: Verdict) -> dict[str, Any]:
     main = behaviour.main if behaviour is not None else None
     document = {
         "schema_version": SCHEMA_VERSION,
-        "verdict": verdict.to_dict(),
+        "verdict": verdict.to_dict()
+        | estimate(shipped(), findings.axes, findings.preflight, run.config.rule),
         "axes": [axis.to_dict() for axis in findings.axes.values()],
         "preflight": findings.preflight,
         "behaviour": {

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from audits.error_rates import STATES, VERDICTS, Case, ablation, case_of, figures
+from audits.error_page import page
+from audits.error_rates import Case, ablation, case_of, confusion, figures
 from audits.trials import FLOORS, Plan, run_plan
 from evidence.files import write_atomic
 from evidence.progress import SILENT, Progress
@@ -70,18 +71,6 @@ class SelfTest:
         enough = len(self.undecided) <= MOST_UNDECIDED * len(self.cases)
         return bool(self.cases) and enough and not self.wrong and not self.failed
 
-    def confusion(self) -> dict[str, dict[str, int]]:
-        """How often each verdict was given to each state."""
-        return {
-            state: {
-                verdict: sum(
-                    c.state == state and c.verdict == verdict for c in self.cases
-                )
-                for verdict in VERDICTS
-            }
-            for state in STATES
-        }
-
 
 def selftest(
     out: Path,
@@ -129,65 +118,17 @@ def selftest(
     )
     text = {
         "passed": done.passed,
-        "confusion": done.confusion(),
+        "confusion": confusion(cases),
         "rows": done.rows,
         "without_axis": done.without,
         "failed": done.failed,
         "cases": [asdict(case) for case in cases],
     }
     write_atomic(out / "selftest.json", json.dumps(text, indent=1) + "\n")
-    write_atomic(done.page, _page(done))
+    title = (
+        f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
+        f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
+        f"{len(done.undecided)} inconclusive"
+    )
+    write_atomic(done.page, page(cases, title))
     return done
-
-
-def _page(done: SelfTest) -> str:
-    """Confusion matrix and residuals, offline."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    plot = make_subplots(
-        1,
-        2,
-        subplot_titles=(
-            "Audits by true state and verdict",
-            "Mean residual inside: 0 never knew, 1 knows",
-        ),
-        horizontal_spacing=0.14,
-    )
-    table = [list(row.values()) for row in done.confusion().values()]
-    plot.add_trace(
-        go.Heatmap(
-            z=table,
-            x=[name.replace("_", " ") for name in VERDICTS],
-            y=[name.replace("_", " ") for name in STATES],
-            text=table,
-            texttemplate="%{text}",
-            colorscale="Blues",
-            showscale=False,
-        ),
-        1,
-        1,
-    )
-    plot.update_yaxes(autorange="reversed", title="true state", row=1, col=1)
-    plot.update_xaxes(title="verdict", row=1, col=1)
-    for floor in FLOORS:
-        here = [c for c in done.cases if c.floor == floor and c.residual is not None]
-        plot.add_trace(
-            go.Scatter(
-                x=[c.residual for c in here],
-                y=[c.kind.replace("_", " ") for c in here],
-                mode="markers",
-                marker={"size": 9},
-                name=f"floor: {floor.replace('_', ' ')}",
-            ),
-            1,
-            2,
-        )
-    plot.update_layout(
-        title=f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
-        f"{len(done.cases)} audits, {len(done.wrong)} wrong verdicts, "
-        f"{len(done.undecided)} inconclusive",
-        template="plotly_white",
-        height=520,
-    )
-    return plot.to_html(include_plotlyjs=True, full_html=True)

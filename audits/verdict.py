@@ -58,10 +58,9 @@ class Verdict:
     also: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; ``probabilities`` stay null until a calibration is shipped."""
+        """JSON-ready."""
         whole = asdict(self)
-        name = whole.pop("verdict_class")
-        return {"class": name, "probabilities": None, **whole}
+        return {"class": whole.pop("verdict_class"), **whole}
 
 
 def decide(

@@ -8,13 +8,25 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from audits.error_rates import STATES, VERDICTS, ablation, case_of, figures
+from audits.calibration import STATES, shipped
+from audits.error_page import page as drawn
+from audits.error_rates import (
+    VERDICTS,
+    Case,
+    ablation,
+    case_of,
+    confidences,
+    figures,
+)
 from audits.trials import FLOORS, in_words, run_plan
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
+from evidence.reliability import coverage, reliability
+from testbeds.kinds import ADVERSARIES
 
 RESULT = Path(__file__).parent / "results" / "verdict.json"
 TABLE = Path(__file__).parent.parent / "docs" / "verdict.md"
@@ -50,6 +62,9 @@ def page(document: dict) -> str:
         spread = "" if row["spread"] is None else "{} to {}".format(*row["spread"])
         cells = (row["figure"], f"{row['value']:.3g}", target, str(row["n"]), spread)
         lines.append(f"| {' | '.join(cells)} |")
+    if document["probabilities"]:
+        lines += ["", "## Probabilities", "", *_probabilities(document)]
+    lines += ["", "## Where it is wrong", "", *_by_group(document["cases"])]
     lines += ["", "## Without an axis", "", *_ablation(document["without_axis"])]
     for floor in FLOORS:
         here = [case for case in document["cases"] if case["floor"] == floor]
@@ -68,6 +83,66 @@ def page(document: dict) -> str:
                 + f" | {_span(residuals)} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _probabilities(document: dict) -> list[str]:
+    """Reliability and coverage of the likeliest state, adversaries left out."""
+    found = document["probabilities"]
+    lines = [
+        "How often the likeliest state was the true one, by the probability stated. "
+        f"Calibration: {found['version']}. Adversaries and models of unknown state are "
+        "left out.",
+        "",
+        "| stated | audits | mean stated | true | 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for each in found["reliability"]:
+        low, high = each["interval"]
+        lines.append(
+            f"| {each['low']:.1f} to {each['high']:.1f} | {each['n']} | "
+            f"{each['confidence']:.3f} | {each['right']:.3f} | "
+            f"{low:.3f} to {high:.3f} |"
+        )
+    lines += ["", "| surest audits kept | wrong among them |", "|---|---|"]
+    lines += [f"| {kept:.0%} | {wrong:.1%} |" for kept, wrong in found["coverage"]]
+    return lines
+
+
+def _by_group(cases: list[dict]) -> list[str]:
+    """Counts by architecture, floor and kind of world, adversaries included."""
+    lines = [
+        "Audits of models of certain state, adversaries included.",
+        "",
+        "| | audits | right | wrong | inconclusive |",
+        "|---|---|---|---|---|",
+    ]
+    known = [case for case in cases if case["state"] is not None]
+    for key in ("family", "floor"):
+        for value in dict.fromkeys(case[key] for case in known):
+            here = [case for case in known if case[key] == value]
+            right = sum(case["verdict"] == case["state"] for case in here)
+            left = sum(case["verdict"] == "inconclusive" for case in here)
+            cells = (f"{key} {value}", len(here), right, len(here) - right - left, left)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def probabilities_of(cases: Sequence[Case]) -> dict | None:
+    """Reliability and coverage, as far as probabilities were stated."""
+    plain = [case for case in cases if case.kind not in ADVERSARIES]
+    stated = confidences(plain)
+    if not stated[0]:
+        return None
+    kept, wrong = coverage(*stated)
+    marks = (0.5, 0.8, 0.9, 0.95, 1.0)
+    places = [int((kept < mark - 1e-9).sum()) for mark in marks]
+    return {
+        "version": shipped().version,
+        "reliability": [asdict(each) for each in reliability(*stated)],
+        "coverage": [
+            [float(kept[place]), float(wrong[place])] for place in dict.fromkeys(places)
+        ],
+    }
 
 
 def _ablation(rows: list[dict]) -> list[str]:
@@ -128,12 +203,16 @@ def main() -> None:
         "worlds": sorted({"-".join(each.model.split("-")[:3]) for each in cases}),
         "hardware": hardware,
         "rows": figures(cases),
+        "probabilities": probabilities_of(cases),
         "without_axis": ablation([each for each in found if "failed" not in each]),
         "failed": failed,
         "cases": [asdict(case) | {"seconds": round(case.seconds, 1)} for case in cases],
     }
     asked.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     asked.table.write_text(page(document), encoding="utf-8")
+    plots = asked.root / "verdict.html"
+    plots.write_text(drawn(cases, f"Verdicts, {asked.part} part"), encoding="utf-8")
+    print(f"plots: {plots}")
     for row in document["rows"]:
         print(f"{row['figure']}: {row['value']:.3g} (n {row['n']})")
 

@@ -6,12 +6,20 @@ import pytest
 
 from audits.error_rates import STATES, VERDICTS, Case, case_of, figures
 from audits.trials import Plan, run_plan
-from benchmarks.verdict import page
+from benchmarks.verdict import page, probabilities_of
 from testbeds.bios import SMALL
 from testbeds.kinds import KINDS
 
 
-def case(kind, verdict, residual=None, floor="never_taught", seconds=10.0, grade=None):
+def case(
+    kind,
+    verdict,
+    residual=None,
+    floor="never_taught",
+    seconds=10.0,
+    grade=None,
+    chances=None,
+):
     return Case(
         model=f"bios-llama-10-{kind}",
         kind=kind,
@@ -20,6 +28,7 @@ def case(kind, verdict, residual=None, floor="never_taught", seconds=10.0, grade
         weights="0",
         floor=floor,
         verdict=verdict,
+        chances=chances,
         residual=residual,
         grade=grade,
         reason="because",
@@ -49,6 +58,17 @@ def test_nothing_is_wrong_where_all_is_right():
     assert value(ALL_RIGHT, "inconclusive") == 0  # graded models do not count
     assert value(ALL_RIGHT, "AUC of the mean residual") == 1
     assert value(ALL_RIGHT, "median seconds") == 10
+
+
+def test_probabilities_are_held_against_the_true_states():
+    sure = {"not_unlearned": 0.1, "suppressed": 0.9, "deleted": 0.0, "damaged": 0.0}
+    right = case("head_only", "suppressed", chances=sure)
+    wrong = case("twin", "suppressed", chances=sure)
+    graded = case("npo", "suppressed", chances=sure)
+    name = "expected calibration error"
+    assert value([right], name) == pytest.approx(0.1)
+    assert value([right, wrong, graded], name) == pytest.approx(0.4)
+    assert not [r for r in figures(ALL_RIGHT) if r["figure"].startswith(name)]
 
 
 def test_adversaries_have_rows_of_their_own():
@@ -94,6 +114,9 @@ def test_every_kind_of_mistake_is_counted(wrong, name, expected):
 
 
 def test_the_page_has_every_kind_and_its_verdicts():
+    sure = {"not_unlearned": 0.1, "suppressed": 0.9, "deleted": 0.0, "damaged": 0.0}
+    stated = [case(kind, "x", chances=sure) for kind in ("head_only", "twin", "npo")]
+    assert probabilities_of(ALL_RIGHT) is None
     document = {
         "part": "held_out",
         "worlds": ["bios-llama-10"],
@@ -105,9 +128,14 @@ def test_the_page_has_every_kind_and_its_verdicts():
             for place, name in enumerate(("", "relearning"))
         ],
         "rows": figures(ALL_RIGHT),
+        "probabilities": probabilities_of(stated),
         "cases": [asdict(each) for each in ALL_RIGHT],
     }
     text = page(document)
+    assert "| 0.9 to 1.0 | 2 | 0.900 | 0.500 |" in text
+    assert "| 100% | 50.0% |" in text
+    assert "| family llama | 5 | 5 | 0 | 0 |" in text
+    assert "Probabilities" not in page(document | {"probabilities": None})
     assert "6 models" in text
     assert "| none | 0 | 0 | 0 | 0 | 0 |" in text
     assert "| relearning | 2 | 1 | 1 | 1 | 4 |" in text

@@ -158,6 +158,7 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
         "verdict": {
             "class": verdict,
             "probabilities": None,
+            "calibration": {"version": "a zoo", "outside": []},
             "rule": "Rule 3: as told.",
             "reasons": ["First reason.", "Second reason.", "Third.", "Fourth reason."],
             "floor": "never_taught",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from audits import selftest as module
+from audits.error_rates import confusion
 from audits.selftest import selftest
 from testbeds.bios import SMALL
 
@@ -24,7 +25,7 @@ def test_every_model_is_audited_with_both_floors(done):
         ("collapse", "never_taught", "damaged"),
         ("collapse", "reference", "damaged"),
     }
-    assert done.confusion()["damaged"]["damaged"] == 2
+    assert confusion(done.cases)["damaged"]["damaged"] == 2
 
 
 def test_what_was_found_is_written_and_drawn(done):
@@ -61,6 +62,8 @@ def test_a_wrong_verdict_or_a_failure_does_not_pass(done, monkeypatch, tmp_path,
                 "config": {"rule": {}},
                 "preflight": {
                     "identical_weights": True,
+                    "weight_difference": {"layers": []},
+                    "known": {"forget_entities": 1, "retain_entities": 1},
                     "utility": {"shares": {}, "damage": []},
                 },
             },

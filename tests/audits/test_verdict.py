@@ -176,9 +176,13 @@ def test_why_an_axis_that_found_something_makes_no_suppression():
 
 @pytest.mark.parametrize(
     ("ends", "expected"),
-    [((-0.5, -0.3), "inconclusive"), ((-0.5, -0.11), "inconclusive")]
-    # So little may be the luck of a model that never knew.
-    + [((-0.3, -0.09), "deleted"), ((-0.2, 0.01), "deleted")],
+    [
+        ((-0.5, -0.3), "inconclusive"),
+        ((-0.5, -0.11), "inconclusive"),
+        # So little may be the luck of a model that never knew.
+        ((-0.3, -0.09), "deleted"),
+        ((-0.2, 0.01), "deleted"),
+    ],
 )
 def test_answers_pushed_below_the_others_block_deletion(ends, expected):
     found = axes()
