@@ -42,7 +42,8 @@ def page(document: dict) -> str:
         "edits are lost.",
         "",
         f"Part of the zoo: {document['part']}; worlds: {', '.join(document['worlds'])}."
-        f" Commit `{document['commit']}`, quick profile, "
+        f" Commit `{document['commit']}`, audits by code "
+        f"{', '.join(f'`{each}`' for each in document['code'])}, quick profile, "
         f"{document['hardware']['device']}, threads: "
         f"{document['hardware']['threads']}. The split is `testbeds/zoo_split.json`; "
         "how each kind is made and why its state is certain is in `testbeds/kinds.py`.",
@@ -191,20 +192,23 @@ def main() -> None:
         lines = asked.cases.read_text(encoding="utf-8").splitlines()
         found = [json.loads(line) for line in lines]
     failed = [each for each in found if "failed" in each]
-    cases = [case_of(each) for each in found if "failed" not in each]
+    audited = [each for each in found if "failed" not in each]
+    cases = [case_of(each) for each in audited]
     if not cases:
         parser.error("nothing was audited")
-    hardware = next(e for e in found if "audit" in e)["audit"]["manifest"]["hardware"]
+    hardware = audited[0]["audit"]["manifest"]["hardware"]
     document = {
         "command": "python -m benchmarks.verdict " + " ".join(sys.argv[1:]),
         "commit": commit(),
         "machine": machine(),
+        # Audits may be older than the figures made of them.
+        "code": sorted({e["audit"]["manifest"]["code_sha256"][:12] for e in audited}),
         "part": asked.part,
         "worlds": sorted({"-".join(each.model.split("-")[:3]) for each in cases}),
         "hardware": hardware,
         "rows": figures(cases),
         "probabilities": probabilities_of(cases),
-        "without_axis": ablation([each for each in found if "failed" not in each]),
+        "without_axis": ablation(audited),
         "failed": failed,
         "cases": [asdict(case) | {"seconds": round(case.seconds, 1)} for case in cases],
     }

@@ -121,6 +121,7 @@ def test_the_page_has_every_kind_and_its_verdicts():
         "part": "held_out",
         "worlds": ["bios-llama-10"],
         "commit": "abc",
+        "code": ["def"],
         "hardware": {"device": "cpu", "threads": 2},
         "failed": [],
         "without_axis": [
