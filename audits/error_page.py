@@ -68,6 +68,7 @@ def _residuals(plot: go.Figure, cases: Sequence[Case]) -> None:
             name=f"floor: {floor.replace('_', ' ')}",
         )
         plot.add_trace(dots, 1, 2)
+    plot.update_yaxes(dtick=1, tickfont={"size": 10}, row=1, col=2)
 
 
 def _reliability(plot: go.Figure, confidence: list[float], right: list[bool]) -> None:
@@ -91,7 +92,7 @@ def _reliability(plot: go.Figure, confidence: list[float], right: list[bool]) ->
         },
         text=[f"n={each.n}" for each in bins],
         mode="markers+text",
-        textposition="bottom center",
+        textposition="middle left",
         marker={"size": 9, "color": "#333"},
         showlegend=False,
     )

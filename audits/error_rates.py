@@ -254,10 +254,12 @@ def confusion(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
 
 
 def confidences(cases: Sequence[Case]) -> tuple[list[float], list[bool]]:
-    """Probability of the likeliest state, and whether it is the true one."""
-    stated = [
-        (case.state, case.chances) for case in cases if case.chances and case.state
-    ]
+    """Probability of the likeliest state, and whether it is the true one.
+
+    Adversaries and models of unknown state are left out.
+    """
+    plain = [each for each in cases if each.kind not in ADVERSARIES and each.state]
+    stated = [(each.state, each.chances) for each in plain if each.chances]
     best = [(state, max(each, key=each.__getitem__), each) for state, each in stated]
     return [each[top] for _, top, each in best], [
         state == top for state, top, _ in best

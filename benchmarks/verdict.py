@@ -26,7 +26,6 @@ from audits.trials import FLOORS, in_words, run_plan
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
 from evidence.reliability import coverage, reliability
-from testbeds.kinds import ADVERSARIES
 
 RESULT = Path(__file__).parent / "results" / "verdict.json"
 TABLE = Path(__file__).parent.parent / "docs" / "verdict.md"
@@ -130,8 +129,7 @@ def _by_group(cases: list[dict]) -> list[str]:
 
 def probabilities_of(cases: Sequence[Case]) -> dict | None:
     """Reliability and coverage, as far as probabilities were stated."""
-    plain = [case for case in cases if case.kind not in ADVERSARIES]
-    stated = confidences(plain)
+    stated = confidences(cases)
     if not stated[0]:
         return None
     kept, wrong = coverage(*stated)
