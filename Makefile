@@ -20,8 +20,9 @@ export WANDB_MODE := disabled
 demo: .venv/ready
 	$(BIN)/exhume demo
 
+# Two processes of one thread each: two that share two cores' threads wait for each other.
 test: .venv/ready lint types
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
