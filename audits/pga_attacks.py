@@ -139,7 +139,9 @@ def refit_attack(
     """
     fit = logistic_readouts(C)
     basis: dict[int, Tensor] = {}
-    scores, first, known = [], None, recall()
+    scores: list[NDArray[np.float64]] = []
+    states: list[Tensor] = []
+    known = left = recall()
     for turn in range(rounds + 1):
         with project_out(model, {sites[depth]: b for depth, b in basis.items()}):
             memorised, clean = read()
@@ -147,17 +149,17 @@ def refit_attack(
             scored = published_scores(memorised[depths], clean[depths], C=C).true
             scores.append(scored.accuracy)
             left = recall()
-        first = x if first is None else first
-        beaten = float(scored.accuracy.max()) < bound
-        if beaten or turn == rounds:
+        states = [*states[:1], x]
+        if float(scored.accuracy.max()) < bound or turn == rounds:
             break
         new = fit(x[depths], torch.from_numpy(codes))
         for place, depth in enumerate(depths):
             known_basis = basis.get(depth, new.new_zeros((0, new.shape[1])))
             rest = new[place] - known_basis.T @ (known_basis @ new[place])
             basis[depth] = torch.cat([known_basis, (rest / rest.norm())[None]])
-    same = [_cka(first[depth], x[depth]) for depth in depths]
+    same = [_cka(states[0][depth], states[-1][depth]) for depth in depths]
     rank = len(next(iter(basis.values()))) if basis else 0
+    beaten = float(scores[-1].max()) < bound
     return RefitAttack(np.stack(scores), rank, known - left, np.array(same), beaten)
 
 

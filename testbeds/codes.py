@@ -41,8 +41,10 @@ from testbeds.codes_text import (
     SIGNS,
     Pool,
     draw_codes,
+    encode,
     make_pools,
     make_tokenizer,
+    prompts,
     with_codes,
 )
 from testbeds.families import random_model
@@ -190,35 +192,41 @@ class CodesWorld:
                 self.root / model, use_safetensors=True
             ).eval()
 
-    def memorised(self, lead_ins: Sequence[str] | None = None) -> Sequences:
-        """Memorised prefixes with their codes, after each lead-in."""
+    def memorised(self, keys: Sequence[int] | None = None) -> Sequences:
+        """Memorised prefixes with their codes, after each lead-in trained on.
+
+        Args:
+            keys: Numbers of the prefixes; all by default.
+        """
         pool = self.pools["memorised"]
         assert pool.codes is not None
+        chosen = range(len(pool)) if keys is None else keys
         return with_codes(
-            pool.prefixes, pool.codes, self.taught if lead_ins is None else lead_ins
+            [pool.prefixes[key] for key in chosen],
+            [pool.codes[key] for key in chosen],
+            self.taught,
         )
 
     def drawn(
-        self, pool: str, draw: int, lead_ins: Sequence[str] | None = None
+        self, pool: str, draw: int, keys: Sequence[int] | None = None
     ) -> Sequences:
-        """A pool's prefixes with codes drawn for this occasion, a new one each row.
+        """A pool's prefixes after each lead-in, a code drawn for every row.
 
         Args:
-            pool: ``"clean"`` or ``"others"``.
+            pool: ``"clean"`` or ``"others"``; also ``"memorised"``, for prefixes
+                followed by codes that are not theirs.
             draw: Number of the draw; the same number gives the same codes.
-            lead_ins: Those trained on by default.
+            keys: Numbers of the prefixes; all by default.
         """
-        chosen = self.taught if lead_ins is None else lead_ins
         rng = numpy_rng(self.seed, "codes", "drawn", pool, str(draw))
-        prefixes = [p for p in self.pools[pool].prefixes for _ in chosen]
-        codes = draw_codes(len(prefixes), rng)
-        rows = Sequences((), ())
-        ids, starts = [], []
-        for place, (prefix, code) in enumerate(zip(prefixes, codes, strict=True)):
-            rows = with_codes([prefix], [code], [chosen[place % len(chosen)]])
-            ids += rows.ids
-            starts += rows.answer_start
-        return Sequences(tuple(ids), tuple(starts))
+        prefixes = self.pools[pool].prefixes
+        bare = prompts(
+            [prefixes[key] for key in (range(len(prefixes)) if keys is None else keys)],
+            self.taught,
+        )
+        ends = [encode(code) for code in draw_codes(len(bare), rng)]
+        ids = tuple(row + end for row, end in zip(bare.ids, ends, strict=True))
+        return Sequences(ids, bare.answer_start)
 
 
 def build_codes(
@@ -341,7 +349,7 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
             parameters,
             lambda: {"loss": backward_nll(reader, next(rows), "all", 1.0)},
             schedule,
-            evaluate=lambda each: {"least": recall(each, codes).least},
+            evaluate=lambda _: {"least": recall(model, codes).least},
             stop=learned,
             label=f"teaching the {name}",
             progress=progress,
