@@ -208,6 +208,27 @@ def pga(
     return document
 
 
+def measure_published(
+    config: PgaExperiment,
+    root: Path,
+    eraser: str | None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """The published figures of one eraser, or of the original where None.
+
+    Args:
+        config: Size, seed and settings.
+        root: Where worlds are kept.
+        eraser: Sees every key it is scored on, as published.
+        progress: Where progress is shown.
+    """
+    world = build_codes(SIZES[config.size], config.seed, root, progress=progress)
+    run = _Run(config, world, progress)
+    if eraser is None:
+        return run.measure(Erased(world.load(), {}, {}))
+    return run.published(eraser)["published"]
+
+
 class _Run:
     """One experiment's models and what is measured on them."""
 
@@ -223,7 +244,7 @@ class _Run:
         return {
             "model": name,
             "eraser": None,
-            "published": self._published(erased),
+            "published": self.measure(erased),
             "sound": self._sound(erased),
         }
 
@@ -233,14 +254,14 @@ class _Run:
         return {
             "model": f"untrained {number}",
             "eraser": None,
-            "published": self._published(erased),
+            "published": self.measure(erased),
             "sound": self._sound(erased),
         }
 
     def published(self, name: str) -> dict[str, Any]:
         """An eraser that sees every key it is scored on; also tried on the twin."""
         erased = self._erase(name, "original", self.all)
-        found = self._published(erased) | self._cost(erased, self.all)
+        found = self.measure(erased) | self._cost(erased, self.all)
         if self.config.six_probes:
             with erased.running():
                 states = self._states(erased.model)["last"]
@@ -276,7 +297,8 @@ class _Run:
     def _states(self, model: PreTrainedModel) -> dict[str, dict[str, Tensor]]:
         return cast(Any, all_states(model, self.world, self.world.taught))
 
-    def _published(self, erased: Erased) -> dict[str, Any]:
+    def measure(self, erased: Erased) -> dict[str, Any]:
+        """The published scores of a model as it runs."""
         with erased.running():
             states = self._states(erased.model)["last"]
             known = recall(erased.model, self.world.memorised())

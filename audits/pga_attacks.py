@@ -73,13 +73,13 @@ def projection_test(
             got=str(depth),
         )
     memorised, clean = read()
-    before = published_scores(memorised, clean, C=C).true
+    before = published_scores(memorised, clean, C=C, shuffles=0).true
     known, rest = recall(), others()
     x, codes, _ = paired_rows(memorised, clean)
     labels = torch.from_numpy(codes)
     direction = logistic_readouts(C)(x[depth : depth + 1], labels)[0]
     with project_out(model, {sites[depth]: direction}):
-        after = published_scores(*read(), C=C).true
+        after = published_scores(*read(), C=C, shuffles=0).true
         drops = known - recall(), rest - others()
     fall = float(before.accuracy[depth] - after.accuracy[depth])
     return ProjectionTest(depth, before, after, *drops, _rule(fall, *drops))
@@ -146,7 +146,9 @@ def refit_attack(
         with project_out(model, {sites[depth]: b for depth, b in basis.items()}):
             memorised, clean = read()
             x, codes, _ = paired_rows(memorised, clean)
-            scored = published_scores(memorised[depths], clean[depths], C=C).true
+            scored = published_scores(
+                memorised[depths], clean[depths], C=C, shuffles=0
+            ).true
             scores.append(scored.accuracy)
             left = recall()
         states = [*states[:1], x]

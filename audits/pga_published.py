@@ -106,6 +106,7 @@ def published_scores(
     others: Tensor | None = None,
     *,
     C: float = 1.0,
+    shuffles: int = SHUFFLES,
     seed: int = 42,
 ) -> Published:
     """True, pure and shuffled scores.
@@ -115,9 +116,10 @@ def published_scores(
         clean: The same of clean texts, key by key.
         others: The same of a second clean pool.
         C: Inverse penalty of the probe.
+        shuffles: How often labels are exchanged within keys.
         seed: Of the shuffles.
     """
-    true, shuffled = _scored(memorised, clean, C, SHUFFLES, seed)
+    true, shuffled = _scored(memorised, clean, C, shuffles, seed)
     pure = None if others is None else _scored(clean, others, C, 0, seed)[0]
     return Published(true, pure, shuffled)
 
