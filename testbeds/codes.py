@@ -124,19 +124,22 @@ class CodesConfig:
 
 
 PUBLISHED = CodesConfig()
-MEDIUM = CodesConfig(memorised=40, clean=40, others=40, per_epoch=3, epochs=900)
-LARGE = CodesConfig(memorised=200, clean=200, per_epoch=2, epochs=1500)
+MEDIUM = CodesConfig(
+    memorised=40, clean=40, others=40, lead_ins=4, per_epoch=2, epochs=1200
+)
+LARGE = CodesConfig(memorised=200, clean=200, lead_ins=4, per_epoch=2, epochs=2000)
 SMALL = CodesConfig(
-    memorised=9,
-    clean=9,
-    others=9,
-    lead_ins=4,
-    per_epoch=4,
+    memorised=20,
+    clean=20,
+    others=20,
+    lead_ins=3,
+    per_epoch=3,
     layers=2,
     width=64,
     heads=4,
     epochs=300,
     lr=4e-3,
+    enough=0.9,
 )
 SIZES = {"published": PUBLISHED, "medium": MEDIUM, "large": LARGE, "small": SMALL}
 
