@@ -8,19 +8,18 @@ never saw a fixed code, and untrained networks.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from audits.membership import FAMILIES, Membership, membership, split_sequences
 from audits.pga_claims import claims_of
-from audits.pga_erasers import ERASERS, Erased, erase
+from audits.pga_config import PgaExperiment
+from audits.pga_erasers import Erased, erase
 from audits.pga_published import (
     CrossSequence,
     adversarial_probes,
@@ -34,10 +33,10 @@ from capture.cache import cache_root
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import reader_for
-from evidence.errors import InputError
 from evidence.files import write_atomic
 from evidence.progress import SILENT, Progress
 from evidence.sequences import Sequences
+from probes.refit import refit_battery
 from testbeds.codes import (
     SIZES,
     CodesWorld,
@@ -50,88 +49,6 @@ from testbeds.codes import (
 SCHEMA = 1
 UNSEEN = -2
 """Number of the draw of clean codes that perplexity is measured on."""
-
-
-class PgaExperiment(BaseModel):
-    """What an experiment does; the fields of its YAML file.
-
-    Attributes:
-        size: Of the world, one of ``testbeds.codes.SIZES``.
-        seed: Of the world and of every random choice.
-        erasers: Some of ``audits.pga_erasers.ERASERS``.
-        epochs: Of the alignments; the preset's where null.
-        align_weight: Of the alignments; the preset's where null.
-        fixed_clean: One draw of the clean codes for the alignments' whole training.
-        erase_share: Share of the keys that the sound run's eraser may see.
-        folds: Of the sound protocol.
-        permutations: Of its null.
-        random_inits: Untrained networks to read.
-        six_probes: Also the six published probe variants, which take minutes.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: Literal["small", "published", "medium", "large"] = "small"
-    seed: int = Field(0, ge=0)
-    erasers: tuple[str, ...] = ("pga", "isotropic", "md-pga", "gradient ascent")
-    epochs: int | None = Field(None, ge=1)
-    align_weight: float | None = Field(None, ge=0)
-    fixed_clean: bool = False
-    erase_share: float = Field(0.5, gt=0, lt=1)
-    folds: int = Field(5, ge=2)
-    permutations: int = Field(999, ge=19)
-    random_inits: int = Field(10, ge=1)
-    six_probes: bool = False
-
-
-def read_config(path: Path) -> PgaExperiment:
-    """An experiment from a YAML file.
-
-    Raises:
-        InputError: no such file, no YAML, unknown or impossible settings.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read", expected="a YAML file", got=str(error)
-        ) from error
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML", got=str(error)) from error
-    if found is not None and not isinstance(found, dict):
-        raise InputError(
-            f"{path} does not hold settings",
-            expected="lines such as 'size: small'",
-            got=type(found).__name__,
-        )
-    return make_config(found or {}, str(path))
-
-
-def make_config(settings: dict[str, Any], where: str = "the experiment"):
-    """Checked settings.
-
-    Raises:
-        InputError: the first setting that cannot be used.
-    """
-    try:
-        config = PgaExperiment(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{name} of {where} cannot be used",
-            expected=first["msg"],
-            got=repr(first.get("input")),
-            fix=f"Settings are {', '.join(PgaExperiment.model_fields)}",
-        ) from error
-    for name in config.erasers:
-        if name not in ERASERS:
-            raise InputError(
-                f"there is no eraser {name!r}", expected=", ".join(ERASERS)
-            )
-    return config
 
 
 def pga(
@@ -331,14 +248,39 @@ class _Run:
             )
             for view, pools in states.items()
         }
+        labels = np.repeat([1, 0], len(test))
         found = membership(
             views,
-            np.repeat([1, 0], len(test)),
+            labels,
             folds=self.config.folds,
             permutations=self.config.permutations,
             seed=self.config.seed,
         )
-        return _membership(found)
+        trained = None
+        if self.config.trained_readers:
+            trained = self._trained(views, labels)
+        return _membership(found) | {"trained": trained}
+
+    def _trained(
+        self, views: dict[str, Tensor], labels: NDArray[np.int64]
+    ) -> dict[str, float]:
+        """Largest AUC over depths and views, by reader."""
+        tables = {
+            f"{view}, depth {depth}": rows
+            for view, table in views.items()
+            for depth, rows in enumerate(table.numpy())
+        }
+        frame = refit_battery(
+            cast(Any, tables),
+            labels,
+            folds=min(self.config.folds, len(self.test)),
+            draws=0,
+            seed=self.config.seed,
+            progress=self.progress,
+        ).to_frame()
+        return {
+            str(k): float(v) for k, v in frame.groupby("reader")["auc"].max().items()
+        }
 
     def _cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
         """Recall of the keys erased, utility, and the criterion of the paper."""

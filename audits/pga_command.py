@@ -27,8 +27,8 @@ def pga(
     ] = False,
 ) -> None:
     """Erase membership, and see which claims survive a sound evaluation."""
-    from audits.pga import make_config, read_config
     from audits.pga import pga as run
+    from audits.pga_config import make_config, read_config
     from evidence.progress import Bars
 
     base = make_config({}) if config is None else read_config(config)

@@ -19,6 +19,7 @@ HEAD = (
     "sound, best AUC",
     "p",
     "reading",
+    "trained readers, best AUC",
     "recall, erased",
     "recall, not erased",
     "perplexity",
@@ -82,6 +83,7 @@ def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 "" if tested is None else f"{tested['best']:.2f}",
                 "" if tested is None else f"{tested['p']:.3g}",
                 "" if tested is None else tested["reading"],
+                _trained(tested),
                 ""
                 if not cost or "recall" not in cost
                 else f"{cost['recall']['mean']:.3g}",
@@ -91,6 +93,11 @@ def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             )
         )
     return found
+
+
+def _trained(tested: Mapping[str, Any] | None) -> str:
+    trained = None if tested is None else tested["trained"]
+    return "" if not trained else f"{max(trained.values()):.2f}"
 
 
 def _merged(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from audits.membership import FAMILIES, membership
-from audits.pga import criterion, make_config, measure_published
+from audits.pga import criterion, measure_published
+from audits.pga_config import make_config
 from audits.pga_erasers import ERASERS
 from audits.pga_published import published_scores
 from benchmarks.pga_page import write_page

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from audits import pga as module
 from audits.cli import app
-from audits.pga import make_config, measure_published, pga, read_config
+from audits.pga import measure_published, pga
 from audits.pga_claims import NO, OPEN, YES, claims_of
+from audits.pga_config import make_config, read_config
 from audits.pga_erasers import ERASERS, erase
 from audits.pga_states import all_states, depth_sites
 from audits.readouts import logistic_readouts
@@ -26,6 +27,14 @@ QUICK = {
     "permutations": 19,
     "random_inits": 2,
 }
+TRAINED = (
+    "logistic C=1",
+    "mlp 64",
+    "mlp 128-64",
+    "svm rbf",
+    "nearest neighbours",
+    "random forest",
+)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +190,15 @@ def test_fixed_clean_codes_are_memorised_and_flagged(world):
         cost = run._cost(module.Erased(model, {}, {}), run.all)
         swapped[fixed] = cost["utility"]["role_swap"]
     assert swapped[True] and not swapped[False]
+
+
+def test_trained_readers_are_scored_on_the_same_sequences(world):
+    run = module._Run(make_config({"trained_readers": True}), world, module.SILENT)
+    rows = {"last": torch.randn(1, 8, 5).double()}
+    rows["last"][:, :4] += 9.0
+    found = run._trained(rows, np.repeat([1, 0], 4))
+    assert set(TRAINED) <= set(found)
+    assert min(found.values()) > 0.9
 
 
 def test_measuring_one_eraser_needs_no_twin(root):
