@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from audits.membership import FAMILIES, Membership, membership, split_sequences
+from audits.pga_attacks import projection_test, refit_attack
 from audits.pga_claims import claims_of
 from audits.pga_config import PgaExperiment
 from audits.pga_erasers import Erased, erase
@@ -26,7 +27,7 @@ from audits.pga_published import (
     published_scores,
     toy_verdict,
 )
-from audits.pga_states import VIEWS, all_states
+from audits.pga_states import VIEWS, all_states, depth_sites, pool_states
 from audits.stages import Workspace, canonical
 from audits.utility import Utility
 from capture.cache import cache_root
@@ -38,13 +39,13 @@ from evidence.progress import SILENT, Progress
 from evidence.sequences import Sequences
 from probes.refit import refit_battery
 from testbeds.codes import (
-    SIZES,
     CodesWorld,
     build_codes,
     perplexity,
     recall,
     untrained_model,
 )
+from testbeds.codes_config import SIZES
 
 SCHEMA = 1
 UNSEEN = -2
@@ -70,7 +71,7 @@ def pga(
 
     Returns:
         The document in ``pga.json``: ``config``, ``world``, ``rows`` (one a model and
-        protocol), ``claims``.
+        protocol), ``interventions``, ``claims``.
 
     Raises:
         InputError: the folder holds something else, or too few keys.
@@ -81,7 +82,7 @@ def pga(
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
     work = Workspace.open(out, {"pga": SCHEMA, **config.model_dump(mode="json")}, fresh)
-    steps = 3 + config.random_inits + 2 * len(config.erasers)
+    steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
 
         def world_of() -> CodesWorld:
@@ -106,6 +107,8 @@ def pga(
             file = name.replace(" ", "-")
             stage(f"{file}-published", lambda name=name: run.published(name))
             stage(f"{file}-sound", lambda name=name: run.sound(name))
+        interventions = work.run("interventions", run.interventions).result
+        advance(1)
     document = {
         "schema_version": SCHEMA,
         "config": config.model_dump(mode="json"),
@@ -118,6 +121,7 @@ def pga(
             "views": list(VIEWS),
         },
         "rows": rows,
+        "interventions": interventions,
         "claims": claims_of(rows),
     }
     write_atomic(out / "pga.json", canonical(document) + "\n")
@@ -197,6 +201,45 @@ class _Run:
         found["recall_test"] = asdict(known)
         return {"model": "original", "eraser": name, "sound": found}
 
+    def interventions(self) -> dict[str, Any]:
+        """The published projection test and re-fit attacker, on the original."""
+        model, world = self.world.load(), self.world
+        sites = depth_sites(model)
+        pools = [world.pools[name].prefixes for name in ("memorised", "clean")]
+        drawn = world.drawn("clean", UNSEEN)
+
+        def read() -> tuple[Tensor, Tensor]:
+            first, second = (pool_states(model, each, world.taught) for each in pools)
+            return first, second
+
+        def known() -> float:
+            return _code_logprob(model, world.memorised())
+
+        def others() -> float:
+            return _code_logprob(model, drawn)
+
+        middle = len(sites) // 2
+        test = projection_test(model, sites, middle, read, known, others)
+        depths = list(range(1, len(sites)))
+        attack = refit_attack(model, sites, read, known, depths=depths)
+        return {
+            "projection": {
+                "depth": middle,
+                "before": _numbers(test.before.accuracy),
+                "after": _numbers(test.after.accuracy),
+                "recall_drop": test.recall_drop,
+                "other_drop": test.other_drop,
+                "reading": test.reading,
+            },
+            "refit": {
+                "accuracy": _numbers(attack.accuracy.max(1)),
+                "rank": attack.rank,
+                "recall_drop": attack.recall_drop,
+                "cka": _numbers(attack.cka),
+                "beaten": attack.beaten,
+            },
+        }
+
     def _erase(self, name: str, model: str, keys: NDArray[np.int64]) -> Erased:
         config = self.config
         return erase(
@@ -270,17 +313,18 @@ class _Run:
             for view, table in views.items()
             for depth, rows in enumerate(table.numpy())
         }
-        frame = refit_battery(
+        battery = refit_battery(
             cast(Any, tables),
             labels,
             folds=min(self.config.folds, len(self.test)),
             draws=0,
             seed=self.config.seed,
             progress=self.progress,
-        ).to_frame()
-        return {
-            str(k): float(v) for k, v in frame.groupby("reader")["auc"].max().items()
-        }
+        )
+        found: dict[str, float] = {}
+        for _, reader, area, *_ in battery.rows:
+            found[reader] = max(area, found.get(reader, 0.0))
+        return found
 
     def _cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
         """Recall of the keys erased, utility, and the criterion of the paper."""

@@ -158,7 +158,9 @@ def refit_attack(
         for place, depth in enumerate(depths):
             known_basis = basis.get(depth, new.new_zeros((0, new.shape[1])))
             rest = new[place] - known_basis.T @ (known_basis @ new[place])
-            basis[depth] = torch.cat([known_basis, (rest / rest.norm())[None]])
+            basis[depth] = torch.cat(
+                [known_basis, (rest / rest.norm().clamp(min=1e-300))[None]]
+            )
     same = [_cka(states[0][depth], states[-1][depth]) for depth in depths]
     rank = len(next(iter(basis.values()))) if basis else 0
     beaten = float(scores[-1].max()) < bound

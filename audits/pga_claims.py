@@ -99,7 +99,8 @@ def _of_eraser(
             {
                 "claim": f"{name} removes the signature",
                 "published": f"probes {lowest:.2f} to {max(published['true']):.2f}"
-                + (" (below chance)" if lowest < 0.4 else ""),
+                + (" (below chance)" if lowest < 0.4 else "")
+                + _worst_of_six(published),
                 "sound": _tested(sound),
                 "outcome": outcome,
                 "why": why,
@@ -133,6 +134,13 @@ def _of_eraser(
             }
         )
     return found
+
+
+def _worst_of_six(published: dict[str, Any]) -> str:
+    if "six" not in published:
+        return ""
+    name, worst = max(published["six"].items(), key=lambda item: max(item[1]))
+    return f", worst of six variants {max(worst):.2f} ({name})"
 
 
 def _tested(sound: dict[str, Any]) -> str:

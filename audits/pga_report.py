@@ -61,6 +61,7 @@ def render(document: Mapping[str, Any]) -> str:
         table=table(rows),
         sequences=sound["sequences"],
         smallest=f"{sound['smallest_p']:.3g}",
+        interventions=_interventions(document["interventions"]),
         settings=[*flat(document["config"]), *flat({"model": world["card"]})],
         figures=[_published_figure(rows), _sound_figure(rows)],
     )
@@ -93,6 +94,26 @@ def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             )
         )
     return found
+
+
+def _interventions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Both interventions in words."""
+    test, attack = found["projection"], found["refit"]
+    depth = test["depth"]
+    path = " to ".join(f"{value:.2f}" for value in attack["accuracy"])
+    return [
+        (
+            f"projecting the probe's direction out at depth {depth}",
+            f"accuracy {test['before'][depth]:.2f} to {test['after'][depth]:.2f}, "
+            f"recall {-test['recall_drop']:+.2f} nats a digit, clean codes "
+            f"{-test['other_drop']:+.2f}; published rule: {test['reading']}",
+        ),
+        (
+            f"{attack['rank']} rounds of a re-fitting attacker, all depths",
+            f"best fresh probe {path}, recall {-attack['recall_drop']:+.2f} nats a "
+            f"digit; {'beaten' if attack['beaten'] else 'not beaten'} at 0.55",
+        ),
+    ]
 
 
 def _trained(tested: Mapping[str, Any] | None) -> str:

@@ -18,7 +18,8 @@ from audits.readouts import logistic_readouts
 from capture.hooks import leftover_hooks
 from erasure.pga import PgaConfig, align_
 from evidence.errors import InputError
-from testbeds.codes import SIZES, recall
+from testbeds.codes import recall
+from testbeds.codes_config import SIZES
 from tests.testbeds.tiny_codes import TINY
 
 QUICK = {
@@ -194,9 +195,9 @@ def test_fixed_clean_codes_are_memorised_and_flagged(world):
 
 def test_trained_readers_are_scored_on_the_same_sequences(world):
     run = module._Run(make_config({"trained_readers": True}), world, module.SILENT)
-    rows = {"last": torch.randn(1, 8, 5).double()}
-    rows["last"][:, :4] += 9.0
-    found = run._trained(rows, np.repeat([1, 0], 4))
+    rows = {"last": torch.randn(1, 30, 5).double()}
+    rows["last"][:, :15] += 9.0
+    found = run._trained(rows, np.repeat([1, 0], 15))
     assert set(TRAINED) <= set(found)
     assert min(found.values()) > 0.9
 

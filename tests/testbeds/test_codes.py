@@ -10,17 +10,8 @@ from transformers import AutoTokenizer
 
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import numpy_rng
-from testbeds.codes import (
-    LARGE,
-    MEDIUM,
-    PUBLISHED,
-    SMALL,
-    CodesConfig,
-    build_codes,
-    perplexity,
-    recall,
-    untrained_model,
-)
+from testbeds.codes import build_codes, perplexity, recall, untrained_model
+from testbeds.codes_config import LARGE, MEDIUM, PUBLISHED, SMALL, CodesConfig
 from testbeds.codes_text import (
     LEAD_INS,
     SIGNS,
