@@ -142,6 +142,7 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
         scores, dual, certificate = minimise(
             Batch(loss, operator, dual, operator(dual)),
             target=target,
+            iterations=job.inner if columns == 1 and not job.wide else None,
             steps=60 if last else 8,
             fall_back=last,
             work=job.work,

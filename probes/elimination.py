@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 
 from probes.losses import Curvature
-from probes.problems import Batch, Work, advance, inner, residual_of, size_of
+from probes.problems import (
+    Batch,
+    Work,
+    advance,
+    inner,
+    residual_of,
+    size_of,
+    strayed,
+)
+
+FAR = 10.0
+"""Largest pull of a row in a start, over the largest weight of a row."""
 
 Solver = Callable[[Tensor, Curvature], tuple[Tensor, Tensor]]
 
@@ -31,6 +42,20 @@ def eliminate(
     solve = _basis_solver(batch) if narrow else _row_solver(batch)
     work = Work()
     _begin(batch, work)
+    certificate = torch.full_like(batch.scores[:, 0, 0], torch.inf)
+    turn, off = 0, torch.ones_like(certificate, dtype=torch.bool)
+    while turn < 3 and bool(off.any()):
+        scores, batch.dual, certificate = _solve(batch, solve, target, steps, work)
+        batch.scores = batch.operator(batch.dual)
+        turn, off = turn + 1, strayed(scores, batch.scores)
+    certificate = torch.where(off, torch.inf, certificate)
+    return batch.scores.to(dtype), batch.dual.to(dtype), certificate
+
+
+def _solve(
+    batch: Batch, solve: Solver, target: float, steps: int, work: Work
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Newton steps until the target is met or they no longer help: the best point."""
     best = batch.scores.new_full((len(batch.scores),), torch.inf)
     answer = batch.scores.clone(), batch.dual.clone()
     stalled = torch.zeros_like(best)
@@ -47,7 +72,7 @@ def eliminate(
         step, lift = solve(residual, curvature)
         slope = inner(residual, lift, work)
         residual, curvature = advance(batch, work, step, lift, slope)
-    return answer[0].to(dtype), answer[1].to(dtype), best
+    return *answer, best
 
 
 def _begin(batch: Batch, work: Work) -> None:
@@ -60,6 +85,10 @@ def _begin(batch: Batch, work: Work) -> None:
     pull = batch.dual - batch.operator.weight * scores
     value = batch.loss.value(scores) + 0.5 * inner(pull, scores, work)
     better = value < batch.loss.value(torch.zeros_like(scores))
+    # At the optimum no row pulls by more than its weight; far beyond it, what the
+    # scores are is what products of huge numbers left of them.
+    most = batch.loss.weight.amax((1, 2))
+    better &= pull.abs().amax((1, 2)) <= FAR * most
     better = better[:, None, None]
     batch.dual = torch.where(better, batch.dual, 0.0)
     batch.scores = torch.where(better, scores, 0.0)
@@ -99,9 +128,12 @@ def _basis_solver(batch: Batch) -> Solver:
         change = curvature.diagonal + kept - every
         lift = torch.empty_like(residual)
         for problem, each in enumerate(change[:, 0]):
-            lower = torch.linalg.cholesky(eye + basis.T @ (basis * each[:, None]))
+            system = eye + basis.T @ (basis * each[:, None])
+            lower, failed = torch.linalg.cholesky_ex(system)
             side = basis.T @ residual[problem, 0]
-            lift[problem, 0] = basis @ torch.cholesky_solve(side[:, None], lower)[:, 0]
+            step = basis @ torch.cholesky_solve(side[:, None], lower)[:, 0]
+            # So far out that no row bends: the intercept is free and no step is right.
+            lift[problem, 0] = step if int(failed) == 0 else torch.nan
         return residual - curvature.diagonal * lift, lift
 
     return solve

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probes.elimination import eliminate
 from probes.losses import Curvature
+from probes.narrow import minimise_narrow
 from probes.operators import Operator
 from probes.problems import (
     Batch,
@@ -29,6 +30,7 @@ from probes.problems import (
     inner,
     residual_of,
     size_of,
+    strayed,
 )
 
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -36,8 +38,6 @@ ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 TARGET = {torch.float64: 1e-9, torch.float32: 5e-6}
 SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
-DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
-"""Largest relative difference between scores carried along and scores computed."""
 HANDOVER = 1e-4
 """Certificate at which float64 solves leave the float32 accelerated stage."""
 
@@ -76,6 +76,9 @@ def minimise(
     size = batch.scores[0].numel()
     if size <= SMALL and len(batch.scores) * size**3 <= SMALL**3:
         return eliminate(batch, target)
+    if batch.loss.binary and batch.operator.factor.basis is not None:
+        solved = minimise_narrow(batch, target, iterations, steps, work)
+        return _eliminate_rest(batch, *solved, target, fall_back)
     if iterations != dtype:
         rough = max(target, HANDOVER)
         scores, dual, certificate = _stage(batch, rough, iterations, steps, work)
@@ -88,11 +91,22 @@ def minimise(
             return scores, dual, certificate
     scores, dual, certificate = _stage(batch, target, iterations, steps, work)
     _undrift(batch, scores, dual, certificate, target, iterations, steps, work)
-    left = ~(certificate <= max(target, ACCEPTED[dtype]))
+    return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+
+
+def _eliminate_rest(
+    batch: Batch,
+    scores: Tensor,
+    dual: Tensor,
+    certificate: Tensor,
+    target: float,
+    fall_back: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve what is left, in place, from where conjugate gradients stopped."""
+    left = ~(certificate <= max(target, ACCEPTED[scores.dtype]))
     for problem in left.nonzero()[:, 0].tolist() if fall_back else ():
         one = torch.tensor([problem], device=scores.device)
         part = batch.select(one)
-        # From where conjugate gradients stopped.
         part = Batch(part.loss, part.operator, dual[one], scores[one])
         scores[one], dual[one], certificate[one] = eliminate(part, target)
     return scores, dual, certificate
@@ -110,17 +124,14 @@ def _undrift(
 ) -> None:
     """Make sure, in place, that scores are those of the dual values.
 
-    They are carried along step by step. Where conjugate gradients went far astray and
-    came back, what they lost to rounding stays, and the certificate cannot see it.
-    Problems without a certificate only get their scores: no use in trying them again.
+    They are carried along step by step; see ``strayed``. Problems without a
+    certificate only get their scores: no use in trying them again.
     """
     claimed = certificate <= max(target, ACCEPTED[scores.dtype])
     for turn in range(3):
         fresh = batch.operator(dual)
         work.count(batch.operator, dual)
-        scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
-        off = (fresh - scores).abs().amax((1, 2)) > DRIFT[scores.dtype] * scale
-        off &= claimed
+        off = strayed(scores, fresh) & claimed
         scores.copy_(fresh)
         if not bool(off.any()):
             return

@@ -128,9 +128,11 @@ class Job:
     def solve(self, batch: Batch, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Minimise in the precision asked for; ``mixed`` where float32 pays.
 
-        Not with more rows than features: what of the residual the features cannot
-        see does not shrink, and float32 rounds the rest against it, unseen by the
-        certificate. A float32 answer is a float64 one rounded there.
+        With several classes it does not where rows outnumber features: what of the
+        residual the features cannot see does not shrink, and float32 rounds the rest
+        against it, unseen by the certificate. Two classes are solved among the
+        features then, where there is no such rest. Either way a float32 answer is a
+        float64 one rounded.
         """
         if self.options.precision == torch.float32 and self.wide:
             dtype = torch.float32
@@ -141,6 +143,7 @@ class Job:
                 batch.scores.to(dtype),
             )
         # Small blocks cost their calls, not their arithmetic.
+        mixed |= batch.loss.binary and not self.wide
         mixed &= self.options.mixed and batch.scores.numel() >= SMALL_BLOCK
         inner = torch.float32 if mixed else None
         # With many rows elimination is near: it beats conjugate gradients that stall.

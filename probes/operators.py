@@ -88,7 +88,12 @@ def gram_of(rows: Tensor) -> Tensor:
     """(n, n) inner products of float64 rows, each computed once on the CPU."""
     if rows.device.type != "cpu" or len(rows) < 64:
         return rows @ rows.T
-    half = torch.from_numpy(dsyrk(1.0, rows.numpy().T, trans=1, lower=1))
+    # BLAS reads by columns: neither form may be copied first.
+    if rows.is_contiguous():
+        half = dsyrk(1.0, rows.numpy().T, trans=1, lower=1)
+    else:
+        half = dsyrk(1.0, rows.numpy(), trans=0, lower=1)
+    half = torch.from_numpy(half)
     return torch.tril(half).add_(torch.tril(half, -1).T)
 
 
@@ -131,7 +136,9 @@ def factor_features(
     """
     n, d = rows.shape
     table = torch.cat([rows, rows.new_ones(n, 1)], 1)
-    hessian = table.T @ (table * weight[:, :, None])
+    hessian = torch.stack(
+        [gram_of((table * each.sqrt()[:, None]).T) for each in weight]
+    )
     hessian.diagonal(dim1=1, dim2=2)[:, :d].add_(1)
     lower = torch.linalg.cholesky(hessian)
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from probes.losses import Curvature, Loss, centre_classes, excess_curvature
 from probes.operators import Operator
 
+DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
+"""Largest relative difference between scores carried along and scores computed."""
+
 
 @dataclass
 class Batch:
@@ -79,6 +82,16 @@ def size_of(batch: Batch, work: Work) -> Tensor:
     # Scores of a thousandth count as nothing: optima at zero have no scale.
     floor = 1e-6 * batch.operator.weight.mean(1).sum(1)
     return torch.maximum(inner(batch.dual, batch.scores, work), floor)
+
+
+def strayed(scores: Tensor, fresh: Tensor) -> Tensor:
+    """(problem,) whether scores carried along are no longer those of the dual values.
+
+    Where steps went far astray and came back, what they lost to rounding stays in the
+    scores, and no certificate made of them can see it.
+    """
+    scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
+    return ~((fresh - scores).abs().amax((1, 2)) <= DRIFT[scores.dtype] * scale)
 
 
 def centred(batch: Batch) -> Batch:

@@ -14,8 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.engine import ACCEPTED, DRIFT, TARGET, certified, conjugate
-from probes.problems import Batch, Work, advance, inner, residual_of, size_of
+from probes.engine import ACCEPTED, TARGET, certified, conjugate
+from probes.problems import (
+    Batch,
+    Work,
+    advance,
+    inner,
+    residual_of,
+    size_of,
+    strayed,
+)
 
 STEPS = 40
 LEAST = 1e-4
@@ -152,14 +160,9 @@ def _rescale(batch: Batch, scales: Scales) -> Batch:
 def _undrifted(
     scores: Tensor, alpha: Tensor, certificate: Tensor, weight: Tensor, scales: Scales
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores computed anew; where those carried along had gone astray, no certificate.
-
-    The certificate is that of the scores carried along, and cannot see it.
-    """
+    """Scores computed anew; where those carried along had strayed, no certificate."""
     fresh = _with_intercept(scales.scores(alpha), scores, weight)
-    scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
-    off = ~((fresh - scores).abs().amax((1, 2)) <= DRIFT[torch.float64] * scale)
-    certificate[off] = torch.inf
+    certificate[strayed(scores, fresh)] = torch.inf
     return fresh, alpha, certificate
 
 

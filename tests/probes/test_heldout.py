@@ -450,3 +450,54 @@ def test_classes_with_factors_of_their_own_and_in_common(d, size, count, short):
         assert np.abs(ours.mean(1)).max() < 1e-8 * np.abs(expected).max()
         gap = np.abs(ours - centred(expected)).max()
         assert gap < 1e-8 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_start_of_huge_pulls_is_no_start(taken, monkeypatch):
+    """Dual values of 1e15 whose products cancel, as conjugate gradients may leave.
+
+    Taken as a start all the same, what was lost to rounding must not be certified.
+    """
+    if taken:
+        monkeypatch.setattr(elimination, "_begin", lambda batch, work: None)
+    rng = np.random.default_rng(3)
+    n, d = 300, 12
+    rows = torch.from_numpy(rng.normal(size=(n, d)))
+    rows -= rows.mean(0)
+    codes = (rows[:, 0] > 0).long()[None]
+    loss = Loss(one_hot(codes, 2), torch.full((1, 1, n), 1000.0).double())
+    weight = torch.full((1, n), 0.1).double()
+    operator = Operator(factor_features(rows, weight), weight[None])
+    # What the features and the intercept cannot see moves no score.
+    seen = torch.linalg.qr(torch.cat([rows, torch.ones(n, 1).double()], 1))[0]
+    unseen = torch.from_numpy(rng.normal(size=n))
+    unseen -= seen @ (seen.T @ unseen)
+    start = (1e15 * unseen)[None, None]
+    batch = Batch(loss, operator, start, operator(start))
+    scores, dual, certificate = elimination.eliminate(batch, 1e-9)
+    assert float(certificate) <= 1e-8
+    assert float((operator(dual) - scores).abs().max()) <= 1e-9 * float(scores.max())
+    peer = LogisticRegression(C=1000.0, solver="newton-cholesky", tol=1e-10)
+    peer.fit(rows.numpy(), codes[0].numpy())
+    wanted = peer.decision_function(rows.numpy())
+    np.testing.assert_allclose(scores[0, 0].numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_separable_rows_and_a_large_penalty_are_solved():
+    """No row bends far out, so that Newton's system once had no Cholesky factor."""
+    draw = torch.Generator().manual_seed(3)
+    n, d = 400, 64
+    codes = torch.arange(n) % 2
+    x = torch.randn(n, d, generator=draw).double() * torch.logspace(0, -2, d).double()
+    x[:, :2] += 6 * torch.nn.functional.one_hot(codes, 2)
+    folds = leave_one_group_out(np.arange(n) // 20, n)
+    options = LogisticOptions(C=1000.0, standardize="all", precision=torch.float64)
+    found = crossfit(x, codes[None], 2, folds, options)
+    assert found.unsolved == 0
+    scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
+    peer = LogisticRegression(C=1000.0, solver="newton-cholesky", tol=1e-10)
+    for fold in (0, 13):
+        out = np.arange(n) // 20 == fold
+        peer.fit(scaled[~out], codes[~out].numpy())
+        wanted = peer.decision_function(scaled[out])
+        np.testing.assert_allclose(found.scores[0, 0, out].numpy(), wanted, rtol=1e-5)

@@ -1,0 +1,108 @@
+"""Two classes among the features: the same optimum, whatever start and type."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from probes.engine import ACCEPTED
+from probes.job import one_hot
+from probes.losses import Loss
+from probes.narrow import minimise_narrow
+from probes.operators import Operator, factor_features
+from probes.problems import Batch, Work
+
+
+def problems(seed, n=90, d=7, C=1.0, folds=3, gap=1.0):
+    """Rows, and one problem a fold whose rows have no weight in it."""
+    rng = np.random.default_rng(seed)
+    codes = torch.from_numpy(rng.integers(0, 2, n))
+    codes[:4] = torch.tensor([0, 1, 0, 1])
+    rows = torch.from_numpy(rng.normal(size=(n, d)))
+    rows[:, 0] += gap * codes
+    rows -= rows.mean(0)
+    kept = torch.from_numpy(np.arange(n) % folds != np.arange(folds)[:, None])
+    loss = Loss(one_hot(codes[None], 2), (C * kept.double())[:, None])
+    factor = factor_features(rows, torch.full((1, n), 0.1 * C).double())
+    return rows, codes, kept, loss, Operator(factor, factor.weight[None])
+
+
+def solved(loss, operator, count, start=None, kind=torch.float64, target=1e-9):
+    n = operator.factor.weight.shape[1]
+    start = torch.zeros(count, 1, n).double() if start is None else start
+    batch = Batch(loss, operator, start, operator(start))
+    return minimise_narrow(batch, target, kind, 60, Work())
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+@pytest.mark.parametrize("C", [0.01, 1.0, 1000.0])
+def test_every_fold_is_that_of_scikit_learn(C, kind):
+    rows, codes, kept, loss, operator = problems(0, C=C)
+    scores, dual, certificate = solved(loss, operator, 3, kind=kind)
+    assert float(certificate.max()) <= ACCEPTED[torch.float64]
+    for fold, inside in enumerate(kept.numpy()):
+        peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10)
+        peer.fit(rows.numpy()[inside], codes.numpy()[inside])
+        wanted = peer.decision_function(rows.numpy())
+        np.testing.assert_allclose(
+            scores[fold, 0].numpy(), wanted, atol=1e-6 * np.abs(wanted).max()
+        )
+        # c = alpha + w E, and alpha gives the weights.
+        pull = (dual - operator.weight * scores)[fold, 0]
+        np.testing.assert_allclose(
+            (pull @ rows).numpy(), peer.coef_[0], atol=1e-5 * np.abs(peer.coef_).max()
+        )
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 1000),
+    d=st.integers(1, 12),
+    C=st.sampled_from([0.01, 1.0, 100.0]),
+    gap=st.sampled_from([0.0, 2.0, 8.0]),
+)
+def test_what_it_returns_is_consistent_and_bounded(seed, d, C, gap):
+    _, _, _, loss, operator = problems(seed, d=d, C=C, gap=gap)
+    scores, dual, certificate = solved(loss, operator, 3, kind=torch.float32)
+    assert float(certificate.max()) <= ACCEPTED[torch.float64]
+    torch.testing.assert_close(operator(dual), scores, rtol=1e-9, atol=1e-9)
+    # At an optimum no row pulls by more than its weight, and held-out rows not at all.
+    pull = (dual - operator.weight * scores)[:, 0]
+    size = float(scores.abs().max())
+    assert bool((pull.abs() <= loss.weight[:, 0] + 1e-7 * C * (1 + size)).all())
+
+
+def test_the_start_does_not_matter_and_a_wild_one_is_brought_back():
+    _, _, _, loss, operator = problems(1, C=10.0, gap=4.0)
+    plain, _, _ = solved(loss, operator, 3)
+    noise = torch.randn(3, 1, 90, generator=torch.Generator().manual_seed(0)).double()
+    for size in (1.0, 1e3):
+        found, _, certificate = solved(loss, operator, 3, size * noise)
+        assert float(certificate.max()) <= ACCEPTED[torch.float64]
+        torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_removed_from_the_factor_or_only_from_the_loss_are_the_same():
+    from probes.operators import remove_rows
+
+    _, _, kept, loss, operator = problems(2, n=60, folds=30)
+    out = (~kept).nonzero()[:, 1].view(30, 2)
+    removed, _ = remove_rows(operator.factor, out, torch.ones_like(out).bool())
+    plain, _, _ = solved(loss, operator, 30)
+    start = torch.zeros(30, 1, 60).double()
+    batch = Batch(loss, removed, start, removed(start))
+    scores, dual, certificate = minimise_narrow(batch, 1e-9, torch.float64, 60, Work())
+    assert float(certificate.max()) <= ACCEPTED[torch.float64]
+    torch.testing.assert_close(scores, plain, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(removed(dual), scores, rtol=1e-7, atol=1e-7)
+
+
+def test_what_cannot_be_reached_is_not_certified():
+    """Few steps from a far start: the certificate must say so."""
+    _, _, _, loss, operator = problems(3, C=1000.0, gap=6.0)
+    start = torch.zeros(3, 1, 90).double()
+    batch = Batch(loss, operator, start, operator(start))
+    _, _, certificate = minimise_narrow(batch, 1e-9, torch.float64, 1, Work())
+    assert float(certificate.min()) > ACCEPTED[torch.float64]
