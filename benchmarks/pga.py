@@ -2,7 +2,8 @@
 
 Run by hand: ``make bench-pga``. Five parts, each kept as it is done: ``toy`` (trains
 the paper's world and every eraser of it, about twenty minutes on one core), ``codes``
-(``exhume pga``), ``noise`` (states without information), ``power`` (a planted signal) and ``speed``.
+(``exhume pga``), ``noise`` (states without information), ``power`` (a planted signal)
+and ``speed``.
 """
 
 import argparse
