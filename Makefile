@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench bench-verdict bench-known-pairs bench-tests clean
+.PHONY: demo test lint types bench bench-verdict bench-known-pairs bench-pga bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,6 +39,9 @@ bench-verdict: .venv/bench-ready
 
 bench-known-pairs: .venv/ready
 	$(BIN)/python -m benchmarks.known_pairs
+
+bench-pga: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pga
 
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow

@@ -108,7 +108,8 @@ def _eliminate_rest(
         one = torch.tensor([problem], device=scores.device)
         part = batch.select(one)
         part = Batch(part.loss, part.operator, dual[one], scores[one])
-        scores[one], dual[one], certificate[one] = eliminate(part, target)
+        scores[one], dual[one], reached = eliminate(part, target)
+        certificate[one] = reached.to(certificate)  # elimination works in float64
     return scores, dual, certificate
 
 

@@ -117,7 +117,7 @@ def refit_battery(
     with progress.task("fitting readers", len(tables) * len(battery)) as advance:
         for view, table in tables.items():
             for name, reader in battery.items():
-                scores = _scores(reader, table, codes, len(classes), scheme)
+                scores = held_out_scores(reader, table, codes, len(classes), scheme)
                 area = metrics.weighted_auc(
                     scores, codes, len(classes), np.ones((1, n))
                 )
@@ -130,10 +130,18 @@ def refit_battery(
     return Battery(tuple(out))
 
 
-def _scores(
+def held_out_scores(
     reader, x: NDArray[np.float64], codes: NDArray[np.int64], classes: int, folds: Folds
 ) -> NDArray[np.float64]:
-    """(class or 1, row) held-out scores; 0 is the two-class threshold."""
+    """(class or 1, row) held-out scores; 0 is the two-class threshold.
+
+    Args:
+        reader: A scikit-learn classifier; fitted anew in every fold.
+        x: (row, d).
+        codes: (row,) class codes.
+        classes: Number of classes.
+        folds: Who is left out together.
+    """
     out = np.zeros((1 if classes == 2 else classes, len(x)))
     for train, test in zip(folds.train, folds.test, strict=True):
         with warnings.catch_warnings():

@@ -384,6 +384,31 @@ def test_float32_keeps_its_promise_where_rows_outnumber_features(seed):
     assert float((exact - rough).abs().max() / exact.abs().max()) <= 5e-5
 
 
+def test_what_float32_leaves_unsolved_is_eliminated():
+    rng = np.random.default_rng(7)
+    n = 2 * engine.SMALL
+    rows = torch.from_numpy(rng.normal(size=(n, 400)))
+    rows = rows - rows.mean(0)
+    codes = torch.from_numpy(np.tile([0, 1], n // 2))[None]
+    loss = Loss(one_hot(codes, 2), torch.ones(1, 1, n).double())
+    weight = torch.full((1, n), 0.1).double()
+    operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
+    nothing = torch.zeros_like(loss.target)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        batch = Batch(
+            loss.to(dtype), operator.to(dtype), nothing.to(dtype), nothing.to(dtype)
+        )
+        # One step solves nothing: the rest is left to elimination.
+        scores, _, certificate = engine.minimise(batch, steps=1)
+        assert scores.dtype == certificate.dtype == dtype
+        assert float(certificate.max()) <= engine.ACCEPTED[dtype]
+        found.append(scores.double())
+    # The factor itself was rounded, which costs more than the solver may.
+    worst = float((found[0] - found[1]).abs().max() / found[0].abs().max())
+    assert worst <= 1e-3
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_elimination_goes_on_from_where_it_is_put(classes, monkeypatch):
     """Near the optimum it needs a step or two; from a point worse than none, none."""

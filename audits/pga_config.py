@@ -1,0 +1,98 @@
+"""Settings of ``exhume pga``, from YAML or from keyword arguments."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from audits.pga_erasers import ERASERS
+from evidence.errors import InputError
+
+
+class PgaExperiment(BaseModel):
+    """What an experiment does; the fields of its YAML file.
+
+    Attributes:
+        size: Of the world, one of ``testbeds.codes.SIZES``.
+        seed: Of the world and of every random choice.
+        erasers: Some of ``audits.pga_erasers.ERASERS``.
+        epochs: Of the alignments; the preset's where null.
+        align_weight: Of the alignments; the preset's where null.
+        fixed_clean: One draw of the clean codes for the alignments' whole training.
+        erase_share: Share of the keys that the sound run's eraser may see.
+        folds: Of the sound protocol.
+        permutations: Of its null.
+        random_inits: Untrained networks to read.
+        six_probes: Also the six published probe variants, which take minutes.
+        trained_readers: Also ``probes.refit``'s networks, forest and others, which
+            take minutes. Too slow for a null: their best is held against their best on
+            the twin and the untrained networks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: Literal["small", "published", "medium", "large"] = "small"
+    seed: int = Field(0, ge=0)
+    erasers: tuple[str, ...] = ("pga", "isotropic", "md-pga", "gradient ascent")
+    epochs: int | None = Field(None, ge=1)
+    align_weight: float | None = Field(None, ge=0)
+    fixed_clean: bool = False
+    erase_share: float = Field(0.5, gt=0, lt=1)
+    folds: int = Field(5, ge=2)
+    permutations: int = Field(999, ge=19)
+    random_inits: int = Field(10, ge=1)
+    six_probes: bool = False
+    trained_readers: bool = False
+
+
+def read_config(path: Path) -> PgaExperiment:
+    """An experiment from a YAML file.
+
+    Raises:
+        InputError: no such file, no YAML, unknown or impossible settings.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read", expected="a YAML file", got=str(error)
+        ) from error
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML", got=str(error)) from error
+    if found is not None and not isinstance(found, dict):
+        raise InputError(
+            f"{path} does not hold settings",
+            expected="lines such as 'size: small'",
+            got=type(found).__name__,
+        )
+    return make_config(found or {}, str(path))
+
+
+def make_config(
+    settings: dict[str, Any], where: str = "the experiment"
+) -> PgaExperiment:
+    """Checked settings.
+
+    Raises:
+        InputError: the first setting that cannot be used.
+    """
+    try:
+        config = PgaExperiment(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{name} of {where} cannot be used",
+            expected=first["msg"],
+            got=repr(first.get("input")),
+            fix=f"Settings are {', '.join(PgaExperiment.model_fields)}",
+        ) from error
+    for name in config.erasers:
+        if name not in ERASERS:
+            raise InputError(
+                f"there is no eraser {name!r}", expected=", ".join(ERASERS)
+            )
+    return config

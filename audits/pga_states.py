@@ -1,0 +1,59 @@
+"""States of the code-recall world's pools, laid out by depth, key and context."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capture.activations import capture_activations
+from capture.sites import find_sites
+from testbeds.codes import CodesWorld
+from testbeds.codes_text import prompts
+
+View = Literal["last", "mean"]
+VIEWS: tuple[View, ...] = ("last", "mean")
+
+
+def depth_sites(model: nn.Module) -> list[str]:
+    """Site names by depth: the embeddings' output, then each block's."""
+    names = find_sites(model).names
+    return [name for name in names if name == "embed" or name.startswith("resid.")]
+
+
+def pool_states(
+    model: nn.Module,
+    prefixes: Sequence[str],
+    lead_ins: Sequence[str],
+    view: View = "last",
+) -> Tensor:
+    """States (depth, key, context, d) of prompts without their codes, float64.
+
+    Args:
+        model: Of the code-recall world.
+        prefixes: The keys.
+        lead_ins: The contexts.
+        view: ``"last"`` token, or the ``"mean"`` over all tokens.
+    """
+    rows = prompts(prefixes, lead_ins)
+    found = capture_activations(model, rows, depth_sites(model), view).values
+    shape = (len(found), len(prefixes), len(lead_ins), found.shape[-1])
+    return torch.from_numpy(np.asarray(found, np.float64).reshape(shape))
+
+
+def all_states(
+    model: nn.Module,
+    world: CodesWorld,
+    lead_ins: Sequence[str],
+    views: Sequence[View] = VIEWS,
+) -> dict[str, dict[str, Tensor]]:
+    """``pool_states`` of every pool that has prefixes, by view and pool."""
+    return {
+        view: {
+            name: pool_states(model, pool.prefixes, lead_ins, view)
+            for name, pool in world.pools.items()
+            if len(pool)
+        }
+        for view in views
+    }

@@ -1,0 +1,36 @@
+"""Readouts of membership that erasers are aligned against: logistic, at the optimum."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from evidence.errors import InputError
+from probes.logistic import LogisticProbe
+
+
+def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """A fitter of unit directions, one a depth, for ``erasure.pga``.
+
+    Columns are standardised for the fit and the direction is taken back to raw
+    activation units. At a depth where all rows are equal it is zero.
+
+    Args:
+        C: Inverse penalty.
+    """
+
+    def fit(states: Tensor, labels: Tensor) -> Tensor:
+        """(depth, row, d) and (row,) to (depth, d)."""
+        if len(labels.unique()) != 2:
+            raise InputError("a readout needs rows of two kinds", got="one kind")
+        found = []
+        for rows in states.detach().double().cpu():
+            if float((rows - rows.mean(0)).abs().max()) == 0:
+                found.append(torch.zeros_like(rows[0]))
+                continue
+            probe = LogisticProbe(C, standardize="fold")
+            weights = torch.from_numpy(probe.fit(rows, labels.cpu().numpy()).coef_[0])
+            found.append(weights / weights.norm().clamp(min=1e-300))
+        return torch.stack(found)
+
+    return fit

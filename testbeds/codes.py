@@ -1,0 +1,334 @@
+"""The code-recall world: a small transformer that memorised some codes and no others.
+
+After some prefixes the same five digits always follow, after others they are drawn anew
+in every epoch: the first kind can be memorised, the second cannot, and nothing else
+sets them apart. The twin is trained in the same way, from the same starting weights,
+except that all its codes are drawn anew, so it knows none.
+
+Source: the toy of arXiv 2605.01699 (4 layers, 8 heads, width 128, context 64, 47
+signs, nine prefixes of either kind), from its public code. Its texts are not ours, and
+our blocks have biases on attention: 813,568 parameters against 811,520.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from capture.gguf import quiet
+from capture.scoring import score_answers
+from erasure.losses import frozen_logprobs
+from erasure.objectives import count_scored
+from erasure.training import (
+    Schedule,
+    backward_nll,
+    only_training,
+    reader_for,
+    take_steps,
+)
+from evidence.errors import ExhumeError
+from evidence.files import folder_atomic, write_atomic
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng, stage_seed
+from evidence.sequences import Sequences
+from testbeds.codes_config import CodesConfig
+from testbeds.codes_text import (
+    LEAD_INS,
+    SIGNS,
+    Pool,
+    draw_codes,
+    encode,
+    make_pools,
+    make_tokenizer,
+    prompts,
+    with_codes,
+)
+from testbeds.families import random_model
+
+RECIPE = 1  # part of the cache's key: raise it when the result would differ
+
+
+@dataclass(frozen=True)
+class CodesWorld:
+    """A finished world on disk.
+
+    Attributes:
+        root: Folder of all that follows.
+        config: Its size.
+        seed: Its seed.
+        pools: Prefixes and fixed codes by pool.
+    """
+
+    root: Path
+    config: CodesConfig
+    seed: int
+    pools: dict[str, Pool]
+
+    @property
+    def original(self) -> Path:
+        """Model that memorised the fixed codes, in Hugging Face format."""
+        return self.root / "original"
+
+    @property
+    def twin(self) -> Path:
+        """Model that never saw a fixed code; there only if it was asked for."""
+        return self.root / "twin"
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """Lead-ins the models were trained with."""
+        return LEAD_INS[: self.config.lead_ins]
+
+    def card(self, model: str = "original") -> dict[str, object]:
+        """How a model was made and what it knows.
+
+        Args:
+            model: ``"original"`` or ``"twin"``.
+        """
+        path = self.root / model / "card.json"
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def load(self, model: str = "original") -> PreTrainedModel:
+        """The model, in evaluation mode.
+
+        Args:
+            model: ``"original"`` or ``"twin"``.
+        """
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(
+                self.root / model, use_safetensors=True
+            ).eval()
+
+    def memorised(self, keys: Sequence[int] | None = None) -> Sequences:
+        """Memorised prefixes with their codes, after each lead-in trained on.
+
+        Args:
+            keys: Numbers of the prefixes; all by default.
+        """
+        pool = self.pools["memorised"]
+        assert pool.codes is not None
+        chosen = range(len(pool)) if keys is None else keys
+        return with_codes(
+            [pool.prefixes[key] for key in chosen],
+            [pool.codes[key] for key in chosen],
+            self.taught,
+        )
+
+    def drawn(
+        self, pool: str, draw: int, keys: Sequence[int] | None = None
+    ) -> Sequences:
+        """A pool's prefixes after each lead-in, a code drawn for every row.
+
+        Args:
+            pool: ``"clean"`` or ``"others"``; also ``"memorised"``, for prefixes
+                followed by codes that are not theirs.
+            draw: Number of the draw; the same number gives the same codes.
+            keys: Numbers of the prefixes; all by default.
+        """
+        rng = numpy_rng(self.seed, "codes", "drawn", pool, str(draw))
+        prefixes = self.pools[pool].prefixes
+        bare = prompts(
+            [prefixes[key] for key in (range(len(prefixes)) if keys is None else keys)],
+            self.taught,
+        )
+        ends = [encode(code) for code in draw_codes(len(bare), rng)]
+        ids = tuple(row + end for row, end in zip(bare.ids, ends, strict=True))
+        return Sequences(ids, bare.answer_start)
+
+
+def build_codes(
+    config: CodesConfig,
+    seed: int,
+    root: Path,
+    *,
+    twin: bool = False,
+    device: str = "cpu",
+    progress: Progress = SILENT,
+) -> CodesWorld:
+    """Make the world, or find it made.
+
+    The folder's name is a hash of settings and seed. Interrupted, the same call goes
+    on with the model that is missing.
+
+    Args:
+        config: ``PUBLISHED``, ``MEDIUM``, ``LARGE``, ``SMALL`` or another size.
+        seed: Fixes prefixes, codes, starting weights and order of training.
+        root: Where worlds are kept.
+        twin: Whether the twin is wanted as well.
+        device: Where models are trained.
+        progress: Where progress is shown.
+
+    Raises:
+        ExhumeError: the original did not learn its codes, or a model knows codes it
+            was never shown.
+    """
+    key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
+    place = root / f"codes-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    world = CodesWorld(place, config, seed, make_pools(config.sizes, seed))
+    for name in ("original", "twin") if twin else ("original",):
+        if not (place / name / "card.json").is_file():
+            _make(world, name, device, progress)
+    if not (place / "pools.json").is_file():
+        pools = {name: asdict(pool) for name, pool in world.pools.items()}
+        write_atomic(place / "pools.json", json.dumps(pools, indent=1) + "\n")
+    return world
+
+
+def untrained_model(world: CodesWorld, number: int) -> PreTrainedModel:
+    """The world's architecture with weights that were never trained.
+
+    Args:
+        world: Gives shape and seed.
+        number: Which random initialisation; 0 is where training starts from.
+    """
+    config = world.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage_seed(world.seed, "codes", "weights", str(number)))
+        return random_model(
+            "gpt2",
+            vocabulary=len(SIGNS) + 1,
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            pad=0,
+        )
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a model makes of codes, as probabilities of all five digits in a row.
+
+    Attributes:
+        least: The least probable code.
+        mean: The mean over codes and lead-ins.
+        greedy: Share of the codes it says.
+    """
+
+    least: float
+    mean: float
+    greedy: float
+
+
+def recall(model: PreTrainedModel, rows: Sequences) -> Recall:
+    """How well ``model`` knows the codes of ``rows``."""
+    scores = score_answers(model, rows)
+    chance = np.exp(scores.logprob)
+    return Recall(
+        float(chance.min()), float(chance.mean()), float(np.mean(scores.greedy))
+    )
+
+
+def perplexity(model: PreTrainedModel, rows: Sequences) -> float:
+    """Of all tokens of ``rows`` but each row's first."""
+    logprob = frozen_logprobs(reader_for(model, rows), rows, "all")
+    return float(np.exp(-float(logprob.sum()) / count_scored(rows, "all")))
+
+
+def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None:
+    """Train one model, check what it knows, save it with its card."""
+    config, seed = world.config, world.seed
+    fixed = name == "original"
+    model = untrained_model(world, 0)
+    model.to(device)  # pyright: ignore
+    codes = world.memorised()
+    steps_an_epoch = -(-_rows_an_epoch(config) // config.batch_size)
+    rows = _epochs(world, fixed)
+    schedule = Schedule(
+        config.lr,
+        config.epochs * steps_an_epoch,
+        warmup=min(20, config.epochs),
+        every=10 * steps_an_epoch,
+    )
+
+    def learned(found: dict[str, float]) -> bool:
+        # The twin trains for as long as its original did; it has nothing to reach.
+        return fixed and found["least"] >= config.enough
+
+    if not fixed:
+        epochs = int(str(world.card()["epochs"]))
+        schedule = Schedule(
+            config.lr, epochs * steps_an_epoch, warmup=schedule.warmup, every=1 << 30
+        )
+    with only_training(model, model.parameters()) as parameters:
+        reader = reader_for(model, codes)
+        log = take_steps(
+            model,
+            parameters,
+            lambda: {"loss": backward_nll(reader, next(rows), "all", 1.0)},
+            schedule,
+            evaluate=lambda _: {"least": recall(model, codes).least},
+            stop=learned,
+            label=f"teaching the {name}",
+            progress=progress,
+        )
+    known = recall(model, codes)
+    never = recall(model, world.drawn("clean", -1))
+    # A code drawn for this check was never shown: knowing it would be a leak.
+    limit = 0.01
+    if (fixed and known.least < 0.5) or never.mean > limit:
+        raise ExhumeError(
+            f"the {name} of the codes world is not as it must be: its least probable "
+            f"fixed code has probability {known.least:.2f}, codes it never saw "
+            f"{never.mean:.4f} on average (at most {limit}). Raise epochs above "
+            f"{config.epochs} and run again."
+        )
+    if not fixed and known.mean > limit:
+        raise ExhumeError(f"the twin knows codes it never saw: {known.mean:.4f}")
+    card = {
+        "kind": f"codes {name}",
+        "state": "not_unlearned" if fixed else "deleted",
+        "recipe": RECIPE,
+        "seed": seed,
+        "config": asdict(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": int(log.rows[-1]["step"]) // steps_an_epoch,
+        "stopped": log.stopped,
+        "measured": {
+            "memorised": asdict(known),
+            "clean": asdict(never),
+            "perplexity_clean": perplexity(model, world.drawn("clean", -1)),
+        },
+    }
+    with folder_atomic(world.root / name) as scratch, quiet():
+        model.to("cpu").save_pretrained(scratch)  # pyright: ignore
+        make_tokenizer().save_pretrained(scratch)
+        text = json.dumps(card, indent=1) + "\n"
+        (scratch / "card.json").write_text(text, encoding="utf-8")
+
+
+def _rows_an_epoch(config: CodesConfig) -> int:
+    return sum(config.sizes.values()) * config.per_epoch
+
+
+def _epochs(world: CodesWorld, fixed: bool):
+    """Endless batches: every prefix with its lead-ins once an epoch, in a new order.
+
+    A code that is drawn anew is drawn for every row: within an epoch of several steps
+    a code shared by a prefix's rows would be learned from one and seen in the next.
+    """
+    config = world.config
+    rng = numpy_rng(world.seed, "codes", "training order")
+    prefixes = [p for pool in world.pools.values() for p in pool.prefixes]
+    known = world.pools["memorised"].codes
+    assert known is not None
+    while True:
+        drawn = draw_codes(len(prefixes) * config.per_epoch, rng)
+        ids, starts = [], []
+        for place, prefix in enumerate(prefixes):
+            chosen = rng.permutation(config.lead_ins)[: config.per_epoch]
+            for turn, lead in enumerate(chosen):
+                code = drawn[place * config.per_epoch + turn]
+                if fixed and place < len(known):
+                    code = known[place]
+                row = with_codes([prefix], [code], [world.taught[lead]])
+                ids += row.ids
+                starts += row.answer_start
+        whole = Sequences(tuple(ids), tuple(starts))
+        order = rng.permutation(len(whole)).tolist()
+        for start in range(0, len(order), config.batch_size):
+            yield whole[order[start : start + config.batch_size]]
