@@ -37,6 +37,12 @@ class AffineEraser:
     centre: Tensor
     ranks: Tensor
 
+    def __post_init__(self) -> None:
+        # Products round by how their factors lie in memory; written to a file and read
+        # again they must not round differently.
+        for name in ("left", "right", "centre"):
+            object.__setattr__(self, name, getattr(self, name).contiguous())
+
     def __repr__(self) -> str:
         sites = "" if self.single else f"{len(self.left)} sites, "
         low, high = int(self.ranks.min()), int(self.ranks.max())

@@ -37,10 +37,12 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def transform(self, X):
         """Activations without the concept: same shape, type and device."""
         check_is_fitted(self, "eraser_")
-        if not isinstance(X, Tensor) and self.eraser_.single:
+        if isinstance(X, Tensor):
+            return self.eraser_.transform(X)
+        if self.eraser_.single:
             kinds = [np.float64, np.float32, np.float16]
-            X = np.asarray(validate_data(self, X, reset=False, dtype=kinds))
-        return self.eraser_.transform(X)
+            X = validate_data(self, X, reset=False, dtype=kinds)
+        return self.eraser_.transform(np.asarray(X))
 
     @property
     def rank_(self) -> int | tuple[int, ...]:
@@ -71,7 +73,7 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"{type(self).__name__} requires y to be passed, "
                 "but the target y is None"
             )
-        if not isinstance(X, Tensor) and np.ndim(X) != 3:
+        if not isinstance(X, Tensor) and len(getattr(X, "shape", ())) != 3:
             kinds = [np.float64, np.float32, np.float16]
             X = np.asarray(validate_data(self, X, reset=True, dtype=kinds))  # pyright: ignore
         tables, single = tables_of(X)

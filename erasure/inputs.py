@@ -117,7 +117,7 @@ def codes_of(
             "there is a class that was not announced",
             expected=f"one of {classes.tolist()}",
             got=repr(strange[0]),
-            fix="Give Moments all of them: classes=[...]",
+            fix="Fit on all classes; for chunks, Moments(classes=[...])",
         )
     if len(classes) < 2:
         raise RowsError(
