@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench bench-verdict bench-known-pairs bench-pga bench-tests clean
+.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,9 @@ types: .venv/ready
 
 bench: .venv/bench-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kernels
+
+bench-erasers: .venv/bench-ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.erasers
 
 bench-verdict: .venv/bench-ready
 	$(BIN)/python -m benchmarks.verdict

@@ -241,6 +241,17 @@ def backward_nll(
     return loss
 
 
+def mean_nll(reader: LogitReader, data: Sequences, loss_on: str) -> float:
+    """The mean token NLL over all scored tokens of ``data``, without gradients."""
+    total, device = count_scored(data, loss_on), device_of(reader.model)
+    with torch.no_grad():
+        parts = [
+            -float(token_logprobs(reader, batch, loss_on)[0].sum())
+            for batch in batches(data, tokens=CHUNK_TOKENS, device=device)
+        ]
+    return sum(parts) / total
+
+
 def finetune_(
     model: nn.Module,
     data: Sequences,

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 
 from erasure.training import finetune_
@@ -17,3 +18,8 @@ def taught():
 @pytest.fixture
 def knows(taught):
     return copy.deepcopy(taught)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,114 @@
+"""The contract of every eraser: scikit-learn's, with a site axis where there is one."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from erasure.affine import AffineEraser
+from erasure.inputs import RowsError, tables_of
+from erasure.moments import Moments
+
+
+class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Removes a concept from activations.
+
+    ``fit`` takes the activations of one site or of several, and the concept: integers,
+    booleans or text are classes, floating-point values are numbers. In a scikit-learn
+    pipeline it is fitted anew within each fold, as it must be: fitted on rows that a
+    probe is later tested on, any of these drives the probe below chance.
+
+    Fitted:
+        eraser_: The frozen map, to be used as a hook, folded or saved.
+        n_features_in_: d.
+    """
+
+    eraser_: AffineEraser
+    n_features_in_: int
+
+    def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> "ConceptEraser":
+        """Fit on (item, d) or (site, item, d) activations and the concept ``y``."""
+        raise NotImplementedError
+
+    def transform(self, X):
+        """Activations without the concept: same shape, type and device."""
+        check_is_fitted(self, "eraser_")
+        if isinstance(X, Tensor):
+            return self.eraser_.transform(X)
+        if self.eraser_.single:
+            kinds = [np.float64, np.float32, np.float16]
+            X = validate_data(self, X, reset=False, dtype=kinds)
+        return self.eraser_.transform(np.asarray(X))
+
+    @property
+    def rank_(self) -> int | tuple[int, ...]:
+        """Dimensions removed; one number a site where there are several."""
+        check_is_fitted(self, "eraser_")
+        return self.eraser_.rank_
+
+    def save(self, path: Path | str) -> None:
+        """Write the fitted eraser; ``AffineEraser.load`` reads it."""
+        check_is_fitted(self, "eraser_")
+        self.eraser_.save(path)
+
+    @staticmethod
+    def load(path: Path | str) -> AffineEraser:
+        """The fitted eraser that ``save`` wrote."""
+        return AffineEraser.load(path)
+
+    def __sklearn_tags__(self):
+        """That scikit-learn must hand over the concept."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
+
+    def _rows(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None):
+        """Rows as they can be worked with; sets ``n_features_in_``."""
+        if y is None and self.__sklearn_tags__().target_tags.required:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, "
+                "but the target y is None"
+            )
+        if not isinstance(X, Tensor) and len(getattr(X, "shape", ())) != 3:
+            kinds = [np.float64, np.float32, np.float16]
+            X = np.asarray(validate_data(self, X, reset=True, dtype=kinds))  # pyright: ignore
+        tables, single = tables_of(X)
+        self.n_features_in_ = tables.shape[2]
+        return tables[0] if single else tables
+
+    def _finite_tables(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None):
+        """(site, item, d) float64, and whether one site came without its axis."""
+        rows = self._rows(X, y)
+        tables = (rows if rows.ndim == 3 else rows[None]).double()
+        if not bool(torch.isfinite(tables.sum())):
+            raise RowsError(
+                "there are NaN or infinite activations",
+                fix="Find the rows with isfinite(x).all(-1) and drop them",
+            )
+        return tables, rows.ndim == 2
+
+
+class MomentEraser(ConceptEraser):
+    """An eraser that needs means and covariances alone, so rows may come in chunks."""
+
+    def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> "MomentEraser":
+        """Fit on (item, d) or (site, item, d) activations and the concept ``y``."""
+        return self.fit_moments(Moments().update(self._rows(X, y), y))
+
+    def fit_moments(self, moments: Moments) -> "MomentEraser":
+        """Fit on what has been gathered chunk by chunk.
+
+        Raises:
+            RowsError: nothing was gathered.
+        """
+        self.eraser_ = self.solve(moments)
+        self.n_features_in_ = moments.width
+        return self
+
+    def solve(self, moments: Moments) -> AffineEraser:
+        """The eraser for these moments."""
+        raise NotImplementedError

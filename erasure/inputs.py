@@ -1,0 +1,129 @@
+"""Activations and concepts as people have them, as tensors, or refused."""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from evidence.errors import InputError
+
+
+class RowsError(InputError, ValueError):
+    """Rows or concepts no eraser can be fitted on; a ``ValueError`` to scikit-learn."""
+
+
+def tables_of(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
+    """(site, item, d) floating-point tensor, and whether one site came as (item, d).
+
+    Floating-point input keeps its type, device and, where it can, its memory; other
+    numbers become float64. Whether values are finite is not looked at here.
+
+    Raises:
+        RowsError: neither (item, d) nor (site, item, d), empty, or not real numbers.
+    """
+    tensor = x.detach() if isinstance(x, Tensor) else from_numpy(np.asarray(x))
+    if tensor.ndim not in (2, 3) or 0 in tensor.shape:
+        raise RowsError(
+            "an eraser needs rows of activations",
+            expected="(item, d) or (site, item, d), with at least one of each",
+            got=f"shape {tuple(tensor.shape)}",
+            fix="Reshape your data: one vector an item",
+        )
+    if not tensor.is_floating_point():
+        tensor = tensor.double()
+    return (tensor[None], True) if tensor.ndim == 2 else (tensor, False)
+
+
+def from_numpy(array: NDArray) -> Tensor:
+    """A tensor of the array, sharing its memory where that may be written.
+
+    Raises:
+        RowsError: the array does not hold real numbers.
+    """
+    if array.dtype.kind not in "fiub":
+        raise RowsError(
+            "activations must be real numbers",
+            expected="an array of floating-point numbers",
+            got=f"type {array.dtype}",
+        )
+    native = array.dtype.newbyteorder("=")
+    whole = np.ascontiguousarray(array, dtype=native)
+    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
+
+
+def numbers_of(z: ArrayLike | Tensor, items: int) -> Tensor | None:
+    """(item, k) float64 of a concept made of numbers; None if it is made of classes.
+
+    Floating-point values are numbers; integers, booleans and text are classes.
+
+    Raises:
+        RowsError: another number of items, NaN or infinite values, no column.
+    """
+    if isinstance(z, Tensor):
+        given = z.detach()
+    else:
+        array = np.asarray(z)
+        if array.dtype.kind != "f":
+            return None
+        given = from_numpy(array)
+    if not given.is_floating_point():
+        return None
+    if given.ndim not in (1, 2) or len(given) != items or 0 in given.shape:
+        raise RowsError(
+            "the concept does not fit the activations",
+            expected=f"({items},) or ({items}, k) numbers",
+            got=f"shape {tuple(given.shape)}",
+        )
+    if not bool(torch.isfinite(given).all()):
+        raise RowsError("Input y contains NaN or infinity, which is no value")
+    return given.double().reshape(items, -1)
+
+
+def codes_of(
+    z: ArrayLike | Tensor, items: int, classes: NDArray | None
+) -> tuple[NDArray, Tensor]:
+    """Sorted classes and (item,) codes of a concept made of classes.
+
+    Args:
+        z: (item,) labels.
+        items: How many there must be.
+        classes: Every class there may be, sorted; by default those in ``z``.
+
+    Raises:
+        RowsError: another shape, fewer than two classes, or one not in ``classes``.
+    """
+    labels = z.detach().cpu().numpy() if isinstance(z, Tensor) else np.asarray(z)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (items,):
+        raise RowsError(
+            "the concept does not fit the activations",
+            expected=f"({items},) labels, or floating-point numbers",
+            got=f"shape {labels.shape}",
+        )
+    try:
+        found, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise RowsError(
+            "the labels are of several types", expected="all text, or all integers"
+        ) from error
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise RowsError("Input y contains NaN or infinity, which is no class")
+    if classes is None:
+        classes = found
+    strange = sorted(set(found.tolist()) - set(classes.tolist()))
+    if strange:
+        raise RowsError(
+            "there is a class that was not announced",
+            expected=f"one of {classes.tolist()}",
+            got=repr(strange[0]),
+            fix="Fit on all classes; for chunks, Moments(classes=[...])",
+        )
+    if len(classes) < 2:
+        raise RowsError(
+            "there is one class only",
+            expected="labels of two or more classes",
+            got=f"{found.tolist()[0]!r} in every row",
+        )
+    places = np.searchsorted(classes, found)
+    return classes, torch.from_numpy(places[codes.reshape(-1)].astype(np.int64))

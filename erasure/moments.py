@@ -1,0 +1,270 @@
+"""Means and covariances of activations and a concept, gathered chunk by chunk."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from erasure.inputs import RowsError, codes_of, numbers_of, tables_of
+
+# Bytes of centred rows at a time: few enough for a CPU's cache to keep them between
+# writing and multiplying, many enough to keep a GPU busy.
+CHUNK = {"cpu": 4 << 20, "cuda": 256 << 20}
+
+
+class Moments:
+    """First and second moments of activations at one or several sites and a concept.
+
+    ``update`` takes rows in chunks of any size. Every chunk is centred on its own mean
+    before anything is squared, and chunks are joined by the exact formula, so neither a
+    large common offset nor the order or size of chunks costs digits.
+
+    Args:
+        classes: Every class that may come, where the concept is a class. By default
+            those in the first chunk.
+        precision: Type in which covariances of activations are multiplied out. Sums
+            over chunks, means and covariances with the concept are float64 anyway.
+
+    Attributes:
+        count: Rows seen.
+        single: Whether rows came as (item, d), of one site.
+        classes: (class,) sorted, or None for a concept made of numbers.
+        mean_x: (site, d) float64.
+        mean_z: (k,) float64; k is the number of classes (one column each) or numbers.
+
+    Source: Chan, Golub and LeVeque (1979), for joining chunks.
+    """
+
+    mean_x: Tensor
+    mean_z: Tensor
+
+    def __init__(
+        self,
+        classes: ArrayLike | None = None,
+        precision: torch.dtype = torch.float64,
+    ):
+        if precision not in (torch.float32, torch.float64):
+            raise RowsError(
+                "unknown precision",
+                expected="torch.float32 or torch.float64",
+                got=str(precision),
+            )
+        self.classes = None if classes is None else np.unique(np.asarray(classes))
+        self.precision = precision
+        self.count = 0
+        self.single = False
+        self._xx = self._xz = self._zz = torch.empty(0)
+
+    def update(self, x: ArrayLike | Tensor, z: ArrayLike | Tensor) -> "Moments":
+        """Add rows.
+
+        Args:
+            x: (item, d), or (site, item, d) for several sites at once.
+            z: (item,) classes (integers, booleans, text), or (item,) or (item, k)
+                floating-point numbers.
+
+        Returns:
+            Itself.
+
+        Raises:
+            RowsError: NaN or infinite values, shapes that do not fit or differ from
+                earlier chunks, a class that was not announced. Nothing is added then.
+        """
+        tables, single = tables_of(x)
+        items = tables.shape[1]
+        first = self.count == 0
+        device = _home(tables)
+        target, classes = _target(z, items, self.classes, first)
+        target = target.to(device)
+        if not first:
+            self._check_like_before(tables, target, single, classes)
+        new_z = target.mean(0)
+        target = target - new_z
+        new_x = _means(tables, device)
+        if not bool(torch.isfinite(new_x).all()):
+            raise RowsError(
+                "there are NaN or infinite activations",
+                fix="Find the rows with isfinite(x).all(-1) and drop them",
+            )
+        if first:
+            sites, _, d = tables.shape
+            k = target.shape[1]
+            made = {"dtype": torch.float64, "device": device}
+            self.single, self.classes = single, classes
+            self.mean_x = torch.zeros(sites, d, **made)
+            self.mean_z = torch.zeros(k, **made)
+            self._xx = torch.zeros(sites, d, d, **made)
+            self._xz = torch.zeros(sites, d, k, **made)
+            self._zz = torch.zeros(k, k, **made)
+        self._add_scatter(tables, target, new_x)
+        self._zz += target.T @ target
+        self._join(new_x, new_z, items)
+        return self
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Add what another has gathered, for example on another machine.
+
+        Raises:
+            RowsError: it has seen other sites, widths or classes, or nothing.
+        """
+        for each in (self, other):
+            each._check_some()
+        same = (
+            self._xz.shape == other._xz.shape
+            and self.single == other.single
+            and _equal(self.classes, other.classes)
+        )
+        if not same:
+            raise RowsError(
+                "these moments are of different sites, widths or concepts",
+                expected=self._shape(),
+                got=other._shape(),
+            )
+        device = self.mean_x.device
+        self._xx += other._xx.to(device)
+        self._xz += other._xz.to(device)
+        self._zz += other._zz.to(device)
+        self._join(other.mean_x.to(device), other.mean_z.to(device), other.count)
+        return self
+
+    @property
+    def sites(self) -> int:
+        """Number of sites."""
+        return len(self.mean_x)
+
+    @property
+    def width(self) -> int:
+        """Width d of the activations."""
+        return self.mean_x.shape[1]
+
+    @property
+    def cov_xx(self) -> Tensor:
+        """(site, d, d) covariance of the activations, over ``count`` rows."""
+        self._check_some()
+        return self._xx / self.count
+
+    @property
+    def cov_xz(self) -> Tensor:
+        """(site, d, k) covariance of activations and concept."""
+        self._check_some()
+        return self._xz / self.count
+
+    @property
+    def cov_zz(self) -> Tensor:
+        """(k, k) covariance of the concept."""
+        self._check_some()
+        return self._zz / self.count
+
+    def _add_scatter(self, tables: Tensor, target: Tensor, means: Tensor) -> None:
+        """Add centred products of the rows."""
+        columns = target.T.contiguous()
+        pieces = list(_pieces(tables, means.device))
+        most = tables[pieces[0]].shape
+        # Memory taken once: fresh pages for each piece would cost a tenth of the time.
+        centred = means.new_empty(most)
+        products = means.new_empty(most[0], most[2], most[2], dtype=self.precision)
+        for some, rows in pieces:
+            given = tables[some, rows]
+            # Two steps: a subtraction of two types takes three times as long.
+            piece = centred[: len(given), : given.shape[1]].copy_(given)
+            piece -= means[some, None]
+            self._xz[some] += (columns[:, rows] @ piece).mT
+            self._xx[some] += _gram(piece.to(self.precision), products[: len(given)])
+
+    def _join(self, mean_x: Tensor, mean_z: Tensor, items: int) -> None:
+        """Means of everything, and the products of the differences of the parts'."""
+        total = self.count + items
+        apart_x, apart_z = mean_x - self.mean_x, mean_z - self.mean_z
+        if self.count:
+            weight = self.count * items / total
+            self._xx += weight * apart_x[:, :, None] * apart_x[:, None, :]
+            self._xz += weight * apart_x[:, :, None] * apart_z
+            self._zz += weight * apart_z[:, None] * apart_z
+        self.mean_x += apart_x * (items / total)
+        self.mean_z += apart_z * (items / total)
+        self.count = total
+
+    def _check_some(self) -> None:
+        if not self.count:
+            raise RowsError("no rows were gathered", fix="Call update(x, z) first")
+
+    def _check_like_before(
+        self, tables: Tensor, target: Tensor, single: bool, classes: NDArray | None
+    ) -> None:
+        got = (tables.shape[0], tables.shape[2], target.shape[1], single)
+        before = (self.sites, self.width, len(self.mean_z), self.single)
+        if got != before or (classes is None) != (self.classes is None):
+            raise RowsError(
+                "this chunk is unlike the earlier ones",
+                expected=self._shape(),
+                got=f"{got[0]} site(s) of width {got[1]} and a concept of {got[2]} "
+                + ("columns" if classes is None else "classes"),
+            )
+
+    def _shape(self) -> str:
+        kind = "columns" if self.classes is None else "classes"
+        return (
+            f"{self.sites} site(s) of width {self.width} and a concept of "
+            f"{len(self.mean_z)} {kind}"
+        )
+
+
+def _target(
+    z: ArrayLike | Tensor, items: int, classes: NDArray | None, first: bool
+) -> tuple[Tensor, NDArray | None]:
+    """The concept in numbers, (item, k) float64: a column a class, or what came."""
+    numbers = numbers_of(z, items) if classes is None else None
+    if numbers is not None:
+        return numbers, None
+    if classes is None and not first:
+        raise RowsError(
+            "this chunk is unlike the earlier ones",
+            expected="a concept made of floating-point numbers",
+            got="classes",
+        )
+    classes, codes = codes_of(z, items, classes)
+    return torch.nn.functional.one_hot(codes, len(classes)).double(), classes
+
+
+def _equal(one: NDArray | None, other: NDArray | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def _gram(rows: Tensor, out: Tensor) -> Tensor:
+    """(site, d, d) products of (site, item, d) columns with each other, in ``out``."""
+    if rows.device.type != "cpu":
+        return torch.matmul(rows.mT, rows, out=out)
+    # NumPy sees that both factors are one matrix, and computes half of the product.
+    array = rows.numpy()
+    np.matmul(array.mT, array, out=out.numpy())
+    return out
+
+
+def _home(tables: Tensor) -> torch.device:
+    """Where sums are kept: with the rows, but for devices without float64."""
+    return torch.device("cpu") if tables.device.type == "mps" else tables.device
+
+
+def _pieces(tables: Tensor, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """(sites, rows) at a time, so that a float64 copy stays within ``CHUNK``."""
+    sites, items, d = tables.shape
+    budget = CHUNK.get(device.type, CHUNK["cuda"]) // (8 * d)
+    # Long thin products are the fast ones: rows first, then sites side by side.
+    rows = max(1, min(items, max(budget, 256)))
+    together = max(1, budget // rows)
+    for site in range(0, sites, together):
+        for start in range(0, items, rows):
+            yield slice(site, site + together), slice(start, start + rows)
+
+
+def _means(tables: Tensor, device: torch.device) -> Tensor:
+    """(site, d) float64 mean over items."""
+    sites, items, d = tables.shape
+    sums = torch.zeros(sites, d, dtype=torch.float64, device=device)
+    for some, rows in _pieces(tables, device):
+        sums[some] += tables[some, rows].to(sums).sum(1)
+    return sums / items
