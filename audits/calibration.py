@@ -142,9 +142,10 @@ def figures_of(
     """What the calibration looks at, as far as the audit has it.
 
     ``useful`` is the worst ability over its limit (below 1 is damage), ``said`` the
-    residual at the output, ``inside`` the largest residual any axis read inside and
-    ``within`` the mean of their main ones. Carried states cannot be read in every
-    model; the other two axes have to be there.
+    residual at the output, ``inside`` the largest residual that any axis read inside,
+    or that tells unsaid answers apart at the output, and ``within`` the mean of the
+    axes' main ones. Below the floor is information too, so these two have no sign.
+    Carried states cannot be read in every model; the other two axes have to be there.
 
     Args:
         axes: Results by name.
@@ -162,13 +163,13 @@ def figures_of(
     inner = {name: axes[name].readings for name in INNER if name in axes}
     inner = {name: readings for name, readings in inner.items() if readings}
     if said is not None and set(NEEDED) <= set(inner):
+        read = [each for readings in inner.values() for each in readings]
+        told = axes[behaviour.NAME].reading(behaviour.TOLD)
+        read += [told] if told is not None else []
         found["inside"] = max(
-            each.residual
-            for readings in inner.values()
-            for each in readings
-            if each.floor_kind == said.floor_kind
+            abs(each.residual) for each in read if each.floor_kind == said.floor_kind
         )
-        mains = [readings[0].residual for readings in inner.values()]
+        mains = [abs(readings[0].residual) for readings in inner.values()]
         found["within"] = float(np.mean(mains))
     return {name: float(np.clip(v, LOWEST, HIGHEST)) for name, v in found.items()}
 

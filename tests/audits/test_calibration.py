@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audits.behaviour import TOLD
 from audits.calibration import (
     STATES,
     Calibration,
@@ -106,6 +107,11 @@ def test_figures_are_those_of_the_primary_floor():
     both = (*axes["relearning"].readings, second)
     axes["relearning"] = replace(axes["relearning"], readings=both)
     assert figures_of(axes, SHARES, RULE) == found
+    # Answers ranked below the others are known: which to avoid.
+    said = axes["behaviour"].readings[0]
+    told = replace(said, name=TOLD, residual=-1.2)
+    axes["behaviour"] = replace(axes["behaviour"], readings=(said, told))
+    assert figures_of(axes, SHARES, RULE) == found | {"inside": pytest.approx(1.2)}
     short = {name: axis for name, axis in axes.items() if name != "relearning"}
     assert "inside" not in figures_of(short, SHARES, RULE)
 
