@@ -235,7 +235,7 @@ def test_sites_together_are_sites_apart_whatever_each_one_lacks(rng):
 
 
 def test_a_concept_wider_than_the_rows_takes_everything(rng):
-    """Twelve classes whose means span all six dimensions: nothing but the mean stays."""
+    """Twelve classes whose means span all six dimensions: only the mean stays."""
     rows, labels = labelled(rng, n=240, d=6, classes=12)
     leace = Leace().fit(rows, labels)
     assert leace.rank_ == 6
