@@ -234,6 +234,14 @@ def test_sites_together_are_sites_apart_whatever_each_one_lacks(rng):
     assert mean_gap(after, labels) < 1e-10
 
 
+def test_a_concept_wider_than_the_rows_takes_everything(rng):
+    """Twelve classes whose means span all six dimensions: only the mean stays."""
+    rows, labels = labelled(rng, n=240, d=6, classes=12)
+    leace = Leace().fit(rows, labels)
+    assert leace.rank_ == 6
+    assert np.abs(leace.transform(rows) - rows.mean(0)).max() < 1e-9 * spread(rows)
+
+
 def test_a_concept_that_is_not_there_changes_nothing(rng):
     half = rng.standard_normal((100, 6))
     rows, labels = np.vstack([half, half]), np.repeat([0, 1], 100)
