@@ -26,7 +26,7 @@ QUICK = {
     "erasers": ("pga", "md-pga"),
     "epochs": 6,
     "permutations": 19,
-    "random_inits": 2,
+    "random_inits": 1,
 }
 TRAINED = (
     "logistic C=1",
@@ -64,12 +64,7 @@ def done(root, world, tmp_path_factory):
 def test_every_model_is_read_under_both_protocols(done):
     document, _ = done
     names = [(row["model"], row["eraser"]) for row in document["rows"]]
-    assert names[:4] == [
-        ("original", None),
-        ("twin", None),
-        ("untrained 1", None),
-        ("untrained 2", None),
-    ]
+    assert names[:3] == [("original", None), ("twin", None), ("untrained 1", None)]
     for name in QUICK["erasers"]:
         parts = [row for row in document["rows"] if row["eraser"] == name]
         assert ["published" in part for part in parts] == [True, False]
@@ -179,7 +174,7 @@ def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
 def test_fixed_clean_codes_are_memorised_and_flagged(world):
     """Do-not-copy 10: the clean pool takes the memorised one's place."""
     run = module._Run(make_config({}), world, module.SILENT)
-    config = PgaConfig(lr=5e-3, epochs=100, refit_every=25)
+    config = PgaConfig(lr=1e-2, epochs=60, refit_every=20)
     swapped = {}
     for fixed in (True, False):
         model = world.load()
