@@ -260,7 +260,7 @@ def signed(reading, p, best, smallest=0.001):
         "sequences": 80,
         "recall": {"mean": 1e-5},
         "recall_test": {"mean": 0.9},
-        "utility": {"role_swap": False, "kept": True},
+        "utility": {"role_swap": False, "kept": True, "ratio": 1.02},
     }
 
 
@@ -305,3 +305,11 @@ def test_a_probe_below_chance_is_a_claim_that_must_be_earned(sound, outcome):
 def test_what_is_not_claimed_is_not_listed():
     claims = claims_of(eraser_rows(signed("none", 0.5, 0.6), [0.5, 1.0]))
     assert "x removes the signature" not in [claim["claim"] for claim in claims]
+
+
+def test_one_run_that_costs_too_much_is_enough():
+    rows = eraser_rows(signed("none", 0.5, 0.6), [0.5, 1.0])
+    rows[-1]["sound"]["utility"] = {"role_swap": False, "kept": False, "ratio": 1.07}
+    claims = {c["claim"]: c for c in claims_of(rows)}
+    assert claims["x keeps utility"]["outcome"] == NO
+    assert "1.070" in claims["x keeps utility"]["sound"]
