@@ -126,11 +126,11 @@ def _of_eraser(
             {
                 "claim": f"{name} keeps utility",
                 "published": f"perplexity {utility['ratio']:.3f} times",
-                "sound": f"perplexity {utility['ratio']:.3f} times, {other['ratio']:.3f} "
-                "with half the keys; clean texts "
+                "sound": f"perplexity {utility['ratio']:.3f} times, on part of the keys "
+                f"{other['ratio']:.3f}; clean texts "
                 + ("memorised instead" if swapped else "as unknown as before"),
                 "outcome": YES if utility["kept"] and other["kept"] else NO,
-                "why": "perplexity within 1.05 times in both runs, no exchange of roles",
+                "why": "perplexity within 1.05 times in both, no exchange of roles",
             }
         )
     return found
