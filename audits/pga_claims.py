@@ -126,8 +126,8 @@ def _of_eraser(
             {
                 "claim": f"{name} keeps utility",
                 "published": f"perplexity {utility['ratio']:.3f} times",
-                "sound": f"perplexity {utility['ratio']:.3f} times, on part of the keys "
-                f"{other['ratio']:.3f}; clean texts "
+                "sound": f"perplexity {utility['ratio']:.3f} times, "
+                f"{other['ratio']:.3f} on part of the keys; clean texts "
                 + ("memorised instead" if swapped else "as unknown as before"),
                 "outcome": YES if utility["kept"] and other["kept"] else NO,
                 "why": "perplexity within 1.05 times in both, no exchange of roles",
