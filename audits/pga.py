@@ -21,12 +21,7 @@ from audits.pga_attacks import projection_test, refit_attack
 from audits.pga_claims import claims_of
 from audits.pga_config import PgaExperiment
 from audits.pga_erasers import Erased, erase
-from audits.pga_published import (
-    CrossSequence,
-    adversarial_probes,
-    published_scores,
-    toy_verdict,
-)
+from audits.pga_published import adversarial_probes, published_scores, toy_verdict
 from audits.pga_states import VIEWS, all_states, depth_sites, pool_states
 from audits.stages import Workspace, canonical
 from audits.utility import Utility
@@ -84,13 +79,9 @@ def pga(
     work = Workspace.open(out, {"pga": SCHEMA, **config.model_dump(mode="json")}, fresh)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
-
-        def world_of() -> CodesWorld:
-            return build_codes(
-                SIZES[config.size], config.seed, place, twin=True, progress=progress
-            )
-
-        world = world_of()
+        world = build_codes(
+            SIZES[config.size], config.seed, place, twin=True, progress=progress
+        )
         run = _Run(config, world, progress)
         advance(1)
         rows: list[dict[str, Any]] = []
@@ -374,7 +365,7 @@ def _fits(states: Tensor, keys: Tensor) -> bool:
     return states.shape[1] > int(keys.max())
 
 
-def _numbers(values: NDArray[np.float64] | CrossSequence) -> list[Any]:
+def _numbers(values: NDArray[np.float64]) -> list[Any]:
     return np.asarray(values, float).round(12).tolist()
 
 

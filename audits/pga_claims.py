@@ -120,17 +120,17 @@ def _of_eraser(
         )
     utility = published["utility"]
     if utility["perplexity"][1] <= 1.1 * utility["perplexity"][0]:
-        kept = utility["kept"] and sound["utility"]["kept"]
+        other = sound["utility"]
+        swapped = utility["role_swap"] or other["role_swap"]
         found.append(
             {
                 "claim": f"{name} keeps utility",
                 "published": f"perplexity {utility['ratio']:.3f} times",
-                "sound": "clean texts memorised instead"
-                if utility["role_swap"]
-                else f"perplexity {utility['ratio']:.3f} times, clean texts as unknown "
-                "as before",
-                "outcome": YES if kept else NO,
-                "why": "perplexity within 1.05 times and no exchange of roles",
+                "sound": f"perplexity {utility['ratio']:.3f} times, "
+                f"{other['ratio']:.3f} on part of the keys; clean texts "
+                + ("memorised instead" if swapped else "as unknown as before"),
+                "outcome": YES if utility["kept"] and other["kept"] else NO,
+                "why": "perplexity within 1.05 times in both, no exchange of roles",
             }
         )
     return found

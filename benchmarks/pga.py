@@ -263,7 +263,7 @@ def power(repeats: int, permutations: int, progress: Progress) -> dict:
     """How often a planted signal is found, by number of sequences."""
     curve, rows = [], []
     for case, (width, falling) in CASES.items():
-        for n in (10, 20, 40, 80, 160, 320):
+        for n in (10, 20, 40, 80, 160):
             hits, areas = 0, []
             with progress.task(f"power, n = {n}, {case}", repeats) as advance:
                 for seed in range(repeats):
@@ -296,7 +296,7 @@ def power(repeats: int, permutations: int, progress: Progress) -> dict:
                 ">=",
                 f"power 0.8 at n = {enough} + {enough}"
                 if enough
-                else f"power {here[320]:.2f} at n = 320 + 320",
+                else f"power {here[160]:.2f} at n = 160 + 160",
                 repeats,
                 enough=enough,
             )

@@ -30,11 +30,14 @@ least probable code; perplexity is over all signs of clean texts with unseen cod
 """
 
 WHY = """
-Where a row is further than 0.08 from the paper: our prefixes are not the paper's, so
-what the last token's position gives away at depth 0 is not the same; our original is
-trained until every code has probability 0.99 (the paper's reached 0.978), so depth 2
-reads at 1.0 where theirs read at 0.883; the loss weights and batch sizes of the paper's
-toy are known from its code's presets alone.
+Where a row is further than 0.08 from the paper, what differs is known and its effect is
+not yet tested: the prefixes are ours and all end in the same sign, so that depth 0
+shows their length alone; our original is trained until every code has probability 0.99
+(the paper's reached 0.978), and depth 2 reads at 1.0 where theirs reads at 0.883; the
+paper's batch sizes are not known to us. The order is the paper's: alignment along the
+readout goes far below chance, the isotropic one stays near 0.65, the baselines leave
+the probe where it was. Scored without regard to orientation, the first two change
+places.
 """
 
 

@@ -37,7 +37,7 @@ def planted(seed, shift, **sizes):
 def test_on_noise_p_is_uniform_and_auc_is_a_half():
     found = [
         membership({"last": noise(n)}, LABELS, families=FEW, permutations=79, seed=n)
-        for n in range(60)
+        for n in range(40)
     ]
     p = [each.p_above for each in found]
     assert kstest(p, "uniform").pvalue > 0.01

@@ -26,7 +26,7 @@ QUICK = {
     "erasers": ("pga", "md-pga"),
     "epochs": 6,
     "permutations": 19,
-    "random_inits": 2,
+    "random_inits": 1,
 }
 TRAINED = (
     "logistic C=1",
@@ -64,12 +64,7 @@ def done(root, world, tmp_path_factory):
 def test_every_model_is_read_under_both_protocols(done):
     document, _ = done
     names = [(row["model"], row["eraser"]) for row in document["rows"]]
-    assert names[:4] == [
-        ("original", None),
-        ("twin", None),
-        ("untrained 1", None),
-        ("untrained 2", None),
-    ]
+    assert names[:3] == [("original", None), ("twin", None), ("untrained 1", None)]
     for name in QUICK["erasers"]:
         parts = [row for row in document["rows"] if row["eraser"] == name]
         assert ["published" in part for part in parts] == [True, False]
@@ -179,7 +174,7 @@ def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
 def test_fixed_clean_codes_are_memorised_and_flagged(world):
     """Do-not-copy 10: the clean pool takes the memorised one's place."""
     run = module._Run(make_config({}), world, module.SILENT)
-    config = PgaConfig(lr=5e-3, epochs=100, refit_every=25)
+    config = PgaConfig(lr=1e-2, epochs=60, refit_every=20)
     swapped = {}
     for fixed in (True, False):
         model = world.load()
@@ -265,7 +260,7 @@ def signed(reading, p, best, smallest=0.001):
         "sequences": 80,
         "recall": {"mean": 1e-5},
         "recall_test": {"mean": 0.9},
-        "utility": {"role_swap": False, "kept": True},
+        "utility": {"role_swap": False, "kept": True, "ratio": 1.02},
     }
 
 
@@ -310,3 +305,11 @@ def test_a_probe_below_chance_is_a_claim_that_must_be_earned(sound, outcome):
 def test_what_is_not_claimed_is_not_listed():
     claims = claims_of(eraser_rows(signed("none", 0.5, 0.6), [0.5, 1.0]))
     assert "x removes the signature" not in [claim["claim"] for claim in claims]
+
+
+def test_one_run_that_costs_too_much_is_enough():
+    rows = eraser_rows(signed("none", 0.5, 0.6), [0.5, 1.0])
+    rows[-1]["sound"]["utility"] = {"role_swap": False, "kept": False, "ratio": 1.07}
+    claims = {c["claim"]: c for c in claims_of(rows)}
+    assert claims["x keeps utility"]["outcome"] == NO
+    assert "1.070" in claims["x keeps utility"]["sound"]
