@@ -11,8 +11,8 @@ from probes.problems import (
     Work,
     advance,
     inner,
+    own_size,
     residual_of,
-    size_of,
     strayed,
 )
 
@@ -55,22 +55,27 @@ def eliminate(
 def _solve(
     batch: Batch, solve: Solver, target: float, steps: int, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton steps until the target is met or they no longer help: the best point."""
+    """Newton steps until the target is met or they no longer help: the best point.
+
+    The certificate is the length of the step that is left over that of the parameters,
+    both in the metric of the Hessian where it stands. The factor's, which conjugate
+    gradients go by, says nothing where separable rows have lost their curvature.
+    """
     best = batch.scores.new_full((len(batch.scores),), torch.inf)
     answer = batch.scores.clone(), batch.dual.clone()
     stalled = torch.zeros_like(best)
     residual, curvature = residual_of(batch, work)
     for _ in range(steps):
-        pulled = batch.operator(residual)
-        now = (inner(residual, pulled, work).clamp(min=0) / size_of(batch, work)).sqrt()
+        step, lift = solve(residual, curvature)
+        slope = inner(residual, lift, work)
+        now = (slope.clamp(min=0) / own_size(batch, curvature, work)).sqrt()
+        now = torch.nan_to_num(now, nan=torch.inf)
         better = now < best
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
         best = torch.where(better, now, best)
         answer[0][better], answer[1][better] = batch.scores[better], batch.dual[better]
         if bool(((best <= target) | (stalled >= 25)).all()):
             break
-        step, lift = solve(residual, curvature)
-        slope = inner(residual, lift, work)
         residual, curvature = advance(batch, work, step, lift, slope)
     return *answer, best
 

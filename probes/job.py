@@ -132,7 +132,8 @@ class Job:
         residual the features cannot see does not shrink, and float32 rounds the rest
         against it, unseen by the certificate. Two classes are solved among the
         features then, where there is no such rest. Either way a float32 answer is a
-        float64 one rounded.
+        float64 one, rounded where it is stored: coefficients come from differences of
+        large numbers.
         """
         if self.options.precision == torch.float32 and self.wide:
             dtype = torch.float32
@@ -151,7 +152,7 @@ class Job:
         held, dual, certificate = minimise(
             batch, iterations=inner, steps=steps, work=self.work
         )
-        return held.to(self.options.precision), dual, certificate
+        return held, dual, certificate
 
     def chunks(
         self,

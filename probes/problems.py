@@ -84,6 +84,15 @@ def size_of(batch: Batch, work: Work) -> Tensor:
     return torch.maximum(inner(batch.dual, batch.scores, work), floor)
 
 
+def own_size(batch: Batch, curvature: Curvature, work: Work) -> Tensor:
+    """(problem,) squared norm of the parameters in the metric of their own Hessian."""
+    bent = curvature.add_to(batch.dual, batch.scores)
+    loss = batch.loss
+    weight = loss.curvature(loss.probabilities(batch.scores)).sum((1, 2))
+    # Scores of a thousandth count as nothing: optima at zero have no scale.
+    return torch.maximum(inner(bent, batch.scores, work), 1e-6 * weight)
+
+
 def strayed(scores: Tensor, fresh: Tensor) -> Tensor:
     """(problem,) whether scores carried along are no longer those of the dual values.
 

@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from probes.crossfit import crossfit
 from probes.engine import ACCEPTED
-from probes.job import one_hot
+from probes.folds import k_fold
+from probes.job import LogisticOptions, one_hot
+from probes.logistic import LogisticProbe
 from probes.losses import Loss
 from probes.narrow import minimise_narrow
 from probes.operators import Operator, factor_features
@@ -106,3 +109,44 @@ def test_what_cannot_be_reached_is_not_certified():
     batch = Batch(loss, operator, start, operator(start))
     _, _, certificate = minimise_narrow(batch, 1e-9, torch.float64, 1, Work())
     assert float(certificate.min()) > ACCEPTED[torch.float64]
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "scale", "gap", "C"),
+    [
+        (600, 40, 100.0, 10.0, 1e4),
+        (1500, 20, 100.0, 10.0, 1e4),
+        (600, 40, 10.0, 4.0, 1e4),
+        (1500, 20, 1.0, 10.0, 1e4),
+        (600, 40, 1.0, 0.0, 1e-4),
+    ],
+)
+def test_what_is_certified_is_right_however_stiff(n, d, scale, gap, C):
+    """Separable rows lose their curvature, and the factor's metric says nothing."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, n)
+    rows = rng.normal(size=(n, d)) * scale
+    rows[:, 0] += gap * scale * codes
+    folds = k_fold(None, codes, 3)
+    options = LogisticOptions(C=C, standardize=None, precision=torch.float64)
+    found = crossfit(
+        torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds, options
+    )
+    assert found.unsolved == 0
+    peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
+    for train, test in zip(folds.train, folds.test, strict=True):
+        wanted = peer.fit(rows[train], codes[train]).decision_function(rows[test])
+        off = np.abs(found.scores[0, 0].numpy()[test] - wanted).max()
+        assert off <= 2e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("C", [1.0, 100.0])
+def test_float32_probes_keep_their_coefficients(C):
+    """Coefficients are differences of large numbers: scores are rounded after them."""
+    rng = np.random.default_rng(1)
+    rows, codes = rng.normal(size=(3000, 20)) * 30, rng.integers(0, 2, 3000)
+    rough = LogisticProbe(C=C, precision="float32").fit(rows, codes)
+    peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10)
+    wanted = peer.fit(rows, codes).decision_function(rows)
+    off = np.abs(rough.decision_function(rows) - wanted).max()
+    assert off <= 1e-4 * np.abs(wanted).max()
