@@ -22,7 +22,7 @@ import numpy as np
 from audits import behaviour, causal_depth, decodability, relearning
 from audits.config import Rule
 from audits.preflight import LIMITS
-from evidence.axis import AxisResult
+from evidence.axis import AxisResult, Reading
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 # Axes that look inside: those that ``deleted`` cannot do without, and all.
@@ -44,7 +44,7 @@ class Question:
         scale: Scale of each.
         weights: One a figure.
         intercept: Log odds at the centre.
-        models: How many it was fitted on.
+        models: How many it was fitted on whose answer is no, and yes.
     """
 
     figures: tuple[str, ...]
@@ -52,21 +52,22 @@ class Question:
     scale: tuple[float, ...]
     weights: tuple[float, ...]
     intercept: float
-    models: int
+    models: tuple[int, int]
 
     def chance(self, found: Mapping[str, float]) -> float | None:
         """Probability of yes; None where a figure is missing.
 
-        Never surer than the rule of succession allows after so many models without
-        an exception: where the answers lie far apart, a regression is sure of anything.
+        Never surer of an answer than the rule of succession allows after that many
+        models of it without an exception: where the answers lie far apart, a regression
+        is sure of anything.
         """
         if any(name not in found for name in self.figures):
             return None
         values = np.array([found[name] for name in self.figures])
         scaled = (values - np.array(self.mean)) / np.array(self.scale)
         score = float(np.array(self.weights) @ scaled) + self.intercept
-        lapse = 1 / (self.models + 2)
-        return lapse + (1 - 2 * lapse) / (1 + float(np.exp(-score)))
+        low, rest = (1 / (models + 2) for models in self.models)
+        return low + (1 - low - rest) / (1 + float(np.exp(-score)))
 
 
 @dataclass(frozen=True)
@@ -137,41 +138,50 @@ def shipped() -> Calibration:
 
 
 def figures_of(
-    axes: Mapping[str, AxisResult], shares: Mapping[str, float], rule: Rule
+    axes: Mapping[str, AxisResult], shares: Mapping[str, float]
 ) -> dict[str, float]:
     """What the calibration looks at, as far as the audit has it.
 
-    ``useful`` is the worst ability over its limit (below 1 is damage), ``said`` the
-    residual at the output, ``inside`` the largest residual that any axis read inside,
-    or that tells unsaid answers apart at the output, and ``within`` the mean of the
-    axes' main ones. Below the floor is information too, so these two have no sign.
-    Carried states cannot be read in every model; the other two axes have to be there.
+    ``useful`` is the worst ability over its limit in the default rule (below 1 is
+    damage), ``said`` the residual at the output, ``inside`` the largest residual that
+    any axis read inside, or that tells unsaid answers apart at the output, and
+    ``within`` the mean of the axes' main ones. Below the floor is information too, so
+    these two have no sign. Axes whose controls failed say nothing. Carried states
+    cannot be read in every model; the other two axes have to be there.
 
     Args:
         axes: Results by name.
         shares: Each ability as a share of the original's.
-        rule: Limits.
     """
-    found = {}
+    found, limits = {}, Rule()
     if shares:
         found["useful"] = min(
-            share / getattr(rule, LIMITS[name]) for name, share in shares.items()
+            share / getattr(limits, LIMITS[name]) for name, share in shares.items()
         )
-    said = axes[behaviour.NAME].main if behaviour.NAME in axes else None
-    if said is not None:
-        found["said"] = said.residual
-    inner = {name: axes[name].readings for name in INNER if name in axes}
+    said = _readings(axes, behaviour.NAME)[:1]
+    if said:
+        found["said"] = said[0].residual
+    kind = said[0].floor_kind if said else None
+    inner = {
+        name: [each for each in _readings(axes, name) if each.floor_kind == kind]
+        for name in INNER
+    }
     inner = {name: readings for name, readings in inner.items() if readings}
-    if said is not None and set(NEEDED) <= set(inner):
-        read = [each for readings in inner.values() for each in readings]
+    if set(NEEDED) <= set(inner):
         told = axes[behaviour.NAME].reading(behaviour.TOLD)
+        read = [each for readings in inner.values() for each in readings]
         read += [told] if told is not None else []
-        found["inside"] = max(
-            abs(each.residual) for each in read if each.floor_kind == said.floor_kind
-        )
+        found["inside"] = max(abs(each.residual) for each in read)
         mains = [abs(readings[0].residual) for readings in inner.values()]
         found["within"] = float(np.mean(mains))
     return {name: float(np.clip(v, LOWEST, HIGHEST)) for name, v in found.items()}
+
+
+def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
+    """What an axis read, if it may be believed."""
+    if name not in axes or axes[name].status in ("control_failed", "error"):
+        return ()
+    return axes[name].readings
 
 
 def facts_of(
@@ -196,12 +206,15 @@ def estimate(
     calibration: Calibration,
     axes: Mapping[str, AxisResult],
     preflight: Mapping[str, Any],
-    rule: Rule,
 ) -> dict[str, Any]:
     """What ``audit.json`` says of it: chances, version, and what lies out of range."""
     shares = preflight["utility"]["shares"]
-    chances = calibration.chances(figures_of(axes, shares, rule))
-    outside = []
+    chances = calibration.chances(figures_of(axes, shares))
+    outside = [
+        f"{name} found the answers, and no model of the zoo was fitted with that axis"
+        for name, axis in axes.items()
+        if name not in (behaviour.NAME, *INNER) and axis.status == "retained"
+    ]
     for name, value in facts_of(axes, preflight).items():
         low, high = calibration.ranges[name]
         slack = SLACK * (high - low if high > low else abs(high))

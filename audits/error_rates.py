@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 
 from audits.again import decided_again
 from audits.calibration import STATES, estimate, shipped
-from audits.config import Rule
 from audits.trials import FLOORS
 from evidence.axis import AxisResult
 from evidence.rates import wilson
@@ -69,9 +68,8 @@ def case_of(found: dict) -> Case:
     ]
     reasons = document["verdict"]["reasons"]
     axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
-    rule = Rule.model_validate(document["config"]["rule"])
     # Not what the document says: it may be older than the calibration.
-    guess = estimate(shipped(), axes, document["preflight"], rule)
+    guess = estimate(shipped(), axes, document["preflight"])
     return Case(
         model=found["model"],
         kind=found["kind"],

@@ -15,7 +15,7 @@ from audits.verdict import Verdict
 from evidence.errors import InputError
 from evidence.files import write_atomic
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 AUDIT, REPORT = "audit.json", "report.html"
 
 
@@ -52,7 +52,7 @@ def build(run: Run, findings: Findings, verdict: Verdict) -> dict[str, Any]:
     document = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict.to_dict()
-        | estimate(shipped(), findings.axes, findings.preflight, run.config.rule),
+        | estimate(shipped(), findings.axes, findings.preflight),
         "axes": [axis.to_dict() for axis in findings.axes.values()],
         "preflight": findings.preflight,
         "behaviour": {

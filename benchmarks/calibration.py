@@ -15,7 +15,6 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from audits.calibration import STATES, Calibration, Question, facts_of, figures_of
-from audits.config import Rule
 from benchmarks.timing import commit
 from evidence.axis import AxisResult
 from evidence.files import write_atomic
@@ -29,8 +28,7 @@ def figures(case: dict) -> dict[str, float]:
     """The calibration's figures of one line of ``benchmarks.zoo_audits``."""
     document = case["audit"]
     axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
-    rule = Rule.model_validate(document["config"]["rule"])
-    return figures_of(axes, document["preflight"]["utility"]["shares"], rule)
+    return figures_of(axes, document["preflight"]["utility"]["shares"])
 
 
 def question(
@@ -40,7 +38,7 @@ def question(
     rows = [figures(case) for case in cases]
     x = np.array([[row[name] for name in names] for row in rows])
     yes = [case["state"] == state for case in cases]
-    mean, scale = x.mean(0), x.std(0)
+    mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
     fitted = LogisticRegression(C=C, class_weight="balanced")
     fitted.fit((x - mean) / scale, yes)
     return Question(
@@ -49,7 +47,10 @@ def question(
         tuple(scale.tolist()),
         tuple(fitted.coef_[0].tolist()),
         float(fitted.intercept_[0]),
-        len({case["model"] for case in cases}),
+        (
+            len({c["model"] for c in cases if c["state"] != state}),
+            len({c["model"] for c in cases if c["state"] == state}),
+        ),
     )
 
 
@@ -118,7 +119,8 @@ def main() -> None:
         lines = file.read_text(encoding="utf-8").splitlines()
         cases += [case for case in map(json.loads, lines) if "failed" not in case]
     for case in cases:
-        if case["seed"] not in part["seeds"] or case["kind"] not in part["kinds"]:
+        of_part = case["seed"] in part["seeds"] and case["family"] in part["families"]
+        if not of_part or case["kind"] not in part["kinds"]:
             parser.error(f"{case['model']} is not of the tuning part")
     cases = [case for case in cases if case["state"] is not None]
     if {case["state"] for case in cases} != set(STATES):

@@ -154,11 +154,11 @@ def relearning(**other):
 def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
     digest = "ab" * 32
     return {
-        "schema_version": "1.0",
+        "schema_version": "1.1",
         "verdict": {
             "class": verdict,
-            "probabilities": None,
-            "calibration": {"version": "a zoo", "outside": []},
+            "probabilities": {"suppressed": 0.91, "deleted": 0.09},
+            "calibration": {"version": "a zoo", "outside": ["blocks of the model: 30"]},
             "rule": "Rule 3: as told.",
             "reasons": ["First reason.", "Second reason.", "Third.", "Fourth reason."],
             "floor": "never_taught",

@@ -106,6 +106,16 @@ def test_first_view_says_floor_layers_entities_profile_and_seed():
         assert each in text
 
 
+def test_probabilities_come_with_what_they_are_worth():
+    given = document(behaviour())
+    page = render(given)
+    assert "Suppressed 91" in page and "unlike any of those models" in page
+    given["verdict"]["calibration"]["outside"] = []
+    assert "unlike any of those models" not in render(given)
+    given["verdict"]["probabilities"] = None
+    assert "No probability is given" in render(given)
+
+
 def test_hostile_texts_are_only_ever_text():
     given = spoiled(whole())
     given["axes"].append(spoiled(DOCUMENTS["unknown axis"]())["axes"][0])

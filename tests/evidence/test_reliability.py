@@ -29,7 +29,8 @@ def test_bins_hold_every_answer_once_and_full_coverage_is_all(answers):
     confidence, right = answers
     found = reliability(confidence, right)
     assert sum(each.n for each in found) == len(right)
-    assert all(each.low <= each.confidence <= each.high for each in found)
+    for each in found:  # a mean of equal numbers may be rounded past them
+        assert each.low - 1e-12 <= each.confidence <= each.high + 1e-12
     kept, wrong = coverage(confidence, right)
     assert kept[-1] == 1.0
     assert wrong[-1] == pytest.approx(1 - np.mean(right))
