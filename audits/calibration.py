@@ -18,6 +18,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from audits import behaviour, causal_depth, decodability, relearning
 from audits.config import Rule
@@ -30,6 +31,8 @@ NEEDED = (decodability.NAME, relearning.NAME)
 INNER = (*NEEDED, causal_depth.NAME)
 # Residuals beyond these ends say no more than the ends do.
 LOWEST, HIGHEST = -0.5, 1.5
+# Most chance of suppressed or deleted that may be halved between them unseen.
+UNTOLD = 0.2
 # How far out of the zoo's range a case may lie, in parts of that range.
 SLACK = 0.1
 
@@ -67,7 +70,7 @@ class Question:
         scaled = (values - np.array(self.mean)) / np.array(self.scale)
         score = float(np.array(self.weights) @ scaled) + self.intercept
         low, rest = (1 / (models + 2) for models in self.models)
-        return low + (1 - low - rest) / (1 + float(np.exp(-score)))
+        return low + (1 - low - rest) * float(expit(score))
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Calibration:
             return None
         gone = (1 - damaged) * (1 - said)
         if inside is None:
-            if gone > 0.05:
+            if gone > UNTOLD:
                 return None
             inside = 0.5
         return {
