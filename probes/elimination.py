@@ -68,7 +68,8 @@ def _solve(
     for _ in range(steps):
         step, lift = solve(residual, curvature)
         slope = inner(residual, lift, work)
-        now = (slope.clamp(min=0) / own_size(batch, curvature, work)).sqrt()
+        # A slope below zero is rounding.
+        now = (slope.abs() / own_size(batch, curvature, work)).sqrt()
         now = torch.nan_to_num(now, nan=torch.inf)
         better = now < best
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)

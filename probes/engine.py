@@ -28,6 +28,7 @@ from probes.problems import (
     advance,
     centred,
     inner,
+    own_size,
     residual_of,
     size_of,
     strayed,
@@ -38,6 +39,8 @@ ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 TARGET = {torch.float64: 1e-9, torch.float32: 5e-6}
 SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
+ENOUGH = 1e-2
+"""Share of a residual that may be left of it where only its length is asked for."""
 HANDOVER = 1e-4
 """Certificate at which float64 solves leave the float32 accelerated stage."""
 
@@ -91,7 +94,46 @@ def minimise(
             return scores, dual, certificate
     scores, dual, certificate = _stage(batch, target, iterations, steps, work)
     _undrift(batch, scores, dual, certificate, target, iterations, steps, work)
+    certificate = _judged(batch, scores, dual, certificate, work)
     return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+
+
+def _judged(
+    batch: Batch, scores: Tensor, dual: Tensor, certificate: Tensor, work: Work
+) -> Tensor:
+    """Certificates in the metric of the Hessian where each answer stands.
+
+    So far they are in the factor's, which says nothing where separable rows have lost
+    their curvature. For two classes the least of a row's curvature over its fixed
+    weight bounds what that makes of them; where the bound is too weak, and for several
+    classes, the step that is left is solved for.
+    """
+    whole = Batch(batch.loss, batch.operator, dual, scores)
+    worst, most = certificate.clone(), ACCEPTED[scores.dtype]
+    if batch.loss.binary:
+        fixed = batch.operator.weight
+        held = fixed.clamp(min=torch.finfo(fixed.dtype).tiny)
+        bend = residual_of(whole, work)[1].diagonal + fixed
+        share = torch.where(fixed > 0, bend / held, 1.0).amin((1, 2)).clamp(max=1)
+        worst = certificate / share
+    else:
+        worst.fill_(torch.inf)
+    rest = (certificate <= most) & ~(worst <= most)
+    if bool(rest.any()):
+        which = rest.nonzero()[:, 0]
+        part = whole.select(which)
+        residual, curvature = residual_of(part, work)
+        pulled = part.operator(residual, work.like("pulled", residual))
+        work.count(part.operator, residual)
+        square = inner(residual, pulled, work).abs()
+        enough = torch.full_like(square, ENOUGH)
+        _, _, slope = conjugate(
+            part.operator, curvature, residual, pulled, square, enough, work, share=0.0
+        )
+        own = (slope.abs() / own_size(part, curvature, work)).sqrt()
+        own = torch.nan_to_num(own, nan=torch.inf)
+        worst[which] = torch.maximum(certificate[which], own)
+    return torch.where(certificate <= most, worst, certificate)
 
 
 def _eliminate_rest(
@@ -166,7 +208,8 @@ def _stage(
         pulled = fast(rough, work.like("pulled", rough))
         work.count(fast, rough)
         size = size_of(batch, work)
-        square = inner(rough, pulled, work).clamp(min=0)
+        # Below zero it is rounding, and no reason to certify anything.
+        square = inner(rough, pulled, work).abs()
         now = (square.to(size.dtype) / size).sqrt()
         now = torch.nan_to_num(now, nan=torch.inf)
         # Rounding sets a floor: stop where steps no longer help.
@@ -214,7 +257,7 @@ def certified(batch: Batch, residual: Tensor, work: Work) -> Tensor:
     """
     pulled = batch.operator(residual)
     work.count(batch.operator, residual)
-    square = inner(residual, pulled, work).clamp(min=0)
+    square = inner(residual, pulled, work).abs()
     return (square / size_of(batch, work)).sqrt()
 
 
@@ -227,11 +270,12 @@ def conjugate(
     forcing: Tensor,
     work: Work,
     limit: int = 100,
+    share: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """CG for (I + (W - w) Q) u = residual.
 
-    Stops when most problems reached their forcing term: the others lose nothing, as
-    the next Newton step goes on from where they are.
+    Stops when all but ``share`` of the problems reached their forcing term: the others
+    lose nothing, as the next Newton step goes on from where they are.
 
     Returns:
         u, Q u, and the (problem,) slope of the objective along u, sign turned.
@@ -258,7 +302,7 @@ def conjugate(
         # Growth is rounding, not progress: the system is too stiff for this type.
         if iteration + 1 == limit or bool((fresh > 1e4 * first).any()):
             break
-        if int((fresh > goal).sum()) <= 0.3 * len(goal):
+        if int((fresh > goal).sum()) <= share * len(goal):
             break
         ratio = torch.where(square > 0, fresh / square, 0.0)[:, None, None]
         search.mul_(ratio).add_(residual)

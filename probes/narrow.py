@@ -23,7 +23,7 @@ LIMIT = 100
 FINER = 1e-4
 """Target of a second try, over that of the first."""
 ENOUGH = 1e-2
-"""Share of a gradient that may be left of it where only its length is asked for."""
+"""As in ``engine``."""
 
 
 def minimise_narrow(
@@ -194,7 +194,7 @@ def _answer(batch: Batch, point: Tensor, fast: Tensor) -> tuple[Tensor, Tensor, 
     size = point.square().sum(1) + (bend * scores.square()).sum(1)
     floor = 1e-6 * (bend + fixed).sum(1)
     decrement = -(gradient * left.to(gradient)).sum(1) / torch.maximum(size, floor)
-    own = torch.nan_to_num(decrement, nan=torch.inf).clamp(min=0).sqrt()
+    own = torch.nan_to_num(decrement, nan=torch.inf).abs().sqrt()
     certificate = torch.maximum(certificate, own)
     # The same pull in the terms of the batch's own fixed weights.
     dual = (dual - fixed * scores)[:, None] + batch.operator.weight * scores[:, None]
