@@ -109,15 +109,15 @@ def _judged(
     classes, the step that is left is solved for.
     """
     whole = Batch(batch.loss, batch.operator, dual, scores)
-    worst, most = certificate.clone(), ACCEPTED[scores.dtype]
+    most = ACCEPTED[scores.dtype]
     if batch.loss.binary:
         fixed = batch.operator.weight
-        held = fixed.clamp(min=torch.finfo(fixed.dtype).tiny)
         bend = residual_of(whole, work)[1].diagonal + fixed
-        share = torch.where(fixed > 0, bend / held, 1.0).amin((1, 2)).clamp(max=1)
+        # Rows taken out have neither, and their 0 / 0 counts as no change.
+        share = torch.where(fixed > 0, bend / fixed, 1.0).amin((1, 2)).clamp(max=1)
         worst = certificate / share
     else:
-        worst.fill_(torch.inf)
+        worst = torch.full_like(certificate, torch.inf)
     rest = (certificate <= most) & ~(worst <= most)
     if bool(rest.any()):
         which = rest.nonzero()[:, 0]
