@@ -87,14 +87,14 @@ def _newton(
             point, scores, loss = point[keep], scores[keep], loss.select(keep)
             gradient, bend = gradient[keep], bend[keep]
         forcing = torch.maximum(now.clamp(max=0.1), 0.3 * target / now)
-        move = _conjugate(
-            fast, bend.to(iterations), -gradient.to(iterations), forcing, finest
-        )
-        work.products += 4 * len(point)
+        goal = forcing.clamp(min=finest)
+        side = -gradient.to(iterations)
+        move, _ = _conjugate(fast, bend.to(iterations), side, goal, work)
+        _count(work, basis, len(point))
         point, scores, gradient, bend = _advance(
             loss, basis, fixed, point, scores, gradient, move.to(point)
         )
-    return _answer(batch, answer, fast)
+    return _answer(batch, answer, fast, work)
 
 
 def _slope(
@@ -107,15 +107,23 @@ def _slope(
     return gradient, loss.curvature(chance)[:, 0] - fixed
 
 
+def _count(work: Work, basis: Tensor, problems: int) -> None:
+    """Add a product with B and one with B' for each of so many problems."""
+    work.products += problems
+    work.flops += 4.0 * problems * basis.numel()
+
+
 def _conjugate(
-    basis: Tensor, bend: Tensor, residual: Tensor, forcing: Tensor, finest: float
-) -> Tensor:
-    """CG for (I + B' diag(bend) B) move = residual, until most are solved enough."""
+    basis: Tensor, bend: Tensor, residual: Tensor, forcing: Tensor, work: Work
+) -> tuple[Tensor, Tensor]:
+    """CG for (I + B' diag(bend) B) move = residual, and (problem,) who got there."""
     move, search = torch.zeros_like(residual), residual.clone()
     square = residual.square().sum(1)
-    first, goal = square, square * forcing.clamp(min=finest).to(square).square()
+    first, goal = square, square * forcing.to(square).square()
+    fresh = square
     for _ in range(LIMIT):
         image = ((search @ basis.T).mul_(bend) @ basis).add_(search)
+        _count(work, basis, len(search))
         slope = (search * image).sum(1)
         length = torch.where(slope > 0, square / slope, 0.0)[:, None]
         move.addcmul_(length, search)
@@ -127,7 +135,7 @@ def _conjugate(
         ratio = torch.where(square > 0, fresh / square, 0.0)[:, None]
         search.mul_(ratio).add_(residual)
         square = fresh
-    return move
+    return move, fresh <= goal
 
 
 def _advance(
@@ -170,14 +178,17 @@ def _advance(
     return landed, there, gradient, bend
 
 
-def _answer(batch: Batch, point: Tensor, fast: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _answer(
+    batch: Batch, point: Tensor, fast: Tensor, work: Work
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scores and dual values that are each other's, one gradient step from ``point``.
 
     B'c = z has many solutions; c = a + w E is the one whose pull alpha = c - w E is
     that of the loss, bounded and zero on rows taken out, and it stands for z - g.
     The certificate is the larger of |g| / |z| and of the step that is left over the
     parameters, both in the metric of the Hessian there: where separable rows have lost
-    their curvature, the factor's metric says nothing.
+    their curvature, the factor's metric says nothing. A step that could not be solved
+    for would be too short, and certifies nothing.
     """
     factor = batch.operator.factor
     assert factor.basis is not None
@@ -190,11 +201,13 @@ def _answer(batch: Batch, point: Tensor, fast: Tensor) -> tuple[Tensor, Tensor, 
     floor = 1e-6 * fixed.sum()
     certificate = _norm(gradient) / _norm(point).clamp(min=floor.sqrt())
     enough = torch.full_like(certificate, ENOUGH)
-    left = _conjugate(fast, bend.to(fast), -gradient.to(fast), enough, ENOUGH)
+    left, solved = _conjugate(fast, bend.to(fast), -gradient.to(fast), enough, work)
+    _count(work, basis, 2 * len(point))
     size = point.square().sum(1) + (bend * scores.square()).sum(1)
     floor = 1e-6 * (bend + fixed).sum(1)
     decrement = -(gradient * left.to(gradient)).sum(1) / torch.maximum(size, floor)
     own = torch.nan_to_num(decrement, nan=torch.inf).abs().sqrt()
+    own = torch.where(solved, own, torch.inf)
     certificate = torch.maximum(certificate, own)
     # The same pull in the terms of the batch's own fixed weights.
     dual = (dual - fixed * scores)[:, None] + batch.operator.weight * scores[:, None]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from probes import narrow
 from probes.crossfit import crossfit
 from probes.engine import ACCEPTED
 from probes.folds import k_fold
@@ -100,6 +101,27 @@ def test_rows_removed_from_the_factor_or_only_from_the_loss_are_the_same():
     assert float(certificate.max()) <= ACCEPTED[torch.float64]
     torch.testing.assert_close(scores, plain, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(removed(dual), scores, rtol=1e-7, atol=1e-7)
+
+
+def test_a_step_that_could_not_be_solved_for_certifies_nothing(monkeypatch):
+    """Cut short, conjugate gradients make what is left look shorter than it is."""
+    _, _, _, loss, operator = problems(4, C=10.0, gap=4.0)
+    _, dual, certificate = solved(loss, operator, 3)
+    assert float(certificate.max()) <= ACCEPTED[torch.float64]
+    monkeypatch.setattr(narrow, "LIMIT", 1)
+    _, _, certificate = solved(loss, operator, 3, dual)
+    assert bool(torch.isinf(certificate).all())
+
+
+def test_products_are_counted():
+    """No step from the optimum: one product to arrive, two to answer, some to judge."""
+    _, _, _, loss, operator = problems(5, folds=3)
+    _, dual, _ = solved(loss, operator, 3)
+    work = Work()
+    batch = Batch(loss, operator, dual, operator(dual))
+    minimise_narrow(batch, 1e-6, torch.float64, 60, work)
+    assert 3 * 2 < work.products <= 3 * 20
+    assert work.flops == work.products * operator.flops
 
 
 def test_what_cannot_be_reached_is_not_certified():
