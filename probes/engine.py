@@ -127,9 +127,14 @@ def _judged(
         work.count(part.operator, residual)
         square = inner(residual, pulled, work).abs()
         enough = torch.full_like(square, ENOUGH)
-        _, _, slope = conjugate(
+        step, lift, slope = conjugate(
             part.operator, curvature, residual, pulled, square, enough, work, share=0.0
         )
+        # A step that could not be solved for is too short, and certifies nothing.
+        unsolved = residual - curvature.add_to(step, lift)
+        work.count(part.operator, unsolved)
+        over = inner(unsolved, part.operator(unsolved), work).abs()
+        slope = torch.where(over <= 4 * ENOUGH**2 * square, slope, torch.inf)
         own = (slope.abs() / own_size(part, curvature, work)).sqrt()
         own = torch.nan_to_num(own, nan=torch.inf)
         worst[which] = torch.maximum(certificate[which], own)

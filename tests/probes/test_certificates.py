@@ -1,6 +1,7 @@
 """What is certified is the optimum, also where rows have lost their curvature."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,9 +9,13 @@ import torch
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
+from probes import engine
 from probes.crossfit import crossfit
 from probes.folds import k_fold
-from probes.job import LogisticOptions
+from probes.job import LogisticOptions, one_hot
+from probes.losses import Loss
+from probes.operators import Operator, factor_gram
+from probes.problems import Batch, Work
 
 
 def objective(weights, shift, rows, codes, C):
@@ -62,3 +67,23 @@ def test_certified_probes_are_no_worse_than_newtons(n, d, classes, scale, gap, C
         best = objective(peer.coef_, peer.intercept_, *part)
         ours = found.coef[0, fold].numpy(), found.intercept[0, fold].numpy()
         assert objective(*ours, *part) <= best * (1 + 1e-7)
+
+
+def test_a_step_that_could_not_be_solved_for_certifies_nothing(monkeypatch):
+    """Cut short, conjugate gradients make what is left look shorter than it is."""
+    rng = np.random.default_rng(1)
+    n, classes = 120, 3
+    codes = torch.from_numpy(rng.integers(0, classes, n))[None]
+    rows = torch.from_numpy(rng.normal(size=(n, 90)) * 3)
+    rows -= rows.mean(0)
+    loss = Loss(one_hot(codes, classes), torch.full((1, 1, n), 10.0).double())
+    weight = torch.full((1, n), 1.0).double()
+    operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
+    nothing = torch.zeros_like(loss.target)
+    batch = Batch(loss, operator, nothing, nothing)
+    scores, dual, certificate = engine.minimise(batch)
+    assert float(certificate.max()) <= engine.ACCEPTED[torch.float64]
+    short = partial(engine.conjugate, limit=1)
+    monkeypatch.setattr(engine, "conjugate", short)
+    found = engine._judged(batch, scores, dual, certificate, Work())
+    assert float(found.min()) > 1
