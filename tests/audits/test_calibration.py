@@ -19,7 +19,7 @@ from audits.calibration import (
     shipped,
 )
 from audits.config import Rule
-from benchmarks.calibration import fit
+from benchmarks.calibration import figures, fit
 from evidence.axis import AxisResult
 from tests.audits import documents
 
@@ -225,3 +225,13 @@ def test_fitting_finds_what_tells_the_states_apart():
         # Three questions of ten or twenty models each, and none is surer than that.
         assert chances[state] > 0.8
     assert found.ranges["forgotten entities"] == (12.0, 12.0)
+    # The null: states dealt anew among the same audits can be told from nothing.
+    states = rng.permutation([each["state"] for each in cases]).tolist()
+    dealt = [each | {"state": state} for each, state in zip(cases, states, strict=True)]
+    half = fit(dealt[::2], 10.0, "dealt")
+    right = [
+        max(chances, key=chances.__getitem__) == each["state"]
+        for each in dealt[1::2]
+        if (chances := half.chances(figures(each))) is not None
+    ]
+    assert len(right) >= 15 and np.mean(right) <= 0.6
