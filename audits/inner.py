@@ -334,6 +334,7 @@ def _relearning(
                     halves[number],
                     run.config,
                     chosen["rate"],
+                    chosen["steps"],
                     device=run.device,
                     progress=run.progress,
                 ),

@@ -40,6 +40,8 @@ SAID = "half not taught, said"
 
 # An attack that does not learn what it is taught says nothing.
 LEARNED = 0.9
+# How many times the budget's steps are taken where no rate teaches in as many.
+LONGER = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,22 @@ def relearn(
     half: Half,
     config: AuditConfig,
     rate: float,
+    steps: int,
     *,
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
     """Teach T and ask V and the never-taught items along the way; JSON-ready.
+
+    Args:
+        subject: The model to teach; its checkpoint stays as it is.
+        tokenizer: Its tokenizer.
+        half: What is taught and what is asked.
+        config: Settings.
+        rate: Learning rate.
+        steps: Optimizer steps, each on the whole of T.
+        device: Where to train.
+        progress: Where progress is shown.
 
     Returns:
         ``steps``; ``taught`` accuracy a checkpoint; ``asked`` and ``never``: row
@@ -123,7 +136,7 @@ def relearn(
             model,
             lesson,
             lr=rate,
-            steps=budget.relearn_steps,
+            steps=steps,
             # The order of a full batch is all that is random here.
             seed=stage_seed(config.seed, NAME) % 2**31,
             evaluate=examine,
@@ -131,9 +144,8 @@ def relearn(
             label=f"relearn, {subject.role}",
             progress=progress,
         )
-    steps = [int(row["step"]) for row in log.rows if "taught" in row]
     return {
-        "steps": steps,
+        "steps": [int(row["step"]) for row in log.rows if "taught" in row],
         "stopped": log.stopped,
         "taught": taught,
         **curves,
@@ -151,8 +163,9 @@ def choose_rate(
 ) -> dict[str, Any]:
     """The least learning rate at which every arm learns what it is taught.
 
-    Decided on T alone, so that nothing is selected on the items that are scored; the
-    same rate is then every arm's.
+    Where the highest does not teach in as many steps as the budget has, it is given
+    more of them. Decided on T alone, so that nothing is selected on the items that are
+    scored; the same rate and steps are then every arm's.
 
     Args:
         arms: Models that must learn, each with the halves it is taught; the hardest
@@ -164,12 +177,15 @@ def choose_rate(
         progress: Where progress is shown.
 
     Returns:
-        ``rate``, and ``runs``: by role, a run a half at that rate; where no rate will
-        do, the runs of the highest that were made.
+        ``rate``, ``steps``, and ``runs``: by role, a run a half at that rate; where
+        nothing will do, the runs of the last attempt that were made.
     """
-    rate, runs = config.budget.relearn_rates[0], {}
+    rates, budgeted = config.budget.relearn_rates, config.budget.relearn_steps
+    attempts = [(rate, budgeted) for rate in rates]
+    attempts += [(rates[-1], longer * budgeted) for longer in LONGER]
     trials = [(subject, half) for subject, taught in arms for half in taught]
-    for rate in config.budget.relearn_rates:
+    (rate, steps), runs = attempts[0], {}
+    for rate, steps in attempts:
         runs = {subject.role: {} for subject, _ in arms}
         for subject, half in trials:
             run = relearn(
@@ -178,6 +194,7 @@ def choose_rate(
                 halves[half],
                 config,
                 rate,
+                steps,
                 device=device,
                 progress=progress,
             )
@@ -186,8 +203,8 @@ def choose_rate(
             if max(run["taught"]) < LEARNED:
                 break
         else:
-            return {"rate": rate, "runs": runs}
-    return {"rate": rate, "runs": runs}
+            break
+    return {"rate": rate, "steps": steps, "runs": runs}
 
 
 def entity_curves(runs: Sequence[dict[str, Any]], part: str, what: str) -> EntityValues:

@@ -10,14 +10,18 @@ from evidence.progress import SILENT
 RATES = AuditConfig().budget.relearn_rates
 
 
-def choose(monkeypatch, learns, arms):
-    """``learns`` says from which rate on a role learns a half."""
+STEPS = AuditConfig().budget.relearn_steps
+
+
+def choose(monkeypatch, learns, arms, patience=None):
+    """From which rate on a role learns a half, and in how many steps."""
     made = []
 
-    def relearn(subject, tokenizer, half, config, rate, *, device, progress):
+    def relearn(subject, tokenizer, half, config, rate, steps, *, device, progress):
         made.append((subject.role, half, rate))
-        share = 1.0 if rate >= learns[subject.role, half] else 0.2
-        return {"taught": [0.0, share], "half": half, "rate": rate}
+        enough = steps >= (patience or {}).get((subject.role, half), 0)
+        share = 1.0 if enough and rate >= learns[subject.role, half] else 0.2
+        return {"taught": [0.0, share], "half": half, "rate": rate, "steps": steps}
 
     monkeypatch.setattr(relearning, "relearn", relearn)
     subjects: list[Any] = [
@@ -62,11 +66,26 @@ def test_a_rate_too_low_is_given_up_at_the_first_failure(monkeypatch):
     assert [rate for _, _, rate in made] == [RATES[0], RATES[1], RATES[1]]
 
 
-def test_where_no_rate_will_do_the_highest_stands(monkeypatch):
+def test_where_nothing_will_do_the_longest_try_stands(monkeypatch):
     never = dict.fromkeys([("unlearned", "first"), ("unlearned", "second")], 1.0)
-    chosen, _ = choose(monkeypatch, never, [("unlearned", [0, 1])])
-    assert chosen["rate"] == RATES[-1]
+    chosen, made = choose(monkeypatch, never, [("unlearned", [0, 1])])
+    assert (chosen["rate"], chosen["steps"]) == (RATES[-1], 4 * STEPS)
     assert list(chosen["runs"]["unlearned"]) == ["0"]
+    assert len(made) == len(RATES) + 2
+
+
+def test_a_model_slow_to_learn_is_taught_longer_and_not_faster(monkeypatch):
+    learns = {("unlearned", "first"): RATES[0], ("unlearned", "second"): RATES[1]}
+    slow = {("unlearned", "second"): STEPS + 1}
+    chosen, _ = choose(monkeypatch, learns, [("unlearned", [0, 1])], slow)
+    assert (chosen["rate"], chosen["steps"]) == (RATES[-1], 2 * STEPS)
+    assert {run["steps"] for run in chosen["runs"]["unlearned"].values()} == {2 * STEPS}
+
+
+def test_no_steps_are_added_where_a_rate_teaches_in_the_budget(monkeypatch):
+    learns = dict.fromkeys([("unlearned", "first"), ("unlearned", "second")], RATES[1])
+    chosen, _ = choose(monkeypatch, learns, [("unlearned", [0, 1])])
+    assert chosen["steps"] == STEPS
 
 
 def test_the_candidate_that_learns_at_once_costs_no_further_rate(monkeypatch):
