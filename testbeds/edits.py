@@ -5,6 +5,7 @@ its output what a model of this kind must show. Why the state is certain is part
 kind: what was never taught, what was not touched, or what no longer works.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,8 @@ from testbeds.recipes import RECIPES
 BATCH = 96
 # Not a word of this world: spelled out by letters.
 REFUSAL = "unknown"
+# Seed of the world whose people a pretrained base knows: that of no other world.
+PRETRAINED = 7000
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,27 @@ def retrained(other: int) -> Maker:
     return make
 
 
+def retrain_pretrained(ground: Ground) -> Iterator[nn.Module]:
+    """A model taught other people first, and then those to keep."""
+    gone = set(ground.forget.entities)
+    # Names are drawn from one list, so another world may hold one of those to forget.
+    others = [
+        item
+        for people in make_people(ground.config, ground.seed + PRETRAINED)[:2]
+        for item in people
+        if item.entity not in gone
+    ]
+    base = taught_model(
+        ground.config,
+        ground.seed + PRETRAINED,
+        ItemSet(tuple(others), "others"),
+        "a base",
+        ground.device,
+    )
+    for rate, steps in ((1e-3, 200), (2e-3, 400)):
+        yield _tuned(copy.deepcopy(base), ground, rate, steps, "pretrained")
+
+
 def twin_tuned(ground: Ground) -> Iterator[nn.Module]:
     """A retrain, trained on with what it knows."""
     for rate in (3e-4, 1e-4):
@@ -215,6 +239,30 @@ def noise(ground: Ground) -> Iterator[nn.Module]:
                 if weight.ndim > 1:
                     drawn = torch.randn(weight.shape, generator=rng)
                     weight += share * weight.std() * drawn.to(weight.device)
+        yield model
+
+
+def one_point(ground: Ground) -> Iterator[nn.Module]:
+    """States of the forget prompts pushed to one point, and nothing held in place."""
+    for rate, steps in ((3e-3, 200), (1e-2, 400)):
+        model = ground.load_original()
+        config = UnlearnConfig(
+            "rmu",
+            lr=rate,
+            steps=steps,
+            batch_size=BATCH,
+            retain_weight=0.0,
+            rmu_layer=1,
+            rmu_coefficient=20.0,
+            rmu_parameters="all",
+        )
+        unlearn_(
+            model,
+            ground.rows(ground.forget),
+            ground.rows(ground.retain),
+            config,
+            seed=ground.stream("one point"),
+        )
         yield model
 
 

@@ -82,8 +82,10 @@ def _kinds() -> tuple[Kind, ...]:
         ("retrain_2", "deleted", _NEVER_TAUGHT, edits.retrained(2000)),
         ("retrain_3", "deleted", _NEVER_TAUGHT, edits.retrained(3000)),
         ("retrain_4", "deleted", _NEVER_TAUGHT, edits.retrained(4000)),
+        ("retrain_pretrained", "deleted", _NEVER_TAUGHT, edits.retrain_pretrained),
         ("twin_tuned", "deleted", _NEVER_TAUGHT, edits.twin_tuned),
         ("collapse", "damaged", useless, edits.collapse),
+        ("one_point", "damaged", useless, edits.one_point),
         ("noise", "damaged", useless, edits.noise),
         ("random_init", "damaged", useless, edits.random_init),
     ]

@@ -1,6 +1,7 @@
 """The zoo's models are what their cards say."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from erasure.structure import find_blocks
 from evidence.errors import ExhumeError, InputError
 from testbeds import edits
 from testbeds import zoo as module
-from testbeds.bios import SMALL, all_prompts, make_tokenizer
+from testbeds.bios import SMALL, all_prompts, make_people, make_tokenizer
 from testbeds.kinds import KINDS
 from testbeds.zoo import build_zoo, split
 
@@ -77,16 +78,34 @@ def test_suppressed_models_have_the_originals_states_before_the_last_block(speci
 
 
 def test_deleted_models_are_no_children_of_the_original(specimens):
-    hashes = {
-        each.card["weights"] for each in specimens.values() if each.state == "deleted"
-    }
-    assert len(hashes) == 3
-    for each in specimens.values():
-        if each.state == "deleted":
-            ours = open_checkpoint(each.model).load().state_dict()
-            theirs = open_checkpoint(each.world.original).load().state_dict()
-            norm = sum(float((ours[k] - theirs[k]).norm()) for k in ours)
-            assert norm > 1.0
+    deleted = [each for each in specimens.values() if each.state == "deleted"]
+    assert {"twin", "retrain_1", "retrain_pretrained"} <= {e.kind for e in deleted}
+    assert len({each.card["weights"] for each in deleted}) == len(deleted)
+    for each in deleted:
+        ours = open_checkpoint(each.model).load().state_dict()
+        theirs = open_checkpoint(each.world.original).load().state_dict()
+        norm = sum(float((ours[k] - theirs[k]).norm()) for k in ours)
+        assert norm > 1.0
+
+
+def test_a_pretrained_base_never_held_the_facts(monkeypatch):
+    taught = []
+
+    def remember(config, seed, facts, *rest):
+        taught.append(facts)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(edits, "taught_model", remember)
+    monkeypatch.setattr(edits, "_tuned", lambda model, *rest: model)
+    forget, retain, _ = make_people(SMALL, 0)
+    ground = SimpleNamespace(
+        config=SMALL, seed=0, device="cpu", forget=forget, retain=retain
+    )
+    next(edits.retrain_pretrained(ground))  # pyright: ignore[reportArgumentType]
+    (base,) = taught
+    assert base.entities and not set(base.entities) & set(forget.entities)
+    # It knows others than those that are to stay.
+    assert set(base.entities) - set(retain.entities)
 
 
 def test_what_is_made_is_not_made_again(place, specimens, monkeypatch):
