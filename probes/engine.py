@@ -94,12 +94,17 @@ def minimise(
             return scores, dual, certificate
     scores, dual, certificate = _stage(batch, target, iterations, steps, work)
     _undrift(batch, scores, dual, certificate, target, iterations, steps, work)
-    certificate = _judged(batch, scores, dual, certificate, work)
+    certificate = judged(batch, scores, dual, certificate, work)
     return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
 
 
-def _judged(
-    batch: Batch, scores: Tensor, dual: Tensor, certificate: Tensor, work: Work
+def judged(
+    batch: Batch,
+    scores: Tensor,
+    dual: Tensor,
+    certificate: Tensor,
+    work: Work,
+    margin: Tensor | None = None,
 ) -> Tensor:
     """Certificates in the metric of the Hessian where each answer stands.
 
@@ -136,6 +141,7 @@ def _judged(
         over = inner(unsolved, part.operator(unsolved), work).abs()
         slope = torch.where(over <= 4 * ENOUGH**2 * square, slope, torch.inf)
         own = (slope.abs() / own_size(part, curvature, work)).sqrt()
+        own = own if margin is None else own * margin[which]
         own = torch.nan_to_num(own, nan=torch.inf)
         worst[which] = torch.maximum(certificate[which], own)
     return torch.where(certificate <= most, worst, certificate)

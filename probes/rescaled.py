@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.engine import ACCEPTED, TARGET, certified, conjugate
+from probes.engine import ACCEPTED, TARGET, certified, conjugate, judged
 from probes.problems import (
     Batch,
     Work,
@@ -87,15 +87,15 @@ def refine(
         (fold, 1, n) scores, (fold, 1, n) row weights alpha and the (fold,) certificate.
     """
     target = TARGET[torch.float64]
-    every, weights = scales, batch.operator.weight
-    batch = _rescale(batch, scales)
+    every = batch = _rescale(batch, scales)
+    whole = scales
     scores, alpha = torch.empty_like(batch.scores), torch.empty_like(batch.scores)
     certificate = scores.new_full((len(scores),), torch.inf)
     place = torch.arange(len(scores), device=scores.device)
     best, stalled = certificate.clone(), torch.zeros_like(certificate)
     fast = batch.operator.to(iterations)
     # The factor's metric is the fold's up to its scales.
-    margin = scales.ratio.amax(1).clamp(min=1.0).sqrt()
+    margin = margins = scales.ratio.amax(1).clamp(min=1.0).sqrt()
     residual, curvature = residual_of(batch, work)
     for step in range(STEPS + 1):
         rough = work.like("rough", residual, iterations).copy_(residual)
@@ -146,7 +146,13 @@ def refine(
             exact,
             inner(first, exact, work),
         )
-    return _undrifted(scores, alpha, certificate, weights, every)
+    weight = every.operator.weight
+    fresh = _with_intercept(whole.scores(alpha), scores, weight)
+    # What was carried along and strayed from it gets no certificate.
+    certificate[strayed(scores, fresh)] = torch.inf
+    dual = alpha + weight * fresh
+    certificate = judged(every, fresh, dual, certificate, work, margins)
+    return fresh, alpha, certificate
 
 
 def _rescale(batch: Batch, scales: Scales) -> Batch:
@@ -155,15 +161,6 @@ def _rescale(batch: Batch, scales: Scales) -> Batch:
     alpha = _balanced(batch.dual - weight * batch.scores, weight)
     scores = _with_intercept(scales.scores(alpha), batch.scores, weight)
     return Batch(batch.loss, batch.operator, alpha + weight * scores, scores)
-
-
-def _undrifted(
-    scores: Tensor, alpha: Tensor, certificate: Tensor, weight: Tensor, scales: Scales
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores computed anew; where those carried along had strayed, no certificate."""
-    fresh = _with_intercept(scales.scores(alpha), scores, weight)
-    certificate[strayed(scores, fresh)] = torch.inf
-    return fresh, alpha, certificate
 
 
 def _with_intercept(scores: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:

@@ -85,5 +85,61 @@ def test_a_step_that_could_not_be_solved_for_certifies_nothing(monkeypatch):
     assert float(certificate.max()) <= engine.ACCEPTED[torch.float64]
     short = partial(engine.conjugate, limit=1)
     monkeypatch.setattr(engine, "conjugate", short)
-    found = engine._judged(batch, scores, dual, certificate, Work())
+    found = engine.judged(batch, scores, dual, certificate, Work())
     assert float(found.min()) > 1
+
+
+def test_a_metric_that_shortens_steps_is_made_up_for():
+    """Folds of other scales are judged with an operator that is not quite theirs."""
+    rng = np.random.default_rng(2)
+    n = 80
+    codes = torch.from_numpy(rng.integers(0, 2, n))[None]
+    rows = torch.from_numpy(rng.normal(size=(n, 60)))
+    rows -= rows.mean(0)
+    loss = Loss(one_hot(codes, 2), torch.full((1, 1, n), 1e4).double())
+    weight = torch.full((1, n), 1e6).double()
+    operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
+    dual = torch.from_numpy(rng.normal(size=(1, 1, n))) * 1e4
+    batch = Batch(loss, operator, dual, operator(dual))
+    # The factor is so much stiffer than the loss that only the step which is left can
+    # say how far it is to the optimum.
+    small = torch.full((1,), 1e-9).double()
+    plain = engine.judged(batch, batch.scores, dual, small, Work())
+    wider = engine.judged(
+        batch, batch.scores, dual, small, Work(), torch.full((1,), 3.0).double()
+    )
+    assert float(plain) > 1e-3
+    assert float(wider) == pytest.approx(3 * float(plain), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "gap", "C", "folds"),
+    [(150, 120, 3.0, 1e6, 10), (60, 576, 1.0, 1e5, 60), (120, 100, 0.0, 100.0, 10)],
+)
+def test_folds_with_scales_of_their_own_are_no_worse_than_newtons(n, d, gap, C, folds):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, n)
+    rows = rng.normal(size=(n, d))
+    rows[np.arange(n), codes] += gap
+    rows[:, 1] *= 1 + 5 * (rng.random(n) < 0.05)  # a column whose scale is a few rows'
+    dealt = k_fold(None, codes, folds)
+    found = crossfit(
+        torch.from_numpy(rows),
+        torch.from_numpy(codes)[None],
+        2,
+        dealt,
+        LogisticOptions(C=C, standardize="fold", precision=torch.float64),
+        coefficients=True,
+    )
+    assert found.unsolved == 0
+    peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
+    for fold, train in enumerate(dealt.train[:12]):
+        mean, size = rows[train].mean(0), rows[train].std(0)
+        part = (rows[train] - mean) / size, codes[train], C
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that it stops short
+            peer.fit(*part[:2])
+        best = objective(peer.coef_, peer.intercept_, *part)
+        weights = found.coef[0, fold].numpy()
+        shift = found.intercept[0, fold].numpy() + weights @ mean
+        assert objective(weights * size, shift, *part) <= best * (1 + 1e-7)
