@@ -109,15 +109,19 @@ def _probabilities(document: dict) -> list[str]:
 
 
 def _by_group(cases: list[dict]) -> list[str]:
-    """Counts by architecture, floor and kind of world, adversaries included."""
+    """Counts by architecture, floor and world, adversaries included."""
     lines = [
         "Audits of models of certain state, adversaries included.",
         "",
         "| | audits | right | wrong | inconclusive |",
         "|---|---|---|---|---|",
     ]
-    known = [case for case in cases if case["state"] is not None]
-    for key in ("family", "floor"):
+    known = [
+        case | {"world": _world(case["model"])}
+        for case in cases
+        if case["state"] is not None
+    ]
+    for key in ("family", "floor", "world"):
         for value in dict.fromkeys(case[key] for case in known):
             here = [case for case in known if case[key] == value]
             right = sum(case["verdict"] == case["state"] for case in here)
@@ -125,6 +129,11 @@ def _by_group(cases: list[dict]) -> list[str]:
             cells = (f"{key} {value}", len(here), right, len(here) - right - left, left)
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
+
+
+def _world(model: str) -> str:
+    """World of a model by its name: kind of world, shape and seed."""
+    return "-".join(model.split("-")[:3])
 
 
 def probabilities_of(cases: Sequence[Case]) -> dict | None:
@@ -202,7 +211,7 @@ def main() -> None:
         # Audits may be older than the figures made of them.
         "code": sorted({e["audit"]["manifest"]["code_sha256"][:12] for e in audited}),
         "part": asked.part,
-        "worlds": sorted({"-".join(each.model.split("-")[:3]) for each in cases}),
+        "worlds": sorted({_world(each.model) for each in cases}),
         "hardware": hardware,
         "rows": figures(cases),
         "probabilities": probabilities_of(cases),
