@@ -47,9 +47,9 @@ class ImageUnlearnConfig:
 
     method: str
     lr: float = 1e-3
-    steps: int = 60
-    batch_size: int | None = 64
-    retain_batch_size: int | None = 128
+    steps: int = 30
+    batch_size: int | None = 32
+    retain_batch_size: int | None = 64
     forget_weight: float = 1.0
     retain_weight: float = 1.0
     temperature: float = 2.0

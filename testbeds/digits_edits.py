@@ -134,7 +134,7 @@ def retain_tuned(ground: DigitsGround) -> Iterator[nn.Module]:
 
 def head_only(ground: DigitsGround) -> Iterator[nn.Module]:
     """Wrong classes, taught to the classifier alone: every state is the original's."""
-    for rate, steps in ((1e-2, 100), (2e-2, 200), (5e-2, 400)):
+    for rate, steps in ((2e-2, 60), (5e-2, 120), (0.1, 300)):
         model = ground.load_original()
         chosen = list(classifier_of(model).parameters())
         yield tuned_(model, ground, [ground.wrong()], rate, steps, "head", chosen)
@@ -152,7 +152,7 @@ def logit_mask(ground: DigitsGround) -> Iterator[nn.Module]:
 
 def last_block_relabel(ground: DigitsGround) -> Iterator[nn.Module]:
     """Wrong classes, taught to the last block and what follows it."""
-    for rate, steps in ((1e-3, 60), (2e-3, 150), (3e-3, 300)):
+    for rate, steps in ((2e-3, 40), (3e-3, 100), (3e-3, 300)):
         model = ground.load_original()
         chosen = last_parameters(model, 1)
         yield tuned_(model, ground, [ground.wrong()], rate, steps, "last block", chosen)
@@ -213,7 +213,7 @@ def retrained(other: int) -> DigitsMaker:
 def twin_tuned(ground: DigitsGround) -> Iterator[nn.Module]:
     """A retrain, trained on with what it knows."""
     for rate in (3e-4, 1e-4):
-        yield tuned_(ground.load_twin(), ground, [], rate, 60, "twin tuned")
+        yield tuned_(ground.load_twin(), ground, [], rate, 40, "twin tuned")
 
 
 def collapse(ground: DigitsGround) -> Iterator[nn.Module]:
