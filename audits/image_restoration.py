@@ -1,6 +1,6 @@
 """Can an image model be steered back to a class it was made to forget?
 
-One fixed change of the states, the same for every image, is fitted on half of the
+One fixed change of the states, the same rule for every image, is fitted on half of the
 images; its route, site and strength are chosen there under a limit on what it costs the
 other classes; what it brings back is counted on the other half, and then the halves
 change places. The same steering with a random change, with changes made for other
@@ -9,10 +9,11 @@ that is luck. After arXiv 2602.18505, whose own test is in ``audits.image_publis
 """
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from audits.image_steering import (
     ROUTES,
@@ -21,13 +22,14 @@ from audits.image_steering import (
     halves,
     image_sites,
     named,
-    slopes_of,
+    slope_of,
     state_sites,
     states_of,
     turned,
 )
 from audits.restoration import LEAST_LOST
 from audits.restoration_trial import RETAIN_DROP, STRENGTHS
+from capture.hooks import Edit
 from capture.images import ImageSet
 from capture.sites import Sites
 from evidence.errors import InputError
@@ -86,7 +88,7 @@ def restore_images(
         fitted = Fitted(
             states_of(model, both, sites, where),
             states_of(original, both, sites, there),
-            {c: slopes_of(model, both, c, sites, where) for c in (label, *classes)},
+            cache(partial(_slope, model, both, where)),
             both.labels,
         )
         choice = _choose(model, fitted, fit, kept[number], where, sites, label)
@@ -107,6 +109,12 @@ def restore_images(
         "never": np.mean(unknown, axis=0).tolist(),
         "choices": choices,
     }
+
+
+def _slope(
+    model: nn.Module, images: ImageSet, where: Sites, label: int, site: str
+) -> Tensor:
+    return slope_of(model, images, label, site, where)
 
 
 def one_class(forget: ImageSet) -> int:
@@ -220,15 +228,29 @@ def _choose(
     return best
 
 
-def _edits(fitted: Fitted, choice: dict[str, Any], label: int, turn=None) -> dict:
-    """The chosen change made for a class, or one as large in a random direction."""
-    if choice["route"] is None:
+def _edits(
+    fitted: Fitted,
+    choice: dict[str, Any],
+    label: int,
+    *,
+    other: int | None = None,
+    turn: np.random.Generator | None = None,
+) -> dict[str, Edit]:
+    """The chosen change, made for another class, or as large in a random direction."""
+    route, site = choice["route"], choice["site"]
+    if route is None:
         return {}
-    push = fitted.push(choice["route"], choice["site"], label)
+    if other is None:
+        push = fitted.push(route, site, label)
+    elif route == ROUTES[4]:
+        # Another class is read; what is written still names the forgotten one.
+        push = fitted.push(route, site, label, read=other)
+    else:
+        push = fitted.push(route, site, other)
     if push is None:
         return {}
     push = push if turn is None else turned(push, turn)
-    return {choice["site"]: adding(push, choice["strength"])}
+    return {site: adding(push, choice["strength"])}
 
 
 def _try(
@@ -247,7 +269,7 @@ def _try(
         return named(model, test, edits, where, label)
 
     random = [called(_edits(fitted, choice, label, turn=rng)) for _ in range(DRAWS)]
-    others = [called(_edits(fitted, choice, other)) for other in classes]
+    others = [called(_edits(fitted, choice, label, other=c)) for c in classes]
     return {
         "steered": called(_edits(fitted, choice, label)),
         "random": np.mean(random, axis=0),
