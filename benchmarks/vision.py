@@ -192,6 +192,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="10,11,12")
     parser.add_argument("--families", default="cnn,vit")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument(
+        "--made", action="store_true", help="only models that are in --root already"
+    )
     parser.add_argument("--root", type=Path, default=cache_root() / "zoo")
     parser.add_argument("--result", type=Path, default=RESULT)
     given = parser.parse_args()
@@ -200,7 +203,11 @@ def main() -> None:
     found = []
     for seed in seeds:
         for family in families:
-            found += figures(family, seed, given.kinds.split(","), given.root)
+            kinds = given.kinds.split(",")
+            if given.made:
+                start = given.root / "models" / f"digits-{family}-{seed}-"
+                kinds = [k for k in kinds if Path(f"{start}{k}").is_dir()]
+            found += figures(family, seed, kinds, given.root)
     rows = summary(found, f"digits, seeds {','.join(map(str, seeds))}, both shapes")
     for family in families:
         mine = [each for each in found if each["family"] == family]
@@ -211,7 +218,8 @@ def main() -> None:
     ).stdout.strip()
     document = {
         "command": "python -m benchmarks.vision "
-        + f"--seeds {given.seeds} --families {given.families}",
+        + f"--seeds {given.seeds} --families {given.families}"
+        + (" --made" if given.made else ""),
         "commit": commit,
         "machine": f"{platform.machine()}, {platform.processor() or 'cpu'}",
         "threads": torch.get_num_threads(),

@@ -33,6 +33,14 @@ from evidence.errors import InputError
 from testbeds.digits import DigitsConfig, new_classifier
 
 
+# Of the libraries under sae-lens.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
 @pytest.fixture(scope="module")
 def pair(digits_zoo):
     world = digits_zoo[0].world
