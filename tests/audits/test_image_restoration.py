@@ -32,7 +32,6 @@ from capture.models import open_checkpoint
 from evidence.errors import InputError
 from testbeds.digits import DigitsConfig, new_classifier
 
-
 # Of the libraries under sae-lens.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
