@@ -162,10 +162,16 @@ def zoo_build(
     root: Annotated[
         Path | None, typer.Option(help="Folder of the zoo; the cache by default.")
     ] = None,
+    world: Annotated[
+        str, typer.Option(help="bios (invented people) or digits (images).")
+    ] = "bios",
     seeds: Annotated[str, typer.Option(help="Comma-separated worlds.")] = "0",
     families: Annotated[
-        str, typer.Option(help="Comma-separated: llama, gpt2, neox.")
-    ] = "llama",
+        str,
+        typer.Option(
+            help="Comma-separated: llama, gpt2, neox; vit, cnn. Else the first."
+        ),
+    ] = "",
     only: Annotated[str, typer.Option(help="Comma-separated kinds; else all.")] = "",
     device: DeviceOption = "cpu",
 ) -> None:
@@ -180,7 +186,8 @@ def zoo_build(
         made = build_zoo(
             place,
             seeds=_numbers(seeds, "--seeds"),
-            families=_words(families),
+            world=world,
+            families=_words(families) or None,
             only=_words(only) or None,
             device=choose_device(device),
             progress=progress,

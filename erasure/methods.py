@@ -14,8 +14,7 @@ relabelling that can only touch the end of the network, so what came before it i
 untouched.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,7 @@ from torch import nn
 from erasure.config import DISTILLING, RELABELLING, UnlearnConfig
 from erasure.dampening import dampen_, diagonal_fisher
 from erasure.distilling import distilling_losses
-from erasure.losses import Losses, likelihood_losses, preference_losses, rmu_losses
+from erasure.losses import likelihood_losses, preference_losses, rmu_losses
 from erasure.lower import lower_blocks_once
 from erasure.objectives import count_scored
 from erasure.saliency import only_where, saliency_masks
@@ -36,12 +35,11 @@ from erasure.training import (
     finetune_,
     only_training,
     shortest,
-    shuffled_batches,
     take_steps,
 )
+from erasure.turns import alternating, paired
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.seeds import numpy_rng
 from evidence.sequences import Sequences
 
 
@@ -125,7 +123,7 @@ def unlearn_(
             else:
                 losses = likelihood_losses(model, target, retain, config)
             kept = len(retain) if keeps else 0
-            steps_of = _alternating if config.method == "scrub" else _paired
+            steps_of = alternating if config.method == "scrub" else paired
             backward = steps_of(losses, len(target), kept, config, seed)
             schedule = config.schedule()
             with ExitStack() as stack:
@@ -287,64 +285,3 @@ def _stop_rule(below: float | None) -> Callable[[dict[str, float]], bool] | None
         return seen["forget"] <= below
 
     return stop
-
-
-def _paired(
-    losses: Losses, targets: int, retained: int, config: UnlearnConfig, seed: int
-) -> Callable[[], dict[str, float]]:
-    """One step: a batch of forget rows and, unless there are none, of retain rows."""
-    forget_order, retain_order = _orders(targets, retained, config, seed)
-
-    def backward() -> dict[str, float]:
-        found: dict[str, float] = {}
-        if losses.forget is not None:
-            found["forget_loss"] = losses.forget(next(forget_order))
-        if retained:
-            found["retain_loss"] = losses.retain(next(retain_order))
-        return found
-
-    return backward
-
-
-def _alternating(
-    losses: Losses, targets: int, retained: int, config: UnlearnConfig, seed: int
-) -> Callable[[], dict[str, float]]:
-    """SCRUB's order: rounds over the forget rows, each followed by one over the rest.
-
-    After ``config.ascents`` of them the rounds over the rest go on alone.
-    """
-    size = min(config.batch_size or targets, targets)
-    kept = min(config.retain_batch_size or size, retained) if retained else 1
-    paired = _orders(targets, retained, config, seed)
-    rounds = math.ceil(targets / size), math.ceil(retained / kept)
-
-    def turns() -> Iterator[str]:
-        for _ in range(config.ascents):
-            yield from ["forget"] * rounds[0]
-            yield from ["retain"] * rounds[1]
-        while True:
-            yield "retain" if retained else "forget"
-
-    order = turns()
-
-    def backward() -> dict[str, float]:
-        if next(order) == "forget" and losses.forget is not None:
-            return {"forget_loss": losses.forget(next(paired[0]))}
-        return {"retain_loss": losses.retain(next(paired[1]))}
-
-    return backward
-
-
-def _orders(
-    targets: int, retained: int, config: UnlearnConfig, seed: int
-) -> tuple[Iterator[list[int]], Iterator[list[int]]]:
-    """Endless batches of forget rows and of retain rows."""
-    size = min(config.batch_size or targets, targets)
-    return (
-        shuffled_batches(targets, config.batch_size, numpy_rng(seed, "forget")),
-        shuffled_batches(
-            max(retained, 1),
-            config.retain_batch_size or size,
-            numpy_rng(seed, "retain"),
-        ),
-    )

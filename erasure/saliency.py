@@ -32,6 +32,16 @@ def saliency_masks(
     for parameter in parameters:
         parameter.grad = None
     backward_nll(reader_for(model, forget), forget, loss_on, 1.0)
+    return largest(parameters, share)
+
+
+def largest(parameters: list[nn.Parameter], share: float) -> list[Tensor]:
+    """True at the ``share`` of weights whose gradients are largest; clears them.
+
+    Args:
+        parameters: With the gradients to compare.
+        share: Above 0, at most 1; one threshold for all parameters together.
+    """
     sizes = [
         torch.zeros_like(p) if p.grad is None else p.grad.abs() for p in parameters
     ]

@@ -1,7 +1,10 @@
 """The kinds of model in the zoo: state, why it is certain, what they must show."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from erasure.config import RETRAINING
 from testbeds import adversaries, edits, suppressions
@@ -20,7 +23,7 @@ class Kind:
         state: What the model truly is; None for published methods, whose state has to
             be graded.
         why: Why that is certain, in one sentence.
-        make: Yields models, the mildest first.
+        make: From a world's ground to models, the mildest first.
         said: Least and most share of forget answers the model may say.
         kept: Least and most share of retain answers.
     """
@@ -28,7 +31,7 @@ class Kind:
     name: str
     state: State | None
     why: str
-    make: Maker
+    make: Callable[[Any], Iterator[nn.Module]]
     said: Range
     kept: Range
 

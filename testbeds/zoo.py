@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,15 @@ from typing import Any
 from torch import nn
 
 from capture.gguf import quiet
-from capture.items import read_items
 from capture.models import open_checkpoint
-from capture.scoring import score_answers
-from evidence.errors import ExhumeError, InputError
+from evidence.errors import ExhumeError
 from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
-from testbeds.bios import STANDARD, BiosConfig, BiosWorld, build_bios
-from testbeds.edits import Ground
-from testbeds.families import FAMILIES, Family
-from testbeds.kinds import ADVERSARIES, KINDS, Kind, Range
+from testbeds.kinds import Kind, Range
 from testbeds.planted import check_card, read_card
+from testbeds.zoo_worlds import WORLDS, ZooWorld, ground_of, known, sized
+
+__all__ = ["Specimen", "build_zoo", "ground_of", "sized", "split"]
 
 # Raise when a kind is made in another way: models made before are then made again.
 VERSION = 1
@@ -34,35 +32,28 @@ class Specimen:
     Attributes:
         family: Shape of the model.
         seed: Of its world.
-        kind: A name in ``KINDS``.
+        kind: A kind of its world.
         model: Folder in Hugging Face format, with ``card.json``.
         world: Original and item files.
         card: How it was made, its state, why that is certain, what it shows.
     """
 
-    family: Family
+    family: Any
     seed: int
     kind: str
     model: Path
-    world: BiosWorld
+    world: Any
     card: dict[str, Any]
 
     @property
     def name(self) -> str:
         """Unique in the zoo."""
-        return _name(self.family, self.seed, self.kind)
+        return self.model.name
 
     @property
     def state(self) -> str | None:
         """What it truly is; None where that has to be graded."""
-        return KINDS[self.kind].state
-
-
-def sized(config: BiosConfig, family: Family) -> BiosConfig:
-    """The world's settings for models of ``family``: learned positions take longer."""
-    return replace(
-        config, family=family, steps=config.steps * (1 if family == "llama" else 2)
-    )
+        return self.card["state"]
 
 
 def split() -> dict[str, Any]:
@@ -75,9 +66,10 @@ def build_zoo(
     root: Path,
     *,
     seeds: Sequence[int],
-    families: Sequence[str] = ("llama",),
+    world: str = "bios",
+    families: Sequence[str] | None = None,
     only: Sequence[str] | None = None,
-    config: BiosConfig = STANDARD,
+    config: Any = None,
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> tuple[Specimen, ...]:
@@ -89,27 +81,30 @@ def build_zoo(
 
     Args:
         root: Where the zoo is kept.
-        seeds: Worlds; each has people of its own.
-        families: Shapes of models.
+        seeds: Of worlds; each has people, or a class to forget, of its own.
+        world: "bios" or "digits".
+        families: Shapes of models; the world's first one by default.
         only: Kinds to make; all but the adversaries by default.
-        config: Size of worlds and models.
+        config: Size of worlds and models; the world's standard by default.
         device: Where models are trained.
         progress: Where progress is shown.
 
     Raises:
-        InputError: an unknown family or kind, or a folder that holds another model.
+        InputError: an unknown world, family or kind, or a folder that holds another
+            model.
         ExhumeError: a model does not show what its kind must show.
     """
-    wanted = [name for name in KINDS if name not in ADVERSARIES]
-    kinds = [_known(name, KINDS, "kind") for name in (wanted if only is None else only)]
-    families = [_known(name, FAMILIES, "family") for name in families]
+    place = WORLDS[known(world, WORLDS, "world")]
+    kinds = [known(name, place.kinds, "kind") for name in only or place.usual]
+    shapes = families or place.families[:1]
+    shapes = [known(name, place.families, "family") for name in shapes]
     made: list[Specimen] = []
-    with progress.task("zoo", len(seeds) * len(families) * len(kinds)) as advance:
-        for family in families:
-            settings = sized(config, family)
+    with progress.task("zoo", len(seeds) * len(shapes) * len(kinds)) as advance:
+        for family in shapes:
+            settings = place.sized(config or place.standard, family)
             for seed in seeds:
                 for specimen in _of_world(
-                    root, settings, seed, kinds, device, progress
+                    root, world, settings, seed, kinds, device, progress
                 ):
                     made.append(specimen)
                     advance(1)
@@ -119,51 +114,40 @@ def build_zoo(
 
 def _of_world(
     root: Path,
-    config: BiosConfig,
+    name: str,
+    config: Any,
     seed: int,
     kinds: Sequence[str],
     device: str,
     progress: Progress,
 ) -> Iterator[Specimen]:
-    world = build_bios(config, seed, root / "worlds", device, progress)
-    ground = ground_of(world, config, seed, device)
-    for kind in kinds:
-        out = root / "models" / _name(config.family, seed, kind)
+    place = WORLDS[name]
+    world = place.build(config, seed, root / "worlds", device, progress)
+    ground = place.ground(world, config, seed, device)
+    for each in kinds:
+        kind = place.kinds[each]
+        out = root / "models" / f"{name}-{config.family}-{seed}-{each}"
         card = {
             "version": VERSION,
-            "kind": kind,
-            "state": KINDS[kind].state,
-            "why": KINDS[kind].why,
-            "made": (KINDS[kind].make.__doc__ or "").strip(),
+            "kind": each,
+            "state": kind.state,
+            "why": kind.why,
+            "made": (kind.make.__doc__ or "").strip(),
             "world": asdict(config),
             "seed": seed,
             "original": ground.original.weights_hash,
-            "forget": ground.forget.digest,
-            "retain": ground.retain.digest,
+            **place.sets(ground),
         }
         if not _there(out, card):
-            model, shown = _first_that_shows(KINDS[kind], ground)
+            model, shown = _first_that_shows(kind, ground, place)
             with folder_atomic(out) as scratch:
                 with quiet():
                     model.save_pretrained(scratch)  # pyright: ignore
-                    ground.tokenizer.save_pretrained(scratch)
+                    place.save(ground, scratch)
                 _write_card(scratch, card | {"measured": shown})
             digest = open_checkpoint(out).weights_hash
             _write_card(out, card | {"measured": shown, "weights": digest})
-        yield Specimen(config.family, seed, kind, out, world, read_card(out))
-
-
-def ground_of(world: BiosWorld, config: BiosConfig, seed: int, device: str) -> Ground:
-    """What makers and the gold grade work with."""
-    return Ground(
-        config,
-        seed,
-        open_checkpoint(world.original),
-        open_checkpoint(world.twin),
-        read_items(world.forget),
-        read_items(world.retain),
-        device,
-    )
+        yield Specimen(config.family, seed, each, out, world, read_card(out))
 
 
 def _there(out: Path, card: dict[str, Any]) -> bool:
@@ -180,13 +164,12 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
     write_atomic(folder / "card.json", json.dumps(card, indent=1) + "\n")
 
 
-def _first_that_shows(kind: Kind, ground: Ground) -> tuple[nn.Module, dict[str, float]]:
+def _first_that_shows(
+    kind: Kind, ground: Any, place: ZooWorld = WORLDS["bios"]
+) -> tuple[nn.Module, dict[str, float]]:
     shown: dict[str, float] = {}
     for model in kind.make(ground):
-        shown = {
-            "said": _right(model, ground, ground.forget),
-            "kept": _right(model, ground, ground.retain),
-        }
+        shown = place.shown(model, ground)
         if _within(shown["said"], kind.said) and _within(shown["kept"], kind.kept):
             return model, shown
     raise ExhumeError(
@@ -194,10 +177,6 @@ def _first_that_shows(kind: Kind, ground: Ground) -> tuple[nn.Module, dict[str, 
         f"last one says {shown['said']:.2f} of what was to go (wanted {kind.said}) and "
         f"{shown['kept']:.2f} of the rest (wanted {kind.kept})"
     )
-
-
-def _right(model: nn.Module, ground: Ground, items) -> float:
-    return float(score_answers(model, ground.rows(items)).greedy.mean())
 
 
 def _within(value: float, limits: Range) -> bool:
@@ -215,15 +194,3 @@ def _list(root: Path) -> None:
             } | {"family": card["world"]["family"], "measured": card["measured"]}
     text = json.dumps({"version": VERSION, "models": models}, indent=1, sort_keys=True)
     write_atomic(root / "manifest.json", text + "\n")
-
-
-def _name(family: str, seed: int, kind: str) -> str:
-    return f"bios-{family}-{seed}-{kind}"
-
-
-def _known(name: Any, among: Any, what: str) -> Any:
-    if name not in among:
-        raise InputError(
-            f"there is no {what} {name!r} in the zoo", expected=", ".join(among)
-        )
-    return name

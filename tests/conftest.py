@@ -10,3 +10,25 @@ def tiny_codes(tmp_path_factory):
     from tests.testbeds.tiny_codes import TINY
 
     return build_codes(TINY, 0, tmp_path_factory.mktemp("codes"), twin=True)
+
+
+@pytest.fixture(scope="session")
+def digits_root(tmp_path_factory):
+    """Where the tiny digits zoo is kept for the session."""
+    return tmp_path_factory.mktemp("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_zoo(digits_root):
+    """A tiny digits world with some of its models, made once."""
+    from testbeds.zoo import build_zoo
+    from tests.testbeds.tiny_digits import KINDS, TINY_DIGITS
+
+    return build_zoo(
+        digits_root,
+        world="digits",
+        seeds=[0],
+        families=["cnn"],
+        only=KINDS,
+        config=TINY_DIGITS,
+    )

@@ -1,0 +1,230 @@
+"""Fixed changes of an image model's states, and what a model calls images under them.
+
+Nothing here reads a label at test time: a change is fitted on some images and then
+made to the states of *every* image, whatever it shows. It is one vector, or one vector
+in proportion to what a fixed reader finds in the image's own state; all that tells
+images apart is then the candidate's.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capture.hooks import Edit, evaluating, patch
+from capture.image_sites import find_image_sites
+from capture.images import ImageSet
+from capture.sites import Sites, model_device
+from erasure.image_losses import class_logits
+from evidence.errors import InputError
+
+BATCH = 256
+ROUTES = (
+    "its own mean of the class, less that of the rest",
+    "the original's mean of the class, less that of the rest",
+    "what the class lost in the mean, put back",
+    "the slope of the class's own log-probability",
+    "what the original's reader of the class finds, amplified",
+)
+# That reader is tried on what enters the classifier alone. Early states still hold the
+# picture: there it would be a classifier of its own, and name the class in a retrain
+# from the same starting weights as well.
+RIDGE = 0.1
+"""Penalty of the original's reader, in mean variances of a coordinate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Amplified:
+    """A change in proportion to what a fixed reader finds in an image's state.
+
+    Attributes:
+        reader: (coordinate,) over the flattened state.
+        middle: What is taken off before the reader, likewise flattened.
+        write: What is added, of one image's state's shape, where it reads 1.
+    """
+
+    reader: Tensor
+    middle: Tensor
+    write: Tensor
+
+
+Push = Tensor | Amplified
+"""What is added: the same for every image, or in proportion to a reading."""
+
+
+def state_sites(where: Sites) -> list[str]:
+    """What leaves each block, and what enters the classifier."""
+    return [*where.of("resid"), *where.of("final")]
+
+
+def read_logits(
+    model: nn.Module, images: ImageSet, edits: Mapping[str, Edit], where: Sites
+) -> Tensor:
+    """(image, class) logits under edits, on the CPU."""
+    device, found = model_device(model), []
+    with torch.no_grad(), evaluating(model), patch(model, edits, where=where):
+        for start in range(0, len(images), BATCH):
+            part = images.pixels[start : start + BATCH].to(device)
+            found.append(class_logits(model, part).float().cpu())
+    return torch.cat(found)
+
+
+def named(
+    model: nn.Module,
+    images: ImageSet,
+    edits: Mapping[str, Edit],
+    where: Sites,
+    label: int | None = None,
+) -> np.ndarray:
+    """(image,) 1.0 where the model names an image's class, or ``label`` if given."""
+    said = read_logits(model, images, edits, where).argmax(1).numpy()
+    wanted = images.labels if label is None else label
+    return (said == wanted).astype(float)
+
+
+def states_of(
+    model: nn.Module, images: ImageSet, sites: list[str], where: Sites
+) -> dict[str, Tensor]:
+    """Site to (image, ...) whole states, on the CPU."""
+    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+
+    def keep(site: str) -> Edit:
+        def edit(value: Tensor) -> Tensor:
+            found[site].append(value.detach().float().cpu())
+            return value
+
+        return edit
+
+    edits = {site: keep(site) for site in sites}
+    read_logits(model, images, edits, where)
+    return {site: torch.cat(parts) for site, parts in found.items()}
+
+
+def slope_of(
+    model: nn.Module, images: ImageSet, label: int, site: str, where: Sites
+) -> Tensor:
+    """The mean slope of a class's log-probability over the images' states at a site."""
+    held: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        # Cut from below: nothing beneath the site is differentiated.
+        held.append(value.detach().requires_grad_(True))
+        return held[0]
+
+    pixels = images.pixels.to(model_device(model))
+    with (
+        torch.enable_grad(),
+        evaluating(model),
+        patch(model, {site: keep}, where=where),
+    ):
+        logprob = class_logits(model, pixels).log_softmax(1)[:, label].mean()
+    (slope,) = torch.autograd.grad(logprob, held[0])
+    return slope.sum(0).detach().float().cpu()
+
+
+def adding(push: Push, strength: float) -> Edit:
+    """The edit that makes the same change to the states of every image.
+
+    Raises:
+        InputError: the strength or the change is not finite.
+    """
+    write = push.write if isinstance(push, Amplified) else push
+    if not np.isfinite(strength) or not bool(torch.isfinite(write).all()):
+        raise InputError(
+            "the steering strength or the change is not finite", got=str(strength)
+        )
+
+    def edit(value: Tensor) -> Tensor:
+        step = strength * write.to(value)
+        if not isinstance(push, Amplified):
+            return value + step
+        read = (value.flatten(1) - push.middle.to(value)) @ push.reader.to(value)
+        # Below the mean of the rest nothing was found, and nothing is taken away.
+        found = read.clamp(min=0.0).reshape(-1, *[1] * (value.dim() - 1))
+        return value + found * step
+
+    return edit
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """States of the images that changes are fitted on.
+
+    Attributes:
+        own: Site to (image, ...) states in the candidate.
+        first: The same in the original.
+        slope: From a class and a site to the slope in the candidate.
+        labels: (image,) class of each.
+    """
+
+    own: Mapping[str, Tensor]
+    first: Mapping[str, Tensor]
+    slope: Callable[[int, str], Tensor]
+    labels: np.ndarray
+
+    def push(
+        self, route: str, site: str, label: int, read: int | None = None
+    ) -> Push | None:
+        """What the route adds at strength 1; None where it would add nothing.
+
+        Args:
+            route: One of ``ROUTES``.
+            site: Where.
+            label: The class that is to be named.
+            read: The class that an amplified reading reads; ``label`` by default.
+        """
+        mine = torch.from_numpy(self.labels == label)
+        if route == ROUTES[2]:
+            push = (self.first[site][mine] - self.own[site][mine]).mean(0)
+        else:
+            states = (self.first if route == ROUTES[1] else self.own)[site]
+            push = states[mine].mean(0) - states[~mine].mean(0)
+        if route in ROUTES[3:]:
+            slope = self.slope(label, site)
+            push = slope * (push.norm() / slope.norm().clamp(min=1e-12))
+        if not float(push.norm()) > 1e-6:
+            return None
+        if route == ROUTES[4]:
+            if site != "final":
+                return None
+            return self._amplified(site, label if read is None else read, push)
+        return push
+
+    def _amplified(self, site: str, label: int, write: Tensor) -> Amplified:
+        """The original's discriminant of a class, 0 on the rest and 1 on its mean."""
+        states = self.first[site].flatten(1).double()
+        mine = torch.from_numpy(self.labels == label)
+        one, rest = states[mine].mean(0), states[~mine].mean(0)
+        inner = torch.where(mine[:, None], states - one, states - rest)
+        second = inner.T @ inner / len(states)
+        second.diagonal().add_(RIDGE * second.diagonal().mean() + 1e-12)
+        reader = torch.linalg.solve(second, one - rest)
+        reader /= (one - rest) @ reader
+        return Amplified(reader.float(), rest.float(), write)
+
+
+def turned(push: Push, rng: np.random.Generator) -> Push:
+    """Another change of the same size: what is added, or read, drawn at random."""
+    if isinstance(push, Amplified):
+        return replace(push, reader=_turned(push.reader, rng))
+    return _turned(push, rng)
+
+
+def _turned(push: Tensor, rng: np.random.Generator) -> Tensor:
+    drawn = torch.from_numpy(rng.standard_normal(tuple(push.shape))).float()
+    return drawn * (push.norm() / drawn.norm())
+
+
+def halves(
+    images: ImageSet, rng: np.random.Generator, most: int | None = None
+) -> tuple[ImageSet, ImageSet]:
+    """Two halves without a common image, of so many images together at most."""
+    order = rng.permutation(len(images))[:most]
+    return images.rows(np.sort(order[::2])), images.rows(np.sort(order[1::2]))
+
+
+def image_sites(model: nn.Module) -> Sites:
+    """The model's sites, blocks as the units."""
+    return find_image_sites(model)

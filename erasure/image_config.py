@@ -1,0 +1,95 @@
+"""Settings of a run that makes an image classifier forget a class."""
+
+from dataclasses import dataclass
+
+from erasure.training import Schedule
+from evidence.errors import InputError
+
+IMAGE_METHODS = (
+    *("grad_ascent", "grad_diff", "relabel", "salun", "ssd", "scrub", "bad_teacher"),
+    *("boundary_shrink", "duck", "famr", "cf_k", "eu_k", "rmu", "l1_sparse"),
+)
+# Methods that only teach what is to stay.
+ONLY_RETAIN = ("cf_k", "eu_k", "l1_sparse")
+# Methods that see forget images alone.
+ONLY_FORGET = ("grad_ascent", "boundary_shrink", "famr")
+
+
+@dataclass(frozen=True)
+class ImageUnlearnConfig:
+    """A method and its settings.
+
+    Attributes:
+        method: One of ``IMAGE_METHODS``.
+        lr: AdamW's learning rate.
+        steps: Optimizer steps.
+        batch_size: Forget images a step.
+        retain_batch_size: Retain images a step.
+        forget_weight: Weight of the forget term (DUCK's authors use 1).
+        retain_weight: Weight of the retain term (DUCK 1.4).
+        temperature: Of SCRUB's and bad teacher's distillation and of DUCK's retain
+            loss (2 in SCRUB and DUCK).
+        distil_weight: SCRUB's weight of the retain distillation (the authors' alpha).
+        ascents: SCRUB's rounds over the forget images.
+        saliency: Share of the weights that SalUn trains.
+        dampen_above: SSD dampens weights so many times as important to the forget
+            images as to all.
+        dampen_by: SSD's factor on the ratio of importances.
+        step: Length of boundary shrink's FGSM step, in pixel values.
+        anchor: FAMR's weight of the squared distance to the original's weights; the
+            largest weight of L1-sparse's penalty, which falls to 0 over the run.
+        last_k: Blocks trained by CF-k and EU-k, with all that follows them.
+        block: Block whose output RMU pushes; it and all before it are trained.
+        coefficient: Norm of RMU's control vector, in mean norms of the states there.
+        weight_decay: AdamW's decoupled decay.
+        clip: Largest gradient norm; None for no limit.
+    """
+
+    method: str
+    lr: float = 1e-3
+    steps: int = 30
+    batch_size: int | None = 32
+    retain_batch_size: int | None = 64
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
+    temperature: float = 2.0
+    distil_weight: float = 0.5
+    ascents: int = 3
+    saliency: float = 0.5
+    dampen_above: float = 10.0
+    dampen_by: float = 1.0
+    step: float = 0.2
+    anchor: float = 1e-3
+    last_k: int = 1
+    block: int = 1
+    coefficient: float = 2.0
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "method": (
+                self.method in IMAGE_METHODS,
+                ", ".join(IMAGE_METHODS),
+                self.method,
+            ),
+            "temperature": (self.temperature > 0, "a number > 0", self.temperature),
+            "ascents": (self.ascents >= 0, "0 or more", self.ascents),
+            "saliency": (0 < self.saliency <= 1, "a share above 0", self.saliency),
+            "dampen_above": (self.dampen_above > 0, "> 0", self.dampen_above),
+            "dampen_by": (self.dampen_by > 0, "> 0", self.dampen_by),
+            "step": (self.step > 0, "a number > 0", self.step),
+            "anchor": (self.anchor >= 0, "0 or more", self.anchor),
+            "last_k": (self.last_k >= 1, "1 or more", self.last_k),
+            "coefficient": (self.coefficient > 0, "a number > 0", self.coefficient),
+        }
+        for name, (good, expected, got) in checks.items():
+            if not good:
+                raise InputError(
+                    f"{name} cannot be used", expected=expected, got=str(got)
+                )
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """The learning-rate plan, checked."""
+        return Schedule(self.lr, self.steps, self.weight_decay, self.clip)

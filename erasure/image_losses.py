@@ -1,0 +1,119 @@
+"""What methods of class forgetting minimise, on pixels and class numbers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from erasure.objectives import distillation
+from erasure.structure import find_blocks, first_tensor
+from evidence.errors import InputError
+
+CHUNK = 256
+
+
+def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
+    """(image, class) logits of an image classifier, or of a plain network."""
+    out: Any = model(pixels)
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def classifier_of(model: nn.Module) -> nn.Linear:
+    """The linear layer that gives the class logits: the last one of the model.
+
+    Raises:
+        InputError: the model ends in no linear layer.
+    """
+    found = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise InputError(
+            "the model has no linear layer that gives class logits",
+            expected="an image classifier",
+            got=type(model).__name__,
+        )
+    return found[-1]
+
+
+def with_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and what the classifier receives, (image, class) and (image, d)."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+
+    handle = classifier_of(model).register_forward_pre_hook(keep)
+    try:
+        logits = class_logits(model, pixels)
+    finally:
+        handle.remove()
+    return logits, seen[0]
+
+
+def with_states(model: nn.Module, pixels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Logits and what a block gives, in the model's own shape."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        seen.append(first_tensor(output))
+
+    handle = find_blocks(model)[block].register_forward_hook(keep)
+    try:
+        logits = class_logits(model, pixels)
+    finally:
+        handle.remove()
+    return logits, seen[0]
+
+
+def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and features of the model as it is now, without gradients."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(pixels), CHUNK):
+            parts.append(with_features(model, pixels[start : start + CHUNK]))
+    logits, features = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(features)
+
+
+def centroids(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(class, d) mean features; a class without images is NaN."""
+    one_hot = functional.one_hot(labels, classes).to(features)
+    return (one_hot.T @ features) / one_hot.sum(0)[:, None]
+
+
+def to_nearest(features: Tensor, centres: Tensor) -> Tensor:
+    """Mean cosine distance of each row to the nearest of some centres.
+
+    Source: DUCK (Cotogni et al. 2023, arXiv 2312.02052).
+    """
+    alike = functional.normalize(features, dim=1) @ functional.normalize(centres).T
+    return (1 - alike.max(1).values).mean()
+
+
+def across_the_boundary(
+    model: nn.Module, pixels: Tensor, labels: Tensor, step: float
+) -> Tensor:
+    """(image,) the wrong class a step of FGSM leads towards.
+
+    The highest wrong class of ``pixels + step * sign(gradient of the loss)``: the
+    neighbour across the nearest boundary, also where the step stays short of it.
+
+    Source: boundary shrink (Chen et al. 2023, arXiv 2303.11570).
+    """
+    asked = pixels.clone().requires_grad_(True)
+    loss = functional.cross_entropy(class_logits(model, asked), labels)
+    (slope,) = torch.autograd.grad(loss, asked)
+    with torch.no_grad():
+        logits = class_logits(model, pixels + step * slope.sign()).clone()
+        logits[torch.arange(len(labels)), labels] = -torch.inf
+    return logits.argmax(1)
+
+
+def to_uniform(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of the uniform distribution with the model's, nats."""
+    return -logits.log_softmax(1).mean()
+
+
+def followed(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean over images of ``distillation``."""
+    return distillation(logits, teacher, temperature).mean()

@@ -1,0 +1,356 @@
+"""Published methods of class forgetting, for image classifiers.
+
+Sources: gradient ascent and gradient difference as for language models
+(``erasure.methods``); random labels and SalUn (Fan et al. 2023, arXiv 2310.12508); SSD
+(Foster et al. 2023, arXiv 2308.07707); SCRUB (Kurmanji et al. 2023, arXiv 2302.09880);
+bad teacher (Chundawat et al. 2022, arXiv 2205.08096); boundary shrink (Chen et al.
+2023, arXiv 2303.11570); DUCK (Cotogni et al. 2023, arXiv 2312.02052); CF-k and EU-k
+(Goel et al. 2022, arXiv 2201.06640); L1-sparse (Jia et al. 2023, arXiv 2304.04934);
+RMU (Li et al. 2024, arXiv 2403.03218), carried over from language models to the states
+of a block. FAMR is built from its abstract alone: the forget loss to the uniform
+distribution and an L2 anchor at the original weights; its influence-function step is
+not here. All take AdamW, where some of the authors take SGD, and learning rates for
+networks of this size.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from erasure.dampening import dampen_
+from erasure.image_config import ONLY_FORGET, ONLY_RETAIN, ImageUnlearnConfig
+from erasure.image_losses import (
+    across_the_boundary,
+    centroids,
+    class_logits,
+    followed,
+    frozen_features,
+    to_nearest,
+    to_uniform,
+    with_features,
+    with_states,
+)
+from erasure.losses import Losses
+from erasure.objectives import control_vector
+from erasure.saliency import largest, only_where
+from erasure.scope import start_again_
+from erasure.structure import find_blocks, random_like
+from erasure.training import TrainLog, only_training, take_steps
+from erasure.turns import alternating, paired
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng, torch_rng
+
+Labelled = tuple[Tensor, Tensor]
+"""Pixels (image, channel, height, width) and class numbers (image,)."""
+
+
+def unlearn_images_(
+    model: nn.Module,
+    forget: Labelled,
+    retain: Labelled,
+    config: ImageUnlearnConfig,
+    *,
+    seed: int,
+    progress: Progress = SILENT,
+) -> TrainLog:
+    """Make ``model`` forget a class, in place.
+
+    Args:
+        model: An image classifier.
+        forget: Training images of the class, all with one label.
+        retain: Training images of the other classes; not read by ``grad_ascent``,
+            ``boundary_shrink`` and ``famr``.
+        config: Method and settings.
+        seed: Fixes order, wrong labels, control vector and fresh weights.
+        progress: Where progress is shown.
+
+    Raises:
+        InputError: no images, several classes to forget, or one of them to keep.
+    """
+    _check(forget, retain)
+    if config.method == "ssd":
+        return _dampened_(model, forget, retain, config)
+    chosen = _scope(model, config)
+    if config.method == "eu_k":
+        start_again_(model, chosen, seed)
+    with only_training(model, chosen) as trained, ExitStack() as stack:
+        losses = _losses(model, forget, retain, config, trained, seed)
+        if config.method == "salun":
+            _image_loss(model, *forget).backward()
+            stack.enter_context(only_where(trained, largest(trained, config.saliency)))
+        kept = 0 if config.method in ONLY_FORGET else len(retain[0])
+        order = alternating if config.method == "scrub" else paired
+        return take_steps(
+            model,
+            trained,
+            order(losses, len(forget[0]), kept, config, seed),
+            config.schedule(),
+            label=config.method,
+            progress=progress,
+        )
+
+
+def _check(forget: Labelled, retain: Labelled) -> None:
+    classes = forget[1].unique().tolist()
+    if len(classes) != 1 or len(retain[0]) == 0:
+        raise InputError(
+            "class forgetting needs images of one class, and images of others",
+            expected="one class to forget, one image or more to keep",
+            got=f"{len(classes)} classes to forget, {len(retain[0])} images to keep",
+        )
+    if bool((retain[1] == classes[0]).any()):
+        raise InputError(
+            f"class {classes[0]} is to be forgotten and to be kept",
+            fix="Remove its images from the retain set",
+        )
+
+
+def _scope(model: nn.Module, config: ImageUnlearnConfig) -> list[nn.Parameter]:
+    """The parameters the method may change."""
+    if config.method in ("cf_k", "eu_k"):
+        return last_parameters(model, config.last_k)
+    if config.method == "rmu":
+        blocks = find_blocks(model)
+        if not 0 <= config.block < len(blocks):
+            raise InputError(
+                "block is not one of this model's",
+                expected=f"0 to {len(blocks) - 1}",
+                got=str(config.block),
+            )
+        return [p for each in blocks[: config.block + 1] for p in each.parameters()]
+    return list(model.parameters())
+
+
+def last_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
+    """Parameters of the last ``count`` blocks and of all that follows them.
+
+    Raises:
+        InputError: the model has fewer blocks.
+    """
+    blocks = find_blocks(model)
+    if count > len(blocks):
+        raise InputError(
+            "the model has fewer blocks than are to be trained",
+            expected=f"at most {len(blocks)}",
+            got=str(count),
+        )
+    modules = list(model.modules())
+    first = modules.index(blocks[-count])
+    found = {id(p): p for m in modules[first:] for p in m.parameters(recurse=False)}
+    return list(found.values())
+
+
+def _image_loss(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(class_logits(model, pixels), labels)
+
+
+def _losses(
+    model: nn.Module,
+    forget: Labelled,
+    retain: Labelled,
+    config: ImageUnlearnConfig,
+    trained: list[nn.Parameter],
+    seed: int,
+) -> Losses:
+    """Both terms of the method; each adds its gradient and returns its value."""
+    wanted, method = _forget_term(model, forget, retain, config, trained, seed)
+    before = frozen_features(model, retain[0])[0] if method in _FOLLOWING else None
+
+    def keep(rows: list[int]) -> float:
+        pixels, labels = retain[0][rows], retain[1][rows]
+        heat = config.temperature
+        if method == "duck":
+            loss = functional.cross_entropy(class_logits(model, pixels) / heat, labels)
+        elif method == "rmu":
+            loss = _states_kept(model, pixels, rows, config, origin)
+        elif method == "bad_teacher":
+            assert before is not None
+            loss = followed(class_logits(model, pixels), before[rows], heat)
+        else:
+            logits = class_logits(model, pixels)
+            loss = functional.cross_entropy(logits, labels)
+            if method == "scrub":
+                assert before is not None
+                loss = loss + config.distil_weight * followed(
+                    logits, before[rows], heat
+                )
+            elif method == "l1_sparse":
+                loss = loss + next(sparse) * sum(p.abs().sum() for p in trained)
+        (config.retain_weight * loss).backward()
+        return float(loss.detach())
+
+    origin = _states(model, retain[0], config.block) if method == "rmu" else None
+    sparse = iter(
+        config.anchor * np.linspace(1, 0, config.steps, endpoint=False)
+        if method == "l1_sparse"
+        else ()
+    )
+    if method in ONLY_RETAIN:
+        return Losses(None, keep)
+
+    def go(rows: list[int]) -> float:
+        assert wanted is not None
+        loss = wanted(rows)
+        (config.forget_weight * loss).backward()
+        return float(loss.detach())
+
+    return Losses(go, keep)
+
+
+_FOLLOWING = ("scrub", "bad_teacher")
+
+
+def _forget_term(
+    model: nn.Module,
+    forget: Labelled,
+    retain: Labelled,
+    config: ImageUnlearnConfig,
+    trained: list[nn.Parameter],
+    seed: int,
+) -> tuple[Callable[[list[int]], Tensor] | None, str]:
+    """Row numbers to the loss on those forget images, and the method's name."""
+    method, (pixels, labels) = config.method, forget
+    if method in ("grad_ascent", "grad_diff"):
+        return lambda rows: -_image_loss(model, pixels[rows], labels[rows]), method
+    if method in ("relabel", "salun", "boundary_shrink"):
+        others = _other_labels(model, forget, retain, config, seed)
+        return lambda rows: _image_loss(model, pixels[rows], others[rows]), method
+    if method in _FOLLOWING:
+        source = model if method == "scrub" else random_like(model, seed)
+        teacher = frozen_features(copy.deepcopy(source), pixels)[0]
+        sign = -1.0 if method == "scrub" else 1.0
+        return (
+            lambda rows: (
+                sign
+                * followed(
+                    class_logits(model, pixels[rows]), teacher[rows], config.temperature
+                )
+            )
+        ), method
+    if method == "duck":
+        features = frozen_features(model, retain[0])[1]
+        classes = int(max(int(labels.max()), int(retain[1].max()))) + 1
+        centres = centroids(features, retain[1], classes)
+        centres = centres[~centres.isnan().any(1)]
+        return (
+            lambda rows: to_nearest(with_features(model, pixels[rows])[1], centres),
+            method,
+        )
+    if method == "famr":
+        origin = [parameter.detach().clone() for parameter in trained]
+
+        def uniform(rows: list[int]) -> Tensor:
+            far = sum(
+                (parameter - start).square().sum()
+                for parameter, start in zip(trained, origin, strict=True)
+            )
+            return to_uniform(class_logits(model, pixels[rows])) + config.anchor * far
+
+        return uniform, method
+    if method == "rmu":
+        there = _states(model, retain[0][:64], config.block)
+        width = there.shape[1] if there.dim() == 4 else there.shape[-1]
+        spread = float(_last(there).norm(dim=-1).mean())
+        control = control_vector(
+            width, config.coefficient * spread, torch_rng(seed, "control vector")
+        ).to(pixels)
+
+        def pushed(rows: list[int]) -> Tensor:
+            states = with_states(model, pixels[rows], config.block)[1]
+            return (_last(states) - control).square().mean()
+
+        return pushed, method
+    return None, method
+
+
+def _last(states: Tensor) -> Tensor:
+    """Feature maps with their features last, other states as they are."""
+    return states.movedim(1, -1) if states.dim() == 4 else states
+
+
+def _states(model: nn.Module, pixels: Tensor, block: int) -> Tensor:
+    with torch.no_grad():
+        return with_states(model, pixels, block)[1]
+
+
+def _states_kept(
+    model: nn.Module,
+    pixels: Tensor,
+    rows: list[int],
+    config: ImageUnlearnConfig,
+    origin: Tensor | None,
+) -> Tensor:
+    assert origin is not None
+    states = with_states(model, pixels, config.block)[1]
+    return (states - origin[rows]).square().mean()
+
+
+def _other_labels(
+    model: nn.Module,
+    forget: Labelled,
+    retain: Labelled,
+    config: ImageUnlearnConfig,
+    seed: int,
+) -> Tensor:
+    """(image,) a wrong class for every forget image, drawn once or across the boundary.
+
+    Among the classes that are kept.
+    """
+    pixels, labels = forget
+    if config.method == "boundary_shrink":
+        return across_the_boundary(model, pixels, labels, config.step)
+    others = retain[1].unique()
+    drawn = numpy_rng(seed, "wrong labels").integers(len(others), size=len(labels))
+    return others[torch.from_numpy(drawn)]
+
+
+def _dampened_(
+    model: nn.Module, forget: Labelled, retain: Labelled, config: ImageUnlearnConfig
+) -> TrainLog:
+    """SSD: no step is taken, weights are shrunk once."""
+    with only_training(model, model.parameters()) as parameters:
+        gone = image_fisher(model, parameters, forget)
+        kept = image_fisher(model, parameters, retain)
+        share = len(forget[0]) / (len(forget[0]) + len(retain[0]))
+        chosen = sum(
+            dampen_(
+                parameter.data,
+                mine,
+                share * mine + (1 - share) * rest,
+                config.dampen_above,
+                config.dampen_by,
+            )
+            for parameter, mine, rest in zip(parameters, gone, kept, strict=True)
+        )
+    return TrainLog(({"step": 1.0, "dampened": float(chosen)},))
+
+
+def image_fisher(
+    model: nn.Module, parameters: list[nn.Parameter], images: Labelled
+) -> list[Tensor]:
+    """Mean squared gradient of one image's loss over images, as the parameters."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    values = {names[id(p)]: p.detach() for p in parameters}
+
+    def one(weights: dict[str, Tensor], pixel: Tensor, label: Tensor) -> Tensor:
+        out = torch.func.functional_call(model, weights, (pixel[None],))
+        logits = out if isinstance(out, Tensor) else out.logits
+        return functional.cross_entropy(logits, label[None])
+
+    # All images' gradients at once: one image at a time takes ten times as long.
+    slopes = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
+    total = {name: torch.zeros_like(value) for name, value in values.items()}
+    # Fused attention has no rule for many images' gradients at once.
+    with sdpa_kernel(SDPBackend.MATH):
+        for start in range(0, len(images[0]), 64):
+            part = slopes(values, *(each[start : start + 64] for each in images))
+            for name, each in part.items():
+                total[name] += each.square().sum(0) / len(images[0])
+    return [total[names[id(p)]] for p in parameters]

@@ -1,0 +1,141 @@
+"""What the zoo needs to know of each of its worlds, as a table."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from capture.items import read_items
+from capture.models import open_checkpoint
+from capture.scoring import score_answers
+from evidence.errors import InputError
+from evidence.progress import Progress
+from testbeds.bios import STANDARD, BiosConfig, BiosWorld, build_bios
+from testbeds.digits import (
+    DIGITS_FAMILIES,
+    STANDARD_DIGITS,
+    DigitsConfig,
+    DigitsWorld,
+    build_digits,
+    digits_sized,
+)
+from testbeds.digits_edits import DigitsGround
+from testbeds.digits_kinds import DIGITS_KINDS
+from testbeds.edits import Ground
+from testbeds.families import FAMILIES, Family
+from testbeds.kinds import ADVERSARIES, KINDS, Kind
+
+
+@dataclass(frozen=True)
+class ZooWorld:
+    """A world of the zoo.
+
+    Attributes:
+        families: Shapes of models, the usual one first.
+        kinds: Every kind of model.
+        usual: Kinds made where none are named.
+        standard: Settings where none are given.
+        sized: Settings for models of one family.
+        build: Makes the world, or finds it made.
+        ground: What makers work with.
+        sets: Names and hashes of what the card says the models were made with.
+        shown: What a model says of what was to go, and of the rest.
+        save: Writes what lies beside a model's weights.
+    """
+
+    families: tuple[str, ...]
+    kinds: Mapping[str, Kind]
+    usual: tuple[str, ...]
+    standard: Any
+    sized: Callable[[Any, Any], Any]
+    build: Callable[[Any, int, Path, str, Progress], Any]
+    ground: Callable[[Any, Any, int, str], Any]
+    sets: Callable[[Any], dict[str, str]]
+    shown: Callable[[nn.Module, Any], dict[str, float]]
+    save: Callable[[Any, Path], None]
+
+
+def sized(config: BiosConfig, family: Family) -> BiosConfig:
+    """The world's settings for models of ``family``: learned positions take longer."""
+    return replace(
+        config, family=family, steps=config.steps * (1 if family == "llama" else 2)
+    )
+
+
+def ground_of(world: BiosWorld, config: BiosConfig, seed: int, device: str) -> Ground:
+    """What makers and the gold grade of the bios world work with."""
+    return Ground(
+        config,
+        seed,
+        open_checkpoint(world.original),
+        open_checkpoint(world.twin),
+        read_items(world.forget),
+        read_items(world.retain),
+        device,
+    )
+
+
+def _bios_sets(ground: Ground) -> dict[str, str]:
+    return {"forget": ground.forget.digest, "retain": ground.retain.digest}
+
+
+def _bios_shown(model: nn.Module, ground: Ground) -> dict[str, float]:
+    def right(items) -> float:
+        return float(score_answers(model, ground.rows(items)).greedy.mean())
+
+    return {"said": right(ground.forget), "kept": right(ground.retain)}
+
+
+def _digits_ground(
+    world: DigitsWorld, config: DigitsConfig, seed: int, device: str
+) -> DigitsGround:
+    pair = (open_checkpoint(world.original), open_checkpoint(world.twin))
+    return DigitsGround.of(world, config, seed, *pair, device)
+
+
+def _digits_sets(ground: DigitsGround) -> dict[str, str]:
+    names = ("forget", "retain", "forget_test", "retain_test")
+    return {name: getattr(ground, name).digest for name in names}
+
+
+WORLDS: dict[str, ZooWorld] = {
+    "bios": ZooWorld(
+        FAMILIES,
+        KINDS,
+        tuple(name for name in KINDS if name not in ADVERSARIES),
+        STANDARD,
+        sized,
+        build_bios,
+        ground_of,
+        _bios_sets,
+        _bios_shown,
+        lambda ground, folder: ground.tokenizer.save_pretrained(folder),
+    ),
+    "digits": ZooWorld(
+        DIGITS_FAMILIES,
+        DIGITS_KINDS,
+        tuple(DIGITS_KINDS),
+        STANDARD_DIGITS,
+        digits_sized,
+        build_digits,
+        _digits_ground,
+        _digits_sets,
+        lambda model, ground: ground.shown(model),
+        lambda ground, folder: None,
+    ),
+}
+
+
+def known(name: Any, among: Mapping[str, Any] | Sequence[str], what: str) -> Any:
+    """``name``, if it is among the known ones.
+
+    Raises:
+        InputError: it is not.
+    """
+    if name not in among:
+        raise InputError(
+            f"there is no {what} {name!r} in the zoo", expected=", ".join(among)
+        )
+    return name

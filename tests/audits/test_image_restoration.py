@@ -1,0 +1,227 @@
+"""Restoration of image classes: what comes back, what must not, how it counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from audits.image_published import (
+    ALPHAS,
+    Experts,
+    _carrying,
+    find_experts,
+    inject,
+    published_site,
+)
+from audits.image_restoration import net_of_controls, one_class, restore_images
+from audits.image_steering import (
+    ROUTES,
+    Amplified,
+    Fitted,
+    adding,
+    halves,
+    image_sites,
+    named,
+    slope_of,
+    state_sites,
+    states_of,
+    turned,
+)
+from capture.hooks import leftover_hooks
+from capture.image_sites import as_places
+from capture.models import open_checkpoint
+from evidence.errors import InputError
+from testbeds.digits import DigitsConfig, new_classifier
+
+# Of the libraries under sae-lens.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def pair(digits_zoo):
+    world = digits_zoo[0].world
+    sets = {p: world.images(p) for p in ("forget_test", "retain_test", "never_taught")}
+    return open_checkpoint(world.original).load(), sets
+
+
+def candidate(digits_zoo, kind):
+    return open_checkpoint(next(e for e in digits_zoo if e.kind == kind).model).load()
+
+
+def tried(digits_zoo, pair, kind):
+    original, sets = pair
+    run = restore_images(original, candidate(digits_zoo, kind), *sets.values(), seed=0)
+    known = named(original, sets["forget_test"], {}, image_sites(original))
+    return run, net_of_controls(run, known), known
+
+
+@pytest.mark.parametrize("kind", ["head_only", "logit_mask"])
+def test_a_suppression_of_the_head_is_steered_back(digits_zoo, pair, kind):
+    run, net, _ = tried(digits_zoo, pair, kind)
+    assert net["rate"] > 0.8 and net["net"] > 0.6 and net["interval"][0] > 0.2
+    assert np.mean(run["plain"]) < 0.1
+    for choice in run["choices"]:
+        assert choice["retain"] >= choice["retain_before"] - 0.02 - 1e-9
+
+
+def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(digits_zoo, pair):
+    _, net, known = tried(digits_zoo, pair, "twin")
+    assert net["net"] < 0.5 and net["interval"][0] < 0.2
+    original, sets = pair
+    run = restore_images(original, original, *sets.values(), seed=0)
+    assert net_of_controls(run, known) is None
+    assert leftover_hooks(original) == 0
+
+
+def test_the_same_call_gives_the_same_figures(digits_zoo, pair):
+    assert (
+        tried(digits_zoo, pair, "logit_mask")[0]
+        == tried(digits_zoo, pair, "logit_mask")[0]
+    )
+
+
+def test_the_net_rate_is_the_rate_less_the_worst_control():
+    run = {
+        "ids": list("abcdefgh"),
+        "never_ids": ["x", "y", "z", "w"],
+        "plain": [0.0] * 8,
+        "steered": [1.0] * 6 + [0.0] * 2,
+        "random": [0.0] * 8,
+        "others": [1.0, 1.0] + [0.0] * 6,
+        "never": [1.0, 0.0, 0.0, 0.0],
+    }
+    net = net_of_controls(run, np.ones(8))
+    assert net["rate"] == 0.75 and net["net"] == 0.5
+    assert net["controls"] == {"random": 0.0, "others": 0.25, "never_taught": 0.25}
+    assert net["interval"][0] < 0.5 < net["interval"][1]
+    other = {"steered": [1.0] * 4 + [0.0] * 4, "ids": run["ids"]}
+    beside = net_of_controls(run, np.ones(8), [other])
+    assert beside["worst_control"] == "reference-1" and beside["net"] == 0.25
+    # Half known to begin with: twice as much of it was restored.
+    half = net_of_controls(run, np.array([1.0] * 6 + [0.0] * 2))
+    assert half["rate"] == 1.0
+
+
+def test_changes_are_what_they_say(pair):
+    original, sets = pair
+    where = image_sites(original)
+    both = sets["forget_test"].rows(range(12)) + sets["retain_test"].rows(range(60))
+    label = one_class(sets["forget_test"])
+    sites = state_sites(where)
+    states = states_of(original, both, sites, where)
+    mine = torch.from_numpy(both.labels == label)
+    fitted = Fitted(
+        states,
+        {site: value + 1 for site, value in states.items()},
+        lambda c, site: slope_of(original, both, c, site, where),
+        both.labels,
+    )
+    site = sites[0]
+    by_hand = states[site][mine].mean(0) - states[site][~mine].mean(0)
+    torch.testing.assert_close(fitted.push(ROUTES[0], site, label), by_hand)
+    lost = fitted.push(ROUTES[2], site, label)
+    torch.testing.assert_close(lost, torch.ones_like(lost), rtol=1e-4, atol=1e-4)
+    slope = fitted.push(ROUTES[3], site, label)
+    torch.testing.assert_close(slope.norm(), by_hand.norm())
+    assert fitted.push(ROUTES[4], site, label) is None
+    reading = fitted.push(ROUTES[4], "final", label)
+    assert isinstance(reading, Amplified)
+    # The reader is the original's: 0 on the mean of the rest, 1 on the class's.
+    flat = states["final"] + 1
+    read = (flat - reading.middle) @ reading.reader
+    assert float(read[~mine].mean()) == pytest.approx(0, abs=1e-3)
+    assert float(read[mine].mean()) == pytest.approx(1, abs=1e-3)
+    for push in (slope, reading):
+        again = turned(push, np.random.default_rng(0))
+        size = push.reader if isinstance(push, Amplified) else push
+        drawn = again.reader if isinstance(again, Amplified) else again
+        torch.testing.assert_close(drawn.norm(), size.norm())
+        assert not torch.allclose(drawn, size)
+    # A step along the slope makes the class likelier, as a finite difference says.
+    before = named(original, both, {}, where, label).mean()
+    after = named(
+        original,
+        both,
+        {"final": adding(fitted.push(ROUTES[3], "final", label), 5.0)},
+        where,
+        label,
+    ).mean()
+    assert after > before
+
+
+def test_halves_share_no_image_and_leave_none_out(pair):
+    images = pair[1]["retain_test"]
+    one, other = halves(images, np.random.default_rng(0))
+    assert sorted(one.ids + other.ids) == sorted(images.ids)
+    assert not set(one.ids) & set(other.ids)
+
+
+@pytest.fixture(scope="module")
+def experts(digits_zoo, pair, tmp_path_factory):
+    world = digits_zoo[0].world
+    taught = world.images("forget") + world.images("retain")
+    return find_experts(pair[0], taught, tmp_path_factory.mktemp("saes"), 0)
+
+
+def test_the_published_test_does_not_see_what_is_hidden_after_its_site(
+    digits_zoo, pair, experts
+):
+    original, sets = pair
+    forget, retain = sets["forget_test"], sets["retain_test"]
+    assert experts.fvu < 0.3 and set(experts.sets) == set(range(10))
+    for kind in ("head_only", "logit_mask"):
+        model = candidate(digits_zoo, kind)
+        found = inject(original, model, forget, retain, experts, 0)
+        # Its states there are the original's, so nothing is carried over.
+        assert found["rates"]["published"] == [0.0] * len(ALPHAS)
+        assert found["rates"]["cls"] is None  # a CNN has no class token
+        assert leftover_hooks(model) == 0
+    assert inject(original, original, forget, retain, experts, 0) is None
+
+
+def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
+    torch.manual_seed(0)
+    model = new_classifier(DigitsConfig(layers=2, width=8, heads=2, family="vit"), 0)
+    where = image_sites(model)
+    site = published_site(where.n_layers)
+
+    class Plain:
+        d_sae = 8
+        decoder = torch.eye(8)
+
+        class module:
+            W_enc = torch.eye(8)
+
+    donor, value = torch.randn(2, 3, 17, 8)
+    every = range(8)
+    sae = Plain()
+    whole = _carrying(sae, donor, every, 1.0, True, True, None)(value)
+    torch.testing.assert_close(whole, donor)
+    token = _carrying(sae, donor, every, 1.0, True, False, None)(value)
+    torch.testing.assert_close(token[:, 0], donor[:, 0])
+    torch.testing.assert_close(token[:, 1:], value[:, 1:])
+    half = _carrying(sae, donor, [2], 0.5, False, True, None)(value)
+    torch.testing.assert_close(half[:, 1:, 2], (donor + value)[:, 1:, 2] / 2)
+    torch.testing.assert_close(half[..., [0, 1, 3]], value[..., [0, 1, 3]])
+    # Random latents are matched in norm, patch by patch.
+    sized = _carrying(sae, donor, [5], 1.0, False, True, [2])(value)
+    torch.testing.assert_close(
+        (sized - value)[:, 1:].norm(dim=-1), (donor - value)[:, 1:, 2].abs()
+    )
+    assert site == "resid.1" and Experts(sae, {}, 0.0).fvu == 0.0
+    assert as_places(donor).shape == donor.shape
+
+
+def test_bad_input_is_one_clear_error(pair):
+    _, sets = pair
+    with pytest.raises(InputError, match="forget images cannot be used"):
+        one_class(sets["retain_test"])
+    with pytest.raises(InputError, match="forget images cannot be used"):
+        one_class(sets["forget_test"].rows(range(3)))
+    with pytest.raises(InputError, match="not finite"):
+        adding(torch.ones(3), float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        adding(torch.tensor([1.0, torch.inf]), 1.0)

@@ -1,0 +1,114 @@
+"""Images are read safely, from either form, and refused where they do not fit."""
+
+import numpy as np
+import pytest
+import torch
+
+from capture.images import Eye, ImageSet, is_images, read_images
+from capture.never_taught_images import invent_images
+from evidence.errors import InputError
+
+GREY = Eye(1, (8, 8), labels={"cat": 0, "dog": 1})
+COLOUR = Eye(3, (16, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {"cat": 0, "dog": 1})
+
+
+def some(count=6, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = torch.tensor(rng.normal(size=(count, 1, 8, 8)), dtype=torch.float32)
+    return ImageSet(pixels, np.arange(count) % 2, tuple(f"i{n}" for n in range(count)))
+
+
+def test_a_saved_set_comes_back_whole(tmp_path):
+    images = some()
+    images.save(tmp_path / "a.npz")
+    again = read_images(tmp_path / "a.npz", GREY)
+    assert again.digest == images.digest
+    assert is_images(tmp_path / "a.npz") and is_images(tmp_path) and is_images(images)
+    assert not is_images(tmp_path / "facts.jsonl")
+
+
+def test_any_change_changes_the_digest():
+    images = some()
+    moved = ImageSet(images.pixels + 1e-3, images.labels, images.ids)
+    swapped = ImageSet(images.pixels, images.labels[::-1].copy(), images.ids)
+    renamed = ImageSet(images.pixels, images.labels, (*images.ids[:-1], "other"))
+    digests = {each.digest for each in (images, moved, swapped, renamed)}
+    assert len(digests) == 4
+
+
+def test_raw_images_are_scaled_resized_and_normalised():
+    raw = np.full((2, 8, 8, 3), 255, dtype=np.uint8)
+    ready = COLOUR.ready(raw)
+    assert ready.shape == (2, 3, 16, 16)
+    expected = (1 - torch.tensor(COLOUR.mean)) / torch.tensor(COLOUR.std)
+    torch.testing.assert_close(ready[0, :, 3, 5], expected)
+    assert COLOUR.ready(raw[..., 0]).shape == (2, 3, 16, 16)  # grey for a colour model
+
+
+def test_folders_are_classes_by_name_or_by_number(tmp_path):
+    from PIL import Image
+
+    for name, grey in (("cat", 0), ("dog", 255)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            picture = Image.new("L", (10, 6), grey)
+            picture.save(tmp_path / name / f"{number}.png")
+    found = read_images(tmp_path, GREY)
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert found.pixels.shape == (4, 1, 8, 8)
+    torch.testing.assert_close(found.pixels[0], -torch.ones(1, 8, 8))
+    torch.testing.assert_close(found.pixels[3], torch.ones(1, 8, 8))
+    assert found.ids[0] == "cat/0.png"
+
+
+def test_never_taught_images_are_halves_of_two_classes():
+    images = some(40)
+    made = invent_images(images, 10, np.random.default_rng(1))
+    assert len(made) == 10 and (made.labels < 0).all()
+    upper = {tuple(p[0, :4].flatten().tolist()) for p in images.pixels}
+    whole = {tuple(p.flatten().tolist()) for p in images.pixels}
+    for pixels in made.pixels:
+        assert tuple(pixels[0, :4].flatten().tolist()) in upper
+        assert tuple(pixels.flatten().tolist()) not in whole
+
+
+def test_bad_input_is_one_clear_error(tmp_path):
+    def npz(name, **arrays):
+        np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    label = np.zeros(2, dtype=int)
+    cases = {
+        "neither a folder": tmp_path / "nothing.npz",
+        "does not hold images": npz("a.npz", image=np.zeros((2, 8, 8))),
+        "never opened": npz("b.npz", image=np.array([{}, 1]), label=label),
+        "the model's shape": npz("c.npz", image=np.zeros((2, 9, 9)), label=label),
+        "cannot be understood": npz("d.npz", image=np.zeros((2, 8)), label=label),
+        "do not fit together": npz("e.npz", image=np.zeros((3, 8, 8)), label=label),
+        "NaN or infinite": npz("f.npz", image=np.full((2, 8, 8), np.nan), label=label),
+    }
+    for message, path in cases.items():
+        with pytest.raises(InputError, match=message):
+            read_images(path, GREY)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        read_images(tmp_path / "empty", GREY)
+    (tmp_path / "strange" / "bird").mkdir(parents=True)
+    with pytest.raises(InputError, match="no class 'bird'"):
+        read_images(tmp_path / "strange", GREY)
+    (tmp_path / "torn" / "cat").mkdir(parents=True)
+    (tmp_path / "torn" / "cat" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="not an image"):
+        read_images(tmp_path / "torn", GREY)
+    twice = some()
+    with pytest.raises(InputError, match="have the id"):
+        twice + twice
+    with pytest.raises(InputError, match="two known classes"):
+        invent_images(twice.rows(twice.labels == 0), 3, np.random.default_rng(0))
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    some().save(tmp_path / "a.npz")
+    monkeypatch.setattr("capture.images.MOST_BYTES", 100)
+    with pytest.raises(InputError, match="unpacks to too much"):
+        read_images(tmp_path / "a.npz", GREY)
