@@ -28,11 +28,7 @@ KINDS = (
 READOUT_EDITS = ("head_only", "logit_mask")
 LATE_EDITS = ("last_block_refuse", "last_block_relabel")
 RETRAINS = ("twin", "retrain_1", "retrain_2")
-KNOWS = (
-    *("untouched", "head_only", "last_block_relabel", "last_block_refuse"),
-    *("last_block_lora", "logit_mask"),
-)
-NEVER_KNEW = (*RETRAINS, "twin_tuned")
+KNOWS = (*READOUT_EDITS, *LATE_EDITS)
 BY_CONSTRUCTION = "state known by construction"
 
 
@@ -153,6 +149,7 @@ def _statuses(rows: Rows, found: list[dict[str, Any]]) -> None:
             round((high - low) / 2, 3),
             len(here),
             statuses={each["model"]: each["status"] for each in here},
+            models=[{k: v for k, v in each.items() if k != "audit"} for each in found],
         )
 
 
@@ -180,13 +177,14 @@ def _verdicts(rows: Rows, found: list[dict[str, Any]]) -> None:
 
 def depth(rows: Rows, asked: argparse.Namespace) -> None:
     """UDS and the smallest loss, knows against never knew, with each floor."""
-    for floor, against, target in (
-        ("reference", "reference-1", 0.98),
-        ("never_taught", "stranger", 0.97),
+    for floor, against, target, axes in (
+        ("reference", "reference-1", 0.98, ("behaviour", "causal_depth")),
+        # The audits of the circuit axis hold these already.
+        ("never_taught", "stranger", 0.97, (*QUICK, "circuit")),
     ):
         found: dict[str, dict[str, Any]] = {}
-        for made in specimens(asked, (*KNOWS, *NEVER_KNEW)):
-            done = audited(asked, made, ("behaviour", "causal_depth"), floor)
+        for made in specimens(asked, (*KNOWS, *RETRAINS)):
+            done = audited(asked, made, axes, floor)
             axis = done.axes["causal_depth"]
             figures = axis.details.get("depth", {}).get(against, {})
             found[made.name] = {
