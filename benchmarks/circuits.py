@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import circuit_edges, circuit_states
 from benchmarks.circuit_page import PAGE, page
+from benchmarks.mansu import mansu
 from benchmarks.timing import Rows, commit, machine
 from capture.cache import cache_root
 
@@ -28,6 +29,7 @@ PARTS = {
     "audits": circuit_states.audits,
     "depth": circuit_states.depth,
     "bins": circuit_states.bins,
+    "mansu": mansu,
 }
 
 
