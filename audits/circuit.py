@@ -164,7 +164,13 @@ def run_circuit(
         controls=result.controls,
         n_entities=2 * len(base.half),
         details=result.details | told,
-        notes=(*result.notes, *extra, *([base.note] if base.note else []), *notes),
+        notes=(
+            *result.notes,
+            *_heads_in_words(told["copy_suppression"]),
+            *extra,
+            *([base.note] if base.note else []),
+            *notes,
+        ),
     )
 
 
@@ -279,6 +285,25 @@ def _scores(
                     progress=progress,
                 )
     return found
+
+
+def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A sentence where heads that work against the answer came or went."""
+    before, after = (
+        {each["head"] for each in found[role]} for role in ("original", "unlearned")
+    )
+    told = [
+        f"{', '.join(sorted(heads))} ({words})"
+        for heads, words in (
+            (after - before, "only in the candidate"),
+            (after & before, "in both models"),
+            (before - after, "only in the original"),
+        )
+        if heads
+    ]
+    if not told:
+        return []
+    return [f"Heads that work against the answer: {'; '.join(told)}."]
 
 
 def _details(

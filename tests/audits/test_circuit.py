@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attribution.graph import EdgeGraph
-from audits.circuit import NAME, run_circuit
+from audits.circuit import NAME, _heads_in_words, run_circuit
 from audits.circuit_evidence import (
     LAST_BLOCK,
     TITLES,
@@ -297,6 +297,22 @@ def test_heads_against_the_answer_are_named():
     assert [each["head"] for each in named] == ["head.0.0"]
     assert named[0]["share"] == pytest.approx(0.145)
     assert copy_suppression(graph, scores, drop=100.0) == []
+
+
+def test_heads_that_came_and_went_are_told_apart():
+    def named(*heads):
+        return [{"head": head, "effect": 1.0, "share": 0.1} for head in heads]
+
+    (note,) = _heads_in_words(
+        {
+            "original": named("head.0.1", "head.1.1"),
+            "unlearned": named("head.1.2", "head.1.1"),
+        }
+    )
+    assert "head.1.2 (only in the candidate)" in note
+    assert "head.1.1 (in both models)" in note
+    assert "head.0.1 (only in the original)" in note
+    assert _heads_in_words({"original": [], "unlearned": []}) == []
 
 
 def test_readings_are_named_after_their_readout():
