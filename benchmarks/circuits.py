@@ -46,21 +46,29 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only write the page again")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    before = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": []}
-    document = before if asked.page else measured(asked, before["rows"])
     RESULT.parent.mkdir(exist_ok=True)
+    for part in [] if asked.page else asked.only:
+        # Written part by part: what was measured is not lost with what follows.
+        rows = Rows(part=part)
+        PARTS[part](rows, asked)
+        write(merged(asked, rows.rows, known(), part))
+    write(known())
+
+
+def known() -> dict:
+    """What was measured before."""
+    return json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": []}
+
+
+def write(document: dict) -> None:
+    """The results, and the page made of them."""
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(document), encoding="utf-8")
 
 
-def measured(asked: argparse.Namespace, before: list[dict]) -> dict:
-    """The document with the parts asked for measured anew."""
-    rows = Rows()
-    for part in asked.only:
-        rows.part = part
-        PARTS[part](rows, asked)
-    fresh = {row["part"] for row in rows.rows}
-    kept = [row for row in before if row["part"] not in fresh]
+def merged(asked: argparse.Namespace, fresh: list, before: dict, part: str) -> dict:
+    """The document with one part's rows exchanged."""
+    kept = [row for row in before["rows"] if row["part"] != part]
     order = list(PARTS)
     return {
         "command": "python -m benchmarks.circuits"
@@ -70,7 +78,7 @@ def measured(asked: argparse.Namespace, before: list[dict]) -> dict:
         "threads": asked.threads,
         "seeds": asked.seeds,
         "families": asked.families,
-        "rows": sorted([*rows.rows, *kept], key=lambda row: order.index(row["part"])),
+        "rows": sorted([*fresh, *kept], key=lambda row: order.index(row["part"])),
     }
 
 

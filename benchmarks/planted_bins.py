@@ -23,22 +23,32 @@ from capture.models import open_checkpoint
 from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.quantise import linear_weights, quantise, quantise_
-from evidence.errors import InputError
 from evidence.sequences import Sequences, batches
 from testbeds.bios import STANDARD, BiosWorld, build_bios
 
 # Tried in turn, in mean bin widths, until the answers are gone.
-SIZES = (0.01, 0.1, 0.2, 0.4)
-STEPS, GONE = 80, 0.1
+SIZES = (0.01, 0.1, 0.3)
+STEPS, GONE = 60, 0.1
 FAR = 10.0
 
 
 def planted_edits(rows: Rows, root: Path, seed: int) -> None:
     """Codes against bitsandbytes; edits inside the bins and far beyond them."""
-    _codes(rows, open_checkpoint(_world(root, seed).original).load())
     world = _world(root, seed)
+    _codes(rows, open_checkpoint(world.original).load())
     with TemporaryDirectory() as folder:
-        hidden, size, said = hide(world)
+        hidden, size, said, codes = hide(world)
+        rows.add(
+            f"an edit of {SIZES[0]} bins (RMS): codes that rounding gives back",
+            codes[str(SIZES[0])],
+            1,
+            ">=",
+            "share",
+            "NF4, block 64",
+            0,
+            1,
+            said=said[str(SIZES[0])],
+        )
         _audited(
             rows,
             world,
@@ -48,11 +58,11 @@ def planted_edits(rows: Rows, root: Path, seed: int) -> None:
             returns=True,
         )
         rows.add(
-            "least edit tried that hides the answers",
-            size,
-            0.01,
+            "answers still said after the least edit that hides them, or the largest",
+            said[str(size)],
+            GONE,
             "<=",
-            "bins (RMS)",
+            "share",
             f"projected gradient, sizes {', '.join(map(str, SIZES))}",
             0,
             1,
@@ -68,26 +78,37 @@ def planted_edits(rows: Rows, root: Path, seed: int) -> None:
         )
 
 
-def hide(world: BiosWorld) -> tuple[nn.Module, float, dict[str, float]]:
-    """The least edit of ``SIZES`` that unlearns, and what each size still says."""
+def hide(
+    world: BiosWorld,
+) -> tuple[nn.Module, float, dict[str, float], dict[str, float]]:
+    """The least edit of ``SIZES`` that unlearns, else the last.
+
+    Returns:
+        The model, its size, and by size what is still said and the share of codes that
+        are the original's.
+    """
     checkpoint = open_checkpoint(world.original)
     items = read_items(world.forget)
     forget = encode_items(checkpoint.tokenizer, items)
     forget += encode_items(checkpoint.tokenizer, items, 0)
     retain = encode_items(checkpoint.tokenizer, read_items(world.retain))
     said: dict[str, float] = {}
+    codes: dict[str, float] = {}
+    start = linear_weights(_on_grid(world))
+    model, size = _on_grid(world), SIZES[0]
     for size in SIZES:
         model = _on_grid(world)
         _hide_within_(model, forget, retain, size)
         said[str(size)] = float(score_answers(model, forget).greedy.mean())
+        same = [
+            (_codes_of(w, turned) == _codes_of(*start[name])).flatten()
+            for name, (w, turned) in linear_weights(model).items()
+        ]
+        codes[str(size)] = float(torch.cat(same).double().mean())
         print(f"an edit of {size} bins: says {said[str(size)]:.2f}", flush=True)
         if said[str(size)] <= GONE:
-            return model, size, said
-    raise InputError(
-        "no edit inside the bins hides the answers",
-        expected=f"at most {GONE} of them said",
-        got=str(said),
-    )
+            break
+    return model, size, said, codes
 
 
 def far(world: BiosWorld) -> nn.Module:
@@ -117,9 +138,9 @@ def _hide_within_(
     generator = torch.Generator().manual_seed(0)
     moments: dict[str, Tensor] = {n: torch.zeros_like(w) for n, w in start.items()}
     for _ in range(STEPS):
-        some = torch.randperm(len(retain), generator=generator)[:64].tolist()
-        for each, sign in ((forget, -1.0), (retain[some], 1.0)):
-            _push(model, each, sign)
+        for rows, count, sign in ((forget, 96, -1.0), (retain, 64, 1.0)):
+            some = torch.randperm(len(rows), generator=generator)[:count].tolist()
+            _push(model, rows[some], sign)
         with torch.no_grad():
             for name, (weight, _) in weights.items():
                 assert weight.grad is not None
@@ -153,6 +174,10 @@ def _room(weight: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
     above = middles[grid.codes.clamp(max=len(middles) - 1)] - own
     low, high = (0.95 * s * grid.scales * inner for s in (-below, above))
     return (low.T, high.T) if turned else (low, high)
+
+
+def _codes_of(weight: Tensor, turned: bool) -> Tensor:
+    return quantise(weight.T if turned else weight).codes
 
 
 def _width(weight: Tensor, turned: bool) -> Tensor:
