@@ -54,7 +54,6 @@ PARTS = {
     "audits": "The circuit axis on held-out models",
     "depth": "Depth on held-out models",
     "bins": "Four bits",
-    "mansu": "MANSU as a baseline",
 }
 
 NOTES = {
@@ -67,8 +66,6 @@ NOTES = {
     "of a bin is what gradient unlearning of large models does according "
     "to MANSU; on models this small such an edit hides nothing, so the "
     "least edit that does is searched for.",
-    "mansu": "The method as far as it is public, the rest ours (`erasure/mansu.py` "
-    "says which). Settings were chosen on tuning seed 0.",
 }
 
 

@@ -15,7 +15,6 @@ import torch
 
 from benchmarks import circuit_edges, circuit_states
 from benchmarks.circuit_page import PAGE, page
-from benchmarks.mansu import mansu
 from benchmarks.timing import Rows, commit, machine
 from capture.cache import cache_root
 
@@ -29,7 +28,6 @@ PARTS = {
     "audits": circuit_states.audits,
     "depth": circuit_states.depth,
     "bins": circuit_states.bins,
-    "mansu": mansu,
 }
 
 
@@ -51,7 +49,8 @@ def main() -> None:
         # Written part by part: what was measured is not lost with what follows.
         rows = Rows(part=part)
         PARTS[part](rows, asked)
-        write(merged(asked, rows.rows, known(), part))
+        if rows.rows:
+            write(merged(asked, rows.rows, known(), part))
     write(known())
 
 

@@ -156,7 +156,7 @@ def unlearn_in_circuit_(
             for _ in range(config.directions)
         ]
         span = _span(kept) if kept else edit.latent.new_zeros(0, edit.chosen)
-        rows: list[dict[str, float]] = []
+        history: list[dict[str, float]] = []
         stopped = "steps"
         with progress.task("mansu", config.steps) as advance:
             for step in range(1, config.steps + 1):
@@ -179,14 +179,14 @@ def unlearn_in_circuit_(
                     with torch.no_grad():
                         row |= evaluate(model)
                     model.eval()
-                rows.append(row)
+                history.append(row)
                 advance(1)
                 below = config.stop_below
                 if below is not None and row.get("forget", math.inf) <= below:
                     stopped = "criterion"
                     break
     return MansuLog(
-        tuple(rows), stopped, edit.chosen, edit.moved, total, edit.same_codes()
+        tuple(history), stopped, edit.chosen, edit.moved, total, edit.same_codes()
     )
 
 
