@@ -82,7 +82,6 @@ def audits(rows: Rows, asked: argparse.Namespace) -> None:
                     for readout, title in TITLES.items()
                     if title in normal
                 },
-                "seconds": round(axis.seconds or 0, 1) if axis else None,
                 "audit": done.document,
             }
         )
@@ -134,7 +133,12 @@ def _statuses(rows: Rows, found: list[dict[str, Any]]) -> None:
         ("never knew", ("deleted",), "retained", 0),
         ("never knew", ("deleted",), "absent", None),
     ):
-        here = [each for each in found if each["state"] in states]
+        # The very weights of the original are not looked into.
+        here = [
+            each
+            for each in found
+            if each["state"] in states and each["status"] != "not run"
+        ]
         if not here:
             continue
         share = sum(each["status"] == status for each in here) / len(here)
@@ -149,7 +153,10 @@ def _statuses(rows: Rows, found: list[dict[str, Any]]) -> None:
             round((high - low) / 2, 3),
             len(here),
             statuses={each["model"]: each["status"] for each in here},
-            models=[{k: v for k, v in each.items() if k != "audit"} for each in found],
+            # Once is enough.
+            models=[{k: v for k, v in each.items() if k != "audit"} for each in found]
+            if name == "knows"
+            else [],
         )
 
 
