@@ -57,15 +57,18 @@ PARTS = {
 }
 
 NOTES = {
-    "effects": "Pearson over 300 random edges and the 50 of largest score. Among "
-    "random edges alone hardly any matters, and what their scores say of "
-    "each other is noise; that correlation is shown and has no target.",
+    "effects": "Pearson over 300 random edges and the 50 of largest score (fewer "
+    "where they overlap). The large ones decide it. Among random edges alone, most "
+    "of which do next to nothing, plain EAP follows the cuts better than EAP-IG: "
+    "take EAP-IG for finding a circuit, and not for ranking what is outside it.",
     "audits": "One held-out seed in each shape: the intervals are wide, and seed 10 "
     "has been looked at before (`testbeds/zoo_split.json`).",
-    "bins": "The original is put onto the NF4 grid first. An edit of a hundredth "
-    "of a bin is what gradient unlearning of large models does according "
-    "to MANSU; on models this small such an edit hides nothing, so the "
-    "least edit that does is searched for.",
+    "bins": "The original is put onto the NF4 grid first. An edit of a hundredth of "
+    "a bin is rounded away whole, but on a model this small it hides nothing; the "
+    "larger one hides most of the answers. FP4 differs from bitsandbytes where "
+    "weights lie between two levels, as those of SmolLM2's four-bit file do. That an "
+    "edit of ten bins is not undone is tested (`tests/audits/test_persistence.py`); "
+    "the one planted here broke the model, so the axis did not run on it.",
 }
 
 
@@ -107,7 +110,7 @@ def _by_model(rows: list[dict[str, Any]]) -> str:
     table = next((row["models"] for row in rows if row.get("models")), [])
     if not table:
         return ""
-    readouts = list(table[0]["cad"]) or []
+    readouts = list(max((each["cad"] for each in table), key=len))
     text = "\n| model | state | verdict | circuit axis | "
     text += " | ".join(f"CAD, {readout}" for readout in readouts)
     text += " |\n|---|---|---|---|" + "---|" * len(readouts) + "\n"
