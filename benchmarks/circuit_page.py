@@ -65,8 +65,8 @@ NOTES = {
     "has been looked at before (`testbeds/zoo_split.json`).",
     "bins": "The original is put onto the NF4 grid first. An edit of a hundredth of "
     "a bin is rounded away whole, but on a model this small it hides nothing; the "
-    "larger one hides most of the answers. FP4 differs from bitsandbytes where "
-    "weights lie between two levels, as those of SmolLM2's four-bit file do. That an "
+    "larger one hides most of the answers. Why a few FP4 weights of SmolLM2 "
+    "differ from bitsandbytes was not looked into. That an "
     "edit of ten bins is not undone is tested (`tests/audits/test_persistence.py`); "
     "the one planted here broke the model, so the axis did not run on it.",
 }
