@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-vision bench-tests clean
+.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-vision bench-circuits bench-restoration bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -48,6 +48,10 @@ bench-pga: .venv/ready
 
 bench-vision: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.vision
+
+# The peer's and bitsandbytes' rows need their packages; see the modules' first lines.
+bench-circuits: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.circuits
 
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow

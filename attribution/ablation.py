@@ -193,7 +193,8 @@ class _Cutter:
         graph = self.subject.graph
         count = graph.upstream[first]
         cut = self.cut[graph.starts[first] : graph.starts[stop]].reshape(-1, count)
-        weights = torch.as_tensor(cut, device=stream.device).to(self.gaps.dtype)
+        # A circuit's own mask is read-only, which as_tensor warns of.
+        weights = torch.tensor(cut, device=stream.device).to(self.gaps.dtype)
         shift = torch.einsum("hw,rwpd->hrpd", weights, self.gaps[:, :count])
         return stream + shift.to(stream.dtype)
 

@@ -2,9 +2,11 @@
 
 Edges are scored by EAP-IG on pairs of prompts about forgotten entities, two by two. The
 original's circuit is chosen on one half of the couples, by real ablation, and read on
-the other half; then the halves change places. The candidate is read twice: with its own
-final norm and head, and with the original's put in their place, which undoes an edit of
-the readout.
+the other half; then the halves change places. The candidate is read three times: with
+its own final norm and head, with the original's put in their place, which undoes an
+edit of the readout, and with the original's last block before them as well, which
+undoes an edit of that block: every slope runs through it, so such an edit takes the
+mass of edges far below it though nothing below it was touched.
 
 The measure is CAD, our definition (``attribution.divergence``). This axis informs and
 can stand against deletion. It is never enough for a verdict: circuits of equal function
@@ -13,11 +15,12 @@ differ, and where a fact is computed is not where it can be recovered.
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.anatomy import Readout, find_anatomy
@@ -26,7 +29,10 @@ from attribution.divergence import divergence, kept_mass
 from attribution.eap import score_edges
 from attribution.pairs import PromptPairs, couples, pairs_of_items
 from attribution.scores import EdgeScores
+from attribution.transplant import borrowed, last_block, weights_of
 from audits.circuit_evidence import (
+    LAST_BLOCK,
+    TITLES,
     TRANSPLANTED,
     Kept,
     copy_suppression,
@@ -46,7 +52,6 @@ QUESTION = "Do the edges that computed the forgotten answers still carry them?"
 FAITHFUL = 0.85
 # Wordings of an item that are paired; more add cost and hardly entities.
 WORDINGS = 2
-READOUTS = ("native", TRANSPLANTED)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Base:
         means: (half, edge) mean scores of each half.
         circuits: One a half, chosen on that half.
         readout: A copy of its final norm and head.
+        last: A copy of its last block's weights.
         note: Why whole attention parts stand for heads; empty where heads do.
     """
 
@@ -67,6 +73,7 @@ class Base:
     means: np.ndarray
     circuits: tuple[Circuit, Circuit]
     readout: Readout
+    last: Mapping[str, Tensor]
     note: str
 
     def kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
@@ -157,7 +164,13 @@ def run_circuit(
         controls=result.controls,
         n_entities=2 * len(base.half),
         details=result.details | told,
-        notes=(*result.notes, *extra, *([base.note] if base.note else []), *notes),
+        notes=(
+            *result.notes,
+            *_heads_in_words(told["copy_suppression"]),
+            *extra,
+            *([base.note] if base.note else []),
+            *notes,
+        ),
     )
 
 
@@ -228,6 +241,7 @@ def _base(
         np.stack([table[half == number].mean(0) for number in (0, 1)]),
         (circuits[0], circuits[1]),
         readout,
+        weights_of(last_block(anatomy)),
         scores.graph.note,
     )
     invented = score_edges(
@@ -253,20 +267,43 @@ def _scores(
 ) -> dict[tuple[str, str], EdgeScores]:
     """Edge scores of one model by part and readout."""
     anatomy = find_anatomy(model)
+    block = last_block(anatomy)
     parts = ["forget"] if role.startswith("reference") else ["forget", "never_taught"]
-    # The plant is a control of the transplanted reading, whose claim is the stronger.
-    readouts = READOUTS[1:] if role == "planted" else READOUTS
-    return {
-        (part, readout): score_edges(
-            model,
-            pairs[part],
-            readout=base.readout if readout == TRANSPLANTED else None,
-            anatomy=anatomy,
-            progress=progress,
+    # The plant is a control of one reading: with the original's last block in place of
+    # the one that was planted, nothing would be left to find.
+    readouts = (TRANSPLANTED,) if role == "planted" else tuple(TITLES)
+    found = {}
+    for readout in readouts:
+        whole = readout == LAST_BLOCK
+        with borrowed(block, base.last) if whole else nullcontext():
+            for part in parts:
+                found[part, readout] = score_edges(
+                    model,
+                    pairs[part],
+                    readout=None if readout == "native" else base.readout,
+                    anatomy=anatomy,
+                    progress=progress,
+                )
+    return found
+
+
+def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A sentence where heads that work against the answer came or went."""
+    before, after = (
+        {each["head"] for each in found[role]} for role in ("original", "unlearned")
+    )
+    told = [
+        f"{', '.join(sorted(heads))} ({words})"
+        for heads, words in (
+            (after - before, "only in the candidate"),
+            (after & before, "in both models"),
+            (before - after, "only in the original"),
         )
-        for part in parts
-        for readout in readouts
-    }
+        if heads
+    ]
+    if not told:
+        return []
+    return [f"Heads that work against the answer: {'; '.join(told)}."]
 
 
 def _details(

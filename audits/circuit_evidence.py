@@ -16,8 +16,10 @@ from evidence.resampling import paired_max_test, unpaired_max_test
 from evidence.seeds import numpy_rng
 
 TRANSPLANTED = "original's readout"
+LAST_BLOCK = "original's last block and readout"
 TITLES = {
     TRANSPLANTED: "circuit mass kept, original's readout",
+    LAST_BLOCK: "circuit mass kept, original's last block and readout",
     "native": "circuit mass kept, own readout",
 }
 # Below this distance between original and floor a residual would be noise over noise.
@@ -145,7 +147,7 @@ def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
 
 
 def _readings(kept: Kept, config: AuditConfig) -> list[Reading]:
-    """Both readouts against the reference, if there is one, and never-taught items."""
+    """Every way to read out, against references if there are any, and never-taught."""
     references = sorted({r for r, _, _ in kept.values if r.startswith("reference")})
     kinds = ["reference", "never_taught"] if references else ["never_taught"]
     readings = []
@@ -254,7 +256,7 @@ def _status(
     # Couples are half as many as entities, too few for the level of a verdict; this
     # axis makes none.
     rule = config.rule
-    return standing(readings[:2], rule, failed=planted, level=rule.alpha)
+    return standing(readings[: len(TITLES)], rule, failed=planted, level=rule.alpha)
 
 
 def copy_suppression(

@@ -20,7 +20,6 @@ from capture.never_taught import invent_items
 from capture.sites import find_sites
 from capture.tokens import encode
 from capture.validation import swapped
-from capture.weight_geometry import by_component, update_shapes
 from capture.weights import compare
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
@@ -42,11 +41,6 @@ def weights(run: Run) -> dict[str, Any]:
         ],
         "tensors_changed": sum(each.relative > 0 for each in found.tensors),
         "tensors": len(found.tensors),
-        "components": by_component(
-            update_shapes(
-                run.inputs.original, run.inputs.unlearned, progress=run.progress
-            )
-        ),
     }
 
 

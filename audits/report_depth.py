@@ -103,7 +103,16 @@ def component_rows(components: Any) -> Sequence[tuple[str, ...]]:
             plain(row["stable_rank"]),
             f"{plain(row['input_share'])} ({plain(row['input_chance'])})",
             f"{plain(row['output_share'])} ({plain(row['output_chance'])})",
+            *(_along(row, what) for what in ("forget", "retain")),
         )
         for row in components
         if isinstance(row, dict)
     )
+
+
+def _along(row: dict[str, Any], what: str) -> str:
+    """Cosine with a gradient and share in its directions; nothing where unknown."""
+    cosine, share = row.get(f"{what}_cosine"), row.get(f"{what}_share")
+    if cosine is None or share is None:
+        return ""
+    return f"{cosine:+.2f}; {plain(share)} ({plain(row['input_chance'])})"

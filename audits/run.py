@@ -9,6 +9,7 @@ from audits import behaviour, outer
 from audits.config import make_config
 from audits.context import Run
 from audits.data import ask
+from audits.edit_shape import edit_shape
 from audits.inner import inner_axes
 from audits.inputs import open_inputs
 from audits.manifest import code_hash
@@ -126,6 +127,9 @@ def collect(run: Run) -> Findings:
         }
         if not run.identical:
             outer.check_swap(questions, heard)
+            difference["components"] = stage(
+                "edit-shape", lambda: edit_shape(run, forget, retain)
+            )
         damage = utility(
             heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
         )

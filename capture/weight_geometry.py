@@ -3,15 +3,19 @@
 Of each matrix that changed: the norm of its update, the stable rank of the update, and
 how much of the update lies in the leading singular directions of the matrix as it was.
 A low-rank update in one component is what adapters and closed-form edits leave; one
-that avoids the leading directions keeps what they do.
+that avoids the leading directions keeps what they do. Where gradients of the answers'
+loss are given: whether the update goes along them, and how much of it reads from their
+leading directions. Unlearning that keeps to its place goes up the forget gradient and
+stands at right angles to the retain gradient.
 
 Sources: stable rank, Rudelson and Vershynin (2007), J. ACM 54:4; randomised subspace
 iteration, Halko, Martinsson and Tropp (arXiv 0909.4061). Alignment of an update with
-the principal subspaces of the weights as a sign of locality: SLUG (arXiv 2407.11867).
+the principal subspaces of the weights as a sign of locality: SLUG (arXiv 2407.11867),
+which also chooses layers by the angle of their forget and retain gradients.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +27,19 @@ from evidence.seeds import torch_rng
 
 # Leading directions looked at, and how often the subspace is sharpened.
 LEADING, SWEEPS = 16, 6
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Gradients of the answers' loss in the model before, by matrix, as stored.
+
+    Attributes:
+        forget: Of what is to go.
+        retain: Of what is to stay.
+    """
+
+    forget: Mapping[str, Tensor]
+    retain: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,13 @@ class UpdateShape:
         output_share: Share that writes into its leading left singular directions.
         input_chance: What ``input_share`` would be for an update that points nowhere.
         output_chance: What ``output_share`` would be.
+        forget_cosine: Cosine of the update with the forget gradient: above 0 it raises
+            that loss. None where no gradient is known.
+        retain_cosine: The same with the retain gradient.
+        forget_share: Share of the update's squared norm that reads from the leading
+            right singular directions of the forget gradient; ``input_chance`` is what
+            an update that points nowhere would have.
+        retain_share: The same for the retain gradient.
     """
 
     name: str
@@ -54,10 +78,19 @@ class UpdateShape:
     output_share: float
     input_chance: float
     output_chance: float
+    forget_cosine: float | None = None
+    retain_cosine: float | None = None
+    forget_share: float | None = None
+    retain_share: float | None = None
 
 
 def update_shapes(
-    a: Weighted, b: Weighted, *, leading: int = LEADING, progress: Progress = SILENT
+    a: Weighted,
+    b: Weighted,
+    *,
+    leading: int = LEADING,
+    gradients: Gradients | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[UpdateShape, ...]:
     """One row a matrix that differs between two checkpoints, read pair by pair.
 
@@ -69,6 +102,7 @@ def update_shapes(
             ``capture.weights.compare`` checks.
         b: The checkpoint after.
         leading: Directions that count as leading; fewer where a matrix is small.
+        gradients: In the model before, to hold the update against.
         progress: Where progress is shown.
     """
     rows = []
@@ -84,9 +118,12 @@ def update_shapes(
             update = second.read(name).float() - before.float()
             if update.any():
                 matrix = before.float()
-                if _stored_turned(name):
+                turned = _stored_turned(name)
+                if turned:
                     matrix, update = matrix.T, update.T
-                rows.append(_shape(name, matrix, update, leading))
+                row = _shape(name, matrix, update, leading)
+                along = _along(name, update, gradients, leading, turned)
+                rows.append(replace(row, **along))
     return tuple(rows)
 
 
@@ -97,8 +134,10 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
         mine = [row for row in rows if row.component == component]
         layers = [row.layer for row in mine if row.layer is not None]
 
-        def mean(what: str, mine: list[UpdateShape] = mine) -> float:
-            return sum(getattr(row, what) for row in mine) / len(mine)
+        def mean(what: str, mine: list[UpdateShape] = mine) -> float | None:
+            values = [getattr(row, what) for row in mine]
+            known = [value for value in values if value is not None]
+            return sum(known) / len(known) if known else None
 
         found.append(
             {
@@ -114,6 +153,10 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
                         "output_share",
                         "input_chance",
                         "output_chance",
+                        "forget_cosine",
+                        "retain_cosine",
+                        "forget_share",
+                        "retain_share",
                     )
                 },
             }
@@ -146,6 +189,26 @@ def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateSha
         count / inputs,
         count / outputs,
     )
+
+
+def _along(
+    name: str, update: Tensor, known: Gradients | None, leading: int, turned: bool
+) -> dict[str, float]:
+    """Cosines and shares of one update; none where a gradient is missing or 0."""
+    found = {}
+    for what in ("forget", "retain") if known is not None else ():
+        gradient = getattr(known, what).get(name)
+        if gradient is None or gradient.shape[:: -1 if turned else 1] != update.shape:
+            continue
+        slope = (gradient.T if turned else gradient).float().to(update.device)
+        size = float(slope.norm())
+        if not 0 < size < float("inf"):
+            continue
+        length = float(update.norm())
+        _, right = leading_directions(slope / size, min(leading, *slope.shape))
+        found[f"{what}_cosine"] = float((slope / size * update).sum()) / length
+        found[f"{what}_share"] = float((update @ right).square().sum()) / length**2
+    return found
 
 
 def leading_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

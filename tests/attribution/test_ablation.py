@@ -170,6 +170,13 @@ def test_cuts_are_measured_pair_by_pair():
     assert np.allclose(empty, scores.corrupt, atol=1e-5)
 
 
+def test_a_circuit_can_be_measured_again_as_it_is():
+    model, pairs = tiny("llama"), random_pairs()
+    circuit = select_circuit(model, pairs, score_edges(model, pairs), target=0.5)
+    assert not circuit.chosen.flags.writeable
+    assert measure_circuit(model, pairs, circuit.chosen) == circuit.measured
+
+
 def test_bad_requests_are_refused_in_words():
     model, pairs = tiny("llama"), random_pairs()
     scores = score_edges(model, pairs)

@@ -194,6 +194,10 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
                         "output_share": 0.5,
                         "input_chance": 0.125,
                         "output_chance": 0.25,
+                        "forget_cosine": 0.5,
+                        "retain_cosine": -0.25,
+                        "forget_share": 0.375,
+                        "retain_share": None,
                     }
                 ],
             },

@@ -77,6 +77,10 @@ def test_quantisation_is_asked_for_by_name(world, planted, tmp_path):
     assert all(".1." in row["name"] for row in weights)
     components = done.document["preflight"]["weight_difference"]["components"]
     assert {layer for row in components for layer in row["layers"]} == {1}
+    for row in components:
+        assert abs(row["forget_cosine"]) <= 1
+        assert abs(row["retain_cosine"]) <= 1
+        assert 0 < row["forget_share"] <= 1
 
 
 def test_twice_the_same_and_a_different_audit_is_refused(world, tmp_path):

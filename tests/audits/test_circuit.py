@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from attribution.graph import EdgeGraph
-from audits.circuit import NAME, run_circuit
+from audits.circuit import NAME, _heads_in_words, run_circuit
 from audits.circuit_evidence import (
+    LAST_BLOCK,
     TITLES,
     TRANSPLANTED,
     Kept,
@@ -85,13 +86,33 @@ def of_twin(world, models, items):
 
 
 def test_a_readout_edit_moves_the_native_reading_and_not_the_transplanted(of_head_edit):
-    transplanted, native = of_head_edit.readings
+    transplanted, block, native = of_head_edit.readings
     assert of_head_edit.status == "retained"
     assert transplanted.statistic == pytest.approx(transplanted.ceiling, rel=1e-5)
+    assert block.statistic == pytest.approx(block.ceiling, rel=1e-5)
     assert native.statistic < 0.3 < transplanted.statistic
     figures = of_head_edit.details["normalised"][transplanted.name]
     assert figures["normalised_cad"] == pytest.approx(0, abs=1e-5)
     assert of_head_edit.details["cad"]["unlearned, forget, native"]["mass_lost"] > 0.3
+
+
+def test_an_edit_of_the_last_block_moves_all_but_the_reading_with_the_originals(
+    world, models, items
+):
+    def turn(model):
+        # Answers come out as other answers, by the last block alone.
+        down = model.model.layers[-1].mlp.down_proj.weight
+        down.copy_(-3 * down)
+
+    found = axis(world, models, items, changed(models["original"], "unlearned", turn))
+    transplanted, block, native = found.readings
+    assert block.name == TITLES[LAST_BLOCK]
+    # Nothing but what was edited is replaced, so these are the original's own scores.
+    assert block.statistic == pytest.approx(block.ceiling, rel=1e-6)
+    assert transplanted.statistic == pytest.approx(native.statistic, rel=1e-6)
+    assert transplanted.statistic < block.statistic - 0.2
+    cad = found.details["normalised"][block.name]["normalised_cad"]
+    assert cad == pytest.approx(0, abs=1e-5)
 
 
 def test_every_control_holds_where_the_original_knows(of_head_edit, of_twin):
@@ -118,7 +139,7 @@ def test_with_a_reference_it_is_the_first_floor(world, models, items, of_twin):
         **{"reference-1": models["twin"]},
     )
     kinds = [reading.floor_kind for reading in found.readings]
-    assert kinds == ["reference"] * 2 + ["never_taught"] * 2
+    assert kinds == ["reference"] * 3 + ["never_taught"] * 3
     # Four couples, swapped in all ways, cannot give a p-value under 1/16.
     assert found.status == "no_power"
     assert found.readings[0].smallest_p == 1 / 16
@@ -192,7 +213,7 @@ def kept_of(candidate, never=0.0, original=1.0, spread=0.1, n=16, faithfulness=0
         ("original", "forget", "native"): values(original),
         ("original", "never_taught", "native"): values(0.0),
     }
-    for readout, mean in zip((TRANSPLANTED, "native"), candidate, strict=True):
+    for readout, mean in zip(TITLES, candidate, strict=True):
         table["unlearned", "forget", readout] = values(mean)
         table["unlearned", "never_taught", readout] = values(never)
     return Kept(table, [faithfulness] * 2)
@@ -201,13 +222,14 @@ def kept_of(candidate, never=0.0, original=1.0, spread=0.1, n=16, faithfulness=0
 @pytest.mark.parametrize(
     ("candidate", "status"),
     [
-        ((0.9, 0.9), "retained"),
-        ((0.5, 0.0), "retained"),
-        ((0.0, 0.4), "retained"),
-        ((0.0, 0.0), "absent"),
+        ((0.9, 0.9, 0.9), "retained"),
+        ((0.5, 0.0, 0.0), "retained"),
+        ((0.0, 0.5, 0.0), "retained"),
+        ((0.0, 0.0, 0.4), "retained"),
+        ((0.0, 0.0, 0.0), "absent"),
         # What the original's readout brings by itself is not the candidate's.
-        ((0.11, 0.03), "absent"),
-        ((-0.5, -0.9), "no_power"),
+        ((0.11, 0.08, 0.03), "absent"),
+        ((-0.5, -0.7, -0.9), "no_power"),
     ],
 )
 def test_the_rule_on_known_numbers(candidate, status):
@@ -219,15 +241,15 @@ def test_the_rule_on_known_numbers(candidate, status):
         assert low < reading.residual < high
         assert reading.residual == pytest.approx(mean)
     below = [note for note in found.notes if "below its floor" in note]
-    assert len(below) == (2 if status == "no_power" else 0)
+    assert len(below) == (3 if status == "no_power" else 0)
 
 
 @pytest.mark.parametrize(
     ("kept", "status", "control"),
     [
-        (kept_of((0.5, 0.5), original=0.1), "no_power", 0),
-        (kept_of((0.5, 0.5), faithfulness=0.4), "control_failed", 1),
-        (kept_of((0.5, 0.5), original=0.4), "control_failed", 2),
+        (kept_of((0.5, 0.5, 0.5), original=0.1), "no_power", 0),
+        (kept_of((0.5, 0.5, 0.5), faithfulness=0.4), "control_failed", 1),
+        (kept_of((0.5, 0.5, 0.5), original=0.4), "control_failed", 2),
     ],
 )
 def test_without_its_controls_it_does_not_vote(kept, status, control):
@@ -237,9 +259,9 @@ def test_without_its_controls_it_does_not_vote(kept, status, control):
 
 
 def test_an_unseen_plant_silences_absence_and_not_presence():
-    for candidate, status in (((0.0, 0.0), "no_power"), ((0.8, 0.8), "retained")):
-        kept = kept_of(candidate)
-        nothing = kept_of((0.0, 0.0)).values
+    for mean, status in ((0.0, "no_power"), (0.8, "retained")):
+        kept = kept_of((mean,) * 3)
+        nothing = kept_of((0.0, 0.0, 0.0)).values
         planted = {
             ("planted", part, TRANSPLANTED): nothing["unlearned", part, TRANSPLANTED]
             for part in ("forget", "never_taught")
@@ -250,7 +272,7 @@ def test_an_unseen_plant_silences_absence_and_not_presence():
 
 def test_few_entities_give_wide_intervals():
     def width(n):
-        kept = kept_of((0.3, 0.3), n=n, spread=0.3)
+        kept = kept_of((0.3, 0.3, 0.3), n=n, spread=0.3)
         low, high = judge(kept, CONFIG, 0.85).readings[0].residual_interval
         return high - low
 
@@ -277,6 +299,22 @@ def test_heads_against_the_answer_are_named():
     assert copy_suppression(graph, scores, drop=100.0) == []
 
 
+def test_heads_that_came_and_went_are_told_apart():
+    def named(*heads):
+        return [{"head": head, "effect": 1.0, "share": 0.1} for head in heads]
+
+    (note,) = _heads_in_words(
+        {
+            "original": named("head.0.1", "head.1.1"),
+            "unlearned": named("head.1.2", "head.1.1"),
+        }
+    )
+    assert "head.1.2 (only in the candidate)" in note
+    assert "head.1.1 (in both models)" in note
+    assert "head.0.1 (only in the original)" in note
+    assert _heads_in_words({"original": [], "unlearned": []}) == []
+
+
 def test_readings_are_named_after_their_readout():
-    found = judge(kept_of((0.5, 0.5)), CONFIG, 0.85)
+    found = judge(kept_of((0.5, 0.5, 0.5)), CONFIG, 0.85)
     assert [each.name for each in found.readings] == list(TITLES.values())

@@ -5,9 +5,17 @@ import copy
 import pytest
 import torch
 
+from capture.gradients import loss_gradients
 from capture.models import open_checkpoint
-from capture.weight_geometry import by_component, leading_directions, update_shapes
+from capture.weight_geometry import (
+    Gradients,
+    by_component,
+    leading_directions,
+    update_shapes,
+)
 from capture.weights import compare
+from evidence.errors import InputError
+from evidence.sequences import Sequences
 from tests.capture.families import LAYERS, tiny
 
 
@@ -94,3 +102,62 @@ def test_components_gather_the_blocks_and_agree_with_the_comparison():
 def test_nothing_changed_is_no_row():
     model = tiny("gpt2")
     assert shapes(model, lambda other: None) == ()
+
+
+ROWS = Sequences(((3, 9, 4, 7, 8), (5, 6, 11), (12, 4, 9, 2)), (3, 2, 2))
+
+
+def mean_loss(model, rows):
+    """Plainly, token by token."""
+    total = count = 0.0
+    for ids, start in zip(rows.ids, rows.answer_start, strict=True):
+        logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for place in range(start, len(ids)):
+            total = total - logits[place - 1, ids[place]]
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_gradients_are_those_of_the_mean_loss(family):
+    model = tiny(family).double()
+    names = [name for name, p in model.named_parameters() if p.dim() == 2][2:5]
+    frozen = dict(model.named_parameters())[names[0]]
+    frozen.requires_grad_(False)
+    found = loss_gradients(model, ROWS, [*names, "nowhere"])
+    assert list(found) == names
+    assert not frozen.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    frozen.requires_grad_(True)
+    parameters = [dict(model.named_parameters())[name] for name in names]
+    slopes = torch.autograd.grad(mean_loss(model, ROWS), parameters)
+    for name, slope in zip(names, slopes, strict=True):
+        assert torch.allclose(found[name], slope, atol=1e-6)
+    with pytest.raises(InputError, match="needs answers"):
+        loss_gradients(model, ROWS[[]], names)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_a_step_along_one_gradient_is_seen_to_be_one(family):
+    model = tiny(family)
+    name = next(n for n, w in model.named_parameters() if ".1." in n and w.dim() == 2)
+    up, across = (
+        loss_gradients(model, rows, [name])[name] for rows in (ROWS[[0]], ROWS[[2]])
+    )
+    across = across - (across * up).sum() / up.square().sum() * up
+    stepped = copy.deepcopy(model)
+    with torch.no_grad():
+        stepped.get_parameter(name).add_(0.5 * up / up.norm())
+    (row,) = update_shapes(
+        open_checkpoint(model),
+        open_checkpoint(stepped),
+        gradients=Gradients({name: up}, {name: across}),
+    )
+    assert row.forget_cosine == pytest.approx(1, abs=1e-3)
+    assert row.retain_cosine == pytest.approx(0, abs=1e-3)
+    # Two answer tokens give a gradient of rank two: nothing lies outside sixteen.
+    assert row.forget_share == pytest.approx(1, abs=1e-2)
+    assert row.input_chance <= 1
+    (bare,) = update_shapes(open_checkpoint(model), open_checkpoint(stepped))
+    assert bare.forget_cosine is None
+    assert by_component([bare])[0]["retain_share"] is None

@@ -1,0 +1,77 @@
+"""MANSU where its parts meet: four properties on a small world."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from attribution.circuit import select_circuit
+from attribution.circuit_weights import circuit_weights
+from attribution.divergence import kept_mass
+from attribution.eap import score_edges
+from attribution.pairs import pairs_of_items
+from capture.items import read_items
+from capture.models import open_checkpoint
+from capture.scoring import score_answers
+from erasure.mansu import MansuConfig, unlearn_in_circuit_
+from erasure.quantise import quantise_
+from testbeds.bios import all_prompts
+
+
+@pytest.fixture(scope="module")
+def edited(world):
+    checkpoint = open_checkpoint(world.original)
+    items = read_items(world.forget)
+    model = checkpoint.load()
+    pairs = pairs_of_items(checkpoint.tokenizer, items, np.random.default_rng(0))
+    scores = score_edges(model, pairs)
+    circuit = select_circuit(model, pairs, scores)
+    forget = all_prompts(checkpoint.tokenizer, items)
+    retain = all_prompts(checkpoint.tokenizer, read_items(world.retain))
+    log = unlearn_in_circuit_(
+        model,
+        forget,
+        retain,
+        circuit_weights(model, circuit.chosen),
+        MansuConfig(
+            # Half a per cent of so small a model is a few hundred weights.
+            share=0.03,
+            steps=60,
+            step=0.2,
+            directions=8,
+            stop_below=0.1,
+        ),
+        evaluate=lambda now: {
+            "forget": float(score_answers(now, forget).greedy.mean())
+        },
+        seed=0,
+    )
+    return model, log, pairs, scores, circuit, forget, retain
+
+
+def said(model, rows):
+    return float(score_answers(model, rows).greedy.mean())
+
+
+def test_it_forgets_and_keeps_by_few_weights(edited):
+    model, log, *_, forget, retain = edited
+    assert log.stopped == "criterion"
+    assert said(model, forget) <= 0.1
+    assert said(model, retain) >= 0.8
+    assert log.moved <= log.chosen == round(0.03 * log.total)
+
+
+def test_four_bits_bring_nothing_back(edited):
+    model, log, *_, forget, _ = edited
+    coarse = copy.deepcopy(model)
+    quantise_(coarse)
+    assert said(coarse, forget) <= said(model, forget) + 0.05
+    assert log.same_codes < 0.15
+
+
+def test_the_circuit_no_longer_carries_the_answers(edited):
+    model, _, pairs, scores, circuit, *_ = edited
+    after = score_edges(model, pairs).by_entity()
+    assert kept_mass(after, scores.mean, circuit.chosen).mean() < 0.5
+    own = kept_mass(scores.by_entity(), scores.mean, circuit.chosen).mean()
+    assert own == pytest.approx(1)
