@@ -45,7 +45,8 @@ def trial(steered, plain=0.0, random=0.0, others=0.0, never=0.0, told=None):
         "others": part(others),
         "never": part(never),
         "choices": [{"route": "a route", "site": "resid.1", "strength": 1.0}],
-        "curves": [],
+        "curve": [],
+        "autoencoder": {},
         "generation": {"steered": quiet, "original": quiet},
     }
 

@@ -1,0 +1,224 @@
+"""What concept vectors and autoencoders cost, and how good the latter are."""
+
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from attribution.sae import Sae, loss_recovered, quality, spliced
+from attribution.sae_rows import StoredRows
+from attribution.sae_training import SaeConfig, train_sae
+from benchmarks.texts import python_texts, token_rows
+from benchmarks.timing import Clock, Rows
+from capture.models import Checkpoint, open_checkpoint
+from capture.sites import find_sites
+from capture.store import ActivationStore
+from evidence.progress import Progress
+from evidence.sequences import Sequences, batches
+from probes.concept_labels import concepts_of
+from probes.concepts import concept_vectors
+from testbeds.smol import fetch
+
+SITE, LENGTH, TOKENS, HELD_OUT = "resid.15", 128, 200_000, 20_000
+SETTINGS = SaeConfig(kind="topk", expansion=8, k=32, epochs=2)
+
+
+def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
+    """Train on 200k tokens of SmolLM2's layer 15; judge on texts it has not seen."""
+    checkpoint = open_checkpoint(fetch())
+    texts = token_rows(checkpoint.tokenizer, python_texts(), LENGTH)
+    count, other = TOKENS // (LENGTH - 1) + 1, HELD_OUT // (LENGTH - 1) + 1
+    seconds: dict[str, float] = {}
+    wall = time.perf_counter()
+    start = time.process_time()
+    model = checkpoint.load()
+    kept = ActivationStore(root).activations(
+        checkpoint, texts[range(count)], [SITE], range(1, LENGTH), model
+    )
+    seconds["captured"] = time.process_time() - start
+    start = time.process_time()
+    sae = train_sae(
+        StoredRows(kept, SITE),
+        SITE,
+        root / "saes",
+        SETTINGS,
+        model=checkpoint.weights_hash,
+        progress=progress,
+    )
+    seconds["trained"] = time.process_time() - start
+    wall = time.perf_counter() - wall
+    fresh = texts[range(count, count + other)]
+    seen = ActivationStore(root).activations(
+        checkpoint, fresh, [SITE], range(1, LENGTH), model
+    )
+    found = quality(sae, _without_sinks(StoredRows(seen, SITE)))
+    recovered = loss_recovered(model, sae, fresh[range(40)])
+    about = {
+        "tokens": count * (LENGTH - 1),
+        "text": "topics and documentation strings of Python's standard library",
+        "seconds": seconds,
+        "wall_seconds": wall,
+        "l0": found.l0,
+        "loss": [recovered.plain, recovered.spliced, recovered.ablated],
+    }
+    what = f"SmolLM2 {SITE}, {count * (LENGTH - 1)} tokens, 8x, k=32"
+    known = "tokens it was not trained on"
+    n = found.rows
+    rows.add(f"FVU, {what}", found.fvu, 0.3, "<=", "share", known, 0, n, **about)
+    dead = len(sae.note["dead"]) / sae.d_sae
+    rows.add(f"dead latents, {what}", dead, 0.1, "<=", "share", "training tokens", 0, n)
+    rows.add(
+        f"loss recovered when spliced in, {what}",
+        recovered.recovered,
+        None,
+        ">=",
+        "share",
+        "the mean state in its place",
+        0,
+        40 * (LENGTH - 1),
+    )
+    rows.add(
+        f"minutes to capture and train, {what}",
+        (seconds["captured"] + seconds["trained"]) / 60,
+        15,
+        "<=",
+        "CPU minutes",
+        "two cores allowed, one used",
+        0,
+        1,
+    )
+
+
+def _without_sinks(rows: StoredRows):
+    """Chunks without the rows ten times as long as usual, as in training."""
+    for start in range(0, len(rows), 8192):
+        chunk = rows[start : start + 8192]
+        length = np.linalg.norm(chunk - np.median(chunk, axis=0), axis=1)
+        yield chunk[length <= 10 * np.median(length)]
+
+
+def overhead_rows(rows: Rows, root: Path, clock: Clock) -> None:
+    """A forward pass of SmolLM2 with and without an autoencoder spliced in."""
+    checkpoint = open_checkpoint(fetch())
+    sae = _trained(checkpoint, root)
+    texts = token_rows(checkpoint.tokenizer, python_texts(), LENGTH)
+    model, part = checkpoint.load().eval(), texts[range(8)]
+    where = find_sites(model)
+
+    def run() -> None:
+        with torch.no_grad():
+            for batch in batches(part):
+                model(**batch.model_inputs, use_cache=False)
+
+    def through() -> None:
+        with spliced(model, sae, keep_error=False, where=where):
+            run()
+
+    run()
+    # In turns, so that a neighbour's load falls on both.
+    pairs = [(clock.times(run, 1)[0], clock.times(through, 1)[0]) for _ in range(7)]
+    ratios = [b / a for a, b in pairs]
+    rows.add(
+        f"pass with encode and decode at {SITE} over the plain pass, 8x",
+        float(np.median(ratios)),
+        1.5,
+        "<=",
+        "times",
+        "the same pass without",
+        (max(ratios) - min(ratios)) / 2 / float(np.median(ratios)),
+        len(ratios),
+        seconds=[float(np.median(each)) for each in zip(*pairs, strict=True)],
+        tokens=len(part) * LENGTH,
+    )
+
+
+def _trained(checkpoint: Checkpoint, root: Path) -> Sae:
+    """The autoencoder of ``sae_rows``, found or trained."""
+    texts = token_rows(checkpoint.tokenizer, python_texts(), LENGTH)
+    some: Sequences = texts[range(TOKENS // (LENGTH - 1) + 1)]
+    kept = ActivationStore(root).activations(checkpoint, some, [SITE], range(1, LENGTH))
+    return train_sae(
+        StoredRows(kept, SITE),
+        SITE,
+        root / "saes",
+        SETTINGS,
+        model=checkpoint.weights_hash,
+    )
+
+
+def vector_rows(rows: Rows, clock: Clock, fits: int = 12) -> None:
+    """All concepts at all sites at once against one at a time, at equal answers."""
+    sites, concepts, n, width = 31, 50, 1000, 576
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(n) % concepts)
+    places = rng.standard_normal((concepts, width))
+    x = rng.standard_normal((sites, n, width)) + places[labels]
+    known = concepts_of(labels)
+    concept_vectors(x[:1], known, "logistic")
+    found = []
+
+    def ours() -> None:
+        found.append(concept_vectors(x, known, "logistic").vectors)
+
+    own = clock.times(ours)
+    step = sites * concepts - 1
+    pairs = [divmod(int(i), concepts) for i in np.linspace(0, step, fits)]
+
+    def loop(fit_one) -> tuple[list[float], float]:
+        times, worst = [], 1.0
+        for site, concept in pairs:
+            start = clock.now()
+            weights = fit_one(x[site], labels == concept)
+            times.append(clock.now() - start)
+            cosine = found[0][site, concept] @ weights / np.linalg.norm(weights)
+            worst = min(worst, float(cosine))
+        whole = float(np.median(times)) * sites * concepts
+        return [whole * t / float(np.median(times)) for t in times], worst
+
+    what = f"logistic concept vectors, {sites} sites x {concepts} concepts, n={n}"
+    peers = {"scikit-learn LogisticRegression": _by_sklearn}
+    captum = _captum_fit()
+    if captum is not None:
+        peers["captum TCAV's default classifier (SGD, alpha 0.01)"] = captum
+    for name, fit_one in peers.items():
+        seconds, cosine = loop(fit_one)
+        rows.ratio(
+            f"{what}, d={width}",
+            seconds,
+            own,
+            50,
+            f"{name}, one at a time, from {fits} of {sites * concepts} fits",
+            least_cosine=cosine,
+        )
+
+
+def _by_sklearn(x: np.ndarray, mark: np.ndarray) -> np.ndarray:
+    scale = x.std(0)
+    model = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000, class_weight="balanced")
+    return model.fit((x - x.mean(0)) / scale, mark).coef_[0] / scale
+
+
+def _captum_fit():
+    """Fits one concept with the classifier that captum's TCAV brings; None without."""
+    try:
+        from captum.concept._utils.classifier import DefaultClassifier
+    except ImportError:
+        return None
+    from torch.utils.data import DataLoader, TensorDataset
+
+    def fit_one(x: np.ndarray, mark: np.ndarray) -> np.ndarray:
+        table = TensorDataset(
+            torch.from_numpy(x).float(), torch.from_numpy(mark).long()
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            classifier = DefaultClassifier()
+            classifier.train_and_eval(DataLoader(table, batch_size=len(table)))
+        weights = classifier.weights().numpy()
+        order = classifier.classes()
+        return (weights[order.index(1)] - weights[order.index(0)]).astype(float)
+
+    return fit_one
