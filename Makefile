@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-tests clean
+.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-restoration bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,9 @@ bench-known-pairs: .venv/ready
 
 bench-pga: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pga
+
+bench-restoration: .venv/bench-ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.restoration --make
 
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow

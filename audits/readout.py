@@ -140,12 +140,11 @@ def _arms(
             for alpha in ALPHAS
         ]
         shares = [float(each.mean()) for each in said]
-        rates = [(share - float(before.mean())) / lost for share in shares]
-        table[arm] = {
-            "said": shares,
-            "rate": rates if lost >= LEAST_LOST else None,
-            "best": max(rates) if lost >= LEAST_LOST else None,
-        }
+        rates = None
+        if lost >= LEAST_LOST:
+            rates = [(share - float(before.mean())) / lost for share in shares]
+        best_rate = None if rates is None else max(rates)
+        table[arm] = {"said": shares, "rate": rates, "best": best_rate}
         best = said[int(np.argmax(shares))]
         interval = rate_interval(by_entity(best, asked.questions.entities))
         table[arm]["interval"] = list(interval)

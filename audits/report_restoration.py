@@ -13,7 +13,7 @@ SHOWN = (
     ("never", "floor", "dash", "never-taught items, steered"),
     ("retain", "reference", "solid", "items to keep, steered (the price)"),
 )
-"""Part of the curve, colour, line and words; all but the first and last are controls."""
+"""Part of the curve, colour, line, words; between the first and last are controls."""
 
 
 def restoration_plots(axis: Mapping[str, Any]) -> list[Plot]:

@@ -23,7 +23,6 @@ from audits.run import start
 from audits.subjects import Subject
 from benchmarks.timing import Rows
 from capture.models import open_checkpoint
-from evidence.axis import AxisResult
 from evidence.files import write_atomic
 from evidence.progress import SILENT
 from testbeds.kinds import KINDS
@@ -360,7 +359,7 @@ def shown_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, axis in case["axes"].items():
             line[name] = {
                 "status": axis["status"],
-                "residual": AxisResult.from_dict(axis).residual,
+                "residual": axis["residual"],
             }
         found.append(line)
     return found
