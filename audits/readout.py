@@ -170,10 +170,10 @@ def injection(
         seed: Of random latents and exchanged items.
     """
     rng = numpy_rng(seed, "readout", arm)
-    classes = asked.classes
-    source = np.arange(len(classes))
+    classes = [str(each) for each in asked.classes]
+    source = list(range(len(classes)))
     if arm == ARMS[5]:
-        source = exchanged(asked, rng)
+        source = exchanged(asked, rng).tolist()
     chosen = _latents_of(arm, coder, rng)
 
     def edit(states: Tensor, rows: NDArray) -> Tensor:

@@ -284,12 +284,12 @@ class Chosen:
         size = self.choice["strength"] if strength is None else strength
         if what == "random":
             return {site: steering(self.fitted.turned(push, self.rng), size)}
-        if what == "others" and not isinstance(push, Tensor):
+        if what == "others" and isinstance(push, Tensor):
+            return {site: steering(self.fitted.of_retain(push, site, self.rng), size)}
+        if what == "others":
             assert asked is not None and rows is not None
             states = self.fitted.forget[site][0][rows]
             return {site: steering(push, size, states[exchanged(asked, self.rng)])}
-        if what == "others":
-            return {site: steering(self.fitted.of_retain(push, site, self.rng), size)}
         return {site: steering(push, size)}
 
 

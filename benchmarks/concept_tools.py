@@ -56,6 +56,7 @@ def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
     # Captured rows may come from the store: a tenth as many are captured for the clock.
     start = time.process_time()
     seen = capture_activations(model, fresh, [SITE], range(1, LENGTH))
+    seen_tokens = other * (LENGTH - 1)
     seconds["captured"] = (time.process_time() - start) * count / other
     found = quality(sae, _without_sinks(StoredRows(seen, SITE)))
     recovered = loss_recovered(model, sae, fresh[range(40)])
@@ -88,7 +89,7 @@ def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
         15,
         "<=",
         "CPU minutes",
-        f"two cores allowed, one used; capture scaled from {other * (LENGTH - 1)} tokens",
+        f"two cores allowed, one used; capture from {seen_tokens} tokens",
         0,
         1,
     )

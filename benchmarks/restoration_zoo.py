@@ -21,7 +21,7 @@ from audits.planted import planted_subject
 from audits.restoration_trial import restore, retain_parts
 from audits.run import start
 from audits.subjects import Subject
-from benchmarks.timing import Rows
+from benchmarks.timing import Rows, commit
 from capture.models import open_checkpoint
 from evidence.files import write_atomic
 from evidence.progress import SILENT
@@ -153,6 +153,7 @@ class World:
             "kind": card["kind"],
             "state": KINDS[card["kind"]].state,
             "weights": card["weights"],
+            "commit": commit(),
             "axes": {},
         }
         if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
