@@ -26,7 +26,7 @@ from probes.concepts import concept_vectors
 from testbeds.smol import fetch
 
 SITE, LENGTH, TOKENS, HELD_OUT = "resid.15", 128, 200_000, 20_000
-SETTINGS = SaeConfig(kind="topk", expansion=8, k=32, epochs=2)
+SETTINGS = SaeConfig(kind="topk", expansion=8, k=32, epochs=1, batch_size=256)
 
 
 def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
@@ -207,7 +207,9 @@ def _by_sklearn(x: np.ndarray, mark: np.ndarray) -> np.ndarray:
 def _captum_fit():
     """Fits one concept with the classifier that captum's TCAV brings; None without."""
     try:
-        from captum.concept._utils.classifier import DefaultClassifier
+        from captum.concept._utils.classifier import (  # pyright: ignore
+            DefaultClassifier,
+        )
     except ImportError:
         return None
     from torch.utils.data import DataLoader, TensorDataset
