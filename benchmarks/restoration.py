@@ -80,7 +80,7 @@ def main() -> None:
             elif part == "autoencoder":
                 sae_rows(rows, asked.work, progress)
             elif part == "overhead":
-                overhead_rows(rows, asked.work, clock)
+                overhead_rows(rows, clock)
             else:
                 vector_rows(rows, clock)
             kept = [each for each in document.get("rows", ()) if each["part"] != part]
