@@ -53,6 +53,9 @@ bench-vision: .venv/ready
 bench-circuits: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.circuits
 
+bench-restoration: .venv/bench-ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.restoration --make
+
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow
 

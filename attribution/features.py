@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from attribution.sae import Sae
+from attribution.sae import Sae, check_latent
 from attribution.steering import score_edited
 from capture.hooks import evaluating, patch
 from capture.sites import find_sites
@@ -197,8 +197,11 @@ def ablation_effect(
     All of ``latents`` together, where the prompt ends; the rest of the state stays.
 
     Raises:
-        InputError: as ``score_edited``.
+        InputError: a latent that does not exist or never fires; or as
+            ``score_edited``.
     """
+    for latent in latents:
+        check_latent(sae, int(latent))
     index = torch.as_tensor(list(latents), dtype=torch.long)
 
     def off(states: Tensor, rows: np.ndarray) -> Tensor:

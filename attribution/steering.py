@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from evidence.sequences import Sequences
 RowEdit = Callable[[Tensor, np.ndarray], Tensor]
 """From the states (row, d) of some rows, and their numbers, to new states."""
 
+Span = Literal["end", "prompt"]
+"""What an edit sees: the last prompt token alone, or (row, position, d) of them all."""
+
 
 def score_edited(
     model: nn.Module,
@@ -21,10 +25,11 @@ def score_edited(
     edits: Mapping[str, RowEdit],
     *,
     watch: Sequence[int] = (),
+    span: Span = "end",
     where: Sites | None = None,
     tokens: int = 4096,
 ) -> AnswerScores:
-    """As ``score_answers`` with sites edited at every row's last prompt token.
+    """As ``score_answers`` with sites edited where every row's prompt ends.
 
     Nothing is edited where the answer has begun, so what follows has to come from
     what was changed before.
@@ -36,6 +41,8 @@ def score_edited(
             rows in ``sequences``, to new states. Most ignore the numbers: the same
             change for every input.
         watch: As in ``score_answers``.
+        span: "end" for the last prompt token; "prompt" hands an edit the states (row,
+            position, d) of the whole prompt. The rows of one call share its length.
         where: The model's sites, if already found.
         tokens: Padded positions a batch.
 
@@ -52,7 +59,8 @@ def score_edited(
         # Batches are taken from the longest row to the shortest, in order.
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
         at = int(start) - 1
-        hooks = {site: _in_order(edit, rows, at) for site, edit in edits.items()}
+        place = at if span == "end" else slice(0, at + 1)
+        hooks = {site: _in_order(edit, rows, place) for site, edit in edits.items()}
         with patch(model, hooks, where=found):
             scores = score_answers(
                 model, sequences[rows.tolist()], watch=watch, tokens=tokens
@@ -78,7 +86,7 @@ def adding(vector: Tensor) -> RowEdit:
 
 
 def _in_order(
-    edit: RowEdit, rows: np.ndarray, position: int
+    edit: RowEdit, rows: np.ndarray, position: int | slice
 ) -> Callable[[Tensor], Tensor]:
     """A hook that deals ``rows`` out to batches as they come."""
     done = 0

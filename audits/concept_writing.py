@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from attribution.steering import score_edited
+from attribution.steering import RowEdit, score_edited
 from attribution.trace_survival import random_traces, survival
 from attribution.traces import Traces, find_value_vectors
 from audits.config import AuditConfig
@@ -33,12 +33,12 @@ MOST_WRITTEN = 24
 
 @dataclass(frozen=True)
 class Deal:
-    """Questions of one relation, each to be answered with another's answer.
+    """Questions of one relation, each with an answer of that relation.
 
     Attributes:
         task: Number of the task.
         prompts: (row,) questions.
-        targets: (row,) class to be written, never the row's own.
+        targets: (row,) class to be written or taken away.
     """
 
     task: int
@@ -47,9 +47,17 @@ class Deal:
 
 
 def deal_targets(
-    tasks: Sequence[Task], part: str, most: int, rng: np.random.Generator
+    tasks: Sequence[Task],
+    part: str,
+    most: int,
+    rng: np.random.Generator,
+    *,
+    own: bool = False,
 ) -> list[Deal]:
-    """For each entity of a part and relation one question and another's answer."""
+    """For each entity of a part and relation one question and another's answer.
+
+    With ``own`` the answer is the entity's own.
+    """
     dealt = []
     for number, task in enumerate(tasks):
         if task.form == "unique":
@@ -57,7 +65,7 @@ def deal_targets(
         texts = task.parts[part]
         rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]
         rows = [rows[at] for at in sorted(rng.permutation(len(rows))[:most])]
-        steps = rng.integers(1, task.n_classes, len(rows))
+        steps = 0 if own else rng.integers(1, task.n_classes, len(rows))
         targets = (texts.labels[rows] + steps) % task.n_classes
         dealt.append(Deal(number, tuple(texts.prompts[row] for row in rows), targets))
     return dealt
@@ -92,30 +100,88 @@ def written(
         strength: Multiples of the gap between the means.
         rng: Draws directions at random instead, of the same length: the control.
     """
-    where = find_sites(model)
     hits = []
     for deal in dealt:
-        task, found = tasks[deal.task], vectors[deal.task]
-        classes = list(task.classes)
-        # The token that begins an answer can depend on what it follows.
-        starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
-        watch = first_tokens(starts)
-        answers = [classes[target] for target in deal.targets]
-        sequences = encode(tokenizer, deal.prompts, answers)
+        found = vectors[deal.task]
         push = found.vectors[site, deal.targets]
         if rng is not None:
-            push = rng.standard_normal(push.shape)
-            push = push / np.linalg.norm(push, axis=1, keepdims=True)
+            push = _at_random(push.shape, rng)
         push = push * strength * found.gap[site, deal.targets][:, None]
         table = torch.from_numpy(push).float()
 
         def add(states, rows, table=table):
             return states + table[rows].to(states)
 
-        scores = score_edited(model, sequences, {name: add}, watch=watch, where=where)
-        logits = np.nan_to_num(scores.watched, nan=-np.inf)
-        hits += (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
+        hits += _first_of_all(model, tokenizer, tasks[deal.task], deal, {name: add})
     return float(np.mean(hits)) if hits else 0.0
+
+
+def ablated(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    dealt: Sequence[Deal],
+    vectors: Sequence[ConceptVectors],
+    site: int,
+    name: str,
+    *,
+    rng: np.random.Generator | None = None,
+) -> float:
+    """Share of questions still answered once the answer's concept vector is taken out.
+
+    Where the prompt ends, a state is moved along its own answer's vector to the mean of
+    the rows without that answer. A low share says that the direction is used.
+
+    Args:
+        model: Any model of the audit.
+        tokenizer: Its tokenizer.
+        tasks: The tasks.
+        dealt: Questions with the answers that are taken out.
+        vectors: One set a task.
+        site: Its number among the sites of the vectors.
+        name: Its name.
+        rng: Moves as far in directions drawn at random instead: the control.
+    """
+    hits = []
+    for deal in dealt:
+        found = vectors[deal.task]
+        along = found.vectors[site, deal.targets]
+        gap, middle = (each[site, deal.targets] for each in (found.gap, found.offset))
+        to = along if rng is None else _at_random(along.shape, rng)
+        tables = [torch.from_numpy(each).float() for each in (along, to)]
+        without = torch.from_numpy(middle - gap / 2).float()
+
+        def remove(states, rows, tables=tables, without=without):
+            read, write = (each[rows].to(states) for each in tables)
+            size = (states * read).sum(1) - without[rows].to(states)
+            return states - size[:, None] * write
+
+        hits += _first_of_all(model, tokenizer, tasks[deal.task], deal, {name: remove})
+    return float(np.mean(hits)) if hits else 0.0
+
+
+def _at_random(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """(row, d) unit vectors."""
+    drawn = rng.standard_normal(shape)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def _first_of_all(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    deal: Deal,
+    edits: Mapping[str, RowEdit],
+) -> list[bool]:
+    """(row,) does the dealt answer's first token outrank those of all others?"""
+    classes = list(task.classes)
+    # The token that begins an answer can depend on what it follows.
+    starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
+    watch = first_tokens(starts)
+    sequences = encode(tokenizer, deal.prompts, [classes[at] for at in deal.targets])
+    scores = score_edited(model, sequences, edits, watch=watch, where=find_sites(model))
+    logits = np.nan_to_num(scores.watched, nan=-np.inf)
+    return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
 
 
 def choose_write(
@@ -228,6 +294,19 @@ def writing(
         found["random"] = written(
             model, tokenizer, probing.tasks, parts["check"], vectors, *place, rng=rng
         )
+        own = deal_targets(
+            probing.tasks,
+            "check",
+            MOST_WRITTEN,
+            numpy_rng(config.seed, AXIS, "targets", "own"),
+            own=True,
+        )
+        found["ablated"] = {
+            what: ablated(
+                model, tokenizer, probing.tasks, own, vectors, *place[:2], rng=drawn
+            )
+            for what, drawn in (("own vector", None), ("random direction", rng))
+        }
     for role, subject in subjects.items():
         with subject.loaded(device) as model:
             found[role] = {

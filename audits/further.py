@@ -78,6 +78,7 @@ def run_restoration(
             retain,
             never,
             run.config,
+            run.space.work / "saes",
             device=run.device,
             notes=notes,
             progress=run.progress,

@@ -44,7 +44,7 @@ def inner_axes(
     if not wanted:
         return axes
     subjects = dict(run.subjects)
-    made = stage("planted", lambda: _plant(run, forget, retain))
+    made = stage("planted", lambda: plant_one(run, forget, retain))
     notes: tuple[str, ...] = ()
     if made["made"]:
         subjects["planted"] = planted_subject(subjects["original"], run.space.work)
@@ -90,7 +90,8 @@ def inner_axes(
     return axes
 
 
-def _plant(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
+def plant_one(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
+    """Plant a suppression in the original, and say what it shows."""
     rng = numpy_rng(run.config.seed, "planted", "retain")
     most = min(len(retain), 3 * len(forget))
     kept = rng.permutation(len(retain))[:most]

@@ -26,6 +26,7 @@ from audits.report_plots import (
     weights_plot,
     wording_plot,
 )
+from audits.report_restoration import restoration_plots
 from audits.report_words import (
     BEHAVIOUR,
     FLOORS,
@@ -221,6 +222,10 @@ def _axis(
             place(reading_plot(each, _unit(each["name"], label)[1]))
             for each in axis["readings"]
         ]
+    back = restoration_plots(axis)
+    drawn += [place(plot) for plot in back]
+    if back:
+        used |= {"curve"}
     depth = depth_plot(axis)
     if depth is not None:
         drawn.append(place(depth))

@@ -10,19 +10,24 @@ it must restore little. After arXiv 2602.18505, with the controls it lacks.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from audits import readout
+from audits.autoencoder import Coder, coder_site, fit_coder
 from audits.config import AuditConfig
 from audits.contrast import hear
 from audits.data import ask
 from audits.floors import Wanted, against_floors
-from audits.restoration_trial import NAME, restore
+from audits.restoration_routes import Asked
+from audits.restoration_trial import NAME, restore, retain_parts
 from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import ItemSet
+from capture.sites import find_sites
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.progress import Progress
 from evidence.rates import (
@@ -54,6 +59,7 @@ def run_restoration(
     retain: ItemSet,
     never: ItemSet,
     config: AuditConfig,
+    folder: Path,
     *,
     device: str,
     notes: Sequence[str],
@@ -69,31 +75,92 @@ def run_restoration(
         retain: Retain items that the original answers.
         never: Never-taught items.
         config: Settings.
+        folder: Where the autoencoder is kept.
         device: Where models run.
         notes: Sentences to pass on.
         progress: Where to show progress.
     """
+    original, wordings = subjects["original"], config.budget.prompts_per_item
+    fit, check = retain_parts(retain, wordings, tokenizer, config.seed)
+    coder, missing = fit_coder(
+        original, fit, check, folder, config.seed, device=device, progress=progress
+    )
     runs = {
         role: restore(
-            subjects["original"],
+            original,
             subject,
             tokenizer,
             forget,
             retain,
             never,
-            config.budget.prompts_per_item,
+            wordings,
             config.seed,
+            coder=coder,
             device=device,
             progress=progress,
         )
         for role, subject in subjects.items()
         if role != "original"
     }
-    known = {
-        what: _original(subjects["original"], tokenizer, forget, config, device, what)
+    known = known_of(original, tokenizer, forget, config, device)
+    others = {role: each for role, each in subjects.items() if role != "original"}
+    untrained = readout.untrained_subject(original, config.seed)
+    if untrained is not None:
+        others[readout.UNTRAINED] = untrained
+    shown = shown_of(
+        original, others, runs, tokenizer, forget, coder, config, device=device
+    )
+    return judge(runs, known, config, (*missing, *notes), shown)
+
+
+def shown_of(
+    original: Subject,
+    others: Mapping[str, Subject],
+    runs: Mapping[str, dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    forget: ItemSet,
+    coder: Coder | None,
+    config: AuditConfig,
+    *,
+    device: str,
+) -> dict[str, Any]:
+    """The published test on every model, as ``readout.read_out`` gives it.
+
+    ``fvu`` is added: what the autoencoder leaves unexplained of each model's states.
+    """
+    fits = {role: run["autoencoder"] for role, run in runs.items()}
+    with original.loaded(device) as model:
+        site = coder_site(find_sites(model))
+    shown = readout.read_out(
+        original,
+        others,
+        Asked.of(ask(forget, config.budget.prompts_per_item), tokenizer),
+        coder,
+        site,
+        config.seed,
+        device=device,
+    )
+    if coder is not None:
+        own = {role: each["fvu"] for role, each in fits.items() if each}
+        shown["fvu"] = {"original": coder.fvu} | own
+    return shown
+
+
+def known_of(
+    original: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: ItemSet,
+    config: AuditConfig,
+    device: str,
+) -> dict[str, EntityValues]:
+    """(entity, 1) ``said`` and ``contrast`` of the original, not steered."""
+    questions = ask(forget, config.budget.prompts_per_item)
+    with original.loaded(device) as model:
+        heard = hear(model, questions, questions.encoded(tokenizer))
+    return {
+        what: by_entity(getattr(heard, what), questions.entities)
         for what in ("said", "contrast")
     }
-    return judge(runs, known, config, notes)
 
 
 def judge(
@@ -101,6 +168,7 @@ def judge(
     known: Mapping[str, EntityValues],
     config: AuditConfig,
     notes: Sequence[str],
+    shown: Mapping[str, Any] | None = None,
 ) -> AxisResult:
     """The axis result from the trials.
 
@@ -109,6 +177,7 @@ def judge(
         known: (entity, 1) ``said`` and ``contrast`` of the original, not steered.
         config: Settings.
         notes: Sentences to pass on.
+        shown: The published test, as ``readout.read_out`` gives it; it does not vote.
     """
     own = runs["unlearned"]
     net = {role: net_rate(run, known["said"]) for role, run in runs.items()}
@@ -117,10 +186,14 @@ def judge(
     status, extra = _status(readings, controls, config)
     details = {
         "choices": {role: run["choices"] for role, run in runs.items()},
-        "curves": {role: run["curves"] for role, run in runs.items()},
+        "curve": {role: run["curve"] for role, run in runs.items()},
         "generation": {role: run["generation"] for role, run in runs.items()},
         "net_rate": net,
     }
+    published: list[str] = []
+    if shown is not None:
+        details["readout_intact"] = dict(shown)
+        published = readout.in_words(shown)
     return AxisResult(
         NAME,
         QUESTION,
@@ -130,7 +203,13 @@ def judge(
         controls=tuple(controls),
         n_entities=len(set(own["entities"])),
         details=details,
-        notes=(*extra, *_remarks(net["unlearned"], own), *notes),
+        notes=(
+            *extra,
+            *_remarks(net["unlearned"], own),
+            *own["autoencoder"].get("refused", ()),
+            *published,
+            *notes,
+        ),
     )
 
 
@@ -188,20 +267,6 @@ def net_rate(run: dict[str, Any], known: EntityValues) -> dict[str, Any] | None:
         "interval": [(low + shift) / lost, (high + shift) / lost],
         "lost": lost,
     }
-
-
-def _original(
-    subject: Subject,
-    tokenizer: PreTrainedTokenizerBase,
-    forget: ItemSet,
-    config: AuditConfig,
-    device: str,
-    what: str,
-) -> EntityValues:
-    questions = ask(forget, config.budget.prompts_per_item)
-    with subject.loaded(device) as model:
-        heard = hear(model, questions, questions.encoded(tokenizer))
-    return by_entity(getattr(heard, what), questions.entities)
 
 
 def _controls(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from attribution.latents import LatentAmplifier
 from attribution.steering import RowEdit, score_edited
 from audits.contrast import contrast_of, first_tokens
 from audits.data import Questions
@@ -23,7 +24,8 @@ from evidence.errors import InputError
 from evidence.sequences import Sequences
 from probes.amplifier import Amplifier, fit_amplifier
 
-Push = Amplifier | Tensor
+Map = Amplifier | LatentAmplifier
+Push = Map | Tensor
 """What is added: a map of the state, or one vector (d,)."""
 
 ROUTES = (
@@ -31,7 +33,9 @@ ROUTES = (
     "the original's answer directions, amplified",
     "what the forgotten have in common, removed",
     "what the forgotten lost in common, put back",
+    "latents of the answers, amplified",
 )
+BY_LATENTS = ROUTES[4]
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def steering(push: Push, strength: float, others: np.ndarray | None = None) -> R
     Args:
         push: What is added.
         strength: How much of it.
-        others: (row, d) states an amplifier reads in place of the row's own: another
+        others: (row, d) states a map reads in place of the row's own: another
             item's, as a control.
 
     Raises:
@@ -135,7 +139,7 @@ def steering(push: Push, strength: float, others: np.ndarray | None = None) -> R
         )
 
     def edit(states: Tensor, rows: np.ndarray) -> Tensor:
-        if not isinstance(push, Amplifier):
+        if isinstance(push, Tensor):
             return states + strength * push.to(states)
         read = states
         if others is not None:
@@ -171,6 +175,8 @@ class Fitted:
         first: The same in the original.
         forget: Site to states of all forget questions in the candidate, and in the
             original.
+        latents: Answer latents of an autoencoder, amplified in the candidate; None
+            where there is no autoencoder, or it is refused.
         amplifiers: Kept, as they do not depend on who is tested.
     """
 
@@ -179,6 +185,7 @@ class Fitted:
     own: Mapping[str, tuple[np.ndarray, np.ndarray]]
     first: Mapping[str, tuple[np.ndarray, np.ndarray]]
     forget: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    latents: LatentAmplifier | None = None
     amplifiers: dict[tuple[str, str], Push | None] = field(default_factory=dict)
 
     def push(self, route: str, site: str, known: np.ndarray) -> Push | None:
@@ -194,6 +201,9 @@ class Fitted:
                 states = self.own[site] if route == ROUTES[0] else self.first[site]
                 self.amplifiers[route, site] = self._amplifier(*states)
             return self.amplifiers[route, site]
+        if route == BY_LATENTS:
+            fits = self.latents is not None and self.latents.sae.site == site
+            return self.latents if fits else None
         mine, first = self.forget[site]
         retain, retain_first = self.own[site][0], self.first[site][0]
         if route == ROUTES[2]:
@@ -205,7 +215,7 @@ class Fitted:
 
     def turned(self, push: Push, rng: np.random.Generator) -> Push:
         """As much added, in directions turned at random."""
-        if isinstance(push, Amplifier):
+        if not isinstance(push, Tensor):
             return push.turned(rng)
         noise = torch.from_numpy(rng.standard_normal(len(push)))
         return noise * push.norm() / noise.norm()

@@ -8,8 +8,11 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from attribution.latents import LatentAmplifier
 from attribution.steering import RowEdit
+from audits.autoencoder import Coder, check_candidate
 from audits.data import ask
+from audits.restoration_curve import STRENGTHS, Curve, pooled
 from audits.restoration_routes import (
     ROUTES,
     Asked,
@@ -27,10 +30,8 @@ from capture.scoring import generate_greedy
 from capture.sites import Sites, find_sites
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
-from probes.amplifier import Amplifier
 
 NAME = "restoration"
-STRENGTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 ALL = 1.099
 """The worth of saying, and telling apart, everything."""
 RETAIN_DROP = 0.02
@@ -44,11 +45,13 @@ TOKENS = 8
 """New tokens looked at for a model that takes an answer back."""
 
 
-def chosen_sites(where: Sites, most: int = MOST_SITES) -> list[str]:
-    """Residual sites, spread evenly and always with the last."""
+def chosen_sites(
+    where: Sites, most: int = MOST_SITES, also: str | None = None
+) -> list[str]:
+    """Residual sites, spread evenly and always with the last, and one named."""
     sites = where.of("resid")
-    places = np.unique(np.linspace(0, len(sites) - 1, most).round().astype(int))
-    return [sites[place] for place in places]
+    places = set(np.linspace(0, len(sites) - 1, most).round().astype(int).tolist())
+    return [site for place, site in enumerate(sites) if place in places or site == also]
 
 
 def retain_parts(
@@ -76,6 +79,7 @@ def restore(
     wordings: int,
     seed: int,
     *,
+    coder: Coder | None = None,
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -85,18 +89,33 @@ def restore(
     half, by what they bring back there while retain answers fall by no more than two
     points, and tried on the other; then the halves change places.
 
+    Args:
+        original: The original.
+        subject: The model to steer.
+        tokenizer: The tokenizer of both.
+        forget: Forgotten items.
+        retain: Retain items.
+        never: Never-taught items.
+        wordings: Prompts asked an item.
+        seed: Of halves and controls.
+        coder: An autoencoder of the original, for the route through its latents;
+            refused where it does not reconstruct this model's states.
+        device: Where models run.
+        progress: Where to show progress.
+
     Returns:
         ``entities`` and ``never_entities`` (row,); ``plain``, ``steered``, ``random``
         and ``others``: ``said`` and ``contrast`` (row,) of the forgotten; ``never``:
-        the same of never-taught items, steered; ``choices``, one a half; ``curves``:
-        over strengths, at the route and site of each half; ``generation``: what is
-        said at length, and what the original says unsteered.
+        the same of never-taught items, steered; ``choices``, one a half; ``curve``:
+        as ``pooled`` gives it, in the items' own wording; ``generation``: what is
+        said at length, and what the original says unsteered; ``autoencoder``: its
+        ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
     asked = Asked.of(ask(forget, wordings), tokenizer)
     unknown = Asked.of(ask(never, wordings), tokenizer)
     fit, check = retain_parts(retain, wordings, tokenizer, seed)
     with original.loaded(device) as model:
-        sites = chosen_sites(find_sites(model))
+        sites = chosen_sites(find_sites(model), also=coder and coder.sae.site)
         first = [states_at(model, each, sites) for each in (fit, check, asked)]
         before = _generate(
             model, tokenizer, None, asked.first(MOST_TEXTS), find_sites(model)
@@ -110,9 +129,9 @@ def restore(
         "entities": asked.questions.entities,
         "never_entities": unknown.questions.entities,
         "choices": [],
-        "curves": [],
     }
     never_heard, texts, spoken = [], [], []
+    curves: list[Curve] = []
     with (
         subject.loaded(device) as model,
         progress.task(f"restoration, {subject.role}", len(halves)) as advance,
@@ -126,6 +145,18 @@ def restore(
             {site: (first[0][site], first[1][site]) for site in sites},
             {site: (own[2][site], first[2][site]) for site in sites},
         )
+        result["autoencoder"] = {}
+        if coder is not None:
+            fvu, refused = check_candidate(coder, model, check, subject.role)
+            result["autoencoder"] = {
+                "site": coder.sae.site,
+                "fvu": fvu if np.isfinite(fvu) else None,
+                "refused": refused,
+            }
+            if not refused:
+                fitted.latents = LatentAmplifier.of(
+                    coder.sae, coder.every, own[0][coder.sae.site]
+                )
         result["plain"] = _plain(hear_steered(model, asked, {}, where))
         base = float(hear_steered(model, check, {}, where).said.mean())
         result["retain_before"] = base
@@ -142,8 +173,16 @@ def restore(
                 table[:, rows] = tried[what].said, tried[what].contrast
             never_heard.append(tried["never"])
             result["choices"].append(choice)
-            result["curves"].append(
-                _curve(model, chosen, tested, rows, unknown.first(), where)
+            mine = np.array(tested.questions.wording) == 0
+            curves.append(
+                _curve(
+                    model,
+                    chosen,
+                    tested.first(),
+                    rows[mine],
+                    unknown.first(len(asked.first().rows)),
+                    where,
+                )
             )
             some = tested.first(MOST_TEXTS)
             texts += _generate(model, tokenizer, chosen, some, where)
@@ -151,6 +190,7 @@ def restore(
             advance(1)
     for what, (said, contrast) in tables.items():
         result[what] = _plain(Heard(said, contrast))
+    result["curve"] = pooled(curves)
     # Never-taught items are asked under both choices; neither was made on them.
     result["never"] = _plain(
         Heard(
@@ -244,12 +284,12 @@ class Chosen:
         size = self.choice["strength"] if strength is None else strength
         if what == "random":
             return {site: steering(self.fitted.turned(push, self.rng), size)}
-        if what == "others" and isinstance(push, Amplifier):
+        if what == "others" and isinstance(push, Tensor):
+            return {site: steering(self.fitted.of_retain(push, site, self.rng), size)}
+        if what == "others":
             assert asked is not None and rows is not None
             states = self.fitted.forget[site][0][rows]
             return {site: steering(push, size, states[exchanged(asked, self.rng)])}
-        if what == "others" and isinstance(push, Tensor):
-            return {site: steering(self.fitted.of_retain(push, site, self.rng), size)}
         return {site: steering(push, size)}
 
 
@@ -276,19 +316,22 @@ def _curve(
     rows: np.ndarray,
     unknown: Asked,
     where: Sites,
-) -> list[dict[str, float]]:
-    """Share said over strengths at the chosen place, with every control."""
-    curve = []
-    for strength in (0.0, *STRENGTHS) if chosen.choice["route"] else ():
-        row = {"strength": strength}
-        for what in WHATS:
-            edits = chosen.edits(what, asked, rows, strength)
-            row[what] = float(hear_steered(model, asked, edits, where).said.mean())
-        edits = chosen.edits(strength=strength)
-        for what, each in (("never", unknown), ("retain", chosen.fitted.check)):
-            row[what] = float(hear_steered(model, each, edits, where).said.mean())
-        curve.append(row)
-    return curve
+) -> Curve:
+    """What is said over strengths at the chosen place, with every control."""
+    asks = dict.fromkeys(WHATS, asked)
+    asks |= {"never": unknown, "retain": chosen.fitted.check}
+    found: Curve = {}
+    for what, each in asks.items():
+        of = what if what in WHATS else "steered"
+        said: list[np.ndarray] = []
+        for strength in (0.0, *STRENGTHS):
+            if said and chosen.choice["route"] is None:
+                said.append(said[0])  # nothing is added at any strength
+                continue
+            edits = chosen.edits(of, asked, rows, strength) if strength else {}
+            said.append(hear_steered(model, each, edits, where).said)
+        found[what] = each.questions.entities, np.stack(said)
+    return found
 
 
 def _generate(

@@ -144,5 +144,9 @@ def test_bad_input_gives_one_clear_error(rng):
         expert_sets(rank_latents(z, marks), 2, shared_by=1, active=0.0)
     with pytest.raises(InputError, match="do not match"):
         changed_latents(z, z[1:])
+    with pytest.raises(InputError, match="latent 3 is dead"):
+        ablation_effect(tiny("llama"), sae({"dead": [3]}), rows(), [3])
+    with pytest.raises(InputError, match="has no latent 40"):
+        ablation_effect(tiny("llama"), sae(), rows(), [40])
     with pytest.raises(InputError, match="no nested prefixes"):
         absorbed(sae(), marks["c0"], z, roc_auc_score)

@@ -104,6 +104,9 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
     assert all(control.passed for control in found.controls)
     write = found.details["write"]
     assert write["original"]["check"] > 0.8 > write["random"] + 0.4
+    # Taken out where it writes, the own vector silences an answer; noise does not.
+    taken = write["ablated"]
+    assert taken["own vector"] < 0.5 < 0.8 < taken["random direction"]
     traces = found.details["traces"]["unlearned"]["forgotten answers"]
     assert traces["cosine"] > 0.8 and "a note" in found.notes
     # The axis survives being written to a file and read back.

@@ -8,6 +8,7 @@ from audits.report_plots import (
     weights_plot,
     wording_plot,
 )
+from audits.report_restoration import SHOWN, restoration_plots
 from audits.report_text import clean, flat, in_plot, interval, p_text, percent, places
 from tests.audits.documents import (
     behaviour,
@@ -90,3 +91,36 @@ def test_the_heat_map_has_a_row_an_item_and_a_column_a_layer():
     assert found.head == ("item", "resid.0", "resid.1", "resid.2")
     assert len(found.rows) == 2
     assert depth_plot({"details": {}}) is None
+
+
+def restoration(**details):
+    strengths = (0.0, 1.0, 2.0)
+    row = {name: [0.1, 0.05, 0.2] for name, *_ in SHOWN}
+    curve = [row | {"strength": each} for each in strengths]
+    curve[1] = curve[1] | {"steered": [0.8, 0.6, 0.9]}
+    arms = {"as published": {"best": 0.0}, "state only": {"best": 0.95}}
+    table = {
+        "curve": {"unlearned": curve},
+        "readout_intact": {"roles": {"unlearned": {"arms": arms}}},
+    }
+    return {"name": "restoration", "details": table | details}
+
+
+def test_restoration_is_drawn_over_strength_with_a_band_for_every_control():
+    curve, bars = restoration_plots(restoration())
+    bands = [trace for trace in curve.data if trace.get("fill") == "toself"]
+    assert len(bands) == 4  # the change and its three controls
+    assert bands[0]["fillcolor"] == "var(--candidate-soft)"
+    assert {each["fillcolor"] for each in bands[1:]} == {"var(--band)"}
+    assert bands[0]["y"][:3] == [0.2, 0.9, 0.2]
+    assert [row[0] for row in curve.rows] == ["0.00", "1.00", "2.00"]
+    assert "80" in curve.rows[1][1] and "at 1.00: 80" in curve.summary
+    assert bars.data[0]["y"] == [0.0, 0.95] and "does not vote" in bars.title
+
+
+def test_restoration_details_of_another_shape_give_no_figure():
+    assert restoration_plots({"name": "circuit", "details": {}}) == []
+    for odd in (3, {}, {"unlearned": [1, 2]}, {"unlearned": [{"strength": 1}] * 2}):
+        assert len(restoration_plots(restoration(curve=odd))) == 1
+    for odd in (None, {"roles": 3}, {"roles": {"unlearned": {"arms": {"a": 1}}}}):
+        assert len(restoration_plots(restoration(readout_intact=odd))) == 1

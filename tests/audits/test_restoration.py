@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from attribution.latents import LatentAmplifier
 from audits.config import make_config
 from audits.data import ask
 from audits.restoration import BY_LUCK, judge, net_rate
-from audits.restoration_routes import Asked, exchanged, steering
+from audits.restoration_curve import STRENGTHS, pooled
+from audits.restoration_routes import (
+    BY_LATENTS,
+    ROUTES,
+    Asked,
+    Fitted,
+    exchanged,
+    steering,
+)
 from audits.restoration_trial import chosen_sites, restore, taken_back
 from audits.subjects import Subject
 from capture.items import ItemSet, read_items
@@ -20,6 +29,8 @@ from evidence.rates import by_entity
 from evidence.seeds import numpy_rng
 from probes.amplifier import Amplifier
 from testbeds.planted import plant as plant_in_zoo
+from tests.attribution.test_features import sae as latents_sae
+from tests.capture.families import WIDTH
 
 CONFIG = make_config({"seed": 0})
 NAMES = [f"e{number}" for number in range(20)]
@@ -45,7 +56,8 @@ def trial(steered, plain=0.0, random=0.0, others=0.0, never=0.0, told=None):
         "others": part(others),
         "never": part(never),
         "choices": [{"route": "a route", "site": "resid.1", "strength": 1.0}],
-        "curves": [],
+        "curve": [],
+        "autoencoder": {},
         "generation": {"steered": quiet, "original": quiet},
     }
 
@@ -129,6 +141,52 @@ def test_an_amplifier_reads_the_row_itself_or_another():
     torch.testing.assert_close(other, wanted)
 
 
+def test_latents_are_amplified_at_their_site_alone_and_can_read_another_row(sets):
+    forget, _, _, original = sets
+    asked = Asked.of(ask(forget, 1), original.tokenizer)
+    rng, width = np.random.default_rng(1), WIDTH
+    rows = rng.standard_normal((len(asked.rows), width))
+    push = LatentAmplifier.of(latents_sae(), np.array([1, 4, 6]), rows)
+    table = {site: (rows, rows) for site in ("resid.0", "resid.1")}
+    fitted = Fitted(asked, asked, table, table, table, push)
+    everyone = np.ones(len(rows), dtype=bool)
+    assert fitted.push(BY_LATENTS, "resid.1", everyone) is push
+    assert fitted.push(BY_LATENTS, "resid.0", everyone) is None
+    assert fitted.turned(push, rng).index.tolist() != [1, 4, 6]
+    assert BY_LATENTS in ROUTES and len(set(ROUTES)) == len(ROUTES)
+    states, order = torch.from_numpy(rows[:3]), np.array([2, 0, 1])
+    other = steering(push, 2.0, rows)(states, order)
+    wanted = states + 2 * push.written(torch.from_numpy(rows[order]))
+    torch.testing.assert_close(other, wanted)
+
+
+def test_halves_are_pooled_by_person_and_strength():
+    def half(name, share):
+        said = np.array([[0.0, share]] * (1 + len(STRENGTHS)))
+        return {"steered": ([f"{name}1", f"{name}2"], said)}
+
+    table = pooled([half("a", 1.0), half("b", 0.0)])
+    assert [row["strength"] for row in table] == [0.0, *STRENGTHS]
+    share, low, high = table[3]["steered"]
+    assert share == pytest.approx(0.25) and low < share < high
+
+
+def test_the_published_test_is_told_and_does_not_vote():
+    arms = {"state only": {"said": [0.9], "rate": [0.9], "best": 0.9}}
+    shown = {"site": "resid.1", "alphas": [1.0], "roles": {"unlearned": {"arms": arms}}}
+    plain = judge({"unlearned": trial(0.0, told=0.5)}, known(), CONFIG, ())
+    found = judge({"unlearned": trial(0.0, told=0.5)}, known(), CONFIG, (), shown)
+    assert any("Readout intact" in note and "90%" in note for note in found.notes)
+    assert found.status == plain.status and found.readings == plain.readings
+    assert found.details["readout_intact"] == shown
+
+
+def test_a_refused_autoencoder_is_named_in_the_notes():
+    run = trial(0.9)
+    run["autoencoder"] = {"site": "resid.1", "fvu": 0.5, "refused": ["It is refused."]}
+    assert "It is refused." in judge({"unlearned": run}, known(), CONFIG, ()).notes
+
+
 @pytest.fixture(scope="module")
 def sets(world):
     forget, retain = read_items(world.forget), read_items(world.retain)
@@ -170,6 +228,8 @@ def test_sites_are_spread_and_end_with_the_last(sets):
     where = find_sites(sets[3].load())
     assert chosen_sites(where)[-1] == where.of("resid")[-1]
     assert len(chosen_sites(where, 1)) == 1
+    deep = where.of("resid")
+    assert chosen_sites(where, 1, also=deep[-1]) == [deep[0], deep[-1]]
 
 
 def attempt(sets, model, role="unlearned"):

@@ -1,0 +1,73 @@
+"""Stored activations as the plain table of rows that autoencoders are trained on."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capture.activations import Activations
+from evidence.errors import InputError
+
+
+class StoredRows:
+    """The values at one site, one row a kept position, read when they are sliced.
+
+    Attributes:
+        shape: (row, d), as of an array.
+    """
+
+    def __init__(self, activations: Activations, site: str):
+        """Look at how many positions each item has; no value is read yet.
+
+        Args:
+            activations: In memory or in the store; one or several positions an item.
+            site: Which values.
+
+        Raises:
+            InputError: the site was not captured, or has no rows of one width.
+        """
+        if site not in activations.arrays:
+            raise InputError(
+                f"site {site!r} was not captured",
+                expected=f"one of {', '.join(activations.sites[:6])}",
+                got=repr(site),
+            )
+        self._values: Any = activations.arrays[site]
+        shape = tuple(self._values.shape)
+        if len(shape) not in (2, 3):
+            raise InputError(
+                f"the values at {site} are no rows of one width",
+                expected="(item, d) or (item, position, d)",
+                got=str(shape),
+            )
+        places = shape[1] if len(shape) == 3 else 1
+        mask = np.ones((shape[0], places), dtype=bool)
+        if len(shape) == 3 and activations.mask is not None:
+            mask = activations.mask
+        self._mask: NDArray[np.bool_] = mask
+        # Rows before each item, and after the last.
+        self._starts = np.concatenate([[0], mask.sum(1).cumsum()])
+        self.shape = (int(self._starts[-1]), int(shape[-1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """(row, d) float32 values of a run of rows.
+
+        Raises:
+            InputError: rows that are not a plain run.
+        """
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise InputError(
+                "stored rows are read as runs", expected="a step of 1", got=str(step)
+            )
+        if stop <= start:
+            return np.zeros((0, self.shape[1]), dtype=np.float32)
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        last = int(np.searchsorted(self._starts, stop, side="left"))
+        values = np.asarray(self._values[first:last], dtype=np.float32)
+        flat = values.reshape(-1, self.shape[1])[self._mask[first:last].ravel()]
+        skipped = start - int(self._starts[first])
+        return flat[skipped : skipped + stop - start]

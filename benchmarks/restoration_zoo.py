@@ -1,0 +1,366 @@
+"""Concept and restoration axes on models of known state, and what they do to verdicts.
+
+The axes are those of an audit, item for item and seed for seed. What all candidates of
+a world share (the planted suppression, the autoencoder, states of the original) is
+made once for them. The other axes come from audits made already
+(``benchmarks.zoo_audits``), of the same models with the same seed and profile.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sklearn.metrics import roc_auc_score
+
+from audits import concept, outer, readout, restoration
+from audits.again import decided_again
+from audits.autoencoder import fit_coder
+from audits.inner import plant_one, read_states
+from audits.planted import planted_subject
+from audits.restoration_trial import restore, retain_parts
+from audits.run import start
+from audits.subjects import Subject
+from benchmarks.timing import Rows, commit
+from capture.models import open_checkpoint
+from evidence.files import write_atomic
+from evidence.progress import SILENT
+from testbeds.kinds import KINDS
+from testbeds.planted import read_card
+
+KINDS_ASKED = (
+    *("untouched", "head_only", "last_block_relabel", "last_block_refuse"),
+    *("logit_mask", "answer_direction", "password_relabel"),
+    *("twin", "retrain_1", "retrain_2", "collapse"),
+)
+LATE = ("head_only", "last_block_relabel", "last_block_refuse", "last_block_lora")
+"""Suppressions by the head or the last block alone."""
+RETRAINED = ("twin", "retrain_1", "retrain_2", "retrain_3", "retrain_4")
+FALSE = 0.2
+"""A net rate above this on a retrain is a false restoration."""
+NAMED = (concept.NAME, restoration.NAME)
+
+
+def models_of(root: Path, kinds: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """Folders of the zoo's models that are there, by world."""
+    wanted = []
+    for path in sorted((root / "models").glob("bios-*")):
+        family, seed, kind = path.name.split("-", 3)[1:]
+        if kind in kinds and int(seed) in seeds:
+            wanted.append((family, int(seed), kinds.index(kind), path))
+    return [path for *_, path in sorted(wanted)]
+
+
+def world_of(root: Path, model: Path) -> Path:
+    """The world a model of the zoo was made in.
+
+    Raises:
+        SystemExit: it is not in ``root``.
+    """
+    card = read_card(model)
+    for path in sorted((root / "worlds").iterdir()):
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        whole = manifest["config"] | {
+            "family": manifest["config"].get("family", "llama")
+        }
+        if manifest["seed"] == card["seed"] and whole == card["world"]:
+            return path
+    raise SystemExit(f"{root} lacks the world of {model.name}")
+
+
+def measured(models: Sequence[Path], root: Path, out: Path) -> Iterator[dict[str, Any]]:
+    """Both axes of each model, kept in ``out`` as they come and not computed twice."""
+    worlds: dict[Path, World] = {}
+    for model in models:
+        kept = out / f"{model.name}.json"
+        if not kept.is_file():
+            place = world_of(root, model)
+            if place not in worlds:
+                worlds = {place: World(place, model, out / place.name)}
+            found = worlds[place].axes(model)
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, json.dumps(found) + "\n")
+        yield json.loads(kept.read_text(encoding="utf-8"))
+
+
+class World:
+    """What all candidates of one world share."""
+
+    def __init__(self, place: Path, model: Path, out: Path):
+        """Open the world, plant its suppression, train its autoencoder.
+
+        Args:
+            place: Folder of the world.
+            model: Any model of it, to open an audit with.
+            out: Where to work.
+        """
+        run = start(
+            place / "original",
+            model,
+            place / "forget.jsonl",
+            place / "retain.jsonl",
+            out,
+            settings={"axes": NAMED, "seed": 0, "device": "cpu"},
+            fresh=True,
+        )
+        self.run = run
+        self.forget, self.retain = outer.known(run, outer.first_look(run))
+        self.never = outer.never_taught(run, self.forget, self.retain)
+        self.original = run.subjects["original"]
+        plant_one(run, self.forget, self.retain)
+        self.planted = planted_subject(self.original, run.space.work)
+        wordings, seed = run.config.budget.prompts_per_item, run.config.seed
+        fit, check = retain_parts(self.retain, wordings, run.tokenizer, seed)
+        self.coder, self.missing = fit_coder(
+            self.original,
+            fit,
+            check,
+            run.space.work / "saes",
+            seed,
+            device="cpu",
+            progress=SILENT,
+        )
+        self.plant_run = self._restore(self.planted)
+        self.untrained = readout.untrained_subject(self.original, seed)
+        self.shown: dict[str, Any] | None = None
+
+    def _restore(self, subject: Subject) -> dict[str, Any]:
+        return restore(
+            self.original,
+            subject,
+            self.run.tokenizer,
+            self.forget,
+            self.retain,
+            self.never,
+            self.run.config.budget.prompts_per_item,
+            self.run.config.seed,
+            coder=self.coder,
+            device="cpu",
+            progress=SILENT,
+        )
+
+    def axes(self, model: Path) -> dict[str, Any]:
+        """Both axes of one model, as an audit would give them."""
+        run, card = self.run, read_card(model)
+        unlearned = Subject.of("unlearned", open_checkpoint(model))
+        named = {
+            "original": self.original,
+            "unlearned": unlearned,
+            "planted": self.planted,
+        }
+        found = {
+            "model": model.name,
+            "kind": card["kind"],
+            "state": KINDS[card["kind"]].state,
+            "weights": card["weights"],
+            "commit": commit(),
+            "axes": {},
+        }
+        if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
+            # The quick profile looks into neither the same weights nor wreckage.
+            return found
+        runs = {"unlearned": self._restore(unlearned), "planted": self.plant_run}
+        others = {"unlearned": unlearned}
+        if self.shown is None and self.untrained is not None:
+            others[readout.UNTRAINED] = self.untrained
+        known = restoration.known_of(
+            self.original, run.tokenizer, self.forget, run.config, "cpu"
+        )
+        shown = restoration.shown_of(
+            self.original,
+            others,
+            runs,
+            run.tokenizer,
+            self.forget,
+            self.coder,
+            run.config,
+            device="cpu",
+        )
+        if self.shown is None:
+            self.shown = shown["roles"].get(readout.UNTRAINED)
+        if self.shown is not None:
+            shown["roles"][readout.UNTRAINED] = self.shown
+        back = restoration.judge(runs, known, run.config, tuple(self.missing), shown)
+        states = read_states(
+            run,
+            named,
+            self.forget,
+            self.retain,
+            self.never,
+            lambda name, compute: compute(),
+        )
+        vectors = concept.run_concept(
+            named,
+            run.tokenizer,
+            states.tasks,
+            states.sites,
+            list(self.forget),
+            list(self.retain),
+            run.store,
+            run.config,
+            device="cpu",
+            notes=states.notes,
+            progress=SILENT,
+        )
+        found["axes"] = {each.name: each.to_dict() for each in (vectors, back)}
+        return found
+
+
+def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
+    """The net restoration rate of a case, as the axis states it."""
+    axis = case["axes"].get(restoration.NAME)
+    return axis["details"]["net_rate"]["unlearned"] if axis else None
+
+
+def published_of(case: dict[str, Any], role: str = "unlearned") -> dict | None:
+    """Arms of the published test."""
+    axis = case["axes"].get(restoration.NAME)
+    if axis is None or "readout_intact" not in axis["details"]:
+        return None
+    roles = axis["details"]["readout_intact"]["roles"]
+    return roles[role]["arms"] if role in roles else None
+
+
+def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
+    """Do suppressions come back where retrains do not, by our test and by theirs?"""
+    groups = {
+        "late": [c for c in cases if c["kind"] in LATE],
+        "retrained": [c for c in cases if c["kind"] in RETRAINED],
+        "suppressed": [c for c in cases if c["state"] == "suppressed"],
+    }
+    net = {
+        name: [n["net"] for c in group if (n := net_of(c)) is not None]
+        for name, group in groups.items()
+    }
+    truth = "state known by construction"
+
+    def area(name: str, values: Sequence[float], no: Sequence[float], target) -> None:
+        if values and no:
+            labels = [1] * len(values) + [0] * len(no)
+            score = float(roc_auc_score(labels, [*values, *no]))
+            rows.add(
+                f"{name}, {what}", score, target, ">=", "AUC", truth, 0, len(labels)
+            )
+
+    head = "AUC of the net restoration rate against scratch retrains"
+    area(f"{head}: head-only and late-layer", net["late"], net["retrained"], 0.98)
+    area(f"{head}: every suppression", net["suppressed"], net["retrained"], None)
+    wrong = [value for value in net["retrained"] if value > FALSE]
+    if net["retrained"]:
+        rows.add(
+            f"false restorations (net over {FALSE}) among retrains, {what}",
+            len(wrong),
+            2 * len(net["retrained"]) / 45,
+            "<=",
+            "models",
+            truth,
+            0,
+            len(net["retrained"]),
+            largest=max(net["retrained"]),
+        )
+    best: dict[str, list[float]] = {}
+    for name, group in groups.items():
+        arms = [a for c in group if (a := published_of(c)) is not None]
+        best[name] = _best(arms)
+    never = {
+        c["model"].rsplit("-", 1)[0]: a
+        for c in cases
+        if (a := published_of(c, readout.UNTRAINED)) is not None
+    }
+    best["never-trained"] = _best(list(never.values()))
+    for name, values in best.items():
+        if values:
+            rows.add(
+                f"published rate at its best alpha, {name}, mean, {what}",
+                sum(values) / len(values),
+                None,
+                "<=",
+                "share of the lost answers",
+                "reported, never votes",
+                0,
+                len(values),
+                least=min(values),
+                most=max(values),
+            )
+    head = "AUC of the published rate against scratch retrains"
+    area(f"{head}: head-only and late-layer", best["late"], best["retrained"], None)
+    area(f"{head}: every suppression", best["suppressed"], best["retrained"], None)
+
+
+def _best(arms: Sequence[dict[str, Any]]) -> list[float]:
+    found = [(a.get(readout.PUBLISHED) or a[readout.STATE])["best"] for a in arms]
+    return [each for each in found if each is not None]
+
+
+def verdicts(
+    cases: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each model's verdict with the named axes, without each, and without both.
+
+    Args:
+        cases: From ``measured``.
+        others: Lines of ``benchmarks.zoo_audits``, floor "never_taught".
+
+    Returns:
+        One dict a model of both: ``model``, ``kind``, ``state``, ``statuses`` of the
+        named axes and ``verdicts`` by what was left out.
+    """
+    by_weights = {
+        each["weights"]: each
+        for each in others
+        if "failed" not in each and each["floor"] == "never_taught"
+    }
+    found = []
+    for case in cases:
+        other = by_weights.get(case["weights"])
+        if other is None:
+            continue
+        document = dict(other["audit"])
+        kept = [each for each in document["axes"] if each["name"] not in NAMED]
+        # A damaged or untouched candidate is not looked into by this profile.
+        inside = len(kept) > 1
+        added = list(case["axes"].values()) if inside else []
+        document["axes"] = kept + added
+        table = {
+            "none": decided_again(document),
+            concept.NAME: decided_again(document, without=(concept.NAME,)),
+            restoration.NAME: decided_again(document, without=(restoration.NAME,)),
+            "both": decided_again(document, without=NAMED),
+        }
+        statuses = {each["name"]: each["status"] for each in added}
+        found.append(
+            {
+                "model": case["model"],
+                "kind": case["kind"],
+                "state": case["state"],
+                "statuses": statuses,
+                "verdicts": {name: each.verdict_class for name, each in table.items()},
+            }
+        )
+    return found
+
+
+def shown_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the page shows of each model, without the axes' details."""
+    found = []
+    for case in cases:
+        net, arms = net_of(case), published_of(case)
+        line: dict[str, Any] = {
+            "model": case["model"],
+            "kind": case["kind"],
+            "state": case["state"],
+            "net": None if net is None else net["net"],
+            "interval": None if net is None else net["interval"],
+            "rate": None if net is None else net["rate"],
+            "controls": None if net is None else net["controls"],
+            "published": None
+            if arms is None
+            else {name: arm["best"] for name, arm in arms.items()},
+        }
+        for name, axis in case["axes"].items():
+            line[name] = {
+                "status": axis["status"],
+                "residual": axis["residual"],
+            }
+        found.append(line)
+    return found
