@@ -28,6 +28,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes import metrics
 from probes.folds import Folds
+from probes.inputs import UnconvergedError
 from probes.logistic import LogisticProbe
 from probes.smoothers import FAMILIES as SMOOTHERS
 from probes.smoothers import smoothers
@@ -255,9 +256,14 @@ def _logistic(rows: Tensor, labels: Tensor, folds: Folds, C: float) -> Tensor:
     """(label, row) held-out scores; 0 where all rows are equal."""
     if float((rows - rows.mean(0)).abs().max()) <= 1e-12 * float(rows.abs().max()):
         return rows.new_zeros(labels.shape)
-    # Single precision certifies 1e-4 of the optimum, far under what ranks resolve.
+    # Single precision certifies 1e-4 of the optimum, far under what ranks resolve; one
+    # of thousands of fits may miss that, and double precision has it.
     probe = LogisticProbe(C, standardize="fold", precision="float32")
-    return probe.held_out(rows, labels, 2, folds).scores[:, 0]
+    try:
+        return probe.held_out(rows, labels, 2, folds).scores[:, 0]
+    except UnconvergedError:
+        probe = LogisticProbe(C, standardize="fold", precision="float64")
+        return probe.held_out(rows, labels, 2, folds).scores[:, 0]
 
 
 def auc_error(scores: NDArray[np.float64], codes: NDArray[np.int64]) -> float:

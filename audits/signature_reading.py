@@ -180,8 +180,9 @@ class Scores:
         # The difference of mean ranks is AUC - 0.5, whoever the members are.
         ranks = (below + 0.5 * equal) / len(pooled)
         rng = numpy_rng(config.seed, NAME, part, other)
-        parts = np.split(ranks, [len(high)])
-        return unpaired_max_test(*parts, rng, config.budget.permutations)
+        return unpaired_max_test(
+            ranks[: len(high)], ranks[len(high) :], rng, config.budget.permutations
+        )
 
 
 def read(

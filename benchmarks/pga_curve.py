@@ -57,6 +57,13 @@ def settings(epochs: int) -> dict[str, Make]:
         )
         for weight in (0.1, 1.0, 10.0)
     }
+    # Longer, where the alignment is strong enough to hide the signature.
+    found |= {
+        f"isotropic, weight {weight:g}, {4 * epochs} epochs": _named(
+            "isotropic", epochs=4 * epochs, align_weight=weight
+        )
+        for weight in (3.0, 10.0, 30.0)
+    }
     found["adversarial pga, weight 1"] = _named(
         "adversarial pga", epochs=epochs, align_weight=1.0
     )
@@ -92,8 +99,16 @@ def curve(
             cost = run.cost(erased, run.seen)
             points.append(_point(name, found, original, cost, config))
             advance(1)
-    passing = [each["eraser"] for each in points if each["passes"]]
-    rows = [
+    rows = curve_rows(points, size, seed)
+    return {"rows": rows, "points": points, "size": size, "margin": config.margin}
+
+
+def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
+    """How many pass, and how many would if silence were enough."""
+    tried = [each for each in points if "ratio" in each]
+    passing = [each["eraser"] for each in tried if each["passes"]]
+    quiet = [each["eraser"] for each in tried if each["quiet"]]
+    return [
         row(
             f"erasers that pass the sound protocol on codes, {size}: recall under "
             f"{RECALL}, perplexity within {UTILITY} times, equivalent to chance",
@@ -104,9 +119,18 @@ def curve(
             len(tried),
             seed=seed,
             unit="erasers",
-        )
+        ),
+        row(
+            f"the same, {size}, were not finding it enough",
+            len(quiet),
+            None,
+            ">=",
+            ", ".join(quiet) or "none",
+            len(tried),
+            seed=seed,
+            unit="erasers",
+        ),
     ]
-    return {"rows": rows, "points": points, "size": size, "margin": config.margin}
 
 
 def _point(
@@ -137,11 +161,11 @@ def _point(
             "ratio": useful["ratio"],
             "role_swap": useful["role_swap"],
         }
-        point["passes"] = bool(
-            outcome == YES
-            and found["reading"] == "none"
+        point["quiet"] = bool(
+            found["reading"] == "none"
             and point["recall"] <= RECALL
             and point["ratio"] <= UTILITY
             and not point["role_swap"]
         )
+        point["passes"] = point["quiet"] and outcome == YES
     return point
