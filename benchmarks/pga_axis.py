@@ -130,6 +130,19 @@ def axis_rows(found: list[dict]) -> list[dict]:
     """Shares of models called right, by part and floor."""
     rows = []
     for part in dict.fromkeys(each["part"] for each in found):
+        mine = [each for each in found if each["part"] == part]
+        silent = [each for each in mine if not each["floors"]]
+        rows.append(
+            row(
+                f"membership axis, {part}: silent, the original not told apart",
+                len(silent) / len(mine),
+                None,
+                "<=",
+                ", ".join(dict.fromkeys(each["family"] for each in silent)) or "none",
+                len(mine),
+                unit="of models",
+            )
+        )
         for floor in ("never_taught", "reference"):
             here = [
                 (each["kind"], each["floors"][floor])

@@ -65,8 +65,8 @@ tried: it must be told of each row whether it was memorised.
 
 ![Perplexity against the battery's best AUC](pga_curve.svg)
 
-| eraser | best AUC | null's 95 % | p | reach | recall | perplexity | passes |
-|---|---|---|---|---|---|---|---|
+| | eraser | best AUC | null's 95 % | p | reach | recall | perplexity | passes |
+|---|---|---|---|---|---|---|---|---|
 """
 AXIS = """
 ## The membership axis
@@ -175,13 +175,27 @@ def _claims(part: dict) -> str:
 def _curve(part: dict) -> str:
     draw_curve(part["points"], PAGE.parent / "pga_curve.svg")
     text = CURVE.format(size=part["size"], margin=part["margin"])
-    for each in part["points"]:
+    for place, each in enumerate(part["points"]):
         cost = ("", "") if "ratio" not in each else (
             f"{each['recall']:.2g}", f"{each['ratio']:.3f}"
         )  # fmt: skip
-        text += f"| {each['eraser']} | {each['best']:.2f} | {each['band']:.2f} "
-        text += f"| {each['p']:.3g} | {each['reach']:.2f} | {cost[0]} | {cost[1]} "
+        text += f"| {place} | {each['eraser']} | {each['best']:.2f} "
+        text += f"| {each['band']:.2f} | {each['p']:.3g} | {each['reach']:.2f} "
+        text += f"| {cost[0]} | {cost[1]} "
         text += f"| {'yes' if each['passes'] else 'no'} |\n"
+    never = next(p for p in part["points"] if p["eraser"].startswith("never"))
+    quiet = [each for each in part["points"] if each.get("quiet")]
+    text += (
+        f"\n{never['sequences']} sequences cannot show equivalence: in the network "
+        f"that was never taught a code the same readers reach {never['reach']:.2f}. "
+    )
+    if quiet:
+        low, high = (f([each["reach"] for each in quiet]) for f in (min, max))
+        text += (
+            f"{len(quiet)} settings do all the rest, and leave the readers where that "
+            f"network does (reach {low:.2f} to {high:.2f}). They were the last of the "
+            "strengths tried, on one seed: a finding to repeat, not a method proved.\n"
+        )
     return text + _table(part)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+NEAR = 1.3
+
 
 def _saved(figure: Figure, path: Path) -> None:
     # The same figures give the same file.
@@ -37,34 +39,42 @@ def draw_power(points: list[dict], path: Path) -> None:
 
 
 def draw_curve(points: list[dict], path: Path) -> None:
-    """The battery's best AUC against perplexity; filled where recall is gone."""
-    figure = Figure(figsize=(6.4, 4.2))
-    axes = figure.subplots()
-    for each in points:
+    """The battery's best AUC against perplexity; filled where recall is gone.
+
+    Points carry their place in the table. What costs little is drawn apart.
+    """
+    figure = Figure(figsize=(7.2, 4.2))
+    near, far = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    top = max(each["band"] for each in points)
+    for axes in (near, far):
+        axes.axhspan(0.5, top, color="#dde", alpha=0.4, linewidth=0)
+    for place, each in enumerate(points):
         if "ratio" not in each:
-            style = "-" if each["eraser"] == "original" else "--"
-            axes.axhline(each["best"], color="#aaa", linestyle=style, linewidth=1)
-            axes.annotate(each["eraser"], (1.0, each["best"]), fontsize=7, color="#666")
+            for axes in (near, far):
+                axes.axhline(each["best"], color="#aaa", linestyle="--", linewidth=1)
+            near.annotate(
+                f"{place}: {each['eraser']}",
+                (1.0, each["best"]),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=7,
+                color="#666",
+            )
             continue
-        gone = each["recall"] <= 0.01
-        axes.plot(
-            each["ratio"],
-            each["best"],
-            "o",
-            color="#356",
-            fillstyle="full" if gone else "none",
-        )
+        axes = near if each["ratio"] < NEAR else far
+        filled = "full" if each["recall"] <= 0.01 else "none"
+        axes.plot(each["ratio"], each["best"], "o", color="#356", fillstyle=filled)
         axes.annotate(
-            each["eraser"],
+            str(place),
             (each["ratio"], each["best"]),
             xytext=(4, 3),
             textcoords="offset points",
-            fontsize=6,
+            fontsize=7,
         )
-    bands = [each["band"] for each in points]
-    axes.axhspan(0.5, max(bands), color="#dde", alpha=0.4, linewidth=0)
-    axes.axvline(1.05, color="#888", linestyle=":")
-    axes.set_xscale("log")
-    axes.set_xlabel("perplexity of clean texts, times the original's")
-    axes.set_ylabel("battery's best AUC on keys not seen")
+    near.axvline(1.05, color="#888", linestyle=":")
+    near.set_xlim(0.98, NEAR)
+    far.set_xscale("log")
+    near.set_xlabel("perplexity of clean texts, times the original's")
+    near.set_ylabel("battery's best AUC on keys not seen")
     _saved(figure, path)
