@@ -14,6 +14,8 @@ SIZES = (7, 40)
 WIDTH = 512
 ORACLE = 0.8
 ENOUGH = 0.8
+DRAWS = 30
+"""Of points that do not say how many."""
 
 
 def row(figure, value, target, sense, peer, n, **more) -> dict:
@@ -137,7 +139,7 @@ def power(
         progress: Shows draws.
         done: Points of the curve that are there already, and are not drawn again.
     """
-    curve, rows = [], []
+    curve = []
     before = {(each["case"], each["n"]): each for each in done}
     for case, (width, falling) in CASES.items():
         for n in (10, 20, 40, 80, 160, 320):
@@ -169,19 +171,43 @@ def power(
             )
             if n >= 40 and hits >= ENOUGH * repeats:
                 break  # larger n find it as well
-        here = {each["n"]: each["power"] for each in curve if each["case"] == case}
-        enough = next((n for n, found in here.items() if found >= ENOUGH), None)
+    return {"rows": power_rows(curve), "curve": curve}
+
+
+def power_rows(curve: list[dict]) -> list[dict]:
+    """Power at 40 + 40 and the n that gives 0.8, state by state."""
+    rows = []
+    for case in dict.fromkeys(each["case"] for each in curve):
+        mine = [each for each in curve if each["case"] == case]
+        here = next(each for each in mine if each["n"] == 40)
+        enough = sequences_for(mine)
+        inside = enough <= max(each["n"] for each in mine)
         rows.append(
             row(
                 f"power at n = 40 + 40, {case}",
-                here[40],
-                0.8,
+                here["power"],
+                ENOUGH,
                 ">=",
-                f"power 0.8 at n = {enough} + {enough}"
-                if enough
-                else f"power {here[max(here)]:.2f} at n = {max(here)} + {max(here)}",
-                before.get((case, 40), {}).get("draws", 30 if before else repeats),
+                f"power {ENOUGH} at n = {enough} + {enough}, "
+                + ("interpolated" if inside else "extrapolated"),
+                here.get("draws", DRAWS),
                 enough=enough,
             )
         )
-    return {"rows": rows, "curve": curve}
+    return rows
+
+
+def sequences_for(points: list[dict]) -> int:
+    """The n at which a probit in log n, fitted from n = 40 on, reaches 0.8.
+
+    Below that most of what is found is the level of the test.
+    """
+    points = [each for each in points if each["n"] >= 40]
+    size = np.array([each["n"] for each in points], float)
+    draws = np.array([each.get("draws", DRAWS) for each in points], float)
+    share = (np.array([each["power"] for each in points]) * draws + 0.5) / (draws + 1)
+    z = norm.ppf(share)
+    # Weights of a probit regression: how much a share at this height says of z.
+    weight = np.sqrt(draws * norm.pdf(z) ** 2 / (share * (1 - share)))
+    slope, start = np.polyfit(np.log2(size), z, 1, w=weight)
+    return int(np.ceil(2 ** ((norm.ppf(ENOUGH) - start) / slope)))

@@ -95,8 +95,8 @@ SMALL = CodesConfig(
     lr=4e-3,
     enough=0.9,
 )
-# The number of keys of the two above on the small network. A training step costs about
-# 6 x parameters x tokens: 9 GFLOP an epoch here against 37 at the paper's width.
+# As many keys on the small network. An epoch costs about 6 x parameters x tokens: 7
+# and 15 GFLOP here, 34 and 113 at the paper's width; LARGE may take 2,000 of them.
 FORTY = replace(SMALL, memorised=40, clean=40, others=40, epochs=400)
 TWO_HUNDRED = replace(
     SMALL, memorised=200, clean=200, others=0, lead_ins=2, per_epoch=2, epochs=500
