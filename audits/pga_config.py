@@ -34,9 +34,7 @@ class PgaExperiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: Literal["small", "published", "medium", "large", "forty", "two hundred"] = (
-        "small"
-    )
+    size: Literal["small", "published", "medium", "large", "forty"] = "small"
     seed: int = Field(0, ge=0)
     erasers: tuple[str, ...] = ("pga", "isotropic", "md-pga", "gradient ascent")
     epochs: int | None = Field(None, ge=1)

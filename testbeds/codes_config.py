@@ -95,17 +95,13 @@ SMALL = CodesConfig(
     lr=4e-3,
     enough=0.9,
 )
-# As many keys on the small network. An epoch costs about 6 x parameters x tokens: 7
-# and 15 GFLOP here, 34 and 113 at the paper's width; LARGE may take 2,000 of them.
+# As many keys as MEDIUM on the small network. An epoch costs about 6 x parameters x
+# tokens: 7 GFLOP here, 34 at the paper's width and 113 for LARGE.
 FORTY = replace(SMALL, memorised=40, clean=40, others=40, epochs=400)
-TWO_HUNDRED = replace(
-    SMALL, memorised=200, clean=200, others=0, lead_ins=2, per_epoch=2, epochs=500
-)
 SIZES = {
     "published": PUBLISHED,
     "medium": MEDIUM,
     "large": LARGE,
     "small": SMALL,
     "forty": FORTY,
-    "two hundred": TWO_HUNDRED,
 }
