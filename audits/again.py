@@ -8,7 +8,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from audits import behaviour, causal_depth, decodability, persistence, relearning
+from audits import (
+    behaviour,
+    causal_depth,
+    decodability,
+    persistence,
+    relearning,
+    signature,
+)
 from audits.config import Rule
 from audits.preflight import Damage
 from audits.standing import controlled
@@ -21,6 +28,7 @@ STATUS_OF = {
     causal_depth.NAME: controlled,
     persistence.NAME: controlled,
     relearning.NAME: relearning.status_of,
+    signature.NAME: signature.status_of,
 }
 
 

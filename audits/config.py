@@ -17,6 +17,7 @@ AxisName = Literal[
     "concept",
     "restoration",
     "circuit",
+    "membership",
 ]
 AXES: tuple[AxisName, ...] = get_args(AxisName)
 QUICK: tuple[AxisName, ...] = (

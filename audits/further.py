@@ -1,4 +1,4 @@
-"""Axes that are run when they are named: concepts, restoration, circuits.
+"""Axes that are run when they are named: concepts, restoration, circuits, membership.
 
 They inform and can stand in the way of ``deleted``; by themselves they make nothing
 ``suppressed``, since their error rates on models of known state are not measured yet.
@@ -7,12 +7,13 @@ They inform and can stand in the way of ``deleted``; by themselves they make not
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from audits import circuit, concept, restoration
+from audits import circuit, concept, restoration, signature, signature_reading
 from audits.context import Run
 from audits.probing_tasks import Task
 from audits.subjects import Subject
 from capture.items import ItemSet
 from evidence.axis import AxisResult
+from evidence.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,48 @@ def run_circuit(
             never,
             run.config,
             device=run.device,
+            notes=notes,
+            progress=run.progress,
+        ).to_dict(),
+    )
+    return AxisResult.from_dict(saved)
+
+
+def run_membership(
+    run: Run,
+    subjects: dict[str, Subject],
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    notes: tuple[str, ...],
+    stage,
+) -> AxisResult:
+    """Are forgotten items still told from never-taught ones?"""
+    wordings, name = run.config.budget.prompts_per_item, signature_reading.NAME
+    try:
+        asked = signature_reading.cast(forget, retain, never, wordings, run.config.seed)
+    except InputError as error:
+        # Other axes can do without invented counterparts of the retain entities.
+        return AxisResult(
+            name, signature.QUESTION, "no_power", notes=(str(error), *notes)
+        )
+    sites: list[str] = []
+    for role, subject in subjects.items():
+        sites = stage(
+            f"membership-states-{role}",
+            lambda subject=subject: signature_reading.capture(
+                subject, run.tokenizer, asked, run.store, run.device, run.progress
+            ),
+        )
+    saved = stage(
+        name,
+        lambda: signature.run_signature(
+            subjects,
+            run.tokenizer,
+            asked,
+            sites,
+            run.store,
+            run.config,
             notes=notes,
             progress=run.progress,
         ).to_dict(),

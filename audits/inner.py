@@ -63,6 +63,10 @@ def inner_axes(
             axes["concept"] = further.run_concept(
                 run, subjects, states, forget, retain, notes, stage
             )
+    if "membership" in wanted:
+        axes["membership"] = further.run_membership(
+            run, subjects, forget, retain, never, notes, stage
+        )
     advance(0.3)
     if "causal_depth" in wanted:
         axes["causal_depth"] = _causal_depth(

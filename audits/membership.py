@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import norm
 from torch import Tensor
 
 from evidence.errors import InputError
@@ -27,6 +28,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes import metrics
 from probes.folds import Folds
+from probes.inputs import UnconvergedError
 from probes.logistic import LogisticProbe
 from probes.smoothers import FAMILIES as SMOOTHERS
 from probes.smoothers import smoothers
@@ -46,6 +48,8 @@ class Membership:
         concordance: (view, family, site) share of pairs of a member and another, both
             held out by the same fold, in which the member scores higher.
         null: (permutation, view, family, site) AUC with labels exchanged.
+        error: (view, family, site) standard error of the AUC: DeLong's, or the spread
+            of the null where that is larger, as readers differ between folds.
         p_above: p of the largest AUC against the null's largest.
         p_below: p of the smallest AUC against the null's smallest.
         p_column: (view, family, site) p of each AUC against the null's largest.
@@ -58,6 +62,7 @@ class Membership:
     auc: NDArray[np.float64]
     concordance: NDArray[np.float64]
     null: NDArray[np.float64]
+    error: NDArray[np.float64]
     p_above: float
     p_below: float
     p_column: NDArray[np.float64]
@@ -92,6 +97,11 @@ class Membership:
     def distance(self) -> NDArray[np.float64]:
         """(view, family, site) |AUC - 0.5|."""
         return np.abs(self.auc - 0.5)
+
+    def interval(self, level: float = 0.9) -> NDArray[np.float64]:
+        """(2, view, family, site) of each AUC; at 90 %, what TOST looks at."""
+        reach = float(norm.ppf(0.5 + level / 2)) * self.error
+        return np.stack([self.auc - reach, self.auc + reach])
 
     def reading(self, level: float = 0.05) -> str:
         """``present``, ``inverted`` (below chance: information or leakage), ``none``.
@@ -171,6 +181,7 @@ def membership(
     smooth = [name for name in families if name != "logistic"]
     area = np.zeros((len(every), len(tables), len(families), sites))
     agree = np.zeros((len(tables), len(families), sites))
+    error = np.zeros(agree.shape)
     many = torch.from_numpy(every)
     with progress.task("membership", len(tables) * sites) as advance:
         for view, table in enumerate(tables.values()):
@@ -190,9 +201,9 @@ def membership(
                         scores = (weights[name] @ signs).T
                     found = metrics.auc(scores[:, None], many, 2)
                     area[:, view, place, site] = found.numpy()
-                    agree[view, place, site] = _concordance(
-                        scores[0].numpy(), codes, scheme
-                    )
+                    own = scores[0].numpy()
+                    agree[view, place, site] = _concordance(own, codes, scheme)
+                    error[view, place, site] = auc_error(own, codes)
                 advance(1)
     null = area[1:]
     above = below = 1.0
@@ -214,6 +225,7 @@ def membership(
         auc=area[0],
         concordance=agree,
         null=null,
+        error=np.maximum(error, null.std(0) if permutations else 0.0),
         p_above=above,
         p_below=below,
         p_column=column,
@@ -244,9 +256,25 @@ def _logistic(rows: Tensor, labels: Tensor, folds: Folds, C: float) -> Tensor:
     """(label, row) held-out scores; 0 where all rows are equal."""
     if float((rows - rows.mean(0)).abs().max()) <= 1e-12 * float(rows.abs().max()):
         return rows.new_zeros(labels.shape)
-    # Single precision certifies 1e-4 of the optimum, far under what ranks resolve.
+    # Single precision certifies 1e-4 of the optimum, far under what ranks resolve; one
+    # of thousands of fits may miss that, and double precision has it.
     probe = LogisticProbe(C, standardize="fold", precision="float32")
-    return probe.held_out(rows, labels, 2, folds).scores[:, 0]
+    try:
+        return probe.held_out(rows, labels, 2, folds).scores[:, 0]
+    except UnconvergedError:
+        probe = LogisticProbe(C, standardize="fold", precision="float64")
+        return probe.held_out(rows, labels, 2, folds).scores[:, 0]
+
+
+def auc_error(scores: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
+    """Standard error of an AUC, the scores taken as given; ties count one half.
+
+    Source: DeLong, DeLong and Clarke-Pearson (1988), Biometrics 44:837.
+    """
+    high, low = scores[codes == 1][:, None], scores[codes == 0]
+    wins = (high > low) + 0.5 * (high == low)
+    parts = [wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1)]
+    return float(np.sqrt(sum(parts)))
 
 
 def _concordance(

@@ -42,7 +42,7 @@ from testbeds.codes import (
 )
 from testbeds.codes_config import SIZES
 
-SCHEMA = 1
+SCHEMA = 2
 UNSEEN = -2
 """Number of the draw of clean codes that perplexity is measured on."""
 
@@ -82,7 +82,7 @@ def pga(
         world = build_codes(
             SIZES[config.size], config.seed, place, twin=True, progress=progress
         )
-        run = _Run(config, world, progress)
+        run = Experiment(config, world, progress)
         advance(1)
         rows: list[dict[str, Any]] = []
 
@@ -113,7 +113,7 @@ def pga(
         },
         "rows": rows,
         "interventions": interventions,
-        "claims": claims_of(rows),
+        "claims": claims_of(rows, config.margin),
     }
     write_atomic(out / "pga.json", canonical(document) + "\n")
     write_report(out / "report.html", document)
@@ -135,13 +135,13 @@ def measure_published(
         progress: Where progress is shown.
     """
     world = build_codes(SIZES[config.size], config.seed, root, progress=progress)
-    run = _Run(config, world, progress)
+    run = Experiment(config, world, progress)
     if eraser is None:
         return run.measure(Erased(world.load(), {}, {}))
     return run.published(eraser)["published"]
 
 
-class _Run:
+class Experiment:
     """One experiment's models and what is measured on them."""
 
     def __init__(self, config: PgaExperiment, world: CodesWorld, progress: Progress):
@@ -157,7 +157,7 @@ class _Run:
             "model": name,
             "eraser": None,
             "published": self.measure(erased),
-            "sound": self._sound(erased),
+            "sound": self.battery(erased),
         }
 
     def untrained(self, number: int) -> dict[str, Any]:
@@ -167,13 +167,13 @@ class _Run:
             "model": f"untrained {number}",
             "eraser": None,
             "published": self.measure(erased),
-            "sound": self._sound(erased),
+            "sound": self.battery(erased),
         }
 
     def published(self, name: str) -> dict[str, Any]:
         """An eraser that sees every key it is scored on; also tried on the twin."""
         erased = self._erase(name, "original", self.all)
-        found = self.measure(erased) | self._cost(erased, self.all)
+        found = self.measure(erased) | self.cost(erased, self.all)
         if self.config.six_probes:
             with erased.running():
                 states = self._states(erased.model)["last"]
@@ -186,7 +186,7 @@ class _Run:
     def sound(self, name: str) -> dict[str, Any]:
         """An eraser that sees one part of the keys, scored on the other."""
         erased = self._erase(name, "original", self.seen)
-        found = self._sound(erased) | self._cost(erased, self.seen)
+        found = self.battery(erased) | self.cost(erased, self.seen)
         with erased.running():
             known = recall(erased.model, self.world.memorised(self.test.tolist()))
         found["recall_test"] = asdict(known)
@@ -272,7 +272,8 @@ class _Run:
             "recall": asdict(known),
         }
 
-    def _sound(self, erased: Erased) -> dict[str, Any]:
+    def battery(self, erased: Erased) -> dict[str, Any]:
+        """The sound protocol on the keys that were kept for testing."""
         with erased.running():
             states = self._states(erased.model)
         test = torch.from_numpy(self.test)
@@ -317,7 +318,7 @@ class _Run:
             found[reader] = max(area, found.get(reader, 0.0))
         return found
 
-    def _cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
+    def cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
         """Recall of the keys erased, utility, and the criterion of the paper."""
         before = self.world.load()
         chosen = keys.tolist()
@@ -374,6 +375,8 @@ def _membership(found: Membership) -> dict[str, Any]:
     return {
         "auc": _numbers(found.auc),
         "concordance": _numbers(found.concordance),
+        "interval": _numbers(found.interval()),
+        "p_column": _numbers(found.p_column),
         "best": found.best,
         "worst": found.worst,
         "band": None if np.isnan(band) else band,

@@ -5,16 +5,18 @@ from typing import Any
 import numpy as np
 
 from audits.pga_published import PROBE_TARGET, RECALL_TARGET
+from evidence.equivalence import equivalent
 
 LEVEL = 0.05
 YES, NO, OPEN = "survives", "does not survive", "cannot be decided here"
 
 
-def claims_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str, Any]]:
     """One claim a line, with what each protocol says of it.
 
     Args:
         rows: As ``audits.pga`` measures them.
+        margin: Largest |AUC - 0.5| that counts as no signature.
 
     Returns:
         Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and
@@ -29,7 +31,7 @@ def claims_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [row for row in rows if row["eraser"] == name]
         published = next(row["published"] for row in mine if "published" in row)
         sound = next(row["sound"] for row in mine if "sound" in row)
-        found += _of_eraser(name, published, sound, original["sound"])
+        found += _of_eraser(name, published, sound, original["sound"], margin)
     return found
 
 
@@ -76,6 +78,7 @@ def _of_eraser(
     published: dict[str, Any],
     sound: dict[str, Any],
     original: dict[str, Any],
+    margin: float,
 ) -> list[dict[str, Any]]:
     """What would be said of one eraser: signature gone, recall gone, utility kept."""
     found = []
@@ -90,11 +93,7 @@ def _of_eraser(
         elif sound["utility"]["role_swap"]:
             outcome, why = NO, "the clean texts were memorised in its place"
         else:
-            outcome, why = (
-                OPEN,
-                "no longer found; that is no proof of absence at "
-                f"{sound['sequences']} sequences",
-            )
+            outcome, why = shown_gone(sound, original, margin)
         found.append(
             {
                 "claim": f"{name} removes the signature",
@@ -134,6 +133,39 @@ def _of_eraser(
             }
         )
     return found
+
+
+def shown_gone(
+    sound: dict[str, Any], original: dict[str, Any], margin: float
+) -> tuple[str, str]:
+    """Whether a signature that is no longer found is shown to be absent.
+
+    Two one-sided tests of |AUC - 0.5| < margin for every reader, view and depth that
+    found it in the original; all must pass (intersection-union), so none is corrected.
+    Not finding it is no such test.
+    """
+    told = np.asarray(original["p_column"]) <= LEVEL
+    low, high = (np.asarray(each)[told] for each in sound["interval"])
+    worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
+    shown = f"{int(told.sum())} readers that found it in the original"
+    if all(
+        equivalent((a, b), margin) for a, b in zip(low - 0.5, high - 0.5, strict=True)
+    ):
+        return YES, f"equivalent to chance: all {shown} within {worst:.2f} of 0.5"
+    centre, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
+    count = sound["sequences"]
+    if float(centre.max()) >= margin:
+        return OPEN, (
+            f"no longer found, nor equivalent to chance: of the {shown} one is at "
+            f"{float(centre.max()):.2f} from 0.5, the margin is {margin:g}"
+        )
+    # The interval shrinks with the root of the number of sequences.
+    needed = int(np.ceil(count * float(((half / (margin - centre)) ** 2).max())))
+    return OPEN, (
+        f"no longer found, and {count} sequences cannot show equivalence to chance "
+        f"within {margin:g}: the {shown} reach {worst:.2f} from 0.5; about {needed} "
+        "would do"
+    )
 
 
 def _worst_of_six(published: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ class PgaExperiment(BaseModel):
         erase_share: Share of the keys that the sound run's eraser may see.
         folds: Of the sound protocol.
         permutations: Of its null.
+        margin: Largest |AUC - 0.5| that counts as no signature, for the test of
+            equivalence behind "removes the signature".
         random_inits: Untrained networks to read.
         six_probes: Also the six published probe variants, which take minutes.
         trained_readers: Also ``probes.refit``'s networks, forest and others, which
@@ -32,7 +34,7 @@ class PgaExperiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: Literal["small", "published", "medium", "large"] = "small"
+    size: Literal["small", "published", "medium", "large", "forty"] = "small"
     seed: int = Field(0, ge=0)
     erasers: tuple[str, ...] = ("pga", "isotropic", "md-pga", "gradient ascent")
     epochs: int | None = Field(None, ge=1)
@@ -41,6 +43,7 @@ class PgaExperiment(BaseModel):
     erase_share: float = Field(0.5, gt=0, lt=1)
     folds: int = Field(5, ge=2)
     permutations: int = Field(999, ge=19)
+    margin: float = Field(0.2, gt=0, lt=0.5)
     random_inits: int = Field(10, ge=1)
     six_probes: bool = False
     trained_readers: bool = False

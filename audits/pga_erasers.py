@@ -15,7 +15,8 @@ from audits.pga_states import depth_sites, pool_states
 from audits.readouts import logistic_readouts
 from capture.hooks import patch
 from erasure.config import UnlearnConfig
-from erasure.mdpga import MdProjection, fit_md
+from erasure.leace import Leace
+from erasure.mdpga import fit_md
 from erasure.methods import unlearn_
 from erasure.pga import PRESETS, PgaConfig, align_
 from evidence.errors import InputError
@@ -39,7 +40,9 @@ _BASELINES = {
     "idk": UnlearnConfig("relabel", lr=3e-4, steps=200),
 }
 ALIGNED = {"pga": "toy", "isotropic": "isotropic", "adversarial pga": "adversarial"}
-ERASERS = (*ALIGNED, "md-pga", *_BASELINES)
+HOOKED = ("md-pga", "leace")
+"""Closed forms that run as hooks; the weights stay as they are."""
+ERASERS = (*ALIGNED, *HOOKED, *_BASELINES)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ def erase(
             expected=f"some of 0 to {most - 1}",
             got=", ".join(map(str, keys.tolist())) or "none",
         )
-    if name == "md-pga":
-        return Erased(original, md_edits(original, world, keys), {})
+    if name in HOOKED:
+        fit = leace if name == "leace" else _md(2)
+        return Erased(original, edits_at_every_depth(original, world, keys, fit), {})
     model = copy.deepcopy(original)
     chosen = keys.tolist()
     memorised = world.memorised(chosen)
@@ -141,14 +145,24 @@ def erase(
     return Erased(model, {}, log.last)
 
 
-def md_edits(
+Edit = Callable[[Tensor], Tensor]
+
+
+def edits_at_every_depth(
     model: PreTrainedModel,
     world: CodesWorld,
     keys: NDArray[np.int64],
-    k: int = 2,
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    """MD-PGA at every depth, each fitted on the states the earlier ones leave."""
-    edits: dict[str, Callable[[Tensor], Tensor]] = {}
+    fit: Callable[[Tensor, Tensor], Edit],
+) -> dict[str, Edit]:
+    """A closed form at every depth, each fitted on the states the earlier ones leave.
+
+    Args:
+        model: Left as it is.
+        world: Where the model is from.
+        keys: Numbers of the keys it is fitted on, of either pool.
+        fit: (row, d) states at the last signs and (row,) labels to a change of states.
+    """
+    edits: dict[str, Edit] = {}
     for place, site in enumerate(depth_sites(model)):
         with patch(model, dict(edits)):
             pools = [
@@ -160,12 +174,30 @@ def md_edits(
                 for name in ("memorised", "clean")
             ]
         labels = torch.tensor([1] * len(pools[0]) + [0] * len(pools[1]))
-        edits[site] = _edit(fit_md(torch.cat(pools)[None], labels, k))
+        edits[site] = fit(torch.cat(pools), labels)
     return edits
 
 
-def _edit(eraser: MdProjection) -> Callable[[Tensor], Tensor]:
-    return lambda states: eraser.transform(states, 0)
+def md_edits(
+    model: PreTrainedModel, world: CodesWorld, keys: NDArray[np.int64], k: int = 2
+) -> dict[str, Edit]:
+    """MD-PGA with ``k`` directions at every depth."""
+    return edits_at_every_depth(model, world, keys, _md(k))
+
+
+def _md(k: int) -> Callable[[Tensor, Tensor], Edit]:
+    def fit(rows: Tensor, labels: Tensor) -> Edit:
+        eraser = fit_md(rows[None], labels, k)
+        return lambda states: eraser.transform(states, 0)
+
+    return fit
+
+
+def leace(rows: Tensor, labels: Tensor) -> Edit:
+    """LEACE fitted on (row, d) states and (row,) labels."""
+    # Few rows, so the covariance is drawn towards the identity as far as suits them.
+    eraser = Leace(shrinkage="oas").fit(rows, labels).eraser_
+    return lambda states: eraser.transform(states.double()).to(states)
 
 
 def _aligned(preset: str, epochs: int | None, align_weight: float | None) -> PgaConfig:

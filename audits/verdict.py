@@ -10,6 +10,7 @@ from audits.config import Rule
 from audits.decodability import UNCHANGED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
+from audits.signature_reading import NAME as MEMBERSHIP
 from audits.verdict_claims import claims
 from evidence.axis import AxisResult, Reading
 from evidence.equivalence import holm, recovered
@@ -341,6 +342,11 @@ def _blocking(axis: AxisResult, rule: Rule) -> str:
         why = (
             "a refitted probe still reads the answers but the original's own does not: "
             "a residual trace"
+        )
+    elif axis.name == MEMBERSHIP:
+        why = (
+            "its states still tell forgotten items from never-taught ones, whatever "
+            "it knows of them: a residual trace"
         )
     elif axis.name not in RECOVERY:
         why = "it finds the answers, but this axis makes no verdict by itself"

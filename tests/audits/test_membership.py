@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from audits.membership import (
     FAMILIES,
+    auc_error,
     balanced_folds,
     exchanged,
     matched_pairs,
@@ -17,6 +18,8 @@ from audits.membership import (
 from erasure.mdpga import fit_md
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
+from probes.inputs import UnconvergedError
+from probes.logistic import LogisticProbe
 
 LABELS = np.repeat([1, 0], 12)
 FEW = ("logistic", "mean difference", "rbf")
@@ -162,6 +165,42 @@ def test_order_of_sequences_and_units_do_not_matter():
     plain = membership({"last": x}, LABELS, families=FEW, permutations=0)
     scaled = membership({"last": x * 50 + 3}, LABELS, families=FEW, permutations=0)
     np.testing.assert_allclose(plain.auc, scaled.auc, atol=0.01)
+
+
+def test_what_single_precision_cannot_solve_double_does(monkeypatch):
+    asked = []
+    real = LogisticProbe.held_out
+
+    def held_out(self, *rows, **more):
+        asked.append(self.precision)
+        if self.precision == "float32":
+            raise UnconvergedError("1 of 5000 fits did not reach their optimum")
+        return real(self, *rows, **more)
+
+    options = {"families": ["logistic"], "permutations": 9}
+    plain = membership({"last": planted(1, 2.0)}, LABELS, **options)
+    monkeypatch.setattr(LogisticProbe, "held_out", held_out)
+    found = membership({"last": planted(1, 2.0)}, LABELS, **options)
+    assert asked == ["float32", "float64"] * 2
+    np.testing.assert_allclose(found.auc, plain.auc, atol=0.01)
+
+
+def test_the_error_of_an_auc_is_delong_s_or_the_null_s():
+    """Against the jackknife, and never less than what exchanged labels show."""
+    rng = np.random.default_rng(0)
+    scores, codes = rng.normal(size=60) + np.repeat([1.0, 0], 30), np.repeat([1, 0], 30)
+    whole = [np.delete(np.arange(60), row) for row in range(60)]
+    left = np.array([roc_auc_score(codes[k], scores[k]) for k in whole])
+    parts = [left[:30], left[30:]]
+    jackknife = np.sqrt(sum(29 / 30 * ((p - p.mean()) ** 2).sum() for p in parts))
+    assert auc_error(scores, codes) == pytest.approx(jackknife, rel=0.02)
+    found = membership(
+        {"last": noise(2)}, LABELS, families=["rbf"], permutations=199, folds=4
+    )
+    assert (found.error >= found.null.std(0) - 1e-12).all()
+    low, high = found.interval()
+    np.testing.assert_allclose((low + high) / 2, found.auc)
+    np.testing.assert_allclose(high - low, 2 * 1.6449 * found.error, rtol=1e-4)
 
 
 def test_equal_states_read_exactly_one_half():

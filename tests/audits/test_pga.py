@@ -12,7 +12,7 @@ from audits.cli import app
 from audits.pga import measure_published, pga
 from audits.pga_claims import NO, OPEN, YES, claims_of
 from audits.pga_config import make_config, read_config
-from audits.pga_erasers import ERASERS, erase
+from audits.pga_erasers import ERASERS, HOOKED, erase
 from audits.pga_states import all_states, depth_sites
 from audits.readouts import logistic_readouts
 from capture.hooks import leftover_hooks
@@ -81,7 +81,7 @@ def test_erased_and_tested_keys_are_disjoint(done, world):
     document, _ = done
     test = set(document["world"]["test_keys"])
     assert len(test) == 4
-    run = module._Run(make_config(QUICK), world, module.SILENT)
+    run = module.Experiment(make_config(QUICK), world, module.SILENT)
     assert set(run.test.tolist()) == test
     assert not test & set(run.seen.tolist())
     sound = [r for r in document["rows"] if r["eraser"] and "sound" in r]
@@ -107,14 +107,14 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(done):
     assert "http" not in body.replace("http-equiv", "")
     for claim in document["claims"]:
         assert claim["outcome"] in page
-    assert json.loads((out / "pga.json").read_text())["schema_version"] == 1
+    assert json.loads((out / "pga.json").read_text())["schema_version"] == 2
 
 
 def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
     done, root, tmp_path, monkeypatch
 ):
     _, whole = done
-    real, calls = module._Run.sound, []
+    real, calls = module.Experiment.sound, []
 
     def stops(self, name):
         calls.append(name)
@@ -122,11 +122,11 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return real(self, name)
 
-    monkeypatch.setattr(module._Run, "sound", stops)
+    monkeypatch.setattr(module.Experiment, "sound", stops)
     with pytest.raises(KeyboardInterrupt):
         pga(make_config(QUICK), tmp_path / "out", root=root)
     assert not (tmp_path / "out" / "pga.json").exists()
-    monkeypatch.setattr(module._Run, "untouched", None)  # must not be run again
+    monkeypatch.setattr(module.Experiment, "untouched", None)  # must not be run again
     pga(make_config(QUICK), tmp_path / "out", root=root)
     assert calls == ["pga", "md-pga", "md-pga"]
     ours = (tmp_path / "out" / "pga.json").read_bytes()
@@ -151,7 +151,7 @@ def test_every_eraser_runs_and_leaves_the_original_as_it_was(name, world):
     after = original.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert leftover_hooks(original) == hooks
-    assert (len(erased.edits) == TINY.layers + 1) == (name == "md-pga")
+    assert (len(erased.edits) == TINY.layers + 1) == (name in HOOKED)
 
 
 @pytest.mark.parametrize("name", ["gradient ascent", "npo", "idk"])
@@ -163,7 +163,7 @@ def test_baselines_forget_what_they_were_given(name, world):
 def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
     """Do-not-copy 1: a model that memorised nothing passes for erased."""
     twin = world.load("twin")
-    run = module._Run(make_config({}), world, module.SILENT)
+    run = module.Experiment(make_config({}), world, module.SILENT)
     before = run.measure(module.Erased(twin, {}, {}))
     erased = erase("md-pga", twin, world, run.all)
     after = run.measure(erased)
@@ -173,7 +173,7 @@ def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
 
 def test_fixed_clean_codes_are_memorised_and_flagged(world):
     """Do-not-copy 10: the clean pool takes the memorised one's place."""
-    run = module._Run(make_config({}), world, module.SILENT)
+    run = module.Experiment(make_config({}), world, module.SILENT)
     config = PgaConfig(lr=1e-2, epochs=60, refit_every=20)
     swapped = {}
     for fixed in (True, False):
@@ -183,13 +183,15 @@ def test_fixed_clean_codes_are_memorised_and_flagged(world):
             return world.drawn("clean", 0 if fixed else epoch)
 
         align_(model, world.memorised(), clean, logistic_readouts(), config, seed=0)
-        cost = run._cost(module.Erased(model, {}, {}), run.all)
+        cost = run.cost(module.Erased(model, {}, {}), run.all)
         swapped[fixed] = cost["utility"]["role_swap"]
     assert swapped[True] and not swapped[False]
 
 
 def test_trained_readers_are_scored_on_the_same_sequences(world):
-    run = module._Run(make_config({"trained_readers": True}), world, module.SILENT)
+    run = module.Experiment(
+        make_config({"trained_readers": True}), world, module.SILENT
+    )
     rows = {"last": torch.randn(1, 30, 5).double()}
     rows["last"][:, :15] += 9.0
     found = run._trained(rows, np.repeat([1, 0], 15))
@@ -220,7 +222,7 @@ def test_settings_come_from_yaml(tmp_path):
     [
         ("size: huge", "size of .* cannot be used"),
         ("colour: red", "colour of .* cannot be used.*Settings are size"),
-        ("erasers: [leace]", "there is no eraser 'leace'"),
+        ("erasers: [magic]", "there is no eraser 'magic'"),
         ("- 1", "does not hold settings"),
         ("size: [", "is not YAML"),
         ("permutations: 3", "permutations of .* cannot be used"),
@@ -246,7 +248,7 @@ def test_the_command_has_help_and_reads_its_options():
     runner = CliRunner()
     shown = runner.invoke(app, ["pga", "--help"])
     assert shown.exit_code == 0 and "which claims survive" in shown.output
-    failed = runner.invoke(app, ["pga", "--erasers", "leace"])
+    failed = runner.invoke(app, ["pga", "--erasers", "magic"])
     assert isinstance(failed.exception, InputError)
 
 
@@ -258,6 +260,8 @@ def signed(reading, p, best, smallest=0.001):
         "band": 0.7,
         "smallest_p": smallest,
         "sequences": 80,
+        "p_column": [[[0.001, 0.5]]],
+        "interval": [[[[best - 0.15, 0.0]]], [[[best + 0.15, 1.0]]]],
         "recall": {"mean": 1e-5},
         "recall_test": {"mean": 0.9},
         "utility": {"role_swap": False, "kept": True, "ratio": 1.02},
@@ -300,6 +304,24 @@ def test_a_probe_below_chance_is_a_claim_that_must_be_earned(sound, outcome):
     assert claims["x removes the signature"]["outcome"] == outcome
     assert "below chance" in claims["x removes the signature"]["published"]
     assert claims["memorised sequences share a signature"]["outcome"] == YES
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome", "says"),
+    [
+        (0.35, 0.62, YES, "equivalent to chance: all 1 readers"),
+        (0.25, 0.65, OPEN, "about 143 would do"),
+        (0.55, 0.95, OPEN, "one is at 0.25 from 0.5"),
+    ],
+)
+def test_gone_is_shown_by_equivalence_and_never_by_silence(low, high, outcome, says):
+    """Two one-sided tests, on the readers that found it in the original."""
+    sound = signed("none", 0.5, 0.6)
+    # The second column found nothing in the original: wide as it is, it has no say.
+    sound["interval"] = [[[[low, 0.0]]], [[[high, 1.0]]]]
+    claims = {c["claim"]: c for c in claims_of(eraser_rows(sound, [0.1, 0.2]), 0.2)}
+    found = claims["x removes the signature"]
+    assert found["outcome"] == outcome and says in found["why"]
 
 
 def test_what_is_not_claimed_is_not_listed():
