@@ -6,6 +6,8 @@ query, key or value map that belong to the reading head or group, and all matric
 feed-forward part at either end. Embedding and output head belong to no circuit here.
 """
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -60,13 +62,15 @@ def circuit_weights(
         if kind == "head":
             linear = block.projection
             size = _width(linear) // parts.n_heads
-            mask = _oriented(_mask(masks, names, linear.weight), linear)
+            weight = cast(Tensor, linear.weight)
+            mask = _oriented(_mask(masks, names, weight), linear)
             mask[:, which * size : (which + 1) * size] = True
         else:
             assert block.projections is not None
             linear = block.projections.linears[kind]
             rows = block.projections.columns[kind][which]
-            _oriented(_mask(masks, names, linear.weight), linear)[rows] = True
+            weight = cast(Tensor, linear.weight)
+            _oriented(_mask(masks, names, weight), linear)[rows] = True
     return masks
 
 

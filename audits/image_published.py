@@ -14,7 +14,6 @@ autoencoder does not reconstruct stays.
 Source: "Suppression or Deletion" (arXiv 2602.18505) and its public evaluation code.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def inject(
     free = np.setdiff1d(np.arange(experts.sae.d_sae), mine)
     some = rng.choice(free, min(len(mine), len(free)), replace=False)
     token = _first_patch(donor) == 1
-    arms: dict[str, tuple[Tensor, Sequence[int], bool, bool]] = {
+    arms: dict[str, tuple[Tensor, np.ndarray, bool, bool]] = {
         "published": (donor, mine, token, True),
         "cls": (donor, mine, True, False),
         "latents": (donor, mine, False, True),
@@ -201,11 +200,11 @@ def _first_patch(states: Tensor) -> int:
 def _carrying(
     sae: Sae,
     donor: Tensor,
-    latents: Sequence[int],
+    latents: np.ndarray,
     alpha: float,
     cls: bool,
     patches: bool,
-    size: Sequence[int] | None,
+    size: np.ndarray | None,
 ) -> Edit:
     """The published edit, for images asked in the donor's order.
 
@@ -220,8 +219,8 @@ def _carrying(
     """
     done = 0
 
-    def changed(difference: Tensor, chosen: Sequence[int]) -> Tensor:
-        index = torch.as_tensor(np.asarray(chosen), dtype=torch.long)
+    def changed(difference: Tensor, chosen: np.ndarray) -> Tensor:
+        index = torch.from_numpy(chosen).long()
         down = sae.module.W_enc.detach()[:, index].to(difference)
         return (difference @ down) @ sae.decoder[index].to(difference)
 
