@@ -93,6 +93,48 @@ def audit(
 
 
 @app.command()
+def plan(
+    original: Annotated[str, typer.Option(help="Model before unlearning.")],
+    unlearned: Annotated[str, typer.Option(help="The candidate.")],
+    forget: Annotated[Path, typer.Option(help="What should be gone.")],
+    retain: Annotated[Path, typer.Option(help="What should still be there.")],
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Retrained model; may be repeated.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    axes: Annotated[
+        str, typer.Option(help="Comma-separated axes; else those of the profile.")
+    ] = "",
+    memory: Annotated[
+        float | None, typer.Option(help="GiB that may be used; else what is free.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Say what an audit will take, and refuse what will not fit."""
+    from audits.plan import plan as make_plan
+    from evidence.progress import Bars
+
+    with Bars(errors) as progress:
+        found = make_plan(
+            original,
+            unlearned,
+            forget,
+            retain,
+            reference=reference or (),
+            memory=memory,
+            progress=progress,
+            profile=profile,
+            axes=_words(axes),
+            device=device,
+        )
+    table = Table("what", "how much", title="An audit of this pair")
+    for row in found.rows():
+        table.add_row(*row)
+    Console().print(table)
+    found.check()
+
+
+@app.command()
 def demo(
     out: OutOption = Path("exhume-demo"),
     seed: SeedOption = 0,

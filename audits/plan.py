@@ -1,0 +1,255 @@
+"""``exhume plan``: what an audit will take, before anything is run.
+
+Counts are upper bounds: what the original does not know is not asked further, and
+learning rates that are not needed are not tried. The time is that of so many operations
+at the rate at which this machine multiplies matrices; small models run far below it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from audits.config import AuditConfig, make_config
+from audits.inputs import Inputs, open_inputs
+from audits.relearning import LONGER
+from audits.subjects import choose_device
+from capture.items import ItemSet
+from capture.models import Checkpoint
+from capture.tokens import encode
+from capture.weights import Tensors, file_tensors, module_tensors, shards
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+
+GIB = 1 << 30
+FLOAT = 4
+# Weights, gradients and AdamW's two moments.
+TRAINED = 4
+# What a batch and the libraries take beside the weights.
+BESIDE = int(2.25 * GIB)
+# Axes that put states of one model into another hold two at once.
+CROSSING = ("causal_depth", "restoration", "concept")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit takes at most.
+
+    Attributes:
+        parameters: Of the largest model.
+        models: How many are opened, the planted one included.
+        questions: Rows asked of every model.
+        tokens: In these rows, answers not counted.
+        taught_tokens: Tokens of all training steps, at every learning rate tried.
+        memory: Bytes held at once.
+        available: Bytes that may be used.
+        disk: Bytes of activations kept; None where the model does not say its size.
+        work: Floating-point operations of passes and training steps.
+        rate: Operations a second of a matrix product, measured here and now.
+        device: Where.
+    """
+
+    parameters: int
+    models: int
+    questions: int
+    tokens: int
+    taught_tokens: int
+    memory: int
+    available: int
+    disk: int | None
+    work: float
+    rate: float
+    device: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What a table shows of it."""
+        disk = "not known" if self.disk is None else f"{self.disk / GIB:.2f} GiB"
+        return [
+            ("parameters", f"{self.parameters:,}, in float32"),
+            ("models", f"{self.models}, a planted suppression among them"),
+            (
+                "asked of each",
+                f"at most {self.questions:,} rows, {self.tokens:,} tokens",
+            ),
+            ("taught", f"at most {self.taught_tokens:,} tokens"),
+            ("memory", f"{self.memory / GIB:.1f} of {self.available / GIB:.1f} GiB"),
+            ("activations kept", f"at most {disk}"),
+            (
+                "work",
+                f"at most {self.work / 1e12:.3g} TFLOP: "
+                f"{self.work / self.rate / 60:.1f} minutes at the "
+                f"{self.rate / 1e9:.0f} GFLOP/s of a matrix product on {self.device}",
+            ),
+        ]
+
+    def check(self) -> None:
+        """Refuse what will not fit.
+
+        Raises:
+            InputError: the audit would need more memory than there is.
+        """
+        if self.memory > self.available:
+            raise InputError(
+                "the audit does not fit into memory",
+                expected=f"at most {self.available / GIB:.1f} GiB",
+                got=f"about {self.memory / GIB:.1f} GiB for "
+                f"{self.parameters / 1e9:.2f} billion parameters",
+                fix="Leave out relearning with --axes behaviour,decodability (deletion "
+                "then cannot be shown), or use a machine with more memory",
+            )
+
+
+def plan(
+    original: Any,
+    unlearned: Any,
+    forget: Path | str | ItemSet,
+    retain: Path | str | ItemSet,
+    *,
+    reference: Sequence[Any] = (),
+    never_taught: Path | str | ItemSet | None = None,
+    memory: float | None = None,
+    profile: str = "quick",
+    axes: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Plan:
+    """What an audit of these inputs takes, without running a model.
+
+    Args:
+        original: As ``audits.audit.audit``, and so are the others.
+        unlearned: The candidate.
+        forget: Items that should be gone.
+        retain: Items that should still be there.
+        reference: Models retrained without the forget set.
+        never_taught: Items nobody was taught.
+        memory: GiB that may be used; by default what the machine has free now.
+        profile: "quick", "standard" or "full".
+        axes: Which axes to run; those of the profile by default.
+        device: "auto", "cpu", "cuda", "mps".
+        progress: Where to show progress.
+
+    Raises:
+        InputError: whatever an audit would refuse before running a model.
+    """
+    if memory is not None and not memory > 0:
+        raise InputError("memory must be above 0", expected="GiB", got=str(memory))
+    config = make_config({"profile": profile, "axes": tuple(axes), "device": device})
+    inputs = open_inputs(
+        original,
+        unlearned,
+        forget,
+        retain,
+        references=tuple(reference),
+        never_taught=never_taught,
+        tokenizer=None,
+        progress=progress,
+    )
+    chosen = choose_device(config.device)
+    free = psutil.virtual_memory().available
+    if chosen.startswith("cuda"):
+        free = torch.cuda.mem_get_info()[0]
+    return _counted(
+        inputs, config, chosen, free if memory is None else int(memory * GIB)
+    )
+
+
+def _counted(inputs: Inputs, config: AuditConfig, device: str, available: int) -> Plan:
+    budget = config.budget
+    opened = (inputs.original, inputs.unlearned, *inputs.references)
+    parameters = max(map(count_parameters, opened))
+    inner = config.axes != ("behaviour",)
+    models = len(opened) + inner
+    copies = budget.never_taught_copies
+    forget = _prompts(inputs.forget, budget.prompts_per_item)
+    kept = inputs.retain.of(inputs.retain.entities[: budget.retain_entities])
+    retain = _prompts(kept, budget.prompts_per_item)
+    never = forget * copies
+    if inputs.never_taught is not None:
+        never = _prompts(inputs.never_taught, budget.prompts_per_item)
+    tokenizer = inputs.original.tokenizer
+
+    def tokens(prompts: list[str]) -> int:
+        return sum(map(len, encode(tokenizer, prompts).ids))
+
+    asked = tokens(forget) + tokens(retain) + tokens(never)
+    size = _size(inputs.original)
+    lesson = tokens(_prompts(inputs.forget, 1))
+    taught, work = 0, 2.0 * parameters * asked * models
+    if inner:
+        # A suppression is planted by training its last block, on forget rows and three
+        # times as many retain rows; what is below it is computed once.
+        taught += 4 * budget.plant_steps * lesson
+        work += 6.0 * parameters / (size[1] if size else 1) * taught
+    if "relearning" in config.axes:
+        # Halves of the forget set, two a model and one of the planted, at each rate.
+        runs = 2 * (len(opened) - 1) + 1
+        attempts = len(budget.relearn_rates) + sum(LONGER)
+        relearned = runs * attempts * budget.relearn_steps * lesson // 2
+        taught += relearned
+        work += 6.0 * parameters * relearned
+    held = 2 if set(CROSSING) & set(config.axes) else 1
+    if inner:
+        held = max(held, TRAINED)
+    rows = len(forget) + len(retain) + len(never)
+    disk = None if size is None else models * rows * size[0] * (size[1] + 1) * FLOAT
+    return Plan(
+        parameters=parameters,
+        models=models,
+        questions=rows,
+        tokens=asked,
+        taught_tokens=taught,
+        memory=held * FLOAT * parameters + BESIDE,
+        available=available,
+        disk=disk if "decodability" in config.axes else 0,
+        work=work,
+        rate=_rate(device),
+        device=device,
+    )
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Numbers in a checkpoint's tensors; those of an adapter are merged away."""
+
+    def total(tensors: Tensors) -> int:
+        return sum(tensors.read(name).numel() for name in tensors.names)
+
+    if checkpoint.live is not None:
+        return total(module_tensors(checkpoint.live))
+    if checkpoint.path is None:
+        raise InputError(f"checkpoint {checkpoint.name} has neither folder nor module")
+    with file_tensors(shards(checkpoint.path)) as tensors:
+        return total(tensors)
+
+
+def _prompts(items: ItemSet, most: int) -> list[str]:
+    return [
+        prompt for item in items for prompt in (item.prompt, *item.paraphrases)[:most]
+    ]
+
+
+def _size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """Width and number of blocks, by the names that configurations have for them."""
+    config = checkpoint.config
+    width = config.get("hidden_size", config.get("n_embd", config.get("d_model")))
+    blocks = config.get(
+        "num_hidden_layers", config.get("n_layer", config.get("n_layers"))
+    )
+    if isinstance(width, int) and isinstance(blocks, int):
+        return width, blocks
+    return None
+
+
+def _rate(device: str) -> float:
+    """Floating-point operations a second of a matrix product, here and now."""
+    a = torch.ones(768, 768, device=device)
+    best = torch.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        # Reading one number waits for a device that works on its own.
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * 768**3 / best
