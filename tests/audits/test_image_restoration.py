@@ -196,7 +196,7 @@ def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
             W_enc = torch.eye(8)
 
     donor, value = torch.randn(2, 3, 17, 8)
-    every = range(8)
+    every = np.arange(8)
     sae = Plain()
     whole = _carrying(sae, donor, every, 1.0, True, True, None)(value)
     torch.testing.assert_close(whole, donor)
