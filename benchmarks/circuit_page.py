@@ -53,6 +53,7 @@ PARTS = {
     "peer": "Against a public implementation",
     "audits": "The circuit axis on held-out models",
     "depth": "Depth on held-out models",
+    "ablation": "Every axis, and each left out",
     "bins": "Four bits",
 }
 
@@ -63,6 +64,9 @@ NOTES = {
     "take EAP-IG for finding a circuit, and not for ranking what is outside it.",
     "audits": "One held-out seed in each shape: the intervals are wide, and seed 10 "
     "has been looked at before (`testbeds/zoo_split.json`).",
+    "ablation": "Every axis that `exhume audit` has, by name or by profile, on models "
+    "of a seed that nothing was settled on. The same readings are decided again with "
+    "one axis left out.",
     "bins": "The original is put onto the NF4 grid first. An edit of a hundredth of "
     "a bin is rounded away whole, but on a model this small it hides nothing; the "
     "larger one hides most of the answers. Why a few FP4 weights of SmolLM2 "
@@ -88,6 +92,8 @@ def page(document: dict[str, Any]) -> str:
         text += "".join(_line(row, document["commit"]) for row in rows)
         if part == "audits":
             text += _by_model(rows)
+        if part == "ablation":
+            text += _by_axis(rows)
     return text
 
 
@@ -127,4 +133,17 @@ def _by_model(rows: list[dict[str, Any]]) -> str:
         for state, counts in row["counts"].items():
             shown = " | ".join(str(counts[name] or "") for name in names)
             text += f"| {state} | {shown} |\n"
+    return text
+
+
+def _by_axis(rows: list[dict[str, Any]]) -> str:
+    """What every axis said of every model."""
+    table = next((row["axes"] for row in rows if row.get("axes")), [])
+    names = list(max((each["statuses"] for each in table), key=len, default={}))
+    text = f"\n| model | state | verdict | {' | '.join(names)} |\n"
+    text += "|---|---|---|" + "---|" * len(names) + "\n"
+    for each in table:
+        cells = [each["model"], each["state"], each["verdict"]]
+        cells += [each["statuses"].get(name, "not run") for name in names]
+        text += f"| {' | '.join(cells)} |\n"
     return text

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import circuit_edges, circuit_states
 from benchmarks.circuit_page import PAGE, page
+from benchmarks.every_axis import every_axis
 from benchmarks.timing import Rows, commit, machine
 from capture.cache import cache_root
 
@@ -27,6 +28,7 @@ PARTS = {
     "peer": circuit_edges.peer,
     "audits": circuit_states.audits,
     "depth": circuit_states.depth,
+    "ablation": every_axis,
     "bins": circuit_states.bins,
 }
 
