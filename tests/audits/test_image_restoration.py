@@ -203,11 +203,11 @@ def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
     token = _carrying(sae, donor, every, 1.0, True, False, None)(value)
     torch.testing.assert_close(token[:, 0], donor[:, 0])
     torch.testing.assert_close(token[:, 1:], value[:, 1:])
-    half = _carrying(sae, donor, [2], 0.5, False, True, None)(value)
+    half = _carrying(sae, donor, np.array([2]), 0.5, False, True, None)(value)
     torch.testing.assert_close(half[:, 1:, 2], (donor + value)[:, 1:, 2] / 2)
     torch.testing.assert_close(half[..., [0, 1, 3]], value[..., [0, 1, 3]])
     # Random latents are matched in norm, patch by patch.
-    sized = _carrying(sae, donor, [5], 1.0, False, True, [2])(value)
+    sized = _carrying(sae, donor, np.array([5]), 1.0, False, True, np.array([2]))(value)
     torch.testing.assert_close(
         (sized - value)[:, 1:].norm(dim=-1), (donor - value)[:, 1:, 2].abs()
     )
