@@ -231,15 +231,6 @@ def read_images(source: Path | str | ImageSet, eye: Eye, name: str = "") -> Imag
     return _npz(path, eye, name or path.stem)
 
 
-def is_images(source: Any) -> bool:
-    """Whether an item source is images rather than facts."""
-    if isinstance(source, ImageSet):
-        return True
-    return isinstance(source, str | Path) and (
-        Path(source).suffix == ".npz" or Path(source).expanduser().is_dir()
-    )
-
-
 def _npz(path: Path, eye: Eye, name: str) -> ImageSet:
     try:
         with zipfile.ZipFile(path) as packed:
