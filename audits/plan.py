@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from audits.config import AuditConfig, make_config
+from audits.edit_shape import LARGEST
 from audits.inputs import Inputs, open_inputs
 from audits.relearning import LONGER
 from audits.subjects import choose_device
@@ -31,8 +32,6 @@ FLOAT = 4
 TRAINED = 4
 # What a batch and the libraries take beside the weights.
 BESIDE = int(2.25 * GIB)
-# Axes that put states of one model into another hold two at once.
-CROSSING = ("causal_depth", "restoration", "concept")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Plan:
         disk = "not known" if self.disk is None else f"{self.disk / GIB:.2f} GiB"
         return [
             ("parameters", f"{self.parameters:,}, in float32"),
-            ("models", f"{self.models}, a planted suppression among them"),
+            ("models", f"{self.models}, with the planted suppression if axes need it"),
             (
                 "asked of each",
                 f"at most {self.questions:,} rows, {self.tokens:,} tokens",
@@ -98,8 +97,9 @@ class Plan:
                 expected=f"at most {self.available / GIB:.1f} GiB",
                 got=f"about {self.memory / GIB:.1f} GiB for "
                 f"{self.parameters / 1e9:.2f} billion parameters",
-                fix="Leave out relearning with --axes behaviour,decodability (deletion "
-                "then cannot be shown), or use a machine with more memory",
+                fix="Use a machine with more memory; beyond "
+                f"{LARGEST / 1e9:g} billion parameters, --axes behaviour,decodability "
+                "halves it, and nothing can be called deleted then",
             )
 
 
@@ -191,9 +191,10 @@ def _counted(inputs: Inputs, config: AuditConfig, device: str, available: int) -
         relearned = runs * attempts * budget.relearn_steps * lesson // 2
         taught += relearned
         work += 6.0 * parameters * relearned
-    held = 2 if set(CROSSING) & set(config.axes) else 1
-    if inner:
-        held = max(held, TRAINED)
+    held = 2 if inner else 1
+    # The edit is held against two gradients beside weights and one being made.
+    if "relearning" in config.axes or parameters <= LARGEST:
+        held = TRAINED
     rows = len(forget) + len(retain) + len(never)
     disk = None if size is None else models * rows * size[0] * (size[1] + 1) * FLOAT
     return Plan(

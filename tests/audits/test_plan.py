@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from audits import plan as module
 from audits.config import BUDGETS
 from audits.plan import GIB, TRAINED, count_parameters, plan
 from capture.items import read_items
@@ -41,8 +42,20 @@ def test_what_is_not_run_is_not_counted(world):
     assert listening.taught_tokens == listening.disk == 0
     assert 0 < probing.taught_tokens < everything.taught_tokens
     assert listening.work < probing.work < everything.work
-    assert listening.memory < everything.memory
+    # Gradients of the edit weigh as much as training does, whatever the axes.
+    assert listening.memory == everything.memory
     assert everything.parameters * 4 * TRAINED < everything.memory
+
+
+def test_in_large_models_leaving_out_relearning_halves_the_weights(world, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", 1000)  # where the edit's gradients stop
+    everything, probing, listening = (
+        planned(world, axes=axes)
+        for axes in ((), ("behaviour", "decodability"), ("behaviour",))
+    )
+    weights = 4 * everything.parameters
+    assert everything.memory - probing.memory == 2 * weights
+    assert probing.memory - listening.memory == weights
 
 
 def test_a_reference_is_one_more_model(world):
