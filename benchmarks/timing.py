@@ -6,9 +6,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+
+ROOT = Path(__file__).parents[1]
+CODE = (".", ":!benchmarks/results", ":!docs")
 
 WORST = 1e-4
 """Largest error at which a time is worth comparing; float32 answers promise this."""
@@ -164,14 +168,19 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The commit measured, marked where files differ from it."""
+    """The commit measured, marked where code differs from it.
+
+    What a benchmark writes is no code: a run of many parts changes it on its way.
+    """
+    names = ("git", "describe", "--always")
+    changes = ("git", "status", "--porcelain", "--untracked-files=no", "--", *CODE)
     try:
-        name = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
+        name, changed = (
+            subprocess.run(
+                each, capture_output=True, text=True, check=True, cwd=ROOT
+            ).stdout.strip()
+            for each in (names, changes)
         )
-        return name.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{name}-dirty" if changed else name
