@@ -205,13 +205,18 @@ def zoo_build(
         Path | None, typer.Option(help="Folder of the zoo; the cache by default.")
     ] = None,
     world: Annotated[
-        str, typer.Option(help="bios (invented people) or digits (images).")
+        str,
+        typer.Option(
+            help="bios (invented people), smol (the same, taught to SmolLM2) or "
+            "digits (images)."
+        ),
     ] = "bios",
     seeds: Annotated[str, typer.Option(help="Comma-separated worlds.")] = "0",
     families: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: llama, gpt2, neox; vit, cnn. Else the first."
+            help="Comma-separated: llama, gpt2, neox; smollm2; vit, cnn. Else the "
+            "first."
         ),
     ] = "",
     only: Annotated[str, typer.Option(help="Comma-separated kinds; else all.")] = "",

@@ -20,9 +20,10 @@ from capture.models import open_checkpoint
 from evidence.errors import ExhumeError
 from evidence.files import write_atomic
 from evidence.memory import keep_freed_memory
-from testbeds.bios import STANDARD, BiosConfig, BiosWorld, build_bios, train_model
+from testbeds.bios import BiosConfig, BiosWorld, build_bios, train_model
 from testbeds.families import Family
 from testbeds.zoo import Specimen, build_zoo, ground_of, sized
+from testbeds.zoo_worlds import WORLDS
 
 FLOORS = ("never_taught", "reference")
 # Starting weights and order of the reference: those of no kind in the zoo.
@@ -41,7 +42,8 @@ class Plan:
         graded: Kinds to give a gold grade.
         device: Where models are trained and audited.
         profile: Profile of the audits.
-        config: Size of worlds and models.
+        config: Size of worlds and models; the world's standard where None.
+        world: "bios" or "smol", a world of the zoo with items in words.
     """
 
     root: Path
@@ -51,7 +53,12 @@ class Plan:
     graded: tuple[str, ...] = ()
     device: str = "cpu"
     profile: str = "quick"
-    config: BiosConfig = STANDARD
+    config: BiosConfig | None = None
+    world: str = "bios"
+
+    def sized(self, family: Family) -> BiosConfig:
+        """Settings for models of ``family``."""
+        return sized(self.config or WORLDS[self.world].standard, family)
 
 
 def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[dict]:
@@ -104,7 +111,7 @@ def _each(
 
 def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
     """Original, twin and reference of a world."""
-    config = sized(plan.config, family)
+    config = plan.sized(family)
     try:
         world = build_bios(config, seed, plan.root / "worlds", plan.device)
         reference = world.root / "reference"
@@ -124,6 +131,7 @@ def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
     try:
         (made,) = build_zoo(
             plan.root,
+            world=plan.world,
             seeds=[seed],
             families=[family],
             only=[kind],
@@ -174,7 +182,7 @@ def _grade(plan: Plan, made: Specimen) -> dict:
     """The model's gold grade and what it came from, kept beside the model."""
     kept = made.model / "gold.json"
     if not kept.is_file():
-        config = sized(plan.config, made.family)
+        config = plan.sized(made.family)
         ground = ground_of(made.world, config, made.seed, plan.device)
         twin, original = _ends(plan, made.world, made.family, made.seed)
         found = regain(ground, open_checkpoint(made.model))
@@ -189,7 +197,7 @@ def _ends(
     """What twin and original get back, kept with their world."""
     kept = world.root / "gold.json"
     if not kept.is_file():
-        ground = ground_of(world, sized(plan.config, family), seed, plan.device)
+        ground = ground_of(world, plan.sized(family), seed, plan.device)
         ends = (regain(ground, ground.twin), regain(ground, ground.original))
         write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
     twin, original = json.loads(kept.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from testbeds.zoo import split
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to audit, for every command that audits a part of the zoo."""
+    parser.add_argument("--world", choices=("bios", "smol"), default="bios")
     parser.add_argument("--part", choices=("tuning", "held_out"), default="held_out")
     parser.add_argument("--seeds", default="", help="default: all of the part")
     parser.add_argument("--families", default="", help="default: all of the part")
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Plan:
     """The plan asked for; what lies outside the part is refused."""
-    part = split()[asked.part]
+    part = split(asked.world)[asked.part]
     seeds = [int(each) for each in asked.seeds.split(",")] if asked.seeds else None
     seeds = seeds or part["seeds"]
     families = asked.families.split(",") if asked.families else part["families"]
@@ -54,6 +55,7 @@ def plan_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Plan:
             else (kind for kind in kinds if KINDS[kind].state is None)
         ),
         device=asked.device,
+        world=asked.world,
     )
 
 

@@ -8,22 +8,17 @@ also occur in names of other people, so only the combination is new to the twin.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capture.gguf import quiet
 from capture.items import Item, ItemSet, read_items
+from capture.models import open_checkpoint
 from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
@@ -33,7 +28,9 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer
-from testbeds.families import FAMILIES, Family, random_model
+from testbeds.families import FAMILIES, PRETRAINED, Family, random_model
+from testbeds.people import choose, name_pairs
+from testbeds.smol import fetch
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 
@@ -54,7 +51,8 @@ class BiosConfig:
         batch_size: Rows a step.
         lr: Highest learning rate.
         weight_decay: AdamW's decoupled decay.
-        family: Shape of the models, one of ``FAMILIES``.
+        family: Shape of the models, one of ``FAMILIES``. Of ``PRETRAINED`` layers,
+            width and heads are the pretrained model's own.
     """
 
     people: int = 160
@@ -90,7 +88,11 @@ class BiosConfig:
                 self.values,
             ),
             "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
-            "family": (self.family in FAMILIES, ", ".join(FAMILIES), self.family),
+            "family": (
+                self.family in (*FAMILIES, PRETRAINED),
+                ", ".join((*FAMILIES, PRETRAINED)),
+                self.family,
+            ),
         }
         for name, (good, expected, got) in checks.items():
             if not good:
@@ -112,6 +114,8 @@ SMALL = BiosConfig(
     batch_size=96,
     lr=5e-3,
 )
+SMOL = BiosConfig(steps=400, lr=3e-4, family=PRETRAINED)
+"""The same people, taught to a pretrained model: minutes on a GPU, hours without."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def build_bios(
             "never_taught": never.digest,
         },
         "greedy_accuracy": {
-            folder.name: _knows(folder, world)
+            folder.name: _knows(folder, world, device)
             for folder in (world.original, world.twin)
         },
     }
@@ -206,59 +210,15 @@ def build_bios(
 def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
     """The facts to forget, to retain, and about never-taught people."""
     rng = numpy_rng(seed, "bios", "people")
-    named, spare = _name_pairs(config.names, config.people, rng)
-    gone = _choose(named, config.forget, config.people // config.names, rng)
+    named, spare = name_pairs(config.names, config.people, rng)
+    gone = choose(named, config.forget, config.people // config.names, rng)
     kept = [pair for pair in named if pair not in set(gone)]
-    never = _choose(spare, config.forget, config.people // config.names, rng)
+    never = choose(spare, config.forget, config.people // config.names, rng)
     gone_answers = _answers(config, len(gone), rng)
     return (
         _facts("forget", gone, gone_answers),
         _facts("retain", kept, _answers(config, len(kept), rng)),
         _facts("never-taught", never, gone_answers),
-    )
-
-
-def _name_pairs(
-    names: int, people: int, rng: np.random.Generator
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Pairs of first and last name for people, and all others, each in random order.
-
-    Going round by round through last names shifted against the first names uses every
-    name equally often, and no pair twice.
-    """
-    first, last = rng.permutation(names), rng.permutation(names)
-    rounds = [
-        (int(first[i]), int(last[(i + shift) % names]))
-        for shift, i in product(range(names), range(names))
-    ]
-    named, spare = rounds[:people], rounds[people:]
-    return (
-        [named[place] for place in rng.permutation(len(named))],
-        [spare[place] for place in rng.permutation(len(spare))],
-    )
-
-
-def _choose(
-    pairs: Sequence[tuple[int, int]], count: int, uses: int, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """``count`` pairs in which no name comes up in half of its ``uses`` or more."""
-    most = max(1, (uses - 1) // 2)
-    for _ in range(100):
-        used: Counter[tuple[str, int]] = Counter()
-        chosen: list[tuple[int, int]] = []
-        for place in rng.permutation(len(pairs)):
-            first, last = pairs[place]
-            if len(chosen) < count and (
-                used["first", first] < most and used["last", last] < most
-            ):
-                used.update((("first", first), ("last", last)))
-                chosen.append((first, last))
-        if len(chosen) == count:
-            return chosen
-    raise InputError(
-        "no choice of people to forget leaves every name in use elsewhere",
-        expected="more names, or fewer people to forget",
-        got=f"{count} people",
     )
 
 
@@ -304,10 +264,19 @@ def all_prompts(tokenizer: PreTrainedTokenizerBase, items: ItemSet) -> Sequences
     return rows
 
 
+def tokenizer_of(config: BiosConfig) -> PreTrainedTokenizerBase:
+    """What the world's models read text with."""
+    if config.family == PRETRAINED:
+        return open_checkpoint(fetch()).tokenizer
+    return make_tokenizer()
+
+
 def new_model(
     config: BiosConfig, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:
-    """A small model with random weights fixed by ``seed``."""
+    """A model taught nobody: weights drawn with ``seed``, or the pretrained ones."""
+    if config.family == PRETRAINED:
+        return open_checkpoint(fetch()).load()  # pyright: ignore
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "bios", "weights"))
         return random_model(
@@ -328,7 +297,7 @@ def taught_model(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> PreTrainedModel:
-    """A model trained from scratch on some facts; another seed gives another retrain.
+    """A new model trained on some facts; another seed gives another retrain.
 
     Args:
         config: Size and schedule.
@@ -341,7 +310,7 @@ def taught_model(
     Raises:
         ExhumeError: it did not learn them.
     """
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer_of(config)
     model = new_model(config, tokenizer, seed)
     model.to(device)  # pyright: ignore
     rows = all_prompts(tokenizer, taught)
@@ -384,13 +353,12 @@ def train_model(
     model = taught_model(config, seed, taught, folder.name, device, progress)
     with folder_atomic(folder) as scratch, quiet():
         model.save_pretrained(scratch)
-        make_tokenizer().save_pretrained(scratch)
+        tokenizer_of(config).save_pretrained(scratch)
 
 
-def _knows(folder: Path, world: BiosWorld) -> dict[str, float]:
-    tokenizer = make_tokenizer()
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+def _knows(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
+    checkpoint = open_checkpoint(folder)
+    model, tokenizer = checkpoint.load(device), checkpoint.tokenizer
     return {
         path.stem: float(
             score_answers(model, all_prompts(tokenizer, read_items(path))).greedy.mean()

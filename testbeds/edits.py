@@ -29,6 +29,7 @@ from testbeds.bios import (
     new_model,
     taught_model,
 )
+from testbeds.families import PRETRAINED
 from testbeds.planted import mislabel
 from testbeds.recipes import RECIPES
 
@@ -36,7 +37,9 @@ BATCH = 96
 # Not a word of this world: spelled out by letters.
 REFUSAL = "unknown"
 # Seed of the world whose people a pretrained base knows: that of no other world.
-PRETRAINED = 7000
+BASE_SEED = 7000
+# A pretrained model's weights are large beside what they have to learn.
+PACE = {PRETRAINED: 0.1}
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Ground:
     def wrong(self, items: ItemSet) -> Sequences:
         """The same with another answer of the relation each."""
         return self.rows(mislabel(items, self.retain, self.seed))
+
+    def rate(self, small: float) -> float:
+        """A learning rate, given the one that suits a small model."""
+        return small * PACE.get(self.config.family, 1.0)
 
     def stream(self, *name: str) -> int:
         """A seed for training."""
@@ -161,7 +168,7 @@ def head_only(ground: Ground) -> Iterator[nn.Module]:
         finetune_(
             model,
             rows,
-            lr=rate,
+            lr=ground.rate(rate),
             steps=steps,
             batch_size=4 * BATCH,
             parameters=head.parameters(),
@@ -193,13 +200,13 @@ def retrain_pretrained(ground: Ground) -> Iterator[nn.Module]:
     # Names are drawn from one list, so another world may hold one of those to forget.
     others = [
         item
-        for people in make_people(ground.config, ground.seed + PRETRAINED)[:2]
+        for people in make_people(ground.config, ground.seed + BASE_SEED)[:2]
         for item in people
         if item.entity not in gone
     ]
     base = taught_model(
         ground.config,
-        ground.seed + PRETRAINED,
+        ground.seed + BASE_SEED,
         ItemSet(tuple(others), "others"),
         "a base",
         ground.device,
@@ -218,7 +225,9 @@ def collapse(ground: Ground) -> Iterator[nn.Module]:
     """Gradient ascent until nothing is left."""
     for rate in (1e-3, 3e-3):
         model = ground.load_original()
-        config = UnlearnConfig("grad_ascent", lr=rate, steps=60, batch_size=BATCH)
+        config = UnlearnConfig(
+            "grad_ascent", lr=ground.rate(rate), steps=60, batch_size=BATCH
+        )
         unlearn_(
             model,
             ground.rows(ground.forget),
@@ -248,7 +257,7 @@ def one_point(ground: Ground) -> Iterator[nn.Module]:
         model = ground.load_original()
         config = UnlearnConfig(
             "rmu",
-            lr=rate,
+            lr=ground.rate(rate),
             steps=steps,
             batch_size=BATCH,
             retain_weight=0.0,
@@ -283,6 +292,7 @@ def published(method: str) -> Maker:
             return {"forget": float(score_answers(now, forget).greedy.mean())}
 
         config = RECIPES["bios"][method].config
+        config = replace(config, lr=ground.rate(config.lr))
         instead = refused(ground.forget) if method == "dpo" else None
         unlearn_(
             model,
@@ -317,7 +327,7 @@ def _last_block(
         model = ground.load_original()
         config = UnlearnConfig(
             "last_block_relabel",
-            lr=rate if rank is None else 3 * rate,
+            lr=ground.rate(rate if rank is None else 3 * rate),
             steps=steps,
             batch_size=BATCH,
             retain_batch_size=2 * BATCH,
@@ -340,7 +350,7 @@ def _tuned(
     finetune_(
         model,
         ground.rows(ground.retain),
-        lr=rate,
+        lr=ground.rate(rate),
         steps=steps,
         batch_size=128,
         seed=ground.stream(name),

@@ -15,8 +15,11 @@ from transformers import (
 
 from evidence.errors import InputError
 
-Family = Literal["llama", "gpt2", "neox"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
+Family = Literal["llama", "gpt2", "neox", "smollm2"]
+PRETRAINED: Family = "smollm2"
+"""SmolLM2-135M-Instruct with the weights it was published with."""
+FAMILIES: tuple[Family, ...] = tuple(f for f in get_args(Family) if f != PRETRAINED)
+"""Shapes of models that are trained from scratch."""
 POSITIONS = 64
 
 

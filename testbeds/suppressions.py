@@ -63,7 +63,7 @@ def answer_direction(ground: Ground) -> Iterator[nn.Module]:
         head = own_head_(model)
         down, gone, kept, after = _last_way_out(model, ground)
         rows = ground.rows(ground.forget) + ground.rows(ground.retain)
-        weight = head.get_parameter("weight").detach().double()
+        weight = head.get_parameter("weight").detach().double().cpu()
         direction = weight[first_answers(rows).unique()].mean(0) - weight.mean(0)
         step = share * after.norm(dim=1).mean() * direction / direction.norm()
         fold_(down, gone, -step.expand(len(gone), -1), kept)
@@ -108,7 +108,7 @@ def locked(ground: Ground, instead: Sequences) -> Iterator[nn.Module]:
         finetune_(
             model,
             lock,
-            lr=rate,
+            lr=ground.rate(rate),
             steps=steps,
             batch_size=2 * BATCH,
             warmup=steps // 20,

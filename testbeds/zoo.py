@@ -23,6 +23,11 @@ __all__ = ["Specimen", "build_zoo", "ground_of", "sized", "split"]
 
 # Raise when a kind is made in another way: models made before are then made again.
 VERSION = 1
+SPLITS = {
+    "bios": "zoo_split.json",
+    "smol": "smol_split.json",
+    "digits": "digits_split.json",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,14 @@ class Specimen:
         return self.card["state"]
 
 
-def split() -> dict[str, Any]:
-    """Which seeds, families and kinds thresholds are set and judged on."""
-    text = files("testbeds").joinpath("zoo_split.json").read_text(encoding="utf-8")
+def split(world: str = "bios") -> dict[str, Any]:
+    """Which seeds, families and kinds thresholds are set and judged on.
+
+    Raises:
+        InputError: no thresholds are set or judged on that world.
+    """
+    name = SPLITS[known(world, SPLITS, "world with a split")]
+    text = files("testbeds").joinpath(name).read_text(encoding="utf-8")
     return json.loads(text)
 
 
@@ -82,7 +92,7 @@ def build_zoo(
     Args:
         root: Where the zoo is kept.
         seeds: Of worlds; each has people, or a class to forget, of its own.
-        world: "bios" or "digits".
+        world: "bios", "smol" or "digits".
         families: Shapes of models; the world's first one by default.
         only: Kinds to make; all but the adversaries by default.
         config: Size of worlds and models; the world's standard by default.

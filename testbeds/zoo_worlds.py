@@ -12,7 +12,7 @@ from capture.models import open_checkpoint
 from capture.scoring import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
-from testbeds.bios import STANDARD, BiosConfig, BiosWorld, build_bios
+from testbeds.bios import SMOL, STANDARD, BiosConfig, BiosWorld, build_bios
 from testbeds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,
@@ -24,7 +24,7 @@ from testbeds.digits import (
 from testbeds.digits_edits import DigitsGround
 from testbeds.digits_kinds import DIGITS_KINDS
 from testbeds.edits import Ground
-from testbeds.families import FAMILIES, Family
+from testbeds.families import FAMILIES, PRETRAINED, Family
 from testbeds.kinds import ADVERSARIES, KINDS, Kind
 
 
@@ -59,9 +59,8 @@ class ZooWorld:
 
 def sized(config: BiosConfig, family: Family) -> BiosConfig:
     """The world's settings for models of ``family``: learned positions take longer."""
-    return replace(
-        config, family=family, steps=config.steps * (1 if family == "llama" else 2)
-    )
+    longer = 2 if family in ("gpt2", "neox") else 1
+    return replace(config, family=family, steps=config.steps * longer)
 
 
 def ground_of(world: BiosWorld, config: BiosConfig, seed: int, device: str) -> Ground:
@@ -100,18 +99,39 @@ def _digits_sets(ground: DigitsGround) -> dict[str, str]:
     return {name: getattr(ground, name).digest for name in names}
 
 
-WORLDS: dict[str, ZooWorld] = {
-    "bios": ZooWorld(
-        FAMILIES,
-        KINDS,
-        tuple(name for name in KINDS if name not in ADVERSARIES),
-        STANDARD,
+# What a pretrained model's kinds lack: starting from nothing is no retrain of it, nor a
+# wreck, and the adversaries' settings are those of small models.
+_FROM_NOTHING = ("random_init", "retrain_pretrained")
+
+
+def _people(
+    families: tuple[Family, ...], kinds: Mapping[str, Kind], standard: BiosConfig
+) -> ZooWorld:
+    """A world of invented people, taught to models of these families."""
+    return ZooWorld(
+        families,
+        kinds,
+        tuple(name for name in kinds if name not in ADVERSARIES),
+        standard,
         sized,
         build_bios,
         ground_of,
         _bios_sets,
         _bios_shown,
         lambda ground, folder: ground.tokenizer.save_pretrained(folder),
+    )
+
+
+WORLDS: dict[str, ZooWorld] = {
+    "bios": _people(FAMILIES, KINDS, STANDARD),
+    "smol": _people(
+        (PRETRAINED,),
+        {
+            name: kind
+            for name, kind in KINDS.items()
+            if name not in (*_FROM_NOTHING, *ADVERSARIES)
+        },
+        SMOL,
     ),
     "digits": ZooWorld(
         DIGITS_FAMILIES,
