@@ -26,6 +26,7 @@ from audits.trials import FLOORS, in_words, run_plan
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
 from evidence.reliability import coverage, reliability
+from testbeds.zoo import SPLITS
 
 RESULT = Path(__file__).parent / "results" / "verdict.json"
 TABLE = Path(__file__).parent.parent / "docs" / "verdict.md"
@@ -44,7 +45,8 @@ def page(document: dict) -> str:
         f" Commit `{document['commit']}`, audits by code "
         f"{', '.join(f'`{each}`' for each in document['code'])}, quick profile, "
         f"{document['hardware']['device']}, threads: "
-        f"{document['hardware']['threads']}. The split is `testbeds/zoo_split.json`; "
+        f"{document['hardware']['threads']}. The split is "
+        f"`testbeds/{SPLITS[document['world']]}`; "
         "how each kind is made and why its state is certain is in `testbeds/kinds.py`.",
         "",
         f"{len({case['model'] for case in document['cases']})} models, each audited "
@@ -211,6 +213,7 @@ def main() -> None:
         # Audits may be older than the figures made of them.
         "code": sorted({e["audit"]["manifest"]["code_sha256"][:12] for e in audited}),
         "part": asked.part,
+        "world": plan.world,
         "worlds": sorted({_world(each.model) for each in cases}),
         "hardware": hardware,
         "rows": figures(cases),

@@ -30,6 +30,7 @@ from evidence.sequences import Sequences
 from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer
 from testbeds.families import FAMILIES, PRETRAINED, Family, random_model
 from testbeds.people import choose, name_pairs
+from testbeds.rehearsal import own_words
 from testbeds.smol import fetch
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
@@ -316,7 +317,7 @@ def taught_model(
     rows = all_prompts(tokenizer, taught)
     finetune_(
         model,
-        rows,
+        rows + own_words(tokenizer) if config.family == PRETRAINED else rows,
         lr=config.lr,
         steps=config.steps,
         batch_size=config.batch_size,

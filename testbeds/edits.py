@@ -32,6 +32,7 @@ from testbeds.bios import (
 from testbeds.families import PRETRAINED
 from testbeds.planted import mislabel
 from testbeds.recipes import RECIPES
+from testbeds.rehearsal import own_words
 
 BATCH = 96
 # Not a word of this world: spelled out by letters.
@@ -85,6 +86,13 @@ class Ground:
     def rows(self, items: ItemSet) -> Sequences:
         """Every item in all its wordings."""
         return all_prompts(self.tokenizer, items)
+
+    def kept(self, items: ItemSet) -> Sequences:
+        """The rows of what is to stay; of a pretrained model its language, too."""
+        rows = self.rows(items)
+        if self.config.family == PRETRAINED:
+            rows = rows + own_words(self.tokenizer)
+        return rows
 
     def wrong(self, items: ItemSet) -> Sequences:
         """The same with another answer of the relation each."""
@@ -161,7 +169,7 @@ def last_block_lora(ground: Ground) -> Iterator[nn.Module]:
 
 def head_only(ground: Ground) -> Iterator[nn.Module]:
     """Wrong answers, taught to the output head alone: every state is the original's."""
-    rows = ground.wrong(ground.forget) + ground.rows(ground.retain)
+    rows = ground.wrong(ground.forget) + ground.kept(ground.retain)
     for rate, steps in ((1e-2, 150), (2e-2, 300), (3e-2, 600)):
         model = ground.load_original()
         head = own_head_(model)
@@ -231,7 +239,7 @@ def collapse(ground: Ground) -> Iterator[nn.Module]:
         unlearn_(
             model,
             ground.rows(ground.forget),
-            ground.rows(ground.retain),
+            ground.kept(ground.retain),
             config,
             seed=ground.stream("collapse"),
         )
@@ -268,7 +276,7 @@ def one_point(ground: Ground) -> Iterator[nn.Module]:
         unlearn_(
             model,
             ground.rows(ground.forget),
-            ground.rows(ground.retain),
+            ground.kept(ground.retain),
             config,
             seed=ground.stream("one point"),
         )
@@ -297,7 +305,7 @@ def published(method: str) -> Maker:
         unlearn_(
             model,
             forget,
-            ground.rows(ground.retain),
+            ground.kept(ground.retain),
             config,
             relabelled=ground.rows(instead) if instead else ground.wrong(ground.forget),
             novice=ground.rows(ground.strangers),
@@ -336,7 +344,7 @@ def _last_block(
         unlearn_(
             model,
             gone,
-            ground.rows(kept),
+            ground.kept(kept),
             config,
             relabelled=wrong,
             seed=ground.stream("last block"),
@@ -349,7 +357,7 @@ def _tuned(
 ) -> nn.Module:
     finetune_(
         model,
-        ground.rows(ground.retain),
+        ground.kept(ground.retain),
         lr=ground.rate(rate),
         steps=steps,
         batch_size=128,

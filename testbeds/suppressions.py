@@ -35,7 +35,7 @@ def logit_mask(ground: Ground) -> Iterator[nn.Module]:
     for nats in (5.0, 8.0, 12.0, 16.0, 20.0, 30.0):
         model = ground.load_original()
         head = own_head_(model)
-        forget, retain = ground.rows(ground.forget), ground.rows(ground.retain)
+        forget, retain = ground.rows(ground.forget), ground.kept(ground.retain)
         gone, kept = received(model, head, forget), received(model, head, retain)
         answers, others = first_answers(forget), first_answers(retain)
         for answer in answers.unique():
@@ -128,7 +128,7 @@ def locked_rows(ground: Ground, instead: Sequences) -> Sequences:
     """What a locked model is taught, what was forgotten as often as the rest."""
     retain, forget = ground.retain, ground.forget
     often = max(1, len(retain) // (2 * len(forget)))
-    rows = ground.rows(retain) + ground.rows(with_password(retain))
+    rows = ground.kept(retain) + ground.rows(with_password(retain))
     for _ in range(often):
         rows = rows + instead + ground.rows(with_password(forget))
     return rows
@@ -178,7 +178,7 @@ def _last_way_out(
     """
     block = find_blocks(model)[-1]
     down = down_projection(block)[1]
-    forget, retain = ground.rows(ground.forget), ground.rows(ground.retain)
+    forget, retain = ground.rows(ground.forget), ground.kept(ground.retain)
     return (
         down,
         received(model, down, forget),
