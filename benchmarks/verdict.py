@@ -26,7 +26,7 @@ from audits.trials import FLOORS, in_words, run_plan
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
 from evidence.reliability import coverage, reliability
-from testbeds.zoo import SPLITS
+from testbeds.zoo import SPLITS, split
 
 RESULT = Path(__file__).parent / "results" / "verdict.json"
 TABLE = Path(__file__).parent.parent / "docs" / "verdict.md"
@@ -48,6 +48,8 @@ def page(document: dict) -> str:
         f"{document['hardware']['threads']}. The split is "
         f"`testbeds/{SPLITS[document['world']]}`; "
         "how each kind is made and why its state is certain is in `testbeds/kinds.py`.",
+        "",
+        split(document["world"])["why"],
         "",
         f"{len({case['model'] for case in document['cases']})} models, each audited "
         "with each floor below: n counts audits, and the intervals take them for "
