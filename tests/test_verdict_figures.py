@@ -119,6 +119,7 @@ def test_the_page_has_every_kind_and_its_verdicts():
     assert probabilities_of(ALL_RIGHT) is None
     document = {
         "part": "held_out",
+        "world": "bios",
         "worlds": ["bios-llama-10"],
         "commit": "abc",
         "code": ["def"],
