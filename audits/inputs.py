@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.preflight import check_same_tokenizer
+from capture.images import names_images
 from capture.items import ItemSet, read_items
 from capture.models import Checkpoint, open_checkpoint
 from capture.validation import validate_items
@@ -79,6 +80,13 @@ def open_inputs(
     first = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
+    if names_images(first.config):
+        raise InputError(
+            "text items with an image model",
+            expected="images: a folder with one folder a class, or an .npz file",
+            got=f"{forget_items.name} and {retain_items.name}",
+            fix="Pass images to --forget and --retain",
+        )
     if first.tokenizer is None:
         raise InputError(
             "the original has no tokenizer", fix="Pass one with tokenizer="

@@ -30,6 +30,7 @@ from audits.report_restoration import restoration_plots
 from audits.report_words import (
     BEHAVIOUR,
     FLOORS,
+    IMAGE_FLOORS,
     STATUSES,
     UNITS,
     VERDICTS,
@@ -162,19 +163,26 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             "not_unlearned": "at the output",
             "deleted": "found in no layer",
         }.get(verdict["class"], "no layer named")
-    facts = [("Where", where), ("Floor", FLOORS[verdict["floor"]])]
+    images = any(
+        each.get("format") == "images" for each in document["manifest"]["items"]
+    )
+    floors = IMAGE_FLOORS if images else FLOORS
+    facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
     if said["forget_original"] is not None:
         before, after, floor = (
             write.percent(said[f"forget_{name}"])
             for name in ("original", "unlearned", "floor")
         )
-        facts.append(("Answers said", f"{before} before, {after} now (floor {floor})"))
+        term = "Images of the class named" if images else "Answers said"
+        facts.append((term, f"{before} before, {after} now (floor {floor})"))
     shares = document["preflight"]["utility"]["shares"]
     if "retain accuracy" in shares:
         kept = write.percent(shares["retain accuracy"])
-        facts.append(("Facts to keep", f"{kept} of the original's"))
+        term = "Images to keep" if images else "Facts to keep"
+        facts.append((term, f"{kept} of the original's"))
     items = known.get("forget_items")
-    count = f"{entities}" + (f" ({items} facts)" if items is not None else "")
+    facts_too = items is not None and not images
+    count = f"{entities}" + (f" ({items} facts)" if facts_too else "")
     sources = {
         each["role"]: _tail(each["source"]) for each in document["manifest"]["models"]
     }
@@ -182,7 +190,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         *facts,
         ("Candidate", models),
-        ("Forgotten entities", count),
+        ("Images of the class" if images else "Forgotten entities", count),
         ("Profile", f"{config['profile']}, seed {config['seed']}"),
     ]
 

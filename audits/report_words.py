@@ -3,6 +3,8 @@
 UNITS = (
     ("told from the others", ("other answers outranked (chance 0.5)", False)),
     ("said", ("share of answers said", True)),
+    ("named as the class", ("share of images named as the class", True)),
+    ("ranked among", ("other classes' images outranked (chance 0.5)", False)),
 )
 
 # Word, symbol, and what it means to someone who has read nothing else.
@@ -50,6 +52,9 @@ BEHAVIOUR = {
 FLOORS = {
     "reference": "models retrained without the forget set",
     "never_taught": "never-taught items: the same questions about invented entities",
+}
+IMAGE_FLOORS = FLOORS | {
+    "never_taught": "never-taught images: halves of two known classes each",
 }
 WORDS = (
     ("original", "The model before unlearning; it knows the forget set."),

@@ -23,6 +23,7 @@ from audits.run import start
 from audits.subjects import Subject
 from benchmarks.timing import Rows, commit
 from capture.models import open_checkpoint
+from evidence.axis import AxisResult
 from evidence.files import write_atomic
 from evidence.progress import SILENT
 from testbeds.kinds import KINDS
@@ -58,13 +59,14 @@ def world_of(root: Path, model: Path) -> Path:
         SystemExit: it is not in ``root``.
     """
     card = read_card(model)
-    for path in sorted((root / "worlds").iterdir()):
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    # A world that is being made has no manifest yet.
+    for found in sorted((root / "worlds").glob("*/manifest.json")):
+        manifest = json.loads(found.read_text(encoding="utf-8"))
         whole = manifest["config"] | {
             "family": manifest["config"].get("family", "llama")
         }
         if manifest["seed"] == card["seed"] and whole == card["world"]:
-            return path
+            return found.parent
     raise SystemExit(f"{root} lacks the world of {model.name}")
 
 
@@ -121,6 +123,13 @@ class World:
             progress=SILENT,
         )
         self.plant_run = self._restore(self.planted)
+        self.references: dict[str, Subject] = {}
+        if (place / "reference").is_dir():
+            reference = open_checkpoint(place / "reference", name="reference-1")
+            self.references = {"reference-1": Subject.of("reference-1", reference)}
+        self.reference_runs = {
+            role: self._restore(each) for role, each in self.references.items()
+        }
         self.untrained = readout.untrained_subject(self.original, seed)
         self.shown: dict[str, Any] | None = None
 
@@ -140,7 +149,11 @@ class World:
         )
 
     def axes(self, model: Path) -> dict[str, Any]:
-        """Both axes of one model, as an audit would give them."""
+        """Both axes of one model, as an audit would give them, with either floor.
+
+        ``axes`` has never-taught items for a floor, ``beside_reference`` a model
+        retrained without the forget set, where its world has one.
+        """
         run, card = self.run, read_card(model)
         unlearned = Subject.of("unlearned", open_checkpoint(model))
         named = {
@@ -155,6 +168,7 @@ class World:
             "weights": card["weights"],
             "commit": commit(),
             "axes": {},
+            "beside_reference": {},
         }
         if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
             # The quick profile looks into neither the same weights nor wreckage.
@@ -180,7 +194,18 @@ class World:
             self.shown = shown["roles"].get(readout.UNTRAINED)
         if self.shown is not None:
             shown["roles"][readout.UNTRAINED] = self.shown
-        back = restoration.judge(runs, known, run.config, tuple(self.missing), shown)
+        notes = tuple(self.missing)
+        back = restoration.judge(runs, known, run.config, notes, shown)
+        found["axes"] = self._both(named, back)
+        if self.references:
+            runs |= self.reference_runs
+            back = restoration.judge(runs, known, run.config, notes, shown)
+            found["beside_reference"] = self._both(named | self.references, back)
+        return found
+
+    def _both(self, named: dict[str, Subject], back: AxisResult) -> dict[str, Any]:
+        """Restoration as given and concept as computed, JSON-ready by name."""
+        run = self.run
         states = read_states(
             run,
             named,
@@ -202,8 +227,7 @@ class World:
             notes=states.notes,
             progress=SILENT,
         )
-        found["axes"] = {each.name: each.to_dict() for each in (vectors, back)}
-        return found
+        return {each.name: each.to_dict() for each in (vectors, back)}
 
 
 def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
