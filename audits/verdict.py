@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from audits import behaviour as output
-from audits import causal_depth, persistence
+from audits import causal_depth, concept, persistence, restoration
 from audits.config import Rule
 from audits.decodability import UNCHANGED
 from audits.image_words import CARRIED, REST_NAMED
@@ -29,6 +29,9 @@ RECOVERY = {
     "causal_depth": (causal_depth.TOLD, causal_depth.SAID, CARRIED),
     "persistence": (persistence.SAID, persistence.TOLD),
     "relearning": (TOLD, SAID, REST_NAMED),
+    # What an image model can be steered to is not among them: retrains can be as well.
+    "concept": (concept.READ,),
+    "restoration": (restoration.TOLD, restoration.SAID),
 }
 
 
@@ -336,7 +339,7 @@ def _blocking(axis: AxisResult, rule: Rule, words: Words) -> str:
             "its states still tell forgotten items from never-taught ones, whatever "
             "it knows of them: a residual trace"
         )
-    elif axis.name not in RECOVERY:
+    elif not any(each.name in RECOVERY.get(axis.name, ()) for each in axis.readings):
         why = f"it finds {words.short}, but this axis makes no verdict by itself"
     else:
         why = f"it finds {words.short}, but not once corrected for all axes"

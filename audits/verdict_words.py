@@ -6,7 +6,7 @@ of a reading, so that whoever reads a report finds it in the table.
 
 from dataclasses import dataclass
 
-from audits import causal_depth, persistence
+from audits import causal_depth, concept, persistence, restoration
 from audits.decodability import UNCHANGED
 from audits.image_words import CARRIED, NAMED, REST_NAMED
 from audits.relearning import SAID, TOLD
@@ -116,6 +116,12 @@ RECOVERED = {
     "answers: {value:.2f}",
     SAID: "Teaching one half of them brings back the other half: it says {value:.2f} "
     "of them",
+    concept.READ: "The original's concept vectors, unchanged, still read them in the "
+    "candidate at {where}: {value:.2f}",
+    restoration.TOLD: "Steered by one fixed change, fitted on other items, the "
+    "candidate tells them from the others' answers: {value:.2f}",
+    restoration.SAID: "Steered by one fixed change, fitted on other items, the "
+    "candidate says {value:.2f} of them",
     CARRIED: "The candidate's states at {where}, put into the original, make it name "
     "the class: {value:.2f} of its images",
     REST_NAMED: "Teaching a few images of the class brings back the rest: it names "
