@@ -3,8 +3,10 @@
 The model is taught a few images of the class, beside images of the classes that stay,
 and asked about images of it that it is not taught. Any image model learns an unseen
 class from a few images too, so the floor is a model retrained without it under the same
-budget, or an invented class, taught under the forgotten class's number. Protocol after
-arXiv 2410.08827, as ``audits.relearning``.
+budget, or an invented class, taught under the forgotten class's number. Retrains differ
+from each other by more than an interval over images says, so what comes back stands in
+the way of ``deleted`` and makes nothing ``suppressed`` (``docs/vision.md``). Protocol
+after arXiv 2410.08827, as ``audits.relearning``.
 """
 
 import copy

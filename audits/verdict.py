@@ -8,7 +8,7 @@ from audits import behaviour as output
 from audits import causal_depth, concept, persistence, restoration
 from audits.config import Rule
 from audits.decodability import UNCHANGED
-from audits.image_words import CARRIED, REST_NAMED
+from audits.image_words import CARRIED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from audits.signature_reading import NAME as MEMBERSHIP
@@ -28,8 +28,9 @@ RECOVERY = {
     "decodability": (UNCHANGED,),
     "causal_depth": (causal_depth.TOLD, causal_depth.SAID, CARRIED),
     "persistence": (persistence.SAID, persistence.TOLD),
-    "relearning": (TOLD, SAID, REST_NAMED),
-    # What an image model can be steered to is not among them: retrains can be as well.
+    # Neither what an image model relearns nor what it is steered to is among them:
+    # retrains differ in it by more than an interval over images says (docs/vision.md).
+    "relearning": (TOLD, SAID),
     "concept": (concept.READ,),
     "restoration": (restoration.TOLD, restoration.SAID),
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from audits import causal_depth, concept, persistence, restoration
 from audits.decodability import UNCHANGED
-from audits.image_words import CARRIED, NAMED, REST_NAMED
+from audits.image_words import CARRIED, NAMED
 from audits.relearning import SAID, TOLD
 
 ANSWER_FLOORS = {
@@ -124,6 +124,4 @@ RECOVERED = {
     "candidate says {value:.2f} of them",
     CARRIED: "The candidate's states at {where}, put into the original, make it name "
     "the class: {value:.2f} of its images",
-    REST_NAMED: "Teaching a few images of the class brings back the rest: it names "
-    "{value:.2f} of them",
 }

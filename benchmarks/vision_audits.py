@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from audits import result
 from audits.audit import audit
+from audits.config import Rule
+from audits.preflight import Damage
+from audits.verdict import decide
 from benchmarks.timing import commit
 from benchmarks.vision import SUPPRESSED, row
 from benchmarks.vision_page import RESULT, write_page
 from capture.cache import cache_root
-from evidence.errors import ExhumeError
+from evidence.axis import AxisResult
 from evidence.files import write_atomic
 from testbeds.planted import read_card
 
@@ -45,57 +49,67 @@ def world_of(root: Path, family: str, seed: int) -> Path | None:
 def audited(
     root: Path, family: str, seed: int, kind: str, floor: str, work: Path
 ) -> dict[str, Any] | None:
-    """One audit, kept in ``work``; None where model or world is not there."""
-    kept = work / f"{family}-{seed}-{kind}-{floor}.json"
-    if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    world = world_of(root, family, seed)
+    """One audit, made or found in ``work``; None where model or world is not there.
+
+    The rule is applied anew to what it measured.
+    """
+    name = f"{family}-{seed}-{kind}-{floor}"
+    kept, out = work / f"{name}.json", work / "audits" / name
     models = {
         each: root / "models" / f"digits-{family}-{seed}-{each}"
         for each in (kind, *REFERENCES)
     }
-    if world is None or not models[kind].is_dir():
-        return None
-    references = [models[each] for each in REFERENCES if each != kind]
-    start = time.perf_counter()
-    try:
+    if not kept.is_file():
+        world = world_of(root, family, seed)
+        if world is None or not models[kind].is_dir():
+            return None
+        references = [models[each] for each in REFERENCES if each != kind]
+        start = time.perf_counter()
         done = audit(
             world / "original",
             models[kind],
             world / "forget_test.npz",
             world / "retain_test.npz",
-            work / "audits" / kept.stem,
+            out,
             reference=references if floor == "reference" else (),
             fresh=True,
         )
-    except ExhumeError as error:
-        verdict, reasons, axes = "failed", [str(error)], {}
-    else:
-        verdict, reasons = done.verdict, done.reasons
-        axes = {
-            name: {
-                "status": axis.status,
-                "readings": {
-                    each.name: [each.statistic, each.floor, each.floor_kind]
-                    for each in axis.readings
-                },
-            }
-            for name, axis in done.axes.items()
-        }
-    found = {
+        seconds = round(time.perf_counter() - start, 1)
+        write_atomic(kept, json.dumps({"seconds": seconds, "commit": commit()}) + "\n")
+        print(name, done.verdict, seconds, flush=True)
+    made, document = json.loads(kept.read_text(encoding="utf-8")), result.read(out)
+    axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
+    useful = document["preflight"]["utility"]
+    verdict = decide(
+        axes,
+        Damage(useful["shares"], tuple(useful["damage"])),
+        document["preflight"]["identical_weights"],
+        document["verdict"]["floor"],
+        Rule.model_validate(document["config"]["rule"]),
+    )
+    return {
         "model": f"digits-{family}-{seed}-{kind}",
+        "family": family,
+        "seed": seed,
         "kind": kind,
         "state": read_card(models[kind])["state"],
         "floor": floor,
-        "verdict": verdict,
-        "reasons": reasons[:2],
-        "axes": axes,
-        "seconds": round(time.perf_counter() - start, 1),
-        "commit": commit(),
+        "verdict": verdict.verdict_class,
+        "why": verdict.reasons[0],
+        "axes": {
+            axis.name: {
+                "status": axis.status,
+                "readings": {
+                    each.name: [round(each.statistic, 3), round(each.floor, 3)]
+                    for each in axis.readings
+                    if not each.name.endswith("against never-taught items")
+                },
+            }
+            for axis in axes.values()
+        },
+        "seconds": made["seconds"],
+        "commit": made["commit"],
     }
-    write_atomic(kept, json.dumps(found) + "\n")
-    print(found["model"], floor, verdict, found["seconds"], flush=True)
-    return found
 
 
 def rows_of(found: Sequence[dict[str, Any]], what: str) -> list[dict[str, Any]]:

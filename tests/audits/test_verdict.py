@@ -7,7 +7,7 @@ import pytest
 from audits import causal_depth, concept, restoration
 from audits.config import Rule
 from audits.decodability import REFITTED, UNCHANGED
-from audits.image_words import CARRIED, NAMED, STEERED
+from audits.image_words import CARRIED, NAMED, REST_NAMED, STEERED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from audits.verdict import decide
@@ -269,10 +269,12 @@ def test_concepts_and_restoration_make_suppressed_by_themselves(name, found):
     assert verdict.verdict_class != "suppressed"
 
 
-def test_what_an_image_model_is_steered_to_makes_nothing_suppressed():
+@pytest.mark.parametrize(
+    ("name", "found"), [("restoration", STEERED), ("relearning", REST_NAMED)]
+)
+def test_what_an_image_model_is_brought_to_say_only_blocks_deletion(name, found):
     whole = axes()
-    steered = reading(STEERED, 0.9, 0.0005)
-    whole["restoration"] = axis("restoration", "retained", steered)
+    whole[name] = axis(name, "retained", reading(found, 0.9, 0.0005))
     verdict = decide(whole, FINE, False, "never_taught", Rule())
     assert verdict.verdict_class == "inconclusive"
 
