@@ -162,17 +162,23 @@ def _controls(models: list[dict]) -> str:
 AUDITS = """
 ## Whole audits
 
-`exhume audit` of the same models, from test images alone: behaviour, the original's own
-and a refitted probe, causal depth and relearning, decided by the rule that texts have
-(`audits/verdict.py`). The unit is the image. Floors: the two retrains from other
-starting weights (a retrain has the other one), or never-taught images. What differs
-from texts was chosen on tuning seeds: only blocks from the middle on are read; the
-original's probe has to find the class at least halfway beyond its floor, where its
-probes of other classes still read those; and relearning, which varies between retrains
-by more than its intervals over images say, may block `deleted` but makes nothing
-`suppressed`. Without a reference nothing is called deleted: a class that no model saw
-is read and learned more or less easily by its nature, and never-taught images do not
-say how easily. Seed 10 was looked at before relearning lost its vote.
+`exhume audit` of the same models, from their test images: behaviour, the original's own
+probe and a refitted one, causal depth and relearning, decided by the rule that texts
+have (`audits/verdict.py`). The unit is the image. Floors: the two retrains from other
+starting weights (each has the other one), or never-taught images.
+
+What differs from texts was chosen on tuning seed 0: only blocks from the middle on are
+read; the original's probe has to find the class at least halfway beyond its floor, at
+sites where its probes of other classes read those; a refitted probe is made from one
+image; equivalence to the floor is asked of the refitted probe, not of the original's.
+On held-out seed 10 relearning then said still there of the twins, which relearn better
+than their references: it differs between retrains by more than an interval over images
+says. So it may block `deleted` and makes nothing `suppressed`, and seed 10 is no
+held-out seed any more. Where a site before the last block is not read, as in a network
+of two blocks, causal depth does not see the planted suppression and has no say.
+
+Without a reference nothing is called deleted: how easily a class that no model saw is
+read and learned is a matter of the class, and never-taught images do not say it.
 """
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 

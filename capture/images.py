@@ -153,7 +153,10 @@ class Eye:
         path = None if folder is None else folder / "preprocessor_config.json"
         found: dict[str, Any] = {}
         if path is not None and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{path} is not a JSON object ({error})") from error
         size, channels = config.get("image_size"), config.get("num_channels")
         # Networks without fixed positions take any size; what goes in is then said by
         # their preprocessor alone.
@@ -334,6 +337,8 @@ def _npz(path: Path, eye: Eye, name: str) -> ImageSet:
 def _folder(path: Path, eye: Eye, name: str) -> ImageSet:
     from PIL import Image, UnidentifiedImageError
 
+    # A small file may unpack to a picture larger than memory.
+    bomb = Image.DecompressionBombError
     pixels, labels, ids = [], [], []
     for part in sorted(each for each in path.iterdir() if each.is_dir()):
         number = _number(part.name, eye.labels or {}, path)
@@ -347,7 +352,7 @@ def _folder(path: Path, eye: Eye, name: str) -> ImageSet:
                 with Image.open(file) as opened:
                     mode = "L" if eye.channels == 1 else "RGB"
                     pixels.append(eye.ready(np.asarray(opened.convert(mode))[None]))
-            except (UnidentifiedImageError, OSError, ValueError) as error:
+            except (UnidentifiedImageError, OSError, ValueError, bomb) as error:
                 raise InputError(
                     f"{file} is not an image that can be read ({error})"
                 ) from error
