@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from audits import result
+from audits.again import decided_again
 from audits.audit import audit
-from audits.config import Rule
-from audits.preflight import Damage
-from audits.verdict import decide
 from benchmarks.timing import commit
 from benchmarks.vision import SUPPRESSED, row
 from benchmarks.vision_page import RESULT, write_page
@@ -80,15 +78,7 @@ def audited(
         write_atomic(kept, json.dumps({"seconds": seconds, "commit": commit()}) + "\n")
         print(name, done.verdict, seconds, flush=True)
     made, document = json.loads(kept.read_text(encoding="utf-8")), result.read(out)
-    axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
-    useful = document["preflight"]["utility"]
-    verdict = decide(
-        axes,
-        Damage(useful["shares"], tuple(useful["damage"])),
-        document["preflight"]["identical_weights"],
-        document["verdict"]["floor"],
-        Rule.model_validate(document["config"]["rule"]),
-    )
+    verdict = decided_again(document)
     return {
         "model": f"digits-{family}-{seed}-{kind}",
         "family": family,
@@ -107,7 +97,7 @@ def audited(
                     if not each.name.endswith("against never-taught items")
                 },
             }
-            for axis in axes.values()
+            for axis in map(AxisResult.from_dict, document["axes"])
         },
         "seconds": made["seconds"],
         "commit": made["commit"],

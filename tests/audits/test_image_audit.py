@@ -82,6 +82,8 @@ def test_the_report_says_what_image_pairs_do_not_have(hidden):
     for name, why in SKIPPED.items():
         assert f"{name}: not run on images; {why}." in page
     assert "Images of the class named" in page and "Facts to keep" not in page
+    assert "no longer names the class" in page and "no longer says" not in page
+    assert "none is stated for images" in page
 
 
 def test_the_same_call_goes_on_and_gives_the_same_bytes(digits_zoo, world, hidden):
