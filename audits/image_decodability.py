@@ -14,7 +14,7 @@ import numpy as np
 from audits.config import AuditConfig
 from audits.decodability import NAME, REFITTED, UNCHANGED
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
-from audits.image_look import Cast, values
+from audits.image_look import HALFWAY, Cast, values
 from audits.standing import failures, standing
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.equivalence import recovered
@@ -24,10 +24,6 @@ from evidence.seeds import numpy_rng
 
 QUESTION = "Can a linear reader of the states still tell the forgotten class?"
 LABEL = "other classes' images outranked (chance 0.5)"
-HALFWAY = 0.5
-"""How far beyond its floor the original's reader must find the class: where one
-direction lies in a model that never saw it is an accident of the model (0.25 to 0.6 in
-twins of tuning seed 0, whose images still agree with each other)."""
 CODE = 0.5
 """Of the original's excess on classes that stay, what still counts as its code."""
 

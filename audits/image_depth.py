@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from audits.causal_depth import CHANNEL, NAME
 from audits.config import AuditConfig
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
-from audits.image_look import Cast, values
+from audits.image_look import HALFWAY, Cast, values
 from audits.image_steering import image_sites, read_logits, states_of
 from audits.image_words import CARRIED
 from audits.preflight import Damage
@@ -147,9 +147,7 @@ def judge(
             ceiling,
             [of(role, "forget") for role in alike],
             of("unlearned", "never"),
-            # A picture that is not all gone is understood a little by an original
-            # that was taught the class.
-            least=config.rule.margin,
+            least=HALFWAY,
         )
         readings = against_floors(NAME, [wanted], sites, config, use)
     status, extra = controlled(readings[:1], controls, config.rule)
