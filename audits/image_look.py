@@ -29,10 +29,10 @@ NEVER_TIMES, LEAST_NEVER = 2, 96
 """Never-taught images made for each forgotten one, and at least."""
 HALFWAY = 0.5
 """How far from its floor to the original what reads the original's code in a candidate
-must find the class. Where one direction lies in a model that never saw it is an accident
-of the model (0.25 to 0.6 in twins of tuning seed 0, whose images agree with each other
-all the same), and states of a retrain from the same starting weights bring an original
-to name half of the images at times (``docs/vision.md``)."""
+must find the class. Where one direction lies in a model that never saw it is an
+accident of the model (0.25 to 0.6 in twins of tuning seed 0, whose images agree with
+each other all the same), and the states of a retrain from the same starting weights
+bring an original to name half of the images at times (``docs/vision.md``)."""
 KINDS = 12
 """Kinds of never-taught images: halves of one pair of classes each."""
 

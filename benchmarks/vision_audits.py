@@ -31,7 +31,7 @@ KINDS = (
     *("untouched", "retain_tuned", "collapse", "noise", "random_init"),
 )
 FLOORS = ("reference", "never_taught")
-LOOKED_AT = (10,)
+LOOKED_AT = (10, 11)
 """Held-out seeds that the rule was changed after."""
 REFERENCES = ("retrain_1", "retrain_2")
 """Retrains from other starting weights; none is its own reference."""

@@ -171,11 +171,15 @@ What differs from texts was chosen on tuning seed 0: only blocks from the middle
 read; the original's probe has to find the class at least halfway beyond its floor, at
 sites where its probes of other classes read those; a refitted probe is made from one
 image; equivalence to the floor is asked of the refitted probe, not of the original's.
-On held-out seed 10 relearning then said still there of the twins, which relearn better
-than their references: it differs between retrains by more than an interval over images
-says. So it may block `deleted` and makes nothing `suppressed`, and seed 10 is no
-held-out seed any more. Where a site before the last block is not read, as in a network
-of two blocks, causal depth does not see the planted suppression and has no say.
+That was not enough. On held-out seeds 10 and 11, with references, seven of 16 retrains
+were called suppressed: five relearned better than their references, which differ from
+each other by more than an interval over images says, and the states of two with the
+original's starting weights brought the original to name 53 % and 58 % of the class.
+Since then relearning may block `deleted` but makes nothing `suppressed`, and carried
+states have to go halfway too. So seeds 10 and 11 are no held-out seeds any more, and a
+retrain from the original's own starting weights remains the hardest case: another one
+might go further than halfway. In a network of two blocks no site before the last block
+is read; causal depth then does not see the planted suppression and has no say.
 
 Without a reference nothing is called deleted: how easily a class that no model saw is
 read and learned is a matter of the class, and never-taught images do not say it.
