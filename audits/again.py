@@ -18,6 +18,7 @@ from audits import (
 )
 from audits.config import Rule
 from audits.preflight import Damage
+from audits.report_words import of_images
 from audits.standing import controlled
 from audits.verdict import Verdict, decide
 from evidence.axis import AxisResult
@@ -37,7 +38,8 @@ def decided_again(
 ) -> Verdict:
     """The verdict on the readings of ``document``.
 
-    Controls that test at a level keep the level they were tested at.
+    Controls that test at a level keep the level they were tested at, and axes of images
+    their status.
 
     Args:
         document: An ``audit.json``.
@@ -48,11 +50,14 @@ def decided_again(
         rule = Rule.model_validate(document["config"]["rule"])
     required = [each for each in rule.required_for_deleted if each not in without]
     rule = rule.model_copy(update={"required_for_deleted": tuple(required)})
-    axes = {
-        each["name"]: _judged(AxisResult.from_dict(each), rule)
+    found = [
+        AxisResult.from_dict(each)
         for each in document["axes"]
         if each["name"] not in without
-    }
+    ]
+    if not of_images(document):
+        found = [_judged(axis, rule) for axis in found]
+    axes = {axis.name: axis for axis in found}
     preflight = document["preflight"]
     useful = preflight["utility"]
     return decide(

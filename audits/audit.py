@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 
 from audits import result
+from audits.image_run import collect_images, start_images
 from audits.run import collect, start
 from audits.verdict import decide
+from capture.images import holds_images
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
 
@@ -98,11 +100,14 @@ def audit(
         original: The model before unlearning: a folder, hub id, GGUF file, adapter or
             live model (see ``capture.models.open_checkpoint``).
         unlearned: The candidate, likewise.
-        forget: Items that should be gone: a file or an ``ItemSet``.
-        retain: Items that should still be there.
+        forget: What should be gone: a file of items or an ``ItemSet``; for an image
+            classifier, images of one class: a folder with one folder a class, an .npz
+            file or an ``ImageSet``.
+        retain: What should still be there, likewise.
         out: Output folder; the same call resumes there.
         reference: Models retrained without the forget set, if there are any.
-        never_taught: Items about entities no model saw; invented when not given.
+        never_taught: Items about entities, or images of classes, that no model saw;
+            invented when not given.
         tokenizer: For live models, which rarely bring their own.
         profile: "quick", "standard" or "full".
         axes: Which axes to run; those of the profile by default.
@@ -116,25 +121,32 @@ def audit(
     """
     from audits.report import write_report
 
-    run = start(
-        original,
-        unlearned,
-        forget,
-        retain,
-        Path(out),
-        references=reference,
-        never_taught=never_taught,
-        tokenizer=tokenizer,
-        settings={
+    shared: dict[str, Any] = {
+        "references": reference,
+        "never_taught": never_taught,
+        "settings": {
             "profile": profile,
             "axes": tuple(axes),
             "seed": seed,
             "device": device,
         },
-        fresh=fresh,
-        progress=progress,
-    )
-    findings = collect(run)
+        "fresh": fresh,
+        "progress": progress,
+    }
+    if holds_images(forget) or holds_images(retain):
+        run = start_images(original, unlearned, forget, retain, Path(out), **shared)
+        findings = collect_images(run)
+    else:
+        run = start(
+            original,
+            unlearned,
+            forget,
+            retain,
+            Path(out),
+            tokenizer=tokenizer,
+            **shared,
+        )
+        findings = collect(run)
     verdict = decide(
         findings.axes,
         findings.damage,

@@ -43,7 +43,11 @@ def audit(
     ],
     unlearned: Annotated[str, typer.Option(help="The candidate, likewise.")],
     forget: Annotated[
-        Path, typer.Option(help="What should be gone (JSONL, CSV, ...).")
+        Path,
+        typer.Option(
+            help="What should be gone: items (JSONL, CSV, ...), or images of one class "
+            "(a folder with one folder a class, or .npz)."
+        ),
     ],
     retain: Annotated[Path, typer.Option(help="What should still be there.")],
     out: OutOption,

@@ -1,7 +1,9 @@
 """Axes that are run when they are named: concepts, restoration, circuits, membership.
 
-They inform and can stand in the way of ``deleted``; by themselves they make nothing
-``suppressed``, since their error rates on models of known state are not measured yet.
+They can stand in the way of ``deleted``. Concepts and restoration can also make
+``suppressed``: on tuning models they found no retrain and every suppression
+(``docs/restoration.md``). Circuits and membership only inform: their error rates there
+are not measured, or not good enough.
 """
 
 from collections.abc import Sequence

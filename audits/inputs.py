@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.preflight import check_same_tokenizer
+from capture.images import holds_images, names_images
 from capture.items import ItemSet, read_items
 from capture.models import Checkpoint, open_checkpoint
 from capture.validation import validate_items
@@ -79,6 +80,13 @@ def open_inputs(
     first = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
+    if names_images(first.config):
+        raise InputError(
+            "text items with an image model",
+            expected="images: a folder with one folder a class, or an .npz file",
+            got=f"{forget_items.name} and {retain_items.name}",
+            fix="Pass images to --forget and --retain",
+        )
     if first.tokenizer is None:
         raise InputError(
             "the original has no tokenizer", fix="Pass one with tokenizer="
@@ -109,6 +117,12 @@ def open_inputs(
 
 
 def _items(source: Path | str | ItemSet, role: str) -> ItemSet:
+    if holds_images(source):
+        raise InputError(
+            f"{source} holds images, where text items are read",
+            expected="JSONL, CSV or Parquet",
+            fix="exhume audit takes images of classes; exhume plan does not yet",
+        )
     if isinstance(source, ItemSet):
         if len(source) == 0:
             raise InputError(f"the {role} set is empty", expected="one item or more")

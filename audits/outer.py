@@ -7,6 +7,7 @@ from torch import nn
 
 from audits.context import Run
 from audits.data import Questions, ask, enough
+from audits.image_inputs import ImageRun
 from audits.knowledge import (
     free_text,
     score_questions,
@@ -27,7 +28,7 @@ from evidence.seeds import numpy_rng
 LEAST_RETAIN = 15
 
 
-def weights(run: Run) -> dict[str, Any]:
+def weights(run: Run | ImageRun) -> dict[str, Any]:
     """How far and where the weights moved; also says that architectures agree."""
     found = compare(run.inputs.original, run.inputs.unlearned, run.progress)
     for reference in run.inputs.references:

@@ -29,11 +29,16 @@ from audits.report_plots import (
 from audits.report_restoration import restoration_plots
 from audits.report_words import (
     BEHAVIOUR,
+    CLASS_BEHAVIOUR,
+    CLASS_VERDICTS,
     FLOORS,
+    IMAGE_FLOORS,
     STATUSES,
     UNITS,
     VERDICTS,
     WORDS,
+    of_images,
+    units,
 )
 from evidence.files import write_atomic
 
@@ -71,8 +76,9 @@ def render(document: Mapping[str, Any]) -> str:
 
     rule = document["config"].get("rule", {})
     margin = rule.get("margin") or 0.0
+    images = of_images(document)
     axes = [
-        _axis(axis, number, document["verdict"]["adjusted_p"], margin, place)
+        _axis(axis, number, document["verdict"]["adjusted_p"], margin, place, images)
         for number, axis in enumerate(document["axes"], 1)
     ]
     return _template().render(
@@ -123,6 +129,9 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict block with its word, symbol and meaning."""
     verdict = document["verdict"]
     word, symbol, meaning = VERDICTS[verdict["class"]]
+    images = of_images(document)
+    if images:
+        meaning = CLASS_VERDICTS.get(verdict["class"], meaning)
     if document["preflight"]["identical_weights"]:
         meaning = "Nothing was changed: both checkpoints have exactly the same weights."
     chances = verdict["probabilities"] or {}
@@ -138,6 +147,7 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
             for name, chance in sorted(chances.items(), key=lambda each: -each[1])
         ],
         "outside": verdict["calibration"]["outside"],
+        "uncalibrated": images,
     }
 
 
@@ -162,35 +172,35 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             "not_unlearned": "at the output",
             "deleted": "found in no layer",
         }.get(verdict["class"], "no layer named")
-    facts = [("Where", where), ("Floor", FLOORS[verdict["floor"]])]
+    images = of_images(document)
+    floors = IMAGE_FLOORS if images else FLOORS
+    facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
     if said["forget_original"] is not None:
         before, after, floor = (
             write.percent(said[f"forget_{name}"])
             for name in ("original", "unlearned", "floor")
         )
-        facts.append(("Answers said", f"{before} before, {after} now (floor {floor})"))
+        term = "Images of the class named" if images else "Answers said"
+        facts.append((term, f"{before} before, {after} now (floor {floor})"))
     shares = document["preflight"]["utility"]["shares"]
     if "retain accuracy" in shares:
         kept = write.percent(shares["retain accuracy"])
-        facts.append(("Facts to keep", f"{kept} of the original's"))
+        term = "Images to keep" if images else "Facts to keep"
+        facts.append((term, f"{kept} of the original's"))
     items = known.get("forget_items")
-    count = f"{entities}" + (f" ({items} facts)" if items is not None else "")
+    facts_too = items is not None and not images
+    count = f"{entities}" + (f" ({items} facts)" if facts_too else "")
     sources = {
-        each["role"]: _tail(each["source"]) for each in document["manifest"]["models"]
+        each["role"]: write.tail(each["source"])
+        for each in document["manifest"]["models"]
     }
     models = f"{sources.get('unlearned', '?')}, against {sources.get('original', '?')}"
     return [
         *facts,
         ("Candidate", models),
-        ("Forgotten entities", count),
+        ("Images of the class" if images else "Forgotten entities", count),
         ("Profile", f"{config['profile']}, seed {config['seed']}"),
     ]
-
-
-def _tail(source: str) -> str:
-    """The last part of a path or hub id, short enough for one line."""
-    tail = next(filter(None, reversed(re.split(r"[/\\]", source))), source)
-    return tail if len(tail) <= 40 else tail[:39] + "\u2026"
 
 
 def _axis(
@@ -199,11 +209,13 @@ def _axis(
     adjusted: Mapping[str, float],
     margin: float,
     place,
+    images: bool,
 ) -> dict[str, Any]:
     """One axis: its table rows, plots, controls and remaining details."""
     symbol, words, meaning = STATUSES[axis["status"]]
     if axis["name"] == "behaviour":
-        meaning = BEHAVIOUR.get(axis["status"], meaning)
+        said = CLASS_BEHAVIOUR if images else BEHAVIOUR
+        meaning = said.get(axis["status"], meaning)
     label = axis["statistic_name"]
     details = axis["details"]
     drawn: list[dict[str, Any] | None] = []
@@ -238,6 +250,7 @@ def _axis(
         "symbol": symbol,
         "status_words": words,
         "status_meaning": meaning,
+        "units": units(axis["n_entities"], images),
         "rows": [
             _row(reading, axis["name"], label, adjusted, margin)
             for reading in axis["readings"]

@@ -202,5 +202,11 @@ def flat(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]
     return [(name, "\u2026" if isinstance(value, dict) else small(value))]
 
 
+def tail(source: str) -> str:
+    """The last part of a path or hub id, short enough for one line."""
+    tail = next(filter(None, reversed(re.split(r"[/\\]", source))), source)
+    return tail if len(tail) <= 40 else tail[:39] + "\u2026"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,8 +1,13 @@
 """What a report calls things: verdicts, statuses, floors, units and terms."""
 
+from collections.abc import Mapping
+from typing import Any
+
 UNITS = (
     ("told from the others", ("other answers outranked (chance 0.5)", False)),
     ("said", ("share of answers said", True)),
+    ("named as the class", ("share of images named as the class", True)),
+    ("ranked among", ("other classes' images outranked (chance 0.5)", False)),
 )
 
 # Word, symbol, and what it means to someone who has read nothing else.
@@ -50,6 +55,22 @@ BEHAVIOUR = {
 FLOORS = {
     "reference": "models retrained without the forget set",
     "never_taught": "never-taught items: the same questions about invented entities",
+}
+CLASS_VERDICTS = {
+    "not_unlearned": "The candidate still names the class it should have forgotten.",
+    "suppressed": "The candidate no longer names the class, but it is still inside it "
+    "and was recovered.",
+    "deleted": "In every test made here, the candidate behaves like a model that never "
+    "saw the class, and those that look inside were shown to find what is hidden.",
+    "damaged": "The candidate is broken: it no longer names other classes, so that it "
+    "does not name this one says nothing about deletion.",
+}
+CLASS_BEHAVIOUR = {
+    "retained": "the class is named beyond the floor",
+    "absent": "the class is not named beyond the floor",
+}
+IMAGE_FLOORS = FLOORS | {
+    "never_taught": "never-taught images: halves of two known classes each",
 }
 WORDS = (
     ("original", "The model before unlearning; it knows the forget set."),
@@ -99,3 +120,15 @@ WORDS = (
         "A place in the model: the output of block 12; embed: before block 0.",
     ),
 )
+
+
+def of_images(document: Mapping[str, Any]) -> bool:
+    """Whether what was to be forgotten is a class of images."""
+    items = document.get("manifest", {}).get("items", ())
+    return any(each.get("format") == "images" for each in items)
+
+
+def units(count: int, images: bool) -> str:
+    """What is counted, in the number that goes with ``count``."""
+    one, more = ("image", "images") if images else ("entity", "entities")
+    return one if count == 1 else more

@@ -9,6 +9,7 @@ from typing import Any
 
 from audits.calibration import estimate, shipped
 from audits.context import Run
+from audits.image_inputs import ImageRun
 from audits.manifest import code_hash, hardware, versions
 from audits.run import Findings
 from audits.verdict import Verdict
@@ -16,6 +17,15 @@ from evidence.errors import InputError
 from evidence.files import write_atomic
 
 SCHEMA_VERSION = "1.1"
+NOT_CALIBRATED = {
+    "probabilities": None,
+    "calibration": {
+        "version": "none for images",
+        "outside": [
+            "chances were calibrated on language models; none is stated for images"
+        ],
+    },
+}
 AUDIT, REPORT = "audit.json", "report.html"
 
 
@@ -44,7 +54,7 @@ def validate_document(document: dict[str, Any]) -> None:
         ) from error
 
 
-def build(run: Run, findings: Findings, verdict: Verdict) -> dict[str, Any]:
+def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str, Any]:
     """The whole document; only ``runtime`` differs between equal runs."""
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
@@ -52,7 +62,11 @@ def build(run: Run, findings: Findings, verdict: Verdict) -> dict[str, Any]:
     document = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict.to_dict()
-        | estimate(shipped(), findings.axes, findings.preflight),
+        | (
+            NOT_CALIBRATED
+            if isinstance(run, ImageRun)
+            else estimate(shipped(), findings.axes, findings.preflight)
+        ),
         "axes": [axis.to_dict() for axis in findings.axes.values()],
         "preflight": findings.preflight,
         "behaviour": {

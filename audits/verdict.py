@@ -5,13 +5,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from audits import behaviour as output
-from audits import causal_depth, persistence
+from audits import causal_depth, concept, persistence, restoration
 from audits.config import Rule
 from audits.decodability import UNCHANGED
+from audits.image_words import CARRIED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from audits.signature_reading import NAME as MEMBERSHIP
 from audits.verdict_claims import claims
+from audits.verdict_words import RECOVERED, Words, words_of
 from evidence.axis import AxisResult, Reading
 from evidence.equivalence import holm, recovered
 
@@ -24,9 +26,13 @@ VerdictClass = Literal[
 # axis are those against the primary floor; later ones are shown beside them.
 RECOVERY = {
     "decodability": (UNCHANGED,),
-    "causal_depth": (causal_depth.TOLD, causal_depth.SAID),
+    "causal_depth": (causal_depth.TOLD, causal_depth.SAID, CARRIED),
     "persistence": (persistence.SAID, persistence.TOLD),
+    # Neither what an image model relearns nor what it is steered to is among them:
+    # retrains differ in it by more than an interval over images says (docs/vision.md).
     "relearning": (TOLD, SAID),
+    "concept": (concept.READ,),
+    "restoration": (restoration.TOLD, restoration.SAID),
 }
 
 
@@ -86,9 +92,11 @@ def decide(
     adjusted = holm({name: each.p_value for name, each in hypotheses.items()})
     found = recovered(hypotheses, rule.recovery, rule.still_there)
     where = _where(axes, found, rule)
+    main = behaviour.main if behaviour is not None else None
+    words = words_of(main.name if main is not None else None)
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
-        allowed, disallowed, change = claims(name, axes, rule, floor)
+        allowed, disallowed, change = claims(name, axes, rule, floor, words)
         return Verdict(
             name,
             fired,
@@ -105,7 +113,7 @@ def decide(
     if damage.found:
         also = []
         if said:
-            also.append("the forgotten answers are still said")
+            also.append(words.still)
         if found:
             also.append(f"recovered by {', '.join(found)}")
         return verdict(
@@ -119,18 +127,18 @@ def decide(
         reasons = []
         if identical:
             reasons.append("Both checkpoints have exactly the same weights.")
-        if behaviour is not None and behaviour.main is not None:
-            reasons.append(_behaviour_sentence(behaviour.main))
+        if main is not None:
+            reasons.append(_behaviour_sentence(main, words))
         return verdict(
             "not_unlearned",
-            "Rule 2: the forgotten answers are still there at the output.",
+            f"Rule 2: {words.thing} {words.are()} still there at the output.",
             reasons,
         )
     gone = behaviour is not None and behaviour.status == "absent"
     if gone and found:
-        reasons = _recovery_reasons(axes, found)
-        if behaviour is not None and behaviour.main is not None:
-            reasons.append(_behaviour_sentence(behaviour.main))
+        reasons = _recovery_reasons(axes, found, words)
+        if main is not None:
+            reasons.append(_behaviour_sentence(main, words))
         return verdict(
             "suppressed",
             "Rule 3: gone at the output, yet recovered beyond the floor from inside.",
@@ -158,7 +166,7 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, [*missing, *undecided], power, gone, trace, rule),
+        _binding(axes, [*missing, *undecided], power, gone, trace, rule, words),
     )
 
 
@@ -209,6 +217,7 @@ def _where(
         ("decodability", UNCHANGED),
         ("causal_depth", causal_depth.TOLD),
         ("causal_depth", causal_depth.SAID),
+        ("causal_depth", CARRIED),
     ):
         reading = axes[name].reading(telling) if name in axes else None
         if reading is not None and f"{name}: {telling}" in found:
@@ -220,15 +229,14 @@ def _where(
     return ()
 
 
-def _behaviour_sentence(main: Reading) -> str:
-    return (
-        f"The candidate says {main.statistic:.0%} of the forgotten answers "
-        f"(original {main.ceiling:.0%}, floor {main.floor:.0%})."
+def _behaviour_sentence(main: Reading, words: Words) -> str:
+    return words.behaviour.format(
+        now=main.statistic, before=main.ceiling, floor=main.floor
     )
 
 
 def _recovery_reasons(
-    axes: Mapping[str, AxisResult], found: Mapping[str, float]
+    axes: Mapping[str, AxisResult], found: Mapping[str, float], words: Words
 ) -> list[str]:
     """One sentence a recovery, the strongest first."""
     sentences = []
@@ -236,29 +244,14 @@ def _recovery_reasons(
         axis, name = key.split(": ", 1)
         reading = axes[axis].reading(name)
         assert reading is not None  # it gave the p-value
+        told = RECOVERED[name].format(
+            it=words.it, where=reading.where, value=reading.statistic
+        )
         figures = (
             f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; "
             f"corrected p {p:.4f}"
         )
-        text = {
-            UNCHANGED: "The original's own probe, unchanged, still reads them in the "
-            f"candidate at {reading.where}: {reading.statistic:.2f} ({figures}).",
-            TOLD: "After teaching one half of them, the candidate tells the untaught "
-            f"half from the others' answers: {reading.statistic:.2f} ({figures}).",
-            causal_depth.TOLD: "The candidate's states at "
-            f"{reading.where}, put into the original, tell them from the others' "
-            f"answers: {reading.statistic:.2f} ({figures}).",
-            causal_depth.SAID: "The candidate's states at "
-            f"{reading.where}, put into the original, make it say them: "
-            f"{reading.statistic:.2f} ({figures}).",
-            persistence.SAID: f"Quantising the candidate ({reading.where}) brings "
-            f"answers back: it says {reading.statistic:.2f} of them ({figures}).",
-            persistence.TOLD: f"Quantised ({reading.where}), the candidate tells them "
-            f"from the others' answers: {reading.statistic:.2f} ({figures}).",
-            SAID: "Teaching one half of them brings back the other half: it says "
-            f"{reading.statistic:.2f} of them ({figures}).",
-        }[name]
-        sentences.append((-reading.residual, text))
+        sentences.append((-reading.residual, f"{told} ({figures})."))
     return [text for _, text in sorted(sentences)]
 
 
@@ -304,15 +297,14 @@ def _binding(
     gone: bool,
     trace: str,
     rule: Rule,
+    words: Words,
 ) -> list[str]:
     """Which axis stands in the way, and what it would need."""
     reasons = [trace] if trace else []
     if not gone:
-        reasons.append(
-            "behaviour: some answers are still said, neither clearly kept nor gone."
-        )
+        reasons.append(f"behaviour: {words.unclear}")
     reasons += [
-        _blocking(axis, rule)
+        _blocking(axis, rule, words)
         for name, axis in axes.items()
         if name != output.NAME and axis.status == "retained"
     ]
@@ -333,23 +325,23 @@ def _binding(
     return reasons or ["The axes disagree with each other."]
 
 
-def _blocking(axis: AxisResult, rule: Rule) -> str:
+def _blocking(axis: AxisResult, rule: Rule, words: Words) -> str:
     """Why an axis that found something makes no suppression."""
     found = recovered(
         {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
     )
     if axis.name == "decodability" and UNCHANGED not in found:
         why = (
-            "a refitted probe still reads the answers but the original's own does not: "
-            "a residual trace"
+            f"a refitted probe still reads {words.short} but the original's own does "
+            "not: a residual trace"
         )
     elif axis.name == MEMBERSHIP:
         why = (
             "its states still tell forgotten items from never-taught ones, whatever "
             "it knows of them: a residual trace"
         )
-    elif axis.name not in RECOVERY:
-        why = "it finds the answers, but this axis makes no verdict by itself"
+    elif not any(each.name in RECOVERY.get(axis.name, ()) for each in axis.readings):
+        why = f"it finds {words.short}, but this axis makes no verdict by itself"
     else:
-        why = "it finds the answers, but not once corrected for all axes"
+        why = f"it finds {words.short}, but not once corrected for all axes"
     return f"{axis.name}: {why}, which blocks deletion and does not show suppression."

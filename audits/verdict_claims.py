@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 
 from audits.config import Rule
+from audits.verdict_words import FACTS, Words
 from evidence.axis import AxisResult
 
 
 def claims(
-    name: str, axes: Mapping[str, AxisResult], rule: Rule, floor: str
+    name: str,
+    axes: Mapping[str, AxisResult],
+    rule: Rule,
+    floor: str,
+    words: Words = FACTS,
 ) -> tuple[list[str], list[str], list[str]]:
     """Sentences allowed, sentences not allowed, and what would change the verdict.
 
@@ -16,12 +21,10 @@ def claims(
         axes: What was run.
         rule: Thresholds.
         floor: "reference" or "never_taught".
+        words: What was to be forgotten is called.
     """
     attacks = ", ".join(axes)
-    against = {
-        "reference": "a model retrained without the forget set",
-        "never_taught": "items about invented entities",
-    }[floor]
+    against = words.floors[floor]
     if name == "damaged":
         return (
             ["The candidate lost usefulness far from the forget set."],
@@ -30,14 +33,14 @@ def claims(
         )
     if name == "not_unlearned":
         return (
-            ["The forgotten answers can be had by asking."],
+            [words.asked],
             ["The model has unlearned the forget set."],
-            ["A candidate that no longer gives the answers in any wording."],
+            [words.kept_asking],
         )
     if name == "suppressed":
         return (
             [
-                "The answers are gone at the output.",
+                words.gone,
                 "Knowledge of the forget set is still in the weights.",
             ],
             ["The knowledge was deleted.", "The knowledge cannot be recovered."],
@@ -51,18 +54,18 @@ def claims(
             ],
             [
                 "No attack whatever can bring the knowledge back.",
-                "Facts that were not in the forget file are gone too.",
+                words.others,
             ],
             [
-                "Any further attack that recovers the answers beyond the floor.",
-                "A smaller margin, with more forgotten entities to support it.",
+                f"Any further attack that recovers {words.short} beyond the floor.",
+                f"A smaller margin, with more {words.units} to support it.",
             ],
         )
     return (
-        ["The answers are not clearly kept at the output."],
+        [words.unclear_claim],
         ["The knowledge was deleted.", "The knowledge was only suppressed."],
         [
-            "More forgotten entities, or a retrained reference.",
+            f"More {words.units}, or a retrained reference.",
             "The axis named as binding, with enough power.",
         ],
     )

@@ -13,15 +13,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.concept_tools import overhead_rows, sae_rows, vector_rows
+from benchmarks.restoration_figures import rate_rows, shown_cases, verdicts, zoo_rows
 from benchmarks.restoration_page import RESULT, write_page
-from benchmarks.restoration_zoo import (
-    KINDS_ASKED,
-    measured,
-    models_of,
-    shown_cases,
-    verdicts,
-    zoo_rows,
-)
+from benchmarks.restoration_zoo import KINDS_ASKED, measured, models_of
 from benchmarks.timing import Clock, Rows, commit, machine
 from capture.cache import cache_root
 from evidence.progress import Bars
@@ -43,6 +37,7 @@ def _zoo(rows: Rows, part: str, asked: argparse.Namespace) -> dict:
         map(str, seeds)
     )
     zoo_rows(rows, cases, what)
+    rate_rows(rows, cases, what)
     found: dict = {"cases": shown_cases(cases), "verdicts": []}
     if asked.others is not None:
         lines = asked.others.read_text(encoding="utf-8").splitlines()

@@ -11,18 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sklearn.metrics import roc_auc_score
-
 from audits import concept, outer, readout, restoration
-from audits.again import decided_again
 from audits.autoencoder import fit_coder
 from audits.inner import plant_one, read_states
 from audits.planted import planted_subject
 from audits.restoration_trial import restore, retain_parts
 from audits.run import start
 from audits.subjects import Subject
-from benchmarks.timing import Rows, commit
+from benchmarks.timing import commit
 from capture.models import open_checkpoint
+from evidence.axis import AxisResult
 from evidence.files import write_atomic
 from evidence.progress import SILENT
 from testbeds.kinds import KINDS
@@ -58,13 +56,14 @@ def world_of(root: Path, model: Path) -> Path:
         SystemExit: it is not in ``root``.
     """
     card = read_card(model)
-    for path in sorted((root / "worlds").iterdir()):
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    # A world that is being made has no manifest yet.
+    for found in sorted((root / "worlds").glob("*/manifest.json")):
+        manifest = json.loads(found.read_text(encoding="utf-8"))
         whole = manifest["config"] | {
             "family": manifest["config"].get("family", "llama")
         }
         if manifest["seed"] == card["seed"] and whole == card["world"]:
-            return path
+            return found.parent
     raise SystemExit(f"{root} lacks the world of {model.name}")
 
 
@@ -121,6 +120,13 @@ class World:
             progress=SILENT,
         )
         self.plant_run = self._restore(self.planted)
+        self.references: dict[str, Subject] = {}
+        if (place / "reference").is_dir():
+            reference = open_checkpoint(place / "reference", name="reference-1")
+            self.references = {"reference-1": Subject.of("reference-1", reference)}
+        self.reference_runs = {
+            role: self._restore(each) for role, each in self.references.items()
+        }
         self.untrained = readout.untrained_subject(self.original, seed)
         self.shown: dict[str, Any] | None = None
 
@@ -140,7 +146,11 @@ class World:
         )
 
     def axes(self, model: Path) -> dict[str, Any]:
-        """Both axes of one model, as an audit would give them."""
+        """Both axes of one model, as an audit would give them, with either floor.
+
+        ``axes`` has never-taught items for a floor, ``beside_reference`` a model
+        retrained without the forget set, where its world has one.
+        """
         run, card = self.run, read_card(model)
         unlearned = Subject.of("unlearned", open_checkpoint(model))
         named = {
@@ -155,6 +165,7 @@ class World:
             "weights": card["weights"],
             "commit": commit(),
             "axes": {},
+            "beside_reference": {},
         }
         if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
             # The quick profile looks into neither the same weights nor wreckage.
@@ -180,7 +191,18 @@ class World:
             self.shown = shown["roles"].get(readout.UNTRAINED)
         if self.shown is not None:
             shown["roles"][readout.UNTRAINED] = self.shown
-        back = restoration.judge(runs, known, run.config, tuple(self.missing), shown)
+        notes = tuple(self.missing)
+        back = restoration.judge(runs, known, run.config, notes, shown)
+        found["axes"] = self._both(named, back)
+        if self.references:
+            runs |= self.reference_runs
+            back = restoration.judge(runs, known, run.config, notes, shown)
+            found["beside_reference"] = self._both(named | self.references, back)
+        return found
+
+    def _both(self, named: dict[str, Subject], back: AxisResult) -> dict[str, Any]:
+        """Restoration as given and concept as computed, JSON-ready by name."""
+        run = self.run
         states = read_states(
             run,
             named,
@@ -202,165 +224,4 @@ class World:
             notes=states.notes,
             progress=SILENT,
         )
-        found["axes"] = {each.name: each.to_dict() for each in (vectors, back)}
-        return found
-
-
-def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
-    """The net restoration rate of a case, as the axis states it."""
-    axis = case["axes"].get(restoration.NAME)
-    return axis["details"]["net_rate"]["unlearned"] if axis else None
-
-
-def published_of(case: dict[str, Any], role: str = "unlearned") -> dict | None:
-    """Arms of the published test."""
-    axis = case["axes"].get(restoration.NAME)
-    if axis is None or "readout_intact" not in axis["details"]:
-        return None
-    roles = axis["details"]["readout_intact"]["roles"]
-    return roles[role]["arms"] if role in roles else None
-
-
-def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
-    """Do suppressions come back where retrains do not, by our test and by theirs?"""
-    groups = {
-        "late": [c for c in cases if c["kind"] in LATE],
-        "retrained": [c for c in cases if c["kind"] in RETRAINED],
-        "suppressed": [c for c in cases if c["state"] == "suppressed"],
-    }
-    net = {
-        name: [n["net"] for c in group if (n := net_of(c)) is not None]
-        for name, group in groups.items()
-    }
-    truth = "state known by construction"
-
-    def area(name: str, values: Sequence[float], no: Sequence[float], target) -> None:
-        if values and no:
-            labels = [1] * len(values) + [0] * len(no)
-            score = float(roc_auc_score(labels, [*values, *no]))
-            rows.add(
-                f"{name}, {what}", score, target, ">=", "AUC", truth, 0, len(labels)
-            )
-
-    head = "AUC of the net restoration rate against scratch retrains"
-    area(f"{head}: head-only and late-layer", net["late"], net["retrained"], 0.98)
-    area(f"{head}: every suppression", net["suppressed"], net["retrained"], None)
-    wrong = [value for value in net["retrained"] if value > FALSE]
-    if net["retrained"]:
-        rows.add(
-            f"false restorations (net over {FALSE}) among retrains, {what}",
-            len(wrong),
-            2 * len(net["retrained"]) / 45,
-            "<=",
-            "models",
-            truth,
-            0,
-            len(net["retrained"]),
-            largest=max(net["retrained"]),
-        )
-    best: dict[str, list[float]] = {}
-    for name, group in groups.items():
-        arms = [a for c in group if (a := published_of(c)) is not None]
-        best[name] = _best(arms)
-    never = {
-        c["model"].rsplit("-", 1)[0]: a
-        for c in cases
-        if (a := published_of(c, readout.UNTRAINED)) is not None
-    }
-    best["never-trained"] = _best(list(never.values()))
-    for name, values in best.items():
-        if values:
-            rows.add(
-                f"published rate at its best alpha, {name}, mean, {what}",
-                sum(values) / len(values),
-                None,
-                "<=",
-                "share of the lost answers",
-                "reported, never votes",
-                0,
-                len(values),
-                least=min(values),
-                most=max(values),
-            )
-    head = "AUC of the published rate against scratch retrains"
-    area(f"{head}: head-only and late-layer", best["late"], best["retrained"], None)
-    area(f"{head}: every suppression", best["suppressed"], best["retrained"], None)
-
-
-def _best(arms: Sequence[dict[str, Any]]) -> list[float]:
-    found = [(a.get(readout.PUBLISHED) or a[readout.STATE])["best"] for a in arms]
-    return [each for each in found if each is not None]
-
-
-def verdicts(
-    cases: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Each model's verdict with the named axes, without each, and without both.
-
-    Args:
-        cases: From ``measured``.
-        others: Lines of ``benchmarks.zoo_audits``, floor "never_taught".
-
-    Returns:
-        One dict a model of both: ``model``, ``kind``, ``state``, ``statuses`` of the
-        named axes and ``verdicts`` by what was left out.
-    """
-    by_weights = {
-        each["weights"]: each
-        for each in others
-        if "failed" not in each and each["floor"] == "never_taught"
-    }
-    found = []
-    for case in cases:
-        other = by_weights.get(case["weights"])
-        if other is None:
-            continue
-        document = dict(other["audit"])
-        kept = [each for each in document["axes"] if each["name"] not in NAMED]
-        # A damaged or untouched candidate is not looked into by this profile.
-        inside = len(kept) > 1
-        added = list(case["axes"].values()) if inside else []
-        document["axes"] = kept + added
-        table = {
-            "none": decided_again(document),
-            concept.NAME: decided_again(document, without=(concept.NAME,)),
-            restoration.NAME: decided_again(document, without=(restoration.NAME,)),
-            "both": decided_again(document, without=NAMED),
-        }
-        statuses = {each["name"]: each["status"] for each in added}
-        found.append(
-            {
-                "model": case["model"],
-                "kind": case["kind"],
-                "state": case["state"],
-                "statuses": statuses,
-                "verdicts": {name: each.verdict_class for name, each in table.items()},
-            }
-        )
-    return found
-
-
-def shown_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the page shows of each model, without the axes' details."""
-    found = []
-    for case in cases:
-        net, arms = net_of(case), published_of(case)
-        line: dict[str, Any] = {
-            "model": case["model"],
-            "kind": case["kind"],
-            "state": case["state"],
-            "net": None if net is None else net["net"],
-            "interval": None if net is None else net["interval"],
-            "rate": None if net is None else net["rate"],
-            "controls": None if net is None else net["controls"],
-            "published": None
-            if arms is None
-            else {name: arm["best"] for name, arm in arms.items()},
-        }
-        for name, axis in case["axes"].items():
-            line[name] = {
-                "status": axis["status"],
-                "residual": axis["residual"],
-            }
-        found.append(line)
-    return found
+        return {each.name: each.to_dict() for each in (vectors, back)}

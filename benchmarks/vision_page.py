@@ -65,6 +65,8 @@ def write_page(document: dict, page: Path = PAGE) -> None:
     lines.append(_table("Known states", [m for m in models if m["state"]]))
     lines.append(_table("Published methods", [m for m in models if not m["state"]]))
     lines.append(_controls(models))
+    if "audits" in document:
+        lines.append(_audits(document["audits"]))
     page.write_text("".join(lines), encoding="utf-8")
 
 
@@ -155,6 +157,87 @@ def _controls(models: list[dict]) -> str:
             ]
             lines.append(f"| {state} | {family} | " + " | ".join(cells) + " |\n")
     return "".join(lines)
+
+
+AUDITS = """
+## Whole audits
+
+`exhume audit` of the same models, from their test images: behaviour, the original's own
+probe and a refitted one, causal depth and relearning, decided by the rule that texts
+have (`audits/verdict.py`). The unit is the image. Floors: the two retrains from other
+starting weights (each has the other one), or never-taught images.
+
+What differs from texts was chosen on tuning seed 0: only blocks from the middle on are
+read; the original's probe has to find the class at least halfway beyond its floor, at
+sites where its probes of other classes read those; a refitted probe is made from one
+image; equivalence to the floor is asked of the refitted probe, not of the original's.
+That was not enough. On held-out seeds 10 and 11, with references, seven of 16 retrains
+were called suppressed: five relearned better than their references, which differ from
+each other by more than an interval over images says, and the states of two with the
+original's starting weights brought the original to name 53 % and 58 % of the class.
+Since then relearning may block `deleted` but makes nothing `suppressed`, and carried
+states have to go halfway too. So seeds 10 and 11 are no held-out seeds any more, and a
+retrain from the original's own starting weights remains the hardest case: another one
+might go further than halfway. In a network of two blocks no site before the last block
+is read; causal depth then does not see the planted suppression and has no say.
+
+Without a reference nothing is called deleted: how easily a class that no model saw is
+read and learned is a matter of the class, and never-taught images do not say it.
+"""
+VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
+
+
+def _audits(found: dict) -> str:
+    """Error rates, and one table of verdicts by kind and shape for each floor."""
+    lines = [AUDITS, f"\nCommand: `{found['command']}`; commits "]
+    lines.append(", ".join(each[:7] for each in found["commits"]) + ".\n\n")
+    lines.append("| figure | value | target | n |\n|---|---|---|---|\n")
+    for row in found["rows"]:
+        target = "" if row["target"] is None else f"{row['sense']} {row['target']:.2f}"
+        lines.append(
+            f"| {row['figure']} | {row['value']:.3f} | {target} | {row['n']} |\n"
+        )
+    for floor in dict.fromkeys(each["floor"] for each in found["models"]):
+        here = [each for each in found["models"] if each["floor"] == floor]
+        seeds = sorted({each["seed"] for each in here})
+        lines.append(
+            f"\n### Floor: {floor.replace('_', '-')}, seeds "
+            + ", ".join(map(str, seeds))
+            + "\n\n| kind | state | shape | "
+            + " | ".join(VERDICTS)
+            + " |\n"
+            + "|---" * 8
+            + "|\n"
+        )
+        for kind in _kinds(here):
+            for family in dict.fromkeys(each["family"] for each in here):
+                mine = [e for e in here if (e["kind"], e["family"]) == (kind, family)]
+                if not mine:
+                    continue
+                said = [each["verdict"] for each in mine]
+                counts = [str(said.count(name) or "") for name in VERDICTS]
+                cells = [kind, mine[0]["state"] or "graded", family, *counts]
+                lines.append("| " + " | ".join(cells) + " |\n")
+        lines.append(_statuses(here))
+    return "".join(lines)
+
+
+def _statuses(models: list[dict]) -> str:
+    """What each axis says of models it looked into, by state."""
+    order = ("retained", "absent", "no_power", "control_failed")
+    text = "\n| axis | state | " + " | ".join(order) + " |\n" + "|---" * 6 + "|\n"
+    names = dict.fromkeys(name for each in models for name in each["axes"])
+    for name in names:
+        for state in dict.fromkeys(each["state"] for each in models):
+            said = [
+                each["axes"][name]["status"]
+                for each in models
+                if each["state"] == state and name in each["axes"]
+            ]
+            if said:
+                counts = [str(said.count(status) or "") for status in order]
+                text += f"| {name} | {state} | " + " | ".join(counts) + " |\n"
+    return text
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def format(self) -> str:
+        """What manifests call such items."""
+        return "images"
+
+    @property
+    def entities(self) -> list[str]:
+        """The units that are counted: each image is one of its own."""
+        return list(self.ids)
+
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.pixels.shape[1:]))
         return f"ImageSet({self.name!r}, {len(self)} images, {shape})"
@@ -119,17 +129,19 @@ class Eye:
 
     Attributes:
         channels: Of its input.
-        size: Height and width.
+        size: Height and width; None for a model that takes any, and that says none.
         mean: By channel, after scaling to [0, 1]; one value serves all channels.
         std: The same.
         labels: Class name to number.
+        classes: How many classes it has; None where that is not to be checked.
     """
 
     channels: int
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     labels: Mapping[str, int] | None = None
+    classes: int | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any], folder: Path | None) -> "Eye":
@@ -138,29 +150,59 @@ class Eye:
         Raises:
             InputError: the configuration does not say what images it takes.
         """
-        size, channels = config.get("image_size"), config.get("num_channels")
-        if isinstance(size, int):
-            size = (size, size)
-        if not isinstance(channels, int) or not size or len(size) != 2:
-            raise InputError(
-                "the model does not say what images it takes",
-                expected="image_size and num_channels in its config.json",
-                got=str(config.get("model_type")),
-                fix="Pass images as floating-point arrays of the model's shape",
-            )
         path = None if folder is None else folder / "preprocessor_config.json"
         found: dict[str, Any] = {}
         if path is not None and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{path} is not a JSON object ({error})") from error
+        size, channels = config.get("image_size"), config.get("num_channels")
+        # Networks without fixed positions take any size; what goes in is then said by
+        # their preprocessor alone.
+        size = _size(size or found.get("crop_size") or found.get("size"))
+        if not isinstance(channels, int):
+            raise InputError(
+                "the model does not say what images it takes",
+                expected="num_channels in its config.json, as image classifiers have",
+                got=str(config.get("model_type")),
+            )
         mean, std = found.get("image_mean", [0.5]), found.get("image_std", [0.5])
         names = config.get("label2id") or {}
+        classes = config.get("num_labels") or len(config.get("id2label") or names)
         return cls(
             channels,
-            (int(size[0]), int(size[1])),
+            size,
             tuple(map(float, mean)),
             tuple(map(float, std)),
             {str(name): int(number) for name, number in names.items()},
+            classes or None,
         )
+
+    def check(self, images: "ImageSet") -> None:
+        """Images must be such as the model takes, of classes that it has.
+
+        Raises:
+            InputError: they have other channels, another size or unknown classes.
+        """
+        channels, *size = images.pixels.shape[1:]
+        if channels != self.channels or (self.size and tuple(size) != self.size):
+            wanted = self.size or tuple(size)
+            raise InputError(
+                f"the images of {images.name or 'the set'} do not fit the model",
+                expected=f"{self.channels} x {wanted[0]} x {wanted[1]}",
+                got=" x ".join(map(str, images.pixels.shape[1:])),
+                fix="Pass uint8 images to have them resized",
+            )
+        if self.classes is None:
+            return
+        outside = (images.labels < 0) | (images.labels >= self.classes)
+        if outside.any():
+            raise InputError(
+                f"{images.name or 'the set'} holds a class the model does not have",
+                expected=f"numbers from 0 to {self.classes - 1}",
+                got=str(int(images.labels[outside][0])),
+            )
 
     def ready(self, raw: NDArray) -> Tensor:
         """(image, channel, height, width) pixels from raw or ready images.
@@ -184,7 +226,7 @@ class Eye:
             )
         if raw.dtype.kind == "f":
             pixels = torch.from_numpy(raw.astype(np.float32))
-            wanted = (self.channels, *self.size)
+            wanted = (self.channels, *(self.size or pixels.shape[2:]))
             if tuple(pixels.shape[1:]) != wanted:
                 raise InputError(
                     "floating-point images must have the model's shape",
@@ -198,12 +240,40 @@ class Eye:
             pixels = pixels.expand(-1, 3, -1, -1)
         elif pixels.shape[1] == 3 and self.channels == 1:
             pixels = pixels.mean(1, keepdim=True)
-        if tuple(pixels.shape[2:]) != self.size:
+        if self.size and tuple(pixels.shape[2:]) != self.size:
             pixels = torch.nn.functional.interpolate(
                 pixels, self.size, mode="bilinear", antialias=True
             )
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def _size(said: Any) -> tuple[int, int] | None:
+    """Height and width from what a configuration says of them, in its many ways."""
+    if isinstance(said, Mapping):
+        side = said.get("shortest_edge")
+        said = (said.get("height", side), said.get("width", side))
+    if isinstance(said, int):
+        said = (said, said)
+    if not isinstance(said, Sequence) or len(said) != 2 or not all(said):
+        return None
+    return int(said[0]), int(said[1])
+
+
+def holds_images(source: Any) -> bool:
+    """Whether items are images: a set of them, a folder, or an .npz file."""
+    if isinstance(source, ImageSet):
+        return True
+    if not isinstance(source, str | Path):
+        return False
+    path = Path(source).expanduser()
+    return path.is_dir() or path.suffix == ".npz"
+
+
+def names_images(config: Mapping[str, Any]) -> bool:
+    """Whether a model's configuration is that of an image classifier."""
+    kinds = config.get("architectures") or []
+    return any(str(kind).endswith("ForImageClassification") for kind in kinds)
 
 
 def read_images(source: Path | str | ImageSet, eye: Eye, name: str = "") -> ImageSet:
@@ -267,15 +337,22 @@ def _npz(path: Path, eye: Eye, name: str) -> ImageSet:
 def _folder(path: Path, eye: Eye, name: str) -> ImageSet:
     from PIL import Image, UnidentifiedImageError
 
+    # A small file may unpack to a picture larger than memory.
+    bomb = Image.DecompressionBombError
     pixels, labels, ids = [], [], []
     for part in sorted(each for each in path.iterdir() if each.is_dir()):
         number = _number(part.name, eye.labels or {}, path)
-        for file in sorted(_pictures(part)):
+        files = sorted(_pictures(part))
+        if not files:
+            raise InputError(
+                f"{part} is a class without images", expected=", ".join(KINDS)
+            )
+        for file in files:
             try:
                 with Image.open(file) as opened:
                     mode = "L" if eye.channels == 1 else "RGB"
                     pixels.append(eye.ready(np.asarray(opened.convert(mode))[None]))
-            except (UnidentifiedImageError, OSError, ValueError) as error:
+            except (UnidentifiedImageError, OSError, ValueError, bomb) as error:
                 raise InputError(
                     f"{file} is not an image that can be read ({error})"
                 ) from error
@@ -287,6 +364,13 @@ def _folder(path: Path, eye: Eye, name: str) -> ImageSet:
             expected=f"one folder a class with {', '.join(KINDS)} in it",
             got=", ".join(sorted(each.name for each in path.iterdir())[:5])
             or "nothing",
+        )
+    sizes = {tuple(each.shape[2:]) for each in pixels}
+    if len(sizes) > 1:
+        raise InputError(
+            f"the images of {path} have different sizes, and the model names none",
+            expected="one size, or a preprocessor_config.json that says it",
+            got=", ".join(f"{h} x {w}" for h, w in sorted(sizes)[:3]),
         )
     return ImageSet(torch.cat(pixels), np.array(labels), tuple(ids), name)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from audits.readout import UNTRAINED
+from benchmarks.restoration_figures import rate_rows, shown_cases, verdicts, zoo_rows
 from benchmarks.restoration_page import page
-from benchmarks.restoration_zoo import shown_cases, zoo_rows
 from benchmarks.timing import Rows
 from tests.audits.documents import axis, column, reading
 
@@ -67,17 +67,19 @@ def test_areas_false_restorations_and_published_rates_are_what_they_say(rows):
 
 
 def test_the_page_says_what_is_met_and_shows_every_model(rows):
-    verdicts = [
+    decided = [
         {
             "model": "bios-llama-10-twin",
             "kind": "twin",
             "state": "deleted",
+            "floor": "never_taught",
             "statuses": {},
             "verdicts": {
                 "none": "inconclusive",
                 "concept": "inconclusive",
                 "restoration": "deleted",
                 "both": "deleted",
+                "restoration alone": "suppressed",
             },
         }
     ]
@@ -85,7 +87,7 @@ def test_the_page_says_what_is_met_and_shows_every_model(rows):
         "rows": list(rows.values()),
         "machine": {"cpu": "a", "cuda": None},
         "threads": 1,
-        "zoo": {"cases": shown_cases(CASES), "verdicts": verdicts},
+        "zoo": {"cases": shown_cases(CASES), "verdicts": decided},
     }
     text = page(document)
     assert "(**not met**)" in text and "no rate" in text
@@ -93,3 +95,65 @@ def test_the_page_says_what_is_met_and_shows_every_model(rows):
     assert (
         "| restoration | 1 | 1 | bios-llama-10-twin: inconclusive to deleted |" in text
     )
+    assert "| deleted | restoration alone | 1 | 1 |" in text
+
+
+def test_rates_count_what_each_axis_finds_by_state_and_floor(capsys):
+    found = Rows(part="tuning")
+    cases = [
+        {"state": state, "axes": {"concept": {"status": status}}}
+        for state, status in (
+            ("deleted", "absent"),
+            ("deleted", "no_power"),
+            ("deleted", "retained"),
+            ("suppressed", "retained"),
+        )
+    ]
+    cases[0]["beside_reference"] = {"concept": {"status": "absent"}}
+    rate_rows(found, cases, "here")
+    rows = {row["figure"]: row for row in found.rows}
+    false = rows["concept says still there of deleted models, floor never_taught, here"]
+    assert false["value"] == pytest.approx(1 / 3) and false["n"] == 3
+    assert false["target"] == 0.0 and false["least"] < 1 / 3 < false["most"]
+    true = rows[
+        "concept says still there of suppressed models, floor never_taught, here"
+    ]
+    assert true["value"] == 1.0 and true["n"] == 1
+    beside = rows["concept says still there of deleted models, floor reference, here"]
+    assert beside["value"] == 0.0 and beside["n"] == 1
+    assert len(rows) == 3
+
+
+def test_what_both_axes_found_decides_where_they_alone_look_inside():
+    gone = reading("said in full", [column("output", 0.0)], residual=0.0)
+    whole = {
+        "axes": [
+            axis("behaviour", gone | {"residual_interval": [-0.1, 0.1]}),
+            axis("decodability", reading("refitted probe", [column("resid.1", 0.5)])),
+        ],
+        "config": {"rule": {}},
+        "preflight": {
+            "utility": {"shares": {}, "damage": []},
+            "identical_weights": False,
+        },
+        "verdict": {"floor": "never_taught"},
+    }
+    steered = axis(
+        "restoration",
+        reading("steered, said", [column("steered", 1.0)]),
+        status="retained",
+    )
+    steered["readings"][0] |= {"p_value": 0.0005, "residual": 1.0}
+    case = {
+        "model": "m",
+        "kind": "head_only",
+        "state": "suppressed",
+        "weights": "w",
+        "axes": {"restoration": steered},
+    }
+    audits = [{"weights": "w", "floor": "never_taught", "audit": whole}]
+    (only,) = verdicts([case], audits)
+    assert only["floor"] == "never_taught"
+    assert only["statuses"] == {"restoration": "retained"}
+    assert only["verdicts"]["restoration alone"] == "suppressed"
+    assert only["verdicts"]["concept alone"] != "suppressed"

@@ -56,6 +56,20 @@ def test_another_rule_is_applied_to_status_and_verdict_alike():
     assert decided_again(ABSENT, narrow).verdict_class == "inconclusive"
 
 
+def test_axes_of_images_keep_the_status_that_their_own_rules_gave():
+    # As text its readings would be equivalent to the floor; of images only some are
+    # asked to be, and their axis has said what they make of it.
+    depth = silent(causal_depth()) | {"status": "no_power"}
+    assert decided_again(of(depth)).verdict_class == "deleted"
+    relearned = silent(relearning()) | {"status": "no_power"}
+    whole = of(silent(causal_depth()))
+    whole["axes"] = [*whole["axes"][:3], relearned]
+    items = [each | {"format": "images"} for each in whole["manifest"]["items"]]
+    assert decided_again(whole).verdict_class == "deleted"
+    whole["manifest"] = whole["manifest"] | {"items": items}
+    assert decided_again(whole).verdict_class == "inconclusive"
+
+
 def test_deletion_may_be_said_without_an_axis_that_was_left_out():
     left = decided_again(ABSENT, without=["relearning"])
     assert left.verdict_class == "deleted"

@@ -64,6 +64,11 @@ def test_a_reference_is_one_more_model(world):
     assert beside.taught_tokens > alone.taught_tokens
 
 
+def test_images_are_not_planned_for(world, tmp_path):
+    with pytest.raises(InputError, match="holds images"):
+        plan(world.original, world.twin, tmp_path, tmp_path)
+
+
 def test_what_does_not_fit_is_refused(world, capfd):
     found = planned(world, memory=0.5)
     assert found.available == GIB // 2

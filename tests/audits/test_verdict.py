@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from audits import causal_depth
+from audits import causal_depth, concept, restoration
 from audits.config import Rule
 from audits.decodability import REFITTED, UNCHANGED
+from audits.image_words import CARRIED, NAMED, REST_NAMED, STEERED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from audits.verdict import decide
@@ -247,3 +248,51 @@ def test_layers_and_reasons_are_named():
     verdict = decide(carried, FINE, False, "never_taught", Rule())
     assert verdict.where == ("resid.1",)
     assert "put into the original" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("concept", concept.READ),
+        ("restoration", restoration.TOLD),
+        ("restoration", restoration.SAID),
+    ],
+)
+def test_concepts_and_restoration_make_suppressed_by_themselves(name, found):
+    whole = axes()
+    whole[name] = axis(name, "retained", reading(found, 0.9, 0.0005))
+    verdict = decide(whole, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "suppressed"
+    assert set(verdict.adjusted_p) >= {f"{name}: {found}"}
+    whole[name] = replace(whole[name], status="control_failed")
+    verdict = decide(whole, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class != "suppressed"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("restoration", STEERED), ("relearning", REST_NAMED)]
+)
+def test_what_an_image_model_is_brought_to_say_only_blocks_deletion(name, found):
+    whole = axes()
+    whole[name] = axis(name, "retained", reading(found, 0.9, 0.0005))
+    verdict = decide(whole, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "inconclusive"
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.9])
+def test_a_class_of_images_is_told_of_in_its_own_words(residual):
+    named = reading(NAMED, residual, 0.5 if residual == 0 else 0.0005)
+    whole = axes()
+    whole["behaviour"] = axis(
+        "behaviour", "retained" if residual else "absent", named, controls=()
+    )
+    whole["causal_depth"] = axis(
+        "causal_depth", "retained", reading(CARRIED, 0.9, 0.0005)
+    )
+    verdict = decide(whole, FINE, False, "never_taught", Rule())
+    told = [verdict.rule, *verdict.reasons, *verdict.claims_allowed]
+    assert verdict.verdict_class == ("not_unlearned" if residual else "suppressed")
+    assert not any("answers" in sentence for sentence in told)
+    assert any("class" in sentence for sentence in told)
+    if not residual:
+        assert verdict.where == ("resid.1",)

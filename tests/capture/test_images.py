@@ -1,8 +1,11 @@
 """Images are read safely, from either form, and refused where they do not fit."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from capture.images import Eye, ImageSet, read_images
 from capture.never_taught_images import invent_images
@@ -44,8 +47,6 @@ def test_raw_images_are_scaled_resized_and_normalised():
 
 
 def test_folders_are_classes_by_name_or_by_number(tmp_path):
-    from PIL import Image
-
     for name, grey in (("cat", 0), ("dog", 255)):
         (tmp_path / name).mkdir()
         for number in range(2):
@@ -110,3 +111,42 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("capture.images.MOST_BYTES", 100)
     with pytest.raises(InputError, match="unpacks to too much"):
         read_images(tmp_path / "a.npz", GREY)
+
+
+def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
+    settings = {"num_channels": 3, "id2label": {"0": "cat", "1": "dog"}}
+    assert Eye.of(settings | {"image_size": 32}, tmp_path).size == (32, 32)
+    free = Eye.of(settings, tmp_path)
+    assert free.size is None and free.classes == 2
+    for said, size in (
+        ({"size": {"height": 8, "width": 12}}, (8, 12)),
+        ({"size": {"shortest_edge": 9}}, (9, 9)),
+        ({"size": {"shortest_edge": 9}, "crop_size": 7}, (7, 7)),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+        assert Eye.of(settings, tmp_path).size == size
+    (tmp_path / "preprocessor_config.json").write_text("[")
+    with pytest.raises(InputError, match="not a JSON object"):
+        Eye.of(settings, tmp_path)
+    with pytest.raises(InputError, match="does not say what images"):
+        Eye.of({"model_type": "llama"}, None)
+
+
+def test_a_model_of_any_size_takes_one_size_at_a_time(tmp_path):
+    free = Eye(1, None, labels={"cat": 0, "dog": 1}, classes=2)
+    assert free.ready(np.zeros((2, 5, 7), dtype=np.uint8)).shape == (2, 1, 5, 7)
+    for name, side in (("cat", 6), ("dog", 9)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(
+            tmp_path / name / "a.png"
+        )
+    with pytest.raises(InputError, match="different sizes"):
+        read_images(tmp_path, free)
+    assert len(read_images(tmp_path, GREY)) == 2
+    images = some()
+    free.check(images.rows(images.labels < 2))
+    with pytest.raises(InputError, match="a class the model does not have"):
+        free.check(ImageSet(images.pixels, images.labels + 2, images.ids, images.name))
+    (tmp_path / "bird").mkdir()
+    with pytest.raises(InputError, match="a class without images"):
+        read_images(tmp_path, Eye(1, (8, 8), labels={"bird": 2, "cat": 0, "dog": 1}))
