@@ -98,10 +98,16 @@ SMALL = CodesConfig(
 # As many keys as MEDIUM on the small network. An epoch costs about 6 x parameters x
 # tokens: 7 GFLOP here, 34 at the paper's width and 113 for LARGE.
 FORTY = replace(SMALL, memorised=40, clean=40, others=40, epochs=400)
+# Five times FORTY's keys on the same network, so that what differs is their number: 20
+# GFLOP an epoch, 5 a step (a second an epoch on one CPU thread). A GPU needs longer to
+# launch a step than to compute it, whatever the batch, so batches are those that learn.
+# Phrases are too few for a second clean pool.
+TWO_HUNDRED = replace(FORTY, memorised=200, clean=200, others=0, batch_size=300)
 SIZES = {
     "published": PUBLISHED,
     "medium": MEDIUM,
     "large": LARGE,
     "small": SMALL,
     "forty": FORTY,
+    "two_hundred": TWO_HUNDRED,
 }
