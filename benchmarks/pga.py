@@ -25,11 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from audits.membership import FAMILIES, membership
-from audits.pga import criterion, measure_published, pga
-from audits.pga_config import make_config
-from audits.pga_erasers import ERASERS
 from benchmarks.pga_axis import axis, axis_rows
-from benchmarks.pga_curve import curve
 from benchmarks.pga_page import write_page
 from benchmarks.pga_passages import passages
 from benchmarks.pga_simulated import noise, power, row
@@ -40,118 +36,6 @@ from evidence.seeds import torch_rng
 
 RESULT = Path(__file__).parent / "results" / "pga.json"
 PARTS = "noise,power,speed,codes,forty,curve,passages,toy"
-NEAR = 0.08
-EPOCHS = 100
-"""Of the alignments on forty keys; some settings of the curve take four times that."""
-BASELINE = (0.656, 0.739, 0.883, 1.0, 1.0)
-PUBLISHED = {
-    "pga": (0.65, 0.55, 0.29, 0.22, 0.19),
-    "isotropic": (0.66, 0.69, 0.68, 0.67, 0.62),
-}
-LEFT = {
-    "output distillation": 0.92,
-    "gradient ascent": 1.0,
-    "npo": 1.0,
-    "rmu": 1.0,
-    "idk": 1.0,
-}
-"""Highest probe the paper's baselines leave on its toy."""
-SOUND = ("pga", "isotropic", "md-pga", "gradient ascent")
-
-
-def toy(root: Path, seeds: list[int], progress: Progress) -> dict:
-    """The published toy: every eraser scored on the keys it saw."""
-    rows, models = [], []
-    for seed in seeds:
-        config = make_config({"size": "published", "seed": seed})
-        before = measure_published(config, root, None, progress)
-        models.append({"seed": seed, "eraser": None, **before})
-        for depth, expected in enumerate(BASELINE):
-            rows.append(
-                _near(f"baseline, depth {depth}", before["true"][depth], expected, seed)
-            )
-        for name in ERASERS:
-            found = measure_published(config, root, name, progress)
-            models.append({"seed": seed, "eraser": name, **found})
-            true = found["true"]
-            if name in PUBLISHED:
-                for depth, expected in enumerate(PUBLISHED[name]):
-                    rows.append(
-                        _near(f"{name}, depth {depth}", true[depth], expected, seed)
-                    )
-                met = criterion({"published": found})
-                rows.append(
-                    row(
-                        f"{name}: terms of the paper's criterion met, of 4",
-                        sum(met.values()),
-                        None,
-                        ">=",
-                        "",
-                        1,
-                        seed=seed,
-                        met=met,
-                    )
-                )
-            if name in LEFT:
-                rows.append(
-                    _near(f"{name}, highest probe left", max(true), LEFT[name], seed)
-                )
-    return {"rows": rows, "models": models}
-
-
-def _near(figure: str, ours: float, published: float, seed: int) -> dict:
-    """Distance from a published figure; ours and theirs come along."""
-    return row(
-        figure,
-        abs(ours - published),
-        NEAR,
-        "<=",
-        f"arXiv 2605.01699: {published}",
-        1,
-        ours=ours,
-        published=published,
-        seed=seed,
-        unit="difference",
-    )
-
-
-def codes(root: Path, seed: int, size: str, progress: Progress) -> dict:
-    """``exhume pga``: which claims survive, and every model's p."""
-    erasers = SOUND if size == "small" else (*SOUND, "leace")
-    epochs = 200 if size == "small" else EPOCHS
-    config = make_config(
-        {"size": size, "seed": seed, "erasers": erasers, "epochs": epochs}
-    )
-    document = pga(
-        config, root.parent / "bench-pga" / f"{size}-{seed}", root=root, fresh=True,
-        progress=progress,
-    )  # fmt: skip
-    rows = []
-    for each in document["rows"]:
-        name = each["eraser"] or each["model"]
-        if "sound" not in each or name.startswith("untrained"):
-            continue
-        sound = each["sound"]
-        # The original must be found; on the twin there is nothing to find.
-        target, sense = {"original": (0.05, "<="), "twin": (0.05, ">=")}.get(
-            name, (None, ">=")
-        )
-        rows.append(
-            row(
-                f"codes, {sound['sequences']} sequences, {name}: p",
-                sound["p"],
-                target,
-                sense,
-                f"{sound['reading']}; best AUC {sound['best']:.2f}, "
-                f"null's 95 % {sound['band']:.2f}",
-                sound["sequences"],
-                best=sound["best"],
-                worst=sound["worst"],
-                seed=seed,
-            )
-        )
-    kept = {key: document[key] for key in ("claims", "interventions", "config")}
-    return {"rows": rows, **kept}
 
 
 def speed(progress: Progress) -> dict:
