@@ -1,11 +1,14 @@
 """Probe-geometry alignment: the published toy again, under two protocols.
 
-Run by hand: ``make bench-pga``. Each part is kept as it is done: ``toy`` (trains the
-paper's world and every eraser of it, about twenty minutes on one core), ``codes`` and
-``forty`` (``exhume pga`` on 20 + 20 and 40 + 40 prefixes), ``curve`` (every eraser at
-several strengths), ``noise`` (states without information), ``power`` (a planted
-signal), ``passages`` (SmolLM2), ``axis`` (the membership axis on the zoo, whose models
-must be there) and ``speed``. Why the toy differs: ``benchmarks.pga_reasons``.
+Run by hand: ``make bench-pga``. Each part is kept as it is done. Those of a world are
+named by part, size and seed (``benchmarks.pga_worlds``): ``toy:published:0`` trains the
+paper's world and every eraser of it, about twenty minutes on one core;
+``claims:small:0`` is ``exhume pga``, ``curve:forty:0`` every eraser at several
+strengths. The others: ``noise`` (states without information), ``power`` (a planted
+signal), ``equivalence`` (no signal: how many sequences show it), ``passages``
+(SmolLM2), ``axis`` (the membership axis on the zoo, whose models must be there) and
+``speed``. ``--take DIR`` takes in what was measured elsewhere. Why the toy differs:
+``benchmarks.pga_reasons``.
 """
 
 import argparse
@@ -26,16 +29,55 @@ from sklearn.svm import SVC
 
 from audits.membership import FAMILIES, membership
 from benchmarks.pga_axis import axis, axis_rows
+from benchmarks.pga_curve import NEVER, curve_rows, settings
+from benchmarks.pga_equivalence import equivalence
 from benchmarks.pga_page import write_page
 from benchmarks.pga_passages import passages
+from benchmarks.pga_reasons import take_reasons
 from benchmarks.pga_simulated import noise, power, row
+from benchmarks.pga_worlds import EPOCHS, measure
+from benchmarks.pga_worlds import PARTS as WORLDS
 from benchmarks.timing import commit, machine
 from capture.cache import cache_root
 from evidence.progress import SILENT, Bars, Progress
 from evidence.seeds import torch_rng
 
 RESULT = Path(__file__).parent / "results" / "pga.json"
-PARTS = "noise,power,speed,codes,forty,curve,passages,toy"
+FACTS = ("commit", "machine", "device", "threads")
+ORDER = ("original", NEVER, *settings(EPOCHS))
+PARTS = (
+    "noise,speed,power,equivalence,claims:small:0,claims:forty:0,curve:forty:0,"
+    "passages,toy:published:0"
+)
+
+
+def take(folder: Path, parts: dict) -> None:
+    """Put the files of ``benchmarks.pga_worlds`` among the parts and the reasons.
+
+    Args:
+        folder: Where they are; shards of a curve become one part.
+        parts: By name; those of the same name are replaced.
+    """
+    files: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        files.setdefault(found.pop("key"), []).append(found)
+    for key, found in files.items():
+        part, size, seed = key.split(":")
+        if part == "reasons":
+            for each in found:
+                facts = {name: each[name] for name in FACTS}
+                take_reasons({name: v | facts for name, v in each["variants"].items()})
+            continue
+        whole = found[0]
+        if part == "curve":
+            points = {p["eraser"]: p for each in found for p in each["points"]}
+            order = [name for name in ORDER if name in points]
+            whole["points"] = [points[name] for name in order]
+            whole["rows"] = curve_rows(whole["points"], size, int(seed))
+            whole["seconds"] = sum(each["seconds"] for each in found)
+            whole["finished"] = len(order) == len(ORDER)
+        parts[key] = whole
 
 
 def speed(progress: Progress) -> dict:
@@ -106,33 +148,45 @@ def main() -> None:
     """Run the parts asked for, keep each, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default=PARTS)
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--take", type=Path, help="take in a folder; measure nothing")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--permutations", type=int, default=199)
-    parser.add_argument("--curve-size", default="forty")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
     parser.add_argument("--zoo", type=Path, default=cache_root() / "zoo")
     parser.add_argument("--tuning-zoo", type=Path, default=cache_root() / "zoo")
     asked = parser.parse_args()
     document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     parts = document.get("parts", {})
+
+    def keep() -> None:
+        document.update(
+            {
+                "command": "python -m benchmarks.pga " + " ".join(sys.argv[1:]),
+                "commit": commit(),
+                "machine": machine(),
+                "threads": torch.get_num_threads(),
+                "families": list(FAMILIES),
+                "rows": [each for part in parts.values() for each in part["rows"]],
+                "parts": parts,
+            }
+        )
+        RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_page(document)
+
+    if asked.take is not None:
+        take(asked.take, parts)
+        keep()
+        return
     with Bars() as progress:
         for name in asked.parts.split(","):
-            start = time.perf_counter()
-            if name == "toy":
-                seeds = [int(word) for word in asked.seeds.split(",")]
-                found = toy(asked.root, seeds, progress)
-            elif name in ("codes", "forty"):
-                size = "small" if name == "codes" else name
-                first = int(asked.seeds.split(",")[0])
-                found = codes(asked.root, first, size, progress)
-            elif name == "curve":
-                found = curve(
-                    asked.curve_size,
-                    int(asked.seeds.split(",")[0]),
+            start, kind = time.perf_counter(), name.split(":")[0]
+            if kind in WORLDS and name.count(":") == 2:
+                found = measure(
+                    name,
                     asked.root,
                     progress,
-                    epochs=EPOCHS,
+                    device=asked.device,
                     permutations=asked.permutations,
                 )
             elif name == "passages":
@@ -152,23 +206,18 @@ def main() -> None:
             elif name == "power":
                 done = parts.get("power", {}).get("curve", [])
                 found = power(asked.repeats // 4, asked.permutations, progress, done)
+            elif name == "equivalence":
+                found = equivalence(asked.repeats // 4, asked.root, progress)
             else:
                 parser.error(f"there is no part {name!r}")
             parts[name] = found | {
                 "commit": commit(),
+                "machine": machine(),
+                "device": asked.device if kind in WORLDS else "cpu",
+                "threads": torch.get_num_threads(),
                 "seconds": round(time.perf_counter() - start),
             }
-            document = {
-                "command": "python -m benchmarks.pga " + " ".join(sys.argv[1:]),
-                "commit": commit(),
-                "machine": machine(),
-                "threads": torch.get_num_threads(),
-                "families": list(FAMILIES),
-                "rows": [each for part in parts.values() for each in part["rows"]],
-                "parts": parts,
-            }
-            RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            write_page(document)
+            keep()
     for each in document["rows"]:
         print(f"{each['figure']}: {each['value']:.3g}", flush=True)
 

@@ -159,7 +159,7 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
     quiet = [each["eraser"] for each in tried if each["quiet"]]
     return [
         row(
-            f"erasers that pass the sound protocol on codes, {size}: recall under "
+            f"erasers that pass on codes, {size}, seed {seed}: recall under "
             f"{RECALL}, perplexity within {UTILITY} times, equivalent to chance",
             len(passing),
             1,
@@ -170,7 +170,7 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
             unit="erasers",
         ),
         row(
-            f"the same, {size}, were not finding it enough",
+            f"the same, {size}, seed {seed}, were not finding it enough",
             len(quiet),
             None,
             ">=",

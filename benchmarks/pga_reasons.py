@@ -159,36 +159,42 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
     }
 
 
+def take_reasons(variants: dict[str, dict]) -> None:
+    """Put variants among those that were measured."""
+    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    document.setdefault("variants", {}).update(variants)
+    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Measure what is asked for and not there yet."""
+    """Depth 0 over texts, if it is not there yet, and the seeds asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--draws", type=int, default=100)
     asked = parser.parse_args()
-    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    document |= {
-        "command": "python -m benchmarks.pga_reasons " + " ".join(sys.argv[1:]),
+    facts = {
+        "commit": commit(),
         "machine": machine(),
+        "device": "cpu",
         "threads": torch.get_num_threads(),
     }
-    variants = document.setdefault("variants", {})
-
-    def merge(found: dict) -> None:
-        variants.update(found["variants"])
-        keep()
-
-    def keep() -> None:
-        document["commit"] = commit()
+    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if "texts" not in document:
+        document["texts"] = texts(asked.draws, asked.root, SILENT)
+        document |= facts | {
+            "command": "python -m benchmarks.pga_reasons " + " ".join(sys.argv[1:])
+        }
         RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
+    done = document.get("variants", {})
     with Bars() as progress:
-        if "texts" not in document:
-            document["texts"] = texts(asked.draws, asked.root, SILENT)
-            keep()
         for seed in map(int, asked.seeds.split(",")):
-            found = reasons_of(seed, asked.root, progress, done=variants, keep=merge)
-            merge(found)
+
+            def keep(found: dict) -> None:
+                new = {k: v for k, v in found["variants"].items() if k not in done}
+                take_reasons({name: each | facts for name, each in new.items()})
+
+            reasons_of(seed, asked.root, progress, done=done, keep=keep)
 
 
 if __name__ == "__main__":

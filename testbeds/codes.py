@@ -104,7 +104,7 @@ class CodesWorld:
             found = AutoModelForCausalLM.from_pretrained(
                 self.root / model, use_safetensors=True
             )
-        return found.to(device).eval()
+        return found.to(device).eval()  # pyright: ignore
 
     def memorised(self, keys: Sequence[int] | None = None) -> Sequences:
         """Memorised prefixes with their codes, after each lead-in trained on.

@@ -14,7 +14,7 @@ from audits.pga import measure_published, pga
 from audits.pga_config import make_config, resolved
 from audits.pga_erasers import ERASERS, erase
 from evidence.errors import InputError
-from testbeds.codes import build_codes, perplexity, recall
+from testbeds.codes import perplexity, recall
 from testbeds.codes_config import SIZES
 from tests.probes.test_devices import PretendCuda, mark, marked
 from tests.testbeds.tiny_codes import TINY
@@ -65,7 +65,7 @@ def test_every_eraser_does_the_same_there(name, tiny_codes, there):
 
 
 def test_a_world_and_an_experiment_made_there(tmp_path, there, monkeypatch):
-    monkeypatch.setitem(SIZES, "small", replace(TINY, others=0))
+    monkeypatch.setitem(SIZES, "small", replace(TINY, others=0, epochs=100))
     settings = {
         "erasers": ("md-pga",),
         "permutations": 19,
@@ -81,9 +81,6 @@ def test_a_world_and_an_experiment_made_there(tmp_path, there, monkeypatch):
     )
     np.testing.assert_allclose(found["true"], here["true"], atol=0.13)
     assert found["recall"]["mean"] == pytest.approx(here["recall"]["mean"], rel=1e-2)
-    cpu = build_codes(SIZES["small"], 0, tmp_path / "here")
-    rows = cpu.memorised()
-    assert recall(cpu.load(), rows).greedy == 1.0
     assert done["world"]["card"]["measured"]["memorised"]["greedy"] == 1.0
 
 
@@ -94,5 +91,5 @@ def test_a_device_that_is_not_here_is_one_clear_error(monkeypatch):
         with pytest.raises(InputError, match=f"there is no {device} device here"):
             resolved(make_config({"device": device}))
     assert resolved(make_config({"device": "auto"})).device == "cpu"
-    with pytest.raises(InputError, match="device of .* cannot be used"):
+    with pytest.raises(InputError, match=r"device of .* cannot be used"):
         make_config({"device": "abacus"})
