@@ -65,7 +65,7 @@ def test_every_eraser_does_the_same_there(name, tiny_codes, there):
 
 
 def test_a_world_and_an_experiment_made_there(tmp_path, there, monkeypatch):
-    monkeypatch.setitem(SIZES, "small", replace(TINY, others=0, epochs=100))
+    monkeypatch.setitem(SIZES, "small", replace(TINY, others=0))
     settings = {
         "erasers": ("md-pga",),
         "permutations": 19,
