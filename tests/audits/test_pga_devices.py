@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from audits.pga import measure_published, pga
+from audits.pga import Experiment, measure_published
 from audits.pga_config import make_config, resolved
 from audits.pga_erasers import ERASERS, erase
 from evidence.errors import InputError
-from testbeds.codes import perplexity, recall
+from evidence.progress import SILENT
+from testbeds.codes import build_codes, perplexity, recall
 from testbeds.codes_config import SIZES
 from tests.probes.test_devices import PretendCuda, mark, marked
 from tests.testbeds.tiny_codes import TINY
@@ -64,24 +65,32 @@ def test_every_eraser_does_the_same_there(name, tiny_codes, there):
     assert found == pytest.approx(want, rel=1e-2)
 
 
-def test_a_world_and_an_experiment_made_there(tmp_path, there, monkeypatch):
+def test_a_world_is_made_and_erased_there(tmp_path, there, monkeypatch):
     monkeypatch.setitem(SIZES, "small", replace(TINY, others=0))
-    settings = {
-        "erasers": ("md-pga",),
-        "permutations": 19,
-        "random_inits": 1,
-        "device": "cuda",
-    }
+    config = make_config({"device": "cuda"})
     with there():
-        done = pga(make_config(settings), tmp_path / "out", root=tmp_path / "there")
-        found = measure_published(make_config(settings), tmp_path / "there", "md-pga")
-    assert done["world"]["card"]["device"] == "cuda" == done["config"]["device"]
-    here = measure_published(
-        make_config(settings | {"device": "cpu"}), tmp_path / "there", "md-pga"
-    )
+        found = measure_published(config, tmp_path, "md-pga")
+    here = measure_published(make_config({"device": "cpu"}), tmp_path, "md-pga")
     np.testing.assert_allclose(found["true"], here["true"], atol=0.13)
     assert found["recall"]["mean"] == pytest.approx(here["recall"]["mean"], rel=1e-2)
-    assert done["world"]["card"]["measured"]["memorised"]["greedy"] == 1.0
+    card = build_codes(SIZES["small"], 0, tmp_path).card()
+    assert card["device"] == "cuda"
+    assert card["measured"]["memorised"]["greedy"] == 1.0
+
+
+def test_the_sound_protocol_does_the_same_there(tiny_codes, there):
+    settings = {"permutations": 19, "epochs": 2}
+    here = Experiment(make_config(settings), tiny_codes, SILENT)
+    with there():
+        config = make_config(settings | {"device": "cuda"})
+        moved = Experiment(config, tiny_codes, SILENT)
+        twin = moved.untouched("twin")["sound"]["auc"]
+        found = moved.sound("isotropic")["sound"]
+    np.testing.assert_allclose(twin, here.untouched("twin")["sound"]["auc"], atol=0.13)
+    want = here.sound("isotropic")["sound"]
+    np.testing.assert_allclose(found["auc"], want["auc"], atol=0.13)
+    for name in ("recall", "recall_test"):
+        assert found[name]["mean"] == pytest.approx(want[name]["mean"], rel=1e-2)
 
 
 def test_a_device_that_is_not_here_is_one_clear_error(monkeypatch):
