@@ -178,4 +178,46 @@ def _reading(seeds: dict[int, dict], passed: dict, quiet: dict) -> str:
         ]
         text += f"\n- in every world {words}: {', '.join(always) or 'none'}"
         text += f"; in some: {', '.join(some)}" if some else ""
-    return text + "\n"
+    return text + "\n" + _closest(seeds) + _cut_off(seeds)
+
+
+def _closest(seeds: dict[int, dict]) -> str:
+    """What comes closest among the settings that meet the rest in every world."""
+    every = [
+        [p for part in seeds.values() for p in part["points"] if p["eraser"] == name]
+        for name in _names(seeds)
+    ]
+    tried = [mine for mine in every if "ratio" in mine[0]]
+    text = ""
+    for words, key, meets in (
+        (
+            "meet recall and perplexity in every world, the one that hides most is",
+            "reach",
+            lambda p: (
+                p["recall"] <= RECALL and p["ratio"] <= UTILITY and not p["role_swap"]
+            ),
+        ),
+        (
+            "are equivalent to chance in every world, the one that costs least is",
+            "ratio",
+            lambda p: p["shown gone"] and p["reading"] == "none",
+        ),
+    ):
+        good = [mine for mine in tried if all(map(meets, mine))]
+        if not good:
+            text += f"- of those that {words}: none is there\n"
+            continue
+        best = min(good, key=lambda mine: max(p[key] for p in mine))
+        shown = " ".join(f"{p[key]:.2f}" for p in best)
+        areas = " ".join(f"{p['best']:.2f}" for p in best)
+        name = "reach" if key == "reach" else "perplexity"
+        text += f"- of those that {words} {best[0]['eraser']}: "
+        text += f"{name} {shown}, best AUC {areas}\n"
+    return text
+
+
+def _cut_off(seeds: dict[int, dict]) -> str:
+    cut = [str(s) for s, part in seeds.items() if not part.get("finished", True)]
+    if not cut:
+        return ""
+    return f"\nCut off by the clock before every setting was tried: seed {cut[0]}.\n"
