@@ -77,7 +77,7 @@ def claims_text(parts: dict) -> str:
                 size=size,
                 words=WORDS[size],
                 share=config["erase_share"],
-                margin=config.get("margin", 0.2),
+                margin=config["margin"],
             )
             text += f"\nMade by {where(part)}.\n" + CLAIMS
             for each in part["claims"]:
