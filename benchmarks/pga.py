@@ -6,9 +6,10 @@ paper's world and every eraser of it, about twenty minutes on one core;
 ``claims:small:0`` is ``exhume pga``, ``curve:forty:0`` every eraser at several
 strengths. The others: ``noise`` (states without information), ``power`` (a planted
 signal), ``equivalence`` (no signal: how many sequences show it), ``passages``
-(SmolLM2), ``axis`` (the membership axis on the zoo, whose models must be there) and
-``speed``. ``--take DIR`` takes in what was measured elsewhere. Why the toy differs:
-``benchmarks.pga_reasons``.
+(SmolLM2), ``devices`` (points of a GPU again, on the CPU),
+``views`` (where what an eraser leaves is found), ``axis`` (the membership
+axis on the zoo, whose models must be there) and ``speed``. ``--take DIR`` takes in what
+was measured elsewhere. Why the toy differs: ``benchmarks.pga_reasons``.
 """
 
 import argparse
@@ -30,11 +31,13 @@ from sklearn.svm import SVC
 from audits.membership import FAMILIES, membership
 from benchmarks.pga_axis import axis, axis_rows
 from benchmarks.pga_curve import NEVER, curve_rows, settings
+from benchmarks.pga_devices import devices
 from benchmarks.pga_equivalence import equivalence
 from benchmarks.pga_page import write_page
 from benchmarks.pga_passages import passages
 from benchmarks.pga_reasons import take_reasons
 from benchmarks.pga_simulated import noise, power, row
+from benchmarks.pga_views import views
 from benchmarks.pga_worlds import EPOCHS, measure
 from benchmarks.pga_worlds import PARTS as WORLDS
 from benchmarks.timing import commit, machine
@@ -206,6 +209,10 @@ def main() -> None:
             elif name == "power":
                 done = parts.get("power", {}).get("curve", [])
                 found = power(asked.repeats // 4, asked.permutations, progress, done)
+            elif name == "devices":
+                found = devices(asked.root, parts.get("curve:forty:0"), progress)
+            elif name == "views":
+                found = views(asked.root, progress)
             elif name == "equivalence":
                 found = equivalence(asked.repeats // 4, asked.root, progress)
             else:

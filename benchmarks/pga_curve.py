@@ -135,12 +135,12 @@ def curve(
     with progress.task("erasers", len(tried)) as advance:
         if NEVER not in points:
             twin = run.battery(Erased(run.load("twin"), {}, {}))
-            points["original"] = _point("original", original, original, None, config)
-            points[NEVER] = _point(NEVER, twin, original, None, config)
+            points["original"] = point("original", original, original, None, config)
+            points[NEVER] = point(NEVER, twin, original, None, config)
         for name, make in tried.items():
             if name not in points:
                 erased = make(run)
-                points[name] = _point(
+                points[name] = point(
                     name,
                     run.battery(erased),
                     original,
@@ -182,16 +182,25 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
     ]
 
 
-def _point(
+def point(
     name: str,
     found: dict,
     original: dict,
     cost: dict | None,
     config: PgaExperiment,
 ) -> dict:
+    """What the curve keeps of one setting.
+
+    Args:
+        name: Of the setting.
+        found: Its battery.
+        original: The original's.
+        cost: Recall and utility; None for what is untouched.
+        config: Of the experiment.
+    """
     outcome, why = shown_gone(found, original, config.margin)
     told = np.asarray(original["p_column"]) <= LEVEL
-    point = {
+    kept = {
         "eraser": name,
         "best": found["best"],
         "band": found["band"],
@@ -206,16 +215,16 @@ def _point(
     }
     if cost is not None:
         useful = cost["utility"]
-        point |= {
+        kept |= {
             "recall": cost["recall"]["mean"],
             "ratio": useful["ratio"],
             "role_swap": useful["role_swap"],
         }
-        point["quiet"] = bool(
+        kept["quiet"] = bool(
             found["reading"] == "none"
-            and point["recall"] <= RECALL
-            and point["ratio"] <= UTILITY
-            and not point["role_swap"]
+            and kept["recall"] <= RECALL
+            and kept["ratio"] <= UTILITY
+            and not kept["role_swap"]
         )
-        point["passes"] = point["quiet"] and outcome == YES
-    return point
+        kept["passes"] = kept["quiet"] and outcome == YES
+    return kept

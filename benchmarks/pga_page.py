@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.pga_plots import draw_equivalence, draw_power
 from benchmarks.pga_statements import STATEMENTS
+from benchmarks.pga_views import views_text
 from benchmarks.pga_why import reasons
 from benchmarks.pga_worlds_page import claims_text, curves_text, named
 
@@ -72,6 +73,12 @@ need fewer sequences.
 | sequences | median reach | {heads} |
 |{rule}
 """
+DEVICES = """
+## The device
+
+Worlds made on a GPU are not those of a CPU: two trainings part ways in their last
+digits. From the same models, erasers and battery give the same on either.
+"""
 COPY = """
 ## What must not be copied
 
@@ -125,8 +132,12 @@ def write_page(document: dict) -> None:
             text += f"| {each['n']} + {each['n']} | {each['reach']:.2f} | {shares} |\n"
         text += _table(parts["equivalence"])
     text += curves_text(parts, PAGE.parent)
+    if "views" in parts:
+        text += views_text(parts["views"])
     for each in named(parts, "curve").values():
         text += "".join(map(_table, each.values()))
+    if "devices" in parts:
+        text += DEVICES + _table(parts["devices"])
     if "axis" in parts:
         text += AXIS + "".join(map(_axis, parts["axis"]["models"]))
         text += _table(parts["axis"])
