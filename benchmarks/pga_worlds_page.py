@@ -126,7 +126,7 @@ def _one_size(size: str, seeds: dict[int, dict]) -> str:
         tested=f"{tested} + {tested}",
         plural="s" if len(seeds) > 1 else "",
         seeds=", ".join(map(str, seeds)),
-        made="; ".join(f"seed {s}: {where(p)}" for s, p in seeds.items()) + ".",
+        made="Made by " + "; ".join(dict.fromkeys(map(where, seeds.values()))) + ".",
     )
     passed, quiet = {}, {}
     for place, name in enumerate(_names(seeds)):

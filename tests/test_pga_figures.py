@@ -7,8 +7,13 @@ import pytest
 from benchmarks import pga_reasons
 from benchmarks.pga import ORDER, take
 from benchmarks.pga_curve import NEVER
+from benchmarks.pga_devices import devices
 from benchmarks.pga_equivalence import equivalence_rows
+from benchmarks.pga_views import views_text
 from benchmarks.pga_worlds_page import _one_size
+from evidence.errors import InputError
+from evidence.progress import SILENT
+from testbeds.codes_config import SIZES
 
 FACTS = {"commit": "abc", "machine": {"cpu": "c"}, "device": "cpu", "threads": 1}
 
@@ -94,3 +99,27 @@ def test_the_least_number_with_enough_power_is_named(powers, value):
     rows = equivalence_rows(curve)
     assert [row["value"] for row in rows] == [value]
     assert "0.2 of chance" in rows[0]["figure"]
+
+
+@pytest.mark.parametrize("there", [None, {"device": "cpu", "points": []}])
+def test_only_a_gpu_s_points_are_compared_with_the_cpu(there, tmp_path):
+    with pytest.raises(InputError, match=r"nothing to compare with.*--take"):
+        devices(tmp_path, there, SILENT)
+
+
+def test_a_world_of_this_cpu_is_not_taken_for_a_gpu_s(tiny_codes, monkeypatch):
+    there = {"device": "cuda", "points": []}
+    monkeypatch.setitem(SIZES, "forty", tiny_codes.config)
+    with pytest.raises(InputError, match="not made on a GPU"):
+        devices(tiny_codes.root.parent, there, SILENT)
+
+
+def test_views_stand_apart_and_seeds_side_by_side():
+    points = [
+        {"model": "m", "seed": s, "view": view, "auc": [0.5, auc], "band": 0.6}
+        for s in (0, 1)
+        for view, auc in (("last", 0.51), ("mean", 0.6 + s / 10))
+    ]
+    text = views_text({"points": points})
+    assert "| m | last | 0.50 0.50 | 0.51 0.51 |" in text
+    assert "| m | mean | 0.50 0.50 | 0.60 0.70 |" in text
