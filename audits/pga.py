@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from audits.membership import FAMILIES, Membership, membership, split_sequences
+from audits.membership import FAMILIES, membership, split_sequences
 from audits.pga_attacks import projection_test, refit_attack
 from audits.pga_claims import claims_of
-from audits.pga_config import PgaExperiment
+from audits.pga_config import PgaExperiment, resolved
 from audits.pga_erasers import Erased, erase
 from audits.pga_published import adversarial_probes, published_scores, toy_verdict
+from audits.pga_rows import membership_row, numbers
 from audits.pga_states import VIEWS, all_states, depth_sites, pool_states
 from audits.stages import Workspace, canonical
 from audits.utility import Utility
@@ -74,13 +75,19 @@ def pga(
     from audits.pga_report import write_report
 
     place = cache_root() / "worlds" if root is None else root
+    config = resolved(config)
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
     work = Workspace.open(out, {"pga": SCHEMA, **config.model_dump(mode="json")}, fresh)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
         world = build_codes(
-            SIZES[config.size], config.seed, place, twin=True, progress=progress
+            SIZES[config.size],
+            config.seed,
+            place,
+            twin=True,
+            device=config.device,
+            progress=progress,
         )
         run = Experiment(config, world, progress)
         advance(1)
@@ -134,10 +141,13 @@ def measure_published(
         eraser: Sees every key it is scored on, as published.
         progress: Where progress is shown.
     """
-    world = build_codes(SIZES[config.size], config.seed, root, progress=progress)
+    config = resolved(config)
+    world = build_codes(
+        SIZES[config.size], config.seed, root, device=config.device, progress=progress
+    )
     run = Experiment(config, world, progress)
     if eraser is None:
-        return run.measure(Erased(world.load(), {}, {}))
+        return run.measure(Erased(run.load(), {}, {}))
     return run.published(eraser)["published"]
 
 
@@ -145,14 +155,18 @@ class Experiment:
     """One experiment's models and what is measured on them."""
 
     def __init__(self, config: PgaExperiment, world: CodesWorld, progress: Progress):
-        self.config, self.world, self.progress = config, world, progress
+        self.config, self.world, self.progress = resolved(config), world, progress
         count = min(len(world.pools["memorised"]), len(world.pools["clean"]))
         self.all = np.arange(count)
         self.seen, self.test = split_sequences(count, config.erase_share, config.seed)
 
+    def load(self, name: str = "original") -> PreTrainedModel:
+        """A fresh copy of the original or the twin, where models are run."""
+        return self.world.load(name, self.config.device)
+
     def untouched(self, name: str) -> dict[str, Any]:
         """The original or the twin, under both protocols."""
-        erased = Erased(self.world.load(name), {}, {})
+        erased = Erased(self.load(name), {}, {})
         return {
             "model": name,
             "eraser": None,
@@ -162,7 +176,9 @@ class Experiment:
 
     def untrained(self, number: int) -> dict[str, Any]:
         """A network that was never trained, under both protocols."""
-        erased = Erased(untrained_model(self.world, number), {}, {})
+        model = untrained_model(self.world, number)
+        model.to(self.config.device)  # pyright: ignore
+        erased = Erased(model, {}, {})
         return {
             "model": f"untrained {number}",
             "eraser": None,
@@ -179,7 +195,7 @@ class Experiment:
                 states = self._states(erased.model)["last"]
             variants = adversarial_probes(states["memorised"], states["clean"])
             found["six"] = {
-                key: _numbers(each.accuracy) for key, each in variants.items()
+                key: numbers(each.accuracy) for key, each in variants.items()
             }
         return {"model": "original", "eraser": name, "published": found}
 
@@ -194,7 +210,7 @@ class Experiment:
 
     def interventions(self) -> dict[str, Any]:
         """The published projection test and re-fit attacker, on the original."""
-        model, world = self.world.load(), self.world
+        model, world = self.load(), self.world
         sites = depth_sites(model)
         pools = [world.pools[name].prefixes for name in ("memorised", "clean")]
         drawn = world.drawn("clean", UNSEEN)
@@ -216,17 +232,17 @@ class Experiment:
         return {
             "projection": {
                 "depth": middle,
-                "before": _numbers(test.before.accuracy),
-                "after": _numbers(test.after.accuracy),
+                "before": numbers(test.before.accuracy),
+                "after": numbers(test.after.accuracy),
                 "recall_drop": test.recall_drop,
                 "other_drop": test.other_drop,
                 "reading": test.reading,
             },
             "refit": {
-                "accuracy": _numbers(attack.accuracy.max(1)),
+                "accuracy": numbers(attack.accuracy.max(1)),
                 "rank": attack.rank,
                 "recall_drop": attack.recall_drop,
-                "cka": _numbers(attack.cka),
+                "cka": numbers(attack.cka),
                 "beaten": attack.beaten,
             },
         }
@@ -235,7 +251,7 @@ class Experiment:
         config = self.config
         return erase(
             name,
-            self.world.load(model),
+            self.load(model),
             self.world,
             keys,
             epochs=config.epochs,
@@ -261,12 +277,12 @@ class Experiment:
             pools["memorised"], pools["clean"], pools.get("others")
         )
         return {
-            "true": _numbers(scores.true.accuracy),
-            "spread": _numbers(scores.true.spread),
-            "concordance": _numbers(scores.true.concordance.mean(0)),
-            "oriented": _numbers(scores.true.oriented),
-            "pure": None if scores.pure is None else _numbers(scores.pure.accuracy),
-            "shuffled": _numbers(scores.shuffled.mean(0)),
+            "true": numbers(scores.true.accuracy),
+            "spread": numbers(scores.true.spread),
+            "concordance": numbers(scores.true.concordance.mean(0)),
+            "oriented": numbers(scores.true.oriented),
+            "pure": None if scores.pure is None else numbers(scores.pure.accuracy),
+            "shuffled": numbers(scores.shuffled.mean(0)),
             "mean_gap": scores.mean_gap,
             "reading": scores.reading,
             "recall": asdict(known),
@@ -294,7 +310,7 @@ class Experiment:
         trained = None
         if self.config.trained_readers:
             trained = self._trained(views, labels)
-        return _membership(found) | {"trained": trained}
+        return membership_row(found) | {"trained": trained}
 
     def _trained(
         self, views: dict[str, Tensor], labels: NDArray[np.int64]
@@ -320,7 +336,7 @@ class Experiment:
 
     def cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
         """Recall of the keys erased, utility, and the criterion of the paper."""
-        before = self.world.load()
+        before = self.load()
         chosen = keys.tolist()
         mine = self.world.memorised(chosen)
         unseen = self.world.drawn("clean", UNSEEN)
@@ -364,26 +380,3 @@ def _code_logprob(model: PreTrainedModel, rows: Sequences) -> float:
 
 def _fits(states: Tensor, keys: Tensor) -> bool:
     return states.shape[1] > int(keys.max())
-
-
-def _numbers(values: NDArray[np.float64]) -> list[Any]:
-    return np.asarray(values, float).round(12).tolist()
-
-
-def _membership(found: Membership) -> dict[str, Any]:
-    band = found.band
-    return {
-        "auc": _numbers(found.auc),
-        "concordance": _numbers(found.concordance),
-        "interval": _numbers(found.interval()),
-        "p_column": _numbers(found.p_column),
-        "best": found.best,
-        "worst": found.worst,
-        "band": None if np.isnan(band) else band,
-        "p_above": found.p_above,
-        "p_below": found.p_below,
-        "p": found.p_value,
-        "smallest_p": found.smallest_p,
-        "sequences": found.sequences,
-        "reading": found.reading(),
-    }

@@ -16,12 +16,16 @@ def pga(
         Path | None, typer.Option(help="YAML file of settings; else the small preset.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="small, published, medium or large.")
+        str | None,
+        typer.Option(help="small, published, medium, large, forty or two_hundred."),
     ] = None,
     erasers: Annotated[
         str, typer.Option(help="Comma-separated; else those of the settings.")
     ] = "",
     seed: Annotated[int | None, typer.Option(help="Of everything.", min=0)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where models are trained: auto, cpu, cuda, mps.")
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Replace another experiment in the folder.")
     ] = False,
@@ -33,7 +37,7 @@ def pga(
 
     base = make_config({}) if config is None else read_config(config)
     named = [word.strip() for word in erasers.split(",") if word.strip()]
-    given = {"size": size, "erasers": named or None, "seed": seed}
+    given = {"size": size, "erasers": named or None, "seed": seed, "device": device}
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = base.model_dump() | chosen
     with Bars(Console(stderr=True)) as progress:

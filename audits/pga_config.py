@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audits.pga_erasers import ERASERS
+from audits.subjects import choose_device
 from evidence.errors import InputError
 
 
@@ -30,11 +32,15 @@ class PgaExperiment(BaseModel):
         trained_readers: Also ``probes.refit``'s networks, forest and others, which
             take minutes. Too slow for a null: their best is held against their best on
             the twin and the untrained networks.
+        device: Where models are trained and run: ``"auto"``, ``"cpu"``, ``"cuda"`` or
+            ``"mps"``. Readers are fitted on the CPU, which is quicker at these sizes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: Literal["small", "published", "medium", "large", "forty"] = "small"
+    size: Literal["small", "published", "medium", "large", "forty", "two_hundred"] = (
+        "small"
+    )
     seed: int = Field(0, ge=0)
     erasers: tuple[str, ...] = ("pga", "isotropic", "md-pga", "gradient ascent")
     epochs: int | None = Field(None, ge=1)
@@ -47,6 +53,7 @@ class PgaExperiment(BaseModel):
     random_inits: int = Field(10, ge=1)
     six_probes: bool = False
     trained_readers: bool = False
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
 
 
 def read_config(path: Path) -> PgaExperiment:
@@ -99,3 +106,20 @@ def make_config(
                 f"there is no eraser {name!r}", expected=", ".join(ERASERS)
             )
     return config
+
+
+def resolved(config: PgaExperiment) -> PgaExperiment:
+    """The same on the device that ``"auto"`` means here.
+
+    Raises:
+        InputError: this machine or this PyTorch has no device of the kind.
+    """
+    device = choose_device(config.device)
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if device in backends and not backends[device].is_available():
+        raise InputError(
+            f"there is no {device} device here",
+            expected="cpu, or a machine and a PyTorch that have one",
+            fix="Set device to cpu or auto",
+        )
+    return config.model_copy(update={"device": device})

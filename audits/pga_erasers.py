@@ -197,7 +197,13 @@ def leace(rows: Tensor, labels: Tensor) -> Edit:
     """LEACE fitted on (row, d) states and (row,) labels."""
     # Few rows, so the covariance is drawn towards the identity as far as suits them.
     eraser = Leace(shrinkage="oas").fit(rows, labels).eraser_
-    return lambda states: eraser.transform(states.double()).to(states)
+
+    def edit(states: Tensor) -> Tensor:
+        # Apple's devices have no float64.
+        fine = states if states.device.type == "mps" else states.double()
+        return eraser.transform(fine).to(states)
+
+    return edit
 
 
 def _aligned(preset: str, epochs: int | None, align_weight: float | None) -> PgaConfig:

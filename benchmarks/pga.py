@@ -1,11 +1,15 @@
 """Probe-geometry alignment: the published toy again, under two protocols.
 
-Run by hand: ``make bench-pga``. Each part is kept as it is done: ``toy`` (trains the
-paper's world and every eraser of it, about twenty minutes on one core), ``codes`` and
-``forty`` (``exhume pga`` on 20 + 20 and 40 + 40 prefixes), ``curve`` (every eraser at
-several strengths), ``noise`` (states without information), ``power`` (a planted
-signal), ``passages`` (SmolLM2), ``axis`` (the membership axis on the zoo, whose models
-must be there) and ``speed``. Why the toy differs: ``benchmarks.pga_reasons``.
+Run by hand: ``make bench-pga``. Each part is kept as it is done. Those of a world are
+named by part, size and seed (``benchmarks.pga_worlds``): ``toy:published:0`` trains the
+paper's world and every eraser of it, about twenty minutes on one core;
+``claims:small:0`` is ``exhume pga``, ``curve:forty:0`` every eraser at several
+strengths. The others: ``noise`` (states without information), ``power`` (a planted
+signal), ``equivalence`` (no signal: how many sequences show it), ``passages``
+(SmolLM2), ``devices`` (points of a GPU again, on the CPU),
+``views`` (where what an eraser leaves is found), ``axis`` (the membership
+axis on the zoo, whose models must be there) and ``speed``. ``--take DIR`` takes in what
+was measured elsewhere. Why the toy differs: ``benchmarks.pga_reasons``.
 """
 
 import argparse
@@ -25,133 +29,58 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from audits.membership import FAMILIES, membership
-from audits.pga import criterion, measure_published, pga
-from audits.pga_config import make_config
-from audits.pga_erasers import ERASERS
 from benchmarks.pga_axis import axis, axis_rows
-from benchmarks.pga_curve import curve
+from benchmarks.pga_curve import NEVER, curve_rows, settings
+from benchmarks.pga_devices import devices
+from benchmarks.pga_equivalence import equivalence
 from benchmarks.pga_page import write_page
 from benchmarks.pga_passages import passages
+from benchmarks.pga_reasons import take_reasons
 from benchmarks.pga_simulated import noise, power, row
+from benchmarks.pga_views import views
+from benchmarks.pga_worlds import EPOCHS, measure
+from benchmarks.pga_worlds import PARTS as WORLDS
 from benchmarks.timing import commit, machine
 from capture.cache import cache_root
 from evidence.progress import SILENT, Bars, Progress
 from evidence.seeds import torch_rng
 
 RESULT = Path(__file__).parent / "results" / "pga.json"
-PARTS = "noise,power,speed,codes,forty,curve,passages,toy"
-NEAR = 0.08
-EPOCHS = 100
-"""Of the alignments on forty keys; some settings of the curve take four times that."""
-BASELINE = (0.656, 0.739, 0.883, 1.0, 1.0)
-PUBLISHED = {
-    "pga": (0.65, 0.55, 0.29, 0.22, 0.19),
-    "isotropic": (0.66, 0.69, 0.68, 0.67, 0.62),
-}
-LEFT = {
-    "output distillation": 0.92,
-    "gradient ascent": 1.0,
-    "npo": 1.0,
-    "rmu": 1.0,
-    "idk": 1.0,
-}
-"""Highest probe the paper's baselines leave on its toy."""
-SOUND = ("pga", "isotropic", "md-pga", "gradient ascent")
+FACTS = ("commit", "machine", "device", "threads")
+ORDER = ("original", NEVER, *settings(EPOCHS))
+PARTS = (
+    "noise,speed,power,equivalence,claims:small:0,claims:forty:0,curve:forty:0,"
+    "passages,toy:published:0"
+)
 
 
-def toy(root: Path, seeds: list[int], progress: Progress) -> dict:
-    """The published toy: every eraser scored on the keys it saw."""
-    rows, models = [], []
-    for seed in seeds:
-        config = make_config({"size": "published", "seed": seed})
-        before = measure_published(config, root, None, progress)
-        models.append({"seed": seed, "eraser": None, **before})
-        for depth, expected in enumerate(BASELINE):
-            rows.append(
-                _near(f"baseline, depth {depth}", before["true"][depth], expected, seed)
-            )
-        for name in ERASERS:
-            found = measure_published(config, root, name, progress)
-            models.append({"seed": seed, "eraser": name, **found})
-            true = found["true"]
-            if name in PUBLISHED:
-                for depth, expected in enumerate(PUBLISHED[name]):
-                    rows.append(
-                        _near(f"{name}, depth {depth}", true[depth], expected, seed)
-                    )
-                met = criterion({"published": found})
-                rows.append(
-                    row(
-                        f"{name}: terms of the paper's criterion met, of 4",
-                        sum(met.values()),
-                        None,
-                        ">=",
-                        "",
-                        1,
-                        seed=seed,
-                        met=met,
-                    )
-                )
-            if name in LEFT:
-                rows.append(
-                    _near(f"{name}, highest probe left", max(true), LEFT[name], seed)
-                )
-    return {"rows": rows, "models": models}
+def take(folder: Path, parts: dict) -> None:
+    """Put the files of ``benchmarks.pga_worlds`` among the parts and the reasons.
 
-
-def _near(figure: str, ours: float, published: float, seed: int) -> dict:
-    """Distance from a published figure; ours and theirs come along."""
-    return row(
-        figure,
-        abs(ours - published),
-        NEAR,
-        "<=",
-        f"arXiv 2605.01699: {published}",
-        1,
-        ours=ours,
-        published=published,
-        seed=seed,
-        unit="difference",
-    )
-
-
-def codes(root: Path, seed: int, size: str, progress: Progress) -> dict:
-    """``exhume pga``: which claims survive, and every model's p."""
-    erasers = SOUND if size == "small" else (*SOUND, "leace")
-    epochs = 200 if size == "small" else EPOCHS
-    config = make_config(
-        {"size": size, "seed": seed, "erasers": erasers, "epochs": epochs}
-    )
-    document = pga(
-        config, root.parent / "bench-pga" / f"{size}-{seed}", root=root, fresh=True,
-        progress=progress,
-    )  # fmt: skip
-    rows = []
-    for each in document["rows"]:
-        name = each["eraser"] or each["model"]
-        if "sound" not in each or name.startswith("untrained"):
+    Args:
+        folder: Where they are; shards of a curve become one part.
+        parts: By name; those of the same name are replaced.
+    """
+    files: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        files.setdefault(found.pop("key"), []).append(found)
+    for key, found in files.items():
+        part, size, seed = key.split(":")
+        if part == "reasons":
+            for each in found:
+                facts = {name: each[name] for name in FACTS}
+                take_reasons({name: v | facts for name, v in each["variants"].items()})
             continue
-        sound = each["sound"]
-        # The original must be found; on the twin there is nothing to find.
-        target, sense = {"original": (0.05, "<="), "twin": (0.05, ">=")}.get(
-            name, (None, ">=")
-        )
-        rows.append(
-            row(
-                f"codes, {sound['sequences']} sequences, {name}: p",
-                sound["p"],
-                target,
-                sense,
-                f"{sound['reading']}; best AUC {sound['best']:.2f}, "
-                f"null's 95 % {sound['band']:.2f}",
-                sound["sequences"],
-                best=sound["best"],
-                worst=sound["worst"],
-                seed=seed,
-            )
-        )
-    kept = {key: document[key] for key in ("claims", "interventions", "config")}
-    return {"rows": rows, **kept}
+        whole = found[0]
+        if part == "curve":
+            points = {p["eraser"]: p for each in found for p in each["points"]}
+            order = [name for name in ORDER if name in points]
+            whole["points"] = [points[name] for name in order]
+            whole["rows"] = curve_rows(whole["points"], size, int(seed))
+            whole["seconds"] = sum(each["seconds"] for each in found)
+            whole["finished"] = len(order) == len(ORDER)
+        parts[key] = whole
 
 
 def speed(progress: Progress) -> dict:
@@ -222,33 +151,45 @@ def main() -> None:
     """Run the parts asked for, keep each, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default=PARTS)
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--take", type=Path, help="take in a folder; measure nothing")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--permutations", type=int, default=199)
-    parser.add_argument("--curve-size", default="forty")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
     parser.add_argument("--zoo", type=Path, default=cache_root() / "zoo")
     parser.add_argument("--tuning-zoo", type=Path, default=cache_root() / "zoo")
     asked = parser.parse_args()
     document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     parts = document.get("parts", {})
+
+    def keep() -> None:
+        document.update(
+            {
+                "command": "python -m benchmarks.pga " + " ".join(sys.argv[1:]),
+                "commit": commit(),
+                "machine": machine(),
+                "threads": torch.get_num_threads(),
+                "families": list(FAMILIES),
+                "rows": [each for part in parts.values() for each in part["rows"]],
+                "parts": parts,
+            }
+        )
+        RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_page(document)
+
+    if asked.take is not None:
+        take(asked.take, parts)
+        keep()
+        return
     with Bars() as progress:
         for name in asked.parts.split(","):
-            start = time.perf_counter()
-            if name == "toy":
-                seeds = [int(word) for word in asked.seeds.split(",")]
-                found = toy(asked.root, seeds, progress)
-            elif name in ("codes", "forty"):
-                size = "small" if name == "codes" else name
-                first = int(asked.seeds.split(",")[0])
-                found = codes(asked.root, first, size, progress)
-            elif name == "curve":
-                found = curve(
-                    asked.curve_size,
-                    int(asked.seeds.split(",")[0]),
+            start, kind = time.perf_counter(), name.split(":")[0]
+            if kind in WORLDS and name.count(":") == 2:
+                found = measure(
+                    name,
                     asked.root,
                     progress,
-                    epochs=EPOCHS,
+                    device=asked.device,
                     permutations=asked.permutations,
                 )
             elif name == "passages":
@@ -268,23 +209,22 @@ def main() -> None:
             elif name == "power":
                 done = parts.get("power", {}).get("curve", [])
                 found = power(asked.repeats // 4, asked.permutations, progress, done)
+            elif name == "devices":
+                found = devices(asked.root, parts.get("curve:forty:0"), progress)
+            elif name == "views":
+                found = views(asked.root, progress)
+            elif name == "equivalence":
+                found = equivalence(asked.repeats // 4, asked.root, progress)
             else:
                 parser.error(f"there is no part {name!r}")
             parts[name] = found | {
                 "commit": commit(),
+                "machine": machine(),
+                "device": asked.device if kind in WORLDS else "cpu",
+                "threads": torch.get_num_threads(),
                 "seconds": round(time.perf_counter() - start),
             }
-            document = {
-                "command": "python -m benchmarks.pga " + " ".join(sys.argv[1:]),
-                "commit": commit(),
-                "machine": machine(),
-                "threads": torch.get_num_threads(),
-                "families": list(FAMILIES),
-                "rows": [each for part in parts.values() for each in part["rows"]],
-                "parts": parts,
-            }
-            RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            write_page(document)
+            keep()
     for each in document["rows"]:
         print(f"{each['figure']}: {each['value']:.3g}", flush=True)
 

@@ -1,13 +1,13 @@
 """How close does any eraser come? Utility and recall against the battery's best AUC.
 
-Every setting sees half of the keys; the other half is what the battery of readers is
+Every setting sees a part of the keys; the others are what the battery of readers is
 tried on. An eraser passes where recall is gone, perplexity stays within 1.05 times, no
 clean code took a memorised one's place, and every reader that found the signature in
 the original is equivalent to chance. Quadratic erasure is not among them: it must be
 told of each row whether it was memorised.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,52 +18,54 @@ from audits.pga_config import PgaExperiment, make_config
 from audits.pga_erasers import Erased, edits_at_every_depth, erase, leace, md_edits
 from benchmarks.pga_simulated import row
 from evidence.progress import Progress
-from testbeds.codes import CodesWorld, build_codes
+from testbeds.codes import build_codes
 from testbeds.codes_config import SIZES
 
-Make = Callable[[CodesWorld, np.ndarray], Erased]
+Make = Callable[[Experiment], Erased]
 RECALL, UTILITY = 0.01, 1.05
+NEVER = "never taught any code"
 
 
 def _named(name: str, **more) -> Make:
-    return lambda world, keys: erase(name, world.load(), world, keys, **more)
+    return lambda run: erase(name, run.load(), run.world, run.seen, **more)
 
 
 def _md(k: int) -> Make:
-    def make(world: CodesWorld, keys: np.ndarray) -> Erased:
-        model = world.load()
-        return Erased(model, md_edits(model, world, keys, k), {})
+    def make(run: Experiment) -> Erased:
+        model = run.load()
+        return Erased(model, md_edits(model, run.world, run.seen, k), {})
 
     return make
 
 
-def _at_last(world: CodesWorld, keys: np.ndarray) -> Erased:
+def _at_last(run: Experiment) -> Erased:
     """LEACE at the last depth alone."""
-    model = world.load()
-    edits = edits_at_every_depth(model, world, keys, leace)
+    model = run.load()
+    edits = edits_at_every_depth(model, run.world, run.seen, leace)
     last = list(edits)[-1]
     return Erased(model, {last: edits[last]}, {})
 
 
 def settings(epochs: int) -> dict[str, Make]:
     """Every eraser and strength that is tried."""
-    found: dict[str, Make] = {
-        f"pga, weight {weight:g}": _named("pga", epochs=epochs, align_weight=weight)
-        for weight in (0.1, 1.0, 10.0)
-    }
-    found |= {
-        f"isotropic, weight {weight:g}": _named(
-            "isotropic", epochs=epochs, align_weight=weight
-        )
-        for weight in (0.1, 1.0, 10.0)
-    }
+    found: dict[str, Make] = {}
     # Longer, where the alignment is strong enough to hide the signature.
-    found |= {
-        f"isotropic, weight {weight:g}, {4 * epochs} epochs": _named(
-            "isotropic", epochs=4 * epochs, align_weight=weight
-        )
-        for weight in (3.0, 10.0, 30.0)
-    }
+    for name, short, long in (
+        ("pga", (0.1, 1.0, 10.0), (1.0,)),
+        ("isotropic", (0.1, 1.0, 10.0), (3.0, 10.0, 30.0)),
+    ):
+        found |= {
+            f"{name}, weight {weight:g}": _named(
+                name, epochs=epochs, align_weight=weight
+            )
+            for weight in short
+        }
+        found |= {
+            f"{name}, weight {weight:g}, {4 * epochs} epochs": _named(
+                name, epochs=4 * epochs, align_weight=weight
+            )
+            for weight in long
+        }
     found["adversarial pga, weight 1"] = _named(
         "adversarial pga", epochs=epochs, align_weight=1.0
     )
@@ -82,25 +84,72 @@ def curve(
     *,
     epochs: int = 200,
     permutations: int = 199,
+    share: float = 0.5,
+    device: str = "cpu",
+    shard: tuple[int, int] = (0, 1),
+    done: Sequence[dict] = (),
+    keep: Callable[[dict], None] = lambda found: None,
 ) -> dict:
-    """Every setting's recall, utility and battery, and whether it passes."""
-    config = make_config({"size": size, "seed": seed, "permutations": permutations})
-    world = build_codes(SIZES[size], seed, root, twin=True, progress=progress)
+    """Every setting's recall, utility and battery, and whether it passes.
+
+    Args:
+        size: Of the world.
+        seed: Of the world and the experiment.
+        root: Where worlds are kept.
+        progress: Shows settings.
+        epochs: Of the alignments.
+        permutations: Of the battery's null.
+        share: Of the keys that erasers see; the others are tested.
+        device: Where models are trained.
+        shard: This one of so many parts of the settings.
+        done: Points that are there already.
+        keep: Given what there is after every setting.
+    """
+    config = make_config(
+        {
+            "size": size,
+            "seed": seed,
+            "permutations": permutations,
+            "erase_share": share,
+            "device": device,
+        }
+    )
+    world = build_codes(
+        SIZES[size], seed, root, twin=True, device=config.device, progress=progress
+    )
     run = Experiment(config, world, progress)
-    original = run.battery(Erased(world.load(), {}, {}))
-    twin = run.battery(Erased(world.load("twin"), {}, {}))
-    points = [_point("original", original, original, None, config)]
-    points.append(_point("never taught any code", twin, original, None, config))
-    tried = settings(epochs)
+    original = run.battery(Erased(run.load(), {}, {}))
+    points = {each["eraser"]: each for each in done}
+    tried = dict(list(settings(epochs).items())[shard[0] :: shard[1]])
+
+    def found() -> dict:
+        every = list(points.values())
+        return {
+            "rows": curve_rows(every, size, seed),
+            "points": every,
+            "size": size,
+            "margin": config.margin,
+            "share": share,
+        }
+
     with progress.task("erasers", len(tried)) as advance:
+        if NEVER not in points:
+            twin = run.battery(Erased(run.load("twin"), {}, {}))
+            points["original"] = point("original", original, original, None, config)
+            points[NEVER] = point(NEVER, twin, original, None, config)
         for name, make in tried.items():
-            erased = make(world, run.seen)
-            found = run.battery(erased)
-            cost = run.cost(erased, run.seen)
-            points.append(_point(name, found, original, cost, config))
+            if name not in points:
+                erased = make(run)
+                points[name] = point(
+                    name,
+                    run.battery(erased),
+                    original,
+                    run.cost(erased, run.seen),
+                    config,
+                )
+                keep(found())
             advance(1)
-    rows = curve_rows(points, size, seed)
-    return {"rows": rows, "points": points, "size": size, "margin": config.margin}
+    return found()
 
 
 def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
@@ -110,7 +159,7 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
     quiet = [each["eraser"] for each in tried if each["quiet"]]
     return [
         row(
-            f"erasers that pass the sound protocol on codes, {size}: recall under "
+            f"erasers that pass on codes, {size}, seed {seed}: recall under "
             f"{RECALL}, perplexity within {UTILITY} times, equivalent to chance",
             len(passing),
             1,
@@ -121,7 +170,7 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
             unit="erasers",
         ),
         row(
-            f"the same, {size}, were not finding it enough",
+            f"the same, {size}, seed {seed}, were not finding it enough",
             len(quiet),
             None,
             ">=",
@@ -133,16 +182,25 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
     ]
 
 
-def _point(
+def point(
     name: str,
     found: dict,
     original: dict,
     cost: dict | None,
     config: PgaExperiment,
 ) -> dict:
+    """What the curve keeps of one setting.
+
+    Args:
+        name: Of the setting.
+        found: Its battery.
+        original: The original's.
+        cost: Recall and utility; None for what is untouched.
+        config: Of the experiment.
+    """
     outcome, why = shown_gone(found, original, config.margin)
     told = np.asarray(original["p_column"]) <= LEVEL
-    point = {
+    kept = {
         "eraser": name,
         "best": found["best"],
         "band": found["band"],
@@ -153,19 +211,20 @@ def _point(
         "sequences": found["sequences"],
         "why": why,
         "passes": False,
+        "shown gone": outcome == YES,
     }
     if cost is not None:
         useful = cost["utility"]
-        point |= {
+        kept |= {
             "recall": cost["recall"]["mean"],
             "ratio": useful["ratio"],
             "role_swap": useful["role_swap"],
         }
-        point["quiet"] = bool(
+        kept["quiet"] = bool(
             found["reading"] == "none"
-            and point["recall"] <= RECALL
-            and point["ratio"] <= UTILITY
-            and not point["role_swap"]
+            and kept["recall"] <= RECALL
+            and kept["ratio"] <= UTILITY
+            and not kept["role_swap"]
         )
-        point["passes"] = point["quiet"] and outcome == YES
-    return point
+        kept["passes"] = kept["quiet"] and outcome == YES
+    return kept

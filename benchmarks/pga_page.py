@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
-from benchmarks.pga_plots import draw_curve, draw_power
+from benchmarks.pga_plots import draw_equivalence, draw_power
 from benchmarks.pga_statements import STATEMENTS
+from benchmarks.pga_views import views_text
 from benchmarks.pga_why import reasons
+from benchmarks.pga_worlds_page import claims_text, curves_text, named
 
 RESULT = Path(__file__).parent / "results" / "pga.json"
 PAGE = Path(__file__).parents[1] / "docs" / "pga.md"
@@ -33,41 +35,6 @@ least probable code; perplexity is over all signs of clean texts with unseen cod
 |---|---|---|---|---|---|---|---|
 """
 
-CODES = """
-## Which claims survive
-
-`exhume pga --size small`: two layers, twenty memorised and twenty clean prefixes; half
-of them erased with, the other half tested. What is not found is never called absent.
-"""
-FORTY = """
-## The same on forty keys a pool
-
-`exhume pga --size forty`: the same network, twice the keys, so 20 + 20 sequences are
-tested. "Removes the signature" would survive where every reader that found it in the
-original is equivalent to chance: two one-sided tests of |AUC - 0.5| < {margin:g}, all
-of which must pass.
-"""
-CLAIMS = """
-| claim | published | sound | outcome |
-|---|---|---|---|
-"""
-CURVE = """
-## How close an eraser comes
-
-`{size}`: every eraser sees half of the keys; recall is the mean probability of the
-codes it saw, perplexity that of clean texts over the original's, and the battery (seven
-families, two views, every depth) is tried on the other half. To pass, recall is at most
-0.01, perplexity within 1.05 times, no clean code is learned instead, nothing is found,
-and what found the signature in the original is equivalent to chance within {margin:g}.
-*Reach* is how far from 0.5 those readers' 90 % intervals go. The network that was never
-taught a code shows what this many sequences can show at all. Quadratic erasure is not
-tried: it must be told of each row whether it was memorised.
-
-![Perplexity against the battery's best AUC](pga_curve.svg)
-
-| | eraser | best AUC | null's 95 % | p | reach | recall | perplexity | passes |
-|---|---|---|---|---|---|---|---|---|
-"""
 AXIS = """
 ## The membership axis
 
@@ -88,6 +55,29 @@ paraphrases of them, and against texts of ours that are as easy to predict.
 
 | passage | log-probability | of the paraphrase | used |
 |---|---|---|---|
+"""
+EQUIVALENCE = """
+## How many sequences show that nothing is left
+
+Not finding a signature is no proof of its absence; "removes the signature" survives
+where all of the readers that found it in the original are shown to be near chance. An
+eraser that truly removes leaves states that have nothing to do with the labels, so here
+states of a network that was never taught a code, of phrases it never saw, get labels at
+random: the share of draws in which all {readers} readers (seven families, two views,
+two depths) are equivalent to chance is the power of the test, and no eraser can do
+better. Median *reach* is how far from 0.5 the worst 90 % interval goes. Fewer readers
+need fewer sequences.
+
+![Power of the test of equivalence](pga_equivalence.svg)
+
+| sequences | median reach | {heads} |
+|{rule}
+"""
+DEVICES = """
+## The device
+
+Worlds made on a GPU are not those of a CPU: two trainings part ways in their last
+digits. From the same models, erasers and battery give the same on either.
 """
 COPY = """
 ## What must not be copied
@@ -122,18 +112,32 @@ def write_page(document: dict) -> None:
     """The page, from the parts that are there."""
     parts = document["parts"]
     text = HEAD + "\n" + _line(document)
-    if "toy" in parts:
-        text += TOY + "".join(
-            _model(each, parts["toy"]["rows"]) for each in parts["toy"]["models"]
-        )
-        text += reasons() + _table(parts["toy"])
-    if "codes" in parts:
-        text += CODES + _claims(parts["codes"])
-    if "forty" in parts:
-        margin = parts["forty"]["config"]["margin"]
-        text += FORTY.format(margin=margin) + _claims(parts["forty"])
-    if "curve" in parts:
-        text += _curve(parts["curve"])
+    toys = list(named(parts, "toy").get("published", {}).values())
+    if toys:
+        text += TOY
+        for part in toys:
+            for each in part["models"]:
+                text += _model(each, part["rows"])
+        text += reasons() + _near(toys)
+    if named(parts, "claims"):
+        text += claims_text(parts)
+        for each in named(parts, "claims").values():
+            text += "".join(map(_table, each.values()))
+    if "equivalence" in parts:
+        curve = parts["equivalence"]["curve"]
+        draw_equivalence(curve, PAGE.parent / "pga_equivalence.svg")
+        text += EQUIVALENCE.format(readers=curve[0]["readers"], **_margins(curve[0]))
+        for each in curve:
+            shares = " | ".join(f"{share:.2f}" for share in each["power"].values())
+            text += f"| {each['n']} + {each['n']} | {each['reach']:.2f} | {shares} |\n"
+        text += _table(parts["equivalence"])
+    text += curves_text(parts, PAGE.parent)
+    if "views" in parts:
+        text += views_text(parts["views"])
+    for each in named(parts, "curve").values():
+        text += "".join(map(_table, each.values()))
+    if "devices" in parts:
+        text += DEVICES + _table(parts["devices"])
     if "axis" in parts:
         text += AXIS + "".join(map(_axis, parts["axis"]["models"]))
         text += _table(parts["axis"])
@@ -161,42 +165,26 @@ def write_page(document: dict) -> None:
     PAGE.write_text(text, encoding="utf-8")
 
 
-def _claims(part: dict) -> str:
-    text = CLAIMS
-    for each in part["claims"]:
-        outcome = each["outcome"]
-        if each["claim"].endswith("removes the signature"):
-            outcome += f": {each['why']}"
-        text += f"| {each['claim']} | {each['published']} | {each['sound']} "
-        text += f"| {outcome} |\n"
-    return text + _table(part)
+def _near(toys: list[dict]) -> str:
+    """Distances from the published figures, seed beside seed."""
+    text = "\n| figure | measured, by seed | target | met | against |\n"
+    text += "|---|---|---|---|---|\n"
+    every = [row for part in toys for row in part["rows"]]
+    for figure in dict.fromkeys(row["figure"] for row in every):
+        mine = [row for row in every if row["figure"] == figure]
+        values = " ".join(f"{row['value']:.2g}" for row in mine)
+        target, met = "none", ""
+        if mine[0]["target"] is not None:
+            target = f"{mine[0]['sense']} {mine[0]['target']:g}"
+            good = sum(row["value"] <= row["target"] for row in mine)
+            met = f"{good} of {len(mine)}"
+        text += f"| {figure} | {values} | {target} | {met} | {mine[0]['peer']} |\n"
+    return text
 
 
-def _curve(part: dict) -> str:
-    draw_curve(part["points"], PAGE.parent / "pga_curve.svg")
-    text = CURVE.format(size=part["size"], margin=part["margin"])
-    for place, each in enumerate(part["points"]):
-        cost = ("", "") if "ratio" not in each else (
-            f"{each['recall']:.2g}", f"{each['ratio']:.3f}"
-        )  # fmt: skip
-        text += f"| {place} | {each['eraser']} | {each['best']:.2f} "
-        text += f"| {each['band']:.2f} | {each['p']:.3g} | {each['reach']:.2f} "
-        text += f"| {cost[0]} | {cost[1]} "
-        text += f"| {'yes' if each['passes'] else 'no'} |\n"
-    never = next(p for p in part["points"] if p["eraser"].startswith("never"))
-    quiet = [each for each in part["points"] if each.get("quiet")]
-    text += (
-        f"\n{never['sequences']} sequences cannot show equivalence: in the network "
-        f"that was never taught a code the same readers reach {never['reach']:.2f}. "
-    )
-    if quiet:
-        low, high = (f([each["reach"] for each in quiet]) for f in (min, max))
-        text += (
-            f"{len(quiet)} settings do all the rest, and leave the readers where that "
-            f"network does (reach {low:.2f} to {high:.2f}). They were the last of the "
-            "strengths tried, on one seed: a finding to repeat, not a method proved.\n"
-        )
-    return text + _table(part)
+def _margins(point: dict) -> dict[str, str]:
+    heads = [f"within {margin}" for margin in point["power"]]
+    return {"heads": " | ".join(heads), "rule": "---|" * (2 + len(heads))}
 
 
 def _axis(each: dict) -> str:

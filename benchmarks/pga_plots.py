@@ -38,20 +38,47 @@ def draw_power(points: list[dict], path: Path) -> None:
     _saved(figure, path)
 
 
+def draw_equivalence(points: list[dict], path: Path) -> None:
+    """Power of the test of equivalence against sequences, one line a margin."""
+    figure = Figure(figsize=(6.4, 3.6))
+    axes = figure.subplots()
+    for margin in points[0]["power"]:
+        axes.plot(
+            [each["n"] for each in points],
+            [each["power"][margin] for each in points],
+            marker="o",
+            label=f"within {margin} of chance",
+        )
+    axes.axhline(0.8, color="#888", linestyle=":")
+    axes.set_xscale("log", base=2)
+    ticks = [each["n"] for each in points]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("sequences tested, as many of each class")
+    axes.set_ylabel("share shown equivalent to chance")
+    axes.set_ylim(-0.02, 1.04)
+    axes.legend(frameon=False, fontsize=8)
+    _saved(figure, path)
+
+
 def draw_curve(points: list[dict], path: Path) -> None:
     """The battery's best AUC against perplexity; filled where recall is gone.
 
-    Points carry their place in the table. What costs little is drawn apart.
+    Points carry their ``place`` in the table. What costs little is drawn apart.
     """
     figure = Figure(figsize=(7.2, 4.2))
     near, far = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     top = max(each["band"] for each in points)
+    named: set[int] = set()
     for axes in (near, far):
         axes.axhspan(0.5, top, color="#dde", alpha=0.4, linewidth=0)
-    for place, each in enumerate(points):
+    for each in points:
+        place = each["place"]
         if "ratio" not in each:
             for axes in (near, far):
                 axes.axhline(each["best"], color="#aaa", linestyle="--", linewidth=1)
+            if place in named:
+                continue
+            named.add(place)
             near.annotate(
                 f"{place}: {each['eraser']}",
                 (1.0, each["best"]),

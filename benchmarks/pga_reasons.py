@@ -9,6 +9,7 @@ set here to what its code suggests, and the seeds say how much is luck.
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,22 +32,52 @@ from testbeds.codes_text import make_pools, prompts
 RESULT = Path(__file__).parent / "results" / "pga_reasons.json"
 # One step an epoch on all rows, Adam at 3e-4, until the probability the paper reached.
 THEIRS = replace(PUBLISHED, batch_size=180, lr=3e-4, epochs=1000, enough=0.978)
-VARIANTS: dict[str, tuple[CodesConfig, int, PgaConfig]] = {
-    "as in the table": (PUBLISHED, 0, TOY),
-    "seed 1": (PUBLISHED, 1, TOY),
-    "seed 2": (PUBLISHED, 2, TOY),
-    "one step an epoch, rate 3e-4, stopped at 0.978": (THEIRS, 0, TOY),
-    "clean loss weighted 10": (PUBLISHED, 0, replace(TOY, clean_weight=10.0)),
-    "isotropic, as in the table": (PUBLISHED, 0, replace(TOY, align="isotropic")),
-}
+RECIPES = {"batches of 60": PUBLISHED, "one step an epoch": THEIRS}
+ALIGNED = {"pga": TOY, "isotropic": replace(TOY, align="isotropic")}
+
+
+def reasons_of(
+    seed: int,
+    root: Path,
+    progress: Progress,
+    device: str = "cpu",
+    done: Mapping[str, dict] | None = None,
+    keep: Callable[[dict], None] = lambda found: None,
+) -> dict:
+    """Both recipes of the original and both alignments at one seed.
+
+    Args:
+        seed: Of world and alignment.
+        root: Where worlds are kept.
+        progress: Where progress is shown.
+        device: Where models are trained.
+        done: Variants that are there already.
+        keep: Given what there is after every variant.
+    """
+    variants = dict(done or {})
+    for recipe, config in RECIPES.items():
+        for name, align in ALIGNED.items():
+            key = f"{recipe}, {name}, seed {seed}"
+            if key in variants:
+                continue
+            found = variant(config, seed, align, root, progress, device)
+            named = {"recipe": recipe, "align": name, "seed": seed}
+            variants[key] = named | found
+            keep({"rows": [], "variants": variants})
+    return {"rows": [], "variants": variants}
 
 
 def variant(
-    config: CodesConfig, seed: int, align: PgaConfig, root: Path, progress: Progress
+    config: CodesConfig,
+    seed: int,
+    align: PgaConfig,
+    root: Path,
+    progress: Progress,
+    device: str = "cpu",
 ) -> dict:
     """Probes before, and at every fit of the readout during, an alignment."""
-    world = build_codes(config, seed, root, progress=progress)
-    model = world.load()
+    world = build_codes(config, seed, root, device=device, progress=progress)
+    model = world.load(device=device)
     rows = world.memorised()
 
     def look(model: nn.Module) -> dict[str, float]:
@@ -128,34 +159,42 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
     }
 
 
+def take_reasons(variants: dict[str, dict]) -> None:
+    """Put variants among those that were measured."""
+    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    document.setdefault("variants", {}).update(variants)
+    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Measure what is asked for and not there yet."""
+    """Depth 0 over texts, if it is not there yet, and the seeds asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", default="0")
     parser.add_argument("--draws", type=int, default=100)
     asked = parser.parse_args()
-    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    document |= {
-        "command": "python -m benchmarks.pga_reasons " + " ".join(sys.argv[1:]),
+    facts = {
+        "commit": commit(),
         "machine": machine(),
+        "device": "cpu",
         "threads": torch.get_num_threads(),
     }
-    variants = document.setdefault("variants", {})
-
-    def keep() -> None:
-        document["commit"] = commit()
+    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if "texts" not in document:
+        document["texts"] = texts(asked.draws, asked.root, SILENT)
+        document |= facts | {
+            "command": "python -m benchmarks.pga_reasons " + " ".join(sys.argv[1:])
+        }
         RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
+    done = document.get("variants", {})
     with Bars() as progress:
-        if "texts" not in document:
-            document["texts"] = texts(asked.draws, asked.root, SILENT)
-            keep()
-        for name, (config, seed, align) in VARIANTS.items():
-            if name in variants or (asked.only and name not in asked.only.split(";")):
-                continue
-            variants[name] = variant(config, seed, align, asked.root, progress)
-            keep()
+        for seed in map(int, asked.seeds.split(",")):
+
+            def keep(found: dict) -> None:
+                new = {k: v for k, v in found["variants"].items() if k not in done}
+                take_reasons({name: each | facts for name, each in new.items()})
+
+            reasons_of(seed, asked.root, progress, done=done, keep=keep)
 
 
 if __name__ == "__main__":

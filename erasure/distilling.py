@@ -16,7 +16,7 @@ from erasure.objectives import (
     predicted,
 )
 from erasure.structure import LogitReader, random_like
-from erasure.training import CHUNK_TOKENS, backward_nll, device_of, reader_for
+from erasure.training import backward_nll, chunk_tokens, device_of, reader_for
 from evidence.sequences import Padded, Sequences, batches, pad
 
 # Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
@@ -50,7 +50,7 @@ def distilling_losses(
 
     def follow(rows: Sequences, target: Target, weight: float) -> float:
         total, loss = count_scored(rows, loss_on), 0.0
-        for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+        for batch in batches(rows, tokens=chunk_tokens(model), device=device_of(model)):
             with torch.no_grad():
                 wanted = target(batch)
             logits = reader(batch, predicted(batch, loss_on)[0])

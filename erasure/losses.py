@@ -17,7 +17,7 @@ from erasure.objectives import (
     state_distance,
 )
 from erasure.structure import LogitReader, states_at
-from erasure.training import CHUNK_TOKENS, backward_nll, device_of, reader_for
+from erasure.training import backward_nll, chunk_tokens, device_of, reader_for
 from evidence.seeds import torch_rng
 from evidence.sequences import Padded, Sequences, batches, pad
 
@@ -166,4 +166,4 @@ def rmu_losses(
 
 
 def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
-    return batches(data, tokens=CHUNK_TOKENS, device=device_of(model))
+    return batches(data, tokens=chunk_tokens(model), device=device_of(model))

@@ -24,10 +24,10 @@ from erasure.adapters import low_rank_
 from erasure.depths import at_ends, check_depths, prompts_of, states_of, watching
 from erasure.objectives import count_scored, token_logprobs
 from erasure.training import (
-    CHUNK_TOKENS,
     Evaluate,
     Schedule,
     TrainLog,
+    chunk_tokens,
     device_of,
     only_training,
     reader_for,
@@ -35,7 +35,7 @@ from erasure.training import (
 )
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Sequences, pad
+from evidence.sequences import Padded, Sequences, pad
 
 Fit = Callable[[Tensor, Tensor], Tensor]
 """(depth, row, d) states and (row,) labels, 1 for memorised, to (depth, d) readouts."""
@@ -196,8 +196,10 @@ def align_(
             nonlocal epoch
             if config.align == "readout" and epoch % config.refit_every == 0:
                 states, labels = pairs.states()
-                found["basis"] = attacker_basis(fit, states, labels, config.rank)
-            losses = pairs.backward(epoch, found.get("basis"))
+                # Fitted on the CPU, in float64, wherever the model is.
+                basis = attacker_basis(fit, states.cpu(), labels, config.rank)
+                found.update(basis=basis, there=basis.to(states))
+            losses = pairs.backward(epoch, found.get("there"))
             epoch += 1
             return losses
 
@@ -268,23 +270,25 @@ class _Pairs:
         self.memorised = prompts_of(memorised)
         self.reader = reader_for(model, clean(0))
         longest = max(map(len, self.memorised.ids + clean(0).ids))
-        self.size = max(1, CHUNK_TOKENS // longest)
-
-    def chunks(self) -> list[list[int]]:
-        count = len(self.memorised)
-        return [
-            list(range(start, min(start + self.size, count)))
-            for start in range(0, count, self.size)
+        count, size = len(memorised), max(1, chunk_tokens(model) // longest)
+        self.chunks = [
+            list(range(start, min(start + size, count)))
+            for start in range(0, count, size)
         ]
+        # They are the same in every epoch, so they are laid out and moved once.
+        self.batches = self.padded(self.memorised)
+
+    def padded(self, rows: Sequences) -> list[Padded]:
+        """The chunks of ``rows``, where the model is."""
+        device = device_of(self.model)
+        return [pad(rows, chunk, device=device) for chunk in self.chunks]
 
     def states(self) -> tuple[Tensor, Tensor]:
         """(depth, row, d) of all memorised, then all clean texts, and the labels."""
         found = []
         with torch.no_grad():
-            for rows in (self.memorised, prompts_of(self.clean(0))):
-                for chunk in self.chunks():
-                    batch = pad(rows, chunk, device=device_of(self.model))
-                    found.append(states_of(self.model, batch, self.depths))
+            for batch in self.batches + self.padded(prompts_of(self.clean(0))):
+                found.append(states_of(self.model, batch, self.depths))
         count = len(self.memorised)
         labels = torch.tensor([1] * count + [0] * count)
         return torch.cat(found, dim=1), labels
@@ -292,16 +296,16 @@ class _Pairs:
     def backward(self, epoch: int, basis: Tensor | None) -> dict[str, float]:
         """Add the gradient of one epoch; returns the unweighted terms."""
         rows, config = self.clean(epoch), self.config
-        total, device = count_scored(rows, "all"), device_of(self.model)
+        total = count_scored(rows, "all")
         align = entropy = 0.0
-        for chunk in self.chunks():
-            batch = pad(self.memorised, chunk, device=device)
-            mine = states_of(self.model, batch, self.depths)
-            batch = pad(rows, chunk, device=device)
+        both = zip(self.batches, self.padded(rows), self.chunks, strict=True)
+        for memorised, clean, chunk in both:
+            mine = states_of(self.model, memorised, self.depths)
             with watching(self.model, self.depths) as seen:
-                logprob, _ = token_logprobs(self.reader, batch, "all")
+                logprob, _ = token_logprobs(self.reader, clean, "all")
             starts = torch.tensor([rows.answer_start[row] for row in chunk])
-            other = at_ends(seen, self.depths, starts.to(device) - 1)
+            ends = starts.to(clean.input_ids.device) - 1
+            other = at_ends(seen, self.depths, ends)
             gap = squared_gap(mine - other, basis).sum() / len(self.memorised)
             nats = -logprob.sum() / total
             (config.align_weight * gap + config.clean_weight * nats).backward()

@@ -93,16 +93,18 @@ class CodesWorld:
         path = self.root / model / "card.json"
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def load(self, model: str = "original") -> PreTrainedModel:
+    def load(self, model: str = "original", device: str = "cpu") -> PreTrainedModel:
         """The model, in evaluation mode.
 
         Args:
             model: ``"original"`` or ``"twin"``.
+            device: Where it is put.
         """
         with quiet():
-            return AutoModelForCausalLM.from_pretrained(
+            found = AutoModelForCausalLM.from_pretrained(
                 self.root / model, use_safetensors=True
-            ).eval()
+            )
+        return found.to(device).eval()  # pyright: ignore
 
     def memorised(self, keys: Sequence[int] | None = None) -> Sequences:
         """Memorised prefixes with their codes, after each lead-in trained on.
@@ -288,6 +290,7 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
         "parameters": sum(p.numel() for p in model.parameters()),
         "epochs": int(log.rows[-1]["step"]) // steps_an_epoch,
         "stopped": log.stopped,
+        "device": device,
         "measured": {
             "memorised": asdict(known),
             "clean": asdict(never),
@@ -325,9 +328,9 @@ def _epochs(world: CodesWorld, fixed: bool):
                 code = drawn[place * config.per_epoch + turn]
                 if fixed and place < len(known):
                     code = known[place]
-                row = with_codes([prefix], [code], [world.taught[lead]])
-                ids += row.ids
-                starts += row.answer_start
+                start = encode(world.taught[lead] + prefix)
+                ids.append(start + encode(code))
+                starts.append(len(start))
         whole = Sequences(tuple(ids), tuple(starts))
         order = rng.permutation(len(whole)).tolist()
         for start in range(0, len(order), config.batch_size):

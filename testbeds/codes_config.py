@@ -81,7 +81,9 @@ PUBLISHED = CodesConfig()
 MEDIUM = CodesConfig(
     memorised=40, clean=40, others=40, lead_ins=4, per_epoch=2, epochs=1200
 )
-LARGE = CodesConfig(memorised=200, clean=200, lead_ins=4, per_epoch=2, epochs=2000)
+LARGE = CodesConfig(
+    memorised=200, clean=200, lead_ins=4, per_epoch=2, epochs=2000, batch_size=200
+)
 SMALL = CodesConfig(
     memorised=20,
     clean=20,
@@ -98,10 +100,18 @@ SMALL = CodesConfig(
 # As many keys as MEDIUM on the small network. An epoch costs about 6 x parameters x
 # tokens: 7 GFLOP here, 34 at the paper's width and 113 for LARGE.
 FORTY = replace(SMALL, memorised=40, clean=40, others=40, epochs=400)
+# Five times FORTY's keys on the same network, so that what differs is their number: 20
+# GFLOP an epoch, a second on one CPU thread. A GPU takes longer to launch a step than
+# to compute it, so batches are as large as learn well: smaller ones forget a key now
+# and then. Phrases are too few for a second clean pool.
+TWO_HUNDRED = replace(
+    FORTY, memorised=200, clean=200, others=0, batch_size=600, lr=1e-3, epochs=3000
+)
 SIZES = {
     "published": PUBLISHED,
     "medium": MEDIUM,
     "large": LARGE,
     "small": SMALL,
     "forty": FORTY,
+    "two_hundred": TWO_HUNDRED,
 }

@@ -3,6 +3,7 @@
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -108,6 +109,7 @@ def draw_codes(count: int, rng: np.random.Generator) -> tuple[str, ...]:
     return tuple("".join(map(str, row)) for row in drawn)
 
 
+@lru_cache(maxsize=2**14)  # every epoch asks for the same prompts
 def encode(text: str) -> tuple[int, ...]:
     """Ids of a text's signs.
 

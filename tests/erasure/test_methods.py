@@ -302,7 +302,7 @@ def test_chunks_add_up(knows, monkeypatch):
     for method in ("npo", "rmu"):
         norms = []
         for size in (4096, 8):
-            monkeypatch.setattr(losses, "CHUNK_TOKENS", size)
+            monkeypatch.setattr("erasure.training.CHUNK_TOKENS", size)
             model = copy.deepcopy(knows)
             config = UnlearnConfig(method, steps=1, rmu_layer=1)
             norms.append(run(model, config).rows[1]["grad_norm"])

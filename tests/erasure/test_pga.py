@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_weights():
 def test_chunks_change_nothing(monkeypatch):
     logs = []
     for tokens in (4096, 8):
-        monkeypatch.setattr("erasure.pga.CHUNK_TOKENS", tokens)
+        monkeypatch.setattr("erasure.training.CHUNK_TOKENS", tokens)
         config = PgaConfig(epochs=3, refit_every=2, lr=1e-2)
         logs.append(align_(tiny_gpt2(), FORGET, CLEAN, mean_readouts, config, seed=0))
     for one, two in zip(logs[0].rows, logs[1].rows, strict=True):

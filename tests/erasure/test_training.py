@@ -54,6 +54,15 @@ def test_chunks_add_up_to_the_whole_batch(monkeypatch):
     assert a.rows[0]["grad_norm"] == pytest.approx(b.rows[0]["grad_norm"], rel=1e-4)
 
 
+def test_passes_are_larger_off_the_cpu_where_the_model_is_small(monkeypatch):
+    model = tiny_llama()
+    assert training.chunk_tokens(model) == training.CHUNK_TOKENS
+    there = model.to("meta")
+    assert training.chunk_tokens(there) == 8 * training.CHUNK_TOKENS
+    monkeypatch.setattr(training, "SMALL", 10)
+    assert training.chunk_tokens(there) == training.CHUNK_TOKENS
+
+
 def test_only_the_chosen_parameters_move():
     model = tiny_llama()
     before = weights(model)

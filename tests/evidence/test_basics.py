@@ -77,6 +77,37 @@ def test_padding_marks_answers_and_counts_positions():
     assert batch.model_inputs["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 9), max_size=9), st.integers(0, 9)),
+        min_size=1,
+        max_size=7,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_padding_lays_out_every_row_as_it_is(drawn, random):
+    rows = [(tuple(ids), min(start, len(ids))) for ids, start in drawn]
+    data = Sequences(*map(tuple, zip(*rows, strict=True)))
+    order = random.sample(range(len(rows)), random.randint(1, len(rows)))
+    batch = pad(data, order)
+    width = max(len(rows[row][0]) for row in order)
+    for place, row in enumerate(order):
+        ids, start = rows[row]
+        rest = width - len(ids)
+        assert batch.input_ids[place].tolist() == [*ids, *[0] * rest]
+        assert batch.attention_mask[place].tolist() == [1] * len(ids) + [0] * rest
+        answer = [start <= at < len(ids) for at in range(width)]
+        assert batch.answer_mask[place].tolist() == answer
+    assert batch.rows.tolist() == order
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(60, 400))
+def test_off_the_cpu_what_fits_is_one_batch(lengths, tokens):
+    data = Sequences(tuple((1,) * n for n in lengths), tuple(lengths))
+    found = list(batches(data, tokens=tokens, device="meta"))
+    assert (len(found) == 1) == (max(lengths) * len(lengths) <= tokens)
+
+
 def test_no_rows_are_refused():
     with pytest.raises(InputError):
         pad(Sequences((), ()))

@@ -23,6 +23,8 @@ from probes.sweep import sweep
 MARK = "_said_to_be_on_cuda"
 FETCHES = ("__getitem__", "__setitem__", "copy_", "item", "__len__")
 VIEWS = ("numpy", "__array__")
+MODULES = ("_parse_to", "_has_compatible_shallow_copy_type")
+"""Asked by a module on its way to a device; they look at tensors, not into them."""
 
 
 def marked(value: object) -> bool:
@@ -61,6 +63,12 @@ class PretendCuda(TorchFunctionMode):
         used = tensors([*args, *kwargs.values()])
         if func == torch.Tensor.device.__get__:
             return torch.device("cuda" if marked(args[0]) else "cpu")
+        if name in MODULES:
+            return func(*args, **kwargs)
+        if func == torch.Tensor.data.__set__:  # how a module moves its parameters
+            func(*args)
+            mark(args[0], marked(args[1]))
+            return None
         if name in VIEWS and marked(args[0]):
             raise TypeError("cannot view a CUDA tensor as NumPy")
         asked = [v for v in (*args, *kwargs.values()) if is_cuda(v)]

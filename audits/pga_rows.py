@@ -1,0 +1,33 @@
+"""What ``exhume pga`` keeps of its measurements, as plain values."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audits.membership import Membership
+
+
+def numbers(values: NDArray[np.float64]) -> list[Any]:
+    """Nested lists of numbers that read back as the same text."""
+    return np.asarray(values, float).round(12).tolist()
+
+
+def membership_row(found: Membership) -> dict[str, Any]:
+    """What a model's row keeps of the sound protocol."""
+    band = found.band
+    return {
+        "auc": numbers(found.auc),
+        "concordance": numbers(found.concordance),
+        "interval": numbers(found.interval()),
+        "p_column": numbers(found.p_column),
+        "best": found.best,
+        "worst": found.worst,
+        "band": None if np.isnan(band) else band,
+        "p_above": found.p_above,
+        "p_below": found.p_below,
+        "p": found.p_value,
+        "smallest_p": found.smallest_p,
+        "sequences": found.sequences,
+        "reading": found.reading(),
+    }
