@@ -19,6 +19,7 @@ from probes.fullfit import row_fit
 from probes.job import Job, LogisticOptions, one_hot, row_weights, spread
 from probes.losses import Loss
 from probes.operators import (
+    Factor,
     Operator,
     factor_gram,
     floor_weight,
@@ -142,7 +143,7 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
         scores, dual, certificate = minimise(
             Batch(loss, operator, dual, operator(dual)),
             target=target,
-            iterations=job.inner if columns == 1 and not job.wide else None,
+            iterations=job.inner if columns == 1 or job.wide else None,
             steps=60 if last else 8,
             fall_back=last,
             work=job.work,
@@ -197,7 +198,10 @@ def _shared(job: Job, label: int) -> None:
     present = torch.arange(widest, device=x.device) < sizes[:, None]
     rows[present] = out[:, 1]
     taken = widest if take_out else 0
-    for part in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
+    # The solver waits for those that come first.
+    order = _hardest_first(factor, alpha, rows, present)
+    for some in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
+        part = order[some]
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:
@@ -219,13 +223,29 @@ def _shared(job: Job, label: int) -> None:
             certificate[~scales.sound] = torch.inf
             job.keep(label, part, scales.weights(final) / size, held, weight)
         else:
-            held, final, certificate = job.solve(batch, job.wide and not whole.binary)
+            held, final, certificate = job.solve(batch, job.wide)
             job.keep_probes(label, part, final, held, weight, x)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
         job.scores[label, :, test[:, 1]] = (
             held[test[:, 0], :, test[:, 1]].to(job.scores).T
         )
+
+
+def _hardest_first(
+    factor: Factor, alpha: Tensor, rows: Tensor, present: Tensor
+) -> Tensor:
+    """(fold,) folds in the order of what their rows, taken out, move.
+
+    Args:
+        factor: Of all rows.
+        alpha: (class, n) pull of the rows.
+        rows: (fold, g) rows taken out, padded.
+        present: (fold, g) True where ``rows`` is not padding.
+    """
+    leverage = Operator(factor, factor.weight[None]).leverage()[0]
+    moved = (alpha.square() * leverage / factor.weight / (1 - leverage).square()).sum(0)
+    return (moved[rows] * present).sum(1).argsort(descending=True)
 
 
 def _each_fold(job: Job, which: Sequence[int]) -> None:

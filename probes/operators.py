@@ -76,12 +76,14 @@ def floor_weight(weight: Tensor, diagonal: Tensor) -> Tensor:
     """Row weights raised where they are too small to invert accurately.
 
     The factor is only a preconditioner, so its weights may differ from the
-    curvature; below a twentieth of 1 / K_ii the difference changes nothing.
+    curvature; where they all add up to less than 1 / K_ii, or one is below a twentieth
+    of that, the difference changes nothing.
     """
     scale = diagonal.mean()
     if not bool(scale > 0):  # equal rows: nothing but the intercept is fitted
         return weight
-    return torch.maximum(weight, 0.05 / torch.maximum(diagonal, 0.01 * scale))
+    least = min(0.05, 0.4 / len(diagonal))
+    return torch.maximum(weight, least / torch.maximum(diagonal, 0.01 * scale))
 
 
 def gram_of(rows: Tensor) -> Tensor:
@@ -220,6 +222,19 @@ class Operator:
         strips = self.removal.strips
         return matrix + strips.transpose(2, 3) @ (self.removal.core @ strips)
 
+    def leverage(self) -> Tensor:
+        """(problem or 1, m, n) w times the diagonal of Q, rows removed."""
+        matrix = self.factor.matrix
+        if matrix is None:
+            assert self.factor.basis is not None
+            own = self.factor.basis.square().sum(2)
+        else:
+            own = matrix.diagonal(dim1=1, dim2=2)
+        if self.removal is None:
+            return self.weight * own
+        strips = self.removal.strips
+        return self.weight * (own + ((self.removal.core @ strips) * strips).sum(2))
+
     @property
     def flops(self) -> float:
         """Floating-point operations of one product with one vector."""
@@ -228,8 +243,8 @@ class Operator:
         assert self.factor.basis is not None
         return 4.0 * self.factor.basis[0].numel()
 
-    def select(self, keep: Tensor) -> "Operator":
-        """The problems ``keep`` (indices)."""
+    def select(self, keep: Tensor | slice) -> "Operator":
+        """The problems ``keep`` (indices, or a slice, which copies nothing)."""
         weight = self.weight[keep] if len(self.weight) > 1 else self.weight
         if self.removal is None:
             return Operator(self.factor, weight)
