@@ -35,8 +35,8 @@ def conjugate(
         work: Where to count the work.
         limit: Most steps.
         share: Of the problems, who may be left above their forcing term.
-        foresee: Whether to take a residual's length without Q for a sign of its length
-            in Q, which saves the product that would only say that it is time to stop.
+        foresee: Whether to expect of a step what the last one brought, which saves the
+            product that would only say that it is time to stop.
 
     Returns:
         u, Q u, and the (problem,) slope of the objective along u, sign turned.
@@ -51,18 +51,15 @@ def conjugate(
     pulled = work.like("pulled", start)
     goal = square * forcing.to(square.dtype) ** 2
     first = square
-    plain = inner(residual, residual, work) if foresee else square
+    rate = torch.ones_like(square)
     for iteration in range(limit):
         curvature.add_to(search, ahead, image)
         bend = inner(ahead, image, work)
         length = torch.where(bend > 0, square / bend, 0.0)[:, None, None]
         lift.addcmul_(length, ahead)
         residual.addcmul_(length, image, value=-1)
-        if foresee:
-            shorter = inner(residual, residual, work)
-            if int((square * shorter > goal * plain).sum()) <= share * len(goal):
-                break
-            plain = shorter
+        if foresee and int((square * rate > goal).sum()) <= share * len(goal):
+            break
         operator(residual, pulled)
         work.count(operator, residual)
         fresh = inner(residual, pulled, work).clamp_(min=0)
@@ -71,7 +68,8 @@ def conjugate(
             break
         if int((fresh > goal).sum()) <= share * len(goal):
             break
-        ratio = torch.where(square > 0, fresh / square, 0.0)[:, None, None]
+        rate = torch.where(square > 0, fresh / square, 0.0)
+        ratio = rate[:, None, None]
         torch.addcmul(residual, search, ratio, out=search)
         torch.addcmul(pulled, ratio, ahead, out=ahead)
         square = fresh

@@ -25,7 +25,7 @@ from probes.losses import Curvature, Loss, centre_classes
 from probes.operators import Operator
 from probes.problems import Batch, Work, inner
 
-HANDOVER = 5e-6
+HANDOVER = 1e-5
 """Certificate at which float32 has done its part of a float64 solve."""
 DESCENT = 30
 """Steps down, at most."""
