@@ -93,8 +93,7 @@ def minimise(
         scores[which], dual[which], certificate[which] = _slowly(
             part, target, steps, fall_back, work
         )
-    if not batch.loss.binary:
-        left = ~left & (target <= ACCEPTED[dtype])
+    if not batch.loss.binary and target <= ACCEPTED[dtype]:
         certificate = judged(batch, scores, dual, certificate, work)
     return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
 

@@ -139,6 +139,7 @@ def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:
     best, last = torch.full_like(least, torch.inf), torch.zeros_like(least)
     bend = slope = length = last
     index, copied = torch.arange(len(least), device=least.device), False
+    far = torch.ones_like(least, dtype=torch.bool)
     residual, chance, mass = place.residual(work)
     for turn in range(steps):
         operator, scores = place.operator, place.scores
