@@ -111,13 +111,15 @@ def crossfit(
     wide = n <= 2 * (d + 1)
     limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
     with few_threads(n * job.columns):
-        left = range(len(folds))
+        left: Sequence[int] = range(len(folds))
         few = len(codes) < limit and len(codes) <= len(folds)
         if few and _is_tall(job):
             for label in range(len(codes)):
                 _tall(job, label)
             left = _unsolved(job)
-        elif few and (options.standardize != "fold" or _can_rescale(job)):
+        # What is too stiff for a rough metric is so in nearly every fold.
+        shared = options.standardize != "fold" or _can_rescale(job)
+        if few and shared and 2 * len(left) > len(folds):
             for label in range(len(codes)):
                 _shared(job, label)
             left = _unsolved(job) if options.standardize == "fold" else ()
