@@ -244,7 +244,7 @@ def _polish(
     scores, dual = torch.empty_like(place.scores), torch.empty_like(place.scores)
     certificate = scores.new_full((len(scores),), torch.inf)
     index = torch.arange(len(scores), device=scores.device)
-    kind = fast.weight.dtype
+    kind, before = fast.weight.dtype, torch.full_like(size, torch.inf)
     mild = place.loss.to(kind)
     over = torch.where(fast.weight > 0, 1 / fast.weight, 0.0)
     over = over.expand(len(index), *over.shape[1:])
@@ -263,7 +263,9 @@ def _polish(
         work.count(fast, rough)
         square = inner(rough, pulled, work)
         now, own = _certificates(size, over, leverage, curvature, rough, square, work)
-        done = (now <= target) & (own <= accepted)
+        # At the floor of rounding a turn more brings nothing.
+        done = ((now <= target) | (now > 0.5 * before)) & (own <= accepted)
+        before = now
         left = (~done).nonzero()[:, 0]
         last = len(left) == 0 or turn + 1 == turns
         if last or len(left) < FEWER * len(index):
@@ -272,6 +274,7 @@ def _polish(
             if last:
                 break
             index, now, size = index[left], now[left], size[left]
+            before = now
             place, fast, mild = place.select(left), fast.select(left), mild.select(left)
             curvature = curvature.select(left)
             over, leverage = over[left], leverage[left]
