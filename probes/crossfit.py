@@ -1,10 +1,11 @@
 """Logistic fits of every fold and label vector of one site, exact to a certificate.
 
-Two routes lead to the same optimum. *Shared*: one factor, from the fit on all rows,
+Three routes lead to the same optimum. *Shared*: one factor, from the fit on all rows,
 serves all folds, each with its own rows taken out; best for few label vectors and
 many folds, also where folds scale columns by their own rows (``probes.rescaled``).
-*Each fold*: a factor for each fold's training rows serves all label vectors; best for
-permutations, and for what the first route leaves unsolved.
+*Tall*: few folds of many rows need no exact factor at all (``probes.tall``). *Each
+fold*: a factor for each fold's training rows serves all label vectors; best for
+permutations, and for what the other routes leave unsolved.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.engine import ACCEPTED, minimise
+from probes.engine import ACCEPTED, TARGET, minimise
 from probes.folds import Folds
 from probes.fullfit import row_fit
 from probes.job import Job, LogisticOptions, one_hot, row_weights, spread
 from probes.losses import Loss
 from probes.operators import (
+    Factor,
     Operator,
     factor_gram,
     floor_weight,
@@ -27,6 +29,7 @@ from probes.operators import (
 )
 from probes.problems import Batch, Work
 from probes.rescaled import refine, scales_of
+from probes.tall import fit_tall
 from probes.threads import few_threads
 
 SHARED_LABELS = 8
@@ -35,6 +38,8 @@ REFACTORS = 6
 """Most factors tried to start a fit with many rows."""
 OWN_FOLDS = 4
 """From so many folds on each class gets a factor of its own."""
+TALL_FOLDS = 40
+"""Up to so many folds of many rows are fitted without an exact factor."""
 PILOTS = 32
 """Up to so many label vectors are all fitted on all rows to start their folds."""
 
@@ -106,14 +111,18 @@ def crossfit(
     wide = n <= 2 * (d + 1)
     limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
     with few_threads(n * job.columns):
-        left = range(len(folds))
+        left: Sequence[int] = range(len(folds))
         few = len(codes) < limit and len(codes) <= len(folds)
-        if few and (options.standardize != "fold" or _can_rescale(job)):
+        if few and _is_tall(job):
+            for label in range(len(codes)):
+                _tall(job, label)
+            left = _unsolved(job)
+        # What is too stiff for a rough metric is so in nearly every fold.
+        shared = options.standardize != "fold" or _can_rescale(job)
+        if few and shared and 2 * len(left) > len(folds):
             for label in range(len(codes)):
                 _shared(job, label)
-            unsolved = ~(job.certificate <= ACCEPTED[options.precision]).all(0)
-            rescaled = options.standardize == "fold"
-            left = unsolved.nonzero()[:, 0].tolist() if rescaled else ()
+            left = _unsolved(job) if options.standardize == "fold" else ()
         if left:
             _each_fold(job, left)
     if job.coef is not None and job.intercept is not None:
@@ -142,7 +151,7 @@ def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
         scores, dual, certificate = minimise(
             Batch(loss, operator, dual, operator(dual)),
             target=target,
-            iterations=job.inner if columns == 1 and not job.wide else None,
+            iterations=job.inner if columns == 1 or job.wide else None,
             steps=60 if last else 8,
             fall_back=last,
             work=job.work,
@@ -163,6 +172,36 @@ def _can_rescale(job: Job) -> bool:
     """Whether folds with scales of their own can share the factor of all rows."""
     widest = int((~job.train).sum(1).max())
     return job.wide and job.columns == 1 and 0 < widest <= len(job.x) // 4
+
+
+def _unsolved(job: Job) -> list[int]:
+    """Folds in which some label vector has no certificate."""
+    solved = (job.certificate <= ACCEPTED[job.options.precision]).all(0)
+    return (~solved).nonzero()[:, 0].tolist()
+
+
+def _is_tall(job: Job) -> bool:
+    """Whether folds are cheaper to fit from nothing than an exact factor is to make."""
+    options, folds = job.options, len(job.folds)
+    plain = options.mixed and options.standardize != "fold"
+    return plain and not job.wide and job.columns == 1 and folds <= TALL_FOLDS
+
+
+def _tall(job: Job, label: int) -> None:
+    """All folds of one label vector on a rough metric, from nothing."""
+    codes = job.codes[label : label + 1]
+    target = one_hot(codes, job.classes)
+    for part in job.chunks(len(job.folds), len(job.x), factors=2):
+        weights = job.base * job.train[part]
+        weights = row_weights(codes, job.classes, weights, job.options)
+        loss, goal = Loss(target, weights), TARGET[torch.float64]
+        point, scores, certificate = fit_tall(job.x, loss, goal, job.work)
+        job.certificate[label, part] = certificate
+        if job.coef is not None and job.intercept is not None:
+            job.coef[label, part, 0] = point[:, :-1]
+            job.intercept[label, part, 0] = point[:, -1]
+        test = job.test[part].nonzero()
+        job.scores[label, 0, test[:, 1]] = scores[test[:, 0], test[:, 1]].to(job.scores)
 
 
 def _shared(job: Job, label: int) -> None:
@@ -197,7 +236,10 @@ def _shared(job: Job, label: int) -> None:
     present = torch.arange(widest, device=x.device) < sizes[:, None]
     rows[present] = out[:, 1]
     taken = widest if take_out else 0
-    for part in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
+    # The solver waits for those that come first.
+    order = _hardest_first(factor, alpha, rows, present)
+    for some in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
+        part = order[some]
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:
@@ -219,13 +261,29 @@ def _shared(job: Job, label: int) -> None:
             certificate[~scales.sound] = torch.inf
             job.keep(label, part, scales.weights(final) / size, held, weight)
         else:
-            held, final, certificate = job.solve(batch, job.wide and not whole.binary)
+            held, final, certificate = job.solve(batch, job.wide)
             job.keep_probes(label, part, final, held, weight, x)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
         job.scores[label, :, test[:, 1]] = (
             held[test[:, 0], :, test[:, 1]].to(job.scores).T
         )
+
+
+def _hardest_first(
+    factor: Factor, alpha: Tensor, rows: Tensor, present: Tensor
+) -> Tensor:
+    """(fold,) folds in the order of what their rows, taken out, move.
+
+    Args:
+        factor: Of all rows.
+        alpha: (class, n) pull of the rows.
+        rows: (fold, g) rows taken out, padded.
+        present: (fold, g) True where ``rows`` is not padding.
+    """
+    leverage = Operator(factor, factor.weight[None]).leverage()[0]
+    moved = (alpha.square() * leverage / factor.weight / (1 - leverage).square()).sum(0)
+    return (moved[rows] * present).sum(1).argsort(descending=True)
 
 
 def _each_fold(job: Job, which: Sequence[int]) -> None:

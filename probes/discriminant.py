@@ -1,6 +1,7 @@
 """Linear discriminant with a shrunken covariance, rows left out by downdates."""
 
 import numbers
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from probes.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
 from probes.folds import Folds
 from probes.inputs import RowsError
 from probes.job import spread
+from probes.operators import gram_of
 from probes.refits import by_refitting
 
 
@@ -66,7 +68,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         coefficients: bool = False,
         memory: int = 1 << 30,
     ) -> HeldOut:
-        """As ``LinearProbe.held_out``: one spectrum, then few products a fold."""
+        """As ``LinearProbe.held_out``: one spectrum, then little a fold."""
         if self.standardize == "fold" or coefficients:
             return by_refitting(self, x, codes, classes, folds, coefficients)
         s = self._shrinkage()
@@ -74,12 +76,11 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         if self.standardize == "all":
             x = x / spread(x, torch.ones_like(x[:, 0]))
         n, d = x.shape
-        # Rows in an orthonormal basis of their span: inner products stay.
-        rows = torch.linalg.qr(x.T, mode="r").R.T if n < d else x
+        gram = gram_of(x) if n < d else None
         columns = 1 if classes == 2 else classes
         out = x.new_full((len(codes), columns, n), torch.nan)
         for label in range(len(codes)):
-            out[label] = _downdate(rows, codes[label], classes, folds, s, d, memory)
+            out[label] = _downdate(x, gram, codes[label], classes, folds, s, memory)
         return HeldOut(out, torch.zeros(len(codes), len(folds), dtype=torch.float64))
 
     def _shrinkage(self) -> float:
@@ -108,53 +109,111 @@ def _solve_ridge(within: Tensor, ridge: float, sides: Tensor) -> Tensor:
     return (sides - inner) / ridge
 
 
+@dataclass(frozen=True)
+class _Scatter:
+    """Within-class scatter T of all rows, ready to be inverted with any ridge.
+
+    Attributes:
+        values: (width,) eigenvalues of T.
+        places: (class + row, width) class means, then the rows less the mean of their
+            class, in T's eigenbasis.
+        beyond: (class, class) inner products of what the class means have outside it.
+    """
+
+    values: Tensor
+    places: Tensor
+    beyond: Tensor
+
+    def products(self, place: Tensor, ridge: Tensor | None = None) -> Tensor:
+        """(fold, k, k) inner products of some of ``places``, the class means first.
+
+        Args:
+            place: (fold, k, width), weighted by the root of an inverse where T is to be
+                inverted.
+            ridge: (fold,) the inverse's ridge.
+        """
+        found = place @ place.mT
+        classes = len(self.beyond)
+        scale = 1.0 if ridge is None else 1 / ridge[:, None, None]
+        found[:, :classes, :classes] += self.beyond * scale
+        return found
+
+
+def _scatter(x: Tensor, gram: Tensor | None, member: Tensor) -> _Scatter:
+    """The scatter of rows (row, d) in classes (row, class), one-hot.
+
+    Where features are many, T = R'R has the values of the (row, row) R R' = U V U', R's
+    places are U V^(1/2) and any row's are those of V^(-1/2) U'R.
+    """
+    mean = (member / member.sum(0)).T
+    if gram is None:
+        means = mean @ x
+        residual = x - member @ means
+        values, basis = torch.linalg.eigh(residual.T @ residual)
+        places = torch.cat([means, residual]) @ basis
+        nothing = x.new_zeros(len(mean), len(mean))
+        return _Scatter(values.clamp(min=0), places, nothing)
+    across = mean @ gram  # (class, row)
+    own = across @ mean.T
+    means = across - own @ member.T  # inner products with R
+    inner = gram - across.T @ member.T - member @ means
+    values, basis = torch.linalg.eigh(inner)
+    # What rounding leaves of no value is no direction.
+    some = values > len(x) * torch.finfo(x.dtype).eps * values[-1]
+    root = torch.where(some, values, 0.0).sqrt()
+    means = means @ basis * torch.where(some, 1 / root, 0.0)
+    places = torch.cat([means, basis * root])
+    return _Scatter(root.square(), places, own - means @ means.T)
+
+
 def _downdate(
-    rows: Tensor,
+    x: Tensor,
+    gram: Tensor | None,
     codes: Tensor,
     classes: int,
     folds: Folds,
     s: float,
-    d: int,
     memory: int,
 ) -> Tensor:
     """Held-out decision values of one label vector.
 
     With T the within-class scatter of all rows, a fold's scatter is T - V'V: V holds
     the removed rows' residuals and, for each class, the shift of its mean times the
-    root of the rows left. In T's eigenbasis any ridge is a change of diagonal, and a
-    fold needs only the inner products of V, its class means and its test rows.
+    root of the rows left. All of these are combinations of the class means and of the
+    removed rows, so that a fold needs the inner products of those alone.
     """
-    n = len(rows)
+    n, d = x.shape
     member = torch.nn.functional.one_hot(codes, classes).double()
     counts = member.sum(0)
-    means = member.T @ rows / counts[:, None]
-    residual = rows - means[codes]
-    values, basis = torch.linalg.eigh(residual.T @ residual)
-    values = values.clamp(min=0)
-    rows, means, residual = rows @ basis, means @ basis, residual @ basis
-    total = residual.square().sum()
-    train = torch.as_tensor(folds.train, device=rows.device)
-    test = torch.as_tensor(folds.test, device=rows.device)
-    out = rows.new_full((1 if classes == 2 else classes, n), torch.nan)
-    removed_counts = (~train).sum(1)
-    widest = int(removed_counts.max())
-    width = rows.shape[1]
-    size = max(1, int(memory // (32 * width * (2 * widest + 2 * classes))))
+    scatter = _scatter(x, gram, member)
+    total = scatter.values.sum()
+    train = torch.as_tensor(folds.train, device=x.device)
+    test = torch.as_tensor(folds.test, device=x.device)
+    out = x.new_full((1 if classes == 2 else classes, n), torch.nan)
+    widest = int((~train).sum(1).max())
+    each = classes + widest
+    eye = torch.eye(each, dtype=x.dtype, device=x.device)
+    size = max(1, int(memory // (24 * each * (len(scatter.values) + 4 * each))))
     for start in range(0, len(folds), size):
         gone = ~train[start : start + size]
         many = len(gone)
-        place = gone.nonzero()
-        index = torch.zeros((many, widest), dtype=torch.long, device=rows.device)
-        present = torch.arange(widest, device=rows.device) < gone.sum(1)[:, None]
-        index[present] = place[:, 1]
-        lost = residual[index] * present[:, :, None]  # (fold, g, width)
+        index = torch.zeros((many, widest), dtype=torch.long, device=x.device)
+        present = torch.arange(widest, device=x.device) < gone.sum(1)[:, None]
+        index[present] = gone.nonzero()[:, 1]
         which = member[index] * present[:, :, None]  # (fold, g, class)
         left = counts - which.sum(1)  # (fold, class)
-        shift = -(which.transpose(1, 2) @ lost) / left[:, :, None]
-        part_means = means + shift
-        v = torch.cat([lost, left.sqrt()[:, :, None] * shift], 1)
         kept = left.sum(1)
-        trace = total - v.square().sum((1, 2))
+        # What follows are combinations of class means and removed rows' residuals.
+        nothing = torch.zeros_like(which)
+        lost = torch.cat([nothing, eye[classes:, classes:] * present[:, :, None]], 2)
+        shift = -(which.mT @ lost) / left[:, :, None]
+        part_means = eye[:classes] + shift
+        v = torch.cat([lost, left.sqrt()[:, :, None] * shift], 1)
+        rows = torch.cat([which, eye[classes:, classes:].expand(many, -1, -1)], 2)
+        subject = torch.cat([part_means, rows], 1)
+        means = torch.arange(classes, device=x.device).expand(many, -1)
+        place = scatter.places[torch.cat([means, classes + index], 1)]
+        trace = total - (v @ scatter.products(place) * v).sum((1, 2))
         ridge = s * trace / (kept * d)
         if bool((ridge <= 1e-14 * s * total / (n * d)).any()):
             raise RowsError(
@@ -162,24 +221,22 @@ def _downdate(
                 "covariance",
                 fix="Use MeanDifferenceProbe",
             )
-        # Inner products under ((1 - s) T / kept + ridge)^-1, before removal.
         share = (1 - s) / kept
-        inverse = 1 / (share[:, None] * values + ridge[:, None])
+        # Inner products under ((1 - s) T / kept + ridge)^-1, before removal.
+        scale = share[:, None] * scatter.values + ridge[:, None]
+        product = scatter.products(place * scale.rsqrt()[:, None], ridge)
         v = v * share.sqrt()[:, None, None]
-        subject = torch.cat([part_means, rows[index]], 1)
-        weighted = v * inverse[:, None, :]
+        weighted = v @ product
         stiff = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
-        core = torch.linalg.cholesky(stiff - weighted @ v.transpose(1, 2))
-        half = torch.linalg.solve_triangular(
-            core, weighted @ subject.transpose(1, 2), upper=False
-        )
-        product = (part_means * inverse[:, None, :]) @ subject.transpose(1, 2)
-        product = product + half[:, :, :classes].transpose(1, 2) @ half
+        core = torch.linalg.cholesky(stiff - weighted @ v.mT)
+        half = torch.linalg.solve_triangular(core, weighted @ subject.mT, upper=False)
+        product = part_means @ product @ subject.mT
+        product = product + half[:, :, :classes].mT @ half
         own = product[:, :, :classes].diagonal(dim1=1, dim2=2)  # (fold, class)
         value = product[:, :, classes:] - 0.5 * own[:, :, None]
         value = value + (left / kept[:, None]).log()[:, :, None]
         if classes == 2:
             value = value[:, 1:] - value[:, :1]
         scored = present & test[start : start + size].gather(1, index)
-        out[:, index[scored]] = value.transpose(1, 2)[scored].T
+        out[:, index[scored]] = value.mT[scored].T
     return out

@@ -18,10 +18,9 @@ the metric of H, and hence the certificate every problem gets.
 import torch
 from torch import Tensor
 
+from probes.conjugate import conjugate
 from probes.elimination import eliminate
-from probes.losses import Curvature
 from probes.narrow import minimise_narrow
-from probes.operators import Operator
 from probes.problems import (
     Batch,
     Work,
@@ -33,6 +32,7 @@ from probes.problems import (
     size_of,
     strayed,
 )
+from probes.swift import approach
 
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
@@ -41,8 +41,6 @@ SMALL = 300
 """Up to so many classes x rows one problem is solved by elimination."""
 ENOUGH = 1e-2
 """Share of a residual that may be left of it where only its length is asked for."""
-HANDOVER = 1e-4
-"""Certificate at which float64 solves leave the float32 accelerated stage."""
 
 
 def minimise(
@@ -82,18 +80,30 @@ def minimise(
     if batch.loss.binary and batch.operator.factor.basis is not None:
         solved = minimise_narrow(batch, target, iterations, steps, work)
         return _eliminate_rest(batch, *solved, target, fall_back)
-    if iterations != dtype:
-        rough = max(target, HANDOVER)
-        scores, dual, certificate = _stage(batch, rough, iterations, steps, work)
-        if target < HANDOVER:
-            # Scores were moved by float32 products; make them exact again.
-            scores = batch.operator(dual)
-            work.count(batch.operator, dual)
-            batch = Batch(batch.loss, batch.operator, dual, scores)
-        else:
-            return scores, dual, certificate
-    scores, dual, certificate = _stage(batch, target, iterations, steps, work)
-    _undrift(batch, scores, dual, certificate, target, iterations, steps, work)
+    if batch.operator.factor.matrix is None:
+        return _slowly(batch, target, steps, fall_back, work)
+    # Loose targets ask for a start, and no certificate.
+    accepted = max(ACCEPTED[dtype], target)
+    found = approach(batch, target, accepted, iterations, steps, work)
+    scores, dual, certificate = found
+    left = ~(certificate <= accepted)
+    if bool(left.any()):
+        which = left.nonzero()[:, 0]
+        part = batch.select(which)
+        scores[which], dual[which], certificate[which] = _slowly(
+            part, target, steps, fall_back, work
+        )
+    if not batch.loss.binary and target <= ACCEPTED[dtype]:
+        certificate = judged(batch, scores, dual, certificate, work)
+    return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+
+
+def _slowly(
+    batch: Batch, target: float, steps: int, fall_back: bool, work: Work
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By safeguarded Newton steps, whose systems conjugate gradients solve."""
+    scores, dual, certificate = _stage(batch, target, steps, work)
+    _undrift(batch, scores, dual, certificate, target, steps, work)
     certificate = judged(batch, scores, dual, certificate, work)
     return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
 
@@ -133,7 +143,15 @@ def judged(
         square = inner(residual, pulled, work).abs()
         enough = torch.full_like(square, ENOUGH)
         step, lift, slope = conjugate(
-            part.operator, curvature, residual, pulled, square, enough, work, share=0.0
+            part.operator,
+            curvature,
+            residual,
+            pulled,
+            square,
+            enough,
+            work,
+            share=0.0,
+            foresee=False,
         )
         # A step that could not be solved for is too short, and certifies nothing.
         unsolved = residual - curvature.add_to(step, lift)
@@ -172,7 +190,6 @@ def _undrift(
     dual: Tensor,
     certificate: Tensor,
     target: float,
-    iterations: torch.dtype,
     steps: int,
     work: Work,
 ) -> None:
@@ -196,12 +213,12 @@ def _undrift(
         part = batch.select(which)
         part = Batch(part.loss, part.operator, dual[which], fresh[which])
         scores[which], dual[which], certificate[which] = _stage(
-            part, target, iterations, steps, work
+            part, target, steps, work
         )
 
 
 def _stage(
-    batch: Batch, target: float, iterations: torch.dtype, steps: int, work: Work
+    batch: Batch, target: float, steps: int, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores, dual = torch.empty_like(batch.scores), torch.empty_like(batch.dual)
     count = len(scores)
@@ -209,19 +226,14 @@ def _stage(
     # Which problem each member is; -1 once its answer is stored.
     place = torch.arange(count, device=scores.device)
     best, stalled = certificate.clone(), torch.zeros_like(certificate)
-    fast = batch.operator.to(iterations)
-    finest = 1e-3 if iterations == torch.float32 else 1e-7
+    finest = 1e-3 if scores.dtype == torch.float32 else 1e-7
     residual, curvature = residual_of(batch, work)
     for step in range(steps + 1):
-        rough = residual
-        if iterations != residual.dtype:
-            rough = work.like("rough", residual, iterations).copy_(residual)
-        pulled = fast(rough, work.like("pulled", rough))
-        work.count(fast, rough)
-        size = size_of(batch, work)
+        pulled = batch.operator(residual, work.like("pulled", residual))
+        work.count(batch.operator, residual)
         # Below zero it is rounding, and no reason to certify anything.
-        square = inner(rough, pulled, work).abs()
-        now = (square.to(size.dtype) / size).sqrt()
+        square = inner(residual, pulled, work).abs()
+        now = (square / size_of(batch, work)).sqrt()
         now = torch.nan_to_num(now, nan=torch.inf)
         # Rounding sets a floor: stop where steps no longer help.
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
@@ -234,10 +246,6 @@ def _stage(
             out = place[new]
             scores[out], dual[out] = batch.scores[new], batch.dual[new]
             certificate[out] = now[new]
-            if iterations != residual.dtype:
-                which = new.nonzero()[:, 0]
-                exact = certified(batch.select(which), residual[which], work)
-                certificate[out] = torch.nan_to_num(exact, nan=torch.inf)
             place = torch.where(new, -1, place)
         live = place >= 0
         left = int(live.sum())
@@ -245,9 +253,9 @@ def _stage(
             break
         if left < 0.9 * len(place):
             keep = live.nonzero()[:, 0]
-            place, batch, fast = place[keep], batch.select(keep), fast.select(keep)
+            place, batch = place[keep], batch.select(keep)
             best, stalled = best[keep], stalled[keep]
-            rough, pulled = rough[keep], pulled[keep]
+            residual, pulled = residual[keep], pulled[keep]
             now, square = now[keep], square[keep]
             curvature = curvature.select(keep)
         forcing = torch.maximum(now.clamp(max=0.1), 0.3 * target / now)
@@ -255,7 +263,9 @@ def _stage(
         residual, curvature = advance(
             batch,
             work,
-            *conjugate(fast, curvature, rough, pulled, square, forcing, work),
+            *conjugate(
+                batch.operator, curvature, residual, pulled, square, forcing, work
+            ),
         )
     return scores, dual, certificate
 
@@ -270,55 +280,3 @@ def certified(batch: Batch, residual: Tensor, work: Work) -> Tensor:
     work.count(batch.operator, residual)
     square = inner(residual, pulled, work).abs()
     return (square / size_of(batch, work)).sqrt()
-
-
-def conjugate(
-    operator: Operator,
-    curvature: Curvature,
-    residual: Tensor,
-    pulled: Tensor,
-    square: Tensor,
-    forcing: Tensor,
-    work: Work,
-    limit: int = 100,
-    share: float = 0.3,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """CG for (I + (W - w) Q) u = residual.
-
-    Stops when all but ``share`` of the problems reached their forcing term: the others
-    lose nothing, as the next Newton step goes on from where they are.
-
-    Returns:
-        u, Q u, and the (problem,) slope of the objective along u, sign turned.
-    """
-    curvature = curvature.to(residual.dtype)
-    start = residual
-    residual = work.like("left", start).copy_(start)
-    search = work.like("search", start).copy_(start)
-    ahead = work.like("ahead", start).copy_(pulled)
-    lift = work.like("lift", start).zero_()
-    image = work.like("image", start)
-    pulled = work.like("pulled", start)
-    goal = square * forcing.to(square.dtype) ** 2
-    first = square
-    for iteration in range(limit):
-        curvature.add_to(search, ahead, image)
-        bend = inner(ahead, image, work)
-        length = torch.where(bend > 0, square / bend, 0.0)[:, None, None]
-        lift.addcmul_(length, ahead)
-        residual.addcmul_(length, image, value=-1)
-        operator(residual, pulled)
-        work.count(operator, residual)
-        fresh = inner(residual, pulled, work).clamp_(min=0)
-        # Growth is rounding, not progress: the system is too stiff for this type.
-        if iteration + 1 == limit or bool((fresh > 1e4 * first).any()):
-            break
-        if int((fresh > goal).sum()) <= share * len(goal):
-            break
-        ratio = torch.where(square > 0, fresh / square, 0.0)[:, None, None]
-        search.mul_(ratio).add_(residual)
-        torch.addcmul(pulled, ratio, ahead, out=ahead)
-        square = fresh
-    # What CG has solved for so far: u = start - residual - (W - w) Q u.
-    curvature.add_to(residual, lift, image)
-    return torch.sub(start, image, out=image), lift, inner(start, lift, work)

@@ -166,7 +166,7 @@ class Job:
         n, d = self.x.shape
         square = 4 * n * n * factors if self.wide else 3 * n * d * (factors - 1)
         fixed = 8 * (2 * self.x.numel() + square)
-        each = 8 * self.columns * (16 * size + 3 * removed * (size + removed))
+        each = 8 * self.columns * (24 * size + 3 * removed * (size + removed))
         if rescaled:  # the rows squared; ratios, variances, weights and their product
             fixed += 8 * self.x.numel()
             each += 8 * 4 * d

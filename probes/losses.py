@@ -30,8 +30,8 @@ class Loss:
         """Whether one score decides between two classes."""
         return self.target.shape[1] == 1
 
-    def select(self, keep: Tensor) -> "Loss":
-        """The problems ``keep`` (indices), sharing what is shared."""
+    def select(self, keep: Tensor | slice) -> "Loss":
+        """The problems ``keep`` (indices or a slice), sharing what is shared."""
         return Loss(
             self.target[keep] if len(self.target) > 1 else self.target,
             self.weight[keep] if len(self.weight) > 1 else self.weight,

@@ -17,7 +17,7 @@ array below has a leading axis ``m`` of length 1 or the number of classes.
 from dataclasses import dataclass
 
 import torch
-from scipy.linalg.blas import dsyrk  # pyright: ignore
+from scipy.linalg.blas import dsyrk, ssyrk  # pyright: ignore
 from torch import Tensor
 
 NARROW = 8
@@ -76,23 +76,26 @@ def floor_weight(weight: Tensor, diagonal: Tensor) -> Tensor:
     """Row weights raised where they are too small to invert accurately.
 
     The factor is only a preconditioner, so its weights may differ from the
-    curvature; below a twentieth of 1 / K_ii the difference changes nothing.
+    curvature; where they all add up to less than 1 / K_ii, or one is below a twentieth
+    of that, the difference changes nothing.
     """
     scale = diagonal.mean()
     if not bool(scale > 0):  # equal rows: nothing but the intercept is fitted
         return weight
-    return torch.maximum(weight, 0.05 / torch.maximum(diagonal, 0.01 * scale))
+    least = min(0.05, 0.4 / len(diagonal))
+    return torch.maximum(weight, least / torch.maximum(diagonal, 0.01 * scale))
 
 
 def gram_of(rows: Tensor) -> Tensor:
-    """(n, n) inner products of float64 rows, each computed once on the CPU."""
+    """(n, n) inner products of rows, each computed once on the CPU."""
     if rows.device.type != "cpu" or len(rows) < 64:
         return rows @ rows.T
+    syrk = ssyrk if rows.dtype == torch.float32 else dsyrk
     # BLAS reads by columns: neither form may be copied first.
     if rows.is_contiguous():
-        half = dsyrk(1.0, rows.numpy().T, trans=1, lower=1)
+        half = syrk(1.0, rows.numpy().T, trans=1, lower=1)
     else:
-        half = dsyrk(1.0, rows.numpy(), trans=0, lower=1)
+        half = syrk(1.0, rows.numpy(), trans=0, lower=1)
     half = torch.from_numpy(half)
     return torch.tril(half).add_(torch.tril(half, -1).T)
 
@@ -220,6 +223,19 @@ class Operator:
         strips = self.removal.strips
         return matrix + strips.transpose(2, 3) @ (self.removal.core @ strips)
 
+    def leverage(self) -> Tensor:
+        """(problem or 1, m, n) w times the diagonal of Q, rows removed."""
+        matrix = self.factor.matrix
+        if matrix is None:
+            assert self.factor.basis is not None
+            own = self.factor.basis.square().sum(2)
+        else:
+            own = matrix.diagonal(dim1=1, dim2=2)
+        if self.removal is None:
+            return self.weight * own
+        strips = self.removal.strips
+        return self.weight * (own + ((self.removal.core @ strips) * strips).sum(2))
+
     @property
     def flops(self) -> float:
         """Floating-point operations of one product with one vector."""
@@ -228,8 +244,8 @@ class Operator:
         assert self.factor.basis is not None
         return 4.0 * self.factor.basis[0].numel()
 
-    def select(self, keep: Tensor) -> "Operator":
-        """The problems ``keep`` (indices)."""
+    def select(self, keep: Tensor | slice) -> "Operator":
+        """The problems ``keep`` (indices, or a slice, which copies nothing)."""
         weight = self.weight[keep] if len(self.weight) > 1 else self.weight
         if self.removal is None:
             return Operator(self.factor, weight)

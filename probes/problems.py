@@ -46,23 +46,27 @@ class Work:
     Attributes:
         products: Single-vector products with Q.
         flops: Floating-point operations in them.
-        buffers: Flat scratch tensors by name and type.
+        buffers: Flat scratch tensors by name and type, and their last view.
     """
 
     products: int = 0
     flops: float = 0.0
-    buffers: dict[tuple[str, torch.dtype], Tensor] = field(
+    buffers: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = field(
         default_factory=dict, repr=False
     )
 
     def like(self, name: str, other: Tensor, dtype: torch.dtype | None = None):
         """A scratch tensor of ``other``'s shape; holds what was last written."""
-        dtype = other.dtype if dtype is None else dtype
-        flat = self.buffers.get((name, dtype))
-        if flat is None or flat.numel() < other.numel():
-            flat = torch.empty(other.numel(), dtype=dtype, device=other.device)
-            self.buffers[name, dtype] = flat
-        return flat[: other.numel()].view(other.shape)
+        dtype, shape = other.dtype if dtype is None else dtype, other.shape
+        flat, seen = self.buffers.get((name, dtype), (None, None))
+        if seen is not None and seen.shape == shape:
+            return seen
+        size = other.numel()
+        if flat is None or flat.numel() < size:
+            flat = torch.empty(size, dtype=dtype, device=other.device)
+        seen = flat[:size].view(shape)
+        self.buffers[name, dtype] = flat, seen
+        return seen
 
     def count(self, operator: Operator, batch: Tensor) -> None:
         """Add one product of Q with ``batch``."""
@@ -74,7 +78,7 @@ class Work:
 def inner(left: Tensor, right: Tensor, work: Work) -> Tensor:
     """(problem,) sum of products over classes and rows."""
     product = torch.mul(left, right, out=work.like("product", left))
-    return product.view(len(product), -1).sum(1)
+    return product.sum((1, 2))
 
 
 def size_of(batch: Batch, work: Work) -> Tensor:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.engine import ACCEPTED, TARGET, certified, conjugate, judged
+from probes.conjugate import conjugate
+from probes.engine import ACCEPTED, TARGET, certified, judged
 from probes.problems import (
     Batch,
     Work,
@@ -132,7 +133,10 @@ def refine(
         # The step is wrong by what the scales changed: no use in solving it further.
         forcing = now.clamp(max=0.1).clamp(min=1e-2)
         first = residual.clone()
-        move, lift, _ = conjugate(fast, curvature, rough, pulled, square, forcing, work)
+        # A step more costs two products with the rows: solve it as far as asked.
+        move, lift, _ = conjugate(
+            fast, curvature, rough, pulled, square, forcing, work, foresee=False
+        )
         weight = batch.operator.weight
         change = _balanced((move - weight.to(move) * lift).double(), weight)
         exact = scales.scores(change)

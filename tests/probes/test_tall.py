@@ -1,0 +1,113 @@
+"""Few folds of many rows: the optimum, whatever the metric they went down in."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from probes import crossfit as module
+from probes import tall
+from probes.crossfit import crossfit
+from probes.folds import k_fold
+from probes.job import LogisticOptions, one_hot
+from probes.losses import Loss
+from probes.problems import Work
+
+
+def data(seed=0, n=300, d=20, scale=1.0, gap=1.0):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 2, n)
+    rows = rng.normal(size=(n, d)) * scale
+    rows[:, 0] += gap * scale * codes
+    return rows - rows.mean(0), codes
+
+
+def loss_of(codes, train, C):
+    weight = C * torch.from_numpy(train).double()[:, None]
+    return Loss(one_hot(torch.from_numpy(codes)[None], 2), weight)
+
+
+@pytest.mark.parametrize(
+    ("C", "scale", "gap"),
+    [(1e-3, 0.1, 1.0), (1.0, 1.0, 1.0), (1e3, 1.0, 1.0), (1e-3, 30.0, 3.0)],
+)
+def test_weights_are_scikit_learns(C, scale, gap):
+    rows, codes = data(scale=scale, gap=gap)
+    train = k_fold(None, codes, 5).train
+    loss = loss_of(codes, train, C)
+    found = tall.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())
+    point, scores, certificate = found
+    assert float(certificate.max()) <= 1e-9
+    for fold, kept in enumerate(train):
+        peer = LogisticRegression(
+            C=C, solver="newton-cholesky", tol=1e-12, max_iter=500
+        )
+        peer.fit(rows[kept], codes[kept])
+        expected = peer.decision_function(rows)
+        gap_of = np.abs(scores[fold].numpy() - expected).max()
+        assert gap_of <= 1e-8 * np.abs(expected).max()
+        by_hand = rows @ point[fold, :-1].numpy() + float(point[fold, -1])
+        np.testing.assert_allclose(by_hand, scores[fold].numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_wrong_metric_costs_steps_and_no_digits(monkeypatch):
+    rows, codes = data()
+    loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
+    rows = torch.from_numpy(rows)
+    plain, off = Work(), Work()
+    expected = tall.fit_tall(rows, loss, 1e-9, plain)[1]
+    make = tall._Metric.__init__
+
+    def warped(self, table, weight):
+        make(self, table, weight * torch.linspace(0.2, 5, len(weight)))
+
+    monkeypatch.setattr(tall._Metric, "__init__", warped)
+    found, certificate = tall.fit_tall(rows, loss, 1e-9, off)[1:]
+    assert float(certificate.max()) <= 1e-9
+    assert float((found - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
+    assert off.products > plain.products
+
+
+def test_unsolved_problems_have_no_certificate(monkeypatch):
+    rows, codes = data()
+    loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
+    monkeypatch.setattr(tall, "TURNS", 1)
+    certificate = tall.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())[2]
+    assert not bool((certificate <= 1e-9).any())
+
+
+def test_what_it_leaves_is_solved_on_exact_factors(monkeypatch):
+    rows, codes = data()
+    folds = k_fold(None, codes, 5)
+    args = torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds
+    expected = crossfit(*args, LogisticOptions(), coefficients=True)
+    fit = tall.fit_tall
+
+    def give_up(*arguments):
+        point, scores, certificate = fit(*arguments)
+        certificate[1:3], scores[1:3] = torch.inf, torch.nan
+        return point, scores, certificate
+
+    monkeypatch.setattr(module, "fit_tall", give_up)
+    found = crossfit(*args, LogisticOptions(), coefficients=True)
+    assert found.unsolved == 0
+    scale = float(expected.scores.abs().max())
+    assert float((found.scores - expected.scores).abs().max()) <= 1e-8 * scale
+    assert found.coef is not None and expected.coef is not None
+    assert float((found.coef - expected.coef).abs().max()) <= 1e-7
+
+
+@pytest.mark.parametrize(
+    ("C", "scale", "gap"), [(3.0, 1.0, 1.0), (1e3, 30.0, 3.0), (1e5, 10.0, 1.0)]
+)
+def test_the_exact_route_gives_the_same(C, scale, gap, monkeypatch):
+    """Also with next to no penalty, where the rough metric leaves the folds to it."""
+    rows, codes = data(scale=scale, gap=gap)
+    folds = k_fold(None, codes, 5)
+    args = torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds
+    quick = crossfit(*args, LogisticOptions(C=C))
+    assert quick.unsolved == 0
+    quick = quick.scores
+    monkeypatch.setattr(module, "TALL_FOLDS", 0)
+    exact = crossfit(*args, LogisticOptions(C=C)).scores
+    assert float((quick - exact).abs().max()) <= 1e-8 * float(exact.abs().max())
