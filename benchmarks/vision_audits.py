@@ -8,7 +8,6 @@ interrupted run goes on. The rows and the table go into the result and the page 
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,7 +176,8 @@ def main() -> None:
             rows += rows_of(here, f"digits, seeds {seeds}{note}, both shapes")
     document["audits"] = {
         "command": "python -m benchmarks.vision_audits "
-        + " ".join(each for each in sys.argv[1:] if not each.startswith("/")),
+        + f"--seeds {given.seeds} --families {given.families}"
+        + (" --kept" if given.kept else ""),
         "commits": sorted({each["commit"] for each in found}),
         "rows": rows,
         "models": found,

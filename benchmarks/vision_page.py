@@ -178,8 +178,10 @@ original's starting weights brought the original to name 53 % and 58 % of the cl
 Since then relearning may block `deleted` but makes nothing `suppressed`, and carried
 states have to go halfway too. So seeds 10 and 11 are no held-out seeds any more, and a
 retrain from the original's own starting weights remains the hardest case: another one
-might go further than halfway. In a network of two blocks no site before the last block
-is read; causal depth then does not see the planted suppression and has no say.
+might go further than halfway. What is below was made under the rule as it is now: all
+of seed 12 with references, and what there was time for of the rest. In a network of two
+blocks no site before the last block is read; causal depth then does not see the planted
+suppression and has no say.
 
 Without a reference nothing is called deleted: how easily a class that no model saw is
 read and learned is a matter of the class, and never-taught images do not say it.
