@@ -6,10 +6,10 @@ paper's world and every eraser of it, about twenty minutes on one core;
 ``claims:small:0`` is ``exhume pga``, ``curve:forty:0`` every eraser at several
 strengths. The others: ``noise`` (states without information), ``power`` (a planted
 signal), ``equivalence`` (no signal: how many sequences show it), ``passages``
-(SmolLM2), ``devices`` (points of a GPU again, on the CPU),
-``views`` (where what an eraser leaves is found), ``axis`` (the membership
-axis on the zoo, whose models must be there) and ``speed``. ``--take DIR`` takes in what
-was measured elsewhere. Why the toy differs: ``benchmarks.pga_reasons``.
+(SmolLM2), ``devices`` (points of a GPU again, on the CPU), ``views`` (where what an
+eraser leaves is found), ``axis`` (the membership axis on the zoo, whose models must be
+there) and ``speed``. ``--take DIR`` takes in what was measured elsewhere. Why the toy
+differs: ``benchmarks.pga_reasons``.
 """
 
 import argparse

@@ -69,7 +69,6 @@ def views_text(part: dict) -> str:
     points = part["points"]
     depths = range(len(points[0]["auc"]))
     text = TEXT.format(
-        closest=CLOSEST,
         band=max(each["band"] for each in points),
         heads=" | ".join(f"depth {depth}" for depth in depths),
         rule="---|" * (2 + len(depths)),
@@ -85,9 +84,9 @@ TEXT = """
 ### Where it is left
 
 Best AUC of the seven families, by view and depth, on 200 + 200 keys, seeds side by
-side; over all columns the null's 95 % is at most {band:.2f}. "{closest}" comes closest
-among the settings whose cost is allowed. The alignments see the last sign's state, the
-battery also the mean over all signs.
+side; over all columns the null's 95 % is at most {band:.2f}. The eraser shown comes
+closest among the settings whose cost is allowed. The alignments see the last sign's
+state, the battery also the mean over all signs.
 
 | model | view | {heads} |
 |{rule}
