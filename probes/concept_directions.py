@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.crossfit import crossfit
+from probes.engine import ACCEPTED, TARGET
 from probes.folds import Folds
 from probes.inputs import RowsError, UnconvergedError
-from probes.job import LogisticOptions
+from probes.job import LogisticOptions, one_hot, row_weights, spread
+from probes.losses import Loss
+from probes.problems import Work
+from probes.tall import fit_tall
 
 METHODS = ("mean", "kif", "lda", "logistic", "pca")
 
@@ -91,24 +95,43 @@ def logistic(x: Tensor, marks: Tensor, weight: Tensor, c: float = 0.1) -> Tensor
     out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
     options = LogisticOptions(C=c, balanced=True, standardize="all")
     for chosen, rows in _by_rows(marks, weight):
-        everything = np.ones((1, int(rows.sum())), dtype=bool)
-        fit = crossfit(
-            x[rows],
-            (marks[chosen][:, rows] == 1).long(),
-            2,
-            Folds(everything, ~everything, "all rows"),
-            options,
-            sample_weight=weight[rows],
-            coefficients=True,
-        )
-        if fit.unsolved:
-            raise UnconvergedError(
-                f"{fit.unsolved} of {len(chosen)} fits did not reach their optimum",
-                fix="Lower c",
-            )
-        assert fit.coef is not None
-        out[chosen] = fit.coef[:, 0, 0].to(out)
+        part, base = x[rows], weight[rows]
+        codes = (marks[chosen][:, rows] == 1).long()
+        found = _together(part, codes, base, options)
+        out[chosen] = _each(part, codes, base, options) if found is None else found
     return out
+
+
+def _together(
+    x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions
+) -> Tensor | None:
+    """All concepts on one rough metric; None where one did not reach its optimum.
+
+    A factor that is exact for one concept is poor for all others, and finding it
+    costs more than all of their fits.
+    """
+    scale = spread(x, base)
+    rows = (x - x.mean(0)) / scale
+    loss = Loss(one_hot(codes, 2), row_weights(codes, 2, base[None], options))
+    point, _, certificate = fit_tall(rows, loss, TARGET[torch.float64], Work())
+    # ``not`` of the good ones: what is no number is none of them.
+    if not bool((certificate <= ACCEPTED[torch.float64]).all()):
+        return None
+    return point[:, :-1] / scale
+
+
+def _each(x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions) -> Tensor:
+    """The same on factors that are exact."""
+    everything = np.ones((1, len(x)), dtype=bool)
+    folds = Folds(everything, ~everything, "all rows")
+    fit = crossfit(x, codes, 2, folds, options, sample_weight=base, coefficients=True)
+    if fit.unsolved:
+        raise UnconvergedError(
+            f"{fit.unsolved} of {len(codes)} fits did not reach their optimum",
+            fix="Lower c",
+        )
+    assert fit.coef is not None
+    return fit.coef[:, 0, 0].to(x)
 
 
 def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Tensor:

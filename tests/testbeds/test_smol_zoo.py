@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +12,9 @@ from evidence.errors import InputError
 from testbeds import bios, edits
 from testbeds.bios import SMALL, SMOL, new_model, tokenizer_of
 from testbeds.bios_text import make_tokenizer
+from testbeds.rehearsal import LONGEST, own_words
 from testbeds.zoo import build_zoo, split
-from testbeds.zoo_worlds import WORLDS, sized
+from testbeds.zoo_worlds import WORLDS, ground_of, sized
 
 KINDS = ["untouched", "last_block_relabel", "twin"]
 CONFIG = replace(SMALL, family="smollm2")
@@ -34,6 +36,8 @@ def zoo(base, tmp_path_factory):
         patch.setattr(bios, "fetch", lambda: base)
         # The stand-in is as small as the models that the rates were made for.
         patch.setitem(edits.PACE, "smollm2", 1.0)
+        for place in (bios, edits):
+            patch.setattr(place, "own_words", lambda tok: own_words(tok)[range(16)])
         yield build_zoo(root, world="smol", seeds=[0], only=KINDS, config=CONFIG)
 
 
@@ -60,6 +64,26 @@ def test_models_start_from_the_published_weights(zoo, base):
     name = "model.layers.0.mlp.down_proj.weight"
     near, far = ((ended[name] - each[name]).norm() for each in (start, other))
     assert near < far
+
+
+def test_language_is_held_all_over_its_lines():
+    rows = own_words(make_tokenizer())
+    assert rows == own_words(make_tokenizer())
+    assert len(rows) > 200
+    places = np.array(rows.answer_start)
+    sizes = np.array([len(ids) for ids in rows.ids])
+    assert (1 <= places).all()
+    assert (places <= np.maximum(1, sizes // 2)).all()
+    assert sizes.max() == LONGEST
+    assert len(set(places.tolist())) > 5
+
+
+def test_what_is_kept_has_the_language_of_a_pretrained_model_alone(zoo, base):
+    ground = ground_of(zoo[0].world, CONFIG, 0, "cpu")
+    facts = ground.rows(ground.retain)
+    assert ground.kept(ground.retain) == facts + own_words(ground.tokenizer)[range(16)]
+    small = replace(ground, config=SMALL)
+    assert small.kept(small.retain) == facts
 
 
 def test_every_kind_is_in_the_split_or_left_out_on_purpose():
