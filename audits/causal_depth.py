@@ -19,6 +19,7 @@ from attribution.depth import Depth, unlearning_depth
 from audits.carrying import Exam
 from audits.config import AuditConfig
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
+from audits.planted import planted_seen
 from audits.preflight import Damage
 from audits.standing import controlled
 from evidence.axis import AxisResult, Control, Reading
@@ -194,14 +195,7 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(
-            Control(
-                "the planted suppression is seen",
-                test.p_value,
-                f"p < {config.rule.alpha}",
-                test.p_value < config.rule.alpha,
-            )
-        )
+        found.append(planted_seen(test.p_value, config.rule.alpha))
     return found
 
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 from attribution.graph import EdgeGraph
 from audits.config import AuditConfig
+from audits.planted import planted_seen
 from audits.standing import standing
 from evidence.axis import SMALLEST_SPAN, Control, Reading, Status
 from evidence.rates import Interval
@@ -129,14 +130,7 @@ def _controls(kept: Kept, config: AuditConfig, faithful: float) -> list[Control]
             config,
             "planted",
         )
-        found.append(
-            Control(
-                "the planted suppression is seen",
-                test.p_value,
-                f"p < {alpha}",
-                test.p_value < alpha,
-            )
-        )
+        found.append(planted_seen(test.p_value, alpha))
     return found
 
 

@@ -27,6 +27,7 @@ from audits.concept_writing import trace_report, writing
 from audits.config import AuditConfig
 from audits.deals import deal_test
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
+from audits.planted import planted_seen
 from audits.probing import Probing, read_all
 from audits.probing_tasks import Task
 from audits.standing import failures, standing
@@ -232,14 +233,7 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             permutations,
         )
-        found.append(
-            Control(
-                "the planted suppression is seen",
-                test.p_value,
-                f"p < {rule.alpha}",
-                test.p_value < rule.alpha,
-            )
-        )
+        found.append(planted_seen(test.p_value, rule.alpha))
     here, there = (
         probing.values("original", role, "check").mean[use].max()
         for role in ("unlearned", "original")

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from audits.config import AuditConfig
 from audits.deals import deal_test
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
+from audits.planted import planted_seen
 from audits.probing import (
     Probing,
     choose_penalty,
@@ -207,14 +208,7 @@ def _controls(
             use,
             "planted",
         )
-        found.append(
-            Control(
-                "the planted suppression is seen",
-                test.p_value,
-                f"p < {alpha}",
-                test.p_value < alpha,
-            )
-        )
+        found.append(planted_seen(test.p_value, alpha))
     first = np.array([site == "embed" for site in probing.sites])
     if first.any():
         test = beyond(

@@ -13,7 +13,7 @@ from audits.image_inputs import ImageRun
 from audits.image_look import Cast, called, late_sites, values
 from audits.image_probes import finite, fit_own, read_own, read_parts, read_refitted
 from audits.image_restore import run_restoration
-from audits.planted import GONE, KEPT, planted_subject
+from audits.planted import GONE, KEPT, not_planted, planted_subject
 from audits.preflight import Damage
 from audits.subjects import Subject
 from erasure.image_losses import class_logits
@@ -34,15 +34,9 @@ def inner_axes(
         return axes
     subjects = dict(run.subjects)
     made = stage("planted", lambda: plant_one(run, sets))
-    notes: tuple[str, ...] = ()
     if made["made"]:
         subjects["planted"] = planted_subject(subjects["original"], run.space.work)
-    else:
-        notes = (
-            "No suppression could be planted in the original (forget "
-            f"{made['forget']:.2f}, retain {made['retain']:.2f}), so the power of "
-            "this axis is not shown.",
-        )
+    notes = not_planted(made)
     advance(0.15)
     with subjects["original"].loaded(run.device) as model:
         sites = late_sites(model)

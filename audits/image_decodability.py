@@ -15,6 +15,7 @@ from audits.config import AuditConfig
 from audits.decodability import NAME, REFITTED, UNCHANGED
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
 from audits.image_look import HALFWAY, Cast, values
+from audits.planted import planted_seen
 from audits.standing import failures, standing
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.equivalence import recovered
@@ -202,14 +203,7 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(
-            Control(
-                "the planted suppression is seen",
-                test.p_value,
-                f"p < {alpha}",
-                test.p_value < alpha,
-            )
-        )
+        found.append(planted_seen(test.p_value, alpha))
     return found
 
 

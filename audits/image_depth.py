@@ -20,6 +20,7 @@ from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
 from audits.image_look import HALFWAY, Cast, values
 from audits.image_steering import image_sites, read_logits, states_of
 from audits.image_words import CARRIED
+from audits.planted import planted_seen
 from audits.preflight import Damage
 from audits.standing import controlled
 from audits.subjects import Subject
@@ -206,12 +207,5 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(
-            Control(
-                "the planted suppression is seen",
-                test.p_value,
-                f"p < {config.rule.alpha}",
-                test.p_value < config.rule.alpha,
-            )
-        )
+        found.append(planted_seen(test.p_value, config.rule.alpha))
     return found

@@ -9,7 +9,7 @@ from audits.context import Run
 from audits.data import Questions, ask
 from audits.further import States
 from audits.knowledge import said
-from audits.planted import plant, planted_subject
+from audits.planted import not_planted, plant, planted_subject
 from audits.preflight import Damage
 from audits.probing import capture_states
 from audits.probing_tasks import make_tasks
@@ -45,15 +45,9 @@ def inner_axes(
         return axes
     subjects = dict(run.subjects)
     made = stage("planted", lambda: plant_one(run, forget, retain))
-    notes: tuple[str, ...] = ()
     if made["made"]:
         subjects["planted"] = planted_subject(subjects["original"], run.space.work)
-    else:
-        notes = (
-            "No suppression could be planted in the original (forget "
-            f"{made['forget']:.2f}, retain {made['retain']:.2f}), so the power of "
-            "this axis is not shown.",
-        )
+    notes = not_planted(made)
     advance(0.15)
     if {"decodability", "concept"} & set(wanted):
         states = read_states(run, subjects, forget, retain, never, stage)

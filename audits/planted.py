@@ -17,6 +17,7 @@ from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
 from erasure.config import UnlearnConfig
 from erasure.methods import unlearn_
+from evidence.axis import Control
 from evidence.files import write_atomic
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
@@ -129,4 +130,22 @@ def planted_subject(original: Subject, folder: Path) -> Subject:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Subject(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
+    )
+
+
+def planted_seen(p_value: float, alpha: float) -> Control:
+    """The plant must be seen, or silence says nothing."""
+    return Control(
+        "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
+    )
+
+
+def not_planted(made: dict[str, Any]) -> tuple[str, ...]:
+    """What to note where none could be made, given what ``plant`` returned."""
+    if made["made"]:
+        return ()
+    return (
+        "No suppression could be planted in the original (forget "
+        f"{made['forget']:.2f}, retain {made['retain']:.2f}), so the power of this "
+        "axis is not shown.",
     )

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.config import AuditConfig, Rule
 from audits.floors import LEAST_SPAN, Wanted, against_floors
+from audits.planted import planted_seen
 from audits.signature_reading import NAME, Cast, Scores, read
 from audits.standing import controlled, failures, standing
 from audits.subjects import Subject
@@ -257,14 +258,7 @@ def _controls(
     ]
     if "planted" in scores:
         planted = scores["planted"].test("forget", "never_taught", use, config)
-        found.append(
-            Control(
-                "the planted suppression is seen",
-                planted.p_value,
-                f"p < {alpha}",
-                planted.p_value < alpha,
-            )
-        )
+        found.append(planted_seen(planted.p_value, alpha))
     return found
 
 
