@@ -3,7 +3,7 @@
 Where there is no CUDA device, the pretended one refuses what a real one would.
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from evidence.errors import InputError
 from evidence.progress import SILENT
 from testbeds.codes import build_codes, perplexity, recall
 from testbeds.codes_config import SIZES
-from tests.probes.test_devices import PretendCuda, mark, marked
+from tests.pretend_cuda import PretendCuda, mark, marked, there_and_pretended
 from tests.testbeds.tiny_codes import TINY
 
 
@@ -35,18 +35,7 @@ def pretended():
         yield
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(pretended, id="pretended"),
-        pytest.param(
-            nullcontext,
-            id="real",
-            marks=pytest.mark.skipif(
-                not torch.cuda.is_available(), reason="no CUDA device here"
-            ),
-        ),
-    ]
-)
+@pytest.fixture(params=there_and_pretended(pretended))
 def there(request):
     return request.param
 

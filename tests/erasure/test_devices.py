@@ -1,7 +1,5 @@
 """The same erasers on CUDA as on the CPU, and nothing asked of CUDA it would refuse."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,21 +10,10 @@ from erasure.oracle import OracleLeace
 from erasure.quadratic import QuadraticLeace
 from tests.erasure.concepts import labelled
 from tests.erasure.test_erasers import ALL, fitted
-from tests.probes.test_devices import PretendCuda
+from tests.pretend_cuda import PretendCuda, there_and_pretended
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(PretendCuda, id="pretended"),
-        pytest.param(
-            nullcontext,
-            id="real",
-            marks=pytest.mark.skipif(
-                not torch.cuda.is_available(), reason="no CUDA device here"
-            ),
-        ),
-    ]
-)
+@pytest.fixture(params=there_and_pretended(PretendCuda))
 def there(request):
     return request.param
 
