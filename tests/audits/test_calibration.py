@@ -20,6 +20,7 @@ from audits.calibration import (
 )
 from audits.config import Rule
 from benchmarks.calibration import figures, fit
+from benchmarks.verdict import RESULTS
 from evidence.axis import AxisResult
 from tests.audits import documents
 
@@ -142,9 +143,7 @@ def test_an_axis_that_the_zoo_was_not_fitted_with_is_named_where_it_found_someth
 
 
 def test_the_published_figures_are_those_of_the_calibration_that_ships():
-    from benchmarks.verdict import RESULT
-
-    published = json.loads(RESULT.read_text(encoding="utf-8"))
+    published = json.loads((RESULTS / "verdict.json").read_text(encoding="utf-8"))
     assert published["probabilities"]["version"] == shipped().version
 
 
