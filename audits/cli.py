@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from audits.compare_command import compare
 from audits.pga_command import pga
 from evidence.errors import ExhumeError, InputError
 from evidence.memory import keep_freed_memory
@@ -23,6 +24,7 @@ app = typer.Typer(
 zoo = typer.Typer(help="Models whose true state is known.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 app.command()(pga)
+app.command()(compare)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]

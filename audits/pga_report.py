@@ -1,15 +1,14 @@
 """One offline page that shows both protocols side by side."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from audits.report_text import clean, flat, in_plot
+from audits.pages import style, template
+from audits.report_text import flat, in_plot
 from evidence.files import write_atomic
 
 HEAD = (
@@ -43,16 +42,9 @@ def render(document: Mapping[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     rows, world = document["rows"], document["world"]
-    resources = files("audits")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=clean
-    )
-    template = environment.from_string(
-        resources.joinpath("pga.html.j2").read_text(encoding="utf-8")
-    )
     sound = next(row["sound"] for row in rows if "sound" in row)
-    return template.render(
-        css=Markup(resources.joinpath("report.css").read_text(encoding="utf-8")),
+    return template("pga.html.j2").render(
+        css=style(),
         plotly=Markup(get_plotlyjs()),
         claims=document["claims"],
         families=len(world["families"]),

@@ -1,24 +1,22 @@
 """The report of an audit: one offline HTML page made from ``audit.json``.
 
-Everything in the document is untrusted: texts are cleaned (``report_text.clean``) and
-escaped by the template engine, plots are data and never code, and a content security
-policy forbids the page to load anything.
+Everything in the document is untrusted: texts are cleaned and escaped (``pages``),
+plots are data and never code, and a content security policy forbids the page to load
+anything.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from audits import report_text as write
+from audits.pages import style, template
 from audits.preflight import LIMITS
 from audits.report_depth import component_rows, depth_plot
-from audits.report_drawing import Plot
+from audits.report_drawing import Plot, residual_bar
 from audits.report_plots import (
     logprob_plot,
     reading_plot,
@@ -81,8 +79,8 @@ def render(document: Mapping[str, Any]) -> str:
         _axis(axis, number, document["verdict"]["adjusted_p"], margin, place, images)
         for number, axis in enumerate(document["axes"], 1)
     ]
-    return _template().render(
-        css=Markup(_resource("report.css")),
+    return template("report.html.j2").render(
+        css=style(),
         plotly=Markup(get_plotlyjs()),
         verdict=_verdict(document),
         facts=_facts(document),
@@ -92,37 +90,11 @@ def render(document: Mapping[str, Any]) -> str:
         config=write.flat(document["config"]),
         runtime=document["runtime"],
         words=WORDS,
-        scale=_bar(None, None, margin),
+        scale=residual_bar(None, None, margin),
         margin=margin,
         figures=figures,
         statuses=STATUSES,
     )
-
-
-def _resource(name: str) -> str:
-    return files("audits").joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=write.clean,
-    )
-    environment.filters |= {
-        "small": write.small,
-        "seconds": write.seconds,
-        "share": write.share,
-        "memory": write.memory,
-        "p": write.p_text,
-        "words": write.place_in_words,
-        "at": write.at_place,
-        "flat": write.flat,
-    }
-    return environment.from_string(_resource("report.html.j2"))
 
 
 def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,7 +262,7 @@ def _row(
         "ceiling": write.figure(reading["ceiling"], shares),
         "residual": write.plain(reading["residual"]),
         "residual_interval": f"[{write.plain(low)}, {write.plain(high)}]",
-        "bar": _bar(reading["residual"], (low, high), margin),
+        "bar": residual_bar(reading["residual"], (low, high), margin),
         "p": write.p_text(reading["p_value"] if corrected is None else corrected),
         "holm": corrected is not None,
         "p_column": write.p_text(reading["p_value"]),
@@ -310,27 +282,6 @@ def _unit(reading: str, label: str) -> tuple[str, bool]:
     # Against a chance level, 0.5 reads better than 50 %.
     share = re.search(r"accuracy|share|rate\b", label) and "chance" not in label
     return label or "figure", bool(share)
-
-
-def _bar(
-    value: float | None, bounds: tuple[float, float] | None, margin: float
-) -> dict[str, Any]:
-    """Positions (in 0..200) of a residual bar that spans -0.5 to 1.5."""
-
-    def at(residual: float) -> float:
-        return round(min(max((residual + 0.5) * 100, 3.0), 197.0), 1)
-
-    bar: dict[str, Any] = {"margin": (at(-margin), round(at(margin) - at(-margin), 1))}
-    if value is not None and bounds is not None:
-        low, high = at(bounds[0]), at(bounds[1])
-        bar |= {
-            "value": at(value),
-            "low": low,
-            "width": round(max(high - low, 1.0), 1),
-            "cut_low": bounds[0] < -0.5,
-            "cut_high": bounds[1] > 1.5,
-        }
-    return bar
 
 
 def _measured(value: float, expected: str) -> str:

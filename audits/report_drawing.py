@@ -188,3 +188,30 @@ def base_layout(
             "font": {"color": "var(--ink)"},
         },
     }
+
+
+def residual_bar(
+    value: float | None, bounds: tuple[float, float] | None, margin: float
+) -> dict[str, Any]:
+    """Positions (in 0..200) of a residual bar that spans -0.5 to 1.5.
+
+    Args:
+        value: The residual, or None for an empty scale.
+        bounds: Its interval.
+        margin: What counts as equivalent to the floor.
+    """
+
+    def at(residual: float) -> float:
+        return round(min(max((residual + 0.5) * 100, 3.0), 197.0), 1)
+
+    bar: dict[str, Any] = {"margin": (at(-margin), round(at(margin) - at(-margin), 1))}
+    if value is not None and bounds is not None:
+        low, high = at(bounds[0]), at(bounds[1])
+        bar |= {
+            "value": at(value),
+            "low": low,
+            "width": round(max(high - low, 1.0), 1),
+            "cut_low": bounds[0] < -0.5,
+            "cut_high": bounds[1] > 1.5,
+        }
+    return bar

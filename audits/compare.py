@@ -1,0 +1,214 @@
+"""``exhume compare``: several audits side by side, and whether they may be compared.
+
+Verdicts of two candidates say something about their methods only where the same
+question was asked of both: the same original, items, floor, settings and code. What
+differs is found here and said first; nothing is ranked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from audits.audit import Audit, load
+from audits.report_text import flat, tail
+from audits.report_words import of_images
+from evidence.errors import InputError
+from evidence.files import write_atomic
+
+PAGE, TABLE = "compare.html", "compare.csv"
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Audits in the order they were given.
+
+    Attributes:
+        names: Of the audits: names of their folders, longer where two are the same.
+        audits: The audits.
+        differences: What was not the same for all of them, in sentences; empty where
+            verdicts may be compared.
+    """
+
+    names: tuple[str, ...]
+    audits: tuple[Audit, ...]
+    differences: tuple[str, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of all axes, in the order in which they were first seen."""
+        return tuple(dict.fromkeys(name for each in self.audits for name in each.axes))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an audit: verdict, output, utility, and each axis' main residual."""
+        pairs = zip(self.names, self.audits, strict=True)
+        return pd.DataFrame([_row(name, each, self.axes) for name, each in pairs])
+
+    def write(self, out: Path | str) -> Path:
+        """Write ``compare.html`` and ``compare.csv``.
+
+        Args:
+            out: Folder, made where it does not exist.
+
+        Returns:
+            The path of the page.
+        """
+        from audits.compare_page import render
+
+        folder = Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(
+                f"{folder} is a file", expected="a folder", fix="name another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / TABLE, self.to_frame().to_csv(index=False))
+        write_atomic(folder / PAGE, render(self, folder))
+        return folder / PAGE
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{name}: {each.verdict}"
+            for name, each in zip(self.names, self.audits, strict=True)
+        ]
+        return "\n".join([*lines, *(f"! {each}" for each in self.differences)])
+
+
+def compare(folders: Sequence[Path | str]) -> Comparison:
+    """Read finished audits and find what differs between them.
+
+    Args:
+        folders: Output folders of audits, two or more.
+
+    Raises:
+        InputError: fewer than two, one named twice, or one that holds no audit.
+    """
+    places = [Path(each) for each in folders]
+    if len(places) < 2:
+        raise InputError(
+            "there is nothing to compare",
+            expected="output folders of two or more audits",
+            got=f"{len(places)}",
+        )
+    known: dict[Path, Path] = {}
+    for place in places:
+        if place.resolve() in known:
+            raise InputError(
+                "an audit is named twice",
+                got=f"{known[place.resolve()]} and {place}",
+                fix="name each folder once",
+            )
+        known[place.resolve()] = place
+    audits = tuple(load(place) for place in places)
+    names = _names([place.resolve() for place in places])
+    differences = _differences(names, [each.document for each in audits])
+    return Comparison(names, audits, differences)
+
+
+def _names(places: Sequence[Path]) -> tuple[str, ...]:
+    """Shortest ends of the paths that tell them apart."""
+    parts = [place.with_suffix("") if place.is_file() else place for place in places]
+    for depth in range(1, max(len(place.parts) for place in parts) + 1):
+        names = ["/".join(place.parts[-depth:]) for place in parts]
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(str(place) for place in places)
+
+
+def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
+    document = audit.document
+    verdict, said = document["verdict"], document["behaviour"]
+    chances = verdict["probabilities"] or {}
+    row: dict[str, Any] = {
+        "audit": name,
+        "candidate": _source(document, "unlearned"),
+        "verdict": verdict["class"],
+        "probability": chances.get(verdict["class"], nan),
+        "said_before": said["forget_original"],
+        "said": said["forget_unlearned"],
+        "said_floor": said["forget_floor"],
+        "retain_kept": said["utility"].get("retain accuracy", nan),
+    }
+    everything = audit.axes
+    for axis in axes:
+        found = everything.get(axis)
+        main = found.main if found else None
+        low, high = main.residual_interval if main else (nan, nan)
+        row |= {
+            axis: found.status if found else "not run",
+            f"{axis}_residual": main.residual if main else nan,
+            f"{axis}_low": low,
+            f"{axis}_high": high,
+        }
+    return row
+
+
+def _source(document: Mapping[str, Any], role: str) -> str:
+    models = document["manifest"]["models"]
+    return next((tail(each["source"]) for each in models if each["role"] == role), "")
+
+
+def _differences(
+    names: Sequence[str], documents: Sequence[Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """Sentences: what was not the same, and who stands apart."""
+    found = []
+    for what, read in _SAME.items():
+        values = [read(each) for each in documents]
+        if all(value == values[0] for value in values):
+            continue
+        groups: dict[str, list[str]] = {}
+        for name, value in zip(names, values, strict=True):
+            groups.setdefault(value, []).append(name)
+        said = "; ".join(f"{value}: {', '.join(who)}" for value, who in groups.items())
+        found.append(f"Not the same {what}. {said}.")
+    return tuple(found)
+
+
+def _hash_of(role: str):
+    def read(document: Mapping[str, Any]) -> str:
+        models = document["manifest"]["models"]
+        hashes = sorted(each["sha256"] for each in models if each["role"] == role)
+        return ", ".join(each[:12] for each in hashes) or "none"
+
+    return read
+
+
+def _items_of(role: str):
+    def read(document: Mapping[str, Any]) -> str:
+        items = document["manifest"]["items"]
+        return next((each["sha256"][:12] for each in items if each["role"] == role), "")
+
+    return read
+
+
+def _references(document: Mapping[str, Any]) -> str:
+    models = document["manifest"]["models"]
+    others = [each for each in models if each["role"] not in ("original", "unlearned")]
+    return ", ".join(sorted(each["sha256"][:12] for each in others)) or "none"
+
+
+def _setting(document: Mapping[str, Any], name: str) -> str:
+    """A setting as text; the settings of an audit are free-form."""
+    rows = flat(document["config"].get(name, "not said"))
+    return ", ".join(f"{part} {value}".strip() for part, value in rows)
+
+
+# What must be the same, by its name, and how it is read; hashes are cut to be shown.
+_SAME = {
+    "kind of data": lambda d: "images" if of_images(d) else "texts",
+    "original (weights)": _hash_of("original"),
+    "references (weights)": _references,
+    "forget set": _items_of("forget"),
+    "retain set": _items_of("retain"),
+    "never-taught set": _items_of("never_taught"),
+    "floor": lambda d: d["verdict"]["floor"].replace("_", "-"),
+    "profile": lambda d: _setting(d, "profile"),
+    "axes": lambda d: _setting(d, "axes"),
+    "seed": lambda d: _setting(d, "seed"),
+    "rule": lambda d: _setting(d, "rule"),
+    "budget": lambda d: _setting(d, "budget"),
+    "code": lambda d: d["manifest"]["code_sha256"][:12],
+}

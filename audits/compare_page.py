@@ -1,0 +1,104 @@
+"""The page of ``exhume compare``: one row an audit, one residual bar an axis."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from audits import report_text as write
+from audits.audit import Audit
+from audits.compare import Comparison
+from audits.pages import style, template
+from audits.report_drawing import residual_bar
+from audits.report_words import FLOORS, STATUSES, VERDICTS
+from evidence.axis import AxisResult
+
+
+def render(found: Comparison, folder: Path) -> str:
+    """The page as text; the same audits give the same page.
+
+    Args:
+        found: Audits and what differs between them.
+        folder: Where the page will be, for links to the reports.
+    """
+    pairs = zip(found.names, found.audits, strict=True)
+    return template("compare.html.j2").render(
+        css=style(),
+        axes=[(name, _question(found, name)) for name in found.axes],
+        rows=[_row(name, each, found.axes, folder) for name, each in pairs],
+        differences=found.differences,
+        same=_same(found),
+    )
+
+
+def _question(found: Comparison, name: str) -> str:
+    return next(each.axes[name].question for each in found.audits if name in each.axes)
+
+
+def _same(found: Comparison) -> list[tuple[str, str]]:
+    """What stands behind all of them, read from the first."""
+    document = found.audits[0].document
+    models = {each["role"]: each for each in document["manifest"]["models"]}
+    config = document["config"]
+    rule = config.get("rule", {})
+    return [
+        ("Original", write.tail(models.get("original", {}).get("source", "?"))),
+        ("Floor", FLOORS[document["verdict"]["floor"]]),
+        ("Profile", f"{config.get('profile')}, seed {config.get('seed')}"),
+        ("Margin", write.small(rule.get("margin"))),
+    ]
+
+
+def _row(
+    name: str, audit: Audit, axes: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    document = audit.document
+    verdict, said = document["verdict"], document["behaviour"]
+    word, symbol, _ = VERDICTS[verdict["class"]]
+    chance = (verdict["probabilities"] or {}).get(verdict["class"])
+    found = audit.axes
+    margin = document["config"].get("rule", {}).get("margin") or 0.0
+    kept = said["utility"].get("retain accuracy")
+    shares = [said[f"forget_{each}"] for each in ("original", "unlearned", "floor")]
+    return {
+        "name": name,
+        "link": _link(audit.report, folder),
+        "class": verdict["class"],
+        "word": word,
+        "symbol": symbol,
+        "chance": None if chance is None else write.percent(chance),
+        "outside": bool(verdict["calibration"]["outside"]),
+        "reason": verdict["reasons"][0] if verdict["reasons"] else "",
+        "said": None if None in shares else [write.percent(each) for each in shares],
+        "kept": None if kept is None else write.percent(kept),
+        "cells": [_cell(found.get(axis), margin) for axis in axes],
+    }
+
+
+def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
+    """One axis of one audit: its status, and the bar of its first reading."""
+    if axis is None:
+        return None
+    symbol, words, _ = STATUSES[axis.status]
+    cell: dict[str, Any] = {"status": axis.status, "symbol": symbol, "words": words}
+    main = axis.main
+    if main is None:
+        return cell | {"bar": None}
+    low, high = main.residual_interval
+    return cell | {
+        "bar": residual_bar(main.residual, main.residual_interval, margin),
+        "residual": write.plain(main.residual),
+        "interval": f"[{write.plain(low)}, {write.plain(high)}]",
+        "reading": main.name,
+    }
+
+
+def _link(report: Path, folder: Path) -> str | None:
+    """The way from the page to a report, or None where there is no such way."""
+    if not report.is_file():
+        return None
+    try:
+        way = os.path.relpath(report.resolve(), folder.resolve())
+    except ValueError:  # Another drive.
+        return None
+    return quote(Path(way).as_posix())

@@ -1,0 +1,50 @@
+"""The templates of the offline pages: one environment, one style sheet.
+
+Whatever a page shows may come from outside: texts are cleaned (``report_text.clean``)
+and escaped by the template engine.
+"""
+
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from audits import report_text as write
+
+
+def template(name: str) -> Template:
+    """A template of this package, e.g. ``report.html.j2``."""
+    return _environment().get_template(name)
+
+
+def style() -> Markup:
+    """The style sheet, to be written into a page."""
+    return Markup(_resource("report.css"))
+
+
+def _resource(name: str) -> str:
+    return files("audits").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=write.clean,
+    )
+    environment.filters |= {
+        "small": write.small,
+        "seconds": write.seconds,
+        "share": write.share,
+        "memory": write.memory,
+        "p": write.p_text,
+        "words": write.place_in_words,
+        "at": write.at_place,
+        "flat": write.flat,
+    }
+    return environment
