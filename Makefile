@@ -22,7 +22,7 @@ demo: .venv/ready
 
 # Two processes of one thread each: two that share two cores' threads wait for each other.
 test: .venv/ready lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -2,6 +2,28 @@
 
 import pytest
 
+# Files that take longest, the longest first: one that is begun last keeps one process
+# busy while the others have nothing left to do.
+LONGEST = (
+    "test_zoo.py",
+    "test_notebooks.py",
+    "test_audit.py",
+    "test_suppressions.py",
+    "test_image_audit.py",
+    "test_smol_zoo.py",
+    "test_codes_zoo.py",
+    "test_codes.py",
+    "test_adversaries.py",
+    "test_libraries.py",
+    "test_sae.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files; every other order stays."""
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def tiny_codes(tmp_path_factory):
