@@ -6,6 +6,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "scikit-learn": sklearn.__version__,
+        "numba": version("numba") if find_spec("numba") else None,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

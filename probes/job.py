@@ -8,6 +8,7 @@ from torch import Tensor
 
 from evidence.errors import InputError
 from probes.engine import minimise
+from probes.fused import suits
 from probes.operators import factor_features, factor_gram, floor_weight, gram_of
 from probes.problems import Batch, Work
 
@@ -143,9 +144,10 @@ class Job:
                 batch.dual.to(dtype),
                 batch.scores.to(dtype),
             )
-        # Small blocks cost their calls, not their arithmetic.
+        # Small blocks cost their calls, not their arithmetic, where they have calls.
         mixed |= batch.loss.binary and not self.wide
-        mixed &= self.options.mixed and batch.scores.numel() >= SMALL_BLOCK
+        large = batch.scores.numel() >= SMALL_BLOCK or suits(batch)
+        mixed &= self.options.mixed and large
         inner = torch.float32 if mixed else None
         # With many rows elimination is near: it beats conjugate gradients that stall.
         steps = 60 if self.wide else 12

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from probes import fused
 from probes.conjugate import conjugate
 from probes.losses import Curvature, Loss, centre_classes
 from probes.operators import Operator
@@ -100,6 +101,13 @@ def approach(
         and for several classes still in the factor's metric.
     """
     kind, loss, operator = batch.scores.dtype, batch.loss, batch.operator
+    goal = max(target, HANDOVER) if iterations != kind else target
+    down, turns = min(steps, DESCENT), min(steps, TURNS)
+    if fused.suits(batch):
+        limits = (turns, FINEST, NEAR)
+        return fused.approach(
+            batch, target, accepted, iterations, goal, down, limits, work
+        )
     pull = loss.target * loss.weight
     rough = _Place(
         loss.to(iterations),
@@ -107,8 +115,7 @@ def approach(
         batch.scores.to(iterations, copy=True),
         (pull - batch.dual).addcmul_(operator.weight, batch.scores).to(iterations),
     )
-    goal = max(target, HANDOVER) if iterations != kind else target
-    size = _descend(rough, goal, min(steps, DESCENT), work).to(kind)
+    size = _descend(rough, goal, down, work).to(kind)
     dual = rough.dual().to(kind)
     scores = operator(dual)
     work.count(operator, dual)
@@ -117,9 +124,7 @@ def approach(
         centre_classes(alpha)
         centre_classes(scores)
     exact = _Place(loss, operator, scores, torch.sub(pull, alpha, out=alpha))
-    return _polish(
-        exact, rough.operator, size, target, accepted, min(steps, TURNS), work
-    )
+    return _polish(exact, rough.operator, size, target, accepted, turns, work)
 
 
 def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:

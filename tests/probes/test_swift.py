@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes import engine, swift
+from probes import engine, fused, swift
 from probes.fullfit import row_fit
 from probes.job import one_hot
 from probes.losses import Loss
@@ -29,6 +29,15 @@ def problems(classes, n=60, d=80, folds=20, scale=1.0, seed=0, C=1.0):
     operator, _ = remove_rows(factor, out, torch.ones_like(out, dtype=torch.bool))
     nothing = target.new_zeros(folds, target.shape[1], n)
     return Batch(Loss(target, weight), operator, nothing, nothing)
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request, monkeypatch):
+    """Both the compiled steps, where numba is there, and the torch expressions."""
+    if request.param == "torch":
+        monkeypatch.setattr(fused, "installed", lambda: False)
+    elif not fused.installed():
+        pytest.skip("numba is not installed; the torch expressions are tested")
 
 
 def approached(batch, iterations=torch.float32, steps=60):

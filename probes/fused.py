@@ -1,0 +1,120 @@
+"""When the compiled short way of ``probes.rowsolve`` stands in for ``probes.swift``.
+
+It is for two classes and CPU tensors. Everywhere else, and where numba is not
+installed, the torch expressions of ``probes.swift`` are what is computed; both end
+within the same certificates.
+"""
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from probes.operators import NARROW
+from probes.problems import Batch, Work
+
+KINDS = (torch.float64, torch.float32)
+CYCLES = 100
+"""Conjugate gradients of one Newton step, at most."""
+
+
+@cache
+def installed() -> bool:
+    """Whether numba is there."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def suits(batch: Batch) -> bool:
+    """Whether the compiled way is for these problems."""
+    here = batch.scores.device.type == "cpu" and batch.scores.dtype in KINDS
+    if not here or not batch.loss.binary or batch.operator.factor.matrix is None:
+        return False
+    removal = batch.operator.removal
+    return (removal is None or removal.rows.shape[1] <= NARROW) and installed()
+
+
+def approach(
+    batch: Batch,
+    target: float,
+    accepted: float,
+    iterations: torch.dtype,
+    goal: float,
+    steps: int,
+    limits: tuple[int, float, float],
+    work: Work,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``swift.approach`` for what ``suits``.
+
+    Args:
+        batch: Problems, left as they are.
+        target: Certificate to reach.
+        accepted: Certificate to keep in the metric of the own Hessian.
+        iterations: Type of most products.
+        goal: Certificate at which the way down ends.
+        steps: Steps down, at most.
+        limits: Linear systems on exact residuals, at most; the least share of a
+            residual that is asked to be left; the certificate from which on steps in
+            the type of most products move scores without harm.
+        work: Where to count the work.
+
+    Returns:
+        (problem, 1, n) scores and dual values, (problem,) certificates.
+    """
+    from probes import rowsolve  # numba takes half a second to import
+
+    operator, loss = batch.operator, batch.loss
+    fast = operator.to(iterations)
+    over = torch.where(fast.weight > 0, 1 / fast.weight, 0.0)
+    scores, dual = batch.scores.clone(), batch.dual.clone()
+    certificate = torch.empty(len(scores), dtype=torch.float64)
+    given = (loss.weight, loss.target, operator.weight)
+    light = (loss.weight.to(iterations), fast.weight, over, fast.leverage())
+    turns, finest, near = limits
+    quick, slow = rowsolve.approach(
+        tuple(_table(each) for each in given),
+        (_matrix(operator), *_removal(operator, len(scores))),
+        (
+            _matrix(fast),
+            *(_table(each) for each in light),
+            *_removal(fast, len(scores)),
+        ),
+        _table(dual),
+        _table(scores),
+        certificate.numpy(),
+        goal,
+        steps,
+        (target, accepted, turns, CYCLES, finest, near),
+    )
+    work.products += quick + slow
+    work.flops += (quick + slow) * operator.flops
+    return scores, dual, certificate.to(scores)
+
+
+def _table(block: Tensor):
+    """(problem, n) view of a block (problem, 1, n)."""
+    return block.contiguous().view(len(block), -1).numpy()
+
+
+def _matrix(operator):
+    matrix = operator.factor.matrix
+    assert matrix is not None
+    return matrix[0].contiguous().numpy()
+
+
+def _removal(operator, problems: int):
+    """Rows taken out, their core and their strips; empty where there are none."""
+    removal = operator.removal
+    if removal is None:
+        n = operator.weight.shape[-1]
+        kind = operator.weight
+        return (
+            torch.empty(problems, 0, dtype=torch.long).numpy(),
+            kind.new_empty(problems, 0, 0).numpy(),
+            kind.new_empty(problems, 0, n).numpy(),
+        )
+    return (
+        removal.rows.contiguous().numpy(),
+        removal.core[:, 0].contiguous().numpy(),
+        removal.strips[:, 0].contiguous().numpy(),
+    )
