@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from audits.context import ImageRun
 from audits.floors import LEAST_SPAN, Wanted, against_floors
-from audits.image_inputs import ImageRun
 from audits.image_look import Cast, values
 from audits.image_restoration import NAME, net_of_controls, restore_images
 from audits.image_words import STEERED
