@@ -17,7 +17,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from audits.image_published import find_experts, inject
-from audits.image_restoration import net_of_controls, restore_images
+from audits.image_restoration import (
+    net_of_controls,
+    restore_images,
+    unseen_classes,
+)
 from audits.image_steering import image_sites, named
 from benchmarks.vision_page import write_page
 from capture.cache import cache_root
@@ -46,16 +50,13 @@ def figures(family: str, seed: int, kinds: list[str], root: Path) -> list[dict]:
     """What every model of one world shows; the retrains are each other's reference."""
     made = build_zoo(root, world="digits", seeds=[seed], families=[family], only=kinds)
     world = made[0].world
-    sets = {p: world.images(p) for p in ("forget_test", "retain_test", "never_taught")}
-    forget, retain, never = sets.values()
+    forget, retain = (world.images(part) for part in ("forget_test", "retain_test"))
     checkpoint = open_checkpoint(world.original)
     original = checkpoint.load()
     taught = world.images("forget") + world.images("retain")
     experts = find_experts(original, taught, root / "saes", seed)
-    # Only what the original itself does not call the class may be a floor.
     label = int(forget.labels[0])
-    own = named(original, never, {}, image_sites(original), label)
-    never = never.rows(own == 0)
+    never = unseen_classes(original, retain, label, len(forget), seed)
     known = named(original, forget, {}, image_sites(original))
     fresh = random_like(original, seed)
     untrained = inject(original, fresh, forget, retain, experts, seed)
@@ -144,6 +145,10 @@ def summary(found: list[dict], what: str) -> list[dict]:
     scores = {
         "net rate, reference among the controls": lambda f: f["with_reference"]["net"],
         "net rate, no reference": lambda f: f["without_reference"]["net"],
+        "residual, reference among the controls": lambda f: f["with_reference"][
+            "residual"
+        ],
+        "residual, no reference": lambda f: f["without_reference"]["residual"],
         "rate without controls": lambda f: f["with_reference"]["rate"],
         "published rate, best alpha": lambda f: f["published"]["best"]["published"],
         "published rate, alpha 1": lambda f: f["published"]["rates"]["published"][0],
