@@ -78,9 +78,10 @@ def restore_images(
         seed: Of halves and controls.
 
     Returns:
-        ``ids`` (image,); ``plain``, ``steered``, ``random`` and ``others``: (image,)
-        1.0 where the image is called the class, plainly, under the change chosen, or
-        under the strongest of random changes or of another class's; ``never``: the
+        ``ids`` (image,); ``plain``, ``steered``, ``own``, ``random`` and ``others``:
+        (image,) 1.0 where the image is called the class, plainly, under the change
+        chosen, under the strongest but for the original's end, or under the strongest
+        of random changes or of another class's; ``never``: the
         same of never-taught images, each under the strongest change for its own kind;
         ``never_ids`` and ``never_kinds`` of those; ``choices`` and ``never_choices``.
 
@@ -99,7 +100,8 @@ def restore_images(
         for place, each in enumerate(kinds)
     ]
     plain = own.called(forget, label, {})
-    tried: dict[str, dict[str, float]] = {"steered": {}, "random": {}, "others": {}}
+    arms = ("steered", "own", "random", "others")
+    tried: dict[str, dict[str, float]] = {what: {} for what in arms}
     strange: dict[str, tuple[float, int]] = {}
     choices, for_kinds = [], []
     for number in (0, 1):
@@ -109,8 +111,13 @@ def restore_images(
         half = [each[number] for each in unknown]
         guard = Guard.of(own, kept[number], _joined(half), label)
         other = int(rng.choice(np.unique(retain.labels)))
+        steered = strongest(bodies, fit, guard, _of_class(fitted, label))
+        alone = steered
+        if steered.body is not own:
+            alone = strongest(bodies[:1], fit, guard, _of_class(fitted, label))
         found = {
-            "steered": strongest(bodies, fit, guard, _of_class(fitted, label)),
+            "steered": steered,
+            "own": alone,
             # An end drawn at random would name nothing: these keep the candidate's.
             "random": strongest(bodies[:1], fit, guard, _at_random(fitted, label, rng)),
             "others": strongest(
@@ -239,7 +246,8 @@ def net_of_controls(
         references: The same of models retrained without the class.
 
     Returns:
-        ``rate``, ``controls``, ``worst_control``, ``net`` and its ``interval``,
+        ``rate``, ``own_rate`` (without the original's end, which undoes an edit of the
+        end alone), ``controls``, ``worst_control``, ``net`` and its ``interval``,
         ``residual`` (of what the worst control leaves, the share restored: 0 is no more
         than it, 1 as much as the original names), ``kinds`` (the rate of each
         never-taught class by itself) and ``lost``; None where the candidate lost less
@@ -275,6 +283,7 @@ def net_of_controls(
     shift = level - before
     return {
         "rate": rate,
+        "own_rate": (float(np.mean(run["own"])) - before) / lost,
         "controls": rates,
         "worst_control": worst,
         "net": rate - rates[worst],

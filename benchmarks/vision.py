@@ -156,6 +156,9 @@ def summary(found: list[dict], what: str) -> list[dict]:
         ],
         "residual, no reference": lambda f: f["without_reference"]["residual"],
         "rate without controls": lambda f: f["with_reference"]["rate"],
+        "rate without controls and without the original's end": lambda f: f[
+            "with_reference"
+        ]["own_rate"],
         "published rate, best alpha": lambda f: f["published"]["best"]["published"],
         "published rate, alpha 1": lambda f: f["published"]["rates"]["published"][0],
     }

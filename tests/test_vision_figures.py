@@ -64,6 +64,7 @@ def test_the_tables_show_every_kind_and_status():
 def steered(kind, state, rate, worst, published=None):
     net = {
         "rate": rate,
+        "own_rate": rate,
         "net": rate - worst,
         "residual": (rate - worst) / (1 - worst),
         "interval": [rate - worst - 0.1, rate - worst + 0.1],

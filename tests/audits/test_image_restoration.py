@@ -97,6 +97,7 @@ def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(runs, pair):
 
 def test_every_control_searches_for_itself(runs):
     run = runs["twin"][0]
+    assert len(run["own"]) == len(run["steered"]) == len(run["ids"])
     assert len(run["choices"]) == 2 and len(run["never_choices"]) == 2 * KINDS
     assert set(run["never_kinds"]) == set(range(KINDS))
     assert len(set(run["never_ids"])) == len(run["never_ids"])
@@ -117,12 +118,13 @@ def test_the_net_rate_is_the_rate_less_the_worst_control():
         "never_kinds": [0, 0, 0, 0, 1, 1, 1, 1],
         "plain": [0.0] * 8,
         "steered": [1.0] * 6 + [0.0] * 2,
+        "own": [1.0] * 2 + [0.0] * 6,
         "random": [0.0] * 8,
         "others": [1.0, 1.0] + [0.0] * 6,
         "never": [1.0] + [0.0] * 7,
     }
     net = net_of_controls(run, np.ones(8))
-    assert net["rate"] == 0.75 and net["net"] == 0.5
+    assert net["rate"] == 0.75 and net["net"] == 0.5 and net["own_rate"] == 0.25
     assert net["residual"] == pytest.approx(0.5 / 0.75)
     assert net["controls"] == {"random": 0.0, "others": 0.25, "never_taught": 0.125}
     assert net["kinds"] == [0.25, 0.0]
