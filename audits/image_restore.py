@@ -1,8 +1,8 @@
 """The restoration axis of an image audit: steering, held against its floors.
 
 It informs and can stand in the way of ``deleted``; by itself it makes nothing
-``suppressed``: networks of convolutions that were retrained without a class can be
-steered to it (``docs/vision.md``).
+``suppressed``: retrains from the original's starting weights were steered to a quarter
+of a class they never saw (``docs/vision.md``).
 """
 
 from typing import Any
