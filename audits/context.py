@@ -2,21 +2,25 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic
 
 from audits.config import AuditConfig
-from audits.inputs import Inputs
+from audits.inputs import InputsOf, Items
+from audits.manifest import code_hash
 from audits.stages import Workspace
-from audits.subjects import Subject
+from audits.subjects import Subject, choose_device
+from capture.images import ImageSet
+from capture.items import ItemSet
 from capture.store import ActivationStore
 from evidence.progress import Progress
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOf(Generic[Items]):
     """An audit in progress: inputs, settings, where it works, how it reports."""
 
-    inputs: Inputs
+    inputs: InputsOf[Items]
     config: AuditConfig
     space: Workspace
     device: str
@@ -42,3 +46,25 @@ class Run:
     def identical(self) -> bool:
         """Whether candidate and original are the same weights."""
         return self.inputs.original.weights_hash == self.inputs.unlearned.weights_hash
+
+
+Run = RunOf[ItemSet]
+ImageRun = RunOf[ImageSet]
+
+
+def begin(
+    inputs: InputsOf[Items],
+    config: AuditConfig,
+    out: Path,
+    fresh: bool,
+    progress: Progress,
+) -> RunOf[Items]:
+    """Open the output folder for exactly these inputs; nothing is computed yet."""
+    device = choose_device(config.device)
+    fingerprint = inputs.fingerprint() | {
+        "config": config.model_dump(mode="json"),
+        "device": device,
+        "code": code_hash(),
+    }
+    space = Workspace.open(Path(out), fingerprint, fresh)
+    return RunOf(inputs, config, space, device, progress)

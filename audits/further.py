@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from audits import circuit, concept, restoration, signature, signature_reading
 from audits.context import Run
 from audits.probing_tasks import Task
+from audits.stages import axis_of
 from audits.subjects import Subject
 from capture.items import ItemSet
 from evidence.axis import AxisResult
@@ -43,7 +44,8 @@ def run_concept(
     stage,
 ) -> AxisResult:
     """Do the original's concept vectors still read the answers?"""
-    saved = stage(
+    return axis_of(
+        stage,
         "concept",
         lambda: concept.run_concept(
             subjects,
@@ -57,9 +59,8 @@ def run_concept(
             device=run.device,
             notes=(*notes, *states.notes),
             progress=run.progress,
-        ).to_dict(),
+        ),
     )
-    return AxisResult.from_dict(saved)
 
 
 def run_restoration(
@@ -72,7 +73,8 @@ def run_restoration(
     stage,
 ) -> AxisResult:
     """Does one fixed change, fitted on other items, bring the answers back?"""
-    saved = stage(
+    return axis_of(
+        stage,
         "restoration",
         lambda: restoration.run_restoration(
             subjects,
@@ -85,9 +87,8 @@ def run_restoration(
             device=run.device,
             notes=notes,
             progress=run.progress,
-        ).to_dict(),
+        ),
     )
-    return AxisResult.from_dict(saved)
 
 
 def run_circuit(
@@ -99,7 +100,8 @@ def run_circuit(
     stage,
 ) -> AxisResult:
     """Do the edges that computed the answers still carry them?"""
-    saved = stage(
+    return axis_of(
+        stage,
         "circuit",
         lambda: circuit.run_circuit(
             subjects,
@@ -110,9 +112,8 @@ def run_circuit(
             device=run.device,
             notes=notes,
             progress=run.progress,
-        ).to_dict(),
+        ),
     )
-    return AxisResult.from_dict(saved)
 
 
 def run_membership(
@@ -141,7 +142,8 @@ def run_membership(
                 subject, run.tokenizer, asked, run.store, run.device, run.progress
             ),
         )
-    saved = stage(
+    return axis_of(
+        stage,
         name,
         lambda: signature.run_signature(
             subjects,
@@ -152,6 +154,5 @@ def run_membership(
             run.config,
             notes=notes,
             progress=run.progress,
-        ).to_dict(),
+        ),
     )
-    return AxisResult.from_dict(saved)

@@ -9,12 +9,13 @@ from safetensors.torch import save
 from torch.nn import functional
 
 from audits import image_decodability, image_depth, image_relearning
-from audits.image_inputs import ImageRun
+from audits.context import ImageRun
 from audits.image_look import Cast, called, late_sites, values
 from audits.image_probes import finite, fit_own, read_own, read_parts, read_refitted
 from audits.image_restore import run_restoration
 from audits.planted import GONE, KEPT, not_planted, planted_subject
 from audits.preflight import Damage
+from audits.stages import axis_of
 from audits.subjects import Subject
 from erasure.image_losses import class_logits
 from erasure.image_methods import last_parameters
@@ -43,7 +44,7 @@ def inner_axes(
 
     def axis(name: str, compute) -> None:
         if name in wanted:
-            axes[name] = AxisResult.from_dict(stage(name, lambda: compute().to_dict()))
+            axes[name] = axis_of(stage, name, compute)
 
     axis("decodability", lambda: _decodability(run, subjects, sets, sites, notes))
     advance(0.3)
@@ -196,7 +197,8 @@ def _relearning(
         for role in subjects
         if role != "original"
     }
-    saved = stage(
+    return axis_of(
+        stage,
         image_relearning.NAME,
         lambda: image_relearning.judge(
             sets,
@@ -206,6 +208,5 @@ def _relearning(
             run.config,
             chosen,
             notes,
-        ).to_dict(),
+        ),
     )
-    return AxisResult.from_dict(saved)

@@ -1,17 +1,14 @@
 """Open and check everything an audit of image classifiers starts from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from audits.config import AuditConfig
 from audits.image_words import NOT_ASKED, SKIPPED
-from audits.stages import Workspace
-from audits.subjects import Subject
+from audits.inputs import ImageInputs, roles
 from capture.images import Eye, ImageSet, names_images, read_images
 from capture.models import Checkpoint, open_checkpoint
 from evidence.errors import InputError
@@ -21,68 +18,6 @@ LEAST_CLASSES = 2
 """Classes that stay: never-taught images are made of halves of two."""
 LEAST_KIND = 8
 """Images of one class among never-taught ones given."""
-
-
-@dataclass(frozen=True)
-class ImageInputs:
-    """Checked inputs of an audit of image classifiers.
-
-    Attributes:
-        original: The model before unlearning.
-        unlearned: The candidate.
-        references: Models retrained without the class.
-        forget: Images of the class that should be gone.
-        retain: Images of classes that should still be there.
-        never_taught: Images of classes nobody was taught, or None to make them.
-        warnings: What is not asked of images, and what may be a slip.
-    """
-
-    original: Checkpoint
-    unlearned: Checkpoint
-    references: tuple[Checkpoint, ...]
-    forget: ImageSet
-    retain: ImageSet
-    never_taught: ImageSet | None
-    warnings: tuple[str, ...]
-
-    @property
-    def label(self) -> int:
-        """Number of the class to forget."""
-        return int(self.forget.labels[0])
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Hashes of all of them."""
-        never = self.never_taught
-        return {
-            "original": self.original.weights_hash,
-            "unlearned": self.unlearned.weights_hash,
-            "references": [each.weights_hash for each in self.references],
-            "forget": self.forget.digest,
-            "retain": self.retain.digest,
-            "never_taught": never.digest if never is not None else None,
-        }
-
-
-@dataclass(frozen=True)
-class ImageRun:
-    """An audit of image classifiers in progress, as ``audits.context.Run``."""
-
-    inputs: ImageInputs
-    config: AuditConfig
-    space: Workspace
-    device: str
-    progress: Progress
-
-    @cached_property
-    def subjects(self) -> dict[str, Subject]:
-        """Models by role."""
-        named = [self.inputs.original, self.inputs.unlearned, *self.inputs.references]
-        return {each.name: Subject.of(each.name, each) for each in named}
-
-    @cached_property
-    def identical(self) -> bool:
-        """Whether candidate and original are the same weights."""
-        return self.inputs.original.weights_hash == self.inputs.unlearned.weights_hash
 
 
 def open_images(
@@ -115,10 +50,7 @@ def open_images(
         eye.check(images)
     _check_sets(gone, kept, never)
     others = []
-    for role, source in [
-        ("unlearned", unlearned),
-        *((f"reference-{n}", each) for n, each in enumerate(references, start=1)),
-    ]:
+    for role, source in roles(unlearned, references):
         other = open_checkpoint(source, name=role, progress=progress)
         _check_classifier(other)
         _check_same(first, eye, other)

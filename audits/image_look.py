@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from audits.image_inputs import ImageRun
+from audits.context import ImageRun
 from audits.image_steering import image_sites, read_logits, states_of
 from audits.preflight import spread
 from capture.image_sites import as_places

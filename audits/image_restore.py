@@ -1,23 +1,29 @@
 """The restoration axis of an image audit: steering, held against its floors.
 
 It informs and can stand in the way of ``deleted``; by itself it makes nothing
-``suppressed``: networks of convolutions that were retrained without a class can be
-steered to it (``docs/vision.md``).
+``suppressed``: retrains from the original's starting weights were steered to a quarter
+of a class they never saw (``docs/vision.md``).
 """
 
 from typing import Any
 
 import numpy as np
 
+from audits.context import ImageRun
 from audits.floors import LEAST_SPAN, Wanted, against_floors
-from audits.image_inputs import ImageRun
 from audits.image_look import Cast, values
-from audits.image_restoration import NAME, net_of_controls, restore_images
+from audits.image_restoration import (
+    NAME,
+    net_of_controls,
+    restore_images,
+    unseen_classes,
+)
 from audits.image_words import STEERED
 from audits.restoration import BY_LUCK, MOST_BY_LUCK
 from audits.standing import failures, standing
 from audits.subjects import Subject
 from evidence.axis import AxisResult, Control, Status
+from evidence.rates import EntityValues, by_entity
 from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng
 
@@ -31,6 +37,13 @@ def run_restoration(
     """The axis, from models to status."""
     runs: dict[str, dict[str, Any]] = {}
     with subjects["original"].loaded(run.device) as original:
+        never = run.inputs.never_taught
+        if never is None:
+            never = unseen_classes(
+                original, sets.check, sets.label, len(sets.forget), run.config.seed
+            )
+        else:
+            never = sets.never
         for role, subject in subjects.items():
             if role == "original":
                 continue
@@ -40,7 +53,7 @@ def run_restoration(
                     model,
                     sets.forget,
                     sets.retain,
-                    sets.never,
+                    never,
                     run.config.seed,
                 )
     known = np.ones(len(sets.forget))
@@ -53,7 +66,7 @@ def run_restoration(
         values(runs["unlearned"]["steered"], sets.forget),
         values(known, sets.forget),
         [values(each["steered"], sets.forget) for each in references],
-        values(runs["unlearned"]["never"], sets.never),
+        _never(runs["unlearned"]),
     )
     readings = against_floors(NAME, [wanted], ["steered"], run.config)
     failed, first = failures(controls), readings[0]
@@ -87,6 +100,11 @@ def run_restoration(
     )
 
 
+def _never(run: dict[str, Any]) -> EntityValues:
+    """(never-taught image, 1) called the class, steered to its own kind."""
+    return by_entity(np.array(run["never"]), run["never_ids"])
+
+
 def _controls(
     runs: dict[str, dict[str, Any]],
     net: dict[str, Any] | None,
@@ -109,7 +127,7 @@ def _controls(
     if "planted" in runs:
         test = unpaired_max_test(
             values(runs["planted"]["steered"], sets.forget).values,
-            values(runs["planted"]["never"], sets.never).values,
+            _never(runs["planted"]).values,
             numpy_rng(run.config.seed, NAME, "planted"),
             run.config.budget.permutations,
         )

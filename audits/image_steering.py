@@ -6,6 +6,7 @@ in proportion to what a fixed reader finds in the image's own state; all that te
 images apart is then the candidate's.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,16 +22,16 @@ from erasure.image_losses import class_logits
 from evidence.errors import InputError
 
 BATCH = 256
-ROUTES = (
-    "its own mean of the class, less that of the rest",
-    "the original's mean of the class, less that of the rest",
-    "what the class lost in the mean, put back",
-    "the slope of the class's own log-probability",
-    "what the original's reader of the class finds, amplified",
-)
-# That reader is tried on what enters the classifier alone. Early states still hold the
-# picture: there it would be a classifier of its own, and name the class in a retrain
-# from the same starting weights as well.
+MEAN = "its own mean of the class, less that of the rest"
+SLOPE = "the slope of the class's own log-probability"
+READ = "what the original's reader of the class finds, amplified"
+ROUTES = (MEAN, SLOPE, READ)
+# The original may read, and nothing of its states is added: its mean of the class, or
+# what the class lost in the mean, put back, named 42 % of the class in a retrain from
+# its starting weights that never saw it (tuning seed 1).
+# Its reader is tried on what enters the classifier alone. Early states still hold the
+# picture: there it would be a classifier of its own, and name the class in such a
+# retrain as well.
 RIDGE = 0.1
 """Penalty of the original's reader, in mean variances of a coordinate."""
 
@@ -63,12 +64,54 @@ def read_logits(
     model: nn.Module, images: ImageSet, edits: Mapping[str, Edit], where: Sites
 ) -> Tensor:
     """(image, class) logits under edits, on the CPU."""
+    return pixel_logits(model, images.pixels, edits, where)
+
+
+def pixel_logits(
+    model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
+) -> Tensor:
+    """(image, class) logits of images that have no names, as ``read_logits``."""
     device, found = model_device(model), []
     with torch.no_grad(), evaluating(model), patch(model, edits, where=where):
-        for start in range(0, len(images), BATCH):
-            part = images.pixels[start : start + BATCH].to(device)
+        for start in range(0, len(pixels), BATCH):
+            part = pixels[start : start + BATCH].to(device)
             found.append(class_logits(model, part).float().cpu())
     return torch.cat(found)
+
+
+def with_end_of(model: nn.Module, original: nn.Module) -> nn.Module | None:
+    """A copy of a model in which the original's last block, and all after it, stands.
+
+    The images' twin of ``attribution.transplant``: an edit of the last block or of the
+    classifier is undone, and only what reaches that block speaks.
+
+    Returns:
+        The copy; None where the two ends are not built alike.
+    """
+    ended = copy.deepcopy(model)
+    here, there = _end(ended), _end(original)
+    if [_shapes(each) for each in here] != [_shapes(each) for each in there]:
+        return None
+    with torch.no_grad():
+        for mine, theirs in zip(here, there, strict=True):
+            for own, other in zip(_held(mine), _held(theirs), strict=True):
+                own.copy_(other)
+    return ended
+
+
+def _end(model: nn.Module) -> list[nn.Module]:
+    """The modules from the last block on, in the order they are listed in."""
+    where, modules = image_sites(model), list(model.modules())
+    return modules[modules.index(where.places[where.of("resid")[-1]].module) :]
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    """A module's own weights and running figures, its children's left out."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _shapes(module: nn.Module) -> tuple[str, list[torch.Size]]:
+    return type(module).__name__, [each.shape for each in _held(module)]
 
 
 def named(
@@ -124,20 +167,25 @@ def slope_of(
     return slope.sum(0).detach().float().cpu()
 
 
-def adding(push: Push, strength: float) -> Edit:
+def adding(push: Push, strength: float | Tensor) -> Edit:
     """The edit that makes the same change to the states of every image.
+
+    Args:
+        push: The change.
+        strength: How much of it; (row,) of one batch, to try several at once.
 
     Raises:
         InputError: the strength or the change is not finite.
     """
     write = push.write if isinstance(push, Amplified) else push
-    if not np.isfinite(strength) or not bool(torch.isfinite(write).all()):
+    size = torch.as_tensor(strength)
+    if not bool(torch.isfinite(size).all() and torch.isfinite(write).all()):
         raise InputError(
             "the steering strength or the change is not finite", got=str(strength)
         )
 
     def edit(value: Tensor) -> Tensor:
-        step = strength * write.to(value)
+        step = size.to(value).reshape(-1, *[1] * (value.dim() - 1)) * write.to(value)
         if not isinstance(push, Amplified):
             return value + step
         read = (value.flatten(1) - push.middle.to(value)) @ push.reader.to(value)
@@ -154,7 +202,7 @@ class Fitted:
 
     Attributes:
         own: Site to (image, ...) states in the candidate.
-        first: The same in the original.
+        first: The same in the original, of what enters the classifier.
         slope: From a class and a site to the slope in the candidate.
         labels: (image,) class of each.
     """
@@ -176,17 +224,14 @@ class Fitted:
             read: The class that an amplified reading reads; ``label`` by default.
         """
         mine = torch.from_numpy(self.labels == label)
-        if route == ROUTES[2]:
-            push = (self.first[site][mine] - self.own[site][mine]).mean(0)
-        else:
-            states = (self.first if route == ROUTES[1] else self.own)[site]
-            push = states[mine].mean(0) - states[~mine].mean(0)
-        if route in ROUTES[3:]:
+        states = self.own[site]
+        push = states[mine].mean(0) - states[~mine].mean(0)
+        if route != MEAN:
             slope = self.slope(label, site)
             push = slope * (push.norm() / slope.norm().clamp(min=1e-12))
         if not float(push.norm()) > 1e-6:
             return None
-        if route == ROUTES[4]:
+        if route == READ:
             if site != "final":
                 return None
             return self._amplified(site, label if read is None else read, push)

@@ -13,6 +13,7 @@ from audits.planted import not_planted, plant, planted_subject
 from audits.preflight import Damage
 from audits.probing import capture_states
 from audits.probing_tasks import make_tasks
+from audits.stages import axis_of
 from audits.subjects import Subject
 from capture.items import Item, ItemSet
 from evidence.axis import AxisResult
@@ -151,7 +152,8 @@ def _decodability(
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    saved = stage(
+    return axis_of(
+        stage,
         "decodability",
         lambda: decodability.run_decodability(
             subjects,
@@ -162,9 +164,8 @@ def _decodability(
             run.config,
             notes=(*notes, *states.notes),
             progress=run.progress,
-        ).to_dict(),
+        ),
     )
-    return AxisResult.from_dict(saved)
 
 
 def _causal_depth(
@@ -207,7 +208,8 @@ def _causal_depth(
     into_candidate = stage(
         "carried-back", lambda: passes("unlearned", ["own"], {"own": ["original"]})
     )
-    saved = stage(
+    return axis_of(
+        stage,
         "causal_depth",
         lambda: causal_depth.judge(
             causal_depth.Carried(exams, into_original),
@@ -215,9 +217,8 @@ def _causal_depth(
             damage,
             notes,
             causal_depth.Carried(exams, into_candidate),
-        ).to_dict(),
+        ),
     )
-    return AxisResult.from_dict(saved)
 
 
 def depth_exams(
@@ -283,13 +284,11 @@ def _persistence(
             run.subjects["original"], run.subjects["unlearned"], run.config, run.device
         ),
     )
-    saved = stage(
+    return axis_of(
+        stage,
         "persistence",
-        lambda: persistence.judge(
-            sets, heard, quantised, edit, gone, run.config, ()
-        ).to_dict(),
+        lambda: persistence.judge(sets, heard, quantised, edit, gone, run.config, ()),
     )
-    return AxisResult.from_dict(saved)
 
 
 def _relearning(
@@ -346,10 +345,8 @@ def _relearning(
         "said": by_entity(first_said.greedy, questions.entities),
         "contrast": by_entity(first_said.contrast, questions.entities),
     }
-    saved = stage(
+    return axis_of(
+        stage,
         "relearning",
-        lambda: relearning.judge(
-            runs, known, run.config, chosen["rate"], notes
-        ).to_dict(),
+        lambda: relearning.judge(runs, known, run.config, chosen["rate"], notes),
     )
-    return AxisResult.from_dict(saved)

@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from audits.preflight import check_same_tokenizer
-from capture.images import holds_images, names_images
+from capture.images import ImageSet, holds_images, names_images
 from capture.items import ItemSet, read_items
 from capture.models import Checkpoint, open_checkpoint
 from capture.validation import validate_items
 from evidence.errors import InputError
 from evidence.progress import Progress
 
+Items = TypeVar("Items", ItemSet, ImageSet)
+
 
 @dataclass(frozen=True)
-class Inputs:
-    """Checked inputs of an audit.
+class InputsOf(Generic[Items]):
+    """Checked inputs of an audit, of text items or of images.
 
     Attributes:
         original: The model before unlearning.
@@ -25,15 +27,15 @@ class Inputs:
         forget: Items that should be gone.
         retain: Items that should still be there.
         never_taught: Items nobody was taught, or None to invent them.
-        warnings: What may be a slip in the items.
+        warnings: What may be a slip in the items, and what is not asked of them.
     """
 
     original: Checkpoint
     unlearned: Checkpoint
     references: tuple[Checkpoint, ...]
-    forget: ItemSet
-    retain: ItemSet
-    never_taught: ItemSet | None
+    forget: Items
+    retain: Items
+    never_taught: Items | None
     warnings: tuple[str, ...]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -47,6 +49,16 @@ class Inputs:
             "retain": self.retain.digest,
             "never_taught": never.digest if never is not None else None,
         }
+
+
+Inputs = InputsOf[ItemSet]
+ImageInputs = InputsOf[ImageSet]
+
+
+def roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The models held against the original, each with the name it goes by."""
+    named = [(f"reference-{n}", each) for n, each in enumerate(references, start=1)]
+    return [("unlearned", unlearned), *named]
 
 
 def open_inputs(
@@ -92,10 +104,7 @@ def open_inputs(
             "the original has no tokenizer", fix="Pass one with tokenizer="
         )
     others = []
-    for role, source in [
-        ("unlearned", unlearned),
-        *((f"reference-{n}", each) for n, each in enumerate(references, start=1)),
-    ]:
+    for role, source in roles(unlearned, references):
         # A live model rarely brings a tokenizer; a folder's own must be the same.
         given = tokenizer
         if given is None and not isinstance(source, str | Path):

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from audits.context import Run
+from audits.context import ImageRun, Run
 from audits.data import Questions, ask, enough
-from audits.image_inputs import ImageRun
 from audits.knowledge import (
     free_text,
     score_questions,

@@ -8,11 +8,11 @@ from time import strftime
 from typing import Any
 
 from audits.calibration import estimate, shipped
-from audits.context import Run
-from audits.image_inputs import ImageRun
+from audits.context import ImageRun, Run
 from audits.manifest import code_hash, hardware, versions
 from audits.run import Findings
 from audits.verdict import Verdict
+from capture.images import ImageSet
 from evidence.errors import InputError
 from evidence.files import write_atomic
 
@@ -64,7 +64,7 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
         "verdict": verdict.to_dict()
         | (
             NOT_CALIBRATED
-            if isinstance(run, ImageRun)
+            if isinstance(inputs.forget, ImageSet)
             else estimate(shipped(), findings.axes, findings.preflight)
         ),
         "axes": [axis.to_dict() for axis in findings.axes.values()],

@@ -1,21 +1,19 @@
 """One audit from inputs to verdict, stage by stage, resumable at each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audits import behaviour, outer
 from audits.config import make_config
-from audits.context import Run
+from audits.context import Run, RunOf, begin
 from audits.data import ask
 from audits.edit_shape import edit_shape
 from audits.inner import inner_axes
 from audits.inputs import open_inputs
-from audits.manifest import code_hash
 from audits.preflight import Damage, utility
-from audits.stages import Stage, Workspace
-from audits.subjects import choose_device
+from audits.stages import Ledger, axis_of
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
 
@@ -74,36 +72,22 @@ def start(
         tokenizer=tokenizer,
         progress=progress,
     )
-    device = choose_device(config.device)
-    fingerprint = inputs.fingerprint() | {
-        "config": config.model_dump(mode="json"),
-        "device": device,
-        "code": code_hash(),
-    }
-    space = Workspace.open(Path(out), fingerprint, fresh)
-    return Run(inputs, config, space, device, progress)
+    return begin(inputs, config, out, fresh, progress)
 
 
-def _total(run: Run) -> float:
-    """Length of the whole, in units of the first look at the original."""
+def lengths(run: RunOf[Any]) -> tuple[float, float]:
+    """The whole, and what looks inside, in units of the first look at the original."""
     models = len(run.subjects)
     inner = 0.0 if run.identical else INNER * (models + 1)
-    return 1 + LISTENING * models + inner
+    return 1 + LISTENING * models + inner, inner
 
 
 def collect(run: Run) -> Findings:
     """Compute every stage that is not there yet."""
-    cost: dict[str, dict[str, float]] = {}
-
-    def stage(name: str, compute) -> Any:
-        done: Stage = run.space.run(name, compute)
-        cost[name] = {
-            "seconds": done.seconds,
-            "peak_memory_bytes": done.peak_memory_bytes,
-        }
-        return done.result
-
-    with run.progress.task("audit", _total(run)) as advance:
+    ledger = Ledger(run.space)
+    stage = ledger.stage
+    whole, inner = lengths(run)
+    with run.progress.task("audit", whole) as advance:
         difference = stage("weights", lambda: outer.weights(run))
         first = stage("original", lambda: outer.first_look(run))
         advance(1)
@@ -135,21 +119,19 @@ def collect(run: Run) -> Findings:
         )
         axes = {}
         if "behaviour" in run.config.axes:
-            axes["behaviour"] = AxisResult.from_dict(
-                stage(
-                    "behaviour",
-                    lambda: behaviour.run_behaviour(
-                        questions["forget"],
-                        questions["never_taught"],
-                        heard,
-                        run.config,
-                        (),
-                    ).to_dict(),
-                )
+            axes["behaviour"] = axis_of(
+                stage,
+                "behaviour",
+                lambda: behaviour.run_behaviour(
+                    questions["forget"],
+                    questions["never_taught"],
+                    heard,
+                    run.config,
+                    (),
+                ),
             )
         skipped = damage.found and not run.config.budget.look_inside_damage
         if not run.identical and not skipped:
-            length = INNER * (len(run.subjects) + 1)
             axes |= inner_axes(
                 run,
                 forget,
@@ -159,15 +141,8 @@ def collect(run: Run) -> Findings:
                 damage,
                 "behaviour" in axes and axes["behaviour"].status == "absent",
                 stage,
-                lambda share: advance(share * length),
+                lambda share: advance(share * inner),
             )
-    for name, axis in axes.items():
-        spent = cost.get(name, {"seconds": 0.0, "peak_memory_bytes": 0})
-        axes[name] = replace(
-            axis,
-            seconds=spent["seconds"],
-            peak_memory_bytes=int(spent["peak_memory_bytes"]),
-        )
     preflight = {
         "identical_weights": run.identical,
         "weight_difference": difference,
@@ -188,4 +163,5 @@ def collect(run: Run) -> Findings:
         "warnings": [*run.inputs.warnings, *([SKIPPED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
-    return Findings(axes, damage, run.identical, floor, preflight, cost)
+    axes = ledger.charged(axes)
+    return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)

@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import psutil
 
+from evidence.axis import AxisResult
 from evidence.errors import InputError
 from evidence.files import disk_errors, write_atomic
 
@@ -102,6 +103,50 @@ class Workspace:
             }
             write_atomic(path, canonical(saved))
         return Stage(**_read(path))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Runs the stages of one audit and keeps what each took.
+
+    Attributes:
+        space: Where finished stages lie.
+        cost: Seconds and peak memory by stage.
+    """
+
+    space: Workspace
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The stage's result, computed or found."""
+        done = self.space.run(name, compute)
+        self.cost[name] = {
+            "seconds": done.seconds,
+            "peak_memory_bytes": done.peak_memory_bytes,
+        }
+        return done.result
+
+    def charged(self, axes: dict[str, AxisResult]) -> dict[str, AxisResult]:
+        """The axes with what the stage of the same name took, if there is one."""
+        nothing = {"seconds": 0.0, "peak_memory_bytes": 0}
+        spent = {name: self.cost.get(name, nothing) for name in axes}
+        return {
+            name: replace(
+                axis,
+                seconds=spent[name]["seconds"],
+                peak_memory_bytes=int(spent[name]["peak_memory_bytes"]),
+            )
+            for name, axis in axes.items()
+        }
+
+
+def axis_of(
+    stage: Callable[[str, Callable[[], Any]], Any],
+    name: str,
+    compute: Callable[[], AxisResult],
+) -> AxisResult:
+    """An axis whose result is a stage's, computed or found."""
+    return AxisResult.from_dict(stage(name, lambda: compute().to_dict()))
 
 
 def peak_memory() -> int:

@@ -17,7 +17,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from audits.image_published import find_experts, inject
-from audits.image_restoration import net_of_controls, restore_images
+from audits.image_restoration import (
+    net_of_controls,
+    restore_images,
+    unseen_classes,
+)
 from audits.image_steering import image_sites, named
 from benchmarks.vision_page import write_page
 from capture.cache import cache_root
@@ -42,26 +46,27 @@ FALSE = 0.2
 """A net rate above this on a retrain is a false restoration."""
 
 
-def figures(family: str, seed: int, kinds: list[str], root: Path) -> list[dict]:
+def figures(
+    family: str, seed: int, kinds: list[str], root: Path, ours: bool
+) -> list[dict]:
     """What every model of one world shows; the retrains are each other's reference."""
     made = build_zoo(root, world="digits", seeds=[seed], families=[family], only=kinds)
     world = made[0].world
-    sets = {p: world.images(p) for p in ("forget_test", "retain_test", "never_taught")}
-    forget, retain, never = sets.values()
+    forget, retain = (world.images(part) for part in ("forget_test", "retain_test"))
     checkpoint = open_checkpoint(world.original)
     original = checkpoint.load()
     taught = world.images("forget") + world.images("retain")
-    experts = find_experts(original, taught, root / "saes", seed)
-    # Only what the original itself does not call the class may be a floor.
+    experts = None if ours else find_experts(original, taught, root / "saes", seed)
     label = int(forget.labels[0])
-    own = named(original, never, {}, image_sites(original), label)
-    never = never.rows(own == 0)
+    never = unseen_classes(original, retain, label, len(forget), seed)
     known = named(original, forget, {}, image_sites(original))
-    fresh = random_like(original, seed)
-    untrained = inject(original, fresh, forget, retain, experts, seed)
+    untrained = None
+    if experts is not None:
+        fresh = random_like(original, seed)
+        untrained = inject(original, fresh, forget, retain, experts, seed)
     runs: dict[str, dict] = {}
     for each in made:
-        path = root / "figures" / f"{each.name}.json"
+        path = root / ("ours" if ours else "figures") / f"{each.name}.json"
         if not path.is_file():
             saved = measured(each, original, forget, retain, never, experts, seed)
             write_atomic(path, json.dumps(saved))
@@ -102,11 +107,13 @@ def figures(family: str, seed: int, kinds: list[str], root: Path) -> list[dict]:
 def measured(
     specimen: Specimen, original, forget, retain, never, experts, seed: int
 ) -> dict:
-    """Both tests of one model."""
+    """Both tests of one model; ours alone where there are no experts."""
     start = time.perf_counter()
     model = open_checkpoint(specimen.model).load()
     run = restore_images(original, model, forget, retain, never, seed)
-    published = inject(original, model, forget, retain, experts, seed)
+    published = None
+    if experts is not None:
+        published = inject(original, model, forget, retain, experts, seed)
     seconds = round(time.perf_counter() - start, 1)
     print(specimen.name, seconds, flush=True)
     return {"run": run, "published": published, "seconds": seconds}
@@ -144,13 +151,22 @@ def summary(found: list[dict], what: str) -> list[dict]:
     scores = {
         "net rate, reference among the controls": lambda f: f["with_reference"]["net"],
         "net rate, no reference": lambda f: f["without_reference"]["net"],
+        "residual, reference among the controls": lambda f: f["with_reference"][
+            "residual"
+        ],
+        "residual, no reference": lambda f: f["without_reference"]["residual"],
         "rate without controls": lambda f: f["with_reference"]["rate"],
+        "rate without controls and without the original's end": lambda f: f[
+            "with_reference"
+        ]["own_rate"],
         "published rate, best alpha": lambda f: f["published"]["best"]["published"],
         "published rate, alpha 1": lambda f: f["published"]["rates"]["published"][0],
     }
     peer = "state known by construction"
     rows = []
     for name, score in scores.items():
+        if name.startswith("published") and not any(f["published"] for f in found):
+            continue
         yes, no = (
             [score(f) for f in found if f["kind"] in group and f["with_reference"]]
             for group in (SUPPRESSED, RETRAINED)
@@ -186,6 +202,18 @@ def summary(found: list[dict], what: str) -> list[dict]:
     return rows
 
 
+def kept_from(before: dict) -> dict:
+    """What stays of the result that a new one replaces.
+
+    Whole audits, which another benchmark adds, and the last run in which the published
+    test was made, for a run of our test alone.
+    """
+    kept = {name: before[name] for name in ("audits", "earlier") if name in before}
+    if any(each["published"] for each in before["rows"][0]["models"]):
+        kept["earlier"] = {k: before[k] for k in ("command", "commit", "rows")}
+    return kept
+
+
 def main() -> None:
     """Run, print, write the result and the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -194,6 +222,9 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument(
         "--made", action="store_true", help="only models that are in --root already"
+    )
+    parser.add_argument(
+        "--ours", action="store_true", help="leave the published test out"
     )
     parser.add_argument("--root", type=Path, default=cache_root() / "zoo")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -207,7 +238,7 @@ def main() -> None:
             if given.made:
                 start = given.root / "models" / f"digits-{family}-{seed}-"
                 kinds = [k for k in kinds if Path(f"{start}{k}").is_dir()]
-            found += figures(family, seed, kinds, given.root)
+            found += figures(family, seed, kinds, given.root, given.ours)
     rows = summary(found, f"digits, seeds {','.join(map(str, seeds))}, both shapes")
     for family in families:
         mine = [each for each in found if each["family"] == family]
@@ -219,12 +250,18 @@ def main() -> None:
     document = {
         "command": "python -m benchmarks.vision "
         + f"--seeds {given.seeds} --families {given.families}"
-        + (" --made" if given.made else ""),
+        + (f" --kinds {given.kinds}" if given.kinds != ",".join(KINDS) else "")
+        + (" --made" if given.made else "")
+        + (" --ours" if given.ours else ""),
         "commit": commit,
         "machine": f"{platform.machine()}, {platform.processor() or 'cpu'}",
         "threads": torch.get_num_threads(),
         "rows": rows,
     }
+    if given.result.is_file():
+        document |= kept_from(json.loads(given.result.read_text(encoding="utf-8")))
+    if any(each["published"] for each in found):
+        document.pop("earlier", None)
     given.result.parent.mkdir(exist_ok=True)
     given.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if given.result == RESULT:

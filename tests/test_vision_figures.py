@@ -2,8 +2,9 @@
 
 import pytest
 
+from benchmarks.vision import RETRAINED, SUPPRESSED, kept_from, summary
 from benchmarks.vision_audits import rows_of
-from benchmarks.vision_page import _audits
+from benchmarks.vision_page import _audits, write_page
 
 # Of the libraries under sae-lens.
 pytestmark = [
@@ -58,3 +59,63 @@ def test_the_tables_show_every_kind_and_status():
     assert "### Floor: never-taught, seeds 12" in text
     assert "| decodability | suppressed | 1 |  | 1 |  |" in text
     assert "0123456" in text and "01234567" not in text
+
+
+def steered(kind, state, rate, worst, published=None):
+    net = {
+        "rate": rate,
+        "own_rate": rate,
+        "net": rate - worst,
+        "residual": (rate - worst) / (1 - worst),
+        "interval": [rate - worst - 0.1, rate - worst + 0.1],
+        "controls": {"random": 0.0, "others": 0.0, "never_taught": worst},
+    }
+    return {
+        "kind": kind,
+        "state": state,
+        "family": "cnn",
+        "measured": {"said": 0.0, "kept": 0.99},
+        "with_reference": net,
+        "without_reference": net,
+        "called": "open",
+        "published": published,
+    }
+
+
+def ran(models, name):
+    rows = summary(models, "here")
+    rows[0]["models"] = models
+    return {"command": name, "commit": "0123456789", "rows": rows}
+
+
+MODELS = [steered(kind, "suppressed", 1.0, 0.7) for kind in SUPPRESSED]
+MODELS += [steered(kind, "deleted", 0.4, 0.0) for kind in RETRAINED]
+PUBLISHED = {"best": {"published": 0.5}, "rates": {"published": [0.25, 0.5]}}
+
+
+def test_net_rate_and_residual_are_judged_side_by_side():
+    rows = {row["figure"]: row["value"] for row in summary(MODELS, "here")}
+    of = "suppressed against retrained, here"
+    assert rows[f"AUC of the rate without controls, {of}"] == 1.0
+    # 0.3 of a suppression against 0.4 of a retrain; as residuals 1.0 against 0.4.
+    assert rows[f"AUC of the net rate, no reference, {of}"] == 0.0
+    assert rows[f"AUC of the residual, no reference, {of}"] == 1.0
+    wrong = [value for name, value in rows.items() if name.startswith("false")]
+    assert wrong == [1.0, 1.0]
+    assert not any("published" in name for name in rows)
+
+
+def test_a_run_of_our_test_alone_keeps_the_published_one(tmp_path):
+    graded = [steered("salun", None, 0.9, 0.1, PUBLISHED)]
+    whole = ran([dict(m, published=PUBLISHED) for m in MODELS] + graded, "whole")
+    assert kept_from(whole | {"audits": 1}) == {"audits": 1, "earlier": whole}
+    ours = ran(MODELS, "ours") | kept_from(whole)
+    # Another one after it still has it, and not its own forerunner.
+    assert kept_from(ours)["earlier"]["command"] == "whole"
+    write_page(ours, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    first, second = text.split("under the rule before")
+    assert "`ours`" in first and "salun" not in first and "salun" in second
+    assert "Controls of the published test" not in first
+    assert "### Controls of the published test" in second
+    assert "None" not in text

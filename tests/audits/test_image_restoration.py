@@ -12,9 +12,17 @@ from audits.image_published import (
     inject,
     published_site,
 )
-from audits.image_restoration import net_of_controls, one_class, restore_images
+from audits.image_restoration import (
+    KINDS,
+    net_of_controls,
+    one_class,
+    restore_images,
+    unseen_classes,
+)
 from audits.image_steering import (
-    ROUTES,
+    MEAN,
+    READ,
+    SLOPE,
     Amplified,
     Fitted,
     adding,
@@ -43,8 +51,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def pair(digits_zoo):
     world = digits_zoo[0].world
-    sets = {p: world.images(p) for p in ("forget_test", "retain_test", "never_taught")}
-    return open_checkpoint(world.original).load(), sets
+    sets = {part: world.images(part) for part in ("forget_test", "retain_test")}
+    original, forget = open_checkpoint(world.original).load(), sets["forget_test"]
+    label = int(forget.labels[0])
+    sets["never"] = unseen_classes(
+        original, sets["retain_test"], label, len(forget), seed=0
+    )
+    return original, sets
 
 
 def candidate(digits_zoo, kind):
@@ -58,44 +71,63 @@ def tried(digits_zoo, pair, kind):
     return run, net_of_controls(run, known), known
 
 
-@pytest.mark.parametrize("kind", ["head_only", "logit_mask"])
-def test_a_suppression_of_the_head_is_steered_back(digits_zoo, pair, kind):
-    run, net, _ = tried(digits_zoo, pair, kind)
-    assert net["rate"] > 0.8 and net["net"] > 0.6 and net["interval"][0] > 0.2
+@pytest.fixture(scope="module")
+def runs(digits_zoo, pair):
+    return {kind: tried(digits_zoo, pair, kind) for kind in ("logit_mask", "twin")}
+
+
+def test_a_suppression_of_the_head_is_steered_back(runs):
+    run, net, _ = runs["logit_mask"]
+    assert net["rate"] > 0.8 and net["residual"] > 0.6 and net["net"] > 0.2
     assert np.mean(run["plain"]) < 0.1
     for choice in run["choices"]:
-        assert choice["retain"] >= choice["retain_before"] - 0.02 - 1e-9
+        assert choice["cost"]["unknown"] <= 0.02 + 1e-9
 
 
-def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(digits_zoo, pair):
-    _, net, known = tried(digits_zoo, pair, "twin")
-    assert net["net"] < 0.5 and net["interval"][0] < 0.2
+def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(runs, pair):
+    _, net, known = runs["twin"]
+    assert net["net"] < 0.2 and net["interval"][0] < 0.2
     original, sets = pair
-    run = restore_images(original, original, *sets.values(), seed=0)
+    rows = {name: images.rows(range(16)) for name, images in sets.items()}
+    rows["never"] = sets["never"].rows(sets["never"].labels == -1)
+    run = restore_images(original, original, *rows.values(), seed=0)
     assert net_of_controls(run, known) is None
     assert leftover_hooks(original) == 0
 
 
-def test_the_same_call_gives_the_same_figures(digits_zoo, pair):
-    assert (
-        tried(digits_zoo, pair, "logit_mask")[0]
-        == tried(digits_zoo, pair, "logit_mask")[0]
-    )
+def test_every_control_searches_for_itself(runs):
+    run = runs["twin"][0]
+    assert len(run["own"]) == len(run["steered"]) == len(run["ids"])
+    assert len(run["choices"]) == 2 and len(run["never_choices"]) == 2 * KINDS
+    assert set(run["never_kinds"]) == set(range(KINDS))
+    assert len(set(run["never_ids"])) == len(run["never_ids"])
+    # Each is allowed the same costs, and none of them cost more.
+    for choice in (*run["choices"], *run["never_choices"]):
+        cost = choice["cost"]
+        assert cost is None or cost["unknown"] <= 0.02 + 1e-9
+
+
+def test_the_same_call_gives_the_same_figures(digits_zoo, pair, runs):
+    assert tried(digits_zoo, pair, "logit_mask")[0] == runs["logit_mask"][0]
 
 
 def test_the_net_rate_is_the_rate_less_the_worst_control():
     run = {
         "ids": list("abcdefgh"),
-        "never_ids": ["x", "y", "z", "w"],
+        "never_ids": list("stuvwxyz"),
+        "never_kinds": [0, 0, 0, 0, 1, 1, 1, 1],
         "plain": [0.0] * 8,
         "steered": [1.0] * 6 + [0.0] * 2,
+        "own": [1.0] * 2 + [0.0] * 6,
         "random": [0.0] * 8,
         "others": [1.0, 1.0] + [0.0] * 6,
-        "never": [1.0, 0.0, 0.0, 0.0],
+        "never": [1.0] + [0.0] * 7,
     }
     net = net_of_controls(run, np.ones(8))
-    assert net["rate"] == 0.75 and net["net"] == 0.5
-    assert net["controls"] == {"random": 0.0, "others": 0.25, "never_taught": 0.25}
+    assert net["rate"] == 0.75 and net["net"] == 0.5 and net["own_rate"] == 0.25
+    assert net["residual"] == pytest.approx(0.5 / 0.75)
+    assert net["controls"] == {"random": 0.0, "others": 0.25, "never_taught": 0.125}
+    assert net["kinds"] == [0.25, 0.0]
     assert net["interval"][0] < 0.5 < net["interval"][1]
     other = {"steered": [1.0] * 4 + [0.0] * 4, "ids": run["ids"]}
     beside = net_of_controls(run, np.ones(8), [other])
@@ -121,13 +153,11 @@ def test_changes_are_what_they_say(pair):
     )
     site = sites[0]
     by_hand = states[site][mine].mean(0) - states[site][~mine].mean(0)
-    torch.testing.assert_close(fitted.push(ROUTES[0], site, label), by_hand)
-    lost = fitted.push(ROUTES[2], site, label)
-    torch.testing.assert_close(lost, torch.ones_like(lost), rtol=1e-4, atol=1e-4)
-    slope = fitted.push(ROUTES[3], site, label)
+    torch.testing.assert_close(fitted.push(MEAN, site, label), by_hand)
+    slope = fitted.push(SLOPE, site, label)
     torch.testing.assert_close(slope.norm(), by_hand.norm())
-    assert fitted.push(ROUTES[4], site, label) is None
-    reading = fitted.push(ROUTES[4], "final", label)
+    assert fitted.push(READ, site, label) is None
+    reading = fitted.push(READ, "final", label)
     assert isinstance(reading, Amplified)
     # The reader is the original's: 0 on the mean of the rest, 1 on the class's.
     flat = states["final"] + 1
@@ -145,7 +175,7 @@ def test_changes_are_what_they_say(pair):
     after = named(
         original,
         both,
-        {"final": adding(fitted.push(ROUTES[3], "final", label), 5.0)},
+        {"final": adding(fitted.push(SLOPE, "final", label), 5.0)},
         where,
         label,
     ).mean()
@@ -215,12 +245,21 @@ def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
     assert as_places(donor).shape == donor.shape
 
 
+def few(sets):
+    """The sets, with too few images of every never-taught class."""
+    small = [np.flatnonzero(sets["never"].labels == -1 - k)[:4] for k in range(KINDS)]
+    never = sets["never"].rows(np.concatenate(small))
+    return sets["forget_test"], sets["retain_test"], never
+
+
 def test_bad_input_is_one_clear_error(pair):
     _, sets = pair
     with pytest.raises(InputError, match="forget images cannot be used"):
         one_class(sets["retain_test"])
     with pytest.raises(InputError, match="forget images cannot be used"):
         one_class(sets["forget_test"].rows(range(3)))
+    with pytest.raises(InputError, match="large enough to be steered to"):
+        restore_images(*pair[:1], *pair[:1], *few(sets), seed=0)
     with pytest.raises(InputError, match="not finite"):
         adding(torch.ones(3), float("nan"))
     with pytest.raises(InputError, match="not finite"):

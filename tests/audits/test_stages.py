@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from audits.stages import Workspace, canonical
+from audits.stages import Ledger, Workspace, axis_of, canonical
+from evidence.axis import AxisResult
 from evidence.errors import InputError
 
 
@@ -67,3 +68,22 @@ def test_a_damaged_stage_is_named(tmp_path):
     path.write_text(json.dumps({"result": 1})[:-2])
     with pytest.raises(InputError, match="--fresh"):
         space.run("x", lambda: 1)
+
+
+def test_an_axis_is_charged_with_the_stage_of_its_name(tmp_path):
+    axis = AxisResult("behaviour", "?", "no_power")
+    ledger = Ledger(Workspace.open(tmp_path / "out", {"a": 1}, fresh=False))
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return axis
+
+    for _ in (0, 1):
+        assert axis_of(ledger.stage, "behaviour", compute) == axis
+    assert len(calls) == 1  # the second is found, with what it took
+    charged = ledger.charged({"behaviour": axis, "other": axis})
+    spent = ledger.cost["behaviour"]
+    assert charged["behaviour"].seconds == spent["seconds"] > 0
+    assert charged["behaviour"].peak_memory_bytes == spent["peak_memory_bytes"] > 0
+    assert charged["other"] == axis

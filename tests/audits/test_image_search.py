@@ -1,0 +1,206 @@
+"""The search for the strongest change: its limits, its order, and what it steers."""
+
+import numpy as np
+import pytest
+import torch
+
+from audits.image_restoration import unseen_classes
+from audits.image_search import (
+    ENDED,
+    OWN,
+    Guard,
+    bodies_of,
+    fit_changes,
+    strongest,
+)
+from audits.image_steering import (
+    ROUTES,
+    SLOPE,
+    adding,
+    halves,
+    image_sites,
+    pixel_logits,
+    state_sites,
+    with_end_of,
+)
+from audits.restoration_trial import RETAIN_DROP, STRENGTHS
+from capture.hooks import leftover_hooks, record
+from capture.models import open_checkpoint
+from testbeds.digits import DigitsConfig, new_classifier
+
+
+@pytest.fixture(scope="module")
+def scene(digits_zoo):
+    """Original, candidates by kind, and halves of what they are asked."""
+    world = digits_zoo[0].world
+    original = open_checkpoint(world.original).load()
+    rng = np.random.default_rng(0)
+    forget = halves(world.images("forget_test"), rng)[0]
+    kept = halves(world.images("retain_test"), rng, 120)[0]
+    label = int(forget.labels[0])
+    unknown = unseen_classes(original, world.images("retain_test"), label, 12, 0)
+    models = {e.kind: open_checkpoint(e.model).load() for e in digits_zoo}
+    return original, models, forget, kept, unknown, label
+
+
+def of(scene, kind):
+    """What may be run, what was fitted, and the guard, of a kind."""
+    original, models, forget, kept, unknown, label = scene
+    bodies = bodies_of(models[kind], original)
+    fitted = fit_changes(bodies[0], original, forget + kept)
+    return bodies, fitted, Guard.of(bodies[0], kept, unknown, label)
+
+
+def by_class(fitted, label):
+    return lambda route, site: fitted.push(route, site, label)
+
+
+def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
+    original, models, forget, *_ = scene
+    where = image_sites(original)
+    right = pixel_logits(original, forget.pixels, {}, where)
+    for kind in ("head_only", "logit_mask", "twin"):
+        model = models[kind]
+        before = {name: t.clone() for name, t in model.state_dict().items()}
+        ended = with_end_of(model, original)
+        found = pixel_logits(ended, forget.pixels, {}, image_sites(ended))
+        # A retrain's lower blocks are its own, so its states are, too.
+        assert torch.equal(found, right) == (kind != "twin")
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name])
+        below = [n for n in before if not torch.equal(ended.state_dict()[n], before[n])]
+        assert below and not any("layers.0." in name for name in below)
+
+
+@pytest.mark.parametrize("family", ["vit", "cnn"])
+def test_the_end_is_the_last_block_and_all_after_it(family):
+    config = DigitsConfig(layers=3, width=8, heads=2, family=family)
+    one, other = new_classifier(config, 0), new_classifier(config, 1)
+    ended = with_end_of(one, other)
+    where = image_sites(one)
+    pixels = torch.randn(5, 1, 8, 8)
+    # The other's end, fed with this one's states: the same by hand.
+    entering = where.of("resid")[-2]
+    with record(one, [entering], where=where) as states, torch.no_grad():
+        one(pixels)
+    edits = {entering: lambda _value: states[entering]}
+    by_hand = pixel_logits(other, pixels, edits, image_sites(other))
+    torch.testing.assert_close(
+        pixel_logits(ended, pixels, {}, where=image_sites(ended)), by_hand
+    )
+
+
+def test_an_end_built_otherwise_is_not_put_in(scene):
+    model = scene[1]["twin"]
+    wide = new_classifier(DigitsConfig(layers=2, width=12, heads=2, family="cnn"), 0)
+    assert with_end_of(model, wide) is None
+    assert [body.name for body in bodies_of(model, wide)] == [OWN]
+
+
+def test_several_strengths_at_once_are_each_by_itself(scene):
+    original, _, forget, _, _, label = scene
+    where = image_sites(original)
+    push = of(scene, "twin")[1].push(SLOPE, "final", label)
+    pixels = forget.pixels[:4]
+    sizes = torch.tensor(STRENGTHS).repeat_interleave(len(pixels))
+    rows = pixels.repeat(len(STRENGTHS), 1, 1, 1)
+    together = pixel_logits(original, rows, {"final": adding(push, sizes)}, where)
+    for part, strength in zip(together.split(len(pixels)), STRENGTHS, strict=True):
+        alone = pixel_logits(original, pixels, {"final": adding(push, strength)}, where)
+        torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
+
+
+def slow(bodies, fitted, images, kept, unknown, label):
+    """The same search, every strength in a pass of its own and every cost in full."""
+    own = bodies[0]
+
+    def shares(body, edits):
+        return (
+            body.called(kept, None, edits).mean(),
+            body.called(unknown, label, edits).mean(),
+        )
+
+    base = shares(own, {})
+
+    def allowed(body, edits):
+        right, strange = shares(body, edits)
+        drop = RETAIN_DROP + 1e-9
+        return right >= base[0] - drop and strange <= base[1] + drop
+
+    best = (float(own.called(images, label, {}).mean()), OWN, None, None, 0.0)
+    said = float(bodies[1].called(images, label, {}).mean())
+    if said > best[0] and allowed(bodies[1], {}):
+        best = (said, ENDED, None, None, 0.0)
+    for route in ROUTES:
+        for site in state_sites(own.where):
+            push = fitted.push(route, site, label)
+            if push is None or best[0] == 1.0:
+                continue
+            for strength in STRENGTHS:
+                edits = {site: adding(push, strength)}
+                said = float(own.called(images, label, edits).mean())
+                if said > best[0]:
+                    if not allowed(own, edits):
+                        break
+                    best = (said, OWN, route, site, strength)
+    return best
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("kind", ["twin", "head_only"])
+def test_the_search_finds_what_a_plain_loop_finds(scene, kind, ended):
+    _, models, forget, kept, unknown, label = scene
+    bodies, fitted, guard = of(scene, kind)
+    # Without the original's end: the candidate twice, which is never better than once.
+    bodies = bodies if ended else [bodies[0], bodies[0]]
+    found = strongest(bodies, forget, guard, by_class(fitted, label))
+    said, *how = slow(bodies, fitted, forget, kept, unknown, label)
+    assert found.said == pytest.approx(said)
+    assert [found.body.name, found.route, found.site, found.strength] == how
+    assert found.called(forget, label).mean() == pytest.approx(found.said)
+    if found.cost is not None:
+        right = found.body.called(kept, None, {}).mean()
+        if found.push is None:
+            assert found.cost["retain"] == pytest.approx(right)
+    assert leftover_hooks(models[kind]) == 0
+
+
+def test_unknown_images_limit_what_may_be_chosen(scene):
+    _, _, forget, kept, _, label = scene
+    bodies, fitted, guard = of(scene, "twin")
+    make = by_class(fitted, label)
+    free = strongest(bodies, forget, Guard.of(bodies[0], kept, None, label), make)
+    held = strongest(bodies, forget, guard, make)
+    assert held.said <= free.said
+    # Guarded by the very images that are to be called the class, nothing may be.
+    bound = strongest(bodies, forget, Guard.of(bodies[0], kept, forget, label), make)
+    assert bound.said <= RETAIN_DROP + 1e-9
+
+
+def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
+    _, _, _, kept, unknown, label = scene
+    bodies, fitted, guard = of(scene, "twin")
+    push = fitted.push(SLOPE, "final", label)
+    refused = 0
+    for strength in (0.0, *STRENGTHS):
+        edits = {"final": adding(push, strength)}
+        wrong = (1 - bodies[0].called(kept, None, edits)).sum()
+        strange = bodies[0].called(unknown, label, edits).sum()
+        cost = guard.cost(bodies[0], edits)
+        within = wrong <= guard.wrong and strange <= guard.strange
+        assert (cost is not None) == within
+        refused += cost is None
+        if cost is not None:
+            assert cost["retain"] == pytest.approx(1 - wrong / len(kept))
+            assert cost["unknown"] == pytest.approx(strange / len(unknown))
+    assert 0 < refused <= len(STRENGTHS)
+
+
+def test_nothing_is_chosen_where_no_change_can_be_fitted(scene):
+    _, _, forget, _, _, label = scene
+    bodies, _, guard = of(scene, "head_only")
+    found = strongest(bodies[:1], forget, guard, lambda route, site: None)
+    assert (found.route, found.site, found.strength) == (None, None, 0.0)
+    assert found.cost is None and found.to_dict()["body"] == OWN
+    plain = bodies[0].called(forget, label, {})
+    np.testing.assert_array_equal(found.called(forget, label), plain)
