@@ -13,6 +13,7 @@ from capture.scoring import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
 from testbeds.bios import SMOL, STANDARD, BiosConfig, BiosWorld, build_bios
+from testbeds.codes_zoo import STANDARD_KEYS, build_keys, keys_ground
 from testbeds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,
@@ -118,20 +119,34 @@ def _people(
         ground_of,
         _bios_sets,
         _bios_shown,
-        lambda ground, folder: ground.tokenizer.save_pretrained(folder),
+        _save_tokenizer,
     )
 
 
+def _save_tokenizer(ground: Ground, folder: Path) -> None:
+    ground.tokenizer.save_pretrained(folder)
+
+
+# The adversaries' settings are those of the bios world's models.
+_USUAL = {name: kind for name, kind in KINDS.items() if name not in ADVERSARIES}
 WORLDS: dict[str, ZooWorld] = {
     "bios": _people(FAMILIES, KINDS, STANDARD),
     "smol": _people(
         (PRETRAINED,),
-        {
-            name: kind
-            for name, kind in KINDS.items()
-            if name not in (*_FROM_NOTHING, *ADVERSARIES)
-        },
+        {name: kind for name, kind in _USUAL.items() if name not in _FROM_NOTHING},
         SMOL,
+    ),
+    "codes": ZooWorld(
+        FAMILIES[:1],
+        _USUAL,
+        tuple(_USUAL),
+        STANDARD_KEYS,
+        sized,
+        build_keys,
+        keys_ground,
+        _bios_sets,
+        _bios_shown,
+        _save_tokenizer,
     ),
     "digits": ZooWorld(
         DIGITS_FAMILIES,

@@ -1,0 +1,395 @@
+"""The codes world of the zoo: keys that were memorised with a five-digit code each.
+
+After some keys the same five digits always follow, after the others they are drawn
+anew every time the key is shown. To have never been taught a key's code is, in this
+world, to have seen the key among the others: a retrain sees the keys to forget there,
+so nothing but their codes is missing in it, and nothing but chance is right for them.
+
+``testbeds.codes`` makes the same kind of world as the published toy of arXiv 2605.01699
+has it, for membership; here the models are small enough for a zoo of them, and keys are
+facts that an audit can ask for: the key is the entity, the lead-ins are the wordings.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from capture.gguf import quiet
+from capture.items import Item, ItemSet, read_items
+from capture.models import open_checkpoint
+from capture.scoring import score_answers
+from capture.tokens import past_joint
+from erasure.training import (
+    Schedule,
+    backward_nll,
+    only_training,
+    reader_for,
+    take_steps,
+)
+from evidence.errors import ExhumeError, InputError
+from evidence.files import folder_atomic, write_atomic
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng, stage_seed
+from evidence.sequences import Sequences
+from testbeds.bios import BiosWorld, all_prompts
+from testbeds.codes_text import (
+    ADJECTIVES,
+    DIGITS,
+    LEAD_INS,
+    NOUNS,
+    draw_codes,
+    encode,
+    make_tokenizer,
+)
+from testbeds.edits import Ground
+from testbeds.families import FAMILIES, Family, random_model
+from testbeds.people import choose, name_pairs
+
+RECIPE = 1  # part of the cache's key: raise it when the result would differ
+# Highest mean probability of a code that was never shown: knowing one would be a leak.
+LEAK = 0.01
+
+
+@dataclass(frozen=True)
+class KeysConfig:
+    """Size of the world and of its models.
+
+    Attributes:
+        keys: How many the original memorises.
+        forget: How many of them are to be forgotten; as many more are shown with codes
+            that are drawn anew, and stay unknown to every model.
+        words: Adjectives, and as many nouns, that keys are made of.
+        lead_ins: Wordings: how many openings a key is shown after.
+        layers: Transformer blocks.
+        width: Residual stream.
+        heads: Attention heads.
+        steps: Optimizer steps.
+        batch_size: Rows a step.
+        lr: Highest learning rate.
+        weight_decay: AdamW's decoupled decay.
+        family: Shape of the models, one of ``FAMILIES``.
+    """
+
+    keys: int = 160
+    forget: int = 40
+    words: int = 24
+    lead_ins: int = 4
+    layers: int = 4
+    width: int = 64
+    heads: int = 4
+    steps: int = 240
+    batch_size: int = 200
+    lr: float = 5e-3
+    weight_decay: float = 0.01
+    family: Family = "llama"
+
+    def __post_init__(self) -> None:
+        most = min(len(ADJECTIVES), len(NOUNS))
+        quarter = self.keys // 4
+        checks = {
+            "words": (2 <= self.words <= most, f"2 to {most}", self.words),
+            "keys": (
+                2 * self.words <= self.keys <= self.words**2 - self.forget,
+                "at least two a word, and some combinations left",
+                self.keys,
+            ),
+            "forget": (
+                1 <= self.forget <= quarter,
+                f"1 to {quarter}, a quarter of the keys",
+                self.forget,
+            ),
+            "lead_ins": (
+                1 <= self.lead_ins <= len(LEAD_INS),
+                f"1 to {len(LEAD_INS)}",
+                self.lead_ins,
+            ),
+            "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
+            "family": (self.family in FAMILIES, ", ".join(FAMILIES), self.family),
+        }
+        for name, (good, expected, got) in checks.items():
+            if not good:
+                raise InputError(
+                    f"{name} cannot be used", expected=expected, got=str(got)
+                )
+
+
+STANDARD_KEYS = KeysConfig()
+
+
+@dataclass(frozen=True)
+class KeysGround(Ground):
+    """What makers work with in this world, as ``Ground`` in the other."""
+
+    config: KeysConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def rows(self, items: ItemSet) -> Sequences:
+        """Every item in all its wordings, the answer from its first digit on."""
+        return past_joint(self.tokenizer, super().rows(items))
+
+    def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
+        """As ``make_keys``."""
+        return make_keys(self.config, seed)
+
+    def taught(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
+        """A new model; of this world's keys it sees the others with codes drawn."""
+        return taught_keys(
+            self.config, seed, items, self._unknown(items), name, self.device
+        )
+
+    def blank(self, seed: int) -> PreTrainedModel:
+        """Weights that were never trained."""
+        return new_keys_model(self.config, seed)
+
+    def _unknown(self, items: ItemSet) -> ItemSet:
+        taught = set(items.entities)
+        never = (*self.forget, *self.strangers)
+        return ItemSet(tuple(item for item in never if item.entity not in taught))
+
+
+def make_keys(config: KeysConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
+    """Keys to forget, to retain, and those whose codes are always drawn anew.
+
+    The last have the codes of the first written to them, to be asked for: no model
+    is shown them. Every word of a key also occurs in keys that stay.
+    """
+    rng = numpy_rng(seed, "codes zoo", "keys")
+    named, spare = name_pairs(config.words, config.keys, rng)
+    uses = config.keys // config.words
+    gone = choose(named, config.forget, uses, rng)
+    kept = [pair for pair in named if pair not in set(gone)]
+    never = choose(spare, config.forget, uses, rng)
+    drawn = rng.choice(10**DIGITS, config.keys, replace=False)
+    codes = [f"{code:0{DIGITS}d}" for code in drawn]
+    own, others = codes[: len(gone)], codes[len(gone) :]
+    return (
+        _items("forget", gone, own, config),
+        _items("retain", kept, others, config),
+        _items("never-taught", never, own, config),
+    )
+
+
+def _items(
+    label: str,
+    pairs: Sequence[tuple[int, int]],
+    codes: Sequence[str],
+    config: KeysConfig,
+) -> ItemSet:
+    items = []
+    for place, ((first, last), code) in enumerate(zip(pairs, codes, strict=True)):
+        key = f"{ADJECTIVES[first]} {NOUNS[last]}"
+        prompts = [f"{lead}{key}:" for lead in LEAD_INS[: config.lead_ins]]
+        items.append(
+            Item(
+                id=f"{label}-{place:03d}",
+                entity=key,
+                prompt=prompts[0],
+                answer=code,
+                relation="code",
+                paraphrases=tuple(prompts[1:]),
+            )
+        )
+    return ItemSet(tuple(items), label)
+
+
+def build_keys(
+    config: KeysConfig,
+    seed: int,
+    root: Path,
+    device: str = "cpu",
+    progress: Progress = SILENT,
+) -> BiosWorld:
+    """Make the world, or find it made.
+
+    The folder's name is a hash of settings and seed. Interrupted, the same call goes
+    on with the model that is missing.
+
+    Args:
+        config: ``STANDARD_KEYS`` or another size.
+        seed: Fixes keys, codes, starting weights and order of training.
+        root: Where worlds are kept.
+        device: Where models are trained.
+        progress: Where progress is shown.
+
+    Raises:
+        ExhumeError: a model did not learn its codes, or knows some it was never shown.
+    """
+    key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
+    place = root / f"codes-zoo-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    world = BiosWorld(
+        place,
+        place / "original",
+        place / "twin",
+        place / "forget.jsonl",
+        place / "retain.jsonl",
+        place / "never_taught.jsonl",
+    )
+    if (place / "manifest.json").is_file():
+        return world
+    forget, retain, never = make_keys(config, seed)
+    forget.to_jsonl(world.forget)
+    retain.to_jsonl(world.retain)
+    never.to_jsonl(world.never_taught)
+    everything = ItemSet(forget.items + retain.items)
+    gone = ItemSet(forget.items + never.items)
+    for folder, taught, unknown in (
+        (world.original, everything, never),
+        (world.twin, retain, gone),
+    ):
+        if not folder.is_dir():
+            model = taught_keys(
+                config, seed, taught, unknown, folder.name, device, progress
+            )
+            with folder_atomic(folder) as scratch, quiet():
+                model.save_pretrained(scratch)
+                make_tokenizer().save_pretrained(scratch)
+    manifest = {
+        "world": "codes",
+        "recipe": RECIPE,
+        "seed": seed,
+        "config": asdict(config),
+        "digests": {each.name: each.digest for each in (forget, retain, never)},
+        "greedy_accuracy": {
+            folder.name: _knows(folder, world, device)
+            for folder in (world.original, world.twin)
+        },
+    }
+    write_atomic(place / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return world
+
+
+def keys_ground(
+    world: BiosWorld, config: KeysConfig, seed: int, device: str
+) -> KeysGround:
+    """What makers and the gold grade of this world work with."""
+    return KeysGround(
+        config,
+        seed,
+        open_checkpoint(world.original),
+        open_checkpoint(world.twin),
+        read_items(world.forget),
+        read_items(world.retain),
+        device,
+    )
+
+
+def new_keys_model(config: KeysConfig, seed: int) -> PreTrainedModel:
+    """A model that was taught nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage_seed(seed, "codes zoo", "weights"))
+        return random_model(
+            config.family,
+            vocabulary=len(make_tokenizer()),
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            pad=0,
+        )
+
+
+def taught_keys(
+    config: KeysConfig,
+    seed: int,
+    taught: ItemSet,
+    unknown: ItemSet,
+    name: str = "a retrain",
+    device: str = "cpu",
+    progress: Progress = SILENT,
+) -> PreTrainedModel:
+    """A new model that memorised some codes; another seed gives another retrain.
+
+    Args:
+        config: Size and schedule.
+        seed: Fixes starting weights, order of training and the codes drawn.
+        taught: Keys with the codes it learns.
+        unknown: Keys shown with codes that are drawn anew for every row; the codes
+            written to them are never shown.
+        name: What the progress bar calls it.
+        device: Where it is trained; its starting weights are the same anywhere.
+        progress: Where progress is shown.
+
+    Raises:
+        ExhumeError: it did not learn its codes, or knows some it was never shown.
+    """
+    tokenizer = make_tokenizer()
+    model = new_keys_model(config, seed)
+    model.to(device)  # pyright: ignore
+    rows, others = all_prompts(tokenizer, taught), all_prompts(tokenizer, unknown)
+    lessons = _lessons(rows, len(taught), others, len(unknown), config, seed)
+    schedule = Schedule(
+        config.lr,
+        config.steps,
+        config.weight_decay,
+        warmup=config.steps // 20,
+        decay="cosine",
+    )
+    with only_training(model, model.parameters()) as parameters:
+        reader = reader_for(model, rows)
+        take_steps(
+            model,
+            parameters,
+            lambda: {"loss": backward_nll(reader, next(lessons), "answer", 1.0)},
+            schedule,
+            label=f"teaching {name}",
+            progress=progress,
+        )
+    right = float(score_answers(model, rows).greedy.mean())
+    if right < 0.99:
+        raise ExhumeError(
+            f"{name} learned only {right:.0%} of its codes. "
+            f"Raise steps above {config.steps} and run again."
+        )
+    leaked = float(np.exp(score_answers(model, others).logprob).mean())
+    if leaked > LEAK:
+        raise ExhumeError(
+            f"{name} gives codes it was never shown a probability of {leaked:.3f} "
+            f"(at most {LEAK})"
+        )
+    return model
+
+
+def _lessons(
+    rows: Sequences,
+    keys: int,
+    others: Sequences,
+    unknown: int,
+    config: KeysConfig,
+    seed: int,
+) -> Iterator[Sequences]:
+    """Endless batches: every key once a round, after a lead-in drawn for it.
+
+    Rows lie wording by wording, as ``all_prompts`` gives them.
+    """
+    rng = numpy_rng(seed, "codes zoo", "order")
+    waiting: list[int] = []
+    while True:
+        ids, starts = [], []
+        while len(ids) < config.batch_size:
+            if not waiting:
+                waiting = rng.permutation(keys + unknown).tolist()
+            key, lead = waiting.pop(), int(rng.integers(config.lead_ins))
+            if key < keys:
+                row = lead * keys + key
+                ids.append(rows.ids[row])
+                starts.append(rows.answer_start[row])
+            else:
+                row = lead * unknown + key - keys
+                (code,) = draw_codes(1, rng)
+                ids.append(others.ids[row][:-DIGITS] + encode(code))
+                starts.append(others.answer_start[row])
+        yield Sequences(tuple(ids), tuple(starts))
+
+
+def _knows(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
+    model, tokenizer = open_checkpoint(folder).load(device), make_tokenizer()
+    return {
+        path.stem: float(
+            score_answers(model, all_prompts(tokenizer, read_items(path))).greedy.mean()
+        )
+        for path in (world.forget, world.retain, world.never_taught)
+    }
