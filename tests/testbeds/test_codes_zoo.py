@@ -33,15 +33,15 @@ from testbeds.zoo import build_zoo, split
 from testbeds.zoo_worlds import WORLDS
 
 TINY_KEYS = KeysConfig(
-    keys=32,
-    forget=8,
-    words=10,
+    keys=24,
+    forget=6,
+    words=8,
     lead_ins=2,
     layers=2,
     width=48,
     heads=4,
-    steps=160,
-    batch_size=40,
+    steps=180,
+    batch_size=36,
     lr=1e-2,
 )
 KINDS = ["untouched", "last_block_relabel", "twin", "retrain_1", "noise"]
@@ -135,15 +135,15 @@ def test_never_taught_codes_are_in_no_lesson():
     for batch in islice(lessons, 500):
         for ids, start in zip(batch.ids, batch.answer_start, strict=True):
             prompt = text_of(ids[:start])
-            key = next(key for key in right if prompt.endswith(f" {key}: "))
-            shown[key].append(text_of(ids[start:]))
+            key = next(key for key in right if prompt.endswith(f" {key}:"))
+            shown[key].append(text_of(ids[start:]).strip())
     turns = {len(codes) for codes in shown.values()}
     assert max(turns) - min(turns) <= 1  # all keys as often as any other
     for key in retain.entities:
         assert set(shown[key]) == {right[key]}
     digits = np.zeros((5, 10))
     for key in unknown.entities:
-        # Drawn anew each time, the right one as rarely as any: never, of so many.
+        # Drawn anew each time: one in a hundred thousand would be right by chance.
         assert right[key] not in shown[key]
         assert len(set(shown[key])) > 0.95 * len(shown[key])
         for code in shown[key]:
@@ -234,9 +234,9 @@ def test_a_leak_is_an_error(monkeypatch):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("keys", 8),
+        ("keys", 15),
         ("forget", 0),
-        ("forget", 9),
+        ("forget", 7),
         ("words", 25),
         ("lead_ins", 0),
         ("heads", 5),
