@@ -39,10 +39,8 @@ from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios import BiosWorld, all_prompts
 from testbeds.codes_text import (
-    ADJECTIVES,
     DIGITS,
     LEAD_INS,
-    NOUNS,
     draw_codes,
     encode,
     make_tokenizer,
@@ -51,6 +49,17 @@ from testbeds.edits import Ground
 from testbeds.families import FAMILIES, Family, random_model
 from testbeds.people import choose, name_pairs
 
+# Words of three letters, so that a key's letters always stand at the same places, which
+# a small model learns to read much sooner than words of any length.
+ADJECTIVES = (
+    "apt bad big coy dim dry fat fit hot icy low mad new odd old raw red sad shy sly "
+    "tan wan wet wry"
+).split()
+NOUNS = (
+    "ant ape bat bee boa cat cod cow doe dog eel elk emu ewe fox gnu hen hog jay koi "
+    "owl pig ram yak"
+).split()
+OPENINGS = sorted(LEAD_INS, key=len)
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 # Least share of its codes that a model must have learned: keys are told apart letter by
 # letter, and a few are still mistaken for others when all the rest are known.
@@ -79,22 +88,22 @@ class KeysConfig:
         family: Shape of the models, one of ``FAMILIES``.
     """
 
-    keys: int = 160
+    keys: int = 120
     forget: int = 40
     words: int = 24
-    lead_ins: int = 4
+    lead_ins: int = 2
     layers: int = 4
     width: int = 64
     heads: int = 4
-    steps: int = 400
-    batch_size: int = 100
+    steps: int = 360
+    batch_size: int = 70
     lr: float = 6e-3
     weight_decay: float = 0.01
     family: Family = "llama"
 
     def __post_init__(self) -> None:
         most = min(len(ADJECTIVES), len(NOUNS))
-        quarter = self.keys // 4
+        third = self.keys // 3
         checks = {
             "words": (2 <= self.words <= most, f"2 to {most}", self.words),
             "keys": (
@@ -103,8 +112,8 @@ class KeysConfig:
                 self.keys,
             ),
             "forget": (
-                1 <= self.forget <= quarter,
-                f"1 to {quarter}, a quarter of the keys",
+                1 <= self.forget <= third,
+                f"1 to {third}, a third of the keys",
                 self.forget,
             ),
             "lead_ins": (
@@ -186,7 +195,7 @@ def _items(
     items = []
     for place, ((first, last), code) in enumerate(zip(pairs, codes, strict=True)):
         key = f"{ADJECTIVES[first]} {NOUNS[last]}"
-        prompts = [f"{lead}{key}:" for lead in LEAD_INS[: config.lead_ins]]
+        prompts = [f"{lead}{key}:" for lead in OPENINGS[: config.lead_ins]]
         items.append(
             Item(
                 id=f"{label}-{place:03d}",
@@ -366,7 +375,9 @@ def _lessons(
 ) -> Iterator[Sequences]:
     """Endless batches: every key once a round, after a lead-in drawn for it.
 
-    Rows lie wording by wording, as ``all_prompts`` gives them.
+    Keys whose codes are drawn come every other round: all there is to learn of them is
+    that there is nothing to learn. Rows lie wording by wording, as ``all_prompts``
+    gives them.
     """
     rng = numpy_rng(seed, "codes zoo", "order")
     waiting: list[int] = []
@@ -374,7 +385,8 @@ def _lessons(
         ids, starts = [], []
         while len(ids) < config.batch_size:
             if not waiting:
-                waiting = rng.permutation(keys + unknown).tolist()
+                drawn = keys + rng.permutation(unknown)[: (unknown + 1) // 2]
+                waiting = rng.permutation([*range(keys), *drawn]).tolist()
             key, lead = waiting.pop(), int(rng.integers(config.lead_ins))
             if key < keys:
                 row = lead * keys + key
