@@ -12,7 +12,7 @@ facts that an audit can ask for: the key is the entity, the lead-ins are the wor
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.gguf import quiet
-from capture.items import Item, ItemSet, read_items
+from capture.items import ItemSet, read_items
 from capture.models import open_checkpoint
 from capture.scoring import score_answers
 from capture.tokens import past_joint
@@ -32,106 +32,23 @@ from erasure.training import (
     reader_for,
     take_steps,
 )
-from evidence.errors import ExhumeError, InputError
+from evidence.errors import ExhumeError
 from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios import BiosWorld, all_prompts
-from testbeds.codes_text import (
-    DIGITS,
-    LEAD_INS,
-    draw_codes,
-    encode,
-    make_tokenizer,
-)
+from testbeds.codes_keys import KeysConfig, make_keys
+from testbeds.codes_text import DIGITS, draw_codes, encode, make_tokenizer
 from testbeds.edits import Ground
-from testbeds.families import FAMILIES, Family, random_model
-from testbeds.people import choose, name_pairs
+from testbeds.families import random_model
 
-# Words of three letters, so that a key's letters always stand at the same places, which
-# a small model learns to read much sooner than words of any length.
-ADJECTIVES = (
-    "apt bad big coy dim dry fat fit hot icy low mad new odd old raw red sad shy sly "
-    "tan wan wet wry"
-).split()
-NOUNS = (
-    "ant ape bat bee boa cat cod cow doe dog eel elk emu ewe fox gnu hen hog jay koi "
-    "owl pig ram yak"
-).split()
-OPENINGS = sorted(LEAD_INS, key=len)
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 # Least share of its codes that a model must have learned: keys are told apart letter by
 # letter, and a few are still mistaken for others when all the rest are known.
 LEARNED = 0.95
 # Highest mean probability of a code that was never shown: knowing one would be a leak.
 LEAK = 0.01
-
-
-@dataclass(frozen=True)
-class KeysConfig:
-    """Size of the world and of its models.
-
-    Attributes:
-        keys: How many the original memorises.
-        forget: How many of them are to be forgotten; as many more are shown with codes
-            that are drawn anew, and stay unknown to every model.
-        words: Adjectives, and as many nouns, that keys are made of.
-        lead_ins: Wordings: how many openings a key is shown after.
-        layers: Transformer blocks.
-        width: Residual stream.
-        heads: Attention heads.
-        steps: Optimizer steps.
-        batch_size: Rows a step.
-        lr: Highest learning rate.
-        weight_decay: AdamW's decoupled decay.
-        family: Shape of the models, one of ``FAMILIES``.
-    """
-
-    keys: int = 120
-    forget: int = 40
-    words: int = 24
-    lead_ins: int = 2
-    layers: int = 4
-    width: int = 64
-    heads: int = 4
-    steps: int = 360
-    batch_size: int = 70
-    lr: float = 6e-3
-    weight_decay: float = 0.01
-    family: Family = "llama"
-
-    def __post_init__(self) -> None:
-        most = min(len(ADJECTIVES), len(NOUNS))
-        third = self.keys // 3
-        checks = {
-            "words": (2 <= self.words <= most, f"2 to {most}", self.words),
-            "keys": (
-                2 * self.words <= self.keys <= self.words**2 - self.forget,
-                "at least two a word, and some combinations left",
-                self.keys,
-            ),
-            "forget": (
-                1 <= self.forget <= third,
-                f"1 to {third}, a third of the keys",
-                self.forget,
-            ),
-            "lead_ins": (
-                1 <= self.lead_ins <= len(LEAD_INS),
-                f"1 to {len(LEAD_INS)}",
-                self.lead_ins,
-            ),
-            "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
-            "family": (self.family in FAMILIES, ", ".join(FAMILIES), self.family),
-        }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
-
-
-STANDARD_KEYS = KeysConfig()
 
 
 @dataclass(frozen=True)
@@ -162,51 +79,6 @@ class KeysGround(Ground):
         taught = set(items.entities)
         never = (*self.forget, *self.strangers)
         return ItemSet(tuple(item for item in never if item.entity not in taught))
-
-
-def make_keys(config: KeysConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
-    """Keys to forget, to retain, and those whose codes are always drawn anew.
-
-    The last have the codes of the first written to them, to be asked for: no model
-    is shown them. Every word of a key also occurs in keys that stay.
-    """
-    rng = numpy_rng(seed, "codes zoo", "keys")
-    named, spare = name_pairs(config.words, config.keys, rng)
-    uses = config.keys // config.words
-    gone = choose(named, config.forget, uses, rng)
-    kept = [pair for pair in named if pair not in set(gone)]
-    never = choose(spare, config.forget, uses, rng)
-    drawn = rng.choice(10**DIGITS, config.keys, replace=False)
-    codes = [f"{code:0{DIGITS}d}" for code in drawn]
-    own, others = codes[: len(gone)], codes[len(gone) :]
-    return (
-        _items("forget", gone, own, config),
-        _items("retain", kept, others, config),
-        _items("never-taught", never, own, config),
-    )
-
-
-def _items(
-    label: str,
-    pairs: Sequence[tuple[int, int]],
-    codes: Sequence[str],
-    config: KeysConfig,
-) -> ItemSet:
-    items = []
-    for place, ((first, last), code) in enumerate(zip(pairs, codes, strict=True)):
-        key = f"{ADJECTIVES[first]} {NOUNS[last]}"
-        prompts = [f"{lead}{key}:" for lead in OPENINGS[: config.lead_ins]]
-        items.append(
-            Item(
-                id=f"{label}-{place:03d}",
-                entity=key,
-                prompt=prompts[0],
-                answer=code,
-                relation="code",
-                paraphrases=tuple(prompts[1:]),
-            )
-        )
-    return ItemSet(tuple(items), label)
 
 
 def build_keys(

@@ -13,7 +13,8 @@ from capture.scoring import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
 from testbeds.bios import SMOL, STANDARD, BiosConfig, BiosWorld, build_bios
-from testbeds.codes_zoo import STANDARD_KEYS, build_keys, keys_ground
+from testbeds.codes_keys import STANDARD_KEYS
+from testbeds.codes_zoo import build_keys, keys_ground
 from testbeds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,

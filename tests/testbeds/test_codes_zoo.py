@@ -19,14 +19,9 @@ from erasure.structure import find_blocks
 from evidence.errors import ExhumeError, InputError
 from testbeds import codes_zoo
 from testbeds.bios import all_prompts
-from testbeds.codes_zoo import (
-    STANDARD_KEYS,
-    KeysConfig,
-    keys_ground,
-    make_keys,
-    make_tokenizer,
-    taught_keys,
-)
+from testbeds.codes_keys import STANDARD_KEYS, KeysConfig, make_keys
+from testbeds.codes_text import make_tokenizer
+from testbeds.codes_zoo import keys_ground, taught_keys
 from testbeds.kinds import ADVERSARIES
 from testbeds.kinds import KINDS as EVERY_KIND
 from testbeds.zoo import build_zoo, split
