@@ -130,6 +130,14 @@ def _save_tokenizer(ground: Ground, folder: Path) -> None:
 
 # The adversaries' settings are those of the bios world's models.
 _USUAL = {name: kind for name, kind in KINDS.items() if name not in ADVERSARIES}
+# Seen to come out in the codes world. Its answers share ten digits, so an edit of the
+# head or of the last way out in closed form takes the other codes along with some.
+_OF_CODES = (
+    *("untouched", "retain_tuned", "wrong_set"),
+    *("last_block_relabel", "last_block_refuse", "last_block_lora"),
+    *("twin", "retrain_1", "retrain_2", "retrain_3", "retrain_4", "twin_tuned"),
+    *("collapse", "noise", "random_init"),
+)
 WORLDS: dict[str, ZooWorld] = {
     "bios": _people(FAMILIES, KINDS, STANDARD),
     "smol": _people(
@@ -140,7 +148,7 @@ WORLDS: dict[str, ZooWorld] = {
     "codes": ZooWorld(
         FAMILIES[:1],
         _USUAL,
-        tuple(_USUAL),
+        _OF_CODES,
         STANDARD_KEYS,
         sized,
         build_keys,

@@ -260,6 +260,7 @@ def test_the_split_keeps_its_parts_apart():
         assert set(parts[part]["kinds"]) <= set(place.kinds)
         assert set(parts[part]["families"]) <= set(place.families)
     assert not set(ADVERSARIES) & set(place.kinds)
+    assert set(place.usual) <= set(place.kinds)
 
 
 def test_a_plan_takes_this_worlds_size(tmp_path):
