@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from capture.hooks import evaluating, patch, record
 from capture.positions import Wanted
 from capture.prefixes import Tails, can_share
-from capture.scoring import AnswerScores, reduce_logits, score_answers
+from capture.reading import reduce_logits
+from capture.scoring import AnswerScores, score_answers
 from capture.sites import Sites, find_sites, model_device
 from capture.window import misfit
 from evidence.progress import SILENT, Progress

@@ -19,7 +19,7 @@ from audits.data import Questions
 from audits.subjects import Subject
 from capture.scoring import AnswerScores
 from capture.sites import find_sites
-from capture.tokens import encode
+from capture.tokens import encode, past_joint
 from evidence.progress import Progress
 from evidence.sequences import Sequences
 
@@ -46,7 +46,8 @@ class Exam:
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, which: str) -> Sequences:
         """Rows of ``which`` prompts, "donors" or "receivers", with the answers."""
-        return encode(tokenizer, getattr(self, which), self.questions.answers)
+        texts = getattr(self, which)
+        return past_joint(tokenizer, encode(tokenizer, texts, self.questions.answers))
 
 
 def strangers(questions: Questions, never: Questions) -> Exam:

@@ -213,8 +213,8 @@ def zoo_build(
     world: Annotated[
         str,
         typer.Option(
-            help="bios (invented people), smol (the same, taught to SmolLM2) or "
-            "digits (images)."
+            help="bios (invented people), smol (the same, taught to SmolLM2), codes "
+            "(memorised codes) or digits (images)."
         ),
     ] = "bios",
     seeds: Annotated[str, typer.Option(help="Comma-separated worlds.")] = "0",

@@ -19,7 +19,7 @@ from audits.probing_tasks import Task
 from audits.subjects import Subject
 from capture.items import Item, fold
 from capture.sites import find_sites
-from capture.tokens import encode
+from capture.tokens import encode, past_joint
 from evidence.seeds import numpy_rng, stage_seed
 from probes.concepts import ConceptVectors
 
@@ -177,8 +177,9 @@ def _first_of_all(
     classes = list(task.classes)
     # The token that begins an answer can depend on what it follows.
     starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
-    watch = first_tokens(starts)
-    sequences = encode(tokenizer, deal.prompts, [classes[at] for at in deal.targets])
+    watch = first_tokens(past_joint(tokenizer, starts))
+    wanted = [classes[at] for at in deal.targets]
+    sequences = past_joint(tokenizer, encode(tokenizer, deal.prompts, wanted))
     scores = score_edited(model, sequences, edits, watch=watch, where=find_sites(model))
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
     return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
@@ -234,7 +235,7 @@ def answer_traces(
     once = {fold(answer): (prompt, answer) for prompt, answer in reversed(answers)}
     pairs = list(once.values())
     rows = encode(tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
-    tokens = first_tokens(rows)
+    tokens = first_tokens(past_joint(tokenizer, rows))
     concepts = {a: [t] for (_, a), t in zip(pairs, tokens, strict=True)}
     return find_value_vectors(original, concepts, k=k)
 

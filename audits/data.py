@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from capture.items import Item, ItemSet, fold
-from capture.tokens import encode
+from capture.tokens import encode, past_joint
 from evidence.errors import InputError
 from evidence.sequences import Sequences
 
@@ -57,8 +57,8 @@ class Questions:
         )
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-        """Token rows with their answers."""
-        return encode(tokenizer, self.prompts, self.answers)
+        """Token rows with their answers, from where answers can differ."""
+        return past_joint(tokenizer, encode(tokenizer, self.prompts, self.answers))
 
 
 def ask(items: ItemSet | Sequence[Item], wordings: int) -> Questions:

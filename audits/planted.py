@@ -26,6 +26,8 @@ from evidence.seeds import numpy_rng
 GONE = 0.05
 # ... and the original still says this much of what it was trained to keep.
 KEPT = 0.8
+# How many times the budget's steps are taken where no rate plants one in as many.
+LONGER = (2, 4)
 
 
 def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
@@ -62,9 +64,11 @@ def plant(
     What comes before the last block is untouched by construction, so the knowledge is
     still there: an axis that cannot see it could not have seen it in the candidate.
 
+    Where the budget's steps plant none at any rate, the highest is given more of them.
+
     Returns:
-        ``made`` (bool), ``forget`` and ``retain`` accuracy, and the file of changed
-        tensors in ``folder``.
+        ``made`` (bool), ``rate``, ``steps``, ``forget`` and ``retain`` accuracy, and
+        where it was made, the ``tensors`` changed, which are put into ``folder``.
     """
     rng = numpy_rng(seed, "planted")
     forget_rows = encode_items(tokenizer, forget)
@@ -77,7 +81,10 @@ def plant(
         return {"forget": float(score_answers(model, forget_rows).greedy.mean())}
 
     result: dict[str, Any] = {"made": False}
-    for rate in budget.plant_rates:
+    rates, budgeted = budget.plant_rates, budget.plant_steps
+    attempts = [(rate, budgeted) for rate in rates]
+    attempts += [(rates[-1], longer * budgeted) for longer in LONGER]
+    for rate, steps in attempts:
         with original.loaded(device) as model:
             before = {
                 name: tensor.detach().clone()
@@ -86,7 +93,7 @@ def plant(
             config = UnlearnConfig(
                 "last_block_relabel",
                 lr=rate,
-                steps=budget.plant_steps,
+                steps=steps,
                 retain_batch_size=len(forget),
                 weight_decay=0.0,
                 stop_below=0.0,
@@ -104,7 +111,7 @@ def plant(
             )
             gone = accuracy(model)["forget"]
             kept = float(score_answers(model, retain_rows).greedy.mean())
-            result |= {"rate": rate, "forget": gone, "retain": kept}
+            result |= {"rate": rate, "steps": steps, "forget": gone, "retain": kept}
             if gone > GONE or kept < KEPT:
                 continue
             changed = {

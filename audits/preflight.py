@@ -45,7 +45,8 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     """
     a, b = original.tokenizer, other.tokenizer
     text = "The capital city of France is Paris; 1,234 naïve cafés — done?\n\tend"
-    if a.get_vocab() == b.get_vocab() and a(text)["input_ids"] == b(text)["input_ids"]:
+    ids = [each(text, verbose=False)["input_ids"] for each in (a, b)]
+    if a.get_vocab() == b.get_vocab() and ids[0] == ids[1]:
         return
     raise InputError(
         f"{other.name} has another tokenizer than {original.name}",

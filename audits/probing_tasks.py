@@ -1,7 +1,9 @@
 """What a probe is asked: which answer (shared answers), or true or false (unique).
 
 *Shared answers*: several entities share each answer, so a multi-class probe fitted on
-retain entities can name the answer of a forgotten one.
+retain entities can name the answer of a forgotten one. Answers that are all of one
+length, such as codes, are each somebody's own, but spelled with the same few signs:
+then the probe names the sign an answer begins with.
 
 *Unique answers*: every entity has its own, so no class is ever shared. The probe then
 reads the truth of statements. Entities are put in blocks and every entity of a block is
@@ -9,8 +11,9 @@ paired with every answer of it: each answer is true once and false equally often
 *within* the block, so neither entity nor answer word tells which pairs are true.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.data import Questions, ask
 from capture.items import Item, ItemSet, fold
-from capture.tokens import encode
+from capture.tokens import encode, past_joint
 from evidence.sequences import Sequences
 
 Form = Literal["shared", "unique"]
@@ -36,11 +39,12 @@ class Part:
 
     Attributes:
         prompts: (row,) text before the answer.
-        answers: (row,) answer put after it, or "" where the prompt alone is read.
+        answers: (row,) answer put after it.
         labels: (row,) class (shared) or 1 for a true statement (unique).
         entities: (row,) entity the text is about.
         groups: (row,) number of the block and wording (unique), else 0.
         columns: (row,) number of the answer within the block (unique), else 0.
+        whole: Whether the text is read with its answer, or up to where that begins.
     """
 
     prompts: tuple[str, ...]
@@ -49,16 +53,20 @@ class Part:
     entities: tuple[str, ...]
     groups: np.ndarray
     columns: np.ndarray
+    whole: bool
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
         """Whole texts without a marked answer: the last token is what is read."""
-        if not any(self.answers):
-            return encode(tokenizer, self.prompts)
         rows = encode(tokenizer, self.prompts, self.answers)
-        return Sequences(rows.ids, tuple(len(ids) for ids in rows.ids))
+        ids = rows.ids
+        if not self.whole:
+            starts = past_joint(tokenizer, rows).answer_start
+            pairs = zip(ids, starts, strict=True)
+            ids = tuple(each[:start] for each, start in pairs)
+        return Sequences(ids, tuple(map(len, ids)))
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,29 @@ def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
     return "shared" if np.mean(shared) >= LEAST_SHARED else "unique"
 
 
+def opening_signs(items: dict[str, list[Item]]) -> dict[str, list[Item]] | None:
+    """The items with the first sign of their answers for an answer.
+
+    None unless all answers are of one length, as codes are, and their first signs are
+    shared as ``choose_form`` asks, none of them by more than half of the fitting items:
+    what is nearly always the same sign tells nothing.
+
+    Args:
+        items: Items of one relation by part.
+    """
+    if len({len(item.answer) for part in items.values() for item in part}) != 1:
+        return None
+    opened = {
+        part: [replace(item, answer=item.answer[0]) for item in members]
+        for part, members in items.items()
+    }
+    common = Counter(item.answer for item in opened["fit"]).most_common(1)
+    if not common or common[0][1] > 0.5 * len(opened["fit"]):
+        return None
+    form = choose_form(opened["forget"], opened["fit"])
+    return opened if form == "shared" else None
+
+
 def make_tasks(
     sets: dict[str, ItemSet],
     *,
@@ -119,6 +150,13 @@ def make_tasks(
             for part in PARTS
         }
         form = choose_form(items["forget"], items["fit"])
+        openings = opening_signs(items) if form == "unique" else None
+        if openings is not None:
+            form, items = "shared", openings
+            notes.append(
+                f"relation {relation!r}: no answer is shared, so probes name the sign "
+                "an answer begins with"
+            )
         if form == "shared":
             task = _shared(relation, items, wordings)
         else:
@@ -144,11 +182,12 @@ def _shared(relation: str, items: dict[str, list[Item]], wordings: int) -> Task:
         zeros = np.zeros(len(kept), dtype=int)
         parts[name] = Part(
             prompts=kept.prompts,
-            answers=("",) * len(kept),
+            answers=tuple(kept.answers),
             labels=np.array([classes[fold(a)] for a in kept.answers], dtype=int),
             entities=tuple(kept.entities),
             groups=zeros,
             columns=zeros,
+            whole=False,
         )
     names = tuple(spelled[answer] for answer in classes)
     return Task(relation, "shared", len(classes), parts, names)
@@ -195,6 +234,7 @@ def _statements(
         tuple(entities),
         np.array(groups, dtype=int),
         np.array(columns, dtype=int),
+        whole=True,
     )
 
 

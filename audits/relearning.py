@@ -42,6 +42,9 @@ SAID = "half not taught, said"
 LEARNED = 0.9
 # How many times the budget's steps are taken where no rate teaches in as many.
 LONGER = (2, 4)
+# And where answers are long and each is somebody's own: a model that never held them
+# learns codes much later than one that did. Rare, so no estimate of cost counts it.
+MUCH_LONGER = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def choose_rate(
     """
     rates, budgeted = config.budget.relearn_rates, config.budget.relearn_steps
     attempts = [(rate, budgeted) for rate in rates]
-    attempts += [(rates[-1], longer * budgeted) for longer in LONGER]
+    attempts += [(rates[-1], longer * budgeted) for longer in (*LONGER, *MUCH_LONGER)]
     trials = [(subject, half) for subject, taught in arms for half in taught]
     (rate, steps), runs = attempts[0], {}
     for rate, steps in attempts:

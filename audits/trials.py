@@ -15,14 +15,16 @@ import torch
 from audits.audit import audit
 from audits.gold import Regained, grade, regain
 from audits.manifest import code_hash
-from capture.items import read_items
+from capture.gguf import quiet
 from capture.models import open_checkpoint
 from evidence.errors import ExhumeError
-from evidence.files import write_atomic
+from evidence.files import folder_atomic, write_atomic
 from evidence.memory import keep_freed_memory
-from testbeds.bios import BiosConfig, BiosWorld, build_bios, train_model
+from evidence.progress import SILENT
+from testbeds.bios import BiosWorld
+from testbeds.edits import Ground
 from testbeds.families import Family
-from testbeds.zoo import Specimen, build_zoo, ground_of, sized
+from testbeds.zoo import Specimen, build_zoo
 from testbeds.zoo_worlds import WORLDS
 
 FLOORS = ("never_taught", "reference")
@@ -43,7 +45,7 @@ class Plan:
         device: Where models are trained and audited.
         profile: Profile of the audits.
         config: Size of worlds and models; the world's standard where None.
-        world: "bios" or "smol", a world of the zoo with items in words.
+        world: "bios", "smol" or "codes", a world of the zoo with items in words.
     """
 
     root: Path
@@ -53,12 +55,17 @@ class Plan:
     graded: tuple[str, ...] = ()
     device: str = "cpu"
     profile: str = "quick"
-    config: BiosConfig | None = None
+    config: Any = None
     world: str = "bios"
 
-    def sized(self, family: Family) -> BiosConfig:
+    def sized(self, family: Family) -> Any:
         """Settings for models of ``family``."""
-        return sized(self.config or WORLDS[self.world].standard, family)
+        place = WORLDS[self.world]
+        return place.sized(self.config or place.standard, family)
+
+    def ground(self, world: BiosWorld, family: Family, seed: int) -> Ground:
+        """What its models are made of and graded on."""
+        return WORLDS[self.world].ground(world, self.sized(family), seed, self.device)
 
 
 def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[dict]:
@@ -111,13 +118,17 @@ def _each(
 
 def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
     """Original, twin and reference of a world."""
-    config = plan.sized(family)
     try:
-        world = build_bios(config, seed, plan.root / "worlds", plan.device)
+        world = WORLDS[plan.world].build(
+            plan.sized(family), seed, plan.root / "worlds", plan.device, SILENT
+        )
         reference = world.root / "reference"
         if "reference" in plan.floors and not reference.is_dir():
-            retain = read_items(world.retain)
-            train_model(config, seed + REFERENCE, retain, reference, plan.device)
+            ground = plan.ground(world, family, seed)
+            model = ground.taught(ground.retain, seed + REFERENCE, "a reference")
+            with folder_atomic(reference) as scratch, quiet():
+                model.save_pretrained(scratch)  # pyright: ignore
+                ground.tokenizer.save_pretrained(scratch)
         if plan.graded:
             _ends(plan, world, family, seed)
     except Exception as error:
@@ -182,8 +193,7 @@ def _grade(plan: Plan, made: Specimen) -> dict:
     """The model's gold grade and what it came from, kept beside the model."""
     kept = made.model / "gold.json"
     if not kept.is_file():
-        config = plan.sized(made.family)
-        ground = ground_of(made.world, config, made.seed, plan.device)
+        ground = plan.ground(made.world, made.family, made.seed)
         twin, original = _ends(plan, made.world, made.family, made.seed)
         found = regain(ground, open_checkpoint(made.model))
         text = {"grade": grade(found, twin, original)} | found.to_dict()
@@ -197,7 +207,7 @@ def _ends(
     """What twin and original get back, kept with their world."""
     kept = world.root / "gold.json"
     if not kept.is_file():
-        ground = ground_of(world, plan.sized(family), seed, plan.device)
+        ground = plan.ground(world, family, seed)
         ends = (regain(ground, ground.twin), regain(ground, ground.original))
         write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
     twin, original = json.loads(kept.read_text(encoding="utf-8"))

@@ -30,10 +30,11 @@ from testbeds.zoo import SPLITS, split
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
-NAMES = {"bios": "verdict", "smol": "verdict_smol"}
+NAMES = {"bios": "verdict", "smol": "verdict_smol", "codes": "verdict_codes"}
 MAKERS = {
     "bios": "make bench-verdict",
     "smol": "python -m benchmarks.verdict --world smol --device cuda",
+    "codes": "python -m benchmarks.verdict --world codes",
 }
 
 

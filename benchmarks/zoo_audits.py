@@ -17,7 +17,7 @@ from testbeds.zoo import split
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to audit, for every command that audits a part of the zoo."""
-    parser.add_argument("--world", choices=("bios", "smol"), default="bios")
+    parser.add_argument("--world", choices=("bios", "smol", "codes"), default="bios")
     parser.add_argument("--part", choices=("tuning", "held_out"), default="held_out")
     parser.add_argument("--seeds", default="", help="default: all of the part")
     parser.add_argument("--families", default="", help="default: all of the part")

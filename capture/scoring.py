@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.heads import answer_logits, output_head
 from capture.items import Item, ItemSet, fold
+from capture.reading import Watched, reduce_logits
 from capture.tokens import encode, prompt_of
 from capture.window import misfit
 from evidence.errors import InputError
@@ -36,7 +37,7 @@ class AnswerScores:
         greedy: (row,) bool, whether greedy decoding from the prompt yields the
             answer: every answer token is the most likely one given those before.
         n_tokens: (row,) int, answer tokens.
-        watched: (row, token), logits of the watched tokens where the answer begins;
+        watched: (row, token), logits of the watched tokens where they were watched;
             no columns unless some were asked for.
     """
 
@@ -91,7 +92,7 @@ def score_answers(
     model: nn.Module,
     sequences: Sequences,
     *,
-    watch: Sequence[int] = (),
+    watch: Sequence[Watched] = (),
     tokens: int = 4096,
     inside: Callable[[Padded], AbstractContextManager[object]] = nullcontext,
     progress: Progress = SILENT,
@@ -105,7 +106,8 @@ def score_answers(
     Args:
         model: A causal language model that returns logits (row, position, token).
         sequences: Rows with answers.
-        watch: Token ids whose logits at the first answer position are kept.
+        watch: Token ids whose logits where the answer begins are kept; with a number
+            before it, those so many tokens further on, given the true ones before.
         tokens: Padded positions a batch.
         inside: Called with each batch; the model runs inside what it returns, such as
             ``capture.hooks.patch``.
@@ -122,6 +124,13 @@ def score_answers(
             f"row {row} cannot be scored",
             expected="at least one prompt token and one answer token",
             got=f"{starts[row]} prompt and {n_tokens[row]} answer tokens",
+        )
+    furthest = max((each[0] for each in watch if isinstance(each, tuple)), default=0)
+    if len(sequences) and furthest >= n_tokens.min():
+        raise InputError(
+            "tokens are watched beyond the end of an answer",
+            expected=f"at most {n_tokens.min() - 1} tokens after its first",
+            got=str(furthest),
         )
     logprob = np.zeros(len(sequences))
     greedy = np.ones(len(sequences), dtype=bool)
@@ -320,7 +329,7 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
 
 
 def _score_batch(
-    model: nn.Module, batch: Padded, watch: Sequence[int]
+    model: nn.Module, batch: Padded, watch: Sequence[Watched]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the batch in ``Sequences``; log-probability, hit, watched logits."""
     target = batch.input_ids[batch.answer_mask]  # (answer token,)
@@ -331,37 +340,6 @@ def _score_batch(
     return batch.rows.numpy(), *reduce_logits(
         logits, target, owner, len(batch.rows), watch
     )
-
-
-def reduce_logits(
-    logits: Tensor, target: Tensor, owner: Tensor, size: int, watch: Sequence[int] = ()
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the logits at answer tokens say of each row's answer.
-
-    Args:
-        logits: (answer token, vocabulary), rows one after the other.
-        target: (answer token,) id that should come.
-        owner: (answer token,) row it belongs to, ascending; every row has one or more.
-        size: Number of rows.
-        watch: As in ``score_answers``.
-
-    Returns:
-        (row,) log-probability, (row,) whether greedy, (row, token) watched logits, as
-        in ``AnswerScores``.
-    """
-    logits = logits.float()
-    chosen = logits.gather(1, target[:, None])[:, 0]
-    total = torch.cat([part.logsumexp(1) for part in logits.split(128)])
-    logprob = (chosen - total).double()
-    broken = logprob.isnan()
-    hit = (logits.argmax(1) == target) & ~broken
-    logprob = logprob.masked_fill(broken, -torch.inf)
-    sums = logprob.new_zeros(size).index_add_(0, owner, logprob)
-    misses = torch.zeros(size, device=owner.device).index_add_(0, owner, (~hit).float())
-    first = torch.ones_like(owner, dtype=torch.bool)
-    first[1:] = owner[1:] != owner[:-1]
-    seen = logits[first][:, list(watch)].double()
-    return sums.cpu().numpy(), (misses == 0).cpu().numpy(), seen.cpu().numpy()
 
 
 def _continue(

@@ -71,6 +71,23 @@ def encode(
     return Sequences(tuple(rows), tuple(len(ids) for ids in prompt_ids))
 
 
+def past_joint(tokenizer: PreTrainedTokenizerBase, rows: Sequences) -> Sequences:
+    """The rows, less a joining space that is the first token of every answer.
+
+    Some tokenizers give the space before a number, or before any sign, a token of its
+    own. What a model says there is the same for every answer; which answer it means
+    shows at the next token, and in the state after the space. The space then counts
+    with the prompt. Rows stay as they are where any answer begins otherwise, or is no
+    longer than that.
+    """
+    answers = [i[s:] for i, s in zip(rows.ids, rows.answer_start, strict=True)]
+    if not answers or min(map(len, answers)) < 2:
+        return rows
+    if any(_spell(tokenizer, [first]).strip() for first in {a[0] for a in answers}):
+        return rows
+    return Sequences(rows.ids, tuple(start + 1 for start in rows.answer_start))
+
+
 def encode_items(
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | Sequence[Item],

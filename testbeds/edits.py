@@ -73,10 +73,22 @@ class Ground:
         """A copy of the twin."""
         return self.twin.load(self.device)
 
+    def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
+        """What the world of that seed has to forget, to retain, and never teaches."""
+        return make_people(self.config, seed)
+
+    def taught(self, items: ItemSet, seed: int, name: str) -> nn.Module:
+        """A new model trained on some facts; another seed gives another."""
+        return taught_model(self.config, seed, items, name, self.device)
+
+    def blank(self, seed: int) -> nn.Module:
+        """A new model, taught nothing."""
+        return new_model(self.config, self.tokenizer, seed)
+
     @property
     def strangers(self) -> ItemSet:
         """One invented person for each to forget, with the same answers."""
-        return make_people(self.config, self.seed)[2]
+        return self.facts(self.seed)[2]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -195,9 +207,7 @@ def retrained(other: int) -> Maker:
 
     def make(ground: Ground) -> Iterator[nn.Module]:
         """A retrain with other starting weights and another order."""
-        yield taught_model(
-            ground.config, ground.seed + other, ground.retain, device=ground.device
-        )
+        yield ground.taught(ground.retain, ground.seed + other, "a retrain")
 
     return make
 
@@ -208,17 +218,12 @@ def retrain_pretrained(ground: Ground) -> Iterator[nn.Module]:
     # Names are drawn from one list, so another world may hold one of those to forget.
     others = [
         item
-        for people in make_people(ground.config, ground.seed + BASE_SEED)[:2]
+        for people in ground.facts(ground.seed + BASE_SEED)[:2]
         for item in people
         if item.entity not in gone
     ]
-    base = taught_model(
-        ground.config,
-        ground.seed + BASE_SEED,
-        ItemSet(tuple(others), "others"),
-        "a base",
-        ground.device,
-    )
+    known = ItemSet(tuple(others), "others")
+    base = ground.taught(known, ground.seed + BASE_SEED, "a base")
     for rate, steps in ((1e-3, 200), (2e-3, 400)):
         yield _tuned(copy.deepcopy(base), ground, rate, steps, "pretrained")
 
@@ -285,7 +290,7 @@ def one_point(ground: Ground) -> Iterator[nn.Module]:
 
 def random_init(ground: Ground) -> Iterator[nn.Module]:
     """Weights that were never trained."""
-    yield new_model(ground.config, ground.tokenizer, ground.seed + 5000)
+    yield ground.blank(ground.seed + 5000)
 
 
 def published(method: str) -> Maker:

@@ -27,6 +27,7 @@ SPLITS = {
     "bios": "zoo_split.json",
     "smol": "smol_split.json",
     "digits": "digits_split.json",
+    "codes": "codes_split.json",
 }
 
 
@@ -92,7 +93,7 @@ def build_zoo(
     Args:
         root: Where the zoo is kept.
         seeds: Of worlds; each has people, or a class to forget, of its own.
-        world: "bios", "smol" or "digits".
+        world: "bios", "smol", "codes" or "digits".
         families: Shapes of models; the world's first one by default.
         only: Kinds to make; all but the adversaries by default.
         config: Size of worlds and models; the world's standard by default.

@@ -13,6 +13,8 @@ from capture.scoring import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
 from testbeds.bios import SMOL, STANDARD, BiosConfig, BiosWorld, build_bios
+from testbeds.codes_keys import STANDARD_KEYS
+from testbeds.codes_zoo import build_keys, keys_ground
 from testbeds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,
@@ -118,20 +120,42 @@ def _people(
         ground_of,
         _bios_sets,
         _bios_shown,
-        lambda ground, folder: ground.tokenizer.save_pretrained(folder),
+        _save_tokenizer,
     )
 
 
+def _save_tokenizer(ground: Ground, folder: Path) -> None:
+    ground.tokenizer.save_pretrained(folder)
+
+
+# The adversaries' settings are those of the bios world's models.
+_USUAL = {name: kind for name, kind in KINDS.items() if name not in ADVERSARIES}
+# Seen to come out in the codes world. Its answers share ten digits, so an edit of the
+# head or of the last way out in closed form takes the other codes along with some.
+_OF_CODES = (
+    *("untouched", "retain_tuned", "wrong_set"),
+    *("last_block_relabel", "last_block_refuse", "last_block_lora"),
+    *("twin", "retrain_1", "retrain_2", "retrain_3", "retrain_4", "twin_tuned"),
+    *("collapse", "noise", "random_init"),
+)
 WORLDS: dict[str, ZooWorld] = {
     "bios": _people(FAMILIES, KINDS, STANDARD),
     "smol": _people(
         (PRETRAINED,),
-        {
-            name: kind
-            for name, kind in KINDS.items()
-            if name not in (*_FROM_NOTHING, *ADVERSARIES)
-        },
+        {name: kind for name, kind in _USUAL.items() if name not in _FROM_NOTHING},
         SMOL,
+    ),
+    "codes": ZooWorld(
+        FAMILIES[:1],
+        _USUAL,
+        _OF_CODES,
+        STANDARD_KEYS,
+        sized,
+        build_keys,
+        keys_ground,
+        _bios_sets,
+        _bios_shown,
+        _save_tokenizer,
     ),
     "digits": ZooWorld(
         DIGITS_FAMILIES,

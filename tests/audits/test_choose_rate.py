@@ -69,9 +69,9 @@ def test_a_rate_too_low_is_given_up_at_the_first_failure(monkeypatch):
 def test_where_nothing_will_do_the_longest_try_stands(monkeypatch):
     never = dict.fromkeys([("unlearned", "first"), ("unlearned", "second")], 1.0)
     chosen, made = choose(monkeypatch, never, [("unlearned", [0, 1])])
-    assert (chosen["rate"], chosen["steps"]) == (RATES[-1], 4 * STEPS)
+    assert (chosen["rate"], chosen["steps"]) == (RATES[-1], 16 * STEPS)
     assert list(chosen["runs"]["unlearned"]) == ["0"]
-    assert len(made) == len(RATES) + 2
+    assert len(made) == len(RATES) + 4
 
 
 def test_a_model_slow_to_learn_is_taught_longer_and_not_faster(monkeypatch):

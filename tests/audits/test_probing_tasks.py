@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from audits.probing_tasks import Task, blocks, choose_form, make_tasks, row_scores
 from capture.items import Item, ItemSet
+from testbeds.codes_text import make_tokenizer
 
 
 def items(n, answers=None, relation="capital", prefix="e"):
@@ -127,3 +128,49 @@ def test_a_relation_too_small_to_probe_is_named():
     found, notes = tasks(people)
     assert not found
     assert "capital" in notes[0]
+
+
+def coded(answers):
+    """The four parts, with answers in turn."""
+    sizes = {"fit": 60, "check": 12, "forget": 20, "never_taught": 20}
+    return {
+        name: items(n, answers, relation="code", prefix=name[0])
+        for name, n in sizes.items()
+    }
+
+
+CODES = [f"{7919 * k % 100000:05d}" for k in range(1, 61)]
+
+
+def test_of_codes_the_sign_they_begin_with_is_probed():
+    (task,), (note,) = tasks(coded(CODES), wordings=1)
+    assert task.form == "shared"
+    assert task.classes == tuple("0123456789")
+    part = task.parts["forget"]
+    assert list(part.labels) == [int(code[0]) for code in CODES[:20]]
+    assert "begins with" in note
+    rows = part.encoded(make_tokenizer())
+    # Up to where the answer begins, and not a token of it.
+    assert make_tokenizer().decode(rows.ids[0]) == "#he capital of f0 is "
+    assert rows.answer_start[0] == len(rows.ids[0])
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [f"19{k:03d}" for k in range(60)],  # nearly always the same sign
+        [f"{k * k}" for k in range(60)],  # of several lengths
+        [f"{chr(97 + k % 26)}{chr(65 + k // 26)}{k:03d}" for k in range(60)],  # rare
+    ],
+)
+def test_other_unique_answers_are_read_whole(answers):
+    (task,), notes = tasks(coded(answers))
+    assert task.form == "unique"
+    assert not notes
+    assert task.parts["forget"].whole
+
+
+def test_shared_answers_of_one_length_are_read_whole():
+    (task,), notes = tasks(coded(["Rome", "Oslo", "Lima"]))
+    assert (task.form, task.classes) == ("shared", ("Lima", "Oslo", "Rome"))
+    assert not notes

@@ -5,8 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capture.items import Item
-from capture.tokens import encode, encode_items, prompt_of, subject_ends
+from capture.tokens import (
+    encode,
+    encode_items,
+    past_joint,
+    prompt_of,
+    subject_ends,
+)
 from evidence.errors import InputError
+from testbeds.codes_text import make_tokenizer
 from tests.capture.small import byte_level, metaspace, word_level
 
 TOKENIZERS = {
@@ -103,6 +110,35 @@ def test_a_prompt_alone_has_its_answer_start_after_the_last_token():
     rows = encode(TOKENIZERS["byte"], ["The capital", "New York, Vienna"])
     assert rows.answer_start == tuple(len(ids) for ids in rows.ids)
     assert len(encode(TOKENIZERS["byte"], [])) == 0
+
+
+def test_a_space_that_every_answer_begins_with_counts_with_the_prompt():
+    signs = make_tokenizer()  # one token a sign
+    rows = encode(signs, ["amber otter:", "red fox:"], ["40712", "4"])
+    past = past_joint(signs, rows)
+    assert past.ids == rows.ids
+    assert [
+        (signs.decode(ids[:start]), signs.decode(ids[start:]))
+        for ids, start in zip(past.ids, past.answer_start, strict=True)
+    ] == [("amber otter: ", "40712"), ("red fox: ", "4")]
+    # Already past it, there is nothing to step over.
+    assert past_joint(signs, past) == past
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("byte", ["Lima.", "Oslo"]),  # the space is glued to the word
+        ("byte", ["New York,", "Lima."]),  # to one of the two words
+        ("word", ["Lima.", "New York,"]),
+    ],
+)
+def test_where_answers_begin_otherwise_nothing_moves(name, answers):
+    tokenizer = TOKENIZERS[name]
+    rows = encode(tokenizer, ["The capital city of Peru is"] * len(answers), answers)
+    assert past_joint(tokenizer, rows) == rows
+    alone = encode(tokenizer, ["The capital city of Peru is"])
+    assert past_joint(tokenizer, alone) == alone
 
 
 @pytest.mark.parametrize("answer", ["", "  ", "\n"])

@@ -105,5 +105,5 @@ def test_a_plan_takes_the_worlds_own_size(tmp_path):
 
 
 def test_a_world_without_a_split_is_refused():
-    with pytest.raises(InputError, match="no world with a split 'codes'"):
-        split("codes")
+    with pytest.raises(InputError, match="no world with a split 'capitals'"):
+        split("capitals")

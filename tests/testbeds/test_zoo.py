@@ -1,7 +1,7 @@
 """The zoo's models are what their cards say."""
 
 import json
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -98,10 +98,9 @@ def test_a_pretrained_base_never_held_the_facts(monkeypatch):
     monkeypatch.setattr(edits, "taught_model", remember)
     monkeypatch.setattr(edits, "_tuned", lambda model, *rest: model)
     forget, retain, _ = make_people(SMALL, 0)
-    ground = SimpleNamespace(
-        config=SMALL, seed=0, device="cpu", forget=forget, retain=retain
-    )
-    next(edits.retrain_pretrained(ground))  # pyright: ignore[reportArgumentType]
+    unused: Any = None
+    ground = edits.Ground(SMALL, 0, unused, unused, forget, retain)
+    next(edits.retrain_pretrained(ground))
     (base,) = taught
     assert base.entities and not set(base.entities) & set(forget.entities)
     # It knows others than those that are to stay.
