@@ -17,9 +17,6 @@ from audits.audit import Audit, load
 from audits.report_text import flat, tail
 from audits.report_words import of_images
 from evidence.errors import InputError
-from evidence.files import write_atomic
-
-PAGE, TABLE = "compare.html", "compare.csv"
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,27 +43,6 @@ class Comparison:
         """One row an audit: verdict, output, utility, and each axis' main residual."""
         pairs = zip(self.names, self.audits, strict=True)
         return pd.DataFrame([_row(name, each, self.axes) for name, each in pairs])
-
-    def write(self, out: Path | str) -> Path:
-        """Write ``compare.html`` and ``compare.csv``.
-
-        Args:
-            out: Folder, made where it does not exist.
-
-        Returns:
-            The path of the page.
-        """
-        from audits.compare_page import render
-
-        folder = Path(out)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(
-                f"{folder} is a file", expected="a folder", fix="name another folder"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / TABLE, self.to_frame().to_csv(index=False))
-        write_atomic(folder / PAGE, render(self, folder))
-        return folder / PAGE
 
     def __repr__(self) -> str:
         lines = [

@@ -18,10 +18,11 @@ def compare(
 ) -> None:
     """Put finished audits side by side, and say whether they may be compared."""
     from audits.compare import compare as put_together
+    from audits.compare_page import write_page
     from audits.report_text import percent
 
     found = put_together(folders)
-    page = found.write(out)
+    page = write_page(found, out)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table("audit", "verdict", "says", "keeps", "still there by")
     for row in found.to_frame().to_dict("records"):

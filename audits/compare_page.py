@@ -12,6 +12,34 @@ from audits.pages import style, template
 from audits.report_drawing import residual_bar
 from audits.report_words import FLOORS, STATUSES, VERDICTS
 from evidence.axis import AxisResult
+from evidence.errors import InputError
+from evidence.files import write_atomic
+
+PAGE, TABLE = "compare.html", "compare.csv"
+
+
+def write_page(found: Comparison, out: Path | str) -> Path:
+    """Write ``compare.html`` and ``compare.csv``.
+
+    Args:
+        found: As ``audits.compare.compare`` returns it.
+        out: Folder, made where it does not exist.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: ``out`` is a file.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"{folder} is a file", expected="a folder", fix="name another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / TABLE, found.to_frame().to_csv(index=False))
+    write_atomic(folder / PAGE, render(found, folder))
+    return folder / PAGE
 
 
 def render(found: Comparison, folder: Path) -> str:

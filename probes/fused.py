@@ -1,8 +1,8 @@
 """When the compiled short way of ``probes.rowsolve`` stands in for ``probes.swift``.
 
-It is for two classes and CPU tensors. Everywhere else, and where numba is not
-installed, the torch expressions of ``probes.swift`` are what is computed; both end
-within the same certificates.
+It is for many problems of two classes and CPU tensors. Everywhere else, and where numba
+is not installed, the torch expressions of ``probes.swift`` are what is computed; both
+end within the same certificates.
 """
 
 import importlib.util
@@ -17,6 +17,9 @@ from probes.problems import Batch, Work
 KINDS = (torch.float64, torch.float32)
 CYCLES = 100
 """Conjugate gradients of one Newton step, at most."""
+FEWEST = 64
+"""Problems at once from which on compiling pays, which takes many seconds the first
+time. A number of problems and no clock: what is computed must not depend on it."""
 
 
 @cache
@@ -28,7 +31,10 @@ def installed() -> bool:
 def suits(batch: Batch) -> bool:
     """Whether the compiled way is for these problems."""
     here = batch.scores.device.type == "cpu" and batch.scores.dtype in KINDS
-    if not here or not batch.loss.binary or batch.operator.factor.matrix is None:
+    few = len(batch.scores) < FEWEST
+    if few or not here or not batch.loss.binary:
+        return False
+    if batch.operator.factor.matrix is None:
         return False
     removal = batch.operator.removal
     return (removal is None or removal.rows.shape[1] <= NARROW) and installed()

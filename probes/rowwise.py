@@ -116,7 +116,7 @@ def _logistic64(score):
 EXACT = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 
-@overload(logistic, jit_options=EXACT)
+@overload(logistic, jit_options=EXACT)  # pyright: ignore
 def _choose(score):
     return _logistic32 if score == types.float32 else _logistic64
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from audits.cli import app
 from audits.compare import compare
+from audits.compare_page import write_page
 from audits.report import write_report
 from evidence.errors import InputError
 from tests.audits.documents import DOCUMENTS, HOSTILE, behaviour, document, whole
@@ -44,7 +45,7 @@ def test_equal_questions_give_no_difference_and_one_row_an_audit(tmp_path):
         if main is not None:
             assert (table[f"{axis['name']}_residual"] == main["residual"]).all()
             assert (table[f"{axis['name']}_low"] == main["residual_interval"][0]).all()
-    page = Page(found.write(tmp_path / "out").read_text(encoding="utf-8")).text
+    page = Page(write_page(found, tmp_path / "out").read_text(encoding="utf-8")).text
     assert "Yes." in page and "Not without care" not in page
     saved = pd.read_csv(tmp_path / "out" / "compare.csv")
     assert list(saved["audit"]) == ["a", "b"] and list(saved) == list(table)
@@ -97,7 +98,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
 def test_every_document_can_be_compared(tmp_path, name):
     given = DOCUMENTS[name]()
     found = compare([save(tmp_path / "a", whole()), save(tmp_path / "b", given)])
-    html = found.write(tmp_path / "out").read_text(encoding="utf-8")
+    html = write_page(found, tmp_path / "out").read_text(encoding="utf-8")
     tags = [tag for tag, _ in Page(html).tags]
     assert "script" not in tags and "img" not in tags
     assert "http://" not in html and "https://" not in html
@@ -109,7 +110,7 @@ def test_hostile_words_stay_words(tmp_path):
     given["manifest"]["models"][0]["source"] = HOSTILE
     folders = [save(tmp_path / "a", given), save(tmp_path / "<script>&'b", given)]
     write_report(folders[1], given)
-    html = compare(folders).write(tmp_path / "out").read_text(encoding="utf-8")
+    html = write_page(compare(folders), tmp_path / "out").read_text(encoding="utf-8")
     page = Page(html)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
@@ -128,7 +129,7 @@ def test_what_cannot_be_compared_is_refused_and_nothing_is_written(tmp_path):
     both = compare([one, save(tmp_path / "b", whole())])
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        both.write(tmp_path / "file")
+        write_page(both, tmp_path / "file")
 
 
 def test_the_command_shows_the_table_and_what_differs(tmp_path):

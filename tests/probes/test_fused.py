@@ -22,6 +22,14 @@ pytest.importorskip("numba", reason="without numba there is no compiled way to t
 ACCEPTED = engine.ACCEPTED[torch.float64]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def however_few():
+    """The compiled way for the small cases here too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "FEWEST", 1)
+        yield
+
+
 def problems(n, d, count, width, scale, C, seed, shared=False):
     """Problems of their own labels and weights; of each ``width`` rows are left out."""
     rng = np.random.default_rng(seed)
@@ -186,6 +194,12 @@ def test_only_two_classes_and_few_rows_taken_out_are_its_own():
     assert not fused.suits(Batch(several, batch.operator, batch.dual, batch.scores))
     half = Batch(batch.loss, batch.operator, batch.dual, batch.scores.half())
     assert not fused.suits(half)
+
+
+def test_few_problems_are_not_worth_compiling_for(monkeypatch):
+    monkeypatch.setattr(fused, "FEWEST", 5)
+    assert not fused.suits(problems(40, 50, 4, 1, 1.0, 1.0, 0))
+    assert fused.suits(problems(40, 50, 5, 1, 1.0, 1.0, 0))
 
 
 def test_numba_is_imported_when_it_is_used_and_not_before():

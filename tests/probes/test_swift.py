@@ -14,6 +14,14 @@ from probes.problems import Batch, Work
 ACCEPTED = engine.ACCEPTED[torch.float64]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def however_few():
+    """The compiled way for the small cases here too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "FEWEST", 1)
+        yield
+
+
 def problems(classes, n=60, d=80, folds=20, scale=1.0, seed=0, C=1.0):
     """Every third row left out in turn, from nothing, on a factor without it."""
     rng = np.random.default_rng(seed)
