@@ -139,6 +139,13 @@ class BiosWorld:
     retain: Path
     never_taught: Path
 
+    @classmethod
+    def at(cls, root: Path) -> "BiosWorld":
+        """The world of a folder, finished or not."""
+        models = root / "original", root / "twin"
+        names = ("forget", "retain", "never_taught")
+        return cls(root, *models, *(root / f"{name}.jsonl" for name in names))
+
     def manifest(self) -> dict[str, object]:
         """Settings, seed and what the models know."""
         return json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
@@ -171,14 +178,7 @@ def build_bios(
         settings.pop("family")
     key = json.dumps([RECIPE, seed, settings], sort_keys=True)
     place = root / f"bios-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    world = BiosWorld(
-        place,
-        place / "original",
-        place / "twin",
-        place / "forget.jsonl",
-        place / "retain.jsonl",
-        place / "never_taught.jsonl",
-    )
+    world = BiosWorld.at(place)
     if (place / "manifest.json").is_file():
         return world
     forget, retain, never = make_people(config, seed)

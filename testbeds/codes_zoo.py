@@ -105,14 +105,7 @@ def build_keys(
     """
     key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
     place = root / f"codes-zoo-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    world = BiosWorld(
-        place,
-        place / "original",
-        place / "twin",
-        place / "forget.jsonl",
-        place / "retain.jsonl",
-        place / "never_taught.jsonl",
-    )
+    world = BiosWorld.at(place)
     if (place / "manifest.json").is_file():
         return world
     forget, retain, never = make_keys(config, seed)
@@ -145,21 +138,6 @@ def build_keys(
     }
     write_atomic(place / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return world
-
-
-def keys_ground(
-    world: BiosWorld, config: KeysConfig, seed: int, device: str
-) -> KeysGround:
-    """What makers and the gold grade of this world work with."""
-    return KeysGround(
-        config,
-        seed,
-        open_checkpoint(world.original),
-        open_checkpoint(world.twin),
-        read_items(world.forget),
-        read_items(world.retain),
-        device,
-    )
 
 
 def new_keys_model(config: KeysConfig, seed: int) -> PreTrainedModel:

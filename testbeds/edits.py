@@ -8,13 +8,14 @@ kind: what was never taught, what was not touched, or what no longer works.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.items import ItemSet
-from capture.models import Checkpoint
+from capture.items import ItemSet, read_items
+from capture.models import Checkpoint, open_checkpoint
 from capture.scoring import score_answers
 from erasure.config import UnlearnConfig
 from erasure.methods import unlearn_
@@ -24,6 +25,7 @@ from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from evidence.sequences import Sequences
 from testbeds.bios import (
     BiosConfig,
+    BiosWorld,
     all_prompts,
     make_people,
     new_model,
@@ -64,6 +66,19 @@ class Ground:
     forget: ItemSet
     retain: ItemSet
     device: str = "cpu"
+
+    @classmethod
+    def of(cls, world: BiosWorld, config: Any, seed: int, device: str) -> Self:
+        """The ground of a finished world."""
+        return cls(
+            config,
+            seed,
+            open_checkpoint(world.original),
+            open_checkpoint(world.twin),
+            read_items(world.forget),
+            read_items(world.retain),
+            device,
+        )
 
     def load_original(self) -> nn.Module:
         """A copy of the original, the caller's to change."""

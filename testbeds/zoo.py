@@ -17,9 +17,9 @@ from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
 from testbeds.kinds import Kind, Range
 from testbeds.planted import check_card, read_card
-from testbeds.zoo_worlds import WORLDS, ZooWorld, ground_of, known, sized
+from testbeds.zoo_worlds import WORLDS, ZooWorld, known, sized
 
-__all__ = ["Specimen", "build_zoo", "ground_of", "sized", "split"]
+__all__ = ["Specimen", "build_zoo", "sized", "split"]
 
 # Raise when a kind is made in another way: models made before are then made again.
 VERSION = 1

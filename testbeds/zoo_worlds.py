@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from capture.items import read_items
 from capture.models import open_checkpoint
 from capture.scoring import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
-from testbeds.bios import SMOL, STANDARD, BiosConfig, BiosWorld, build_bios
+from testbeds.bios import SMOL, STANDARD, BiosConfig, build_bios
 from testbeds.codes_keys import STANDARD_KEYS
-from testbeds.codes_zoo import build_keys, keys_ground
+from testbeds.codes_zoo import KeysGround, build_keys
 from testbeds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,
@@ -65,19 +64,6 @@ def sized(config: BiosConfig, family: Family) -> BiosConfig:
     return replace(config, family=family, steps=config.steps * longer)
 
 
-def ground_of(world: BiosWorld, config: BiosConfig, seed: int, device: str) -> Ground:
-    """What makers and the gold grade of the bios world work with."""
-    return Ground(
-        config,
-        seed,
-        open_checkpoint(world.original),
-        open_checkpoint(world.twin),
-        read_items(world.forget),
-        read_items(world.retain),
-        device,
-    )
-
-
 def _bios_sets(ground: Ground) -> dict[str, str]:
     return {"forget": ground.forget.digest, "retain": ground.retain.digest}
 
@@ -117,7 +103,7 @@ def _people(
         standard,
         sized,
         build_bios,
-        ground_of,
+        Ground.of,
         _bios_sets,
         _bios_shown,
         _save_tokenizer,
@@ -152,7 +138,7 @@ WORLDS: dict[str, ZooWorld] = {
         STANDARD_KEYS,
         sized,
         build_keys,
-        keys_ground,
+        KeysGround.of,
         _bios_sets,
         _bios_shown,
         _save_tokenizer,

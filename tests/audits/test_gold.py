@@ -7,7 +7,8 @@ from audits.gold import Regained, grade, halves, regain
 from capture.models import open_checkpoint
 from evidence.errors import InputError
 from testbeds.bios import SMALL
-from testbeds.zoo import build_zoo, ground_of
+from testbeds.edits import Ground
+from testbeds.zoo import build_zoo
 
 SETTINGS = {"rates": (3e-4, 1e-3), "budgets": (3, 9)}
 
@@ -17,14 +18,14 @@ def found(tmp_path_factory):
     kinds = ("retrain_1", "last_block_relabel")
     root = tmp_path_factory.mktemp("zoo")
     made = build_zoo(root, seeds=[0], only=kinds, config=SMALL)
-    ground = ground_of(made[0].world, SMALL, 0, "cpu")
+    ground = Ground.of(made[0].world, SMALL, 0, "cpu")
     models = {each.kind: open_checkpoint(each.model) for each in made}
     models |= {"original": ground.original, "twin": ground.twin}
     return {name: regain(ground, m, **SETTINGS) for name, m in models.items()}
 
 
 def test_halves_have_every_entity_taught_once_and_asked_once(world):
-    ground = ground_of(world, SMALL, 0, "cpu")
+    ground = Ground.of(world, SMALL, 0, "cpu")
     (taught, asked), (other, again) = halves(ground.forget, 0)
     assert not set(taught.entities) & set(asked.entities)
     assert set(taught.entities) | set(asked.entities) == set(ground.forget.entities)

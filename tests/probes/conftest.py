@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from probes import fused
+
 
 def make_rows(n, d, classes, groups, seed=0):
     """Off-centre rows of unequal column scales, shuffled labels, group of each row."""
@@ -16,3 +18,11 @@ def make_rows(n, d, classes, groups, seed=0):
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module")
+def however_few():
+    """The compiled way for small cases too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "FEWEST", 1)
+        yield

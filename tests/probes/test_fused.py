@@ -21,13 +21,7 @@ from probes.swift import approach
 pytest.importorskip("numba", reason="without numba there is no compiled way to test")
 ACCEPTED = engine.ACCEPTED[torch.float64]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def however_few():
-    """The compiled way for the small cases here too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "FEWEST", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("however_few")
 
 
 def problems(n, d, count, width, scale, C, seed, shared=False):

@@ -13,13 +13,7 @@ from probes.problems import Batch, Work
 
 ACCEPTED = engine.ACCEPTED[torch.float64]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def however_few():
-    """The compiled way for the small cases here too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "FEWEST", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("however_few")
 
 
 def problems(classes, n=60, d=80, folds=20, scale=1.0, seed=0, C=1.0):

@@ -2,8 +2,6 @@ from dataclasses import replace
 
 import pytest
 
-from capture.items import read_items
-from capture.models import open_checkpoint
 from testbeds.bios import SMALL, build_bios
 from testbeds.edits import Ground
 from testbeds.zoo import sized
@@ -28,14 +26,7 @@ def ground_of(worlds):
     def make(family):
         config = sized(replace(SMALL, family=family), family)
         world = build_bios(config, 0, worlds)
-        return Ground(
-            config,
-            0,
-            open_checkpoint(world.original),
-            open_checkpoint(world.twin),
-            read_items(world.forget),
-            read_items(world.retain),
-        )
+        return Ground.of(world, config, 0, "cpu")
 
     return make
 

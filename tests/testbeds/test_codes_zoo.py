@@ -21,7 +21,7 @@ from testbeds import codes_zoo
 from testbeds.bios import all_prompts
 from testbeds.codes_keys import STANDARD_KEYS, KeysConfig, make_keys
 from testbeds.codes_text import make_tokenizer
-from testbeds.codes_zoo import keys_ground, taught_keys
+from testbeds.codes_zoo import KeysGround, taught_keys
 from testbeds.kinds import ADVERSARIES
 from testbeds.kinds import KINDS as EVERY_KIND
 from testbeds.zoo import build_zoo, split
@@ -196,7 +196,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
         seen[seed] = set(taught.entities), set(unknown.entities)
 
     monkeypatch.setattr(codes_zoo, "taught_keys", remember)
-    ground = keys_ground(zoo["twin"].world, TINY_KEYS, 0, "cpu")
+    ground = KeysGround.of(zoo["twin"].world, TINY_KEYS, 0, "cpu")
     list(EVERY_KIND["retrain_2"].make(ground))
     ((taught, unknown),) = seen.values()
     assert list(seen) == [2000]

@@ -12,9 +12,10 @@ from evidence.errors import InputError
 from testbeds import bios, edits
 from testbeds.bios import SMALL, SMOL, new_model, tokenizer_of
 from testbeds.bios_text import make_tokenizer
+from testbeds.edits import Ground
 from testbeds.rehearsal import LONGEST, own_words
 from testbeds.zoo import build_zoo, split
-from testbeds.zoo_worlds import WORLDS, ground_of, sized
+from testbeds.zoo_worlds import WORLDS, sized
 
 KINDS = ["untouched", "last_block_relabel", "twin"]
 CONFIG = replace(SMALL, family="smollm2")
@@ -79,7 +80,7 @@ def test_language_is_held_all_over_its_lines():
 
 
 def test_what_is_kept_has_the_language_of_a_pretrained_model_alone(zoo, base):
-    ground = ground_of(zoo[0].world, CONFIG, 0, "cpu")
+    ground = Ground.of(zoo[0].world, CONFIG, 0, "cpu")
     facts = ground.rows(ground.retain)
     assert ground.kept(ground.retain) == facts + own_words(ground.tokenizer)[range(16)]
     small = replace(ground, config=SMALL)
