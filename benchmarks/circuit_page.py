@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from benchmarks.targets import target_of
+
 PAGE = Path(__file__).parents[1] / "docs" / "circuits.md"
 
 HEAD = """# Circuits, depth and four bits
@@ -98,17 +100,12 @@ def page(document: dict[str, Any]) -> str:
 
 
 def _line(row: dict[str, Any], commit: str) -> str:
-    target = "none" if row["target"] is None else f"{row['sense']} {row['target']:g}"
-    if row["target"] is not None:
-        above = row["value"] >= row["target"]
-        met = above if row["sense"] == ">=" else row["value"] <= row["target"]
-        target += " (met)" if met else " (**not met**)"
     spread = f" +- {row['spread']:.2g}" if row["spread"] else ""
     peer = row["peer"] + (f"; {row['note']}" if row.get("note") else "")
     if row["commit"] != commit:
         peer += f" (at `{row['commit']}`)"
     figure = f"{row['value']:.4g}{spread} {row['unit']}"
-    return f"| {row['figure']} | {figure} | {target} | {row['n']} | {peer} |\n"
+    return f"| {row['figure']} | {figure} | {target_of(row)} | {row['n']} | {peer} |\n"
 
 
 def _by_model(rows: list[dict[str, Any]]) -> str:

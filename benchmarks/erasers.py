@@ -20,6 +20,7 @@ from torch.nn.functional import one_hot
 
 from benchmarks.data import activations
 from benchmarks.report import RESULTS
+from benchmarks.targets import target_of
 from benchmarks.timing import Clock, Rows, commit, machine
 from erasure.leace import Leace
 from erasure.moments import Moments
@@ -225,13 +226,8 @@ def write_page(results: dict) -> None:
         "| figure | measured | target | against |\n|---|---|---|---|\n"
     )
     for row in results["rows"]:
-        target = "" if row["target"] is None else f"{row['sense']} {row['target']:g}"
-        if target:
-            above = row["value"] >= row["target"]
-            met = above if row["sense"] == ">=" else row["value"] <= row["target"]
-            target += " (met)" if met else " (**not met**)"
         value = f"{row['value']:.3g} {row['unit']}".strip()
-        table += f"| {row['figure']} | {value} | {target} | {row['peer']} |\n"
+        table += f"| {row['figure']} | {value} | {target_of(row)} | {row['peer']} |\n"
     PAGE.write_text(head + START + table + END + tail)
 
 

@@ -8,6 +8,7 @@ from benchmarks.pga_statements import STATEMENTS
 from benchmarks.pga_views import views_text
 from benchmarks.pga_why import reasons
 from benchmarks.pga_worlds_page import claims_text, curves_text, named
+from benchmarks.targets import target_of
 
 RESULT = Path(__file__).parent / "results" / "pga.json"
 PAGE = Path(__file__).parents[1] / "docs" / "pga.md"
@@ -227,14 +228,9 @@ def _model(each: dict, rows: list[dict]) -> str:
 def _table(part: dict) -> str:
     text = "\n| figure | measured | target | n | against |\n|---|---|---|---|---|\n"
     for row in part["rows"]:
-        target = "none"
-        if row["target"] is not None:
-            good = row["value"] >= row["target"]
-            if row["sense"] == "<=":
-                good = row["value"] <= row["target"]
-            target = f"{row['sense']} {row['target']:g}"
-            target += " (met)" if good else " (**not met**)"
-        text += f"| {row['figure']} | {row['value']:.3g} {row['unit']} | {target} "
+        text += (
+            f"| {row['figure']} | {row['value']:.3g} {row['unit']} | {target_of(row)} "
+        )
         text += f"| {row['n']} | {row['peer']} |\n"
     return text
 

@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.targets import target_of
+
 RESULT = Path(__file__).parent / "results" / "restoration.json"
 PAGE = Path(__file__).parents[1] / "docs" / "restoration.md"
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
@@ -76,17 +78,11 @@ def _line(document: dict) -> str:
 def _table(rows: list[dict]) -> str:
     text = "| figure | measured | target | n | against |\n|---|---|---|---|---|\n"
     for row in rows:
-        target = "none"
-        if row["target"] is not None:
-            above = row["value"] >= row["target"]
-            good = above if row["sense"] == ">=" else row["value"] <= row["target"]
-            target = f"{row['sense']} {row['target']:.3g} "
-            target += "(met)" if good else "(**not met**)"
         span = ""
         if "least" in row:
             span = f" ({row['least']:.2f} to {row['most']:.2f})"
         text += f"| {row['figure']} | {row['value']:.3g} {row['unit']}{span} "
-        text += f"| {target} | {row['n']} | {row['peer']} |\n"
+        text += f"| {target_of(row)} | {row['n']} | {row['peer']} |\n"
     return text
 
 
