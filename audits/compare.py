@@ -5,6 +5,7 @@ question was asked of both: the same original, items, floor, settings and code. 
 differs is found here and said first; nothing is ranked.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -14,9 +15,12 @@ from typing import Any
 import pandas as pd
 
 from audits.audit import Audit, load
-from audits.report_text import flat, tail
+from audits.report_text import tail
 from audits.report_words import of_images
 from evidence.errors import InputError
+
+LONGEST = 80
+"""Characters of a value that are shown; whole values are compared."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,24 +134,41 @@ def _differences(
     names: Sequence[str], documents: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
     """Sentences: what was not the same, and who stands apart."""
+    asked = [
+        {what: read(each) for what, read in _SAME.items()}
+        | _settings(each["config"])
+        | {"code": each["manifest"]["code_sha256"]}
+        for each in documents
+    ]
     found = []
-    for what, read in _SAME.items():
-        values = [read(each) for each in documents]
-        if all(value == values[0] for value in values):
-            continue
+    for what in dict.fromkeys(name for each in asked for name in each):
         groups: dict[str, list[str]] = {}
-        for name, value in zip(names, values, strict=True):
-            groups.setdefault(value, []).append(name)
-        said = "; ".join(f"{value}: {', '.join(who)}" for value, who in groups.items())
-        found.append(f"Not the same {what}. {said}.")
+        for name, each in zip(names, asked, strict=True):
+            groups.setdefault(each.get(what, "not said"), []).append(name)
+        if len(groups) > 1:
+            said = "; ".join(
+                f"{value[:LONGEST]}: {', '.join(who)}" for value, who in groups.items()
+            )
+            found.append(f"Not the same {what}. {said}.")
     return tuple(found)
+
+
+def _settings(value: Any, name: str = "") -> dict[str, str]:
+    """Every setting by its dotted name, whole; the settings of an audit are free."""
+    if not isinstance(value, dict):
+        return {name: value if isinstance(value, str) else json.dumps(value)}
+    return {
+        place: text
+        for key in sorted(value)
+        for place, text in _settings(value[key], f"{name}.{key}".strip(".")).items()
+    }
 
 
 def _hash_of(role: str):
     def read(document: Mapping[str, Any]) -> str:
         models = document["manifest"]["models"]
         hashes = sorted(each["sha256"] for each in models if each["role"] == role)
-        return ", ".join(each[:12] for each in hashes) or "none"
+        return ", ".join(hashes) or "none"
 
     return read
 
@@ -155,7 +176,7 @@ def _hash_of(role: str):
 def _items_of(role: str):
     def read(document: Mapping[str, Any]) -> str:
         items = document["manifest"]["items"]
-        return next((each["sha256"][:12] for each in items if each["role"] == role), "")
+        return next((each["sha256"] for each in items if each["role"] == role), "")
 
     return read
 
@@ -163,16 +184,10 @@ def _items_of(role: str):
 def _references(document: Mapping[str, Any]) -> str:
     models = document["manifest"]["models"]
     others = [each for each in models if each["role"] not in ("original", "unlearned")]
-    return ", ".join(sorted(each["sha256"][:12] for each in others)) or "none"
+    return ", ".join(sorted(each["sha256"] for each in others)) or "none"
 
 
-def _setting(document: Mapping[str, Any], name: str) -> str:
-    """A setting as text; the settings of an audit are free-form."""
-    rows = flat(document["config"].get(name, "not said"))
-    return ", ".join(f"{part} {value}".strip() for part, value in rows)
-
-
-# What must be the same, by its name, and how it is read; hashes are cut to be shown.
+# What must be the same beside settings and code, by its name, and how it is read.
 _SAME = {
     "kind of data": lambda d: "images" if of_images(d) else "texts",
     "original (weights)": _hash_of("original"),
@@ -181,10 +196,4 @@ _SAME = {
     "retain set": _items_of("retain"),
     "never-taught set": _items_of("never_taught"),
     "floor": lambda d: d["verdict"]["floor"].replace("_", "-"),
-    "profile": lambda d: _setting(d, "profile"),
-    "axes": lambda d: _setting(d, "axes"),
-    "seed": lambda d: _setting(d, "seed"),
-    "rule": lambda d: _setting(d, "rule"),
-    "budget": lambda d: _setting(d, "budget"),
-    "code": lambda d: d["manifest"]["code_sha256"][:12],
 }

@@ -117,7 +117,6 @@ def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
         "bar": residual_bar(main.residual, main.residual_interval, margin),
         "residual": write.plain(main.residual),
         "interval": f"[{write.plain(low)}, {write.plain(high)}]",
-        "reading": main.name,
     }
 
 

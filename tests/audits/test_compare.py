@@ -56,8 +56,9 @@ def test_equal_questions_give_no_difference_and_one_row_an_audit(tmp_path):
     [
         (("config", "seed"), 99, "seed. "),
         (("config", "profile"), "full", "profile. "),
-        (("config", "rule"), {"version": "99"}, "rule. "),
-        (("config", "budget"), {"block": 1}, "budget. "),
+        (("config", "rule", "margin"), 0.123456789, "rule.margin. "),
+        (("config", "min_entities"), 77, "min_entities. "),
+        (("config", "extra"), {"block": list(range(40))}, "extra.block. "),
         (("config", "axes"), ["circuit"], "axes. "),
         (("verdict", "floor"), "reference", "floor. "),
         (("manifest", "code_sha256"), "f" * 64, "code. "),
@@ -75,6 +76,15 @@ def test_each_difference_is_named_with_who_stands_apart(tmp_path, path, value, s
     (sentence,) = found.differences
     assert sentence.startswith(f"Not the same {said}")
     assert ": a, b;" in sentence and sentence.endswith(": c.")
+
+
+def test_settings_that_differ_where_the_page_would_cut_them_are_told_apart(tmp_path):
+    given = changed(whole(), "config", "rates", value=[*range(40)])
+    folders = [save(tmp_path / "a", given)]
+    other = changed(given, "config", "rates", value=[*range(39), 99])
+    folders.append(save(tmp_path / "b", other))
+    (sentence,) = compare(folders).differences
+    assert sentence.startswith("Not the same rates. ")
 
 
 def test_another_candidate_or_another_outcome_is_no_difference(tmp_path):
