@@ -18,6 +18,8 @@ from probes.losses import Loss
 from probes.problems import Work
 from probes.tall import fit_tall
 
+SOLVED = 1e-14
+"""Share of a side that may be left of it."""
 METHODS = ("mean", "kif", "lda", "logistic", "pca")
 
 
@@ -65,26 +67,69 @@ def discriminant(
         total = w.sum()
         centred = part - (w @ part) / total
         difference = mean_difference(centred, own, w)
-        _, sizes, axes = torch.linalg.svd(
-            w.sqrt()[:, None] * centred, full_matrices=False
-        )
-        inside = difference @ axes.T  # the rest of a difference is zero
+        scaled = w.sqrt()[:, None] * centred
+        wide = len(part) < x.shape[1]
+        scatter = scaled @ scaled.T if wide else scaled.T @ scaled
         positive = ((own == 1) * w).sum(1)
         between = positive * (total - positive) / total
         square = difference.square().sum(1)
-        trace = (sizes.square().sum() - between * square).clamp(min=0)
+        trace = (scatter.diagonal().sum() - between * square).clamp(min=0)
         ridge = shrinkage * trace / (total * x.shape[1])
         if bool(((ridge <= 0) & (square > 0)).any()):
             raise RowsError(
                 "no row differs from its class mean, so there is no covariance",
                 fix="Use the mean difference",
             )
+        # Fewer rows than columns: the answer is a sum of rows, as the difference is.
+        tell = shares(own == 1, w) - shares(own == 0, w)
+        side = tell / w.sqrt() if wide else difference
         share = (1 - shrinkage) / total
-        solved = inside / (share * sizes.square() + ridge.clamp(min=1e-300)[:, None])
+        solved = shifted_solve(share * scatter, ridge, side)
+        solved = solved @ scaled if wide else solved
         # Taking the between-class part out of the scatter only changes the length.
-        shrink = 1 - share * between * (inside * solved).sum(1)
-        out[chosen] = (solved / shrink[:, None]) @ axes
+        shrink = 1 - share * between * (difference * solved).sum(1)
+        out[chosen] = solved / shrink[:, None]
     return out
+
+
+def shifted_solve(matrix: Tensor, shifts: Tensor, sides: Tensor) -> Tensor:
+    """Solve (matrix + shift I) s = side for every pair of a shift and a side.
+
+    One inverse, at the smallest shift, serves all: what a shift is above it only
+    stretches the spectrum of what is left to 1 + excess / shift at most, and conjugate
+    gradients finish that, one product with the inverse a step for all sides.
+
+    Args:
+        matrix: (k, k) symmetric, no eigenvalue below zero.
+        shifts: (side,) > 0, or 0 where the side is 0.
+        sides: (side, k).
+
+    Returns:
+        (side, k) solutions; zero where the side is.
+    """
+    busy = (sides != 0).any(1)
+    if not bool(busy.any()):
+        return torch.zeros_like(sides)
+    least = shifts[busy].min()
+    inverse = torch.cholesky_inverse(
+        torch.linalg.cholesky(matrix + least * torch.eye(len(matrix)).to(matrix))
+    )
+    excess = (shifts - least).clamp(min=0)[:, None]
+    left = sides @ inverse
+    solved, search = torch.zeros_like(left), left.clone()
+    square = first = left.square().sum(1)
+    for _ in range(len(matrix)):
+        image = torch.addcmul(search, excess, search @ inverse)
+        stiff = (search * image).sum(1)
+        length = torch.where(stiff > 0, square / stiff, 0.0)[:, None]
+        solved.addcmul_(length, search)
+        left.addcmul_(length, image, value=-1)
+        fresh = left.square().sum(1)
+        if bool((fresh <= SOLVED**2 * first).all()):
+            break
+        ratio = torch.where(square > 0, fresh / square, 0.0)
+        search, square = torch.addcmul(left, ratio[:, None], search), fresh
+    return solved
 
 
 def logistic(x: Tensor, marks: Tensor, weight: Tensor, c: float = 0.1) -> Tensor:

@@ -3,13 +3,22 @@
 Where rows outnumber features, a factor that is exact (``probes.operators``) costs more
 than the fits that use it: it needs the rows in the Hessian's own coordinates. Here the
 unknowns are the weights and the intercept themselves, W and b, the penalty is written
-out, and the Hessian of all rows, in float32, only says in which metric to go down. So
-it may be wrong: what is solved, and certified, is the float64 problem.
+out, and a rough Hessian in float32 only says in which metric to go down. So it may be
+wrong: what is solved, and certified, is the float64 problem.
+
+The metric is the Hessian of the problems' mean curvature, or, as long as that gets on,
+its diagonal, which costs one pass over the rows. What a problem's own rows bend beyond
+the mean is added as one direction of its own: their mean. Concepts that few rows show
+differ in little else.
 
 Steps are nonlinear conjugate gradients in float32, two products with the rows each;
-then Newton steps on exact gradients, whose systems are solved in float32. Where the
-rows' curvature has moved far from the metric's, the metric is taken anew.
+then Newton steps on exact gradients, whose systems are solved in float32. Curvature
+falls far on the way where classes come apart, so the diagonal is taken anew every few
+steps, and the whole where they bring little.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,9 +29,10 @@ from probes.problems import Work
 
 HANDOVER = 1e-5
 """Certificate at which float32 has done its part."""
-ROUND = 10
-"""Steps on one metric before a new one is taken."""
-ROUNDS = 4
+ROUND, ROUNDS = 6, 12
+"""Steps before the metric is looked at again, and how often that is done, at most."""
+SWIFT = 0.2
+"""What a round has to leave at most, to stay with the diagonal or a factor at hand."""
 TURNS = 5
 """Newton steps on exact gradients, at most."""
 FINEST = 1e-4
@@ -31,18 +41,54 @@ CERTAIN = 1e-2
 """Share of a gradient that may be left where the step that is left is measured."""
 
 
+@dataclass(frozen=True)
 class _Metric:
-    """Inverse of the penalty plus A' diag(weight) A, in float32."""
+    """Inverse of a rough Hessian, in float32.
 
-    def __init__(self, table: Tensor, weight: Tensor) -> None:
+    Attributes:
+        weight: (row,) mean curvature.
+        base: The inverse without what is a problem's own.
+        own: (problem, d + 1) direction along which each problem's is less.
+    """
+
+    weight: Tensor
+    base: Callable[[Tensor], Tensor]
+    own: Tensor
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The step (problem, d + 1) that the metric makes of a gradient."""
+        along = (gradient * self.own).sum(1, keepdim=True)
+        return self.base(gradient).addcmul_(self.own, along, value=-1)
+
+
+def _metric(table: Tensor, bend: Tensor, exact: bool) -> _Metric | None:
+    """The metric of curvatures (problem, row); None where no row bends enough."""
+    weight = bend.mean(0)
+    weight = weight.clamp(min=1e-6 * float(weight.max()))
+    if exact:
         hessian = gram_of((table * weight.sqrt()[:, None]).T)
         hessian.diagonal()[:-1].add_(1)
         lower, failed = torch.linalg.cholesky_ex(hessian)
-        self.sound = int(failed) == 0
-        self.inverse = torch.cholesky_inverse(lower) if self.sound else hessian
+        if int(failed):
+            return None
+        inverse = torch.cholesky_inverse(lower)
+    else:
+        size = weight @ table.square()
+        if not float(size[-1]) > 0:
+            return None
+        size[:-1] += 1
+        inverse = 1 / size
 
-    def __call__(self, gradient: Tensor) -> Tensor:
-        return gradient @ self.inverse
+    def base(gradient: Tensor) -> Tensor:
+        return gradient @ inverse if exact else gradient * inverse
+
+    beyond = (bend - weight).clamp(min=0)
+    total = beyond.sum(1, keepdim=True)
+    towards = beyond @ table / total.clamp(min=1e-30).sqrt()
+    own = base(towards)
+    # The inverse of a Hessian to which one row is added (Sherman and Morrison).
+    own = own / (1 + (towards * own).sum(1, keepdim=True)).sqrt()
+    return _Metric(weight, base, own)
 
 
 def fit_tall(
@@ -69,13 +115,16 @@ def fit_tall(
     point = point.double()
     certificate = point.new_full((len(point),), torch.inf)
     scores = point @ table.T
-    for _ in range(TURNS if metric.sound else 0):
+    for _ in range(TURNS):
+        if metric is None:
+            break
         chance = loss.probabilities(scores[:, None])
         gradient = _gradient(table, loss, point, chance, work)
         bend = loss.curvature(chance)[:, 0]
         size = point[:, :-1].square().sum(1) + (bend * scores.square()).sum(1)
         size = torch.maximum(size, 1e-6 * bend.sum(1))
-        move, slope, exact = _solve(fast, bend.float(), -gradient, metric, work)
+        enough = (0.1 * target) ** 2 * size
+        move, slope, exact = _solve(fast, bend.float(), -gradient, metric, enough, work)
         now = torch.nan_to_num((slope / size).sqrt(), nan=torch.inf)
         certificate = torch.where(exact, now, torch.inf)
         if bool((certificate <= target).all()):
@@ -97,23 +146,26 @@ def _gradient(
     return gradient
 
 
-def _descend(table: Tensor, loss: Loss, point: Tensor, work: Work) -> _Metric:
-    """Nonlinear conjugate gradients, in place; the last metric."""
-    weight = 0.1 * loss.weight.amax((0, 1)).clamp(min=1e-9)
-    scores = point @ table.T
-    metric = _Metric(table, weight)
+def _descend(table: Tensor, loss: Loss, point: Tensor, work: Work) -> _Metric | None:
+    """Nonlinear conjugate gradients, in place; the last metric, None without one."""
+    metric, exact, stale = None, False, True
     for _ in range(ROUNDS):
+        scores = point @ table.T
+        if stale:
+            bend = loss.curvature(loss.probabilities(scores[:, None]))[:, 0]
+            metric = _metric(table, bend, exact)
+        if metric is None:
+            return None
         step = before = lead = torch.zeros_like(point)
-        size = point.new_ones(len(point))
+        lengths = []
         for turn in range(ROUND):
             chance = loss.probabilities(scores[:, None])
             gradient = _gradient(table, loss, point, chance, work)
             pulled = metric(gradient)
             square = (gradient * pulled).sum(1)
-            if turn == 0 or turn == ROUND // 2:
-                fixed = _size(point, scores, weight)
-                size = torch.maximum(fixed, 1e-6 * weight.sum())
-            if not metric.sound or bool((square <= HANDOVER**2 * size).all()):
+            size = _size(point, scores, metric.weight)
+            lengths.append(float((square / size).max().sqrt()))
+            if lengths[-1] <= HANDOVER:
                 return metric
             keep = torch.zeros_like(square)
             if turn > 0:
@@ -127,16 +179,17 @@ def _descend(table: Tensor, loss: Loss, point: Tensor, work: Work) -> _Metric:
             length = _length(loss, point, scores, step, move, chance, slope)
             point += length[:, None] * step
             scores += length[:, None] * move
-        weight = loss.curvature(loss.probabilities(scores[:, None])).mean((0, 1))
-        weight = weight.clamp(min=1e-6 * float(weight.max()))
-        metric = _Metric(table, weight)
-        scores = point @ table.T
+        # The first length of all is that of no probe, which says nothing.
+        slow = not lengths[-1] <= SWIFT * lengths[1]
+        stale = slow or not exact
+        exact |= slow
     return metric
 
 
 def _size(point: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
     """(problem,) squared length of the parameters in the metric."""
-    return point[:, :-1].square().sum(1) + scores.square() @ weight
+    size = point[:, :-1].square().sum(1) + scores.square() @ weight
+    return torch.maximum(size, 1e-6 * weight.sum())
 
 
 def _length(
@@ -165,9 +218,22 @@ def _length(
 
 
 def _solve(
-    table: Tensor, bend: Tensor, side: Tensor, metric: _Metric, work: Work
+    table: Tensor,
+    bend: Tensor,
+    side: Tensor,
+    metric: _Metric,
+    enough: Tensor,
+    work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Newton's step by conjugate gradients.
+
+    Args:
+        table: (row, d + 1) float32.
+        bend: (problem, row) curvature.
+        side: (problem, d + 1) float64, minus the gradient.
+        metric: To go by.
+        enough: (problem,) squared length below which nothing more is asked for.
+        work: Where to count the work.
 
     Returns:
         The step and the (problem,) squared length that it has in the metric of the
@@ -178,6 +244,8 @@ def _solve(
     move, pulled = torch.zeros_like(left), metric(left)
     search, square = pulled.clone(), (left * pulled).sum(1)
     first, fresh, slope = square, square, torch.zeros_like(square)
+    asked = (enough / scale[:, 0].square()).float()
+    asked = asked.clamp(FINEST**2 * first, CERTAIN**2 * first)
     for _ in range(60):
         image = ((search @ table.T).mul_(bend)) @ table
         image[:, :-1] += search[:, :-1]
@@ -190,7 +258,7 @@ def _solve(
         left.addcmul_(length[:, None], image, value=-1)
         pulled = metric(left)
         fresh = (left * pulled).sum(1)
-        if bool((fresh <= FINEST**2 * first).all()):
+        if bool((fresh <= asked).all()):
             break
         ratio = torch.where(square > 0, fresh / square, 0.0)
         search, square = pulled.addcmul_(ratio[:, None], search), fresh

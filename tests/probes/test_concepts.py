@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
-from probes.concept_directions import METHODS, deal_pairs
+from probes.concept_directions import METHODS, deal_pairs, shifted_solve
 from probes.concept_labels import (
     Concepts,
     concepts_of,
@@ -322,3 +322,17 @@ def test_bad_input_gives_one_clear_error(rng, case):
     act, words = BAD[case]
     with pytest.raises(InputError, match=words):
         act(x, label)
+
+
+def test_one_inverse_solves_at_every_shift(rng):
+    rows = torch.from_numpy(rng.normal(size=(6, 9)))
+    shifts = torch.tensor([1e-3, 0.7, 50.0, 0.0], dtype=torch.float64)
+    sides = torch.from_numpy(rng.normal(size=(4, 9)))
+    sides[3] = 0
+    found = shifted_solve(rows.T @ rows, shifts, sides)
+    for side, shift, solved in zip(sides[:3], shifts[:3], found[:3], strict=True):
+        system = rows.T @ rows + shift * torch.eye(9, dtype=torch.float64)
+        expected = torch.linalg.solve(system, side)
+        assert float((solved - expected).norm() / expected.norm()) < 1e-10
+    assert not bool(found[3].any())
+    assert not bool(shifted_solve(rows.T @ rows, shifts[3:], sides[3:]).any())

@@ -1,5 +1,7 @@
 """Few folds of many rows: the optimum, whatever the metric they went down in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,16 +58,64 @@ def test_a_wrong_metric_costs_steps_and_no_digits(monkeypatch):
     rows = torch.from_numpy(rows)
     plain, off = Work(), Work()
     expected = tall.fit_tall(rows, loss, 1e-9, plain)[1]
-    make = tall._Metric.__init__
+    make = tall._metric
 
-    def warped(self, table, weight):
-        make(self, table, weight * torch.linspace(0.2, 5, len(weight)))
+    def warped(table, bend, exact):
+        return make(table, bend * torch.linspace(0.2, 5, len(table)), exact)
 
-    monkeypatch.setattr(tall._Metric, "__init__", warped)
+    monkeypatch.setattr(tall, "_metric", warped)
     found, certificate = tall.fit_tall(rows, loss, 1e-9, off)[1:]
     assert float(certificate.max()) <= 1e-9
     assert float((found - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
     assert off.products > plain.products
+
+
+def concepts(count=20, each=20, d=100):
+    """One concept against all others, classes weighing the same."""
+    rng = np.random.default_rng(0)
+    of = rng.permutation(np.repeat(np.arange(count), each))
+    rows = rng.normal(size=(len(of), d)) + rng.normal(size=(count, d))[of]
+    codes = (of == np.arange(count)[:, None]).astype(int)
+    weight = np.where(codes == 1, count / 2, count / (2 * (count - 1)))[:, None]
+    target = one_hot(torch.from_numpy(codes), 2)
+    return rows - rows.mean(0), codes, Loss(target, 0.1 * torch.from_numpy(weight))
+
+
+def test_rare_classes_are_scikit_learns():
+    rows, codes, loss = concepts()
+    _, scores, certificate = tall.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())
+    assert float(certificate.max()) <= 1e-9
+    for code, own in zip(codes[:3], scores[:3].numpy(), strict=True):
+        peer = LogisticRegression(
+            C=0.1,
+            solver="newton-cholesky",
+            tol=1e-12,
+            max_iter=500,
+            class_weight="balanced",
+        )
+        expected = peer.fit(rows, code).decision_function(rows)
+        assert np.abs(own - expected).max() <= 1e-8 * np.abs(expected).max()
+
+
+def test_what_a_problem_bends_of_its_own_saves_steps(monkeypatch):
+    rows, _, loss = concepts()
+    rows, plain, without = torch.from_numpy(rows), Work(), Work()
+    tall.fit_tall(rows, loss, 1e-9, plain)
+    make = tall._metric
+
+    def shared(table, bend, exact):
+        found = make(table, bend, exact)
+        return replace(found, own=torch.zeros_like(found.own))
+
+    monkeypatch.setattr(tall, "_metric", shared)
+    tall.fit_tall(rows, loss, 1e-9, without)
+    assert without.products > 1.2 * plain.products
+
+
+def test_a_row_that_does_not_bend_gives_no_metric():
+    table = torch.ones(4, 3)
+    assert tall._metric(table, torch.zeros(2, 4), exact=False) is None
+    assert tall._metric(table, torch.zeros(2, 4), exact=True) is None
 
 
 def test_unsolved_problems_have_no_certificate(monkeypatch):
