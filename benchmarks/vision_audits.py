@@ -3,7 +3,7 @@
 Run by hand: ``python -m benchmarks.vision_audits``, on a digits zoo that is there
 already; ``benchmarks.vision`` makes one. Every audit is kept in ``--work``, so that an
 interrupted run goes on. The rows and the table go into the result and the page of
-``benchmarks.vision``, whose own figures stay as they are.
+``benchmarks.vision``, whose own figures stay as they are, as do audits of other models.
 """
 
 import argparse
@@ -141,6 +141,13 @@ def rows_of(found: Sequence[dict[str, Any]], what: str) -> list[dict[str, Any]]:
     return rows
 
 
+def beside(before: list[dict[str, Any]], found: list[dict[str, Any]]) -> list:
+    """Audits made now, and those made before of other models or with another floor."""
+    new = {(each["model"], each["floor"]) for each in found}
+    kept = [each for each in before if (each["model"], each["floor"]) not in new]
+    return sorted([*kept, *found], key=lambda each: (each["seed"], each["floor"]))
+
+
 def main() -> None:
     """Audit what is there, and put rows and table beside those of restoration."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -167,6 +174,7 @@ def main() -> None:
                     if made is not None:
                         found.append(made)
     document = json.loads(given.result.read_text(encoding="utf-8"))
+    found = beside(document.get("audits", {"models": []})["models"], found)
     rows = []
     for looked_at in (False, True):
         here = [each for each in found if (each["seed"] in LOOKED_AT) == looked_at]

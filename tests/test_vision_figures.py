@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.vision import RETRAINED, SUPPRESSED, kept_from, summary
-from benchmarks.vision_audits import rows_of
+from benchmarks.vision_audits import beside, rows_of
 from benchmarks.vision_page import _audits, write_page
 
 # Of the libraries under sae-lens.
@@ -61,6 +61,29 @@ def test_the_tables_show_every_kind_and_status():
     assert "0123456" in text and "01234567" not in text
 
 
+def test_audits_of_other_models_and_floors_are_kept():
+    anew = [made("twin", "deleted", "reference", "inconclusive")]
+    found = beside(FOUND, anew)
+    assert len(found) == len(FOUND) and anew[0] in found and FOUND[2] not in found
+    assert found[-1]["seed"] == 13
+
+
+def test_a_whole_audit_stands_beside_what_restoration_says(tmp_path):
+    models = [dict(each, published=PUBLISHED) for each in MODELS]
+    models.append(steered("salun", None, 0.9, 0.1, PUBLISHED))
+    audits = [
+        made("salun", None, "reference", "suppressed"),
+        made("salun", None, "never_taught", "damaged"),
+    ]
+    shown = {"command": "c", "commits": [], "rows": [], "models": audits}
+    write_page(ran(models, "whole") | {"audits": shown}, tmp_path / "page.md")
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    (line,) = [each for each in lines if each.startswith("| salun | graded | cnn | 0")]
+    assert line.endswith("| open | suppressed |")
+    (line,) = [each for each in lines if each.startswith("| twin | deleted | cnn | 0")]
+    assert line.endswith("| open | - |")
+
+
 def steered(kind, state, rate, worst, published=None):
     net = {
         "rate": rate,
@@ -71,6 +94,7 @@ def steered(kind, state, rate, worst, published=None):
         "controls": {"random": 0.0, "others": 0.0, "never_taught": worst},
     }
     return {
+        "name": f"digits-cnn-12-{kind}",
         "kind": kind,
         "state": state,
         "family": "cnn",
