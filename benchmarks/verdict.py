@@ -163,6 +163,34 @@ def probabilities_of(cases: Sequence[Case]) -> dict | None:
     }
 
 
+def joined(
+    before: dict, cases: Sequence[Case], without: Sequence[dict]
+) -> tuple[list[Case], list[dict]]:
+    """Cases and ablation of an earlier result and of audits of other models.
+
+    Raises:
+        SystemExit: the earlier result has one of these models.
+    """
+    old = [Case(**each) for each in before["cases"]]
+    twice = {each.model for each in old} & {each.model for each in cases}
+    if twice:
+        raise SystemExit(f"{min(twice)} is in the result already: leave --add out")
+    rows = {row["without"]: row for row in before["without_axis"]}
+    if set(rows) != {row["without"] for row in without}:
+        raise SystemExit("the earlier result has other axes: leave --add out")
+    both = []
+    for row in without:
+        counts = {
+            state: {
+                verdict: n + rows[row["without"]][state][verdict]
+                for verdict, n in row[state].items()
+            }
+            for state in STATES
+        }
+        both.append({"without": row["without"], **counts})
+    return [*old, *cases], both
+
+
 def _ablation(rows: list[dict]) -> list[str]:
     """Decided again on the same readings with one axis left out."""
     lines = [
@@ -196,6 +224,9 @@ def main() -> None:
     parser.add_argument(
         "--cases", type=Path, help="audits already made by benchmarks.zoo_audits"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="to what the result holds of other models"
+    )
     parser.add_argument("--result", type=Path)
     parser.add_argument("--table", type=Path)
     asked = parser.parse_args()
@@ -214,24 +245,33 @@ def main() -> None:
     if not cases:
         parser.error("nothing was audited")
     hardware = audited[0]["audit"]["manifest"]["hardware"]
+    name = NAMES[plan.world]
+    result = asked.result or RESULTS / f"{name}.json"
+    code = {each["audit"]["manifest"]["code_sha256"][:12] for each in audited}
+    without = ablation(audited)
+    commands = ["python -m benchmarks.verdict " + " ".join(sys.argv[1:])]
+    if asked.add:
+        before = json.loads(result.read_text(encoding="utf-8"))
+        cases, without = joined(before, cases, without)
+        code |= set(before["code"])
+        commands = [before["command"], *commands]
+        failed = [*before["failed"], *failed]
     document = {
-        "command": "python -m benchmarks.verdict " + " ".join(sys.argv[1:]),
+        "command": "; ".join(commands),
         "commit": commit(),
         "machine": machine(),
         # Audits may be older than the figures made of them.
-        "code": sorted({e["audit"]["manifest"]["code_sha256"][:12] for e in audited}),
+        "code": sorted(code),
         "part": asked.part,
         "world": plan.world,
         "worlds": sorted({_world(each.model) for each in cases}),
         "hardware": hardware,
         "rows": figures(cases),
         "probabilities": probabilities_of(cases),
-        "without_axis": ablation(audited),
+        "without_axis": without,
         "failed": failed,
         "cases": [asdict(case) | {"seconds": round(case.seconds, 1)} for case in cases],
     }
-    name = NAMES[plan.world]
-    result = asked.result or RESULTS / f"{name}.json"
     result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     table = asked.table or DOCS / f"{name}.md"
     table.write_text(page(document), encoding="utf-8")

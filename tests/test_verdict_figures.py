@@ -1,12 +1,12 @@
 """The figures of the verdict's benchmark count what their names say."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from audits.error_rates import STATES, VERDICTS, Case, case_of, figures
 from audits.trials import Plan, run_plan
-from benchmarks.verdict import page, probabilities_of
+from benchmarks.verdict import joined, page, probabilities_of
 from testbeds.bios import SMALL
 from testbeds.kinds import KINDS
 
@@ -58,6 +58,27 @@ def test_nothing_is_wrong_where_all_is_right():
     assert value(ALL_RIGHT, "inconclusive") == 0  # graded models do not count
     assert value(ALL_RIGHT, "AUC of the mean residual") == 1
     assert value(ALL_RIGHT, "median seconds") == 10
+
+
+def test_audits_of_other_models_are_added_and_none_counts_twice():
+    def counts(without, right):
+        each = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
+        each["deleted"]["deleted"] = right
+        return {"without": without, **each}
+
+    before = {
+        "cases": [asdict(each) for each in ALL_RIGHT],
+        "without_axis": [counts("", 2), counts("relearning", 1)],
+    }
+    more = [replace(case("twin", "suppressed"), model="bios-llama-12-twin")]
+    cases, rows = joined(before, more, [counts("", 0), counts("relearning", 3)])
+    assert cases == [*ALL_RIGHT, *more]
+    assert [row["deleted"]["deleted"] for row in rows] == [2, 4]
+    assert rows[1]["without"] == "relearning"
+    with pytest.raises(SystemExit, match="already"):
+        joined(before, ALL_RIGHT[:1], before["without_axis"])
+    with pytest.raises(SystemExit, match="other axes"):
+        joined(before, more, [counts("", 0)])
 
 
 def test_probabilities_are_held_against_the_true_states():
