@@ -174,7 +174,13 @@ def main() -> None:
                     if made is not None:
                         found.append(made)
     document = json.loads(given.result.read_text(encoding="utf-8"))
-    found = beside(document.get("audits", {"models": []})["models"], found)
+    before = document.get("audits", {"models": [], "command": ""})
+    found = beside(before["models"], found)
+    command = (
+        "python -m benchmarks.vision_audits "
+        + f"--seeds {given.seeds} --families {given.families}"
+        + (" --kept" if given.kept else "")
+    )
     rows = []
     for looked_at in (False, True):
         here = [each for each in found if (each["seed"] in LOOKED_AT) == looked_at]
@@ -183,9 +189,7 @@ def main() -> None:
             note = " (looked at)" if looked_at else ""
             rows += rows_of(here, f"digits, seeds {seeds}{note}, both shapes")
     document["audits"] = {
-        "command": "python -m benchmarks.vision_audits "
-        + f"--seeds {given.seeds} --families {given.families}"
-        + (" --kept" if given.kept else ""),
+        "command": "; ".join(each for each in (before["command"], command) if each),
         "commits": sorted({each["commit"] for each in found}),
         "rows": rows,
         "models": found,

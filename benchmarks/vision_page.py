@@ -234,7 +234,8 @@ Since then relearning may block `deleted` but makes nothing `suppressed`, and ca
 states have to go halfway too. So seeds 10 and 11 are no held-out seeds any more, and a
 retrain from the original's own starting weights remains the hardest case: another one
 might go further than halfway. What is below was made under the rule as it is now: all
-of seed 12 with references, and what there was time for of the rest. In a network of two
+of seed 12 with references, what there was time for of 13, and all of seed 14 but the
+published methods without a reference; each audited once. In a network of two
 blocks no site before the last block is read; causal depth then does not see the planted
 suppression and has no say.
 
@@ -252,7 +253,14 @@ one would need more than ten times as many, one has no room at all, two relearn 
 than their references by .26 and .38 of the room. Retrains differ from each other by
 that much, and one or two references do not say how far. The other requirement, a
 refitted probe, was equivalent to its floor in four, stood in the way in three, and had
-no say in one.
+no say in one. In all eight of seed 14 relearning stands in the way again, and a refitted
+probe in two of them: in four the interval reaches beyond the margin above, in four
+below alone, which is no sign of knowledge but no equivalence either.
+
+Of the 14 published methods on seed 14 eleven are called suppressed in CNNs and five in
+transformers, where six stay inconclusive, each for a residual trace: a refitted probe
+reads the class and the original's own does not. None is called deleted. Their state is not
+known by construction; the table above has each one's verdict.
 """
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
