@@ -90,6 +90,8 @@ def _digits_sets(ground: DigitsGround) -> dict[str, str]:
 # What a pretrained model's kinds lack: starting from nothing is no retrain of it, nor a
 # wreck, and the adversaries' settings are those of small models.
 _FROM_NOTHING = ("random_init", "retrain_pretrained")
+# The clamp has been made on small models alone.
+_NOT_PRETRAINED = (*_FROM_NOTHING, "sae_clamp")
 
 
 def _people(
@@ -128,7 +130,7 @@ WORLDS: dict[str, ZooWorld] = {
     "bios": _people(FAMILIES, KINDS, STANDARD),
     "smol": _people(
         (PRETRAINED,),
-        {name: kind for name, kind in _USUAL.items() if name not in _FROM_NOTHING},
+        {name: kind for name, kind in _USUAL.items() if name not in _NOT_PRETRAINED},
         SMOL,
     ),
     "codes": ZooWorld(
