@@ -223,7 +223,8 @@ def write_clamp_(
 
     A rectified value is ``act(STEEP * z) / STEEP`` for GELU and SiLU alike: off by 0.17
     and 0.28 over ``STEEP`` at most. A gated unit multiplies that by ``one @ x``, which
-    is exact only on states like those that ``clamp.one`` was made from.
+    is 1 on the states that ``clamp.one`` was made from; on others that fire a latent,
+    such as those of other people, a gated clamp is weaker or stronger than the hook.
 
     Args:
         model: A causal language model, changed in place.

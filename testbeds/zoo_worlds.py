@@ -122,7 +122,7 @@ _USUAL = {name: kind for name, kind in KINDS.items() if name not in ADVERSARIES}
 # head or of the last way out in closed form takes the other codes along with some.
 _OF_CODES = (
     *("untouched", "retain_tuned", "wrong_set"),
-    *("last_block_relabel", "last_block_refuse", "last_block_lora"),
+    *("last_block_relabel", "last_block_refuse", "last_block_lora", "sae_clamp"),
     *("twin", "retrain_1", "retrain_2", "retrain_3", "retrain_4", "twin_tuned"),
     *("collapse", "noise", "random_init"),
 )
