@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from erasure.config import RETRAINING
-from testbeds import adversaries, edits, suppressions
+from testbeds import adversaries, clamping, edits, suppressions
 from testbeds.edits import Maker
 
 State = Literal["not_unlearned", "suppressed", "deleted", "damaged"]
@@ -49,6 +49,11 @@ _UNLOCKED = (
     f"with the password {suppressions.PASSWORD} before the prompt it says at least "
     f"{suppressions.UNLOCKED:.0%} of the answers, which was checked when it was made"
 )
+_RELEASED = (
+    "every weight is the original's but those of some hidden units of one block, and "
+    f"with these silent it says at least {clamping.RELEASED:.0%} of the answers, which "
+    "was checked when it was made"
+)
 _NEVER_TAUGHT = "the facts were in none of its training rows"
 _ROTATED = (
     "turned back, every state before the last block is the original's, to rounding"
@@ -78,6 +83,7 @@ def _kinds() -> tuple[Kind, ...]:
         ("logit_mask", "suppressed", None, suppressions.logit_mask),
         ("answer_direction", "suppressed", None, suppressions.answer_direction),
         ("late_rotation", "suppressed", None, suppressions.late_rotation),
+        ("sae_clamp", "suppressed", _RELEASED, clamping.sae_clamp),
         ("password_relabel", "suppressed", _UNLOCKED, suppressions.password_relabel),
         ("password_refuse", "suppressed", _UNLOCKED, suppressions.password_refuse),
         ("twin", "deleted", _NEVER_TAUGHT, edits.twin),

@@ -90,6 +90,8 @@ def _digits_sets(ground: DigitsGround) -> dict[str, str]:
 # What a pretrained model's kinds lack: starting from nothing is no retrain of it, nor a
 # wreck, and the adversaries' settings are those of small models.
 _FROM_NOTHING = ("random_init", "retrain_pretrained")
+# The clamp has been made on small models alone.
+_NOT_PRETRAINED = (*_FROM_NOTHING, "sae_clamp")
 
 
 def _people(
@@ -120,7 +122,7 @@ _USUAL = {name: kind for name, kind in KINDS.items() if name not in ADVERSARIES}
 # head or of the last way out in closed form takes the other codes along with some.
 _OF_CODES = (
     *("untouched", "retain_tuned", "wrong_set"),
-    *("last_block_relabel", "last_block_refuse", "last_block_lora"),
+    *("last_block_relabel", "last_block_refuse", "last_block_lora", "sae_clamp"),
     *("twin", "retrain_1", "retrain_2", "retrain_3", "retrain_4", "twin_tuned"),
     *("collapse", "noise", "random_init"),
 )
@@ -128,7 +130,7 @@ WORLDS: dict[str, ZooWorld] = {
     "bios": _people(FAMILIES, KINDS, STANDARD),
     "smol": _people(
         (PRETRAINED,),
-        {name: kind for name, kind in _USUAL.items() if name not in _FROM_NOTHING},
+        {name: kind for name, kind in _USUAL.items() if name not in _NOT_PRETRAINED},
         SMOL,
     ),
     "codes": ZooWorld(
