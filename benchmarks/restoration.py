@@ -26,7 +26,7 @@ PARTS = ("zoo", "tuning", "autoencoder", "overhead", "vectors")
 
 def _zoo(rows: Rows, part: str, asked: argparse.Namespace) -> dict:
     """The axes on models of the zoo that are there, or are made."""
-    seeds = [int(each) for each in (asked.seeds or "10").split(",")]
+    seeds = [int(each) for each in (asked.seeds or "12").split(",")]
     kinds = asked.kinds.split(",") if asked.kinds else list(KINDS_ASKED)
     families = asked.families.split(",")
     if asked.make:
@@ -49,7 +49,7 @@ def main() -> None:
     """Run the parts asked for, keep each, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="zoo,autoencoder,overhead,vectors")
-    parser.add_argument("--seeds", default="", help="default: 10")
+    parser.add_argument("--seeds", default="", help="default: 12")
     parser.add_argument("--kinds", default="", help="default: the bounded set")
     parser.add_argument(
         "--families", default="llama,gpt2", help="where models are made"

@@ -253,14 +253,14 @@ one would need more than ten times as many, one has no room at all, two relearn 
 than their references by .26 and .38 of the room. Retrains differ from each other by
 that much, and one or two references do not say how far. The other requirement, a
 refitted probe, was equivalent to its floor in four, stood in the way in three, and had
-no say in one. In all eight of seed 14 relearning stands in the way again, and a refitted
-probe in two of them: in four the interval reaches beyond the margin above, in four
-below alone, which is no sign of knowledge but no equivalence either.
+no say in one. In all eight of seed 14 relearning stands in the way again, and a
+refitted probe in two of them: in four the interval reaches beyond the margin above, in
+four below alone, which is no sign of knowledge but no equivalence either.
 
 Of the 14 published methods on seed 14 eleven are called suppressed in CNNs and five in
 transformers, where six stay inconclusive, each for a residual trace: a refitted probe
-reads the class and the original's own does not. None is called deleted. Their state is not
-known by construction; the table above has each one's verdict.
+reads the class and the original's own does not. None is called deleted. Their state is
+not known by construction; the table above has each one's verdict.
 """
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
