@@ -93,13 +93,16 @@ def crossfit(
     Raises:
         InputError: the memory budget is too small for even one problem.
     """
+    low, high = x.amin(0).to(torch.float64), x.amax(0).to(torch.float64)
     given, x = x, x.to(torch.float64)
     mean = x.mean(0)
     # A converted copy is ours to change; the caller's rows are not.
-    noise = 16 * torch.finfo(x.dtype).eps * x.abs().amax(0)
     x = x - mean if x is given else x.sub_(mean)
     # What centring leaves of a constant column is rounding, not a feature.
-    x[:, x.abs().amax(0) <= noise] = 0.0
+    noise = 16 * torch.finfo(x.dtype).eps * torch.maximum(-low, high)
+    flat = torch.maximum(mean - low, high - mean) <= noise
+    if bool(flat.any()):
+        x[:, flat] = 0.0
     n, d = x.shape
     base = torch.ones(n, dtype=x.dtype, device=x.device)
     base = base if sample_weight is None else sample_weight.to(base)

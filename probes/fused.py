@@ -45,7 +45,6 @@ def approach(
     target: float,
     accepted: float,
     iterations: torch.dtype,
-    goal: float,
     steps: int,
     limits: tuple[int, float, float],
     work: Work,
@@ -57,7 +56,6 @@ def approach(
         target: Certificate to reach.
         accepted: Certificate to keep in the metric of the own Hessian.
         iterations: Type of most products.
-        goal: Certificate at which the way down ends.
         steps: Steps down, at most.
         limits: Linear systems on exact residuals, at most; the least share of a
             residual that is asked to be left; the certificate from which on steps in
@@ -71,24 +69,17 @@ def approach(
 
     operator, loss = batch.operator, batch.loss
     fast = operator.to(iterations)
-    over = torch.where(fast.weight > 0, 1 / fast.weight, 0.0)
     scores, dual = batch.scores.clone(), batch.dual.clone()
     certificate = torch.empty(len(scores), dtype=torch.float64)
     given = (loss.weight, loss.target, operator.weight)
-    light = (loss.weight.to(iterations), fast.weight, over, fast.leverage())
     turns, finest, near = limits
     quick, slow = rowsolve.approach(
         tuple(_table(each) for each in given),
         (_matrix(operator), *_removal(operator, len(scores))),
-        (
-            _matrix(fast),
-            *(_table(each) for each in light),
-            *_removal(fast, len(scores)),
-        ),
+        (_matrix(fast), _table(fast.weight), *_removal(fast, len(scores))),
         _table(dual),
         _table(scores),
         certificate.numpy(),
-        goal,
         steps,
         (target, accepted, turns, CYCLES, finest, near),
     )
