@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from probes import fused
 from probes.engine import ACCEPTED, TARGET, minimise
 from probes.folds import Folds
 from probes.fullfit import row_fit
@@ -239,10 +240,12 @@ def _shared(job: Job, label: int) -> None:
     present = torch.arange(widest, device=x.device) < sizes[:, None]
     rows[present] = out[:, 1]
     taken = widest if take_out else 0
-    # The solver waits for those that come first.
-    order = _hardest_first(factor, alpha, rows, present)
+    # The solver waits for those that come first, unless it is compiled.
+    plain = job.columns == 1 and not rescaled
+    compiled = plain and fused.serves(len(folds), taken, scores)
+    order = None if compiled else _hardest_first(factor, alpha, rows, present)
     for some in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
-        part = order[some]
+        part = some if order is None else order[some]
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:

@@ -30,14 +30,23 @@ def installed() -> bool:
 
 def suits(batch: Batch) -> bool:
     """Whether the compiled way is for these problems."""
-    here = batch.scores.device.type == "cpu" and batch.scores.dtype in KINDS
-    few = len(batch.scores) < FEWEST
-    if few or not here or not batch.loss.binary:
-        return False
-    if batch.operator.factor.matrix is None:
+    if not batch.loss.binary or batch.operator.factor.matrix is None:
         return False
     removal = batch.operator.removal
-    return (removal is None or removal.rows.shape[1] <= NARROW) and installed()
+    taken = 0 if removal is None else removal.rows.shape[1]
+    return serves(len(batch.scores), taken, batch.scores)
+
+
+def serves(problems: int, taken: int, scores: Tensor) -> bool:
+    """Whether it is for so many problems of two classes.
+
+    Args:
+        problems: How many.
+        taken: Rows that each takes out of the factor.
+        scores: Any with their type and device.
+    """
+    here = scores.device.type == "cpu" and scores.dtype in KINDS
+    return here and problems >= FEWEST and taken <= NARROW and installed()
 
 
 def approach(
