@@ -21,6 +21,7 @@ from probes.fullfit import row_fit
 from probes.job import Job, LogisticOptions, one_hot, row_weights, spread
 from probes.losses import Loss
 from probes.operators import (
+    NARROW,
     Factor,
     Operator,
     factor_gram,
@@ -232,8 +233,8 @@ def _shared(job: Job, label: int) -> None:
         weight = job.class_weights(curvature[0]) if several else curvature.mean(1)
         factor = job.factor(x, weight.clamp(min=1e-12))
     dual = alpha + factor.weight * scores
-    out = (~job.train).nonzero()
-    sizes = (~job.train).sum(1)
+    left_out = ~job.train
+    out, sizes = left_out.nonzero(), left_out.sum(1)
     widest = int(sizes.max())
     take_out = 0 < widest <= (n // 4 if job.wide else min(8, n // 4))
     rows = torch.zeros((len(folds), widest), dtype=torch.long, device=x.device)
@@ -253,7 +254,13 @@ def _shared(job: Job, label: int) -> None:
             pulled = alpha[:, rows[part]].transpose(0, 1)  # (fold, class, g)
             push = -(first @ pulled[..., None]).transpose(2, 3)
             assert operator.removal is not None
-            begin = scores + (push @ operator.removal.strips)[:, :, 0]
+            strips = operator.removal.strips
+            if (
+                taken <= NARROW
+            ):  # thousands of tiny products cost more than a few sweeps
+                begin = scores + (push.transpose(2, 3) * strips).sum(2)
+            else:
+                begin = scores + (push @ strips)[:, :, 0]
             start = (dual * train[:, None]).contiguous()
         else:
             operator = Operator(factor, factor.weight[None])

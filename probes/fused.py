@@ -54,6 +54,7 @@ def approach(
     target: float,
     accepted: float,
     iterations: torch.dtype,
+    goal: float,
     steps: int,
     limits: tuple[int, float, float],
     work: Work,
@@ -65,6 +66,7 @@ def approach(
         target: Certificate to reach.
         accepted: Certificate to keep in the metric of the own Hessian.
         iterations: Type of most products.
+        goal: Certificate at which float32 has done its part where steps are many.
         steps: Steps down, at most.
         limits: Linear systems on exact residuals, at most; the least share of a
             residual that is asked to be left; the certificate from which on steps in
@@ -74,6 +76,23 @@ def approach(
     Returns:
         (problem, 1, n) scores and dual values, (problem,) certificates.
     """
+    operator = batch.operator
+    if iterations != batch.scores.dtype and operator.removal is None and steps > 0:
+        # Far from their optima steps are many, and passes in float32 cost half.
+        rough = Batch(
+            batch.loss.to(iterations),
+            operator.to(iterations),
+            batch.dual.to(iterations),
+            batch.scores.to(iterations),
+        )
+        few = (1, *limits[1:])
+        _, dual, _ = _solve(rough, goal, torch.inf, iterations, steps, few, work)
+        batch, steps = Batch(batch.loss, operator, dual.to(batch.dual), batch.scores), 0
+    return _solve(batch, target, accepted, iterations, steps, limits, work)
+
+
+def _solve(batch, target, accepted, iterations, steps, limits, work):
+    """Arguments as ``approach`` has them; with no steps, no more than to polish."""
     from probes import rowsolve  # numba takes half a second to import
 
     operator, loss = batch.operator, batch.loss

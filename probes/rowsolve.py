@@ -345,21 +345,23 @@ def _compile():
         quick, slow = 0, 0
         for start in range(0, total, size):
             count = min(size, total - start)
-            left, fast, exactly = _descend(
-                start,
-                count,
-                loss,
-                exact,
-                mild,
-                dual,
-                scores,
-                certificate,
-                blocks,
-                steps,
-                limits,
-            )
-            quick += fast
-            slow += exactly
+            left = np.arange(start, start + count)
+            if steps > 0:
+                left, fast, exactly = _descend(
+                    start,
+                    count,
+                    loss,
+                    exact,
+                    mild,
+                    dual,
+                    scores,
+                    certificate,
+                    blocks,
+                    steps,
+                    limits,
+                )
+                quick += fast
+                slow += exactly
             if len(left) > 0:
                 fast, exactly = _polish(
                     left, loss, exact, mild, dual, scores, certificate, blocks, limits

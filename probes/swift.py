@@ -105,7 +105,9 @@ def approach(
     down, turns = min(steps, DESCENT), min(steps, TURNS)
     if fused.suits(batch):
         limits = (turns, FINEST, NEAR)
-        return fused.approach(batch, target, accepted, iterations, down, limits, work)
+        return fused.approach(
+            batch, target, accepted, iterations, goal, down, limits, work
+        )
     pull = loss.target * loss.weight
     rough = _Place(
         loss.to(iterations),
