@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from probes import fused
 from probes.engine import ACCEPTED, TARGET, minimise
 from probes.folds import Folds
 from probes.fullfit import row_fit
 from probes.job import Job, LogisticOptions, one_hot, row_weights, spread
 from probes.losses import Loss
 from probes.operators import (
+    NARROW,
     Factor,
     Operator,
     factor_gram,
@@ -93,13 +95,16 @@ def crossfit(
     Raises:
         InputError: the memory budget is too small for even one problem.
     """
+    low, high = x.amin(0).to(torch.float64), x.amax(0).to(torch.float64)
     given, x = x, x.to(torch.float64)
     mean = x.mean(0)
     # A converted copy is ours to change; the caller's rows are not.
-    noise = 16 * torch.finfo(x.dtype).eps * x.abs().amax(0)
     x = x - mean if x is given else x.sub_(mean)
     # What centring leaves of a constant column is rounding, not a feature.
-    x[:, x.abs().amax(0) <= noise] = 0.0
+    noise = 16 * torch.finfo(x.dtype).eps * torch.maximum(-low, high)
+    flat = torch.maximum(mean - low, high - mean) <= noise
+    if bool(flat.any()):
+        x[:, flat] = 0.0
     n, d = x.shape
     base = torch.ones(n, dtype=x.dtype, device=x.device)
     base = base if sample_weight is None else sample_weight.to(base)
@@ -228,18 +233,20 @@ def _shared(job: Job, label: int) -> None:
         weight = job.class_weights(curvature[0]) if several else curvature.mean(1)
         factor = job.factor(x, weight.clamp(min=1e-12))
     dual = alpha + factor.weight * scores
-    out = (~job.train).nonzero()
-    sizes = (~job.train).sum(1)
+    left_out = ~job.train
+    out, sizes = left_out.nonzero(), left_out.sum(1)
     widest = int(sizes.max())
     take_out = 0 < widest <= (n // 4 if job.wide else min(8, n // 4))
     rows = torch.zeros((len(folds), widest), dtype=torch.long, device=x.device)
     present = torch.arange(widest, device=x.device) < sizes[:, None]
     rows[present] = out[:, 1]
     taken = widest if take_out else 0
-    # The solver waits for those that come first.
-    order = _hardest_first(factor, alpha, rows, present)
+    # The solver waits for those that come first, unless it is compiled.
+    plain = job.columns == 1 and not rescaled
+    compiled = plain and fused.serves(len(folds), taken, scores)
+    order = None if compiled else _hardest_first(factor, alpha, rows, present)
     for some in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
-        part = order[some]
+        part = some if order is None else order[some]
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:
@@ -247,7 +254,13 @@ def _shared(job: Job, label: int) -> None:
             pulled = alpha[:, rows[part]].transpose(0, 1)  # (fold, class, g)
             push = -(first @ pulled[..., None]).transpose(2, 3)
             assert operator.removal is not None
-            begin = scores + (push @ operator.removal.strips)[:, :, 0]
+            strips = operator.removal.strips
+            if (
+                taken <= NARROW
+            ):  # thousands of tiny products cost more than a few sweeps
+                begin = scores + (push.transpose(2, 3) * strips).sum(2)
+            else:
+                begin = scores + (push @ strips)[:, :, 0]
             start = (dual * train[:, None]).contiguous()
         else:
             operator = Operator(factor, factor.weight[None])

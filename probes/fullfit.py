@@ -7,7 +7,9 @@ optimum is enough, and to start single fits.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,12 +49,20 @@ def row_fit(
         tolerance: Stop when the step changes the scores by less, relatively.
         steps: At most so many.
     """
-    found = _steps(gram.float(), loss.to(torch.float32), tolerance, steps)
-    if found is None:
-        found = _steps(gram, loss, tolerance, steps)
+    on_cpu = gram.device.type == "cpu"
+    found = None
+    for dtype in (torch.float32, torch.float64):
+        given = (gram, loss.target[0, 0], loss.weight[0, 0])
+        arrays: list[Any] = [part.to(dtype) for part in given]
+        if on_cpu:
+            arrays = [part.numpy() for part in arrays]
+        with np.errstate(all="ignore"):  # what is not finite is seen at its end
+            found = _steps(*arrays, tolerance=tolerance, steps=steps)
+        if found is not None:
+            break
     if found is None:
         raise InputError("the Gram matrix is not positive semi-definite")
-    dual, intercept = found[0].double(), found[1].double()
+    dual, intercept = (torch.as_tensor(part).to(gram) for part in found)
     dual = dual - dual.mean()
     scores = dual @ gram + intercept
     chance = loss.probabilities(scores[None, None])
@@ -62,58 +72,73 @@ def row_fit(
 
 
 def _steps(
-    gram: Tensor, loss: Loss, tolerance: float, steps: int
-) -> tuple[Tensor, Tensor] | None:
-    """(n,) dual values and the intercept; None where a factorisation fails."""
-    goal, base = loss.target[0, 0], loss.weight[0, 0]
-    dual, intercept = torch.zeros_like(goal), goal.new_zeros(())
+    gram: Any, goal: Any, base: Any, *, tolerance: float, steps: int
+) -> tuple[Any, Any] | None:
+    """(n,) dual values and the intercept; None where a factorisation fails.
+
+    Arrays of NumPy, whose calls cost a fraction of torch's, or tensors.
+    """
+    xp = torch if isinstance(gram, Tensor) else np
+    dual, intercept = xp.zeros_like(goal), 0 * goal[0]
     # A step needs curvature and pull alone, not scores that belong to dual values.
-    scores = (2 * goal - 1) * _margin(gram.diagonal() * base)
+    scores = (2 * goal - 1) * _margin(xp, gram.diagonal() * base)
     guessed, nothing = True, math.log(2) * float(base.sum())
     least = 1e-7 * float(base.max())
-    value = torch.inf
+    value = math.inf
     for _ in range(steps):
-        chance = torch.sigmoid(scores)
+        chance = 1 / (1 + xp.exp(-scores))
         pull = (goal - chance) * base
-        root = (chance * (1 - chance) * base).clamp(min=least).sqrt()
+        root = xp.sqrt((chance * (1 - chance) * base).clip(min=least))
         system = gram * root
-        system.mul_(root[:, None])
-        system.diagonal().add_(1)
-        lower, info = torch.linalg.cholesky_ex(system)
-        if int(info) or not bool(torch.isfinite(lower[-1, -1])):
-            return None
+        system *= root[:, None]
+        system.reshape(-1)[:: len(goal) + 1] += 1
         # Working responses and the vector of ones share one solve.
-        sides = torch.stack([root * scores + pull / root, root], 1)
-        solved = torch.cholesky_solve(sides, lower) * root[:, None]
-        shift = solved[:, 0].sum() / solved[:, 1].sum()
-        aim = solved[:, 0] - shift * solved[:, 1]
-        aim_scores = gram @ aim + shift
-        length = 1.0
+        sides = xp.stack([root * scores + pull / root, root], 1)
+        solved = _solve(system, sides)
+        if solved is None:
+            return None
+        solved = solved.T * root
+        shift = solved[0].sum() / solved[1].sum()
+        new_dual = solved[0] - shift * solved[1]
+        new_scores, bias, length = gram @ new_dual + shift, shift, 1.0
         while True:
-            new_dual = torch.lerp(dual, aim, length)
-            new_scores = torch.lerp(scores, aim_scores, length)
-            bias = torch.lerp(intercept, shift, length)
-            cross = torch.nn.functional.softplus(new_scores) - goal * new_scores
+            cross = xp.log1p(xp.exp(-abs(new_scores))) + new_scores.clip(min=0)
+            cross -= goal * new_scores
             new_value = float(base @ cross + 0.5 * (new_dual @ (new_scores - bias)))
             if new_value <= value or length < 1e-2:
                 break
+            # Half of the way is enough to do better, or half of that.
             length *= 0.5
+            new_dual = 0.5 * (dual + new_dual)
+            new_scores, bias = 0.5 * (scores + new_scores), 0.5 * (intercept + bias)
         if guessed and not new_value <= nothing:
-            scores, guessed = torch.zeros_like(goal), False
+            scores, guessed = xp.zeros_like(goal), False
             continue
         guessed = False
-        change = float((new_scores - scores).abs().max())
+        change = float(abs(new_scores - scores).max())
         dual, scores, intercept, value = new_dual, new_scores, bias, new_value
-        if change <= tolerance * float(scores.abs().max()):
+        if change <= tolerance * float(abs(scores).max()):
             break
     return dual, intercept
 
 
-def _margin(gain: Tensor) -> Tensor:
+def _solve(system: Any, sides: Any) -> Any:
+    """``system``, which is positive definite, solved for ``sides``; None if it fails.
+
+    By torch for arrays of NumPy too, as its LAPACK takes half of the time.
+    """
+    lower, info = torch.linalg.cholesky_ex(torch.as_tensor(system))
+    if int(info) or not math.isfinite(float(lower[-1, -1])):
+        return None
+    solved = torch.cholesky_solve(torch.as_tensor(sides), lower)
+    return solved if isinstance(system, Tensor) else solved.numpy()
+
+
+def _margin(xp: Any, gain: Any) -> Any:
     """Four fifths of the margin m = gain sigmoid(-m) of a row on its own, roughly.
 
     Rows that share a label help one another a little less than they hinder those of
     the other: on activations that saved half of the Newton steps from zero.
     """
-    level = torch.log1p(gain)
-    return 0.8 * (level - torch.log1p(level) * level / (1 + level))
+    level = xp.log1p(gain)
+    return 0.8 * (level - xp.log1p(level) * level / (1 + level))

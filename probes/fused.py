@@ -30,14 +30,23 @@ def installed() -> bool:
 
 def suits(batch: Batch) -> bool:
     """Whether the compiled way is for these problems."""
-    here = batch.scores.device.type == "cpu" and batch.scores.dtype in KINDS
-    few = len(batch.scores) < FEWEST
-    if few or not here or not batch.loss.binary:
-        return False
-    if batch.operator.factor.matrix is None:
+    if not batch.loss.binary or batch.operator.factor.matrix is None:
         return False
     removal = batch.operator.removal
-    return (removal is None or removal.rows.shape[1] <= NARROW) and installed()
+    taken = 0 if removal is None else removal.rows.shape[1]
+    return serves(len(batch.scores), taken, batch.scores)
+
+
+def serves(problems: int, taken: int, scores: Tensor) -> bool:
+    """Whether it is for so many problems of two classes.
+
+    Args:
+        problems: How many.
+        taken: Rows that each takes out of the factor.
+        scores: Any with their type and device.
+    """
+    here = scores.device.type == "cpu" and scores.dtype in KINDS
+    return here and problems >= FEWEST and taken <= NARROW and installed()
 
 
 def approach(
@@ -57,7 +66,7 @@ def approach(
         target: Certificate to reach.
         accepted: Certificate to keep in the metric of the own Hessian.
         iterations: Type of most products.
-        goal: Certificate at which the way down ends.
+        goal: Certificate at which float32 has done its part where steps are many.
         steps: Steps down, at most.
         limits: Linear systems on exact residuals, at most; the least share of a
             residual that is asked to be left; the certificate from which on steps in
@@ -67,28 +76,38 @@ def approach(
     Returns:
         (problem, 1, n) scores and dual values, (problem,) certificates.
     """
+    operator = batch.operator
+    if iterations != batch.scores.dtype and operator.removal is None and steps > 0:
+        # Far from their optima steps are many, and passes in float32 cost half.
+        rough = Batch(
+            batch.loss.to(iterations),
+            operator.to(iterations),
+            batch.dual.to(iterations),
+            batch.scores.to(iterations),
+        )
+        few = (1, *limits[1:])
+        _, dual, _ = _solve(rough, goal, torch.inf, iterations, steps, few, work)
+        batch, steps = Batch(batch.loss, operator, dual.to(batch.dual), batch.scores), 0
+    return _solve(batch, target, accepted, iterations, steps, limits, work)
+
+
+def _solve(batch, target, accepted, iterations, steps, limits, work):
+    """Arguments as ``approach`` has them; with no steps, no more than to polish."""
     from probes import rowsolve  # numba takes half a second to import
 
     operator, loss = batch.operator, batch.loss
     fast = operator.to(iterations)
-    over = torch.where(fast.weight > 0, 1 / fast.weight, 0.0)
     scores, dual = batch.scores.clone(), batch.dual.clone()
     certificate = torch.empty(len(scores), dtype=torch.float64)
     given = (loss.weight, loss.target, operator.weight)
-    light = (loss.weight.to(iterations), fast.weight, over, fast.leverage())
     turns, finest, near = limits
     quick, slow = rowsolve.approach(
         tuple(_table(each) for each in given),
         (_matrix(operator), *_removal(operator, len(scores))),
-        (
-            _matrix(fast),
-            *(_table(each) for each in light),
-            *_removal(fast, len(scores)),
-        ),
+        (_matrix(fast), _table(fast.weight), *_removal(fast, len(scores))),
         _table(dual),
         _table(scores),
         certificate.numpy(),
-        goal,
         steps,
         (target, accepted, turns, CYCLES, finest, near),
     )

@@ -17,7 +17,6 @@ array below has a leading axis ``m`` of length 1 or the number of classes.
 from dataclasses import dataclass
 
 import torch
-from scipy.linalg.blas import dsyrk, ssyrk  # pyright: ignore
 from torch import Tensor
 
 NARROW = 8
@@ -88,16 +87,11 @@ def floor_weight(weight: Tensor, diagonal: Tensor) -> Tensor:
 
 def gram_of(rows: Tensor) -> Tensor:
     """(n, n) inner products of rows, each computed once on the CPU."""
-    if rows.device.type != "cpu" or len(rows) < 64:
+    if rows.device.type != "cpu":
         return rows @ rows.T
-    syrk = ssyrk if rows.dtype == torch.float32 else dsyrk
-    # BLAS reads by columns: neither form may be copied first.
-    if rows.is_contiguous():
-        half = syrk(1.0, rows.numpy().T, trans=1, lower=1)
-    else:
-        half = syrk(1.0, rows.numpy(), trans=0, lower=1)
-    half = torch.from_numpy(half)
-    return torch.tril(half).add_(torch.tril(half, -1).T)
+    # NumPy sees that both sides are one array, computes a half and mirrors it.
+    array = rows.numpy()
+    return torch.from_numpy(array @ array.T)
 
 
 def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Factor:

@@ -3,14 +3,16 @@
 What ``swift.approach`` does with torch expressions is one function of numba's here.
 Products are BLAS's as they are there; what lies between them goes row by row
 (``probes.rowwise``). As nothing has to be sent for, blocks are small and each problem
-stops by itself: one that is done changes places with the last that is not.
+stops by itself: one that is done changes places with the last that is not. As passes
+cost little, its state is in the type of the answer all the way down, which leaves
+nothing to polish of most problems.
 
 Problems share rows of arrays: (1, n) or (problem, n). Arguments come as tuples:
 
     loss    weight, target and the factor's weights, in the type of the answer
     exact   Q, and the rows taken out, their core and their strips; likewise
-    mild    Q, loss weight, factor's weights, one over these, leverage, rows taken out,
-            their core and their strips, in the type of most products
+    mild    Q, the factor's weights, the rows taken out, their core and their strips, in
+            the type of most products
 
 ``probes.fused`` decides when this is used; nothing else imports this file, as numba
 takes half a second to import.
@@ -23,13 +25,16 @@ import numpy as np
 
 from probes.rowwise import (
     apply,
+    certified,
     compiled,
     exchange,
     go_down,
     inner,
-    judge,
     look,
     move,
+    renew,
+    size_of,
+    take_bend,
     take_dual,
     take_residual,
     take_rest,
@@ -53,57 +58,83 @@ def _swap(k, other, place, size, before, first, least, square, rate):
 
 
 @compiled
-def _descend(start, count, loss, mild, dual, scores, blocks, goal, steps):
-    """Down in the type of ``mild``, each problem until it is at the goal; products.
+def _descend(
+    start, count, loss, exact, mild, dual, scores, certificate, blocks, steps, limits
+):
+    """Nonlinear conjugate gradients; see ``swift._descend``. Who is left, and products.
 
-    ``dual`` and ``scores`` (of all problems) are moved in place.
+    The state and its residual are in the type of the answer, directions and products
+    in that of ``mild``. What scores lose to those products is made good once, near the
+    optimum, and the directions go on: few problems need another solver.
+
+    ``dual``, ``scores`` and ``certificate`` (of all problems) are written in place.
     """
     weight, target, fixed = loss
-    matrix, light, heavy, _, _, rows, core, strips = mild
-    residual, pulled, chance, place_scores, rest, ahead, inside, image = blocks
+    matrix, rows, core, strips = exact
+    fast, heavy, _, mild_core, mild_strips = mild
+    residual, pulled, chance, ahead, inside, image = blocks[:6]
+    wanted, accepted, _, _, _, near = limits
     n = scores.shape[1]
-    kind = matrix.dtype.type
-    place = np.empty(count, np.int64)
-    least, best = np.empty(count), np.full(count, np.inf)
-    bend, length = np.zeros(count, matrix.dtype), np.zeros(count, matrix.dtype)
-    last = np.zeros(count, matrix.dtype)
+    kind, wide = fast.dtype.type, matrix.dtype
+    own_scores, rest = np.empty((count, n), wide), np.empty((count, n), wide)
+    sent, came = np.empty((count, n), wide), np.empty((count, n), wide)
+    row = np.empty(n, wide)
+    place, left = np.empty(count, np.int64), np.empty(count, np.int64)
+    size, best = np.empty(count), np.full(count, np.inf)
+    bend, length = np.zeros(count, fast.dtype), np.zeros(count, fast.dtype)
+    last = np.zeros(count, fast.dtype)
+    back, asked = np.empty(count, np.int64), np.empty(count, np.int64)
+    exactly, due = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     for k in range(count):
         p = start + k
         place[k] = p
-        size, floor, f = 0.0, 0.0, p % len(fixed)
+        size[k] = size_of(dual, scores, p, fixed)
         for i in range(n):
-            size += dual[p, i] * scores[p, i]
-            floor += fixed[f, i]
-        # Scores of a thousandth count as nothing: optima at zero have no scale.
-        least[k] = max(size, 1e-6 * floor) * goal**2
-        for i in range(n):
-            place_scores[k, i] = kind(scores[p, i])
-        w, t = p % len(weight), p % len(target)
-        for i in range(n):
-            pull = target[t, i] * weight[w, i] - dual[p, i]
-            rest[k, i] = kind(pull + fixed[f, i] * scores[p, i])
-        take_residual(k, place_scores, rest, p % len(light), light, chance, residual)
-    live, turn, products = count, 0, 0
+            own_scores[k, i] = scores[p, i]
+        take_rest(k, dual, own_scores, p, weight, target, fixed, rest)
+        take_residual(k, own_scores, rest, p, weight, row, chance, residual)
+    live, gone, turn, quick, slow = count, 0, 0, 0, 0
     while live > 0:
-        apply(residual, live, matrix, pulled, place, rows, core, strips)
-        products += live
+        apply(residual, live, fast, pulled, place, rows, mild_core, mild_strips)
+        quick += live
         # From the last: a slot that is freed gets the last one's problem.
         for k in range(live - 1, -1, -1):
             p = place[k]
             square = inner(residual, pulled, k)
-            stop = abs(square) <= least[k] or turn + 1 >= steps
+            now = np.sqrt(abs(square) / size[k])
+            if turn == 0:
+                # Short ways in one type lose no more than their ends are rounded.
+                exactly[k] = fast.dtype == wide and now <= 1
+            arrived = exactly[k] and now <= wanted
+            stop = arrived or turn + 1 >= steps
             if turn % 2 == 0:
-                # Float32 has a floor of its own, which differs between problems.
                 stop |= not (square < 0.8 * best[k])
                 best[k] = square
             if stop:
                 for i in range(n):
-                    scores[p, i] = place_scores[k, i]
-                take_dual(k, rest, place_scores, p, weight, target, fixed, dual, p)
+                    scores[p, i] = own_scores[k, i]
+                take_dual(k, rest, own_scores, p, weight, target, fixed, dual, p)
+                certificate[p] = np.inf
+                if arrived:
+                    f = p % len(heavy)
+                    take_bend(k, chance, p % len(weight), weight, f, heavy, image)
+                    norm = size_of(dual, scores, p, fixed)
+                    _, own = certified(
+                        k, p, square, norm, accepted, residual, image, mild
+                    )
+                    arrived = own <= accepted
+                    certificate[p] = own if arrived else np.inf
+                if not arrived:
+                    left[gone] = p
+                    gone += 1
                 live -= 1
-                place[k], least[k], best[k] = place[live], least[live], best[live]
+                place[k], size[k], best[k] = place[live], size[live], best[live]
                 bend[k], length[k], last[k] = bend[live], length[live], last[live]
-                for block in blocks:
+                exactly[k], due[k] = exactly[live], due[live]
+                for block in (residual, chance, ahead, inside, image):
+                    for i in range(n):
+                        block[k, i] = block[live, i]
+                for block in (own_scores, rest):
                     for i in range(n):
                         block[k, i] = block[live, i]
                 continue
@@ -118,38 +149,57 @@ def _descend(start, count, loss, mild, dual, scores, blocks, goal, steps):
                 turn == 0,
                 keep,
                 slope,
-                p % len(light),
-                light,
+                p % len(weight),
+                weight,
                 p % len(heavy),
                 heavy,
                 pulled,
                 residual,
+                row,
                 chance,
-                place_scores,
+                own_scores,
                 rest,
                 ahead,
                 inside,
                 image,
             )
+            due[k] = not exactly[k] and now <= near
+        off = 0
+        for k in range(live):
+            if due[k]:
+                # Scores were moved by rough products; make them exact again.
+                p = place[k]
+                take_dual(k, rest, own_scores, p, weight, target, fixed, sent, off)
+                asked[off], back[off] = p, k
+                off += 1
+        if off > 0:
+            apply(sent, off, matrix, came, asked, rows, core, strips)
+            slow += off
+            for o in range(off):
+                k = back[o]
+                renew(k, o, came, asked[o] % len(fixed), fixed, own_scores, rest)
+                take_residual(
+                    k, own_scores, rest, asked[o], weight, row, chance, residual
+                )
+                exactly[k], due[k] = True, False
         turn += 1
-    return products
+    return left[:gone], quick, slow
 
 
 @compiled
-def _polish(start, count, loss, exact, mild, dual, scores, certificate, blocks, limits):
+def _polish(left, loss, exact, mild, dual, scores, certificate, blocks, limits):
     """Newton steps on exact residuals; see ``swift._polish``. Products of both types.
 
     ``dual``, ``scores`` and ``certificate`` (of all problems) are written in place.
     """
     weight, target, fixed = loss
     matrix, rows, core, strips = exact
-    fast, _, heavy, over, leverage, _, mild_core, mild_strips = mild
+    fast, heavy, _, mild_core, mild_strips = mild
     residual, pulled, begun, lift, bend, search, ahead, _ = blocks
     wanted, accepted, turns, cycles, finest, near = limits
-    n = scores.shape[1]
+    n, count = scores.shape[1], len(left)
     kind = fast.dtype.type
-    noise = 16 * np.finfo(fast.dtype).eps
-    place = np.arange(start, start + count)
+    place = left.copy()
     wide = matrix.dtype
     own_scores, rest = np.empty((count, n), wide), np.empty((count, n), wide)
     sent, came = np.empty((count, n), wide), np.empty((count, n), wide)
@@ -160,12 +210,12 @@ def _polish(start, count, loss, exact, mild, dual, scores, certificate, blocks, 
     back, asked = np.empty(count, np.int64), np.empty(count, np.int64)
     for k in range(count):
         for i in range(n):
-            sent[k, i] = dual[start + k, i]
+            sent[k, i] = dual[left[k], i]
     apply(sent, count, matrix, own_scores, place, rows, core, strips)
     quick, slow = 0, count
     for k in range(count):
         p = place[k]
-        take_rest(k, sent, own_scores, p, weight, target, fixed, rest)
+        take_rest(k, dual, own_scores, p, weight, target, fixed, rest)
         floor, f = 0.0, p % len(fixed)
         for i in range(n):
             floor += fixed[f, i]
@@ -181,11 +231,7 @@ def _polish(start, count, loss, exact, mild, dual, scores, certificate, blocks, 
         for k in range(live - 1, -1, -1):
             p = place[k]
             value = inner(residual, pulled, k)
-            lost, share = judge(
-                k, residual, p % len(over), over, p % len(leverage), leverage, bend
-            )
-            now = np.sqrt((abs(value) + noise * lost) / size[k])
-            own = now / np.sqrt(min(max(share, 1e-7), 1.0))
+            now, own = certified(k, p, value, size[k], accepted, residual, bend, mild)
             # At the floor of rounding a turn more brings nothing.
             done = (now <= wanted or now > 0.5 * before[k]) and own <= accepted
             if done or turn + 1 == turns:
@@ -271,11 +317,8 @@ def _polish(start, count, loss, exact, mild, dual, scores, certificate, blocks, 
             apply(sent, off, matrix, came, asked, rows, core, strips)
             slow += off
             for o in range(off):
-                k, f = back[o], asked[o] % len(fixed)
-                for i in range(n):
-                    rest[k, i] += fixed[f, i] * (came[o, i] - own_scores[k, i])
-                for i in range(n):
-                    own_scores[k, i] = came[o, i]
+                f = asked[o] % len(fixed)
+                renew(back[o], o, came, f, fixed, own_scores, rest)
     return quick, slow
 
 
@@ -284,7 +327,7 @@ def _compile():
     own = Path(__file__).with_name("rowwise.py").read_bytes()
     sources = hashlib.sha256(own + Path(__file__).read_bytes()).hexdigest()
 
-    def approach(loss, exact, mild, dual, scores, certificate, goal, steps, limits):
+    def approach(loss, exact, mild, dual, scores, certificate, steps, limits):
         _ = sources  # numba looks at this file's date, and not at the other's
         total, n = scores.shape
         size = min(BLOCK, total)
@@ -302,23 +345,29 @@ def _compile():
         quick, slow = 0, 0
         for start in range(0, total, size):
             count = min(size, total - start)
-            quick += _descend(
-                start, count, loss, mild, dual, scores, blocks, goal, steps
-            )
-            more, exactly = _polish(
-                start,
-                count,
-                loss,
-                exact,
-                mild,
-                dual,
-                scores,
-                certificate,
-                blocks,
-                limits,
-            )
-            quick += more
-            slow += exactly
+            left = np.arange(start, start + count)
+            if steps > 0:
+                left, fast, exactly = _descend(
+                    start,
+                    count,
+                    loss,
+                    exact,
+                    mild,
+                    dual,
+                    scores,
+                    certificate,
+                    blocks,
+                    steps,
+                    limits,
+                )
+                quick += fast
+                slow += exactly
+            if len(left) > 0:
+                fast, exactly = _polish(
+                    left, loss, exact, mild, dual, scores, certificate, blocks, limits
+                )
+                quick += fast
+                slow += exactly
         return quick, slow
 
     return compiled(approach, cache=True)

@@ -165,12 +165,36 @@ def exchange(block, k, other):
 
 
 @compiled
-def take_residual(k, scores, rest, w, weight, chance, residual):
+def size_of(dual, scores, p, fixed):
+    """Squared norm of problem p's parameters in the metric of H."""
+    size, floor, f = 0.0, 0.0, p % len(fixed)
+    for i in range(dual.shape[1]):
+        size += dual[p, i] * scores[p, i]
+    for i in range(dual.shape[1]):
+        floor += fixed[f, i]
+    # Scores of a thousandth count as nothing: optima at zero have no scale.
+    return max(size, 1e-6 * floor)
+
+
+@compiled
+def take_residual(k, scores, rest, p, weight, row, chance, residual):
     """Probabilities of a slot, and ``rest`` less their product with the weights."""
+    kind, w = residual.dtype.type, p % len(weight)
     for i in range(scores.shape[1]):
-        chance[k, i] = logistic(scores[k, i])
+        row[i] = logistic(scores[k, i])
     for i in range(scores.shape[1]):
-        residual[k, i] = rest[k, i] - chance[k, i] * weight[w, i]
+        chance[k, i] = kind(row[i])
+    for i in range(scores.shape[1]):
+        residual[k, i] = kind(rest[k, i] - row[i] * weight[w, i])
+
+
+@compiled
+def take_bend(k, chance, w, weight, f, fixed, bend):
+    """Curvature of a slot beyond ``fixed``."""
+    kind = bend.dtype.type
+    for i in range(bend.shape[1]):
+        mass = chance[k, i] * kind(weight[w, i])
+        bend[k, i] = mass - mass * chance[k, i] - fixed[f, i]
 
 
 @compiled
@@ -185,12 +209,21 @@ def take_dual(k, rest, scores, p, weight, target, fixed, out, o):
 
 @compiled
 def take_rest(k, dual, scores, p, weight, target, fixed, out):
-    """The rest b = s t - c + w E of slot k."""
+    """The rest b = s t - c + w E of slot k, c of problem p."""
     w, t, f = p % len(weight), p % len(target), p % len(fixed)
     for i in range(out.shape[1]):
         out[k, i] = target[t, i] * weight[w, i] + fixed[f, i] * scores[k, i]
     for i in range(out.shape[1]):
-        out[k, i] -= dual[k, i]
+        out[k, i] -= dual[p, i]
+
+
+@compiled
+def renew(k, o, fresh, f, fixed, scores, rest):
+    """Scores of slot k from row o, and the rest that keeps dual values."""
+    for i in range(scores.shape[1]):
+        rest[k, i] += fixed[f, i] * (fresh[o, i] - scores[k, i])
+    for i in range(scores.shape[1]):
+        scores[k, i] = fresh[o, i]
 
 
 @compiled
@@ -205,6 +238,7 @@ def go_down(
     fixed,
     pulled,
     residual,
+    row,
     chance,
     scores,
     rest,
@@ -217,7 +251,7 @@ def go_down(
     A direction moves scores by ``ahead`` and alpha by ``inside``.
     """
     n = scores.shape[1]
-    kind = scores.dtype.type
+    kind, wide = ahead.dtype.type, scores.dtype.type
     if first:
         for i in range(n):
             inside[k, i] = residual[k, i] - fixed[f, i] * pulled[k, i]
@@ -231,7 +265,7 @@ def go_down(
             ahead[k, i] = pulled[k, i] + keep * ahead[k, i]
     bend = kind(0)
     for i in range(n):
-        mass = chance[k, i] * weight[w, i]
+        mass = chance[k, i] * kind(weight[w, i])
         value = inside[k, i] + (mass - mass * chance[k, i]) * ahead[k, i]
         image[k, i] = value
         bend += ahead[k, i] * value
@@ -241,16 +275,17 @@ def go_down(
     change, last = length, kind(0)
     for _ in range(4):
         for i in range(n):
-            value = scores[k, i] + change * ahead[k, i]
+            value = scores[k, i] + wide(change) * ahead[k, i]
             scores[k, i] = value
-            chance[k, i] = logistic(value)
+            row[i] = logistic(value)
         for i in range(n):
-            rest[k, i] -= change * inside[k, i]
+            rest[k, i] -= wide(change) * inside[k, i]
+        for i in range(n):
+            residual[k, i] = kind(rest[k, i] - row[i] * weight[w, i])
         last = kind(0)
         for i in range(n):
-            value = rest[k, i] - chance[k, i] * weight[w, i]
-            residual[k, i] = value
-            last += value * ahead[k, i]
+            chance[k, i] = kind(row[i])
+            last += residual[k, i] * ahead[k, i]
         if not (last < kind(-0.5) * slope and length > kind(0)):
             break
         # The slope turned by over half: back to where a line has its root.
@@ -273,20 +308,45 @@ def look(k, scores, rest, w, weight, f, fixed, chance, residual, bend):
 
 
 @compiled
-def judge(k, residual, o, over, h, leverage, bend):
-    """Residual over the weights, and how much the own Hessian is of the factor's.
-
-    See ``swift._certificates`` for both.
-    """
+def judge(k, residual, f, fixed, bend):
+    """Residual over the weights, and the least of the curvature over them."""
     kind = residual.dtype.type
-    size, lost, least = kind(0), kind(0), kind(np.inf)
+    size, least = kind(0), kind(np.inf)
     for i in range(residual.shape[1]):
-        size += residual[k, i] * residual[k, i] * over[o, i]
-    for i in range(residual.shape[1]):
-        ratio = bend[k, i] * over[o, i]
-        least = min(least, ratio)
-        lost += max(kind(-0.5) - ratio, kind(0)) * leverage[h, i]
-    return size, max(kind(1) + least, kind(0.5) - lost)
+        over = kind(1) / fixed[f, i] if fixed[f, i] > kind(0) else kind(0)
+        size += residual[k, i] * residual[k, i] * over
+        least = min(least, bend[k, i] * over)
+    return size, kind(1) + least
+
+
+@compiled
+def half_less_lost(k, p, f, fixed, bend, matrix, core, strips):
+    """How much the own Hessian is of the factor's, by the trace of what it lost."""
+    kind, few = bend.dtype.type, core.shape[1]
+    lost = kind(0)
+    for i in range(bend.shape[1]):
+        own = matrix[i, i]
+        for g in range(few):
+            for h in range(few):
+                own += strips[p, g, i] * core[p, g, h] * strips[p, h, i]
+        # 1/2 - W / w, times the leverage w Q_ii.
+        lost += max(kind(-0.5) * fixed[f, i] - bend[k, i], kind(0)) * own
+    return kind(0.5) - lost
+
+
+@compiled
+def certified(k, p, square, size, accepted, residual, bend, mild):
+    """Certificates in the factor's metric and the own Hessian's; ``swift`` has why."""
+    matrix, fixed, _, core, strips = mild
+    f = p % len(fixed)
+    lost, share = judge(k, residual, f, fixed, bend)
+    noise = 16 * np.finfo(matrix.dtype).eps
+    now = np.sqrt((abs(square) + noise * lost) / size)
+    own = now / np.sqrt(min(max(share, 1e-7), 1.0))
+    if not own <= accepted:
+        share = max(share, half_less_lost(k, p, f, fixed, bend, matrix, core, strips))
+        own = now / np.sqrt(min(max(share, 1e-7), 1.0))
+    return now, own
 
 
 @compiled

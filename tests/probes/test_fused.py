@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 from probes import engine, fused, swift
 from probes.crossfit import crossfit
-from probes.folds import k_fold
+from probes.folds import k_fold, leave_one_group_out
 from probes.job import LogisticOptions, one_hot
 from probes.losses import Loss
 from probes.operators import NARROW, Operator, factor_gram, remove_rows
@@ -242,3 +243,40 @@ def test_the_limits_are_those_of_the_torch_expressions(monkeypatch):
     compiled, torched = both(batch)
     assert bool(torch.isinf(torched[2]).all())
     assert bool(torch.isinf(compiled[2]).all())
+
+
+@pytest.mark.parametrize(
+    ("precision", "gap", "products"),
+    [(torch.float64, 1e-8, 9), (torch.float32, 1e-4, 5)],
+)
+def test_one_row_left_out_takes_few_products(precision, gap, products):
+    """Directions go on to the end: to begin anew took two products more a fold."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(90, 150)) * np.arange(1, 151) ** -0.5
+    y = rng.permutation(np.arange(90) % 2)
+    folds = leave_one_group_out(None, 90)
+    found = crossfit(
+        torch.from_numpy(x),
+        torch.from_numpy(y[None]),
+        2,
+        folds,
+        LogisticOptions(precision=precision),
+    )
+    assert found.unsolved == 0
+    assert found.work.products <= products * 90
+    scores = found.scores[0, 0].double().numpy()
+    for row in (0, 41, 89):
+        peer = LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=500)
+        peer.fit(x[folds.train[row]], y[folds.train[row]])
+        expected = peer.decision_function(x[row : row + 1])[0]
+        assert abs(scores[row] - expected) <= gap * np.abs(scores).max()
+
+
+def test_what_float32_leaves_at_its_goal_is_polished():
+    """Starts at nothing come down in float32 whole, and end at a float64 optimum."""
+    batch = problems(60, 90, 70, 0, 0.3, 1.0, 8)
+    (scores, dual, certificate), torched = both(batch)
+    assert float(certificate.max()) <= ACCEPTED
+    scale = float(torched[0].abs().max())
+    assert float((scores - torched[0]).abs().max()) <= 5e-8 * scale
+    assert float((batch.operator(dual) - scores).abs().max()) <= 1e-9 * scale

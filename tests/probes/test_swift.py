@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from probes import engine, fused, swift
-from probes.fullfit import row_fit
+from probes.fullfit import _steps, row_fit
 from probes.job import one_hot
 from probes.losses import Loss
 from probes.operators import factor_gram, remove_rows
@@ -133,6 +133,21 @@ def test_leverage_is_the_diagonal_of_what_the_operator_applies():
     dense = batch.operator.dense()[:, 0].diagonal(dim1=1, dim2=2)
     expected = batch.operator.weight[:, 0] * dense
     torch.testing.assert_close(batch.operator.leverage()[:, 0], expected)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_newton_on_all_rows_is_the_same_in_arrays_and_tensors(scale):
+    rng = np.random.default_rng(3)
+    rows = scale * rng.normal(size=(80, 200))
+    gram = rows @ rows.T
+    goal, base = rng.permutation(np.arange(80.0) % 2), np.ones(80)
+    given = (gram, goal, base)
+    found = _steps(*given, tolerance=1e-9, steps=40)
+    same = _steps(*map(torch.from_numpy, given), tolerance=1e-9, steps=40)
+    assert found is not None and same is not None
+    np.testing.assert_allclose(found[0], same[0], atol=1e-10 * abs(found[0]).max())
+    largest = abs(gram @ found[0]).max()
+    np.testing.assert_allclose(found[1], same[1], atol=1e-9 * largest)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
