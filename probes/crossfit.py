@@ -255,9 +255,8 @@ def _shared(job: Job, label: int) -> None:
             push = -(first @ pulled[..., None]).transpose(2, 3)
             assert operator.removal is not None
             strips = operator.removal.strips
-            if (
-                taken <= NARROW
-            ):  # thousands of tiny products cost more than a few sweeps
+            # Thousands of tiny products cost more than a few sweeps.
+            if taken <= NARROW:
                 begin = scores + (push.transpose(2, 3) * strips).sum(2)
             else:
                 begin = scores + (push @ strips)[:, :, 0]
