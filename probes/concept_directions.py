@@ -18,6 +18,8 @@ from probes.losses import Loss
 from probes.problems import Work
 from probes.tall import fit_tall
 
+STIFF = 1e-6
+"""Least ridge, as a share of the whole scatter, that the scatter itself may hold."""
 SOLVED = 1e-14
 """Share of a side that may be left of it."""
 METHODS = ("mean", "kif", "lda", "logistic", "pca")
@@ -68,27 +70,36 @@ def discriminant(
         centred = part - (w @ part) / total
         difference = mean_difference(centred, own, w)
         scaled = w.sqrt()[:, None] * centred
-        wide = len(part) < x.shape[1]
-        scatter = scaled @ scaled.T if wide else scaled.T @ scaled
+        spread_of = scaled.square().sum()
         positive = ((own == 1) * w).sum(1)
         between = positive * (total - positive) / total
         square = difference.square().sum(1)
-        trace = (scatter.diagonal().sum() - between * square).clamp(min=0)
+        trace = (spread_of - between * square).clamp(min=0)
         ridge = shrinkage * trace / (total * x.shape[1])
         if bool(((ridge <= 0) & (square > 0)).any()):
             raise RowsError(
                 "no row differs from its class mean, so there is no covariance",
                 fix="Use the mean difference",
             )
-        # Fewer rows than columns: the answer is a sum of rows, as the difference is.
-        tell = shares(own == 1, w) - shares(own == 0, w)
-        side = tell / w.sqrt() if wide else difference
         share = (1 - shrinkage) / total
-        solved = shifted_solve(share * scatter, ridge, side)
-        solved = solved @ scaled if wide else solved
+        if bool((ridge < STIFF * share * spread_of).any()):
+            # A scatter has the squares of the rows' digits: it would lose a weak ridge.
+            _, sizes, axes = torch.linalg.svd(scaled, full_matrices=False)
+            side = difference @ axes.T  # the rest of a difference is zero
+            solved = side / (share * sizes.square() + ridge.clamp(min=1e-300)[:, None])
+        else:
+            # Fewer rows than columns: the answer is a sum of rows, as a difference is.
+            wide = len(part) < x.shape[1]
+            tell = (shares(own == 1, w) - shares(own == 0, w)) / w.sqrt()
+            axes = scaled if wide else None
+            scatter = scaled @ scaled.T if wide else scaled.T @ scaled
+            side = tell if wide else difference
+            solved = shifted_solve(share * scatter, ridge, side)
+            side = side @ scatter if wide else side
         # Taking the between-class part out of the scatter only changes the length.
-        shrink = 1 - share * between * (difference * solved).sum(1)
-        out[chosen] = solved / shrink[:, None]
+        shrink = 1 - share * between * (side * solved).sum(1)
+        solved = solved / shrink[:, None]
+        out[chosen] = solved if axes is None else solved @ axes
     return out
 
 

@@ -336,3 +336,24 @@ def test_one_inverse_solves_at_every_shift(rng):
         assert float((solved - expected).norm() / expected.norm()) < 1e-10
     assert not bool(found[3].any())
     assert not bool(shifted_solve(rows.T @ rows, shifts[3:], sides[3:]).any())
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 1e-4, 1e-9])
+@pytest.mark.parametrize(("width", "twins"), [(20, 0), (20, 8), (200, 0)])
+def test_weak_shrinkage_turns_no_discriminant(rng, shrinkage, width, twins):
+    """Against the scatter within classes itself, also where it has no full rank."""
+    x = rng.normal(size=(60, width)) * np.logspace(0, -3, width)
+    x[:, width - twins :] = x[:, :twins]
+    mark = rng.permutation(np.arange(60) % 3 == 0)
+    within = x - np.where(mark[:, None], x[mark].mean(0), x[~mark].mean(0))
+    difference = x[mark].mean(0) - x[~mark].mean(0)
+    sizes, axes = np.linalg.svd(within, full_matrices=False)[1:]
+    ridge = shrinkage * (sizes**2).sum() / x.size
+    inside = axes @ difference
+    expected = (inside / ((1 - shrinkage) / 60 * sizes**2 + ridge)) @ axes
+    expected += (difference - inside @ axes) / ridge
+    found = concept_vectors(
+        x[None], concepts_of(mark.astype(int)), "lda", shrinkage=shrinkage
+    )
+    place = found.concepts.index("1")
+    assert unit(expected) @ found.vectors[0, place] > 1 - 1e-9
