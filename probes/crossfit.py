@@ -31,6 +31,7 @@ from probes.operators import (
 )
 from probes.problems import Batch, Work
 from probes.rescaled import refine, scales_of
+from probes.swift import LIMITS
 from probes.tall import fit_tall
 from probes.threads import few_threads
 
@@ -95,16 +96,7 @@ def crossfit(
     Raises:
         InputError: the memory budget is too small for even one problem.
     """
-    low, high = x.amin(0).to(torch.float64), x.amax(0).to(torch.float64)
-    given, x = x, x.to(torch.float64)
-    mean = x.mean(0)
-    # A converted copy is ours to change; the caller's rows are not.
-    x = x - mean if x is given else x.sub_(mean)
-    # What centring leaves of a constant column is rounding, not a feature.
-    noise = 16 * torch.finfo(x.dtype).eps * torch.maximum(-low, high)
-    flat = torch.maximum(mean - low, high - mean) <= noise
-    if bool(flat.any()):
-        x[:, flat] = 0.0
+    x, mean = _centred(x)
     n, d = x.shape
     base = torch.ones(n, dtype=x.dtype, device=x.device)
     base = base if sample_weight is None else sample_weight.to(base)
@@ -134,6 +126,27 @@ def crossfit(
         job.coef /= 1 if scale is None else scale
         job.intercept -= job.coef @ mean
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 rows less their mean, constant columns 0, and the mean."""
+    rows = x.to(torch.float64)
+    mean = rows.new_full((len(x),), 1 / len(x)) @ rows
+    # A converted copy is ours to change; the caller's rows are not.
+    rows = rows - mean if rows is x else rows.sub_(mean)
+    # What centring leaves of a constant column is rounding, not a feature. Few columns
+    # begin and end alike, so that few have to be looked at whole.
+    eps = 16 * torch.finfo(rows.dtype).eps
+    first = x[0].to(torch.float64)
+    alike = (first - x[-1]).abs() <= 4 * eps * first.abs()
+    if bool(alike.any()):
+        which = alike.nonzero()[:, 0]
+        columns = x[:, which].to(torch.float64)
+        low, high = columns.amin(0), columns.amax(0)
+        noise = eps * torch.maximum(-low, high)
+        flat = torch.maximum(mean[which] - low, high - mean[which]) <= noise
+        rows[:, which[flat]] = 0.0
+    return rows, mean
 
 
 def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
@@ -222,7 +235,8 @@ def _shared(job: Job, label: int) -> None:
     if job.wide and job.columns == 1:
         gram = gram_of(x)
         positive = whole.weight.clamp(min=1e-9 * float(whole.weight.max()))
-        fit = row_fit(gram, Loss(target, positive))
+        compiled = fused.serves(len(folds), 0, gram)
+        fit = row_fit(gram, Loss(target, positive), compiled=compiled)
         alpha, scores = fit.dual, fit.scores
         factor = factor_gram(gram, floor_weight(fit.weight[None], gram.diagonal()))
     else:
@@ -233,20 +247,23 @@ def _shared(job: Job, label: int) -> None:
         weight = job.class_weights(curvature[0]) if several else curvature.mean(1)
         factor = job.factor(x, weight.clamp(min=1e-12))
     dual = alpha + factor.weight * scores
-    left_out = ~job.train
-    out, sizes = left_out.nonzero(), left_out.sum(1)
-    widest = int(sizes.max())
-    take_out = 0 < widest <= (n // 4 if job.wide else min(8, n // 4))
-    rows = torch.zeros((len(folds), widest), dtype=torch.long, device=x.device)
-    present = torch.arange(widest, device=x.device) < sizes[:, None]
-    rows[present] = out[:, 1]
-    taken = widest if take_out else 0
-    # The solver waits for those that come first, unless it is compiled.
-    plain = job.columns == 1 and not rescaled
-    compiled = plain and fused.serves(len(folds), taken, scores)
-    order = None if compiled else _hardest_first(factor, alpha, rows, present)
-    for some in job.chunks(len(folds), n, taken, rescaled, len(factor.weight)):
-        part = some if order is None else order[some]
+    left_out = torch.from_numpy(folds.left_out).to(x.device)
+    taken = left_out.shape[1]
+    take_out = 0 < taken <= (n // 4 if job.wide else min(8, n // 4))
+    rows, present = left_out.clamp(min=0), left_out >= 0
+    left = torch.ones(len(folds), dtype=torch.bool, device=x.device)
+    plain = take_out and not rescaled and job.columns == 1
+    if plain and fused.leaves_out(factor, len(folds), taken):
+        _left_out(job, label, factor, whole, alpha[0], scores[0])
+        left = ~(job.certificate[label] <= ACCEPTED[options.precision])
+        if not bool(left.any()):
+            return
+    # The solver waits for those that come first.
+    order = _hardest_first(factor, alpha, rows, present)
+    order = order[left[order]]
+    taken = taken if take_out else 0
+    for some in job.chunks(len(order), n, taken, rescaled, len(factor.weight)):
+        part = order[some]
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
         if take_out:
@@ -280,6 +297,40 @@ def _shared(job: Job, label: int) -> None:
         job.scores[label, :, test[:, 1]] = (
             held[test[:, 0], :, test[:, 1]].to(job.scores).T
         )
+
+
+def _left_out(
+    job: Job, label: int, factor: Factor, whole: Loss, alpha: Tensor, scores: Tensor
+) -> None:
+    """Folds that each take few rows out of one factor, compiled."""
+    folds, options, codes = job.folds, job.options, job.codes[label : label + 1]
+    rows, kind = torch.from_numpy(folds.left_out), options.precision
+    inner = job.inner if kind == torch.float64 else kind
+    for part in job.chunks(len(folds), len(job.x), rows.shape[1]):
+        weight, train = whole.weight, job.train[part]
+        if options.balanced:  # within the training rows
+            weight = row_weights(codes, job.classes, job.base * train, options)
+        held, dual, certificate = fused.leave_out(
+            factor,
+            Loss(whole.target, weight),
+            alpha,
+            scores,
+            rows[part],
+            kind,
+            (TARGET[kind], ACCEPTED[kind]),
+            inner,
+            LIMITS,
+            job.work,
+        )
+        if job.coef is not None:
+            kept = factor.weight * train[:, None]
+            job.keep_probes(label, part, dual, held, kept, job.x)
+        job.certificate[label, part] = certificate.double()
+        fold, row = folds.scored
+        here = (fold >= part.start) & (fold < part.stop)
+        fold, row = fold[here] - part.start, row[here]
+        # Through NumPy, to which a few hundred indices cost a tenth.
+        job.scores[label, 0].numpy()[row] = held[:, 0].numpy()[fold, row]
 
 
 def _hardest_first(

@@ -1,6 +1,7 @@
 """Who is left out together: folds as masks, by group, checked against the labels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +45,20 @@ class Folds:
     def rows(self) -> int:
         """Number of rows."""
         return self.train.shape[1]
+
+    @cached_property
+    def left_out(self) -> NDArray[np.int64]:
+        """(fold, g) rows that a fold does not fit on, -1 after the last of them."""
+        sizes = (~self.train).sum(1)
+        found = np.full((len(self), int(sizes.max(initial=0))), -1)
+        found[np.arange(found.shape[1]) < sizes[:, None]] = (~self.train).nonzero()[1]
+        return found
+
+    @cached_property
+    def scored(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(row,) folds and the rows that they score, in pairs."""
+        fold, row = self.test.nonzero()
+        return fold, row
 
 
 def group_codes(groups: ArrayLike | None, n: int) -> NDArray[np.int64]:

@@ -11,10 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 from evidence.errors import InputError
 from probes.losses import Loss
+
+LAPACK = {
+    np.dtype(np.float32): (lapack.spotrf, lapack.spotrs),
+    np.dtype(np.float64): (lapack.dpotrf, lapack.dpotrs),
+}
+"""Cholesky's factor and its use, by type, without what checking costs here."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,12 @@ class RowFit:
 
 
 def row_fit(
-    gram: Tensor, loss: Loss, *, tolerance: float = 0.1, steps: int = 40
+    gram: Tensor,
+    loss: Loss,
+    *,
+    tolerance: float = 0.1,
+    steps: int = 40,
+    compiled: bool = False,
 ) -> RowFit:
     """Newton on all rows, to a relative step of ``tolerance``.
 
@@ -48,11 +60,12 @@ def row_fit(
         loss: A single two-class problem, weights > 0.
         tolerance: Stop when the step changes the scores by less, relatively.
         steps: At most so many.
+        compiled: Whether ``probes.rowcg`` may be used, which costs its compilation.
     """
     on_cpu = gram.device.type == "cpu"
-    found = None
-    for dtype in (torch.float32, torch.float64):
-        given = (gram, loss.target[0, 0], loss.weight[0, 0])
+    given = (gram, loss.target[0, 0], loss.weight[0, 0])
+    found = _compiled(*given, tolerance, steps) if compiled and on_cpu else None
+    for dtype in (torch.float32, torch.float64) if found is None else ():
         arrays: list[Any] = [part.to(dtype) for part in given]
         if on_cpu:
             arrays = [part.numpy() for part in arrays]
@@ -64,11 +77,24 @@ def row_fit(
         raise InputError("the Gram matrix is not positive semi-definite")
     dual, intercept = (torch.as_tensor(part).to(gram) for part in found)
     dual = dual - dual.mean()
-    scores = dual @ gram + intercept
-    chance = loss.probabilities(scores[None, None])
-    weight = loss.curvature(chance)[0, 0]
-    weight = weight.clamp(min=1e-10 * float(loss.weight.max()))
+    scores = torch.mv(gram, dual).add_(intercept)
+    weight = loss.curvature(torch.sigmoid(scores)[None, None])[0, 0]
+    weight = weight.clamp_(min=1e-10 * float(loss.weight.max()))
     return RowFit(dual[None], scores[None], intercept[None], weight)
+
+
+def _compiled(
+    gram: Tensor, goal: Tensor, base: Tensor, tolerance: float, steps: int
+) -> tuple[Any, Any] | None:
+    """As ``_steps`` in float32, without a factor; None where that did not come near."""
+    from probes import rowcg  # numba takes half a second to import
+
+    arrays = [part.to(torch.float32).numpy() for part in (gram, goal, base)]
+    matrix, wanted, weight = arrays
+    scores = (2 * wanted - 1) * _margin(np, matrix.diagonal() * weight)
+    dual = np.zeros_like(scores)
+    intercept, near = rowcg.fit(*arrays, scores, dual, tolerance, steps)
+    return (dual, intercept) if near else None
 
 
 def _steps(
@@ -79,7 +105,7 @@ def _steps(
     Arrays of NumPy, whose calls cost a fraction of torch's, or tensors.
     """
     xp = torch if isinstance(gram, Tensor) else np
-    dual, intercept = xp.zeros_like(goal), 0 * goal[0]
+    dual, intercept, system = xp.zeros_like(goal), 0 * goal[0], xp.empty_like(gram)
     # A step needs curvature and pull alone, not scores that belong to dual values.
     scores = (2 * goal - 1) * _margin(xp, gram.diagonal() * base)
     guessed, nothing = True, math.log(2) * float(base.sum())
@@ -89,15 +115,14 @@ def _steps(
         chance = 1 / (1 + xp.exp(-scores))
         pull = (goal - chance) * base
         root = xp.sqrt((chance * (1 - chance) * base).clip(min=least))
-        system = gram * root
+        xp.multiply(gram, root, out=system)
         system *= root[:, None]
         system.reshape(-1)[:: len(goal) + 1] += 1
         # Working responses and the vector of ones share one solve.
-        sides = xp.stack([root * scores + pull / root, root], 1)
-        solved = _solve(system, sides)
+        solved = _solve(system, xp.stack([root * scores + pull / root, root]))
         if solved is None:
             return None
-        solved = solved.T * root
+        solved = solved * root
         shift = solved[0].sum() / solved[1].sum()
         new_dual = solved[0] - shift * solved[1]
         new_scores, bias, length = gram @ new_dual + shift, shift, 1.0
@@ -123,15 +148,17 @@ def _steps(
 
 
 def _solve(system: Any, sides: Any) -> Any:
-    """``system``, which is positive definite, solved for ``sides``; None if it fails.
-
-    By torch for arrays of NumPy too, as its LAPACK takes half of the time.
-    """
-    lower, info = torch.linalg.cholesky_ex(torch.as_tensor(system))
-    if int(info) or not math.isfinite(float(lower[-1, -1])):
+    """(2, n) ``system`` solved for ``sides``, both spoilt; None if it is not definite."""
+    if isinstance(system, Tensor):
+        lower, info = torch.linalg.cholesky_ex(system)
+        if int(info) or not math.isfinite(float(lower[-1, -1])):
+            return None
+        return torch.cholesky_solve(sides.T, lower).T
+    factorise, substitute = LAPACK[system.dtype]
+    lower, info = factorise(system.T, lower=1, clean=0, overwrite_a=1)
+    if info or not math.isfinite(lower[-1, -1]):
         return None
-    solved = torch.cholesky_solve(torch.as_tensor(sides), lower)
-    return solved if isinstance(system, Tensor) else solved.numpy()
+    return substitute(lower, sides.T, lower=1, overwrite_b=1)[0].T
 
 
 def _margin(xp: Any, gain: Any) -> Any:

@@ -6,13 +6,15 @@ end within the same certificates.
 """
 
 import importlib.util
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from probes.operators import NARROW
-from probes.problems import Batch, Work
+from probes.losses import Loss
+from probes.operators import NARROW, Factor, Operator
+from probes.problems import Batch, Limits, Work
 
 KINDS = (torch.float64, torch.float32)
 CYCLES = 100
@@ -49,14 +51,19 @@ def serves(problems: int, taken: int, scores: Tensor) -> bool:
     return here and problems >= FEWEST and taken <= NARROW and installed()
 
 
+def leaves_out(factor: Factor, folds: int, taken: int) -> bool:
+    """Whether ``leave_out`` is for so many folds that take so many rows out each."""
+    matrix = factor.matrix
+    return matrix is not None and serves(folds, taken, matrix)
+
+
 def approach(
     batch: Batch,
     target: float,
     accepted: float,
     iterations: torch.dtype,
     goal: float,
-    steps: int,
-    limits: tuple[int, float, float],
+    limits: Limits,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``swift.approach`` for what ``suits``.
@@ -67,79 +74,153 @@ def approach(
         accepted: Certificate to keep in the metric of the own Hessian.
         iterations: Type of most products.
         goal: Certificate at which float32 has done its part where steps are many.
-        steps: Steps down, at most.
-        limits: Linear systems on exact residuals, at most; the least share of a
-            residual that is asked to be left; the certificate from which on steps in
-            the type of most products move scores without harm.
+        limits: How far to go.
         work: Where to count the work.
 
     Returns:
         (problem, 1, n) scores and dual values, (problem,) certificates.
     """
-    operator = batch.operator
-    if iterations != batch.scores.dtype and operator.removal is None and steps > 0:
+    operator, loss, kind = batch.operator, batch.loss, batch.scores.dtype
+    given = (loss.weight, loss.target, operator.weight)
+    matrix = _matrix(operator.factor)
+    removal = _removal(operator, len(batch.scores))
+    dual, scores = batch.dual[:, 0].clone(), batch.scores[:, 0].clone()
+    if iterations != kind and operator.removal is None and limits.steps > 0:
         # Far from their optima steps are many, and passes in float32 cost half.
-        rough = Batch(
-            batch.loss.to(iterations),
-            operator.to(iterations),
-            batch.dual.to(iterations),
-            batch.scores.to(iterations),
+        rough, begun = dual.to(iterations), scores.to(iterations)
+        few, ends = replace(limits, turns=1), (goal, torch.inf)
+        _solve(
+            given,
+            matrix,
+            removal,
+            rough,
+            begun,
+            iterations,
+            iterations,
+            ends,
+            few,
+            work,
         )
-        few = (1, *limits[1:])
-        _, dual, _ = _solve(rough, goal, torch.inf, iterations, steps, few, work)
-        batch, steps = Batch(batch.loss, operator, dual.to(batch.dual), batch.scores), 0
-    return _solve(batch, target, accepted, iterations, steps, limits, work)
+        dual, limits = rough.to(kind), replace(limits, steps=0)
+    ends = (target, accepted)
+    certificate = _solve(
+        given, matrix, removal, dual, scores, kind, iterations, ends, limits, work
+    )
+    return scores[:, None], dual[:, None], certificate
 
 
-def _solve(batch, target, accepted, iterations, steps, limits, work):
-    """Arguments as ``approach`` has them; with no steps, no more than to polish."""
+def leave_out(
+    factor: Factor,
+    loss: Loss,
+    alpha: Tensor,
+    scores: Tensor,
+    rows: Tensor,
+    kind: torch.dtype,
+    ends: tuple[float, float],
+    iterations: torch.dtype,
+    limits: Limits,
+    work: Work,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fits that each take a few rows out of one of all rows.
+
+    What ``operators.remove_rows`` and ``approach`` do, with nothing written for every
+    fold that folds share.
+
+    Args:
+        factor: Q of all rows, float64.
+        loss: Of all rows, (1, 1, n), or of each fold.
+        alpha: (n,) pull of the rows at the fit of all of them.
+        scores: (n,) of that fit.
+        rows: (fold, g) rows that each fold takes out, -1 where there is none.
+        kind: Type of the answer.
+        ends: Certificate to reach, and to keep in the metric of the own Hessian.
+        iterations: Type of most products.
+        limits: How far to go.
+        work: Where to count the work.
+
+    Returns:
+        (fold, 1, n) scores and dual values, (fold,) certificates, infinite where a
+        fold was left.
+    """
+    from probes.leaveout import begin
+
+    matrix, weight = _matrix(factor), factor.weight
+    folds, width = rows.shape
+    core = torch.empty(folds, width, width, dtype=torch.float64)
+    dual, start = torch.empty(2, folds, weight.shape[1], dtype=kind)
+    begin(
+        matrix.numpy(),
+        weight[0].numpy(),
+        alpha.numpy(),
+        scores.numpy(),
+        rows.numpy(),
+        core.numpy(),
+        dual.numpy(),
+        start.numpy(),
+    )
+    given = (loss.weight, loss.target, weight[None])
+    removal = rows, core
+    certificate = _solve(
+        given, matrix, removal, dual, start, kind, iterations, ends, limits, work
+    )
+    return start[:, None], dual[:, None], certificate
+
+
+def _solve(given, matrix, removal, dual, scores, kind, iterations, ends, limits, work):
+    """Certificates of problems that are solved in place.
+
+    Args:
+        given: The loss's weights and targets and the factor's weights, (problem or 1,
+            1, n).
+        matrix: (n, n) Q of all rows.
+        removal: (problem, g) rows taken out and (problem, g, g) their core.
+        dual: (problem, n) in the type ``kind``, as ``scores``.
+        scores: Where to start.
+    """
     from probes import rowsolve  # numba takes half a second to import
 
-    operator, loss = batch.operator, batch.loss
-    fast = operator.to(iterations)
-    scores, dual = batch.scores.clone(), batch.dual.clone()
+    rows, core = removal
     certificate = torch.empty(len(scores), dtype=torch.float64)
-    given = (loss.weight, loss.target, operator.weight)
-    turns, finest, near = limits
+    light = given[0], given[2]
+    target, accepted = ends
     quick, slow = rowsolve.approach(
-        tuple(_table(each) for each in given),
-        (_matrix(operator), *_removal(operator, len(scores))),
-        (_matrix(fast), _table(fast.weight), *_removal(fast, len(scores))),
-        _table(dual),
-        _table(scores),
+        tuple(_table(part, kind) for part in given),
+        (matrix.to(kind).numpy(), core.to(kind).numpy()),
+        (
+            matrix.to(iterations).numpy(),
+            *(_table(part, iterations) for part in light),
+        ),
+        (rows.numpy(), core.to(iterations).numpy()),
+        dual.numpy(),
+        scores.numpy(),
         certificate.numpy(),
-        steps,
-        (target, accepted, turns, CYCLES, finest, near),
+        limits.steps,
+        (target, accepted, limits.turns, CYCLES, limits.finest, limits.near),
     )
     work.products += quick + slow
-    work.flops += (quick + slow) * operator.flops
-    return scores, dual, certificate.to(scores)
+    work.flops += (quick + slow) * 2.0 * matrix.numel()
+    return certificate.to(kind)
 
 
-def _table(block: Tensor):
-    """(problem, n) view of a block (problem, 1, n)."""
-    return block.contiguous().view(len(block), -1).numpy()
+def _table(block: Tensor, kind: torch.dtype):
+    """(problem, n) of a block (problem, 1, n)."""
+    return block.to(kind).contiguous().view(len(block), -1).numpy()
 
 
-def _matrix(operator):
-    matrix = operator.factor.matrix
-    assert matrix is not None
-    return matrix[0].contiguous().numpy()
+def _matrix(factor: Factor) -> Tensor:
+    """(n, n) Q; as it is symmetric, its columns do for rows."""
+    assert factor.matrix is not None
+    matrix = factor.matrix[0]
+    return matrix if matrix.is_contiguous() else matrix.T.contiguous()
 
 
-def _removal(operator, problems: int):
-    """Rows taken out, their core and their strips; empty where there are none."""
+def _removal(operator: Operator, problems: int) -> tuple[Tensor, Tensor]:
+    """Rows taken out, -1 where there is none, and their core."""
     removal = operator.removal
     if removal is None:
-        n = operator.weight.shape[-1]
-        kind = operator.weight
-        return (
-            torch.empty(problems, 0, dtype=torch.long).numpy(),
-            kind.new_empty(problems, 0, 0).numpy(),
-            kind.new_empty(problems, 0, n).numpy(),
-        )
-    return (
-        removal.rows.contiguous().numpy(),
-        removal.core[:, 0].contiguous().numpy(),
-        removal.strips[:, 0].contiguous().numpy(),
-    )
+        rows = torch.empty(problems, 0, dtype=torch.long)
+        return rows, operator.weight.new_empty(problems, 0, 0)
+    core = removal.core[:, 0].contiguous()
+    there = core.diagonal(dim1=1, dim2=2) != 0
+    return torch.where(there, removal.rows, -1), core
+

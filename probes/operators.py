@@ -104,16 +104,15 @@ def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Fa
     """
     root = weight.sqrt()
     across, down = root[:, None, :], root[:, :, None]
-    system = gram * across
-    system.mul_(down)
+    system = (down * across).mul_(gram)
     system.diagonal(dim1=1, dim2=2).add_(1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
     extra = None
     if other is not None:
         extra = ((other * across) @ inverse).div_(across)
-    matrix = inverse.neg_()
-    matrix.diagonal(dim1=1, dim2=2).add_(1)
-    matrix.div_(across).div_(down)
+    inverse.diagonal(dim1=1, dim2=2).sub_(1)
+    over = 1 / root
+    matrix = inverse.mul_(over[:, None, :]).mul_(-over[:, :, None])
     lift = 1 - matrix @ weight[:, :, None]
     scaled = (lift / (weight[:, None, :] @ lift)).transpose(1, 2)
     if extra is not None:

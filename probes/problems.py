@@ -36,6 +36,24 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How far the short way to an optimum goes.
+
+    Attributes:
+        steps: Steps down, at most; with none, no more than to polish.
+        turns: Linear systems on exact residuals, at most.
+        finest: Least share of a residual that is asked to be left.
+        near: Certificate from which on steps in the type of most products move scores
+            without harm.
+    """
+
+    steps: int
+    turns: int
+    finest: float
+    near: float
+
+
 @dataclass
 class Work:
     """What was spent, and buffers that outlive one solve.

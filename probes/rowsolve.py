@@ -3,16 +3,16 @@
 What ``swift.approach`` does with torch expressions is one function of numba's here.
 Products are BLAS's as they are there; what lies between them goes row by row
 (``probes.rowwise``). As nothing has to be sent for, blocks are small and each problem
-stops by itself: one that is done changes places with the last that is not. As passes
+stops by itself: the last that is not done takes the place of one that is. As passes
 cost little, its state is in the type of the answer all the way down, which leaves
 nothing to polish of most problems.
 
 Problems share rows of arrays: (1, n) or (problem, n). Arguments come as tuples:
 
     loss    weight, target and the factor's weights, in the type of the answer
-    exact   Q, and the rows taken out, their core and their strips; likewise
-    mild    Q, the factor's weights, the rows taken out, their core and their strips, in
-            the type of most products
+    exact   Q, and the core of the rows taken out, in that type
+    mild    Q, and the loss's and the factor's weights, in the type of most products
+    out     rows taken out, -1 where there is none, and their core in that type
 
 ``probes.fused`` decides when this is used; nothing else imports this file, as numba
 takes half a second to import.
@@ -24,42 +24,41 @@ from pathlib import Path
 import numpy as np
 
 from probes.rowwise import (
-    apply,
-    certified,
-    compiled,
+    BEFORE,
+    BEST,
+    FIRST,
+    LEAST,
+    NOW,
+    NUMBERS,
+    OWN,
+    RATE,
+    SIZE,
+    SQUARE,
+    answer,
+    bends,
+    certify,
+    close,
+    dual_of,
     exchange,
     go_down,
-    inner,
     look,
+    measure,
     move,
     renew,
-    size_of,
-    take_bend,
-    take_dual,
-    take_residual,
-    take_rest,
-    turn_once,
+    residuals,
+    set_out,
+    times,
+    turn,
 )
+from probes.sigmoid import compiled
 
-BLOCK = 128
+BLOCK = 256
 """Problems solved together: so many fill a product, and their rows stay near."""
 
 
 @compiled
-def _swap(k, other, place, size, before, first, least, square, rate):
-    """Numbers of two slots change places."""
-    place[k], place[other] = place[other], place[k]
-    size[k], size[other] = size[other], size[k]
-    before[k], before[other] = before[other], before[k]
-    first[k], first[other] = first[other], first[k]
-    least[k], least[other] = least[other], least[k]
-    square[k], square[other] = square[other], square[k]
-    rate[k], rate[other] = rate[other], rate[k]
-
-
-@compiled
 def _descend(
-    start, count, loss, exact, mild, dual, scores, certificate, blocks, steps, limits
+    start, count, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
 ):
     """Nonlinear conjugate gradients; see ``swift._descend``. Who is left, and products.
 
@@ -69,278 +68,237 @@ def _descend(
 
     ``dual``, ``scores`` and ``certificate`` (of all problems) are written in place.
     """
-    weight, target, fixed = loss
-    matrix, rows, core, strips = exact
-    fast, heavy, _, mild_core, mild_strips = mild
+    matrix, core = exact
+    fast, weight, fixed = mild
+    rows, fast_core = out
+    blocks, wide, state, row, few, fast_few = room
     residual, pulled, chance, ahead, inside, image = blocks[:6]
+    own, rest, sent, came = wide
     wanted, accepted, _, _, _, near = limits
-    n = scores.shape[1]
-    kind, wide = fast.dtype.type, matrix.dtype
-    own_scores, rest = np.empty((count, n), wide), np.empty((count, n), wide)
-    sent, came = np.empty((count, n), wide), np.empty((count, n), wide)
-    row = np.empty(n, wide)
-    place, left = np.empty(count, np.int64), np.empty(count, np.int64)
-    size, best = np.empty(count), np.full(count, np.inf)
-    bend, length = np.zeros(count, fast.dtype), np.zeros(count, fast.dtype)
-    last = np.zeros(count, fast.dtype)
-    back, asked = np.empty(count, np.int64), np.empty(count, np.int64)
-    exactly, due = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
-    for k in range(count):
-        p = start + k
-        place[k] = p
-        size[k] = size_of(dual, scores, p, fixed)
-        for i in range(n):
-            own_scores[k, i] = scores[p, i]
-        take_rest(k, dual, own_scores, p, weight, target, fixed, rest)
-        take_residual(k, own_scores, rest, p, weight, row, chance, residual)
-    live, gone, turn, quick, slow = count, 0, 0, 0, 0
+    light, kept = (weight, fixed), (residual, pulled, chance, ahead, inside, image)
+    place, left = np.arange(start, start + count), np.empty(count, np.int64)
+    slots, asked = np.arange(count), np.empty(count, np.int64)
+    ends, exactly = np.empty(count, np.int64), np.zeros(count, np.bool_)
+    arrived = np.zeros(count, np.bool_)
+    same = fast.dtype == matrix.dtype
+    set_out(count, place, loss, rows, dual, scores, own, rest, state)
+    residuals(count, slots, place, loss[0], rows, own, rest, row, chance, residual)
+    state[:count, BEST] = np.inf
+    live, gone, step, quick, slow = count, 0, 0, 0, 0
     while live > 0:
-        apply(residual, live, fast, pulled, place, rows, mild_core, mild_strips)
+        times(residual, live, fast, pulled, place, rows, fast_core, fast_few)
         quick += live
-        # From the last: a slot that is freed gets the last one's problem.
-        for k in range(live - 1, -1, -1):
-            p = place[k]
-            square = inner(residual, pulled, k)
-            now = np.sqrt(abs(square) / size[k])
-            if turn == 0:
+        measure(live, residual, pulled, image, state)
+        ending = 0
+        for k in range(live):
+            square = state[k, SQUARE]
+            now = np.sqrt(abs(square) / state[k, SIZE])
+            state[k, NOW] = now
+            if step == 0:
                 # Short ways in one type lose no more than their ends are rounded.
-                exactly[k] = fast.dtype == wide and now <= 1
-            arrived = exactly[k] and now <= wanted
-            stop = arrived or turn + 1 >= steps
-            if turn % 2 == 0:
-                stop |= not (square < 0.8 * best[k])
-                best[k] = square
+                exactly[k] = same and now <= 1
+            arrived[k] = exactly[k] and now <= wanted
+            stop = arrived[k] or step + 1 >= steps
+            if step % 2 == 0:
+                stop |= not (square < 0.8 * state[k, BEST])
+                state[k, BEST] = square
             if stop:
-                for i in range(n):
-                    scores[p, i] = own_scores[k, i]
-                take_dual(k, rest, own_scores, p, weight, target, fixed, dual, p)
-                certificate[p] = np.inf
-                if arrived:
-                    f = p % len(heavy)
-                    take_bend(k, chance, p % len(weight), weight, f, heavy, image)
-                    norm = size_of(dual, scores, p, fixed)
-                    _, own = certified(
-                        k, p, square, norm, accepted, residual, image, mild
-                    )
-                    arrived = own <= accepted
-                    certificate[p] = own if arrived else np.inf
-                if not arrived:
-                    left[gone] = p
-                    gone += 1
-                live -= 1
-                place[k], size[k], best[k] = place[live], size[live], best[live]
-                bend[k], length[k], last[k] = bend[live], length[live], last[live]
-                exactly[k], due[k] = exactly[live], due[live]
-                for block in (residual, chance, ahead, inside, image):
-                    for i in range(n):
-                        block[k, i] = block[live, i]
-                for block in (own_scores, rest):
-                    for i in range(n):
-                        block[k, i] = block[live, i]
-                continue
-            keep, slope = kind(0), square
-            if turn > 0 and length[k] > kind(0):
-                # A step that was none leaves no direction to go on from.
-                turned = inner(pulled, image, k)
-                keep = -min(turned, kind(0)) / bend[k]
-                slope = square + keep * last[k]
-            bend[k], length[k], last[k] = go_down(
-                k,
-                turn == 0,
-                keep,
-                slope,
-                p % len(weight),
-                weight,
-                p % len(heavy),
-                heavy,
-                pulled,
+                ends[ending] = k
+                ending += 1
+        if ending > 0:
+            answer(ending, ends, place, loss, rows, own, rest, dual, scores, state)
+            bends(ending, ends, place, light, rows, chance, image)
+            certify(
+                ending,
+                ends,
+                place,
+                mild,
+                rows,
+                fast_core,
                 residual,
-                row,
-                chance,
-                own_scores,
-                rest,
-                ahead,
-                inside,
                 image,
+                accepted,
+                state,
             )
-            due[k] = not exactly[k] and now <= near
+            for k in ends[:ending]:
+                done = arrived[k] and state[k, OWN] <= accepted
+                certificate[place[k]] = state[k, OWN] if done else np.inf
+                if not done:
+                    left[gone] = place[k]
+                    gone += 1
+            live = close(ending, ends, live, place, state, exactly, kept, (own, rest))
+            if live == 0:
+                break
+        go_down(
+            live,
+            step == 0,
+            place,
+            loss[0],
+            light,
+            rows,
+            residual,
+            pulled,
+            row,
+            (chance, ahead, inside, image),
+            own,
+            rest,
+            state,
+        )
         off = 0
         for k in range(live):
-            if due[k]:
-                # Scores were moved by rough products; make them exact again.
-                p = place[k]
-                take_dual(k, rest, own_scores, p, weight, target, fixed, sent, off)
-                asked[off], back[off] = p, k
+            if not exactly[k] and state[k, NOW] <= near:
+                asked[off] = k
                 off += 1
         if off > 0:
-            apply(sent, off, matrix, came, asked, rows, core, strips)
+            # Scores were moved by rough products; make them exact again.
+            dual_of(off, asked, place, loss, rows, rest, own, sent, slots)
+            back = place[asked[:off]]
+            times(sent, off, matrix, came, back, rows, core, few)
             slow += off
+            renew(off, asked, place, came, loss[2], rows, own, rest)
+            residuals(
+                off, asked, place, loss[0], rows, own, rest, row, chance, residual
+            )
             for o in range(off):
-                k = back[o]
-                renew(k, o, came, asked[o] % len(fixed), fixed, own_scores, rest)
-                take_residual(
-                    k, own_scores, rest, asked[o], weight, row, chance, residual
-                )
-                exactly[k], due[k] = True, False
-        turn += 1
+                exactly[asked[o]] = True
+        step += 1
     return left[:gone], quick, slow
 
 
 @compiled
-def _polish(left, loss, exact, mild, dual, scores, certificate, blocks, limits):
+def _polish(left, loss, exact, mild, out, dual, scores, certificate, room, limits):
     """Newton steps on exact residuals; see ``swift._polish``. Products of both types.
 
     ``dual``, ``scores`` and ``certificate`` (of all problems) are written in place.
     """
-    weight, target, fixed = loss
-    matrix, rows, core, strips = exact
-    fast, heavy, _, mild_core, mild_strips = mild
-    residual, pulled, begun, lift, bend, search, ahead, _ = blocks
+    matrix, core = exact
+    fast, _, fixed = mild
+    rows, fast_core = out
+    blocks, wide, state, row, few, fast_few = room
+    residual, pulled, begun, lift, bend, search, ahead = blocks
+    own, rest, sent, came = wide
+    kept = blocks
     wanted, accepted, turns, cycles, finest, near = limits
-    n, count = scores.shape[1], len(left)
-    kind = fast.dtype.type
-    place = left.copy()
-    wide = matrix.dtype
-    own_scores, rest = np.empty((count, n), wide), np.empty((count, n), wide)
-    sent, came = np.empty((count, n), wide), np.empty((count, n), wide)
-    size, before = np.empty(count), np.full(count, np.inf)
-    first, least = np.empty(count), np.empty(count)
-    square, rate = np.empty(count, fast.dtype), np.empty(count, fast.dtype)
-    chance = np.empty(n, wide)
-    back, asked = np.empty(count, np.int64), np.empty(count, np.int64)
+    count, place = len(left), left.copy()
+    exactly = np.ones(count, np.bool_)
+    slots, asked = np.arange(count), np.empty(count, np.int64)
     for k in range(count):
-        for i in range(n):
-            sent[k, i] = dual[left[k], i]
-    apply(sent, count, matrix, own_scores, place, rows, core, strips)
-    quick, slow = 0, count
+        sent[k] = dual[place[k]]
+    times(sent, count, matrix, came, place, rows, core, few)
     for k in range(count):
-        p = place[k]
-        take_rest(k, dual, own_scores, p, weight, target, fixed, rest)
-        floor, f = 0.0, p % len(fixed)
-        for i in range(n):
-            floor += fixed[f, i]
-        size[k] = max(inner(sent, own_scores, k), 1e-6 * floor)
-    live = count
-    for turn in range(turns):
-        for k in range(live):
-            p = place[k]
-            w, f = p % len(weight), p % len(heavy)
-            look(k, own_scores, rest, w, weight, f, heavy, chance, residual, bend)
-        apply(residual, live, fast, pulled, place, rows, mild_core, mild_strips)
+        scores[place[k]] = came[k]
+    set_out(count, place, loss, rows, dual, scores, own, rest, state)
+    state[:count, BEFORE] = np.inf
+    live, quick, slow = count, 0, count
+    for step in range(turns):
+        look(live, place, loss[0], fixed, rows, own, rest, row, residual, bend)
+        times(residual, live, fast, pulled, place, rows, fast_core, fast_few)
         quick += live
-        for k in range(live - 1, -1, -1):
-            p = place[k]
-            value = inner(residual, pulled, k)
-            now, own = certified(k, p, value, size[k], accepted, residual, bend, mild)
+        measure(live, residual, pulled, residual, state)
+        certify(
+            live, slots, place, mild, rows, fast_core, residual, bend, accepted, state
+        )
+        ending = 0
+        for k in range(live):
+            now, strict = state[k, NOW], state[k, OWN]
             # At the floor of rounding a turn more brings nothing.
-            done = (now <= wanted or now > 0.5 * before[k]) and own <= accepted
-            if done or turn + 1 == turns:
-                for i in range(n):
-                    scores[p, i] = own_scores[k, i]
-                take_dual(k, rest, own_scores, p, weight, target, fixed, dual, p)
-                certificate[p] = max(now, own) if done else np.inf
-                live -= 1
-                place[k], size[k], before[k] = place[live], size[live], before[live]
-                first[k], least[k], square[k] = first[live], least[live], square[live]
-                for block in (residual, begun, lift, bend, search, ahead):
-                    for i in range(n):
-                        block[k, i] = block[live, i]
-                for i in range(n):
-                    own_scores[k, i] = own_scores[live, i]
-                for i in range(n):
-                    rest[k, i] = rest[live, i]
+            done = now <= wanted or now > 0.5 * state[k, BEFORE]
+            done = done and strict <= accepted
+            if done or step + 1 == turns:
+                certificate[place[k]] = max(now, strict) if done else np.inf
+                asked[ending] = k
+                ending += 1
                 continue
-            before[k], square[k], first[k], rate[k] = now, value, value, kind(1)
             enough = min(max(0.3 * wanted / now, finest), 0.1)
-            least[k] = value * enough**2
-            for i in range(n):
-                begun[k, i] = residual[k, i]
-                search[k, i] = residual[k, i]
-            for i in range(n):
-                ahead[k, i] = pulled[k, i]
-                lift[k, i] = kind(0)
+            state[k, BEFORE], state[k, FIRST] = now, state[k, SQUARE]
+            state[k, LEAST], state[k, RATE] = state[k, SQUARE] * enough**2, 1
+        if ending > 0:
+            answer(ending, asked, place, loss, rows, own, rest, dual, scores, state)
+            live = close(ending, asked, live, place, state, exactly, kept, (own, rest))
         if live == 0:
             break
-        for k in range(live):
-            rate[k] = kind(1)
+        begun[:live], search[:live] = residual[:live], residual[:live]
+        ahead[:live], lift[:live] = pulled[:live], 0
         running = live
         for cycle in range(cycles):
+            turn(
+                running,
+                cycle == 0,
+                bend,
+                pulled,
+                residual,
+                search,
+                ahead,
+                lift,
+                state,
+            )
             for k in range(running - 1, -1, -1):
-                turn_once(
-                    k,
-                    cycle == 0,
-                    rate[k],
-                    square[k],
-                    bend,
-                    pulled,
-                    residual,
-                    search,
-                    ahead,
-                    lift,
-                )
                 # Expected of this step what the last one brought, it was the last.
-                if square[k] * rate[k] <= least[k]:
+                if state[k, SQUARE] * state[k, RATE] <= state[k, LEAST]:
                     running -= 1
-                    _swap(k, running, place, size, before, first, least, square, rate)
-                    for block in (residual, pulled, begun, lift, bend, search, ahead):
-                        exchange(block, k, running)
-                    exchange(own_scores, k, running)
-                    exchange(rest, k, running)
+                    exchange(k, running, place, state, kept, (own, rest))
             if running == 0:
                 break
-            apply(residual, running, fast, pulled, place, rows, mild_core, mild_strips)
+            times(residual, running, fast, pulled, place, rows, fast_core, fast_few)
             quick += running
+            for k in range(running):
+                state[k, NOW] = state[k, SQUARE]
+            measure(running, residual, pulled, residual, state)
             for k in range(running - 1, -1, -1):
-                fresh = max(inner(residual, pulled, k), kind(0))
+                before, fresh = state[k, NOW], max(state[k, SQUARE], 0.0)
+                state[k, SQUARE] = fresh
+                state[k, RATE] = fresh / before if before > 0 else 0.0
                 # Growth is rounding, not progress: too stiff for this type.
-                stop = fresh <= least[k] or not fresh <= 1e4 * first[k]
-                rate[k] = fresh / square[k] if square[k] > kind(0) else kind(0)
-                square[k] = fresh
+                stop = fresh <= state[k, LEAST] or not fresh <= 1e4 * state[k, FIRST]
                 if stop or cycle + 1 == cycles:
                     running -= 1
-                    _swap(k, running, place, size, before, first, least, square, rate)
-                    for block in (residual, pulled, begun, lift, bend, search, ahead):
-                        exchange(block, k, running)
-                    exchange(own_scores, k, running)
-                    exchange(rest, k, running)
+                    exchange(k, running, place, state, kept, (own, rest))
+            if running == 0:
+                break
+        move(live, place, begun, residual, bend, lift, fixed, rows, rest, own)
         off = 0
         for k in range(live):
-            p = place[k]
-            f = p % len(heavy)
-            move(k, begun, residual, bend, lift, f, heavy, rest, own_scores)
-            if not before[k] <= near:
-                # Scores were moved by rough products; make them exact again.
-                take_dual(k, rest, own_scores, p, weight, target, fixed, sent, off)
-                back[off], asked[off] = k, p
+            if not state[k, BEFORE] <= near:
+                asked[off] = k
                 off += 1
         if off > 0:
-            apply(sent, off, matrix, came, asked, rows, core, strips)
+            # Scores were moved by rough products; make them exact again.
+            dual_of(off, asked, place, loss, rows, rest, own, sent, slots)
+            back = place[asked[:off]]
+            times(sent, off, matrix, came, back, rows, core, few)
             slow += off
-            for o in range(off):
-                f = asked[o] % len(fixed)
-                renew(back[o], o, came, f, fixed, own_scores, rest)
+            renew(off, asked, place, came, loss[2], rows, own, rest)
     return quick, slow
 
 
 def _compile():
     """The whole way; its copy on disk is for these sources alone."""
-    own = Path(__file__).with_name("rowwise.py").read_bytes()
-    sources = hashlib.sha256(own + Path(__file__).read_bytes()).hexdigest()
+    names = ("rowsolve.py", "rowwise.py", "sigmoid.py")
+    parts = (Path(__file__).with_name(name).read_bytes() for name in names)
+    sources = hashlib.sha256(b"".join(parts)).hexdigest()
 
-    def approach(loss, exact, mild, dual, scores, certificate, steps, limits):
-        _ = sources  # numba looks at this file's date, and not at the other's
+    def approach(loss, exact, mild, out, dual, scores, certificate, steps, limits):
+        _ = sources  # numba looks at this file's date, and not at the others'
         total, n = scores.shape
-        size = min(BLOCK, total)
-        kind = mild[0].dtype
-        blocks = (
-            np.empty((size, n), kind),
-            np.empty((size, n), kind),
-            np.empty((size, n), kind),
-            np.empty((size, n), kind),
-            np.empty((size, n), kind),
-            np.empty((size, n), kind),
-            np.empty((size, n), kind),
-            np.empty((size, n), kind),
+        size, width = min(BLOCK, total), out[0].shape[1]
+        kind, wide = mild[0].dtype, exact[0].dtype
+        blocks = np.zeros((7, size, n), kind)
+        wides = np.empty((4, size, n), wide)
+        room = (
+            (
+                blocks[0],
+                blocks[1],
+                blocks[2],
+                blocks[3],
+                blocks[4],
+                blocks[5],
+                blocks[6],
+            ),
+            (wides[0], wides[1], wides[2], wides[3]),
+            np.empty((size, NUMBERS)),
+            np.empty(n, wide),
+            np.empty(width, wide),
+            np.empty(width, kind),
         )
         quick, slow = 0, 0
         for start in range(0, total, size):
@@ -353,10 +311,11 @@ def _compile():
                     loss,
                     exact,
                     mild,
+                    out,
                     dual,
                     scores,
                     certificate,
-                    blocks,
+                    room,
                     steps,
                     limits,
                 )
@@ -364,7 +323,16 @@ def _compile():
                 slow += exactly
             if len(left) > 0:
                 fast, exactly = _polish(
-                    left, loss, exact, mild, dual, scores, certificate, blocks, limits
+                    left,
+                    loss,
+                    exact,
+                    mild,
+                    out,
+                    dual,
+                    scores,
+                    certificate,
+                    room,
+                    limits,
                 )
                 quick += fast
                 slow += exactly

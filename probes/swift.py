@@ -15,7 +15,7 @@ alpha = c - w E), for then the residual is b - s p.
 Source: Daniel (1967), SIAM J. Numer. Anal. 4:10, for the conjugacy of directions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,22 +24,16 @@ from probes import fused
 from probes.conjugate import conjugate
 from probes.losses import Curvature, Loss, centre_classes
 from probes.operators import Operator
-from probes.problems import Batch, Work, inner
+from probes.problems import Batch, Limits, Work, inner
 
 HANDOVER = 1e-5
 """Certificate at which float32 has done its part of a float64 solve."""
-DESCENT = 30
-"""Steps down, at most."""
-TURNS = 6
-"""Linear systems on exact residuals, at most."""
+LIMITS = Limits(steps=30, turns=6, finest=1e-5, near=1e-4)
+"""How far to go before safeguarded steps are the better way."""
 BEHIND = 0.05
 """Share of problems that may still be above a goal when the others go on."""
 FEWER = 0.6
 """Share of problems left at which they are copied together."""
-FINEST = 1e-5
-"""Least share of a residual that float32 is asked to leave."""
-NEAR = 1e-4
-"""Certificate from which on float32 steps move scores without harm."""
 
 
 @dataclass
@@ -102,12 +96,10 @@ def approach(
     """
     kind, loss, operator = batch.scores.dtype, batch.loss, batch.operator
     goal = max(target, HANDOVER) if iterations != kind else target
-    down, turns = min(steps, DESCENT), min(steps, TURNS)
+    down, turns = min(steps, LIMITS.steps), min(steps, LIMITS.turns)
     if fused.suits(batch):
-        limits = (turns, FINEST, NEAR)
-        return fused.approach(
-            batch, target, accepted, iterations, goal, down, limits, work
-        )
+        limits = replace(LIMITS, steps=down, turns=turns)
+        return fused.approach(batch, target, accepted, iterations, goal, limits, work)
     pull = loss.target * loss.weight
     rough = _Place(
         loss.to(iterations),
@@ -284,7 +276,7 @@ def _polish(
             curvature = curvature.select(left)
             over, leverage = over[left], leverage[left]
             rough, pulled, square = rough[left], pulled[left], square[left]
-        enough = (0.3 * target / now).clamp(FINEST, 0.1)
+        enough = (0.3 * target / now).clamp(LIMITS.finest, 0.1)
         step, lift, _ = conjugate(
             fast, curvature, rough, pulled, square, enough, work, share=BEHIND
         )
@@ -294,7 +286,7 @@ def _polish(
             centre_classes(lift)
         place.rest.sub_(step)
         place.scores.add_(lift)
-        if not bool((now <= NEAR).all()):
+        if not bool((now <= LIMITS.near).all()):
             # Scores were moved by float32 products; make them exact again.
             dual_here = place.dual()
             operator = place.operator

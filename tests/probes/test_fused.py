@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def test_folds_are_the_same_without_it(monkeypatch):
 def test_the_limits_are_those_of_the_torch_expressions(monkeypatch):
     """One step down and one system: what torch leaves unsolved is unsolved here."""
     batch = problems(60, 90, 20, 1, 1.0, 1.0, 3)
-    monkeypatch.setattr(swift, "TURNS", 1)
+    monkeypatch.setattr(swift, "LIMITS", replace(swift.LIMITS, turns=1))
     compiled, torched = both(batch)
     assert bool(torch.isinf(torched[2]).all())
     assert bool(torch.isinf(compiled[2]).all())
