@@ -6,7 +6,6 @@ end within the same certificates.
 """
 
 import importlib.util
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -62,7 +61,6 @@ def approach(
     target: float,
     accepted: float,
     iterations: torch.dtype,
-    goal: float,
     limits: Limits,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +71,6 @@ def approach(
         target: Certificate to reach.
         accepted: Certificate to keep in the metric of the own Hessian.
         iterations: Type of most products.
-        goal: Certificate at which float32 has done its part where steps are many.
         limits: How far to go.
         work: Where to count the work.
 
@@ -85,23 +82,6 @@ def approach(
     matrix = _matrix(operator.factor)
     removal = _removal(operator, len(batch.scores))
     dual, scores = batch.dual[:, 0].clone(), batch.scores[:, 0].clone()
-    if iterations != kind and operator.removal is None and limits.steps > 0:
-        # Far from their optima steps are many, and passes in float32 cost half.
-        rough, begun = dual.to(iterations), scores.to(iterations)
-        few, ends = replace(limits, turns=1), (goal, torch.inf)
-        _solve(
-            given,
-            matrix,
-            removal,
-            rough,
-            begun,
-            iterations,
-            iterations,
-            ends,
-            few,
-            work,
-        )
-        dual, limits = rough.to(kind), replace(limits, steps=0)
     ends = (target, accepted)
     certificate = _solve(
         given, matrix, removal, dual, scores, kind, iterations, ends, limits, work

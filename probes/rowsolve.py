@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from probes.relaxation import relax
 from probes.rowwise import (
     BEFORE,
     BEST,
@@ -58,7 +59,7 @@ BLOCK = 256
 
 @compiled
 def _descend(
-    start, count, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
+    some, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
 ):
     """Nonlinear conjugate gradients; see ``swift._descend``. Who is left, and products.
 
@@ -71,12 +72,13 @@ def _descend(
     matrix, core = exact
     fast, weight, fixed = mild
     rows, fast_core = out
-    blocks, wide, state, row, few, fast_few = room
+    blocks, wide, state, row, few, fast_few, _ = room
     residual, pulled, chance, ahead, inside, image = blocks[:6]
     own, rest, sent, came = wide
     wanted, accepted, _, _, _, near = limits
     light, kept = (weight, fixed), (residual, pulled, chance, ahead, inside, image)
-    place, left = np.arange(start, start + count), np.empty(count, np.int64)
+    count, place = len(some), some.copy()
+    left = np.empty(count, np.int64)
     slots, asked = np.arange(count), np.empty(count, np.int64)
     ends, exactly = np.empty(count, np.int64), np.zeros(count, np.bool_)
     arrived = np.zeros(count, np.bool_)
@@ -174,7 +176,7 @@ def _polish(left, loss, exact, mild, out, dual, scores, certificate, room, limit
     matrix, core = exact
     fast, _, fixed = mild
     rows, fast_core = out
-    blocks, wide, state, row, few, fast_few = room
+    blocks, wide, state, row, few, fast_few, _ = room
     residual, pulled, begun, lift, bend, search, ahead = blocks
     own, rest, sent, came = wide
     kept = blocks
@@ -273,7 +275,7 @@ def _polish(left, loss, exact, mild, out, dual, scores, certificate, room, limit
 
 def _compile():
     """The whole way; its copy on disk is for these sources alone."""
-    names = ("rowsolve.py", "rowwise.py", "sigmoid.py")
+    names = ("rowsolve.py", "relaxation.py", "rowwise.py", "sigmoid.py")
     parts = (Path(__file__).with_name(name).read_bytes() for name in names)
     sources = hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -282,7 +284,7 @@ def _compile():
         total, n = scores.shape
         size, width = min(BLOCK, total), out[0].shape[1]
         kind, wide = mild[0].dtype, exact[0].dtype
-        blocks = np.zeros((7, size, n), kind)
+        blocks = np.empty((7, size, n), kind)
         wides = np.empty((4, size, n), wide)
         room = (
             (
@@ -299,15 +301,32 @@ def _compile():
             np.empty(n, wide),
             np.empty(width, wide),
             np.empty(width, kind),
+            np.empty(n, kind),
         )
         quick, slow = 0, 0
         for start in range(0, total, size):
             count = min(size, total - start)
             left = np.arange(start, start + count)
             if steps > 0:
-                left, fast, exactly = _descend(
+                left, fast, exactly = relax(
                     start,
                     count,
+                    loss,
+                    exact,
+                    mild,
+                    out,
+                    dual,
+                    scores,
+                    certificate,
+                    room,
+                    steps,
+                    limits,
+                )
+                quick += fast
+                slow += exactly
+            if steps > 0 and len(left) > 0:
+                left, fast, exactly = _descend(
+                    left,
                     loss,
                     exact,
                     mild,

@@ -79,7 +79,7 @@ def set_out(count, place, loss, rows, dual, scores, own, rest, state):
         for g in range(rows.shape[1]):
             if rows[p, g] >= 0:
                 rest[k, rows[p, g]] = 0
-        size, floor = 0.0, 0.0
+        size, floor = own.dtype.type(0), own.dtype.type(0)
         for i in range(n):
             size += dual[p, i] * own[k, i]
         for i in range(n):
@@ -258,7 +258,7 @@ def answer(count, slots, place, loss, rows, own, rest, dual, scores, state):
         for g in range(rows.shape[1]):
             if rows[p, g] >= 0:
                 dual[p, rows[p, g]] = 0
-        size, floor = 0.0, 0.0
+        size, floor = own.dtype.type(0), own.dtype.type(0)
         for i in range(n):
             size += dual[p, i] * own[k, i]
         for i in range(n):
@@ -276,14 +276,23 @@ def certify(count, slots, place, mild, rows, core, residual, bend, accepted, sta
         k = slots[o]
         p = place[k]
         f = p % len(fixed)
-        rest, least = kind(0), kind(np.inf)
+        rest, straight = kind(0), kind(0)
         for i in range(n):
-            over = kind(1) / fixed[f, i] if fixed[f, i] > kind(0) else kind(0)
+            over = kind(1) / max(fixed[f, i], kind(1e-30))
             rest += residual[k, i] * residual[k, i] * over
-            least = min(least, bend[k, i] * over)
-        share = 1 + least
+        for i in range(n):
+            over = kind(1) / max(fixed[f, i] + bend[k, i], kind(1e-30))
+            straight += residual[k, i] * residual[k, i] * over
         now = np.sqrt((abs(state[k, SQUARE]) + noise * rest) / state[k, SIZE])
-        own = now / np.sqrt(min(max(share, 1e-7), 1.0))
+        # What the own Hessian makes of it is at most what its rows alone do.
+        own = max(now, np.sqrt(straight / state[k, SIZE]))
+        if not own <= accepted:
+            least = kind(np.inf)
+            for i in range(n):
+                over = kind(1) / fixed[f, i] if fixed[f, i] > kind(0) else kind(0)
+                least = min(least, bend[k, i] * over)
+            share = 1 + least
+            own = now / np.sqrt(min(max(share, 1e-7), 1.0))
         if not own <= accepted:
             # 1/2 - W / w, times the leverage w Q_ii, is what a row has lost at most.
             lost = kind(0)

@@ -99,7 +99,7 @@ def approach(
     down, turns = min(steps, LIMITS.steps), min(steps, LIMITS.turns)
     if fused.suits(batch):
         limits = replace(LIMITS, steps=down, turns=turns)
-        return fused.approach(batch, target, accepted, iterations, goal, limits, work)
+        return fused.approach(batch, target, accepted, iterations, limits, work)
     pull = loss.target * loss.weight
     rough = _Place(
         loss.to(iterations),

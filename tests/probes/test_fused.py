@@ -163,12 +163,12 @@ def test_what_it_leaves_has_no_certificate():
 def test_probabilities_are_right_to_the_last_digits(kind):
     from numba import njit
 
-    from probes import rowwise
+    from probes import sigmoid
 
     @njit
     def every(scores, out):
         for i in range(len(scores)):
-            out[i] = rowwise.logistic(scores[i])
+            out[i] = sigmoid.logistic(scores[i])
 
     top = 80 if kind == np.float32 else 700
     scores = np.linspace(-top, top, 100_001).astype(kind)
@@ -207,7 +207,7 @@ def test_numba_is_imported_when_it_is_used_and_not_before():
 
 
 def test_where_nothing_can_be_written_it_is_compiled_anew(monkeypatch):
-    from probes import rowwise
+    from probes import sigmoid
 
     asked = []
 
@@ -217,8 +217,8 @@ def test_where_nothing_can_be_written_it_is_compiled_anew(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(rowwise, "njit", njit)
-    assert rowwise.compiled(max, cache=True) is max
+    monkeypatch.setattr(sigmoid, "njit", njit)
+    assert sigmoid.compiled(max, cache=True) is max
     assert asked == [True, False]
 
 
@@ -240,7 +240,7 @@ def test_folds_are_the_same_without_it(monkeypatch):
 def test_the_limits_are_those_of_the_torch_expressions(monkeypatch):
     """One step down and one system: what torch leaves unsolved is unsolved here."""
     batch = problems(60, 90, 20, 1, 1.0, 1.0, 3)
-    monkeypatch.setattr(swift, "LIMITS", replace(swift.LIMITS, turns=1))
+    monkeypatch.setattr(swift, "LIMITS", replace(swift.LIMITS, steps=1, turns=1))
     compiled, torched = both(batch)
     assert bool(torch.isinf(torched[2]).all())
     assert bool(torch.isinf(compiled[2]).all())
