@@ -246,22 +246,21 @@ def _shared(job: Job, label: int) -> None:
         several = len(folds) >= OWN_FOLDS
         weight = job.class_weights(curvature[0]) if several else curvature.mean(1)
         factor = job.factor(x, weight.clamp(min=1e-12))
-    dual = alpha + factor.weight * scores
-    left_out = torch.from_numpy(folds.left_out).to(x.device)
-    taken = left_out.shape[1]
+    taken = folds.left_out.shape[1]
     take_out = 0 < taken <= (n // 4 if job.wide else min(8, n // 4))
-    rows, present = left_out.clamp(min=0), left_out >= 0
-    left = torch.ones(len(folds), dtype=torch.bool, device=x.device)
     plain = take_out and not rescaled and job.columns == 1
     if plain and fused.leaves_out(factor, len(folds), taken):
         _left_out(job, label, factor, whole, alpha[0], scores[0])
-        left = ~(job.certificate[label] <= ACCEPTED[options.precision])
-        if not bool(left.any()):
-            return
+    left = ~(job.certificate[label] <= ACCEPTED[options.precision])
+    if not bool(left.any()):
+        return
+    left_out = torch.from_numpy(folds.left_out).to(x.device)
+    rows, present = left_out.clamp(min=0), left_out >= 0
     # The solver waits for those that come first.
     order = _hardest_first(factor, alpha, rows, present)
     order = order[left[order]]
     taken = taken if take_out else 0
+    dual = alpha + factor.weight * scores
     for some in job.chunks(len(order), n, taken, rescaled, len(factor.weight)):
         part = order[some]
         train = job.train[part]

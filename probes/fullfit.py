@@ -63,7 +63,7 @@ def row_fit(
         compiled: Whether ``probes.rowcg`` may be used, which costs its compilation.
     """
     on_cpu = gram.device.type == "cpu"
-    given = (gram, loss.target[0, 0], loss.weight[0, 0])
+    given = gram, _, base = gram, loss.target[0, 0], loss.weight[0, 0]
     found = _compiled(*given, tolerance, steps) if compiled and on_cpu else None
     for dtype in (torch.float32, torch.float64) if found is None else ():
         arrays: list[Any] = [part.to(dtype) for part in given]
@@ -76,10 +76,11 @@ def row_fit(
     if found is None:
         raise InputError("the Gram matrix is not positive semi-definite")
     dual, intercept = (torch.as_tensor(part).to(gram) for part in found)
-    dual = dual - dual.mean()
+    dual -= dual.mean()
     scores = torch.mv(gram, dual).add_(intercept)
-    weight = loss.curvature(torch.sigmoid(scores)[None, None])[0, 0]
-    weight = weight.clamp_(min=1e-10 * float(loss.weight.max()))
+    chance = torch.sigmoid(scores)
+    weight = (chance - chance.square()).mul_(base)
+    weight = weight.clamp_(min=1e-10 * float(base.max()))
     return RowFit(dual[None], scores[None], intercept[None], weight)
 
 
