@@ -146,6 +146,65 @@ def leave_out(
     return start[:, None], dual[:, None], certificate
 
 
+def relax(
+    batch: Batch,
+    target: float,
+    accepted: float,
+    iterations: torch.dtype,
+    steps: int,
+    work: Work,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Problems of several classes, turn by turn; see ``softmax_relaxation``.
+
+    Args:
+        batch: Problems, left as they are.
+        target: Certificate to reach in the factor's metric.
+        accepted: Certificate to reach in the metric of the own Hessian.
+        iterations: Type of most products.
+        steps: Turns, at most.
+        work: Where to count the work.
+
+    Returns:
+        (problem, class, n) scores and dual values, and (problem,) certificates that
+        hold in both metrics, infinite where a problem was left.
+    """
+    from probes import softmax_relaxation
+
+    operator, loss, removal = batch.operator, batch.loss, batch.operator.removal
+    problems, matrix = len(batch.scores), operator.factor.matrix
+    assert matrix is not None
+    scores, dual = batch.scores.contiguous().clone(), batch.dual.contiguous().clone()
+    if removal is None:
+        rows = torch.empty(problems, 0, dtype=torch.long)
+        core = matrix.new_empty(problems, len(matrix), 0, 0)
+    else:
+        core = removal.core.contiguous()
+        there = core[:, 0].diagonal(dim1=1, dim2=2) != 0
+        rows = torch.where(there, removal.rows, -1)
+    certificate = torch.empty(problems, dtype=torch.float64)
+    matrix = matrix.contiguous()
+    quick, slow = softmax_relaxation.relax(
+        (
+            loss.target.contiguous().numpy(),
+            loss.weight[:, 0].contiguous().numpy(),
+            operator.weight.contiguous().numpy(),
+        ),
+        matrix.numpy(),
+        matrix.to(iterations).numpy(),
+        rows.numpy(),
+        (core.numpy(), core.to(iterations).numpy()),
+        dual.numpy(),
+        scores.numpy(),
+        certificate.numpy(),
+        steps,
+        target,
+        accepted,
+    )
+    work.products += quick + slow
+    work.flops += (quick + slow) * operator.flops
+    return scores, dual, certificate.to(scores)
+
+
 def _solve(given, matrix, removal, dual, scores, kind, iterations, ends, limits, work):
     """Certificates of problems that are solved in place.
 

@@ -61,13 +61,13 @@ LOG2E, BIG, SMALL = (
 )
 
 
-def logistic(score):
-    """1 / (1 + exp(-score)); stands for the two below."""
-    return 1 / (1 + np.exp(-score))
+def exponential(score):
+    """exp(score), between the smallest and largest normal numbers; for the two below."""
+    return np.exp(score)
 
 
-def _logistic32(score):
-    away = min(max(-score, -TOP), TOP)
+def _exponential32(score):
+    away = min(max(score, -TOP), TOP)
     power = np.floor(away * LOG2E + HALF)
     rest = away - power * BIG - power * SMALL
     value = R6 * rest + R5
@@ -77,12 +77,11 @@ def _logistic32(score):
     value = value * rest + R1
     value = value * rest + ONE
     whole = (np.int32(power) + np.int32(127)) << np.int32(23)
-    scale = _as_float32(whole)  # pyright: ignore
-    return ONE / (ONE + value * scale)
+    return value * _as_float32(whole)  # pyright: ignore
 
 
-def _logistic64(score):
-    away = min(max(-score, -708.0), 708.0)
+def _exponential64(score):
+    away = min(max(score, -708.0), 708.0)
     power = np.floor(away * 1.4426950408889634 + 0.5)
     rest = away - power * 6.93145751953125e-1 - power * 1.42860682030941723212e-6
     value = 2.0918129454967065e-09 * rest + 2.5110037605963777e-08
@@ -98,14 +97,31 @@ def _logistic64(score):
     value = value * rest + 1.0
     value = value * rest + 1.0
     whole = (np.int64(power) + np.int64(1023)) << np.int64(52)
-    scale = _as_float64(whole)  # pyright: ignore
-    return 1.0 / (1.0 + value * scale)
+    return value * _as_float64(whole)  # pyright: ignore
 
 
 # Sums in this order alone: taking them in another would undo the split of log(2).
 EXACT = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 
-@overload(logistic, jit_options=EXACT)  # pyright: ignore
+@overload(exponential, jit_options=EXACT)  # pyright: ignore
 def _choose(score):
+    return _exponential32 if score == types.float32 else _exponential64
+
+
+def logistic(score):
+    """1 / (1 + exp(-score)); stands for the two below."""
+    return 1 / (1 + np.exp(-score))
+
+
+def _logistic32(score):
+    return ONE / (ONE + exponential(-score))
+
+
+def _logistic64(score):
+    return 1.0 / (1.0 + exponential(-score))
+
+
+@overload(logistic, jit_options=EXACT)  # pyright: ignore
+def _choose_logistic(score):
     return _logistic32 if score == types.float32 else _logistic64
