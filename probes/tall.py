@@ -110,8 +110,10 @@ def fit_tall(
     """
     table = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
     fast, mild = table.float(), loss.to(torch.float32)
+    # Few problems times many rows take half the time with the rows in this order.
+    turned = fast.T.contiguous()
     point = fast.new_zeros(len(loss.weight), table.shape[1])
-    metric = _descend(fast, mild, point, work)
+    metric = _descend(fast, turned, mild, point, work)
     point = point.double()
     certificate = point.new_full((len(point),), torch.inf)
     scores = point @ table.T
@@ -124,7 +126,9 @@ def fit_tall(
         size = point[:, :-1].square().sum(1) + (bend * scores.square()).sum(1)
         size = torch.maximum(size, 1e-6 * bend.sum(1))
         enough = (0.1 * target) ** 2 * size
-        move, slope, exact = _solve(fast, bend.float(), -gradient, metric, enough, work)
+        move, slope, exact = _solve(
+            fast, turned, bend.float(), -gradient, metric, enough, work
+        )
         now = torch.nan_to_num((slope / size).sqrt(), nan=torch.inf)
         certificate = torch.where(exact, now, torch.inf)
         if bool((certificate <= target).all()):
@@ -146,11 +150,13 @@ def _gradient(
     return gradient
 
 
-def _descend(table: Tensor, loss: Loss, point: Tensor, work: Work) -> _Metric | None:
+def _descend(
+    table: Tensor, turned: Tensor, loss: Loss, point: Tensor, work: Work
+) -> _Metric | None:
     """Nonlinear conjugate gradients, in place; the last metric, None without one."""
     metric, exact, stale = None, False, True
     for _ in range(ROUNDS):
-        scores = point @ table.T
+        scores = point @ turned
         if stale:
             bend = loss.curvature(loss.probabilities(scores[:, None]))[:, 0]
             metric = _metric(table, bend, exact)
@@ -174,7 +180,7 @@ def _descend(table: Tensor, loss: Loss, point: Tensor, work: Work) -> _Metric | 
                 keep = keep.clamp(min=0).nan_to_num(0.0)
             before, lead = gradient, square
             step = keep[:, None] * step - pulled
-            move = step @ table.T
+            move = step @ turned
             slope = -(gradient * step).sum(1)
             length = _length(loss, point, scores, step, move, chance, slope)
             point += length[:, None] * step
@@ -219,6 +225,7 @@ def _length(
 
 def _solve(
     table: Tensor,
+    turned: Tensor,
     bend: Tensor,
     side: Tensor,
     metric: _Metric,
@@ -229,6 +236,7 @@ def _solve(
 
     Args:
         table: (row, d + 1) float32.
+        turned: (d + 1, row), the same.
         bend: (problem, row) curvature.
         side: (problem, d + 1) float64, minus the gradient.
         metric: To go by.
@@ -247,7 +255,7 @@ def _solve(
     asked = (enough / scale[:, 0].square()).float()
     asked = asked.clamp(FINEST**2 * first, CERTAIN**2 * first)
     for _ in range(60):
-        image = ((search @ table.T).mul_(bend)) @ table
+        image = ((search @ turned).mul_(bend)) @ table
         image[:, :-1] += search[:, :-1]
         work.products += len(search)
         work.flops += 4.0 * len(search) * table.numel()
