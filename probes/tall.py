@@ -29,6 +29,9 @@ from probes.problems import Work
 
 HANDOVER = 1e-5
 """Certificate at which float32 has done its part."""
+NEAR, STALLED = 1e-4, 0.5
+"""Below this certificate a round that leaves at least this share is the last: what is
+left is float32's rounding, which no metric takes away."""
 ROUND, ROUNDS = 6, 12
 """Steps before the metric is looked at again, and how often that is done, at most."""
 SWIFT = 0.2
@@ -157,15 +160,15 @@ def _descend(
     metric, exact, stale = None, False, True
     for _ in range(ROUNDS):
         scores = point @ turned
+        chance = loss.probabilities(scores[:, None])
         if stale:
-            bend = loss.curvature(loss.probabilities(scores[:, None]))[:, 0]
+            bend = loss.curvature(chance)[:, 0]
             metric = _metric(table, bend, exact)
         if metric is None:
             return None
         step = before = lead = torch.zeros_like(point)
         lengths = []
         for turn in range(ROUND):
-            chance = loss.probabilities(scores[:, None])
             gradient = _gradient(table, loss, point, chance, work)
             pulled = metric(gradient)
             square = (gradient * pulled).sum(1)
@@ -182,9 +185,12 @@ def _descend(
             step = keep[:, None] * step - pulled
             move = step @ turned
             slope = -(gradient * step).sum(1)
-            length = _length(loss, point, scores, step, move, chance, slope)
+            length, scores, chance = _advance(
+                loss, point, scores, step, move, chance, slope
+            )
             point += length[:, None] * step
-            scores += length[:, None] * move
+        if exact and STALLED * lengths[0] <= lengths[-1] <= NEAR:
+            return metric
         # The first length of all is that of no probe, which says nothing.
         slow = not lengths[-1] <= SWIFT * lengths[1]
         stale = slow or not exact
@@ -198,7 +204,7 @@ def _size(point: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
     return torch.maximum(size, 1e-6 * weight.sum())
 
 
-def _length(
+def _advance(
     loss: Loss,
     point: Tensor,
     scores: Tensor,
@@ -206,21 +212,26 @@ def _length(
     move: Tensor,
     chance: Tensor,
     slope: Tensor,
-) -> Tensor:
-    """(problem,) how far to go: Newton's length, less where the slope turns too far."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far to go: Newton's length, less where the slope turns too far.
+
+    Returns:
+        (problem,) length, and (problem, row) scores and probabilities there.
+    """
     stiff = step[:, :-1].square().sum(1)
     bend = stiff + (loss.curvature(chance)[:, 0] * move.square()).sum(1)
     length = torch.where((slope > 0) & (bend > 0), slope / bend, 0.0)
     along = (point[:, :-1] * step[:, :-1]).sum(1)
-    for _ in range(8):
+    trials = 8
+    while True:
         there = scores + length[:, None] * move
-        pull = loss.pull(loss.probabilities(there[:, None]))[:, 0]
-        last = (pull * move).sum(1) - along - length * stiff
+        chance = loss.probabilities(there[:, None])
+        last = (loss.pull(chance)[:, 0] * move).sum(1) - along - length * stiff
         over = last < -0.5 * slope
-        if not bool(over.any()):
-            break
+        if not trials or not bool(over.any()):
+            return length, there, chance
         length = torch.where(over, length * slope / (slope - last), length)
-    return length
+        trials -= 1
 
 
 def _solve(
