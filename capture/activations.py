@@ -103,7 +103,9 @@ def capture_activations(
         sites: Site names.
         positions: See ``wanted_positions``.
         subject_end: Index of the last subject token of each row, for "last_subject".
-        tokens: Padded positions a batch; memory grows with it.
+        tokens: Padded positions a batch, at most; memory grows with it. On a CPU a
+            batch of more than ``passes.ENOUGH`` a thread would be no faster and is
+            cut, unless rows go on from a beginning that they share.
         padding: The side rows are padded on. Results do not depend on it.
         progress: Where to show progress.
 

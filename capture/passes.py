@@ -16,6 +16,9 @@ from capture.sites import Sites, model_device
 from capture.window import misfit
 from evidence.sequences import Padded, Sequences, batches, pad
 
+# Positions a pass and thread beyond which a CPU gains nothing but memory to hold.
+ENOUGH = 1024
+
 Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
 
 
@@ -59,7 +62,10 @@ def _plain_passes(
     padding: str = "right",
 ) -> Passes:
     model = target.model
-    for batch in batches(sequences, tokens=tokens, device=model_device(model)):
+    device = model_device(model)
+    if device.type == "cpu":
+        tokens = min(tokens, ENOUGH * torch.get_num_threads())
+    for batch in batches(sequences, tokens=tokens, device=device):
         batch = _left(batch) if padding == "left" else batch
         inputs = accepted(model, batch.model_inputs | {"use_cache": False})
         try:

@@ -29,6 +29,9 @@ from probes.problems import Work
 
 HANDOVER = 1e-5
 """Certificate at which float32 has done its part."""
+NEAR, STALLED = 1e-4, 0.5
+"""Below this certificate a round that leaves at least this share is the last: what is
+left is float32's rounding, which no metric takes away."""
 ROUND, ROUNDS = 6, 12
 """Steps before the metric is looked at again, and how often that is done, at most."""
 SWIFT = 0.2
@@ -110,8 +113,10 @@ def fit_tall(
     """
     table = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
     fast, mild = table.float(), loss.to(torch.float32)
+    # Few problems times many rows take half the time with the rows in this order.
+    turned = fast.T.contiguous()
     point = fast.new_zeros(len(loss.weight), table.shape[1])
-    metric = _descend(fast, mild, point, work)
+    metric = _descend(fast, turned, mild, point, work)
     point = point.double()
     certificate = point.new_full((len(point),), torch.inf)
     scores = point @ table.T
@@ -124,7 +129,9 @@ def fit_tall(
         size = point[:, :-1].square().sum(1) + (bend * scores.square()).sum(1)
         size = torch.maximum(size, 1e-6 * bend.sum(1))
         enough = (0.1 * target) ** 2 * size
-        move, slope, exact = _solve(fast, bend.float(), -gradient, metric, enough, work)
+        move, slope, exact = _solve(
+            fast, turned, bend.float(), -gradient, metric, enough, work
+        )
         now = torch.nan_to_num((slope / size).sqrt(), nan=torch.inf)
         certificate = torch.where(exact, now, torch.inf)
         if bool((certificate <= target).all()):
@@ -146,20 +153,22 @@ def _gradient(
     return gradient
 
 
-def _descend(table: Tensor, loss: Loss, point: Tensor, work: Work) -> _Metric | None:
+def _descend(
+    table: Tensor, turned: Tensor, loss: Loss, point: Tensor, work: Work
+) -> _Metric | None:
     """Nonlinear conjugate gradients, in place; the last metric, None without one."""
     metric, exact, stale = None, False, True
     for _ in range(ROUNDS):
-        scores = point @ table.T
+        scores = point @ turned
+        chance = loss.probabilities(scores[:, None])
         if stale:
-            bend = loss.curvature(loss.probabilities(scores[:, None]))[:, 0]
+            bend = loss.curvature(chance)[:, 0]
             metric = _metric(table, bend, exact)
         if metric is None:
             return None
         step = before = lead = torch.zeros_like(point)
         lengths = []
         for turn in range(ROUND):
-            chance = loss.probabilities(scores[:, None])
             gradient = _gradient(table, loss, point, chance, work)
             pulled = metric(gradient)
             square = (gradient * pulled).sum(1)
@@ -174,11 +183,14 @@ def _descend(table: Tensor, loss: Loss, point: Tensor, work: Work) -> _Metric | 
                 keep = keep.clamp(min=0).nan_to_num(0.0)
             before, lead = gradient, square
             step = keep[:, None] * step - pulled
-            move = step @ table.T
+            move = step @ turned
             slope = -(gradient * step).sum(1)
-            length = _length(loss, point, scores, step, move, chance, slope)
+            length, scores, chance = _advance(
+                loss, point, scores, step, move, chance, slope
+            )
             point += length[:, None] * step
-            scores += length[:, None] * move
+        if exact and STALLED * lengths[0] <= lengths[-1] <= NEAR:
+            return metric
         # The first length of all is that of no probe, which says nothing.
         slow = not lengths[-1] <= SWIFT * lengths[1]
         stale = slow or not exact
@@ -192,7 +204,7 @@ def _size(point: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
     return torch.maximum(size, 1e-6 * weight.sum())
 
 
-def _length(
+def _advance(
     loss: Loss,
     point: Tensor,
     scores: Tensor,
@@ -200,25 +212,31 @@ def _length(
     move: Tensor,
     chance: Tensor,
     slope: Tensor,
-) -> Tensor:
-    """(problem,) how far to go: Newton's length, less where the slope turns too far."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far to go: Newton's length, less where the slope turns too far.
+
+    Returns:
+        (problem,) length, and (problem, row) scores and probabilities there.
+    """
     stiff = step[:, :-1].square().sum(1)
     bend = stiff + (loss.curvature(chance)[:, 0] * move.square()).sum(1)
     length = torch.where((slope > 0) & (bend > 0), slope / bend, 0.0)
     along = (point[:, :-1] * step[:, :-1]).sum(1)
-    for _ in range(8):
+    trials = 8
+    while True:
         there = scores + length[:, None] * move
-        pull = loss.pull(loss.probabilities(there[:, None]))[:, 0]
-        last = (pull * move).sum(1) - along - length * stiff
+        chance = loss.probabilities(there[:, None])
+        last = (loss.pull(chance)[:, 0] * move).sum(1) - along - length * stiff
         over = last < -0.5 * slope
-        if not bool(over.any()):
-            break
+        if not trials or not bool(over.any()):
+            return length, there, chance
         length = torch.where(over, length * slope / (slope - last), length)
-    return length
+        trials -= 1
 
 
 def _solve(
     table: Tensor,
+    turned: Tensor,
     bend: Tensor,
     side: Tensor,
     metric: _Metric,
@@ -229,6 +247,7 @@ def _solve(
 
     Args:
         table: (row, d + 1) float32.
+        turned: (d + 1, row), the same.
         bend: (problem, row) curvature.
         side: (problem, d + 1) float64, minus the gradient.
         metric: To go by.
@@ -247,7 +266,7 @@ def _solve(
     asked = (enough / scale[:, 0].square()).float()
     asked = asked.clamp(FINEST**2 * first, CERTAIN**2 * first)
     for _ in range(60):
-        image = ((search @ table.T).mul_(bend)) @ table
+        image = ((search @ turned).mul_(bend)) @ table
         image[:, :-1] += search[:, :-1]
         work.products += len(search)
         work.flops += 4.0 * len(search) * table.numel()

@@ -12,6 +12,7 @@ from capture.activations import (
     capture_images,
 )
 from capture.hooks import leftover_hooks
+from capture.passes import ENOUGH
 from capture.positions import wanted_positions
 from capture.sites import find_sites
 from evidence.errors import InputError
@@ -102,6 +103,19 @@ def test_without_an_answer_the_last_token_ends_the_prompt():
     prompt = capture_activations(model, data, ["resid.1"], "last_prompt")
     last = capture_activations(model, data, ["resid.1"], "last")
     assert np.array_equal(prompt.values, last.values)
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(10 * ENOUGH, ENOUGH), (100, 100)])
+def test_no_batch_on_a_cpu_holds_more_than_makes_it_faster(tokens, most, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model, sizes = tiny("llama"), []
+    data = Sequences(((1, 2, 3, 4, 5),) * 500, (5,) * 500)
+    model.model.embed_tokens.register_forward_pre_hook(
+        lambda module, args: sizes.append(args[0].numel())
+    )
+    # Padded on the left nothing is shared between rows.
+    capture_activations(model, data, ["resid.1"], "last", tokens=tokens, padding="left")
+    assert most / 2 < max(sizes) <= most and sum(sizes) == 2500
 
 
 @settings(max_examples=30, deadline=None)

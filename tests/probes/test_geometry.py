@@ -75,6 +75,21 @@ def test_float32_cka_survives_a_large_mean(rng):
     assert np.abs(cka_matrix(x) - exact).max() < 2e-6
 
 
+def test_cka_takes_sites_of_any_size_and_width(rng):
+    base = rng.standard_normal((300, 6))
+    tables = {"a": 1e100 * base, "b": base @ rng.standard_normal((6, 40)), "c": base}
+
+    class Store:
+        sites = tuple(tables)
+
+        def site(self, name):
+            return tables[name]
+
+    got = cka_matrix(Store())
+    assert got[0, 1] == pytest.approx(slow_cka(base, tables["b"]), abs=2e-6)
+    assert got[0, 2] == pytest.approx(1.0)
+
+
 def test_unrelated_rows_have_no_cka(rng):
     x = rng.standard_normal((30, 100, 50))
     off = cka_matrix(x)[np.triu_indices(30, 1)]

@@ -16,6 +16,7 @@ from probes.logistic import LogisticProbe
 from probes.mdl import online_code
 from probes.refit import refit_battery
 from probes.ridge import RidgeProbe
+from probes.sources import open_source
 from probes.sweep import sweep
 
 
@@ -155,6 +156,9 @@ def test_refusals_say_what_to_do(task):
     broken[1, 5, 2] = np.nan
     with pytest.raises(InputError, match="NaN or infinite activations in 1 rows"):
         sweep(broken, labels, groups)
+    # Finite values are taken though their sum is not.
+    huge = np.full((1, 4, 3), 1e308)
+    assert (open_source(huge).read("site.0", None).numpy() == huge[0]).all()
     with pytest.raises(InputError, match="one class only"):
         sweep(x, np.zeros(48), groups)
     with pytest.raises(InputError, match="no training row of class '1'"):

@@ -112,6 +112,20 @@ def test_what_a_problem_bends_of_its_own_saves_steps(monkeypatch):
     assert without.products > 1.2 * plain.products
 
 
+def test_rounding_is_left_to_the_exact_steps(monkeypatch):
+    rows, codes = data()
+    loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
+    rows, brief, long = torch.from_numpy(rows), Work(), Work()
+    # A certificate that float32 cannot reach.
+    monkeypatch.setattr(tall, "HANDOVER", 0.0)
+    _, scores, certificate = tall.fit_tall(rows, loss, 1e-9, brief)
+    assert float(certificate.max()) <= 1e-9
+    monkeypatch.setattr(tall, "NEAR", 0.0)
+    expected = tall.fit_tall(rows, loss, 1e-9, long)[1]
+    assert brief.products < 0.7 * long.products
+    assert float((scores - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
+
+
 def test_a_row_that_does_not_bend_gives_no_metric():
     table = torch.ones(4, 3)
     assert tall._metric(table, torch.zeros(2, 4), exact=False) is None
