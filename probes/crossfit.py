@@ -18,7 +18,14 @@ from probes import fused
 from probes.engine import ACCEPTED, TARGET, minimise
 from probes.folds import Folds
 from probes.fullfit import row_fit
-from probes.job import Job, LogisticOptions, one_hot, row_weights, spread
+from probes.job import (
+    Job,
+    LogisticOptions,
+    centred_rows,
+    one_hot,
+    row_weights,
+    spread,
+)
 from probes.losses import Loss
 from probes.operators import (
     NARROW,
@@ -96,7 +103,7 @@ def crossfit(
     Raises:
         InputError: the memory budget is too small for even one problem.
     """
-    x, mean = _centred(x)
+    x, mean = centred_rows(x)
     n, d = x.shape
     base = torch.ones(n, dtype=x.dtype, device=x.device)
     base = base if sample_weight is None else sample_weight.to(base)
@@ -126,27 +133,6 @@ def crossfit(
         job.coef /= 1 if scale is None else scale
         job.intercept -= job.coef @ mean
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
-
-
-def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Float64 rows less their mean, constant columns 0, and the mean."""
-    rows = x.to(torch.float64)
-    mean = rows.new_full((len(x),), 1 / len(x)) @ rows
-    # A converted copy is ours to change; the caller's rows are not.
-    rows = rows - mean if rows is x else rows.sub_(mean)
-    # What centring leaves of a constant column is rounding, not a feature. Few columns
-    # begin and end alike, so that few have to be looked at whole.
-    eps = 16 * torch.finfo(rows.dtype).eps
-    first = x[0].to(torch.float64)
-    alike = (first - x[-1]).abs() <= 4 * eps * first.abs()
-    if bool(alike.any()):
-        which = alike.nonzero()[:, 0]
-        columns = x[:, which].to(torch.float64)
-        low, high = columns.amin(0), columns.amax(0)
-        noise = eps * torch.maximum(-low, high)
-        flat = torch.maximum(mean[which] - low, high - mean[which]) <= noise
-        rows[:, which[flat]] = 0.0
-    return rows, mean
 
 
 def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):

@@ -18,6 +18,7 @@ the metric of H, and hence the certificate every problem gets.
 import torch
 from torch import Tensor
 
+from probes import fused
 from probes.conjugate import conjugate
 from probes.elimination import eliminate
 from probes.narrow import minimise_narrow
@@ -32,7 +33,7 @@ from probes.problems import (
     size_of,
     strayed,
 )
-from probes.swift import approach
+from probes.swift import LIMITS, approach
 
 ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
@@ -84,6 +85,32 @@ def minimise(
         return _slowly(batch, target, steps, fall_back, work)
     # Loose targets ask for a start, and no certificate.
     accepted = max(ACCEPTED[dtype], target)
+    if target <= ACCEPTED[dtype] and fused.relaxes(batch):
+        found = fused.relax(batch, target, accepted, iterations, LIMITS.steps, work)
+        scores, dual, certificate = found
+        left = (~(certificate <= accepted)).nonzero()[:, 0]
+        if len(left):
+            part = batch.select(left)
+            scores[left], dual[left], certificate[left] = _approached(
+                part, target, accepted, iterations, steps, fall_back, work
+            )
+    else:
+        scores, dual, certificate = _approached(
+            batch, target, accepted, iterations, steps, fall_back, work
+        )
+    return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+
+
+def _approached(
+    batch: Batch,
+    target: float,
+    accepted: float,
+    iterations: torch.dtype,
+    steps: int,
+    fall_back: bool,
+    work: Work,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The short way, and safeguarded steps for what that leaves."""
     found = approach(batch, target, accepted, iterations, steps, work)
     scores, dual, certificate = found
     left = ~(certificate <= accepted)
@@ -93,9 +120,9 @@ def minimise(
         scores[which], dual[which], certificate[which] = _slowly(
             part, target, steps, fall_back, work
         )
-    if not batch.loss.binary and target <= ACCEPTED[dtype]:
+    if not batch.loss.binary and target <= ACCEPTED[scores.dtype]:
         certificate = judged(batch, scores, dual, certificate, work)
-    return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+    return scores, dual, certificate
 
 
 def _slowly(

@@ -1,8 +1,8 @@
-"""When the compiled short way of ``probes.rowsolve`` stands in for ``probes.swift``.
+"""When compiled short ways stand in for the torch expressions of ``probes.swift``.
 
-It is for many problems of two classes and CPU tensors. Everywhere else, and where numba
-is not installed, the torch expressions of ``probes.swift`` are what is computed; both
-end within the same certificates.
+They are for many problems and CPU tensors: ``probes.rowsolve`` for two classes, and
+``probes.softmax_relaxation`` for several. Everywhere else, and where numba is not
+installed, ``probes.swift`` is what is computed; all end within the same certificates.
 """
 
 import importlib.util
@@ -39,15 +39,24 @@ def suits(batch: Batch) -> bool:
 
 
 def serves(problems: int, taken: int, scores: Tensor) -> bool:
-    """Whether it is for so many problems of two classes.
+    """Whether it is for so many problems.
 
     Args:
-        problems: How many.
+        problems: How many, and as many for each of several classes.
         taken: Rows that each takes out of the factor.
         scores: Any with their type and device.
     """
     here = scores.device.type == "cpu" and scores.dtype in KINDS
     return here and problems >= FEWEST and taken <= NARROW and installed()
+
+
+def relaxes(batch: Batch) -> bool:
+    """Whether ``relax`` is for these problems."""
+    problems, classes, _ = batch.scores.shape
+    removal = batch.operator.removal
+    taken = 0 if removal is None else removal.rows.shape[1]
+    here = not batch.loss.binary and batch.operator.factor.matrix is not None
+    return here and serves(problems * classes, taken, batch.scores)
 
 
 def leaves_out(factor: Factor, folds: int, taken: int) -> bool:
@@ -183,14 +192,11 @@ def relax(
         rows = torch.where(there, removal.rows, -1)
     certificate = torch.empty(problems, dtype=torch.float64)
     matrix = matrix.contiguous()
+    weights = loss.weight[:, 0].contiguous(), operator.weight.contiguous()
     quick, slow = softmax_relaxation.relax(
-        (
-            loss.target.contiguous().numpy(),
-            loss.weight[:, 0].contiguous().numpy(),
-            operator.weight.contiguous().numpy(),
-        ),
+        (loss.target.contiguous().numpy(), *(part.numpy() for part in weights)),
         matrix.numpy(),
-        matrix.to(iterations).numpy(),
+        tuple(part.to(iterations).numpy() for part in (matrix, *weights)),
         rows.numpy(),
         (core.numpy(), core.to(iterations).numpy()),
         dual.numpy(),
@@ -208,13 +214,10 @@ def relax(
 def _solve(given, matrix, removal, dual, scores, kind, iterations, ends, limits, work):
     """Certificates of problems that are solved in place.
 
-    Args:
-        given: The loss's weights and targets and the factor's weights, (problem or 1,
-            1, n).
-        matrix: (n, n) Q of all rows.
-        removal: (problem, g) rows taken out and (problem, g, g) their core.
-        dual: (problem, n) in the type ``kind``, as ``scores``.
-        scores: Where to start.
+    ``given`` are the loss's weights and targets and the factor's weights, (problem or
+    1, 1, n), ``matrix`` the (n, n) Q of all rows, ``removal`` the (problem, g) rows
+    taken out and their (problem, g, g) core; ``dual`` and ``scores``, (problem, n) in
+    the type ``kind``, are where to start.
     """
     from probes import rowsolve  # numba takes half a second to import
 
@@ -262,4 +265,3 @@ def _removal(operator: Operator, problems: int) -> tuple[Tensor, Tensor]:
     core = removal.core[:, 0].contiguous()
     there = core.diagonal(dim1=1, dim2=2) != 0
     return torch.where(there, removal.rows, -1), core
-

@@ -76,6 +76,27 @@ def row_weights(
     return (weight * options.C)[:, None, :]
 
 
+def centred_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 rows less their mean, constant columns 0, and the mean."""
+    rows = x.to(torch.float64)
+    mean = rows.mean(0)
+    # A converted copy is ours to change; the caller's rows are not.
+    rows = rows - mean if rows is x else rows.sub_(mean)
+    # What centring leaves of a constant column is rounding, not a feature. Few columns
+    # begin and end alike, so that few have to be looked at whole.
+    eps = 16 * torch.finfo(rows.dtype).eps
+    first = x[0].to(torch.float64)
+    alike = (first - x[-1]).abs() <= 4 * eps * first.abs()
+    if bool(alike.any()):
+        which = alike.nonzero()[:, 0]
+        columns = x[:, which].to(torch.float64)
+        low, high = columns.amin(0), columns.amax(0)
+        noise = eps * torch.maximum(-low, high)
+        flat = torch.maximum(mean[which] - low, high - mean[which]) <= noise
+        rows[:, which[flat]] = 0.0
+    return rows, mean
+
+
 def spread(x: Tensor, weight: Tensor) -> Tensor:
     """(d,) weighted standard deviation of each column, 1 where one is constant."""
     share = weight / weight.sum()

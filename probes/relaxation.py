@@ -19,6 +19,7 @@ Several Variables, 7.4, for Jacobi's iteration on nonlinear equations.
 
 import numpy as np
 
+from probes.rowcert import bends, certify
 from probes.rowwise import (
     BEST,
     NOW,
@@ -26,8 +27,6 @@ from probes.rowwise import (
     SIZE,
     SQUARE,
     answer,
-    bends,
-    certify,
     close,
     dual_of,
     renew,

@@ -1,11 +1,11 @@
 """Newton's steps of one logistic fit on all its rows, compiled by numba.
 
-What ``probes.fullfit`` does with a Cholesky factor a step, conjugate gradients do here:
-rows are few, a product with their Gram matrix costs less than a hundredth of its factor,
-and a step need not be solved further than it helps. With s the roots of the curvatures,
-u = alpha / s, and P what takes s out of a vector (alpha sums to 0, as the intercept is
-free), a step solves P (I + s K s) P u = P s z for the working responses z. Only
-``probes.fullfit`` imports this file.
+What ``probes.fullfit`` does with a Cholesky factor a step, conjugate gradients do
+here: a product with the Gram matrix of few rows costs less than a hundredth of its
+factor, and a step need not be solved further than it helps. With s the roots of the
+curvatures, u = alpha / s, and P what takes s out of a vector (alpha sums to 0, as the
+intercept is free), a step solves P (I + s K s) P u = P s z for the working responses z.
+Only ``probes.fullfit`` imports this file.
 """
 
 import math
@@ -106,7 +106,11 @@ def _fit(gram, goal, base, scores, dual, tolerance, steps):
         steps: At most so many.
     """
     n, kind = len(goal), gram.dtype.type
-    root, wanted, unknown = np.empty_like(goal), np.empty_like(goal), np.zeros_like(goal)
+    root, wanted, unknown = (
+        np.empty_like(goal),
+        np.empty_like(goal),
+        np.zeros_like(goal),
+    )
     fresh, moved = np.empty_like(goal), np.empty_like(goal)
     room = (
         np.empty_like(goal),

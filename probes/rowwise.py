@@ -30,11 +30,7 @@ NUMBERS = 9
 
 @compiled
 def times(block, count, matrix, product, place, rows, core, few):
-    """``product`` = Q ``block`` for so many slots, rows taken out.
-
-    Args:
-        few: Scratch for as many numbers as there are rows taken out.
-    """
+    """``product`` = Q ``block``, rows taken out; ``few`` has room for as many."""
     np.dot(block[:count], matrix, product[:count])
     n, width = block.shape[1], rows.shape[1]
     for k in range(count):
@@ -123,23 +119,6 @@ def residuals(count, slots, place, weight, rows, own, rest, row, chance, residua
             chance[k, i] = kind(row[i])
         for i in range(n):
             residual[k, i] = kind(rest[k, i] - row[i] * weight[w, i])
-
-
-@compiled
-def bends(count, slots, place, light, rows, chance, bend):
-    """Curvature of ``slots`` beyond the factor's weights."""
-    weight, fixed = light
-    n = bend.shape[1]
-    for o in range(count):
-        k = slots[o]
-        p = place[k]
-        w, f = p % len(weight), p % len(fixed)
-        for i in range(n):
-            mass = chance[k, i] * weight[w, i]
-            bend[k, i] = mass - mass * chance[k, i] - fixed[f, i]
-        for g in range(rows.shape[1]):
-            if rows[p, g] >= 0:
-                bend[k, rows[p, g]] = 0
 
 
 @compiled
@@ -264,50 +243,6 @@ def answer(count, slots, place, loss, rows, own, rest, dual, scores, state):
         for i in range(n):
             floor += fixed[f, i]
         state[k, SIZE] = max(size, 1e-6 * floor)
-
-
-@compiled
-def certify(count, slots, place, mild, rows, core, residual, bend, accepted, state):
-    """Certificates in the factor's metric and the own Hessian's; ``swift`` has why."""
-    matrix, _, fixed = mild
-    kind, n, width = matrix.dtype.type, residual.shape[1], rows.shape[1]
-    noise = 16 * np.finfo(matrix.dtype).eps
-    for o in range(count):
-        k = slots[o]
-        p = place[k]
-        f = p % len(fixed)
-        rest, straight = kind(0), kind(0)
-        for i in range(n):
-            over = kind(1) / max(fixed[f, i], kind(1e-30))
-            rest += residual[k, i] * residual[k, i] * over
-        for i in range(n):
-            over = kind(1) / max(fixed[f, i] + bend[k, i], kind(1e-30))
-            straight += residual[k, i] * residual[k, i] * over
-        now = np.sqrt((abs(state[k, SQUARE]) + noise * rest) / state[k, SIZE])
-        # What the own Hessian makes of it is at most what its rows alone do.
-        own = max(now, np.sqrt(straight / state[k, SIZE]))
-        if not own <= accepted:
-            least = kind(np.inf)
-            for i in range(n):
-                over = kind(1) / fixed[f, i] if fixed[f, i] > kind(0) else kind(0)
-                least = min(least, bend[k, i] * over)
-            share = 1 + least
-            own = now / np.sqrt(min(max(share, 1e-7), 1.0))
-        if not own <= accepted:
-            # 1/2 - W / w, times the leverage w Q_ii, is what a row has lost at most.
-            lost = kind(0)
-            for i in range(n):
-                part = max(kind(-0.5) * fixed[f, i] - bend[k, i], kind(0))
-                if part > 0:
-                    gain = matrix[i, i]
-                    for g in range(width):
-                        for h in range(width):
-                            across = core[p, g, h] * matrix[max(rows[p, h], 0), i]
-                            gain += matrix[max(rows[p, g], 0), i] * across
-                    lost += part * gain
-            share = max(share, 0.5 - lost)
-            own = now / np.sqrt(min(max(share, 1e-7), 1.0))
-        state[k, NOW], state[k, OWN] = now, own
 
 
 @compiled

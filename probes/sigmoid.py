@@ -62,7 +62,7 @@ LOG2E, BIG, SMALL = (
 
 
 def exponential(score):
-    """exp(score), between the smallest and largest normal numbers; for the two below."""
+    """exp(score), cut off where numbers are no longer normal; for the two below."""
     return np.exp(score)
 
 

@@ -82,7 +82,7 @@ def _softmax(scores, chance, top, total):
 
 
 @compiled
-def _look(scores, dual, target, weight, fixed, chance, residual, top, total):
+def _look(scores, dual, target, weight, fixed, light, chance, residual, top, total):
     """Residual of one problem and its two bounds; ``chance`` is written too."""
     classes, n = scores.shape
     kind = residual.dtype.type
@@ -90,45 +90,60 @@ def _look(scores, dual, target, weight, fixed, chance, residual, top, total):
     for i in range(n):
         total[i] = 0
     for c in range(classes):
-        m, t = c % len(fixed), c
+        m = c % len(fixed)
         for i in range(n):
-            pull = (target[t, i] - chance[c, i]) * weight[i]
+            pull = (target[c, i] - chance[c, i]) * weight[i]
             left = pull - dual[c, i] + fixed[m, i] * scores[c, i]
             residual[c, i] = kind(left)
             total[i] += left
+    for i in range(n):
+        total[i] /= classes
     bound, strict = kind(0), kind(0)
     for c in range(classes):
         m = c % len(fixed)
         for i in range(n):
-            left = residual[c, i] - kind(total[i]) / kind(classes)
+            left = residual[c, i] - kind(total[i])
             residual[c, i] = left
-            bound += left * left / max(kind(fixed[m, i]), kind(1e-30))
+            bound += left * left / max(light[m, i], kind(1e-30))
         for i in range(n):
-            mass = kind(chance[c, i]) * kind(weight[i])
+            mass = kind(chance[c, i] * weight[i])
             strict += residual[c, i] * residual[c, i] / max(mass, kind(1e-30))
     return bound, strict
 
 
 @compiled
-def _size(scores, dual, fixed):
+def _shared(scores, dual, fixed, mean, alpha):
+    """(n,) what classes share of one problem's scores and of its alpha."""
+    classes, n = scores.shape
+    for i in range(n):
+        mean[i], alpha[i] = 0, 0
+    for c in range(classes):
+        m = c % len(fixed)
+        for i in range(n):
+            mean[i] += scores[c, i]
+        for i in range(n):
+            alpha[i] += dual[c, i] - fixed[m, i] * scores[c, i]
+    for i in range(n):
+        mean[i] /= classes
+    for i in range(n):
+        alpha[i] /= classes
+
+
+@compiled
+def _size(scores, dual, fixed, mean, alpha):
     """Squared norm of one problem's parameters, what classes share taken out."""
     classes, n = scores.shape
+    _shared(scores, dual, fixed, mean, alpha)
     size, floor = 0.0, 0.0
-    for i in range(n):
-        mean, shared = 0.0, 0.0
-        for c in range(classes):
-            m = c % len(fixed)
-            mean += scores[c, i] / classes
-            shared += (dual[c, i] - fixed[m, i] * scores[c, i]) / classes
-        for c in range(classes):
-            m = c % len(fixed)
-            score = scores[c, i] - mean
-            alpha = dual[c, i] - fixed[m, i] * scores[c, i] - shared
-            size += (alpha + fixed[m, i] * score) * score
+    for c in range(classes):
+        m = c % len(fixed)
+        for i in range(n):
+            rest = dual[c, i] - alpha[i] - fixed[m, i] * mean[i]
+            size += rest * (scores[c, i] - mean[i])
     for m in range(len(fixed)):
         for i in range(n):
-            floor += fixed[m, i] / len(fixed)
-    return max(size, 1e-6 * floor)
+            floor += fixed[m, i]
+    return max(size, 1e-6 * floor / len(fixed))
 
 
 @compiled
@@ -143,16 +158,16 @@ def _step(weight, fixed, diagonal, chance, residual, inside, slot, room):
         m = c % len(fixed)
         for i in range(n):
             share = kind(chance[c, i])
-            mass = share * kind(weight[i])
+            mass = share * weight[i]
             gain = diagonal[m, i]
-            over = kind(1) / (kind(1) + (mass - kind(fixed[m, i])) * gain)
+            over = kind(1) / (kind(1) + (mass - fixed[m, i]) * gain)
             first = residual[c, i] * over
             residual[c, i] = first
             second[c, i] = share * over
             top[i] += mass * gain * first
             low[i] += mass * gain * second[c, i]
     for i in range(n):
-        top[i] = top[i] / (kind(1) - low[i]) * kind(weight[i])
+        top[i] = top[i] / (kind(1) - low[i]) * weight[i]
     for c in range(classes):
         m = c % len(fixed)
         for i in range(n):
@@ -167,19 +182,16 @@ def _step(weight, fixed, diagonal, chance, residual, inside, slot, room):
 
 
 @compiled
-def _centre(scores, dual, fixed):
+def _centre(scores, dual, fixed, mean, alpha):
     """Take what classes share out of scores and alpha of one problem, in place."""
     classes, n = scores.shape
-    for i in range(n):
-        mean, shared = 0.0, 0.0
-        for c in range(classes):
-            m = c % len(fixed)
-            mean += scores[c, i] / classes
-            shared += (dual[c, i] - fixed[m, i] * scores[c, i]) / classes
-        for c in range(classes):
-            m = c % len(fixed)
-            dual[c, i] -= shared + fixed[m, i] * mean
-            scores[c, i] -= mean
+    _shared(scores, dual, fixed, mean, alpha)
+    for c in range(classes):
+        m = c % len(fixed)
+        for i in range(n):
+            dual[c, i] -= alpha[i] + fixed[m, i] * mean[i]
+        for i in range(n):
+            scores[c, i] -= mean[i]
 
 
 def _relax(
@@ -191,7 +203,7 @@ def _relax(
         loss: (1 or problem, class, n) targets, (1 or problem, n) weights and (1 or
             problem, m, n) weights of the factors, 0 on rows taken out; float64.
         exact: (m, n, n) Q, float64.
-        mild: The same in the type of most products.
+        mild: Q and the weights in the type of most products.
         rows: (problem, g) rows taken out, -1 where there is none.
         cores: (problem, m, g, g) their core, in both types.
         dual: (problem, class, n) to start from and to write to.
@@ -202,9 +214,10 @@ def _relax(
         accepted: Certificate to reach in the metric of the own Hessian.
     """
     target, weight, fixed = loss
+    light, light_weight, light_fixed = mild
     core, light_core = cores
     problems, classes, n = scores.shape
-    kind, wide = mild.dtype, scores.dtype
+    kind, wide = light.dtype, scores.dtype
     chance, second = np.empty((classes, n), wide), np.empty((classes, n), kind)
     residual = np.empty((classes, n), kind)
     inside = np.empty((classes, problems, n), kind)
@@ -212,8 +225,8 @@ def _relax(
     # Few problems at a time need scores of their own type anew.
     sent = np.empty((classes, 8, n), wide)
     came = np.empty((classes, 8, n), wide)
-    diagonal = np.empty((problems, len(mild), n), kind)
-    _diagonals(problems, mild, rows, light_core, diagonal)
+    diagonal = np.empty((problems, len(light), n), kind)
+    _diagonals(problems, light, rows, light_core, diagonal)
     top, total = np.empty(n, wide), np.empty(n, wide)
     room = (np.empty(n, kind), np.empty(n, kind), np.empty(n, kind), second)
     width = rows.shape[1]
@@ -227,19 +240,22 @@ def _relax(
         for k in range(live):
             p = place[k]
             t, w, f = p % len(target), p % len(weight), p % len(fixed)
-            if turn < PATIENCE:
-                size[p] = _size(scores[p], dual[p], fixed[f])
+            if turn <= 1:
+                size[p] = _size(scores[p], dual[p], fixed[f], top, total)
             bound, strict = _look(
                 scores[p],
                 dual[p],
                 target[t],
                 weight[w],
                 fixed[f],
+                light_fixed[f],
                 chance,
                 residual,
                 top,
                 total,
             )
+            if turn > 1 and bound <= wanted**2 * size[p]:
+                size[p] = _size(scores[p], dual[p], fixed[f], top, total)
             now, own = np.sqrt(bound / size[p]), np.sqrt(strict / size[p])
             if turn == 0:
                 sound[p] = kind == wide or now <= CLOSE
@@ -250,18 +266,25 @@ def _relax(
                 best[p] = now
             if stop:
                 certificate[p] = max(now, own) if done else np.inf
-                _centre(scores[p], dual[p], fixed[f])
+                _centre(scores[p], dual[p], fixed[f], top, total)
                 continue
             if not sound[p] and now <= CLOSE:
                 due[off] = p
                 off += 1
             _step(
-                weight[w], fixed[f], diagonal[p], chance, residual, inside, kept, room
+                light_weight[w],
+                light_fixed[f],
+                diagonal[p],
+                chance,
+                residual,
+                inside,
+                kept,
+                room,
             )
             place[kept] = p
             kept += 1
         live = kept
-        _products(live, place, inside, mild, pulled, rows, light_core, light_few)
+        _products(live, place, inside, light, pulled, rows, light_core, light_few)
         quick += live
         for k in range(live):
             p = place[k]
@@ -299,7 +322,17 @@ def _compile():
     ):
         _ = sources  # numba looks at this file's date, and not at the others'
         return run(
-            loss, exact, mild, rows, cores, dual, scores, certificate, steps, wanted, most
+            loss,
+            exact,
+            mild,
+            rows,
+            cores,
+            dual,
+            scores,
+            certificate,
+            steps,
+            wanted,
+            most,
         )
 
     run = compiled(_relax)

@@ -1,0 +1,68 @@
+"""Certificates of the compiled ways for two classes; ``probes.swift`` has why.
+
+Passes as ``probes.rowwise`` has them, with its names.
+"""
+
+import numpy as np
+
+from probes.rowwise import NOW, OWN, SIZE, SQUARE
+from probes.sigmoid import compiled
+
+
+@compiled
+def bends(count, slots, place, light, rows, chance, bend):
+    """Curvature of ``slots`` beyond the factor's weights."""
+    weight, fixed = light
+    n = bend.shape[1]
+    for o in range(count):
+        k = slots[o]
+        p = place[k]
+        w, f = p % len(weight), p % len(fixed)
+        for i in range(n):
+            mass = chance[k, i] * weight[w, i]
+            bend[k, i] = mass - mass * chance[k, i] - fixed[f, i]
+        for g in range(rows.shape[1]):
+            if rows[p, g] >= 0:
+                bend[k, rows[p, g]] = 0
+
+
+@compiled
+def certify(count, slots, place, mild, rows, core, residual, bend, accepted, state):
+    """Certificates in the factor's metric and the own Hessian's; ``swift`` has why."""
+    matrix, _, fixed = mild
+    kind, n, width = matrix.dtype.type, residual.shape[1], rows.shape[1]
+    noise = 16 * np.finfo(matrix.dtype).eps
+    for o in range(count):
+        k = slots[o]
+        p = place[k]
+        f = p % len(fixed)
+        rest, straight = kind(0), kind(0)
+        for i in range(n):
+            over = kind(1) / max(fixed[f, i], kind(1e-30))
+            rest += residual[k, i] * residual[k, i] * over
+        for i in range(n):
+            over = kind(1) / max(fixed[f, i] + bend[k, i], kind(1e-30))
+            straight += residual[k, i] * residual[k, i] * over
+        now = np.sqrt((abs(state[k, SQUARE]) + noise * rest) / state[k, SIZE])
+        # What the own Hessian makes of it is at most what its rows alone do.
+        own = max(now, np.sqrt(straight / state[k, SIZE]))
+        if not own <= accepted:
+            # Or what the least of a row's curvature over its weight makes of it.
+            least = kind(np.inf)
+            for i in range(n):
+                over = kind(1) / fixed[f, i] if fixed[f, i] > kind(0) else kind(0)
+                least = min(least, bend[k, i] * over)
+            # 1/2 - W / w, times the leverage w Q_ii, is what a row has lost at most.
+            lost = kind(0)
+            for i in range(n):
+                part = max(kind(-0.5) * fixed[f, i] - bend[k, i], kind(0))
+                if part > 0:
+                    gain = matrix[i, i]
+                    for g in range(width):
+                        for h in range(width):
+                            across = core[p, g, h] * matrix[max(rows[p, h], 0), i]
+                            gain += matrix[max(rows[p, g], 0), i] * across
+                    lost += part * gain
+            share = max(kind(1) + least, kind(0.5) - lost)
+            own = now / np.sqrt(min(max(share, 1e-7), 1.0))
+        state[k, NOW], state[k, OWN] = now, own
