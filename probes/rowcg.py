@@ -60,7 +60,7 @@ def _apply(gram, root, vector, scaled, image):
 
 @compiled
 def _solve(gram, root, mass, wanted, unknown, room):
-    """Bring ``unknown`` on from where it stands."""
+    """Bring ``unknown`` on from where it stands; whether as far as asked."""
     left, search, scaled, image = room
     n, kind = len(root), gram.dtype.type
     _apply(gram, root, unknown, scaled, image)
@@ -77,7 +77,7 @@ def _solve(gram, root, mass, wanted, unknown, room):
         for i in range(n):
             stiff += search[i] * image[i]
         if not stiff > 0:
-            break
+            return False
         length = square / stiff
         for i in range(n):
             unknown[i] += length * search[i]
@@ -86,11 +86,12 @@ def _solve(gram, root, mass, wanted, unknown, room):
             left[i] -= length * image[i]
             fresh += left[i] * left[i]
         if fresh <= least:
-            break
+            return True
         rate = fresh / square
         for i in range(n):
             search[i] = left[i] + rate * search[i]
         square = fresh
+    return False
 
 
 def _fit(gram, goal, base, scores, dual, tolerance, steps):
@@ -134,7 +135,7 @@ def _fit(gram, goal, base, scores, dual, tolerance, steps):
             mass += bend
         for i in range(n):
             unknown[i] = dual[i] / root[i]
-        _solve(gram, root, mass, wanted, unknown, room)
+        solved = _solve(gram, root, mass, wanted, unknown, room)
         for i in range(n):
             moved[i] = root[i] * unknown[i]
         np.dot(gram, moved, fresh)
@@ -168,7 +169,7 @@ def _fit(gram, goal, base, scores, dual, tolerance, steps):
             scores[i], dual[i] = fresh[i], moved[i]
         intercept, value = bias, reached
         if change <= tolerance * largest:
-            return intercept, True
+            return intercept, solved
     return intercept, False
 
 

@@ -130,20 +130,33 @@ def _shared(scores, dual, fixed, mean, alpha):
 
 
 @compiled
-def _size(scores, dual, fixed, mean, alpha):
-    """Squared norm of one problem's parameters, what classes share taken out."""
+def _sizes(scores, dual, weight, fixed, chance, mean, alpha):
+    """Squared norms of one problem's parameters, what classes share taken out.
+
+    In the factor's metric, and in that of the own Hessian.
+    """
     classes, n = scores.shape
     _shared(scores, dual, fixed, mean, alpha)
-    size, floor = 0.0, 0.0
+    size, own, floor, least = 0.0, 0.0, 0.0, 0.0
     for c in range(classes):
         m = c % len(fixed)
         for i in range(n):
-            rest = dual[c, i] - alpha[i] - fixed[m, i] * mean[i]
-            size += rest * (scores[c, i] - mean[i])
-    for m in range(len(fixed)):
+            pull = dual[c, i] - fixed[m, i] * scores[c, i] - alpha[i]
+            score = scores[c, i] - mean[i]
+            size += (pull + fixed[m, i] * score) * score
+            own += (pull + weight[i] * chance[c, i] * score) * score
         for i in range(n):
             floor += fixed[m, i]
-    return max(size, 1e-6 * floor / len(fixed))
+            least += weight[i] * chance[c, i] * (1 - chance[c, i])
+    for i in range(n):
+        alpha[i] = 0
+    for c in range(classes):
+        for i in range(n):
+            alpha[i] += chance[c, i] * (scores[c, i] - mean[i])
+    for i in range(n):
+        own -= weight[i] * alpha[i] * alpha[i]
+    # Scores of a thousandth count as nothing: optima at zero have no scale.
+    return max(size, 1e-6 * floor / classes), max(own, 1e-6 * least)
 
 
 @compiled
@@ -232,7 +245,8 @@ def _relax(
     width = rows.shape[1]
     few, light_few = np.empty(width, wide), np.empty(width, kind)
     place, live, quick, slow = np.arange(problems), problems, 0, 0
-    size, best = np.empty(problems), np.full(problems, np.inf)
+    size, sizes = np.empty(problems), np.empty(problems)
+    best = np.full(problems, np.inf)
     sound, due = np.zeros(problems, np.bool_), np.empty(problems, np.int64)
     turn = 0
     while live > 0:
@@ -240,8 +254,6 @@ def _relax(
         for k in range(live):
             p = place[k]
             t, w, f = p % len(target), p % len(weight), p % len(fixed)
-            if turn <= 1:
-                size[p] = _size(scores[p], dual[p], fixed[f], top, total)
             bound, strict = _look(
                 scores[p],
                 dual[p],
@@ -254,9 +266,11 @@ def _relax(
                 top,
                 total,
             )
-            if turn > 1 and bound <= wanted**2 * size[p]:
-                size[p] = _size(scores[p], dual[p], fixed[f], top, total)
-            now, own = np.sqrt(bound / size[p]), np.sqrt(strict / size[p])
+            if turn <= 1 or bound <= wanted**2 * size[p]:
+                size[p], sizes[p] = _sizes(
+                    scores[p], dual[p], weight[w], fixed[f], chance, top, total
+                )
+            now, own = np.sqrt(bound / size[p]), np.sqrt(strict / sizes[p])
             if turn == 0:
                 sound[p] = kind == wide or now <= CLOSE
             done = sound[p] and now <= wanted and own <= accepted
