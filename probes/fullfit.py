@@ -56,7 +56,8 @@ def row_fit(
         compiled: Whether ``probes.rowcg`` may be used, which costs its compilation.
     """
     on_cpu = gram.device.type == "cpu"
-    given = gram, _, base = gram, loss.target[0, 0], loss.weight[0, 0]
+    base = loss.weight[0, 0]
+    given = (gram, loss.target[0, 0], base)
     found = _compiled(*given, tolerance, steps) if compiled and on_cpu else None
     for dtype in (torch.float32, torch.float64) if found is None else ():
         arrays: list[Any] = [part.to(dtype) for part in given]

@@ -89,7 +89,8 @@ def approach(
     operator, loss, kind = batch.operator, batch.loss, batch.scores.dtype
     given = (loss.weight, loss.target, operator.weight)
     matrix = _matrix(operator.factor)
-    removal = _removal(operator, len(batch.scores))
+    rows, core = _removal(operator, len(batch.scores))
+    removal = rows, core[:, 0].contiguous()
     dual, scores = batch.dual[:, 0].clone(), batch.scores[:, 0].clone()
     ends = (target, accepted)
     certificate = _solve(
@@ -179,17 +180,11 @@ def relax(
     """
     from probes import softmax_relaxation
 
-    operator, loss, removal = batch.operator, batch.loss, batch.operator.removal
+    operator, loss = batch.operator, batch.loss
     problems, matrix = len(batch.scores), operator.factor.matrix
     assert matrix is not None
     scores, dual = batch.scores.contiguous().clone(), batch.dual.contiguous().clone()
-    if removal is None:
-        rows = torch.empty(problems, 0, dtype=torch.long)
-        core = matrix.new_empty(problems, len(matrix), 0, 0)
-    else:
-        core = removal.core.contiguous()
-        there = core[:, 0].diagonal(dim1=1, dim2=2) != 0
-        rows = torch.where(there, removal.rows, -1)
+    rows, core = _removal(operator, problems)
     certificate = torch.empty(problems, dtype=torch.float64)
     matrix = matrix.contiguous()
     weights = loss.weight[:, 0].contiguous(), operator.weight.contiguous()
@@ -257,11 +252,11 @@ def _matrix(factor: Factor) -> Tensor:
 
 
 def _removal(operator: Operator, problems: int) -> tuple[Tensor, Tensor]:
-    """Rows taken out, -1 where there is none, and their core."""
-    removal = operator.removal
+    """(problem, g) rows taken out, -1 for none, and their (problem, m, g, g) core."""
+    removal, factors = operator.removal, operator.weight.shape[1]
     if removal is None:
         rows = torch.empty(problems, 0, dtype=torch.long)
-        return rows, operator.weight.new_empty(problems, 0, 0)
-    core = removal.core[:, 0].contiguous()
-    there = core.diagonal(dim1=1, dim2=2) != 0
+        return rows, operator.weight.new_empty(problems, factors, 0, 0)
+    core = removal.core.contiguous()
+    there = core[:, 0].diagonal(dim1=1, dim2=2) != 0
     return torch.where(there, removal.rows, -1), core

@@ -22,6 +22,7 @@ import numpy as np
 from probes.rowcert import bends, certify
 from probes.rowwise import (
     BEST,
+    FIRST,
     NOW,
     OWN,
     SIZE,
@@ -190,7 +191,8 @@ def relax(
     light, kept = (weight, fixed), (residual, pulled, chance, inside, diagonal)
     place, left = np.arange(start, start + count), np.empty(count, np.int64)
     slots, asked = np.arange(count), np.empty(count, np.int64)
-    ends, exactly = np.empty(count, np.int64), np.zeros(count, np.bool_)
+    ends, nearer = np.empty(count, np.int64), np.empty(count, np.int64)
+    exactly = np.zeros(count, np.bool_)
     same = fast.dtype == matrix.dtype
     set_out(count, place, loss, rows, dual, scores, own, rest, state)
     _diagonals(count, place, fast, rows, fast_core, diagonal)
@@ -198,9 +200,10 @@ def relax(
     live, gone, turn, quick, slow = count, 0, 0, 0, 0
     while live > 0:
         _look(live, place, loss, light, rows, own, rest, row, chance, residual, state)
-        near, ending, off = 0, 0, 0
+        near, ending, better, off = 0, 0, 0, 0
         for k in range(live):
             if turn == 0:
+                state[k, FIRST] = state[k, NOW]
                 exactly[k] = same or state[k, NOW] <= CLOSE
             if exactly[k] and state[k, NOW] <= wanted:
                 asked[near] = k
@@ -219,12 +222,16 @@ def relax(
             if stop:
                 ends[ending] = k
                 ending += 1
+                # Where it went astray the next way begins as this one did.
+                if now <= state[k, FIRST]:
+                    nearer[better] = k
+                    better += 1
                 certificate[place[k]] = state[k, OWN] if done else np.inf
                 if not done:
                     left[gone] = place[k]
                     gone += 1
         if ending > 0:
-            answer(ending, ends, place, loss, rows, own, rest, dual, scores, state)
+            answer(better, nearer, place, loss, rows, own, rest, dual, scores, state)
             live = close(ending, ends, live, place, state, exactly, kept, (own, rest))
             if live == 0:
                 break

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probes import fused
 from probes.crossfit import crossfit
-from probes.engine import ACCEPTED
+from probes.engine import ACCEPTED, minimise
 from probes.folds import Folds, leave_one_group_out
 from probes.fullfit import row_fit
 from probes.job import LogisticOptions, one_hot
@@ -91,6 +91,40 @@ def test_rows_that_are_nearly_alike_are_left_to_the_other_ways(classes):
     folds = leave_one_group_out(None, 80)
     found, plain = both(rows, codes, classes, folds, LogisticOptions(C=10.0))
     assert gap(found, plain, "scores") <= 5e-8
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_float32_answers_keep_their_own_tolerance(classes):
+    rows, codes, groups = table(60, 90, classes, 1.0, 2, 2)
+    folds = leave_one_group_out(groups, 60)
+    options = LogisticOptions(precision=torch.float32)
+    found, plain = both(rows, codes, classes, folds, options)
+    assert found.scores.dtype == torch.float32
+    assert gap(found, plain, "scores") <= 1e-4
+    exact = both(rows, codes, classes, folds, LogisticOptions())[0]
+    far = (found.scores.double() - exact.scores).abs().max()
+    assert float(far) <= 1e-4 * float(exact.scores.abs().max())
+
+
+def test_from_starts_that_are_far_off_it_ends_there_too():
+    """Steps that long are cut short or given up, and the next way begins afresh."""
+    rng = np.random.default_rng(5)
+    rows = torch.from_numpy(rng.normal(size=(50, 80)) * 3)
+    rows -= rows.mean(0)
+    gram = rows @ rows.T
+    fixed = floor_weight(torch.full((1, 50), 0.2).double(), gram.diagonal())
+    operator = Operator(factor_gram(gram, fixed), fixed[None])
+    codes = torch.from_numpy(rng.integers(0, 2, (20, 50)))
+    loss = Loss(one_hot(codes, 2), torch.ones(1, 1, 50).double())
+    ends = []
+    for size in (0.0, 1.0, 1e3):
+        dual = torch.from_numpy(size * rng.normal(size=(20, 1, 50)))
+        batch = Batch(loss, operator, dual, operator(dual))
+        scores, _, certificate = minimise(batch, iterations=torch.float32)
+        assert float(certificate.max()) <= TIGHT
+        ends.append(scores)
+    for other in ends[1:]:
+        assert float((other - ends[0]).abs().max() / ends[0].abs().max()) <= 5e-8
 
 
 def test_a_fold_may_keep_rows_that_weigh_nothing():
