@@ -25,6 +25,8 @@ from probes.rowwise import (
     FIRST,
     NOW,
     OWN,
+    RATE,
+    SHORT,
     SIZE,
     SQUARE,
     answer,
@@ -192,26 +194,41 @@ def relax(
     place, left = np.arange(start, start + count), np.empty(count, np.int64)
     slots, asked = np.arange(count), np.empty(count, np.int64)
     ends, nearer = np.empty(count, np.int64), np.empty(count, np.int64)
-    exactly = np.zeros(count, np.bool_)
-    same = fast.dtype == matrix.dtype
+    exactly = np.full(count, fast.dtype == matrix.dtype)
     set_out(count, place, loss, rows, dual, scores, own, rest, state)
     _diagonals(count, place, fast, rows, fast_core, diagonal)
-    state[:count, BEST] = np.inf
+    state[:count, BEST], state[:count, RATE] = np.inf, 0
     live, gone, turn, quick, slow = count, 0, 0, 0, 0
     while live > 0:
         _look(live, place, loss, light, rows, own, rest, row, chance, residual, state)
-        near, ending, better, off = 0, 0, 0, 0
+        near, ending, better = 0, 0, 0
         for k in range(live):
             if turn == 0:
                 state[k, FIRST] = state[k, NOW]
-                exactly[k] = same or state[k, NOW] <= CLOSE
-            if exactly[k] and state[k, NOW] <= wanted:
+            if state[k, NOW] <= (wanted if exactly[k] else CLOSE):
                 asked[near] = k
                 near += 1
         bends(near, asked, place, light, rows, chance, bend)
         certify(
-            near, asked, place, mild, rows, fast_core, residual, bend, accepted, state
+            near,
+            asked,
+            place,
+            mild,
+            rows,
+            fast_core,
+            own,
+            residual,
+            bend,
+            accepted,
+            state,
         )
+        for k in asked[:near]:
+            # Where weights are far above the curvature, what scores lose to rounding
+            # is that much more in the own metric.
+            sound = state[k, OWN] <= CLOSE * state[k, SHORT]
+            exactly[k] |= turn == 0 and sound
+            due = not exactly[k] and (sound or state[k, NOW] <= wanted)
+            state[k, RATE] = 1 if due else 0
         for k in range(live):
             now = state[k, NOW]
             done = exactly[k] and now <= wanted and state[k, OWN] <= accepted
@@ -251,8 +268,10 @@ def relax(
         times(inside, live, fast, pulled, place, rows, fast_core, fast_few)
         quick += live
         _take(live, place, loss[2], rows, pulled, own, rest)
+        off = 0
         for k in range(live):
-            if not exactly[k] and state[k, NOW] <= CLOSE:
+            if state[k, RATE] > 0:
+                state[k, RATE] = 0
                 asked[off] = k
                 off += 1
         if off > 0:

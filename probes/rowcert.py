@@ -5,7 +5,7 @@ Passes as ``probes.rowwise`` has them, with its names.
 
 import numpy as np
 
-from probes.rowwise import NOW, OWN, SIZE, SQUARE
+from probes.rowwise import NOW, OWN, SHORT, SIZE, SQUARE
 from probes.sigmoid import compiled
 
 
@@ -27,7 +27,9 @@ def bends(count, slots, place, light, rows, chance, bend):
 
 
 @compiled
-def certify(count, slots, place, mild, rows, core, residual, bend, accepted, state):
+def certify(
+    count, slots, place, mild, rows, core, scores, residual, bend, accepted, state
+):
     """Certificates in the factor's metric and the own Hessian's; ``swift`` has why."""
     matrix, _, fixed = mild
     kind, n, width = matrix.dtype.type, residual.shape[1], rows.shape[1]
@@ -43,12 +45,20 @@ def certify(count, slots, place, mild, rows, core, residual, bend, accepted, sta
         for i in range(n):
             over = kind(1) / max(fixed[f, i] + bend[k, i], kind(1e-30))
             straight += residual[k, i] * residual[k, i] * over
-        now = np.sqrt((abs(state[k, SQUARE]) + noise * rest) / state[k, SIZE])
+        # The parameters may be far shorter in the own metric than in the factor's.
+        shorter, weight = scores.dtype.type(0), kind(0)
+        for i in range(n):
+            shorter += bend[k, i] * scores[k, i] * scores[k, i]
+        for i in range(n):
+            weight += fixed[f, i] + bend[k, i]
+        size = min(state[k, SIZE], max(state[k, SIZE] + shorter, 1e-6 * weight))
+        square = abs(state[k, SQUARE]) + noise * rest
+        now = np.sqrt(square / state[k, SIZE])
         # What the own Hessian makes of it is at most what its rows alone do.
-        own = max(now, np.sqrt(straight / state[k, SIZE]))
+        own = max(now, np.sqrt(straight / size))
         if not own <= accepted:
             # Or what the least of a row's curvature over its weight makes of it.
-            least = kind(np.inf)
+            strict, least = np.sqrt(square / size), kind(np.inf)
             for i in range(n):
                 over = kind(1) / fixed[f, i] if fixed[f, i] > kind(0) else kind(0)
                 least = min(least, bend[k, i] * over)
@@ -64,5 +74,5 @@ def certify(count, slots, place, mild, rows, core, residual, bend, accepted, sta
                             gain += matrix[max(rows[p, g], 0), i] * across
                     lost += part * gain
             share = max(kind(1) + least, kind(0.5) - lost)
-            own = now / np.sqrt(min(max(share, 1e-7), 1.0))
-        state[k, NOW], state[k, OWN] = now, own
+            own = strict / np.sqrt(min(max(share, 1e-7), 1.0))
+        state[k, NOW], state[k, OWN], state[k, SHORT] = now, own, size / state[k, SIZE]

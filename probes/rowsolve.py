@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probes.relaxation import relax
+from probes.relaxation import CLOSE, relax
 from probes.rowcert import bends, certify
 from probes.rowwise import (
     BEFORE,
@@ -34,6 +34,7 @@ from probes.rowwise import (
     NUMBERS,
     OWN,
     RATE,
+    SHORT,
     SIZE,
     SQUARE,
     answer,
@@ -58,7 +59,7 @@ BLOCK = 256
 
 @compiled
 def _descend(
-    some, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
+    whom, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
 ):
     """Nonlinear conjugate gradients; see ``swift._descend``. Who is left, and products.
 
@@ -72,11 +73,11 @@ def _descend(
     fast, weight, fixed = mild
     rows, fast_core = out
     blocks, wide, state, row, few, fast_few, _ = room
-    residual, pulled, chance, ahead, inside, image = blocks[:6]
+    residual, pulled, chance, ahead, inside, image, bend = blocks
     own, rest, sent, came = wide
     wanted, accepted, _, _, _, near = limits
     light, kept = (weight, fixed), (residual, pulled, chance, ahead, inside, image)
-    count, place = len(some), some.copy()
+    count, place = len(whom), whom.copy()
     left = np.empty(count, np.int64)
     slots, asked = np.arange(count), np.empty(count, np.int64)
     ends, exactly = np.empty(count, np.int64), np.zeros(count, np.bool_)
@@ -116,6 +117,7 @@ def _descend(
                 mild,
                 rows,
                 fast_core,
+                own,
                 residual,
                 image,
                 accepted,
@@ -145,9 +147,30 @@ def _descend(
             rest,
             state,
         )
-        off = 0
+        some = 0
         for k in range(live):
             if not exactly[k] and state[k, NOW] <= near:
+                asked[some] = k
+                some += 1
+        bends(some, asked, place, light, rows, chance, bend)
+        certify(
+            some,
+            asked,
+            place,
+            mild,
+            rows,
+            fast_core,
+            own,
+            residual,
+            bend,
+            CLOSE,
+            state,
+        )
+        off = 0
+        for k in asked[:some]:
+            # See ``relaxation``.
+            sound = state[k, OWN] <= CLOSE * state[k, SHORT]
+            if sound or state[k, NOW] <= wanted:
                 asked[off] = k
                 off += 1
         if off > 0:
@@ -197,7 +220,17 @@ def _polish(left, loss, exact, mild, out, dual, scores, certificate, room, limit
         quick += live
         measure(live, residual, pulled, residual, state)
         certify(
-            live, slots, place, mild, rows, fast_core, residual, bend, accepted, state
+            live,
+            slots,
+            place,
+            mild,
+            rows,
+            fast_core,
+            own,
+            residual,
+            bend,
+            accepted,
+            state,
         )
         ending = 0
         for k in range(live):
@@ -259,7 +292,7 @@ def _polish(left, loss, exact, mild, out, dual, scores, certificate, room, limit
         move(live, place, begun, residual, bend, lift, fixed, rows, rest, own)
         off = 0
         for k in range(live):
-            if not state[k, BEFORE] <= near:
+            if not state[k, OWN] <= near * state[k, SHORT]:
                 asked[off] = k
                 off += 1
         if off > 0:

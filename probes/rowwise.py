@@ -21,11 +21,11 @@ import numpy as np
 
 from probes.sigmoid import compiled, logistic
 
-SIZE, SQUARE, NOW, OWN, BEST, BEND, LENGTH, LAST, TURNED = range(9)
+SIZE, SQUARE, NOW, OWN, BEST, BEND, LENGTH, LAST, TURNED, SHORT = range(10)
 BEFORE, FIRST, LEAST, RATE = range(4, 8)
 """Columns of ``state``, the numbers of each slot: on the way down, and in Newton steps
 in the place of some of them."""
-NUMBERS = 9
+NUMBERS = 10
 
 
 @compiled

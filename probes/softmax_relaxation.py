@@ -271,8 +271,10 @@ def _relax(
                     scores[p], dual[p], weight[w], fixed[f], chance, top, total
                 )
             now, own = np.sqrt(bound / size[p]), np.sqrt(strict / sizes[p])
+            # See ``relaxation``.
+            close = max(now, own) <= CLOSE * min(sizes[p] / size[p], 1.0)
             if turn == 0:
-                sound[p] = kind == wide or now <= CLOSE
+                sound[p] = kind == wide or close
             done = sound[p] and now <= wanted and own <= accepted
             stop = done or turn >= steps or not now < np.inf
             if turn % 2 == 0:
@@ -282,7 +284,7 @@ def _relax(
                 certificate[p] = max(now, own) if done else np.inf
                 _centre(scores[p], dual[p], fixed[f], top, total)
                 continue
-            if not sound[p] and now <= CLOSE:
+            if not sound[p] and (close or now <= wanted):
                 due[off] = p
                 off += 1
             _step(

@@ -260,6 +260,12 @@ def _polish(
         work.count(fast, rough)
         square = inner(rough, pulled, work)
         now, own = _certificates(size, over, leverage, curvature, rough, square, work)
+        lost = now
+        if binary:
+            longer = _longer(size, curvature.diagonal, fast.weight, place.scores)
+            own = own * longer
+            # What scores lose to rounding is that much more in the own metric.
+            lost = own * longer.square()
         # At the floor of rounding a turn more brings nothing.
         done = ((now <= target) | (now > 0.5 * before)) & (own <= accepted)
         before = now
@@ -270,7 +276,7 @@ def _polish(
             certificate[index] = torch.where(done, torch.maximum(now, own), torch.inf)
             if last:
                 break
-            index, now, size = index[left], now[left], size[left]
+            index, now, size, lost = index[left], now[left], size[left], lost[left]
             before = now
             place, fast, mild = place.select(left), fast.select(left), mild.select(left)
             curvature = curvature.select(left)
@@ -286,7 +292,7 @@ def _polish(
             centre_classes(lift)
         place.rest.sub_(step)
         place.scores.add_(lift)
-        if not bool((now <= LIMITS.near).all()):
+        if not bool((lost <= LIMITS.near).all()):
             # Scores were moved by float32 products; make them exact again.
             dual_here = place.dual()
             operator = place.operator
@@ -295,6 +301,18 @@ def _polish(
             place.rest.addcmul_(operator.weight, fresh - place.scores)
             place.scores.copy_(fresh)
     return scores, dual, certificate
+
+
+def _longer(size: Tensor, bend: Tensor, fixed: Tensor, scores: Tensor) -> Tensor:
+    """(problem,) length of the parameters in the factor's metric over their own, >= 1.
+
+    Weights of a factor are raised where they are too small to invert, and with them
+    what the parameters seem to be.
+    """
+    bend = bend.to(size)
+    own = size + (bend * scores.square()).sum((1, 2))
+    own = torch.maximum(own, 1e-6 * (bend + fixed.to(size)).sum((1, 2)))
+    return (size / torch.minimum(own, size)).sqrt()
 
 
 def _certificates(
