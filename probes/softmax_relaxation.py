@@ -327,6 +327,9 @@ def _relax(
     return quick * classes, slow * classes
 
 
+_run = compiled(_relax)
+
+
 def _compile():
     """The whole way; its copy on disk is for these sources alone."""
     names = ("softmax_relaxation.py", "relaxation.py", "sigmoid.py")
@@ -337,7 +340,7 @@ def _compile():
         loss, exact, mild, rows, cores, dual, scores, certificate, steps, wanted, most
     ):
         _ = sources  # numba looks at this file's date, and not at the others'
-        return run(
+        return _run(
             loss,
             exact,
             mild,
@@ -351,7 +354,6 @@ def _compile():
             most,
         )
 
-    run = compiled(_relax)
     return compiled(relax, cache=True)
 
 
