@@ -26,6 +26,7 @@ from probes.rowwise import (
     NOW,
     OWN,
     RATE,
+    RAW,
     SHORT,
     SIZE,
     SQUARE,
@@ -104,7 +105,7 @@ def _look(count, place, loss, light, rows, own, rest, row, chance, residual, sta
                 size -= (full - rest[k, r]) * own[k, r]
         for i in range(n):
             floor += fixed[f, i]
-        size = max(size, 1e-6 * floor)
+        state[k, RAW], size = size, max(size, 1e-6 * floor)
         state[k, SQUARE], state[k, SIZE] = bound, size
         state[k, NOW] = np.sqrt(bound / size)
 

@@ -5,7 +5,7 @@ Passes as ``probes.rowwise`` has them, with its names.
 
 import numpy as np
 
-from probes.rowwise import NOW, OWN, SHORT, SIZE, SQUARE
+from probes.rowwise import NOW, OWN, RAW, SHORT, SIZE, SQUARE
 from probes.sigmoid import compiled
 
 
@@ -51,7 +51,7 @@ def certify(
             shorter += bend[k, i] * scores[k, i] * scores[k, i]
         for i in range(n):
             weight += fixed[f, i] + bend[k, i]
-        size = min(state[k, SIZE], max(state[k, SIZE] + shorter, 1e-6 * weight))
+        size = min(state[k, SIZE], max(state[k, RAW] + shorter, 1e-6 * weight))
         square = abs(state[k, SQUARE]) + noise * rest
         now = np.sqrt(square / state[k, SIZE])
         # What the own Hessian makes of it is at most what its rows alone do.

@@ -21,11 +21,11 @@ import numpy as np
 
 from probes.sigmoid import compiled, logistic
 
-SIZE, SQUARE, NOW, OWN, BEST, BEND, LENGTH, LAST, TURNED, SHORT = range(10)
+SIZE, SQUARE, NOW, OWN, BEST, BEND, LENGTH, LAST, TURNED, SHORT, RAW = range(11)
 BEFORE, FIRST, LEAST, RATE = range(4, 8)
 """Columns of ``state``, the numbers of each slot: on the way down, and in Newton steps
 in the place of some of them."""
-NUMBERS = 10
+NUMBERS = 11
 
 
 @compiled
@@ -81,7 +81,7 @@ def set_out(count, place, loss, rows, dual, scores, own, rest, state):
         for i in range(n):
             floor += fixed[f, i]
         # Scores of a thousandth count as nothing: optima at zero have no scale.
-        state[k, SIZE] = max(size, 1e-6 * floor)
+        state[k, RAW], state[k, SIZE] = size, max(size, 1e-6 * floor)
 
 
 @compiled
@@ -242,7 +242,7 @@ def answer(count, slots, place, loss, rows, own, rest, dual, scores, state):
             size += dual[p, i] * own[k, i]
         for i in range(n):
             floor += fixed[f, i]
-        state[k, SIZE] = max(size, 1e-6 * floor)
+        state[k, RAW], state[k, SIZE] = size, max(size, 1e-6 * floor)
 
 
 @compiled

@@ -262,7 +262,7 @@ def _polish(
         now, own = _certificates(size, over, leverage, curvature, rough, square, work)
         lost = now
         if binary:
-            longer = _longer(size, curvature.diagonal, fast.weight, place.scores)
+            longer = _longer(size, curvature.diagonal, fast.weight, place, work)
             own = own * longer
             # What scores lose to rounding is that much more in the own metric.
             lost = own * longer.square()
@@ -303,14 +303,17 @@ def _polish(
     return scores, dual, certificate
 
 
-def _longer(size: Tensor, bend: Tensor, fixed: Tensor, scores: Tensor) -> Tensor:
+def _longer(
+    size: Tensor, bend: Tensor, fixed: Tensor, place: _Place, work: Work
+) -> Tensor:
     """(problem,) length of the parameters in the factor's metric over their own, >= 1.
 
     Weights of a factor are raised where they are too small to invert, and with them
     what the parameters seem to be.
     """
     bend = bend.to(size)
-    own = size + (bend * scores.square()).sum((1, 2))
+    own = inner(place.dual(), place.scores, work).to(size)
+    own = own + (bend * place.scores.square()).sum((1, 2))
     own = torch.maximum(own, 1e-6 * (bend + fixed.to(size)).sum((1, 2)))
     return (size / torch.minimum(own, size)).sqrt()
 
