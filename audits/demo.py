@@ -20,7 +20,7 @@ def run_demo(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Audit:
-    """Unlearn about twenty capitals from SmolLM2-135M with NPO, and audit the pair.
+    """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
 
     Args:
         out: Folder for the items, the unlearned model and the audit. The same call
