@@ -89,7 +89,9 @@ def is_folder(path: Path) -> bool:
 
 
 @contextmanager
-def open_regular(path: Path, limit: int, *, fix: str | None = None) -> Iterator[BinaryIO]:
+def open_regular(
+    path: Path, limit: int, *, fix: str | None = None
+) -> Iterator[BinaryIO]:
     """Open a regular file for reading in binary.
 
     What cannot be read further on, inside the block, is an ``InputError`` as well.
