@@ -99,27 +99,27 @@ def open_regular(
     Args:
         path: The file.
         limit: Most bytes it may have.
-        fix: What to do about one that is too large.
+        fix: What to do about one that cannot be read.
 
     Raises:
         InputError: it is no regular file, is larger, or cannot be read.
     """
     found = kind_of(path)
     if found != "a file":
-        raise _unreadable(path, found)
+        raise _unreadable(path, found, fix)
     try:
         handle = os.open(path, _FLAGS)
         with os.fdopen(handle, "rb") as file:
             now = os.fstat(handle)
             # Another file may have taken its place since.
             if not stat.S_ISREG(now.st_mode):
-                raise _unreadable(path, "another kind")
+                raise _unreadable(path, "another kind", fix)
             if now.st_size > limit:
                 raise _too_large(path, limit, f"{now.st_size:,}", fix)
             yield file
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, error.strerror or type(error).__name__)
-        raise _unreadable(path, cause) from error
+        raise _unreadable(path, cause, fix) from error
 
 
 def read_bytes(path: Path, limit: int, *, fix: str | None = None) -> bytes:
@@ -147,7 +147,7 @@ def read_text(path: Path, limit: int, *, fix: str | None = None) -> str:
             f"{path}, line {line} is not valid UTF-8",
             expected="UTF-8 text",
             got=f"byte {data[error.start]:#04x}",
-            fix="Save the file again as UTF-8",
+            fix=fix or "Save the file again as UTF-8",
         ) from error
 
 
@@ -159,9 +159,12 @@ def _all(path: Path, file: BinaryIO, limit: int, fix: str | None) -> bytes:
     return data
 
 
-def _unreadable(path: Path, found: str) -> InputError:
+def _unreadable(path: Path, found: str, fix: str | None) -> InputError:
     return InputError(
-        f"{path} cannot be read", expected="a file", got=found, fix="Check the path"
+        f"{path} cannot be read",
+        expected="a file",
+        got=found,
+        fix=fix or "Check the path",
     )
 
 

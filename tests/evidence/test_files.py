@@ -1,11 +1,13 @@
 """Files that are whole or absent when written, and bounded when read."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from evidence.errors import InputError
-from evidence.files import read_bounded, read_json
+from evidence.files import read_json
+from evidence.regular import read_bytes
 
 
 def test_json_comes_back(tmp_path):
@@ -19,8 +21,8 @@ def test_json_comes_back(tmp_path):
 BAD = {
     "empty": (b"", "Expecting value"),
     "cut": (b'{"a": [1, 2', "Expecting"),
-    "bytes": (b"\x93\x00\xff", "no UTF-8"),
-    "latin": ('{"a": "é"}'.encode("latin-1"), "no UTF-8"),
+    "bytes": (b"\x93\x00\xff", "not valid UTF-8"),
+    "latin": ('{"a": "é"}'.encode("latin-1"), "not valid UTF-8"),
     "twice": (b'{"a": {"b": 1, "b": 1}}', "'b' stands there twice"),
     "NaN": (b'{"a": NaN}', "NaN is no JSON number"),
     "infinity": (b'{"a": [-Infinity]}', "Infinity is no JSON number"),
@@ -59,12 +61,12 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
         tmp_path / "absent" / "below",
         tmp_path / ("n" * 300),
         tmp_path / "nul\0byte",
-        "/dev/zero",
+        Path("/dev/zero"),
     ):
         with pytest.raises(InputError):
-            read_bounded(path, 100)
+            read_bytes(path, 100)
     full = tmp_path / "full"
     full.write_bytes(b"x" * 101)
     with pytest.raises(InputError, match="at most 100 bytes"):
-        read_bounded(full, 100)
-    assert len(read_bounded(full, 101)) == 101
+        read_bytes(full, 100)
+    assert len(read_bytes(full, 101)) == 101
