@@ -11,7 +11,7 @@ from audits import result
 from audits.image_run import collect_images, start_images
 from audits.run import collect, start
 from audits.verdict import decide
-from capture.images import holds_images
+from capture.image_files import holds_images
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from audits.image_words import NOT_ASKED, SKIPPED
 from audits.inputs import ImageInputs, roles
-from capture.images import Eye, ImageSet, names_images, read_images
+from capture.image_files import read_images
+from capture.images import Eye, ImageSet, names_images
 from capture.models import Checkpoint, open_checkpoint
 from evidence.errors import InputError
 from evidence.progress import Progress

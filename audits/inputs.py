@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from audits.preflight import check_same_tokenizer
-from capture.images import ImageSet, holds_images, names_images
+from capture.image_files import holds_images
+from capture.images import ImageSet, names_images
 from capture.items import ItemSet, read_items
 from capture.models import Checkpoint, open_checkpoint
 from capture.validation import validate_items

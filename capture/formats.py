@@ -101,6 +101,12 @@ _TOFU_ONLY = {"perturbed_answer", "paraphrased_answer", "paraphrased_question"}
 def _mapped(
     rows: Sequence[Row], columns: Mapping[str, str], present: set[str]
 ) -> list[Fact]:
+    if not isinstance(columns, Mapping):
+        raise InputError(
+            "columns are not a mapping",
+            expected="fields to columns: {'prompt': 'your column'}",
+            got=f"{type(columns).__name__} {columns!r}"[:80],
+        )
     for field, column in columns.items():
         if field not in FIELDS:
             raise InputError(

@@ -92,6 +92,14 @@ class ItemSet:
     format: str = "exhume"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.items, tuple) or not all(
+            isinstance(each, Item) for each in self.items
+        ):
+            raise InputError(
+                f"the items of {self.name or 'the set'} are not items",
+                expected="a tuple of Item",
+                got=f"{type(self.items).__name__} {self.items!r}"[:80],
+            )
         seen: set[str] = set()
         for item in self.items:
             if item.id in seen:
