@@ -67,7 +67,8 @@ def _npz(path: Path, eye: Eye, name: str) -> ImageSet:
             or "neither",
         )
     image, label = found["image"], found["label"]
-    _check_room(path, len(image) if image.ndim else 0, image[:1], eye)
+    if image.ndim:
+        _check_room(path, len(image), image[:1], eye)
     if label.dtype.kind == "u" and label.size and label.max() > MOST_CLASSES:
         raise InputError(
             f"{path} names a class that no model has",
@@ -91,7 +92,7 @@ def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
             ids = tuple(map(str, found))
             "".join(ids).encode()
             return ids
-    except ValueError:  # Code points that do not exist, or halves of some.
+    except (ValueError, SystemError):  # Code points that are none, or half of one.
         pass
     raise InputError(
         f"{path}: the ids of its images are not text",

@@ -75,6 +75,9 @@ def read_picture(path: Path, grey: bool) -> NDArray[np.uint8]:
                 # Below its limit, the library warns of odd files and reads them.
                 warnings.simplefilter("ignore")
                 with Image.open(file, formats=_DECODERS) as opened:
+                    opened.verify()  # A PNG's checksums, which decoding passes over.
+                file.seek(0)
+                with Image.open(file, formats=_DECODERS) as opened:
                     _check(path, opened)
                     return np.asarray(opened.convert("L" if grey else "RGB"))
         except InputError:
