@@ -75,7 +75,7 @@ def parse_json(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Look for no garbage: among millions of new objects that takes most of the time."""
+    """Look for no garbage: among millions of new values that is what takes long."""
     on = gc.isenabled()
     gc.disable()
     try:
