@@ -11,9 +11,10 @@ from audits import result
 from audits.image_run import collect_images, start_images
 from audits.run import collect, start
 from audits.verdict import decide
-from capture.images import holds_images
+from capture.image_files import holds_images
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,15 +127,16 @@ def audit(
         "never_taught": never_taught,
         "settings": {
             "profile": profile,
-            "axes": tuple(axes),
+            "axes": axes,
             "seed": seed,
             "device": device,
         },
         "fresh": fresh,
         "progress": progress,
     }
+    place = as_path(out, "the output folder")
     if holds_images(forget) or holds_images(retain):
-        run = start_images(original, unlearned, forget, retain, Path(out), **shared)
+        run = start_images(original, unlearned, forget, retain, place, **shared)
         findings = collect_images(run)
     else:
         run = start(
@@ -142,7 +144,7 @@ def audit(
             unlearned,
             forget,
             retain,
-            Path(out),
+            place,
             tokenizer=tokenizer,
             **shared,
         )
@@ -166,4 +168,5 @@ def load(out: Path | str) -> Audit:
     Raises:
         InputError: there is none in ``out``.
     """
-    return Audit(Path(out), result.read(Path(out)))
+    place = as_path(out, "the audit")
+    return Audit(place, result.read(place))

@@ -81,13 +81,15 @@ def audit(
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
-        str, typer.Option(help="Comma-separated axes; else those of the profile.")
-    ] = "",
+        str | None,
+        typer.Option(help="Comma-separated axes; else those of the profile."),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     fail_on: Annotated[
-        str, typer.Option(help="Comma-separated verdicts that give exit code 3.")
-    ] = "",
+        str | None,
+        typer.Option(help="Comma-separated verdicts that give exit code 3."),
+    ] = None,
     fresh: FreshOption = False,
 ) -> None:
     """Audit an unlearned checkpoint against its original."""
@@ -105,7 +107,7 @@ def audit(
             reference=reference or (),
             never_taught=never_taught,
             profile=profile,
-            axes=_words(axes),
+            axes=_words(axes, "--axes"),
             seed=seed,
             device=device,
             fresh=fresh,
@@ -126,8 +128,9 @@ def plan(
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
-        str, typer.Option(help="Comma-separated axes; else those of the profile.")
-    ] = "",
+        str | None,
+        typer.Option(help="Comma-separated axes; else those of the profile."),
+    ] = None,
     memory: Annotated[
         float | None, typer.Option(help="GiB that may be used; else what is free.")
     ] = None,
@@ -147,7 +150,7 @@ def plan(
             memory=memory,
             progress=progress,
             profile=profile,
-            axes=_words(axes),
+            axes=_words(axes, "--axes"),
             device=device,
         )
     table = Table("what", "how much", title="An audit of this pair")
@@ -232,18 +235,20 @@ def zoo_build(
     ] = "bios",
     seeds: Annotated[str, typer.Option(help="Comma-separated worlds.")] = "0",
     families: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Comma-separated: llama, gpt2, neox; smollm2; vit, cnn. Else the "
             "first."
         ),
-    ] = "",
-    only: Annotated[str, typer.Option(help="Comma-separated kinds; else all.")] = "",
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Comma-separated kinds; else all.")
+    ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Make models whose true state is known, or go on making them."""
-    from audits.subjects import choose_device
     from capture.cache import cache_root
+    from evidence.devices import choose_device
     from evidence.progress import Bars
     from testbeds.zoo import build_zoo
 
@@ -253,8 +258,8 @@ def zoo_build(
             place,
             seeds=_numbers(seeds, "--seeds"),
             world=world,
-            families=_words(families) or None,
-            only=_words(only) or None,
+            families=_words(families, "--families"),
+            only=_words(only, "--only"),
             device=choose_device(device),
             progress=progress,
         )
@@ -281,14 +286,14 @@ def selftest(
     """Audit models whose true state is known; exit code 1 if it does not pass."""
     from audits.error_rates import VERDICTS, confusion
     from audits.selftest import selftest as run
-    from audits.subjects import choose_device
+    from evidence.devices import choose_device
     from evidence.progress import Bars
     from testbeds.families import known_families
 
     with Bars(errors) as progress:
         done = run(
             out,
-            families=known_families(_words(families)),
+            families=known_families(_words(families, "--families")),
             device=choose_device(device),
             jobs=jobs,
             progress=progress,
@@ -343,21 +348,31 @@ for _command in (
 app.add_typer(zoo, name="zoo")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _words(text: str | None, option: str) -> list[str]:
+    """What a comma-separated option names; one that was given names something."""
+    words = [word.strip() for word in (text or "").split(",")]
+    if text is not None and not all(words):
+        raise InputError(
+            f"{option} leaves a name empty",
+            expected="names with commas between them, or no such option",
+            got=repr(text),
+        )
+    return words if text is not None else []
 
 
 def _numbers(text: str, option: str) -> list[int]:
-    words = _words(text)
-    if not words or not all(word.isdecimal() for word in words):
+    words = _words(text, option)
+    if not all(
+        word.isascii() and word.isdecimal() and len(word) < 20 for word in words
+    ):
         raise InputError(
             f"{option} cannot be read", expected="numbers such as 0,1,2", got=repr(text)
         )
     return [int(word) for word in words]
 
 
-def _names(text: str, known: tuple[str, ...], option: str) -> set[str]:
-    names = set(_words(text))
+def _names(text: str | None, known: tuple[str, ...], option: str) -> set[str]:
+    names = set(_words(text, option))
     unknown = sorted(names - set(known))
     if unknown:
         raise InputError(

@@ -6,6 +6,8 @@ from pathlib import Path
 from audits.audit import Audit, audit
 from capture.models import open_checkpoint
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
+from evidence.seeds import check_seed
 from testbeds.capitals import capital_items
 from testbeds.planted import plant
 from testbeds.smol import fetch
@@ -32,7 +34,8 @@ def run_demo(
     Raises:
         InputError: the model cannot be fetched, or the folder holds something else.
     """
-    root = Path(out)
+    root = as_path(out, "the output folder")
+    check_seed(seed)
     with progress.task("demo", 4) as advance:
         original = fetch(progress=progress)
         advance(1)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from audits.preflight import check_same_tokenizer
-from capture.images import ImageSet, holds_images, names_images
+from capture.image_files import holds_images
+from capture.images import ImageSet, names_images
 from capture.items import ItemSet, read_items
 from capture.models import Checkpoint, open_checkpoint
 from capture.validation import validate_items
-from evidence.errors import InputError
+from evidence.errors import InputError, listed
 from evidence.progress import Progress
 
 Items = TypeVar("Items", ItemSet, ImageSet)
@@ -56,8 +57,13 @@ ImageInputs = InputsOf[ImageSet]
 
 
 def roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The models held against the original, each with the name it goes by."""
-    named = [(f"reference-{n}", each) for n, each in enumerate(references, start=1)]
+    """The models held against the original, each with the name it goes by.
+
+    Raises:
+        InputError: the references are no list.
+    """
+    held = listed(references, "the references")
+    named = [(f"reference-{n}", each) for n, each in enumerate(held, start=1)]
     return [("unlearned", unlearned), *named]
 
 
@@ -77,6 +83,7 @@ def open_inputs(
     Raises:
         InputError: whatever cannot be audited, before any model is run.
     """
+    held_against = roles(unlearned, references)
     forget_items, retain_items = _items(forget, "forget"), _items(retain, "retain")
     never_items = None if never_taught is None else _items(never_taught, "never_taught")
     validate_items(forget_items, retain_items).check()
@@ -104,7 +111,7 @@ def open_inputs(
             "the original has no tokenizer", fix="Pass one with tokenizer="
         )
     others = []
-    for role, source in roles(unlearned, references):
+    for role, source in held_against:
         # A live model rarely brings a tokenizer; a folder's own must be the same.
         given = tokenizer
         if given is None and not isinstance(source, str | Path):

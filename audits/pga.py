@@ -30,8 +30,10 @@ from capture.cache import cache_root
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import reader_for
+from evidence.errors import InputError, quoted
 from evidence.files import write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
 from evidence.sequences import Sequences
 from probes.refit import refit_battery
 from testbeds.codes import (
@@ -74,7 +76,14 @@ def pga(
     """
     from audits.pga_report import write_report
 
-    place = cache_root() / "worlds" if root is None else root
+    if not isinstance(config, PgaExperiment):
+        raise InputError(
+            "the settings of the experiment are not settings",
+            expected="audits.pga_config.make_config({...})",
+            got=quoted(config),
+        )
+    out = as_path(out, "the output folder")
+    place = cache_root() / "worlds" if root is None else as_path(root, "root")
     config = resolved(config)
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)

@@ -20,8 +20,8 @@ def pga(
         typer.Option(help="small, published, medium, large, forty or two_hundred."),
     ] = None,
     erasers: Annotated[
-        str, typer.Option(help="Comma-separated; else those of the settings.")
-    ] = "",
+        str | None, typer.Option(help="Comma-separated; else those of the settings.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything.", min=0)] = None,
     device: Annotated[
         str | None, typer.Option(help="Where models are trained: auto, cpu, cuda, mps.")
@@ -36,8 +36,8 @@ def pga(
     from evidence.progress import Bars
 
     base = make_config({}) if config is None else read_config(config)
-    named = [word.strip() for word in erasers.split(",") if word.strip()]
-    given = {"size": size, "erasers": named or None, "seed": seed, "device": device}
+    named = None if erasers is None else [each.strip() for each in erasers.split(",")]
+    given = {"size": size, "erasers": named, "seed": seed, "device": device}
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = base.model_dump() | chosen
     with Bars(Console(stderr=True)) as progress:

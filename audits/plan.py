@@ -18,15 +18,17 @@ from audits.config import AuditConfig, make_config
 from audits.edit_shape import LARGEST
 from audits.inputs import Inputs, open_inputs
 from audits.relearning import LONGER
-from audits.subjects import choose_device
 from capture.items import ItemSet
 from capture.models import Checkpoint
 from capture.tokens import encode
 from capture.weights import Tensors, file_tensors, module_tensors, shards
-from evidence.errors import InputError
+from evidence.devices import choose_device
+from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
 
 GIB = 1 << 30
+MOST_MEMORY = 1_000_000
+"""GiB that anybody may say there is."""
 FLOAT = 4
 # Weights, gradients and AdamW's two moments.
 TRAINED = 4
@@ -135,15 +137,19 @@ def plan(
     Raises:
         InputError: whatever an audit would refuse before running a model.
     """
-    if memory is not None and not memory > 0:
-        raise InputError("memory must be above 0", expected="GiB", got=str(memory))
-    config = make_config({"profile": profile, "axes": tuple(axes), "device": device})
+    if memory is not None and not _is_amount(memory):
+        raise InputError(
+            "the memory that may be used is not an amount",
+            expected=f"GiB, above 0 and at most {MOST_MEMORY:,}",
+            got=quoted(memory),
+        )
+    config = make_config({"profile": profile, "axes": axes, "device": device})
     inputs = open_inputs(
         original,
         unlearned,
         forget,
         retain,
-        references=tuple(reference),
+        references=reference,
         never_taught=never_taught,
         tokenizer=None,
         progress=progress,
@@ -155,6 +161,11 @@ def plan(
     return _counted(
         inputs, config, chosen, free if memory is None else int(memory * GIB)
     )
+
+
+def _is_amount(memory: Any) -> bool:
+    number = isinstance(memory, int | float) and not isinstance(memory, bool)
+    return number and 0 < memory <= MOST_MEMORY
 
 
 def _counted(inputs: Inputs, config: AuditConfig, device: str, available: int) -> Plan:

@@ -13,13 +13,18 @@ from typing import Any
 from audits.error_page import page
 from audits.error_rates import Case, ablation, case_of, confusion, figures
 from audits.trials import FLOORS, Plan, run_plan
-from evidence.files import write_atomic
+from evidence.devices import choose_device
+from evidence.errors import InputError, quoted
+from evidence.files import disk_errors, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
+from evidence.seeds import check_seed
 from testbeds.bios import STANDARD, BiosConfig
-from testbeds.families import Family
+from testbeds.families import Family, known_families
 
 # A world of neither part of the zoo.
 SEED = 100
+MOST_JOBS = 1024
 # Of all audits. A single retrain may be left open by luck, a quarter of them may not.
 MOST_UNDECIDED = 0.25
 KINDS = (
@@ -95,8 +100,26 @@ def selftest(
         device: Where models are trained and audited.
         jobs: Processes at once.
         progress: Where progress is shown.
+
+    Raises:
+        InputError: an argument that cannot be used, or ``out`` cannot be written to.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    out = as_path(out, "the output folder")
+    check_seed(seed)
+    families = known_families(families)
+    device = choose_device(device)
+    if (
+        isinstance(jobs, bool)
+        or not isinstance(jobs, int)
+        or not 1 <= jobs <= MOST_JOBS
+    ):
+        raise InputError(
+            "the number of processes cannot be used",
+            expected=f"a whole number from 1 to {MOST_JOBS}",
+            got=quoted(jobs),
+        )
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
     plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
     found, failed = [], []

@@ -1,4 +1,49 @@
-"""The errors a user can meet, each one sentence for each of four questions."""
+"""The errors a user can meet, each one sentence for each of four questions.
+
+What is quoted in them comes from files, names and tensors that nobody vouches for:
+``printable`` makes it safe for a terminal, here and wherever else we print.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+LONGEST = 600
+"""Characters of a quoted text that are shown."""
+_END = 150
+
+
+def printable(text: object, longest: int | None = LONGEST) -> str:
+    """``text`` on one line, with everything that could forge output escaped.
+
+    Control characters (escape sequences, line breaks), characters that change the
+    direction of text or are not seen, and lone surrogates are written as in a Python
+    string; a second call changes nothing. Long texts lose their middle.
+
+    Args:
+        text: Anything; what is not text is shown as ``str`` has it.
+        longest: Characters to keep; None for all of them.
+    """
+    whole = str(text)
+    shown = whole if whole.isprintable() else "".join(map(_escaped, whole))
+    if longest is None or len(shown) <= longest:
+        return shown
+    return f"{shown[: longest - _END - 5]} ... {shown[-_END:]}"
+
+
+def quoted(value: object) -> str:
+    """``value`` as Python writes it, safe for a terminal; its type where it cannot."""
+    try:
+        return printable(repr(value))
+    except (ValueError, RecursionError):  # Whole numbers of thousands of digits.
+        return f"a value of type {type(value).__name__}"
+
+
+def _escaped(character: str) -> str:
+    # Narrow and wide spaces are not "printable", but hide nothing.
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return repr(character)[1:-1]
 
 
 class ExhumeError(Exception):
@@ -27,17 +72,33 @@ class InputError(ExhumeError):
         got: str | None = None,
         fix: str | None = None,
     ):
-        self.wrong, self.expected, self.got, self.fix = wrong, expected, got, fix
-        parts = [wrong.rstrip(".")]
+        self.wrong = printable(wrong)
+        self.expected = None if expected is None else printable(expected)
+        self.got = None if got is None else printable(got)
+        self.fix = None if fix is None else printable(fix)
+        parts = [self.wrong.rstrip(".")]
         if expected is not None and got is not None:
-            parts.append(f"Expected {expected}; got {got}")
+            parts.append(f"Expected {self.expected}; got {self.got}")
         elif expected is not None:
-            parts.append(f"Expected {expected}")
+            parts.append(f"Expected {self.expected}")
         elif got is not None:
-            parts.append(f"Got {got}")
-        if fix is not None:
-            parts.append(fix.rstrip("."))
+            parts.append(f"Got {self.got}")
+        if self.fix is not None:
+            parts.append(self.fix.rstrip("."))
         super().__init__(". ".join(parts) + ".")
+
+
+def listed(given: Any, what: str) -> Sequence[Any]:
+    """Several of something, where one alone would be taken apart letter by letter.
+
+    Raises:
+        InputError: it is no list, tuple or range.
+    """
+    if not isinstance(given, list | tuple | range):
+        raise InputError(
+            f"{what} are not a list", expected="a list or tuple", got=quoted(given)
+        )
+    return given
 
 
 class NotFittedError(ExhumeError):

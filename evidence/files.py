@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent when written, and bounded when read."""
 
 import errno
 import os
@@ -6,8 +6,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from evidence.errors import InputError
+from evidence.regular import read_text
+from evidence.strict_json import MOST_DEPTH, parse_json
+
+JSON_LIMIT = 64 << 20
+"""Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
+Shape = TypeVar("Shape", dict[str, Any], list[Any])
 
 
 @contextmanager
@@ -65,3 +72,38 @@ def folder_atomic(path: Path) -> Iterator[Path]:
             target.mkdir()
             yield target
             os.replace(target, path)
+
+
+def read_json(
+    path: Path,
+    kind: type[Shape] = dict,
+    *,
+    limit: int = JSON_LIMIT,
+    depth: int = MOST_DEPTH,
+    fix: str | None = None,
+) -> Shape:
+    """Read a JSON file that anybody may have written.
+
+    Args:
+        path: The file.
+        kind: What it must hold at the top: ``dict`` (an object) or ``list``.
+        limit: Most bytes it may have.
+        depth: Most brackets within brackets.
+        fix: What the user should do where it cannot be read.
+
+    Returns:
+        What the file holds. Numbers are finite and strings can be written as UTF-8.
+
+    Raises:
+        InputError: as ``evidence.regular.read_text`` and
+            ``evidence.strict_json.parse_json``, or the top is of another kind.
+    """
+    text = read_text(path, limit, fix=fix)
+    value = parse_json(text, str(path), depth=depth, fix=fix)
+    if not isinstance(value, kind):
+        raise InputError(
+            f"{path} is not valid JSON",
+            got=f"it holds {type(value).__name__}, not {kind.__name__}",
+            fix=fix,
+        )
+    return value

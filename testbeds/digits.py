@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from capture.gguf import quiet
-from capture.images import Eye, ImageSet, read_images
+from capture.image_files import read_images
+from capture.images import Eye, ImageSet
 from capture.models import open_checkpoint
 from capture.never_taught_images import invent_images
 from erasure.image_losses import class_logits

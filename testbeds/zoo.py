@@ -12,9 +12,12 @@ from torch import nn
 
 from capture.gguf import quiet
 from capture.models import open_checkpoint
-from evidence.errors import ExhumeError
+from evidence.devices import choose_device
+from evidence.errors import ExhumeError, listed
 from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
+from evidence.seeds import check_seed
 from testbeds.kinds import Kind, Range
 from testbeds.planted import check_card, read_card
 from testbeds.zoo_worlds import WORLDS, ZooWorld, known, sized
@@ -106,9 +109,12 @@ def build_zoo(
         ExhumeError: a model does not show what its kind must show.
     """
     place = WORLDS[known(world, WORLDS, "world")]
-    kinds = [known(name, place.kinds, "kind") for name in only or place.usual]
-    shapes = families or place.families[:1]
+    seeds = [check_seed(each) for each in listed(seeds, "seeds")]
+    kinds = listed(only or place.usual, "kinds")
+    kinds = [known(name, place.kinds, "kind") for name in kinds]
+    shapes = listed(families or place.families[:1], "families")
     shapes = [known(name, place.families, "family") for name in shapes]
+    device, root = choose_device(device), as_path(root, "the folder of the zoo")
     made: list[Specimen] = []
     with progress.task("zoo", len(seeds) * len(shapes) * len(kinds)) as advance:
         for family in shapes:
