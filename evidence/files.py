@@ -1,13 +1,25 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent when written, and bounded when read."""
 
 import errno
+import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
+from typing import Any, TypeVar
 
 from evidence.errors import InputError
+
+JSON_LIMIT = 64 << 20
+"""Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
+JSON_DEPTH = 100
+"""Brackets within brackets. Ours have ten; the libraries recurse over what they get."""
+
+Shape = TypeVar("Shape", dict[str, Any], list[Any])
 
 
 @contextmanager
@@ -65,3 +77,116 @@ def folder_atomic(path: Path) -> Iterator[Path]:
             target.mkdir()
             yield target
             os.replace(target, path)
+
+
+def read_bounded(path: Path, limit: int, *, fix: str | None = None) -> bytes:
+    """The whole of a regular file, which never waits and never takes all memory.
+
+    Args:
+        path: A file, or a link to one.
+        limit: Most bytes it may have.
+        fix: What the user should do where it cannot be read.
+
+    Raises:
+        InputError: there is no such file, it is a folder, pipe or device, it is larger
+            than ``limit``, or the system does not let us read it.
+    """
+    try:
+        # Opening a pipe that nobody writes to would wait for ever.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise InputError(f"{path} is not a regular file", fix=fix)
+            data = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist", fix=fix) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} could not be read: {reason}", fix=fix) from error
+    if len(data) > limit:
+        raise InputError(
+            f"{path} is too large", expected=f"at most {limit:,} bytes", fix=fix
+        )
+    return data
+
+
+def read_json(
+    path: Path,
+    kind: type[Shape] = dict,
+    *,
+    limit: int = JSON_LIMIT,
+    depth: int = JSON_DEPTH,
+    fix: str | None = None,
+) -> Shape:
+    """Read a JSON file that anybody may have written.
+
+    Args:
+        path: The file.
+        kind: What it must hold at the top: ``dict`` (an object) or ``list``.
+        limit: Most bytes it may have.
+        depth: Most brackets within brackets.
+        fix: What the user should do where it cannot be read.
+
+    Returns:
+        What the file holds. Numbers are finite and strings can be written as UTF-8.
+
+    Raises:
+        InputError: as ``read_bounded``; it is not UTF-8 or not JSON; an object has a
+            key twice; it holds NaN or infinity; it is nested too deep; or the top is
+            of another kind.
+    """
+    data = read_bounded(path, limit, fix=fix)
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+        trouble = _unusable(value, depth)
+        # Half of a surrogate pair can be read from JSON, but not be written again.
+        if trouble is None and re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        trouble = f"byte {error.start + 1} is no UTF-8"
+    except UnicodeEncodeError:
+        trouble = "it holds half of a surrogate pair"
+    except RecursionError:
+        trouble = f"brackets are nested more than {depth} deep"
+    except ValueError as error:  # bad syntax, a number of thousands of digits, ours
+        trouble = str(error)[:200]
+    else:
+        if trouble is None and isinstance(value, kind):
+            return value
+        trouble = trouble or f"it holds {type(value).__name__}, not {kind.__name__}"
+    raise InputError(f"{path} is not valid JSON", got=trouble, fix=fix)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; readers differ in which of two equal keys they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unusable(value: Any, depth: int) -> str | None:
+    """What stands in the way of using a JSON value, found without recursion."""
+    layer = [value]
+    for _ in range(depth + 1):
+        below: list[Any] = []
+        for each in layer:
+            if isinstance(each, dict):
+                below.extend(each.values())
+            elif isinstance(each, list):
+                below.extend(each)
+            elif isinstance(each, float) and not isfinite(each):
+                return "a number is too large"
+        if not below:
+            return None
+        layer = below
+    return f"brackets are nested more than {depth} deep"
