@@ -9,7 +9,7 @@ from audits.context import Run
 from audits.data import Questions, ask
 from audits.further import States
 from audits.knowledge import said
-from audits.planted import not_planted, plant, planted_subject
+from audits.planted import PLANTED, not_planted, plant, planted_subject
 from audits.preflight import Damage
 from audits.probing import capture_states
 from audits.probing_tasks import make_tasks
@@ -45,7 +45,7 @@ def inner_axes(
     if not wanted:
         return axes
     subjects = dict(run.subjects)
-    made = stage("planted", lambda: plant_one(run, forget, retain))
+    made = stage("planted", lambda: plant_one(run, forget, retain), [PLANTED])
     if made["made"]:
         subjects["planted"] = planted_subject(subjects["original"], run.space.work)
     notes = not_planted(made)

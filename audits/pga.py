@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from audits.membership import FAMILIES, membership, split_sequences
+from audits.outputs import EXPERIMENT, look
 from audits.pga_attacks import projection_test, refit_attack
 from audits.pga_claims import claims_of
 from audits.pga_config import PgaExperiment, resolved
@@ -24,7 +25,7 @@ from audits.pga_erasers import Erased, erase
 from audits.pga_published import adversarial_probes, published_scores, toy_verdict
 from audits.pga_rows import membership_row, numbers
 from audits.pga_states import VIEWS, all_states, depth_sites, pool_states
-from audits.stages import Workspace, canonical
+from audits.stages import Ledger, Workspace, canonical
 from audits.utility import Utility
 from capture.cache import cache_root
 from erasure.losses import frozen_logprobs
@@ -34,6 +35,7 @@ from evidence.errors import InputError, quoted
 from evidence.files import write_atomic
 from evidence.progress import SILENT, Progress
 from evidence.regular import as_path
+from evidence.runs import sole_run
 from evidence.sequences import Sequences
 from probes.refit import refit_battery
 from testbeds.codes import (
@@ -72,7 +74,8 @@ def pga(
         protocol), ``interventions``, ``claims``.
 
     Raises:
-        InputError: the folder holds something else, or too few keys.
+        InputError: the folder holds something else or is another run's, or there
+            are too few keys.
     """
     from audits.pga_report import write_report
 
@@ -87,13 +90,26 @@ def pga(
     config = resolved(config)
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
-    work = Workspace.open(out, {"pga": SCHEMA, **config.model_dump(mode="json")}, fresh)
+    look(out, EXPERIMENT)
+    with sole_run(out):
+        document = _document(config, out, place, fresh, progress)
+        write_atomic(out / "pga.json", canonical(document) + "\n")
+        write_report(out / "report.html", document)
+    return document
+
+
+def _document(
+    config: PgaExperiment, out: Path, root: Path, fresh: bool, progress: Progress
+) -> dict[str, Any]:
+    """Run the stages that are not there yet; ``config`` is resolved."""
+    mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
+    ledger = Ledger(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
         world = build_codes(
             SIZES[config.size],
             config.seed,
-            place,
+            root,
             twin=True,
             device=config.device,
             progress=progress,
@@ -103,7 +119,7 @@ def pga(
         rows: list[dict[str, Any]] = []
 
         def stage(name: str, compute) -> None:
-            rows.append(work.run(name, compute).result)
+            rows.append(ledger.stage(name, compute))
             advance(1)
 
         for name in ("original", "twin"):
@@ -114,9 +130,9 @@ def pga(
             file = name.replace(" ", "-")
             stage(f"{file}-published", lambda name=name: run.published(name))
             stage(f"{file}-sound", lambda name=name: run.sound(name))
-        interventions = work.run("interventions", run.interventions).result
+        interventions = ledger.stage("interventions", run.interventions)
         advance(1)
-    document = {
+    return {
         "schema_version": SCHEMA,
         "config": config.model_dump(mode="json"),
         "world": {
@@ -131,9 +147,6 @@ def pga(
         "interventions": interventions,
         "claims": claims_of(rows, config.margin),
     }
-    write_atomic(out / "pga.json", canonical(document) + "\n")
-    write_report(out / "report.html", document)
-    return document
 
 
 def measure_published(

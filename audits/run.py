@@ -84,7 +84,7 @@ def lengths(run: RunOf[Any]) -> tuple[float, float]:
 
 def collect(run: Run) -> Findings:
     """Compute every stage that is not there yet."""
-    ledger = Ledger(run.space)
+    ledger = Ledger(run.space, run.progress)
     stage = ledger.stage
     whole, inner = lengths(run)
     with run.progress.task("audit", whole) as advance:

@@ -20,7 +20,7 @@ def audit_until_killed(arguments: list[str], killed: Path) -> None:
     """Audit; die in the first stage that has not died before."""
     original_run = Workspace.run
 
-    def run(self, name, compute):
+    def run(self, name, compute, files=()):
         def fatal():
             result = compute()
             if name not in killed.read_text().split():
@@ -29,7 +29,7 @@ def audit_until_killed(arguments: list[str], killed: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        return original_run(self, name, fatal)
+        return original_run(self, name, fatal, files)
 
     Workspace.run = run
     audits_audit.audit(*arguments)
