@@ -27,10 +27,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from capture.gguf import quiet
 from capture.images import Eye, ImageSet, read_images
 from capture.models import open_checkpoint
 from capture.never_taught_images import invent_images
+from capture.quietly import quiet
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError
