@@ -40,12 +40,12 @@ class InputsOf(Generic[Items]):
     warnings: tuple[str, ...]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Hashes of all of them."""
+        """Hashes of all of them: of models with all that changes what they compute."""
         never = self.never_taught
         return {
-            "original": self.original.weights_hash,
-            "unlearned": self.unlearned.weights_hash,
-            "references": [each.weights_hash for each in self.references],
+            "original": self.original.fingerprint,
+            "unlearned": self.unlearned.fingerprint,
+            "references": [each.fingerprint for each in self.references],
             "forget": self.forget.digest,
             "retain": self.retain.digest,
             "never_taught": never.digest if never is not None else None,

@@ -15,8 +15,8 @@ import torch
 from audits.audit import audit
 from audits.gold import Regained, grade, regain
 from audits.manifest import code_hash
-from capture.gguf import quiet
 from capture.models import open_checkpoint
+from capture.quietly import quiet
 from evidence.errors import ExhumeError
 from evidence.files import folder_atomic, write_atomic
 from evidence.memory import keep_freed_memory

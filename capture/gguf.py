@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from capture.cache import cache_root
+from capture.quietly import quiet
 from evidence.errors import InputError
 from evidence.files import folder_atomic
 from evidence.progress import SILENT, Progress
@@ -130,22 +131,6 @@ def _check_same(model: Any, folder: Path) -> None:
             "the de-quantised weights did not load back as they were saved",
             fix="Check the disk of the cache folder, or name another in EXHUME_CACHE",
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars off the screen, for a while."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

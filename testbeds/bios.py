@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from capture.gguf import quiet
 from capture.items import Item, ItemSet, read_items
 from capture.models import open_checkpoint
+from capture.quietly import quiet
 from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_

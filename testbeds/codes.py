@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from capture.gguf import quiet
+from capture.quietly import quiet
 from capture.scoring import score_answers
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from capture.gguf import quiet
 from capture.items import ItemSet, read_items
 from capture.models import open_checkpoint
+from capture.quietly import quiet
 from capture.scoring import score_answers
 from capture.tokens import past_joint
 from erasure.training import (

@@ -27,11 +27,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from capture.gguf import quiet
 from capture.image_files import read_images
 from capture.images import Eye, ImageSet
 from capture.models import open_checkpoint
 from capture.never_taught_images import invent_images
+from capture.quietly import quiet
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError

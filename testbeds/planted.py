@@ -15,9 +15,9 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.gguf import quiet
 from capture.items import Item, ItemSet, read_items, split_entities
 from capture.models import Checkpoint, open_checkpoint
+from capture.quietly import quiet
 from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
 from erasure.methods import UnlearnLog, unlearn_

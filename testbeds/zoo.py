@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from capture.gguf import quiet
 from capture.models import open_checkpoint
+from capture.quietly import quiet
 from evidence.devices import choose_device
 from evidence.errors import ExhumeError, listed
 from evidence.files import folder_atomic, write_atomic
