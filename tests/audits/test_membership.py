@@ -259,6 +259,6 @@ def test_many_sequences_are_no_trouble():
     # Their labels can be exchanged in more ways than there are numbers for in float64.
     x = noise(0, sequences=1200, width=2, sites=1)
     found = membership(
-        {"last": x}, np.repeat([1, 0], 600), FEW[1:2], folds=2, permutations=9
+        {"last": x}, np.repeat([1, 0], 600), families=FEW[1:2], folds=2, permutations=9
     )
     assert found.smallest_p == 0.1
