@@ -11,6 +11,7 @@ from audits.probing import Probing, States
 from audits.probing_tasks import Task, make_tasks, row_scores, standings
 from audits.readers import Reader
 from capture.items import Item, ItemSet
+from tests.capture.small import byte_level
 
 
 def items(n, prefix, answers=None, wordings=1):
@@ -38,6 +39,7 @@ def one_task(n=20, answers=None, wordings=1, seed=0) -> Task:
     }
     found, _ = make_tasks(
         {name: ItemSet(tuple(each)) for name, each in sets.items()},
+        byte_level(),
         wordings=wordings,
         statement_wordings=wordings,
         block=5,
