@@ -11,6 +11,7 @@ from audits import result
 from audits.image_run import collect_images, start_images
 from audits.run import collect, start
 from audits.verdict import decide
+from audits.verdict_words import words_of
 from capture.images import holds_images
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
@@ -133,7 +134,8 @@ def audit(
         "fresh": fresh,
         "progress": progress,
     }
-    if holds_images(forget) or holds_images(retain):
+    images = holds_images(forget) or holds_images(retain)
+    if images:
         run = start_images(original, unlearned, forget, retain, Path(out), **shared)
         findings = collect_images(run)
     else:
@@ -153,6 +155,7 @@ def audit(
         findings.identical,
         findings.floor,
         run.config.rule,
+        words_of(images),
     )
     document = result.build(run, findings, verdict)
     result.write(run.space.root, document)
