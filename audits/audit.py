@@ -12,6 +12,7 @@ from audits.image_run import collect_images, start_images
 from audits.outputs import look
 from audits.run import collect, start
 from audits.verdict import decide
+from audits.verdict_words import words_of
 from capture.image_files import holds_images
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
@@ -140,7 +141,8 @@ def audit(
     root = as_path(out, "the output folder")
     look(root)
     with sole_run(root):
-        if holds_images(forget) or holds_images(retain):
+        images = holds_images(forget) or holds_images(retain)
+        if images:
             run = start_images(original, unlearned, forget, retain, root, **shared)
             findings = collect_images(run)
         else:
@@ -160,6 +162,7 @@ def audit(
             findings.identical,
             findings.floor,
             run.config.rule,
+            words_of(images),
         )
         document = result.build(run, findings, verdict)
         result.write(root, document)

@@ -10,7 +10,13 @@ from audits.audit import Audit
 from audits.compare import Comparison
 from audits.pages import style, template
 from audits.report_drawing import residual_bar
-from audits.report_words import FLOORS, STATUSES, VERDICTS
+from audits.report_words import (
+    FLOORS,
+    IMAGE_FLOORS,
+    STATUSES,
+    VERDICTS,
+    of_images,
+)
 from evidence.axis import AxisResult
 from evidence.errors import InputError
 from evidence.files import write_atomic
@@ -55,6 +61,9 @@ def render(found: Comparison, folder: Path) -> str:
         axes=[(name, _question(found, name)) for name in found.axes],
         rows=[_row(name, each, found.axes, folder) for name, each in pairs],
         differences=found.differences,
+        said="images named"
+        if all(of_images(each.document) for each in found.audits)
+        else "answers said",
         same=_same(found),
     )
 
@@ -69,9 +78,10 @@ def _same(found: Comparison) -> list[tuple[str, str]]:
     models = {each["role"]: each for each in document["manifest"]["models"]}
     config = document["config"]
     rule = config.get("rule", {})
+    floors = IMAGE_FLOORS if of_images(document) else FLOORS
     return [
         ("Original", write.tail(models.get("original", {}).get("source", "?"))),
-        ("Floor", FLOORS[document["verdict"]["floor"]]),
+        ("Floor", floors[document["verdict"]["floor"]]),
         ("Profile", f"{config.get('profile')}, seed {config.get('seed')}"),
         ("Margin", write.small(rule.get("margin"))),
     ]

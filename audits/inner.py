@@ -128,6 +128,7 @@ def read_states(
             "forget": forget,
             "never_taught": never,
         },
+        run.tokenizer,
         wordings=budget.prompts_per_item,
         statement_wordings=budget.statement_wordings,
         block=budget.block,

@@ -338,9 +338,9 @@ def exchanged(
     return out
 
 
-def _distinct(labels: ArrayLike, folds: Folds) -> float:
+def _distinct(labels: ArrayLike, folds: Folds) -> int:
     codes = np.asarray(labels)
-    return float(prod(comb(int(t.sum()), int(codes[t].sum())) for t in folds.test))
+    return prod(comb(int(t.sum()), int(codes[t].sum())) for t in folds.test)
 
 
 def split_sequences(
