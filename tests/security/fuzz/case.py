@@ -33,7 +33,11 @@ class Case:
     def text(self) -> str:
         """One line of JSON that ``Case.of`` reads back."""
         edits = [
-            {name: value for name, value in asdict(each).items() if value not in ((), None)}
+            {
+                name: value
+                for name, value in asdict(each).items()
+                if value not in ((), None)
+            }
             for each in self.edits
         ]
         return json.dumps({"kind": self.kind, "edits": edits}, sort_keys=True)

@@ -175,7 +175,7 @@ MORE = (
             *("selftest", "--out", "out/here", "--families", "llama", "--jobs", "1"),
             *("--device", "cpu"),
         ),
-        stops=("audits.selftest.run_trials",),
+        stops=("audits.selftest.run_plan",),
     ),
 )
 ALL: dict[str, Kind] = KINDS | {each.name: each for each in MORE}

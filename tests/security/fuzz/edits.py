@@ -133,7 +133,9 @@ def _rename(path: Path, name: str) -> None:
     """Another name for a file; one that the file system does not take is cut."""
     name = name.replace("/", "_").replace("\0", "")
     raw = os.fsencode(name) if name.isprintable() else name.encode(errors="replace")
-    target = os.fsencode(path.parent) + b"/" + (raw[:200] or b"x") + path.suffix.encode()
+    target = (
+        os.fsencode(path.parent) + b"/" + (raw[:200] or b"x") + path.suffix.encode()
+    )
     if path.exists():
         os.rename(os.fsencode(path), target)
 

@@ -85,7 +85,9 @@ def _of_target(target: Target, root: Path) -> Iterator[Edit]:
         yield Edit(file, "flip", (at, part))
         yield Edit(file, "lose", (at, 1 + part * part))
         yield Edit(file, "over", (at,), ("ff" * (1 + part),))
-        yield Edit(file, "insert", (at,), (("00", "0a", "22", "7d", "e28080")[part % 5],))
+        yield Edit(
+            file, "insert", (at,), (("00", "0a", "22", "7d", "e28080")[part % 5],)
+        )
     if target.tail:
         for value in NUMBERS.values():
             for back in (3, 403, 20_003):
@@ -156,8 +158,10 @@ _JSON = st.recursive(
     | st.floats()
     | st.text(max_size=20)
     | st.sampled_from(["NaN", "1e999", "org/model", "../x", "/dev/zero", "(a+)+$"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

@@ -98,7 +98,12 @@ def _typed(each: Any) -> bytes:
         if inner not in _PLAIN and inner != _TEXT:
             inner = _TEXT
         items = [_plain(inner, value_) for value_ in value]
-        return _number("I", _ARRAY) + _number("I", inner) + _number("Q", len(items)) + b"".join(items)
+        return (
+            _number("I", _ARRAY)
+            + _number("I", inner)
+            + _number("Q", len(items))
+            + b"".join(items)
+        )
     if isinstance(value, bool):
         kind = kind if kind in _PLAIN else 7
     elif isinstance(value, int):
@@ -106,7 +111,11 @@ def _typed(each: Any) -> bytes:
     elif isinstance(value, float):
         kind = kind if kind in (6, 12) else 12
     else:
-        kind = kind if isinstance(kind, int) and kind not in _PLAIN and kind != _ARRAY else _TEXT
+        kind = (
+            kind
+            if isinstance(kind, int) and kind not in _PLAIN and kind != _ARRAY
+            else _TEXT
+        )
     return _number("I", kind) + _plain(kind, value)
 
 

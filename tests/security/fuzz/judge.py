@@ -12,7 +12,7 @@ from typing import Any
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|panicked at|Fatal Python")
 FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\S+)')
-BARS = re.compile(r"[━╸╺]|^\s*$")
+BARS = re.compile(r"[━╸╺]|^\s*$|\d+% \d+:\d\d:\d\d left ")
 LONGEST = 3000
 """Characters of the one line; more than a screen of it is not read by anybody."""
 FINE = {"\n", "\t"}
@@ -164,7 +164,10 @@ def _look_at_files(
             if hidden:
                 faults["temporary file left"] = f"out/{hidden[0]}"
             stray = [
-                path for path in changed if not done and not path.startswith(keeps or ("\0",))
+                path
+                for path in changed
+                if not done
+                and not path.startswith(keeps or ("\0",))
                 and not (keeps and path in {os.path.dirname(k) for k in keeps})
             ]
             # An empty folder is no output.

@@ -6,7 +6,6 @@ import queue
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,10 +33,11 @@ class Bench:
 
     def __init__(self, root: Path, name: str):
         self.root, self.place = root, root / name
+        self.place.mkdir(parents=True, exist_ok=True)
         self.evil, self.other = seeds.make("evil", root), seeds.make("other", root)
         self.known: set[str] = set()
         self.imports: list[str] = []
-        self.server = self._start()
+        self.server: subprocess.Popen[str] | None = None
 
     def _start(self) -> subprocess.Popen[str]:
         modules = seeds.make("canary", self.root)
@@ -56,23 +56,22 @@ class Bench:
             "NO_COLOR": "1",
             "TERM": "dumb",
         }
-        self.place.mkdir(exist_ok=True)
-        self.imports, self.known = [], set()
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.security.fuzz.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.place / "server.log").open("w"),
-            text=True,
-            cwd=self.place,
-            env=os.environ | settings,
-        )
+        with (self.place / "server.log").open("w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.security.fuzz.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=self.place,
+                env=os.environ | settings,
+            )
 
     def prepare(self, kind: Kind) -> Path:
         """A folder with the valid example of a kind."""
         case = self.place / "case"
         if case.exists():
-            _clear(case)
+            shutil.rmtree(case)
         for name in PLACES:
             (case / name).mkdir(parents=True)
         for folder, seed in kind.seeds.items():
@@ -139,7 +138,7 @@ class Bench:
         return path
 
     def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
-        server = self.server
+        server = self.server = self.server or self._start()
         assert server.stdin and server.stdout
         try:
             server.stdin.write(json.dumps(request) + "\n")
@@ -154,24 +153,20 @@ class Bench:
 
     def close(self) -> None:
         """End the server."""
-        if self.server.stdin:
-            self.server.stdin.close()
-        try:
-            self.server.wait(30)
-        except subprocess.TimeoutExpired:
-            self.server.kill()
-            self.server.wait()
-        if self.server.stdout:
-            self.server.stdout.close()
+        if self.server is None:
+            return
+        with self.server as server:
+            assert server.stdin
+            server.stdin.close()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def _absolute(argument: str, place: Path) -> str:
     below = argument in ("in", "out") or argument.startswith(("in/", "out/"))
     return str(place / argument) if below else argument
-
-
-def _clear(folder: Path) -> None:
-    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -218,8 +213,3 @@ def try_all(
         thread.join()
     if failures:
         raise failures[0]
-
-
-def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for examples and cases, gone when it is closed."""
-    return tempfile.TemporaryDirectory(prefix="exhume-fuzz-")

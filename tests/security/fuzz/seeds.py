@@ -91,14 +91,24 @@ def _shards(out: Path, root: Path) -> None:
 def _lora(out: Path, root: Path) -> None:
     from peft import LoraConfig
 
-    _adapter(out, root, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"))
+    _adapter(
+        out,
+        root,
+        LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+    )
 
 
 def _ia3(out: Path, root: Path) -> None:
     from peft import IA3Config
 
     kept = ["k_proj", "down_proj"]
-    _adapter(out, root, IA3Config(target_modules=kept, feedforward_modules=kept[1:], task_type="CAUSAL_LM"))
+    _adapter(
+        out,
+        root,
+        IA3Config(
+            target_modules=kept, feedforward_modules=kept[1:], task_type="CAUSAL_LM"
+        ),
+    )
 
 
 def _adapter(out: Path, root: Path, config: object) -> None:

@@ -49,7 +49,7 @@ _TEXTS = {
     "other weights": "../other/model.safetensors",
     "missing folder": "{missing}",
     "format": "%s%n{0.__class__}{{7*7}}{% for x in range(10**9) %}x{% endfor %}",
-    "formula": "=HYPERLINK(\"http://example.invalid\")",
+    "formula": '=HYPERLINK("http://example.invalid")',
     "markup": "</script><script>alert(1)</script>",
     "dtype": "complex128",
     "private attribute": "__class__",
@@ -59,63 +59,65 @@ _TEXTS = {
     "date": "2024-02-30",
 }
 
-FIELDS: dict[str, Callable[[], str]] = {
-    name: (lambda text=text: json.dumps(text)) for name, text in _TEXTS.items()
-} | {
-    name: (lambda raw=raw: raw)
-    for name, raw in {
-        "null": "null",
-        "true": "true",
-        "false": "false",
-        "zero": "0",
-        "one": "1",
-        "three": "3",
-        "minus one": "-1",
-        "half": "0.5",
-        "minus zero": "-0.0",
-        "1e308": "1e308",
-        "-1e308": "-1e308",
-        "1e400": "1e400",
-        "1e-320": "1e-320",
-        "NaN": "NaN",
-        "Infinity": "Infinity",
-        "-Infinity": "-Infinity",
-        "1e6": "1000000",
-        "1e9": "1000000000",
-        "2**31": str(2**31),
-        "2**63": str(2**63),
-        "2**64": str(2**64),
-        "-2**63-1": str(-(2**63) - 1),
-        "list": "[]",
-        "object": "{}",
-        "list of null": "[null]",
-        "list of numbers": "[1, 2]",
-        "list of texts": '["a", "b"]',
-        "mixed list": '[1, "a", null, {"a": []}]',
-        "nested object": '{"a": {"b": 1}}',
-        "list of lists": "[[1, 2], [3]]",
-        "number keys": '{"1": 2, "x": null}',
-        "empty key": '{"": ""}',
-        "private keys": '{"__class__": "os.system", "__init__": {"__globals__": 1}}',
-        "no JSON": "nonsense",
-        "date bare": "2024-01-01",
-        "infinite in YAML": ".inf",
-        "tag": "!!python/object/apply:os.system ['true']",
-        "alias": "*nobody",
-        "octal": "0o17",
-        "hexadecimal": "0x7fffffffffffffffffff",
-        "sexagesimal": "190:20:30",
-    }.items()
-} | {
-    "10**400": lambda: "1" + "0" * 400,
-    "5000 digits": lambda: "9" * 5000,
-    "deep list": lambda: "[" * DEEP + "]" * DEEP,
-    "deep object": lambda: '{"a":' * DEEP + "1" + "}" * DEEP,
-    "a little deep": lambda: "[" * 900 + "]" * 900,
-    "megabytes": lambda: json.dumps("A" * 3_000_000),
-    "many numbers": lambda: json.dumps(list(range(200_000))),
-    "many keys": lambda: json.dumps({f"k{n}": n for n in range(100_000)}),
-}
+FIELDS: dict[str, Callable[[], str]] = (
+    {name: (lambda text=text: json.dumps(text)) for name, text in _TEXTS.items()}
+    | {
+        name: (lambda raw=raw: raw)
+        for name, raw in {
+            "null": "null",
+            "true": "true",
+            "false": "false",
+            "zero": "0",
+            "one": "1",
+            "three": "3",
+            "minus one": "-1",
+            "half": "0.5",
+            "minus zero": "-0.0",
+            "1e308": "1e308",
+            "-1e308": "-1e308",
+            "1e400": "1e400",
+            "1e-320": "1e-320",
+            "NaN": "NaN",
+            "Infinity": "Infinity",
+            "-Infinity": "-Infinity",
+            "1e6": "1000000",
+            "1e9": "1000000000",
+            "2**31": str(2**31),
+            "2**63": str(2**63),
+            "2**64": str(2**64),
+            "-2**63-1": str(-(2**63) - 1),
+            "list": "[]",
+            "object": "{}",
+            "list of null": "[null]",
+            "list of numbers": "[1, 2]",
+            "list of texts": '["a", "b"]',
+            "mixed list": '[1, "a", null, {"a": []}]',
+            "nested object": '{"a": {"b": 1}}',
+            "list of lists": "[[1, 2], [3]]",
+            "number keys": '{"1": 2, "x": null}',
+            "empty key": '{"": ""}',
+            "private keys": '{"__class__": "os.system", "__init__": {"__globals__": 1}}',
+            "no JSON": "nonsense",
+            "date bare": "2024-01-01",
+            "infinite in YAML": ".inf",
+            "tag": "!!python/object/apply:os.system ['true']",
+            "alias": "*nobody",
+            "octal": "0o17",
+            "hexadecimal": "0x7fffffffffffffffffff",
+            "sexagesimal": "190:20:30",
+        }.items()
+    }
+    | {
+        "10**400": lambda: "1" + "0" * 400,
+        "5000 digits": lambda: "9" * 5000,
+        "deep list": lambda: "[" * DEEP + "]" * DEEP,
+        "deep object": lambda: '{"a":' * DEEP + "1" + "}" * DEEP,
+        "a little deep": lambda: "[" * 900 + "]" * 900,
+        "megabytes": lambda: json.dumps("A" * 3_000_000),
+        "many numbers": lambda: json.dumps(list(range(200_000))),
+        "many keys": lambda: json.dumps({f"k{n}": n for n in range(100_000)}),
+    }
+)
 
 
 class _Opens:
@@ -204,9 +206,7 @@ PAYLOADS: dict[str, Callable[[bytes], bytes]] = {
     "integer keys": lambda _: b"1: 2\n2024-01-01: 3\n[a, b]: 4\n",
     "two documents": lambda _: b"size: small\n---\nsize: small\n",
     "YAML deep": lambda _: b"size: " + b"[" * 5_000,
-    "YAML indented": lambda _: b"".join(
-        b" " * n + b"a:\n" for n in range(3_000)
-    ),
+    "YAML indented": lambda _: b"".join(b" " * n + b"a:\n" for n in range(3_000)),
     "many settings": lambda _: b"".join(b"k%d: 1\n" % n for n in range(300_000)),
     "safetensors of nothing": lambda _: _header(b"{}"),
     "safetensors deep": lambda _: _header(b'{"a":' * 1000 + b"1" + b"}" * 1000),
@@ -216,6 +216,8 @@ PAYLOADS: dict[str, Callable[[bytes], bytes]] = {
     "GGUF of everything": lambda _: b"GGUF" + struct.pack("<IQQ", 3, 2**63, 2**63),
     "Parquet of nothing": lambda _: b"PAR1" + b"\0" * 8 + b"PAR1",
     "header alone": lambda data: data.split(b"\n", 1)[0] + b"\n",
-    "Jinja": lambda _: b"{% for a in range(10**9) %}{% for b in range(10**9) %}"
-    b"{{ cycler.__init__.__globals__.os.system('true') }}{% endfor %}{% endfor %}",
+    "Jinja": lambda _: (
+        b"{% for a in range(10**9) %}{% for b in range(10**9) %}"
+        b"{{ cycler.__init__.__globals__.os.system('true') }}{% endfor %}{% endfor %}"
+    ),
 }

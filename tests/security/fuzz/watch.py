@@ -97,8 +97,10 @@ class Watch:
             # Of a link, what it points to is not changed.
             linking = event in ("os.link", "os.symlink")
             for each in arguments[1:2] if linking else arguments[:2]:
-                if isinstance(each, str | bytes) and not self._may_write(each):
-                    self._tell("writes", event, each)
+                if isinstance(each, str | bytes):
+                    path = _below(each, arguments[-1])
+                    if not self._may_write(path):
+                        self._tell("writes", event, path)
         elif event == "pickle.find_class":
             self._tell("pickles", event, arguments)
         elif event in ("exec", "compile"):
@@ -135,6 +137,17 @@ class Watch:
     def _tell(self, what: str, event: str, about: Any) -> None:
         line = f"{what}\t{event}\t{_short(about)}\n"
         os.write(self.file, line.encode(errors="backslashreplace"))
+
+
+def _below(path: str | bytes, folder: Any) -> str:
+    """The path, where it may be relative to a folder that is open."""
+    text = os.fsdecode(path)
+    if not isinstance(folder, int) or folder < 0 or os.path.isabs(text):
+        return text
+    try:
+        return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), text)
+    except OSError:
+        return text
 
 
 def _short(about: Any) -> str:
