@@ -15,7 +15,7 @@ from tests.security.fuzz.generate import drawn, sample
 from tests.security.fuzz.pool import bench
 from tests.security.fuzz.shrink import smallest
 
-# Imports that take seconds, or that the other kinds stand for, are left to the long part.
+# What takes seconds to import, or another kind stands for, is left to the long part.
 LONG = ("autoencoder", "audit.json of images", "classifier", "images npz")
 LONG += ("images folder", "adapter audited", "IA3 adapter", "model planned")
 QUICK = [name for name in ALL if name not in LONG]

@@ -7,7 +7,6 @@ from tests.security.fuzz.catalogue import (
     PAIR,
     QUICK_AXES,
     RESULT,
-    WORK,
     Kind,
     Target,
 )

@@ -251,7 +251,7 @@ def _clear_line(error: str, usage: bool) -> tuple[str, str]:
 
 def _control(text: str) -> str:
     for letter in text:
-        if letter in FINE or letter >= " " and letter < "\x7f":
+        if letter in FINE or (letter >= " " and letter < "\x7f"):
             continue
         if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
             return repr(letter)

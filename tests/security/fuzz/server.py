@@ -168,7 +168,7 @@ def _prepare(root: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    stack = open(root / "stack", "w")  # noqa: SIM115 - it is written when time is up
+    stack = open(root / "stack", "w")
     faulthandler.dump_traceback_later(LIMIT, file=stack)
 
 
