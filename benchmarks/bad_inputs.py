@@ -30,6 +30,7 @@ from tests.security.fuzz.catalogue_more import ALL
 from tests.security.fuzz.generate import draw, sample
 from tests.security.fuzz.judge import FAULTS, Outcome
 from tests.security.fuzz.pool import bench, try_all
+from tests.security.fuzz.scenarios import scenarios
 from tests.security.fuzz.shrink import smallest
 
 RESULT = Path(__file__).parent / "results" / "bad_inputs.json"
@@ -38,10 +39,12 @@ INPUTS = 2000
 
 
 def cases_of(kinds: Iterable[Kind], inputs: int, seed: int, root: Path) -> list[Case]:
-    """The valid examples, then altered ones: half of them listed, half drawn."""
+    """Valid examples, known attacks, and altered ones: half listed, half drawn."""
     chosen = list(kinds)
     whole = sum(kind.weight for kind in chosen)
-    found = [Case(kind.name) for kind in chosen]
+    names = [kind.name for kind in chosen]
+    found = [Case(name) for name in names]
+    found += [case for case in scenarios() if case.kind in names]
     with bench(root, "examples") as made:
         for kind in chosen:
             count = -(-inputs * kind.weight // whole)

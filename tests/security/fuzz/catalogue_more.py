@@ -55,7 +55,7 @@ MORE = (
     ),
     Kind(
         "activations of an audit",
-        {**_MODELS, "out": "finished"},
+        {**_MODELS, "out": "interrupted"},
         (
             Target("out/work/activations/*/zarr.json", "json"),
             Target("out/work/activations/*/resid.0/zarr.json", "json"),
@@ -138,7 +138,6 @@ MORE = (
         "audit",
         _AUDIT,
         _MODELS,
-        makes=("out/here/audit.json", "out/here/report.html"),
         keeps=("here/work",),
         weight=3,
     ),

@@ -86,13 +86,14 @@ def change(tree: Tree, edit: Edit, names: Mapping[str, str]) -> bool:
             inside = inside[last] if last != "" else inside
             inside[key] = tree.mark(_raw(value, names))
             return True
+        if edit.how == "text":
+            inside[last] = tree.mark(_filled(edit.value, names))
+            return True
         old = inside[last]
         if edit.how == "drop":
             del inside[last]
         elif edit.how == "set":
             inside[last] = tree.mark(_raw(edit.value, names))
-        elif edit.how == "text":
-            inside[last] = tree.mark(edit.value)
         elif edit.how == "twice":
             first, second = json.dumps(old), _raw(edit.value, names)
             inside[last] = tree.mark(f"{first}, {json.dumps(last)}: {second}")
@@ -104,7 +105,11 @@ def change(tree: Tree, edit: Edit, names: Mapping[str, str]) -> bool:
 
 
 def _raw(name: str, names: Mapping[str, str]) -> str:
-    text = FIELDS[name]()
+    return _filled(FIELDS[name](), names)
+
+
+def _filled(text: str, names: Mapping[str, str]) -> str:
+    """The text with paths of the case in it; one that is long names none."""
     for key, value in names.items():
         text = text.replace("{" + key + "}", value) if len(text) < 1000 else text
     return text
@@ -112,8 +117,7 @@ def _raw(name: str, names: Mapping[str, str]) -> str:
 
 def _said(raw: str, names: Mapping[str, str]) -> str:
     """A value as text, for names and arguments."""
-    for key, value in names.items():
-        raw = raw.replace("{" + key + "}", value) if len(raw) < 1000 else raw
+    raw = _filled(raw, names)
     value = loose(raw)
     text = value if isinstance(value, str) else raw
     return text.encode(errors="surrogatepass").decode(errors="surrogateescape")

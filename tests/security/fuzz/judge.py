@@ -13,8 +13,8 @@ from typing import Any
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|panicked at|Fatal Python")
 FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\S+)')
 BARS = re.compile(r"[━╸╺]|^\s*$|\d+% \d+:\d\d:\d\d left ")
-LONGEST = 3000
-"""Characters of the one line; more than a screen of it is not read by anybody."""
+LONGEST = 8192
+"""Characters of the one line: room for two paths as long as a system takes them."""
 FINE = {"\n", "\t"}
 
 FAULTS = (
@@ -85,7 +85,7 @@ def judge(
     makes: tuple[str, ...],
     keeps: tuple[str, ...],
     expected: Mapping[str, Any] | None = None,
-    usage: bool = False,
+    asked: bool = False,
 ) -> Outcome:
     """Look at all that a case left.
 
@@ -96,14 +96,16 @@ def judge(
         makes: Files below it that a success has made.
         keeps: What below ``out`` may stay after a refusal.
         expected: Parts that ``out/audit.json`` must hold after a success.
-        usage: Whether the command line itself may refuse, in a box of its own.
+        asked: Whether arguments were changed: then the command line itself may refuse,
+            a folder of any name may be written, and a model may be asked of the hub.
     """
     faults: dict[str, str] = {}
     error, output = (_text(root / name) for name in ("stderr", "stdout"))
     code, hung = answer["code"], answer["hung"]
     for line in _text(root / "events").splitlines():
         what, _, about = line.partition("\t")
-        faults.setdefault(_EVENTS[what], about)
+        if not (asked and what == "reaches"):
+            faults.setdefault(_EVENTS[what], about)
     if (root / "canary").exists():
         faults["code executed"] = "the canary was written"
     frame = ""
@@ -121,7 +123,7 @@ def judge(
     if calm and code not in (0, 2):
         faults["wrong exit code"] = str(code)
     if calm and code == 2:
-        said, wrong = _clear_line(error, usage)
+        said, wrong = _clear_line(error, asked)
         if wrong:
             faults["no clear line"] = wrong
     if calm:

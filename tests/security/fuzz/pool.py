@@ -96,12 +96,14 @@ class Bench:
             "evil": str(self.evil),
             "other": str(self.other),
             "fifo": str(self._pipe()),
-            "missing": str(self.place / "missing"),
+            "missing": str(place / "cwd" / "missing"),
         }
         given = [_absolute(each, place) for each in kind.arguments]
-        expected = self._expected(kind, place)
+        expected = self._expected(kind)
         given = apply(case.edits, place, kind.formats, given, names)
-        before = {name: snapshot(place / name) for name in ("in", "out", "home", "cwd")}
+        asked = kind.name.startswith("arguments")
+        seen = ("in", "out", "home") if asked else ("in", "out", "home", "cwd")
+        before = {name: snapshot(place / name) for name in seen}
         answer = self._asked(
             {
                 "root": str(place),
@@ -109,6 +111,7 @@ class Bench:
                 "twin": kind.twin,
                 "stops": kind.stops,
                 "learn": learn,
+                "roams": asked,
                 "imports": self.imports,
             }
         )
@@ -122,13 +125,14 @@ class Bench:
             makes=kind.makes,
             keeps=kind.keeps,
             expected=expected,
-            usage=kind.name.startswith("arguments"),
+            asked=asked,
         )
 
-    def _expected(self, kind: Kind, place: Path) -> dict[str, Any] | None:
+    def _expected(self, kind: Kind) -> dict[str, Any] | None:
         if not kind.expected:
             return None
-        document = json.loads((place / "out" / "audit.json").read_text("utf-8"))
+        path = seeds.make("finished", self.root) / "audit.json"
+        document = json.loads(path.read_text("utf-8"))
         return {part: document[part] for part in kind.expected}
 
     def _pipe(self) -> Path:

@@ -267,6 +267,13 @@ def _finished(out: Path, root: Path) -> None:
     )
 
 
+def _interrupted(out: Path, root: Path) -> None:
+    """The same audit, ended before its states were read from the store."""
+    _copy(make("finished", root), out)
+    for name in ("audit.json", "report.html", "work/stages/decodability.json"):
+        (out / name).unlink()
+
+
 def _finished_images(out: Path, root: Path) -> None:
     from audits.audit import audit
 
@@ -370,6 +377,7 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "items": _items,
     "pga": _pga,
     "finished": _finished,
+    "interrupted": _interrupted,
     "finished images": _finished_images,
     "document": _document,
     "zoo": _zoo,

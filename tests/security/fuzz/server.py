@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -81,6 +82,9 @@ def _tried(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
     if child == 0:
         _child(request, root, watch)
     hung, seconds = _waited(child, start)
+    # The whole session: what a child has started ends with it.
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
     return {
         "code": os.waitstatus_to_exitcode(status),
@@ -91,14 +95,13 @@ def _tried(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
 
 
 def _waited(child: int, start: float) -> tuple[bool, float]:
-    """Wait for the end, or kill; whether it was killed, and its own seconds."""
+    """Wait for the end or the limit; whether it came, and the child's own seconds."""
     handle = os.pidfd_open(child)
     own = 0.0
     try:
         while not select.select([handle], [], [], STEP)[0]:
             own = time.monotonic() - start - _queued(child)
             if own > LIMIT + 1:
-                os.kill(child, signal.SIGKILL)
                 return True, own
         return own > LIMIT, max(own, time.monotonic() - start - _queued(child))
     finally:
@@ -120,7 +123,8 @@ def _child(request: dict[str, Any], root: Path, watch: Watch) -> NoReturn:
         _prepare(root)
         before = set(sys.modules)
         events = os.open(root / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        allowed = tuple(root / name for name in ("out", "tmp", "cache"))
+        places = ("out", "tmp", "cache", *(("cwd",) if request["roams"] else ()))
+        allowed = tuple(root / name for name in places)
         watch.begin(events, root.parent.parent, allowed)
         code = _run(request)
         watch.file = -1
