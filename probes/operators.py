@@ -297,7 +297,11 @@ def remove_rows(
     if size == 1:
         solved = 1 / system
     else:
-        solved = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        lower, failed = torch.linalg.cholesky_ex(system)
+        # Rounding has taken what a fold leaves of its rows: that fold has no answer.
+        lower[failed > 0] = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        solved = torch.cholesky_inverse(lower)
+        solved[failed > 0] = torch.nan
     core = solved * across * down
     kept = weight.expand(len(rows), -1, -1).clone()
     zero = torch.where(there, 0.0, torch.inf).to(kept).expand(-1, len(weight), -1)
