@@ -116,7 +116,8 @@ def fill(
     Raises:
         InputError: tensors are missing, of another shape or left over.
     """
-    settings = library_config(config, kind, folder / "config.json")
+    with quiet():
+        settings = library_config(config, kind, folder / "config.json")
     with (
         library_errors(
             f"{folder} could not be loaded",
