@@ -301,8 +301,9 @@ def library_config(config: Mapping[str, Any], kind: Any, place: Path) -> Any:
 def _kept(config: Mapping[str, Any], own: Any, inner: bool = False) -> dict[str, Any]:
     """What of a configuration the library is given, inner ones included."""
     kept: dict[str, Any] = {}
+    declared = {each.name for each in fields(own)} | set(own.attribute_map)
     for name, value in config.items():
-        if name in OURS or _covers(name, own, inner):
+        if name in OURS or (name not in declared and _covers(name, own, inner)):
             continue
         if _TOKEN_IDS.fullmatch(name) and value == -1:
             value = None
@@ -320,12 +321,10 @@ def _inside(value: Any) -> Any:
 
 def _covers(name: str, own: Any, inner: bool) -> bool:
     """Whether an attribute of that name would stand before the library's own."""
-    if name in {each.name for each in fields(own)} or name in own.attribute_map:
-        return False
+    # The type of an inner configuration says which class it is of.
+    if name.startswith("_") or name == "model_type":
+        return name != "model_type" or not inner
     there = getattr(own, name, None)
     if isinstance(there, property):
         return there.fset is None and inner
-    # The type of an inner configuration says which class it is of.
-    if name == "model_type":
-        return not inner
-    return name.startswith("_") or there is not None
+    return there is not None
