@@ -117,7 +117,10 @@ def read_adapter(folder: Path) -> tuple[Settings, dict[str, Any]]:
         if name in SETTINGS[kind].model_fields:
             kept[name] = value
         elif name in _BESIDE:
-            if value is not None and not _BESIDE[name].fullmatch(str(value)):
+            if value is not None and not (
+                isinstance(value, str | bool | int)
+                and _BESIDE[name].fullmatch(str(value))
+            ):
                 raise _not_taken(place, name, value)
         elif not _is_off(value):
             raise _not_taken(place, name, value)

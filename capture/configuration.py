@@ -90,10 +90,14 @@ _ONE_OR_MORE = re.compile(
     r"|head_dim|ffn_dim|n_positions|max_position_embeddings|image_size|patch_size"
     r"|num_channels"
 )
+_WHOLE = re.compile(r"sliding_window|attention_chunk_size|chunk_size_feed_forward")
+_LABELS = re.compile(r"num_labels|num_classes")
 _LAYERS = re.compile(r".*(layers?|blocks?|depths?)")
 _COUNTS = re.compile(r"(num_|n_).*|.*(heads|experts|groups|stages|steps|labels)")
 _TOKEN_IDS = re.compile(r".*token_ids?")
 MOST_COUNT, MOST_INTEGER, MOST_NUMBER = 1 << 20, 1 << 40, 1e12
+MOST_LABELS = 1 << 15
+"""Classes; the library takes minutes over a million."""
 FEWEST_LAYERS = 256
 """Blocks that share their weights may be more than there are tensors."""
 _DTYPES = frozenset({"auto", "float16", "bfloat16", "float32", "float64", "half"})
@@ -180,15 +184,18 @@ def _check_classes(name: str, value: Any, place: Path) -> None:
 
 
 def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
+    if isinstance(value, list | dict) and _WHOLE.fullmatch(name):
+        raise _wrong(place, name, "a whole number", value)
     if isinstance(value, list):
         for each in value:
             _check_value(name, each, place, layers)
         return
-    one_or_more = _ONE_OR_MORE.fullmatch(name)
     if value is None or isinstance(value, dict):
         return
+    one_or_more = _ONE_OR_MORE.fullmatch(name)
+    whole = one_or_more or _TOKEN_IDS.fullmatch(name) or _WHOLE.fullmatch(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        if one_or_more or (_TOKEN_IDS.fullmatch(name) and not isinstance(value, bool)):
+        if whole:
             raise _wrong(place, name, "a whole number", value)
         return
     if isinstance(value, int):
@@ -199,11 +206,13 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
             low = -1  # "none", in files of the first LLaMA
         if _LAYERS.fullmatch(name):
             high = layers
+        elif _LABELS.fullmatch(name):
+            high = MOST_LABELS
         elif _COUNTS.fullmatch(name):
             high = MOST_COUNT
         if not low <= value <= high:
             raise _wrong(place, name, f"a number from {low:,} to {high:,}", value)
-    elif one_or_more:
+    elif whole:
         raise _wrong(place, name, "a whole number", value)
     low, high = _range(name)
     if not low <= value <= high:
@@ -292,8 +301,9 @@ def library_config(config: Mapping[str, Any], kind: Any, place: Path) -> Any:
 def _kept(config: Mapping[str, Any], own: Any, inner: bool = False) -> dict[str, Any]:
     """What of a configuration the library is given, inner ones included."""
     kept: dict[str, Any] = {}
+    declared = {each.name for each in fields(own)} | set(own.attribute_map)
     for name, value in config.items():
-        if name in OURS or _covers(name, own, inner):
+        if name in OURS or (name not in declared and _covers(name, own, inner)):
             continue
         if _TOKEN_IDS.fullmatch(name) and value == -1:
             value = None
@@ -311,12 +321,10 @@ def _inside(value: Any) -> Any:
 
 def _covers(name: str, own: Any, inner: bool) -> bool:
     """Whether an attribute of that name would stand before the library's own."""
-    if name in {each.name for each in fields(own)} or name in own.attribute_map:
-        return False
+    # The type of an inner configuration says which class it is of.
+    if name.startswith("_") or name == "model_type":
+        return name != "model_type" or not inner
     there = getattr(own, name, None)
     if isinstance(there, property):
         return there.fset is None and inner
-    # The type of an inner configuration says which class it is of.
-    if name == "model_type":
-        return not inner
-    return name.startswith("_") or there is not None
+    return there is not None

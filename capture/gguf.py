@@ -13,17 +13,23 @@ import torch
 from safetensors import SafetensorError
 
 from capture.cache import cache_root
-from capture.quietly import quiet
+from capture.configuration import check_config
+from capture.gguf_header import read_gguf_header
+from capture.library_errors import library_errors, silent_stderr
+from capture.quietly import offline, quiet
+from capture.skeleton import building_at_most
+from capture.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.files import folder_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import open_regular
 
 CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
 
 
 def is_gguf(path: Path) -> bool:
     """Whether ``path`` is a GGUF file by content."""
-    with path.open("rb") as file:
+    with open_regular(path, ANY_SIZE) as file:
         return file.read(4) == b"GGUF"
 
 
@@ -61,33 +67,55 @@ def gguf_folder(
 
 def _read(path: Path) -> tuple[Any, Any]:
     """The model with de-quantised weights, and its tokenizer, as transformers sees."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+    header = read_gguf_header(path)
+    count = len(header.shapes)
+    # Kernels from the hub would compute on the packed weights.
+    kind = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if kind is None else {"quantization_config": kind(dequantize=True)}
     # The file is reached through a link in a folder of its own, so that nothing
     # lying beside it can be taken for part of the model.
-    with tempfile.TemporaryDirectory() as place, quiet(), _read_once():
+    with (
+        tempfile.TemporaryDirectory() as place,
+        library_errors(
+            f"{path} could not be read as GGUF",
+            expected="a whole GGUF file of an architecture transformers knows",
+            fix="Download it again, or pass the model as a Hugging Face folder",
+        ),
+        quiet(),
+        offline(),
+        silent_stderr(),
+        _read_once(),
+        building_at_most(count, header.numbers, path),
+    ):
         (Path(place) / "model.gguf").symlink_to(path.resolve())
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                place,
-                gguf_file="model.gguf",
-                dtype=torch.float32,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                place,
-                gguf_file="model.gguf",
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-        except Exception as error:  # the parser meets bad bytes with errors of any kind
-            raise InputError(
-                f"{path} could not be read as GGUF ({type(error).__name__}: {error})",
-                expected="a whole GGUF file of an architecture transformers knows",
-                got=f"{path.stat().st_size} bytes",
-                fix="Download it again, or pass the model as a Hugging Face folder",
-            ) from error
+        said, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
+        check_config(said, path, count)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            gguf_file="model.gguf",
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **unpacked,
+        )
+        model, report = loaded
+        tokenizer = AutoTokenizer.from_pretrained(
+            place,
+            gguf_file="model.gguf",
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    missing = [*report["missing_keys"], *map(str, report["mismatched_keys"])]
+    if missing:
+        raise InputError(
+            f"{path} does not hold every tensor its settings ask for",
+            expected=f"the weights of a {type(model).__name__}",
+            got=f"{len(missing)} missing or of another shape, such as {missing[0]}",
+        )
     return model, tokenizer
 
 

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evidence.errors import InputError
 from evidence.regular import open_regular
@@ -102,10 +103,10 @@ def _span(path: Path, name: str, said: object) -> tuple[Entry, int, int]:
     """A tensor, and where it begins and ends."""
     if len(name) > MOST_NAME:
         raise _damaged(path, f"a tensor name of {len(name):,} characters")
-    fields = said if isinstance(said, dict) else {}
-    shape, ends = fields.get("shape"), fields.get("data_offsets")
+    fields: dict[str, Any] = said if isinstance(said, dict) else {}
+    shape, ends = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     bits = BITS.get(str(fields.get("dtype")))
-    if not (bits and _counts(shape, 16) and _counts(ends, 2) and len(ends) == 2):
+    if not bits or shape is None or ends is None or len(ends) != 2:
         raise _damaged(path, f"no type, shape and place for {name}")
     size = bits
     for side in shape:
@@ -115,12 +116,12 @@ def _span(path: Path, name: str, said: object) -> tuple[Entry, int, int]:
     return Entry(str(fields["dtype"]), tuple(shape)), ends[0], ends[1]
 
 
-def _counts(value: object, most: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= most
-        and all(type(each) is int and 0 <= each < 1 << 48 for each in value)
-    )
+def _counts(value: object) -> list[int] | None:
+    """A short list of whole numbers, or None where it is another thing."""
+    if not isinstance(value, list) or len(value) > 16:
+        return None
+    good = all(type(each) is int and 0 <= each < 1 << 48 for each in value)
+    return value if good else None
 
 
 def _damaged(path: Path, got: str) -> InputError:

@@ -4,6 +4,7 @@ Nothing is allocated before names and shapes agree: building makes modules alone
 more of them than the files can fill, and never goes to the network.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,15 @@ def check_fit(
         InputError: tensors are missing, of another shape, left over, or no floating
             point numbers; or the configuration describes a larger model.
     """
+    empty = [name for name, entry in entries.items() if 0 in entry.shape]
+    if empty:
+        raise InputError(
+            f"{folder} holds tensors without numbers",
+            expected="whole weights",
+            got=f"{len(empty)} empty, such as {empty[0]}",
+            fix="Gather the weights before saving them: DeepSpeed's ZeRO-3 leaves each "
+            "process a part",
+        )
     types = {"F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn}
     state = {
         name: torch.empty(
@@ -61,7 +71,8 @@ def check_fit(
         )
         for name, entry in entries.items()
     }
-    with _budget(entries, folder):
+    held = sum(math.prod(entry.shape) for entry in entries.values())
+    with building_at_most(len(entries), held, folder / "config.json"):
         model = fill(kind, config, state, folder, device="meta")
     known = {*model.state_dict()}
     ignored = frozenset(
@@ -105,7 +116,8 @@ def fill(
     Raises:
         InputError: tensors are missing, of another shape or left over.
     """
-    settings = library_config(config, kind, folder / "config.json")
+    with quiet():
+        settings = library_config(config, kind, folder / "config.json")
     with (
         library_errors(
             f"{folder} could not be loaded",
@@ -162,21 +174,30 @@ def _passed_over(model: Any, name: str) -> bool:
 
 
 @contextmanager
-def _budget(entries: Mapping[str, Entry], folder: Path) -> Iterator[None]:
-    """Stop building a model that is larger than what the files can fill."""
-    held = sum(_count(entry) for entry in entries.values())
+def building_at_most(tensors: int, numbers: int, place: Path) -> Iterator[None]:
+    """Stop building a model that is larger than what files can fill.
+
+    Args:
+        tensors: How many tensors the files hold.
+        numbers: How many numbers these hold in all.
+        place: Where the model is described, for errors.
+
+    Raises:
+        InputError: modules, parameters or buffers go beyond what files of that size
+            can be meant for.
+    """
     left = {
-        "modules": MODULES + MODULES_A_TENSOR * len(entries),
-        "parameters": PARAMETERS + PARAMETERS_A_TENSOR * len(entries),
-        "numbers in buffers": BUFFERS + held,
+        "modules": MODULES + MODULES_A_TENSOR * tensors,
+        "parameters": PARAMETERS + PARAMETERS_A_TENSOR * tensors,
+        "numbers in buffers": BUFFERS + numbers,
     }
 
     def spend(what: str, cost: int) -> None:
         left[what] -= cost
         if left[what] < 0:
             raise InputError(
-                f"{folder / 'config.json'} describes a model larger than its weights",
-                expected=f"one that the {len(entries)} tensors in the files can fill",
+                f"{place} describes a model larger than its weights",
+                expected=f"one that {tensors} tensors can fill",
                 got=f"too many {what}",
                 fix="Check that config.json belongs to these weights",
             )
@@ -200,10 +221,3 @@ def _budget(entries: Mapping[str, Entry], folder: Path) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _count(entry: Entry) -> int:
-    total = 1
-    for side in entry.shape:
-        total *= side
-    return total

@@ -221,7 +221,8 @@ def _check_pieces(path: Path, data: bytes) -> None:
     from transformers.convert_slow_tokenizer import import_protobuf
 
     with library_errors(f"{path} is not a vocabulary of SentencePiece"):
-        model = import_protobuf().ModelProto()
+        proto: Any = import_protobuf()
+        model = proto.ModelProto()
         model.ParseFromString(data)
         table = model.normalizer_spec.precompiled_charsmap
         if table:

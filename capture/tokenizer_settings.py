@@ -90,7 +90,10 @@ def kept_settings(said: dict[str, Any], place: Path) -> dict[str, Any]:
     Raises:
         InputError: a setting is of another kind than the library takes.
     """
-    return _kept(_Settings, said, place)
+    kept = _kept(_Settings, said, place)
+    decoder = kept.pop("added_tokens_decoder", None)
+    kept = _marked(kept)
+    return kept if decoder is None else {**kept, "added_tokens_decoder": decoder}
 
 
 def kept_special(said: dict[str, Any], place: Path) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def kept_special(said: dict[str, Any], place: Path) -> dict[str, Any]:
     Raises:
         InputError: a token is none.
     """
-    return _kept(_Special, said, place)
+    return _unmarked(_kept(_Special, said, place))
 
 
 def kept_added(said: dict[str, Any], place: Path) -> dict[str, int]:
@@ -115,10 +118,7 @@ def _kept(kind: type[_Special], said: dict[str, Any], place: Path) -> dict[str, 
     ours = {name: value for name, value in said.items() if not _NAMED.fullmatch(name)}
     ours["named"] = {name: said[name] for name in said if name not in ours}
     found = _valid(kind, ours, place).model_dump(exclude_unset=True)
-    named = found.pop("named")
-    decoder = found.pop("added_tokens_decoder", None)
-    kept = _marked({**found, **named})
-    return kept if decoder is None else {**kept, "added_tokens_decoder": decoder}
+    return found | found.pop("named")
 
 
 def _marked(value: Any) -> Any:
@@ -130,6 +130,15 @@ def _marked(value: Any) -> Any:
     if "content" in value:
         return {"__type": "AddedToken", **value}
     return {name: _marked(each) for name, each in value.items()}
+
+
+def _unmarked(value: Any) -> Any:
+    """The same without what the library adds itself to tokens of this file."""
+    if isinstance(value, list):
+        return [_unmarked(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: _unmarked(value[name]) for name in value if name != "special"}
 
 
 def _valid(kind: type[_Part], said: dict[str, Any], place: Path) -> Any:

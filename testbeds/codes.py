@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from capture.models import open_checkpoint
 from capture.quietly import quiet
 from capture.scoring import score_answers
 from erasure.losses import frozen_logprobs
@@ -100,11 +101,8 @@ class CodesWorld:
             model: ``"original"`` or ``"twin"``.
             device: Where it is put.
         """
-        with quiet():
-            found = AutoModelForCausalLM.from_pretrained(
-                self.root / model, use_safetensors=True
-            )
-        return found.to(device).eval()  # pyright: ignore
+        found = open_checkpoint(self.root / model).load(device)
+        return found  # pyright: ignore[reportReturnType]
 
     def memorised(self, keys: Sequence[int] | None = None) -> Sequences:
         """Memorised prefixes with their codes, after each lead-in trained on.
