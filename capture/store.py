@@ -144,9 +144,10 @@ class ActivationStore:
         first = capture_wanted(model, sequences[[0]], names, wanted.rows([0]))
         row_bytes = {name: max(1, array.nbytes) for name, array in first.items()}
         chunk = max(1, min(total, CHUNK_BYTES // max(row_bytes.values())))
+        stored = {}
         for name, array in first.items():
             shape = array.shape[1:]
-            group.create_array(
+            stored[name] = group.create_array(
                 name,
                 shape=(total, *shape),
                 chunks=(chunk, *shape),
@@ -167,7 +168,7 @@ class ActivationStore:
                     advance=advance,
                 )
                 for name, array in arrays.items():
-                    group[name][start:stop] = array
+                    stored[name][start:stop] = array
 
 
 @dataclass(frozen=True, eq=False)
