@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evidence.errors import InputError
-from evidence.scratch import scratch_file, scratch_folder, sweep
+from evidence.scratch import scratch_file, scratch_folder
 
 JSON_LIMIT = 64 << 20
 """Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
@@ -98,7 +98,6 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
         with scratch_file(path) as (handle, scratch):
             with os.fdopen(handle, "wb", closefd=False) as file:
                 file.write(data)
@@ -120,7 +119,6 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     with disk_errors(path, place=False), ExitStack() as stack:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent)
             target = stack.enter_context(scratch_folder(path))
         yield target
         with disk_errors(path):
