@@ -46,6 +46,10 @@ _PLACE = {
     errno.ENOTEMPTY: ("something else is there", "Choose another folder"),
 }
 """What is wrong with the place that was named."""
+_LIBRARIES = re.compile(
+    r"\(os error (\d+)\)|file write failed|iostream error|unexpected pos \d+ vs"
+)
+"""How safetensors and PyTorch tell that a file could not be written."""
 
 
 @contextmanager
@@ -76,9 +80,14 @@ def _cause(error: Exception, place: bool) -> tuple[str | None, str]:
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         # Libraries in other languages tell of the disk in errors of their own.
-        said = re.search(r"\(os error (\d+)\)|file write failed", str(error))
-        if said is not None:
-            number = int(said[1]) if said[1] else errno.ENOSPC
+        said = _LIBRARIES.search(str(error))
+        if said is not None and said[1]:
+            number = int(said[1])
+        elif said is not None:
+            return (
+                "the disk took no more of it",
+                "Free some space, or raise `ulimit -f`",
+            )
         elif place and isinstance(error, ValueError) and "null byte" in str(error):
             return "no file can be called so", "Choose another name"
     if number in _FULL:
