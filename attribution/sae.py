@@ -5,7 +5,6 @@ takes seconds. Only safetensors are read.
 """
 
 import importlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from capture.hooks import evaluating, patch
 from capture.sites import Sites, find_sites
 from evidence.errors import InputError
+from evidence.files import read_json
 from evidence.sequences import Sequences, batches
 
 NOTE = "exhume.json"
@@ -134,7 +134,7 @@ def load_sae(
             expected="sae_weights.safetensors and cfg.json",
         )
     path = folder / NOTE
-    note = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    note = read_json(path) if path.is_file() else {}
     place = site if site is not None else note.get("site")
     if place is None:
         raise InputError(

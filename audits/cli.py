@@ -1,7 +1,5 @@
 """The command line: arguments in, exit codes out; every command has a Python twin."""
 
-import signal
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from audits.compare_command import compare
+from audits.ending import end_in_words
 from audits.pga_command import pga
-from evidence.errors import ExhumeError, InputError
+from evidence.errors import InputError
 from evidence.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -197,8 +196,11 @@ def report(
     """Write the HTML report of a finished audit again."""
     from audits import result
     from audits.report import write_report
+    from evidence.runs import sole_run
 
-    path = write_report(out, result.read(out))
+    document = result.read(out)
+    with sole_run(out):
+        path = write_report(out, document)
     Console().print(f"Report: {path}", markup=False, soft_wrap=True)
 
 
@@ -393,29 +395,7 @@ def _show(done) -> None:
     console.print(f"Report: {done.report.resolve()}", markup=False)
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C. No ``KeyboardInterrupt``, which typer would turn into its own exit."""
-
-
-def _interrupt(*_: object) -> None:
-    raise _Interrupted
-
-
 def main() -> None:
     """Entry point: one clear line and exit code 2 for whatever a user can cause."""
     keep_freed_memory()
-    before = signal.signal(signal.SIGINT, _interrupt)
-    try:
-        app()
-    except ExhumeError as error:
-        errors.print(f"exhume: {error}", style="red", markup=False)
-        sys.exit(error.exit_code)
-    except _Interrupted:
-        errors.print(
-            "exhume: interrupted. Finished stages are kept; run the same command "
-            "again to go on.",
-            style="red",
-        )
-        sys.exit(2)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    end_in_words(app, errors)

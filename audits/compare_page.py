@@ -8,6 +8,7 @@ from urllib.parse import quote
 from audits import report_text as write
 from audits.audit import Audit
 from audits.compare import Comparison
+from audits.outputs import own_folder
 from audits.pages import style, template
 from audits.report_drawing import residual_bar
 from audits.report_words import (
@@ -35,16 +36,17 @@ def write_page(found: Comparison, out: Path | str) -> Path:
         The path of the page.
 
     Raises:
-        InputError: ``out`` is a file.
+        InputError: ``out`` is a file, holds files of these names that are somebody
+            else's, or cannot be written.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(
             f"{folder} is a file", expected="a folder", fix="name another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / TABLE, found.to_frame().to_csv(index=False))
-    write_atomic(folder / PAGE, render(found, folder))
+    with own_folder(folder, "compare", (PAGE, TABLE), {}):
+        write_atomic(folder / TABLE, found.to_frame().to_csv(index=False))
+        write_atomic(folder / PAGE, render(found, folder))
     return folder / PAGE
 
 

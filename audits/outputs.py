@@ -1,18 +1,24 @@
 """Output folders: whose work lies in one, and what of it may be deleted."""
 
+import json
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evidence.errors import InputError
-from evidence.files import disk_errors, read_json
+from evidence.files import disk_errors, read_json, write_atomic
 from evidence.removal import delete_ours, refuse_foreign
-from evidence.runs import LOCK
+from evidence.runs import LOCK, sole_run
 from evidence.scratch import NAME
 
 WORK, MARK = "work", "work/fingerprint.json"
 RESULT_BYTES = 256 << 20
+OWN = "exhume.json"
+"""The mark of a folder that a command has to itself."""
 # Every file that an audit or experiment writes into its work folder.
 WORK_FILES = re.compile(
     r"fingerprint\.json|planted\.safetensors|stages/[\w.+-]+\.json"
@@ -149,3 +155,78 @@ def _only_leftovers(root: Path) -> bool:
         if not all(NAME.fullmatch(name) or name == LOCK for name in names):
             return False
     return True
+
+
+@contextmanager
+def own_folder(
+    root: Path,
+    command: str,
+    names: Sequence[str],
+    settings: dict[str, Any],
+    clear: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Hold the output folder of a command for a block, marked as that command's.
+
+    Args:
+        root: The folder; made where it does not exist, and taken away again where
+            nothing is put into it.
+        command: Whose it is.
+        names: Of the files and folders that the command writes there. Where one of them
+            is in a folder without the mark, it is somebody else's.
+        settings: What a second call must share to go on there.
+        clear: Removes what depends on settings; called where the mark is there, so that
+            other settings may take the place of those.
+
+    Raises:
+        InputError: the folder is somebody else's, another run's or of other settings;
+            nothing was touched.
+    """
+    known = {"command": command, "settings": settings}
+    fresh = clear is not None
+    _own(root, known, names, fresh)
+    with sole_run(root):
+        found = _own(root, known, names, fresh)
+        if clear is not None and found is not None:
+            clear()
+        if found != known:
+            write_atomic(root / OWN, json.dumps(known) + "\n")
+        try:
+            yield
+        finally:
+            if set(os.listdir(root)) <= {OWN, LOCK}:
+                (root / OWN).unlink(missing_ok=True)
+
+
+def _own(
+    root: Path, known: dict[str, Any], names: Sequence[str], fresh: bool
+) -> dict[str, Any] | None:
+    """The mark in the folder of a command; None where it has none yet."""
+    there = [name for name in names if os.path.lexists(root / name)]
+    for name in there:
+        if (root / name).is_symlink():
+            raise InputError(
+                f"{root / name} is a link, and links are not followed",
+                fix="choose another --out",
+            )
+    if not os.path.lexists(root / OWN):
+        if there:
+            raise InputError(
+                f"{root / there[0]} was not written by exhume {known['command']}",
+                fix="move it away, or choose another --out",
+            )
+        return None
+    found = read_json(root / OWN)
+    if found.get("command") != known["command"]:
+        raise InputError(
+            f"{root} holds the work of another command",
+            expected="an empty or new folder",
+            fix="choose another --out",
+        )
+    if found != known and not fresh:
+        raise InputError(
+            f"{root} holds the {known['command']} of other settings",
+            expected=json.dumps(known["settings"]),
+            got=json.dumps(found.get("settings"))[:200],
+            fix="choose another --out, or pass --fresh to replace it",
+        )
+    return found

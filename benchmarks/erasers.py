@@ -233,7 +233,9 @@ def write_page(results: dict) -> None:
 
 def write(file: Path, rows: Rows, clock: Clock) -> dict:
     """Rows measured now, and of earlier runs the parts that were not."""
-    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    before = (
+        json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    )
     fresh = {row["part"] for row in rows.rows}
     whole = [*rows.rows, *(row for row in before if row["part"] not in fresh)]
     results = {
@@ -245,7 +247,7 @@ def write(file: Path, rows: Rows, clock: Clock) -> dict:
         "rows": sorted(whole, key=lambda row: PARTS.index(row["part"])),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
 

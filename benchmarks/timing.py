@@ -154,7 +154,7 @@ def machine() -> dict[str, object]:
 
     name = platform.processor() or platform.machine()
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             name = next(
                 line.split(":")[1].strip() for line in file if "model name" in line
             )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from evidence.errors import InputError
 from evidence.regular import read_text
-from evidence.scratch import scratch_file, scratch_folder, sweep
+from evidence.scratch import scratch_file, scratch_folder
 from evidence.strict_json import MOST_DEPTH, parse_json
 
 JSON_LIMIT = 64 << 20
@@ -43,6 +43,10 @@ _PLACE = {
     errno.ENOTEMPTY: ("something else is there", "Choose another folder"),
 }
 """What is wrong with the place that was named."""
+_LIBRARIES = re.compile(
+    r"\(os error (\d+)\)|file write failed|iostream error|unexpected pos \d+ vs"
+)
+"""How safetensors and PyTorch tell that a file could not be written."""
 
 
 @contextmanager
@@ -73,9 +77,14 @@ def _cause(error: Exception, place: bool) -> tuple[str | None, str]:
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         # Libraries in other languages tell of the disk in errors of their own.
-        said = re.search(r"\(os error (\d+)\)|file write failed", str(error))
-        if said is not None:
-            number = int(said[1]) if said[1] else errno.ENOSPC
+        said = _LIBRARIES.search(str(error))
+        if said is not None and said[1]:
+            number = int(said[1])
+        elif said is not None:
+            return (
+                "the disk took no more of it",
+                "Free some space, or raise `ulimit -f`",
+            )
         elif place and isinstance(error, ValueError) and "null byte" in str(error):
             return "no file can be called so", "Choose another name"
     if number in _FULL:
@@ -95,7 +104,6 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
         with scratch_file(path) as (handle, scratch):
             with os.fdopen(handle, "wb", closefd=False) as file:
                 file.write(data)
@@ -117,7 +125,6 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     with disk_errors(path, place=False), ExitStack() as stack:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent)
             target = stack.enter_context(scratch_folder(path))
         yield target
         with disk_errors(path):

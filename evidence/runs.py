@@ -76,13 +76,11 @@ def sole_run(folder: Path) -> Iterator[None]:
         InputError: another run holds it, and nothing was touched; or it cannot be
             written.
     """
-    with disk_errors(folder):
-        made = [each for each in (folder, *folder.parents) if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = _acquire(folder / LOCK)
+    path = folder / LOCK
+    handle, made = _open(folder, path)
     if handle is None:
         _unmake(made)
-        holder = Holder.read(folder / LOCK)
+        holder = Holder.read(path)
         raise InputError(
             f"another run is writing into {folder}"
             + (f" ({holder})" if holder else ""),
@@ -91,7 +89,7 @@ def sole_run(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _release(handle, folder / LOCK)
+        _release(handle, path)
         _unmake(made)
 
 
@@ -105,21 +103,27 @@ def sole_maker(target: Path, progress: Progress = SILENT) -> Iterator[None]:
         InputError: its folder cannot be written.
     """
     path = target.parent / f".{target.name[:40]}{LOCK}"
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = _acquire(path)
+    handle, made = _open(target.parent, path)
     if handle is None:
         who = Holder.read(path)
         label = f"waiting for {target.name}" + (f" ({who})" if who else "")
         with progress.task(label, 1):
             while handle is None:
                 time.sleep(WAIT_SECONDS)
-                with disk_errors(target):
-                    handle = _acquire(path)
+                handle, _ = _open(target.parent, path)
     try:
         yield
     finally:
         _release(handle, path)
+        _unmake(made)
+
+
+def _open(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
+    """Make ``folder`` and lock ``path`` in it; also the folders that were made."""
+    with disk_errors(folder):
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        return _acquire(path), made
 
 
 def _acquire(path: Path) -> int | None:

@@ -61,6 +61,7 @@ def scratch_file(target: Path) -> Iterator[tuple[int, Path]]:
     Yields:
         Its descriptor and its path, which the block may rename.
     """
+    sweep(target.parent)
     while True:
         path = target.parent / _name(target)
         handle = os.open(path, CREATE, 0o666)
@@ -78,6 +79,7 @@ def scratch_file(target: Path) -> Iterator[tuple[int, Path]]:
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """A new empty folder beside ``target``; removed with all that is still in it."""
+    sweep(target.parent)
     while True:
         place = target.parent / _name(target)
         place.mkdir()

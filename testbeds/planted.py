@@ -22,8 +22,9 @@ from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
 from erasure.methods import UnlearnLog, unlearn_
 from evidence.errors import InputError
-from evidence.files import folder_atomic
+from evidence.files import folder_atomic, read_json
 from evidence.progress import SILENT, Progress
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios import BiosWorld
@@ -111,9 +112,26 @@ def plant(
     if out.exists():
         check_card(out, card)
         return out
+    with sole_maker(out, progress):
+        if out.exists():
+            check_card(out, card)
+        else:
+            _plant(checkpoint, (forget, retain), recipe, card, out, seed, progress)
+    return out
+
+
+def _plant(
+    checkpoint: Checkpoint,
+    sets: tuple[ItemSet, ItemSet],
+    recipe: Recipe | None,
+    card: dict[str, object],
+    out: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
     model = checkpoint.load()
     if recipe is not None:
-        facts = hold_out(forget, retain, recipe.hold_out, seed)
+        facts = hold_out(*sets, recipe.hold_out, seed)
         log = forget_with(
             model, checkpoint, facts, recipe, seed=seed, progress=progress
         )
@@ -126,7 +144,6 @@ def plant(
             checkpoint.tokenizer.save_pretrained(scratch)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (scratch / "card.json").write_text(text, encoding="utf-8")
-    return out
 
 
 def _preset(family: str, kind: str) -> Recipe:
@@ -150,7 +167,7 @@ def read_card(model: Path) -> dict[str, Any]:
         raise InputError(
             f"{model} is not a planted model", expected="a card.json in it"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:

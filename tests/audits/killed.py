@@ -23,8 +23,8 @@ def audit_until_killed(arguments: list[str], killed: Path) -> None:
     def run(self, name, compute, files=()):
         def fatal():
             result = compute()
-            if name not in killed.read_text().split():
-                with killed.open("a") as file:
+            if name not in killed.read_text(encoding="utf-8").split():
+                with killed.open("a", encoding="utf-8") as file:
                     file.write(f"{name}\n")
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
