@@ -6,8 +6,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from capture.look import Cut
 from capture.outline import unsupported
-from capture.proof import Cut, prove_chain
+from capture.proof import prove_chain
 from capture.short_inputs import CONVOLUTIONS
 
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)

@@ -1,48 +1,23 @@
-"""One short pass that shows what a network's parts are, where structure only suggests.
+"""What a network's parts are, proved by one short pass where structure only suggests.
 
-All its rows but the last read one text, and the last another. Row l goes on with the
-last row's value at cut l, such as what leaves a block. If the rest of the network sees
-nothing but that, what comes out of every row is what comes out of the last.
-
-The same pass shows which modules give what a block adds to the stream: those whose
-outputs, added to what enters the block, are what leaves it.
+The rest of the network sees nothing but what leaves a block; and those modules give
+what a block adds to the stream whose outputs, added to what enters it, are what leaves
+it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from capture.modes import evaluating, without_hooks
+from capture.look import Cut, Look, Seen, look
 from capture.outline import Outline, linear_shape, linears, unsupported
-from capture.short_inputs import as_rows, short_inputs
-from evidence.errors import InputError
 
-# Cuts that are tried: of more, evenly spaced ones, the first and the last among them.
-MOST_CUTS = 16
 # Two computations of one value may differ by rounding, relative to the largest.
 SAME = 1e-4
-FAILURES = (
-    TypeError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    NotImplementedError,
-)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where all must pass that goes on: a module's first input or its first output."""
-
-    module: nn.Module
-    side: Literal["in", "out"]
 
 
 @dataclass(frozen=True)
@@ -64,47 +39,6 @@ class Parts:
     refused: dict[str, str]
 
 
-@dataclass
-class Seen:
-    """What the last row was in one module, at its last call.
-
-    Attributes:
-        read: Its first input, if that is a tensor.
-        gave: Its first output, likewise.
-        calls: How often it was called.
-        when: Number of the call's end among all ends.
-    """
-
-    read: Tensor | None = None
-    gave: Tensor | None = None
-    calls: int = 0
-    when: int = -1
-
-
-@dataclass
-class Look:
-    """One pass: what was seen in modules, by their ids, and what came out by row."""
-
-    rows: int
-    modules: dict[int, Seen] = field(default_factory=dict)
-    ends: int = 0
-    whole: bool = True
-    output: Tensor | None = None
-
-    def of(self, module: nn.Module) -> Seen:
-        """What was seen in one module."""
-        return self.modules.setdefault(id(module), Seen())
-
-    def last(self, value: Any) -> Tensor | None:
-        """The last row of a module's value, also where rows lie one after another."""
-        if isinstance(value, tuple | list) and value:
-            value = value[0]
-        if not isinstance(value, Tensor) or not value.dim() or len(value) % self.rows:
-            return None
-        # A copy: the network may add to it in place.
-        return value[-(len(value) // self.rows) :].clone()
-
-
 def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> str:
     """Why the cuts do not part a network into a chain; empty where they do.
 
@@ -116,7 +50,7 @@ def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> s
     Raises:
         InputError: the network could not be run.
     """
-    found = _run(model, cuts, [cut.module for cut in cuts], example)
+    found = look(model, cuts, [cut.module for cut in cuts], example)
     return _broken(found, cuts)
 
 
@@ -129,118 +63,11 @@ def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> Par
     blocks = outline.blocks
     cuts = [Cut(blocks[0], "in"), *(Cut(block, "out") for block in blocks)]
     inside = [module for block in blocks for module in block.modules()]
-    found = _run(model, cuts, inside, example)
+    found = look(model, cuts, inside, example)
     broken = _broken(found, cuts) or _unlinked(found, blocks)
     if broken:
         raise unsupported(model, broken)
     return _parts(model, outline, found)
-
-
-def _run(
-    model: nn.Module, cuts: Sequence[Cut], watched: Sequence[nn.Module], example: Any
-) -> Look:
-    step = max(1, -(-(len(cuts) - 1) // (MOST_CUTS - 1)))
-    tried = [*cuts[:-1:step], cuts[-1]]
-    rows = len(tried) + 1
-    given = short_inputs(model, rows) if example is None else [as_rows(example, rows)]
-    why = "nothing is known of what it reads"
-    for inputs in given:
-        found = Look(rows)
-        with ExitStack() as stack, torch.no_grad():
-            stack.enter_context(evaluating(model))
-            stack.enter_context(without_hooks(model))
-            for module in dict.fromkeys(watched):
-                stack.enter_context(_watching(module, found))
-            for row, cut in enumerate(tried):
-                stack.enter_context(_exchanging(cut, row, found))
-            try:
-                output = (
-                    model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-                )
-            except FAILURES as error:
-                why = f"{type(error).__name__}: {str(error)[:120]}"
-                continue
-        found.output = _first(output)
-        return found
-    raise InputError(
-        f"the structure of {type(model).__name__} cannot be checked: it does not run "
-        f"on a short input ({why})",
-        expected="a network of token ids, of images or of vectors",
-        fix="Give it an input of two different rows once: find_sites(model, example)",
-    )
-
-
-@contextmanager
-def _watching(module: nn.Module, found: Look) -> Iterator[None]:
-    seen = found.of(module)
-
-    def before(_: nn.Module, args: tuple, named: dict[str, Any]) -> None:
-        seen.read = found.last(args[0] if args else named.get("hidden_states"))
-
-    def after(_: nn.Module, args: tuple, output: Any) -> None:
-        seen.gave = found.last(output)
-        seen.calls += 1
-        found.ends += 1
-        seen.when = found.ends
-
-    handles = [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _exchanging(cut: Cut, row: int, found: Look) -> Iterator[None]:
-    def exchanged(value: Any) -> Tensor | None:
-        if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != found.rows:
-            found.whole = False
-            return None
-        value = value.clone()
-        value[row] = value[-1]
-        return value
-
-    def before(_: nn.Module, args: tuple, named: dict[str, Any]) -> Any:
-        key = "hidden_states" if "hidden_states" in named else next(iter(named), None)
-        value = exchanged(args[0] if args else named.get(str(key)))
-        if value is None:
-            return None
-        return (
-            ((value, *args[1:]), named) if args else (args, named | {str(key): value})
-        )
-
-    def after(_: nn.Module, args: tuple, output: Any) -> Any:
-        whole = isinstance(output, Tensor)
-        value = exchanged(output if whole else _first(output))
-        if value is None:
-            return None
-        return value if whole else (value, *output[1:])
-
-    handle = (
-        cut.module.register_forward_pre_hook(before, with_kwargs=True)
-        if cut.side == "in"
-        else cut.module.register_forward_hook(after)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _first(output: Any) -> Tensor | None:
-    """The first tensor of an output: logits before anything that comes with them."""
-    if isinstance(output, Tensor):
-        return output
-    if getattr(output, "logits", None) is not None:
-        return output.logits
-    values = output.values() if isinstance(output, dict) else output
-    if not isinstance(output, dict | tuple | list):
-        values = vars(output).values() if hasattr(output, "__dict__") else ()
-    return next((each for each in values if isinstance(each, Tensor)), None)
 
 
 def _broken(found: Look, cuts: Sequence[Cut]) -> str:
