@@ -22,19 +22,19 @@ SAME = 1e-4
 
 @dataclass(frozen=True)
 class Parts:
-    """What a pass showed of the blocks of an outline.
+    """What a pass showed of the blocks of an outline, modules by their names.
 
     Attributes:
-        projections: (block,) the linear map that attention calls last, or None.
+        projections: (block,) the linear map that attention calls last; "" for none.
         attention: (block,) the module whose output attention adds to the stream.
         feed_forward: (block,) the same of the feed-forward part.
         width: Of the stream.
         refused: "attn" and "mlp" to why no module gives that, where none does.
     """
 
-    projections: tuple[nn.Module | None, ...]
-    attention: tuple[nn.Module, ...]
-    feed_forward: tuple[nn.Module, ...]
+    projections: tuple[str, ...]
+    attention: tuple[str, ...]
+    feed_forward: tuple[str, ...]
     width: int
     refused: dict[str, str]
 
@@ -105,11 +105,11 @@ def _parts(model: nn.Module, outline: Outline, found: Look) -> Parts:
     projections, attention, feed_forward = [], [], []
     refused: dict[str, str] = {}
     width = _width(outline, found)
+    names = {module: name for name, module in model.named_modules()}
     for layer, block in enumerate(outline.blocks):
         own = outline.attentions[layer]
         projection = _last_called(found, list(linears(own)))
         rest = [m for m in linears(block, skip=own) if _outputs(m) == width]
-        last = _last_called(found, rest)
         whole = outline.feed_forwards[layer]
         others = [
             child
@@ -117,32 +117,26 @@ def _parts(model: nn.Module, outline: Outline, found: Look) -> Parts:
             if child is not own and child is not whole and found.of(child).calls == 1
         ]
         others.sort(key=lambda child: found.of(child).when)
-        chosen = _added(
-            found,
-            found.of(block),
-            [each for each in (projection, own, *others) if each is not None],
-            [each for each in (whole, last, *others) if each is not None],
-        )
-        projections.append(projection)
-        attention.append(chosen[0] if chosen else own)
-        feed_forward.append(chosen[1] if chosen else whole or block)
-        if not chosen:
+        ones = [each for each in (projection, own) if each is not None]
+        twos = [each for each in (whole, _last_called(found, rest)) if each is not None]
+        # A search that fails is slow, and one block that is refused is enough.
+        given_up = len(refused) == 2
+        chosen = None if given_up else _added(found, block, ones, twos, others)
+        projections.append("" if projection is None else names[projection])
+        attention.append(names[chosen[0] if chosen else own])
+        feed_forward.append(names[chosen[1] if chosen else block])
+        place = f"in block {layer} of {type(model).__name__}"
+        if not chosen and not given_up:
             why = (
-                f"in block {layer} of {type(model).__name__} no module gives what is "
-                "added to the stream: it is scaled or changed first"
+                f"{place} no module gives what is added to the stream: it is scaled or "
+                "changed first"
             )
-            refused.setdefault("attn", why)
-            refused.setdefault("mlp", why)
-            continue
-        shape = found.of(block).gave
-        for kind, module in zip(("attn", "mlp"), chosen, strict=True):
-            gave = found.of(module).gave
-            if gave is not None and shape is not None and gave.shape != shape.shape:
-                refused.setdefault(
-                    kind,
-                    f"in block {layer} of {type(model).__name__} rows lie one after "
-                    "another there, and positions cannot be told apart",
-                )
+            refused = {"attn": why, "mlp": why} | refused
+        for kind, module in zip(("attn", "mlp"), chosen or (), strict=False):
+            gave, stream = found.of(module).gave, found.of(block).gave
+            if gave is not None and stream is not None and gave.shape != stream.shape:
+                why = f"{place} it has no positions: rows lie one after another"
+                refused.setdefault(kind, why)
     return Parts(
         tuple(projections), tuple(attention), tuple(feed_forward), width, refused
     )
@@ -163,19 +157,35 @@ def _last_called(found: Look, modules: list[nn.Module]) -> nn.Module | None:
 
 
 def _added(
-    found: Look, block: Seen, ones: list[nn.Module], others: list[nn.Module]
+    found: Look,
+    block: nn.Module,
+    ones: list[nn.Module],
+    twos: list[nn.Module],
+    others: list[nn.Module],
 ) -> tuple[nn.Module, nn.Module] | None:
-    """Two modules whose outputs the block adds to the stream, the likeliest first."""
-    if block.read is None or block.gave is None:
+    """Two modules whose outputs the block adds to the stream, the likeliest first.
+
+    Args:
+        found: What was seen.
+        block: The block.
+        ones: Modules that may give what attention adds, the likeliest first.
+        twos: The same of the feed-forward part.
+        others: Modules that may give either, such as norms and dropouts.
+    """
+    start, end = found.of(block).read, found.of(block).gave
+    if start is None or end is None:
         return None
-    for one, other in product(ones, others):
-        a, b = (_like(found.of(each).gave, block.gave) for each in (one, other))
-        if one is other or a is None or b is None:
-            continue
-        if _is_sum(block.gave, block.read, a, b):
-            return one, other
-        if _is_normed_sum(found, block.read, a, b, block.gave):
-            return one, other
+    gave = {each: _like(found.of(each).gave, end) for each in (*ones, *twos, *others)}
+    for one, two in product([*ones, *others], [*twos, *others]):
+        a, b = gave[one], gave[two]
+        if one is not two and a is not None and b is not None:
+            if _is_sum(end, start, a, b):
+                return one, two
+    inside = [found.of(module) for module in block.modules()]
+    for one, two in product(ones, twos):
+        a, b = gave[one], gave[two]
+        if a is not None and b is not None and _is_normed_sum(inside, start, a, b, end):
+            return one, two
     return None
 
 
@@ -187,19 +197,16 @@ def _like(value: Tensor | None, stream: Tensor) -> Tensor | None:
 
 
 def _is_normed_sum(
-    found: Look, start: Tensor, a: Tensor, b: Tensor, end: Tensor
+    inside: Sequence[Seen], start: Tensor, a: Tensor, b: Tensor, end: Tensor
 ) -> bool:
     """Whether a norm follows each addition, as in BERT: N(N(start + a) + b)."""
-    seen = [
-        (_like(each.read, end), _like(each.gave, end))
-        for each in found.modules.values()
-    ]
+    seen = [(_like(each.read, end), _like(each.gave, end)) for each in inside]
     pairs = [
         (read, gave) for read, gave in seen if read is not None and gave is not None
     ]
     middles = [gave for read, gave in pairs if _is_sum(read, start, a)]
     return any(
-        _is_sum(read, middle, b) and torch.equal(gave, end)
+        torch.equal(gave, end) and _is_sum(read, middle, b)
         for middle in middles
         for read, gave in pairs
     )
