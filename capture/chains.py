@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from capture.kept import Kept
+from capture.look import Cut
 from capture.outline import unsupported
-from capture.proof import Cut, prove_chain
+from capture.proof import prove_chain
 from capture.short_inputs import CONVOLUTIONS
 
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
@@ -56,14 +57,13 @@ def find_chain(
 
 
 def _fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
-    """Why the cuts make no chain; empty where they do. Found once a network."""
-    known = _FAULTS.setdefault(model, {})
-    if cuts not in known:
-        known[cuts] = prove_chain(model, cuts, example)
-    return known[cuts]
+    """Why the cuts make no chain; empty where they do."""
+    names = {module: name for name, module in model.named_modules()}
+    about = tuple((names[cut.module], cut.side) for cut in cuts)
+    return _FAULTS.get(model, about, lambda: prove_chain(model, cuts, example))
 
 
-_FAULTS: WeakKeyDictionary[nn.Module, dict[tuple[Cut, ...], str]] = WeakKeyDictionary()
+_FAULTS: Kept[str] = Kept()
 
 
 def residual_units(model: nn.Module) -> list[nn.Module]:

@@ -28,7 +28,7 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
     named = inspect.signature(model.forward).parameters
     first = next(model.parameters(), torch.zeros(1))
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    if "input_ids" in named or tables:
+    if "input_ids" in named or (tables and "pixel_values" not in named):
         ask = getattr(model, "get_input_embeddings", lambda: None)
         table = ask() if callable(ask) else None
         where = getattr(table, "weight", first).device
@@ -55,7 +55,7 @@ def as_rows(example: Any, rows: int) -> Any:
     """Two rows of an example, the first as often as there is room before the second.
 
     Args:
-        example: (row, ...) with two rows or more, or a mapping of such.
+        example: (row, ...) with two rows or more, or a mapping that holds such.
         rows: How many rows to give.
 
     Raises:
@@ -63,7 +63,7 @@ def as_rows(example: Any, rows: int) -> Any:
     """
     if isinstance(example, Mapping):
         return {
-            name: as_rows(value, rows) if isinstance(value, Tensor) else value
+            name: as_rows(value, rows) if isinstance(value, Tensor | Mapping) else value
             for name, value in example.items()
         }
     if not isinstance(example, Tensor) or example.dim() < 1 or len(example) < 2:
@@ -79,28 +79,27 @@ def as_rows(example: Any, rows: int) -> Any:
 
 
 def _tokens(rows: int, size: int) -> Tensor:
-    """Ids that differ at every position; the least and the last are often special."""
-    places = torch.arange(TOKENS)
+    """Ids that differ at every position; the least and the last are often special.
+
+    There are not as many positions as rows, so that the one is not taken for the other.
+    """
+    places = torch.arange(TOKENS + (rows == TOKENS))
     two = torch.stack([size // 2 + places, size // 4 + places]) % size
     return as_rows(two, rows)
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Shapes of one row, by the first layer with weights."""
+    """Shapes of one row, by the first layers with weights of each kind."""
     config = getattr(model, "config", None)
-    layers = (m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear)))
-    layer = next(layers, None)
-    if isinstance(layer, nn.Linear):
-        yield (layer.in_features,)
-        yield (TOKENS, layer.in_features)
-    elif layer is not None:
+    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    for layer in {type(each): each for each in reversed(layers)}.values():
+        if isinstance(layer, nn.Linear):
+            yield (layer.in_features,)
+            yield (TOKENS, layer.in_features)
+            continue
         channels = getattr(config, "num_channels", None) or layer.in_channels
         size = getattr(config, "image_size", None)
         axes = len(layer.kernel_size)
-        if size is not None:
-            yield (
-                channels,
-                *(size if isinstance(size, list | tuple) else [size] * axes),
-            )
-        else:
-            yield from ((channels, *[each] * axes) for each in SIZES)
+        for each in SIZES if size is None else (size,):
+            sides = each if isinstance(each, list | tuple) else [each] * axes
+            yield (channels, *sides)

@@ -30,12 +30,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from capture.chains import Chain, find_chain
+from capture.kept import Kept
 from capture.outline import Outline, find_outline, linear_shape
 from capture.proof import Parts, prove_blocks
 from evidence.errors import InputError
@@ -132,8 +132,7 @@ class Sites:
 def find_sites(model: nn.Module, example: Any = None) -> Sites:
     """Find the sites of ``model`` from its structure, proved by one short pass.
 
-    The pass is run once a network: what it showed is kept for as long as the network
-    is, and is shown again when its structure changes.
+    The pass is run once a structure (``capture.kept``).
 
     Args:
         model: A network of token ids, of images or of vectors.
@@ -148,22 +147,20 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
         return chain_sites(find_chain(model, example))
     if hasattr(outline.blocks[0], "hook_resid_post"):
         return _hooked_sites(model, outline.blocks)
-    known = _PROVED.get(model)
-    if known is None or known[0] != outline:
-        known = outline, prove_blocks(model, outline, example)
-        _PROVED[model] = known
-    return _block_sites(model, *known)
+    parts = _PROVED.get(model, None, lambda: prove_blocks(model, outline, example))
+    return _block_sites(model, outline, parts)
 
 
-_PROVED: WeakKeyDictionary[nn.Module, tuple[Outline, Parts]] = WeakKeyDictionary()
+_PROVED: Kept[Parts] = Kept()
 
 
 def _block_sites(model: nn.Module, outline: Outline, parts: Parts) -> Sites:
     places = {"embed": Place("embed", outline.blocks[0], "in")}
     count = 0
     for layer, block in enumerate(outline.blocks):
-        own, projection = outline.attentions[layer], parts.projections[layer]
-        if projection is not None:
+        if parts.projections[layer]:
+            projection = model.get_submodule(parts.projections[layer])
+            own = outline.attentions[layer]
             inputs, _ = linear_shape(projection) or (0, 0)
             count = _head_count(model, outline, own, inputs)
             size = inputs // count if count else 0
@@ -171,12 +168,10 @@ def _block_sites(model: nn.Module, outline: Outline, parts: Parts) -> Sites:
                 part = slice(head * size, (head + 1) * size)
                 name = f"head.{layer}.{head}"
                 places[name] = Place(name, projection, "in", part)
-        for kind, module in (
-            ("attn", parts.attention[layer]),
-            ("mlp", parts.feed_forward[layer]),
-        ):
-            if kind not in parts.refused:
-                places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
+        adding = {"attn": parts.attention[layer], "mlp": parts.feed_forward[layer]}
+        for kind in [each for each in adding if each not in parts.refused]:
+            module = model.get_submodule(adding[kind])
+            places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
     sites = Sites(places, len(outline.blocks), parts.width, count, None, parts.refused)
     return _with_output(sites, outline.head)
