@@ -15,8 +15,8 @@ from probes.losses import Loss
 from probes.point import Point, Problem, look, problem_of, pulls
 from probes.whitened import certify, whiten
 
-STEPS = 200
-"""Steps on the way, at most."""
+STEPS, STAGE = 200, 40
+"""Steps on the way, at most, and to one optimum on it."""
 NEAR = 1e-5
 """Distance to the optimum from which on each step is certified."""
 STALLED = 3
@@ -82,13 +82,16 @@ def _approach(problem: Problem) -> tuple[Tensor, Tensor]:
     weights = rows.new_zeros(len(problem.target), rows.shape[1])
     intercept = rows.new_zeros(len(weights))
     share = 1 / (1 + float((whole * rows.square().sum(1)).max()))
-    longer = FASTER
+    longer, stage = FASTER, 0
     for _ in range(STEPS):
         part = replace(problem, weight=share * whole)
         point = look(part, weights, intercept)
         frame = whiten(part, point.roots)
-        left = float((frame.T @ point.inside).norm()) / math.sqrt(point.size)
-        if not math.isfinite(left) or (share == 1 and left <= NEAR):
+        left = torch.hypot((frame.T @ point.inside).norm(), point.beyond.norm())
+        left = float(left) / math.sqrt(point.size)
+        stage = 0 if left <= CLOSE else stage + 1
+        done = left <= NEAR if share == 1 else stage > STAGE
+        if done or not math.isfinite(left):
             break
         weights, intercept = _moved(part, point, frame)
         if left <= CLOSE:
