@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError
+from torch.linalg import LinAlgError  # pyright: ignore
 
 from probes import fused
 from probes.eachfold import each_fold, start_from_nothing
@@ -48,6 +48,7 @@ from probes.rescaled import refine, scales_of
 from probes.swift import LIMITS
 from probes.tall import fit_tall
 from probes.threads import few_threads
+from probes.uncertified import Uncertified
 
 SHARED_LABELS = 8
 """From so many label vectors a factor for each fold pays."""
@@ -64,7 +65,8 @@ class CrossFit:
     Attributes:
         scores: (label, class or 1, row) held-out decision values, NaN where no fold
             scores the row.
-        certificate: (label, fold) distance to the optimum, relative.
+        certificate: (label, fold) distance to the optimum, relative; infinite where
+            nothing is known of it.
         coef: (label, fold, class or 1, d) in units per unit of the rows given.
         intercept: (label, fold, class or 1).
         work: What was spent.
@@ -79,7 +81,16 @@ class CrossFit:
     @property
     def unsolved(self) -> int:
         """How many fits did not reach the tolerance of their type."""
-        return int((~(self.certificate <= ACCEPTED[self.scores.dtype])).sum())
+        return len(self.uncertified)
+
+    @property
+    def uncertified(self) -> tuple[Uncertified, ...]:
+        """The fits that did not reach the tolerance of their type."""
+        left = ~(self.certificate <= ACCEPTED[self.scores.dtype])
+        return tuple(
+            Uncertified(float(self.certificate[label, fold]), fold, label)
+            for label, fold in left.nonzero().tolist()
+        )
 
 
 def crossfit(

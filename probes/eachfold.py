@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError
+from torch.linalg import LinAlgError  # pyright: ignore
 
 from probes.engine import minimise
 from probes.job import Job, one_hot, row_weights, spread

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError
+from torch.linalg import LinAlgError  # pyright: ignore
 
 from probes.losses import Loss
 

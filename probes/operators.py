@@ -16,6 +16,7 @@ array below has a leading axis ``m`` of length 1 or the number of classes.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +92,8 @@ def gram_of(rows: Tensor) -> Tensor:
         return rows @ rows.T
     # NumPy sees that both sides are one array, computes a half and mirrors it.
     array = rows.numpy()
-    return torch.from_numpy(array @ array.T)
+    with np.errstate(over="ignore", invalid="ignore"):  # what follows has no factor
+        return torch.from_numpy(array @ array.T)
 
 
 def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Factor:
