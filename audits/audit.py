@@ -16,7 +16,7 @@ from audits.verdict_words import words_of
 from capture.image_files import holds_images
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path
+from evidence.regular import as_path, is_folder
 from evidence.runs import sole_run
 
 
@@ -173,8 +173,12 @@ def audit(
 def load(out: Path | str) -> Audit:
     """Read a finished audit back.
 
+    Args:
+        out: Its output folder, or the ``audit.json`` in it.
+
     Raises:
-        InputError: there is none in ``out``.
+        InputError: there is none, or it is not as an audit writes it.
     """
     place = as_path(out, "the audit")
-    return Audit(place, result.read(place))
+    document = result.read(place)
+    return Audit(place if is_folder(place) else place.parent, document)

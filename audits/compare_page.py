@@ -8,8 +8,9 @@ from urllib.parse import quote
 from audits import report_text as write
 from audits.audit import Audit
 from audits.compare import Comparison
+from audits.csv_text import csv_text
 from audits.outputs import own_folder
-from audits.pages import style, template
+from audits.pages import shown_whole, style, template
 from audits.report_drawing import residual_bar
 from audits.report_words import (
     FLOORS,
@@ -21,6 +22,7 @@ from audits.report_words import (
 from evidence.axis import AxisResult
 from evidence.errors import InputError
 from evidence.files import write_atomic
+from evidence.regular import as_path, kind_of
 
 PAGE, TABLE = "compare.html", "compare.csv"
 
@@ -36,17 +38,22 @@ def write_page(found: Comparison, out: Path | str) -> Path:
         The path of the page.
 
     Raises:
-        InputError: ``out`` is a file, holds files of these names that are somebody
-            else's, or cannot be written.
+        InputError: ``out`` is no folder, holds files of these names that are somebody
+            else's, or cannot be written; or an audit holds what cannot be shown.
     """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
+    folder = as_path(out, "the output folder")
+    if kind_of(folder) not in ("a folder", "nothing there"):
         raise InputError(
-            f"{folder} is a file", expected="a folder", fix="name another folder"
+            f"{folder} cannot be written into",
+            expected="a folder",
+            got=kind_of(folder),
+            fix="name another folder",
         )
+    with shown_whole("these audits"):
+        page, table = render(found, folder), csv_text(found.to_frame())
     with own_folder(folder, "compare", (PAGE, TABLE), {}):
-        write_atomic(folder / TABLE, found.to_frame().to_csv(index=False))
-        write_atomic(folder / PAGE, render(found, folder))
+        write_atomic(folder / TABLE, table)
+        write_atomic(folder / PAGE, page)
     return folder / PAGE
 
 

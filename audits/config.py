@@ -174,11 +174,14 @@ class AuditConfig(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _axes_of_the_profile(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and settings.get("axes") in ((), [], None):
+        if not isinstance(settings, dict):
+            return settings
+        axes = settings.get("axes")
+        if axes is None or (isinstance(axes, list | tuple) and not axes):
             profile = settings.get("profile", "quick")
             # An unknown profile is refused by its own field.
-            named = profile if isinstance(profile, str) else ""
-            return settings | {"axes": DEFAULT_AXES.get(named, QUICK)}
+            usual = (axes for name, axes in DEFAULT_AXES.items() if name == profile)
+            return settings | {"axes": next(usual, QUICK)}
         return settings
 
     @field_validator("axes")

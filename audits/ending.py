@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from rich.console import Console
-
+from audits.terminal import errors, show
 from evidence.errors import ExhumeError, InputError
 
 SIGNALS = [
@@ -30,7 +29,7 @@ class Interrupted(BaseException):
     """A signal to stop. No ``KeyboardInterrupt``, which typer would end in its way."""
 
 
-def end_in_words(command: Callable[[], Any], errors: Console) -> NoReturn:
+def end_in_words(command: Callable[[], Any]) -> NoReturn:
     """Run a command to its end, and end the process with an exit code and one line.
 
     For a process's own start: signals are taken from then on and not given back, so
@@ -38,19 +37,18 @@ def end_in_words(command: Callable[[], Any], errors: Console) -> NoReturn:
 
     Args:
         command: What to run; it may end by ``SystemExit``.
-        errors: Where errors are said.
     """
     _open_standard_files()
     _meet_signals(_stop)
     with _streams():
-        code = _code_of(command, errors)
+        code = _code_of(command)
     _meet_signals(lambda *_: os._exit(code))
     sys.exit(code)
 
 
-def _code_of(command: Callable[[], Any], errors: Console) -> int:
+def _code_of(command: Callable[[], Any]) -> int:
     def say(text: str) -> None:
-        errors.print(f"exhume: {text}", style="red", markup=False)
+        show(f"exhume: {text}", style="red", where=errors)
 
     try:
         try:

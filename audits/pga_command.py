@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from audits.terminal import errors, show, show_table
 
 
 def pga(
@@ -40,18 +40,13 @@ def pga(
     given = {"size": size, "erasers": named, "seed": seed, "device": device}
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = base.model_dump() | chosen
-    with Bars(Console(stderr=True)) as progress:
+    with Bars(errors) as progress:
         done = run(
             make_config(settings, "the command line"),
             out,
             fresh=fresh,
             progress=progress,
         )
-    table = Table("claim", "published", "sound", "outcome", title="exhume pga")
-    for claim in done["claims"]:
-        table.add_row(
-            *(claim[key] for key in ("claim", "published", "sound", "outcome"))
-        )
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    console.print(f"Report: {(out / 'report.html').resolve()}", markup=False)
+    head = ("claim", "published", "sound", "outcome")
+    show_table("exhume pga", head, ([c[key] for key in head] for c in done["claims"]))
+    show(f"Report: {(out / 'report.html').resolve()}")

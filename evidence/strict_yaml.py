@@ -12,7 +12,7 @@ import yaml
 from evidence.errors import InputError
 from evidence.regular import read_text
 
-LIMIT = 1 << 16
+LIMIT = 1 << 14
 """Bytes of a file of settings."""
 MOST_DEPTH = 10
 
