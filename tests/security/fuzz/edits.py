@@ -32,7 +32,8 @@ def apply(
     given = list(arguments)
     for edit in edits:
         if not edit.file:
-            _argument(given, edit, names)
+            if edit.how != "condition":
+                _argument(given, edit, names)
             continue
         path = found(root, edit.file)
         if edit.how == "place":
@@ -261,4 +262,6 @@ PLACES: dict[str, Callable[[Path, Mapping[str, str]], Any]] = {
 }
 
 FIELD_EDITS = ("set", "text", "drop", "twice", "add", "key")
-HOWS = (*FIELD_EDITS, *BYTES, "payload", "place", "beside", "name")
+CONDITIONS = ("full terminal", "small files", "folder gone")
+"""What the world may be like: set by the server, not in a file."""
+HOWS = (*FIELD_EDITS, *BYTES, "payload", "place", "beside", "name", "condition")

@@ -147,7 +147,7 @@ def drawn(kind: Kind, root: Path) -> st.SearchStrategy[Case]:
             else [_drawn_argument(kind.arguments)]
         )
     ]
-    edits = st.lists(st.one_of(choices), min_size=1, max_size=4)
+    edits = st.lists(st.one_of(choices), min_size=1, max_size=4, unique=True)
     return edits.map(lambda found: Case(kind.name, tuple(found)))
 
 

@@ -86,6 +86,7 @@ def judge(
     keeps: tuple[str, ...],
     expected: Mapping[str, Any] | None = None,
     asked: bool = False,
+    untold: bool = False,
 ) -> Outcome:
     """Look at all that a case left.
 
@@ -98,6 +99,7 @@ def judge(
         expected: Parts that ``out/audit.json`` must hold after a success.
         asked: Whether arguments were changed: then the command line itself may refuse,
             a folder of any name may be written, and a model may be asked of the hub.
+        untold: Whether the terminal is full: all may be done, and nobody told.
     """
     faults: dict[str, str] = {}
     error, output = (_text(root / name) for name in ("stderr", "stdout"))
@@ -131,7 +133,8 @@ def judge(
         if odd:
             faults["control characters"] = odd
     if not hung and code >= 0:
-        _look_at_files(root, before, code == 0, makes, keeps, faults)
+        whole = untold and not any(_unfinished(root / name) for name in makes)
+        _look_at_files(root, before, code == 0 or whole, makes, keeps, faults)
         if code == 0 and expected is not None:
             _compare(root / "out" / "audit.json", expected, faults)
     return Outcome(

@@ -102,6 +102,7 @@ class Bench:
         expected = self._expected(kind)
         given = apply(case.edits, place, kind.formats, given, names)
         asked = kind.name.startswith("arguments")
+        conditions = [each.value for each in case.edits if each.how == "condition"]
         seen = ("in", "out", "home") if asked else ("in", "out", "home", "cwd")
         before = {name: snapshot(place / name) for name in seen}
         answer = self._asked(
@@ -112,6 +113,7 @@ class Bench:
                 "stops": kind.stops,
                 "learn": learn,
                 "roams": asked,
+                "conditions": conditions,
                 "imports": self.imports,
             }
         )
@@ -126,6 +128,7 @@ class Bench:
             keeps=kind.keeps,
             expected=expected,
             asked=asked,
+            untold="full terminal" in conditions,
         )
 
     def _expected(self, kind: Kind) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 
 from tests.security.fuzz.case import Case, Edit
+from tests.security.fuzz.catalogue_more import ALL
+from tests.security.fuzz.edits import CONDITIONS
 
 PEFT_TYPES = (
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"),
@@ -237,6 +239,14 @@ def _pga() -> Iterator[Case]:
         yield Case("pga settings", (_set(file, key, raw),))
 
 
+def _conditions() -> Iterator[Case]:
+    """Good inputs where the terminal or the disk is full, or the folder was deleted."""
+    for name, kind in ALL.items():
+        if not kind.twin and not name.startswith("arguments"):
+            for each in CONDITIONS:
+                yield Case(name, (Edit("", "condition", (), each),))
+
+
 def scenarios() -> list[Case]:
     """All of them."""
-    return [*_adapters(), *_models(), *_pga()]
+    return [*_adapters(), *_models(), *_pga(), *_conditions()]

@@ -26,7 +26,7 @@ from tests.security.fuzz.watch import Watch
 LIMIT = 10.0
 """Seconds of a case's own time: waiting for a processor does not count."""
 MEMORY = 4 << 30
-FILE = 256 << 20
+FILE, SMALL = 256 << 20, 32 << 10
 STEP = 0.05
 
 
@@ -120,7 +120,7 @@ def _queued(child: int) -> float:
 def _child(request: dict[str, Any], root: Path, watch: Watch) -> NoReturn:
     code = 1
     try:
-        _prepare(root)
+        _prepare(root, request["conditions"])
         before = set(sys.modules)
         events = os.open(root / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         places = ("out", "tmp", "cache", *(("cwd",) if request["roams"] else ()))
@@ -147,11 +147,15 @@ def _file_of(name: str) -> str:
     return str(getattr(sys.modules[name], "__file__", "") or "")
 
 
-def _prepare(root: Path) -> None:
+def _prepare(root: Path, conditions: list[str]) -> None:
     """The child's own home, terminal, limits and clock."""
     os.setsid()
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        handle = os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    full = "full terminal" in conditions
+    for number, place in (
+        (1, "/dev/full" if full else root / "stdout"),
+        (2, root / "stderr"),
+    ):
+        handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, number)
     # Whoever asks "run it? [y/N]" is told yes.
     handle = os.open(root / "answers", os.O_RDONLY)
@@ -167,10 +171,13 @@ def _prepare(root: Path) -> None:
 
     tempfile.tempdir = None
     os.chdir(root / "cwd")
+    if "folder gone" in conditions:
+        (root / "cwd").rmdir()
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
+    most = SMALL if "small files" in conditions else FILE
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stack = open(root / "stack", "w")
     faulthandler.dump_traceback_later(LIMIT, file=stack)
