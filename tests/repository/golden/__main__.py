@@ -5,8 +5,8 @@ runs every case of ``cases.py`` with them and with this tree: the same packed mo
 one thread, one machine. It compares ``audit.json`` byte for byte (but for ``runtime``
 and what the manifest says of code and machine) and every score of the solver corpus.
 All it asks of a tree is that ``worker.py`` knows the places of what it calls.
-``--reports`` compares the pages too, ``--zoo`` small models trained anew. The exit code
-is 1 where anything differs.
+``--parts`` adds "reports", the pages of these audits, and "zoo", the weights of small
+models trained anew. The exit code is 1 where anything differs.
 
 ``--write`` makes the committed audits and answers anew from this tree, those that the
 tests compare on any machine; ``--worlds`` trains the packed models anew before that,
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,11 +36,11 @@ ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("worker.py")
 SHOWN = 12
 """Differences shown of each document."""
-Parts = frozenset[str]
+PARTS = ("audits", "corpus", "reports", "zoo")
 
 
 def run(
-    tree: Path, cases: Sequence[Case], packed: Path, out: Path, parts: Parts
+    tree: Path, cases: Sequence[Case], packed: Path, out: Path, parts: Collection[str]
 ) -> None:
     """Run cases with the code of ``tree`` alone, in a process of its own.
 
@@ -49,7 +49,7 @@ def run(
         cases: What to audit.
         packed: Unpacked worlds.
         out: Where everything goes: a folder a case, "corpus.npz", "reports", "zoo".
-        parts: What else to make: "corpus", "reports", "zoo".
+        parts: Out of ``PARTS``; "reports" are those of the audits.
 
     Raises:
         subprocess.CalledProcessError: the tree cannot run them, as it has said.
@@ -57,7 +57,9 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     tasks = {
         "tree": str(tree),
-        "audits": [case.arguments(packed, out) for case in cases],
+        "audits": [case.arguments(packed, out) for case in cases]
+        if {"audits", "reports"} & set(parts)
+        else [],
         "corpus": str(out / "corpus.npz") if "corpus" in parts else None,
         "reports": str(out / "reports") if "reports" in parts else None,
         "zoo": str(out / "zoo") if "zoo" in parts else None,
@@ -97,11 +99,12 @@ def checkout(revision: str, tree: Path) -> Path:
 
 
 def differences(
-    cases: Sequence[Case], before: Path, after: Path, parts: Parts
+    cases: Sequence[Case], before: Path, after: Path, parts: Collection[str]
 ) -> list[str]:
     """Everything in which two runs are not byte for byte the same."""
     wrong = []
-    old, new = documents(cases, before), documents(cases, after)
+    compared = cases if "audits" in parts else ()
+    old, new = documents(compared, before), documents(compared, after)
     for name in old:
         if compare.as_text(old[name]) == compare.as_text(new[name]):
             continue
@@ -149,7 +152,9 @@ def _weights_apart(before: Path, after: Path) -> list[str]:
     return [name for name in every if one.get(name) != two.get(name)]
 
 
-def against(revision: str, cases: Sequence[Case], parts: Parts, jobs: int) -> int:
+def against(
+    revision: str, cases: Sequence[Case], parts: Collection[str], jobs: int
+) -> int:
     """Run both trees, print what differs; 1 where anything does."""
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
         work = Path(scratch)
@@ -175,7 +180,7 @@ def write(cases: Sequence[Case]) -> None:
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
         work = Path(scratch)
         packed = worlds.unpack(work / "worlds")
-        run(ROOT, cases, packed, work / "out", frozenset())
+        run(ROOT, cases, packed, work / "out", ["audits"])
         made = documents(cases, work / "out")
     known = {case.name for case in CASES}
     before = compare.load_audits() if compare.AUDITS.is_file() else {}
@@ -193,8 +198,9 @@ def main() -> int:
     what.add_argument("--against", metavar="REV")
     what.add_argument("--write", action="store_true")
     parser.add_argument("--worlds", action="store_true", help="with --write")
-    parser.add_argument("--reports", action="store_true", help="with --against")
-    parser.add_argument("--zoo", action="store_true", help="with --against")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=["audits", "corpus"]
+    )
     parser.add_argument("--jobs", type=int, default=1, help="2: both trees at once")
     parser.add_argument("--only", default="", help="cases with this in their name")
     asked = parser.parse_args()
@@ -202,9 +208,7 @@ def main() -> int:
     if not cases:
         parser.error(f"no case has {asked.only!r} in its name")
     if asked.against:
-        wanted = {"reports": asked.reports, "zoo": asked.zoo, "corpus": not asked.only}
-        parts = frozenset(name for name, yes in wanted.items() if yes)
-        return against(asked.against, cases, parts, asked.jobs)
+        return against(asked.against, cases, asked.parts, asked.jobs)
     if asked.worlds:
         worlds.write()
     write(cases)

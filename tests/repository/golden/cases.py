@@ -86,8 +86,8 @@ CASES = (
     # Wide enough for the membership axis to have power.
     Case("bios_wide", "last_block_relabel", invented=True),
     Case("digits", "original"),
-    Case("digits", "head_only"),
-    Case("digits", "head_only", "twin", quick=True),
+    Case("digits", "head_only", quick=True),
+    Case("digits", "head_only", "twin"),
     Case("digits", "logit_mask"),
     Case("digits", "logit_mask", "twin"),
     Case("digits", "class_direction", invented=True),

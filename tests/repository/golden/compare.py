@@ -15,12 +15,13 @@ DROPPED = ("code_sha256", "versions", "hardware")
 FREE = ("/preflight/free_text/", "/details/generation/")
 """What a model writes freely: one word that falls otherwise changes all after it."""
 SMALL = 0.01
-CLOSE, STRAY, FAR = 1e-3, 0.05, 0.1
+CLOSE, STRAY, FAR = 1e-3, 0.1, 0.15
 """On another processor a number moves by less than ``CLOSE`` of itself or of ``SMALL``,
 but for a share ``STRAY`` of an audit's; none moves by ``FAR`` of itself or of 1. Seen
-with the instructions of a processor of 2008: at most 2 % and 0.033, where a site holds
-no difference between prompts and rounding breaks its ties."""
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w|\.\d)")
+with the instructions of processors of 2008 and 2013: 3 % and 0.05, most of it at sites
+that hold no difference between prompts, where rounding breaks ties."""
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+\.\d+(?:e[-+]?\d+)?|\d+(?= ?%))(?![\w.]*\w)")
+"""Decimals and percentages in sentences; other integers count something."""
 
 
 def canonical(document: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def apart(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any
                 yield from apart(one[key], other[key], f"{place}/{key}")
     elif isinstance(one, list) and isinstance(other, list):
         if len(one) != len(other):
-            yield place, f"{len(one)} entries", f"{len(other)} entries"
+            yield f"{place}/(length)", len(one), len(other)
         for number, (mine, its) in enumerate(zip(one, other, strict=False)):
             name = mine.get("name", number) if isinstance(mine, dict) else number
             yield from apart(mine, its, f"{place}/{name}")
@@ -98,9 +99,10 @@ def _distance(one: Any, other: Any, least: float) -> float:
     if isinstance(one, str) and isinstance(other, str):
         if _NUMBER.sub("0", one) != _NUMBER.sub("0", other):
             return math.inf
-        pairs = zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True)
-        gaps = (_gap(float(a), float(b), least, _last(a)) for a, b in pairs)
-        return max(gaps, default=0.0)
+        pairs = zip(_values(one), _values(other), strict=True)
+        return max(
+            (_gap(a, b, least, last) for (a, last), (b, _) in pairs), default=0.0
+        )
     if isinstance(one, float) and isinstance(other, float):
         return _gap(one, other, least, 0.0)
     return math.inf
@@ -111,9 +113,12 @@ def _gap(one: float, other: float, least: float, rounding: float) -> float:
     return gap / max(abs(one), abs(other), least)
 
 
-def _last(shown: str) -> float:
-    """What the last digit of a number in a sentence counts."""
-    return 10.0 ** -len(shown.partition(".")[2])
+def _values(sentence: str) -> Iterator[tuple[float, float]]:
+    """Each number in a sentence, and what its last digit counts."""
+    for match in _NUMBER.finditer(sentence):
+        unit = 0.01 if sentence[match.end() :].lstrip().startswith("%") else 1.0
+        digits = match[0].partition("e")[0].partition(".")[2]
+        yield float(match[0]) * unit, 10.0 ** -len(digits) * unit
 
 
 def _numbers(value: Any) -> Iterator[float]:
