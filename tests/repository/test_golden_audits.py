@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 
 from tests.repository.golden import compare, corpus, worlds
-from tests.repository.golden.__main__ import ROOT, documents, run
+from tests.repository.golden.__main__ import (
+    ROOT,
+    checkout,
+    differences,
+    documents,
+    run,
+)
 from tests.repository.golden.cases import AXES, CASES
 from tests.repository.golden.worker import check_origin, found
 
@@ -183,3 +189,22 @@ def test_the_code_of_another_tree_is_not_taken_for_this_one(tmp_path):
     assert found("k_fold").__module__ in sys.modules
     with pytest.raises(ImportError, match=found("k_fold").__module__):
         check_origin(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_trees_are_told_apart_by_what_they_draw(packed, tmp_path):
+    """The same files give the same bytes; a salt in every random stream does not."""
+    (case,) = [each for each in CASES if each.name == "bios-collapse-never_taught"]
+    tree = checkout("HEAD", tmp_path / "tree")
+    out = {name: tmp_path / name for name in ("before", "same", "salted")}
+    run(tree, [case], packed, out["before"], ["audits"])
+    run(tree, [case], packed, out["same"], ["audits"])
+    assert differences([case], out["before"], out["same"], ["audits"]) == []
+    seeds = tree / "evidence" / "seeds.py"
+    text = seeds.read_text(encoding="utf-8")
+    assert "[str(int(seed)), *names]" in text
+    salted = text.replace("[str(int(seed)),", "['salt', str(int(seed)),")
+    seeds.write_text(salted, encoding="utf-8")
+    run(tree, [case], packed, out["salted"], ["audits"])
+    found = differences([case], out["before"], out["salted"], ["audits"])
+    assert found[0].startswith(f"{case.name}: ")
