@@ -10,6 +10,7 @@ LONGEST = (
     "test_zoo.py",
     "test_notebooks.py",
     "test_audit.py",
+    "test_golden_audits.py",
     "test_suppressions.py",
     "test_image_audit.py",
     "test_smol_zoo.py",
