@@ -38,6 +38,7 @@ from evidence.regular import as_path
 from evidence.runs import sole_run
 from evidence.sequences import Sequences
 from probes.refit import refit_battery
+from probes.uncertified import unwarned
 from testbeds.codes import (
     CodesWorld,
     build_codes,
@@ -219,6 +220,7 @@ class Experiment:
             found["six"] = {
                 key: numbers(each.accuracy) for key, each in variants.items()
             }
+            found["uncertified"] += sum(each.uncertified for each in variants.values())
         return {"model": "original", "eraser": name, "published": found}
 
     def sound(self, name: str) -> dict[str, Any]:
@@ -251,7 +253,9 @@ class Experiment:
         test = projection_test(model, sites, middle, read, known, others)
         depths = list(range(1, len(sites)))
         attack = refit_attack(model, sites, read, known, depths=depths)
+        probes = (test.before, test.after, attack)
         return {
+            "uncertified": sum(each.uncertified for each in probes),
             "projection": {
                 "depth": middle,
                 "before": numbers(test.before.accuracy),
@@ -307,6 +311,7 @@ class Experiment:
             "shuffled": numbers(scores.shuffled.mean(0)),
             "mean_gap": scores.mean_gap,
             "reading": scores.reading,
+            "uncertified": scores.uncertified,
             "recall": asdict(known),
         }
 
@@ -329,32 +334,34 @@ class Experiment:
             permutations=self.config.permutations,
             seed=self.config.seed,
         )
-        trained = None
+        row: dict[str, Any] = membership_row(found) | {"trained": None}
         if self.config.trained_readers:
-            trained = self._trained(views, labels)
-        return membership_row(found) | {"trained": trained}
+            row["trained"], lost = self._trained(views, labels)
+            row["uncertified"] += lost
+        return row
 
     def _trained(
         self, views: dict[str, Tensor], labels: NDArray[np.int64]
-    ) -> dict[str, float]:
-        """Largest AUC over depths and views, by reader."""
+    ) -> tuple[dict[str, float], int]:
+        """Largest AUC over depths and views, by reader; how many are uncertified."""
         tables = {
             f"{view}, depth {depth}": rows
             for view, table in views.items()
             for depth, rows in enumerate(table.numpy())
         }
-        battery = refit_battery(
-            cast(Any, tables),
-            labels,
-            folds=min(self.config.folds, len(self.test)),
-            draws=0,
-            seed=self.config.seed,
-            progress=self.progress,
-        )
+        with unwarned():
+            battery = refit_battery(
+                cast(Any, tables),
+                labels,
+                folds=min(self.config.folds, len(self.test)),
+                draws=0,
+                seed=self.config.seed,
+                progress=self.progress,
+            )
         found: dict[str, float] = {}
         for _, reader, area, *_ in battery.rows:
             found[reader] = max(area, found.get(reader, 0.0))
-        return found
+        return found, len(battery.uncertified)
 
     def cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
         """Recall of the keys erased, utility, and the criterion of the paper."""

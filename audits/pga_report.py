@@ -54,6 +54,7 @@ def render(document: Mapping[str, Any]) -> str:
         sequences=sound["sequences"],
         smallest=f"{sound['smallest_p']:.3g}",
         interventions=_interventions(document["interventions"]),
+        uncertified=_uncertified(document),
         settings=[*flat(document["config"]), *flat({"model": world["card"]})],
         figures=[_published_figure(rows), _sound_figure(rows)],
     )
@@ -106,6 +107,19 @@ def _interventions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"digit; {'beaten' if attack['beaten'] else 'not beaten'} at 0.55",
         ),
     ]
+
+
+def _uncertified(document: Mapping[str, Any]) -> int:
+    """How many logistic fits are not certified to be at their optimum."""
+    parts = [
+        row[key]
+        for row in document["rows"]
+        for key in ("published", "sound")
+        if key in row
+    ]
+    return sum(
+        part.get("uncertified", 0) for part in [*parts, document["interventions"]]
+    )
 
 
 def _trained(tested: Mapping[str, Any] | None) -> str:
