@@ -47,8 +47,8 @@ def merge(
         quiet(),
         offline(),
     ):
-        # peft asks transformers for an attribute under its old name.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        # What it warns of is refused here, or is of no matter to a merged model.
+        warnings.simplefilter("ignore")
         _grow(model, tensors, folder)
         said = plain_targets(settings, dict(model.named_modules()), folder)
         lora = isinstance(settings, LoraSettings)

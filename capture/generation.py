@@ -4,6 +4,7 @@ Others name code, caches, compilers and further models; they are left out.
 """
 
 from collections.abc import Mapping
+from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,7 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         InputError: a setting is of another kind or out of range.
     """
     place = folder / NAME
-    there = place.exists() or place.is_symlink()
+    there = lexists(place)
     said = read_json(place, limit=LIMIT, depth=8) if there else config
     try:
         found = _Generation.model_validate(said).model_dump(exclude_unset=True)

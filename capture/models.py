@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def _open_folder(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    if not (path.exists() or path.is_symlink()):
+    if not lexists(path):
         raise InputError(
             f"{folder} is not a model folder",
             expected=f"a {CONFIG} in it",

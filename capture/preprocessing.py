@@ -1,5 +1,6 @@
 """A checkpoint's preprocessor_config.json: how images are made ready for a model."""
 
+from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,7 @@ def read_preprocessor(folder: Path | None) -> dict[str, Any]:
         InputError: a value is of another kind or out of range.
     """
     place = None if folder is None else folder / NAME
-    if place is None or not (place.exists() or place.is_symlink()):
+    if place is None or not lexists(place):
         return {}
     said = read_json(place, limit=LIMIT, depth=8)
     try:

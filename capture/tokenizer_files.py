@@ -9,6 +9,7 @@ import base64
 import json
 import tempfile
 from collections.abc import Mapping
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ _NOT_OPENED = frozenset(
 def holds_tokenizer(folder: Path) -> bool:
     """Whether there is a tokenizer in a folder."""
     names = (FAST, SETTINGS, WORDS, LINES, *PIECES)
-    return any((folder / name).exists() for name in names)
+    return any(lexists(folder / name) for name in names)
 
 
 def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
@@ -165,11 +166,11 @@ def _checked(folder: Path) -> dict[str, Any]:
         (ADDED, kept_added),
     ):
         path = folder / name
-        if path.exists() or path.is_symlink():
+        if lexists(path):
             copies[name] = keep(read_json(path, limit=MOST_SETTINGS, depth=12), path)
-    if (folder / TEMPLATE).exists():
+    if lexists(folder / TEMPLATE):
         copies[TEMPLATE] = read_text(folder / TEMPLATE, MOST_TEMPLATE).encode()
-    if (folder / FAST).exists() or (folder / FAST).is_symlink():
+    if lexists(folder / FAST):
         text = read_text(folder / FAST, LIMIT)
         value = parse_json(text, str(folder / FAST), depth=DEPTH)
         check_tokenizer(value, folder / FAST)
@@ -187,7 +188,7 @@ def _checked(folder: Path) -> dict[str, Any]:
 def _vocabularies(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     path = folder / WORDS
-    if path.exists():
+    if lexists(path):
         words = read_json(path, limit=MOST_VOCABULARY, depth=2)
         if not all(type(i) is int and 0 <= i < MOST_ID for i in words.values()):
             raise _no_vocabulary(path, "a number of a token that is none")
@@ -195,13 +196,13 @@ def _vocabularies(folder: Path) -> dict[str, Any]:
         found[WORDS] = words
     for name in (MERGES, LINES):
         path = folder / name
-        if path.exists():
+        if lexists(path):
             text = read_text(path, MOST_VOCABULARY)
             _check_words(path, text.splitlines())
             found[name] = text.encode()
     for name in PIECES:
         path = folder / name
-        if path.exists():
+        if lexists(path):
             data = read_bytes(path, MOST_VOCABULARY)
             _check_pieces(path, data)
             found[name] = data
