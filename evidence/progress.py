@@ -14,6 +14,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichBars
 
+from evidence.errors import printable
+
 Advance = Callable[[float], None]
 
 
@@ -45,7 +47,7 @@ class Bars:
 
     def __init__(self, console: Console | None = None):
         self._bars = RichBars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -66,7 +68,9 @@ class Bars:
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Advance]:
         """Open a bar for the length of a block."""
-        identifier = self._bars.add_task("  " * self._open + label, total=total)
+        identifier = self._bars.add_task(
+            "  " * self._open + printable(label, 100), total=total
+        )
         self._open += 1
 
         def advance(amount: float) -> None:

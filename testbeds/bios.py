@@ -23,7 +23,7 @@ from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.errors import ExhumeError, InputError
-from evidence.files import folder_atomic, write_atomic
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
@@ -148,7 +148,7 @@ class BiosWorld:
 
     def manifest(self) -> dict[str, object]:
         """Settings, seed and what the models know."""
-        return json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
+        return read_json(self.root / "manifest.json")
 
 
 def build_bios(

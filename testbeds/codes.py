@@ -32,7 +32,7 @@ from erasure.training import (
     take_steps,
 )
 from evidence.errors import ExhumeError
-from evidence.files import folder_atomic, write_atomic
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
@@ -90,8 +90,7 @@ class CodesWorld:
         Args:
             model: ``"original"`` or ``"twin"``.
         """
-        path = self.root / model / "card.json"
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(self.root / model / "card.json")
 
     def load(self, model: str = "original", device: str = "cpu") -> PreTrainedModel:
         """The model, in evaluation mode.

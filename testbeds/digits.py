@@ -35,7 +35,7 @@ from capture.never_taught_images import invent_images
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError
-from evidence.files import folder_atomic, write_atomic
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 
@@ -133,7 +133,7 @@ class DigitsWorld:
 
     def manifest(self) -> dict[str, object]:
         """Settings, seed, the class to forget and what the models know."""
-        return json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
+        return read_json(self.root / "manifest.json")
 
     def images(self, part: str) -> ImageSet:
         """One of the sets: "forget", "retain_test", ..."""
