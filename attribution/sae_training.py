@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.sae import NOTE, Sae, load_sae, quality, sae_lens
+from attribution.sae import Sae, quality
+from attribution.sae_files import NOTE, load_sae, sae_lens
 from evidence.errors import InputError
 from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress

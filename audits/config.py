@@ -166,7 +166,7 @@ class AuditConfig(_Frozen):
     axes: tuple[AxisName, ...] = ()
     """Which axes to run; those of the profile where none is named."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
-    device: str = "auto"
+    device: str = Field(default="auto", strict=True)
     min_entities: int = Field(default=8, ge=4)
     """Fewest forgotten entities that the original must know."""
     rule: Rule = Rule()

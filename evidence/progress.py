@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichBars
 
+from evidence.errors import printable
+
 Advance = Callable[[float], None]
 
 # Without a terminal: most seconds from one line to the next, and least between those
@@ -66,7 +68,7 @@ class Bars:
         )
         self._lines = None if drawn else Lines(console)
         self._bars = RichBars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -91,7 +93,9 @@ class Bars:
             with self._lines.task(label, total) as advance:
                 yield advance
             return
-        identifier = self._bars.add_task("  " * self._open + label, total=total)
+        identifier = self._bars.add_task(
+            "  " * self._open + printable(label, 100), total=total
+        )
         self._open += 1
 
         def advance_bar(amount: float) -> None:

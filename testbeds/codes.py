@@ -92,8 +92,7 @@ class CodesWorld:
         Args:
             model: ``"original"`` or ``"twin"``.
         """
-        path = self.root / model / "card.json"
-        return read_json(path)
+        return read_json(self.root / model / "card.json")
 
     def load(self, model: str = "original", device: str = "cpu") -> PreTrainedModel:
         """The model, in evaluation mode.

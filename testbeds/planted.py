@@ -22,8 +22,9 @@ from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
 from erasure.methods import UnlearnLog, unlearn_
 from evidence.errors import InputError
-from evidence.files import folder_atomic, read_json
+from evidence.files import JSON_LIMIT, folder_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import is_file, read_text
 from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
@@ -163,11 +164,18 @@ def read_card(model: Path) -> dict[str, Any]:
         InputError: the folder holds no planted model.
     """
     path = model / "card.json"
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
             f"{model} is not a planted model", expected="a card.json in it"
         )
-    return read_json(path)
+    try:
+        # Losses of a model that was broken on purpose may be NaN.
+        card = json.loads(read_text(path, JSON_LIMIT))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", got=str(error)) from error
+    if not isinstance(card, dict):
+        raise InputError(f"{path} is not a card", got=type(card).__name__)
+    return card
 
 
 def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:
