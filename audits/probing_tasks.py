@@ -206,7 +206,7 @@ def _begin_with_a_sign(
     every = [item for part in items.values() for item in part]
     answers = _answer_tokens(tokenizer, every)
     return all(
-        tokenizer.decode([tokens[0]]).strip() == item.answer[0]
+        str(tokenizer.decode([tokens[0]])).strip() == item.answer[0]
         for item, tokens in zip(every, answers, strict=True)
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capture.window import position_limit
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 
@@ -35,7 +36,9 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
         size = getattr(table, "num_embeddings", None)
         if not isinstance(size, int):
             size = max((each.num_embeddings for each in tables), default=8)
-        ids = _tokens(rows, size).to(where)
+        length = min(TOKENS, position_limit(model) or TOKENS)
+        # Not as many as rows, so that the one is not taken for the other.
+        ids = _tokens(rows, length - (length == rows > 1), size).to(where)
         if "input_ids" not in named:
             yield ids
             return
@@ -78,12 +81,9 @@ def as_rows(example: Any, rows: int) -> Any:
     return torch.cat([first, example[1:2]])
 
 
-def _tokens(rows: int, size: int) -> Tensor:
-    """Ids that differ at every position; the least and the last are often special.
-
-    There are not as many positions as rows, so that the one is not taken for the other.
-    """
-    places = torch.arange(TOKENS + (rows == TOKENS))
+def _tokens(rows: int, length: int, size: int) -> Tensor:
+    """Ids that differ at every position; the least and the last are often special."""
+    places = torch.arange(length)
     two = torch.stack([size // 2 + places, size // 4 + places]) % size
     return as_rows(two, rows)
 
