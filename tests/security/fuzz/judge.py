@@ -237,11 +237,12 @@ def _compare(path: Path, expected: Mapping[str, Any], faults: dict[str, str]) ->
             faults["other result in silence"] = part
 
 
-def _clear_line(error: str, usage: bool) -> tuple[str, str]:
+def _clear_line(error: str, asked: bool) -> tuple[str, str]:
     """The one line, and what is wrong with what was printed."""
     lines = [line for line in error.split("\n") if not BARS.search(line)]
     ours = [line for line in lines if line.startswith("exhume: ")]
-    if usage and not ours and any("Usage:" in line for line in lines):
+    box = any(line.startswith(("Usage:", "╭─ Error")) for line in lines)
+    if asked and not ours and box:
         return " ".join(lines)[:LONGEST], ""
     said = ours[0] if ours else ""
     if len(ours) != 1:
@@ -265,6 +266,9 @@ def _control(text: str) -> str:
 
 def _frame(text: str, *, newest_first: bool) -> str:
     """The innermost frame of the program's own files, and the innermost of all."""
+    if newest_first:
+        # The thread that runs the command is the last one shown.
+        text = text.rpartition("(most recent call first)")[2]
     found = FRAME.findall(text)
     if not found:
         return ""

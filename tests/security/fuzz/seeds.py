@@ -335,6 +335,14 @@ def _erasers(out: Path, root: Path) -> None:
     fit_md(torch.randn(2, 60, 6), labels).save(out / "mdpga.safetensors")
 
 
+def _wheel(out: Path, root: Path) -> None:
+    """A zip archive where a wheel is expected."""
+    import numpy as np
+
+    with (out / "some.whl").open("wb") as file:
+        np.savez(file, member=np.arange(4))
+
+
 def _evil(out: Path, root: Path) -> None:
     """A model whose every file would run code, if one of them were trusted."""
     from tests.security.fuzz.values import PAYLOADS
@@ -383,6 +391,7 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "zoo": _zoo,
     "sae": _sae,
     "erasers": _erasers,
+    "wheel": _wheel,
     "evil": _evil,
     "canary": _canary,
 }
