@@ -5,8 +5,8 @@ from tests.security.fuzz.catalogue import (
     ITEMS,
     KINDS,
     PAIR,
+    PROGRAM,
     QUICK_AXES,
-    RESULT,
     Kind,
     Target,
 )
@@ -50,7 +50,7 @@ MORE = (
         ),
         makes=DONE,
         keeps=("work", "audit.json", "report.html"),
-        expected=RESULT,
+        result="finished",
         weight=4,
     ),
     Kind(
@@ -72,7 +72,7 @@ MORE = (
         ),
         makes=DONE,
         keeps=("work", "audit.json", "report.html"),
-        expected=RESULT,
+        result="finished",
         weight=3,
     ),
     Kind(
@@ -88,7 +88,7 @@ MORE = (
             Target("out/worlds/*/original/config.json", "json"),
         ),
         ("out",),
-        twin="build_zoo",
+        twin="twins.build_zoo",
         keeps=("models", "worlds", "manifest.json"),
         weight=2,
     ),
@@ -97,7 +97,7 @@ MORE = (
         {"in/zoo": "zoo"},
         (Target("in/zoo/models/bios-llama-0-untouched/card.json", "json"),),
         ("in/zoo/models/bios-llama-0-untouched",),
-        twin="read_card",
+        twin="twins.read_card",
     ),
     Kind(
         "autoencoder",
@@ -108,8 +108,8 @@ MORE = (
             Target("in/sae/sae_weights.safetensors", "safetensors", tail=True),
         ),
         ("in/sae",),
-        twin="load_sae",
-        imports=("sae_lens",),
+        twin="twins.load_sae",
+        imports=(*PROGRAM, "sae_lens"),
         weight=2,
     ),
     Kind(
@@ -117,14 +117,14 @@ MORE = (
         {"in/eraser": "erasers"},
         (Target("in/eraser/leace.safetensors", "safetensors", tail=True),),
         ("in/eraser/leace.safetensors",),
-        twin="read_eraser",
+        twin="twins.read_eraser",
     ),
     Kind(
         "projection",
         {"in/eraser": "erasers"},
         (Target("in/eraser/mdpga.safetensors", "safetensors", tail=True),),
         ("in/eraser/mdpga.safetensors",),
-        twin="read_projection",
+        twin="twins.read_projection",
     ),
     Kind(
         "wheel",

@@ -54,6 +54,7 @@ class Outcome:
         frame: Innermost line of ours that a traceback or a hang was in.
         seconds: Of the process's own time.
         details: What was recorded for each fault.
+        altered: Whether the input differs from the valid example.
     """
 
     accepted: bool
@@ -62,6 +63,7 @@ class Outcome:
     frame: str
     seconds: float
     details: dict[str, str] = field(default_factory=dict)
+    altered: bool = True
 
 
 def snapshot(folder: Path) -> dict[str, tuple]:

@@ -176,7 +176,7 @@ def _write_npz(tree: Tree) -> bytes:
             text = tree.filled(repr(header), repr) + "\n"
             size = struct.pack("<H", min(len(text), 65_535))
             body = b"\x93NUMPY\x01\x00" + size + text.encode(errors="surrogatepass")
-            packed.writestr(name, body + tree.rest.get(name, b""))
+            packed.writestr(name or "empty", body + tree.rest.get(name, b""))
     return buffer.getvalue()
 
 
