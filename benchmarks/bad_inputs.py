@@ -91,7 +91,7 @@ def report(found: list[dict]) -> dict:
     """The rows of the result, from what was tried."""
     rows = Rows(part="bad inputs")
     valid = [each for each in found if each["valid"]]
-    altered = [each for each in found if not each["valid"]]
+    altered = [each for each in found if each["altered"]]
     count = len(altered)
     expected = [each for each in valid if ALL[each["kind"]].reads]
 

@@ -13,6 +13,21 @@ PICTURES = ("in/images/forget.npz", "in/images/retain.npz")
 FOLDERS = ("in/images/forget", "in/images/retain")
 QUICK_AXES = ("--axes", "behaviour", "--device", "cpu")
 
+PROGRAM = (
+    "torch",
+    "transformers",
+    "peft",
+    "audits.cli",
+    "audits.audit",
+    "audits.plan",
+    "audits.check_items",
+    "audits.report",
+    "audits.compare_page",
+    "audits.pga",
+    "capture.gguf",
+    "tests.security.fuzz.twins",
+)
+"""What is imported before inputs are tried."""
 CONFIG_KEYS = (
     "auto_map",
     "transformers_weights",
@@ -107,12 +122,12 @@ class Kind:
         seeds: Examples by the folder they are copied to.
         targets: Files that are changed.
         arguments: Of ``exhume``, or paths for ``twin``.
-        twin: A function of ``twins`` that is called instead of the command.
+        twin: Module and function that are called instead of the command.
         makes: Files below the case that a success leaves.
         keeps: What below ``out`` may stay after a refusal.
         stops: Functions at which a command ends that would now work for minutes.
-        expected: Parts of ``audit.json`` that no change may change in silence.
-        imports: Libraries that are imported before: they look around when they are.
+        result: Example with the ``audit.json`` that no change may change in silence.
+        imports: What is imported before, so that no input pays for it.
         reads: Whether the example itself is accepted.
         weight: Share of inputs of this kind.
     """
@@ -125,8 +140,8 @@ class Kind:
     makes: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
-    expected: tuple[str, ...] = ()
-    imports: tuple[str, ...] = ()
+    result: str = ""
+    imports: tuple[str, ...] = PROGRAM
     reads: bool = True
     weight: int = 1
     formats: Mapping[str, str] = field(init=False)
@@ -165,7 +180,6 @@ def _audit(original: str, unlearned: str, forget: str, retain: str) -> tuple[str
 
 DONE = ("out/audit.json", "out/report.html")
 WORK = ("work",)
-RESULT = ("verdict", "axes", "behaviour")
 
 
 def _items_kind(end: str, weight: int = 1) -> Kind:
@@ -214,7 +228,7 @@ KINDS: dict[str, Kind] = {
             {"in/model": "model"},
             _model("in/model"),
             ("in/model",),
-            twin="open_model",
+            twin="twins.open_model",
             weight=3,
         ),
         Kind(
@@ -256,7 +270,7 @@ KINDS: dict[str, Kind] = {
             {"in/gguf": "gguf"},
             (Target("in/gguf/model.gguf", "gguf", tail=True),),
             ("in/gguf/model.gguf",),
-            twin="open_model",
+            twin="twins.open_model",
             weight=3,
         ),
         Kind(
@@ -374,7 +388,7 @@ KINDS: dict[str, Kind] = {
             {"in/a": "finished"},
             (Target("in/a/audit.json", "json"),),
             ("in/a",),
-            twin="decide_again",
+            twin="twins.decide_again",
             weight=2,
         ),
     )

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def apply(
     formats: Mapping[str, str],
     arguments: Sequence[str],
     names: Mapping[str, str],
-) -> list[str]:
-    """Change the files below ``root``; the arguments, some of them changed.
+) -> tuple[list[str], bool]:
+    """Change the files below ``root``.
 
     Args:
         edits: In the order in which they are made.
@@ -28,26 +29,43 @@ def apply(
         formats: Format of a file, by its name below ``root``.
         arguments: Of the command.
         names: What ``{evil}`` and the like stand for in values.
+
+    Returns:
+        The arguments, some of them changed; and whether anything was changed at all.
     """
-    given = list(arguments)
+    given, altered = list(arguments), False
     for edit in edits:
-        if not edit.file:
-            if edit.how != "condition":
-                _argument(given, edit, names)
-            continue
-        path = found(root, edit.file)
-        if edit.how == "place":
-            PLACES[edit.value](path, names)
-        elif edit.how == "beside":
-            name, payload = edit.value
-            (path.parent / name).write_bytes(PAYLOADS[payload](b""))
-        elif edit.how == "name":
-            _rename(path, _said(FIELDS[edit.value](), names))
-        elif path.is_file() and not path.is_symlink():
-            data = path.read_bytes()
-            kind = formats.get(edit.file, "")
-            path.write_bytes(_changed(data, edit, kind, names))
-    return given
+        if edit.how == "condition":
+            altered = True
+        elif not edit.file:
+            _argument(given, edit, names)
+        else:
+            # An earlier edit may have put something else in the place of a folder.
+            with suppress(FileNotFoundError, NotADirectoryError, FileExistsError):
+                altered |= _in_file(edit, root, formats, names)
+    return given, altered or given != list(arguments)
+
+
+def _in_file(
+    edit: Edit, root: Path, formats: Mapping[str, str], names: Mapping[str, str]
+) -> bool:
+    """Change one file; whether it is another one now."""
+    path = found(root, edit.file)
+    if edit.how == "place":
+        PLACES[edit.value](path, names)
+    elif edit.how == "beside":
+        name, payload = edit.value
+        (path.parent / name).write_bytes(PAYLOADS[payload](b""))
+    elif edit.how == "name":
+        _rename(path, _said(FIELDS[edit.value](), names))
+    elif path.is_file() and not path.is_symlink():
+        old = path.read_bytes()
+        new = _changed(old, edit, formats.get(edit.file, ""), names)
+        path.write_bytes(new)
+        return new != old
+    else:
+        return False
+    return True
 
 
 def found(root: Path, file: str) -> Path:

@@ -101,6 +101,8 @@ def _of_target(target: Target, root: Path) -> Iterator[Edit]:
         yield Edit(file, "drop", way)
         for value in FIELDS:
             yield Edit(file, "set", way, value)
+        if isinstance(way[-1], int):
+            continue
         for value in _TWICE:
             yield Edit(file, "twice", way, value)
         for value in _KEY_VALUES:

@@ -89,33 +89,24 @@ def write(fields: Any, rest: bytes) -> bytes:
 
 
 def _typed(each: Any) -> bytes:
-    """A value under its type where it fits, else under the type of its own."""
+    """A value under its type where it fits, else under a type of its own."""
     if not isinstance(each, dict) or "value" not in each:
-        each = {"type": None, "value": each}
-    kind, value = each.get("type"), each["value"]
-    inner = each.get("of")
+        each = {"value": each}
+    value = each["value"]
+    kind, inner = (
+        code if isinstance(code, int) else _TEXT
+        for code in (each.get("type"), each.get("of"))
+    )
     if isinstance(value, list):
-        if inner not in _PLAIN and inner != _TEXT:
-            inner = _TEXT
-        items = [_plain(inner, value_) for value_ in value]
-        return (
-            _number("I", _ARRAY)
-            + _number("I", inner)
-            + _number("Q", len(items))
-            + b"".join(items)
+        items = b"".join(_plain(inner, one) for one in value)
+        return b"".join(
+            (_number("I", _ARRAY), _number("I", inner), _number("Q", len(value)), items)
         )
-    if isinstance(value, bool):
-        kind = kind if kind in _PLAIN else 7
-    elif isinstance(value, int):
-        kind = kind if kind in _PLAIN else 10
-    elif isinstance(value, float):
-        kind = kind if kind in (6, 12) else 12
-    else:
-        kind = (
-            kind
-            if isinstance(kind, int) and kind not in _PLAIN and kind != _ARRAY
-            else _TEXT
-        )
+    number = isinstance(value, int | float)
+    if number and kind not in _PLAIN:
+        kind = 12 if isinstance(value, float) else 10
+    elif not number and (kind in _PLAIN or kind == _ARRAY):
+        kind = _TEXT
     return _number("I", kind) + _plain(kind, value)
 
 

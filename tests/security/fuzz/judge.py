@@ -54,6 +54,7 @@ class Outcome:
         frame: Innermost line of ours that a traceback or a hang was in.
         seconds: Of the process's own time.
         details: What was recorded for each fault.
+        altered: Whether the input differs from the valid example.
     """
 
     accepted: bool
@@ -62,6 +63,7 @@ class Outcome:
     frame: str
     seconds: float
     details: dict[str, str] = field(default_factory=dict)
+    altered: bool = True
 
 
 def snapshot(folder: Path) -> dict[str, tuple]:
@@ -237,11 +239,12 @@ def _compare(path: Path, expected: Mapping[str, Any], faults: dict[str, str]) ->
             faults["other result in silence"] = part
 
 
-def _clear_line(error: str, usage: bool) -> tuple[str, str]:
+def _clear_line(error: str, asked: bool) -> tuple[str, str]:
     """The one line, and what is wrong with what was printed."""
     lines = [line for line in error.split("\n") if not BARS.search(line)]
     ours = [line for line in lines if line.startswith("exhume: ")]
-    if usage and not ours and any("Usage:" in line for line in lines):
+    box = any(line.startswith(("Usage:", "╭─ Error")) for line in lines)
+    if asked and not ours and box:
         return " ".join(lines)[:LONGEST], ""
     said = ours[0] if ours else ""
     if len(ours) != 1:
@@ -265,6 +268,9 @@ def _control(text: str) -> str:
 
 def _frame(text: str, *, newest_first: bool) -> str:
     """The innermost frame of the program's own files, and the innermost of all."""
+    if newest_first:
+        # The thread that runs the command is the last one shown.
+        text = text.rpartition("(most recent call first)")[2]
     found = FRAME.findall(text)
     if not found:
         return ""

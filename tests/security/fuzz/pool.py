@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ class Bench:
     Args:
         root: Folder shared by all: examples and what hostile values point to.
         name: Of this bench, below ``root``.
+        limit: Seconds of a case's own time, waiting for a processor not counted.
     """
 
-    def __init__(self, root: Path, name: str):
+    def __init__(self, root: Path, name: str = "bench", limit: float = 10.0):
+        self.limit = limit
         self.root, self.place = root, root / name
         self.place.mkdir(parents=True, exist_ok=True)
-        self.evil, self.other = seeds.make("evil", root), seeds.make("other", root)
+        self.evil = seeds.make("evil", root)
         self.known: set[str] = set()
+        self.loaded: set[str] = set()
         self.imports: list[str] = []
         self.server: subprocess.Popen[str] | None = None
 
@@ -74,18 +78,21 @@ class Bench:
             shutil.rmtree(case)
         for name in PLACES:
             (case / name).mkdir(parents=True)
+        if kind.seeds:
+            seeds.make("other", self.root)
         for folder, seed in kind.seeds.items():
             made = seeds.make(seed, self.root)
             shutil.copytree(made, case / folder, dirs_exist_ok=True, symlinks=True)
         (case / "answers").write_text("y\n" * 1000)
         return case
 
-    def tried(self, case: Case) -> Outcome:
+    def tried(self, case: Case, kind: Kind | None = None) -> Outcome:
         """Try one input; of a kind not met before, its valid example first."""
-        kind = ALL[case.kind]
+        kind = kind or ALL[case.kind]
         if kind.name not in self.known:
             self.known.add(kind.name)
-            self.imports += kind.imports
+            self.imports += [each for each in kind.imports if each not in self.loaded]
+            self.loaded.update(kind.imports)
             if case.edits:
                 self._try(Case(kind.name), kind, learn=True)
         return self._try(case, kind, learn=not case.edits)
@@ -94,13 +101,13 @@ class Bench:
         place = self.prepare(kind)
         names = {
             "evil": str(self.evil),
-            "other": str(self.other),
+            "other": str(self.root / "seeds" / "other"),
             "fifo": str(self._pipe()),
             "missing": str(place / "cwd" / "missing"),
         }
         given = [_absolute(each, place) for each in kind.arguments]
         expected = self._expected(kind)
-        given = apply(case.edits, place, kind.formats, given, names)
+        given, altered = apply(case.edits, place, kind.formats, given, names)
         asked = kind.name.startswith("arguments")
         conditions = [each.value for each in case.edits if each.how == "condition"]
         seen = ("in", "out", "home") if asked else ("in", "out", "home", "cwd")
@@ -114,13 +121,14 @@ class Bench:
                 "learn": learn,
                 "roams": asked,
                 "conditions": conditions,
+                "limit": self.limit,
                 "imports": self.imports,
             }
         )
         self.imports = []
         if learn and (place / "modules").exists():
             self.imports = json.loads((place / "modules").read_text())
-        return judge(
+        outcome = judge(
             place,
             answer,
             before,
@@ -130,13 +138,14 @@ class Bench:
             asked=asked,
             untold="full terminal" in conditions,
         )
+        return replace(outcome, altered=altered)
 
     def _expected(self, kind: Kind) -> dict[str, Any] | None:
-        if not kind.expected:
+        if not kind.result:
             return None
-        path = seeds.make("finished", self.root) / "audit.json"
+        path = seeds.make(kind.result, self.root) / "audit.json"
         document = json.loads(path.read_text("utf-8"))
-        return {part: document[part] for part in kind.expected}
+        return {part: document[part] for part in ("verdict", "axes", "behaviour")}
 
     def _pipe(self) -> Path:
         path = self.place / "pipe"
@@ -172,14 +181,14 @@ class Bench:
 
 
 def _absolute(argument: str, place: Path) -> str:
-    below = argument in ("in", "out") or argument.startswith(("in/", "out/"))
+    below = argument in (".", "in", "out") or argument.startswith(("in/", "out/"))
     return str(place / argument) if below else argument
 
 
 @contextmanager
-def bench(root: Path, name: str = "bench") -> Iterator[Bench]:
+def bench(root: Path, name: str = "bench", limit: float = 10.0) -> Iterator[Bench]:
     """A bench for the length of a block."""
-    made = Bench(root, name)
+    made = Bench(root, name, limit)
     try:
         yield made
     finally:

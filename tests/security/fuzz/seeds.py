@@ -12,6 +12,7 @@ from pathlib import Path
 
 from testbeds.bios import BiosConfig, BiosWorld, build_bios
 from testbeds.digits import DigitsConfig, DigitsWorld, build_digits
+from tests.security.fuzz.shapes import SHAPES
 
 WORLD = BiosConfig(
     people=40,
@@ -186,52 +187,6 @@ def _cell(value: object) -> str:
     return "|".join(value) if isinstance(value, list) else str(value)
 
 
-_WORDS = "the quick brown fox jumps over a lazy dog in every story of this town"
-SHAPES = {
-    "tofu": [
-        {
-            "question": f"Where was author {n} born?",
-            "answer": f"Author {n} was born in Rome.",
-            "perturbed_answer": ["In Oslo.", "In Lima."],
-            "paraphrased_question": f"What is the birthplace of author {n}?",
-            "paraphrased_answer": "In Rome.",
-        }
-        for n in range(20)
-    ],
-    "wmdp": [
-        {
-            "question": f"Which is number {n}?",
-            "choices": ["one", "two", "three", "four"],
-            "answer": n % 4,
-            "subject": "bio",
-        }
-        for n in range(12)
-    ],
-    "rwku": [
-        {
-            "subject": f"Person {n}",
-            "query": f"Person {n} was born in ___.",
-            "answer": "Rome",
-            "level": 1,
-            "type": "cloze",
-        }
-        for n in range(12)
-    ],
-    "verbmem": [{"prompt": f"{n} {_WORDS}", "gt": f"{n} end"} for n in range(12)],
-    "text": [{"text": f"{n} {_WORDS} {n}"} for n in range(12)],
-    "uds": [
-        {
-            "question": f"Where was author {n} born?",
-            "answer": "In Rome.",
-            "prefix": "In",
-            "entity": "Rome",
-            "idx": n,
-        }
-        for n in range(12)
-    ],
-}
-
-
 def _pga(out: Path, root: Path) -> None:
     settings = {
         "size": "small",
@@ -335,6 +290,14 @@ def _erasers(out: Path, root: Path) -> None:
     fit_md(torch.randn(2, 60, 6), labels).save(out / "mdpga.safetensors")
 
 
+def _wheel(out: Path, root: Path) -> None:
+    """A zip archive where a wheel is expected."""
+    import numpy as np
+
+    with (out / "some.whl").open("wb") as file:
+        np.savez(file, member=np.arange(4))
+
+
 def _evil(out: Path, root: Path) -> None:
     """A model whose every file would run code, if one of them were trusted."""
     from tests.security.fuzz.values import PAYLOADS
@@ -383,6 +346,7 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "zoo": _zoo,
     "sae": _sae,
     "erasers": _erasers,
+    "wheel": _wheel,
     "evil": _evil,
     "canary": _canary,
 }

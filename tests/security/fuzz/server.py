@@ -23,16 +23,16 @@ from typing import Any, NoReturn
 
 from tests.security.fuzz.watch import Watch
 
-LIMIT = 10.0
-"""Seconds of a case's own time: waiting for a processor does not count."""
 MEMORY = 4 << 30
 FILE, SMALL = 256 << 20, 32 << 10
 STEP = 0.05
+PACKAGE = "tests.security.fuzz"
 
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    _import_all()
+    # What the program asks of the machine, it asks whatever the input says.
+    platform.processor()
     watch = Watch()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -45,30 +45,8 @@ def serve() -> None:
         answers.flush()
 
 
-def _import_all() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    for name in (
-        "audits.cli",
-        "audits.audit",
-        "audits.plan",
-        "audits.check_items",
-        "audits.report",
-        "audits.compare_page",
-        "audits.pga",
-        "capture.gguf",
-        "peft",
-        "transformers",
-        "tests.security.fuzz.twins",
-    ):
-        importlib.import_module(name)
-    # What the program asks of the machine, it asks whatever the input says.
-    platform.processor()
-
-
 def _import(name: str) -> None:
-    """Import what a valid example needed, so that the next child finds it."""
+    """Import what a kind needs, so that no child has to."""
     try:
         importlib.import_module(name)
     except Exception as error:  # one that cannot be imported alone is left to children
@@ -81,7 +59,7 @@ def _tried(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         _child(request, root, watch)
-    hung, seconds = _waited(child, start)
+    hung, seconds = _waited(child, start, request["limit"])
     # The whole session: what a child has started ends with it.
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
@@ -94,16 +72,16 @@ def _tried(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
     }
 
 
-def _waited(child: int, start: float) -> tuple[bool, float]:
+def _waited(child: int, start: float, limit: float) -> tuple[bool, float]:
     """Wait for the end or the limit; whether it came, and the child's own seconds."""
     handle = os.pidfd_open(child)
     own = 0.0
     try:
         while not select.select([handle], [], [], STEP)[0]:
             own = time.monotonic() - start - _queued(child)
-            if own > LIMIT + 1:
+            if own > limit + 1:
                 return True, own
-        return own > LIMIT, max(own, time.monotonic() - start - _queued(child))
+        return own > limit, max(own, time.monotonic() - start - _queued(child))
     finally:
         os.close(handle)
 
@@ -120,7 +98,7 @@ def _queued(child: int) -> float:
 def _child(request: dict[str, Any], root: Path, watch: Watch) -> NoReturn:
     code = 1
     try:
-        _prepare(root, request["conditions"])
+        _prepare(root, request["conditions"], request["limit"])
         before = set(sys.modules)
         events = os.open(root / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         places = ("out", "tmp", "cache", *(("cwd",) if request["roams"] else ()))
@@ -132,7 +110,8 @@ def _child(request: dict[str, Any], root: Path, watch: Watch) -> NoReturn:
             names = [
                 name
                 for name in set(sys.modules) - before
-                if not _file_of(name).startswith(str(root)) and name != "__main__"
+                if not _file_of(name).startswith(str(root.parent.parent))
+                and name != "__main__"
             ]
             (root / "modules").write_text(json.dumps(sorted(names)))
     except BaseException:
@@ -147,7 +126,7 @@ def _file_of(name: str) -> str:
     return str(getattr(sys.modules[name], "__file__", "") or "")
 
 
-def _prepare(root: Path, conditions: list[str]) -> None:
+def _prepare(root: Path, conditions: list[str], limit: float) -> None:
     """The child's own home, terminal, limits and clock."""
     os.setsid()
     full = "full terminal" in conditions
@@ -180,7 +159,7 @@ def _prepare(root: Path, conditions: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stack = open(root / "stack", "w")
-    faulthandler.dump_traceback_later(LIMIT, file=stack)
+    faulthandler.dump_traceback_later(limit, file=stack)
 
 
 def _run(request: dict[str, Any]) -> int:
@@ -192,10 +171,10 @@ def _run(request: dict[str, Any]) -> int:
         setattr(importlib.import_module(module), name, _stop)
     try:
         if request.get("twin"):
-            from tests.security.fuzz import twins
-
+            module, name = request["twin"].rsplit(".", 1)
+            twin = getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
             try:
-                getattr(twins, request["twin"])(*map(Path, request["arguments"]))
+                twin(*map(Path, request["arguments"]))
             except ExhumeError as error:
                 print(f"exhume: {error}", file=sys.stderr)
                 return error.exit_code

@@ -176,11 +176,11 @@ def _write_npz(tree: Tree) -> bytes:
             text = tree.filled(repr(header), repr) + "\n"
             size = struct.pack("<H", min(len(text), 65_535))
             body = b"\x93NUMPY\x01\x00" + size + text.encode(errors="surrogatepass")
-            packed.writestr(name, body + tree.rest.get(name, b""))
+            packed.writestr(name or "empty", body + tree.rest.get(name, b""))
     return buffer.getvalue()
 
 
-# Parquet: columns. A value that Arrow has no column for gives the same file again.
+# Parquet: columns.
 
 
 def _read_parquet(data: bytes) -> Tree:
@@ -194,18 +194,28 @@ def _write_parquet(tree: Tree) -> bytes:
     import pyarrow.parquet as pq
 
     values = tree.valued()
+    values = values if isinstance(values, dict) else {"x": values}
     rows = max((len(v) for v in values.values() if isinstance(v, list)), default=1)
     columns = {}
     for name, column in values.items():
         whole = column if isinstance(column, list) else [column] * rows
-        whole = (whole + [None] * rows)[:rows]
-        try:
-            columns[name] = pa.array(whole)
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            columns[name] = pa.array([repr(each).encode() for each in whole])
+        columns[name] = _column((whole + [None] * rows)[:rows])
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     return buffer.getvalue()
+
+
+def _column(values: list[Any]) -> Any:
+    """An Arrow array of the values; of such as Parquet has no type for, of bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        array = pa.array(values)
+        pq.write_table(pa.table({"x": array}), io.BytesIO())
+        return array
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return pa.array([repr(each).encode() for each in values])
 
 
 # GGUF: metadata and the table of tensors; the tensors' bytes are the rest.
