@@ -176,7 +176,8 @@ class Lines:
         """A line of its own."""
         self._last = monotonic()
         since = timedelta(seconds=round(self._last - self._start))
-        self._console.print(f"{since} {text}", markup=False, highlight=False)
+        line = f"{since} {printable(text, 200)}"
+        self._console.print(line, markup=False, highlight=False)
 
     def _tell(self, after: float) -> None:
         if monotonic() - self._last >= after and self._tasks:
