@@ -41,11 +41,11 @@ _PARTS: dict[str, tuple[str, dict[str, type[Step]]]] = {
 class _Added(Strict):
     id: Id
     content: Token
-    single_word: StrictBool = False
-    lstrip: StrictBool = False
-    rstrip: StrictBool = False
-    normalized: StrictBool = True
-    special: StrictBool = False
+    single_word: StrictBool
+    lstrip: StrictBool
+    rstrip: StrictBool
+    normalized: StrictBool
+    special: StrictBool
 
 
 class _Truncation(Strict):
