@@ -84,7 +84,7 @@ def look(root: Path, kind: Kind = AUDIT) -> str | None:
                 expected="an empty or new folder",
                 fix="choose another --out",
             )
-        if _written(root, kind) or _lost_mark(root, kind):
+        if _written(root, kind) or _lost_mark(root):
             return ""
         if not root.exists() or _only_leftovers(root):
             return None
@@ -131,11 +131,10 @@ def _written(root: Path, kind: Kind) -> bool:
     return kind.keys <= found.keys()
 
 
-def _lost_mark(root: Path, kind: Kind) -> bool:
+def _lost_mark(root: Path) -> bool:
     """Whether our work is there under a mark that cannot be read any more."""
-    if not (root / MARK).is_file() or any(
-        (root / each).exists() for each in kind.results
-    ):
+    results = {*AUDIT.results, *EXPERIMENT.results}
+    if not (root / MARK).is_file() or any((root / name).exists() for name in results):
         return False
     try:
         refuse_foreign(root / WORK, WORK_FILES)

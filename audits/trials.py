@@ -1,30 +1,22 @@
 """Audits of models whose true state is known, as many at once as there are cores."""
 
 import json
-import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass
-from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from audits.audit import audit
 from audits.gold import Regained, grade, regain
 from audits.manifest import code_hash
+from audits.workers import workers
 from capture.models import open_checkpoint
 from capture.quietly import quiet
 from evidence.errors import ExhumeError
 from evidence.files import folder_atomic, read_json, write_atomic
-from evidence.memory import keep_freed_memory
 from evidence.progress import SILENT
 from evidence.runs import sole_maker
 from testbeds.bios import BiosWorld
@@ -89,47 +81,12 @@ def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[d
         where the fault is ours.
     """
     start = time.monotonic()
-    with _workers(jobs) as pool:
+    with workers(jobs) as pool:
         for made in _each(pool, _world, plan, plan.worlds, jobs, start + limit_s):
             yield from made
         specimens = [(*world, kind) for kind in plan.kinds for world in plan.worlds]
         for cases in _each(pool, _specimen, plan, specimens, jobs, start + limit_s):
             yield from cases
-
-
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with the block, at once where it ends in an error."""
-    before = set(active_children())
-    # A forked child would inherit threads and CUDA in an unknown state.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
-        try:
-            yield pool
-        except BaseException as error:
-            for child in set(active_children()) - before:
-                child.kill()
-            if isinstance(error, BrokenProcessPool):
-                raise ExhumeError(
-                    "a process that audited was killed from outside, perhaps for want "
-                    "of memory. What is finished is kept; run again with fewer jobs."
-                ) from error
-            raise
-
-
-def _begin(jobs: int) -> None:
-    # A terminal sends Ctrl-C to us as well; our parent tells us when to end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    keep_freed_memory()
-    if jobs > 1:
-        torch.set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _each(

@@ -20,7 +20,7 @@ from pathlib import Path
 from evidence.errors import InputError
 from evidence.files import disk_errors, read_json
 from evidence.progress import SILENT, Progress
-from evidence.scratch import KEEP, still_there, try_lock
+from evidence.scratch import KEEP, still_there, sweep, try_lock
 
 LOCK = ".exhume.lock"
 WAIT_SECONDS = 0.2
@@ -68,6 +68,7 @@ class Holder:
 def sole_run(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for a run that writes into it, for the length of a block.
 
+    Scratch that a run left there that was killed is swept.
     The folder is made if it is not there; where the block puts nothing into it, what
     was made is taken away again. On a file system without locks a warning says so, and
     the run goes on.
@@ -87,6 +88,7 @@ def sole_run(folder: Path) -> Iterator[None]:
             fix="Wait until it ends, or choose another folder",
         )
     try:
+        sweep(folder)
         yield
     finally:
         _release(handle, path)
