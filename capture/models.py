@@ -308,7 +308,7 @@ def _tokenizer(source: Any) -> Any:
         ) from error
 
 
-def _model_class(config: dict[str, Any]) -> Any:
+def model_class(config: dict[str, Any]) -> Any:
     """The transformers class the configuration names, or the causal model of its type.
 
     Only classes of the installed library are looked up; ``auto_map``, which names
@@ -334,7 +334,7 @@ def _model_class(config: dict[str, Any]) -> Any:
 
 
 def _load_folder(folder: Path, config: dict[str, Any]) -> nn.Module:
-    kind = _model_class(config)
+    kind = model_class(config)
     try:
         with quiet():
             model, report = kind.from_pretrained(

@@ -1,0 +1,56 @@
+"""The structure of a checkpoint's network, without its weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from capture.gguf import quiet
+from capture.models import Checkpoint, model_class
+from capture.outline import find_outline
+from capture.sites import find_sites
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is known of a network before its weights are read.
+
+    Attributes:
+        layers: Number of blocks; None for a network without attention.
+        width: Of the residual stream; None where its configuration does not say it.
+    """
+
+    layers: int | None
+    width: int | None
+
+
+def structure_of(checkpoint: Checkpoint) -> Structure:
+    """The blocks of a checkpoint's network.
+
+    A live module is looked at as it is; of a folder the network is built on PyTorch's
+    meta device, which holds no numbers.
+
+    Raises:
+        InputError: its structure is not understood; see ``capture.sites``.
+    """
+    if checkpoint.live is not None:
+        sites = find_sites(checkpoint.live)
+        return Structure(sites.n_layers, sites.d_model)
+    model, settings = _bare(checkpoint.config)
+    outline = find_outline(model)
+    text = settings.get_text_config()
+    width = getattr(text, "hidden_size", None)
+    return Structure(None if outline is None else len(outline.blocks), width)
+
+
+def _bare(config: dict[str, Any]) -> tuple[nn.Module, Any]:
+    from transformers import CONFIG_MAPPING
+
+    kind = model_class(config)
+    own = getattr(kind, "config_class", None) or CONFIG_MAPPING[config["model_type"]]
+    with quiet():
+        settings = own.from_dict(dict(config))
+        build = getattr(kind, "_from_config", None) or kind.from_config
+        with torch.device("meta"):
+            return build(settings), settings
