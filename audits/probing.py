@@ -6,17 +6,57 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.probing_tasks import PARTS, Part, Task, row_scores
+from audits.config import AuditConfig
+from audits.probing_tasks import PARTS, Part, Task, make_tasks, row_scores
 from audits.readers import Reader, fit_readers
 from audits.subjects import Subject
+from capture.items import ItemSet
 from capture.sites import find_sites
 from capture.store import ActivationStore
 from evidence.progress import Progress
 from evidence.rates import EntityValues, by_entity
+from evidence.seeds import numpy_rng
 from evidence.sequences import Sequences
 from probes.uncertified import Uncertified, in_words
 
 PENALTIES = (0.003, 0.03, 0.3)
+# Probes are fitted on this share of the retain entities and checked on the rest.
+FIT_SHARE = 0.8
+
+
+def tasks_of(
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    tokenizer: PreTrainedTokenizerBase,
+    config: AuditConfig,
+) -> tuple[list[Task], list[str]]:
+    """The tasks of an audit, its retain entities divided; as ``make_tasks``.
+
+    Args:
+        forget: Forgotten items that the original knows.
+        retain: Retain items that it knows, cut to the budget.
+        never: Items about entities that no model has met.
+        tokenizer: Splits answers.
+        config: Settings.
+    """
+    budget, seed = config.budget, config.seed
+    names = retain.entities
+    order = numpy_rng(seed, "decodability", "split").permutation(len(names))
+    cut = int(FIT_SHARE * len(names))
+    return make_tasks(
+        {
+            "fit": retain.of([names[i] for i in order[:cut]]),
+            "check": retain.of([names[i] for i in order[cut:]]),
+            "forget": forget,
+            "never_taught": never,
+        },
+        tokenizer,
+        wordings=budget.prompts_per_item,
+        statement_wordings=budget.statement_wordings,
+        block=budget.block,
+        rng=numpy_rng(seed, "decodability", "blocks"),
+    )
 
 
 @dataclass

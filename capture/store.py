@@ -25,6 +25,7 @@ CODE_VERSION = "3"  # raise it when the same request would give other numbers
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20
 CHECKSUM_BYTES = 4  # that crc32c puts after every chunk
 GROUP_FILES = re.compile(r"([\w.]+/)?(zarr\.json|c(/\d+)+)")
+DESCRIPTION_BYTES = 1 << 10  # of an array, beside its numbers
 
 
 class Fingerprinted(Protocol):
@@ -143,7 +144,7 @@ class ActivationStore:
         # One row tells how much a row takes, and so how many fit in memory.
         first = capture_wanted(model, sequences[[0]], names, wanted.rows([0]))
         row_bytes = {name: max(1, array.nbytes) for name, array in first.items()}
-        chunk = max(1, min(total, CHUNK_BYTES // max(row_bytes.values())))
+        chunk = rows_a_chunk(total, max(row_bytes.values()))
         stored = {}
         for name, array in first.items():
             shape = array.shape[1:]
@@ -273,3 +274,24 @@ def _key(
     ]
     text = json.dumps(request, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows_a_chunk(rows: int, row_bytes: int) -> int:
+    """Rows in each chunk of an array; chunks are written whole, so they are alike."""
+    chunks = -(-rows // max(1, CHUNK_BYTES // row_bytes))
+    return -(-rows // chunks)
+
+
+def stored_bytes(rows: int, width: int, sites: int) -> int:
+    """What a group takes on disk: one vector a row and site, and what describes it.
+
+    Args:
+        rows: How many rows.
+        width: Numbers of a vector.
+        sites: How many sites of that width.
+    """
+    if rows == 0:
+        return 0
+    chunk = rows_a_chunk(rows, 4 * width)
+    whole = -(-rows // chunk) * chunk * 4 * width
+    return sites * (whole + DESCRIPTION_BYTES) + DESCRIPTION_BYTES
