@@ -14,6 +14,10 @@ from tests.security.fuzz.trees import FORMATS, Tree, loose
 from tests.security.fuzz.values import FIELDS, PAYLOADS
 
 
+LARGE = 100 << 20
+"""Bytes of what an earlier edit made, and no further one is made to."""
+
+
 def apply(
     edits: Sequence[Edit],
     root: Path,
@@ -58,7 +62,7 @@ def _in_file(
         (path.parent / name).write_bytes(PAYLOADS[payload](b""))
     elif edit.how == "name":
         _rename(path, _said(FIELDS[edit.value](), names))
-    elif path.is_file() and not path.is_symlink():
+    elif path.is_file() and not path.is_symlink() and path.stat().st_size < LARGE:
         old = path.read_bytes()
         new = _changed(old, edit, formats.get(edit.file, ""), names)
         path.write_bytes(new)
