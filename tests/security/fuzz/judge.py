@@ -12,7 +12,8 @@ from typing import Any
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|panicked at|Fatal Python")
 FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\S+)')
-BARS = re.compile(r"[━╸╺]|^\s*$|\d+% \d+:\d\d:\d\d left ")
+BARS = re.compile(r"[━╸╺]|^\s*$|\d+% \d+:\d\d:\d\d left |^\d+:\d\d:\d\d \S")
+"""Lines of progress, in a terminal and without one."""
 LONGEST = 8192
 """Characters of the one line: room for two paths as long as a system takes them."""
 LARGEST = 200 << 20
