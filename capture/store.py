@@ -18,7 +18,7 @@ from evidence.sequences import Sequences
 
 CODE_VERSION = "2"  # raise it when the same request would give other numbers
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20
-DESCRIPTION_BYTES = 1 << 10  # of an array, beside its numbers
+DESCRIPTION_BYTES = 13 << 10  # of an array, beside its numbers: folders for the most
 
 
 class Fingerprinted(Protocol):
