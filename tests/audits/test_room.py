@@ -68,7 +68,7 @@ SHAPES = [
     {"unique": True},
     {"unique": False},
     {"unique": True, "width": 64, "layers": 3, "family": "gpt2"},
-    {"unique": True, "forget": 9, "retain": 15, "family": "neox"},
+    {"unique": True, "forget": 9, "retain": 22, "family": "neox"},
     {"unique": True, "forget": 14, "retain": 26, "layers": 4},
 ]
 CASES = [
