@@ -18,6 +18,8 @@ from evidence.errors import InputError
 from evidence.sequences import Sequences
 
 GIB = 1 << 30
+# Blocks of statements are not quite even: no entity or answer is twice in one.
+UNEVEN = 1.1
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,12 @@ def _tokens(rows: Sequences) -> int:
 
 def _widest(part: Part, block: int) -> int:
     """Rows of a part at most, were any of its items not known."""
-    if not part.whole:
-        return len(part)
     true = [row for row, label in enumerate(part.labels) if label]
+    if not part.whole or not true:
+        return len(part)
     items = len({(part.entities[row], part.answers[row]) for row in true})
-    most = max(map(lambda count: _statements(count, block), range(2, items + 1)))
-    return ceil(len(part) * most / _statements(items, block))
+    most = max(_statements(count, block) for count in range(1, items + 1))
+    return ceil(UNEVEN * len(part) * most / _statements(items, block))
 
 
 def _statements(items: int, block: int) -> int:

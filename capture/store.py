@@ -25,7 +25,7 @@ CODE_VERSION = "3"  # raise it when the same request would give other numbers
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20
 CHECKSUM_BYTES = 4  # that crc32c puts after every chunk
 GROUP_FILES = re.compile(r"([\w.]+/)?(zarr\.json|c(/\d+)+)")
-DESCRIPTION_BYTES = 1 << 10  # of an array, beside its numbers
+DESCRIPTION_BYTES = 13 << 10  # of an array, beside its numbers: folders for the most
 
 
 class Fingerprinted(Protocol):
