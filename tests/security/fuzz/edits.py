@@ -13,7 +13,6 @@ from tests.security.fuzz.case import Edit
 from tests.security.fuzz.trees import FORMATS, Tree, loose
 from tests.security.fuzz.values import FIELDS, PAYLOADS
 
-
 LARGE = 100 << 20
 """Bytes of what an earlier edit made, and no further one is made to."""
 
