@@ -19,6 +19,14 @@ def open_model(folder: Path) -> None:
         model(torch.ones(1, 4, dtype=torch.long))
 
 
+def read_sets(forget: Path, retain: Path) -> None:
+    """Two item files read and held against each other."""
+    from capture.items import read_items
+    from capture.validation import validate_items
+
+    validate_items(read_items(forget), read_items(retain)).check()
+
+
 def decide_again(folder: Path) -> None:
     """A finished audit decided again, and one axis left out."""
     from audits.again import decided_again
