@@ -6,6 +6,8 @@ So names that lead anywhere are refused or left out, counts are held against wha
 weight files hold, and numbers have ranges, before the library sees any of it.
 """
 
+import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -67,6 +69,8 @@ OURS = frozenset(
     }
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_ENDLESS, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
+"""The one setting that may be infinite, and how the library writes that."""
 _CLASSES = frozenset({"id2label", "label2id"})
 """Maps of the classes' numbers and names."""
 
@@ -80,7 +84,7 @@ _RANGES = tuple(
         (r".*(theta|rotary_emb_base|rope_base|base_freq)", 1e-3, 1e12),
         (r"(factor|short_factor|long_factor|scaling_factor)", 1e-3, 1e6),
         (r".*(init|_std).*", -1e6, 1e6),
-        (r"(logits_scaling|logit_scale|.*softcap.*)", 1e-6, 1e6),
+        (r"logits_scaling|logit_scale|(attn|final)_logit_softcapping", 1e-6, 1e6),
         (r".*(scal|multiplier|alpha|temperature|mscale|beta|factor).*", -1e6, 1e6),
     )
 )
@@ -158,8 +162,10 @@ def _members(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     while waiting:
         for name, value in waiting.pop().items():
             yield name, value
-            if isinstance(value, dict) and name not in _CLASSES:
-                waiting.append(value)
+            if name in (*_CLASSES, _ENDLESS):
+                continue
+            within = value if isinstance(value, list) else [value]
+            waiting += [each for each in within if isinstance(each, dict)]
 
 
 def _check_dtype(value: Any, name: str, place: Path) -> None:
@@ -248,6 +254,7 @@ def model_class(config: Mapping[str, Any]) -> Any:
     from transformers.models.auto import modeling_auto
 
     kind = config.get("model_type")
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     for name in config.get("architectures") or []:
         found = getattr(transformers, name, None) if _WORD.fullmatch(name) else None
         if (
@@ -256,7 +263,7 @@ def model_class(config: Mapping[str, Any]) -> Any:
             and found.config_class is not None
         ):
             own = found.config_class.model_type
-            if kind is not None and own != kind:
+            if kind not in (None, own) and name != causal.get(kind):
                 raise InputError(
                     f"config.json names {name}, which is a model of type {own}",
                     expected=f"a class of type {kind}",
@@ -264,10 +271,7 @@ def model_class(config: Mapping[str, Any]) -> Any:
                 )
             return found
     known = kind is not None and kind in transformers.CONFIG_MAPPING
-    for names in (
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_MAPPING_NAMES,
-    ):
+    for names in (causal, modeling_auto.MODEL_MAPPING_NAMES):
         found = names.get(kind) if known else None
         if isinstance(found, str):
             return getattr(transformers, found)
@@ -302,11 +306,14 @@ def _kept(config: Mapping[str, Any], own: Any, inner: bool = False) -> dict[str,
     """What of a configuration the library is given, inner ones included."""
     kept: dict[str, Any] = {}
     declared = {each.name for each in fields(own)} | set(own.attribute_map)
+    declared |= set(inspect.signature(own.__init__).parameters)
     for name, value in config.items():
         if name in OURS or (name not in declared and _covers(name, own, inner)):
             continue
         if _TOKEN_IDS.fullmatch(name) and value == -1:
             value = None
+        if name == _ENDLESS and isinstance(value, list):
+            value = [math.inf if each == _INFINITE else each for each in value]
         kept[name] = value if name in _CLASSES else _inside(value)
     return kept
 

@@ -32,8 +32,12 @@ PARAMETERS_A_TENSOR, PARAMETERS = 6, 1_000
 BUFFERS = 1 << 28
 """Most numbers in buffers that no file holds, such as masks by position."""
 
-_SPARE = (r"^cls\.seq_relationship\.", r"(^|\.)pooler\.dense\.", r"^v_head\.")
+_HEADS = r"^cls\.seq_relationship\.|(^|\.)pooler\.dense\.|^v_head\."
 """Heads beside the one that is used, in files that many models come in."""
+_TABLES = r"rotary_emb\.(inv_freq|(cos|sin)_cached)$|(^|\.)position_ids$"
+_MASKS = r"\.attn(\.attention)?\.(bias|masked_bias|causal_mask)$"
+"""Buffers of old versions. A mask by position is (1, 1, n, n), its filling one number,
+and no bias of an attention has such a shape."""
 
 
 def check_fit(
@@ -75,14 +79,22 @@ def check_fit(
     with building_at_most(len(entries), held, folder / "config.json"):
         model = fill(kind, config, state, folder, device="meta")
     known = {*model.state_dict()}
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    passed_over = re.compile("|".join(f"({each})" for each in patterns) or r"(?!)")
     ignored = frozenset(
-        name for name in entries if name not in known and _passed_over(model, name)
+        name
+        for name, entry in entries.items()
+        if name not in known and (passed_over.search(name) or _spare(name, entry.shape))
     )
+    # Tables of numbers, such as which expert a token goes to, are whole numbers.
+    tables = {
+        name.rpartition(".")[2]
+        for name, value in model.state_dict().items()
+        if not value.is_floating_point()
+    }
     for name, entry in entries.items():
-        if entry.dtype in FLOATS or name in ignored:
-            continue
-        own = next((each for each in known if each.endswith(name)), None)
-        if own is None or model.state_dict()[own].is_floating_point():
+        table = name.rpartition(".")[2] in tables
+        if entry.dtype not in FLOATS and name not in ignored and not table:
             raise InputError(
                 f"{folder} holds weights that are no floating-point numbers",
                 expected="weights as they are computed with",
@@ -145,7 +157,7 @@ def fill(
     over = sorted(
         name
         for name in report["unexpected_keys"]
-        if not any(re.search(pattern, name) for pattern in _SPARE)
+        if not (name in state and _spare(name, _shape(state[name])))
     )
     if missing or shapes:
         raise InputError(
@@ -166,11 +178,16 @@ def fill(
     return model
 
 
-def _passed_over(model: Any, name: str) -> bool:
-    """Whether the library leaves a tensor of this name in the file, and says so."""
-    patterns = {*(model._keys_to_ignore_on_load_unexpected or ())}
-    patterns |= {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", *_SPARE}
-    return any(re.search(pattern, name) for pattern in patterns)
+def _shape(value: Any) -> tuple[int, ...]:
+    """Shape of a tensor, or of a slice of a file."""
+    return tuple(value.get_shape() if hasattr(value, "get_shape") else value.shape)
+
+
+def _spare(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor that finds no place is known to be of no matter."""
+    if re.search(_MASKS, name):
+        return shape[:2] == (1, 1) if len(shape) == 4 else math.prod(shape) == 1
+    return bool(re.search(f"{_HEADS}|{_TABLES}", name))
 
 
 @contextmanager

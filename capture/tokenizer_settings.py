@@ -115,8 +115,12 @@ def kept_added(said: dict[str, Any], place: Path) -> dict[str, int]:
 
 
 def _kept(kind: type[_Special], said: dict[str, Any], place: Path) -> dict[str, Any]:
-    ours = {name: value for name, value in said.items() if not _NAMED.fullmatch(name)}
-    ours["named"] = {name: said[name] for name in said if name not in ours}
+    named = {
+        name: value
+        for name, value in said.items()
+        if _NAMED.fullmatch(name) and not isinstance(value, bool)
+    }
+    ours = {name: said[name] for name in said if name not in named} | {"named": named}
     found = _valid(kind, ours, place).model_dump(exclude_unset=True)
     return found | found.pop("named")
 
