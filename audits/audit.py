@@ -14,6 +14,7 @@ from audits.run import collect, start
 from audits.verdict import decide
 from capture.images import holds_images
 from evidence.axis import AxisResult
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
 from evidence.runs import sole_run
 
@@ -122,7 +123,7 @@ def audit(
         InputError: something cannot be audited, or another run works in ``out``;
             nothing is left half-written.
     """
-    from audits.report import write_report
+    from audits.report import render
 
     shared: dict[str, Any] = {
         "references": reference,
@@ -161,8 +162,12 @@ def audit(
             run.config.rule,
         )
         document = result.build(run, findings, verdict)
-        result.write(root, document)
-        write_report(root, document)
+        write_together(
+            {
+                root / result.AUDIT: result.text_of(document),
+                root / result.REPORT: render(document),
+            }
+        )
     return Audit(root, document)
 
 

@@ -14,7 +14,7 @@ from audits.report_drawing import residual_bar
 from audits.report_words import FLOORS, STATUSES, VERDICTS
 from evidence.axis import AxisResult
 from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.files import write_together
 
 PAGE, TABLE = "compare.html", "compare.csv"
 
@@ -39,8 +39,8 @@ def write_page(found: Comparison, out: Path | str) -> Path:
             f"{folder} is a file", expected="a folder", fix="name another folder"
         )
     with own_folder(folder, "compare", (PAGE, TABLE), {}):
-        write_atomic(folder / TABLE, found.to_frame().to_csv(index=False))
-        write_atomic(folder / PAGE, render(found, folder))
+        table = found.to_frame().to_csv(index=False)
+        write_together({folder / TABLE: table, folder / PAGE: render(found, folder)})
     return folder / PAGE
 
 
@@ -130,4 +130,4 @@ def _link(report: Path, folder: Path) -> str | None:
         way = os.path.relpath(report.resolve(), folder.resolve())
     except ValueError:  # Another drive.
         return None
-    return quote(Path(way).as_posix())
+    return quote(os.fsencode(Path(way).as_posix()))

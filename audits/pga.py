@@ -31,7 +31,7 @@ from capture.cache import cache_root
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import reader_for
-from evidence.files import write_atomic
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
 from evidence.runs import sole_run
 from evidence.sequences import Sequences
@@ -75,7 +75,7 @@ def pga(
         InputError: the folder holds something else or is another run's, or there
             are too few keys.
     """
-    from audits.pga_report import write_report
+    from audits.pga_report import render
 
     place = cache_root() / "worlds" if root is None else root
     config = resolved(config)
@@ -84,8 +84,8 @@ def pga(
     look(out, EXPERIMENT)
     with sole_run(out):
         document = _document(config, out, place, fresh, progress)
-        write_atomic(out / "pga.json", canonical(document) + "\n")
-        write_report(out / "report.html", document)
+        text = canonical(document) + "\n"
+        write_together({out / "pga.json": text, out / "report.html": render(document)})
     return document
 
 

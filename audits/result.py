@@ -14,7 +14,7 @@ from audits.run import Findings
 from audits.verdict import Verdict
 from capture.images import ImageSet
 from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.files import readable
 
 SCHEMA_VERSION = "1.1"
 NOT_CALIBRATED = {
@@ -79,7 +79,11 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
         | {"budget": run.config.budget.model_dump(mode="json")},
         "manifest": {
             "models": [
-                {"role": role.name, "source": role.source, "sha256": role.weights_hash}
+                {
+                    "role": role.name,
+                    "source": readable(role.source),
+                    "sha256": role.weights_hash,
+                }
                 for role in (inputs.original, inputs.unlearned, *inputs.references)
             ],
             "items": [
@@ -112,13 +116,11 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def write(root: Path, document: dict[str, Any]) -> Path:
-    """Validate and write ``audit.json``."""
+def text_of(document: dict[str, Any]) -> str:
+    """What ``audit.json`` holds, validated."""
     validate_document(document)
-    path = root / AUDIT
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-    write_atomic(path, text + "\n")
-    return path
+    return text + "\n"
 
 
 def read(root: Path) -> dict[str, Any]:

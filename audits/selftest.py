@@ -14,7 +14,7 @@ from audits.error_page import page
 from audits.error_rates import Case, ablation, case_of, confusion, figures
 from audits.outputs import own_folder
 from audits.trials import FLOORS, Plan, run_plan
-from evidence.files import write_atomic
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
 from testbeds.bios import STANDARD, BiosConfig
 from testbeds.families import Family
@@ -136,11 +136,15 @@ def selftest(
             "tracebacks": tracebacks,
             "cases": [asdict(case) for case in cases],
         }
-        write_atomic(out / "selftest.json", json.dumps(text, indent=1) + "\n")
         title = (
             f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
             f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
             f"{len(done.undecided)} inconclusive"
         )
-        write_atomic(done.page, page(cases, title))
+        write_together(
+            {
+                out / "selftest.json": json.dumps(text, indent=1) + "\n",
+                done.page: page(cases, title),
+            }
+        )
         return done
