@@ -15,6 +15,7 @@ from audits.verdict import decide
 from audits.verdict_words import words_of
 from capture.image_files import holds_images
 from evidence.axis import AxisResult
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
 from evidence.regular import as_path, is_folder
 from evidence.runs import sole_run
@@ -124,7 +125,7 @@ def audit(
         InputError: something cannot be audited, or another run works in ``out``;
             nothing is left half-written.
     """
-    from audits.report import write_report
+    from audits.report import render
 
     shared: dict[str, Any] = {
         "references": reference,
@@ -165,8 +166,12 @@ def audit(
             words_of(images),
         )
         document = result.build(run, findings, verdict)
-        result.write(root, document)
-        write_report(root, document)
+        write_together(
+            {
+                root / result.AUDIT: result.text_of(document),
+                root / result.REPORT: render(document),
+            }
+        )
     return Audit(root, document)
 
 

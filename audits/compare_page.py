@@ -21,7 +21,7 @@ from audits.report_words import (
 )
 from evidence.axis import AxisResult
 from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.files import write_together
 from evidence.regular import as_path, kind_of
 
 PAGE, TABLE = "compare.html", "compare.csv"
@@ -52,8 +52,7 @@ def write_page(found: Comparison, out: Path | str) -> Path:
     with shown_whole("these audits"):
         page, table = render(found, folder), csv_text(found.to_frame())
     with own_folder(folder, "compare", (PAGE, TABLE), {}):
-        write_atomic(folder / TABLE, table)
-        write_atomic(folder / PAGE, page)
+        write_together({folder / TABLE: table, folder / PAGE: page})
     return folder / PAGE
 
 
@@ -147,4 +146,4 @@ def _link(report: Path, folder: Path) -> str | None:
         way = os.path.relpath(report.resolve(), folder.resolve())
     except ValueError:  # Another drive.
         return None
-    return quote(Path(way).as_posix())
+    return quote(os.fsencode(Path(way).as_posix()))

@@ -32,7 +32,7 @@ from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import reader_for
 from evidence.errors import InputError, quoted
-from evidence.files import write_atomic
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
 from evidence.regular import as_path
 from evidence.runs import sole_run
@@ -78,7 +78,7 @@ def pga(
         InputError: the folder holds something else or is another run's, or there
             are too few keys.
     """
-    from audits.pga_report import write_report
+    from audits.pga_report import render
 
     if not isinstance(config, PgaExperiment):
         raise InputError(
@@ -94,8 +94,8 @@ def pga(
     look(out, EXPERIMENT)
     with sole_run(out):
         document = _document(config, out, place, fresh, progress)
-        write_atomic(out / "pga.json", canonical(document) + "\n")
-        write_report(out / "report.html", document)
+        text = canonical(document) + "\n"
+        write_together({out / "pga.json": text, out / "report.html": render(document)})
     return document
 
 

@@ -1,7 +1,6 @@
 """One offline page that shows both protocols side by side."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from markupsafe import Markup
 
 from audits.pages import style, template
 from audits.report_text import flat, in_plot
-from evidence.files import write_atomic
 
 HEAD = (
     "model",
@@ -24,17 +22,6 @@ HEAD = (
     "perplexity",
     "role swap",
 )
-
-
-def write_report(path: Path, document: Mapping[str, Any]) -> Path:
-    """Write the page of an experiment.
-
-    Args:
-        path: Where.
-        document: As ``audits.pga.pga`` returns it.
-    """
-    write_atomic(path, render(document))
-    return path
 
 
 def render(document: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from audits.outputs import own_folder
 from audits.trials import FLOORS, Plan, run_plan
 from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
-from evidence.files import write_atomic
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
 from evidence.regular import as_path
 from evidence.seeds import check_seed
@@ -158,11 +158,15 @@ def selftest(
             "tracebacks": tracebacks,
             "cases": [asdict(case) for case in cases],
         }
-        write_atomic(out / "selftest.json", json.dumps(text, indent=1) + "\n")
         title = (
             f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
             f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
             f"{len(done.undecided)} inconclusive"
         )
-        write_atomic(done.page, page(cases, title))
+        write_together(
+            {
+                out / "selftest.json": json.dumps(text, indent=1) + "\n",
+                done.page: page(cases, title),
+            }
+        )
         return done

@@ -173,7 +173,7 @@ def ask(kind: str, clock: Clock, count: int) -> dict | None:
     """Run ``child`` in its own process; None where the peer is not installed."""
     command = [sys.executable, "-m", "benchmarks.capture_cost", kind]
     command += [str(clock.threads), str(clock.repeats), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         print(f"{kind} did not run: {done.stderr.strip().splitlines()[-1:]}")
         return None

@@ -216,7 +216,7 @@ def where_the_peer_is_wrong(rows: Rows) -> None:
 
 def write_page(results: dict) -> None:
     """The table in docs/erasers.md, from the results."""
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(START)
     _, tail = rest.split(END)
     where = ", ".join(f"{k} {v}" for k, v in results["machine"].items() if v)
@@ -228,7 +228,7 @@ def write_page(results: dict) -> None:
     for row in results["rows"]:
         value = f"{row['value']:.3g} {row['unit']}".strip()
         table += f"| {row['figure']} | {value} | {target_of(row)} | {row['peer']} |\n"
-    PAGE.write_text(head + START + table + END + tail)
+    PAGE.write_text(head + START + table + END + tail, encoding="utf-8")
 
 
 def write(file: Path, rows: Rows, clock: Clock) -> dict:

@@ -180,7 +180,7 @@ def commit() -> str:
     try:
         name, changed = (
             subprocess.run(
-                each, capture_output=True, text=True, check=True, cwd=ROOT
+                each, capture_output=True, encoding="utf-8", check=True, cwd=ROOT
             ).stdout.strip()
             for each in (names, changes)
         )

@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,15 +101,34 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         InputError: the disk is full, read-only or not ours to write, or nothing can be
             called so.
     """
-    data = content.encode() if isinstance(content, str) else content
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_file(path) as (handle, scratch):
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """Write several files of which none is of any use without the others.
+
+    All are on the disk under other names before the first gets its own.
+
+    Raises:
+        InputError: as ``write_atomic``; nothing was changed then.
+    """
+    with ExitStack() as stack:
+        ready = []
+        for path, content in contents.items():
+            data = content.encode() if isinstance(content, str) else content
+            stack.enter_context(disk_errors(path))
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = stack.enter_context(scratch_file(path))
             with os.fdopen(handle, "wb", closefd=False) as file:
                 file.write(data)
             os.fsync(handle)
+            ready.append((scratch, path))
+        for scratch, path in ready:
             os.replace(scratch, path)
-        _sync(path.parent)
+        for folder in dict.fromkeys(path.parent for path in contents):
+            _sync(folder)
 
 
 @contextmanager
@@ -148,6 +167,14 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def readable(path: str) -> str:
+    """The text of a path, the same under every locale, that can be written as UTF-8."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeError:  # no name in UTF-8, or no name at all
+        return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_json(

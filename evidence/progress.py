@@ -129,8 +129,9 @@ class _Task:
 class Lines:
     """A line now and then for a log: the time since the start, and what is done.
 
-    The outermost task is told when it begins and when it ends, those inside it when
-    the last line is a while ago, and where nothing happens the last line comes again.
+    The outermost task is told when it begins and, if it took a while, when it ends;
+    those inside it when the last line is a while ago. Where nothing happens for longer
+    the last line comes again.
     """
 
     def __init__(self, console: Console):
@@ -156,7 +157,7 @@ class Lines:
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Advance]:
         """Tell of a task for the length of a block."""
-        task = _Task(label, total)
+        task, begun = _Task(label, total), monotonic()
         outermost = not self._tasks
         self._tasks.append(task)
         self._tell(0.0 if outermost else HASTE)
@@ -167,7 +168,7 @@ class Lines:
 
         try:
             yield advance
-            if outermost:
+            if outermost and monotonic() - begun > HASTE:
                 self.note(f"{label}: done")
         finally:
             self._tasks.remove(task)
