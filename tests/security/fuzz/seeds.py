@@ -211,9 +211,10 @@ def _finished(out: Path, root: Path) -> None:
     from audits.audit import audit
 
     made = world(root)
+    # The very folders that cases hold: the files beside the weights count as well.
     audit(
-        made.original,
-        made.twin,
+        make("model", root),
+        make("other", root),
         made.forget,
         made.retain,
         out,
