@@ -172,8 +172,8 @@ def _sync(path: Path) -> None:
 def readable(path: str) -> str:
     """The text of a path, the same under every locale, that can be written as UTF-8."""
     try:
-        return os.fsencode(path).decode("utf-8")
-    except UnicodeError:  # no name in UTF-8, or no name at all
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # not the name of any file
         return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
