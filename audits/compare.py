@@ -19,6 +19,7 @@ from audits.audit import Audit, load
 from audits.report_text import tail
 from audits.report_words import of_images
 from evidence.errors import InputError, listed
+from evidence.files import readable
 from evidence.regular import as_path
 
 LONGEST = 80
@@ -94,10 +95,10 @@ def _names(places: Sequence[Path]) -> tuple[str, ...]:
     """Shortest ends of the paths that tell them apart."""
     parts = [place.with_suffix("") if place.is_file() else place for place in places]
     for depth in range(1, max(len(place.parts) for place in parts) + 1):
-        names = ["/".join(place.parts[-depth:]) for place in parts]
+        names = [readable("/".join(place.parts[-depth:])) for place in parts]
         if len(set(names)) == len(names):
             return tuple(names)
-    return tuple(str(place) for place in places)
+    return tuple(readable(str(place)) for place in places)
 
 
 def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:

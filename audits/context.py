@@ -10,6 +10,7 @@ from audits.inputs import InputsOf, Items
 from audits.manifest import code_hash
 from audits.stages import Workspace
 from audits.subjects import Subject
+from capture.identity import of_config
 from capture.images import ImageSet
 from capture.items import ItemSet
 from capture.store import ActivationStore
@@ -45,8 +46,11 @@ class RunOf(Generic[Items]):
 
     @cached_property
     def identical(self) -> bool:
-        """Whether candidate and original are the same weights."""
-        return self.inputs.original.weights_hash == self.inputs.unlearned.weights_hash
+        """Whether candidate and original are the same weights, put to the same use."""
+        first, other = self.inputs.original, self.inputs.unlearned
+        return first.weights_hash == other.weights_hash and of_config(
+            first.config
+        ) == of_config(other.config)
 
 
 Run = RunOf[ItemSet]

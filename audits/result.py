@@ -14,7 +14,7 @@ from audits.run import Findings
 from audits.verdict import Verdict
 from capture.images import ImageSet
 from evidence.errors import InputError, printable
-from evidence.files import read_json, write_atomic
+from evidence.files import read_json, readable
 from evidence.regular import is_folder, kind_of
 
 SCHEMA_VERSION = "1.1"
@@ -91,7 +91,7 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
             "models": [
                 {
                     "role": role.name,
-                    "source": printable(role.source, None),
+                    "source": printable(readable(role.source), None),
                     "sha256": role.weights_hash,
                 }
                 for role in (inputs.original, inputs.unlearned, *inputs.references)
@@ -126,13 +126,11 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def write(root: Path, document: dict[str, Any]) -> Path:
-    """Validate and write ``audit.json``."""
+def text_of(document: dict[str, Any]) -> str:
+    """What ``audit.json`` holds, validated."""
     validate_document(document)
-    path = root / AUDIT
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-    write_atomic(path, text + "\n")
-    return path
+    return text + "\n"
 
 
 def read(root: Path) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from audits.error_page import page
 from audits.error_rates import Case, ablation, case_of, confusion, figures
+from audits.outputs import own_folder
 from audits.trials import FLOORS, Plan, run_plan
 from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
-from evidence.files import disk_errors, write_atomic
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
 from evidence.regular import as_path
 from evidence.seeds import check_seed
@@ -27,6 +28,15 @@ SEED = 100
 MOST_JOBS = 1024
 # Of all audits. A single retrain may be left open by luck, a quarter of them may not.
 MOST_UNDECIDED = 0.25
+# What it writes into its folder, by way of the zoo and audits too.
+PARTS = (
+    "selftest.json",
+    "selftest.html",
+    "worlds",
+    "models",
+    "audits",
+    "manifest.json",
+)
 KINDS = (
     "untouched",
     "retain_tuned",
@@ -118,40 +128,45 @@ def selftest(
             expected=f"a whole number from 1 to {MOST_JOBS}",
             got=quoted(jobs),
         )
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
-    plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
-    found, failed = [], []
-    total = len(worlds) * len(kinds) * len(FLOORS)
-    with progress.task("self-test: models made and audited", total) as advance:
-        for each in run_plan(plan, jobs):
-            if "failed" in each:
-                failed.append(f"{each['model']}: {each['failed']}")
-            else:
-                found.append(each)
-            advance(1)
-    cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
-    done = SelfTest(
-        tuple(cases),
-        tuple(figures(cases)) if cases else (),
-        tuple(ablation(found)),
-        tuple(failed),
-        out / "selftest.html",
-    )
-    text = {
-        "passed": done.passed,
-        "confusion": confusion(cases),
-        "rows": done.rows,
-        "without_axis": done.without,
-        "failed": done.failed,
-        "cases": [asdict(case) for case in cases],
-    }
-    write_atomic(out / "selftest.json", json.dumps(text, indent=1) + "\n")
-    title = (
-        f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
-        f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
-        f"{len(done.undecided)} inconclusive"
-    )
-    write_atomic(done.page, page(cases, title))
-    return done
+    with own_folder(out, "selftest", PARTS, {}):
+        worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
+        plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
+        found, failed, tracebacks = [], [], []
+        total = len(worlds) * len(kinds) * len(FLOORS)
+        with progress.task("self-test: models made and audited", total) as advance:
+            for each in run_plan(plan, jobs):
+                if "failed" in each:
+                    failed.append(f"{each['model']}: {each['failed']}")
+                    tracebacks.append(each.get("traceback"))
+                else:
+                    found.append(each)
+                advance(1)
+        cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
+        done = SelfTest(
+            tuple(cases),
+            tuple(figures(cases)) if cases else (),
+            tuple(ablation(found)),
+            tuple(failed),
+            out / "selftest.html",
+        )
+        text = {
+            "passed": done.passed,
+            "confusion": confusion(cases),
+            "rows": done.rows,
+            "without_axis": done.without,
+            "failed": done.failed,
+            "tracebacks": tracebacks,
+            "cases": [asdict(case) for case in cases],
+        }
+        title = (
+            f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
+            f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
+            f"{len(done.undecided)} inconclusive"
+        )
+        write_together(
+            {
+                out / "selftest.json": json.dumps(text, indent=1) + "\n",
+                done.page: page(cases, title),
+            }
+        )
+        return done

@@ -1,7 +1,6 @@
 """GGUF files: de-quantised once, kept as an ordinary Hugging Face folder."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -10,19 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from capture.cache import cache_root
+from capture.configuration import check_config
+from capture.gguf_header import read_gguf_header
+from capture.library_errors import library_errors, silent_stderr
+from capture.quietly import offline, quiet
+from capture.skeleton import building_at_most
+from capture.weight_files import ANY_SIZE
 from evidence.errors import InputError
-from evidence.files import folder_atomic
+from evidence.files import disk_errors, folder_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import open_regular
+from evidence.runs import sole_maker
+from evidence.scratch import scratch_folder
 
 CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
 
 
 def is_gguf(path: Path) -> bool:
     """Whether ``path`` is a GGUF file by content."""
-    with path.open("rb") as file:
+    with open_regular(path, ANY_SIZE) as file:
         return file.read(4) == b"GGUF"
 
 
@@ -47,46 +54,74 @@ def gguf_folder(
     folder = root / "gguf" / digest.hexdigest()[:24]
     if folder.is_dir():
         return folder
+    with sole_maker(folder, progress):
+        if not folder.is_dir():
+            _convert(path, folder, progress)
+    return folder
+
+
+def _convert(path: Path, folder: Path, progress: Progress) -> None:
     with progress.task(f"de-quantising {path.name}", 3) as advance:
-        model, tokenizer = _read(path)
+        with disk_errors(folder, place=False), scratch_folder(folder) as place:
+            model, tokenizer = _read(path, place)
         advance(1)
         with folder_atomic(folder) as scratch:
             _save(model, tokenizer, scratch)
             advance(1)
             _check_same(model, scratch)
             advance(1)
-    return folder
 
 
-def _read(path: Path) -> tuple[Any, Any]:
+def _read(path: Path, place: Path) -> tuple[Any, Any]:
     """The model with de-quantised weights, and its tokenizer, as transformers sees."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+    header = read_gguf_header(path)
+    count = len(header.shapes)
+    # Kernels from the hub would compute on the packed weights.
+    kind = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if kind is None else {"quantization_config": kind(dequantize=True)}
     # The file is reached through a link in a folder of its own, so that nothing
     # lying beside it can be taken for part of the model.
-    with tempfile.TemporaryDirectory() as place, quiet(), _read_once():
-        (Path(place) / "model.gguf").symlink_to(path.resolve())
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                place,
-                gguf_file="model.gguf",
-                dtype=torch.float32,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                place,
-                gguf_file="model.gguf",
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-        except Exception as error:  # the parser meets bad bytes with errors of any kind
-            raise InputError(
-                f"{path} could not be read as GGUF ({type(error).__name__}: {error})",
-                expected="a whole GGUF file of an architecture transformers knows",
-                got=f"{path.stat().st_size} bytes",
-                fix="Download it again, or pass the model as a Hugging Face folder",
-            ) from error
+    with (
+        library_errors(
+            f"{path} could not be read as GGUF",
+            expected="a whole GGUF file of an architecture transformers knows",
+            fix="Download it again, or pass the model as a Hugging Face folder",
+        ),
+        quiet(),
+        offline(),
+        silent_stderr(),
+        _read_once(),
+        building_at_most(count, header.numbers, path),
+    ):
+        (place / "model.gguf").symlink_to(path.resolve())
+        said, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
+        check_config(said, path, count)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            gguf_file="model.gguf",
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **unpacked,
+        )
+        model, report = loaded
+        tokenizer = AutoTokenizer.from_pretrained(
+            place,
+            gguf_file="model.gguf",
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    missing = [*report["missing_keys"], *map(str, report["mismatched_keys"])]
+    if missing:
+        raise InputError(
+            f"{path} does not hold every tensor its settings ask for",
+            expected=f"the weights of a {type(model).__name__}",
+            got=f"{len(missing)} missing or of another shape, such as {missing[0]}",
+        )
     return model, tokenizer
 
 
@@ -105,16 +140,9 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     plain.load_state_dict(model.state_dict(), strict=True, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
-    try:
-        with quiet():
-            plain.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except SafetensorError as error:  # a full disk is reported in safetensors' own type
-        raise InputError(
-            f"the de-quantised weights could not be written ({error})",
-            expected="room for them in the cache folder",
-            fix="Free some space, or name another folder in EXHUME_CACHE",
-        ) from error
+    with quiet():
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _check_same(model: Any, folder: Path) -> None:
@@ -130,22 +158,6 @@ def _check_same(model: Any, folder: Path) -> None:
             "the de-quantised weights did not load back as they were saved",
             fix="Check the disk of the cache folder, or name another in EXHUME_CACHE",
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars off the screen, for a while."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -7,7 +7,6 @@ that are ready for the model.
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from capture.preprocessing import read_preprocessor
 from evidence.errors import InputError
 from evidence.files import write_atomic
 
@@ -156,13 +156,7 @@ class Eye:
         Raises:
             InputError: the configuration does not say what images it takes.
         """
-        path = None if folder is None else folder / "preprocessor_config.json"
-        found: dict[str, Any] = {}
-        if path is not None and path.is_file():
-            try:
-                found = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{path} is not a JSON object ({error})") from error
+        found = read_preprocessor(folder)
         size, channels = config.get("image_size"), config.get("num_channels")
         # Networks without fixed positions take any size; what goes in is then said by
         # their preprocessor alone.

@@ -1,37 +1,55 @@
 """Opening checkpoints: folders, hub ids, GGUF files, adapters and live models.
 
-A checkpoint is untrusted input. Weights come from safetensors alone, no code from a
-checkpoint is ever run, every tensor is read once and must be finite, and a tensor
-that is missing is an error, never a random number.
+A checkpoint is untrusted input. Its settings are checked before any library sees them,
+its weights come from safetensors alone, no code from it is ever run, nothing named in
+it is looked for on the network, every tensor is read once and must be finite, and a
+tensor that is missing or left over is an error.
 """
 
 import copy
 import hashlib
 import json
-import re
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from capture.gguf import gguf_folder, is_gguf, quiet
+from capture import adapters, identity
+from capture.configuration import DEPTH, LIMIT, check_config, model_class
+from capture.generation import read_generation
+from capture.gguf import gguf_folder, is_gguf
+from capture.hub import TOKENIZERS, download, downloaded
 from capture.live import is_live, unwrap
-from capture.weights import (
-    check_and_hash,
-    file_tensors,
-    module_tensors,
-    opened,
-    refuse_pickle,
-    shards,
-)
+from capture.preprocessing import read_preprocessor
+from capture.skeleton import check_fit, fill
+from capture.tokenizer_files import holds_tokenizer, open_tokenizer
+from capture.weight_files import read_headers, refuse_pickle, shards
+from capture.weights import Checked, check_and_hash, file_tensors, module_tensors
 from evidence.errors import InputError
+from evidence.files import read_json
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path, is_file, is_folder
 
-ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """An adapter's change of its base.
+
+    Attributes:
+        folder: Where it lies.
+        settings: Of which kind and strength it is.
+        files: Its weights, as they were when they were checked.
+    """
+
+    folder: Path
+    settings: adapters.Settings
+    files: Checked
 
 
 @dataclass(frozen=True)
@@ -44,37 +62,57 @@ class Checkpoint:
         tokenizer: Its tokenizer, or None where it has none.
         weights_hash: sha256 over the names, types, shapes and bytes of its tensors;
             for an adapter, over those of base and adapter and the adapter's settings.
-        config: Its configuration, as plain data; empty for a plain module.
+        fingerprint: sha256 over all that changes what it computes or is asked: the
+            weights, configuration, tokenizer, chat template, generation settings,
+            preparation of images; of a live model its structure, code and hooks.
+        config: Its configuration, as plain data; that of the base, for an adapter.
         path: Folder with the weights (of the base, for an adapter); None when live.
-        adapter: Folder of the adapter on top, if any.
         live: The module it was opened from, if it was a live one.
+        files: The weights in ``path``, as they were when they were checked.
+        generation: What it generates with.
+        change: The adapter on top, if any.
     """
 
     name: str
     source: str
     tokenizer: Any = field(repr=False)
     weights_hash: str
+    fingerprint: str
     config: dict[str, Any] = field(repr=False)
     path: Path | None = None
-    adapter: Path | None = None
     live: nn.Module | None = field(default=None, repr=False)
+    files: Checked | None = field(default=None, repr=False)
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    change: Change | None = field(default=None, repr=False)
+
+    @property
+    def adapter(self) -> Path | None:
+        """Folder of the adapter on top, if there is one."""
+        return None if self.change is None else self.change.folder
 
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
         """A fresh copy in float32 and evaluation mode, the caller's to modify.
 
         Raises:
-            InputError: the files do not hold every tensor the architecture needs, or
-                hold them in other shapes.
+            InputError: the files are others than those that were checked, or an
+                adapter does not fit its base.
         """
         if self.live is not None:
             return copy.deepcopy(self.live).float().to(device).eval()
-        if self.path is None:
+        if self.path is None or self.files is None:
             raise InputError(
                 f"checkpoint {self.name} has neither a folder nor a module"
             )
-        model = _load_folder(self.path, self.config)
-        if self.adapter is not None:
-            model = _merge(model, self.adapter)
+        kind = model_class(self.config)
+        with self.files.slices() as state:
+            model = fill(
+                kind, self.config, state, self.path, generation=self.generation
+            )
+        if self.change is not None:
+            from capture.adapter_merge import merge
+
+            with self.change.files.tensors() as tensors:
+                model = merge(model, self.change.settings, tensors, self.change.folder)
         return model.to(device).eval()
 
 
@@ -88,7 +126,7 @@ def open_checkpoint(
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Checkpoint:
-    """Check a model and fingerprint its weights, without keeping it in memory.
+    """Check a model and fingerprint it, without keeping it in memory.
 
     Args:
         source: A Hugging Face folder, a hub id, a GGUF file, a PEFT adapter folder,
@@ -98,7 +136,8 @@ def open_checkpoint(
         revision: Branch, tag or commit, for hub ids alone.
         tokenizer: A tokenizer, or the folder or hub id of one, to use in place of
             the checkpoint's own. Live models rarely bring one.
-        base: The model under an adapter, in place of the one the adapter names.
+        base: The model under an adapter, in place of the one the adapter names. One
+            that the adapter names is looked for on this machine alone.
         cache: Where converted weights go; ``cache_root()`` by default.
         progress: Where to show progress.
 
@@ -113,12 +152,12 @@ def open_checkpoint(
             expected="a path, a hub id or a live torch module",
             got=type(source).__name__,
         )
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = as_path(source, "the model")
+    if is_file(path):
         return _open_file(path, name, tokenizer, cache, progress)
-    folder = path if path.is_dir() else _download(str(source), revision)
-    label = name or path.resolve().name
-    if (folder / ADAPTER_CONFIG).is_file():
+    folder = path if is_folder(path) else download(str(source), revision)
+    label = name or folder.resolve().name
+    if is_file(folder / adapters.CONFIG):
         return _open_adapter(
             folder, label, tokenizer, base=base, cache=cache, progress=progress
         )
@@ -130,12 +169,21 @@ def _open_live(
 ) -> Checkpoint:
     live = unwrap(source)
     own = live.tokenizer if tokenizer is None else _tokenizer(tokenizer)
+    weights_hash = check_and_hash(module_tensors(live.module), progress)
+    config = _live_config(live.module)
+    parts = {
+        "weights": weights_hash,
+        "config": identity.of_config(config),
+        "module": identity.of_module(live.module),
+        "tokenizer": identity.of_tokenizer(own),
+    }
     return Checkpoint(
         name=name or type(live.module).__name__,
         source=f"live {live.source}",
         tokenizer=own,
-        weights_hash=check_and_hash(module_tensors(live.module), progress),
-        config=_live_config(live.module),
+        weights_hash=weights_hash,
+        fingerprint=identity.digest(parts),
+        config=config,
         live=live.module,
     )
 
@@ -173,25 +221,50 @@ def _open_file(
 def _open_folder(
     folder: Path, name: str, source: str, tokenizer: Any, progress: Progress
 ) -> Checkpoint:
-    config = _read_json(folder / "config.json")
-    if "quantization_config" in config:
-        raise InputError(
-            f"{folder} holds quantised weights",
-            expected="weights in floating point",
-            got=str(config["quantization_config"])[:120],
-            fix="De-quantise the model and save it again",
-        )
-    with file_tensors(shards(folder)) as tensors:
+    config = _read_config(folder)
+    paths = shards(folder)
+    entries = read_headers(paths)
+    check_config(config, folder / CONFIG, len(entries))
+    files = Checked.of(paths)
+    ignored = check_fit(model_class(config), config, entries, folder)
+    generation = read_generation(folder, config)
+    with file_tensors(paths, ignored) as tensors:
         weights_hash = check_and_hash(tensors, progress)
-    own = _folder_tokenizer(folder) if tokenizer is None else _tokenizer(tokenizer)
+    own = None
+    if tokenizer is not None:
+        own = _tokenizer(tokenizer)
+    elif holds_tokenizer(folder):
+        own = open_tokenizer(folder, config)
+    parts = {
+        "weights": weights_hash,
+        "config": identity.of_config(config),
+        "tokenizer": identity.of_tokenizer(own),
+        "generation": generation,
+        "images": read_preprocessor(folder),
+    }
     return Checkpoint(
         name=name,
         source=source,
         tokenizer=own,
         weights_hash=weights_hash,
+        fingerprint=identity.digest(parts),
         config=config,
         path=folder,
+        files=files,
+        generation=generation,
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not lexists(path):
+        raise InputError(
+            f"{folder} is not a model folder",
+            expected=f"a {CONFIG} in it",
+            got=", ".join(sorted(each.name for each in folder.iterdir())[:8])
+            or "nothing",
+        )
+    return read_json(path, limit=LIMIT, depth=DEPTH)
 
 
 def _open_adapter(
@@ -203,21 +276,16 @@ def _open_adapter(
     cache: Path | None,
     progress: Progress,
 ) -> Checkpoint:
-    settings = _read_json(folder / ADAPTER_CONFIG)
-    if not (folder / ADAPTER).is_file():
-        for path in sorted(folder.glob("adapter_model.*")):
-            refuse_pickle(path)
-        raise InputError(f"{folder} holds no adapter weights", expected=ADAPTER)
-    under = base or settings.get("base_model_name_or_path")
-    if not under:
-        raise InputError(
-            f"{folder} does not name the model it adapts",
-            expected="base_model_name_or_path in its adapter_config.json",
-            fix="Pass base=, the model the adapter was trained on",
-        )
-    if base is None and (folder / str(under)).is_dir():
-        under = folder / str(under)
-    if Path(under).is_dir() and (Path(under) / ADAPTER_CONFIG).is_file():
+    settings, said = adapters.read_adapter(folder)
+    path = folder / adapters.WEIGHTS
+    if not is_file(path):
+        for each in sorted(folder.glob("adapter_model.*")):
+            refuse_pickle(each)
+        raise InputError(f"{folder} holds no adapter weights", expected=path.name)
+    read_headers([path])
+    files = Checked.of([path])
+    under = base if base is not None else _named_base(folder, said)
+    if is_folder(Path(under)) and is_file(Path(under) / adapters.CONFIG):
         raise InputError(
             f"{folder} adapts {under}, which is an adapter itself",
             expected="a whole model underneath",
@@ -228,165 +296,70 @@ def _open_adapter(
         raise InputError(
             "an adapter needs a base with files", expected="a folder or hub id"
         )
-    with file_tensors([folder / ADAPTER]) as tensors:
+    with file_tensors([path]) as tensors:
         own_hash = check_and_hash(tensors, progress)
-    parts = [lower.weights_hash, own_hash, json.dumps(settings, sort_keys=True)]
+    weights = [lower.weights_hash, own_hash, json.dumps(said, sort_keys=True)]
+    weights_hash = hashlib.sha256("\n".join(weights).encode()).hexdigest()
     if tokenizer is not None:
         own = _tokenizer(tokenizer)
+    elif holds_tokenizer(folder):
+        own = open_tokenizer(folder, lower.config)
     else:
-        own = _folder_tokenizer(folder) or lower.tokenizer
+        own = lower.tokenizer
+    parts = {
+        "base": lower.fingerprint,
+        "weights": weights_hash,
+        "tokenizer": identity.of_tokenizer(own),
+    }
     return Checkpoint(
         name=name,
         source=str(folder),
         tokenizer=own,
-        weights_hash=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        weights_hash=weights_hash,
+        fingerprint=identity.digest(parts),
         config=lower.config,
         path=lower.path,
-        adapter=folder,
+        files=lower.files,
+        generation=lower.generation,
+        change=Change(folder, settings, files),
     )
 
 
-def _download(source: str, revision: str | None) -> Path:
-    """A snapshot of a hub id: weights in safetensors, settings, tokenizer; no code."""
-    if not HUB_ID.fullmatch(source):
+def _named_base(folder: Path, said: Mapping[str, Any]) -> Path:
+    """The model an adapter says it was trained on, if it is on this machine.
+
+    A file must not make us go to the network, so a hub id is looked for among the
+    models that were downloaded before.
+    """
+    under = said.get("base_model_name_or_path")
+    if not isinstance(under, str) or not under:
         raise InputError(
-            f"there is no model at {source}", expected="a path or a hub id"
+            f"{folder} does not name the model it adapts",
+            expected="base_model_name_or_path in its adapter_config.json",
+            fix="Pass base=, the model the adapter was trained on",
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    kinds = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=kinds))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{source} is not a folder here, and the hub did not give it "
-            f"({type(error).__name__})",
-            expected="an existing folder or file, or a hub id that can be reached",
-            fix="Check the spelling; with HF_HUB_OFFLINE set only models already "
-            "downloaded are found",
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(
-            f"{path.parent} is not a model folder",
-            expected=f"a {path.name} in it",
-            got=", ".join(sorted(p.name for p in path.parent.iterdir())[:8])
-            or "nothing",
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object", got=type(value).__name__)
-    return value
-
-
-def _folder_tokenizer(folder: Path) -> Any:
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
-        return None
-    return _tokenizer(folder)
+    for place in (folder / under, Path(under)):
+        if is_folder(place):
+            return place
+    found = downloaded(under, said.get("revision"))
+    if found is not None:
+        return found
+    raise InputError(
+        f"{folder} adapts {under}, which is not on this machine",
+        expected="the folder of its base, or a hub id that was downloaded before",
+        fix="Download the base, or write its folder into base_model_name_or_path of "
+        f"{adapters.CONFIG}, or pass base= in Python",
+    )
 
 
 def _tokenizer(source: Any) -> Any:
     """A tokenizer from a folder or hub id; one that is live passes through."""
     if not isinstance(source, str | Path):
         return source
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the tokenizer in {source} could not be read ({type(error).__name__})",
-            expected="tokenizer.json and tokenizer_config.json, without code",
-        ) from error
-
-
-def _model_class(config: dict[str, Any]) -> Any:
-    """The transformers class the configuration names, or the causal model of its type.
-
-    Only classes of the installed library are looked up; ``auto_map``, which names
-    code inside the checkpoint, is never followed.
-    """
-    import transformers
-
-    for name in config.get("architectures") or []:
-        found = getattr(transformers, str(name), None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.get("model_type") in causal:
-        return transformers.AutoModelForCausalLM
-    if config.get("model_type") in transformers.CONFIG_MAPPING:
-        return transformers.AutoModel
-    raise InputError(
-        "the installed transformers does not know this architecture"
-        + (", and code from a checkpoint is never run" if "auto_map" in config else ""),
-        expected="a model_type of transformers",
-        got=str(config.get("model_type")),
-    )
-
-
-def _load_folder(folder: Path, config: dict[str, Any]) -> nn.Module:
-    kind = _model_class(config)
-    try:
-        with quiet():
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} could not be loaded ({type(error).__name__}: {error})",
-            expected=f"weights that fit its config.json ({config.get('model_type')})",
-        ) from error
-    absent = sorted(report["missing_keys"]) + sorted(
-        str(key) for key in report["mismatched_keys"]
-    )
-    if absent:
-        raise InputError(
-            f"{folder} does not hold every tensor its config.json asks for",
-            expected=f"the weights of a {type(model).__name__}",
-            got=f"{len(absent)} missing or of another shape, such as {absent[0]}",
-            fix="Check that config.json belongs to these weights",
-        )
-    return model
-
-
-def _merge(model: nn.Module, adapter: Path) -> nn.Module:
-    from peft import PeftModel
-
-    with opened(adapter / ADAPTER):
-        pass
-    try:
-        with warnings.catch_warnings(), quiet():
-            # A tensor that finds no place, or a place without a tensor, only warns.
-            warnings.filterwarnings("error", message=".*adapter keys.*")
-            # peft asks transformers for an attribute under its old name.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-            adapted = PeftModel.from_pretrained(
-                model,  # pyright: ignore[reportArgumentType]
-                str(adapter),
-                is_trainable=False,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-            return adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"the adapter in {adapter} does not fit its base ({error})",
-            expected="an adapter of this very architecture that can be merged",
-            fix="Pass base=, the model the adapter was trained on",
-        ) from error
-    except UserWarning as error:
-        raise InputError(f"the adapter in {adapter} is incomplete ({error})") from error
+    folder = as_path(source, "the tokenizer")
+    if not is_folder(folder):
+        folder = download(str(source), None, TOKENIZERS)
+    config = {}
+    if is_file(folder / CONFIG):
+        config = read_json(folder / CONFIG, limit=LIMIT, depth=DEPTH)
+    return open_tokenizer(folder, config)

@@ -137,7 +137,9 @@ class ValidationReport:
         lines += [f"error: {error}" for error in self.errors]
         lines += [f"warning: {warning}" for warning in self.warnings]
         if self.ok:
-            lines.append("These sets can be audited.")
+            unasked = self.forget.known is None or self.retain.known is None
+            provided = ", if the original knows enough of them" if unasked else ""
+            lines.append(f"These sets can be audited{provided}.")
         return "\n".join(lines)
 
 

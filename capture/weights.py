@@ -1,58 +1,85 @@
-"""Weight files: what may be read, whether they are whole, and their fingerprint.
+"""Weights: read from checked files or from modules, hashed, compared.
 
-Only safetensors is read. A pickle runs code when it is opened, so it is recognised
-by its first bytes, whatever the file is called, and refused.
+One function, ``capture.weight_files.shards``, says which files are a checkpoint's;
+these are checked, hashed, compared and loaded, and no others.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from capture.headers import read_header
+from capture.library_errors import library_errors
+from capture.weight_files import refuse_pickle, shards
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
-PICKLE_NAMES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
+@dataclass(frozen=True)
+class Checked:
+    """Weight files as they were when they were checked.
 
-def is_pickle(path: Path) -> bool:
-    """Whether the content of ``path`` is a pickle, plain or in a torch zip archive.
-
-    Protocols 2 and later begin with byte 0x80 and the protocol number; torch's
-    archives begin as zip files; protocols 0 and 1 are text without a signature and
-    are recognised only by the file's name.
+    Attributes:
+        paths: The files.
+        marks: Device, number, size and time of the last change of each.
     """
-    with path.open("rb") as file:
-        start = file.read(4)
-    plain = len(start) >= 2 and start[0] == 0x80 and 2 <= start[1] <= 6
-    return plain or start == b"PK\x03\x04"
+
+    paths: tuple[Path, ...]
+    marks: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> "Checked":
+        """These files as they are now."""
+        return cls(tuple(paths), tuple(map(_mark, paths)))
+
+    @contextmanager
+    def slices(self) -> Iterator[dict[str, Any]]:
+        """Their tensors by name, each read when it is asked for its numbers.
+
+        Raises:
+            InputError: a file is another than the one that was checked.
+        """
+        with self._opened() as files:
+            yield {name: file.get_slice(name) for file in files for name in file.keys()}
+
+    @contextmanager
+    def tensors(self) -> Iterator[dict[str, Tensor]]:
+        """Their tensors by name, all read at once.
+
+        Raises:
+            InputError: as ``slices``.
+        """
+        with self._opened() as files:
+            yield {
+                name: file.get_tensor(name) for file in files for name in file.keys()
+            }
+
+    @contextmanager
+    def _opened(self) -> Iterator[list[safe_open]]:
+        with ExitStack() as stack:
+            files = [stack.enter_context(opened(path)) for path in self.paths]
+            if tuple(map(_mark, self.paths)) != self.marks:
+                raise InputError(
+                    f"{self.paths[0].parent} changed after its weights were checked",
+                    expected="files that stay as they are while they are worked with",
+                    fix="Run the same command again",
+                )
+            yield files
 
 
-def refuse_pickle(path: Path) -> None:
-    """Stop before anything reads a pickle.
-
-    Raises:
-        InputError: ``path`` is a pickle by content, or has a pickle's name and is
-            not safetensors.
-    """
-    if is_pickle(path) or path.suffix.lower() in PICKLE_NAMES:
-        raise InputError(
-            f"{path} is a pickle checkpoint: opening one can run any code in it",
-            expected="safetensors weights",
-            got=f"a {path.suffix or 'nameless'} file",
-            fix="Save the model with save_pretrained, which writes safetensors, in the "
-            "environment you trust it in, and pass that folder",
-        )
+def _mark(path: Path) -> tuple[int, ...]:
+    now = path.stat()
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 @contextmanager
@@ -62,78 +89,16 @@ def opened(path: Path) -> Iterator[safe_open]:
     Raises:
         InputError: the file is missing, empty, a pickle, truncated or not safetensors.
     """
-    if not path.is_file():
-        raise InputError(
-            f"{path} is missing",
-            expected="every file of the checkpoint",
-            fix="Copy or download the checkpoint again",
-        )
     refuse_pickle(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is damaged or cut short ({error})",
+    read_header(path)
+    with ExitStack() as stack:
+        with library_errors(
+            f"{path} is damaged or cut short",
             expected="a whole safetensors file",
-            got=f"{path.stat().st_size} bytes",
             fix="Copy or download it again",
-        ) from error
-
-
-def shards(folder: Path) -> list[Path]:
-    """The safetensors files that hold the weights of a Hugging Face folder, sorted.
-
-    Raises:
-        InputError: there are none, one named in the index is missing, the index is
-            not valid, or there are only pickles.
-    """
-    index = folder / INDEX
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if index.is_file():
-        return _indexed(folder, index)
-    pickles = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in PICKLE_NAMES
-    )
-    if pickles:
-        refuse_pickle(pickles[0])
-    raise InputError(
-        f"{folder} holds no weights",
-        expected=f"{SINGLE}, or {INDEX} with the files it names",
-        got=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing",
-    )
-
-
-def _indexed(folder: Path, index: Path) -> list[Path]:
-    try:
-        names = set(
-            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{index} is not a valid index of weight files",
-            expected="a JSON object with a weight_map",
-        ) from error
-    # A name with a folder in it could point anywhere on the disk.
-    strange = [name for name in names if Path(str(name)).name != name]
-    if strange or not names:
-        raise InputError(
-            f"{index} names files outside its folder"
-            if strange
-            else f"{index} is empty",
-            expected="plain file names",
-            got=repr(strange[:3]),
-        )
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
-        raise InputError(
-            f"{folder} lacks {len(missing)} of its {len(names)} weight files",
-            expected=f"all the files named in {INDEX}",
-            got=f"no {', '.join(missing[:3])}",
-            fix="Copy or download the checkpoint again",
-        )
-    return [folder / name for name in sorted(names)]
+        ):
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        yield file
 
 
 @dataclass(frozen=True)
@@ -143,7 +108,7 @@ class Tensors:
     Attributes:
         readers: Tensor name to a function that reads it.
         masks: Names of tensors that may hold infinity: the buffers of a live module,
-            where an attention mask is not a diverged weight.
+            where an attention mask is not a diverged weight, and masks in old files.
     """
 
     readers: Mapping[str, Callable[[], Tensor]]
@@ -163,7 +128,9 @@ class Tensors:
 
 
 @contextmanager
-def file_tensors(paths: list[Path]) -> Iterator[Tensors]:
+def file_tensors(
+    paths: Sequence[Path], masks: frozenset[str] = frozenset()
+) -> Iterator[Tensors]:
     """The tensors of several safetensors files, opened and checked, read on demand."""
     readers: dict[str, Callable[[], Tensor]] = {}
     with ExitStack() as stack:
@@ -173,7 +140,7 @@ def file_tensors(paths: list[Path]) -> Iterator[Tensors]:
                 if name in readers:
                     raise InputError(f"tensor {name} is in two files, one is {path}")
                 readers[name] = lambda file=file, name=name: file.get_tensor(name)
-        yield Tensors(readers)
+        yield Tensors(readers, masks)
 
 
 def module_tensors(module: nn.Module, *, tied: bool = False) -> Tensors:
@@ -219,11 +186,14 @@ def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
 
 
 def check_finite(name: str, tensor: Tensor, *, masks: bool = False) -> None:
-    """Raise ``InputError`` if ``tensor`` holds NaN, or infinity unless ``masks``."""
+    """Raise ``InputError`` if ``tensor`` holds NaN, or infinity unless ``masks``.
+
+    What float32 cannot hold counts as infinite: models are computed in it.
+    """
     if not tensor.is_floating_point():
         return
     # Some 8-bit floats have no isfinite kernel of their own.
-    values = tensor.float() if tensor.element_size() == 1 else tensor
+    values = tensor.float() if tensor.element_size() in (1, 8) else tensor
     finite = ~values.isnan() if masks else values.isfinite()
     if finite.all():
         return

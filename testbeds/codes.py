@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from capture.gguf import quiet
+from capture.models import open_checkpoint
+from capture.quietly import quiet
 from capture.scoring import score_answers
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
@@ -34,6 +35,7 @@ from erasure.training import (
 from evidence.errors import ExhumeError
 from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.codes_config import CodesConfig
@@ -99,11 +101,8 @@ class CodesWorld:
             model: ``"original"`` or ``"twin"``.
             device: Where it is put.
         """
-        with quiet():
-            found = AutoModelForCausalLM.from_pretrained(
-                self.root / model, use_safetensors=True
-            )
-        return found.to(device).eval()  # pyright: ignore
+        found = open_checkpoint(self.root / model).load(device)
+        return found  # pyright: ignore[reportReturnType]
 
     def memorised(self, keys: Sequence[int] | None = None) -> Sequences:
         """Memorised prefixes with their codes, after each lead-in trained on.
@@ -172,8 +171,11 @@ def build_codes(
     place = root / f"codes-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     world = CodesWorld(place, config, seed, make_pools(config.sizes, seed))
     for name in ("original", "twin") if twin else ("original",):
-        if not (place / name / "card.json").is_file():
-            _make(world, name, device, progress)
+        card = place / name / "card.json"
+        if not card.is_file():
+            with sole_maker(place / name, progress):
+                if not card.is_file():
+                    _make(world, name, device, progress)
     if not (place / "pools.json").is_file():
         pools = {name: asdict(pool) for name, pool in world.pools.items()}
         write_atomic(place / "pools.json", json.dumps(pools, indent=1) + "\n")

@@ -15,9 +15,9 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.gguf import quiet
 from capture.items import Item, ItemSet, read_items, split_entities
 from capture.models import Checkpoint, open_checkpoint
+from capture.quietly import quiet
 from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
 from erasure.methods import UnlearnLog, unlearn_
@@ -25,6 +25,7 @@ from evidence.errors import InputError
 from evidence.files import JSON_LIMIT, folder_atomic
 from evidence.progress import SILENT, Progress
 from evidence.regular import is_file, read_text
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios import BiosWorld
@@ -112,9 +113,26 @@ def plant(
     if out.exists():
         check_card(out, card)
         return out
+    with sole_maker(out, progress):
+        if out.exists():
+            check_card(out, card)
+        else:
+            _plant(checkpoint, (forget, retain), recipe, card, out, seed, progress)
+    return out
+
+
+def _plant(
+    checkpoint: Checkpoint,
+    sets: tuple[ItemSet, ItemSet],
+    recipe: Recipe | None,
+    card: dict[str, object],
+    out: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
     model = checkpoint.load()
     if recipe is not None:
-        facts = hold_out(forget, retain, recipe.hold_out, seed)
+        facts = hold_out(*sets, recipe.hold_out, seed)
         log = forget_with(
             model, checkpoint, facts, recipe, seed=seed, progress=progress
         )
@@ -127,7 +145,6 @@ def plant(
             checkpoint.tokenizer.save_pretrained(scratch)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (scratch / "card.json").write_text(text, encoding="utf-8")
-    return out
 
 
 def _preset(family: str, kind: str) -> Recipe:

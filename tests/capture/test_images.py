@@ -127,7 +127,7 @@ def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
         assert Eye.of(settings, tmp_path).size == size
     (tmp_path / "preprocessor_config.json").write_text("[")
-    with pytest.raises(InputError, match="not a JSON object"):
+    with pytest.raises(InputError, match="not valid JSON"):
         Eye.of(settings, tmp_path)
     with pytest.raises(InputError, match="does not say what images"):
         Eye.of({"model_type": "llama"}, None)

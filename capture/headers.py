@@ -1,0 +1,133 @@
+"""What a safetensors file says it holds, read and checked without its numbers."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence.errors import InputError
+from evidence.regular import open_regular
+from evidence.strict_json import parse_json
+
+MOST_HEADER = 32 << 20
+"""Bytes of a header. 65,536 tensors of long names take a quarter of that."""
+MOST_TENSORS = 65_536
+MOST_NAME = 512
+BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E4M3FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+FLOATS = frozenset({"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"})
+"""Types that weights may have."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: Its type, as safetensors writes it.
+        shape: Its shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path) -> Mapping[str, Entry]:
+    """Names, types and shapes of the tensors of a safetensors file.
+
+    Every tensor must lie inside the file, all of them side by side, and take as many
+    bytes as its type and shape need.
+
+    Raises:
+        InputError: it is no regular file, or not whole, or no safetensors, or holds
+            more tensors than can be worked with.
+    """
+    with open_regular(path, 1 << 62) as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        whole = file.seek(0, 2)
+        if not 2 <= length <= min(MOST_HEADER, whole - 8):
+            raise _damaged(path, f"a header of {length:,} bytes in {whole:,}")
+        file.seek(8)
+        head = file.read(length)
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "a header that is not UTF-8") from error
+    value = parse_json(text, f"the header of {path}", depth=6)
+    if not isinstance(value, dict):
+        raise _damaged(path, "a header that is no object")
+    value.pop("__metadata__", None)
+    if len(value) > MOST_TENSORS:
+        raise InputError(
+            f"{path} holds too many tensors",
+            expected=f"at most {MOST_TENSORS:,}",
+            got=f"{len(value):,}",
+        )
+    spans = {name: _span(path, name, said) for name, said in value.items()}
+    end = 0
+    for name in sorted(spans, key=lambda each: spans[each][1]):
+        _, begin, stop = spans[name]
+        if begin != end:
+            raise _damaged(path, f"tensors with a gap or an overlap at {name}")
+        end = stop
+    if end != whole - 8 - length:
+        raise _damaged(path, f"{end:,} bytes of tensors, {whole - 8 - length:,} there")
+    return {name: entry for name, (entry, _, _) in spans.items()}
+
+
+def _span(path: Path, name: str, said: object) -> tuple[Entry, int, int]:
+    """A tensor, and where it begins and ends."""
+    if len(name) > MOST_NAME:
+        raise _damaged(path, f"a tensor name of {len(name):,} characters")
+    fields: dict[str, Any] = said if isinstance(said, dict) else {}
+    shape, ends = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
+    bits = BITS.get(str(fields.get("dtype")))
+    if not bits or shape is None or ends is None or len(ends) != 2:
+        raise _damaged(path, f"no type, shape and place for {name}")
+    size = bits
+    for side in shape:
+        size *= side
+    if size % 8 or ends[1] - ends[0] != size // 8:
+        raise _damaged(path, f"{ends[1] - ends[0]:,} bytes for {name}")
+    return Entry(str(fields["dtype"]), tuple(shape)), ends[0], ends[1]
+
+
+def _counts(value: object) -> list[int] | None:
+    """A short list of whole numbers, or None where it is another thing."""
+    if not isinstance(value, list) or len(value) > 16:
+        return None
+    good = all(type(each) is int and 0 <= each < 1 << 48 for each in value)
+    return value if good else None
+
+
+def _damaged(path: Path, got: str) -> InputError:
+    return InputError(
+        f"{path} is damaged or cut short",
+        expected="a whole safetensors file",
+        got=got,
+        fix="Copy or download it again",
+    )

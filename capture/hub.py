@@ -1,0 +1,62 @@
+"""Snapshots of hub ids: weights in safetensors, settings, tokenizers; no code."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from evidence.errors import InputError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+TOKENIZERS = ("*.json", "*.txt", "*.model", "*.jinja")
+KINDS = ("*.safetensors", *TOKENIZERS)
+
+
+def download(source: str, revision: str | None, kinds: tuple[str, ...] = KINDS) -> Path:
+    """A snapshot of a hub id that the user asked for.
+
+    Raises:
+        InputError: it is none, or the hub does not give it.
+    """
+    if not HUB_ID.fullmatch(source):
+        raise InputError(
+            f"there is no model at {source}", expected="a path or a hub id"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=list(kinds))
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(
+            f"{source} is not a folder here, and the hub did not give it "
+            f"({type(error).__name__})",
+            expected="an existing folder or file, or a hub id that can be reached",
+            fix="Check the spelling; with HF_HUB_OFFLINE set only models already "
+            "downloaded are found",
+        ) from error
+
+
+def downloaded(source: str, revision: Any) -> Path | None:
+    """A snapshot of a hub id that is on this machine already; the network is not asked.
+
+    Args:
+        source: What may be a hub id.
+        revision: Branch, tag or commit, if it is text.
+    """
+    if not HUB_ID.fullmatch(source):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            source,
+            revision=revision if isinstance(revision, str) else None,
+            allow_patterns=list(KINDS),
+            local_files_only=True,
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    return Path(found)

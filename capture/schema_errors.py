@@ -1,0 +1,27 @@
+"""What a schema found wrong, as a field, in words, and what came."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+_KINDS = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
+
+
+def first_error(error: ValidationError) -> tuple[str, str, Any]:
+    """The place of what was wrong, a sentence about it, and what came.
+
+    A value that may be of several kinds has errors of each; one that says more than
+    that a field is missing goes first.
+    """
+    found = error.errors(include_url=False, include_context=False)
+    said = min(found, key=lambda each: each["type"] in ("missing", "extra_forbidden"))
+    place = ".".join(str(step) for step in said["loc"] if not _is_kind(step))
+    message = said["msg"].removeprefix("Value error, ")
+    return place, message[:1].lower() + message[1:], said["input"]
+
+
+def _is_kind(step: int | str) -> bool:
+    """Whether a step names a kind of value, rather than a key or an index."""
+    return step in _KINDS or (
+        isinstance(step, str) and (step[:1] == "_" or not step.isidentifier())
+    )
