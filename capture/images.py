@@ -7,6 +7,7 @@ that are ready for the model.
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,7 +59,7 @@ class ImageSet:
                 f"{len(self.ids)} ids",
             )
         if len(set(self.ids)) != len(self.ids):
-            twice = next(each for each in self.ids if self.ids.count(each) > 1)
+            twice = Counter(self.ids).most_common(1)[0][0]
             raise InputError(
                 f"two images of {self.name or 'the set'} have the id {twice!r}",
                 expected="every id once",

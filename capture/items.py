@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -192,11 +193,12 @@ def read_items(
     form, facts = understand(read_rows(path), columns)
     spelling: dict[str, str] = {}
     seen: dict[str, str] = {}
+    copies: Counter[str] = Counter()
     items = []
     for fact in facts:
         entity = fact.entity.strip() or f"about-{_short(fact.prompt)}"
         entity = spelling.setdefault(fold(entity), entity)
-        identifier = fact.id.strip() or _new_id(fact, seen)
+        identifier = fact.id.strip() or _new_id(fact, seen, copies)
         if identifier in seen:
             raise InputError(
                 f"{fact.place} has the id {identifier!r} of {seen[identifier]}",
@@ -308,10 +310,11 @@ def _short(*texts: str) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _new_id(fact: Fact, taken: Mapping[str, str]) -> str:
+def _new_id(fact: Fact, taken: Mapping[str, str], copies: Counter[str]) -> str:
     stem = f"item-{_short(fact.prompt, fact.answer)}"
-    candidate, copy = stem, 1
+    candidate = stem
     while candidate in taken:
-        copy += 1
-        candidate = f"{stem}-{copy}"
+        # Counted on, or a file of one line said a million times would take for ever.
+        copies[stem] += 1
+        candidate = f"{stem}-{copies[stem] + 1}"
     return candidate

@@ -25,6 +25,8 @@ def printable(text: object, longest: int | None = LONGEST) -> str:
         longest: Characters to keep; None for all of them.
     """
     whole = str(text)
+    if longest is not None and len(whole) > longest:
+        whole = f"{whole[: longest - _END - 5]} ... {whole[-_END:]}"
     shown = whole if whole.isprintable() else "".join(map(_escaped, whole))
     if longest is None or len(shown) <= longest:
         return shown

@@ -1,6 +1,7 @@
 """Arguments that mean nothing, on the command line and in Python: one error each."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ from audits.demo import run_demo
 from audits.pga_config import make_config as make_pga
 from audits.plan import plan
 from audits.selftest import selftest
+from capture.cache import cache_root
+from erasure.config import UnlearnConfig
+from erasure.image_config import ImageUnlearnConfig
+from erasure.pga import PgaConfig
+from erasure.training import Schedule
 from evidence.devices import choose_device
 from evidence.errors import ExhumeError, InputError, listed, printable, quoted
 from evidence.seeds import LARGEST_SEED, check_seed, numpy_rng, stage_seed, torch_rng
@@ -254,6 +260,38 @@ def test_references_are_a_list(tmp_path, given):
 def test_what_is_said_of_odd_words(tmp_path, arguments, monkeypatch):
     monkeypatch.setenv("EXHUME_CACHE", str(tmp_path))
     assert refused(*arguments)
+
+
+SETTINGS = {
+    UnlearnConfig: {"method": "npo"},
+    ImageUnlearnConfig: {"method": "relabel"},
+    PgaConfig: {},
+    Schedule: {"lr": 0.1, "steps": 3},
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "value",
+    [b"x", [], {}, object(), float("nan"), float("inf"), HUGE, "\x1b[31m", (1,)],
+)
+def test_settings_in_python(kind, value):
+    kind(**SETTINGS[kind])
+    for field in fields(kind):
+        if field.name == "depths" and value == (1,):
+            continue
+        given = SETTINGS[kind] | {field.name: value}
+        if "int" in str(field.type) and value == 10**5000:
+            continue  # a whole number, if a large one
+        refusal(lambda given=given: kind(**given))
+
+
+def test_a_home_that_is_not_known(monkeypatch):
+    monkeypatch.setenv("EXHUME_CACHE", "~nobody-here/x")
+    refusal(cache_root)
+    monkeypatch.delenv("EXHUME_CACHE")
+    monkeypatch.setattr("capture.cache.user_cache_dir", lambda *_, **__: "~/.cache/x")
+    assert "EXHUME_CACHE" in refusal(cache_root)
 
 
 def test_errors_are_one_line_of_what_a_terminal_can_show():

@@ -427,6 +427,15 @@ def test_sets_of_what_are_no_images(parts):
     refusal(lambda: ImageSet(*parts))
 
 
+def test_many_images_of_one_name_are_refused_at_once():
+    count = 20_000
+    ids = (*map(str, range(count - 1)), "0")
+    start = time.process_time()
+    pixels, labels = torch.zeros(count, 1, 1, 1), np.zeros(count, dtype=int)
+    assert "have the id '0'" in refusal(lambda: ImageSet(pixels, labels, ids))
+    assert time.process_time() - start < SECONDS
+
+
 def test_the_command_line_says_the_same(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(ARCHIVES["56 PiB"]())

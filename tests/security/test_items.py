@@ -144,6 +144,15 @@ def test_columns_of_other_types_are_left_alone(tmp_path):
     assert first.alternatives == ("x", "y") and second.answer == "b"
 
 
+def test_one_line_said_many_times_is_read_at_once(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(hostile.LINE * 30_000)
+    start = time.process_time()
+    items = read_items(path)
+    assert time.process_time() - start < SECONDS
+    assert len({item.id for item in items}) == 30_000
+
+
 def test_a_file_that_grows_and_grows_is_never_read_whole(tmp_path):
     """In a process of its own: a mistake here takes all memory there is.
 
