@@ -123,6 +123,12 @@ def plan(
     reference: Annotated[
         list[str] | None, typer.Option(help="Retrained model; may be repeated.")
     ] = None,
+    never_taught: Annotated[
+        Path | None, typer.Option(help="Items no model saw; invented if absent.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the audit will write: is there room?")
+    ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
         str | None,
@@ -144,6 +150,8 @@ def plan(
             forget,
             retain,
             reference=reference or (),
+            never_taught=never_taught,
+            out=out,
             memory=memory,
             progress=progress,
             profile=profile,
@@ -174,13 +182,24 @@ def validate(
     original: Annotated[
         str | None, typer.Option(help="Model to ask how many items it knows.")
     ] = None,
+    never_taught: Annotated[
+        Path | None, typer.Option(help="Items no model saw; invented if absent.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Of the audit that is meant.")] = "quick",
 ) -> None:
     """Show what was understood of two item files, and what is wrong with them."""
     from audits.check_items import check_items
     from evidence.progress import Bars
 
     with Bars(errors) as progress:
-        found = check_items(forget, retain, original, progress=progress)
+        found = check_items(
+            forget,
+            retain,
+            original,
+            never_taught=never_taught,
+            profile=profile,
+            progress=progress,
+        )
     show_lines(str(found))
     found.check()
 

@@ -23,7 +23,13 @@ from capture.items import ItemSet
 from capture.models import Checkpoint
 from capture.tokens import encode
 from capture.unloaded import Structure, structure_of
-from capture.weights import Tensors, file_tensors, module_tensors, shards
+from capture.weights import (
+    Tensors,
+    compare,
+    file_tensors,
+    module_tensors,
+    shards,
+)
 from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
@@ -175,7 +181,7 @@ def plan(
     free = psutil.virtual_memory().available
     if chosen.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
-    return _counted(
+    found = _counted(
         inputs,
         config,
         structure,
@@ -183,6 +189,12 @@ def plan(
         chosen,
         free if memory is None else int(memory * GIB),
     )
+    if found.memory <= found.available:
+        # An adapter is merged to be compared, which takes memory as well.
+        for other in (inputs.unlearned, *inputs.references):
+            if other.weights_hash != inputs.original.weights_hash:
+                compare(inputs.original, other, progress)
+    return found
 
 
 def _is_amount(memory: Any) -> bool:
