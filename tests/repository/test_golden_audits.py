@@ -184,6 +184,26 @@ def test_the_solvers_answer_the_corpus_as_they_did():
     assert not names and not wrong, "\n".join([*wrong, NEW])
 
 
+def test_a_score_that_moved_by_one_bit_is_seen(tmp_path):
+    scores, certificate = np.array([1.0, -2.0]), np.array(9.607577e-10)
+    for name, moved, left in (
+        ("before", scores, certificate),
+        ("same", scores, certificate * (1 + 1e-7)),
+        ("score", np.nextafter(scores, 9), certificate),
+        ("left", scores, np.array(1e-6)),
+    ):
+        (tmp_path / name).mkdir()
+        arrays = {"00 a": moved, "00 certificate": left}
+        np.savez(tmp_path / name / "corpus.npz", **arrays)
+
+    def wrong(name):
+        return differences([], tmp_path / "before", tmp_path / name, ["corpus"])
+
+    assert wrong("same") == []
+    assert wrong("score") == ["solver corpus, 00 a"]
+    assert wrong("left") == ["solver corpus, 00 certificate"]
+
+
 def test_the_code_of_another_tree_is_not_taken_for_this_one(tmp_path):
     """A package that a tree lacks would be imported from where it is installed."""
     assert found("k_fold").__module__ in sys.modules
