@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from audits.preflight import check_same_tokenizer
+from audits.preflight import check_rows, check_same_tokenizer
 from capture.images import ImageSet, holds_images, names_images
 from capture.items import ItemSet, read_items
 from capture.models import Checkpoint, open_checkpoint
@@ -103,6 +103,7 @@ def open_inputs(
         raise InputError(
             "the original has no tokenizer", fix="Pass one with tokenizer="
         )
+    check_rows(first)
     others = []
     for role, source in roles(unlearned, references):
         # A live model rarely brings a tokenizer; a folder's own must be the same.
