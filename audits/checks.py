@@ -11,6 +11,7 @@ from pathlib import Path
 
 from audits.config import AuditConfig
 from audits.data import enough
+from audits.preflight import check_rows
 from audits.sets import check_never, invented, least, within_budget
 from capture.image_files import holds_images
 from capture.images import names_images
@@ -100,6 +101,7 @@ def check_reading(
             expected="tokenizer.json and tokenizer_config.json in its folder",
             fix="Put its tokenizer beside it, or pass one with tokenizer=",
         )
+    check_rows(original)
     found = validate_items(forget, retain, original.tokenizer)
     if not found.ok:
         return found

@@ -12,6 +12,7 @@ from audits.inputs import ImageInputs, roles
 from capture.image_files import read_images
 from capture.images import Eye, ImageSet, names_images
 from capture.models import Checkpoint, open_checkpoint
+from capture.unloaded import structure_of
 from evidence.errors import InputError
 from evidence.progress import Progress
 
@@ -39,6 +40,7 @@ def open_images(
     held_against = roles(unlearned, references)
     first = open_checkpoint(original, name="original", progress=progress)
     _check_classifier(first)
+    structure_of(first)
     eye = Eye.of(first.config, first.path)
     gone = read_images(forget, eye, "forget")
     kept = read_images(retain, eye, "retain")

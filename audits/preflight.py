@@ -7,6 +7,7 @@ import numpy as np
 
 from audits.config import Rule
 from audits.knowledge import distinct_share
+from capture.library_errors import library_errors
 from capture.models import Checkpoint
 from evidence.errors import InputError
 
@@ -37,6 +38,29 @@ class Damage:
         return bool(self.reasons)
 
 
+def check_rows(model: Checkpoint) -> None:
+    """A model has a row in its embedding for every token of its vocabulary.
+
+    Tokens that were added to the vocabulary later may lack one while no text has them.
+
+    Raises:
+        InputError: the tokenizer is another model's.
+    """
+    rows = model.config.get("vocab_size")
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if not isinstance(rows, int) or backend is None:
+        return
+    last = max(backend.get_vocab(with_added_tokens=False).values(), default=0)
+    if last < rows:
+        return
+    raise InputError(
+        f"{model.name} has no row in its embedding for every token of its tokenizer",
+        expected=f"token numbers below {rows:,}",
+        got=f"{last:,}",
+        fix="Check that the tokenizer files belong to these weights",
+    )
+
+
 def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     """Both models must read text alike.
 
@@ -45,7 +69,8 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     """
     a, b = original.tokenizer, other.tokenizer
     text = "The capital city of France is Paris; 1,234 naïve cafés — done?\n\tend"
-    ids = [each(text, verbose=False)["input_ids"] for each in (a, b)]
+    with library_errors(f"the tokenizer of {other.name} cannot read every text"):
+        ids = [each(text, verbose=False)["input_ids"] for each in (a, b)]
     if a.get_vocab() == b.get_vocab() and ids[0] == ids[1]:
         return
     raise InputError(

@@ -68,6 +68,10 @@ OURS = frozenset(
         "tokenizer_class",
     }
 )
+_FILE = re.compile(
+    r"(?i)\.(safetensors|bin|pth?|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|index\.json|py)$"
+)
+"""A name of weights or code; nothing in a configuration has to name any."""
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
 _ENDLESS, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
 """The one setting that may be infinite, and how the library writes that."""
@@ -92,10 +96,12 @@ _ONE_OR_MORE = re.compile(
     r"num_hidden_layers|num_layers|n_layers?|num_attention_heads|n_heads?|num_heads"
     r"|num_key_value_heads|hidden_size|n_embd|d_model|vocab_size|intermediate_size"
     r"|head_dim|ffn_dim|n_positions|max_position_embeddings|image_size|patch_size"
-    r"|num_channels"
+    r"|num_channels|height|width|shortest_edge|longest_edge"
 )
-_WHOLE = re.compile(r"sliding_window|attention_chunk_size|chunk_size_feed_forward")
 _LABELS = re.compile(r"num_labels|num_classes")
+_WHOLE = re.compile(
+    r"sliding_window|attention_chunk_size|chunk_size_feed_forward|num_labels|num_classes"
+)
 _LAYERS = re.compile(r".*(layers?|blocks?|depths?)")
 _COUNTS = re.compile(r"(num_|n_).*|.*(heads|experts|groups|stages|steps|labels)")
 _TOKEN_IDS = re.compile(r".*token_ids?")
@@ -141,6 +147,12 @@ def check_config(config: Mapping[str, Any], place: Path, tensors: int) -> None:
                 expected="the configuration of one model, whole in this folder",
                 got=str(value)[:120],
             )
+        if _names_file(name, value):
+            raise InputError(
+                f"{place} names a file of its own ({name})",
+                expected="the weights of this folder",
+                got=str(value)[:120],
+            )
         if name == "__float__":
             raise _wrong(place, name, "a finite number", value)
         if name == "model_type" and str(value).startswith("timm"):
@@ -151,6 +163,13 @@ def check_config(config: Mapping[str, Any], place: Path, tensors: int) -> None:
             _check_classes(name, value, place)
         else:
             _check_value(name, value, place, max(tensors, FEWEST_LAYERS))
+
+
+def _names_file(name: str, value: Any) -> bool:
+    if name in OURS or name.startswith("_"):
+        return False
+    said = value if isinstance(value, list) else [value]
+    return any(isinstance(each, str) and _FILE.search(each) for each in said)
 
 
 _KIND_WORDS = {str: "a name", list: "a list of names"}

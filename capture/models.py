@@ -27,7 +27,7 @@ from capture.live import is_live, unwrap
 from capture.preprocessing import read_preprocessor
 from capture.skeleton import check_fit, fill
 from capture.tokenizer_files import holds_tokenizer, open_tokenizer
-from capture.weight_files import read_headers, refuse_pickle, shards
+from capture.weight_files import names_in, read_headers, refuse_pickle, shards
 from capture.weights import Checked, check_and_hash, file_tensors, module_tensors
 from evidence.errors import InputError
 from evidence.files import read_json
@@ -261,8 +261,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is not a model folder",
             expected=f"a {CONFIG} in it",
-            got=", ".join(sorted(each.name for each in folder.iterdir())[:8])
-            or "nothing",
+            got=", ".join(names_in(folder)[:8]) or "nothing",
         )
     return read_json(path, limit=LIMIT, depth=DEPTH)
 

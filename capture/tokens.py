@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from capture.items import Item, ItemSet
+from capture.library_errors import library_errors
 from evidence.errors import InputError
 from evidence.sequences import Sequences
 
@@ -174,7 +175,9 @@ def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     """Token ids as the tokenizer gives them, less a closing end-of-sequence token."""
     if not texts:
         return []
-    rows = tokenizer(list(texts), verbose=False)["input_ids"]
+    # A tokenizer without an unknown token raises where it would need one.
+    with library_errors("the tokenizer cannot read every text"):
+        rows = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     # Encoders such as RoBERTa close every text with a token that is also their
     # end-of-sequence token; they have a classification token and keep both.

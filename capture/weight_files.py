@@ -50,6 +50,20 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder, sorted.
+
+    Raises:
+        InputError: it may not be read.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be read", expected="a folder", got=str(error.strerror)
+        ) from error
+
+
 def shards(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights of a Hugging Face folder, sorted.
 
@@ -72,7 +86,7 @@ def shards(folder: Path) -> list[Path]:
         return named
     if is_file(single):
         return [single]
-    names = sorted(path.name for path in folder.iterdir())
+    names = names_in(folder)
     for name in names:
         if Path(name).suffix.lower() in PICKLE_NAMES:
             refuse_pickle(folder / name)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from audits.audit import audit
 from evidence.errors import InputError
 from tests.audits.conftest import run
 
@@ -57,3 +58,12 @@ def test_the_same_weights_put_to_another_use_are_not_called_the_same(
     done = run(world, candidate, tmp_path / "out", axes=("behaviour",))
     assert not done.document["preflight"]["identical_weights"]
     assert "exactly the same weights" not in " ".join(done.reasons)
+
+
+def test_tokens_without_a_row_are_refused(world, candidate, tmp_path):
+    path = candidate / "tokenizer.json"
+    value = json.loads(path.read_text())
+    value["model"]["vocab"]["zzz"] = 99_999
+    path.write_text(json.dumps(value))
+    with pytest.raises(InputError, match="no row in its embedding"):
+        audit(candidate, world.twin, world.forget, world.retain, tmp_path / "out")
