@@ -72,6 +72,8 @@ _FILE = re.compile(
     r"(?i)\.(safetensors|bin|pth?|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|index\.json|py)$"
 )
 """A name of weights or code; nothing in a configuration has to name any."""
+# Building one of these starts a compiler.
+COMPILED = frozenset({"mra", "rwkv", "yoso"})
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
 _ENDLESS, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
 """The one setting that may be infinite, and how the library writes that."""
@@ -282,6 +284,7 @@ def model_class(config: Mapping[str, Any]) -> Any:
             and found.config_class is not None
         ):
             own = found.config_class.model_type
+            _check_compiled(own)
             if kind not in (None, own) and name != causal.get(kind):
                 raise InputError(
                     f"config.json names {name}, which is a model of type {own}",
@@ -289,6 +292,7 @@ def model_class(config: Mapping[str, Any]) -> Any:
                     fix="Check that config.json belongs to these weights",
                 )
             return found
+    _check_compiled(kind)
     known = kind is not None and kind in transformers.CONFIG_MAPPING
     for names in (causal, modeling_auto.MODEL_MAPPING_NAMES):
         found = names.get(kind) if known else None
@@ -300,6 +304,15 @@ def model_class(config: Mapping[str, Any]) -> Any:
         expected="a model_type of transformers",
         got=str(kind),
     )
+
+
+def _check_compiled(kind: Any) -> None:
+    if kind in COMPILED:
+        raise InputError(
+            f"models of type {kind} are not opened",
+            expected="an architecture that PyTorch runs as it is",
+            got="one whose library compiles kernels of its own",
+        )
 
 
 def library_config(config: Mapping[str, Any], kind: Any, place: Path) -> Any:

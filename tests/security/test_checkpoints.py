@@ -483,3 +483,13 @@ def test_nothing_is_raised_but_our_errors_and_interrupts(tmp_path, monkeypatch):
         with library_errors("x could not be read"):
             raise own
     assert caught.value is own
+
+
+@pytest.mark.parametrize("kind", ["mra", "rwkv", "yoso"])
+def test_no_model_is_built_by_a_compiler(kind):
+    from capture.configuration import model_class
+
+    name = {"mra": "MraForMaskedLM", "rwkv": "RwkvForCausalLM"}.get(kind, "YosoModel")
+    for config in ({"model_type": kind}, {"model_type": kind, "architectures": [name]}):
+        with pytest.raises(InputError, match="compiles kernels"):
+            model_class(config)
