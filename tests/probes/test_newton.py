@@ -96,10 +96,10 @@ def test_the_certificate_is_a_bound_and_a_close_one(case, target):
 
 
 HARD = {
-    # A pull of 1e4 (1 - p) has lost the digits of p where rows are told apart.
-    "told apart": (150, 120, 2, 100.0, 10.0, 1e4, 0),
-    "four classes": (120, 100, 4, 100.0, 0.0, 1e4, 0),
-    "columns of all sizes": (83, 92, 3, 200.0, 0.0, 1e5, 45, 4.0),
+    # A pull of 1e5 (1 - p) has lost the digits of p where rows are told apart.
+    "told apart": (150, 120, 2, 100.0, 10.0, 1e5, 0),
+    "four classes": (80, 70, 4, 100.0, 0.0, 1e4, 0),
+    "columns of all sizes": (50, 60, 3, 200.0, 0.0, 1e5, 45, 4.0),
     "few columns": (120, 12, 2, 1e4, 0.0, 1e6, 1),
 }
 
