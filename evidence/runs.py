@@ -41,7 +41,9 @@ class Holder:
     def me(cls) -> "Holder":
         """This process."""
         program, *arguments = sys.argv or [""]
-        command = shlex.join([Path(program).name, *arguments])[:LONGEST]
+        path = Path(program)
+        name = path.parent.name if path.name == "__main__.py" else path.name
+        command = shlex.join([name, *arguments])[:LONGEST]
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(os.getpid(), socket.gethostname(), since, command)
 
