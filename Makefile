@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-vision bench-circuits bench-restoration bench-tests clean
+.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-vision bench-circuits bench-restoration bench-bad-inputs bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -56,6 +56,9 @@ bench-circuits: .venv/ready
 
 bench-restoration: .venv/bench-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.restoration --make
+
+bench-bad-inputs: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bad_inputs
 
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow

@@ -21,7 +21,7 @@ from attribution.projections import (
     small_input,
 )
 from capture.hooks import evaluating
-from capture.sites import Place, Sites, find_sites
+from capture.sites import Place, Sites, find_sites, linear_shape
 from evidence.errors import InputError
 
 SHAPES = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"
@@ -106,8 +106,15 @@ def find_anatomy(model: nn.Module) -> Anatomy:
             residual stream is not the sum of what its parts write.
     """
     sites = find_sites(model)
+    for why in sites.refused.values():
+        raise _refuse(model, why)
     if sites.head is None or not sites.of("attn") or not sites.of("mlp"):
         raise _refuse(model, "it has no attention, feed-forward part or head")
+    if any(linear_shape(sites.places[n].module) is None for n in sites.of("attn")):
+        raise _refuse(
+            model,
+            "its stream is not the sum of what its parts write but of norms of it",
+        )
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise _refuse(model, "it does not read tokens")
     look = _look(model, sites)

@@ -1,15 +1,11 @@
-"""Sparse autoencoders at our sites: load, encode, decode, splice and steer.
+"""Sparse autoencoders at our sites: encode, decode, splice and steer.
 
-The models themselves are sae-lens's; importing this file does not import it, as that
-takes seconds. Only safetensors are read.
+The models themselves are sae-lens's; ``attribution.sae_files`` reads them.
 """
 
-import importlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,24 +15,6 @@ from capture.hooks import evaluating, patch
 from capture.sites import Sites, find_sites
 from evidence.errors import InputError
 from evidence.sequences import Sequences, batches
-
-NOTE = "exhume.json"
-PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.npz")
-
-
-def sae_lens() -> Any:
-    """The library, imported when it is first needed.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module("sae_lens")
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"autoencoders need {error.name}, which is not installed",
-            fix="pip install 'sae-lens>=6.54,<7'",
-        ) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,62 +72,6 @@ class Sae:
         """(..., d) from (..., latent)."""
         with torch.no_grad():
             return self.module.decode(latents)
-
-
-def load_sae(
-    source: str | Path,
-    site: str | None = None,
-    *,
-    revision: str | None = None,
-    device: str = "cpu",
-) -> Sae:
-    """Read a sae-lens autoencoder.
-
-    Args:
-        source: A folder with ``cfg.json`` and ``sae_weights.safetensors``, or a hub id
-            "owner/name" or "owner/name:folder inside".
-        site: Which site it belongs to; as written beside it if None.
-        revision: Branch, tag or commit, for hub ids.
-        device: Where to.
-
-    Raises:
-        InputError: nothing is there, it is a pickle, it is damaged, or no site is
-            known.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _download(str(source), revision)
-    weights = folder / "sae_weights.safetensors"
-    if not weights.is_file() or not (folder / "cfg.json").is_file():
-        pickles = [each.name for kind in PICKLES for each in folder.glob(kind)]
-        if pickles:
-            raise InputError(
-                f"{pickles[0]} may run code when it is opened, and is not read",
-                expected="sae_weights.safetensors and cfg.json",
-                got=", ".join(sorted(pickles)[:3]),
-                fix="Have it saved by sae-lens 6 or later, which writes safetensors",
-            )
-        raise InputError(
-            f"{folder} holds no autoencoder",
-            expected="sae_weights.safetensors and cfg.json",
-        )
-    path = folder / NOTE
-    note = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    place = site if site is not None else note.get("site")
-    if place is None:
-        raise InputError(
-            "it is not known which site this autoencoder belongs to",
-            expected="site=, such as 'resid.12'",
-        )
-    library = sae_lens()
-    try:
-        module = library.SAE.load_from_disk(folder, device=device)
-    except Exception as error:
-        raise InputError(
-            f"the autoencoder in {folder} cannot be read ({error})",
-            fix="Have it saved again by sae-lens",
-        ) from error
-    return Sae(module.eval().requires_grad_(False), place, note)
 
 
 def spliced(
@@ -372,28 +294,3 @@ def _loss(model: nn.Module, sequences: Sequences, tokens: int) -> float:
             total += float(loss) * int(there.sum())
             count += int(there.sum())
     return total / max(count, 1)
-
-
-def _download(source: str, revision: str | None) -> Path:
-    """A hub folder with nothing but safetensors and JSON."""
-    repo, _, inside = source.partition(":")
-    if repo.count("/") != 1:
-        raise InputError(
-            f"there is no autoencoder at {source!r}",
-            expected="a folder, or a hub id such as 'owner/name:folder'",
-        )
-    from huggingface_hub import snapshot_download
-
-    pattern = f"{inside}/*" if inside else "*"
-    try:
-        root = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=[f"{pattern}.json", f"{pattern}.safetensors"],
-        )
-    except Exception as error:
-        raise InputError(
-            f"the hub did not give {repo!r} ({type(error).__name__})",
-            fix="Check the name and the network, or download it and give its folder",
-        ) from error
-    return Path(root) / inside

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-import shutil
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.sae import NOTE, Sae, load_sae, quality, sae_lens
+from attribution.sae import Sae, quality
+from attribution.sae_files import NOTE, load_sae, sae_lens
 from evidence.errors import InputError
 from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.removal import delete_ours
 from evidence.seeds import numpy_rng, stage_seed
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
 KINDS: tuple[Kind, ...] = ("topk", "batchtopk", "jumprelu", "matryoshka")
 VERSION = 1  # raise it when the same request would give other weights
 CHUNK = 1 << 16
+PART_FILES = re.compile(r"sae\.safetensors|trainer_state\.pt|activation_scaler\.json")
 OUTLIER = 10.0
 """Rows longer than so many median lengths are left out: attention sinks dominate."""
 
@@ -176,7 +180,7 @@ def _train(
     sae.fold_activation_norm_scaling_factor(scale)
     with folder_atomic(folder) as scratch:
         _finish(sae, scratch, rows, usable, site, config, model)
-    shutil.rmtree(part, ignore_errors=True)
+    _drop(part)
 
 
 def _new(config: SaeConfig, width: int, steps: int) -> Any:
@@ -265,11 +269,16 @@ def _batches(
 def _checkpoint(trainer: Any, part: Path) -> None:
     from safetensors.torch import save
 
-    shutil.rmtree(part, ignore_errors=True)
+    _drop(part)
     with folder_atomic(part) as scratch:
         state = {k: v.contiguous() for k, v in trainer.sae.state_dict().items()}
         write_atomic(scratch / "sae.safetensors", save(state))
         trainer.save_trainer_state(scratch)
+
+
+def _drop(part: Path) -> None:
+    if os.path.lexists(part):
+        delete_ours(part, PART_FILES)
 
 
 def _resume(trainer: Any, part: Path) -> None:
@@ -278,9 +287,16 @@ def _resume(trainer: Any, part: Path) -> None:
         return
     from safetensors.torch import load_file
 
-    trainer.sae.load_state_dict(load_file(part / "sae.safetensors"))
-    # torch.load reads it with weights_only, so nothing in it is run.
-    trainer.load_trainer_state(part)
+    try:
+        trainer.sae.load_state_dict(load_file(part / "sae.safetensors"))
+        # torch.load reads it with weights_only, so nothing in it is run.
+        trainer.load_trainer_state(part)
+    except Exception as error:  # torch meets bad bytes with errors of any kind
+        raise InputError(
+            f"the training that was interrupted in {part} cannot go on "
+            f"({type(error).__name__})",
+            fix="Delete that folder to begin anew",
+        ) from error
 
 
 def _finish(

@@ -21,6 +21,7 @@ from audits.preflight import Damage
 from audits.report_words import of_images
 from audits.standing import controlled
 from audits.verdict import Verdict, decide
+from audits.verdict_words import words_of
 from evidence.axis import AxisResult
 
 STATUS_OF = {
@@ -55,7 +56,8 @@ def decided_again(
         for each in document["axes"]
         if each["name"] not in without
     ]
-    if not of_images(document):
+    images = of_images(document)
+    if not images:
         found = [_judged(axis, rule) for axis in found]
     axes = {axis.name: axis for axis in found}
     preflight = document["preflight"]
@@ -66,6 +68,7 @@ def decided_again(
         preflight["identical_weights"],
         document["verdict"]["floor"],
         rule,
+        words_of(images),
     )
 
 

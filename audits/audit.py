@@ -9,11 +9,16 @@ import pandas as pd
 
 from audits import result
 from audits.image_run import collect_images, start_images
+from audits.outputs import look
 from audits.run import collect, start
 from audits.verdict import decide
-from capture.images import holds_images
+from audits.verdict_words import words_of
+from capture.image_files import holds_images
 from evidence.axis import AxisResult
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path, is_folder
+from evidence.runs import sole_run
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,53 +122,68 @@ def audit(
         progress: Where to show progress.
 
     Raises:
-        InputError: something cannot be audited; nothing is left half-written.
+        InputError: something cannot be audited, or another run works in ``out``;
+            nothing is left half-written.
     """
-    from audits.report import write_report
+    from audits.report import render
 
     shared: dict[str, Any] = {
         "references": reference,
         "never_taught": never_taught,
         "settings": {
             "profile": profile,
-            "axes": tuple(axes),
+            "axes": axes,
             "seed": seed,
             "device": device,
         },
         "fresh": fresh,
         "progress": progress,
     }
-    if holds_images(forget) or holds_images(retain):
-        run = start_images(original, unlearned, forget, retain, Path(out), **shared)
-        findings = collect_images(run)
-    else:
-        run = start(
-            original,
-            unlearned,
-            forget,
-            retain,
-            Path(out),
-            tokenizer=tokenizer,
-            **shared,
+    root = as_path(out, "the output folder")
+    look(root)
+    with sole_run(root):
+        images = holds_images(forget) or holds_images(retain)
+        if images:
+            run = start_images(original, unlearned, forget, retain, root, **shared)
+            findings = collect_images(run)
+        else:
+            run = start(
+                original,
+                unlearned,
+                forget,
+                retain,
+                root,
+                tokenizer=tokenizer,
+                **shared,
+            )
+            findings = collect(run)
+        verdict = decide(
+            findings.axes,
+            findings.damage,
+            findings.identical,
+            findings.floor,
+            run.config.rule,
+            words_of(images),
         )
-        findings = collect(run)
-    verdict = decide(
-        findings.axes,
-        findings.damage,
-        findings.identical,
-        findings.floor,
-        run.config.rule,
-    )
-    document = result.build(run, findings, verdict)
-    result.write(run.space.root, document)
-    write_report(run.space.root, document)
-    return Audit(run.space.root, document)
+        document = result.build(run, findings, verdict)
+        write_together(
+            {
+                root / result.AUDIT: result.text_of(document),
+                root / result.REPORT: render(document),
+            }
+        )
+    return Audit(root, document)
 
 
 def load(out: Path | str) -> Audit:
     """Read a finished audit back.
 
+    Args:
+        out: Its output folder, or the ``audit.json`` in it.
+
     Raises:
-        InputError: there is none in ``out``.
+        InputError: there is none, or it is not as an audit writes it.
     """
-    return Audit(Path(out), result.read(Path(out)))
+    place = as_path(out, "the audit")
+    document = result.read(place)
+    return Audit(place if is_folder(place) else place.parent, document)

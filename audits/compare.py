@@ -6,6 +6,7 @@ differs is found here and said first; nothing is ranked.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -17,7 +18,9 @@ import pandas as pd
 from audits.audit import Audit, load
 from audits.report_text import tail
 from audits.report_words import of_images
-from evidence.errors import InputError
+from evidence.errors import InputError, listed
+from evidence.files import readable
+from evidence.regular import as_path
 
 LONGEST = 80
 """Characters of a value that are shown; whole values are compared."""
@@ -65,7 +68,7 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
     Raises:
         InputError: fewer than two, one named twice, or one that holds no audit.
     """
-    places = [Path(each) for each in folders]
+    places = [as_path(each, "an audit") for each in listed(folders, "audits")]
     if len(places) < 2:
         raise InputError(
             "there is nothing to compare",
@@ -74,15 +77,16 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
         )
     known: dict[Path, Path] = {}
     for place in places:
-        if place.resolve() in known:
+        whole = Path(os.path.realpath(place))
+        if whole in known:
             raise InputError(
                 "an audit is named twice",
-                got=f"{known[place.resolve()]} and {place}",
+                got=f"{known[whole]} and {place}",
                 fix="name each folder once",
             )
-        known[place.resolve()] = place
+        known[whole] = place
     audits = tuple(load(place) for place in places)
-    names = _names([place.resolve() for place in places])
+    names = _names(list(known))
     differences = _differences(names, [each.document for each in audits])
     return Comparison(names, audits, differences)
 
@@ -91,10 +95,10 @@ def _names(places: Sequence[Path]) -> tuple[str, ...]:
     """Shortest ends of the paths that tell them apart."""
     parts = [place.with_suffix("") if place.is_file() else place for place in places]
     for depth in range(1, max(len(place.parts) for place in parts) + 1):
-        names = ["/".join(place.parts[-depth:]) for place in parts]
+        names = [readable("/".join(place.parts[-depth:])) for place in parts]
         if len(set(names)) == len(names):
             return tuple(names)
-    return tuple(str(place) for place in places)
+    return tuple(readable(str(place)) for place in places)
 
 
 def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from audits.terminal import errors, show, show_table
 
 
 def compare(
@@ -23,14 +23,13 @@ def compare(
 
     found = put_together(folders)
     page = write_page(found, out)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    table = Table("audit", "verdict", "says", "keeps", "still there by")
+    rows = []
     for row in found.to_frame().to_dict("records"):
         shares = [percent(row[name]) for name in ("said", "retain_kept")]
         there = [axis for axis in found.axes if row[axis] == "retained"]
-        table.add_row(row["audit"], row["verdict"], *shares, ", ".join(there) or "none")
-    console.print(table)
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        rows.append((row["audit"], row["verdict"], *shares, ", ".join(there) or "none"))
+    head = ("audit", "verdict", "says", "keeps", "still there by")
+    show_table("exhume compare", head, rows)
     for sentence in found.differences:
-        errors.print(f"not alike: {sentence}", style="yellow")
-    console.print(f"Page: {page.resolve()}")
+        show(f"not alike: {sentence}", style="yellow", where=errors)
+    show(f"Page: {page.resolve()}")

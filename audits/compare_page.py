@@ -8,12 +8,21 @@ from urllib.parse import quote
 from audits import report_text as write
 from audits.audit import Audit
 from audits.compare import Comparison
-from audits.pages import style, template
+from audits.csv_text import csv_text
+from audits.outputs import own_folder
+from audits.pages import shown_whole, style, template
 from audits.report_drawing import residual_bar
-from audits.report_words import FLOORS, STATUSES, VERDICTS
+from audits.report_words import (
+    FLOORS,
+    IMAGE_FLOORS,
+    STATUSES,
+    VERDICTS,
+    of_images,
+)
 from evidence.axis import AxisResult
 from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.files import write_together
+from evidence.regular import as_path, kind_of
 
 PAGE, TABLE = "compare.html", "compare.csv"
 
@@ -29,16 +38,21 @@ def write_page(found: Comparison, out: Path | str) -> Path:
         The path of the page.
 
     Raises:
-        InputError: ``out`` is a file.
+        InputError: ``out`` is no folder, holds files of these names that are somebody
+            else's, or cannot be written; or an audit holds what cannot be shown.
     """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
+    folder = as_path(out, "the output folder")
+    if kind_of(folder) not in ("a folder", "nothing there"):
         raise InputError(
-            f"{folder} is a file", expected="a folder", fix="name another folder"
+            f"{folder} cannot be written into",
+            expected="a folder",
+            got=kind_of(folder),
+            fix="name another folder",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / TABLE, found.to_frame().to_csv(index=False))
-    write_atomic(folder / PAGE, render(found, folder))
+    with shown_whole("these audits"):
+        page, table = render(found, folder), csv_text(found.to_frame())
+    with own_folder(folder, "compare", (PAGE, TABLE), {}):
+        write_together({folder / TABLE: table, folder / PAGE: page})
     return folder / PAGE
 
 
@@ -55,6 +69,9 @@ def render(found: Comparison, folder: Path) -> str:
         axes=[(name, _question(found, name)) for name in found.axes],
         rows=[_row(name, each, found.axes, folder) for name, each in pairs],
         differences=found.differences,
+        said="images named"
+        if all(of_images(each.document) for each in found.audits)
+        else "answers said",
         same=_same(found),
     )
 
@@ -69,9 +86,10 @@ def _same(found: Comparison) -> list[tuple[str, str]]:
     models = {each["role"]: each for each in document["manifest"]["models"]}
     config = document["config"]
     rule = config.get("rule", {})
+    floors = IMAGE_FLOORS if of_images(document) else FLOORS
     return [
         ("Original", write.tail(models.get("original", {}).get("source", "?"))),
-        ("Floor", FLOORS[document["verdict"]["floor"]]),
+        ("Floor", floors[document["verdict"]["floor"]]),
         ("Profile", f"{config.get('profile')}, seed {config.get('seed')}"),
         ("Margin", write.small(rule.get("margin"))),
     ]
@@ -128,4 +146,4 @@ def _link(report: Path, folder: Path) -> str | None:
         way = os.path.relpath(report.resolve(), folder.resolve())
     except ValueError:  # Another drive.
         return None
-    return quote(Path(way).as_posix())
+    return quote(os.fsencode(Path(way).as_posix()))

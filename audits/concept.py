@@ -36,6 +36,7 @@ from capture.items import Item
 from capture.store import ActivationStore
 from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.comparison import below_floor
+from evidence.errors import InputError
 from evidence.progress import Progress
 from evidence.rates import EntityValues, mean_of
 from evidence.resampling import unpaired_max_test
@@ -78,7 +79,11 @@ def run_concept(
         notes: Sentences to pass on.
         progress: Where to show progress.
     """
-    traces = trace_report(subjects, tokenizer, forget, retain, config, device)
+    traces: dict[str, Any] = {}
+    try:
+        traces = trace_report(subjects, tokenizer, forget, retain, config, device)
+    except InputError as error:  # as in a mixture of experts; vectors are read anyway
+        notes = (f"Value vectors are not traced: {error}", *notes)
     if not tasks:
         return AxisResult(
             NAME, QUESTION, "no_power", details={"traces": traces}, notes=tuple(notes)

@@ -56,11 +56,13 @@ def deal_targets(
 ) -> list[Deal]:
     """For each entity of a part and relation one question and another's answer.
 
+    Relations whose classes no model says as they are spelled are left out.
+
     With ``own`` the answer is the entity's own.
     """
     dealt = []
     for number, task in enumerate(tasks):
-        if task.form == "unique":
+        if task.form == "unique" or not task.said:
             continue
         texts = task.parts[part]
         rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]

@@ -2,10 +2,19 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from erasure.quantise import Scheme
-from evidence.errors import InputError
+from evidence.devices import choose_device
+from evidence.errors import InputError, quoted
+from evidence.seeds import LARGEST_SEED
 
 ProfileName = Literal["quick", "standard", "full"]
 AxisName = Literal[
@@ -156,8 +165,8 @@ class AuditConfig(_Frozen):
     profile: ProfileName = "quick"
     axes: tuple[AxisName, ...] = ()
     """Which axes to run; those of the profile where none is named."""
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
+    device: str = Field(default="auto", strict=True)
     min_entities: int = Field(default=8, ge=4)
     """Fewest forgotten entities that the original must know."""
     rule: Rule = Rule()
@@ -165,11 +174,22 @@ class AuditConfig(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _axes_of_the_profile(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and not settings.get("axes"):
+        if not isinstance(settings, dict):
+            return settings
+        axes = settings.get("axes")
+        if axes is None or (isinstance(axes, list | tuple) and not axes):
             profile = settings.get("profile", "quick")
             # An unknown profile is refused by its own field.
-            return settings | {"axes": DEFAULT_AXES.get(profile, QUICK)}
+            usual = (axes for name, axes in DEFAULT_AXES.items() if name == profile)
+            return settings | {"axes": next(usual, QUICK)}
         return settings
+
+    @field_validator("axes")
+    @classmethod
+    def _each_once(cls, axes: tuple[AxisName, ...]) -> tuple[AxisName, ...]:
+        if len(set(axes)) < len(axes):
+            raise ValueError("an axis is named twice")
+        return axes
 
     @property
     def budget(self) -> Budget:
@@ -181,16 +201,19 @@ def make_config(settings: dict) -> AuditConfig:
     """Validate settings; unknown keys and bad values are refused.
 
     Raises:
-        InputError: naming every setting that is wrong.
+        InputError: naming every setting that is wrong, or the device is not here.
     """
     try:
-        return AuditConfig.model_validate(settings)
+        config = AuditConfig.model_validate(settings)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg']}"
+            f"{'.'.join(map(str, each['loc']))} is {quoted(each['input'])}: "
+            f"{each['msg']}"
             for each in error.errors()
         )
         raise InputError(
             f"the settings are not valid: {wrong}",
             fix=f"known settings: {', '.join(AuditConfig.model_fields)}",
         ) from error
+    choose_device(config.device)  # Sooner than the models are read.
+    return config

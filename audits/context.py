@@ -9,11 +9,12 @@ from audits.config import AuditConfig
 from audits.inputs import InputsOf, Items
 from audits.manifest import code_hash
 from audits.stages import Workspace
-from audits.subjects import Subject, choose_device
+from audits.subjects import Subject
 from capture.identity import of_config
 from capture.images import ImageSet
 from capture.items import ItemSet
 from capture.store import ActivationStore
+from evidence.devices import choose_device
 from evidence.progress import Progress
 
 

@@ -59,7 +59,7 @@ def deal_test(
         null += dealt
         ways *= distinct
     centre = null.mean(0)
-    return max_test(observed - centre, null - centre, float(ways)), centre
+    return max_test(observed - centre, null - centre, ways), centre
 
 
 def scored_entities(task: Task, part: str) -> list[str]:

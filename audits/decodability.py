@@ -82,7 +82,7 @@ def run_decodability(
         for number in range(SHUFFLES)
     ]
     shuffled = fit_shuffled(probing, "original", penalty, rngs, progress)
-    return _judge(probing, shuffled, config, penalty, notes)
+    return _judge(probing, shuffled, config, penalty, [*probing.notes, *notes])
 
 
 def _judge(

@@ -1,16 +1,20 @@
 """``exhume demo`` in Python: forget real capitals in a real model, then audit it."""
 
-import shutil
 from pathlib import Path
 
 from audits.audit import Audit, audit
+from audits.outputs import own_folder
 from capture.models import open_checkpoint
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
+from evidence.removal import MODEL_FILES, delete_ours
+from evidence.seeds import check_seed
 from testbeds.capitals import capital_items
 from testbeds.planted import plant
 from testbeds.smol import fetch
 
 METHOD = "npo"
+PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"
 
 
 def run_demo(
@@ -20,7 +24,7 @@ def run_demo(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Audit:
-    """Unlearn about twenty capitals from SmolLM2-135M with NPO, and audit the pair.
+    """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
 
     Args:
         out: Folder for the items, the unlearned model and the audit. The same call
@@ -32,8 +36,18 @@ def run_demo(
     Raises:
         InputError: the model cannot be fetched, or the folder holds something else.
     """
-    root = Path(out)
-    with progress.task("demo", 4) as advance:
+    root = as_path(out, "the output folder")
+    check_seed(seed)
+
+    def clear() -> None:
+        if (root / UNLEARNED).exists():
+            delete_ours(root / UNLEARNED, MODEL_FILES)
+
+    settings = {"method": METHOD, "seed": seed}
+    with (
+        own_folder(root, "demo", PARTS, settings, clear if fresh else None),
+        progress.task("demo", 4) as advance,
+    ):
         original = fetch(progress=progress)
         advance(1)
         world = capital_items(
@@ -45,21 +59,21 @@ def run_demo(
             "never_taught": world.never_taught,
         }
         for name, each in items.items():
-            each.to_jsonl(root / "items" / f"{name}.jsonl")
+            each.to_jsonl(root / ITEMS / f"{name}.jsonl")
+        progress.note("demo: the items are written")
         advance(1)
-        if fresh:
-            shutil.rmtree(root / "unlearned", ignore_errors=True)
         unlearned = plant(
-            world, METHOD, seed=seed, out=root / "unlearned", progress=progress
+            world, METHOD, seed=seed, out=root / UNLEARNED, progress=progress
         )
+        progress.note("demo: the unlearned model is made")
         advance(1)
         done = audit(
             original,
             unlearned,
-            root / "items" / "forget.jsonl",
-            root / "items" / "retain.jsonl",
-            root / "audit",
-            never_taught=root / "items" / "never_taught.jsonl",
+            root / ITEMS / "forget.jsonl",
+            root / ITEMS / "retain.jsonl",
+            root / AUDIT,
+            never_taught=root / ITEMS / "never_taught.jsonl",
             profile="quick",
             seed=seed,
             fresh=fresh,

@@ -9,8 +9,8 @@ import psutil
 import torch
 
 from audits.manifest import versions
-from audits.subjects import choose_device
 from capture.cache import cache_root
+from evidence.devices import choose_device
 
 OURS = (
     "attribution",

@@ -13,7 +13,7 @@ from audits.context import ImageRun
 from audits.image_look import Cast, called, late_sites, values
 from audits.image_probes import finite, fit_own, read_own, read_parts, read_refitted
 from audits.image_restore import run_restoration
-from audits.planted import GONE, KEPT, not_planted, planted_subject
+from audits.planted import GONE, KEPT, PLANTED, not_planted, planted_subject
 from audits.preflight import Damage
 from audits.stages import axis_of
 from audits.subjects import Subject
@@ -34,7 +34,7 @@ def inner_axes(
     if not wanted:
         return axes
     subjects = dict(run.subjects)
-    made = stage("planted", lambda: plant_one(run, sets))
+    made = stage("planted", lambda: plant_one(run, sets), [PLANTED])
     if made["made"]:
         subjects["planted"] = planted_subject(subjects["original"], run.space.work)
     notes = not_planted(made)
@@ -116,7 +116,7 @@ def plant_one(run: ImageRun, sets: Cast) -> dict[str, Any]:
                 for name, tensor in model.state_dict().items()
                 if not torch.equal(tensor, before[name])
             }
-            write_atomic(run.space.work / "planted.safetensors", save(changed))
+            write_atomic(run.space.work / PLANTED, save(changed))
             return result | {"made": True, "tensors": sorted(changed)}
     return result
 

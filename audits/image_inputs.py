@@ -9,7 +9,8 @@ import numpy as np
 
 from audits.image_words import NOT_ASKED, SKIPPED
 from audits.inputs import ImageInputs, roles
-from capture.images import Eye, ImageSet, names_images, read_images
+from capture.image_files import read_images
+from capture.images import Eye, ImageSet, names_images
 from capture.models import Checkpoint, open_checkpoint
 from evidence.errors import InputError
 from evidence.progress import Progress
@@ -35,6 +36,7 @@ def open_images(
     Raises:
         InputError: whatever cannot be audited, before any model is run.
     """
+    held_against = roles(unlearned, references)
     first = open_checkpoint(original, name="original", progress=progress)
     _check_classifier(first)
     eye = Eye.of(first.config, first.path)
@@ -50,7 +52,7 @@ def open_images(
         eye.check(images)
     _check_sets(gone, kept, never)
     others = []
-    for role, source in roles(unlearned, references):
+    for role, source in held_against:
         other = open_checkpoint(source, name=role, progress=progress)
         _check_classifier(other)
         _check_same(first, eye, other)

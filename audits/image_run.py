@@ -47,7 +47,7 @@ def start_images(
 
 def collect_images(run: ImageRun) -> Findings:
     """Compute every stage that is not there yet."""
-    ledger = Ledger(run.space)
+    ledger = Ledger(run.space, run.progress)
     stage = ledger.stage
     whole, inner = lengths(run)
     with run.progress.task("audit", whole) as advance:

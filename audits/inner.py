@@ -9,19 +9,15 @@ from audits.context import Run
 from audits.data import Questions, ask
 from audits.further import States
 from audits.knowledge import said
-from audits.planted import not_planted, plant, planted_subject
+from audits.planted import PLANTED, not_planted, plant, planted_subject
 from audits.preflight import Damage
-from audits.probing import capture_states
-from audits.probing_tasks import make_tasks
+from audits.probing import capture_states, tasks_of
 from audits.stages import axis_of
 from audits.subjects import Subject
 from capture.items import Item, ItemSet
 from evidence.axis import AxisResult
 from evidence.rates import by_entity
 from evidence.seeds import numpy_rng
-
-# Probes are fitted on this share of the retain entities and checked on the rest.
-FIT_SHARE = 0.8
 
 
 def inner_axes(
@@ -45,7 +41,7 @@ def inner_axes(
     if not wanted:
         return axes
     subjects = dict(run.subjects)
-    made = stage("planted", lambda: plant_one(run, forget, retain))
+    made = stage("planted", lambda: plant_one(run, forget, retain), [PLANTED])
     if made["made"]:
         subjects["planted"] = planted_subject(subjects["original"], run.space.work)
     notes = not_planted(made)
@@ -117,22 +113,7 @@ def read_states(
     stage,
 ) -> States:
     """What readers of hidden states work on, captured for every model."""
-    budget, seed = run.config.budget, run.config.seed
-    names = retain.entities
-    order = numpy_rng(seed, "decodability", "split").permutation(len(names))
-    cut = int(FIT_SHARE * len(names))
-    tasks, notes = make_tasks(
-        {
-            "fit": retain.of([names[i] for i in order[:cut]]),
-            "check": retain.of([names[i] for i in order[cut:]]),
-            "forget": forget,
-            "never_taught": never,
-        },
-        wordings=budget.prompts_per_item,
-        statement_wordings=budget.statement_wordings,
-        block=budget.block,
-        rng=numpy_rng(seed, "decodability", "blocks"),
-    )
+    tasks, notes = tasks_of(forget, retain, never, run.tokenizer, run.config)
     sites: list[str] = []
     for role, subject in subjects.items() if tasks else ():
         # All models have one architecture, and so the same sites.

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from audits.checks import check_reading, check_sets, text_items, with_tokenizer
+from audits.config import AuditConfig
 from audits.preflight import check_rows, check_same_tokenizer
-from capture.images import ImageSet, holds_images, names_images
-from capture.items import ItemSet, read_items
+from capture.images import ImageSet
+from capture.items import ItemSet
 from capture.models import Checkpoint, open_checkpoint
-from capture.validation import validate_items
-from evidence.errors import InputError
+from evidence.errors import listed
 from evidence.progress import Progress
 
 Items = TypeVar("Items", ItemSet, ImageSet)
@@ -56,8 +57,13 @@ ImageInputs = InputsOf[ImageSet]
 
 
 def roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The models held against the original, each with the name it goes by."""
-    named = [(f"reference-{n}", each) for n, each in enumerate(references, start=1)]
+    """The models held against the original, each with the name it goes by.
+
+    Raises:
+        InputError: the references are no list.
+    """
+    held = listed(references, "the references")
+    named = [(f"reference-{n}", each) for n, each in enumerate(held, start=1)]
     return [("unlearned", unlearned), *named]
 
 
@@ -70,6 +76,7 @@ def open_inputs(
     references: Sequence[Any],
     never_taught: Path | str | ItemSet | None,
     tokenizer: Any,
+    config: AuditConfig,
     progress: Progress,
 ) -> Inputs:
     """Read items, then open models, then check that they belong together.
@@ -77,64 +84,28 @@ def open_inputs(
     Raises:
         InputError: whatever cannot be audited, before any model is run.
     """
-    forget_items, retain_items = _items(forget, "forget"), _items(retain, "retain")
-    never_items = None if never_taught is None else _items(never_taught, "never_taught")
-    validate_items(forget_items, retain_items).check()
-    if never_items is not None:
-        taught = {*forget_items.entities, *retain_items.entities}
-        shared = [entity for entity in never_items.entities if entity in taught]
-        if shared:
-            raise InputError(
-                f"never-taught items name {shared[0]!r}, which is in the forget or "
-                "retain file",
-                expected="entities no model was taught",
-            )
+    held_against = roles(unlearned, references)
+    gone, kept = text_items(forget, "forget"), text_items(retain, "retain")
+    never = None if never_taught is None else text_items(never_taught, "never_taught")
+    check_sets(gone, kept, never, config).check()
     first = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
-    if names_images(first.config):
-        raise InputError(
-            "text items with an image model",
-            expected="images: a folder with one folder a class, or an .npz file",
-            got=f"{forget_items.name} and {retain_items.name}",
-            fix="Pass images to --forget and --retain",
-        )
-    if first.tokenizer is None:
-        raise InputError(
-            "the original has no tokenizer", fix="Pass one with tokenizer="
-        )
-    check_rows(first)
-    others = []
-    for role, source in roles(unlearned, references):
-        # A live model rarely brings a tokenizer; a folder's own must be the same.
-        given = tokenizer
-        if given is None and not isinstance(source, str | Path):
-            given = first.tokenizer
-        other = open_checkpoint(source, name=role, tokenizer=given, progress=progress)
-        check_same_tokenizer(first, other)
-        others.append(other)
-    checked = validate_items(forget_items, retain_items, first.tokenizer)
+    checked = check_reading(first, gone, kept, never, config)
     checked.check()
-    return Inputs(
-        first,
-        others[0],
-        tuple(others[1:]),
-        forget_items,
-        retain_items,
-        never_items,
-        checked.warnings,
-    )
-
-
-def _items(source: Path | str | ItemSet, role: str) -> ItemSet:
-    if holds_images(source):
-        raise InputError(
-            f"{source} holds images, where text items are read",
-            expected="JSONL, CSV or Parquet",
-            fix="exhume audit takes images of classes; exhume plan does not yet",
+    check_rows(first)
+    warnings = list(checked.warnings)
+    others = []
+    for role, source in held_against:
+        other = open_checkpoint(
+            source, name=role, tokenizer=tokenizer, progress=progress
         )
-    if isinstance(source, ItemSet):
-        if len(source) == 0:
-            raise InputError(f"the {role} set is empty", expected="one item or more")
-        return source
-    return read_items(source, name=role)
+        if other.tokenizer is None and isinstance(source, str | Path):
+            warnings.append(f"{role} has no tokenizer: it is asked with the original's")
+        other = with_tokenizer(other, first)
+        check_same_tokenizer(first, other)
+        check_rows(other)
+        others.append(other)
+    return Inputs(
+        first, others[0], tuple(others[1:]), gone, kept, never, tuple(warnings)
+    )

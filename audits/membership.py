@@ -12,7 +12,7 @@ erase on one part (``split_sequences``), test on the other.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb, prod
 
 import numpy as np
@@ -28,10 +28,10 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes import metrics
 from probes.folds import Folds
-from probes.inputs import UnconvergedError
 from probes.logistic import LogisticProbe
 from probes.smoothers import FAMILIES as SMOOTHERS
 from probes.smoothers import smoothers
+from probes.uncertified import Uncertified
 
 FAMILIES = ("logistic", *SMOOTHERS)
 """Seven readers that are fitted anew, on whatever states they are given."""
@@ -55,6 +55,8 @@ class Membership:
         p_column: (view, family, site) p of each AUC against the null's largest.
         smallest_p: The least p these sequences and permutations can give.
         sequences: How many were scored.
+        uncertified: Logistic fits, those of the null included, that are not certified
+            to be at their optimum; their scores count.
     """
 
     views: tuple[str, ...]
@@ -68,6 +70,7 @@ class Membership:
     p_column: NDArray[np.float64]
     smallest_p: float
     sequences: int
+    uncertified: tuple[Uncertified, ...] = ()
 
     @property
     def best(self) -> float:
@@ -82,11 +85,8 @@ class Membership:
     @property
     def band(self) -> float:
         """95th percentile of the null's largest AUC; NaN without permutations."""
-        return (
-            float(np.quantile(_flat(self.null).max(1), 0.95))
-            if len(self.null)
-            else np.nan
-        )
+        null = _flat(self.null).max(1) if len(self.null) else np.array([np.nan])
+        return float(np.quantile(null, 0.95))
 
     @property
     def p_value(self) -> float:
@@ -182,9 +182,9 @@ def membership(
     area = np.zeros((len(every), len(tables), len(families), sites))
     agree = np.zeros((len(tables), len(families), sites))
     error = np.zeros(agree.shape)
-    many = torch.from_numpy(every)
+    many, lost = torch.from_numpy(every), list[Uncertified]()
     with progress.task("membership", len(tables) * sites) as advance:
-        for view, table in enumerate(tables.values()):
+        for view, (seen, table) in enumerate(tables.items()):
             for site in range(sites):
                 rows = table[site]
                 weights = dict(
@@ -196,7 +196,8 @@ def membership(
                 )
                 for place, name in enumerate(families):
                     if name == "logistic":
-                        scores = _logistic(rows, many, scheme, C)
+                        scores, left = _logistic(rows, many, scheme, C)
+                        lost += [replace(fit, site=f"{seen}, {site}") for fit in left]
                     else:
                         scores = (weights[name] @ signs).T
                     found = metrics.auc(scores[:, None], many, 2)
@@ -231,6 +232,7 @@ def membership(
         p_column=column,
         smallest_p=max(1 / (1 + permutations), 1 / _distinct(codes, scheme)),
         sequences=len(codes),
+        uncertified=tuple(lost),
     )
 
 
@@ -252,18 +254,16 @@ def _flat(area: NDArray[np.float64]) -> NDArray[np.float64]:
     return area.reshape(len(area), -1)
 
 
-def _logistic(rows: Tensor, labels: Tensor, folds: Folds, C: float) -> Tensor:
-    """(label, row) held-out scores; 0 where all rows are equal."""
+def _logistic(
+    rows: Tensor, labels: Tensor, folds: Folds, C: float
+) -> tuple[Tensor, tuple[Uncertified, ...]]:
+    """(label, row) held-out scores, 0 where all rows are equal; what is uncertified."""
     if float((rows - rows.mean(0)).abs().max()) <= 1e-12 * float(rows.abs().max()):
-        return rows.new_zeros(labels.shape)
-    # Single precision certifies 1e-4 of the optimum, far under what ranks resolve; one
-    # of thousands of fits may miss that, and double precision has it.
+        return rows.new_zeros(labels.shape), ()
+    # Single precision certifies 1e-4 of the optimum, far under what ranks resolve.
     probe = LogisticProbe(C, standardize="fold", precision="float32")
-    try:
-        return probe.held_out(rows, labels, 2, folds).scores[:, 0]
-    except UnconvergedError:
-        probe = LogisticProbe(C, standardize="fold", precision="float64")
-        return probe.held_out(rows, labels, 2, folds).scores[:, 0]
+    found = probe.held_out(rows, labels, 2, folds)
+    return found.scores[:, 0], found.uncertified
 
 
 def auc_error(scores: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
@@ -338,9 +338,9 @@ def exchanged(
     return out
 
 
-def _distinct(labels: ArrayLike, folds: Folds) -> float:
+def _distinct(labels: ArrayLike, folds: Folds) -> int:
     codes = np.asarray(labels)
-    return float(prod(comb(int(t.sum()), int(codes[t].sum())) for t in folds.test))
+    return prod(comb(int(t.sum()), int(codes[t].sum())) for t in folds.test)
 
 
 def split_sequences(

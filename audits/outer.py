@@ -1,12 +1,12 @@
 """What the models of an audit say, and what of it the audit goes on with."""
 
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from audits import sets
 from audits.context import ImageRun, Run
-from audits.data import Questions, ask, enough
+from audits.data import Questions, ask
 from audits.knowledge import (
     free_text,
     score_questions,
@@ -15,16 +15,11 @@ from audits.knowledge import (
 )
 from audits.preflight import spread
 from capture.activations import capture_activations
-from capture.items import Item, ItemSet
-from capture.never_taught import invent_items
+from capture.items import ItemSet
 from capture.sites import find_sites
 from capture.tokens import encode
 from capture.validation import swapped
 from capture.weights import compare
-from evidence.errors import InputError
-from evidence.seeds import numpy_rng
-
-LEAST_RETAIN = 15
 
 
 def weights(run: Run | ImageRun) -> dict[str, Any]:
@@ -46,12 +41,12 @@ def weights(run: Run | ImageRun) -> dict[str, Any]:
 
 def first_look(run: Run) -> dict[str, Any]:
     """What the original says to the main prompts of every item given."""
-    sets = {
+    asked = {
         "forget": ask(run.inputs.forget, 1),
         "retain": ask(run.inputs.retain, 1),
     }
     with run.subjects["original"].loaded(run.device) as model:
-        return score_questions(model, run.tokenizer, sets, run.progress)
+        return score_questions(model, run.tokenizer, asked, run.progress)
 
 
 def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
@@ -60,50 +55,19 @@ def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
     Raises:
         InputError: the original knows too little of either set.
     """
-    kept = {}
-    for name, items in (("forget", run.inputs.forget), ("retain", run.inputs.retain)):
-        hits = first[name]["greedy"]
-        known = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
-        kept[name] = ItemSet(known, items.name, items.format)
-        least = run.config.min_entities if name == "forget" else LEAST_RETAIN
-        present = len(kept[name].entities)
-        if present < least <= len(items.entities):
-            raise InputError(
-                f"the original does not know the {name} set: it answers "
-                f"{len(known)} of {len(items)} items",
-                expected=f"right answers about at least {least} entities",
-                got=str(present),
-                fix="Check that the first model is the one before unlearning, that "
-                "the prompts are in a form it can continue, and that answers are "
-                "spelled as it would spell them",
-            )
-        enough(kept[name], least, f"the {name} set")
-    entities = kept["retain"].entities
-    most = run.config.budget.retain_entities
-    if len(entities) > most:
-        order = numpy_rng(run.config.seed, "retain").permutation(len(entities))
-        kept["retain"] = kept["retain"].of([entities[i] for i in order[:most]])
-    return kept["forget"], kept["retain"]
+    given = {"forget": run.inputs.forget, "retain": run.inputs.retain}
+    kept = {
+        name: sets.known(name, items, first[name]["greedy"], run.config)
+        for name, items in given.items()
+    }
+    return kept["forget"], sets.within_budget(kept["retain"], run.config)
 
 
 def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
-    """The never-taught items given, or invented ones that mirror the forget set.
-
-    Several copies are invented, each with names of its own: the floor is then known
-    better than the candidate, and does not widen the interval of their difference.
-    """
+    """The never-taught items given, or invented ones that mirror the forget set."""
     if run.inputs.never_taught is not None:
-        enough(run.inputs.never_taught, 4, "the never-taught set")
         return run.inputs.never_taught
-    made: list[Item] = []
-    for copy in range(run.config.budget.never_taught_copies):
-        avoid = ItemSet(tuple(replace(x, id=f"{x.id}-r") for x in retain) + tuple(made))
-        rng = numpy_rng(run.config.seed, "never taught", str(copy))
-        made += [
-            replace(item, id=f"{item.id}-{copy}")
-            for item in invent_items(forget, avoid, rng)
-        ]
-    return ItemSet(tuple(made), "never taught", "invented")
+    return sets.invented(forget, retain, run.config)
 
 
 def listen(

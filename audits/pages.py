@@ -4,6 +4,8 @@ Whatever a page shows may come from outside: texts are cleaned (``report_text.cl
 and escaped by the template engine.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 
@@ -11,6 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from audits import report_text as write
+from evidence.errors import InputError
 
 
 def template(name: str) -> Template:
@@ -21,6 +24,28 @@ def template(name: str) -> Template:
 def style() -> Markup:
     """The style sheet, to be written into a page."""
     return Markup(_resource("report.css"))
+
+
+@contextmanager
+def shown_whole(what: str) -> Iterator[None]:
+    """Make one error of whatever keeps a page from being written.
+
+    Args:
+        what: What is shown, such as "audit.json".
+
+    Raises:
+        InputError: it fits its schema, but holds what no page can show.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{what} cannot be shown ({type(error).__name__}: {error})",
+            expected="what an audit writes",
+            fix="Run the audit again; if it was not altered, this is a fault of ours",
+        ) from error
 
 
 def _resource(name: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from audits.membership import FAMILIES, membership, split_sequences
+from audits.outputs import EXPERIMENT, look
 from audits.pga_attacks import projection_test, refit_attack
 from audits.pga_claims import claims_of
 from audits.pga_config import PgaExperiment, resolved
@@ -24,16 +25,20 @@ from audits.pga_erasers import Erased, erase
 from audits.pga_published import adversarial_probes, published_scores, toy_verdict
 from audits.pga_rows import membership_row, numbers
 from audits.pga_states import VIEWS, all_states, depth_sites, pool_states
-from audits.stages import Workspace, canonical
+from audits.stages import Ledger, Workspace, canonical
 from audits.utility import Utility
 from capture.cache import cache_root
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import reader_for
-from evidence.files import write_atomic
+from evidence.errors import InputError, quoted
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
+from evidence.runs import sole_run
 from evidence.sequences import Sequences
 from probes.refit import refit_battery
+from probes.uncertified import unwarned
 from testbeds.codes import (
     CodesWorld,
     build_codes,
@@ -70,21 +75,42 @@ def pga(
         protocol), ``interventions``, ``claims``.
 
     Raises:
-        InputError: the folder holds something else, or too few keys.
+        InputError: the folder holds something else or is another run's, or there
+            are too few keys.
     """
-    from audits.pga_report import write_report
+    from audits.pga_report import render
 
-    place = cache_root() / "worlds" if root is None else root
+    if not isinstance(config, PgaExperiment):
+        raise InputError(
+            "the settings of the experiment are not settings",
+            expected="audits.pga_config.make_config({...})",
+            got=quoted(config),
+        )
+    out = as_path(out, "the output folder")
+    place = cache_root() / "worlds" if root is None else as_path(root, "root")
     config = resolved(config)
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
-    work = Workspace.open(out, {"pga": SCHEMA, **config.model_dump(mode="json")}, fresh)
+    look(out, EXPERIMENT)
+    with sole_run(out):
+        document = _document(config, out, place, fresh, progress)
+        text = canonical(document) + "\n"
+        write_together({out / "pga.json": text, out / "report.html": render(document)})
+    return document
+
+
+def _document(
+    config: PgaExperiment, out: Path, root: Path, fresh: bool, progress: Progress
+) -> dict[str, Any]:
+    """Run the stages that are not there yet; ``config`` is resolved."""
+    mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
+    ledger = Ledger(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
         world = build_codes(
             SIZES[config.size],
             config.seed,
-            place,
+            root,
             twin=True,
             device=config.device,
             progress=progress,
@@ -94,7 +120,7 @@ def pga(
         rows: list[dict[str, Any]] = []
 
         def stage(name: str, compute) -> None:
-            rows.append(work.run(name, compute).result)
+            rows.append(ledger.stage(name, compute))
             advance(1)
 
         for name in ("original", "twin"):
@@ -105,9 +131,9 @@ def pga(
             file = name.replace(" ", "-")
             stage(f"{file}-published", lambda name=name: run.published(name))
             stage(f"{file}-sound", lambda name=name: run.sound(name))
-        interventions = work.run("interventions", run.interventions).result
+        interventions = ledger.stage("interventions", run.interventions)
         advance(1)
-    document = {
+    return {
         "schema_version": SCHEMA,
         "config": config.model_dump(mode="json"),
         "world": {
@@ -122,9 +148,6 @@ def pga(
         "interventions": interventions,
         "claims": claims_of(rows, config.margin),
     }
-    write_atomic(out / "pga.json", canonical(document) + "\n")
-    write_report(out / "report.html", document)
-    return document
 
 
 def measure_published(
@@ -197,6 +220,7 @@ class Experiment:
             found["six"] = {
                 key: numbers(each.accuracy) for key, each in variants.items()
             }
+            found["uncertified"] += sum(each.uncertified for each in variants.values())
         return {"model": "original", "eraser": name, "published": found}
 
     def sound(self, name: str) -> dict[str, Any]:
@@ -229,7 +253,9 @@ class Experiment:
         test = projection_test(model, sites, middle, read, known, others)
         depths = list(range(1, len(sites)))
         attack = refit_attack(model, sites, read, known, depths=depths)
+        probes = (test.before, test.after, attack)
         return {
+            "uncertified": sum(each.uncertified for each in probes),
             "projection": {
                 "depth": middle,
                 "before": numbers(test.before.accuracy),
@@ -285,6 +311,7 @@ class Experiment:
             "shuffled": numbers(scores.shuffled.mean(0)),
             "mean_gap": scores.mean_gap,
             "reading": scores.reading,
+            "uncertified": scores.uncertified,
             "recall": asdict(known),
         }
 
@@ -307,32 +334,34 @@ class Experiment:
             permutations=self.config.permutations,
             seed=self.config.seed,
         )
-        trained = None
+        row: dict[str, Any] = membership_row(found) | {"trained": None}
         if self.config.trained_readers:
-            trained = self._trained(views, labels)
-        return membership_row(found) | {"trained": trained}
+            row["trained"], lost = self._trained(views, labels)
+            row["uncertified"] += lost
+        return row
 
     def _trained(
         self, views: dict[str, Tensor], labels: NDArray[np.int64]
-    ) -> dict[str, float]:
-        """Largest AUC over depths and views, by reader."""
+    ) -> tuple[dict[str, float], int]:
+        """Largest AUC over depths and views, by reader; how many are uncertified."""
         tables = {
             f"{view}, depth {depth}": rows
             for view, table in views.items()
             for depth, rows in enumerate(table.numpy())
         }
-        battery = refit_battery(
-            cast(Any, tables),
-            labels,
-            folds=min(self.config.folds, len(self.test)),
-            draws=0,
-            seed=self.config.seed,
-            progress=self.progress,
-        )
+        with unwarned():
+            battery = refit_battery(
+                cast(Any, tables),
+                labels,
+                folds=min(self.config.folds, len(self.test)),
+                draws=0,
+                seed=self.config.seed,
+                progress=self.progress,
+            )
         found: dict[str, float] = {}
         for _, reader, area, *_ in battery.rows:
             found[reader] = max(area, found.get(reader, 0.0))
-        return found
+        return found, len(battery.uncertified)
 
     def cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
         """Recall of the keys erased, utility, and the criterion of the paper."""

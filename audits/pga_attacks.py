@@ -105,6 +105,7 @@ class RefitAttack:
         recall_drop: Fall of the memorised texts' log-probability, in nats.
         cka: (depth,) debiased CKA between the states before and after.
         beaten: Whether the best probe ended under the published bound.
+        uncertified: How many fresh probes are not certified to be at their optimum.
     """
 
     accuracy: NDArray[np.float64]
@@ -112,6 +113,7 @@ class RefitAttack:
     recall_drop: float
     cka: NDArray[np.float64]
     beaten: bool
+    uncertified: int = 0
 
 
 def refit_attack(
@@ -142,6 +144,7 @@ def refit_attack(
     scores: list[NDArray[np.float64]] = []
     states: list[Tensor] = []
     known = left = recall()
+    lost = 0
     for turn in range(rounds + 1):
         with project_out(model, {sites[depth]: b for depth, b in basis.items()}):
             memorised, clean = read()
@@ -150,6 +153,7 @@ def refit_attack(
                 memorised[depths], clean[depths], C=C, shuffles=0
             ).true
             scores.append(scored.accuracy)
+            lost += scored.uncertified
             left = recall()
         states = [*states[:1], x]
         if float(scored.accuracy.max()) < bound or turn == rounds:
@@ -164,7 +168,9 @@ def refit_attack(
     same = [_cka(states[0][depth], states[-1][depth]) for depth in depths]
     rank = len(next(iter(basis.values()))) if basis else 0
     beaten = float(scores[-1].max()) < bound
-    return RefitAttack(np.stack(scores), rank, known - left, np.array(same), beaten)
+    return RefitAttack(
+        np.stack(scores), rank, known - left, np.array(same), beaten, lost
+    )
 
 
 def _cka(before: Tensor, after: Tensor) -> float:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from audits.terminal import errors, show, show_table
 
 
 def pga(
@@ -20,8 +20,8 @@ def pga(
         typer.Option(help="small, published, medium, large, forty or two_hundred."),
     ] = None,
     erasers: Annotated[
-        str, typer.Option(help="Comma-separated; else those of the settings.")
-    ] = "",
+        str | None, typer.Option(help="Comma-separated; else those of the settings.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything.", min=0)] = None,
     device: Annotated[
         str | None, typer.Option(help="Where models are trained: auto, cpu, cuda, mps.")
@@ -36,22 +36,17 @@ def pga(
     from evidence.progress import Bars
 
     base = make_config({}) if config is None else read_config(config)
-    named = [word.strip() for word in erasers.split(",") if word.strip()]
-    given = {"size": size, "erasers": named or None, "seed": seed, "device": device}
+    named = None if erasers is None else [each.strip() for each in erasers.split(",")]
+    given = {"size": size, "erasers": named, "seed": seed, "device": device}
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = base.model_dump() | chosen
-    with Bars(Console(stderr=True)) as progress:
+    with Bars(errors) as progress:
         done = run(
             make_config(settings, "the command line"),
             out,
             fresh=fresh,
             progress=progress,
         )
-    table = Table("claim", "published", "sound", "outcome", title="exhume pga")
-    for claim in done["claims"]:
-        table.add_row(
-            *(claim[key] for key in ("claim", "published", "sound", "outcome"))
-        )
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    console.print(f"Report: {(out / 'report.html').resolve()}", markup=False)
+    head = ("claim", "published", "sound", "outcome")
+    show_table("exhume pga", head, ([c[key] for key in head] for c in done["claims"]))
+    show(f"Report: {(out / 'report.html').resolve()}")

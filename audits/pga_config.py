@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audits.pga_erasers import ERASERS
-from audits.subjects import choose_device
-from evidence.errors import InputError
+from evidence.devices import choose_device
+from evidence.errors import InputError, quoted
+from evidence.regular import as_path
+from evidence.seeds import LARGEST_SEED
+from evidence.strict_yaml import read_yaml
 
 
 class PgaExperiment(BaseModel):
@@ -36,49 +37,45 @@ class PgaExperiment(BaseModel):
             ``"mps"``. Readers are fitted on the CPU, which is quicker at these sizes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False
+    )
 
     size: Literal["small", "published", "medium", "large", "forty", "two_hundred"] = (
         "small"
     )
-    seed: int = Field(0, ge=0)
-    erasers: tuple[str, ...] = ("pga", "isotropic", "md-pga", "gradient ascent")
-    epochs: int | None = Field(None, ge=1)
-    align_weight: float | None = Field(None, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    erasers: tuple[str, ...] = Field(
+        ("pga", "isotropic", "md-pga", "gradient ascent"), min_length=1, strict=False
+    )
+    epochs: int | None = Field(None, ge=1, le=1_000_000)
+    align_weight: float | None = Field(None, ge=0, le=1e9)
     fixed_clean: bool = False
     erase_share: float = Field(0.5, gt=0, lt=1)
-    folds: int = Field(5, ge=2)
-    permutations: int = Field(999, ge=19)
+    folds: int = Field(5, ge=2, le=1000)
+    permutations: int = Field(999, ge=19, le=1_000_000)
     margin: float = Field(0.2, gt=0, lt=0.5)
-    random_inits: int = Field(10, ge=1)
+    random_inits: int = Field(10, ge=1, le=10_000)
     six_probes: bool = False
     trained_readers: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
 
 
-def read_config(path: Path) -> PgaExperiment:
+def read_config(path: Path | str) -> PgaExperiment:
     """An experiment from a YAML file.
 
     Raises:
         InputError: no such file, no YAML, unknown or impossible settings.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read", expected="a YAML file", got=str(error)
-        ) from error
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML", got=str(error)) from error
+    place = as_path(path, "the file of settings")
+    found = read_yaml(place)
     if found is not None and not isinstance(found, dict):
         raise InputError(
-            f"{path} does not hold settings",
+            f"{place} does not hold settings",
             expected="lines such as 'size: small'",
             got=type(found).__name__,
         )
-    return make_config(found or {}, str(path))
+    return make_config(found or {}, str(place))
 
 
 def make_config(
@@ -90,20 +87,23 @@ def make_config(
         InputError: the first setting that cannot be used.
     """
     try:
-        config = PgaExperiment(**settings)
+        config = PgaExperiment.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        name = ".".join(map(str, first["loc"])) or "something"
         raise InputError(
             f"{name} of {where} cannot be used",
             expected=first["msg"],
-            got=repr(first.get("input")),
+            got=quoted(first.get("input")),
             fix=f"Settings are {', '.join(PgaExperiment.model_fields)}",
         ) from error
     for name in config.erasers:
-        if name not in ERASERS:
+        if name not in ERASERS or config.erasers.count(name) > 1:
             raise InputError(
-                f"there is no eraser {name!r}", expected=", ".join(ERASERS)
+                f"there is no eraser {name!r}"
+                if name not in ERASERS
+                else f"the eraser {name!r} is named twice",
+                expected=", ".join(ERASERS),
             )
     return config
 
@@ -115,11 +115,4 @@ def resolved(config: PgaExperiment) -> PgaExperiment:
         InputError: this machine or this PyTorch has no device of the kind.
     """
     device = choose_device(config.device)
-    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
-    if device in backends and not backends[device].is_available():
-        raise InputError(
-            f"there is no {device} device here",
-            expected="cpu, or a machine and a PyTorch that have one",
-            fix="Set device to cpu or auto",
-        )
     return config.model_copy(update={"device": device})

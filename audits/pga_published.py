@@ -8,7 +8,7 @@ Source: arXiv 2605.01699, from its public code and results.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,10 +42,13 @@ class CrossSequence:
             rightly at the probe's own threshold.
         concordance: (key, depth) share of the held-out key's pairs of one row of
             either class in which the first class scores higher; 0 is an inversion.
+        uncertified: How many logistic fits, of shuffled labels too, are not certified
+            to be at their optimum; their scores count.
     """
 
     correct: NDArray[np.float64]
     concordance: NDArray[np.float64]
+    uncertified: int = 0
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
@@ -88,6 +91,11 @@ class Published:
     def mean_gap(self) -> float | None:
         """The published headline: the mean gap over depths 1 to L."""
         return None if self.gap is None else float(self.gap[1:].mean())
+
+    @property
+    def uncertified(self) -> int:
+        """Logistic fits of all three that are not certified to be at their optimum."""
+        return self.true.uncertified + (self.pure.uncertified if self.pure else 0)
 
     @property
     def reading(self) -> str:
@@ -135,13 +143,13 @@ def _scored(
         flips[1 + turn] = rng.integers(0, 2, flips.shape[1])
     labels = torch.from_numpy(codes[None] ^ flips[:, keys])
     probe = LogisticProbe(C, standardize="fold")
-    held = torch.stack(
-        [probe.held_out(rows, labels, 2, folds).scores[:, 0] for rows in x]
-    ).numpy()
+    found = [probe.held_out(rows, labels, 2, folds) for rows in x]
+    held = torch.stack([each.scores[:, 0] for each in found]).numpy()
+    lost = sum(len(each.uncertified) for each in found)
     right = (held > 0) == labels.numpy().astype(bool)
     by_key = np.stack([right[:, 1:, keys == key].mean(-1) for key in np.unique(keys)])
     return (
-        _by_key(held[:, 0], codes, keys),
+        replace(_by_key(held[:, 0], codes, keys), uncertified=lost),
         by_key.mean(0).T if shuffles else np.zeros((0, len(x))),
     )
 
@@ -210,8 +218,10 @@ def adversarial_probes(
     with progress.task("adversarial probes", len(VARIANTS)) as advance:
         for name, C in zip(VARIANTS[:4], (1.0, 1.0, 0.1, 10.0), strict=True):
             probe = LogisticProbe(C, standardize="fold")
-            held = [probe.held_out(rows, labels, 2, folds).scores[0, 0] for rows in x]
-            found[name] = _by_key(torch.stack(held).numpy(), codes, keys)
+            read = [probe.held_out(rows, labels, 2, folds) for rows in x]
+            held = torch.stack([each.scores[0, 0] for each in read]).numpy()
+            lost = sum(len(each.uncertified) for each in read)
+            found[name] = replace(_by_key(held, codes, keys), uncertified=lost)
             advance(1)
         for name, layers, seed in zip(
             VARIANTS[4:], ((16,), (32, 16)), (42, 7), strict=True

@@ -1,7 +1,6 @@
 """One offline page that shows both protocols side by side."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from markupsafe import Markup
 
 from audits.pages import style, template
 from audits.report_text import flat, in_plot
-from evidence.files import write_atomic
 
 HEAD = (
     "model",
@@ -24,17 +22,6 @@ HEAD = (
     "perplexity",
     "role swap",
 )
-
-
-def write_report(path: Path, document: Mapping[str, Any]) -> Path:
-    """Write the page of an experiment.
-
-    Args:
-        path: Where.
-        document: As ``audits.pga.pga`` returns it.
-    """
-    write_atomic(path, render(document))
-    return path
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -54,6 +41,7 @@ def render(document: Mapping[str, Any]) -> str:
         sequences=sound["sequences"],
         smallest=f"{sound['smallest_p']:.3g}",
         interventions=_interventions(document["interventions"]),
+        uncertified=_uncertified(document),
         settings=[*flat(document["config"]), *flat({"model": world["card"]})],
         figures=[_published_figure(rows), _sound_figure(rows)],
     )
@@ -106,6 +94,19 @@ def _interventions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"digit; {'beaten' if attack['beaten'] else 'not beaten'} at 0.55",
         ),
     ]
+
+
+def _uncertified(document: Mapping[str, Any]) -> int:
+    """How many logistic fits are not certified to be at their optimum."""
+    parts = [
+        row[key]
+        for row in document["rows"]
+        for key in ("published", "sound")
+        if key in row
+    ]
+    return sum(
+        part.get("uncertified", 0) for part in [*parts, document["interventions"]]
+    )
 
 
 def _trained(tested: Mapping[str, Any] | None) -> str:

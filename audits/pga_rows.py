@@ -30,4 +30,5 @@ def membership_row(found: Membership) -> dict[str, Any]:
         "smallest_p": found.smallest_p,
         "sequences": found.sequences,
         "reading": found.reading(),
+        "uncertified": len(found.uncertified),
     }

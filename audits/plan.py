@@ -18,15 +18,24 @@ from audits.config import AuditConfig, make_config
 from audits.edit_shape import LARGEST
 from audits.inputs import Inputs, open_inputs
 from audits.relearning import LONGER
-from audits.subjects import choose_device
+from audits.room import GIB, Kept, check_room, kept_activations
 from capture.items import ItemSet
 from capture.models import Checkpoint
 from capture.tokens import encode
-from capture.weights import Tensors, file_tensors, module_tensors, shards
-from evidence.errors import InputError
+from capture.unloaded import Structure, structure_of
+from capture.weights import (
+    Tensors,
+    compare,
+    file_tensors,
+    module_tensors,
+    shards,
+)
+from evidence.devices import choose_device
+from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
 
-GIB = 1 << 30
+MOST_MEMORY = 1_000_000
+"""GiB that anybody may say there is."""
 FLOAT = 4
 # Weights, gradients and AdamW's two moments.
 TRAINED = 4
@@ -43,10 +52,12 @@ class Plan:
         models: How many are opened, the planted one included.
         questions: Rows asked of every model.
         tokens: In these rows, answers not counted.
+        probed: Rows read in every model for probes and readers of states.
+        probed_tokens: In these rows.
         taught_tokens: Tokens of all training steps, at every learning rate tried.
         memory: Bytes held at once.
         available: Bytes that may be used.
-        disk: Bytes of activations kept; None where the model does not say its size.
+        disk: Bytes of activations kept.
         work: Floating-point operations of passes and training steps.
         rate: Operations a second of a matrix product, measured here and now.
         device: Where.
@@ -56,17 +67,18 @@ class Plan:
     models: int
     questions: int
     tokens: int
+    probed: int
+    probed_tokens: int
     taught_tokens: int
     memory: int
     available: int
-    disk: int | None
+    disk: int
     work: float
     rate: float
     device: str
 
     def rows(self) -> list[tuple[str, str]]:
         """What a table shows of it."""
-        disk = "not known" if self.disk is None else f"{self.disk / GIB:.2f} GiB"
         return [
             ("parameters", f"{self.parameters:,}, in float32"),
             ("models", f"{self.models}, with the planted suppression if axes need it"),
@@ -74,9 +86,13 @@ class Plan:
                 "asked of each",
                 f"at most {self.questions:,} rows, {self.tokens:,} tokens",
             ),
+            (
+                "read in each",
+                f"at most {self.probed:,} rows, {self.probed_tokens:,} tokens",
+            ),
             ("taught", f"at most {self.taught_tokens:,} tokens"),
             ("memory", f"{self.memory / GIB:.1f} of {self.available / GIB:.1f} GiB"),
-            ("activations kept", f"at most {disk}"),
+            ("activations kept", f"at most {_amount(self.disk)}"),
             (
                 "work",
                 f"at most {self.work / 1e12:.3g} TFLOP: "
@@ -111,6 +127,8 @@ def plan(
     *,
     reference: Sequence[Any] = (),
     never_taught: Path | str | ItemSet | None = None,
+    out: Path | str | None = None,
+    tokenizer: Any = None,
     memory: float | None = None,
     profile: str = "quick",
     axes: Sequence[str] = (),
@@ -126,6 +144,8 @@ def plan(
         retain: Items that should still be there.
         reference: Models retrained without the forget set.
         never_taught: Items nobody was taught.
+        out: Where the audit will write: whether there is room is looked at.
+        tokenizer: For live models, which rarely bring their own.
         memory: GiB that may be used; by default what the machine has free now.
         profile: "quick", "standard" or "full".
         axes: Which axes to run; those of the profile by default.
@@ -135,33 +155,66 @@ def plan(
     Raises:
         InputError: whatever an audit would refuse before running a model.
     """
-    if memory is not None and not memory > 0:
-        raise InputError("memory must be above 0", expected="GiB", got=str(memory))
-    config = make_config({"profile": profile, "axes": tuple(axes), "device": device})
+    if memory is not None and not _is_amount(memory):
+        raise InputError(
+            "the memory that may be used is not an amount",
+            expected=f"GiB, above 0 and at most {MOST_MEMORY:,}",
+            got=quoted(memory),
+        )
+    config = make_config({"profile": profile, "axes": axes, "device": device})
     inputs = open_inputs(
         original,
         unlearned,
         forget,
         retain,
-        references=tuple(reference),
+        references=reference,
         never_taught=never_taught,
-        tokenizer=None,
+        tokenizer=tokenizer,
+        config=config,
         progress=progress,
     )
+    structure = structure_of(inputs.original)
+    kept = kept_activations(inputs, config, structure)
+    if out is not None:
+        check_room(Path(out), kept)
     chosen = choose_device(config.device)
     free = psutil.virtual_memory().available
     if chosen.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
-    return _counted(
-        inputs, config, chosen, free if memory is None else int(memory * GIB)
+    found = _counted(
+        inputs,
+        config,
+        structure,
+        kept,
+        chosen,
+        free if memory is None else int(memory * GIB),
     )
+    if found.memory <= found.available:
+        # An adapter is merged to be compared, which takes memory as well.
+        for other in (inputs.unlearned, *inputs.references):
+            if other.weights_hash != inputs.original.weights_hash:
+                compare(inputs.original, other, progress)
+    return found
 
 
-def _counted(inputs: Inputs, config: AuditConfig, device: str, available: int) -> Plan:
+def _is_amount(memory: Any) -> bool:
+    number = isinstance(memory, int | float) and not isinstance(memory, bool)
+    return number and 0 < memory <= MOST_MEMORY
+
+
+def _counted(
+    inputs: Inputs,
+    config: AuditConfig,
+    structure: Structure,
+    activations: Kept,
+    device: str,
+    available: int,
+) -> Plan:
     budget = config.budget
     opened = (inputs.original, inputs.unlearned, *inputs.references)
     parameters = max(map(count_parameters, opened))
-    inner = config.axes != ("behaviour",)
+    same = inputs.original.weights_hash == inputs.unlearned.weights_hash
+    inner = config.axes != ("behaviour",) and not same
     models = len(opened) + inner
     copies = budget.never_taught_copies
     forget = _prompts(inputs.forget, budget.prompts_per_item)
@@ -176,15 +229,14 @@ def _counted(inputs: Inputs, config: AuditConfig, device: str, available: int) -
         return sum(map(len, encode(tokenizer, prompts).ids))
 
     asked = tokens(forget) + tokens(retain) + tokens(never)
-    size = _size(inputs.original)
     lesson = tokens(_prompts(inputs.forget, 1))
-    taught, work = 0, 2.0 * parameters * asked * models
+    taught, work = 0, 2.0 * parameters * (asked + activations.tokens) * models
     if inner:
         # A suppression is planted by training its last block, on forget rows and three
         # times as many retain rows; what is below it is computed once.
         taught += 4 * budget.plant_steps * lesson
-        work += 6.0 * parameters / (size[1] if size else 1) * taught
-    if "relearning" in config.axes:
+        work += 6.0 * parameters / (structure.layers or 1) * taught
+    if "relearning" in config.axes and inner:
         # Halves of the forget set, two a model and one of the planted, at each rate.
         runs = 2 * (len(opened) - 1) + 1
         attempts = len(budget.relearn_rates) + sum(LONGER)
@@ -195,17 +247,17 @@ def _counted(inputs: Inputs, config: AuditConfig, device: str, available: int) -
     # The edit is held against two gradients beside weights and one being made.
     if "relearning" in config.axes or parameters <= LARGEST:
         held = TRAINED
-    rows = len(forget) + len(retain) + len(never)
-    disk = None if size is None else models * rows * size[0] * (size[1] + 1) * FLOAT
     return Plan(
         parameters=parameters,
         models=models,
-        questions=rows,
+        questions=len(forget) + len(retain) + len(never),
         tokens=asked,
+        probed=activations.rows,
+        probed_tokens=activations.tokens,
         taught_tokens=taught,
         memory=held * FLOAT * parameters + BESIDE,
         available=available,
-        disk=disk if "decodability" in config.axes else 0,
+        disk=activations.bytes,
         work=work,
         rate=_rate(device),
         device=device,
@@ -232,16 +284,9 @@ def _prompts(items: ItemSet, most: int) -> list[str]:
     ]
 
 
-def _size(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """Width and number of blocks, by the names that configurations have for them."""
-    config = checkpoint.config
-    width = config.get("hidden_size", config.get("n_embd", config.get("d_model")))
-    blocks = config.get(
-        "num_hidden_layers", config.get("n_layer", config.get("n_layers"))
-    )
-    if isinstance(width, int) and isinstance(blocks, int):
-        return width, blocks
-    return None
+def _amount(size: int) -> str:
+    unit, name = (GIB, "GiB") if size >= GIB // 100 else (1 << 20, "MiB")
+    return f"{size / unit:.2f} {name}"
 
 
 def _rate(device: str) -> float:

@@ -28,6 +28,8 @@ GONE = 0.05
 KEPT = 0.8
 # How many times the budget's steps are taken where no rate plants one in as many.
 LONGER = (2, 4)
+# The tensors it changes, in the audit's work folder.
+PLANTED = "planted.safetensors"
 
 
 def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
@@ -120,14 +122,14 @@ def plant(
                 if not torch.equal(tensor, before[name])
             }
             data = save(changed)
-            write_atomic(folder / "planted.safetensors", data)
+            write_atomic(folder / PLANTED, data)
             return result | {"made": True, "tensors": sorted(changed)}
     return result
 
 
 def planted_subject(original: Subject, folder: Path) -> Subject:
     """The original with the planted tensors put in."""
-    path = folder / "planted.safetensors"
+    path = folder / PLANTED
 
     def load(device: str) -> nn.Module:
         model = original.load(device)

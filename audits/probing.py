@@ -1,21 +1,62 @@
 """Hidden states of every model of an audit, and the probes fitted on them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.probing_tasks import PARTS, Part, Task, row_scores
+from audits.config import AuditConfig
+from audits.probing_tasks import PARTS, Part, Task, make_tasks, row_scores
 from audits.readers import Reader, fit_readers
 from audits.subjects import Subject
+from capture.items import ItemSet
 from capture.sites import find_sites
 from capture.store import ActivationStore
 from evidence.progress import Progress
 from evidence.rates import EntityValues, by_entity
+from evidence.seeds import numpy_rng
 from evidence.sequences import Sequences
+from probes.uncertified import Uncertified, in_words
 
 PENALTIES = (0.003, 0.03, 0.3)
+# Probes are fitted on this share of the retain entities and checked on the rest.
+FIT_SHARE = 0.8
+
+
+def tasks_of(
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    tokenizer: PreTrainedTokenizerBase,
+    config: AuditConfig,
+) -> tuple[list[Task], list[str]]:
+    """The tasks of an audit, its retain entities divided; as ``make_tasks``.
+
+    Args:
+        forget: Forgotten items that the original knows.
+        retain: Retain items that it knows, cut to the budget.
+        never: Items about entities that no model has met.
+        tokenizer: Splits answers.
+        config: Settings.
+    """
+    budget, seed = config.budget, config.seed
+    names = retain.entities
+    order = numpy_rng(seed, "decodability", "split").permutation(len(names))
+    cut = int(FIT_SHARE * len(names))
+    return make_tasks(
+        {
+            "fit": retain.of([names[i] for i in order[:cut]]),
+            "check": retain.of([names[i] for i in order[cut:]]),
+            "forget": forget,
+            "never_taught": never,
+        },
+        tokenizer,
+        wordings=budget.prompts_per_item,
+        statement_wordings=budget.statement_wordings,
+        block=budget.block,
+        rng=numpy_rng(seed, "decodability", "blocks"),
+    )
 
 
 @dataclass
@@ -25,10 +66,13 @@ class States:
     Attributes:
         parts: States (site, row, d_model) by task number and part.
         readers: One reader a task.
+        uncertified: Fits on these states, those that were not chosen and those of
+            answers dealt anew included, that are not certified to be at their optimum.
     """
 
     parts: dict[tuple[int, str], np.ndarray]
     readers: list[Reader] = field(default_factory=list)
+    uncertified: list[Uncertified] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -38,6 +82,12 @@ class Probing:
     tasks: Sequence[Task]
     sites: tuple[str, ...]
     states: Mapping[str, States]
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on fits that are not certified to be at their optimum, if any."""
+        found = in_words([fit for s in self.states.values() for fit in s.uncertified])
+        return [f"Of the probes, {found}."] if found else []
 
     def values(self, reader: str, states: str, part: str) -> EntityValues:
         """(entity, site) success of ``reader``'s probes on ``states``' rows."""
@@ -136,12 +186,7 @@ def fit_probes(
         progress: Where to show progress.
     """
     return [
-        fit_readers(
-            probing.states[role].parts[number, "fit"],
-            [task.parts["fit"].labels],
-            penalty,
-            progress,
-        )[0]
+        _fitted(probing, role, number, [task.parts["fit"].labels], penalty, progress)[0]
         for number, task in enumerate(probing.tasks)
     ]
 
@@ -157,16 +202,31 @@ def fit_shuffled(
 
     The control that must read nothing.
     """
-    by_task = [
-        fit_readers(
-            probing.states[role].parts[number, "fit"],
-            [shuffled_labels(task, rng) for rng in rngs],
-            penalty,
-            progress,
-        )
-        for number, task in enumerate(probing.tasks)
-    ]
+    by_task = []
+    for number, task in enumerate(probing.tasks):
+        labels = [shuffled_labels(task, rng) for rng in rngs]
+        by_task.append(_fitted(probing, role, number, labels, penalty, progress))
     return [list(readers) for readers in zip(*by_task, strict=True)]
+
+
+def _fitted(
+    probing: Probing,
+    role: str,
+    number: int,
+    labels: Sequence[np.ndarray],
+    penalty: float,
+    progress: Progress,
+) -> list[Reader]:
+    """A reader for each label vector of a task; keeps count of what is uncertified."""
+    states = probing.states[role]
+    found = fit_readers(states.parts[number, "fit"], labels, penalty, progress)
+    name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
+    states.uncertified += [
+        replace(fit, name=name, inner="" if len(labels) == 1 else f"shuffle {shuffle}")
+        for shuffle, reader in enumerate(found)
+        for fit in reader.uncertified
+    ]
+    return found
 
 
 def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:

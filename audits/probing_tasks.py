@@ -1,9 +1,9 @@
 """What a probe is asked: which answer (shared answers), or true or false (unique).
 
 *Shared answers*: several entities share each answer, so a multi-class probe fitted on
-retain entities can name the answer of a forgotten one. Answers that are all of one
-length, such as codes, are each somebody's own, but spelled with the same few signs:
-then the probe names the sign an answer begins with.
+retain entities can name the answer of a forgotten one. Codes are each somebody's own,
+but all of one length and spelled with the same few signs: then the probe names the sign
+an answer begins with. Words that happen to be of one length are not codes.
 
 *Unique answers*: every entity has its own, so no class is ever shared. The probe then
 reads the truth of statements. Entities are put in blocks and every entity of a block is
@@ -12,7 +12,7 @@ paired with every answer of it: each answer is true once and false equally often
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.data import Questions, ask
 from capture.items import Item, ItemSet, fold
-from capture.tokens import encode, past_joint
+from capture.tokens import encode, encode_items, past_joint
 from evidence.sequences import Sequences
 
 Form = Literal["shared", "unique"]
@@ -78,7 +78,9 @@ class Task:
         form: How it is asked.
         n_classes: Answers (shared form), or true and false.
         parts: Texts by part.
-        classes: (class,) the answers themselves (shared form).
+        classes: (class,) the answers themselves, or what they begin with (shared form).
+        said: Whether a model says a class as it is spelled: where classes are the signs
+            that answers begin with, only if these are tokens of their own.
     """
 
     relation: str
@@ -86,6 +88,7 @@ class Task:
     n_classes: int
     parts: dict[str, Part]
     classes: tuple[str, ...] = ()
+    said: bool = True
 
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
@@ -99,31 +102,48 @@ def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
     return "shared" if np.mean(shared) >= LEAST_SHARED else "unique"
 
 
-def opening_signs(items: dict[str, list[Item]]) -> dict[str, list[Item]] | None:
-    """The items with the first sign of their answers for an answer.
+def spelled_alike(
+    items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether the answers are codes: of one length, and first signs tell some apart.
 
-    None unless all answers are of one length, as codes are, and their first signs are
-    shared as ``choose_form`` asks, none of them by more than half of the fitting items:
-    what is nearly always the same sign tells nothing.
+    Words of one length are no codes: answers with letters in them need several tokens
+    each, and all as many. First signs must be shared as ``choose_form`` asks, none of
+    them by more than half of the fitting items: what is nearly always the same sign
+    tells nothing.
 
     Args:
         items: Items of one relation by part.
+        tokenizer: Splits the answers.
     """
-    if len({len(item.answer) for part in items.values() for item in part}) != 1:
-        return None
-    opened = {
-        part: [replace(item, answer=item.answer[0]) for item in members]
-        for part, members in items.items()
+    every = [item for part in items.values() for item in part]
+    if len({len(item.answer) for item in every}) != 1 or not items["fit"]:
+        return False
+    if any(sign.isalpha() for item in every for sign in item.answer):
+        lengths = {len(answer) for answer in _answer_tokens(tokenizer, every)}
+        if len(lengths) != 1 or lengths == {1}:
+            return False
+    first = {
+        part: [replace(item, answer=item.answer[0]) for item in items[part]]
+        for part in ("forget", "fit")
     }
-    common = Counter(item.answer for item in opened["fit"]).most_common(1)
-    if not common or common[0][1] > 0.5 * len(opened["fit"]):
-        return None
-    form = choose_form(opened["forget"], opened["fit"])
-    return opened if form == "shared" else None
+    common = Counter(fold(item.answer) for item in first["fit"]).most_common(1)
+    if common[0][1] > 0.5 * len(first["fit"]):
+        return False
+    return choose_form(first["forget"], first["fit"]) == "shared"
+
+
+def _answer_tokens(
+    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
+) -> list[tuple[int, ...]]:
+    """Each answer's tokens, less a joining space that is a token of its own."""
+    rows = past_joint(tokenizer, encode_items(tokenizer, items))
+    return [ids[at:] for ids, at in zip(rows.ids, rows.answer_start, strict=True)]
 
 
 def make_tasks(
     sets: dict[str, ItemSet],
+    tokenizer: PreTrainedTokenizerBase,
     *,
     wordings: int,
     statement_wordings: int,
@@ -134,6 +154,7 @@ def make_tasks(
 
     Args:
         sets: Items by part ("fit", "check", "forget", "never_taught").
+        tokenizer: Splits answers.
         wordings: Wordings a question is asked in (shared form).
         statement_wordings: Wordings a statement is built from (unique form).
         block: Answers an entity is paired with (unique form).
@@ -150,15 +171,17 @@ def make_tasks(
             for part in PARTS
         }
         form = choose_form(items["forget"], items["fit"])
-        openings = opening_signs(items) if form == "unique" else None
-        if openings is not None:
-            form, items = "shared", openings
-            notes.append(
-                f"relation {relation!r}: no answer is shared, so probes name the sign "
-                "an answer begins with"
-            )
         if form == "shared":
-            task = _shared(relation, items, wordings)
+            task = _shared(relation, items, wordings, str)
+        elif spelled_alike(items, tokenizer):
+            length = len(items["forget"][0].answer)
+            notes.append(
+                f"relation {relation!r}: no answer is shared and all are {length} "
+                "signs long, so probes name the sign an answer begins with, not the "
+                "answer"
+            )
+            task = _shared(relation, items, wordings, _first_sign)
+            task = replace(task, said=_begin_with_a_sign(items, tokenizer))
         else:
             task = _unique(relation, items, statement_wordings, block, rng)
         short = [part for part in PARTS if len(set(task.parts[part].entities)) < 4]
@@ -172,18 +195,40 @@ def make_tasks(
     return tasks, notes
 
 
-def _shared(relation: str, items: dict[str, list[Item]], wordings: int) -> Task:
-    spelled = {fold(item.answer): item.answer for item in reversed(items["fit"])}
+def _first_sign(answer: str) -> str:
+    return answer[0]
+
+
+def _begin_with_a_sign(
+    items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether each answer's first token is its first sign and no more."""
+    every = [item for part in items.values() for item in part]
+    answers = _answer_tokens(tokenizer, every)
+    return all(
+        str(tokenizer.decode([tokens[0]])).strip() == item.answer[0]
+        for item, tokens in zip(every, answers, strict=True)
+    )
+
+
+def _shared(
+    relation: str,
+    items: dict[str, list[Item]],
+    wordings: int,
+    kind: Callable[[str], str],
+) -> Task:
+    """The task of naming an answer's kind: itself, or the sign it begins with."""
+    spelled = {fold(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])}
     classes = {answer: number for number, answer in enumerate(sorted(spelled))}
     parts = {}
     for name, members in items.items():
         questions: Questions = ask(members, wordings)
-        kept = questions.keep([fold(a) in classes for a in questions.answers])
+        kept = questions.keep([fold(kind(a)) in classes for a in questions.answers])
         zeros = np.zeros(len(kept), dtype=int)
         parts[name] = Part(
             prompts=kept.prompts,
             answers=tuple(kept.answers),
-            labels=np.array([classes[fold(a)] for a in kept.answers], dtype=int),
+            labels=np.array([classes[fold(kind(a))] for a in kept.answers], dtype=int),
             entities=tuple(kept.entities),
             groups=zeros,
             columns=zeros,

@@ -1,7 +1,7 @@
 """Linear readers of hidden states: one logistic probe a site, raw-space weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ import torch
 from evidence.progress import Progress
 from probes.folds import Folds
 from probes.logistic import LogisticProbe
+from probes.uncertified import Uncertified
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Reader:
         weights: (site, d_model, output) in raw activation units; one output for a
             yes/no question, one a class otherwise.
         bias: (site, output).
+        uncertified: Fits that are not certified to be at their optimum, by site.
     """
 
     weights: np.ndarray
     bias: np.ndarray
+    uncertified: tuple[Uncertified, ...] = ()
 
     def scores(self, states: np.ndarray) -> np.ndarray:
         """(site, item, output) decision values of ``states`` (site, item, d_model)."""
@@ -47,9 +50,6 @@ def fit_readers(
 
     Returns:
         A reader for each label vector.
-
-    Raises:
-        UnconvergedError: a fit did not reach its optimum.
     """
     codes = torch.from_numpy(np.stack(labels).astype(np.int64))
     classes = int(codes.max()) + 1
@@ -57,6 +57,7 @@ def fit_readers(
     count, rows, width = states.shape
     weights = np.zeros((len(codes), count, width, outputs))
     bias = np.zeros((len(codes), count, outputs))
+    lost: list[list[Uncertified]] = [[] for _ in codes]
     every = np.ones((1, rows), dtype=bool)
     # All rows are fitted, so scaling by all of them is scaling by the fold.
     probe = LogisticProbe(C=penalty, standardize="all")
@@ -74,5 +75,9 @@ def fit_readers(
                 assert found.coef is not None and found.intercept is not None
                 weights[:, site] = found.coef[:, 0].transpose(1, 2).numpy()
                 bias[:, site] = found.intercept[:, 0].numpy()
+                for fit in found.uncertified:
+                    named = replace(fit, site=f"site {site}", fold=None)
+                    lost[fit.label].append(named)
             done(1)
-    return [Reader(*each) for each in zip(weights, bias, strict=True)]
+    each = zip(weights, bias, map(tuple, lost), strict=True)
+    return [Reader(*parts) for parts in each]

@@ -20,7 +20,12 @@ def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
     """
 
     def fit(states: Tensor, labels: Tensor) -> Tensor:
-        """(depth, row, d) and (row,) to (depth, d)."""
+        """(depth, row, d) and (row,) to (depth, d).
+
+        Warns:
+            UncertifiedWarning: a fit is not certified to be at its optimum; the
+                direction that was found is kept.
+        """
         if len(labels.unique()) != 2:
             raise InputError("a readout needs rows of two kinds", got="one kind")
         found = []

@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from audits import report_text as write
-from audits.pages import style, template
+from audits.pages import shown_whole, style, template
 from audits.preflight import LIMITS
 from audits.report_depth import component_rows, depth_plot
 from audits.report_drawing import Plot, residual_bar
@@ -29,6 +29,7 @@ from audits.report_words import (
     BEHAVIOUR,
     CLASS_BEHAVIOUR,
     CLASS_VERDICTS,
+    CLASS_WORDS,
     FLOORS,
     IMAGE_FLOORS,
     STATUSES,
@@ -53,9 +54,14 @@ def write_report(root: Path, document: dict[str, Any]) -> Path:
 
     Returns:
         The path of the page.
+
+    Raises:
+        InputError: the document holds what cannot be shown; nothing is written.
     """
     path = root / "report.html"
-    write_atomic(path, render(document))
+    with shown_whole(str(root / "audit.json")):
+        page = render(document)
+    write_atomic(path, page)
     return path
 
 
@@ -89,7 +95,7 @@ def render(document: Mapping[str, Any]) -> str:
         manifest=document["manifest"],
         config=write.flat(document["config"]),
         runtime=document["runtime"],
-        words=WORDS,
+        words=CLASS_WORDS if images else WORDS,
         scale=residual_bar(None, None, margin),
         margin=margin,
         figures=figures,
@@ -302,7 +308,8 @@ def _items(saved: Any) -> list[Mapping[str, Any]]:
             "said": bool(row.get("said")),
         }
         for row in rows
-        if isinstance(row, dict) and {"prompt", "answer"} <= row.keys()
+        if isinstance(row, dict)
+        and all(isinstance(row.get(name), str) for name in ("prompt", "answer"))
     ]
     return sorted(kept, key=lambda row: not row["said"])
 

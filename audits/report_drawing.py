@@ -6,12 +6,13 @@ that a role has one colour everywhere, in light, dark and print.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from audits.report_text import in_plot, short_label, step_of
 
 MOST_TICKS = 14
+# Beyond these a plot shows nothing any more.
+MOST_POINTS, LARGEST = 10_000, 1e12
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,14 @@ def numbers(value: Any, length: int | None = None) -> list[float] | None:
     """
     if not isinstance(value, list) or (length is not None and len(value) != length):
         return None
-    real = all(isinstance(each, (int, float)) and isfinite(each) for each in value)
+    if len(value) > MOST_POINTS:
+        return None
+    real = all(
+        isinstance(each, (int, float))
+        and not isinstance(each, bool)
+        and abs(each) <= LARGEST
+        for each in value
+    )
     return value if real else None
 
 

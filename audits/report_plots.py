@@ -28,6 +28,8 @@ from audits.report_text import (
 
 # Log-probabilities below this share the last bin: they all mean "never".
 LEAST_SHOWN = -20.0
+# More models than this are not drawn.
+MOST_MODELS = 20
 
 
 def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
@@ -120,7 +122,8 @@ def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
     if not steps or not isinstance(curves, dict):
         return []
     found = []
-    for role in sorted(curves, key=lambda role: (role != "unlearned", role)):
+    roles = sorted(curves, key=lambda role: (role != "unlearned", role))
+    for role in roles[:MOST_MODELS]:
         table = curves[role] if isinstance(curves[role], dict) else {}
         asked = [name for name in sorted(table) if name.startswith("asked")]
         for name in asked:

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 # Longer texts are cut: one hostile prompt must not make a report unreadable.
 LONGEST = 2000
+# Settings of one table that are shown.
+MOST_ROWS = 500
 
 # Controls and bidirectional overrides can hide or reorder what a reader sees;
 # lone surrogates cannot be written as UTF-8 at all.
@@ -178,7 +181,7 @@ def step_of(name: str) -> int | None:
 
 
 def flat(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value) rows; long lists are cut.
+    """Nested settings as (dotted name, value) rows; long lists and tables are cut.
 
     Args:
         value: JSON value.
@@ -186,13 +189,16 @@ def flat(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]
         depth: Levels followed before giving up.
     """
     if isinstance(value, dict) and depth:
-        return [
+        rows = (
             row
             for key in sorted(value)
             for row in flat(
                 value[key], f"{name}.{key}" if name else str(key), depth=depth - 1
             )
-        ]
+        )
+        found = list(islice(rows, MOST_ROWS))
+        more = next(rows, None) is not None
+        return [*found, ("\u2026", "more, in audit.json")] if more else found
     if isinstance(value, list):
         if any(isinstance(each, (dict, list)) for each in value):
             return [(name, f"{len(value)} entries, in audit.json")]
@@ -209,4 +215,5 @@ def tail(source: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and value == value  # Tables have NaN where there is nothing.

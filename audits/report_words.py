@@ -120,6 +120,18 @@ WORDS = (
         "A place in the model: the output of block 12; embed: before block 0.",
     ),
 )
+_IMAGE_WORDS = {
+    "floor": "What a test gives where nothing was ever known: a model retrained "
+    "without the class (reference), or classes that no model saw (never-taught).",
+    "planted suppression": "A copy of the original edited on the spot to hide the "
+    "class without removing it; a test that does not find it there proves nothing by "
+    "silence.",
+    "concordance": "How often a reader ranks an image of the class above another "
+    "image: 0.5 is guessing, 1 is always.",
+    "probe": "A linear reader of hidden states, fitted on images. Refitted: on the "
+    "candidate. The original's own: fitted on the original and unchanged.",
+}
+CLASS_WORDS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in WORDS)
 
 
 def of_images(document: Mapping[str, Any]) -> bool:

@@ -13,8 +13,9 @@ from audits.manifest import code_hash, hardware, versions
 from audits.run import Findings
 from audits.verdict import Verdict
 from capture.images import ImageSet
-from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.errors import InputError, printable
+from evidence.files import read_json, readable
+from evidence.regular import is_folder, kind_of
 
 SCHEMA_VERSION = "1.1"
 NOT_CALIBRATED = {
@@ -27,6 +28,8 @@ NOT_CALIBRATED = {
     },
 }
 AUDIT, REPORT = "audit.json", "report.html"
+MOST_DEPTH = 30
+"""Brackets within brackets; ours have ten."""
 
 
 @cache
@@ -36,22 +39,29 @@ def schema() -> dict[str, Any]:
     return json.loads(text)
 
 
+@cache
+def _validator() -> Any:
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(schema())
+
+
 def validate_document(document: dict[str, Any]) -> None:
     """Check a document against the schema.
 
     Raises:
         InputError: naming the first place that does not fit.
     """
-    import jsonschema
-
-    try:
-        jsonschema.validate(document, schema())
-    except jsonschema.ValidationError as error:
+    error = next(_validator().iter_errors(document), None)
+    if error is not None:
         place = "/".join(map(str, error.absolute_path)) or "the document"
         raise InputError(
             f"audit.json does not fit its schema at {place}: {error.message[:200]}",
             fix="it was not written by this version of exhume; run the audit again",
-        ) from error
+        )
+    names = [axis["name"] for axis in document["axes"]]
+    if len(set(names)) < len(names):
+        raise InputError("audit.json has two axes of one name", got=", ".join(names))
 
 
 def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str, Any]:
@@ -79,13 +89,17 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
         | {"budget": run.config.budget.model_dump(mode="json")},
         "manifest": {
             "models": [
-                {"role": role.name, "source": role.source, "sha256": role.weights_hash}
+                {
+                    "role": role.name,
+                    "source": printable(readable(role.source), None),
+                    "sha256": role.weights_hash,
+                }
                 for role in (inputs.original, inputs.unlearned, *inputs.references)
             ],
             "items": [
                 {
                     "role": role,
-                    "name": items.name,
+                    "name": printable(items.name, None),
                     "format": items.format,
                     "sha256": items.digest,
                     "items": len(items),
@@ -112,13 +126,11 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def write(root: Path, document: dict[str, Any]) -> Path:
-    """Validate and write ``audit.json``."""
+def text_of(document: dict[str, Any]) -> str:
+    """What ``audit.json`` holds, validated."""
     validate_document(document)
-    path = root / AUDIT
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-    write_atomic(path, text + "\n")
-    return path
+    return text + "\n"
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -127,21 +139,13 @@ def read(root: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is not one of ours.
     """
-    path = root / AUDIT if root.is_dir() else root
-    if not path.exists():
+    path = root / AUDIT if is_folder(root) else root
+    if kind_of(path) == "nothing there":
         raise InputError(
             f"{path} does not exist",
             expected="the output folder of a finished audit",
             fix="run exhume audit first",
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_refuse)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    document = read_json(path, depth=MOST_DEPTH)
     validate_document(document)
     return document
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")

@@ -13,7 +13,9 @@ from audits.edit_shape import edit_shape
 from audits.inner import inner_axes
 from audits.inputs import open_inputs
 from audits.preflight import Damage, utility
+from audits.room import check_room, kept_activations
 from audits.stages import Ledger, axis_of
+from capture.unloaded import structure_of
 from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
 
@@ -70,8 +72,10 @@ def start(
         references=references,
         never_taught=never_taught,
         tokenizer=tokenizer,
+        config=config,
         progress=progress,
     )
+    check_room(out, kept_activations(inputs, config, structure_of(inputs.original)))
     return begin(inputs, config, out, fresh, progress)
 
 
@@ -84,7 +88,7 @@ def lengths(run: RunOf[Any]) -> tuple[float, float]:
 
 def collect(run: Run) -> Findings:
     """Compute every stage that is not there yet."""
-    ledger = Ledger(run.space)
+    ledger = Ledger(run.space, run.progress)
     stage = ledger.stage
     whole, inner = lengths(run)
     with run.progress.task("audit", whole) as advance:

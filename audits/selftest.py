@@ -12,16 +12,31 @@ from typing import Any
 
 from audits.error_page import page
 from audits.error_rates import Case, ablation, case_of, confusion, figures
+from audits.outputs import own_folder
 from audits.trials import FLOORS, Plan, run_plan
-from evidence.files import write_atomic
+from evidence.devices import choose_device
+from evidence.errors import InputError, quoted
+from evidence.files import write_together
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
+from evidence.seeds import check_seed
 from testbeds.bios import STANDARD, BiosConfig
-from testbeds.families import Family
+from testbeds.families import Family, known_families
 
 # A world of neither part of the zoo.
 SEED = 100
+MOST_JOBS = 1024
 # Of all audits. A single retrain may be left open by luck, a quarter of them may not.
 MOST_UNDECIDED = 0.25
+# What it writes into its folder, by way of the zoo and audits too.
+PARTS = (
+    "selftest.json",
+    "selftest.html",
+    "worlds",
+    "models",
+    "audits",
+    "manifest.json",
+)
 KINDS = (
     "untouched",
     "retain_tuned",
@@ -95,40 +110,63 @@ def selftest(
         device: Where models are trained and audited.
         jobs: Processes at once.
         progress: Where progress is shown.
+
+    Raises:
+        InputError: an argument that cannot be used, or ``out`` cannot be written to.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
-    plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
-    found, failed = [], []
-    total = len(worlds) * len(kinds) * len(FLOORS)
-    with progress.task("self-test: models made and audited", total) as advance:
-        for each in run_plan(plan, jobs):
-            if "failed" in each:
-                failed.append(f"{each['model']}: {each['failed']}")
-            else:
-                found.append(each)
-            advance(1)
-    cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
-    done = SelfTest(
-        tuple(cases),
-        tuple(figures(cases)) if cases else (),
-        tuple(ablation(found)),
-        tuple(failed),
-        out / "selftest.html",
-    )
-    text = {
-        "passed": done.passed,
-        "confusion": confusion(cases),
-        "rows": done.rows,
-        "without_axis": done.without,
-        "failed": done.failed,
-        "cases": [asdict(case) for case in cases],
-    }
-    write_atomic(out / "selftest.json", json.dumps(text, indent=1) + "\n")
-    title = (
-        f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
-        f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
-        f"{len(done.undecided)} inconclusive"
-    )
-    write_atomic(done.page, page(cases, title))
-    return done
+    out = as_path(out, "the output folder")
+    check_seed(seed)
+    families = known_families(families)
+    device = choose_device(device)
+    if (
+        isinstance(jobs, bool)
+        or not isinstance(jobs, int)
+        or not 1 <= jobs <= MOST_JOBS
+    ):
+        raise InputError(
+            "the number of processes cannot be used",
+            expected=f"a whole number from 1 to {MOST_JOBS}",
+            got=quoted(jobs),
+        )
+    with own_folder(out, "selftest", PARTS, {}):
+        worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
+        plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
+        found, failed, tracebacks = [], [], []
+        total = len(worlds) * len(kinds) * len(FLOORS)
+        with progress.task("self-test: models made and audited", total) as advance:
+            for each in run_plan(plan, jobs):
+                if "failed" in each:
+                    failed.append(f"{each['model']}: {each['failed']}")
+                    tracebacks.append(each.get("traceback"))
+                else:
+                    found.append(each)
+                advance(1)
+        cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
+        done = SelfTest(
+            tuple(cases),
+            tuple(figures(cases)) if cases else (),
+            tuple(ablation(found)),
+            tuple(failed),
+            out / "selftest.html",
+        )
+        text = {
+            "passed": done.passed,
+            "confusion": confusion(cases),
+            "rows": done.rows,
+            "without_axis": done.without,
+            "failed": done.failed,
+            "tracebacks": tracebacks,
+            "cases": [asdict(case) for case in cases],
+        }
+        title = (
+            f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
+            f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
+            f"{len(done.undecided)} inconclusive"
+        )
+        write_together(
+            {
+                out / "selftest.json": json.dumps(text, indent=1) + "\n",
+                done.page: page(cases, title),
+            }
+        )
+        return done

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -11,12 +10,15 @@ from typing import Any
 
 import psutil
 
+from audits.outputs import AUDIT, MARK, WORK, Kind, clear, look
 from evidence.axis import AxisResult
 from evidence.errors import InputError
-from evidence.files import disk_errors, write_atomic
+from evidence.files import read_json, write_atomic
+from evidence.progress import SILENT, Progress
 
 # Raise when stage contents change meaning, so that old work is not mixed in.
 STAGE_VERSION = "1"
+STAGE_BYTES = 1 << 30
 
 
 def canonical(value: Any) -> str:
@@ -42,67 +44,94 @@ class Workspace:
     @property
     def work(self) -> Path:
         """Where stages and activations lie."""
-        return self.root / "work"
+        return self.root / WORK
 
     @classmethod
-    def open(cls, root: Path, fingerprint: dict[str, Any], fresh: bool) -> "Workspace":
+    def open(
+        cls, root: Path, fingerprint: dict[str, Any], fresh: bool, kind: Kind = AUDIT
+    ) -> "Workspace":
         """Open or make the folder for exactly these inputs.
 
+        Whoever calls it holds the folder (``evidence.runs.sole_run``).
+
         Args:
-            root: The audit's output folder.
+            root: The output folder.
             fingerprint: Everything the result depends on.
-            fresh: Throw away what another audit left there.
+            fresh: Throw away what another run of this kind left there.
+            kind: What is written there.
 
         Raises:
             InputError: the folder holds another audit, or is a file, or holds
-                files that are not an audit's.
+                files that are not an audit's; nothing was changed then.
         """
         text = canonical(fingerprint | {"stage_version": STAGE_VERSION})
         digest = hashlib.sha256(text.encode()).hexdigest()
-        mark = root / "work" / "fingerprint.json"
-        if root.exists() and not root.is_dir():
-            raise InputError(
-                f"{root} is a file", expected="a folder to write the audit into"
-            )
-        if root.exists() and any(root.iterdir()):
-            ours = mark.exists() or (root / "audit.json").exists()
-            if not ours and not _only_leftovers(root):
+        found = look(root, kind)
+        if found != digest:
+            if found is not None and not fresh:
+                known = "other inputs, settings or version" if found else "damaged"
                 raise InputError(
-                    f"{root} holds files that are not an audit's",
-                    expected="an empty or new folder",
-                    fix="choose another --out",
-                )
-            same = mark.exists() and _read(mark).get("sha256") == digest
-            if ours and not same and not fresh:
-                raise InputError(
-                    f"{root} holds another audit (other inputs, settings or version)",
+                    f"{root} holds another {kind.name} ({known})",
                     fix="choose another --out, or pass --fresh to replace it",
                 )
-            if fresh or not same:
-                with disk_errors(root):
-                    for name in ("audit.json", "report.html"):
-                        (root / name).unlink(missing_ok=True)
-                    shutil.rmtree(root / "work", ignore_errors=True)
-        write_atomic(mark, canonical({"sha256": digest, "inputs": fingerprint}))
+            clear(root, kind)
+        elif fresh:
+            clear(root, kind)
+        if fresh or found != digest:
+            mark = {"kind": kind.name, "sha256": digest, "inputs": fingerprint}
+            write_atomic(root / MARK, canonical(mark))
         return cls(root)
 
-    def run(self, name: str, compute: Callable[[], Any]) -> Stage:
+    def run(
+        self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
+    ) -> Stage:
         """The stage's saved result, or compute it and save it.
 
         The result always comes back through its JSON text, so that a resumed audit
-        and an uninterrupted one continue from the same bytes.
+        and an uninterrupted one continue from the same bytes. A stage whose file is
+        damaged, or that lost one of ``files``, is computed again.
+
+        Args:
+            name: Of the stage.
+            compute: Gives what can be written as JSON.
+            files: What else it writes into the work folder, where it does.
         """
         path = self.work / "stages" / f"{name}.json"
-        if not path.exists():
+        done = self._saved(path)
+        if done is None:
             start = perf_counter()
-            result = compute()
+            result = json.loads(canonical(compute()))
             saved = {
                 "result": result,
                 "seconds": perf_counter() - start,
                 "peak_memory_bytes": peak_memory(),
+                "files": {file: self._hash(file) for file in files},
             }
-            write_atomic(path, canonical(saved))
-        return Stage(**_read(path))
+            write_atomic(path, canonical(saved | {"sha256": _digest(saved)}))
+            done = self._saved(path)
+            assert done is not None
+        return done
+
+    def _saved(self, path: Path) -> Stage | None:
+        """What a stage saved; None where it is not there as it was saved."""
+        try:
+            saved = read_json(path, limit=STAGE_BYTES)
+        except InputError:
+            return None
+        if saved.pop("sha256", None) != _digest(saved):
+            return None
+        files = saved.pop("files")
+        if any(self._hash(name) != digest for name, digest in files.items()):
+            return None
+        return Stage(**saved)
+
+    def _hash(self, name: str) -> str | None:
+        """sha256 of a file in the work folder; None where there is none."""
+        try:
+            with (self.work / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -111,15 +140,21 @@ class Ledger:
 
     Attributes:
         space: Where finished stages lie.
+        progress: Where it is said that a stage is done.
         cost: Seconds and peak memory by stage.
     """
 
     space: Workspace
+    progress: Progress = SILENT
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The stage's result, computed or found."""
-        done = self.space.run(name, compute)
+    def stage(
+        self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
+    ) -> Any:
+        """The stage's result, computed or found; arguments as ``Workspace.run``."""
+        start = perf_counter()
+        done = self.space.run(name, compute, files)
+        self.progress.note(f"stage {name} done in {perf_counter() - start:.0f} s")
         self.cost[name] = {
             "seconds": done.seconds,
             "peak_memory_bytes": done.peak_memory_bytes,
@@ -161,16 +196,5 @@ def peak_memory() -> int:
         return getattr(info, "peak_wset", info.rss)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not readable as JSON", fix="pass --fresh to start over"
-        ) from error
-
-
-def _only_leftovers(root: Path) -> bool:
-    """Whether only an interrupted first write is there (hidden scratch files)."""
-    entries = [path for path in root.rglob("*") if path.is_file()]
-    return all(path.name.startswith(".") for path in entries)
+def _digest(saved: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(saved).encode()).hexdigest()

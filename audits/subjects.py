@@ -54,12 +54,3 @@ class Subject:
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-
-
-def choose_device(wanted: str) -> str:
-    """CUDA, then MPS, then the CPU for "auto"; anything else is taken as it is."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

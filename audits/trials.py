@@ -4,23 +4,21 @@ import json
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from audits.audit import audit
 from audits.gold import Regained, grade, regain
 from audits.manifest import code_hash
+from audits.workers import workers
 from capture.models import open_checkpoint
 from capture.quietly import quiet
 from evidence.errors import ExhumeError
-from evidence.files import folder_atomic, write_atomic
-from evidence.memory import keep_freed_memory
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT
+from evidence.runs import sole_maker
 from testbeds.bios import BiosWorld
 from testbeds.edits import Ground
 from testbeds.families import Family
@@ -79,26 +77,16 @@ def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[d
     Yields:
         Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold``
         (None where none was asked for) and ``audit``, the document. Where a model could
-        not be made or audited: ``model`` and ``failed``, the reason.
+        not be made or audited: ``model`` and ``failed``, the reason, with ``traceback``
+        where the fault is ours.
     """
     start = time.monotonic()
-    with _executor(jobs) as pool:
+    with workers(jobs) as pool:
         for made in _each(pool, _world, plan, plan.worlds, jobs, start + limit_s):
             yield from made
         specimens = [(*world, kind) for kind in plan.kinds for world in plan.worlds]
         for cases in _each(pool, _specimen, plan, specimens, jobs, start + limit_s):
             yield from cases
-
-
-def _executor(jobs: int) -> ProcessPoolExecutor:
-    # A forked child would inherit threads and CUDA in an unknown state.
-    return ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,))
-
-
-def _begin(jobs: int) -> None:
-    keep_freed_memory()
-    if jobs > 1:
-        torch.set_num_threads(1)
 
 
 def _each(
@@ -124,16 +112,21 @@ def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
         )
         reference = world.root / "reference"
         if "reference" in plan.floors and not reference.is_dir():
-            ground = plan.ground(world, family, seed)
-            model = ground.taught(ground.retain, seed + REFERENCE, "a reference")
-            with folder_atomic(reference) as scratch, quiet():
-                model.save_pretrained(scratch)  # pyright: ignore
-                ground.tokenizer.save_pretrained(scratch)
+            with sole_maker(reference):
+                if not reference.is_dir():
+                    _teach(plan.ground(world, family, seed), seed, reference)
         if plan.graded:
             _ends(plan, world, family, seed)
     except Exception as error:
         return [_failed(f"{family}-{seed}", error)]
     return []
+
+
+def _teach(ground: Ground, seed: int, reference: Path) -> None:
+    model = ground.taught(ground.retain, seed + REFERENCE, "a reference")
+    with folder_atomic(reference) as scratch, quiet():
+        model.save_pretrained(scratch)  # pyright: ignore
+        ground.tokenizer.save_pretrained(scratch)
 
 
 def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
@@ -198,7 +191,7 @@ def _grade(plan: Plan, made: Specimen) -> dict:
         found = regain(ground, open_checkpoint(made.model))
         text = {"grade": grade(found, twin, original)} | found.to_dict()
         write_atomic(kept, json.dumps(text, indent=1) + "\n")
-    return json.loads(kept.read_text(encoding="utf-8"))
+    return read_json(kept)
 
 
 def _ends(
@@ -210,7 +203,7 @@ def _ends(
         ground = plan.ground(world, family, seed)
         ends = (regain(ground, ground.twin), regain(ground, ground.original))
         write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
-    twin, original = json.loads(kept.read_text(encoding="utf-8"))
+    twin, original = read_json(kept, list)
     return Regained.from_dict(twin), Regained.from_dict(original)
 
 
@@ -218,13 +211,18 @@ def _failed(name: str, error: Exception) -> dict:
     """One broken model must not end hours of others; it is counted and shown."""
     if isinstance(error, ExhumeError):
         return {"model": name, "failed": str(error)}
-    return {"model": name, "failed": "".join(traceback.format_exception(error))}
+    said = " ".join(str(error).split())[:200]
+    return {
+        "model": name,
+        "failed": f"a fault in exhume ({type(error).__name__}: {said})",
+        "traceback": "".join(traceback.format_exception(error)),
+    }
 
 
 def in_words(case: dict) -> str:
     """One line about an audit."""
     if "failed" in case:
-        return f"FAIL {case['model']}: {case['failed']}"
+        return f"FAIL {case['model']}: {case['failed']}\n{case.get('traceback', '')}"
     verdict = case["audit"]["verdict"]["class"]
     mark = "   " if case["state"] is None else "ok "
     if case["state"] not in (None, verdict):

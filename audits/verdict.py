@@ -13,7 +13,7 @@ from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from audits.signature_reading import NAME as MEMBERSHIP
 from audits.verdict_claims import claims
-from audits.verdict_words import RECOVERED, Words, words_of
+from audits.verdict_words import FACTS, RECOVERED, Words
 from evidence.axis import AxisResult, Reading
 from evidence.equivalence import holm, recovered
 
@@ -76,6 +76,7 @@ def decide(
     identical: bool,
     floor: str,
     rule: Rule,
+    words: Words = FACTS,
 ) -> Verdict:
     """Apply the rule in its order: damaged, not_unlearned, suppressed, deleted.
 
@@ -85,6 +86,7 @@ def decide(
         identical: Whether both models have the same weights.
         floor: Kind of floor.
         rule: Thresholds.
+        words: What was to be forgotten is called.
     """
     behaviour = axes.get("behaviour")
     said = behaviour is not None and behaviour.status == "retained"
@@ -93,7 +95,6 @@ def decide(
     found = recovered(hypotheses, rule.recovery, rule.still_there)
     where = _where(axes, found, rule)
     main = behaviour.main if behaviour is not None else None
-    words = words_of(main.name if main is not None else None)
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
         allowed, disallowed, change = claims(name, axes, rule, floor, words)
@@ -301,7 +302,12 @@ def _binding(
 ) -> list[str]:
     """Which axis stands in the way, and what it would need."""
     reasons = [trace] if trace else []
-    if not gone:
+    if output.NAME not in axes:
+        reasons.append(
+            f"behaviour: it was not run, and whether {words.short} {words.are()} gone "
+            "at the output decides between suppression and deletion."
+        )
+    elif not gone:
         reasons.append(f"behaviour: {words.unclear}")
     reasons += [
         _blocking(axis, rule, words)

@@ -61,8 +61,9 @@ def claims(
                 f"A smaller margin, with more {words.units} to support it.",
             ],
         )
+    said = words.unclear_claim if "behaviour" in axes else words.unasked_claim
     return (
-        [words.unclear_claim],
+        [said],
         ["The knowledge was deleted.", "The knowledge was only suppressed."],
         [
             f"More {words.units}, or a retrained reference.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from audits import causal_depth, concept, persistence, restoration
 from audits.decodability import UNCHANGED
-from audits.image_words import CARRIED, NAMED
+from audits.image_words import CARRIED
 from audits.relearning import SAID, TOLD
 
 ANSWER_FLOORS = {
@@ -36,6 +36,7 @@ class Words:
         kept_asking: What a candidate does that has unlearned.
         gone: Says that it is gone at the output.
         unclear_claim: What may be said where nothing is decided.
+        unasked_claim: The same where the output was not asked.
         others: Of what else deletion says nothing.
         units: What more of would settle it.
         floors: What the candidate cannot be told from, by floor.
@@ -51,6 +52,7 @@ class Words:
     kept_asking: str
     gone: str
     unclear_claim: str
+    unasked_claim: str
     others: str
     units: str
     floors: dict[str, str]
@@ -72,6 +74,7 @@ FACTS = Words(
     kept_asking="A candidate that no longer gives the answers in any wording.",
     gone="The answers are gone at the output.",
     unclear_claim="The answers are not clearly kept at the output.",
+    unasked_claim="Whether the answers are kept at the output was not asked.",
     others="Facts that were not in the forget file are gone too.",
     units="forgotten entities",
     floors=ANSWER_FLOORS,
@@ -89,15 +92,16 @@ CLASS = Words(
     kept_asking="A candidate that no longer names the class.",
     gone="The class is gone at the output.",
     unclear_claim="The class is not clearly kept at the output.",
+    unasked_claim="Whether the class is kept at the output was not asked.",
     others="Classes other than the forgotten one are gone too.",
     units="images of the forgotten class",
     floors=CLASS_FLOORS,
 )
 
 
-def words_of(main: str | None) -> Words:
-    """The words for an audit whose behaviour axis is judged by reading ``main``."""
-    return CLASS if main == NAMED else FACTS
+def words_of(images: bool) -> Words:
+    """The words for what was to be forgotten: a class of images, or else facts."""
+    return CLASS if images else FACTS
 
 
 # How a recovery is told, by its reading; ``where`` and ``value`` are the reading's.

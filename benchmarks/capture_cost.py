@@ -110,12 +110,12 @@ def through_transformer_lens(model, sites, rows: Sequences):
 
 def forget_peak() -> None:
     """Start the largest resident size anew; a child even inherits its parent's."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def megabytes() -> float:
     """Largest resident size since ``forget_peak``."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))
 
 
@@ -173,7 +173,7 @@ def ask(kind: str, clock: Clock, count: int) -> dict | None:
     """Run ``child`` in its own process; None where the peer is not installed."""
     command = [sys.executable, "-m", "benchmarks.capture_cost", kind]
     command += [str(clock.threads), str(clock.repeats), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         print(f"{kind} did not run: {done.stderr.strip().splitlines()[-1:]}")
         return None

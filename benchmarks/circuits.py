@@ -58,7 +58,11 @@ def main() -> None:
 
 def known() -> dict:
     """What was measured before."""
-    return json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": []}
+    return (
+        json.loads(RESULT.read_text(encoding="utf-8"))
+        if RESULT.is_file()
+        else {"rows": []}
+    )
 
 
 def write(document: dict) -> None:

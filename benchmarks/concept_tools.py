@@ -11,7 +11,8 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from attribution.sae import Sae, loss_recovered, quality, sae_lens, spliced
+from attribution.sae import Sae, loss_recovered, quality, spliced
+from attribution.sae_files import sae_lens
 from attribution.sae_rows import StoredRows
 from attribution.sae_training import SaeConfig, train_sae
 from benchmarks.texts import python_texts, token_rows

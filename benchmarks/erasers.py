@@ -216,7 +216,7 @@ def where_the_peer_is_wrong(rows: Rows) -> None:
 
 def write_page(results: dict) -> None:
     """The table in docs/erasers.md, from the results."""
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(START)
     _, tail = rest.split(END)
     where = ", ".join(f"{k} {v}" for k, v in results["machine"].items() if v)
@@ -228,12 +228,14 @@ def write_page(results: dict) -> None:
     for row in results["rows"]:
         value = f"{row['value']:.3g} {row['unit']}".strip()
         table += f"| {row['figure']} | {value} | {target_of(row)} | {row['peer']} |\n"
-    PAGE.write_text(head + START + table + END + tail)
+    PAGE.write_text(head + START + table + END + tail, encoding="utf-8")
 
 
 def write(file: Path, rows: Rows, clock: Clock) -> dict:
     """Rows measured now, and of earlier runs the parts that were not."""
-    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    before = (
+        json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    )
     fresh = {row["part"] for row in rows.rows}
     whole = [*rows.rows, *(row for row in before if row["part"] not in fresh)]
     results = {
@@ -245,7 +247,7 @@ def write(file: Path, rows: Rows, clock: Clock) -> dict:
         "rows": sorted(whole, key=lambda row: PARTS.index(row["part"])),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
 

@@ -50,7 +50,7 @@ def write(file: Path, rows: Rows, curves: dict[str, list], clock: Clock) -> None
     """Rows measured now, and of earlier runs the parts that were not."""
     before: dict = {"rows": [], "curves": {}}
     if file.exists():
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
     fresh = {row["part"] for row in rows.rows}
     kept = [row for row in before["rows"] if row["part"] not in fresh]
     order = ("machine", *PARTS)
@@ -65,7 +65,7 @@ def write(file: Path, rows: Rows, curves: dict[str, list], clock: Clock) -> None
         "curves": curves or before["curves"],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if file in report.FILES.values():
         report.write_page()
 

@@ -133,7 +133,7 @@ def main() -> None:
         rows += {"bios": run_bios, "smol": run_smol}[world](seeds, arguments.root)
     right = sum(row["value"] for row in rows)
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
     ).stdout.strip()
     document = {
         "command": "python -m benchmarks.known_pairs " + " ".join(sys.argv[1:]),

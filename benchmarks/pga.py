@@ -63,7 +63,7 @@ def take(folder: Path, parts: dict) -> None:
     """
     files: dict[str, list[dict]] = {}
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         files.setdefault(found.pop("key"), []).append(found)
     for key, found in files.items():
         part, size, seed = key.split(":")
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=cache_root() / "zoo")
     parser.add_argument("--tuning-zoo", type=Path, default=cache_root() / "zoo")
     asked = parser.parse_args()
-    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     parts = document.get("parts", {})
 
     def keep() -> None:

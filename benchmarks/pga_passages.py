@@ -52,8 +52,8 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
     }
     rows = [
         row(
-            "SmolLM2-135M: passages known (mean log-probability a token >= -2) whose "
-            "paraphrase is not (<= -3)",
+            "SmolLM2-135M-Instruct: passages known (mean log-probability a token "
+            ">= -2) whose paraphrase is not (<= -3)",
             len(good),
             7,
             ">=",
@@ -92,7 +92,7 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
     for name, each in comparisons.items():
         rows.append(
             row(
-                f"SmolLM2-135M, {name}: p",
+                f"SmolLM2-135M-Instruct, {name}: p",
                 each["p"],
                 None,
                 "<=",

@@ -161,7 +161,7 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
 
 def take_reasons(variants: dict[str, dict]) -> None:
     """Put variants among those that were measured."""
-    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     document.setdefault("variants", {}).update(variants)
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -179,7 +179,7 @@ def main() -> None:
         "device": "cpu",
         "threads": torch.get_num_threads(),
     }
-    document = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     if "texts" not in document:
         document["texts"] = texts(asked.draws, asked.root, SILENT)
         document |= facts | {

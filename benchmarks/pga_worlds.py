@@ -237,7 +237,7 @@ def main() -> None:
     key = f"{asked.part}:{asked.size}:{asked.seed}"
     name = key.replace(":", "-") + (f"-{turn}" if shards > 1 else "")
     path = asked.out / f"{name}.json"
-    done = json.loads(path.read_text()) if path.exists() else {}
+    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known = commit()
     facts = {
         "key": key,

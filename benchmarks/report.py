@@ -55,12 +55,12 @@ def write_page() -> None:
     text = HEAD
     for device, file in FILES.items():
         if file.exists():
-            results = json.loads(file.read_text())
+            results = json.loads(file.read_text(encoding="utf-8"))
             text += table(results, device)
             if device == "cpu" and results["curves"]:
                 plot(results["curves"])
                 text += "\n![Cost by size](../benchmarks/results/kernels.svg)\n"
-    rows = json.loads(RESTORATION.read_text())["rows"]
+    rows = json.loads(RESTORATION.read_text(encoding="utf-8"))["rows"]
     text += ALSO + "".join(
         f"| {row['figure']} | {row['value']:.3g} {row['unit']} | {target_of(row)} "
         f"| {row['peer']} |\n"
@@ -68,7 +68,7 @@ def write_page() -> None:
         if any(words in row["figure"] for words in SPEED)
     )
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text)
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def table(results: dict, device: str) -> str:

@@ -65,7 +65,11 @@ def main() -> None:
     unknown = set(asked.parts.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"there is no part {min(unknown)!r}")
-    document = json.loads(asked.result.read_text()) if asked.result.exists() else {}
+    document = (
+        json.loads(asked.result.read_text(encoding="utf-8"))
+        if asked.result.exists()
+        else {}
+    )
     clock = Clock(torch.get_num_threads())
     with Bars() as progress:
         for part in asked.parts.split(","):

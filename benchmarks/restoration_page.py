@@ -43,8 +43,8 @@ PARTS = {
     ),
     "autoencoder": (
         "Autoencoder",
-        "A TopK autoencoder of SmolLM2-135M, on documentation of Python's standard "
-        "library.",
+        "A TopK autoencoder of SmolLM2-135M-Instruct, on documentation of Python's "
+        "standard library.",
     ),
     "overhead": ("Overhead", "Medians over passes in turns."),
     "vectors": ("Concept vectors", "All sites and concepts at once, equal answers."),

@@ -154,7 +154,7 @@ def machine() -> dict[str, object]:
 
     name = platform.processor() or platform.machine()
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             name = next(
                 line.split(":")[1].strip() for line in file if "model name" in line
             )
@@ -180,7 +180,7 @@ def commit() -> str:
     try:
         name, changed = (
             subprocess.run(
-                each, capture_output=True, text=True, check=True, cwd=ROOT
+                each, capture_output=True, encoding="utf-8", check=True, cwd=ROOT
             ).stdout.strip()
             for each in (names, changes)
         )

@@ -70,7 +70,7 @@ def figures(
         if not path.is_file():
             saved = measured(each, original, forget, retain, never, experts, seed)
             write_atomic(path, json.dumps(saved))
-        runs[each.kind] = json.loads(path.read_text())
+        runs[each.kind] = json.loads(path.read_text(encoding="utf-8"))
     found = []
     for each in made:
         saved = runs[each.kind]
@@ -245,7 +245,7 @@ def main() -> None:
         rows += summary(mine, f"digits {family}, seeds {','.join(map(str, seeds))}")
     rows[0]["models"] = found
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
     ).stdout.strip()
     document = {
         "command": "python -m benchmarks.vision "

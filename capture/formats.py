@@ -5,7 +5,7 @@ continues text and does not take questions. Whoever wants another prompt names t
 columns, and then every text is taken as it stands.
 """
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from capture.authors import QUESTIONS_EACH, authors, main_names
 from capture.tables import Row
 from evidence.errors import InputError
+from evidence.strict_json import parse_json
 
 FIELDS = (
     "id",
@@ -26,6 +27,7 @@ FIELDS = (
 # Verbatim items from running text: the first words, and those that follow.
 TEXT_PROMPT_WORDS = 64
 TEXT_ANSWER_WORDS = 32
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,12 @@ _TOFU_ONLY = {"perturbed_answer", "paraphrased_answer", "paraphrased_question"}
 def _mapped(
     rows: Sequence[Row], columns: Mapping[str, str], present: set[str]
 ) -> list[Fact]:
+    if not isinstance(columns, Mapping):
+        raise InputError(
+            "columns are not a mapping",
+            expected="fields to columns: {'prompt': 'your column'}",
+            got=f"{type(columns).__name__} {columns!r}"[:80],
+        )
     for field, column in columns.items():
         if field not in FIELDS:
             raise InputError(
@@ -203,7 +211,7 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
     for row in rows:
         choices = _texts(row, "choices")
         right = row.fields.get("answer")
-        if isinstance(right, str) and right.strip().isdigit():
+        if isinstance(right, str) and _INDEX.fullmatch(right.strip()):
             right = int(right)
         if isinstance(right, bool) or not isinstance(right, int):
             raise _wrong_type(row, "answer", "the index of a choice", right)
@@ -327,12 +335,11 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         if value.lstrip().startswith("["):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise _wrong_type(
-                    row, field, 'a JSON array such as ["a", "b"], or a|b', value
-                ) from error
+            value = parse_json(
+                value,
+                f"{row.place}: {field}",
+                fix='Write a JSON array such as ["a", "b"], or a|b',
+            )
         else:
             value = [part.strip() for part in value.split("|")]
     if not isinstance(value, list):

@@ -1,7 +1,6 @@
 """GGUF files: de-quantised once, kept as an ordinary Hugging Face folder."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from capture.cache import cache_root
 from capture.configuration import check_config
@@ -20,9 +18,11 @@ from capture.quietly import offline, quiet
 from capture.skeleton import building_at_most
 from capture.weight_files import ANY_SIZE
 from evidence.errors import InputError
-from evidence.files import folder_atomic
+from evidence.files import disk_errors, folder_atomic
 from evidence.progress import SILENT, Progress
 from evidence.regular import open_regular
+from evidence.runs import sole_maker
+from evidence.scratch import scratch_folder
 
 CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
 
@@ -54,18 +54,25 @@ def gguf_folder(
     folder = root / "gguf" / digest.hexdigest()[:24]
     if folder.is_dir():
         return folder
+    with sole_maker(folder, progress):
+        if not folder.is_dir():
+            _convert(path, folder, progress)
+    return folder
+
+
+def _convert(path: Path, folder: Path, progress: Progress) -> None:
     with progress.task(f"de-quantising {path.name}", 3) as advance:
-        model, tokenizer = _read(path)
+        with disk_errors(folder, place=False), scratch_folder(folder) as place:
+            model, tokenizer = _read(path, place)
         advance(1)
         with folder_atomic(folder) as scratch:
             _save(model, tokenizer, scratch)
             advance(1)
             _check_same(model, scratch)
             advance(1)
-    return folder
 
 
-def _read(path: Path) -> tuple[Any, Any]:
+def _read(path: Path, place: Path) -> tuple[Any, Any]:
     """The model with de-quantised weights, and its tokenizer, as transformers sees."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
@@ -78,7 +85,6 @@ def _read(path: Path) -> tuple[Any, Any]:
     # The file is reached through a link in a folder of its own, so that nothing
     # lying beside it can be taken for part of the model.
     with (
-        tempfile.TemporaryDirectory() as place,
         library_errors(
             f"{path} could not be read as GGUF",
             expected="a whole GGUF file of an architecture transformers knows",
@@ -90,7 +96,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         _read_once(),
         building_at_most(count, header.numbers, path),
     ):
-        (Path(place) / "model.gguf").symlink_to(path.resolve())
+        (place / "model.gguf").symlink_to(path.resolve())
         said, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
         check_config(said, path, count)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -134,16 +140,9 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     plain.load_state_dict(model.state_dict(), strict=True, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
-    try:
-        with quiet():
-            plain.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except SafetensorError as error:  # a full disk is reported in safetensors' own type
-        raise InputError(
-            f"the de-quantised weights could not be written ({error})",
-            expected="room for them in the cache folder",
-            fix="Free some space, or name another folder in EXHUME_CACHE",
-        ) from error
+    with quiet():
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _check_same(model: Any, folder: Path) -> None:

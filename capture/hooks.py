@@ -14,18 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from capture.modes import evaluating as evaluating
+from capture.modes import leftover_hooks as leftover_hooks
 from capture.sites import Place, Sites, find_sites
 from evidence.errors import InputError
 
 Edit = Callable[[Tensor], Tensor]
 Positions = Sequence[int] | Tensor | None
-
-HOOK_TABLES = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 class StopForward(Exception):
@@ -34,15 +29,6 @@ class StopForward(Exception):
     def __init__(self, owner: object):
         super().__init__("the forward pass was stopped on purpose")
         self.owner = owner
-
-
-def leftover_hooks(model: nn.Module) -> int:
-    """How many hooks, of whatever origin, are registered anywhere in ``model``."""
-    return sum(
-        len(getattr(module, table) or ())
-        for module in model.modules()
-        for table in HOOK_TABLES
-    )
 
 
 @contextmanager
@@ -195,18 +181,6 @@ def project_out(
     """
     edits = {site: _remover(basis) for site, basis in bases.items()}
     return patch(model, edits, positions, where=where)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards for each module the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _adder(vector: Tensor, scale: float) -> Edit:

@@ -6,49 +6,28 @@ is all that the rest of the network sees, which does not hold of a single convol
 beside a shortcut.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from capture.sites import CONVOLUTIONS, Place, Sites, find_sites
+from capture.chains import find_chain
+from capture.outline import find_outline
+from capture.sites import Sites, chain_sites, find_sites
 
 
-def find_image_sites(model: nn.Module) -> Sites:
+def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
     """The sites of an image model: ``embed``, ``resid.L``, ``final`` and ``logits``.
+
+    Args:
+        model: The model.
+        example: As ``find_sites``.
 
     Raises:
         InputError: as ``find_sites``.
     """
-    found = find_sites(model)
-    if found.n_heads:
-        return found
-    units = residual_units(model)
-    if len(units) < 2:
-        return found
-    places = {"embed": Place("embed", units[0], "in")}
-    for layer, unit in enumerate(units):
-        places[f"resid.{layer}"] = Place(f"resid.{layer}", unit, "out")
-    last = {name: found.places[name] for name in ("final", "logits")}
-    return Sites(places | last, len(units), None, 0, found.head)
-
-
-def residual_units(model: nn.Module) -> list[nn.Module]:
-    """The innermost listed modules with two or more layers with weights, in depth."""
-    listed = [
-        child
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        for child in module
-        if _layers(child) >= 2
-    ]
-    known = {id(unit) for unit in listed}
-
-    def holds_others(unit: nn.Module) -> bool:
-        return any(id(m) in known for m in unit.modules() if m is not unit)
-
-    return [unit for unit in listed if not holds_others(unit)]
-
-
-def _layers(module: nn.Module) -> int:
-    return sum(isinstance(m, (*CONVOLUTIONS, nn.Linear)) for m in module.modules())
+    if find_outline(model) is not None:
+        return find_sites(model, example)
+    return chain_sites(find_chain(model, example, units_first=True))
 
 
 def as_places(value: Tensor) -> Tensor:

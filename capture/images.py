@@ -1,4 +1,4 @@
-"""Images as items: pixels and a class each, from .npz or a folder per class.
+"""Images as items: pixels and a class each, and how a model takes them.
 
 Values of type uint8 are raw: they are scaled to [0, 1], resized and normalised as the
 model's ``preprocessor_config.json`` says. Floating-point values are taken as pixels
@@ -7,8 +7,8 @@ that are ready for the model.
 
 import hashlib
 import io
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,6 @@ from torch import Tensor
 from capture.preprocessing import read_preprocessor
 from evidence.errors import InputError
 from evidence.files import write_atomic
-
-MOST_BYTES = 4 << 30
-KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +41,15 @@ class ImageSet:
     name: str = ""
 
     def __post_init__(self) -> None:
+        if not _are_images(self.pixels, self.labels, self.ids):
+            raise InputError(
+                f"the images of {self.name or 'the set'} cannot be understood",
+                expected="pixels in a torch tensor, whole numbers in an array, and "
+                "a tuple of names that are valid Unicode",
+                got=", ".join(
+                    type(each).__name__ for each in (self.pixels, self.labels, self.ids)
+                ),
+            )
         counts = {len(self.pixels), len(self.labels), len(self.ids)}
         if self.pixels.dim() != 4 or len(counts) != 1 or counts == {0}:
             raise InputError(
@@ -53,7 +59,7 @@ class ImageSet:
                 f"{len(self.ids)} ids",
             )
         if len(set(self.ids)) != len(self.ids):
-            twice = next(each for each in self.ids if self.ids.count(each) > 1)
+            twice = Counter(self.ids).most_common(1)[0][0]
             raise InputError(
                 f"two images of {self.name or 'the set'} have the id {twice!r}",
                 expected="every id once",
@@ -212,7 +218,8 @@ class Eye:
             raw = raw[:, None]
         elif raw.ndim == 4 and raw.shape[1] not in (1, 3) and raw.shape[3] in (1, 3):
             raw = np.moveaxis(raw, 3, 1)
-        if raw.ndim != 4 or raw.dtype.kind not in "fu" or raw.shape[1] not in (1, 3):
+        known = raw.dtype.kind == "f" or raw.dtype == np.uint8
+        if raw.ndim != 4 or not known or raw.shape[1] not in (1, 3) or not raw.size:
             raise InputError(
                 "the images cannot be understood",
                 expected="(image, height, width) with 1 or 3 channels, uint8 or float",
@@ -254,134 +261,23 @@ def _size(said: Any) -> tuple[int, int] | None:
     return int(said[0]), int(said[1])
 
 
-def holds_images(source: Any) -> bool:
-    """Whether items are images: a set of them, a folder, or an .npz file."""
-    if isinstance(source, ImageSet):
-        return True
-    if not isinstance(source, str | Path):
+def _are_images(pixels: Any, labels: Any, ids: Any) -> bool:
+    """Whether the parts of a set are of the types that they must have."""
+    try:
+        return (
+            isinstance(pixels, Tensor)
+            and pixels.is_floating_point()
+            and isinstance(labels, np.ndarray)
+            and labels.ndim == 1
+            and labels.dtype.kind in "iu"
+            and isinstance(ids, tuple)
+            and bool("".join(ids).encode() or True)
+        )
+    except (TypeError, UnicodeEncodeError):
         return False
-    path = Path(source).expanduser()
-    return path.is_dir() or path.suffix == ".npz"
 
 
 def names_images(config: Mapping[str, Any]) -> bool:
     """Whether a model's configuration is that of an image classifier."""
     kinds = config.get("architectures") or []
     return any(str(kind).endswith("ForImageClassification") for kind in kinds)
-
-
-def read_images(source: Path | str | ImageSet, eye: Eye, name: str = "") -> ImageSet:
-    """Images from an .npz file or from a folder with one folder a class.
-
-    Args:
-        source: The file or folder; an ``ImageSet`` passes through.
-        eye: How the model takes images.
-        name: What reports call the set.
-
-    Raises:
-        InputError: nothing is there, it would run code or unpack to too much, or it is
-            not images with classes that the model has.
-    """
-    if isinstance(source, ImageSet):
-        return source
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _folder(path, eye, name or path.name)
-    if not path.is_file() or path.suffix != ".npz":
-        raise InputError(
-            f"{path} is neither a folder of images nor an .npz file",
-            expected="a folder per class, or .npz with image and label",
-        )
-    return _npz(path, eye, name or path.stem)
-
-
-def _npz(path: Path, eye: Eye, name: str) -> ImageSet:
-    try:
-        with zipfile.ZipFile(path) as packed:
-            total = sum(each.file_size for each in packed.infolist())
-        if total > MOST_BYTES:
-            raise InputError(
-                f"{path} unpacks to too much",
-                expected=f"at most {MOST_BYTES >> 30} GiB",
-                got=f"{total / (1 << 30):.1f} GiB",
-            )
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} cannot be read ({error})",
-            expected="an .npz of plain arrays; pickled objects are never opened",
-        ) from error
-    absent = [key for key in ("image", "label") if key not in found]
-    if absent or found["label"].ndim != 1 or found["label"].dtype.kind not in "iu":
-        raise InputError(
-            f"{path} does not hold images with classes",
-            expected="image (image, height, width) and label (image,), whole numbers",
-            got=", ".join(f"{key} {value.shape}" for key, value in found.items()),
-        )
-    ids = found.get("id", [f"{name}-{row:05d}" for row in range(len(found["label"]))])
-    return ImageSet(
-        eye.ready(found["image"]),
-        found["label"].astype(np.int64),
-        tuple(map(str, ids)),
-        name,
-    )
-
-
-def _folder(path: Path, eye: Eye, name: str) -> ImageSet:
-    from PIL import Image, UnidentifiedImageError
-
-    # A small file may unpack to a picture larger than memory.
-    bomb = Image.DecompressionBombError
-    pixels, labels, ids = [], [], []
-    for part in sorted(each for each in path.iterdir() if each.is_dir()):
-        number = _number(part.name, eye.labels or {}, path)
-        files = sorted(_pictures(part))
-        if not files:
-            raise InputError(
-                f"{part} is a class without images", expected=", ".join(KINDS)
-            )
-        for file in files:
-            try:
-                with Image.open(file) as opened:
-                    mode = "L" if eye.channels == 1 else "RGB"
-                    pixels.append(eye.ready(np.asarray(opened.convert(mode))[None]))
-            except (UnidentifiedImageError, OSError, ValueError, bomb) as error:
-                raise InputError(
-                    f"{file} is not an image that can be read ({error})"
-                ) from error
-            labels.append(number)
-            ids.append(f"{part.name}/{file.name}")
-    if not ids:
-        raise InputError(
-            f"{path} holds no images",
-            expected=f"one folder a class with {', '.join(KINDS)} in it",
-            got=", ".join(sorted(each.name for each in path.iterdir())[:5])
-            or "nothing",
-        )
-    sizes = {tuple(each.shape[2:]) for each in pixels}
-    if len(sizes) > 1:
-        raise InputError(
-            f"the images of {path} have different sizes, and the model names none",
-            expected="one size, or a preprocessor_config.json that says it",
-            got=", ".join(f"{h} x {w}" for h, w in sorted(sizes)[:3]),
-        )
-    return ImageSet(torch.cat(pixels), np.array(labels), tuple(ids), name)
-
-
-def _pictures(folder: Path) -> Iterable[Path]:
-    return (each for each in folder.iterdir() if each.suffix.lower() in KINDS)
-
-
-def _number(name: str, labels: Mapping[str, int], path: Path) -> int:
-    """The model's number of a class folder: by its label, or the name as a number."""
-    if name in labels:
-        return labels[name]
-    if name.isdecimal():
-        return int(name)
-    raise InputError(
-        f"the model has no class {name!r}",
-        expected=f"one of {', '.join(list(labels)[:6])}, or a class number",
-        got=str(path / name),
-        fix="Name the folders as in label2id of the model's config.json",
-    )

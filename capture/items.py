@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,10 @@ from capture.formats import Fact, understand
 from capture.tables import read_rows
 from evidence.errors import InputError
 from evidence.files import write_atomic
+from evidence.regular import as_path
+
+MOST_MARKS = 30
+"""Combining marks in a row: the limit of Unicode's Stream-Safe Text Format."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,14 @@ class ItemSet:
     format: str = "exhume"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.items, tuple) or not all(
+            isinstance(each, Item) for each in self.items
+        ):
+            raise InputError(
+                f"the items of {self.name or 'the set'} are not items",
+                expected="a tuple of Item",
+                got=f"{type(self.items).__name__} {self.items!r}"[:80],
+            )
         seen: set[str] = set()
         for item in self.items:
             if item.id in seen:
@@ -175,15 +189,16 @@ def read_items(
         InputError: the file is missing, empty, broken or too large, or a row cannot
             be understood; the message names the line.
     """
-    path = Path(path)
+    path = as_path(path, "the file of items")
     form, facts = understand(read_rows(path), columns)
     spelling: dict[str, str] = {}
     seen: dict[str, str] = {}
+    copies: Counter[str] = Counter()
     items = []
     for fact in facts:
         entity = fact.entity.strip() or f"about-{_short(fact.prompt)}"
         entity = spelling.setdefault(fold(entity), entity)
-        identifier = fact.id.strip() or _new_id(fact, seen)
+        identifier = fact.id.strip() or _new_id(fact, seen, copies)
         if identifier in seen:
             raise InputError(
                 f"{fact.place} has the id {identifier!r} of {seen[identifier]}",
@@ -259,6 +274,8 @@ def _check_text(identifier: object, field: str, value: object) -> None:
             got=f"{type(value).__name__} {value!r}"[:80],
             fix="Put it in quotes",
         )
+    if value.isascii() and "\0" not in value:
+        return
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -268,6 +285,24 @@ def _check_text(identifier: object, field: str, value: object) -> None:
             got=repr(value[error.start : error.start + 10]),
             fix="Save the file again as UTF-8",
         ) from error
+    if "\0" in value:
+        raise InputError(
+            f"item {identifier!r}: {field} holds a NUL character", expected="plain text"
+        )
+    if heap := _heaped().search(value):
+        raise InputError(
+            f"item {identifier!r}: {field} heaps marks on one letter",
+            expected=f"at most {MOST_MARKS}, as in any writing system",
+            got=ascii(heap.group()[:4]) + " ...",
+        )
+
+
+@cache
+def _heaped() -> re.Pattern[str]:
+    """Finds runs of marks that no writing has, which take for ever to put in order."""
+    known = map(chr, range(0x300, 0x1F000))
+    marks = "".join(each for each in known if unicodedata.combining(each))
+    return re.compile(f"[{marks}]{{{MOST_MARKS + 1}}}")
 
 
 def _short(*texts: str) -> str:
@@ -275,10 +310,11 @@ def _short(*texts: str) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _new_id(fact: Fact, taken: Mapping[str, str]) -> str:
+def _new_id(fact: Fact, taken: Mapping[str, str], copies: Counter[str]) -> str:
     stem = f"item-{_short(fact.prompt, fact.answer)}"
-    candidate, copy = stem, 1
+    candidate = stem
     while candidate in taken:
-        copy += 1
-        candidate = f"{stem}-{copy}"
+        # Counted on, or a file of one line said a million times would take for ever.
+        copies[stem] += 1
+        candidate = f"{stem}-{copies[stem] + 1}"
     return candidate

@@ -31,6 +31,12 @@ def down_projection(sites: Sites, layer: int) -> nn.Module:
             by an adapter.
     """
     part = sites.resolve(f"mlp.{layer}").module
+    if not any(linear_shape(module) for module in part.modules()):
+        raise InputError(
+            f"what neurons of block {layer} give is not what is added to the stream",
+            expected="a family that adds what its feed-forward part gives as it is",
+            got=f"{type(part).__name__} in between",
+        )
     maps = [
         module
         for module in part.modules()

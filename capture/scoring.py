@@ -14,7 +14,7 @@ from capture.heads import answer_logits, output_head
 from capture.items import Item, ItemSet, fold
 from capture.reading import Watched, reduce_logits
 from capture.tokens import encode, prompt_of
-from capture.window import misfit
+from capture.window import misfit, position_limit
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -261,7 +261,8 @@ def generate_greedy(
         model: A Hugging Face causal language model.
         tokenizer: Its tokenizer.
         prompts: One text a row.
-        max_new_tokens: Most tokens to add; fewer where the model ends by itself.
+        max_new_tokens: Most tokens to add; fewer where the model ends by itself, or
+            where its table of positions ends.
         tokens: Padded positions a batch, new ones included.
         progress: Where to show progress.
 
@@ -279,17 +280,29 @@ def generate_greedy(
         )
     sequences = encode(tokenizer, prompts)
     texts = [""] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda row: len(sequences.ids[row]))
+    lengths = [len(ids) for ids in sequences.ids]
+    order = sorted(range(len(sequences)), key=lambda row: lengths[row])
+    limit = position_limit(model)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), progress.task("generate", len(order)) as done:
             while order:
                 # The last is the longest: it sets the width of the batch.
-                width = len(sequences.ids[order[-1]]) + max_new_tokens
-                size = max(1, tokens // width)
+                longest = lengths[order[-1]]
+                size = max(1, tokens // (longest + max_new_tokens))
+                most = max_new_tokens
+                if limit is not None and longest + most > limit:
+                    # Rows with more room than these are not to be cut short by them.
+                    size = min(size, sum(lengths[row] == longest for row in order))
+                    most = limit - longest
+                    if most < 0:
+                        raise misfit(model, pad(sequences[[order[-1]]]))
                 rows, order = order[-size:], order[:-size]
-                new = _continue(model, tokenizer, sequences[rows], max_new_tokens)
+                if most == 0:
+                    done(len(rows))
+                    continue
+                new = _continue(model, tokenizer, sequences[rows], most)
                 for row, ids in zip(rows, new, strict=True):
                     text = tokenizer.decode(ids, skip_special_tokens=True)
                     texts[row] = text if isinstance(text, str) else "".join(text)

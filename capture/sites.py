@@ -6,32 +6,39 @@ name       value
 embed      what enters block 0: the embedded tokens or patches; the pixels of a CNN
 resid.L    what leaves block L: the residual stream after it
 attn.L     what the attention of block L adds to the stream, after its projection
-mlp.L      what the feed-forward part of block L adds to the stream
+           and after a norm of what is added, where there is one (Gemma 2, OLMo 2)
+mlp.L      what the feed-forward part of block L adds to the stream, likewise
 head.L.H   the output of head H of block L, before the output projection
 final      what enters the output layer, after the last norm
-logits     the output of the output layer
+logits     the output of the output layer, before a model scales or caps it
 ========== =================================================================
 
 In a network without attention a block is one layer with weights together with all
 that follows it up to the next one, so ``resid.L`` is what the next such layer
 receives: activations, pooling and flattening included, even when they are plain
-function calls in ``forward``.
+function calls in ``forward``. Where something passes by such layers, as in a residual
+network, a block is a whole residual unit.
 
-Places are found by structure: the longest list of equal blocks with attention in
-them, the last linear map inside each part, the output layer after them.
+Places are found by structure, and proved by one short pass the first time a network is
+looked at (``capture.proof``): what leaves a block is all that the rest of the network
+sees, and what attention and the feed-forward part add to what enters a block is what
+leaves it; in a network that norms the stream after each addition (BERT), with those
+norms. Where that cannot be shown, the network or these sites of it are refused.
 """
 
 import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from capture.chains import Chain, find_chain
+from capture.kept import Kept
+from capture.outline import Outline, find_outline, linear_shape
+from capture.proof import Parts, prove_blocks
 from evidence.errors import InputError
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class Sites:
         d_model: Width of the residual stream; None where blocks differ in width.
         n_heads: Attention heads a block; 0 where there are none.
         head: The output layer, or None.
+        refused: Kinds of sites that this network does not have, to the reason.
     """
 
     places: dict[str, Place]
@@ -85,6 +93,7 @@ class Sites:
     d_model: int | None
     n_heads: int
     head: nn.Module | None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,6 +112,12 @@ class Sites:
         """
         if name in self.places:
             return self.places[name]
+        reason = self.refused.get(name.split(".")[0])
+        if reason is not None:
+            raise InputError(
+                f"there is no site {name!r}: {reason}",
+                expected="a site of another kind, such as resid.L",
+            )
         kinds = sorted({name.split(".")[0] for name in self.places})
         close = difflib.get_close_matches(name, self.places, n=1)
         raise InputError(
@@ -114,120 +129,60 @@ class Sites:
         )
 
 
-def find_sites(model: nn.Module) -> Sites:
-    """Find the sites of ``model`` from its structure.
+def find_sites(model: nn.Module, example: Any = None) -> Sites:
+    """Find the sites of ``model`` from its structure, proved by one short pass.
+
+    The pass is run once a structure (``capture.kept``).
+
+    Args:
+        model: A network of token ids, of images or of vectors.
+        example: Input of two or more different rows, a tensor or named ones, for a
+            network that does not run on what is made up for it.
 
     Raises:
-        InputError: it has neither blocks with attention nor two layers with weights.
+        InputError: its structure is not understood; it does not run on a short input.
     """
-    blocks = _blocks(model)
-    if not blocks:
-        return _plain_sites(model)
-    if hasattr(blocks[0], "hook_resid_post"):
-        return _hooked_sites(model, blocks)
-    return _block_sites(model, blocks)
+    outline = find_outline(model)
+    if outline is None:
+        return chain_sites(find_chain(model, example))
+    if hasattr(outline.blocks[0], "hook_resid_post"):
+        return _hooked_sites(model, outline.blocks)
+    parts = _PROVED.get(model, None, lambda: prove_blocks(model, outline, example))
+    return _block_sites(model, outline, parts)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The longest list of blocks of one class with attention inside."""
-    best: list[nn.Module] = []
-    for module in model.modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential):
-            continue
-        children = list(module)
-        alike = len({type(child) for child in children}) == 1
-        if alike and _attention(children[0]) and len(children) > len(best):
-            best = children
-    return best
+_PROVED: Kept[Parts] = Kept()
 
 
-def _attention(block: nn.Module) -> nn.Module | None:
-    """The attention part: by its name, and not a norm or a dropout named after it."""
-    for name, child in block.named_children():
-        hooked = hasattr(child, "hook_z")
-        if "att" in name.lower() and (hooked or next(_linears(child), None)):
-            return child
-    return None
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear map, adapters and GPT-2's Conv1D included."""
-    base = getattr(module, "base_layer", None)  # a peft layer around the linear map
-    if isinstance(base, nn.Module):
-        return linear_shape(base)
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    weight = getattr(module, "weight", None)
-    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
-        return weight.shape[0], weight.shape[1]
-    return None
-
-
-def _linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Linear maps in ``module``, as registered, without those in ``skip``."""
-    if module is skip:
-        return
-    if linear_shape(module) is not None:
-        yield module
-        return
-    for child in module.children():
-        yield from _linears(child, skip)
-
-
-def _last_to(width: int | None, maps: Iterator[nn.Module]) -> nn.Module | None:
-    found = None
-    for linear in maps:
-        shape = linear_shape(linear)
-        if shape is not None and width in (None, shape[1]):
-            found = linear
-    return found
-
-
-def _block_sites(model: nn.Module, blocks: list[nn.Module]) -> Sites:
-    places = {"embed": Place("embed", blocks[0], "in")}
-    width, heads = None, 0
-    for layer, block in enumerate(blocks):
-        attention = _attention(block)
-        projection = _last_to(None, _linears(attention)) if attention else None
-        if attention is not None and projection is not None:
-            inputs, width = linear_shape(projection) or (0, None)
-            heads = _head_count(model, attention, inputs)
-            size = inputs // heads if heads else 0
-            for head in range(heads):
+def _block_sites(model: nn.Module, outline: Outline, parts: Parts) -> Sites:
+    places = {"embed": Place("embed", outline.blocks[0], "in")}
+    count = 0
+    for layer, block in enumerate(outline.blocks):
+        if parts.projections[layer]:
+            projection = model.get_submodule(parts.projections[layer])
+            own = outline.attentions[layer]
+            inputs, _ = linear_shape(projection) or (0, 0)
+            count = _head_count(model, outline, own, inputs)
+            size = inputs // count if count else 0
+            for head in range(count):
                 part = slice(head * size, (head + 1) * size)
                 name = f"head.{layer}.{head}"
                 places[name] = Place(name, projection, "in", part)
-            places[f"attn.{layer}"] = Place(f"attn.{layer}", projection, "out")
-        mlp = _feed_forward(block, attention, width)
-        if mlp is not None:
-            places[f"mlp.{layer}"] = Place(f"mlp.{layer}", mlp, "out")
+        adding = {"attn": parts.attention[layer], "mlp": parts.feed_forward[layer]}
+        for kind in [each for each in adding if each not in parts.refused]:
+            module = model.get_submodule(adding[kind])
+            places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
-    return _with_output(
-        Sites(places, len(blocks), width, heads, None), _output_layer(model, blocks)
-    )
+    sites = Sites(places, len(outline.blocks), parts.width, count, None, parts.refused)
+    return _with_output(sites, outline.head)
 
 
-def _feed_forward(
-    block: nn.Module, attention: nn.Module | None, width: int | None
-) -> nn.Module | None:
-    """The module whose output the feed-forward part adds to the stream."""
-    for name, child in block.named_children():
-        # A whole module by its name first: in a mixture of experts no single linear
-        # map gives the sum.
-        if name.lower() in ("mlp", "ffn", "feed_forward", "block_sparse_moe"):
-            return child
-    # Attention over another sequence is not feed-forward either.
-    rest = [
-        linear
-        for name, child in block.named_children()
-        if "att" not in name.lower()
-        for linear in _linears(child, skip=attention)
-    ]
-    return _last_to(width, iter(rest))
-
-
-def _head_count(model: nn.Module, attention: nn.Module, inputs: int) -> int:
+def _head_count(
+    model: nn.Module, outline: Outline, attention: nn.Module, inputs: int
+) -> int:
     """Heads whose outputs lie side by side in the projection's input; 0 if unknown."""
+    if len({type(each) for each in outline.attentions}) > 1:
+        return 0  # attention of several kinds: the count is that of one of them
     names = ("num_attention_heads", "num_heads", "n_heads", "n_head")
     holders: list[Any] = [*attention.modules(), getattr(model, "config", None)]
     for holder in holders:
@@ -236,27 +191,6 @@ def _head_count(model: nn.Module, attention: nn.Module, inputs: int) -> int:
             if isinstance(count, int) and count > 0 and inputs % count == 0:
                 return count
     return 0
-
-
-def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
-    """The layer that gives the logits, or None for a body without one."""
-    ask = getattr(model, "get_output_embeddings", None)
-    try:
-        layer = ask() if callable(ask) else None
-    except NotImplementedError:
-        layer = None
-    if isinstance(layer, nn.Module):
-        return layer
-    inside = {id(module) for block in blocks for module in block.modules()}
-    found, past_blocks = None, False
-    for name, module in model.named_modules():
-        past_blocks = past_blocks or module is blocks[-1]
-        # A pooler feeds on the blocks too, but gives features, not scores.
-        if not past_blocks or id(module) in inside or "pooler" in name:
-            continue
-        if linear_shape(module) is not None:
-            found = module
-    return found
 
 
 def _with_output(sites: Sites, layer: nn.Module | None) -> Sites:
@@ -268,23 +202,16 @@ def _with_output(sites: Sites, layer: nn.Module | None) -> Sites:
     return replace(sites, places=places, head=layer)
 
 
-def _plain_sites(model: nn.Module) -> Sites:
-    """Sites of a network without attention: one block a layer with weights."""
-    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    if len(layers) < 2:
-        raise InputError(
-            f"the structure of {type(model).__name__} is not understood",
-            expected="a list of transformer blocks, or two or more layers with weights",
-            got=f"{len(layers)} layers with weights",
-        )
-    places = {"embed": Place("embed", layers[0], "in")}
-    for layer, following in enumerate(layers[1:]):
-        places[f"resid.{layer}"] = Place(f"resid.{layer}", following, "in")
-    sites = Sites(places, len(layers) - 1, None, 0, None)
-    return _with_output(sites, layers[-1])
+def chain_sites(chain: Chain) -> Sites:
+    """Sites of a network without attention."""
+    first, *rest = chain.cuts
+    places = {"embed": Place("embed", first.module, first.side)}
+    for layer, cut in enumerate(rest):
+        places[f"resid.{layer}"] = Place(f"resid.{layer}", cut.module, cut.side)
+    return _with_output(Sites(places, len(rest), None, 0, None), chain.head)
 
 
-def _hooked_sites(model: nn.Module, blocks: list[Any]) -> Sites:
+def _hooked_sites(model: nn.Module, blocks: Sequence[Any]) -> Sites:
     """Sites of a ``HookedTransformer``, at the hook points its blocks have."""
     config: Any = next(m.cfg for m in model.modules() if hasattr(m, "cfg"))
     heads = int(config.n_heads)

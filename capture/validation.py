@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from capture.items import Item, ItemSet, fold
 from capture.scoring import AnswerScores
 from capture.tokens import encode_items
-from evidence.errors import InputError
+from evidence.errors import InputError, printable
 
 # A forget set is a part of what a model knows, a retain set a sample of the rest.
 SWAP_SIZE = 3.0  # forget over retain, in entities, from which a swap is suspected
@@ -130,12 +130,16 @@ class ValidationReport:
         lines: list[str] = []
         for part in (self.forget, self.retain):
             lines += _describe(part)
-        shared = ", ".join(self.overlap[:3]) + (" ..." if self.overlap[3:] else "")
+        shared = ", ".join(map(printable, self.overlap[:3])) + (
+            " ..." if self.overlap[3:] else ""
+        )
         lines.append(f"entities in both: {len(self.overlap)} {shared}".rstrip())
         lines += [f"error: {error}" for error in self.errors]
         lines += [f"warning: {warning}" for warning in self.warnings]
         if self.ok:
-            lines.append("These sets can be audited.")
+            unasked = self.forget.known is None or self.retain.known is None
+            provided = ", if the original knows enough of them" if unasked else ""
+            lines.append(f"These sets can be audited{provided}.")
         return "\n".join(lines)
 
 
@@ -364,7 +368,7 @@ def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
 
 def _describe(part: SetSummary) -> list[str]:
     lines = [
-        f"{part.role} set {part.name!r}, understood as {part.format}: "
+        f"{part.role} set {part.name!r}, understood as {printable(part.format)}: "
         f"{part.items} items about {part.entities} entities"
     ]
     for relation, count in part.answers[:5]:

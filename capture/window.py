@@ -1,5 +1,8 @@
 """How many tokens a model can read, and what to say of rows that do not fit."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from evidence.errors import InputError
@@ -7,6 +10,23 @@ from evidence.sequences import Padded
 
 # Some families keep a few rows of their position table for other things.
 SPARE = 8
+
+
+# Names that configurations have for it.
+LIMITS = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+def context_limit(config: Mapping[str, Any]) -> int | None:
+    """Most tokens a model was made for; None where its configuration does not say.
+
+    Models that compute their positions take longer rows without complaint, and give for
+    them what they never learned to give.
+
+    Args:
+        config: The configuration, as plain data.
+    """
+    found = [config.get(name) for name in LIMITS]
+    return next((each for each in found if isinstance(each, int) and each > 0), None)
 
 
 def position_limit(model: nn.Module) -> int | None:

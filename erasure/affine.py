@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from erasure.inputs import RowsError, from_numpy
-from erasure.stored import read_eraser, write_eraser
+from erasure.stored import read_eraser, rebuilding, write_eraser
 
 Rows = TypeVar("Rows", Tensor, NDArray)
 
@@ -189,7 +189,8 @@ class AffineEraser:
             InputError: there is no such file, or it is something else.
         """
         tensors, facts = read_eraser(path, cls.__name__)
-        return cls(method=facts["method"], **tensors)
+        with rebuilding(path):
+            return cls(method=facts["method"], **tensors)
 
 
 def orthogonal(

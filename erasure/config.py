@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from erasure.training import Schedule
 from evidence.errors import InputError
+from evidence.fields import check_fields
 
 # Methods that are taught wrong answers in place of the true ones.
 RELABELLING = ("relabel", "last_block_relabel", "salun")
@@ -101,6 +102,7 @@ class UnlearnConfig:
     every: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = {
             "method": (self.method in METHODS, ", ".join(METHODS), self.method),
             "beta": (self.beta > 0, "a number > 0", self.beta),
@@ -122,6 +124,11 @@ class UnlearnConfig:
                 or (self.lora_rank >= 1 and self.method not in _WHOLE),
                 f"None, or 1 or more with another method than {', '.join(_WHOLE)}",
                 self.lora_rank,
+            ),
+            "loss_on": (
+                self.loss_on in ("answer", "all"),
+                "'answer' or 'all'",
+                self.loss_on,
             ),
             "rmu_parameters": (
                 self.rmu_parameters in ("down", "all"),

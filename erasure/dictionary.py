@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from erasure.inputs import RowsError, codes_of, tables_of
-from erasure.stored import read_eraser, write_eraser
+from erasure.stored import read_eraser, rebuilding, write_eraser
 from erasure.structure import down_projection, find_blocks
 from evidence.errors import InputError
 
@@ -190,14 +190,15 @@ class DictionaryEraser:
             InputError: no such file, or another eraser.
         """
         tensors, facts = read_eraser(path, cls.__name__)
-        scores = tensors.pop("scores")
-        return cls(
-            Dictionary(**tensors),
-            tuple(facts["features"]),
-            scores,
-            facts["strength"],
-            facts["size"],
-        )
+        with rebuilding(path):
+            scores = tensors.pop("scores")
+            return cls(
+                Dictionary(**tensors),
+                tuple(facts["features"]),
+                scores,
+                facts["strength"],
+                facts["size"],
+            )
 
 
 def rewrite_values_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:

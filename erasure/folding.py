@@ -70,7 +70,8 @@ def stream_erasers(
         InputError: the sites are not a transformer's.
     """
     added = [name for name in names if name.split(".")[0] in ("attn", "mlp")]
-    if not added or "embed" not in names:
+    kinds = {name.split(".")[0] for name in added}
+    if kinds != {"attn", "mlp"} or "embed" not in names:
         raise InputError(
             "this model has no residual stream to erase from",
             expected="sites embed, attn.L and mlp.L",

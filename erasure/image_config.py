@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from erasure.training import Schedule
 from evidence.errors import InputError
+from evidence.fields import check_fields
 
 IMAGE_METHODS = (
     *("grad_ascent", "grad_diff", "relabel", "salun", "ssd", "scrub", "bad_teacher"),
@@ -67,6 +68,7 @@ class ImageUnlearnConfig:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = {
             "method": (
                 self.method in IMAGE_METHODS,

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
+from erasure.stored import read_tensors, rebuilding
 from evidence.errors import InputError
 from evidence.files import write_atomic
+from evidence.regular import as_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +89,13 @@ class MdProjection:
 
     @staticmethod
     def load(path: Path) -> "MdProjection":
-        """Read what ``save`` wrote."""
-        return MdProjection(**load_file(path))
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: there is no such file, or it is something else.
+        """
+        with rebuilding(path):
+            return MdProjection(**read_tensors(as_path(path, "the projection"))[1])
 
 
 def fit_md(states: Tensor, labels: Tensor, k: int = 2) -> MdProjection:

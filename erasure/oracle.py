@@ -11,7 +11,7 @@ from torch import Tensor
 from erasure.inputs import RowsError, codes_of, numbers_of, tables_of
 from erasure.leace import whitening_of_concept
 from erasure.moments import Moments
-from erasure.stored import read_eraser, write_eraser
+from erasure.stored import read_eraser, rebuilding, write_eraser
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +106,8 @@ class OracleLeace:
     def load(cls, path: Path | str) -> "OracleLeace":
         """Read what ``save`` wrote."""
         tensors, facts = read_eraser(path, cls.__name__)
-        classes = None if facts["classes"] is None else np.array(facts["classes"])
-        rank = facts["rank"]
-        rank = rank if isinstance(rank, int) else tuple(rank)
-        return cls(tensors["coef"], tensors["mean_z"], classes, rank)
+        with rebuilding(path):
+            classes = None if facts["classes"] is None else np.array(facts["classes"])
+            rank = facts["rank"]
+            rank = rank if isinstance(rank, int) else tuple(rank)
+            return cls(tensors["coef"], tensors["mean_z"], classes, rank)

@@ -34,6 +34,7 @@ from erasure.training import (
     take_steps,
 )
 from evidence.errors import InputError
+from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
 from evidence.sequences import Padded, Sequences, pad
 
@@ -75,6 +76,7 @@ class PgaConfig:
     lora_alpha: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = {
             "align": (self.align in ALIGNMENTS, " or ".join(ALIGNMENTS), self.align),
             "align_weight": (self.align_weight >= 0, "0 or more", self.align_weight),

@@ -32,30 +32,47 @@ def first_tensor(output: object) -> Tensor:
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks in depth order: the longest list of like modules.
+    """The transformer blocks in depth order: the one list of like modules.
+
+    In a network of images the longest such list, whatever it lies in.
 
     Raises:
-        InputError: the model holds no such list.
+        InputError: the model holds no such list, or several that may be meant.
     """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise _no_blocks(model, "an encoder-decoder model")
     lists = [
-        list(module)
+        module
         for module in model.modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) > 0
-        and len({type(child) for child in module}) == 1
-        and any(True for _ in module.parameters())
+        if isinstance(module, nn.ModuleList) and any(True for _ in module.parameters())
     ]
-    if not lists:
-        raise InputError(
-            "no transformer blocks were found",
-            expected="a module list of blocks of one class",
-            got=type(model).__name__,
-        )
-    return max(lists, key=lambda blocks: (len(blocks), _size(blocks)))
+    if any(isinstance(module, nn.Embedding) for module in model.modules()):
+        # Experts and the like are lists within blocks.
+        inner = {id(m) for each in lists for m in each.modules() if m is not each}
+        lists = [each for each in lists if id(each) not in inner]
+        if any(len({type(child) for child in each}) > 1 for each in lists):
+            raise _no_blocks(model, "blocks of several classes")
+        if len(lists) > 1:
+            raise _no_blocks(model, f"{len(lists)} lists of blocks")
+    alike = [list(e) for e in lists if len({type(child) for child in e}) == 1]
+    if not alike:
+        raise _no_blocks(model, type(model).__name__)
+    chosen = max(alike, key=lambda blocks: (len(blocks), _size(blocks)))
+    if sum(type(blocks[0]) is type(chosen[0]) for blocks in alike) > 1:
+        raise _no_blocks(model, f"several lists of {type(chosen[0]).__name__}")
+    return chosen
 
 
 def _size(modules: list[nn.Module]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def _no_blocks(model: nn.Module, got: str) -> InputError:
+    return InputError(
+        f"no transformer blocks were found in {type(model).__name__}",
+        expected="one module list of blocks of one class",
+        got=got,
+    )
 
 
 def down_projection(block: nn.Module) -> tuple[str, nn.Module]:
@@ -65,7 +82,8 @@ def down_projection(block: nn.Module) -> tuple[str, nn.Module]:
     the MLP in every causal family, and within the MLP the way back is last.
 
     Raises:
-        InputError: the block owns no matrix.
+        InputError: the block owns no matrix, or that one does not lead back to the
+            stream, as the router of a mixture of experts.
     """
     found = [
         (name, module)
@@ -73,13 +91,24 @@ def down_projection(block: nn.Module) -> tuple[str, nn.Module]:
         if isinstance(getattr(module, "weight", None), Tensor)
         and module.weight.ndim == 2  # pyright: ignore[reportCallIssue]
     ]
-    if not found:
+    widths = {p.shape[0] for n, p in block.named_parameters() if _of_norm(n, p)}
+    if not found or (widths and _outputs(found[-1][1]) not in widths):
         raise InputError(
             "a block has no down-projection",
-            expected="a module with a 2-D weight",
+            expected="a module with a 2-D weight that leads back to the stream, the "
+            "last of the block",
             got=type(block).__name__,
         )
     return found[-1]
+
+
+def _outputs(module: nn.Module) -> int:
+    weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
+    return int(weight.shape[type(module).__name__ == "Conv1D"])
+
+
+def _of_norm(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 1 and name.endswith("norm.weight")
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

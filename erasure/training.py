@@ -13,6 +13,7 @@ from torch import nn
 from erasure.objectives import count_scored, token_logprobs
 from erasure.structure import LogitReader, logit_reader
 from evidence.errors import InputError
+from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from evidence.sequences import Padded, Sequences, batches, pad
@@ -70,6 +71,7 @@ class Schedule:
     every: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = {
             "lr": (self.lr > 0, "a number > 0", self.lr),
             "steps": (self.steps >= 1, "1 or more", self.steps),

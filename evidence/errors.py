@@ -5,6 +5,8 @@ What is quoted in them comes from files, names and tensors that nobody vouches f
 """
 
 import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 LONGEST = 600
 """Characters of a quoted text that are shown."""
@@ -23,10 +25,20 @@ def printable(text: object, longest: int | None = LONGEST) -> str:
         longest: Characters to keep; None for all of them.
     """
     whole = str(text)
+    if longest is not None and len(whole) > longest:
+        whole = f"{whole[: longest - _END - 5]} ... {whole[-_END:]}"
     shown = whole if whole.isprintable() else "".join(map(_escaped, whole))
     if longest is None or len(shown) <= longest:
         return shown
     return f"{shown[: longest - _END - 5]} ... {shown[-_END:]}"
+
+
+def quoted(value: object) -> str:
+    """``value`` as Python writes it, safe for a terminal; its type where it cannot."""
+    try:
+        return printable(repr(value))
+    except (ValueError, RecursionError):  # Whole numbers of thousands of digits.
+        return f"a value of type {type(value).__name__}"
 
 
 def _escaped(character: str) -> str:
@@ -76,6 +88,19 @@ class InputError(ExhumeError):
         if self.fix is not None:
             parts.append(self.fix.rstrip("."))
         super().__init__(". ".join(parts) + ".")
+
+
+def listed(given: Any, what: str) -> Sequence[Any]:
+    """Several of something, where one alone would be taken apart letter by letter.
+
+    Raises:
+        InputError: it is no list, tuple or range.
+    """
+    if not isinstance(given, list | tuple | range):
+        raise InputError(
+            f"{what} are not a list", expected="a list or tuple", got=quoted(given)
+        )
+    return given
 
 
 class NotFittedError(ExhumeError):

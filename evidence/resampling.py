@@ -32,14 +32,15 @@ class MaxTest:
 
 
 def max_test(
-    observed: NDArray[np.float64], null: NDArray[np.float64], distinct: float
+    observed: NDArray[np.float64], null: NDArray[np.float64], distinct: int
 ) -> MaxTest:
     """Hold an observed row against its null, the largest column of each draw.
 
     Args:
         observed: (column,) differences.
         null: (permutation, column) the same under the null.
-        distinct: How many different permutations there are.
+        distinct: How many different permutations there are: a whole number, for with
+            some hundred entities it is larger than any floating-point number.
     """
     top, bottom = null.max(1), null.min(1)
     n = len(null)
@@ -102,4 +103,4 @@ def paired_max_test(
         raise InputError("paired groups need the same entities and columns")
     delta = x - y
     signs = rng.choice([-1.0, 1.0], size=(permutations, len(delta)))
-    return max_test(delta.mean(0), signs @ delta / len(delta), 2.0 ** len(delta))
+    return max_test(delta.mean(0), signs @ delta / len(delta), 2 ** len(delta))

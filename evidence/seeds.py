@@ -1,9 +1,31 @@
 """Named random generators: one seed for a run, one independent stream a stage."""
 
 import hashlib
+import operator
+from typing import Any
 
 import numpy as np
 import torch
+
+from evidence.errors import InputError, quoted
+
+LARGEST_SEED = 2**63 - 1
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as a plain integer.
+
+    Raises:
+        InputError: it is no whole number from 0 to ``LARGEST_SEED``.
+    """
+    whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    if not whole or not 0 <= operator.index(seed) <= LARGEST_SEED:
+        raise InputError(
+            "the seed cannot be used",
+            expected=f"a whole number from 0 to {LARGEST_SEED}",
+            got=quoted(seed),
+        )
+    return operator.index(seed)
 
 
 def stage_seed(seed: int, *names: str) -> int:
@@ -12,7 +34,7 @@ def stage_seed(seed: int, *names: str) -> int:
     Streams of different names are independent, so adding a stage or resuming in
     the middle changes no other stage's draws.
     """
-    text = "\x1f".join([str(int(seed)), *names])
+    text = "\x1f".join([str(check_seed(seed)), *names])
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

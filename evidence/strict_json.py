@@ -4,9 +4,12 @@ Python's reader takes NaN, keeps the last of two equal keys without a word, turn
 into infinity, and lets values nest until something else runs out of stack.
 """
 
+import gc
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from evidence.errors import InputError
@@ -40,13 +43,14 @@ def parse_json(
     """
     trouble = ""
     try:
-        value = json.loads(
-            text,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_short,
-            object_pairs_hook=_once,
-        )
+        with _no_collection():
+            value = json.loads(
+                text,
+                parse_constant=_no_constant,
+                parse_float=_finite,
+                parse_int=_short,
+                object_pairs_hook=_once,
+            )
         if not _deeper(value, depth):
             if not surrogates and _HALF.search(text):
                 json.dumps(value, ensure_ascii=False).encode()
@@ -67,6 +71,18 @@ def parse_json(
         got=trouble or f"brackets nested more than {depth} deep",
         fix=fix,
     )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage: among millions of new values that is what takes long."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _no_constant(name: str) -> Any:
@@ -102,13 +118,12 @@ def _deeper(value: Any, most: int) -> bool:
     """Whether values nest deeper, seen level by level and never by recursion."""
     level = [value]
     for _ in range(most + 1):
-        held: list[Any] = []
+        below: list[Any] = []
         for each in level:
-            if type(each) is dict:
-                held.extend(v for v in each.values() if type(v) in (dict, list))
-            elif type(each) is list:
-                held.extend(v for v in each if type(v) in (dict, list))
-        if not held:
+            if each and type(each) in (dict, list):
+                held = each.values() if type(each) is dict else each
+                below += [v for v in held if type(v) is list or type(v) is dict]
+        if not below:
             return False
-        level = held
+        level = below
     return True

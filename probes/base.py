@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probes.folds import Folds
 from probes.inputs import labels_of, rows_of, weights_of
+from probes.uncertified import Uncertified
 
 SCALINGS = (None, "fold", "all")
 
@@ -27,12 +28,15 @@ class HeldOut:
             forms.
         coef: (label, fold, class or 1, d) or None.
         intercept: (label, fold, class or 1) or None.
+        uncertified: Fits that are not certified to be at their optimum; what is known
+            of them is among the others.
     """
 
     scores: Tensor
     certificate: Tensor
     coef: Tensor | None = None
     intercept: Tensor | None = None
+    uncertified: tuple[Uncertified, ...] = ()
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):

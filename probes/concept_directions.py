@@ -4,6 +4,8 @@ Everything here is for one site: rows (row, d) in float64, and gives unnormalise
 directions (concept, d) in units of the rows, positive towards the concept.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,11 +14,12 @@ from torch import Tensor
 from probes.crossfit import crossfit
 from probes.engine import ACCEPTED, TARGET
 from probes.folds import Folds
-from probes.inputs import RowsError, UnconvergedError
+from probes.inputs import RowsError
 from probes.job import LogisticOptions, one_hot, row_weights, spread
 from probes.losses import Loss
 from probes.problems import Work
 from probes.tall import fit_tall
+from probes.uncertified import Uncertified
 
 STIFF = 1e-6
 """Least ridge, as a share of the whole scatter, that the scatter itself may hold."""
@@ -143,25 +146,35 @@ def shifted_solve(matrix: Tensor, shifts: Tensor, sides: Tensor) -> Tensor:
     return solved
 
 
-def logistic(x: Tensor, marks: Tensor, weight: Tensor, c: float = 0.1) -> Tensor:
+def logistic(
+    x: Tensor, marks: Tensor, weight: Tensor, c: float = 0.1
+) -> tuple[Tensor, tuple[Uncertified, ...]]:
     """Penalised logistic directions, all concepts of the same rows in one solve.
 
     Columns are standardised over the rows in use, classes weigh the same.
+
+    Returns:
+        The directions, and those that are not certified to be at their optimum: the
+        label vector is the concept.
     """
+    lost: list[Uncertified] = []
     out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
     options = LogisticOptions(C=c, balanced=True, standardize="all")
     for chosen, rows in _by_rows(marks, weight):
         part, base = x[rows], weight[rows]
         codes = (marks[chosen][:, rows] == 1).long()
         found = _together(part, codes, base, options)
-        out[chosen] = _each(part, codes, base, options) if found is None else found
-    return out
+        if found is None:
+            found, left = _each(part, codes, base, options)
+            lost += [replace(fit, fold=None, label=chosen[fit.label]) for fit in left]
+        out[chosen] = found
+    return out, tuple(lost)
 
 
 def _together(
     x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions
 ) -> Tensor | None:
-    """All concepts on one rough metric; None where one did not reach its optimum.
+    """All concepts on one rough metric; None where one is not certified.
 
     A factor that is exact for one concept is poor for all others, and finding it
     costs more than all of their fits.
@@ -176,18 +189,15 @@ def _together(
     return point[:, :-1] / scale
 
 
-def _each(x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions) -> Tensor:
-    """The same on factors that are exact."""
+def _each(
+    x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions
+) -> tuple[Tensor, tuple[Uncertified, ...]]:
+    """The same on factors that are exact, and what is not certified of it."""
     everything = np.ones((1, len(x)), dtype=bool)
     folds = Folds(everything, ~everything, "all rows")
     fit = crossfit(x, codes, 2, folds, options, sample_weight=base, coefficients=True)
-    if fit.unsolved:
-        raise UnconvergedError(
-            f"{fit.unsolved} of {len(codes)} fits did not reach their optimum",
-            fix="Lower c",
-        )
     assert fit.coef is not None
-    return fit.coef[:, 0, 0].to(x)
+    return fit.coef[:, 0, 0].to(x), fit.uncertified
 
 
 def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Tensor:

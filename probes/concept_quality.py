@@ -1,6 +1,6 @@
 """How good concept vectors are: read out of sample, stable, and of one concept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from probes.concepts import ConceptVectors, concept_vectors
 from probes.folds import Folds, group_codes
 from probes.metrics import cluster_draws
 from probes.sources import SiteStore
+from probes.uncertified import Uncertified, unwarned, warn
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +32,7 @@ class Separability:
         siblings: (site, concept, concept) how often the vector of the first places a
             row of the first above a row of the second; 0.5 says that it does not tell
             the two apart. NaN where no row shows the second alone.
+        uncertified: Logistic fits that are not certified to be at their optimum.
     """
 
     sites: tuple[str, ...]
@@ -39,6 +41,7 @@ class Separability:
     effect: NDArray[np.float64]
     effect_interval: NDArray[np.float64]
     siblings: NDArray[np.float64]
+    uncertified: tuple[Uncertified, ...] = ()
 
     @property
     def specificity(self) -> NDArray[np.float64]:
@@ -75,7 +78,7 @@ def held_out_scores(
     *,
     kinds: ArrayLike | None = None,
     progress: Progress = SILENT,
-) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[Uncertified, ...]]:
     """Score every row by vectors fitted without it.
 
     Args:
@@ -87,9 +90,9 @@ def held_out_scores(
         progress: Shows one unit a fold.
 
     Returns:
-        Names of the sites, and (site, concept, row) scores as ``ConceptVectors.scores``
-        gives them; NaN where no fold scores a row, or its fit had no row with or none
-        without the concept.
+        Names of the sites; (site, concept, row) scores as ``ConceptVectors.scores``
+        gives them, NaN where no fold scores a row, or its fit had no row with or none
+        without the concept; and fits that are not certified to be at their optimum.
 
     Raises:
         InputError: as ``concept_vectors``; or folds of other rows.
@@ -101,15 +104,19 @@ def held_out_scores(
             got=str(folds.rows),
         )
     names: tuple[str, ...] = ()
+    uncertified: list[Uncertified] = []
     out = np.zeros((0, len(concepts), concepts.rows))
     with progress.task("held-out concept scores", len(folds)) as advance:
-        for train, test in zip(folds.train, folds.test, strict=True):
+        pairs = zip(folds.train, folds.test, strict=True)
+        for fold, (train, test) in enumerate(pairs):
             marks = np.where(train, concepts.marks, -1).astype(np.int8)
             fit = (marks == 1).any(1) & (marks == 0).any(1)
             if fit.any():
                 chosen = np.flatnonzero(fit)
                 part = Concepts(tuple(concepts.names[i] for i in chosen), marks[chosen])
-                found = concept_vectors(activations, part, method, kinds=kinds)
+                with unwarned():
+                    found = concept_vectors(activations, part, method, kinds=kinds)
+                uncertified += [replace(fit, fold=fold) for fit in found.uncertified]
                 if not names:
                     names = found.sites
                     out = np.full((len(names), *concepts.marks.shape), np.nan)
@@ -122,7 +129,7 @@ def held_out_scores(
             "no fold has rows with and without any concept to fit on",
             fix="Use fewer folds",
         )
-    return names, out
+    return names, out, tuple(uncertified)
 
 
 def separability(
@@ -155,10 +162,14 @@ def separability(
 
     Raises:
         InputError: as ``held_out_scores``.
+
+    Warns:
+        UncertifiedWarning: fits that are not certified to be at their optimum.
     """
-    names, scores = held_out_scores(
+    names, scores, uncertified = held_out_scores(
         activations, concepts, folds, method, kinds=kinds, progress=progress
     )
+    warn(uncertified)
     entity = group_codes(groups, concepts.rows)
     weights = cluster_draws(entity, draws, numpy_rng(seed, "separability"))
     shape = scores.shape[:2]
@@ -183,7 +194,9 @@ def separability(
             with np.errstate(invalid="ignore"):
                 siblings[site, concept] = others @ np.nan_to_num(above) / count
             siblings[site, concept, concept] = 0.5
-    return Separability(names, concepts.names, auc, effect, interval, siblings)
+    return Separability(
+        names, concepts.names, auc, effect, interval, siblings, uncertified
+    )
 
 
 def stability(
@@ -215,13 +228,18 @@ def stability(
     Raises:
         InputError: as ``concept_vectors``; or nearly no draw leaves every concept
             with rows.
+
+    Warns:
+        UncertifiedWarning: fits that are not certified to be at their optimum.
     """
-    whole = concept_vectors(activations, concepts, method, kinds=kinds)
+    with unwarned():
+        whole = concept_vectors(activations, concepts, method, kinds=kinds)
+    uncertified = list(whole.uncertified)
     entity = group_codes(groups, concepts.rows)
     rng = numpy_rng(seed, "stability")
     total = np.zeros(whole.gap.shape)
     with progress.task("bootstraps", draws) as advance:
-        for _ in range(draws):
+        for draw in range(draws):
             for _ in range(200):
                 weight = cluster_draws(entity, 1, rng)[0]
                 left = [(concepts.marks == value) @ weight for value in (0, 1)]
@@ -233,11 +251,15 @@ def stability(
                     expected="several groups with and without each concept",
                     fix="Leave out concepts of a single group",
                 )
-            found = concept_vectors(
-                activations, concepts, method, kinds=kinds, weight=weight
-            )
+            with unwarned():
+                found = concept_vectors(
+                    activations, concepts, method, kinds=kinds, weight=weight
+                )
+            named = f"bootstrap {draw}"
+            uncertified += [replace(fit, inner=named) for fit in found.uncertified]
             total += (found.vectors * whole.vectors).sum(2)
             advance(1)
+    warn(uncertified)
     return total / draws
 
 

@@ -1,6 +1,6 @@
 """Concept vectors: one direction a concept and site, for all of them at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from probes import concept_directions as kernels
 from probes.concept_labels import Concepts
 from probes.folds import group_codes
 from probes.sources import SiteStore, open_source
+from probes.uncertified import Uncertified, warn
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +32,7 @@ class ConceptVectors:
             activation units: adding ``gap`` times the vector carries the mean of the
             rows without the concept to the mean of those with it, along it.
         offset: (site, concept) the point halfway between the two means.
+        uncertified: Logistic fits that are not certified to be at their optimum.
     """
 
     sites: tuple[str, ...]
@@ -39,10 +41,14 @@ class ConceptVectors:
     vectors: NDArray[np.float64]
     gap: NDArray[np.float64]
     offset: NDArray[np.float64]
+    uncertified: tuple[Uncertified, ...] = ()
 
     def __repr__(self) -> str:
         sites, concepts, d = self.vectors.shape
-        return f"ConceptVectors({self.method}, {sites} sites, {concepts} concepts, {d})"
+        text = f"ConceptVectors({self.method}, {sites} sites, {concepts} concepts, {d}"
+        if self.uncertified:
+            text += f", {len(self.uncertified)} fits uncertified"
+        return text + ")"
 
     def vector(self, site: str, concept: str) -> Tensor:
         """(d,) float32 unit vector of one concept at one site.
@@ -143,6 +149,9 @@ def concept_vectors(
     Raises:
         InputError: shapes that do not fit, NaN activations, an unknown method, or
             rows that do not differ between those with and without a concept.
+
+    Warns:
+        UncertifiedWarning: fits that are not certified to be at their optimum.
     """
     source = open_source(activations)
     if method not in kernels.METHODS:
@@ -162,16 +171,23 @@ def concept_vectors(
         one_kind = np.zeros(source.rows) if kinds is None else kinds
         codes = group_codes(one_kind, source.rows)
         pairs = kernels.deal_pairs(concepts.marks, codes, numpy_rng(seed, "pairs"))
-    found = []
+    found, uncertified = [], []
     with progress.task("concept vectors", len(source.names)) as advance:
         for name in source.names:
             x = source.read(name, device)
-            found.append(
-                _one_site(x, concepts, name, method, pairs, weight, shrinkage, c, flat)
+            *parts, lost = _one_site(
+                x, concepts, name, method, pairs, weight, shrinkage, c, flat
             )
+            found.append(parts)
+            for fit in lost:
+                concept = concepts.names[fit.label]
+                uncertified.append(replace(fit, site=name, name=concept))
             advance(1)
+    warn(uncertified)
     vectors, gap, offset = (np.stack(part) for part in zip(*found, strict=True))
-    return ConceptVectors(source.names, concepts.names, method, vectors, gap, offset)
+    return ConceptVectors(
+        source.names, concepts.names, method, vectors, gap, offset, tuple(uncertified)
+    )
 
 
 def _one_site(
@@ -184,8 +200,9 @@ def _one_site(
     shrinkage: float,
     c: float,
     flat: str,
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Unit vectors, gaps and offsets at one site."""
+) -> tuple[NDArray, NDArray, NDArray, tuple[Uncertified, ...]]:
+    """Unit vectors, gaps and offsets at one site, and fits that are not certified."""
+    uncertified: tuple[Uncertified, ...] = ()
     marks = torch.from_numpy(concepts.marks).to(x.device)
     w = torch.ones_like(x[:, 0])
     if weight is not None:
@@ -201,7 +218,7 @@ def _one_site(
     elif method == "lda":
         raw = kernels.discriminant(x, marks, w, shrinkage)
     else:
-        raw = kernels.logistic(x, marks, w, c)
+        raw, uncertified = kernels.logistic(x, marks, w, c)
     length = raw.norm(dim=1, keepdim=True)
     unit = raw / length.clamp(min=1e-300)
     difference = kernels.mean_difference(x, marks, w)
@@ -220,4 +237,4 @@ def _one_site(
     unit, gap = torch.where(same[:, None], 0.0, unit), torch.where(same, 0.0, gap)
     high = (unit * (kernels.shares(marks == 1, w) @ x)).sum(1)
     offset = high - gap / 2 + unit @ centre
-    return unit.cpu().numpy(), gap.cpu().numpy(), offset.cpu().numpy()
+    return unit.cpu().numpy(), gap.cpu().numpy(), offset.cpu().numpy(), uncertified

@@ -6,16 +6,22 @@ many folds, also where folds scale columns by their own rows (``probes.rescaled`
 *Tall*: few folds of many rows need no exact factor at all (``probes.tall``). *Each
 fold*: a factor for each fold's training rows serves all label vectors; best for
 permutations, and for what the other routes leave unsolved.
+
+What all of them leave, to rounding or to a matrix that has no factor, is fitted by
+itself by ``probes.last_resort``.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # pyright: ignore
 
 from probes import fused
-from probes.engine import ACCEPTED, TARGET, minimise
+from probes.eachfold import each_fold, start_from_nothing
+from probes.engine import ACCEPTED, TARGET
 from probes.folds import Folds
 from probes.fullfit import row_fit
 from probes.job import (
@@ -26,6 +32,7 @@ from probes.job import (
     row_weights,
     spread,
 )
+from probes.last_resort import last_resort
 from probes.losses import Loss
 from probes.operators import (
     NARROW,
@@ -41,17 +48,14 @@ from probes.rescaled import refine, scales_of
 from probes.swift import LIMITS
 from probes.tall import fit_tall
 from probes.threads import few_threads
+from probes.uncertified import Uncertified
 
 SHARED_LABELS = 8
 """From so many label vectors a factor for each fold pays."""
-REFACTORS = 6
-"""Most factors tried to start a fit with many rows."""
 OWN_FOLDS = 4
 """From so many folds on each class gets a factor of its own."""
 TALL_FOLDS = 40
 """Up to so many folds of many rows are fitted without an exact factor."""
-PILOTS = 32
-"""Up to so many label vectors are all fitted on all rows to start their folds."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class CrossFit:
     Attributes:
         scores: (label, class or 1, row) held-out decision values, NaN where no fold
             scores the row.
-        certificate: (label, fold) distance to the optimum, relative.
+        certificate: (label, fold) distance to the optimum, relative; infinite where
+            nothing is known of it.
         coef: (label, fold, class or 1, d) in units per unit of the rows given.
         intercept: (label, fold, class or 1).
         work: What was spent.
@@ -76,7 +81,16 @@ class CrossFit:
     @property
     def unsolved(self) -> int:
         """How many fits did not reach the tolerance of their type."""
-        return int((~(self.certificate <= ACCEPTED[self.scores.dtype])).sum())
+        return len(self.uncertified)
+
+    @property
+    def uncertified(self) -> tuple[Uncertified, ...]:
+        """The fits that did not reach the tolerance of their type."""
+        left = ~(self.certificate <= ACCEPTED[self.scores.dtype])
+        return tuple(
+            Uncertified(float(self.certificate[label, fold]), fold, label)
+            for label, fold in left.nonzero().tolist()
+        )
 
 
 def crossfit(
@@ -114,62 +128,30 @@ def crossfit(
     job = Job(x, codes, classes, folds, options, base, coefficients)
     wide = n <= 2 * (d + 1)
     limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
+    # Where a matrix has no factor, its fits are left to the last resort.
     with few_threads(n * job.columns):
         left: Sequence[int] = range(len(folds))
         few = len(codes) < limit and len(codes) <= len(folds)
         if few and _is_tall(job):
             for label in range(len(codes)):
-                _tall(job, label)
+                with suppress(LinAlgError):
+                    _tall(job, label)
             left = _unsolved(job)
         # What is too stiff for a rough metric is so in nearly every fold.
         shared = options.standardize != "fold" or _can_rescale(job)
         if few and shared and 2 * len(left) > len(folds):
             for label in range(len(codes)):
-                _shared(job, label)
+                with suppress(LinAlgError):
+                    _shared(job, label)
             left = _unsolved(job) if options.standardize == "fold" else ()
         if left:
-            _each_fold(job, left)
+            with suppress(LinAlgError):
+                each_fold(job, left)
+        last_resort(job)
     if job.coef is not None and job.intercept is not None:
         job.coef /= 1 if scale is None else scale
         job.intercept -= job.coef @ mean
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
-
-
-def _start_from_nothing(job: Job, rows: Tensor, loss: Loss, target: float):
-    """Fit all label vectors on all rows, roughly: factor, scores, alpha, curvature.
-
-    Where classes are nearly separable most rows' curvature vanishes and a factor of
-    constant weights is no use: it is replaced by that of the curvature found so far.
-    """
-    labels, columns, n = loss.target.shape
-    # Exact at the start for several classes; for two, a guess at where they end.
-    share = 0.1 if columns == 1 else 1 / columns
-    weight = (share * loss.weight).mean(0).clamp(min=1e-12)
-    scores = alpha = rows.new_zeros((labels, columns, n))
-    factor = job.factor(rows, weight)
-    for turn in range(REFACTORS):
-        operator = Operator(factor, factor.weight[None])
-        # The same point in the new factor's terms: alpha = c - w E.
-        dual = alpha + factor.weight * scores
-        last = job.wide or turn + 1 == REFACTORS
-        scores, dual, certificate = minimise(
-            Batch(loss, operator, dual, operator(dual)),
-            target=target,
-            iterations=job.inner if columns == 1 or job.wide else None,
-            steps=60 if last else 8,
-            fall_back=last,
-            work=job.work,
-        )
-        alpha = dual - factor.weight * scores
-        if last or bool((certificate <= target).all()):
-            break
-        weight = loss.curvature(loss.probabilities(scores)).mean(0)
-        if labels == 1:
-            weight = job.class_weights(weight)
-        else:
-            weight = weight.mean(0, keepdim=True)
-        factor = job.factor(rows, weight.clamp(min=1e-12))
-    return factor, scores, alpha, loss.curvature(loss.probabilities(scores))
 
 
 def _can_rescale(job: Job) -> bool:
@@ -226,7 +208,7 @@ def _shared(job: Job, label: int) -> None:
         alpha, scores = fit.dual, fit.scores
         factor = factor_gram(gram, floor_weight(fit.weight[None], gram.diagonal()))
     else:
-        factor, scores, alpha, curvature = _start_from_nothing(job, x, whole, 1e-3)
+        factor, scores, alpha, curvature = start_from_nothing(job, x, whole, 1e-3)
         alpha, scores = alpha[0], scores[0]
         # A factor for each class pays where several folds share them.
         several = len(folds) >= OWN_FOLDS
@@ -332,56 +314,3 @@ def _hardest_first(
     leverage = Operator(factor, factor.weight[None]).leverage()[0]
     moved = (alpha.square() * leverage / factor.weight / (1 - leverage).square()).sum(0)
     return (moved[rows] * present).sum(1).argsort(descending=True)
-
-
-def _each_fold(job: Job, which: Sequence[int]) -> None:
-    """All label vectors of the folds ``which``, each on its own factor."""
-    x, options, codes = job.x, job.options, job.codes
-    labels = len(codes)
-    scaled = options.standardize == "fold"
-    pilot = codes if labels <= PILOTS else codes[: PILOTS // 2]
-    target = one_hot(pilot, job.classes)
-    weights = row_weights(pilot, job.classes, job.base[None], options)
-    weights = weights.expand(len(pilot), -1, -1).clamp(min=1e-9 * float(weights.max()))
-    whole = Loss(target, weights)
-    rows = x / spread(x, job.base) if scaled else x
-    _, scores, alpha, curvature = _start_from_nothing(job, rows, whole, 1e-3)
-    # Each class's own curvature, unless label vectors that differ share the factor.
-    if labels == 1:
-        fixed = job.class_weights(curvature[0]).clamp(min=1e-12)
-    else:
-        mean = curvature.mean(1, keepdim=True).clamp(min=1e-12)
-        fixed = mean.log().mean(0).exp()
-    if labels > PILOTS and job.columns == 1:
-        # New label vectors start from the pilots' mean pull towards a row's class.
-        side = 2 * target - 1
-        scores, alpha = (scores * side).mean(0), (alpha * side).mean(0)
-    for fold in which:
-        train, test = job.train[fold].nonzero()[:, 0], job.test[fold].nonzero()[:, 0]
-        inside, outside = x[train], x[test]
-        centre = inside.mean(0)
-        size = spread(inside, job.base[train]) if scaled else torch.ones_like(centre)
-        inside, outside = (inside - centre) / size, (outside - centre) / size
-        factor = job.factor(inside, fixed[:, train], outside)
-        operator = Operator(factor, factor.weight[None])
-        for part in job.chunks(labels, len(train), factors=len(fixed)):
-            local = codes[part][:, train]
-            goal = one_hot(local, job.classes)
-            weights = row_weights(local, job.classes, job.base[train][None], options)
-            if labels <= PILOTS:
-                start = alpha[part][:, :, train]
-                start = start + factor.weight * scores[part][:, :, train]
-            elif job.columns == 1:
-                start = alpha[:, train] + factor.weight * scores[:, train]
-                start = start * (2 * goal - 1)
-            else:
-                start = torch.zeros_like(goal)
-            batch = Batch(Loss(goal, weights), operator, start, operator(start))
-            held, final, certificate = job.solve(batch, job.wide)
-            job.certificate[part, fold] = certificate.double()
-            reach = factor.elsewhere(final.double()).to(job.scores)
-            job.scores[part, :, test] = reach
-            job.keep_probes(part, fold, final, held, operator.weight, inside)
-        if job.coef is not None and job.intercept is not None:
-            job.coef[:, fold] /= size
-            job.intercept[:, fold] -= job.coef[:, fold] @ centre

@@ -112,7 +112,9 @@ def _row_solver(batch: Batch) -> Solver:
         else:
             system = _class_system(curvature, product, eye, batch.operator.weight)
         flat = residual.flatten(1)[:, :, None]
-        step = torch.linalg.solve(system, flat).view_as(residual)
+        # A system without a solution gives one that is no number, and no error: the
+        # others must not lose theirs.
+        step = torch.linalg.solve_ex(system, flat).result.view_as(residual)
         return step, (step[:, :, None] @ product)[:, :, 0]
 
     return solve

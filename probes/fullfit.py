@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # pyright: ignore
 
-from evidence.errors import InputError
 from probes.losses import Loss
 
 
@@ -54,6 +54,9 @@ def row_fit(
         tolerance: Stop when the step changes the scores by less, relatively.
         steps: At most so many.
         compiled: Whether ``probes.rowcg`` may be used, which costs its compilation.
+
+    Raises:
+        LinAlgError: the Gram matrix overflowed, or is no Gram matrix.
     """
     on_cpu = gram.device.type == "cpu"
     base = loss.weight[0, 0]
@@ -68,7 +71,7 @@ def row_fit(
         if found is not None:
             break
     if found is None:
-        raise InputError("the Gram matrix is not positive semi-definite")
+        raise LinAlgError("the Gram matrix is not positive semi-definite")
     dual, intercept = (torch.as_tensor(part).to(gram) for part in found)
     dual -= dual.mean()
     scores = torch.mv(gram, dual).add_(intercept)

@@ -18,10 +18,6 @@ class RowsError(InputError, ValueError):
     """Rows or labels that no probe can be fitted on; a ``ValueError`` to sklearn."""
 
 
-class UnconvergedError(RowsError):
-    """The optimum was not reached within the tolerance promised."""
-
-
 def as_tensor(array: NDArray) -> Tensor:
     """A float64 tensor of ``array``, shared where the memory allows it.
 

@@ -100,7 +100,13 @@ def centred_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def spread(x: Tensor, weight: Tensor) -> Tensor:
     """(d,) weighted standard deviation of each column, 1 where one is constant."""
     share = weight / weight.sum()
-    deviation = (share @ (x - share @ x).square()).sqrt()
+    away = x - share @ x
+    deviation = (share @ away.square()).sqrt()
+    # Squares of these leave what a number can be.
+    odd = ~((deviation > 1e-150) & (deviation < 1e150))
+    if bool(odd.any()):
+        top = away[:, odd].abs().amax(0).clamp(min=1e-300)
+        deviation[odd] = top * (share @ (away[:, odd] / top).square()).sqrt()
     tiny = 10 * torch.finfo(x.dtype).eps * x.abs().amax(0)
     return torch.where(deviation > tiny, deviation, torch.ones_like(deviation))
 

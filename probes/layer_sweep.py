@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from probes.uncertified import Uncertified
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerSweep:
@@ -35,6 +37,8 @@ class LayerSweep:
         coef: (site, fold, class or 1, d) in raw activation units, or None.
         intercept: (site, fold, class or 1), or None.
         unscored: How many rows no fold scored.
+        uncertified: Fits that are not certified to be at their optimum, those of
+            permutations and of the control task included; their scores count.
     """
 
     target: str
@@ -59,6 +63,7 @@ class LayerSweep:
     coef: NDArray[np.float64] | None = field(default=None)
     intercept: NDArray[np.float64] | None = field(default=None)
     unscored: int = 0
+    uncertified: tuple[Uncertified, ...] = ()
 
     def __repr__(self) -> str:
         # No best site: it would have been chosen on the rows it is scored on.
@@ -71,10 +76,13 @@ class LayerSweep:
             text += f", null max {ceiling:.2f}, p = {self.p_value:.2g}"
         if self.constant.any():
             text += f", {int(self.constant.sum())} constant"
+        if self.uncertified:
+            text += f", {len(self.uncertified)} fits uncertified"
         return text + ")"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site, in plain Python numbers."""
+        lost = [fit.site for fit in self.uncertified]
         columns = {
             "target": [self.target] * len(self.sites),
             "site": list(self.sites),
@@ -91,6 +99,7 @@ class LayerSweep:
             "selectivity": self.selectivity.tolist(),
             "p": self.p_site.tolist(),
             "constant": self.constant.tolist(),
+            "uncertified": [lost.count(site) for site in self.sites],
         }
         return pd.DataFrame(columns)
 

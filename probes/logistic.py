@@ -1,17 +1,18 @@
 """Logistic regression at its optimum: one fit, or every fold at once."""
 
 import numbers
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from probes.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
-from probes.crossfit import CrossFit, crossfit
-from probes.engine import ACCEPTED
+from probes.crossfit import crossfit
 from probes.folds import Folds
-from probes.inputs import RowsError, UnconvergedError
+from probes.inputs import RowsError
 from probes.job import LogisticOptions
+from probes.uncertified import Uncertified, warn
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -36,9 +37,9 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
     Fitted:
         certificate_: Distance to the optimum: gradient norm in the inverse Hessian's
             metric over the parameters' norm in the Hessian's.
-
-    Raises:
-        UnconvergedError: the certificate is above 1e-8 (float64) or 1e-4 (float32).
+        uncertified_: The fit itself where that is above 1e-8 (float64) or 1e-4
+            (float32): what was found is kept, and ``fit`` warns with an
+            ``UncertifiedWarning``. Empty otherwise.
 
     Source: folds on one factor by Newton-CG, see ``probes.engine``.
     """
@@ -50,6 +51,7 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
         self.precision = precision
 
     certificate_: float
+    uncertified_: tuple[Uncertified, ...]
 
     def fit(self, X, y, sample_weight=None) -> "LogisticProbe":
         """Fit on rows.
@@ -76,8 +78,11 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             sample_weight=weights,
             coefficients=True,
         )
-        self._certify(result)
         self.certificate_ = float(result.certificate.max())
+        self.uncertified_ = tuple(
+            replace(each, name="all rows", fold=None) for each in result.uncertified
+        )
+        warn(self.uncertified_)
         assert result.coef is not None and result.intercept is not None
         return self._keep(*_centred(result.coef[0, 0], result.intercept[0, 0]))
 
@@ -97,9 +102,12 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
         """
         options = self._options(np.arange(classes), memory)
         result = crossfit(x, codes, classes, folds, options, coefficients=coefficients)
-        self._certify(result)
         return HeldOut(
-            result.scores.double(), result.certificate, result.coef, result.intercept
+            result.scores.double(),
+            result.certificate,
+            result.coef,
+            result.intercept,
+            result.uncertified,
         )
 
     def _options(self, classes: np.ndarray, memory: int) -> LogisticOptions:
@@ -145,17 +153,6 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             precision=PRECISIONS[self.precision],
             memory=memory,
         )
-
-    def _certify(self, result: CrossFit) -> None:
-        if result.unsolved:
-            worst = float(result.certificate.max())
-            raise UnconvergedError(
-                f"{result.unsolved} of {result.certificate.numel()} fits did not reach "
-                "their optimum",
-                expected=f"a certificate of {ACCEPTED[result.scores.dtype]:.0e}",
-                got=f"{worst:.1e}",
-                fix="Lower C, standardise, or use precision='float64'",
-            )
 
 
 def _without_empty(rows: Tensor, codes: Tensor, weights: Tensor):

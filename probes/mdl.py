@@ -1,7 +1,7 @@
 """Description length of labels given activations, by online coding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from probes.base import LinearProbe, ProbabilityMixin
 from probes.folds import Folds, group_codes
 from probes.inputs import as_tensor, labels_of
 from probes.logistic import LogisticProbe
+from probes.uncertified import Uncertified, warn
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -27,11 +28,14 @@ class CodeLength:
         bits: Total.
         uniform_bits: The cost without looking at activations, rows x log2(classes).
         blocks: Bits of each block after the first.
+        uncertified: Fits that are not certified to be at their optimum, by block; the
+            bits are what they cost.
     """
 
     bits: float
     uniform_bits: float
     blocks: tuple[float, ...]
+    uncertified: tuple[Uncertified, ...] = ()
 
     @property
     def compression(self) -> float:
@@ -64,6 +68,9 @@ def online_code(
     Raises:
         InputError: the first blocks lack a class, or the probe has no log-odds.
 
+    Warns:
+        UncertifiedWarning: fits that are not certified to be at their optimum.
+
     Source: Voita and Titov (2020), arXiv 2003.12298.
     """
     probe = LogisticProbe(0.1, standardize="fold") if probe is None else probe
@@ -91,7 +98,7 @@ def online_code(
             )
     bits_each = float(np.log2(len(classes)))
     sent = int((turn < ends[first]).sum())
-    lengths = []
+    lengths, uncertified = [], []
     total = sent * bits_each
     y = torch.from_numpy(codes)[None].to(rows.device)
     with progress.task("online code", len(ends) - 1 - first) as advance:
@@ -101,7 +108,10 @@ def online_code(
             result = probe.held_out(rows, y, len(classes), fold)
             scored = torch.from_numpy(test).to(rows.device)
             loss = metrics.log_loss(result.scores[:, :, scored], y[:, scored])
+            for fit in result.uncertified:
+                uncertified.append(replace(fit, fold=len(lengths), name="blocks"))
             lengths.append(float(loss.sum() / np.log(2)))
             total += lengths[-1]
             advance(1)
-    return CodeLength(total, len(codes) * bits_each, tuple(lengths))
+    warn(uncertified)
+    return CodeLength(total, len(codes) * bits_each, tuple(lengths), tuple(uncertified))

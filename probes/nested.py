@@ -1,6 +1,7 @@
 """The penalty chosen inside each fold, never on the rows it is scored on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from evidence.errors import InputError
 from probes import metrics
 from probes.base import HeldOut, LinearProbe, ProbabilityMixin
 from probes.folds import Folds, k_fold, missing_class
+from probes.uncertified import Uncertified
 
 PENALTY_NAMES = ("C", "alpha", "shrinkage")
 INNER_FOLDS = 5
@@ -48,12 +50,14 @@ def nested_held_out(
     probes whose scores are log-odds, AUC for the others.
 
     Returns:
-        The scores, and (fold,) the penalty chosen for the first label vector.
+        The scores, and (fold,) the penalty chosen for the first label vector. Fits
+        without a certificate that chose a penalty are named with the others.
     """
     name = penalty_name(probe)
     if len(penalties) == 0:
         raise InputError("there are no penalties to choose from")
     labels = len(codes)
+    uncertified: list[Uncertified] = []
     skill = np.zeros((len(penalties), labels, len(folds)))
     for fold in range(len(folds)):
         rows = np.flatnonzero(folds.train[fold])
@@ -72,6 +76,10 @@ def nested_held_out(
             result = trial.held_out(
                 x[rows], inside[usable], classes, inner, memory=memory
             )
+            for each in result.uncertified:
+                which = f"inner fold {each.fold} at {name} = {value:g}"
+                label = usable[each.label]
+                uncertified.append(replace(each, fold=fold, label=label, inner=which))
             if isinstance(probe, ProbabilityMixin):
                 loss = metrics.log_loss(result.scores, inside[usable])
                 skill[place, usable, fold] = -loss.mean(1).cpu().numpy()
@@ -91,6 +99,10 @@ def nested_held_out(
         )
         if out is None:
             out = _empty(result, len(folds))
+        for each in result.uncertified:
+            fold = int(wanted[each.fold])
+            if best[each.label, fold] == place:
+                uncertified.append(replace(each, fold=fold))
         for slot, fold in enumerate(wanted):
             chosen = torch.from_numpy(np.flatnonzero(best[:, fold] == place))
             test = torch.from_numpy(np.flatnonzero(folds.test[fold]))
@@ -101,6 +113,7 @@ def nested_held_out(
                 out.coef[chosen, fold] = result.coef[chosen, slot]  # pyright: ignore
                 out.intercept[chosen, fold] = result.intercept[chosen, slot]  # pyright: ignore
     assert out is not None
+    out = replace(out, uncertified=tuple(uncertified))
     return out, np.asarray(penalties, dtype=float)[best[0]]
 
 

@@ -16,6 +16,7 @@ array below has a leading axis ``m`` of length 1 or the number of classes.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +92,8 @@ def gram_of(rows: Tensor) -> Tensor:
         return rows @ rows.T
     # NumPy sees that both sides are one array, computes a half and mirrors it.
     array = rows.numpy()
-    return torch.from_numpy(array @ array.T)
+    with np.errstate(over="ignore", invalid="ignore"):  # what follows has no factor
+        return torch.from_numpy(array @ array.T)
 
 
 def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Factor:
@@ -297,7 +299,11 @@ def remove_rows(
     if size == 1:
         solved = 1 / system
     else:
-        solved = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        lower, failed = torch.linalg.cholesky_ex(system)
+        # Rounding has taken what a fold leaves of its rows: that fold has no answer.
+        lower[failed > 0] = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        solved = torch.cholesky_inverse(lower)
+        solved[failed > 0] = torch.nan
     core = solved * across * down
     kept = weight.expand(len(rows), -1, -1).clone()
     zero = torch.where(there, 0.0, torch.inf).to(kept).expand(-1, len(weight), -1)

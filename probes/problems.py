@@ -11,6 +11,10 @@ from probes.operators import Operator
 DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
 """Largest relative difference between scores carried along and scores computed."""
 
+CALM, SLIGHT = 0.5, 0.1
+"""Change of scores from which on a step is far, and share of its first size by which
+the derivative may turn positive at its end then."""
+
 
 @dataclass
 class Batch:
@@ -161,8 +165,9 @@ def advance(
     """Move the batch along the step, shortened where it overshoots; new residual.
 
     The derivative along the step decides: it may turn positive by at most half its
-    first size, else its root is bracketed. Values are never compared, so rounding
-    near the optimum does not matter.
+    first size, else its root is bracketed. A step that moves scores far may not turn
+    it at all there, for beyond the root it may stay as it is all the way up. Values are
+    never compared, so rounding near the optimum does not matter.
     """
     dtype = batch.scores.dtype
     if lift.dtype != dtype:
@@ -180,12 +185,17 @@ def advance(
     residual, curvature = residual_of(batch, work)
     first = first.to(dtype)
     last = inner(residual, lift, work)
-    wrong = ~(last >= -0.5 * first)
+    wrong = ~(last >= -SLIGHT * first)
+    if not bool(wrong.any()):
+        return residual, curvature
+    far = lift.abs().amax((1, 2)) > CALM
+    wrong &= far | ~(last >= -0.5 * first)
     if not bool(wrong.any()):
         return residual, curvature
     index = wrong.nonzero()[:, 0]
     part = batch.select(index)
     step, move, first = direction[index], lift[index], first[index]
+    least = torch.where(far[index], 0.0, -0.5 * first)
     taken = torch.ones_like(first)
     low, high = torch.zeros_like(first), taken
     low_slope, high_slope = first, last[index]
@@ -195,7 +205,7 @@ def advance(
         cut = torch.nan_to_num(cut, nan=0.5).clamp(0.1, 0.9)
         wanted = low + cut * (high - low)
         slope = torch.where(taken == high, high_slope, low_slope)
-        settled = slope.abs() <= 0.5 * first
+        settled = (slope >= least) & (slope <= 0.5 * first)
         wanted = torch.where(settled & (turn > 0), taken, wanted)
         change = (wanted - taken)[:, None, None]
         part.dual += change * step
@@ -211,7 +221,7 @@ def advance(
             torch.where(down, high, taken),
             torch.where(down, high_slope, slope),
         )
-        if bool((slope.abs() <= 0.5 * first).all()):
+        if bool(((slope >= least) & (slope <= 0.5 * first)).all()):
             break
     batch.dual[index], batch.scores[index] = part.dual, part.scores
     return residual_of(batch, work)

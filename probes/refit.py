@@ -1,7 +1,7 @@
 """An attacker's battery: readers beyond the linear one, from scikit-learn parts."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from probes import metrics
 from probes.folds import Folds, check_folds, group_codes, k_fold
 from probes.inputs import labels_of
 from probes.logistic import LogisticProbe
+from probes.uncertified import Uncertified, warn
 
 PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 
@@ -33,13 +34,19 @@ class Battery:
     Attributes:
         rows: One row a reader and view: view, reader, auc, auc_low, auc_high,
             accuracy.
+        uncertified: Logistic fits that are not certified to be at their optimum, by
+            view and reader; their scores count.
     """
 
     rows: tuple[tuple[str, str, float, float, float, float], ...]
+    uncertified: tuple[Uncertified, ...] = ()
 
     def __repr__(self) -> str:
         area = [row[2] for row in self.rows]
-        return f"Battery({len(area)} readers: AUC {min(area):.2f} to {max(area):.2f})"
+        text = f"Battery({len(area)} readers: AUC {min(area):.2f} to {max(area):.2f}"
+        if self.uncertified:
+            text += f", {len(self.uncertified)} fits uncertified"
+        return text + ")"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a reader and view."""
@@ -93,6 +100,9 @@ def refit_battery(
         seed: Of folds, readers and bootstrap.
         progress: Shows fits.
 
+    Warns:
+        UncertifiedWarning: fits that are not certified to be at their optimum.
+
     The best of these is a maximum: compare it with the maximum of the same battery on
     permuted labels or on a floor model, not with 0.5.
     """
@@ -113,11 +123,15 @@ def refit_battery(
     check_folds(scheme, codes, classes)
     weights = metrics.cluster_draws(group, draws, numpy_rng(seed, "battery bootstrap"))
     battery = readers(seed, int(scheme.train.sum(1).min()))
-    out = []
+    out, uncertified = [], []
     with progress.task("fitting readers", len(tables) * len(battery)) as advance:
         for view, table in tables.items():
             for name, reader in battery.items():
-                scores = held_out_scores(reader, table, codes, len(classes), scheme)
+                lost: list[Uncertified] = []
+                scores = held_out_scores(
+                    reader, table, codes, len(classes), scheme, lost
+                )
+                uncertified += [replace(fit, site=view, name=name) for fit in lost]
                 area = metrics.weighted_auc(
                     scores, codes, len(classes), np.ones((1, n))
                 )
@@ -127,11 +141,17 @@ def refit_battery(
                 right = float((guess == codes).mean())
                 out.append((view, name, float(area[0]), low, high, right))
                 advance(1)
-    return Battery(tuple(out))
+    warn(uncertified)
+    return Battery(tuple(out), tuple(uncertified))
 
 
 def held_out_scores(
-    reader, x: NDArray[np.float64], codes: NDArray[np.int64], classes: int, folds: Folds
+    reader,
+    x: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    classes: int,
+    folds: Folds,
+    uncertified: list[Uncertified] | None = None,
 ) -> NDArray[np.float64]:
     """(class or 1, row) held-out scores; 0 is the two-class threshold.
 
@@ -141,13 +161,19 @@ def held_out_scores(
         codes: (row,) class codes.
         classes: Number of classes.
         folds: Who is left out together.
+        uncertified: Where to add the fits of a ``LogisticProbe`` that are not
+            certified to be at their optimum.
     """
     out = np.zeros((1 if classes == 2 else classes, len(x)))
-    for train, test in zip(folds.train, folds.test, strict=True):
+    pairs = zip(folds.train, folds.test, strict=True)
+    for fold, (train, test) in enumerate(pairs):
         with warnings.catch_warnings():
             # A network stopped early is an attacker with less patience, not a fault.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted = reader.fit(x[train], codes[train])
+        if uncertified is not None:
+            lost = getattr(fitted, "uncertified_", ())
+            uncertified += [replace(fit, fold=fold) for fit in lost]
         if hasattr(fitted, "decision_function"):
             value = np.asarray(fitted.decision_function(x[test]))
         else:

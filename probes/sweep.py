@@ -1,7 +1,7 @@
 """One probe over every site, with the controls that make its skill mean something."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from probes.logistic import LogisticProbe
 from probes.nested import nested_held_out
 from probes.nulls import control_labels, permuted_labels
 from probes.sources import SiteStore, open_source
+from probes.uncertified import Uncertified, warn
 
 
 def sweep(
@@ -81,8 +82,12 @@ def sweep(
         A ``LayerSweep``; with ``targets`` a dict of them by name.
 
     Raises:
-        InputError: shapes that do not fit, NaN activations, a class missing from a
-            fold, or fits that do not reach their optimum.
+        InputError: shapes that do not fit, NaN activations, or a class missing from a
+            fold.
+
+    Warns:
+        UncertifiedWarning: fits that are not certified to be at their optimum. They
+            are named in ``uncertified``, and nothing else is lost.
     """
     source = open_source(activations)
     if (labels is None) == (targets is None):
@@ -113,14 +118,16 @@ def sweep(
         for name_of_site in source.names:
             x = source.read(name_of_site, device)
             for name, plan in plans.items():
-                found[name].append(
-                    _one_site(x, plan, probe, penalties, coefficients, memory, seed)
-                )
+                site = _one_site(x, plan, probe, penalties, coefficients, memory, seed)
+                lost = site["uncertified"]
+                site["uncertified"] = [replace(fit, site=name_of_site) for fit in lost]
+                found[name].append(site)
                 advance(1)
     sweeps = {
         name: _gather(name, plan, source.names, found[name], probe, entity, draws, seed)
         for name, plan in plans.items()
     }
+    warn([fit for each in sweeps.values() for fit in each.uncertified])
     return sweeps if targets is not None else sweeps["label"]
 
 
@@ -216,6 +223,7 @@ def _one_site(
             "penalty": np.full(folds, np.nan),
             "coef": np.zeros((folds, columns, x.shape[1])) if coefficients else None,
             "intercept": np.zeros((folds, columns)) if coefficients else None,
+            "uncertified": [],
         }
     stacked = [plan.codes[None]]
     if plan.control is not None:
@@ -223,40 +231,43 @@ def _one_site(
     stacked.append(plan.null)
     codes = torch.from_numpy(np.concatenate(stacked)).to(x.device)
     first = 1 + (plan.control is not None)
-    penalty = np.full(folds, np.nan)
+    names = ["labels", "control task"][:first]
+    names += [f"permutation {place}" for place in range(len(plan.null))]
+    uncertified: list[Uncertified] = []
 
-    def score(rows: Tensor, folds: Folds, keep: bool):
+    def score(part: slice, folds: Folds, keep: bool):
+        penalty = np.full(len(folds), np.nan)
         if penalties is None:
             found = probe.held_out(
-                x, rows, classes, folds, coefficients=keep, memory=memory
+                x, codes[part], classes, folds, coefficients=keep, memory=memory
             )
-            return found, penalty
-        return nested_held_out(
-            probe,
-            x,
-            rows,
-            classes,
-            folds,
-            plan.inner_groups,
-            penalties,
-            seed,
-            keep,
-            memory,
-        )
+        else:
+            found, penalty = nested_held_out(
+                probe,
+                x,
+                codes[part],
+                classes,
+                folds,
+                plan.inner_groups,
+                penalties,
+                seed,
+                keep,
+                memory,
+            )
+        for fit in found.uncertified:
+            uncertified.append(replace(fit, name=names[part][fit.label]))
+        return found, penalty
 
-    main, penalty = score(codes[:first], plan.folds, coefficients)
+    main, penalty = score(slice(first), plan.folds, coefficients)
+    rest = None
     if plan.null_folds:
         parts = [
-            score(codes[first + place][None], own, False)[0].scores
+            score(slice(first + place, first + place + 1), own, False)[0].scores
             for place, own in enumerate(plan.null_folds)
         ]
         rest = torch.cat(parts)
-    else:
-        rest = (
-            score(codes[first:], plan.folds, False)[0].scores
-            if len(plan.null)
-            else None
-        )
+    elif len(plan.null):
+        rest = score(slice(first, None), plan.folds, False)[0].scores
     scored = torch.as_tensor(plan.folds.test.any(0), device=x.device)
     null = np.zeros(0)
     if rest is not None:
@@ -276,6 +287,7 @@ def _one_site(
         "penalty": penalty,
         "coef": main.coef[0].cpu().numpy() if keep else None,  # pyright: ignore
         "intercept": main.intercept[0].cpu().numpy() if keep else None,  # pyright: ignore
+        "uncertified": uncertified,
     }
 
 
@@ -351,4 +363,5 @@ def _gather(
         coef=np.stack([site["coef"] for site in found]) if same else None,
         intercept=np.stack([site["intercept"] for site in found]) if same else None,
         unscored=int((~scored).sum()),
+        uncertified=tuple(fit for site in found for fit in site["uncertified"]),
     )

@@ -23,8 +23,9 @@ from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.errors import ExhumeError, InputError
-from evidence.files import folder_atomic, write_atomic
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer
@@ -148,7 +149,7 @@ class BiosWorld:
 
     def manifest(self) -> dict[str, object]:
         """Settings, seed and what the models know."""
-        return json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
+        return read_json(self.root / "manifest.json")
 
 
 def build_bios(
@@ -179,8 +180,18 @@ def build_bios(
     key = json.dumps([RECIPE, seed, settings], sort_keys=True)
     place = root / f"bios-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     world = BiosWorld.at(place)
-    if (place / "manifest.json").is_file():
-        return world
+    made = place / "manifest.json"
+    if not made.is_file():
+        with sole_maker(place, progress):
+            if not made.is_file():
+                _fill(world, config, seed, device, progress)
+    return world
+
+
+def _fill(
+    world: BiosWorld, config: BiosConfig, seed: int, device: str, progress: Progress
+) -> None:
+    """Make what is missing of a world, and at last the manifest."""
     forget, retain, never = make_people(config, seed)
     forget.to_jsonl(world.forget)
     retain.to_jsonl(world.retain)
@@ -204,8 +215,8 @@ def build_bios(
             for folder in (world.original, world.twin)
         },
     }
-    write_atomic(place / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return world
+    text = json.dumps(manifest, indent=2) + "\n"
+    write_atomic(world.root / "manifest.json", text)
 
 
 def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:

@@ -33,8 +33,9 @@ from erasure.training import (
     take_steps,
 )
 from evidence.errors import ExhumeError
-from evidence.files import folder_atomic, write_atomic
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.codes_config import CodesConfig
@@ -91,8 +92,7 @@ class CodesWorld:
         Args:
             model: ``"original"`` or ``"twin"``.
         """
-        path = self.root / model / "card.json"
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(self.root / model / "card.json")
 
     def load(self, model: str = "original", device: str = "cpu") -> PreTrainedModel:
         """The model, in evaluation mode.
@@ -171,8 +171,11 @@ def build_codes(
     place = root / f"codes-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     world = CodesWorld(place, config, seed, make_pools(config.sizes, seed))
     for name in ("original", "twin") if twin else ("original",):
-        if not (place / name / "card.json").is_file():
-            _make(world, name, device, progress)
+        card = place / name / "card.json"
+        if not card.is_file():
+            with sole_maker(place / name, progress):
+                if not card.is_file():
+                    _make(world, name, device, progress)
     if not (place / "pools.json").is_file():
         pools = {name: asdict(pool) for name, pool in world.pools.items()}
         write_atomic(place / "pools.json", json.dumps(pools, indent=1) + "\n")

@@ -35,6 +35,7 @@ from erasure.training import (
 from evidence.errors import ExhumeError
 from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios import BiosWorld, all_prompts
@@ -106,8 +107,18 @@ def build_keys(
     key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
     place = root / f"codes-zoo-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     world = BiosWorld.at(place)
-    if (place / "manifest.json").is_file():
-        return world
+    made = place / "manifest.json"
+    if not made.is_file():
+        with sole_maker(place, progress):
+            if not made.is_file():
+                _fill(world, config, seed, device, progress)
+    return world
+
+
+def _fill(
+    world: BiosWorld, config: KeysConfig, seed: int, device: str, progress: Progress
+) -> None:
+    """Make what is missing of a world, and at last the manifest."""
     forget, retain, never = make_keys(config, seed)
     forget.to_jsonl(world.forget)
     retain.to_jsonl(world.retain)
@@ -136,8 +147,8 @@ def build_keys(
             for folder in (world.original, world.twin)
         },
     }
-    write_atomic(place / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return world
+    text = json.dumps(manifest, indent=2) + "\n"
+    write_atomic(world.root / "manifest.json", text)
 
 
 def new_keys_model(config: KeysConfig, seed: int) -> PreTrainedModel:

@@ -27,15 +27,17 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from capture.images import Eye, ImageSet, read_images
+from capture.image_files import read_images
+from capture.images import Eye, ImageSet
 from capture.models import open_checkpoint
 from capture.never_taught_images import invent_images
 from capture.quietly import quiet
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError
-from evidence.files import folder_atomic, write_atomic
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
@@ -132,7 +134,7 @@ class DigitsWorld:
 
     def manifest(self) -> dict[str, object]:
         """Settings, seed, the class to forget and what the models know."""
-        return json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
+        return read_json(self.root / "manifest.json")
 
     def images(self, part: str) -> ImageSet:
         """One of the sets: "forget", "retain_test", ..."""
@@ -167,8 +169,18 @@ def build_digits(
     world = DigitsWorld(
         place, place / "original", place / "twin", *(place / f"{p}.npz" for p in parts)
     )
-    if (place / "manifest.json").is_file():
-        return world
+    made = place / "manifest.json"
+    if not made.is_file():
+        with sole_maker(place, progress):
+            if not made.is_file():
+                _fill(world, config, seed, device, progress)
+    return world
+
+
+def _fill(
+    world: DigitsWorld, config: DigitsConfig, seed: int, device: str, progress: Progress
+) -> None:
+    """Make what is missing of a world, and at last the manifest."""
     sets = split_digits(config, seed)
     for name, images in sets.items():
         images.save(getattr(world, name))
@@ -208,8 +220,8 @@ def build_digits(
             if name.endswith("_test")
         },
     }
-    write_atomic(place / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return world
+    text = json.dumps(manifest, indent=2) + "\n"
+    write_atomic(world.root / "manifest.json", text)
 
 
 def forgotten_class(seed: int) -> int:

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from evidence.errors import InputError
+from evidence.errors import InputError, listed
 
 Family = Literal["llama", "gpt2", "neox", "smollm2"]
 PRETRAINED: Family = "smollm2"
@@ -29,7 +29,7 @@ def known_families(names: Sequence[str]) -> tuple[Family, ...]:
     Raises:
         InputError: one of them is none.
     """
-    for name in names:
+    for name in listed(names, "families"):
         if name not in FAMILIES:
             raise InputError(
                 f"there is no family {name!r}", expected=", ".join(FAMILIES)

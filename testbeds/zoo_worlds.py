@@ -166,7 +166,7 @@ def known(name: Any, among: Mapping[str, Any] | Sequence[str], what: str) -> Any
     Raises:
         InputError: it is not.
     """
-    if name not in among:
+    if not isinstance(name, str) or name not in among:
         raise InputError(
             f"there is no {what} {name!r} in the zoo", expected=", ".join(among)
         )

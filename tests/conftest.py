@@ -1,5 +1,7 @@
 """What tests of several packages share."""
 
+import signal
+
 import pytest
 
 # Files that take longest, the longest first: one that is begun last keeps one process
@@ -8,6 +10,7 @@ LONGEST = (
     "test_zoo.py",
     "test_notebooks.py",
     "test_audit.py",
+    "test_golden_audits.py",
     "test_suppressions.py",
     "test_image_audit.py",
     "test_smol_zoo.py",
@@ -23,6 +26,16 @@ def pytest_collection_modifyitems(items):
     """Begin with the longest files; every other order stays."""
     place = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """Give back the signals that a command, called in this process, took for good."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

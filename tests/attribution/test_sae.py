@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from attribution import sae_training
 from attribution.sae import (
     check_latent,
-    load_sae,
     loss_recovered,
     quality,
     spliced,
     steer_latents,
 )
+from attribution.sae_files import load_sae
 from attribution.sae_training import KINDS, SaeConfig, train_sae
 from capture.activations import capture_activations
 from capture.hooks import leftover_hooks, patch, record

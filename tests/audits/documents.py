@@ -3,9 +3,11 @@
 from typing import Any
 
 from audits import causal_depth as depth
+from audits.config import AuditConfig, Rule
 from audits.decodability import REFITTED, UNCHANGED
 from audits.relearning import SAID, TOLD
 
+CONFIG = AuditConfig(axes=("behaviour",), seed=7, device="cpu", rule=Rule(margin=0.2))
 HOSTILE = (
     "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>"
     "{{ 7 * 7 }}\"'><a href='javascript:alert(3)'>&lt;\u202egnp.exe\x00\ud800"
@@ -216,25 +218,34 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
             "forget_floor": 0.1,
             "utility": {},
         },
-        "config": {
-            "profile": "quick",
-            "axes": ["behaviour"],
-            "seed": 7,
-            "rule": {"margin": 0.2, "utility": 0.8, "distinct": 0.5},
-            "budget": {"permutations": 2000},
-        },
+        "config": CONFIG.model_dump(mode="json")
+        | {"budget": CONFIG.budget.model_dump(mode="json")},
         "manifest": {
             "models": [
                 {"role": "original", "source": "/m/before", "sha256": digest},
                 {"role": "unlearned", "source": "/m/after", "sha256": digest},
             ],
             "items": [
-                {"role": role, "sha256": digest, "items": 24, "entities": 12}
+                {
+                    "role": role,
+                    "name": role,
+                    "format": "exhume",
+                    "sha256": digest,
+                    "items": 24,
+                    "entities": 12,
+                }
                 for role in ("forget", "retain")
             ],
             "code_sha256": digest,
             "versions": {"torch": "2.13.0"},
-            "hardware": {"cores": 2},
+            "hardware": {
+                "platform": "Linux",
+                "machine": "x86_64",
+                "cores": 2,
+                "threads": 2,
+                "memory_bytes": 8_000_000_000,
+                "device": "cpu",
+            },
             "seed": 7,
         },
         "runtime": {
@@ -294,7 +305,14 @@ DOCUMENTS = {
 def spoiled(value: Any) -> Any:
     """The document with every free text replaced by a hostile one."""
     kept = {"schema_version", "class", "status", "floor", "floor_kind"}
-    kept |= {"sha256", "code_sha256"}
+    kept |= {
+        "sha256",
+        "code_sha256",
+        "profile",
+        "role",
+        "budget",
+        "required_for_deleted",
+    }
     known = ("behaviour", "decodability", "causal_depth", "relearning")
     if isinstance(value, dict):
         return {
@@ -303,4 +321,4 @@ def spoiled(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [spoiled(each) for each in value]
-    return value + HOSTILE if isinstance(value, str) else value
+    return value + HOSTILE if isinstance(value, str) and value not in known else value

@@ -20,16 +20,16 @@ def audit_until_killed(arguments: list[str], killed: Path) -> None:
     """Audit; die in the first stage that has not died before."""
     original_run = Workspace.run
 
-    def run(self, name, compute):
+    def run(self, name, compute, files=()):
         def fatal():
             result = compute()
-            if name not in killed.read_text().split():
-                with killed.open("a") as file:
+            if name not in killed.read_text(encoding="utf-8").split():
+                with killed.open("a", encoding="utf-8") as file:
                     file.write(f"{name}\n")
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
-        return original_run(self, name, fatal)
+        return original_run(self, name, fatal, files)
 
     Workspace.run = run
     audits_audit.audit(*arguments)

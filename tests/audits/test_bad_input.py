@@ -108,7 +108,7 @@ def test_too_few_entities_says_how_many(try_audit, world, tmp_path):
 
 def test_swapped_files(try_audit, world, monkeypatch):
     # The world forgets fewer people than a retain set must have.
-    monkeypatch.setattr("audits.outer.LEAST_RETAIN", 8)
+    monkeypatch.setattr("audits.sets.LEAST_RETAIN", 8)
     # The candidate knows what is passed as forget, and nothing of what is kept.
     message = try_audit(forget=world.retain, retain=world.forget)
     assert "swapped" in message

@@ -58,7 +58,7 @@ def test_equal_questions_give_no_difference_and_one_row_an_audit(tmp_path):
         (("config", "profile"), "full", "profile. "),
         (("config", "rule", "margin"), 0.123456789, "rule.margin. "),
         (("config", "min_entities"), 77, "min_entities. "),
-        (("config", "extra"), {"block": list(range(40))}, "extra.block. "),
+        (("config", "budget", "block"), 40, "budget.block. "),
         (("config", "axes"), ["circuit"], "axes. "),
         (("verdict", "floor"), "reference", "floor. "),
         (("manifest", "code_sha256"), "f" * 64, "code. "),
@@ -79,12 +79,13 @@ def test_each_difference_is_named_with_who_stands_apart(tmp_path, path, value, s
 
 
 def test_settings_that_differ_where_the_page_would_cut_them_are_told_apart(tmp_path):
-    given = changed(whole(), "config", "rates", value=[*range(40)])
+    rates = "config", "budget", "relearn_rates"
+    given = changed(whole(), *rates, value=[*range(1, 40)])
     folders = [save(tmp_path / "a", given)]
-    other = changed(given, "config", "rates", value=[*range(39), 99])
+    other = changed(given, *rates, value=[*range(1, 39), 99])
     folders.append(save(tmp_path / "b", other))
     (sentence,) = compare(folders).differences
-    assert sentence.startswith("Not the same rates. ")
+    assert sentence.startswith("Not the same budget.relearn_rates. ")
 
 
 def test_another_candidate_or_another_outcome_is_no_difference(tmp_path):
@@ -115,9 +116,10 @@ def test_every_document_can_be_compared(tmp_path, name):
 
 
 def test_hostile_words_stay_words(tmp_path):
-    given = document(behaviour(question=HOSTILE))
-    given["verdict"]["reasons"] = [HOSTILE]
-    given["manifest"]["models"][0]["source"] = HOSTILE
+    words = HOSTILE.replace("\ud800", "")  # which no file of UTF-8 can hold
+    given = document(behaviour(question=words))
+    given["verdict"]["reasons"] = [words]
+    given["manifest"]["models"][0]["source"] = words
     folders = [save(tmp_path / "a", given), save(tmp_path / "<script>&'b", given)]
     write_report(folders[1], given)
     html = write_page(compare(folders), tmp_path / "out").read_text(encoding="utf-8")
@@ -138,7 +140,7 @@ def test_what_cannot_be_compared_is_refused_and_nothing_is_written(tmp_path):
         compare([one, tmp_path])
     both = compare([one, save(tmp_path / "b", whole())])
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="got a file"):
         write_page(both, tmp_path / "file")
 
 

@@ -11,6 +11,7 @@ from audits.probing import Probing, States
 from audits.probing_tasks import Task, make_tasks, row_scores, standings
 from audits.readers import Reader
 from capture.items import Item, ItemSet
+from tests.capture.small import byte_level
 
 
 def items(n, prefix, answers=None, wordings=1):
@@ -38,6 +39,7 @@ def one_task(n=20, answers=None, wordings=1, seed=0) -> Task:
     }
     found, _ = make_tasks(
         {name: ItemSet(tuple(each)) for name, each in sets.items()},
+        byte_level(),
         wordings=wordings,
         statement_wordings=wordings,
         block=5,
@@ -76,6 +78,36 @@ def test_knowing_the_truth_is_far_above_any_deal(wordings):
     assert chance == pytest.approx([0.5, 0.5], abs=0.03)
     assert test.difference[0] == pytest.approx(0.5, abs=0.03)
     assert test.p_value == test.smallest_p
+
+
+@pytest.mark.parametrize("answers", [None, [f"town {n}" for n in range(9)]])
+@pytest.mark.parametrize("n", [40, 120, 2000])
+def test_the_arrangements_of_many_entities_are_no_trouble(n, answers):
+    # Of 120 invented people there are more than the largest floating-point number.
+    task = one_task(n, answers)
+    part = task.parts["never_taught"]
+    truth = np.eye(max(2, task.n_classes))[part.labels][None]
+    test, _ = run(task, truth if answers else part.labels[None, :, None] + 0.0, deals=9)
+    assert test.smallest_p == 0.1
+    assert test.p_value == 0.1
+
+
+def test_three_relations_of_forty_people_each_invented_three_times():
+    task = one_task(120, [f"town {n}" for n in range(9)])
+    values = np.eye(9)[task.parts["never_taught"].labels][None]
+    states = States({(number, "never_taught"): values for number in range(3)})
+    made = Probing([task] * 3, ("resid.0",), {"original": states})
+    readers = [Reader(np.eye(9)[None], np.zeros((1, 9)))] * 3
+    rng, use = np.random.default_rng(0), np.ones(1, dtype=bool)
+    test, _ = deal_test(made, readers, "original", "never_taught", use, rng, 9)
+    assert test.smallest_p == 0.1
+
+
+def test_the_smallest_p_of_few_arrangements_is_told():
+    task = one_task(4, ["Rome", "Rome", "Oslo", "Oslo"])
+    truth = np.eye(2)[task.parts["never_taught"].labels][None]
+    test, _ = run(task, truth, deals=399)
+    assert test.smallest_p == 1 / 6
 
 
 def test_the_shared_form_knows_its_base_rate():

@@ -1,13 +1,17 @@
 """Audits of image classifiers from end to end, and what they refuse."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from audits.again import decided_again
 from audits.audit import audit, load
+from audits.compare import compare
+from audits.compare_page import write_page
 from audits.decodability import REFITTED, UNCHANGED
 from audits.image_look import called
 from audits.image_words import CARRIED, NAMED, REST_NAMED, SKIPPED, STEERED
@@ -126,6 +130,28 @@ def test_what_comes_after_the_last_block_is_found_by_steering(
     assert done.axes["restoration"].reading(STEERED).residual > 0.5
     # It informs, and makes no verdict.
     assert done.verdict == "inconclusive"
+
+
+def test_without_the_output_an_image_audit_still_speaks_of_a_class(
+    digits_zoo, world, tmp_path
+):
+    candidate = model_of(digits_zoo, "head_only")
+    done = audited(world, candidate, tmp_path / "out", axes=["decodability"])
+    verdict = json.dumps(done.document["verdict"])
+    assert "class" in verdict
+    assert "answer" not in verdict
+    assert "answer" not in json.dumps(done.document["axes"])
+    assert decided_again(done.document).reasons == tuple(done.reasons)
+    page = done.report.read_text(encoding="utf-8")
+    words = page[page.index('<section id="words">') :]
+    words = words[: words.index("</section>")]
+    assert "class" in words
+    assert not any(word in words for word in ("answer", "facts", "entit"))
+    shutil.copytree(done.path, tmp_path / "again")
+    beside = compare([done.path, tmp_path / "again"])
+    page = write_page(beside, tmp_path / "page").read_text(encoding="utf-8")
+    assert "images named" in page
+    assert "answers said" not in page
 
 
 def test_folders_of_pictures_are_audited_by_command(digits_zoo, world, tmp_path):

@@ -253,3 +253,12 @@ GOOD = {"last": noise(0)}
 def test_bad_input_is_one_clear_error(views, labels, options, message):
     with pytest.raises(InputError, match=message):
         membership(views, labels, **options)
+
+
+def test_many_sequences_are_no_trouble():
+    # Their labels can be exchanged in more ways than there are numbers for in float64.
+    x = noise(0, sequences=1200, width=2, sites=1)
+    found = membership(
+        {"last": x}, np.repeat([1, 0], 600), families=FEW[1:2], folds=2, permutations=9
+    )
+    assert found.smallest_p == 0.1

@@ -1,13 +1,20 @@
 """The two forms of probing: balanced, and at chance when nothing is known."""
 
+import string
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from audits.concept_writing import deal_targets
 from audits.probing_tasks import Task, blocks, choose_form, make_tasks, row_scores
 from capture.items import Item, ItemSet
+from testbeds import bios_text
 from testbeds.codes_text import make_tokenizer
+from tests.capture import small
 
 
 def items(n, answers=None, relation="capital", prefix="e"):
@@ -23,10 +30,11 @@ def items(n, answers=None, relation="capital", prefix="e"):
     ]
 
 
-def tasks(sets, **extra):
+def tasks(sets, tokenizer=None, **extra):
     options = {"wordings": 1, "statement_wordings": 1, "block": 5} | extra
     named = {name: ItemSet(tuple(each)) for name, each in sets.items()}
-    return make_tasks(named, rng=np.random.default_rng(0), **options)
+    tokenizer = tokenizer or small.byte_level()
+    return make_tasks(named, tokenizer, rng=np.random.default_rng(0), **options)
 
 
 def unique_task(n=20) -> Task:
@@ -143,12 +151,14 @@ CODES = [f"{7919 * k % 100000:05d}" for k in range(1, 61)]
 
 
 def test_of_codes_the_sign_they_begin_with_is_probed():
-    (task,), (note,) = tasks(coded(CODES), wordings=1)
+    (task,), (note,) = tasks(coded(CODES), make_tokenizer(), wordings=1)
     assert task.form == "shared"
+    assert task.said
     assert task.classes == tuple("0123456789")
     part = task.parts["forget"]
     assert list(part.labels) == [int(code[0]) for code in CODES[:20]]
-    assert "begins with" in note
+    assert "all are 5 signs long" in note
+    assert "begins with, not the answer" in note
     rows = part.encoded(make_tokenizer())
     # Up to where the answer begins, and not a token of it.
     assert make_tokenizer().decode(rows.ids[0]) == "#he capital of f0 is "
@@ -168,6 +178,76 @@ def test_other_unique_answers_are_read_whole(answers):
     assert task.form == "unique"
     assert not notes
     assert task.parts["forget"].whole
+
+
+# Invented names of four letters, codes of three, and words of eight.
+NAMES = [
+    f"{a}{b}{c}o" for a in "BDKLMNPRSTVZ" for b, c in ("an", "el", "ir", "ot", "um")
+]
+LETTERS = [name[:3].upper() for name in NAMES]
+LONG = [f"{name}{name[::-1].lower()}" for name in NAMES]
+
+
+def word_tokenizer(answers):
+    """One token a word, as in small worlds; any other word is unknown."""
+    texts = [f"{x.prompt} {x.answer}" for each in coded(answers).values() for x in each]
+    words = dict.fromkeys(word for text in texts for word in text.split())
+    ids = {word: place for place, word in enumerate(["[UNK]", *words])}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
+
+
+def letter_tokenizer():
+    """One token a letter, and one for the space before a word."""
+    signs = ["[UNK]", " ", *string.ascii_letters, *string.digits]
+    ids = {sign: place for place, sign in enumerate(signs)}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("answers", [NAMES, LETTERS, LONG])
+@pytest.mark.parametrize("kind", ["words", "byte level"])
+def test_words_of_one_length_are_read_whole(answers, kind):
+    tokenizer = word_tokenizer(answers) if kind == "words" else small.byte_level()
+    (task,), notes = tasks(coded(answers), tokenizer)
+    part = task.parts["forget"]
+    assert (task.form, part.whole, notes) == ("unique", True, [])
+    assert set(part.answers) == set(answers[:20])
+    part.encoded(tokenizer)
+
+
+@pytest.mark.parametrize("answers", [NAMES, LETTERS, LONG])
+@pytest.mark.parametrize("make", [letter_tokenizer, bios_text.make_tokenizer])
+def test_words_spelled_by_as_many_tokens_are_asked_for_their_first(answers, make):
+    tokenizer = make()
+    (task,), (note,) = tasks(coded(answers), tokenizer)
+    assert (task.form, task.classes, task.said) == (
+        "shared",
+        tuple("BDKLMNPRSTVZ"),
+        True,
+    )
+    assert f"all are {len(answers[0])} signs long" in note
+    part = task.parts["forget"]
+    (row, *_) = part.encoded(tokenizer).ids
+    assert tokenizer.decode(row).strip() == part.prompts[0]
+    assert deal_targets([task], "forget", 9, np.random.default_rng(0))
+
+
+def test_codes_that_are_words_are_asked_for_their_sign_and_never_written():
+    # No token spells a sign alone, so a model can be read for it but not say it.
+    tokenizer = word_tokenizer(CODES)
+    (task,), (note,) = tasks(coded(CODES), tokenizer)
+    assert (task.form, task.classes, task.said) == (
+        "shared",
+        tuple("0123456789"),
+        False,
+    )
+    assert "begins with" in note
+    assert len(task.parts["forget"].encoded(tokenizer)) == 20
+    assert deal_targets([task], "forget", 9, np.random.default_rng(0)) == []
 
 
 def test_shared_answers_of_one_length_are_read_whole():

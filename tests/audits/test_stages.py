@@ -1,7 +1,5 @@
 """The work folder: resumes, refuses what is another's, leaves nothing half-written."""
 
-import json
-
 import pytest
 
 from audits.stages import Ledger, Workspace, axis_of, canonical
@@ -61,13 +59,42 @@ def test_not_a_number_cannot_enter_a_stage(tmp_path):
         canonical({"x": float("nan")})
 
 
-def test_a_damaged_stage_is_named(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "bytes", "deep"])
+def test_a_damaged_stage_is_computed_again(tmp_path, damage):
     space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
-    space.run("x", lambda: 1)
+    space.run("x", lambda: {"é": 0.25})
     path = tmp_path / "out" / "work" / "stages" / "x.json"
-    path.write_text(json.dumps({"result": 1})[:-2])
-    with pytest.raises(InputError, match="--fresh"):
-        space.run("x", lambda: 1)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": whole[:-9],
+            "empty": b"",
+            "changed": whole.replace(b"0.25", b"0.75"),
+            "bytes": b"\xff" * 9,
+            "deep": b"[" * 9999,
+        }[damage]
+    )
+    assert space.run("x", lambda: {"é": 0.25}).result == {"é": 0.25}
+    assert space.run("x", lambda: None).result == {"é": 0.25}
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_stage_that_lost_its_file_is_computed_again(tmp_path, damage):
+    space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
+    path = space.work / "planted.safetensors"
+    calls = []
+
+    def compute():
+        calls.append(1)
+        path.write_bytes(b"tensors")
+        return {"made": True}
+
+    for _ in range(2):
+        space.run("x", compute, ["planted.safetensors"])
+    assert len(calls) == 1
+    path.unlink() if damage == "lost" else path.write_bytes(b"ten")
+    space.run("x", compute, ["planted.safetensors"])
+    assert len(calls) == 2 and path.read_bytes() == b"tensors"
 
 
 def test_an_axis_is_charged_with_the_stage_of_its_name(tmp_path):

@@ -11,6 +11,7 @@ from audits.image_words import CARRIED, NAMED, REST_NAMED, STEERED
 from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from audits.verdict import decide
+from audits.verdict_words import words_of
 from evidence.axis import AxisResult, Control, Reading
 
 FINE = Damage({"retain accuracy": 1.0}, ())
@@ -289,10 +290,42 @@ def test_a_class_of_images_is_told_of_in_its_own_words(residual):
     whole["causal_depth"] = axis(
         "causal_depth", "retained", reading(CARRIED, 0.9, 0.0005)
     )
-    verdict = decide(whole, FINE, False, "never_taught", Rule())
+    verdict = decide(whole, FINE, False, "never_taught", Rule(), words_of(True))
     told = [verdict.rule, *verdict.reasons, *verdict.claims_allowed]
     assert verdict.verdict_class == ("not_unlearned" if residual else "suppressed")
     assert not any("answers" in sentence for sentence in told)
     assert any("class" in sentence for sentence in told)
     if not residual:
         assert verdict.where == ("resid.1",)
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("damage", [FINE, WRECK])
+@pytest.mark.parametrize("identical", [False, True])
+@pytest.mark.parametrize("unchanged", [0.5, 0.001])
+def test_without_the_output_words_stay_those_of_what_was_forgotten(
+    images, damage, identical, unchanged
+):
+    inside = {k: v for k, v in axes(unchanged=unchanged).items() if k != "behaviour"}
+    floor = "never_taught"
+    verdict = decide(inside, damage, identical, floor, Rule(), words_of(images))
+    told = " ".join(
+        [
+            verdict.rule,
+            *verdict.reasons,
+            *verdict.claims_allowed,
+            *verdict.claims_disallowed,
+            *verdict.would_change_it,
+        ]
+    )
+    strange = ("answer", "entit", "item", "said") if images else ("class", "image")
+    assert not any(word in told for word in strange)
+
+
+def test_what_was_not_asked_at_the_output_is_not_spoken_of():
+    inside = {k: v for k, v in axes().items() if k != "behaviour"}
+    verdict = decide(inside, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "inconclusive"
+    assert "behaviour: it was not run" in " ".join(verdict.reasons)
+    assert "still said" not in " ".join(verdict.reasons)
+    assert "was not asked" in verdict.claims_allowed[0]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from capture.images import Eye, ImageSet, read_images
+from capture.image_files import read_images
+from capture.images import Eye, ImageSet
 from capture.never_taught_images import invent_images
 from evidence.errors import InputError
 
@@ -78,7 +79,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
 
     label = np.zeros(2, dtype=int)
     cases = {
-        "neither a folder": tmp_path / "nothing.npz",
+        "neither a folder": tmp_path / "nothing.zip",
         "does not hold images": npz("a.npz", image=np.zeros((2, 8, 8))),
         "never opened": npz("b.npz", image=np.array([{}, 1]), label=label),
         "the model's shape": npz("c.npz", image=np.zeros((2, 9, 9)), label=label),
@@ -108,7 +109,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     some().save(tmp_path / "a.npz")
-    monkeypatch.setattr("capture.images.MOST_BYTES", 100)
+    monkeypatch.setattr("capture.image_files.MOST_BYTES", 100)
     with pytest.raises(InputError, match="unpacks to too much"):
         read_images(tmp_path / "a.npz", GREY)
 
@@ -126,7 +127,7 @@ def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
         assert Eye.of(settings, tmp_path).size == size
     (tmp_path / "preprocessor_config.json").write_text("[")
-    with pytest.raises(InputError, match="not a JSON object"):
+    with pytest.raises(InputError, match="not valid JSON"):
         Eye.of(settings, tmp_path)
     with pytest.raises(InputError, match="does not say what images"):
         Eye.of({"model_type": "llama"}, None)

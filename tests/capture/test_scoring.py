@@ -296,3 +296,18 @@ def test_an_item_keeps_its_own_alternatives_but_not_its_answer():
 def test_no_alternative_at_all_is_refused():
     with pytest.raises(InputError, match="'a' has no wrong answer"):
         alternatives_of([Item("a", "Peru", "Peru is", "Lima")])
+
+
+def test_generation_ends_where_positions_do():
+    tokenizer, model = byte_level(), FAMILIES["gpt2"](VOCABULARY)
+    most = model.config.n_positions
+    one = tokenizer("a")["input_ids"]
+    assert len(one) == 1
+    prompts = ["a" * length for length in (4, most - 3, most, most - 3)]
+    found = generate_greedy(model, tokenizer, prompts, 8)
+    free = generate_greedy(model, tokenizer, prompts[:1], 8)
+    assert found[0] == free[0]  # not cut short by its neighbours
+    assert found[1] == found[3] == generate_greedy(model, tokenizer, prompts[1:2], 3)[0]
+    assert found[2] == ""
+    with pytest.raises(InputError, match="does not fit"):
+        generate_greedy(model, tokenizer, ["a" * (most + 1)], 8)

@@ -124,12 +124,19 @@ def test_the_feed_forward_part_ends_where_the_width_is_that_of_the_stream():
             super().__init__()
             self.out = nn.Linear(8, 8)
 
+        def forward(self, x):
+            return self.out(x)
+
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
             self.attn = Attention()
             self.down = nn.Linear(32, 8)
             self.up = nn.Linear(8, 32)
+
+        def forward(self, x):
+            x = x + self.attn(x)
+            return x + self.down(torch.relu(self.up(x)))
 
     model = nn.Sequential(Block(), Block())
     assert find_sites(model).resolve("mlp.1").module is model[1].down

@@ -1,6 +1,7 @@
 """Stored activations equal captured ones, and their name covers all they depend on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,13 +167,105 @@ def test_losing_a_race_uses_what_the_winner_wrote(tmp_path, checkpoint, monkeypa
     assert len(got) == 9 and len(folders(tmp_path)) == 1
 
 
-def test_a_damaged_entry_says_which_folder_to_delete(tmp_path, checkpoint):
+def chunks(root):
+    return sorted(path for path in root.rglob("*") if path.parent.parent.name == "c")
+
+
+def into_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "group cut": lambda entry: (entry / "zarr.json").write_text("{"),
+    "group lost": lambda entry: (entry / "zarr.json").unlink(),
+    "site lost": lambda entry: shutil.rmtree(entry / "head.1.1"),
+    "array cut": lambda entry: (entry / "resid.0" / "zarr.json").write_text(""),
+    "fewer rows": lambda entry: (entry / "resid.0" / "zarr.json").write_text(
+        (entry / "resid.0" / "zarr.json").read_text().replace("9,", "8,")
+    ),
+    "chunk lost": lambda entry: chunks(entry)[1].unlink(),
+    "last chunk lost": lambda entry: chunks(entry)[-1].unlink(),
+    "chunk cut": lambda entry: os.truncate(chunks(entry)[-1], 70),
+    "chunk empty": lambda entry: os.truncate(chunks(entry)[0], 0),
+    "chunk a folder": lambda entry: into_a_folder(chunks(entry)[0]),
+}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr("capture.store.CHUNK_BYTES", 400)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_an_entry_that_lost_something_is_made_again(
+    tmp_path, checkpoint, small_chunks, name
+):
+    store = ActivationStore(tmp_path)
+    first = store.activations(checkpoint, rows(), SITES)
+    values = {site: first.site(site) for site in SITES}
+    (entry,) = tmp_path.iterdir()
+    assert len(chunks(entry)) > len(SITES)
+    DAMAGES[name](entry)
+    again = store.activations(checkpoint, rows(), SITES)
+    for site in SITES:
+        assert np.array_equal(again.site(site), values[site])
+    assert folders(tmp_path) == [entry.name]
+
+
+@pytest.mark.parametrize("damage", ["changed", "lost", "cut"])
+def test_a_chunk_that_is_damaged_under_a_reader_is_no_zero(
+    tmp_path, checkpoint, small_chunks, damage
+):
+    store = ActivationStore(tmp_path)
+    got = store.activations(checkpoint, rows(), SITES)
+    values = got.site("resid.0")
+    chunk = next(each for each in chunks(tmp_path) if "resid.0" in each.parts)
+    if damage == "changed":
+        data = bytearray(chunk.read_bytes())
+        data[20] ^= 1
+        chunk.write_bytes(data)
+    elif damage == "lost":
+        chunk.unlink()
+    else:
+        os.truncate(chunk, 12)
+    assert np.array_equal(got.arrays["resid.0"][8:], values[8:])  # another chunk
+    for _ in range(2):
+        with pytest.raises(InputError, match="not as they were written"):
+            got.site("resid.0")
+        with pytest.raises(InputError, match="not as they were written"):
+            list(got.chunks("resid.0", 2))
+    again = ActivationStore(tmp_path).activations(checkpoint, rows(), SITES)
+    assert np.array_equal(again.site("resid.0"), values)
+
+
+def test_values_that_are_all_zero_are_no_lost_chunks(tmp_path, checkpoint, monkeypatch):
+    model = checkpoint.load()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    store = ActivationStore(tmp_path)
+    first = store.activations(checkpoint, rows(), SITES, model=model)
+    assert not first.site("resid.0").any()
+    monkeypatch.setattr(type(checkpoint), "load", None)
+    assert not store.activations(checkpoint, rows(), SITES).site("resid.0").any()
+
+
+def test_what_is_not_ours_in_a_damaged_entry_is_left_alone(tmp_path, checkpoint):
     store = ActivationStore(tmp_path)
     store.activations(checkpoint, rows(), SITES)
     (entry,) = tmp_path.iterdir()
     (entry / "zarr.json").write_text("{")
-    with pytest.raises(InputError, match="Delete that folder"):
+    (entry / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"thesis\.txt in it was not written"):
         store.activations(checkpoint, rows(), SITES)
+    assert (entry / "thesis.txt").read_text() == "years of work"
+    elsewhere = tmp_path / "elsewhere"
+    entry.rename(elsewhere)
+    entry.symlink_to(elsewhere)
+    with pytest.raises(InputError, match="link"):
+        store.activations(checkpoint, rows(), SITES)
+    assert (elsewhere / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_request_that_cannot_be_met_leaves_nothing(tmp_path, checkpoint):

@@ -54,8 +54,8 @@ def test_empty_arrays_tables_and_headers_are_empty_files(file, tmp_path):
     ("line", "why"),
     [
         (b'{"prompt": "p"', "not valid JSON"),
-        (b'{"prompt": NaN, "answer": "a"}', "NaN is not JSON"),
-        (b'{"a":' * 100_000, "nested too deep"),
+        (b'{"prompt": NaN, "answer": "a"}', "NaN is no JSON number"),
+        (b'{"a":' * 100_000, "nested more than 100 deep"),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'["p", "a"]', "is not an item"),
         (b"7", "is not an item"),

@@ -13,6 +13,7 @@ from erasure.structure import (
 )
 from evidence.errors import InputError
 from evidence.sequences import pad
+from tests.capture.families import tiny
 from tests.erasure.tiny import RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 
 
@@ -35,6 +36,43 @@ def test_the_last_matrix_of_a_block_is_its_down_projection(family, name, shape):
 def test_models_without_blocks_are_refused():
     with pytest.raises(InputError, match="no transformer blocks"):
         find_blocks(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("family", "got"),
+    [
+        ("t5", "an encoder-decoder model"),
+        ("jamba", "blocks of several classes"),
+        ("llava", "2 lists of blocks"),
+        ("qwen2-vl", "2 lists of blocks"),
+    ],
+)
+def test_models_of_which_another_list_is_longer_are_refused(family, got):
+    with pytest.raises(InputError, match=f"no transformer blocks .* got {got}"):
+        find_blocks(tiny(family))
+
+
+def test_experts_are_no_blocks():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(8))
+
+    model = nn.Module()
+    model.words = nn.Embedding(9, 4)
+    model.layers = nn.ModuleList(Block() for _ in range(2))
+    assert find_blocks(model) == list(model.layers)
+    with pytest.raises(InputError, match="no down-projection"):
+        down_projection(find_blocks(tiny("mixtral"))[0])
+
+
+def test_stages_of_convolutions_are_not_one_stack():
+    model = nn.ModuleList(
+        nn.ModuleList(nn.Sequential(nn.Conv2d(1, 1, 1)) for _ in range(depth))
+        for depth in (3, 9, 3)
+    )
+    with pytest.raises(InputError, match="several lists of Sequential"):
+        find_blocks(model)
 
 
 @pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2, tiny_neox])

@@ -1,12 +1,20 @@
 """Files that are whole or absent when written, and bounded when read."""
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from evidence.errors import InputError
-from evidence.files import read_json
+from evidence.files import (
+    disk_errors,
+    folder_atomic,
+    read_json,
+    write_atomic,
+)
 from evidence.regular import read_bytes
 
 
@@ -70,3 +78,93 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     with pytest.raises(InputError, match="at most 100 bytes"):
         read_bytes(full, 100)
     assert len(read_bytes(full, 101)) == 101
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dev/full/x",
+        "/proc/exhume",
+        "/sys/exhume/x",
+        "{}/file/x",
+        "{}/folder",
+        "{}/loop/x",
+        "{}/" + "n" * 300,
+        "{}/" + "n/" * 3000,
+        "{}/nul\0byte",
+        "{}/dangling/x",
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_error(tmp_path, path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to("/proc/nowhere")
+    place = Path(path.format(tmp_path))
+    seen = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="could not be written: "):
+        write_atomic(place, "text")
+    with (
+        pytest.raises(InputError, match="could not be written: "),
+        folder_atomic(place) as folder,
+    ):
+        (folder / "x").touch()
+    assert sorted(tmp_path.rglob("*")) == seen
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_whatever_the_system_says_becomes_a_sentence(tmp_path, number):
+    with pytest.raises(InputError, match=r"could not be written: \.?[a-z]"):
+        with disk_errors(tmp_path):
+            raise OSError(number, os.strerror(number))
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from evidence.errors import InputError
+from evidence.files import folder_atomic, write_atomic
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+def by_torch(folder):
+    torch.save(torch.zeros(99999), folder / "x")
+def by_safetensors(folder):
+    save_file({"x": torch.zeros(99999)}, folder / "x")
+def by_hand(folder):
+    (folder / "x").write_bytes(bytes(99999))
+out = Path(sys.argv[1])
+for write in (by_torch, by_safetensors, by_hand):
+    try:
+        with folder_atomic(out / "model") as folder:
+            write(folder)
+    except InputError as error:
+        print(error)
+try:
+    write_atomic(out / "text", "x" * 99999)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_limit_on_file_sizes_met_by_any_library_is_told(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("could not be written: ") == 4
+    assert done.stdout.count("ulimit -f") == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_while_a_folder_is_made_is_not_the_folders_fault(tmp_path):
+    with pytest.raises(FileNotFoundError), folder_atomic(tmp_path / "a"):
+        (tmp_path / "missing").read_bytes()
+    with pytest.raises(ZeroDivisionError), folder_atomic(tmp_path / "a"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []

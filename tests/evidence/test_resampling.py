@@ -69,6 +69,16 @@ def test_the_smallest_p_of_few_entities_is_told():
     ).smallest_p == pytest.approx(1 / 20)
 
 
+@pytest.mark.parametrize("test", [unpaired_max_test, paired_max_test])
+@pytest.mark.parametrize("n", [40, 120, 2000])
+def test_many_entities_are_no_trouble(test, n):
+    # There are more permutations of them than the largest floating-point number.
+    rng = np.random.default_rng(9)
+    found = test(np.ones((n, 1)), np.zeros((n, 1)), rng, 19)
+    assert found.smallest_p == 1 / 20
+    assert found.p_value == 1 / 20
+
+
 def test_chunks_of_the_same_stream_do_not_matter():
     x, y = np.random.default_rng(6).random((2, 12, 3))
     one = unpaired_max_test(x, y, np.random.default_rng(7), 500)

@@ -67,7 +67,7 @@ def test_both_routes_reach_one_optimum(n, d, size, C, balanced, precision, seed)
 
 def test_no_fold_needs_a_factor_of_its_own(monkeypatch):
     x, codes = rows(60, 90, 0)
-    monkeypatch.setattr(module, "_each_fold", lambda *_: pytest.fail("was needed"))
+    monkeypatch.setattr(module, "each_fold", lambda *_: pytest.fail("was needed"))
     found = crossfit(
         x,
         codes,
@@ -116,9 +116,9 @@ def test_scores_that_went_astray_are_not_certified(monkeypatch):
 
     monkeypatch.setattr(rescaled, "advance", astray)
     redone = []
-    each = module._each_fold
+    each = module.each_fold
     monkeypatch.setattr(
-        module, "_each_fold", lambda job, left: (redone.extend(left), each(job, left))
+        module, "each_fold", lambda job, left: (redone.extend(left), each(job, left))
     )
     found = crossfit(x, codes, 2, folds, options)
     assert len(redone) == 30

@@ -1,0 +1,231 @@
+"""Output folders: whose work lies in one, and what of it may be deleted."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evidence.errors import InputError
+from evidence.files import disk_errors, read_json, write_atomic
+from evidence.removal import delete_ours, refuse_foreign
+from evidence.runs import LOCK, sole_run
+from evidence.scratch import NAME
+
+WORK, MARK = "work", "work/fingerprint.json"
+RESULT_BYTES = 256 << 20
+OWN = "exhume.json"
+"""The mark of a folder that a command has to itself."""
+# Every file that an audit or experiment writes into its work folder.
+WORK_FILES = re.compile(
+    r"fingerprint\.json|planted\.safetensors|stages/[\w.+-]+\.json"
+    r"|activations/[0-9a-f]{64}/([\w.]+/)?(zarr\.json|c(/\d+)+)"
+    r"|saes/[0-9a-f]{32}(\.part)?/[\w.]+"
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a command writes into its output folder.
+
+    Attributes:
+        name: In errors, and in the mark of the folder; begins with a vowel.
+        results: Files beside the work folder; the first is its JSON document.
+        keys: By which that document is known.
+    """
+
+    name: str
+    results: tuple[str, ...]
+    keys: frozenset[str]
+
+
+AUDIT = Kind(
+    "audit",
+    ("audit.json", "report.html"),
+    frozenset({"schema_version", "verdict", "manifest"}),
+)
+EXPERIMENT = Kind(
+    "experiment",
+    ("pga.json", "report.html"),
+    frozenset({"schema_version", "claims", "interventions"}),
+)
+
+
+def look(root: Path, kind: Kind = AUDIT) -> str | None:
+    """Whether a run of this kind may write into ``root``, without touching it.
+
+    Returns:
+        The digest of what lies there, empty where it cannot be known any more; None
+        where nothing does.
+
+    Raises:
+        InputError: it is a file, its work folder is a link, or it holds what is not
+            this kind's.
+    """
+    with disk_errors(root):
+        if (root.is_symlink() or root.exists()) and not root.is_dir():
+            raise InputError(
+                f"{root} is a file", expected=f"a folder to write the {kind.name} into"
+            )
+        if (root / WORK).is_symlink():
+            raise InputError(
+                f"{root / WORK} is a link, and links are not followed",
+                fix="choose another --out",
+            )
+        found = _mark(root)
+        if found is not None:
+            if found["kind"] == kind.name:
+                return found["sha256"]
+            raise InputError(
+                f"{root} holds the work of another command",
+                expected="an empty or new folder",
+                fix="choose another --out",
+            )
+        if _written(root, kind) or _lost_mark(root):
+            return ""
+        if not root.exists() or _only_leftovers(root):
+            return None
+    raise InputError(
+        f"{root} holds files that are not an {kind.name}'s",
+        expected="an empty or new folder",
+        fix="choose another --out",
+    )
+
+
+def clear(root: Path, kind: Kind) -> None:
+    """Remove what an earlier run left, the results first: they must not outlive it."""
+    with disk_errors(root):
+        if (root / WORK).exists():
+            refuse_foreign(root / WORK, WORK_FILES)
+        for name in kind.results:
+            (root / name).unlink(missing_ok=True)
+        if (root / WORK).exists():
+            delete_ours(root / WORK, WORK_FILES)
+
+
+def _mark(root: Path) -> dict[str, str] | None:
+    """Kind and digest of what lies in ``root``; None where no mark of ours says it."""
+    try:
+        found = read_json(root / MARK)
+    except InputError:
+        return None
+    if not isinstance(found.get("sha256"), str) or not isinstance(
+        found.get("inputs"), dict
+    ):
+        return None
+    kind = found.get(
+        "kind", EXPERIMENT.name if "pga" in found["inputs"] else AUDIT.name
+    )
+    return {"kind": kind, "sha256": found["sha256"]}
+
+
+def _written(root: Path, kind: Kind) -> bool:
+    """Whether a finished result of ours is there, though its work folder is gone."""
+    try:
+        found = read_json(root / kind.results[0], limit=RESULT_BYTES)
+    except InputError:
+        return False
+    return kind.keys <= found.keys()
+
+
+def _lost_mark(root: Path) -> bool:
+    """Whether our work is there under a mark that cannot be read any more."""
+    results = {*AUDIT.results, *EXPERIMENT.results}
+    if not (root / MARK).is_file() or any((root / name).exists() for name in results):
+        return False
+    try:
+        refuse_foreign(root / WORK, WORK_FILES)
+    except InputError:
+        return False
+    return True
+
+
+def _only_leftovers(root: Path) -> bool:
+    """Whether there is nothing but what a run leaves that is killed as it begins."""
+    for place, folders, names in os.walk(root):
+        if any(Path(place, each).is_symlink() for each in [*folders, *names]):
+            return False
+        folders[:] = [each for each in folders if not NAME.fullmatch(each)]
+        if Path(place) == root and set(folders) - {WORK}:
+            return False
+        if not all(NAME.fullmatch(name) or name == LOCK for name in names):
+            return False
+    return True
+
+
+@contextmanager
+def own_folder(
+    root: Path,
+    command: str,
+    names: Sequence[str],
+    settings: dict[str, Any],
+    clear: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Hold the output folder of a command for a block, marked as that command's.
+
+    Args:
+        root: The folder; made where it does not exist, and taken away again where
+            nothing is put into it.
+        command: Whose it is.
+        names: Of the files and folders that the command writes there. Where one of them
+            is in a folder without the mark, it is somebody else's.
+        settings: What a second call must share to go on there.
+        clear: Removes what depends on settings; called where the mark is there, so that
+            other settings may take the place of those.
+
+    Raises:
+        InputError: the folder is somebody else's, another run's or of other settings;
+            nothing was touched.
+    """
+    known = {"command": command, "settings": settings}
+    fresh = clear is not None
+    _own(root, known, names, fresh)
+    with sole_run(root):
+        found = _own(root, known, names, fresh)
+        if clear is not None and found is not None:
+            clear()
+        if found != known:
+            write_atomic(root / OWN, json.dumps(known) + "\n")
+        try:
+            yield
+        finally:
+            if set(os.listdir(root)) <= {OWN, LOCK}:
+                (root / OWN).unlink(missing_ok=True)
+
+
+def _own(
+    root: Path, known: dict[str, Any], names: Sequence[str], fresh: bool
+) -> dict[str, Any] | None:
+    """The mark in the folder of a command; None where it has none yet."""
+    there = [name for name in names if os.path.lexists(root / name)]
+    for name in there:
+        if (root / name).is_symlink():
+            raise InputError(
+                f"{root / name} is a link, and links are not followed",
+                fix="choose another --out",
+            )
+    if not os.path.lexists(root / OWN):
+        if there:
+            raise InputError(
+                f"{root / there[0]} was not written by exhume {known['command']}",
+                fix="move it away, or choose another --out",
+            )
+        return None
+    found = read_json(root / OWN)
+    if found.get("command") != known["command"]:
+        raise InputError(
+            f"{root} holds the work of another command",
+            expected="an empty or new folder",
+            fix="choose another --out",
+        )
+    if found != known and not fresh:
+        raise InputError(
+            f"{root} holds the {known['command']} of other settings",
+            expected=json.dumps(known["settings"]),
+            got=json.dumps(found.get("settings"))[:200],
+            fix="choose another --out, or pass --fresh to replace it",
+        )
+    return found

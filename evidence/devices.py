@@ -1,0 +1,51 @@
+"""Which device a name means, and whether this machine has it."""
+
+import re
+from typing import Any
+
+import torch
+
+from evidence.errors import InputError
+
+KINDS = ("auto", "cpu", "cuda", "mps")
+_NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,4}))?")
+
+
+def choose_device(wanted: Any) -> str:
+    """The device that a name means on this machine.
+
+    Args:
+        wanted: ``"auto"`` (CUDA, then MPS, then the CPU), ``"cpu"``, ``"cuda"``,
+            ``"cuda:1"``, ``"mps"``, or a ``torch.device``.
+
+    Raises:
+        InputError: no such device is known, or this machine or this PyTorch has none.
+    """
+    name = str(wanted) if isinstance(wanted, torch.device) else wanted
+    if name == "auto":
+        return next((kind for kind in ("cuda", "mps") if _is_here(kind)), "cpu")
+    found = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if found is None:
+        raise InputError(
+            f"there is no device called {name!r}",
+            expected=", ".join(KINDS) + " or one of several, such as cuda:1",
+            fix="Set device to cpu or auto",
+        )
+    kind, number = found[1], int(found[2] or 0)
+    if not _is_here(kind) or (number and number >= _count(kind)):
+        raise InputError(
+            f"there is no {name} device here",
+            expected="cpu, or a machine and a PyTorch that have one",
+            fix="Set device to cpu or auto",
+        )
+    return kind if number == 0 else name
+
+
+def _is_here(kind: str) -> bool:
+    if kind == "cpu":
+        return True
+    return (torch.cuda if kind == "cuda" else torch.backends.mps).is_available()
+
+
+def _count(kind: str) -> int:
+    return torch.cuda.device_count() if kind == "cuda" else 1

@@ -1,0 +1,68 @@
+"""YAML settings that somebody passed on: plain values, nested a little, no tricks.
+
+Aliases let a few lines stand for billions of values, tags name Python types, and keys
+may be anything; settings need none of it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evidence.errors import InputError
+from evidence.regular import read_text
+
+LIMIT = 1 << 14
+"""Bytes of a file of settings."""
+MOST_DEPTH = 10
+
+
+def read_yaml(path: Path) -> Any:
+    """The value of a YAML file of at most ``LIMIT`` bytes.
+
+    Raises:
+        InputError: as ``evidence.regular.read_text``; or it is not YAML, has aliases or
+            tags, a key that is not text or stands there twice, or nests deeper than
+            ``MOST_DEPTH``.
+    """
+    text = read_text(path, LIMIT)
+    try:
+        _check(text)
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not YAML that can be read",
+            expected="lines such as 'size: small'",
+            got=" ".join(str(error).split()),
+        ) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what is read otherwise in silence: keys twice, keys that are no text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        seen: set[str] = set()
+        for key in keys:
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is not text")
+            if key in seen:
+                raise ValueError(f"the key {key!r} stands there twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _check(text: str) -> None:
+    """Look at the file event by event, before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("an alias or an anchor, which settings do not need")
+        if getattr(event, "tag", None):
+            raise ValueError(f"the tag {event.tag}, which settings do not need")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MOST_DEPTH:
+            raise ValueError(f"values nested more than {MOST_DEPTH} deep")

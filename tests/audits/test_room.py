@@ -1,0 +1,182 @@
+"""What an audit keeps on disk is what its plan says, and there is room for it."""
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from audits import further, inner, outer
+from audits.audit import audit
+from audits.plan import plan
+from audits.probing_tasks import Part
+from audits.room import Kept, _widest, check_room
+from audits.run import start
+from evidence.errors import InputError
+from tests.audits.own_world import OwnWorld, own_world
+
+UNIQUE = [f"{a}{b}{c}o" for a in "BDKLMNPRST" for b, c in ("an", "el", "ir", "ot")]
+SHARED = UNIQUE[:5]
+
+
+def captured(world: OwnWorld, out: Path, **settings) -> int:
+    """Bytes of activations that the audit's own stages keep."""
+    settings = {"seed": 0, "device": "cpu"} | settings
+    run = start(
+        world.original,
+        world.candidate,
+        world.forget,
+        world.retain,
+        out,
+        settings=settings,
+    )
+    ledger: dict = {}
+
+    def stage(name, compute):
+        ledger[name] = compute()
+        return ledger[name]
+
+    forget, retain = outer.known(run, outer.first_look(run))
+    never = outer.never_taught(run, forget, retain)
+    subjects = dict(run.subjects)
+    # As large as the one that is planted.
+    subjects["planted"] = replace(subjects["original"], weights_hash="planted")
+    if {"decodability", "concept"} & set(run.config.axes):
+        inner.read_states(run, subjects, forget, retain, never, stage)
+    if "membership" in run.config.axes:
+        further.run_membership(run, subjects, forget, retain, never, (), stage)
+    files = (out / "work" / "activations").rglob("*")
+    return sum(path.stat().st_size for path in files)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    made: dict = {}
+
+    def make(**shape) -> OwnWorld:
+        key = tuple(sorted(shape.items()))
+        if key not in made:
+            answers = UNIQUE if shape.pop("unique") else SHARED
+            made[key] = own_world(tmp_path_factory.mktemp("world"), answers, **shape)
+        return made[key]
+
+    return make
+
+
+SHAPES = [
+    {"unique": True},
+    {"unique": False},
+    {"unique": True, "width": 64, "layers": 3, "family": "gpt2"},
+    {"unique": True, "forget": 9, "retain": 22, "family": "neox"},
+    {"unique": True, "forget": 14, "retain": 26, "layers": 4},
+]
+CASES = [
+    *((shape, "quick", ("behaviour", "decodability")) for shape in SHAPES),
+    (SHAPES[0], "standard", ("decodability",)),
+    (SHAPES[0], "full", ("decodability",)),
+    (SHAPES[1], "full", ("concept",)),
+    (SHAPES[0], "quick", ("behaviour", "membership")),
+    (SHAPES[1], "quick", ("decodability", "membership")),
+]
+
+
+@pytest.mark.parametrize(("shape", "profile", "axes"), CASES)
+def test_a_plan_says_what_is_kept(worlds, tmp_path, shape, profile, axes):
+    world = worlds(**shape)
+    planned = plan(
+        world.original,
+        world.candidate,
+        world.forget,
+        world.retain,
+        profile=profile,
+        axes=axes,
+        out=tmp_path / "out",
+    )
+    real = captured(world, tmp_path / "out", profile=profile, axes=axes)
+    assert real <= planned.disk <= 1.5 * real
+    assert planned.probed > 0
+
+
+def test_nothing_is_kept_where_nothing_inside_is_read(worlds):
+    world = worlds(unique=True)
+
+    def kept(candidate, axes):
+        found = plan(world.original, candidate, world.forget, world.retain, axes=axes)
+        return found.disk, found.probed
+
+    assert kept(world.candidate, ("behaviour", "relearning")) == (0, 0)
+    # The same weights are not looked into.
+    assert kept(world.original, ("behaviour", "decodability")) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_whole_audit_keeps_no_more(worlds, tmp_path):
+    world = worlds(unique=True)
+    files = (world.original, world.candidate, world.forget, world.retain)
+    axes = ("behaviour", "decodability", "concept", "membership", "relearning")
+    audit(*files, tmp_path / "out", axes=axes)
+    kept = (tmp_path / "out" / "work" / "activations").rglob("*")
+    real = sum(path.stat().st_size for path in kept)
+    assert real <= plan(*files, axes=axes).disk <= 1.5 * real
+
+
+@pytest.mark.parametrize("items", [*range(2, 30), 80])
+def test_fewer_items_never_make_more_rows_than_that(items):
+    import numpy as np
+
+    from audits.probing_tasks import _statements
+    from capture.items import Item
+
+    def rows(count: int) -> Part:
+        members = [
+            Item(f"i{n}", f"e{n}", f"The home of e{n} is", f"a{n}")
+            for n in range(count)
+        ]
+        return _statements(members, 1, 5, np.random.default_rng(0))
+
+    most = _widest(rows(items), 5)
+    assert all(len(rows(count)) <= most for count in range(1, items + 1))
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Say how many bytes a disk has left."""
+    usage = namedtuple("usage", "total used free")
+
+    def say(amount: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(amount, 0, amount))
+
+    return say
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    worlds, tmp_path, free
+):
+    world = worlds(unique=True)
+    files = (world.original, world.candidate, world.forget, world.retain)
+    out = tmp_path / "new" / "out"
+    needed = plan(*files, out=out).disk
+    free(needed - 1)
+    for call in (lambda: plan(*files, out=out), lambda: audit(*files, out)):
+        with pytest.raises(InputError, match="no room for the activations"):
+            call()
+    assert not (tmp_path / "new").exists()
+    free(needed)
+    plan(*files, out=out)
+
+
+def test_what_is_there_already_needs_no_room(tmp_path, free):
+    free(0)
+    kept = tmp_path / "work" / "activations"
+    kept.mkdir(parents=True)
+    (kept / "chunk").write_bytes(bytes(100))
+    check_room(tmp_path, Kept(1, 1, 100))
+    with pytest.raises(InputError, match="no room"):
+        check_room(tmp_path, Kept(1, 1, 101))
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        check_room(tmp_path / "file", Kept(0, 0, 0))
