@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from audits.checks import check_reading, check_sets, text_items, with_tokenizer
 from audits.config import AuditConfig
-from audits.preflight import check_same_tokenizer
+from audits.preflight import check_rows, check_same_tokenizer
 from capture.images import ImageSet
 from capture.items import ItemSet
 from capture.models import Checkpoint, open_checkpoint
@@ -93,6 +93,7 @@ def open_inputs(
     )
     checked = check_reading(first, gone, kept, never, config)
     checked.check()
+    check_rows(first)
     warnings = list(checked.warnings)
     others = []
     for role, source in held_against:
@@ -103,6 +104,7 @@ def open_inputs(
             warnings.append(f"{role} has no tokenizer: it is asked with the original's")
         other = with_tokenizer(other, first)
         check_same_tokenizer(first, other)
+        check_rows(other)
         others.append(other)
     return Inputs(
         first, others[0], tuple(others[1:]), gone, kept, never, tuple(warnings)
