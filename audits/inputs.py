@@ -93,7 +93,6 @@ def open_inputs(
     )
     checked = check_reading(first, gone, kept, never, config)
     checked.check()
-    check_rows(first)
     warnings = list(checked.warnings)
     others = []
     for role, source in held_against:
