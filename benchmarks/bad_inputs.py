@@ -77,7 +77,9 @@ class Log:
             row["case"] = case.text()
             said = json.dumps(row, indent=1)
             command = f"python -m benchmarks.bad_inputs --case '{case.text()}'"
-            (self.failures / f"{case.key}.txt").write_text(f"{command}\n\n{said}\n")
+            (self.failures / f"{case.key}.txt").write_text(
+                f"{command}\n\n{said}\n", encoding="utf-8"
+            )
             print(f"BAD {case.kind}: {', '.join(outcome.faults)}: {case.text()[:300]}")
         self.known[case.key] = row
         with self.path.open("a", encoding="utf-8") as file:
@@ -142,7 +144,11 @@ def one(text: str, root: Path) -> int:
         print(json.dumps(asdict(outcome), indent=1))
         for name in ("stdout", "stderr", "events", "stack"):
             path = made.place / "case" / name
-            text = path.read_text(errors="replace")[-4000:] if path.exists() else ""
+            text = (
+                path.read_text(encoding="utf-8", errors="replace")[-4000:]
+                if path.exists()
+                else ""
+            )
             print(f"--- {name}\n{text}")
     return int(bool(outcome.faults))
 
@@ -169,7 +175,7 @@ def main() -> None:
     try_all(left, root, given.jobs, log.add)
     result = report([log.known[case.key] for case in cases])
     if not given.dry:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Bench:
                 "forget": self.forget,
                 "never_taught": self.never,
             },
+            self.tokenizer,
             wordings=2,
             statement_wordings=1,
             block=4,
@@ -159,6 +160,7 @@ def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
                 "never_taught": bench.never,
             }.items()
         },
+        bench.tokenizer,
         wordings=1,
         statement_wordings=1,
         block=4,

@@ -292,8 +292,8 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
 
 def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_path):
     rows = [
-        {"id": f"{n}", "entity": f"e{n}", "prompt": f"{n} is", "answer": "a"}
-        for n in range(40)
+        {"id": f"{n}", "entity": name, "prompt": f"{name} is", "answer": "a"}
+        for n, name in enumerate(f"{a} {b}" for a in "ABCDEFGH" for b in "KLMNO")
     ]
     for name, part in (("f", rows[:20]), ("r", rows[20:])):
         text = "\n".join(json.dumps(each) for each in part)

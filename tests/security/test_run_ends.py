@@ -50,7 +50,7 @@ def run(launch):
     """Run ``command`` of a piece of code as ``exhume`` runs its own."""
 
     def start(code: str, wait: bool = True, **options) -> subprocess.Popen:
-        whole = f"{START}\n{code}\nend_in_words(command, errors)\n"
+        whole = f"{START}\n{code}\nend_in_words(command)\n"
         process = launch([sys.executable, "-c", whole], **options)
         if wait:
             assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -305,7 +305,7 @@ def command():
         ready()
         futures[0].result()
 if __name__ == "__main__":
-    end_in_words(command, errors)
+    end_in_words(command)
 """
 
 

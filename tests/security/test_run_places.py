@@ -246,7 +246,8 @@ def without_encoding(call: ast.Call) -> bool:
         return False
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     if name in ("read_text", "write_text"):
-        return True
+        # As a function it is ours, which reads UTF-8.
+        return isinstance(call.func, ast.Attribute)
     if name in ("run", "Popen", "check_output"):
         return bool({"text", "universal_newlines"} & given)
     if name == "NamedTemporaryFile" or name == "TemporaryFile":
@@ -254,7 +255,7 @@ def without_encoding(call: ast.Call) -> bool:
     if name not in ("open", "fdopen"):
         return False
     module = getattr(getattr(call.func, "value", None), "id", "")
-    if module in ("os", "Image", "archive", "Workspace") and name == "open":
+    if module in ("os", "Image", "archive", "packed", "Workspace") and name == "open":
         return False
     place = 0 if isinstance(call.func, ast.Attribute) and module != "os" else 1
     modes = [each.value for each in call.keywords if each.arg == "mode"]
