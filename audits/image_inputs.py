@@ -11,6 +11,7 @@ from audits.image_words import NOT_ASKED, SKIPPED
 from audits.inputs import ImageInputs, roles
 from capture.images import Eye, ImageSet, names_images, read_images
 from capture.models import Checkpoint, open_checkpoint
+from capture.unloaded import structure_of
 from evidence.errors import InputError
 from evidence.progress import Progress
 
@@ -37,6 +38,7 @@ def open_images(
     """
     first = open_checkpoint(original, name="original", progress=progress)
     _check_classifier(first)
+    structure_of(first)
     eye = Eye.of(first.config, first.path)
     gone = read_images(forget, eye, "forget")
     kept = read_images(retain, eye, "retain")

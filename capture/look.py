@@ -93,6 +93,8 @@ def look(
     Raises:
         InputError: the network does not run.
     """
+    # A compiled network would be compiled for the pass, with its hooks.
+    model = getattr(model, "_orig_mod", model)
     step = max(1, -(-(len(cuts) - 1) // (MOST_CUTS - 1)))
     tried = [*cuts[:-1:step], cuts[-1]]
     rows = len(tried) + 1

@@ -6,7 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
 
 from audits.again import decided_again
 from audits.audit import audit, load
@@ -312,6 +317,34 @@ def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_pat
     plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     with pytest.raises(InputError, match="is no image classifier"):
         audit(plain, twin, world.forget_test, world.retain_test, tmp_path / "out")
+
+
+def test_a_network_of_several_stages_is_refused_before_anything_is_read(
+    world, tmp_path
+):
+    names = {number: str(number) for number in range(10)}
+    config = SwinConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 1],
+        window_size=2,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+    )
+    torch.manual_seed(0)
+    SwinForImageClassification(config).save_pretrained(tmp_path / "swin")
+    with pytest.raises(InputError, match=r"Swin.* has several stacks of blocks"):
+        audit(
+            tmp_path / "swin",
+            tmp_path / "swin",
+            world.forget_test,
+            world.retain_test,
+            tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_cannot_be_read_safely(digits_zoo, world, tmp_path):

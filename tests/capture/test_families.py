@@ -341,6 +341,16 @@ def test_looking_disturbs_nothing():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_compiled_network_is_looked_at_as_it_was_before(monkeypatch):
+    model = tiny("llama")
+    model.config.attention_dropout = 0.0625  # no other test has it
+    compiled = torch.compile(model, backend="eager")
+    monkeypatch.setattr(type(compiled), "forward", None)
+    found = find_sites(compiled)
+    assert found.names == find_sites(model).names
+    assert found.places["mlp.1"].module is model.model.layers[1].mlp
+
+
 class Odd(nn.Module):
     """What it reads cannot be guessed."""
 
