@@ -292,7 +292,7 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
 
 
 def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_path):
-    names = [f"{first} {last}" for first in FIRST[:8] for last in LAST[:5]]
+    names = [f"{FIRST[7 * n % 16]} {LAST[(5 * n + n // 16) % 12]}" for n in range(40)]
     rows = [
         {"id": name, "entity": name, "prompt": f"{name} is", "answer": "ab"[n % 2]}
         for n, name in enumerate(names)
