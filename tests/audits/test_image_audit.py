@@ -24,6 +24,7 @@ from capture.hooks import leftover_hooks
 from capture.images import ImageSet
 from capture.models import open_checkpoint
 from evidence.errors import InputError
+from tests.audits.own_world import FIRST, LAST
 
 # Of the libraries under sae-lens.
 pytestmark = [
@@ -291,9 +292,10 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
 
 
 def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_path):
+    names = [f"{FIRST[7 * n % 16]} {LAST[(5 * n + n // 16) % 12]}" for n in range(40)]
     rows = [
-        {"id": f"{n}", "entity": name, "prompt": f"{name} is", "answer": "a"}
-        for n, name in enumerate(f"{a} {b}" for a in "ABCDEFGH" for b in "KLMNO")
+        {"id": name, "entity": name, "prompt": f"{name} is", "answer": "ab"[n % 2]}
+        for n, name in enumerate(names)
     ]
     for name, part in (("f", rows[:20]), ("r", rows[20:])):
         text = "\n".join(json.dumps(each) for each in part)
