@@ -13,13 +13,16 @@ from transformers import PreTrainedTokenizerBase
 from audits.config import Budget
 from audits.subjects import Subject
 from capture.items import Item, fold
+from capture.library_errors import library_errors
 from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
+from capture.weight_files import ANY_SIZE
 from erasure.config import UnlearnConfig
 from erasure.methods import unlearn_
 from evidence.axis import Control
 from evidence.files import write_atomic
 from evidence.progress import Progress
+from evidence.regular import open_regular
 from evidence.seeds import numpy_rng
 
 # A plant counts when this little of the forget set is still said ...
@@ -128,15 +131,22 @@ def plant(
 
 
 def planted_subject(original: Subject, folder: Path) -> Subject:
-    """The original with the planted tensors put in."""
+    """The original with the planted tensors put in.
+
+    Raises:
+        InputError: the file of these tensors is gone, damaged, or something else.
+    """
     path = folder / PLANTED
+    again = "Pass --fresh to start over"
 
     def load(device: str) -> nn.Module:
         model = original.load(device)
-        model.load_state_dict(load_file(path, device=device), strict=False)
+        with library_errors(f"{path} could not be read", fix=again):
+            model.load_state_dict(load_file(path, device=device), strict=False)
         return model
 
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with open_regular(path, ANY_SIZE, fix=again) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Subject(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
     )

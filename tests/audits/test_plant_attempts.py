@@ -1,5 +1,6 @@
 """A plant that takes longer than the budget's steps is given more of them."""
 
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from audits import planted
 from audits.config import BUDGETS
+from audits.subjects import Subject
 from capture.items import Item
+from evidence.errors import InputError
 from evidence.progress import SILENT
 from testbeds.codes_text import make_tokenizer
 
@@ -79,3 +83,15 @@ def test_what_cannot_be_planted_is_said(attempt):
     assert not made["made"]
     assert tried == SETTINGS
     assert "could be planted" in planted.not_planted(made)[0]
+
+
+@pytest.mark.parametrize("place", ["nothing", "folder", "pipe"])
+def test_planted_tensors_that_cannot_be_read_are_one_error(tmp_path, place):
+    path = tmp_path / planted.PLANTED
+    if place == "folder":
+        path.mkdir()
+    elif place == "pipe":
+        os.mkfifo(path)
+    original = Subject("original", "0", {}, lambda device: nn.Linear(1, 1))
+    with pytest.raises(InputError, match="--fresh"):
+        planted.planted_subject(original, tmp_path)

@@ -111,7 +111,7 @@ def judge(
     code, hung = answer["code"], answer["hung"]
     for line in _text(root / "events").splitlines():
         what, _, about = line.partition("\t")
-        if not (asked and what == "reaches"):
+        if not (asked and what in ("reaches", "writes")):
             faults.setdefault(_EVENTS[what], about)
     if (root / "canary").exists():
         faults["code executed"] = "the canary was written"
