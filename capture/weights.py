@@ -185,22 +185,35 @@ def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
     return digest.hexdigest()
 
 
-def check_finite(name: str, tensor: Tensor, *, masks: bool = False) -> None:
-    """Raise ``InputError`` if ``tensor`` holds NaN, or infinity unless ``masks``.
+LARGEST = 1e15
+"""Size from which squares of weights, summed, leave what float32 holds."""
 
-    What float32 cannot hold counts as infinite: models are computed in it.
+
+def check_finite(name: str, tensor: Tensor, *, masks: bool = False) -> None:
+    """Refuse a tensor with NaN, infinity or numbers that nothing can be computed with.
+
+    Args:
+        name: Of the tensor, for errors.
+        tensor: Any type; whole numbers pass.
+        masks: Whether it may hold infinity, as attention masks do.
+
+    Raises:
+        InputError: it holds NaN; or, unless ``masks``, a number beyond ``LARGEST``.
     """
     if not tensor.is_floating_point():
         return
-    # Some 8-bit floats have no isfinite kernel of their own.
+    # Some 8-bit floats have no comparison of their own.
     values = tensor.float() if tensor.element_size() in (1, 8) else tensor
-    finite = ~values.isnan() if masks else values.isfinite()
-    if finite.all():
+    good = ~values.isnan() if masks else values.abs() <= LARGEST
+    if good.all():
         return
+    odd = values[~good]
+    finite = bool(odd.isfinite().all())
     raise InputError(
-        f"the weights hold NaN or infinity in {name}",
-        expected="finite numbers",
-        got=f"{int((~finite).sum())} of {tensor.numel()} that are not",
+        f"the weights hold {'absurd numbers' if finite else 'NaN or infinity'} in "
+        f"{name}",
+        expected=f"numbers up to {LARGEST:g}" if finite else "finite numbers",
+        got=f"{odd.numel()} of {tensor.numel()} that are not",
         fix="Training probably diverged; audit an earlier checkpoint",
     )
 

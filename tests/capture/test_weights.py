@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from capture.models import open_checkpoint
-from capture.weights import compare, refuse_pickle
+from capture.weights import check_finite, compare, refuse_pickle
 from evidence.errors import InputError
 from tests.capture.families import LAYERS, tiny
 
@@ -220,3 +220,17 @@ def test_different_widths_do_not_compare(folder):
     model.model.layers[0].mlp.up_proj = torch.nn.Linear(24, 44, bias=False)
     with pytest.raises(InputError, match="different architectures"):
         compare(open_checkpoint(folder), open_checkpoint(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [(3.3e38, "absurd numbers"), (-1e16, "absurd numbers"), (float("inf"), "infinity")],
+)
+def test_weights_that_nothing_can_be_computed_with_are_refused(dtype, value, what):
+    weights = torch.zeros(4, 5, dtype=dtype)
+    weights[1, 2] = value
+    with pytest.raises(InputError, match=f"{what} in w.*1 of 20"):
+        check_finite("w", weights)
+    check_finite("mask", weights, masks=True)
+    check_finite("w", torch.full((4, 5), 65_504.0, dtype=dtype))
