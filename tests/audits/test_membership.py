@@ -18,8 +18,6 @@ from audits.membership import (
 from erasure.mdpga import fit_md
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
-from probes.inputs import UnconvergedError
-from probes.logistic import LogisticProbe
 
 LABELS = np.repeat([1, 0], 12)
 FEW = ("logistic", "mean difference", "rbf")
@@ -165,24 +163,6 @@ def test_order_of_sequences_and_units_do_not_matter():
     plain = membership({"last": x}, LABELS, families=FEW, permutations=0)
     scaled = membership({"last": x * 50 + 3}, LABELS, families=FEW, permutations=0)
     np.testing.assert_allclose(plain.auc, scaled.auc, atol=0.01)
-
-
-def test_what_single_precision_cannot_solve_double_does(monkeypatch):
-    asked = []
-    real = LogisticProbe.held_out
-
-    def held_out(self, *rows, **more):
-        asked.append(self.precision)
-        if self.precision == "float32":
-            raise UnconvergedError("1 of 5000 fits did not reach their optimum")
-        return real(self, *rows, **more)
-
-    options = {"families": ["logistic"], "permutations": 9}
-    plain = membership({"last": planted(1, 2.0)}, LABELS, **options)
-    monkeypatch.setattr(LogisticProbe, "held_out", held_out)
-    found = membership({"last": planted(1, 2.0)}, LABELS, **options)
-    assert asked == ["float32", "float64"] * 2
-    np.testing.assert_allclose(found.auc, plain.auc, atol=0.01)
 
 
 def test_the_error_of_an_auc_is_delong_s_or_the_null_s():

@@ -13,6 +13,7 @@ from audits.pga import measure_published, pga
 from audits.pga_claims import NO, OPEN, YES, claims_of
 from audits.pga_config import make_config, read_config
 from audits.pga_erasers import ERASERS, HOOKED, erase
+from audits.pga_report import render
 from audits.pga_states import all_states, depth_sites
 from audits.readouts import logistic_readouts
 from capture.hooks import leftover_hooks
@@ -28,6 +29,7 @@ QUICK = {
     "permutations": 19,
     "random_inits": 1,
 }
+PROTOCOLS = ("published", "sound")
 TRAINED = (
     "logistic C=1",
     "mlp 64",
@@ -108,6 +110,18 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(done):
     for claim in document["claims"]:
         assert claim["outcome"] in page
     assert json.loads((out / "pga.json").read_text())["schema_version"] == 2
+
+
+def test_fits_without_a_certificate_are_on_the_page(done):
+    document, out = done
+    parts = [row[key] for row in document["rows"] for key in row if key in PROTOCOLS]
+    assert [part["uncertified"] for part in parts] == [0] * len(parts)
+    assert document["interventions"]["uncertified"] == 0
+    assert "certified" not in (out / "report.html").read_text().split("<script")[0]
+    changed = json.loads(json.dumps(document))
+    changed["rows"][0]["published"]["uncertified"] = 2
+    changed["interventions"]["uncertified"] = 1
+    assert "3 logistic fits are not certified" in render(changed)
 
 
 def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
@@ -194,7 +208,8 @@ def test_trained_readers_are_scored_on_the_same_sequences(world):
     )
     rows = {"last": torch.randn(1, 30, 5).double()}
     rows["last"][:, :15] += 9.0
-    found = run._trained(rows, np.repeat([1, 0], 15))
+    found, uncertified = run._trained(rows, np.repeat([1, 0], 15))
+    assert uncertified == 0
     assert set(TRAINED) <= set(found)
     assert min(found.values()) > 0.9
 
