@@ -145,8 +145,11 @@ def planted_subject(original: Subject, folder: Path) -> Subject:
             model.load_state_dict(load_file(path, device=device), strict=False)
         return model
 
+    found = hashlib.sha256()
     with open_regular(path, ANY_SIZE, fix=again) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 22):
+            found.update(block)
+    digest = found.hexdigest()
     return Subject(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
     )
