@@ -11,10 +11,12 @@ from typing import Any
 import psutil
 
 from audits.outputs import AUDIT, MARK, WORK, Kind, clear, look
+from capture.weight_files import ANY_SIZE
 from evidence.axis import AxisResult
 from evidence.errors import InputError
 from evidence.files import read_json, write_atomic
 from evidence.progress import SILENT, Progress
+from evidence.regular import open_regular
 
 # Raise when stage contents change meaning, so that old work is not mixed in.
 STAGE_VERSION = "1"
@@ -126,12 +128,18 @@ class Workspace:
         return Stage(**saved)
 
     def _hash(self, name: str) -> str | None:
-        """sha256 of a file in the work folder; None where there is none."""
+        """sha256 of a file in the work folder; None where there is no such file.
+
+        A folder or a pipe of that name is none: what writes the file deals with it.
+        """
+        found = hashlib.sha256()
         try:
-            with (self.work / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
+            with open_regular(self.work / name, ANY_SIZE) as file:
+                while block := file.read(1 << 22):
+                    found.update(block)
+        except InputError:
             return None
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)

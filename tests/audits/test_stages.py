@@ -1,10 +1,13 @@
 """The work folder: resumes, refuses what is another's, leaves nothing half-written."""
 
+import os
+
 import pytest
 
 from audits.stages import Ledger, Workspace, axis_of, canonical
 from evidence.axis import AxisResult
 from evidence.errors import InputError
+from evidence.files import write_atomic
 
 
 def test_a_finished_stage_is_not_computed_again(tmp_path):
@@ -95,6 +98,27 @@ def test_a_stage_that_lost_its_file_is_computed_again(tmp_path, damage):
     path.unlink() if damage == "lost" else path.write_bytes(b"ten")
     space.run("x", compute, ["planted.safetensors"])
     assert len(calls) == 2 and path.read_bytes() == b"tensors"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_no_file_of_a_stage(tmp_path, kind):
+    space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
+    path = space.work / "planted.safetensors"
+
+    def compute():
+        write_atomic(path, b"tensors")
+        return {"made": True}
+
+    space.run("x", compute, ["planted.safetensors"])
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+        space.run("x", compute, ["planted.safetensors"])
+        assert path.read_bytes() == b"tensors"
+    else:
+        path.mkdir()
+        with pytest.raises(InputError, match="could not be written: it is a folder"):
+            space.run("x", compute, ["planted.safetensors"])
 
 
 def test_an_axis_is_charged_with_the_stage_of_its_name(tmp_path):
