@@ -27,6 +27,7 @@ MOVED = Path(__file__).with_name("moved.tsv")
 """Where there is one: new path, tab, the old paths it was made of, as in ``git mv``."""
 _PATHS = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_SET_OF_STRINGS = re.compile(r"\{('[^']*'(?:, '[^']*')*)\}")
 ALIASES = ("typing", "types", "collections.abc")
 """Where the types of names such as ``Literal[...]`` and ``Callable[...]`` live."""
 Snapshot = dict[str, dict[str, Any]]
@@ -82,7 +83,13 @@ def _signature(value: Any) -> str:
 
 
 def _plain(words: str) -> str:
+    words = _SET_OF_STRINGS.sub(_in_order, words)
     return _ADDRESS.sub("", _PATHS.sub("", words))
+
+
+def _in_order(found: re.Match[str]) -> str:
+    """A set of strings, whose order differs from one process to the next."""
+    return "{" + ", ".join(sorted(found[1].split(", "))) + "}"
 
 
 def defined(module: ModuleType) -> dict[str, Any]:
