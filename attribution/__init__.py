@@ -1,1 +1,5 @@
 """Where in a network an answer is computed, found by intervening on it."""
+
+from evidence import moved
+
+moved.install()

@@ -1,1 +1,5 @@
 """The axes of an audit, its verdict, its report and the command line."""
+
+from evidence import moved
+
+moved.install()

@@ -31,7 +31,8 @@ def code_hash() -> str:
         spec = find_spec(package)
         roots = list(spec.submodule_search_locations or ()) if spec else []
         for path in sorted(Path(roots[0]).rglob("*.py")) if roots else []:
-            digest.update(f"{package}/{path.name}\n".encode())
+            name = path.relative_to(roots[0]).as_posix()
+            digest.update(f"{package}/{name}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,1 +1,5 @@
 """Batched linear probes: solvers, estimators, layer sweeps and geometry."""
+
+from evidence import moved
+
+moved.install()

@@ -1,4 +1,4 @@
-"""When compiled short ways stand in for the torch expressions of ``probes.swift``.
+"""When compiled solvers stand in for those of ``probes.swift``.
 
 They are for many problems and CPU tensors: ``probes.rowsolve`` for two classes, and
 ``probes.softmax_relaxation`` for several. Everywhere else, and where numba is not

@@ -1,4 +1,4 @@
-"""The short way to many optima of ``probes.swift``, compiled: two classes, CPU.
+"""The short way of ``probes.swift``, compiled: two classes, CPU.
 
 What ``swift.approach`` does with torch expressions is one function of numba's here.
 Products are BLAS's as they are there; what lies between them goes row by row
@@ -17,9 +17,6 @@ Problems share rows of arrays: (1, n) or (problem, n). Arguments come as tuples:
 ``probes.fused`` decides when this is used; nothing else imports this file, as numba
 takes half a second to import.
 """
-
-import hashlib
-from pathlib import Path
 
 import numpy as np
 
@@ -44,7 +41,7 @@ from probes.rowwise import (
     set_out,
     times,
 )
-from probes.sigmoid import compiled
+from probes.sigmoid import compiled, source_hash
 
 BLOCK = 256
 """Problems solved together: so many fill a product, and their rows stay near."""
@@ -184,16 +181,7 @@ def _descend(
 
 def _compile():
     """The whole way; its copy on disk is for these sources alone."""
-    names = (
-        "rowsolve.py",
-        "relaxation.py",
-        "rowpolish.py",
-        "rowcert.py",
-        "rowwise.py",
-        "sigmoid.py",
-    )
-    parts = (Path(__file__).with_name(name).read_bytes() for name in names)
-    sources = hashlib.sha256(b"".join(parts)).hexdigest()
+    sources = source_hash()
 
     def approach(loss, exact, mild, out, dual, scores, certificate, steps, limits):
         _ = sources  # numba looks at this file's date, and not at the others'

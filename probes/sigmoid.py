@@ -3,6 +3,8 @@
 Nothing but the compiled solver imports this file, as numba takes half a second to.
 """
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,15 @@ from numba import njit, types  # pyright: ignore
 from numba.extending import intrinsic, overload  # pyright: ignore
 
 LOOSE = {"contract", "reassoc", "nsz"}
+
+
+def source_hash() -> str:
+    """sha256 over the sources of this folder, for which a compiled copy is made.
+
+    numba looks at the date of the file that holds a function, and not at the others'.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def compiled(function, cache: bool = False) -> Any:

@@ -12,13 +12,10 @@ and of alpha = c - w E at the end, which keeps E = Q c. Only ``probes.fused`` im
 this file.
 """
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 
 from probes.relaxation import CLOSE, LONGEST, PATIENCE, SLOW
-from probes.sigmoid import compiled, exponential
+from probes.sigmoid import compiled, exponential, source_hash
 
 
 @compiled
@@ -332,9 +329,7 @@ _run = compiled(_relax)
 
 def _compile():
     """The whole way; its copy on disk is for these sources alone."""
-    names = ("softmax_relaxation.py", "relaxation.py", "sigmoid.py")
-    parts = (Path(__file__).with_name(name).read_bytes() for name in names)
-    sources = hashlib.sha256(b"".join(parts)).hexdigest()
+    sources = source_hash()
 
     def relax(
         loss, exact, mild, rows, cores, dual, scores, certificate, steps, wanted, most

@@ -200,7 +200,8 @@ def test_few_problems_are_not_worth_compiling_for(monkeypatch):
 
 def test_numba_is_imported_when_it_is_used_and_not_before():
     code = (
-        "import sys; import probes.crossfit, probes.swift, probes.fused;"
+        "import sys, probes.crossfit\n"
+        "import probes.swift, probes.fused\n"
         "sys.exit('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,82 @@
+"""Old module names give the modules of the new names, and say so."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from evidence import moved
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *code], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("old", sorted(moved.renamed()))
+def test_an_old_name_leads_to_a_module_and_never_to_another_old_name(old):
+    new = moved.renamed()[old]
+    assert new not in moved.renamed()
+    path = ROOT.joinpath(*new.split(".")).with_suffix(".py")
+    assert path.is_file()
+    package = ROOT.joinpath(*old.split("."))
+    assert not package.with_suffix(".py").exists()
+    if package.is_dir():  # the finder is never asked: the package has to pass it on
+        body = ast.parse((package / "__init__.py").read_text(encoding="utf-8")).body
+        assert ast.unparse(body[-1]) == f"__getattr__ = moved.forward({old!r}, {new!r})"
+
+
+def test_an_old_name_is_the_new_module_itself(monkeypatch):
+    (old, new), *_ = [
+        pair
+        for pair in moved.renamed().items()
+        if pair[0].startswith("evidence.")
+        and not (ROOT / pair[0].replace(".", "/")).is_dir()
+    ]
+    monkeypatch.delitem(sys.modules, old, raising=False)  # another test may have asked
+    with pytest.warns(DeprecationWarning, match=f"{old} moved to {new}"):
+        found = import_module(old)
+    assert found is import_module(new)
+    assert found.__spec__.name == new
+
+
+def test_a_package_named_like_a_module_that_moved_passes_on_its_names():
+    if moved.renamed().get("capture.scoring") is None:
+        pytest.skip("not moved yet")
+    from capture.scoring.answers import score_answers
+
+    with pytest.warns(DeprecationWarning, match=r"capture\.scoring moved to"):
+        from capture.scoring import score_answers as found
+    assert found is score_answers
+    with pytest.raises(ImportError):
+        from capture.scoring import nothing_of_this_name  # noqa: F401
+    import capture.scoring
+
+    assert not hasattr(capture.scoring, "__wrapped__")
+
+
+def test_the_warning_names_the_line_that_imports():
+    old = next(name for name in moved.renamed() if name.startswith("evidence."))
+    code = f"import warnings; warnings.simplefilter('always')\n\nimport {old}\n"
+    done = python(["-c", code])
+    assert done.returncode == 0, done.stderr
+    assert "<string>:3: DeprecationWarning" in done.stderr
+
+
+def test_the_old_way_to_run_the_command_still_runs_it():
+    done = python(["-W", "ignore::DeprecationWarning", "-m", "audits", "--help"])
+    assert done.returncode == 0, done.stderr
+    assert "audit" in done.stdout
+
+
+def test_names_that_never_were_are_not_found():
+    assert find_spec("evidence.no_such_module") is None
+    with pytest.raises(ModuleNotFoundError):
+        import_module("evidence.no_such_module")
