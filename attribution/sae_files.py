@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from attribution.sae import Sae
-from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
-from evidence.files import read_json
-from evidence.regular import as_path, is_file, is_folder
+from evidence.machine.devices import choose_device
+from evidence.storage.files import read_json
+from evidence.storage.regular_files import as_path, is_file, is_folder
 
 WEIGHTS, SETTINGS, NOTE = "sae_weights.safetensors", "cfg.json", "exhume.json"
 PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.npz")

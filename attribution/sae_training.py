@@ -16,10 +16,10 @@ from torch import Tensor
 from attribution.sae import Sae, quality
 from attribution.sae_files import NOTE, load_sae, sae_lens
 from evidence.errors import InputError
-from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
-from evidence.removal import delete_ours
 from evidence.seeds import numpy_rng, stage_seed
+from evidence.storage.files import folder_atomic, write_atomic
+from evidence.storage.removal import delete_ours
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
 KINDS: tuple[Kind, ...] = ("topk", "batchtopk", "jumprelu", "matryoshka")

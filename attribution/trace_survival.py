@@ -15,8 +15,8 @@ from capture.neurons import down_projection, value_vectors
 from capture.scoring import score_answers
 from capture.sites import Sites, find_sites
 from evidence.errors import InputError
+from evidence.hypothesis_tests import unpaired_max_test
 from evidence.progress import SILENT, Progress
-from evidence.resampling import unpaired_max_test
 from evidence.seeds import numpy_rng, torch_rng
 from evidence.sequences import Sequences
 

@@ -22,7 +22,7 @@ from audits.report_words import of_images
 from audits.standing import controlled
 from audits.verdict import Verdict, decide
 from audits.verdict_words import words_of
-from evidence.axis import AxisResult
+from evidence.results import AxisResult
 
 STATUS_OF = {
     behaviour.NAME: behaviour.status_of,

@@ -14,11 +14,11 @@ from audits.run import collect, start
 from audits.verdict import decide
 from audits.verdict_words import words_of
 from capture.image_files import holds_images
-from evidence.axis import AxisResult
-from evidence.files import write_together
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path, is_folder
-from evidence.runs import sole_run
+from evidence.results import AxisResult
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path, is_folder
+from evidence.storage.runs import sole_run
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,8 +9,8 @@ from audits.config import AuditConfig, Rule
 from audits.data import Questions
 from audits.floors import Wanted, against_floors
 from audits.knowledge import said
-from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.rates import EntityValues, by_entity
+from evidence.intervals import EntityValues, by_entity
+from evidence.results import AxisResult, Control, Reading, Status
 
 NAME = "behaviour"
 QUESTION = "Is the knowledge gone at the output?"

@@ -23,7 +23,7 @@ from scipy.special import expit
 from audits import behaviour, causal_depth, decodability, relearning
 from audits.config import Rule
 from audits.preflight import LIMITS
-from evidence.axis import AxisResult, Reading
+from evidence.results import AxisResult, Reading
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 # Axes that look inside: those that ``deleted`` cannot do without, and all.

@@ -22,9 +22,9 @@ from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
 from audits.planted import planted_seen
 from audits.preflight import Damage
 from audits.standing import controlled
-from evidence.axis import AxisResult, Control, Reading
-from evidence.rates import EntityValues, by_entity
-from evidence.resampling import unpaired_max_test
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, by_entity
+from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
 
 NAME = "causal_depth"

@@ -41,9 +41,9 @@ from audits.circuit_evidence import (
 from audits.config import AuditConfig
 from audits.subjects import Subject
 from capture.items import ItemSet
-from evidence.axis import AxisResult
 from evidence.errors import InputError
 from evidence.progress import Progress
+from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 
 NAME = "circuit"

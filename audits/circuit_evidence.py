@@ -11,9 +11,9 @@ from attribution.graph import EdgeGraph
 from audits.config import AuditConfig
 from audits.planted import planted_seen
 from audits.standing import standing
-from evidence.axis import SMALLEST_SPAN, Control, Reading, Status
-from evidence.rates import Interval
-from evidence.resampling import paired_max_test, unpaired_max_test
+from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
+from evidence.intervals import Interval
+from evidence.results import SMALLEST_SPAN, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
 TRANSPLANTED = "original's readout"

@@ -11,7 +11,7 @@ from audits.ending import end_in_words
 from audits.pga_command import pga
 from audits.terminal import errors, output, show, show_lines, show_table
 from evidence.errors import InputError
-from evidence.memory import keep_freed_memory
+from evidence.machine.memory import keep_freed_memory
 
 app = typer.Typer(
     name="exhume",
@@ -210,7 +210,7 @@ def report(
     """Write the HTML report of a finished audit again."""
     from audits.audit import load
     from audits.report import write_report
-    from evidence.runs import sole_run
+    from evidence.storage.runs import sole_run
 
     found = load(out)
     with sole_run(found.path):
@@ -264,7 +264,7 @@ def zoo_build(
 ) -> None:
     """Make models whose true state is known, or go on making them."""
     from capture.cache import cache_root
-    from evidence.devices import choose_device
+    from evidence.machine.devices import choose_device
     from evidence.progress import Bars
     from testbeds.zoo import build_zoo
 
@@ -303,7 +303,7 @@ def selftest(
     """Audit models whose true state is known; exit code 1 if it does not pass."""
     from audits.error_rates import VERDICTS, confusion
     from audits.selftest import selftest as run
-    from evidence.devices import choose_device
+    from evidence.machine.devices import choose_device
     from evidence.progress import Bars
     from testbeds.families import known_families
 

@@ -19,8 +19,8 @@ from audits.audit import Audit, load
 from audits.report_text import tail
 from audits.report_words import of_images
 from evidence.errors import InputError, listed
-from evidence.files import readable
-from evidence.regular import as_path
+from evidence.storage.files import readable
+from evidence.storage.regular_files import as_path
 
 LONGEST = 80
 """Characters of a value that are shown; whole values are compared."""

@@ -19,10 +19,10 @@ from audits.report_words import (
     VERDICTS,
     of_images,
 )
-from evidence.axis import AxisResult
 from evidence.errors import InputError
-from evidence.files import write_together
-from evidence.regular import as_path, kind_of
+from evidence.results import AxisResult
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path, kind_of
 
 PAGE, TABLE = "compare.html", "compare.csv"
 

@@ -34,12 +34,12 @@ from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import Item
 from capture.store import ActivationStore
-from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.comparison import below_floor
 from evidence.errors import InputError
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, mean_of
 from evidence.progress import Progress
-from evidence.rates import EntityValues, mean_of
-from evidence.resampling import unpaired_max_test
+from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
 from probes.concepts import ConceptVectors
 

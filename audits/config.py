@@ -12,8 +12,8 @@ from pydantic import (
 )
 
 from erasure.quantise import Scheme
-from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
+from evidence.machine.devices import choose_device
 from evidence.seeds import LARGEST_SEED
 
 ProfileName = Literal["quick", "standard", "full"]

@@ -14,7 +14,7 @@ from capture.identity import of_config
 from capture.images import ImageSet
 from capture.items import ItemSet
 from capture.store import ActivationStore
-from evidence.devices import choose_device
+from evidence.machine.devices import choose_device
 from evidence.progress import Progress
 
 

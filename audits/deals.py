@@ -14,7 +14,7 @@ import numpy as np
 from audits.probing import Probing
 from audits.probing_tasks import Part, Task, standings
 from audits.readers import Reader
-from evidence.resampling import MaxTest, max_test
+from evidence.hypothesis_tests import MaxTest, max_test
 
 
 def deal_test(

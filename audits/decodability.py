@@ -26,10 +26,10 @@ from audits.readers import Reader
 from audits.standing import controlled
 from audits.subjects import Subject
 from capture.store import ActivationStore
-from evidence.axis import AxisResult, Control, Reading
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, mean_of
 from evidence.progress import Progress
-from evidence.rates import EntityValues, mean_of
-from evidence.resampling import unpaired_max_test
+from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
 
 NAME = "decodability"

@@ -6,9 +6,9 @@ from audits.audit import Audit, audit
 from audits.outputs import own_folder
 from capture.models import open_checkpoint
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path
-from evidence.removal import MODEL_FILES, delete_ours
 from evidence.seeds import check_seed
+from evidence.storage.regular_files import as_path
+from evidence.storage.removal import MODEL_FILES, delete_ours
 from testbeds.capitals import capital_items
 from testbeds.planted import plant
 from testbeds.smol import fetch

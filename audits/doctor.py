@@ -10,7 +10,7 @@ import torch
 
 from audits.manifest import versions
 from capture.cache import cache_root
-from evidence.devices import choose_device
+from evidence.machine.devices import choose_device
 
 OURS = (
     "attribution",

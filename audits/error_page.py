@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from audits.error_rates import STATES, VERDICTS, Case, confidences, confusion
 from audits.trials import FLOORS
-from evidence.reliability import coverage, reliability
+from evidence.calibration_metrics import coverage, reliability
 
 COLOURS = dict(zip(FLOORS, ("#1f6feb", "#d97706"), strict=True))
 

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from audits.again import decided_again
 from audits.calibration import STATES, estimate, shipped
 from audits.trials import FLOORS
-from evidence.axis import AxisResult
-from evidence.rates import wilson
-from evidence.reliability import calibration_error
+from evidence.calibration_metrics import calibration_error
+from evidence.intervals import wilson
+from evidence.results import AxisResult
 from testbeds.kinds import ADVERSARIES
 
 VERDICTS: tuple[str, ...] = (*STATES, "inconclusive")

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audits.config import AuditConfig, Rule
-from evidence.axis import Reading
 from evidence.comparison import compare
-from evidence.rates import EntityValues, mean_of
-from evidence.resampling import MaxTest
+from evidence.hypothesis_tests import MaxTest
+from evidence.intervals import EntityValues, mean_of
+from evidence.results import Reading
 from evidence.seeds import numpy_rng
 
 # Below this distance between original and floor a residual would be noise over noise.

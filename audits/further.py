@@ -15,8 +15,8 @@ from audits.probing_tasks import Task
 from audits.stages import axis_of
 from audits.subjects import Subject
 from capture.items import ItemSet
-from evidence.axis import AxisResult
 from evidence.errors import InputError
+from evidence.results import AxisResult
 
 
 @dataclass(frozen=True)

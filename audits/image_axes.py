@@ -20,9 +20,9 @@ from audits.subjects import Subject
 from erasure.image_losses import class_logits
 from erasure.image_methods import last_parameters
 from erasure.training import Schedule, only_training, take_steps
-from evidence.axis import AxisResult
-from evidence.files import write_atomic
+from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
+from evidence.storage.files import write_atomic
 
 
 def inner_axes(

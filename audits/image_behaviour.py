@@ -10,7 +10,7 @@ from audits.config import AuditConfig
 from audits.floors import Wanted, against_floors
 from audits.image_look import Cast, values
 from audits.image_words import NAMED, RANKED
-from evidence.axis import AxisResult, Control
+from evidence.results import AxisResult, Control
 
 QUESTION = "Is the class still named at the output?"
 MOST_NEVER = 0.25

@@ -17,10 +17,10 @@ from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
 from audits.image_look import HALFWAY, Cast, values
 from audits.planted import planted_seen
 from audits.standing import failures, standing
-from evidence.axis import AxisResult, Control, Reading, Status
 from evidence.equivalence import recovered
-from evidence.rates import EntityValues, mean_of
-from evidence.resampling import paired_max_test, unpaired_max_test
+from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
+from evidence.intervals import EntityValues, mean_of
+from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
 QUESTION = "Can a linear reader of the states still tell the forgotten class?"

@@ -26,9 +26,9 @@ from audits.standing import controlled
 from audits.subjects import Subject
 from capture.hooks import Edit
 from capture.images import ImageSet
-from evidence.axis import AxisResult, Control
-from evidence.rates import EntityValues
-from evidence.resampling import unpaired_max_test
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues
+from evidence.results import AxisResult, Control
 from evidence.seeds import numpy_rng
 
 QUESTION = "Do the original's later blocks still find the class in the candidate?"

@@ -19,7 +19,7 @@ from capture.images import ImageSet
 from capture.never_taught_images import invent_images
 from capture.validation import swapped
 from evidence.errors import InputError
-from evidence.rates import EntityValues, by_entity
+from evidence.intervals import EntityValues, by_entity
 from evidence.seeds import numpy_rng
 
 RETAIN_TIMES = 4

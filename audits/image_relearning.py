@@ -29,10 +29,10 @@ from capture.images import ImageSet
 from capture.sites import model_device
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, only_training, take_steps
-from evidence.axis import AxisResult, Control, Reading, Status
+from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
+from evidence.intervals import EntityValues, by_entity, mean_of
 from evidence.progress import Progress
-from evidence.rates import EntityValues, by_entity, mean_of
-from evidence.resampling import paired_max_test, unpaired_max_test
+from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
 QUESTION = "Do a few images of the class bring back the rest?"

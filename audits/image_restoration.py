@@ -29,9 +29,9 @@ from audits.image_steering import (
 from audits.restoration import LEAST_LOST
 from capture.images import ImageSet
 from capture.never_taught_images import invent_images
-from evidence.axis import SMALLEST_SPAN
 from evidence.errors import InputError
-from evidence.rates import by_entity, difference_interval, rate_interval
+from evidence.intervals import by_entity, difference_interval, rate_interval
+from evidence.results import SMALLEST_SPAN
 from evidence.seeds import numpy_rng
 
 NAME = "restoration"

@@ -22,9 +22,9 @@ from audits.image_words import STEERED
 from audits.restoration import BY_LUCK, MOST_BY_LUCK
 from audits.standing import failures, standing
 from audits.subjects import Subject
-from evidence.axis import AxisResult, Control, Status
-from evidence.rates import EntityValues, by_entity
-from evidence.resampling import unpaired_max_test
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, by_entity
+from evidence.results import AxisResult, Control, Status
 from evidence.seeds import numpy_rng
 
 QUESTION = "Can the candidate be steered back to the class from inside?"

@@ -14,8 +14,8 @@ from audits.outer import weights
 from audits.preflight import utility
 from audits.run import LISTENING, SKIPPED, Findings, lengths
 from audits.stages import Ledger
-from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
+from evidence.results import AxisResult
 
 
 def start_images(

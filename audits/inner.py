@@ -15,8 +15,8 @@ from audits.probing import capture_states, tasks_of
 from audits.stages import axis_of
 from audits.subjects import Subject
 from capture.items import Item, ItemSet
-from evidence.axis import AxisResult
-from evidence.rates import by_entity
+from evidence.intervals import by_entity
+from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 
 

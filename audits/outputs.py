@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from evidence.errors import InputError
-from evidence.files import disk_errors, read_json, write_atomic
-from evidence.removal import delete_ours, refuse_foreign
-from evidence.runs import LOCK, sole_run
-from evidence.scratch import NAME
+from evidence.storage.files import disk_errors, read_json, write_atomic
+from evidence.storage.removal import delete_ours, refuse_foreign
+from evidence.storage.runs import LOCK, sole_run
+from evidence.storage.scratch import NAME
 
 WORK, MARK = "work", "work/fingerprint.json"
 RESULT_BYTES = 256 << 20

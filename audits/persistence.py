@@ -26,10 +26,10 @@ from audits.knowledge import said, score_questions
 from audits.standing import controlled
 from audits.subjects import Subject
 from erasure.quantise import linear_weights, quantise_, survival
-from evidence.axis import AxisResult, Control, Reading
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, by_entity
 from evidence.progress import Progress
-from evidence.rates import EntityValues, by_entity
-from evidence.resampling import unpaired_max_test
+from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
 
 NAME = "persistence"

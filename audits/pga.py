@@ -32,11 +32,11 @@ from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import reader_for
 from evidence.errors import InputError, quoted
-from evidence.files import write_together
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path
-from evidence.runs import sole_run
 from evidence.sequences import Sequences
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path
+from evidence.storage.runs import sole_run
 from probes.refit import refit_battery
 from probes.uncertified import unwarned
 from testbeds.codes import (

@@ -6,11 +6,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audits.pga_erasers import ERASERS
-from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
-from evidence.regular import as_path
+from evidence.machine.devices import choose_device
 from evidence.seeds import LARGEST_SEED
-from evidence.strict_yaml import read_yaml
+from evidence.storage.regular_files import as_path
+from evidence.storage.strict_yaml import read_yaml
 
 
 class PgaExperiment(BaseModel):

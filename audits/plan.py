@@ -30,8 +30,8 @@ from capture.weights import (
     module_tensors,
     shards,
 )
-from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
+from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 
 MOST_MEMORY = 1_000_000

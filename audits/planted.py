@@ -19,11 +19,11 @@ from capture.tokens import encode, encode_items
 from capture.weight_files import ANY_SIZE
 from erasure.config import UnlearnConfig
 from erasure.methods import unlearn_
-from evidence.axis import Control
-from evidence.files import write_atomic
 from evidence.progress import Progress
-from evidence.regular import open_regular
+from evidence.results import Control
 from evidence.seeds import numpy_rng
+from evidence.storage.files import write_atomic
+from evidence.storage.regular_files import open_regular
 
 # A plant counts when this little of the forget set is still said ...
 GONE = 0.05

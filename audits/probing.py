@@ -13,8 +13,8 @@ from audits.subjects import Subject
 from capture.items import ItemSet
 from capture.sites import find_sites
 from capture.store import ActivationStore
+from evidence.intervals import EntityValues, by_entity
 from evidence.progress import Progress
-from evidence.rates import EntityValues, by_entity
 from evidence.seeds import numpy_rng
 from evidence.sequences import Sequences
 from probes.uncertified import Uncertified, in_words

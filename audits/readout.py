@@ -25,7 +25,7 @@ from audits.autoencoder import Coder, whole_prompts
 from audits.restoration_routes import Asked, exchanged
 from audits.subjects import Subject
 from capture.sites import find_sites
-from evidence.rates import by_entity, rate_interval
+from evidence.intervals import by_entity, rate_interval
 from evidence.seeds import numpy_rng
 
 ALPHAS = (1.0, 5.0, 10.0)

@@ -26,10 +26,10 @@ from capture.items import Item
 from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
-from evidence.axis import AxisResult, Control, Reading, Status
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, by_entity
 from evidence.progress import Progress
-from evidence.rates import EntityValues, by_entity
-from evidence.resampling import unpaired_max_test
+from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng, stage_seed
 
 NAME = "relearning"

@@ -39,7 +39,7 @@ from audits.report_words import (
     of_images,
     units,
 )
-from evidence.files import write_atomic
+from evidence.storage.files import write_atomic
 
 # More rows than this make a browser slow; the rest stays in audit.json.
 MOST_ITEMS = 1000

@@ -28,16 +28,16 @@ from audits.standing import failures, standing
 from audits.subjects import Subject
 from capture.items import ItemSet
 from capture.sites import find_sites
-from evidence.axis import AxisResult, Control, Reading, Status
-from evidence.progress import Progress
-from evidence.rates import (
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import (
     EntityValues,
     by_entity,
     difference_interval,
     paired_correlation,
     rate_interval,
 )
-from evidence.resampling import unpaired_max_test
+from evidence.progress import Progress
+from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
 QUESTION = "Can the forgotten answers be steered back from inside?"

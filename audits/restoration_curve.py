@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from evidence.rates import by_entity, rate_interval
+from evidence.intervals import by_entity, rate_interval
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 Curve = dict[str, tuple[list[str], np.ndarray]]

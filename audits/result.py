@@ -14,8 +14,8 @@ from audits.run import Findings
 from audits.verdict import Verdict
 from capture.images import ImageSet
 from evidence.errors import InputError, printable
-from evidence.files import read_json, readable
-from evidence.regular import is_folder, kind_of
+from evidence.storage.files import read_json, readable
+from evidence.storage.regular_files import is_folder, kind_of
 
 SCHEMA_VERSION = "1.1"
 NOT_CALIBRATED = {

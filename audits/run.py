@@ -16,8 +16,8 @@ from audits.preflight import Damage, utility
 from audits.room import check_room, kept_activations
 from audits.stages import Ledger, axis_of
 from capture.unloaded import structure_of
-from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
+from evidence.results import AxisResult
 
 # Rough cost of the stages of one model, so that the bar's estimate is about right.
 LISTENING, INNER = 2.0, 4.0

@@ -14,12 +14,12 @@ from audits.error_page import page
 from audits.error_rates import Case, ablation, case_of, confusion, figures
 from audits.outputs import own_folder
 from audits.trials import FLOORS, Plan, run_plan
-from evidence.devices import choose_device
 from evidence.errors import InputError, quoted
-from evidence.files import write_together
+from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path
 from evidence.seeds import check_seed
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path
 from testbeds.bios import STANDARD, BiosConfig
 from testbeds.families import Family, known_families
 

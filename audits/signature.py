@@ -29,9 +29,9 @@ from audits.standing import controlled, failures, standing
 from audits.subjects import Subject
 from capture.store import ActivationStore
 from capture.tokens import encode
-from evidence.axis import AxisResult, Control, Reading, Status
+from evidence.intervals import EntityValues
 from evidence.progress import Progress
-from evidence.rates import EntityValues
+from evidence.results import AxisResult, Control, Reading, Status
 from probes.smoothers import FAMILIES
 
 QUESTION = "Does a signature tell forgotten items from never-taught ones?"

@@ -21,8 +21,8 @@ from capture.sites import find_sites
 from capture.store import ActivationStore
 from capture.tokens import encode
 from evidence.errors import InputError
+from evidence.hypothesis_tests import MaxTest, unpaired_max_test
 from evidence.progress import Progress
-from evidence.resampling import MaxTest, unpaired_max_test
 from evidence.seeds import numpy_rng
 from probes.folds import Folds
 from probes.smoothers import smoothers

@@ -12,11 +12,11 @@ import psutil
 
 from audits.outputs import AUDIT, MARK, WORK, Kind, clear, look
 from capture.weight_files import ANY_SIZE
-from evidence.axis import AxisResult
 from evidence.errors import InputError
-from evidence.files import read_json, write_atomic
 from evidence.progress import SILENT, Progress
-from evidence.regular import open_regular
+from evidence.results import AxisResult
+from evidence.storage.files import read_json, write_atomic
+from evidence.storage.regular_files import open_regular
 
 # Raise when stage contents change meaning, so that old work is not mixed in.
 STAGE_VERSION = "1"
@@ -54,7 +54,7 @@ class Workspace:
     ) -> "Workspace":
         """Open or make the folder for exactly these inputs.
 
-        Whoever calls it holds the folder (``evidence.runs.sole_run``).
+        Whoever calls it holds the folder (``evidence.storage.runs.sole_run``).
 
         Args:
             root: The output folder.

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from audits.config import Rule
-from evidence.axis import Control, Reading, Status
 from evidence.comparison import below_floor, undecided
 from evidence.equivalence import equivalent, recovered
+from evidence.results import Control, Reading, Status
 
 
 def failures(controls: Sequence[Control]) -> list[str]:

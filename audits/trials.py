@@ -16,9 +16,9 @@ from audits.workers import workers
 from capture.models import open_checkpoint
 from capture.quietly import quiet
 from evidence.errors import ExhumeError
-from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT
-from evidence.runs import sole_maker
+from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.runs import sole_maker
 from testbeds.bios import BiosWorld
 from testbeds.edits import Ground
 from testbeds.families import Family

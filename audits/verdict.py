@@ -14,8 +14,8 @@ from audits.relearning import SAID, TOLD
 from audits.signature_reading import NAME as MEMBERSHIP
 from audits.verdict_claims import claims
 from audits.verdict_words import FACTS, RECOVERED, Words
-from evidence.axis import AxisResult, Reading
 from evidence.equivalence import holm, recovered
+from evidence.results import AxisResult, Reading
 
 VerdictClass = Literal[
     "not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from audits.config import Rule
 from audits.verdict_words import FACTS, Words
-from evidence.axis import AxisResult
+from evidence.results import AxisResult
 
 
 def claims(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
 
 from evidence.errors import ExhumeError
-from evidence.memory import keep_freed_memory
+from evidence.machine.memory import keep_freed_memory
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 
 from audits.calibration import STATES, Calibration, Question, facts_of, figures_of
 from benchmarks.timing import commit
-from evidence.axis import AxisResult
-from evidence.files import write_atomic
+from evidence.results import AxisResult
+from evidence.storage.files import write_atomic
 from testbeds.zoo import split
 
 FILE = Path(__file__).parent.parent / "audits" / "calibration.json"

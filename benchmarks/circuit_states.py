@@ -18,7 +18,7 @@ from audits.error_rates import VERDICTS, ablation
 from audits.manifest import code_hash
 from benchmarks.planted_bins import planted_edits
 from benchmarks.timing import Rows
-from evidence.rates import wilson
+from evidence.intervals import wilson
 from testbeds.zoo import Specimen, build_zoo, split
 
 KINDS = (

@@ -21,9 +21,9 @@ from capture.activations import capture_activations
 from capture.models import open_checkpoint
 from capture.sites import find_sites
 from capture.store import ActivationStore
-from evidence.files import write_atomic
 from evidence.progress import Progress
 from evidence.sequences import batches
+from evidence.storage.files import write_atomic
 from probes.concept_labels import concepts_of
 from probes.concepts import concept_vectors
 from testbeds.smol import fetch

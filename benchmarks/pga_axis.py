@@ -14,8 +14,8 @@ from benchmarks.pga_simulated import row
 from capture.items import read_items
 from capture.models import open_checkpoint
 from capture.store import ActivationStore
-from evidence.axis import AxisResult
 from evidence.progress import SILENT, Progress
+from evidence.results import AxisResult
 from testbeds.bios import STANDARD, build_bios
 from testbeds.families import Family
 from testbeds.zoo import sized

@@ -12,7 +12,7 @@ from audits.config import QUICK
 from audits.trials import FLOORS
 from benchmarks.restoration_zoo import FALSE, LATE, NAMED, RETRAINED
 from benchmarks.timing import Rows
-from evidence.rates import wilson
+from evidence.intervals import wilson
 
 
 def net_of(case: dict[str, Any]) -> dict[str, Any] | None:

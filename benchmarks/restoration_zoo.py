@@ -20,9 +20,9 @@ from audits.run import start
 from audits.subjects import Subject
 from benchmarks.timing import commit
 from capture.models import open_checkpoint
-from evidence.axis import AxisResult
-from evidence.files import write_atomic
 from evidence.progress import SILENT
+from evidence.results import AxisResult
+from evidence.storage.files import write_atomic
 from testbeds.kinds import KINDS
 from testbeds.planted import read_card
 

@@ -25,7 +25,7 @@ from audits.error_rates import (
 from audits.trials import FLOORS, in_words, run_plan
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
-from evidence.reliability import coverage, reliability
+from evidence.calibration_metrics import coverage, reliability
 from testbeds.zoo import SPLITS, split
 
 RESULTS = Path(__file__).parent / "results"

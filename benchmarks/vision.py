@@ -27,7 +27,7 @@ from benchmarks.vision_page import write_page
 from capture.cache import cache_root
 from capture.models import open_checkpoint
 from erasure.structure import random_like
-from evidence.files import write_atomic
+from evidence.storage.files import write_atomic
 from testbeds.zoo import Specimen, build_zoo
 
 RESULT = Path(__file__).parent / "results" / "vision.json"

@@ -20,8 +20,8 @@ from benchmarks.timing import commit
 from benchmarks.vision import SUPPRESSED, row
 from benchmarks.vision_page import RESULT, write_page
 from capture.cache import cache_root
-from evidence.axis import AxisResult
-from evidence.files import write_atomic
+from evidence.results import AxisResult
+from evidence.storage.files import write_atomic
 from testbeds.planted import read_card
 
 KINDS = (

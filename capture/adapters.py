@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from capture.patterns import PatternError, analyse
 from capture.schema_errors import first_error
 from evidence.errors import InputError
-from evidence.files import read_json
+from evidence.storage.files import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIMIT = 1 << 20

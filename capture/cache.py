@@ -6,7 +6,7 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from evidence.errors import InputError
-from evidence.regular import as_path
+from evidence.storage.regular_files import as_path
 
 
 def cache_root() -> Path:

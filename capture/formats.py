@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from capture.authors import QUESTIONS_EACH, authors, main_names
 from capture.tables import Row
 from evidence.errors import InputError
-from evidence.strict_json import parse_json
+from evidence.storage.strict_json import parse_json
 
 FIELDS = (
     "id",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from capture.schema_errors import first_error
 from evidence.errors import InputError
-from evidence.files import read_json
+from evidence.storage.files import read_json
 
 NAME, LIMIT = "generation_config.json", 1 << 20
 

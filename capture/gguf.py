@@ -18,11 +18,11 @@ from capture.quietly import offline, quiet
 from capture.skeleton import building_at_most
 from capture.weight_files import ANY_SIZE
 from evidence.errors import InputError
-from evidence.files import disk_errors, folder_atomic
 from evidence.progress import SILENT, Progress
-from evidence.regular import open_regular
-from evidence.runs import sole_maker
-from evidence.scratch import scratch_folder
+from evidence.storage.files import disk_errors, folder_atomic
+from evidence.storage.regular_files import open_regular
+from evidence.storage.runs import sole_maker
+from evidence.storage.scratch import scratch_folder
 
 CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from capture.headers import MOST_NAME, MOST_TENSORS
 from evidence.errors import InputError
-from evidence.regular import open_regular
+from evidence.storage.regular_files import open_regular
 
 MOST_KEYS, MOST_ITEMS, MOST_TEXT = 4_096, 4_000_000, 1 << 24
 MOST_BYTES = 512 << 20

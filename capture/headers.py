@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evidence.errors import InputError
-from evidence.regular import open_regular
-from evidence.strict_json import parse_json
+from evidence.storage.regular_files import open_regular
+from evidence.storage.strict_json import parse_json
 
 MOST_HEADER = 32 << 20
 """Bytes of a header. 65,536 tensors of long names take a quarter of that."""

@@ -14,7 +14,7 @@ from capture.images import Eye, ImageSet
 from capture.npz import read_arrays
 from capture.pictures import KINDS, picture_files, read_picture
 from evidence.errors import InputError
-from evidence.regular import as_path, is_folder
+from evidence.storage.regular_files import as_path, is_folder
 
 MOST_BYTES = 4 << 30
 """Of a set of images, unpacked, and as floats of the model's size."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from capture.preprocessing import read_preprocessor
 from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.storage.files import write_atomic
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,8 +15,8 @@ import numpy as np
 from capture.formats import Fact, understand
 from capture.tables import read_rows
 from evidence.errors import InputError
-from evidence.files import write_atomic
-from evidence.regular import as_path
+from evidence.storage.files import write_atomic
+from evidence.storage.regular_files import as_path
 
 MOST_MARKS = 30
 """Combining marks in a row: the limit of Unicode's Stream-Safe Text Format."""

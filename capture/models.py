@@ -30,9 +30,9 @@ from capture.tokenizer_files import holds_tokenizer, open_tokenizer
 from capture.weight_files import names_in, read_headers, refuse_pickle, shards
 from capture.weights import Checked, check_and_hash, file_tensors, module_tensors
 from evidence.errors import InputError
-from evidence.files import read_json
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path, is_file, is_folder
+from evidence.storage.files import read_json
+from evidence.storage.regular_files import as_path, is_file, is_folder
 
 CONFIG = "config.json"
 

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from evidence.errors import InputError
-from evidence.regular import open_regular
+from evidence.storage.regular_files import open_regular
 
 MOST_MEMBERS = 1000
 """Files in an archive."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evidence.errors import InputError
-from evidence.regular import is_folder, open_regular
+from evidence.storage.regular_files import is_folder, open_regular
 
 KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _DECODERS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")

@@ -16,10 +16,10 @@ from torch import nn
 from capture.activations import Activations, capture_wanted
 from capture.positions import Positions, Wanted, wanted_positions
 from evidence.errors import InputError
-from evidence.files import folder_atomic
 from evidence.progress import SILENT, Progress
-from evidence.removal import delete_ours
 from evidence.sequences import Sequences
+from evidence.storage.files import folder_atomic
+from evidence.storage.removal import delete_ours
 
 CODE_VERSION = "3"  # raise it when the same request would give other numbers
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20

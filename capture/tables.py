@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 from capture.parquet import parquet_rows
 from evidence.errors import InputError
-from evidence.files import JSON_LIMIT
-from evidence.regular import open_regular, read_text
-from evidence.strict_json import parse_json
+from evidence.storage.files import JSON_LIMIT
+from evidence.storage.regular_files import open_regular, read_text
+from evidence.storage.strict_json import parse_json
 
 FILE_LIMIT = 2**26
 """Bytes, on disk and unpacked."""

@@ -25,9 +25,9 @@ from capture.tokenizer_settings import (
 )
 from capture.tokenizer_steps import MOST_ID
 from evidence.errors import InputError
-from evidence.files import read_json
-from evidence.regular import read_bytes, read_text
-from evidence.strict_json import parse_json
+from evidence.storage.files import read_json
+from evidence.storage.regular_files import read_bytes, read_text
+from evidence.storage.strict_json import parse_json
 
 FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"

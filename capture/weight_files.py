@@ -10,8 +10,8 @@ from pathlib import Path
 
 from capture.headers import Entry, read_header
 from evidence.errors import InputError
-from evidence.files import read_json
-from evidence.regular import is_file, kind_of, open_regular
+from evidence.storage.files import read_json
+from evidence.storage.regular_files import is_file, kind_of, open_regular
 
 ANY_SIZE = 1 << 62
 INDEX_LIMIT = 32 << 20

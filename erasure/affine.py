@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from erasure.inputs import RowsError, from_numpy
-from erasure.stored import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
 
 Rows = TypeVar("Rows", Tensor, NDArray)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from erasure.inputs import RowsError, codes_of, tables_of
-from erasure.stored import read_eraser, rebuilding, write_eraser
 from erasure.structure import down_projection, find_blocks
 from evidence.errors import InputError
+from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from erasure.stored import read_tensors, rebuilding
 from evidence.errors import InputError
-from evidence.files import write_atomic
-from evidence.regular import as_path
+from evidence.storage.files import write_atomic
+from evidence.storage.regular_files import as_path
+from evidence.storage.serialization import read_tensors, rebuilding
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from erasure.inputs import RowsError, codes_of, numbers_of, tables_of
 from erasure.leace import whitening_of_concept
 from erasure.moments import Moments
-from erasure.stored import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
 
 
 @dataclass(frozen=True, eq=False, repr=False)

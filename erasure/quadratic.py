@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from erasure.inputs import RowsError, codes_of, tables_of
-from erasure.stored import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
 
 
 @dataclass(frozen=True, eq=False, repr=False)

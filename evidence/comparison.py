@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evidence.axis import SMALLEST_SPAN, Reading
 from evidence.errors import InputError
-from evidence.rates import (
+from evidence.hypothesis_tests import MaxTest, paired_max_test, unpaired_max_test
+from evidence.intervals import (
     EntityValues,
     Interval,
     difference_interval,
     paired_correlation,
     rate_interval,
 )
-from evidence.resampling import MaxTest, paired_max_test, unpaired_max_test
+from evidence.results import SMALLEST_SPAN, Reading
 
 
 def compare(

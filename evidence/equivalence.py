@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from evidence.axis import Reading
-from evidence.rates import Interval
+from evidence.intervals import Interval
+from evidence.results import Reading
 
 
 def equivalent(interval: Interval, margin: float) -> bool:

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.arrays import as_tensor
 from evidence.errors import InputError
 from probes.folds import group_codes
-from probes.inputs import as_tensor
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 

@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from evidence.arrays import labels_of, rows_of, weights_of
 from probes.folds import Folds
-from probes.inputs import labels_of, rows_of, weights_of
 from probes.uncertified import Uncertified
 
 SCALINGS = (None, "fold", "all")

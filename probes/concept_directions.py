@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evidence.arrays import RowsError
 from probes.crossfit import crossfit
 from probes.engine import ACCEPTED, TARGET
 from probes.folds import Folds
-from probes.inputs import RowsError
 from probes.job import LogisticOptions, one_hot, row_weights, spread
 from probes.losses import Loss
 from probes.problems import Work

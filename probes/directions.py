@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from evidence.arrays import RowsError
 from probes.base import SCALINGS, HeldOut, LinearProbe
 from probes.folds import Folds
-from probes.inputs import RowsError
 from probes.job import spread
 from probes.refits import by_refitting
 

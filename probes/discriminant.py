@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evidence.arrays import RowsError
 from probes.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
 from probes.folds import Folds
-from probes.inputs import RowsError
 from probes.job import spread
 from probes.operators import gram_of
 from probes.refits import by_refitting

@@ -5,8 +5,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.arrays import as_tensor
 from evidence.errors import InputError
-from probes.inputs import as_tensor
 
 
 def _tensor(values: ArrayLike | Tensor) -> Tensor:

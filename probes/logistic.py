@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evidence.arrays import RowsError
 from probes.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
 from probes.crossfit import crossfit
 from probes.folds import Folds
-from probes.inputs import RowsError
 from probes.job import LogisticOptions
 from probes.uncertified import Uncertified, warn
 

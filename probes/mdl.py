@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from evidence.arrays import as_tensor, labels_of
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes import metrics
 from probes.base import LinearProbe, ProbabilityMixin
 from probes.folds import Folds, group_codes
-from probes.inputs import as_tensor, labels_of
 from probes.logistic import LogisticProbe
 from probes.uncertified import Uncertified, warn
 

@@ -15,12 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from evidence.arrays import labels_of
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from probes import metrics
 from probes.folds import Folds, check_folds, group_codes, k_fold
-from probes.inputs import labels_of
 from probes.logistic import LogisticProbe
 from probes.uncertified import Uncertified, warn
 

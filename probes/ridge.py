@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evidence.arrays import RowsError
 from probes.base import SCALINGS, HeldOut, LinearProbe
 from probes.folds import Folds
-from probes.inputs import RowsError
 from probes.job import one_hot, spread
 from probes.refits import by_refitting
 

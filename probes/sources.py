@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evidence.arrays import RowsError, as_tensor
 from evidence.errors import InputError
-from probes.inputs import RowsError, as_tensor
 
 
 @runtime_checkable

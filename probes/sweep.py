@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.arrays import labels_of
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -23,7 +24,6 @@ from probes.folds import (
     leave_one_group_out,
     rebalanced,
 )
-from probes.inputs import labels_of
 from probes.layer_sweep import LayerSweep
 from probes.logistic import LogisticProbe
 from probes.nested import nested_held_out

@@ -23,11 +23,11 @@ from capture.scoring import score_answers
 from capture.tokens import encode_items
 from erasure.training import finetune_
 from evidence.errors import ExhumeError, InputError
-from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
-from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
+from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.runs import sole_maker
 from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer
 from testbeds.families import FAMILIES, PRETRAINED, Family, random_model
 from testbeds.people import choose, name_pairs

@@ -33,11 +33,11 @@ from erasure.training import (
     take_steps,
 )
 from evidence.errors import ExhumeError
-from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
-from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
+from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.runs import sole_maker
 from testbeds.codes_config import CodesConfig
 from testbeds.codes_text import (
     LEAD_INS,

@@ -33,11 +33,11 @@ from erasure.training import (
     take_steps,
 )
 from evidence.errors import ExhumeError
-from evidence.files import folder_atomic, write_atomic
 from evidence.progress import SILENT, Progress
-from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
+from evidence.storage.files import folder_atomic, write_atomic
+from evidence.storage.runs import sole_maker
 from testbeds.bios import BiosWorld, all_prompts
 from testbeds.codes_keys import KeysConfig, make_keys
 from testbeds.codes_text import DIGITS, draw_codes, encode, make_tokenizer

@@ -35,10 +35,10 @@ from capture.quietly import quiet
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError
-from evidence.files import folder_atomic, read_json, write_atomic
 from evidence.progress import SILENT, Progress
-from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
+from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.runs import sole_maker
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 DigitsFamily = Literal["vit", "cnn"]

@@ -22,12 +22,12 @@ from capture.scoring import score_answers
 from capture.tokens import encode, encode_items
 from erasure.methods import UnlearnLog, unlearn_
 from evidence.errors import InputError
-from evidence.files import JSON_LIMIT, folder_atomic
 from evidence.progress import SILENT, Progress
-from evidence.regular import is_file, read_text
-from evidence.runs import sole_maker
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.sequences import Sequences
+from evidence.storage.files import JSON_LIMIT, folder_atomic
+from evidence.storage.regular_files import is_file, read_text
+from evidence.storage.runs import sole_maker
 from testbeds.bios import BiosWorld
 from testbeds.capitals import CapitalWorld
 from testbeds.recipes import RECIPES, Recipe

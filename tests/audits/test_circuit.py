@@ -22,8 +22,8 @@ from audits.verdict import RECOVERY
 from capture.hooks import leftover_hooks
 from capture.items import Item, ItemSet, read_items
 from capture.models import open_checkpoint
-from evidence.axis import AxisResult
 from evidence.progress import SILENT
+from evidence.results import AxisResult
 
 CONFIG = make_config({"device": "cpu"})
 

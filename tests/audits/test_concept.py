@@ -16,8 +16,8 @@ from capture.items import ItemSet, read_items
 from capture.models import open_checkpoint
 from capture.never_taught import invent_items
 from capture.store import ActivationStore
-from evidence.axis import AxisResult
 from evidence.progress import SILENT
+from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 
 

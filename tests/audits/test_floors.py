@@ -5,8 +5,8 @@ import pytest
 
 from audits.config import AuditConfig, Rule
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
-from evidence.rates import by_entity
-from evidence.resampling import MaxTest
+from evidence.hypothesis_tests import MaxTest
+from evidence.intervals import by_entity
 
 NAMES = [f"e{place}" for place in range(12)]
 

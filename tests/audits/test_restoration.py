@@ -24,8 +24,8 @@ from capture.models import open_checkpoint
 from capture.never_taught import invent_items
 from capture.sites import find_sites
 from evidence.errors import InputError
+from evidence.intervals import by_entity
 from evidence.progress import SILENT
-from evidence.rates import by_entity
 from evidence.seeds import numpy_rng
 from probes.amplifier import Amplifier
 from testbeds.planted import plant as plant_in_zoo

@@ -15,9 +15,9 @@ from audits.signature import run_signature
 from audits.signature_reading import PARTS, cast, read
 from audits.verdict import decide
 from capture.items import Item, ItemSet
-from evidence.axis import AxisResult
 from evidence.errors import InputError
 from evidence.progress import SILENT
+from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 from probes.folds import Folds
 from probes.smoothers import smoothers

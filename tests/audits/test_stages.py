@@ -5,9 +5,9 @@ import os
 import pytest
 
 from audits.stages import Ledger, Workspace, axis_of, canonical
-from evidence.axis import AxisResult
 from evidence.errors import InputError
-from evidence.files import write_atomic
+from evidence.results import AxisResult
+from evidence.storage.files import write_atomic
 
 
 def test_a_finished_stage_is_not_computed_again(tmp_path):

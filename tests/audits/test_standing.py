@@ -4,7 +4,7 @@ import pytest
 
 from audits.config import Rule
 from audits.standing import controlled, standing
-from evidence.axis import Control
+from evidence.results import Control
 from tests.audits.test_verdict import reading
 
 RULE = Rule()

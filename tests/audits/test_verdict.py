@@ -12,7 +12,7 @@ from audits.preflight import Damage
 from audits.relearning import SAID, TOLD
 from audits.verdict import decide
 from audits.verdict_words import words_of
-from evidence.axis import AxisResult, Control, Reading
+from evidence.results import AxisResult, Control, Reading
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 WRECK = Damage({"retain accuracy": 0.1}, ("retain accuracy is 10 %",))

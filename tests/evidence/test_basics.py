@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evidence.errors import InputError
-from evidence.files import folder_atomic, write_atomic
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from evidence.sequences import PASS, Sequences, batches, pad
+from evidence.storage.files import folder_atomic, write_atomic
 
 
 def test_an_error_answers_four_questions():

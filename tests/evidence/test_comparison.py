@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evidence.axis import AxisResult, Control
 from evidence.comparison import compare, undecided
 from evidence.equivalence import equivalent, holm
 from evidence.errors import InputError
-from evidence.rates import EntityValues
+from evidence.intervals import EntityValues
+from evidence.results import AxisResult, Control
 
 
 def group(rate, n=40, columns=2, seed=0):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from evidence.errors import InputError
-from evidence.files import (
+from evidence.storage.files import (
     disk_errors,
     folder_atomic,
     read_json,
     write_atomic,
 )
-from evidence.regular import read_bytes
+from evidence.storage.regular_files import read_bytes
 
 
 def test_json_comes_back(tmp_path):
@@ -126,7 +126,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from evidence.errors import InputError
-from evidence.files import folder_atomic, write_atomic
+from evidence.storage.files import folder_atomic, write_atomic
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 def by_torch(folder):
     torch.save(torch.zeros(99999), folder / "x")

@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from evidence.memory import keep_freed_memory
+from evidence.machine.memory import keep_freed_memory
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 import torch
 def step():

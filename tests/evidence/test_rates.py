@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from evidence.errors import InputError
-from evidence.rates import (
+from evidence.intervals import (
     EntityValues,
     by_entity,
     difference_interval,

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evidence.calibration_metrics import calibration_error, coverage, reliability
 from evidence.errors import InputError
-from evidence.reliability import calibration_error, coverage, reliability
 
 ANSWERS = st.lists(
     st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from evidence.errors import InputError
-from evidence.resampling import paired_max_test, unpaired_max_test
+from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 
 
 def noise(rng, n, columns, rate=0.3):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from evidence import runs, scratch
 from evidence.errors import InputError
-from evidence.files import folder_atomic, write_atomic
-from evidence.removal import delete_ours
-from evidence.runs import LOCK, Holder, sole_maker, sole_run
+from evidence.storage import runs, scratch
+from evidence.storage.files import folder_atomic, write_atomic
+from evidence.storage.removal import delete_ours
+from evidence.storage.runs import LOCK, Holder, sole_maker, sole_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def elsewhere():
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.runs import sole_run, sole_maker
+from evidence.storage.runs import sole_run, sole_maker
 with (sole_run if sys.argv[1] == "run" else sole_maker)(Path(sys.argv[2])):
     print("ready", flush=True)
     time.sleep(float(sys.argv[3]))
@@ -148,8 +148,8 @@ def test_a_second_maker_waits_and_finds_it_made(tmp_path, elsewhere, monkeypatch
 MAKE = """
 import sys, time
 from pathlib import Path
-from evidence.files import folder_atomic
-from evidence.scratch import scratch_file
+from evidence.storage.files import folder_atomic
+from evidence.storage.scratch import scratch_file
 target = Path(sys.argv[2])
 if sys.argv[1] == "folder":
     with folder_atomic(target) as folder:

@@ -19,8 +19,8 @@ from erasure.config import UnlearnConfig
 from erasure.image_config import ImageUnlearnConfig
 from erasure.pga import PgaConfig
 from erasure.training import Schedule
-from evidence.devices import choose_device
 from evidence.errors import ExhumeError, InputError, listed, printable, quoted
+from evidence.machine.devices import choose_device
 from evidence.seeds import LARGEST_SEED, check_seed, numpy_rng, stage_seed, torch_rng
 from testbeds.smol import fetch
 from testbeds.zoo import build_zoo

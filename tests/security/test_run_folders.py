@@ -12,8 +12,8 @@ import pytest
 from audits.outputs import AUDIT, EXPERIMENT, OWN, look, own_folder
 from audits.stages import Workspace
 from evidence.errors import InputError
-from evidence.runs import LOCK, sole_run
-from evidence.scratch import NAME
+from evidence.storage.runs import LOCK, sole_run
+from evidence.storage.scratch import NAME
 from testbeds.zoo import build_zoo
 from tests.audits.documents import document
 from tests.audits.test_bad_input import call
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.runs import sole_run
+from evidence.storage.runs import sole_run
 with sole_run(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)
@@ -232,7 +232,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from audits.stages import Workspace
-from evidence.runs import sole_run
+from evidence.storage.runs import sole_run
 root, step, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
 def kill_at(name):
     real = getattr(os, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.files import readable
+from evidence.storage.files import readable
 from tests.audits.documents import document
 from tests.audits.test_bad_input import call
 
@@ -201,7 +201,7 @@ def test_a_path_is_shown_the_same_under_every_locale(locales):
     assert readable("Prüfung") == "Prüfung"
     assert readable(os.fsdecode(b"Pr\xc3\xbcfung")) == "Prüfung"
     assert readable(os.fsdecode(b"Pr\xfcfung")).isascii()
-    code = "import sys; from evidence.files import readable as r; "
+    code = "import sys; from evidence.storage.files import readable as r; "
     code += "print(ascii([r(sys.argv[1]), r(sys.argv[2])]))"
     shown = {
         subprocess.run(

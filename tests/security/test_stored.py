@@ -15,7 +15,7 @@ from erasure.dictionary import DictionaryEraser
 from erasure.mdpga import MdProjection
 from erasure.oracle import OracleLeace
 from erasure.quadratic import QuadraticLeace
-from erasure.stored import HEADER, VERSION
+from evidence.storage.serialization import HEADER, VERSION
 from testbeds.planted import read_card
 from tests.security import hostile_items as hostile
 from tests.security.refusals import refusal

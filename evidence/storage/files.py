@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evidence.errors import InputError
-from evidence.regular import read_text
-from evidence.scratch import scratch_file, scratch_folder
-from evidence.strict_json import MOST_DEPTH, parse_json
+from evidence.storage.regular_files import read_text
+from evidence.storage.scratch import scratch_file, scratch_folder
+from evidence.storage.strict_json import MOST_DEPTH, parse_json
 
 JSON_LIMIT = 64 << 20
 """Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
@@ -198,8 +198,8 @@ def read_json(
         What the file holds. Numbers are finite and strings can be written as UTF-8.
 
     Raises:
-        InputError: as ``evidence.regular.read_text`` and
-            ``evidence.strict_json.parse_json``, or the top is of another kind.
+        InputError: as ``evidence.storage.regular_files.read_text`` and
+            ``evidence.storage.strict_json.parse_json``, or the top is of another kind.
     """
     text = read_text(path, limit, fix=fix)
     value = parse_json(text, str(path), depth=depth, fix=fix)

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from evidence.errors import InputError
-from evidence.files import disk_errors
-from evidence.scratch import NAME, discard
+from evidence.storage.files import disk_errors
+from evidence.storage.scratch import NAME, discard
 
 # Files of a model folder, in the names that transformers gives them, and our notes.
 MODEL_FILES = re.compile(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evidence.errors import InputError
-from evidence.rates import Interval, wilson
+from evidence.intervals import Interval, wilson
 
 
 @dataclass(frozen=True)

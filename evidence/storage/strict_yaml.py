@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from evidence.errors import InputError
-from evidence.regular import read_text
+from evidence.storage.regular_files import read_text
 
 LIMIT = 1 << 14
 """Bytes of a file of settings."""
@@ -21,9 +21,9 @@ def read_yaml(path: Path) -> Any:
     """The value of a YAML file of at most ``LIMIT`` bytes.
 
     Raises:
-        InputError: as ``evidence.regular.read_text``; or it is not YAML, has aliases or
-            tags, a key that is not text or stands there twice, or nests deeper than
-            ``MOST_DEPTH``.
+        InputError: as ``evidence.storage.regular_files.read_text``; or it is not YAML,
+            has aliases or tags, a key that is not text or stands there twice, or nests
+            deeper than ``MOST_DEPTH``.
     """
     text = read_text(path, LIMIT)
     try:

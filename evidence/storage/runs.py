@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evidence.errors import InputError
-from evidence.files import disk_errors, read_json
 from evidence.progress import SILENT, Progress
-from evidence.scratch import KEEP, still_there, sweep, try_lock
+from evidence.storage.files import disk_errors, read_json
+from evidence.storage.scratch import KEEP, still_there, sweep, try_lock
 
 LOCK = ".exhume.lock"
 WAIT_SECONDS = 0.2

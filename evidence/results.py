@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from evidence.errors import InputError
-from evidence.rates import Interval
+from evidence.intervals import Interval
 
 # Below this distance between original and floor a residual has no meaning.
 SMALLEST_SPAN = 0.05

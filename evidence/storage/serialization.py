@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from evidence.errors import InputError
-from evidence.files import write_atomic
-from evidence.regular import as_path, kind_of
-from evidence.strict_json import parse_json
+from evidence.storage.files import write_atomic
+from evidence.storage.regular_files import as_path, kind_of
+from evidence.storage.strict_json import parse_json
 
 # Name of the JSON text in the header, and the version of what it says.
 HEADER, VERSION = "exhume_eraser", 1

@@ -1,0 +1,1 @@
+"""The machine: devices by name, the allocator of a long run."""
