@@ -17,7 +17,7 @@ from attribution.anatomy import head_outputs
 from attribution.metrics import Batch, wide
 from attribution.projections import matrix
 from attribution.stream import Subject, Values, own_kinds, run, writers_of
-from capture.hooks import Edit
+from capture.network.hooks import Edit
 from evidence.errors import InputError
 
 AblationName = Literal["corrupt", "mean", "zero"]

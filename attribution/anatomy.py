@@ -20,8 +20,8 @@ from attribution.projections import (
     matrix,
     small_input,
 )
-from capture.hooks import evaluating
-from capture.sites import Place, Sites, find_sites, linear_shape
+from capture.network.hooks import evaluating
+from capture.network.sites import Place, Sites, find_sites, linear_shape
 from evidence.errors import InputError
 
 SHAPES = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"
@@ -72,7 +72,7 @@ class Anatomy:
         n_groups: Key and value heads a block, fewer with grouped queries.
         d_model: Width of the stream.
         readout: The final norm and the head.
-        places: Sites by name: those of ``capture.sites``, and for each layer L
+        places: Sites by name: those of ``capture.network.sites``, and for each layer L
             ``z.L`` (input of the output projection), ``q.L``, ``k.L``, ``v.L``
             (outputs of the maps), ``attn_in.L`` and ``mlp_in.L`` (what the norms
             give), ``attn_read.L``, ``mlp_read.L`` and ``final_read`` (the stream

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from attribution.stream import Subject, own_kinds
-from capture.hooks import Edit, patch, record
-from capture.passes import accepted
+from capture.activations.passes import accepted
+from capture.data.sequences import Padded
+from capture.network.hooks import Edit, patch, record
 from evidence.errors import InputError
-from evidence.sequences import Padded
 
 
 def fix_attention(

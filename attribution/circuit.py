@@ -25,8 +25,8 @@ from attribution.metrics import MetricName, check_metric, make_batch, make_metri
 from attribution.pairs import PromptPairs
 from attribution.scores import EdgeScores
 from attribution.stream import Subject, run
-from capture.hooks import evaluating
-from capture.sites import model_device
+from capture.network.hooks import evaluating
+from capture.network.sites import model_device
 from evidence.errors import InputError
 
 # Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.

@@ -38,11 +38,11 @@ from attribution.stream import (
     writer_places,
     writers_of,
 )
-from capture.hooks import Edit, evaluating
-from capture.sites import model_device
+from capture.data.sequences import Sequences, batches
+from capture.network.hooks import Edit, evaluating
+from capture.network.sites import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Sequences, batches
 
 MethodName = Literal["eap", "inputs", "activations"]
 RuleName = Literal["midpoint", "right"]

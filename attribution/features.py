@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from attribution.sae import Sae, check_latent
 from attribution.steering import score_edited
-from capture.hooks import evaluating, patch
-from capture.sites import find_sites
+from capture.data.sequences import Sequences, batches
+from capture.network.hooks import evaluating, patch
+from capture.network.sites import find_sites
 from evidence.errors import InputError
-from evidence.sequences import Sequences, batches
 
 BY = ("f1", "auc", "difference")
 

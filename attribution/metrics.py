@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attribution.pairs import PromptPairs
+from capture.data.sequences import Padded, Sequences, pad
 from evidence.errors import InputError
-from evidence.sequences import Padded, Sequences, pad
 
 MetricName = Literal["logit_difference", "answer_logprob", "kl"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)

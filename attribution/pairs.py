@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capture.items import Item, ItemSet, fold
-from capture.never_taught import rename_entity
-from capture.tokens import encode, prompt_of
+from capture.data.invented_entities import rename_entity
+from capture.data.items import Item, ItemSet, fold
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode, prompt_of
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 
 NO_PARTNER = "no other entity has another answer to the same question"
 NOT_NAMED = "its prompt does not name its entity"

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.hooks import evaluating, patch, record
-from capture.positions import Wanted
-from capture.prefixes import Tails, can_share
-from capture.reading import reduce_logits
-from capture.scoring import AnswerScores, score_answers
-from capture.sites import Sites, find_sites, model_device
-from capture.window import misfit
+from capture.activations.position_limit import misfit
+from capture.activations.positions import Wanted
+from capture.activations.prefix_cache import Tails, can_share
+from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.hooks import evaluating, patch, record
+from capture.network.sites import Sites, find_sites, model_device
+from capture.scoring.answers import AnswerScores, score_answers
+from capture.scoring.token_statistics import reduce_logits
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Padded, Sequences, batches, pad
 
 # Rounding moves a log-probability by far less than this, in nats.
 AGREE = 1e-3

@@ -17,12 +17,12 @@ import numpy as np
 from torch import nn
 
 from attribution.patched_passes import Put, score_puts
-from capture.activations import capture_wanted
-from capture.positions import Wanted
-from capture.scoring import AnswerScores
+from capture.activations.capture import capture_wanted
+from capture.activations.positions import Wanted
+from capture.data.sequences import Sequences
+from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Sequences
 
 Places = Literal["predicting", "all"] | int
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from capture.hooks import evaluating, patch
-from capture.sites import Place, Sites, model_device
-from capture.window import position_limit
+from capture.activations.position_limit import position_limit
+from capture.network.hooks import evaluating, patch
+from capture.network.sites import Place, Sites, model_device
 from evidence.seeds import torch_rng
 
 # Two computations of one value may differ by rounding, relative to the largest.

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.hooks import evaluating, patch
-from capture.sites import Sites, find_sites
+from capture.data.sequences import Sequences, batches
+from capture.network.hooks import evaluating, patch
+from capture.network.sites import Sites, find_sites
 from evidence.errors import InputError
-from evidence.sequences import Sequences, batches
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capture.activations import Activations
+from capture.activations.capture import Activations
 from evidence.errors import InputError
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
-from capture.hooks import patch
-from capture.scoring import AnswerScores, score_answers
-from capture.sites import Sites, find_sites
-from evidence.sequences import Sequences
+from capture.data.sequences import Sequences
+from capture.network.hooks import patch
+from capture.network.sites import Sites, find_sites
+from capture.scoring.answers import AnswerScores, score_answers
 
 RowEdit = Callable[[Tensor, np.ndarray], Tensor]
 """From the states (row, d) of some rows, and their numbers, to new states."""

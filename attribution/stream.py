@@ -19,9 +19,9 @@ from attribution.anatomy import Anatomy, Readout, head_outputs
 from attribution.graph import EdgeGraph
 from attribution.metrics import Metric, wide
 from attribution.projections import KINDS, matrix
-from capture.hooks import Edit, patch, record
-from capture.passes import accepted
-from evidence.sequences import Padded
+from capture.activations.passes import accepted
+from capture.data.sequences import Padded
+from capture.network.hooks import Edit, patch, record
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(
         subject: The model.
         batch: Rows.
         where: (row, position) bool, whose logits are wanted.
-        edits: Changes on the way, as for ``capture.hooks.patch``.
+        edits: Changes on the way, as for ``capture.network.hooks.patch``.
     """
     places = [*writer_places(subject.anatomy), "final_read"]
     with torch.no_grad():

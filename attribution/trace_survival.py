@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attribution.traces import Traces, unembedding_of
-from capture.neurons import down_projection, value_vectors
-from capture.scoring import score_answers
-from capture.sites import Sites, find_sites
+from capture.data.sequences import Sequences
+from capture.network.neurons import down_projection, value_vectors
+from capture.network.sites import Sites, find_sites
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, torch_rng
-from evidence.sequences import Sequences
 
 # A log-probability lower than this is lost in any case, and would swamp a mean.
 LEAST = -20.0

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capture.hooks import evaluating, patch
-from capture.neurons import down_projection, value_vectors, with_neurons
-from capture.sites import Sites, find_sites, linear_shape
+from capture.data.sequences import Sequences, batches
+from capture.network.hooks import evaluating, patch
+from capture.network.neurons import down_projection, value_vectors, with_neurons
+from capture.network.sites import Sites, find_sites, linear_shape
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Sequences, batches
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,7 +13,7 @@ from audits.outputs import look
 from audits.run import collect, start
 from audits.verdict import decide
 from audits.verdict_words import words_of
-from capture.image_files import holds_images
+from capture.data.image_files import holds_images
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import write_together
@@ -103,7 +103,7 @@ def audit(
 
     Args:
         original: The model before unlearning: a folder, hub id, GGUF file, adapter or
-            live model (see ``capture.models.open_checkpoint``).
+            live model (see ``capture.checkpoints.open.open_checkpoint``).
         unlearned: The candidate, likewise.
         forget: What should be gone: a file of items or an ``ItemSet``; for an image
             classifier, images of one class: a folder with one folder a class, an .npz

@@ -16,11 +16,11 @@ from attribution.sae import Sae, quality
 from attribution.sae_training import SaeConfig, train_sae
 from audits.restoration_routes import Asked
 from audits.subjects import Subject
-from capture.activations import capture_activations
-from capture.sites import Sites, find_sites
+from capture.activations.capture import capture_activations
+from capture.data.sequences import Sequences
+from capture.network.sites import Sites, find_sites
 from evidence.errors import InputError
 from evidence.progress import Progress
-from evidence.sequences import Sequences
 
 DEPTH = 0.8
 """Share of the depth at which it sits: block 9 of 0 to 11 in the published test."""

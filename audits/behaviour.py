@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from audits.config import AuditConfig, Rule
-from audits.data import Questions
 from audits.floors import Wanted, against_floors
 from audits.knowledge import said
+from capture.data.questions import Questions
 from evidence.intervals import EntityValues, by_entity
 from evidence.results import AxisResult, Control, Reading, Status
 

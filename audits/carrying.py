@@ -14,14 +14,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching import States, read_states, score_patched
-from audits.contrast import contrast_of, first_tokens
-from audits.data import Questions
 from audits.subjects import Subject
-from capture.scoring import AnswerScores
-from capture.sites import find_sites
-from capture.tokens import encode, past_joint
+from capture.data.questions import Questions
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode, past_joint
+from capture.network.sites import find_sites
+from capture.scoring.answers import AnswerScores
+from capture.scoring.contrast import contrast_of, first_tokens
 from evidence.progress import Progress
-from evidence.sequences import Sequences
 
 # Beyond this factor a donor's norms are no longer those the receiver works with.
 OFF_NORM = 2.0

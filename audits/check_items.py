@@ -6,12 +6,12 @@ from typing import Any
 
 from audits.checks import check_reading, check_sets, text_items
 from audits.config import make_config
-from audits.data import ask
 from audits.sets import invented, known, within_budget
-from capture.items import ItemSet
-from capture.models import open_checkpoint
-from capture.scoring import alternatives_of, score_answers
-from capture.validation import PairScores, ValidationReport, validate_items
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import ItemSet
+from capture.data.questions import ask
+from capture.scoring.answers import alternatives_of, score_answers
+from capture.scoring.set_validation import PairScores, ValidationReport, validate_items
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 

@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from audits.config import AuditConfig
-from audits.data import enough
 from audits.preflight import check_rows
 from audits.sets import check_never, invented, least, within_budget
-from capture.image_files import holds_images
-from capture.images import names_images
-from capture.items import Item, ItemSet, read_items
-from capture.models import Checkpoint
-from capture.scoring import alternatives_of
-from capture.tokens import encode
-from capture.unloaded import structure_of
-from capture.validation import ValidationReport, validate_items
-from capture.window import context_limit
+from capture.activations.position_limit import context_limit
+from capture.checkpoints.open import Checkpoint
+from capture.data.image_files import holds_images
+from capture.data.images import names_images
+from capture.data.items import Item, ItemSet, read_items
+from capture.data.questions import enough
+from capture.data.tokenization import encode
+from capture.network.unloaded import structure_of
+from capture.scoring.answers import alternatives_of
+from capture.scoring.set_validation import ValidationReport, validate_items
 from evidence.errors import InputError
 
 

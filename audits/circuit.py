@@ -40,7 +40,7 @@ from audits.circuit_evidence import (
 )
 from audits.config import AuditConfig
 from audits.subjects import Subject
-from capture.items import ItemSet
+from capture.data.items import ItemSet
 from evidence.errors import InputError
 from evidence.progress import Progress
 from evidence.results import AxisResult

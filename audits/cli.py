@@ -263,7 +263,7 @@ def zoo_build(
     device: DeviceOption = "cpu",
 ) -> None:
     """Make models whose true state is known, or go on making them."""
-    from capture.cache import cache_root
+    from capture.checkpoints.cache import cache_root
     from evidence.machine.devices import choose_device
     from evidence.progress import Bars
     from testbeds.zoo import build_zoo

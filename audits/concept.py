@@ -32,8 +32,8 @@ from audits.probing import Probing, read_all
 from audits.probing_tasks import Task
 from audits.standing import failures, standing
 from audits.subjects import Subject
-from capture.items import Item
-from capture.store import ActivationStore
+from capture.activations.store import ActivationStore
+from capture.data.items import Item
 from evidence.comparison import below_floor
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test

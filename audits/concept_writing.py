@@ -13,13 +13,13 @@ from attribution.steering import RowEdit, score_edited
 from attribution.trace_survival import random_traces, survival
 from attribution.traces import Traces, find_value_vectors
 from audits.config import AuditConfig
-from audits.contrast import first_tokens
 from audits.probing import Probing
 from audits.probing_tasks import Task
 from audits.subjects import Subject
-from capture.items import Item, fold
-from capture.sites import find_sites
-from capture.tokens import encode, past_joint
+from capture.data.items import Item, fold
+from capture.data.tokenization import encode, past_joint
+from capture.network.sites import find_sites
+from capture.scoring.contrast import first_tokens
 from evidence.seeds import numpy_rng, stage_seed
 from probes.concepts import ConceptVectors
 

@@ -10,10 +10,10 @@ from audits.inputs import InputsOf, Items
 from audits.manifest import code_hash
 from audits.stages import Workspace
 from audits.subjects import Subject
-from capture.identity import of_config
-from capture.images import ImageSet
-from capture.items import ItemSet
-from capture.store import ActivationStore
+from capture.activations.store import ActivationStore
+from capture.checkpoints.identity import of_config
+from capture.data.images import ImageSet
+from capture.data.items import ItemSet
 from evidence.machine.devices import choose_device
 from evidence.progress import Progress
 

@@ -25,7 +25,7 @@ from audits.probing_tasks import Task
 from audits.readers import Reader
 from audits.standing import controlled
 from audits.subjects import Subject
-from capture.store import ActivationStore
+from capture.activations.store import ActivationStore
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, mean_of
 from evidence.progress import Progress

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from audits.audit import Audit, audit
 from audits.outputs import own_folder
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.regular_files import as_path

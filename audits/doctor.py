@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from audits.manifest import versions
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from evidence.machine.devices import choose_device
 
 OURS = (

@@ -3,11 +3,11 @@
 from typing import Any
 
 from audits.context import Run
-from capture.gradients import loss_gradients
-from capture.items import ItemSet
-from capture.tokens import encode_items
-from capture.weight_geometry import Gradients, by_component, update_shapes
-from capture.weights import compare
+from capture.activations.loss_gradients import loss_gradients
+from capture.checkpoints.safetensors_files import compare
+from capture.checkpoints.weight_change import Gradients, by_component, update_shapes
+from capture.data.items import ItemSet
+from capture.data.tokenization import encode_items
 from evidence.seeds import numpy_rng
 
 # Items of each set whose gradient is taken.

@@ -14,7 +14,7 @@ from audits.context import Run
 from audits.probing_tasks import Task
 from audits.stages import axis_of
 from audits.subjects import Subject
-from capture.items import ItemSet
+from capture.data.items import ItemSet
 from evidence.errors import InputError
 from evidence.results import AxisResult
 

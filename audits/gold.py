@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from audits.contrast import hear
-from audits.data import ask
-from capture.items import ItemSet
-from capture.models import Checkpoint
+from capture.checkpoints.open import Checkpoint
+from capture.data.items import ItemSet
+from capture.data.questions import ask
+from capture.scoring.contrast import hear
 from erasure.training import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
@@ -33,7 +33,7 @@ class Regained:
 
     Attributes:
         told: (rotation, rate, budget) how far each entity's own answer outranks the
-            others' (``audits.contrast``); chance is 0.5.
+            others' (``capture.scoring.contrast``); chance is 0.5.
         said: The same shape, share of the answers the model says.
         told_before: ``told`` before any teaching, over both halves.
         said_before: ``said``, likewise.

@@ -24,8 +24,8 @@ from audits.planted import planted_seen
 from audits.preflight import Damage
 from audits.standing import controlled
 from audits.subjects import Subject
-from capture.hooks import Edit
-from capture.images import ImageSet
+from capture.data.images import ImageSet
+from capture.network.hooks import Edit
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues
 from evidence.results import AxisResult, Control

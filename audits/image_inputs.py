@@ -9,10 +9,10 @@ import numpy as np
 
 from audits.image_words import NOT_ASKED, SKIPPED
 from audits.inputs import ImageInputs, roles
-from capture.image_files import read_images
-from capture.images import Eye, ImageSet, names_images
-from capture.models import Checkpoint, open_checkpoint
-from capture.unloaded import structure_of
+from capture.checkpoints.open import Checkpoint, open_checkpoint
+from capture.data.image_files import read_images
+from capture.data.images import Eye, ImageSet, names_images
+from capture.network.unloaded import structure_of
 from evidence.errors import InputError
 from evidence.progress import Progress
 

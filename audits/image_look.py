@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from audits.context import ImageRun
 from audits.image_steering import image_sites, read_logits, states_of
 from audits.preflight import spread
-from capture.image_sites import as_places
-from capture.images import ImageSet
-from capture.never_taught_images import invent_images
-from capture.validation import swapped
+from capture.data.images import ImageSet
+from capture.data.invented_classes import invent_images
+from capture.network.image_sites import as_places
+from capture.scoring.set_validation import swapped
 from evidence.errors import InputError
 from evidence.intervals import EntityValues, by_entity
 from evidence.seeds import numpy_rng

@@ -17,7 +17,7 @@ import torch
 
 from audits.image_look import Cast, features, ranked
 from audits.subjects import Subject
-from capture.images import ImageSet
+from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng
 from probes.concept_directions import discriminant
 

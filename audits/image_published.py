@@ -27,9 +27,9 @@ from attribution.sae import Sae
 from attribution.sae_training import SaeConfig, train_sae
 from audits.image_steering import image_sites, named, states_of
 from audits.restoration import LEAST_LOST
-from capture.hooks import Edit
-from capture.image_sites import as_before, as_places
-from capture.images import ImageSet
+from capture.data.images import ImageSet
+from capture.network.hooks import Edit
+from capture.network.image_sites import as_before, as_places
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng

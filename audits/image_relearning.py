@@ -25,8 +25,8 @@ from audits.image_look import Cast, called
 from audits.image_words import REST_NAMED
 from audits.relearning import LEARNED, LONGER, NAME
 from audits.standing import failures, standing
-from capture.images import ImageSet
-from capture.sites import model_device
+from capture.data.images import ImageSet
+from capture.network.sites import model_device
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, only_training, take_steps
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test

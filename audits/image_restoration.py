@@ -27,8 +27,8 @@ from audits.image_steering import (
     turned,
 )
 from audits.restoration import LEAST_LOST
-from capture.images import ImageSet
-from capture.never_taught_images import invent_images
+from capture.data.images import ImageSet
+from capture.data.invented_classes import invent_images
 from evidence.errors import InputError
 from evidence.intervals import by_entity, difference_interval, rate_interval
 from evidence.results import SMALLEST_SPAN

@@ -33,9 +33,9 @@ from audits.image_steering import (
     with_end_of,
 )
 from audits.restoration_trial import RETAIN_DROP, STRENGTHS
-from capture.hooks import Edit
-from capture.images import ImageSet
-from capture.sites import Sites
+from capture.data.images import ImageSet
+from capture.network.hooks import Edit
+from capture.network.sites import Sites
 
 OWN = "its own last block"
 ENDED = "the original's last block in place"

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.hooks import Edit, evaluating, patch
-from capture.image_sites import find_image_sites
-from capture.images import ImageSet
-from capture.sites import Sites, model_device
+from capture.data.images import ImageSet
+from capture.network.hooks import Edit, evaluating, patch
+from capture.network.image_sites import find_image_sites
+from capture.network.sites import Sites, model_device
 from erasure.image_losses import class_logits
 from evidence.errors import InputError
 

@@ -6,7 +6,6 @@ from audits import causal_depth, decodability, further, persistence, relearning
 from audits.behaviour import kept_rows
 from audits.carrying import Exam, carry, other_facts, strangers
 from audits.context import Run
-from audits.data import Questions, ask
 from audits.further import States
 from audits.knowledge import said
 from audits.planted import PLANTED, not_planted, plant, planted_subject
@@ -14,7 +13,8 @@ from audits.preflight import Damage
 from audits.probing import capture_states, tasks_of
 from audits.stages import axis_of
 from audits.subjects import Subject
-from capture.items import Item, ItemSet
+from capture.data.items import Item, ItemSet
+from capture.data.questions import Questions, ask
 from evidence.intervals import by_entity
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng

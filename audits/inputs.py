@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 from audits.checks import check_reading, check_sets, text_items, with_tokenizer
 from audits.config import AuditConfig
 from audits.preflight import check_rows, check_same_tokenizer
-from capture.images import ImageSet
-from capture.items import ItemSet
-from capture.models import Checkpoint, open_checkpoint
+from capture.checkpoints.open import Checkpoint, open_checkpoint
+from capture.data.images import ImageSet
+from capture.data.items import ItemSet
 from evidence.errors import listed
 from evidence.progress import Progress
 

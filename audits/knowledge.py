@@ -9,14 +9,14 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from audits.contrast import hear
-from audits.data import Questions
-from capture.items import Item, ItemSet
-from capture.scoring import generate_greedy, score_answers, score_choices
-from capture.tokens import encode
-from capture.window import position_limit
+from capture.activations.position_limit import position_limit
+from capture.data.items import Item, ItemSet
+from capture.data.questions import Questions
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode
+from capture.scoring.answers import generate_greedy, score_answers, score_choices
+from capture.scoring.contrast import hear
 from evidence.progress import Progress
-from evidence.sequences import Sequences
 
 # JSON has no infinity; below this a log-probability says no more.
 LEAST_LOGPROB = -1e4
@@ -29,7 +29,7 @@ class Said:
     Attributes:
         greedy: (row,) 1.0 where greedy decoding gives the answer.
         mean_logprob: (row,) nats a token.
-        contrast: (row,) see ``audits.contrast``.
+        contrast: (row,) see ``capture.scoring.contrast``.
     """
 
     greedy: np.ndarray

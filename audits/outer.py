@@ -6,7 +6,6 @@ from torch import nn
 
 from audits import sets
 from audits.context import ImageRun, Run
-from audits.data import Questions, ask
 from audits.knowledge import (
     free_text,
     score_questions,
@@ -14,12 +13,13 @@ from audits.knowledge import (
     utility_of_text,
 )
 from audits.preflight import spread
-from capture.activations import capture_activations
-from capture.items import ItemSet
-from capture.sites import find_sites
-from capture.tokens import encode
-from capture.validation import swapped
-from capture.weights import compare
+from capture.activations.capture import capture_activations
+from capture.checkpoints.safetensors_files import compare
+from capture.data.items import ItemSet
+from capture.data.questions import Questions, ask
+from capture.data.tokenization import encode
+from capture.network.sites import find_sites
+from capture.scoring.set_validation import swapped
 
 
 def weights(run: Run | ImageRun) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.behaviour import kept_rows
 from audits.config import AuditConfig
-from audits.data import Questions
 from audits.floors import LEAST_SPAN, Wanted, against_floors
 from audits.knowledge import said, score_questions
 from audits.standing import controlled
 from audits.subjects import Subject
+from capture.data.questions import Questions
 from erasure.quantise import linear_weights, quantise_, survival
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, by_entity

@@ -27,13 +27,13 @@ from audits.pga_rows import membership_row, numbers
 from audits.pga_states import VIEWS, all_states, depth_sites, pool_states
 from audits.stages import Ledger, Workspace, canonical
 from audits.utility import Utility
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
+from capture.data.sequences import Sequences
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import reader_for
 from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Sequences
 from evidence.storage.files import write_together
 from evidence.storage.regular_files import as_path
 from evidence.storage.runs import sole_run

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from audits.pga_published import CrossSequence, paired_rows, published_scores
 from audits.readouts import logistic_readouts
-from capture.hooks import project_out
+from capture.network.hooks import project_out
 from evidence.errors import InputError
 from probes.cka import debiased_cka
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from audits.pga_states import depth_sites, pool_states
 from audits.readouts import logistic_readouts
-from capture.hooks import patch
+from capture.data.sequences import Sequences
+from capture.network.hooks import patch
 from erasure.config import UnlearnConfig
 from erasure.leace import Leace
 from erasure.mdpga import fit_md
@@ -21,7 +22,6 @@ from erasure.methods import unlearn_
 from erasure.pga import PRESETS, PgaConfig, align_
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Sequences
 from testbeds.codes import CodesWorld, recall
 from testbeds.codes_text import DIGITS, with_codes
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations import capture_activations
-from capture.sites import find_sites
+from capture.activations.capture import capture_activations
+from capture.network.sites import find_sites
 from testbeds.codes import CodesWorld
 from testbeds.codes_text import prompts
 

@@ -19,17 +19,17 @@ from audits.edit_shape import LARGEST
 from audits.inputs import Inputs, open_inputs
 from audits.relearning import LONGER
 from audits.room import GIB, Kept, check_room, kept_activations
-from capture.items import ItemSet
-from capture.models import Checkpoint
-from capture.tokens import encode
-from capture.unloaded import Structure, structure_of
-from capture.weights import (
+from capture.checkpoints.open import Checkpoint
+from capture.checkpoints.safetensors_files import (
     Tensors,
     compare,
     file_tensors,
     module_tensors,
     shards,
 )
+from capture.data.items import ItemSet
+from capture.data.tokenization import encode
+from capture.network.unloaded import Structure, structure_of
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress

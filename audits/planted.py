@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.config import Budget
 from audits.subjects import Subject
-from capture.items import Item, fold
-from capture.library_errors import library_errors
-from capture.scoring import score_answers
-from capture.tokens import encode, encode_items
-from capture.weight_files import ANY_SIZE
+from capture.checkpoints.schemas.library_errors import library_errors
+from capture.checkpoints.weights.weight_files import ANY_SIZE
+from capture.data.items import Item, fold
+from capture.data.tokenization import encode, encode_items
+from capture.scoring.answers import score_answers
 from erasure.config import UnlearnConfig
 from erasure.methods import unlearn_
 from evidence.progress import Progress

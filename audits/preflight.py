@@ -7,8 +7,8 @@ import numpy as np
 
 from audits.config import Rule
 from audits.knowledge import distinct_share
-from capture.library_errors import library_errors
-from capture.models import Checkpoint
+from capture.checkpoints.open import Checkpoint
+from capture.checkpoints.schemas.library_errors import library_errors
 from evidence.errors import InputError
 
 # Each measure of usefulness and its limit in ``Rule``.

@@ -10,13 +10,13 @@ from audits.config import AuditConfig
 from audits.probing_tasks import PARTS, Part, Task, make_tasks, row_scores
 from audits.readers import Reader, fit_readers
 from audits.subjects import Subject
-from capture.items import ItemSet
-from capture.sites import find_sites
-from capture.store import ActivationStore
+from capture.activations.store import ActivationStore
+from capture.data.items import ItemSet
+from capture.data.sequences import Sequences
+from capture.network.sites import find_sites
 from evidence.intervals import EntityValues, by_entity
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
-from evidence.sequences import Sequences
 from probes.uncertified import Uncertified, in_words
 
 PENALTIES = (0.003, 0.03, 0.3)

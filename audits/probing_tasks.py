@@ -19,10 +19,10 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.data import Questions, ask
-from capture.items import Item, ItemSet, fold
-from capture.tokens import encode, encode_items, past_joint
-from evidence.sequences import Sequences
+from capture.data.items import Item, ItemSet, fold
+from capture.data.questions import Questions, ask
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode, encode_items, past_joint
 
 Form = Literal["shared", "unique"]
 PARTS = ("fit", "check", "forget", "never_taught")

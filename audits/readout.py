@@ -24,7 +24,7 @@ from attribution.steering import RowEdit, score_edited
 from audits.autoencoder import Coder, whole_prompts
 from audits.restoration_routes import Asked, exchanged
 from audits.subjects import Subject
-from capture.sites import find_sites
+from capture.network.sites import find_sites
 from evidence.intervals import by_entity, rate_interval
 from evidence.seeds import numpy_rng
 

@@ -17,14 +17,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audits.config import AuditConfig, Rule
-from audits.contrast import hear
-from audits.data import ask
 from audits.floors import Wanted, against_floors
 from audits.standing import failures, standing
 from audits.subjects import Subject
-from capture.items import Item
-from capture.scoring import score_answers
-from capture.tokens import encode_items
+from capture.data.items import Item
+from capture.data.questions import ask
+from capture.data.tokenization import encode_items
+from capture.scoring.answers import score_answers
+from capture.scoring.contrast import hear
 from erasure.training import finetune_
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, by_entity

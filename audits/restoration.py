@@ -19,15 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from audits import readout
 from audits.autoencoder import Coder, coder_site, fit_coder
 from audits.config import AuditConfig
-from audits.contrast import hear
-from audits.data import ask
 from audits.floors import Wanted, against_floors
 from audits.restoration_routes import Asked
 from audits.restoration_trial import NAME, restore, retain_parts
 from audits.standing import failures, standing
 from audits.subjects import Subject
-from capture.items import ItemSet
-from capture.sites import find_sites
+from capture.data.items import ItemSet
+from capture.data.questions import ask
+from capture.network.sites import find_sites
+from capture.scoring.contrast import hear
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import (
     EntityValues,

@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from attribution.latents import LatentAmplifier
 from attribution.steering import RowEdit, score_edited
-from audits.contrast import contrast_of, first_tokens
-from audits.data import Questions
-from capture.activations import capture_activations
-from capture.items import fold
-from capture.sites import Sites
+from capture.activations.capture import capture_activations
+from capture.data.items import fold
+from capture.data.questions import Questions
+from capture.data.sequences import Sequences
+from capture.network.sites import Sites
+from capture.scoring.contrast import contrast_of, first_tokens
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from probes.amplifier import Amplifier, fit_amplifier
 
 Map = Amplifier | LatentAmplifier
@@ -112,7 +112,7 @@ def hear_steered(
     edits: Mapping[str, RowEdit],
     where: Sites,
 ) -> Heard:
-    """As ``audits.contrast.hear`` under an edit where the prompts end."""
+    """As ``capture.scoring.contrast.hear`` under an edit where the prompts end."""
     own = first_tokens(asked.rows)
     tokens = sorted(set(own))
     scores = score_edited(model, asked.rows, edits, watch=tokens, where=where)

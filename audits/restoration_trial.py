@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from attribution.latents import LatentAmplifier
 from attribution.steering import RowEdit
 from audits.autoencoder import Coder, check_candidate
-from audits.data import ask
 from audits.restoration_curve import STRENGTHS, Curve, pooled
 from audits.restoration_routes import (
     ROUTES,
@@ -24,10 +23,11 @@ from audits.restoration_routes import (
     steering,
 )
 from audits.subjects import Subject
-from capture.hooks import patch
-from capture.items import ItemSet, fold
-from capture.scoring import generate_greedy
-from capture.sites import Sites, find_sites
+from capture.data.items import ItemSet, fold
+from capture.data.questions import ask
+from capture.network.hooks import patch
+from capture.network.sites import Sites, find_sites
+from capture.scoring.answers import generate_greedy
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 

@@ -12,7 +12,7 @@ from audits.context import ImageRun, Run
 from audits.manifest import code_hash, hardware, versions
 from audits.run import Findings
 from audits.verdict import Verdict
-from capture.images import ImageSet
+from capture.data.images import ImageSet
 from evidence.errors import InputError, printable
 from evidence.storage.files import read_json, readable
 from evidence.storage.regular_files import is_folder, kind_of

@@ -11,11 +11,11 @@ from audits.probing import tasks_of
 from audits.probing_tasks import Part
 from audits.sets import invented, within_budget
 from audits.signature_reading import cast
-from capture.store import stored_bytes
-from capture.tokens import encode
-from capture.unloaded import Structure
+from capture.activations.store import stored_bytes
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode
+from capture.network.unloaded import Structure
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 
 GIB = 1 << 30
 # Blocks of statements are not quite even: no entity or answer is twice in one.

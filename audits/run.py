@@ -8,14 +8,14 @@ from typing import Any
 from audits import behaviour, outer
 from audits.config import make_config
 from audits.context import Run, RunOf, begin
-from audits.data import ask
 from audits.edit_shape import edit_shape
 from audits.inner import inner_axes
 from audits.inputs import open_inputs
 from audits.preflight import Damage, utility
 from audits.room import check_room, kept_activations
 from audits.stages import Ledger, axis_of
-from capture.unloaded import structure_of
+from capture.data.questions import ask
+from capture.network.unloaded import structure_of
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 

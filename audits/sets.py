@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from audits.config import AuditConfig
-from audits.data import enough
-from capture.items import Item, ItemSet, fold
-from capture.never_taught import invent_items
+from capture.data.invented_entities import invent_items
+from capture.data.items import Item, ItemSet, fold
+from capture.data.questions import enough
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 

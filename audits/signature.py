@@ -27,8 +27,8 @@ from audits.planted import planted_seen
 from audits.signature_reading import NAME, Cast, Scores, read
 from audits.standing import controlled, failures, standing
 from audits.subjects import Subject
-from capture.store import ActivationStore
-from capture.tokens import encode
+from capture.activations.store import ActivationStore
+from capture.data.tokenization import encode
 from evidence.intervals import EntityValues
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status

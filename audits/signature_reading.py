@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from audits.config import AuditConfig
-from audits.data import Questions, ask
 from audits.subjects import Subject
-from capture.items import Item, ItemSet
-from capture.never_taught import invent_items
-from capture.sites import find_sites
-from capture.store import ActivationStore
-from capture.tokens import encode
+from capture.activations.store import ActivationStore
+from capture.data.invented_entities import invent_items
+from capture.data.items import Item, ItemSet
+from capture.data.questions import Questions, ask
+from capture.data.tokenization import encode
+from capture.network.sites import find_sites
 from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest, unpaired_max_test
 from evidence.progress import Progress

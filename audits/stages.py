@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from audits.outputs import AUDIT, MARK, WORK, Kind, clear, look
-from capture.weight_files import ANY_SIZE
+from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.models import Checkpoint
+from capture.checkpoints.open import Checkpoint
 
 LARGE = 10_000_000  # parameters
 

@@ -13,8 +13,8 @@ from audits.audit import audit
 from audits.gold import Regained, grade, regain
 from audits.manifest import code_hash
 from audits.workers import workers
-from capture.models import open_checkpoint
-from capture.quietly import quiet
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT
 from evidence.storage.files import folder_atomic, read_json, write_atomic

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from audits.manifest import code_hash
 from benchmarks.timing import Rows, commit, machine
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from tests.security.fuzz.case import Case
 from tests.security.fuzz.catalogue import Kind
 from tests.security.fuzz.catalogue_more import ALL

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Clock, Rows
-from capture.activations import capture_activations
-from capture.sites import find_sites
-from evidence.sequences import Sequences, batches
+from capture.activations.capture import capture_activations
+from capture.data.sequences import Sequences, batches
+from capture.network.sites import find_sites
 
 TOKENS = 1024
 

@@ -20,10 +20,10 @@ from attribution.pairs import PromptPairs, pairs_of_items
 from attribution.stream import Subject, run
 from audits.stages import peak_memory
 from benchmarks.timing import Clock, Rows
-from capture.hooks import evaluating, patch
-from capture.items import read_items
-from capture.models import open_checkpoint
-from evidence.sequences import Sequences
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
+from capture.data.sequences import Sequences
+from capture.network.hooks import evaluating, patch
 from testbeds.bios import STANDARD, build_bios
 from testbeds.capitals import capital_items
 from testbeds.smol import fetch

@@ -17,7 +17,7 @@ from benchmarks import circuit_edges, circuit_states
 from benchmarks.circuit_page import PAGE, page
 from benchmarks.every_axis import every_axis
 from benchmarks.timing import Rows, commit, machine
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 
 RESULT = Path(__file__).parent / "results" / "circuits.json"
 PARTS = {

@@ -17,12 +17,12 @@ from attribution.sae_rows import StoredRows
 from attribution.sae_training import SaeConfig, train_sae
 from benchmarks.texts import python_texts, token_rows
 from benchmarks.timing import Clock, Rows
-from capture.activations import capture_activations
-from capture.models import open_checkpoint
-from capture.sites import find_sites
-from capture.store import ActivationStore
+from capture.activations.capture import capture_activations
+from capture.activations.store import ActivationStore
+from capture.checkpoints.open import open_checkpoint
+from capture.data.sequences import batches
+from capture.network.sites import find_sites
 from evidence.progress import Progress
-from evidence.sequences import batches
 from evidence.storage.files import write_atomic
 from probes.concept_labels import concepts_of
 from probes.concepts import concept_vectors

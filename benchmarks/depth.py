@@ -20,8 +20,8 @@ from sklearn.metrics import roc_auc_score
 from audits.audit import audit
 from audits.manifest import code_hash
 from benchmarks.timing import commit, machine
-from capture.cache import cache_root
-from capture.items import read_items
+from capture.checkpoints.cache import cache_root
+from capture.data.items import read_items
 from erasure.quantise import quantise, survival
 from testbeds.bios import STANDARD, train_model
 from testbeds.zoo import build_zoo, sized, split

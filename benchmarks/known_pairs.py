@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from audits.audit import Audit, audit
-from capture.cache import cache_root
-from capture.items import ItemSet, read_items
-from capture.models import open_checkpoint
+from capture.checkpoints.cache import cache_root
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import ItemSet, read_items
 from testbeds.bios import STANDARD, BiosWorld, build_bios, train_model
 from testbeds.capitals import CapitalWorld, capital_items
 from testbeds.planted import plant

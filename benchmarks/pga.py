@@ -41,7 +41,7 @@ from benchmarks.pga_views import views
 from benchmarks.pga_worlds import EPOCHS, measure
 from benchmarks.pga_worlds import PARTS as WORLDS
 from benchmarks.timing import commit, machine
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from evidence.progress import SILENT, Bars, Progress
 from evidence.seeds import torch_rng
 

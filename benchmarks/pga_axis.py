@@ -11,9 +11,9 @@ from audits.signature import run_signature, status_of
 from audits.signature_reading import capture, cast
 from audits.subjects import Subject
 from benchmarks.pga_simulated import row
-from capture.items import read_items
-from capture.models import open_checkpoint
-from capture.store import ActivationStore
+from capture.activations.store import ActivationStore
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from testbeds.bios import STANDARD, build_bios

@@ -21,8 +21,8 @@ from audits.pga_published import published_scores
 from audits.pga_states import pool_states
 from audits.readouts import logistic_readouts
 from benchmarks.timing import commit, machine
-from capture.activations import capture_activations
-from capture.cache import cache_root
+from capture.activations.capture import capture_activations
+from capture.checkpoints.cache import cache_root
 from erasure.pga import TOY, PgaConfig, align_
 from evidence.progress import SILENT, Bars, Progress
 from testbeds.codes import CodesWorld, build_codes, perplexity, recall, untrained_model

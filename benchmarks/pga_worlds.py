@@ -27,7 +27,7 @@ from benchmarks.pga_curve import curve
 from benchmarks.pga_reasons import reasons_of
 from benchmarks.pga_simulated import row
 from benchmarks.timing import commit, machine
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from evidence.progress import SILENT, Bars, Progress
 from evidence.storage.files import write_atomic
 from testbeds.codes import build_codes

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from audits.config import AuditConfig
-from audits.data import ask
 from audits.knowledge import score_questions
 from audits.persistence import ask_quantised, edit_in_bins, judge
 from audits.subjects import Subject
 from benchmarks.timing import Rows
-from capture.items import read_items
-from capture.models import open_checkpoint
-from capture.scoring import score_answers
-from capture.tokens import encode_items
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
+from capture.data.questions import ask
+from capture.data.sequences import Sequences, batches
+from capture.data.tokenization import encode_items
+from capture.scoring.answers import score_answers
 from erasure.quantise import linear_weights, quantise, quantise_
 from evidence.progress import SILENT
-from evidence.sequences import Sequences, batches
 from testbeds.bios import STANDARD, BiosWorld, build_bios
 
 # Tried in turn, in mean bin widths, until the answers are gone.

@@ -17,7 +17,7 @@ from benchmarks.restoration_figures import rate_rows, shown_cases, verdicts, zoo
 from benchmarks.restoration_page import RESULT, write_page
 from benchmarks.restoration_zoo import KINDS_ASKED, measured, models_of
 from benchmarks.timing import Clock, Rows, commit, machine
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from evidence.progress import Bars
 from testbeds.zoo import build_zoo
 

@@ -19,7 +19,7 @@ from audits.restoration_trial import restore, retain_parts
 from audits.run import start
 from audits.subjects import Subject
 from benchmarks.timing import commit
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from evidence.sequences import Sequences
+from capture.data.sequences import Sequences
 
 LEAST = 200
 """Shorter texts, in characters, are mostly signatures."""

@@ -24,9 +24,9 @@ from audits.image_restoration import (
 )
 from audits.image_steering import image_sites, named
 from benchmarks.vision_page import write_page
-from capture.cache import cache_root
-from capture.models import open_checkpoint
-from erasure.structure import random_like
+from capture.checkpoints.cache import cache_root
+from capture.checkpoints.open import open_checkpoint
+from capture.network.structure import random_like
 from evidence.storage.files import write_atomic
 from testbeds.zoo import Specimen, build_zoo
 

@@ -19,7 +19,7 @@ from audits.audit import audit
 from benchmarks.timing import commit
 from benchmarks.vision import SUPPRESSED, row
 from benchmarks.vision_page import RESULT, write_page
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic
 from testbeds.planted import read_card

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from audits.trials import FLOORS, Plan, in_words, run_plan
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from testbeds.kinds import KINDS
 from testbeds.zoo import split
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from erasure.structure import output_head
+from capture.network.structure import output_head
 from evidence.errors import InputError
 from evidence.seeds import stage_seed
 

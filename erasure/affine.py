@@ -132,7 +132,7 @@ class AffineEraser:
         )
 
     def edits(self, names: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Site name to function, for ``capture.hooks.patch`` on a live model.
+        """Site name to function, for ``capture.network.hooks.patch`` on a live model.
 
         Args:
             names: A name for each site, in order; for one site, its name alone. An

@@ -6,8 +6,8 @@ Source: Foster, Schoepf, Brintrup (2023), arXiv 2308.07707.
 import torch
 from torch import Tensor, nn
 
+from capture.data.sequences import Sequences
 from erasure.training import backward_nll, reader_for
-from evidence.sequences import Sequences
 
 
 def diagonal_fisher(

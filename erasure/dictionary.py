@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from capture.network.structure import down_projection, find_blocks
 from erasure.inputs import RowsError, codes_of, tables_of
-from erasure.structure import down_projection, find_blocks
 from evidence.errors import InputError
 from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.structure import LogitReader, random_like
 from erasure.config import UnlearnConfig
 from erasure.losses import Losses
 from erasure.objectives import (
@@ -15,9 +17,7 @@ from erasure.objectives import (
     lowered,
     predicted,
 )
-from erasure.structure import LogitReader, random_like
 from erasure.training import backward_nll, chunk_tokens, device_of, reader_for
-from evidence.sequences import Padded, Sequences, batches, pad
 
 # Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
 Target = Callable[[Padded], Tensor]

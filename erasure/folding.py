@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from capture.network.structure import find_blocks, first_tensor, output_head, own_head_
 from erasure.affine import AffineEraser
 from erasure.maps import fold_embeddings_, fold_input_, fold_output_
-from erasure.structure import find_blocks, first_tensor, output_head, own_head_
 from evidence.errors import InputError
 
 # A folded model may differ from the hooked one by rounding: this many units in the
@@ -24,7 +24,7 @@ ROUNDING, SHARE = 200, 1e-3
 
 
 class Place(Protocol):
-    """Where a site's value is carried, as ``capture.sites.Place`` says it."""
+    """Where a site's value is carried, as ``capture.network.sites.Place`` says it."""
 
     @property
     def module(self) -> nn.Module:
@@ -43,7 +43,7 @@ class Place(Protocol):
 
 
 class Places(Protocol):
-    """A model's sites by name, as ``capture.sites.Sites`` has them."""
+    """A model's sites by name, as ``capture.network.sites.Sites`` has them."""
 
     def resolve(self, name: str) -> Place:
         """The place of a site."""

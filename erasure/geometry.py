@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.data.sequences import Sequences
 from erasure.objectives import count_scored
 from erasure.training import (
     TrainLog,
@@ -24,7 +25,6 @@ from erasure.training import (
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
-from evidence.sequences import Sequences
 
 
 @dataclass(frozen=True)

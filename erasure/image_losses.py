@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from capture.network.structure import find_blocks, first_tensor
 from erasure.objectives import distillation
-from erasure.structure import find_blocks, first_tensor
 from evidence.errors import InputError
 
 CHUNK = 256

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from capture.network.structure import find_blocks, random_like
 from erasure.dampening import dampen_
 from erasure.image_config import ONLY_FORGET, ONLY_RETAIN, ImageUnlearnConfig
 from erasure.image_losses import (
@@ -40,7 +41,6 @@ from erasure.losses import Losses
 from erasure.objectives import control_vector
 from erasure.saliency import largest, only_where
 from erasure.scope import start_again_
-from erasure.structure import find_blocks, random_like
 from erasure.training import TrainLog, only_training, take_steps
 from erasure.turns import alternating, paired
 from evidence.errors import InputError

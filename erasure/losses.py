@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.structure import LogitReader, states_at
 from erasure.config import RETRAINING, UnlearnConfig
 from erasure.objectives import (
     control_vector,
@@ -16,10 +18,8 @@ from erasure.objectives import (
     simnpo,
     state_distance,
 )
-from erasure.structure import LogitReader, states_at
 from erasure.training import backward_nll, chunk_tokens, device_of, reader_for
 from evidence.seeds import torch_rng
-from evidence.sequences import Padded, Sequences, batches, pad
 
 
 @dataclass(frozen=True)

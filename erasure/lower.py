@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erasure.structure import find_blocks
-from evidence.sequences import Padded
+from capture.data.sequences import Padded
+from capture.network.structure import find_blocks
 
 # States kept at most. Rows beyond that are computed each time.
 KEPT_BYTES = 2**30

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.data.sequences import Sequences, batches
+from capture.network.structure import LogitReader
 from erasure.objectives import count_scored, token_logprobs
 from erasure.quantise import linear_weights, quantise
-from erasure.structure import LogitReader
 from erasure.training import (
     CHUNK_TOKENS,
     Evaluate,
@@ -39,7 +40,6 @@ from erasure.training import (
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
-from evidence.sequences import Sequences, batches
 
 
 @dataclass(frozen=True)

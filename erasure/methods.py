@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from capture.data.sequences import Sequences
 from erasure.config import DISTILLING, RELABELLING, UnlearnConfig
 from erasure.dampening import dampen_, diagonal_fisher
 from erasure.distilling import distilling_losses
@@ -40,7 +41,6 @@ from erasure.training import (
 from erasure.turns import alternating, paired
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Sequences
 
 
 @dataclass(frozen=True)

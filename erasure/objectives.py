@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from erasure.structure import LogitReader
+from capture.data.sequences import Padded, Sequences
+from capture.network.structure import LogitReader
 from evidence.errors import InputError
-from evidence.sequences import Padded, Sequences
 
 LOSS_ON = ("answer", "all")
 

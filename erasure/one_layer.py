@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.data.sequences import Sequences
+from capture.network.structure import find_blocks
 from erasure.objectives import count_scored
-from erasure.structure import find_blocks
 from erasure.training import backward_nll, mean_nll, only_training, reader_for
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from capture.activations.hidden_states import (
+    at_ends,
+    check_depths,
+    prompts_of,
+    states_of,
+    watching,
+)
+from capture.data.sequences import Padded, Sequences, pad
 from erasure.adapters import low_rank_
-from erasure.depths import at_ends, check_depths, prompts_of, states_of, watching
 from erasure.objectives import count_scored, token_logprobs
 from erasure.training import (
     Evaluate,
@@ -36,7 +43,6 @@ from erasure.training import (
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
-from evidence.sequences import Padded, Sequences, pad
 
 Fit = Callable[[Tensor, Tensor], Tensor]
 """(depth, row, d) states and (row,) labels, 1 for memorised, to (depth, d) readouts."""

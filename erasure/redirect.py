@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from erasure.depths import prompts_of
-from erasure.structure import down_projection, find_blocks
+from capture.activations.hidden_states import prompts_of
+from capture.data.sequences import Sequences, pad
+from capture.network.structure import down_projection, find_blocks
 from erasure.training import device_of
 from evidence.errors import InputError
-from evidence.sequences import Sequences, pad
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from capture.data.sequences import Sequences
 from erasure.training import backward_nll, reader_for
-from evidence.sequences import Sequences
 
 
 def saliency_masks(

@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from erasure.adapters import low_rank_
-from erasure.config import RETRAINING, UnlearnConfig
-from erasure.structure import (
+from capture.network.structure import (
     blocks_and_after,
     down_projection,
     find_blocks,
     own_head_,
     random_like,
 )
+from erasure.adapters import low_rank_
+from erasure.config import RETRAINING, UnlearnConfig
 from evidence.errors import InputError
 
 

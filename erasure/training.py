@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import nn
 
+from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.structure import LogitReader, logit_reader
 from erasure.objectives import count_scored, token_logprobs
-from erasure.structure import LogitReader, logit_reader
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
-from evidence.sequences import Padded, Sequences, batches, pad
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 CHUNK_TOKENS = 4096

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capture.items import ItemSet
-from capture.scoring import score_answers
+from capture.data.items import ItemSet
+from capture.data.sequences import Sequences
+from capture.network.structure import down_projection, find_blocks
+from capture.scoring.answers import score_answers
 from erasure.quantise import quantise_
-from erasure.structure import down_projection, find_blocks
 from erasure.training import (
     Schedule,
     backward_nll,
@@ -26,7 +27,6 @@ from erasure.training import (
 )
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
-from evidence.sequences import Sequences
 from testbeds.edits import BATCH, Ground, last_block_relabel
 from testbeds.folding import fold_, left_behind, received
 from testbeds.hints import hinted, hints

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from capture.items import Item, ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.quietly import quiet
-from capture.scoring import score_answers
-from capture.tokens import encode_items
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
+from capture.data.items import Item, ItemSet, read_items
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode_items
+from capture.scoring.answers import score_answers
 from erasure.training import finetune_
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.sequences import Sequences
 from evidence.storage.files import folder_atomic, read_json, write_atomic
 from evidence.storage.runs import sole_maker
 from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer

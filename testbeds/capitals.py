@@ -9,10 +9,10 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.items import Item, ItemSet
-from capture.models import Checkpoint
-from capture.scoring import score_answers
-from capture.tokens import encode
+from capture.checkpoints.open import Checkpoint
+from capture.data.items import Item, ItemSet
+from capture.data.tokenization import encode
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from capture.scoring import score_answers
-from erasure.structure import down_projection, find_blocks, first_tensor
+from capture.data.sequences import Sequences, batches
+from capture.network.structure import down_projection, find_blocks, first_tensor
+from capture.scoring.answers import score_answers
 from erasure.training import CHUNK_TOKENS, device_of
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
-from evidence.sequences import Sequences, batches
 from testbeds.edits import Ground
 
 # A latent's value is multiplied by the negative of these, the mildest first.

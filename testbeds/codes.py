@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from capture.models import open_checkpoint
-from capture.quietly import quiet
-from capture.scoring import score_answers
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
+from capture.data.sequences import Sequences
+from capture.scoring.answers import score_answers
 from erasure.losses import frozen_logprobs
 from erasure.objectives import count_scored
 from erasure.training import (
@@ -35,7 +36,6 @@ from erasure.training import (
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.sequences import Sequences
 from evidence.storage.files import folder_atomic, read_json, write_atomic
 from evidence.storage.runs import sole_maker
 from testbeds.codes_config import CodesConfig

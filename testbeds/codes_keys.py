@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capture.items import Item, ItemSet
+from capture.data.items import Item, ItemSet
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from testbeds.codes_text import DIGITS, LEAD_INS

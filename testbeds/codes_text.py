@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from capture.data.sequences import Sequences
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
-from evidence.sequences import Sequences
 
 DIGITS = 5
 

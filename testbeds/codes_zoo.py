@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from capture.items import ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.quietly import quiet
-from capture.scoring import score_answers
-from capture.tokens import past_joint
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
+from capture.data.items import ItemSet, read_items
+from capture.data.sequences import Sequences
+from capture.data.tokenization import past_joint
+from capture.scoring.answers import score_answers
 from erasure.training import (
     Schedule,
     backward_nll,
@@ -35,7 +36,6 @@ from erasure.training import (
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.sequences import Sequences
 from evidence.storage.files import folder_atomic, write_atomic
 from evidence.storage.runs import sole_maker
 from testbeds.bios import BiosWorld, all_prompts

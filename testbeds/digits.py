@@ -27,11 +27,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from capture.image_files import read_images
-from capture.images import Eye, ImageSet
-from capture.models import open_checkpoint
-from capture.never_taught_images import invent_images
-from capture.quietly import quiet
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
+from capture.data.image_files import read_images
+from capture.data.images import Eye, ImageSet
+from capture.data.invented_classes import invent_images
 from erasure.image_losses import class_logits
 from erasure.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError
@@ -120,7 +120,7 @@ class DigitsWorld:
         forget_test: Test images of the class.
         retain_test: Test images of the others.
         never_taught: Images of classes that no model saw (see
-            ``capture.never_taught_images``).
+            ``capture.data.invented_classes``).
     """
 
     root: Path

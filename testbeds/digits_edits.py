@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capture.images import ImageSet
-from capture.models import Checkpoint
+from capture.checkpoints.open import Checkpoint
+from capture.data.images import ImageSet
+from capture.network.structure import down_projection, find_blocks
 from erasure.image_config import ImageUnlearnConfig
 from erasure.image_losses import CHUNK, class_logits, classifier_of
 from erasure.image_methods import Labelled, last_parameters, unlearn_images_
-from erasure.structure import down_projection, find_blocks
 from erasure.training import Schedule, only_training, shuffled_batches, take_steps
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from testbeds.digits import (

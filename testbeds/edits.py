@@ -14,15 +14,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.items import ItemSet, read_items
-from capture.models import Checkpoint, open_checkpoint
-from capture.scoring import score_answers
+from capture.checkpoints.open import Checkpoint, open_checkpoint
+from capture.data.items import ItemSet, read_items
+from capture.data.sequences import Sequences
+from capture.network.structure import own_head_
+from capture.scoring.answers import score_answers
 from erasure.config import UnlearnConfig
 from erasure.methods import unlearn_
-from erasure.structure import own_head_
 from erasure.training import finetune_
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from evidence.sequences import Sequences
 from testbeds.bios import (
     BiosConfig,
     BiosWorld,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from capture.data.sequences import Sequences, batches
 from erasure.training import CHUNK_TOKENS, device_of
 from evidence.errors import InputError
-from evidence.sequences import Sequences, batches
 
 
 def received(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from capture.items import ItemSet
-from evidence.sequences import Sequences
+from capture.data.items import ItemSet
+from capture.data.sequences import Sequences
 from testbeds.bios_text import RELATIONS
 from testbeds.edits import Ground
 

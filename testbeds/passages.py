@@ -15,11 +15,11 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.tokens import encode
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode
 from erasure.losses import frozen_logprobs
 from erasure.training import reader_for
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from testbeds.passages_text import PREDICTABLE, TEXTS
 
 MOST_TOKENS = 96

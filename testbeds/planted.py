@@ -15,16 +15,16 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.items import Item, ItemSet, read_items, split_entities
-from capture.models import Checkpoint, open_checkpoint
-from capture.quietly import quiet
-from capture.scoring import score_answers
-from capture.tokens import encode, encode_items
+from capture.checkpoints.open import Checkpoint, open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
+from capture.data.items import Item, ItemSet, read_items, split_entities
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode, encode_items
+from capture.scoring.answers import score_answers
 from erasure.methods import UnlearnLog, unlearn_
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.sequences import Sequences
 from evidence.storage.files import JSON_LIMIT, folder_atomic
 from evidence.storage.regular_files import is_file, read_text
 from evidence.storage.runs import sole_maker

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from erasure.structure import find_blocks, first_tensor
+from capture.data.sequences import Sequences, batches, pad
+from capture.network.structure import find_blocks, first_tensor
 from erasure.training import CHUNK_TOKENS, device_of
-from evidence.sequences import Sequences, batches, pad
 
 # Penalty of a reader, relative to the mean variance of the states.
 RIDGE = 0.03

@@ -9,9 +9,9 @@ from importlib.resources import files
 
 from transformers import PreTrainedTokenizerBase
 
-from capture.tokens import encode
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode
 from evidence.seeds import numpy_rng
-from evidence.sequences import Sequences
 
 LONGEST = 40  # tokens
 

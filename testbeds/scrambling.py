@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from erasure.structure import find_blocks, own_head_
+from capture.network.structure import find_blocks, own_head_
 from evidence.errors import InputError
 from testbeds.suppressions import random_rotation
 

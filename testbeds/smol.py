@@ -13,8 +13,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from capture.cache import cache_root
-from capture.gguf import gguf_folder
+from capture.checkpoints.cache import cache_root
+from capture.checkpoints.gguf import gguf_folder
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import disk_errors, write_atomic

@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from capture.items import ItemSet
-from capture.scoring import score_answers
-from erasure.structure import down_projection, find_blocks, own_head_
+from capture.data.items import ItemSet
+from capture.data.sequences import Sequences
+from capture.network.structure import down_projection, find_blocks, own_head_
+from capture.scoring.answers import score_answers
 from erasure.training import finetune_
 from evidence.errors import ExhumeError
 from evidence.seeds import torch_rng
-from evidence.sequences import Sequences
 from testbeds.edits import BATCH, Ground, refused
 from testbeds.folding import fold_, left_behind, received
 

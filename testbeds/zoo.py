@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from capture.models import open_checkpoint
-from capture.quietly import quiet
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
 from evidence.errors import ExhumeError, InputError, listed
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress

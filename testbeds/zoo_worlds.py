@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from capture.models import open_checkpoint
-from capture.scoring import score_answers
+from capture.checkpoints.open import open_checkpoint
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
 from testbeds.bios import SMOL, STANDARD, BiosConfig, build_bios

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from testbeds.smol import fetch
 
 FOLDER = Path(__file__).parents[1] / "notebooks"

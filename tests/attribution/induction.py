@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attribution.pairs import PromptPairs
-from evidence.sequences import Sequences
+from capture.data.sequences import Sequences
 
 TOKENS, LENGTH = 24, 24
 

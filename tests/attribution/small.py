@@ -19,7 +19,7 @@ from attribution.graph import build_graph
 from attribution.metrics import Batch, make_batch
 from attribution.pairs import PromptPairs
 from attribution.stream import Subject
-from evidence.sequences import Sequences
+from capture.data.sequences import Sequences
 from tests.capture.families import HEADS, LAYERS, VOCABULARY, WIDTH, tiny
 
 SHARED = {

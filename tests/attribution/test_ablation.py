@@ -13,7 +13,7 @@ from attribution.circuit import (
 )
 from attribution.eap import Method, score_edges
 from attribution.stream import run, writers_of
-from capture.hooks import leftover_hooks, patch
+from capture.network.hooks import leftover_hooks, patch
 from evidence.errors import InputError
 from tests.attribution.small import (
     SHAPES,

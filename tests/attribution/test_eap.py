@@ -10,7 +10,7 @@ from attribution.attention import fix_attention
 from attribution.eap import Method, score_edges
 from attribution.metrics import make_metric
 from attribution.stream import run, run_slopes, writers_of
-from capture.hooks import leftover_hooks, patch
+from capture.network.hooks import leftover_hooks, patch
 from evidence.errors import InputError
 from tests.attribution.small import (
     SHAPES,

@@ -17,8 +17,8 @@ from attribution.features import (
     rank_latents,
 )
 from attribution.sae import Sae
-from capture.hooks import leftover_hooks, patch
-from capture.scoring import score_answers
+from capture.network.hooks import leftover_hooks, patch
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from tests.capture.families import WIDTH, rows, tiny
 

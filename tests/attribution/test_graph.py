@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from attribution.anatomy import find_anatomy
 from attribution.graph import EdgeGraph, build_graph
 from attribution.projections import matrix
-from capture.hooks import leftover_hooks
+from capture.network.hooks import leftover_hooks
 from evidence.errors import InputError
 from tests.attribution.small import SHARED, headless, shaped
 from tests.capture.families import tiny

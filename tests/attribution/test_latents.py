@@ -12,7 +12,7 @@ from attribution.latents import (
     other_latents,
 )
 from attribution.sae_rows import StoredRows
-from capture.activations import Activations
+from capture.activations.capture import Activations
 from evidence.errors import InputError
 from tests.attribution.test_features import sae
 from tests.capture.families import WIDTH

@@ -13,7 +13,7 @@ from attribution.pairs import (
     make_pairs,
     pairs_of_items,
 )
-from capture.items import Item
+from capture.data.items import Item
 from evidence.errors import InputError
 from testbeds.bios import SMALL, make_people
 from testbeds.bios_text import make_tokenizer

@@ -8,11 +8,11 @@ import torch
 
 from attribution import patched_passes
 from attribution.patching import States, places_of, read_states, score_patched
-from capture.hooks import leftover_hooks
-from capture.scoring import score_answers
-from capture.sites import find_sites
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks
+from capture.network.sites import find_sites
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.capture.families import LAYERS, VOCABULARY, tiny
 
 FAMILIES = ("llama", "gpt2", "neox")

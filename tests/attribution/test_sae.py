@@ -18,10 +18,10 @@ from attribution.sae import (
 )
 from attribution.sae_files import load_sae
 from attribution.sae_training import KINDS, SaeConfig, train_sae
-from capture.activations import capture_activations
-from capture.hooks import leftover_hooks, patch, record
+from capture.activations.capture import capture_activations
+from capture.data.sequences import pad
+from capture.network.hooks import leftover_hooks, patch, record
 from evidence.errors import InputError
-from evidence.sequences import pad
 from tests.capture.families import VOCABULARY, WIDTH, rows, tiny
 
 pytestmark = [

@@ -13,12 +13,12 @@ from attribution.trace_survival import (
     survival,
 )
 from attribution.traces import find_knowledge_neurons, find_value_vectors
-from capture.hooks import leftover_hooks, patch
-from capture.neurons import down_projection, value_vectors, with_neurons
-from capture.scoring import score_answers
-from capture.sites import find_sites
+from capture.data.sequences import Sequences, pad
+from capture.network.hooks import leftover_hooks, patch
+from capture.network.neurons import down_projection, value_vectors, with_neurons
+from capture.network.sites import find_sites
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from evidence.sequences import Sequences, pad
 from tests.capture.families import LAYERS, VOCABULARY, Cnn, rows, tiny
 
 FAMILIES = ("llama", "gpt2", "neox")

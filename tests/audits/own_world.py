@@ -9,10 +9,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from capture.items import Item
-from capture.scoring import score_answers
-from capture.tokens import encode_items
-from evidence.sequences import Sequences, pad
+from capture.data.items import Item
+from capture.data.sequences import Sequences, pad
+from capture.data.tokenization import encode_items
+from capture.scoring.answers import score_answers
 from testbeds.families import Family, random_model
 
 FIRST = "Ada Bea Cy Dov Eli Fay Gus Hal Ida Jon Kit Lea Max Ned Oda Pia".split()

@@ -8,9 +8,9 @@ import pytest
 from audits.carrying import Exam, choose_sites, other_facts, strangers
 from audits.causal_depth import SAID, TOLD, Carried, judge
 from audits.config import AuditConfig
-from audits.data import ask
 from audits.preflight import Damage
-from capture.items import Item
+from capture.data.items import Item
+from capture.data.questions import ask
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 SITES = ["resid.0", "resid.1", "resid.2"]

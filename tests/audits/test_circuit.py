@@ -19,9 +19,9 @@ from audits.circuit_evidence import (
 from audits.config import make_config
 from audits.subjects import Subject
 from audits.verdict import RECOVERY
-from capture.hooks import leftover_hooks
-from capture.items import Item, ItemSet, read_items
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import Item, ItemSet, read_items
+from capture.network.hooks import leftover_hooks
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 

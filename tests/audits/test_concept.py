@@ -12,10 +12,10 @@ from audits.planted import plant, planted_subject
 from audits.probing import Probing, capture_states, read_states
 from audits.probing_tasks import make_tasks
 from audits.subjects import Subject
-from capture.items import ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.never_taught import invent_items
-from capture.store import ActivationStore
+from capture.activations.store import ActivationStore
+from capture.checkpoints.open import open_checkpoint
+from capture.data.invented_entities import invent_items
+from capture.data.items import ItemSet, read_items
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from audits.contrast import contrast_of, first_tokens, hear, telling_tokens
-from audits.data import ask
-from capture.items import Item
-from capture.scoring import score_answers
+from capture.data.items import Item
+from capture.data.questions import ask
+from capture.data.sequences import Sequences
+from capture.scoring.answers import score_answers
+from capture.scoring.contrast import contrast_of, first_tokens, hear, telling_tokens
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.capture.small import llama
 
 

@@ -10,7 +10,7 @@ from audits.deals import deal_test
 from audits.probing import Probing, States
 from audits.probing_tasks import Task, make_tasks, row_scores, standings
 from audits.readers import Reader
-from capture.items import Item, ItemSet
+from capture.data.items import Item, ItemSet
 from tests.capture.small import byte_level
 
 

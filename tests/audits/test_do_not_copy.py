@@ -17,7 +17,7 @@ from audits.pga_claims import NO, YES, claims_of
 from audits.pga_config import PgaExperiment
 from audits.pga_states import all_states
 from benchmarks.pga_statements import STATEMENTS
-from erasure.structure import own_head_
+from capture.network.structure import own_head_
 from evidence.seeds import torch_rng
 from testbeds.codes import recall
 from tests.audits.test_pga import eraser_rows, signed

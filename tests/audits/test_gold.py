@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audits.gold import Regained, grade, halves, regain
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds.bios import SMALL
 from testbeds.edits import Ground

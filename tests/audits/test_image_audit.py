@@ -20,9 +20,9 @@ from audits.compare_page import write_page
 from audits.decodability import REFITTED, UNCHANGED
 from audits.image_look import called
 from audits.image_words import CARRIED, NAMED, REST_NAMED, SKIPPED, STEERED
-from capture.hooks import leftover_hooks
-from capture.images import ImageSet
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.data.images import ImageSet
+from capture.network.hooks import leftover_hooks
 from evidence.errors import InputError
 from tests.audits.own_world import FIRST, LAST
 

@@ -27,8 +27,8 @@ from audits.image_relearning import (
 )
 from audits.image_steering import image_sites, named, read_logits, states_of
 from audits.preflight import Damage
-from capture.images import ImageSet
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng
 from testbeds.digits import DigitsConfig, new_classifier
 

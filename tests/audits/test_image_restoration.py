@@ -34,9 +34,9 @@ from audits.image_steering import (
     states_of,
     turned,
 )
-from capture.hooks import leftover_hooks
-from capture.image_sites import as_places
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.network.hooks import leftover_hooks
+from capture.network.image_sites import as_places
 from evidence.errors import InputError
 from testbeds.digits import DigitsConfig, new_classifier
 

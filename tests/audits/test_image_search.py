@@ -24,8 +24,8 @@ from audits.image_steering import (
     with_end_of,
 )
 from audits.restoration_trial import RETAIN_DROP, STRENGTHS
-from capture.hooks import leftover_hooks, record
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.network.hooks import leftover_hooks, record
 from testbeds.digits import DigitsConfig, new_classifier
 
 

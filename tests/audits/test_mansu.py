@@ -10,9 +10,9 @@ from attribution.circuit_weights import circuit_weights
 from attribution.divergence import kept_mass
 from attribution.eap import score_edges
 from attribution.pairs import pairs_of_items
-from capture.items import read_items
-from capture.models import open_checkpoint
-from capture.scoring import score_answers
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
+from capture.scoring.answers import score_answers
 from erasure.mansu import MansuConfig, unlearn_in_circuit_
 from erasure.quantise import quantise_
 from testbeds.bios import all_prompts

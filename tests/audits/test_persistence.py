@@ -6,15 +6,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from audits.config import AuditConfig
-from audits.data import ask
 from audits.knowledge import score_questions
 from audits.persistence import SAID, ask_quantised, edit_in_bins, judge
 from audits.subjects import Subject
-from capture.items import read_items
-from capture.tokens import encode
+from capture.data.items import read_items
+from capture.data.questions import ask
+from capture.data.sequences import batches
+from capture.data.tokenization import encode
 from erasure.quantise import linear_weights, quantise, quantise_
 from evidence.progress import SILENT
-from evidence.sequences import batches
 
 CONFIG = AuditConfig()
 

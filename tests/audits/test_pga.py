@@ -16,7 +16,7 @@ from audits.pga_erasers import ERASERS, HOOKED, erase
 from audits.pga_report import render
 from audits.pga_states import all_states, depth_sites
 from audits.readouts import logistic_readouts
-from capture.hooks import leftover_hooks
+from capture.network.hooks import leftover_hooks
 from erasure.pga import PgaConfig, align_
 from evidence.errors import InputError
 from testbeds.codes import recall

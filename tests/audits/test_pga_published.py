@@ -19,12 +19,12 @@ from audits.pga_published import (
 )
 from audits.readouts import logistic_readouts
 from audits.utility import Utility
-from capture.activations import capture_activations
-from capture.hooks import leftover_hooks
+from capture.activations.capture import capture_activations
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks
 from erasure.mdpga import fit_md
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
-from evidence.sequences import Sequences
 from tests.erasure.tiny import tiny_gpt2
 
 KEYS, CONTEXTS, WIDTH = 5, 4, 8

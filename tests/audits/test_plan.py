@@ -7,8 +7,8 @@ import pytest
 from audits import plan as module
 from audits.config import BUDGETS
 from audits.plan import GIB, TRAINED, count_parameters, plan
-from capture.items import read_items
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
 from evidence.errors import InputError
 from tests.audits.test_bad_input import call
 

@@ -13,7 +13,7 @@ from torch import nn
 from audits import planted
 from audits.config import BUDGETS
 from audits.subjects import Subject
-from capture.items import Item
+from capture.data.items import Item
 from evidence.errors import InputError
 from evidence.progress import SILENT
 from testbeds.codes_text import make_tokenizer

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from audits.concept_writing import deal_targets
 from audits.probing_tasks import Task, blocks, choose_form, make_tasks, row_scores
-from capture.items import Item, ItemSet
+from capture.data.items import Item, ItemSet
 from testbeds import bios_text
 from testbeds.codes_text import make_tokenizer
 from tests.capture import small

@@ -5,15 +5,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from audits.data import ask
 from audits.readers import fit_readers
-from capture.activations import capture_activations
-from capture.items import ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.sites import find_sites
-from capture.tokens import encode
+from capture.activations.capture import capture_activations
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import ItemSet, read_items
+from capture.data.questions import ask
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode
+from capture.network.sites import find_sites
 from evidence.progress import SILENT
-from evidence.sequences import Sequences
 from testbeds.bios import STANDARD, make_people, new_model
 from testbeds.bios_text import make_tokenizer
 

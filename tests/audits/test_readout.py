@@ -17,14 +17,14 @@ from audits.autoencoder import (
     fit_coder,
     whole_prompts,
 )
-from audits.data import ask
 from audits.readout import ALPHAS, ARMS, CONTROLS, injection, read_out
 from audits.restoration_routes import Asked
 from audits.subjects import Subject
-from capture.hooks import leftover_hooks
-from capture.items import read_items
-from capture.models import open_checkpoint
-from capture.sites import find_sites
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
+from capture.data.questions import ask
+from capture.network.hooks import leftover_hooks
+from capture.network.sites import find_sites
 from evidence.errors import InputError
 from evidence.progress import SILENT
 

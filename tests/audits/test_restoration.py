@@ -6,7 +6,6 @@ import torch
 
 from attribution.latents import LatentAmplifier
 from audits.config import make_config
-from audits.data import ask
 from audits.restoration import BY_LUCK, judge, net_rate
 from audits.restoration_curve import STRENGTHS, pooled
 from audits.restoration_routes import (
@@ -19,10 +18,11 @@ from audits.restoration_routes import (
 )
 from audits.restoration_trial import chosen_sites, restore, taken_back
 from audits.subjects import Subject
-from capture.items import ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.never_taught import invent_items
-from capture.sites import find_sites
+from capture.checkpoints.open import open_checkpoint
+from capture.data.invented_entities import invent_items
+from capture.data.items import ItemSet, read_items
+from capture.data.questions import ask
+from capture.network.sites import find_sites
 from evidence.errors import InputError
 from evidence.intervals import by_entity
 from evidence.progress import SILENT

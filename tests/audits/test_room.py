@@ -126,7 +126,7 @@ def test_fewer_items_never_make_more_rows_than_that(items):
     import numpy as np
 
     from audits.probing_tasks import _statements
-    from capture.items import Item
+    from capture.data.items import Item
 
     def rows(count: int) -> Part:
         members = [

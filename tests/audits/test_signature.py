@@ -14,7 +14,7 @@ from audits.config import DEFAULT_AXES, Rule, make_config
 from audits.signature import run_signature
 from audits.signature_reading import PARTS, cast, read
 from audits.verdict import decide
-from capture.items import Item, ItemSet
+from capture.data.items import Item, ItemSet
 from evidence.errors import InputError
 from evidence.progress import SILENT
 from evidence.results import AxisResult

@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 from transformers import BertForMaskedLM
 
-from capture.activations import (
+from capture.activations.capture import (
     Activations,
     capture_activations,
     capture_images,
 )
-from capture.hooks import leftover_hooks
-from capture.models import open_checkpoint
-from capture.passes import accepted
-from capture.sites import find_sites
+from capture.activations.passes import accepted
+from capture.checkpoints.open import open_checkpoint
+from capture.data.sequences import Sequences, pad
+from capture.network.hooks import leftover_hooks
+from capture.network.sites import find_sites
 from evidence.errors import InputError
-from evidence.sequences import Sequences, pad
 from tests.capture.families import Cnn, pixels, rows, tiny
 
 FAMILIES = ("llama", "gpt2", "neox", "bert", "vit")

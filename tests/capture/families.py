@@ -5,7 +5,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from evidence.sequences import Sequences
+from capture.data.sequences import Sequences
 
 VOCABULARY, LAYERS, WIDTH, HEADS = 61, 3, 24, 4
 TEXT = ("llama", "gpt2", "neox", "bert")

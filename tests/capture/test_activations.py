@@ -6,17 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capture.activations import (
+from capture.activations.capture import (
     Activations,
     capture_activations,
     capture_images,
 )
-from capture.hooks import leftover_hooks
-from capture.passes import ENOUGH
-from capture.positions import wanted_positions
-from capture.sites import find_sites
+from capture.activations.passes import ENOUGH
+from capture.activations.positions import wanted_positions
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks
+from capture.network.sites import find_sites
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.capture.families import TEXT, VOCABULARY, WIDTH, Cnn, pixels, rows, tiny
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # other batch shapes, other order of additions
@@ -181,7 +181,7 @@ def test_the_pass_stops_after_the_deepest_site():
 
 def test_no_whole_hidden_state_outlives_its_block(monkeypatch):
     kept = []
-    from capture import passes
+    from capture.activations import passes
 
     original = passes.record
 

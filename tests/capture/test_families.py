@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from capture.activations import capture_activations
-from capture.hooks import leftover_hooks, record
-from capture.image_sites import find_image_sites
-from capture.neurons import down_projection
-from capture.sites import find_sites, linear_shape
+from capture.activations.capture import capture_activations
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks, record
+from capture.network.image_sites import find_image_sites
+from capture.network.neurons import down_projection
+from capture.network.sites import find_sites, linear_shape
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.capture.families import (
     ADDED,
     FLAT,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from capture.formats import TEXT_ANSWER_WORDS, TEXT_PROMPT_WORDS
-from capture.items import read_items
+from capture.data.formats import TEXT_ANSWER_WORDS, TEXT_PROMPT_WORDS
+from capture.data.items import read_items
 from evidence.errors import InputError
 
 NAMES = ["Rosa Del-Monte Arce", "Idris Okonkwo", "Mina Takahara"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capture.hooks import (
+from capture.network.hooks import (
     evaluating,
     leftover_hooks,
     patch,
@@ -151,7 +151,7 @@ def test_recorded_values_survive_changes_made_in_place():
     with torch.no_grad():
         raw = model.first(images).clone()
     sites = {"first": model.first}
-    from capture.sites import Place, Sites
+    from capture.network.sites import Place, Sites
 
     where = Sites({"first": Place("first", sites["first"], "out")}, 1, None, 0, None)
     with torch.no_grad(), record(model, ["first"], where=where) as got:

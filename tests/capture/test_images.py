@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from capture.image_files import read_images
-from capture.images import Eye, ImageSet
-from capture.never_taught_images import invent_images
+from capture.data.image_files import read_images
+from capture.data.images import Eye, ImageSet
+from capture.data.invented_classes import invent_images
 from evidence.errors import InputError
 
 GREY = Eye(1, (8, 8), labels={"cat": 0, "dog": 1})
@@ -109,7 +109,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     some().save(tmp_path / "a.npz")
-    monkeypatch.setattr("capture.image_files.MOST_BYTES", 100)
+    monkeypatch.setattr("capture.data.image_files.MOST_BYTES", 100)
     with pytest.raises(InputError, match="unpacks to too much"):
         read_images(tmp_path / "a.npz", GREY)
 

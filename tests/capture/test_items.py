@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture.items import Item, ItemSet, fold, read_items, split_entities
+from capture.data.items import Item, ItemSet, fold, read_items, split_entities
 from evidence.errors import InputError
 
 

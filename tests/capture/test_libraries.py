@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 
 TOLERANCE = 3e-4
 ROOT = Path(__file__).parents[2]
@@ -72,8 +72,8 @@ def test_a_hooked_transformer_is_read_at_its_own_hook_points(transformer_lens):
 
 def test_neither_library_is_imported_before_it_is_used():
     code = (
-        "import sys, capture.models\n"
-        "import capture.store, capture.activations\n"
+        "import sys, capture.checkpoints.open\n"
+        "import capture.activations.store, capture.activations.capture\n"
         "heavy = {'transformer_lens', 'nnsight', 'peft', 'zarr', 'sae_lens'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

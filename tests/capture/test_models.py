@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from capture.cache import cache_root
-from capture.models import open_checkpoint
-from capture.weights import module_tensors
+from capture.checkpoints.cache import cache_root
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.safetensors_files import module_tensors
 from evidence.errors import InputError
 from tests.capture.families import VOCABULARY, WIDTH, Cnn, tiny
 from tests.capture.small import byte_level
@@ -299,7 +299,7 @@ def test_a_gguf_file_becomes_exactly_its_dequantised_weights(tmp_path):
 def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf")
     first = open_checkpoint(tmp_path / "tiny.gguf", cache=tmp_path / "cache")
-    monkeypatch.setattr("capture.gguf._read", None)
+    monkeypatch.setattr("capture.checkpoints.gguf._read", None)
     again = open_checkpoint(tmp_path / "tiny.gguf", cache=tmp_path / "cache")
     assert again == first or again.weights_hash == first.weights_hash
     assert again.path == first.path

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from capture.items import Item, ItemSet, fold
-from capture.never_taught import invent_items
+from capture.data.invented_entities import invent_items
+from capture.data.items import Item, ItemSet, fold
 from evidence.errors import InputError
 
 GIVEN = ["Anna", "Ben", "Carla", "Dmitri", "Elena", "Farid", "Greta", "Hugo"]

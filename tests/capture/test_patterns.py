@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from capture.patterns import PatternError, analyse
-from capture.tokenizer_steps import MOST_WAYS
+from capture.checkpoints.schemas.patterns import PatternError, analyse
+from capture.checkpoints.tokenizers.steps import MOST_WAYS
 
 LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
 CAPITALS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"

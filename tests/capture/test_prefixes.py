@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capture import passes
-from capture.activations import capture_activations
-from capture.hooks import leftover_hooks
-from capture.positions import wanted_positions
-from capture.prefixes import plan
-from evidence.sequences import Sequences
+from capture.activations import passes
+from capture.activations.capture import capture_activations
+from capture.activations.positions import wanted_positions
+from capture.activations.prefix_cache import plan
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks
 from tests.capture.families import tiny
 
 SITES = ["embed", "attn.1", "resid.0", "mlp.1", "resid.1", "logits"]

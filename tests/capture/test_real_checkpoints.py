@@ -13,9 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from capture.models import open_checkpoint
-from capture.tokenizer_files import open_tokenizer
-from capture.tokenizer_schema import check_tokenizer
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.tokenizers.files import open_tokenizer
+from capture.checkpoints.tokenizers.schema import check_tokenizer
 from tests.capture import small
 from tests.capture.families import tiny
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from capture import heads, scoring
-from capture.heads import answer_logits
-from capture.items import Item
-from capture.scoring import (
+from capture.data.items import Item
+from capture.data.sequences import Sequences, pad
+from capture.network import logits as heads
+from capture.network.logits import answer_logits
+from capture.scoring import answers
+from capture.scoring.answers import (
     alternatives_of,
     generate_greedy,
     score_answers,
@@ -16,7 +18,6 @@ from capture.scoring import (
 )
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
-from evidence.sequences import Sequences, pad
 from tests.capture.small import FAMILIES, byte_level
 
 VOCABULARY = 500  # more than the tokenizer has
@@ -129,7 +130,7 @@ def test_the_head_sees_answer_positions_only_and_changes_nothing(model):
 
 def test_a_model_without_a_separable_head_scores_the_same(model, monkeypatch):
     gathered = score_answers(model, rows())
-    for module in (heads, scoring):
+    for module in (heads, answers):
         monkeypatch.setattr(module, "output_head", lambda model: None)
     full = score_answers(model, rows())
     np.testing.assert_allclose(gathered.logprob, full.logprob, rtol=1e-5)
@@ -138,7 +139,7 @@ def test_a_model_without_a_separable_head_scores_the_same(model, monkeypatch):
 
 def test_logits_are_computed_in_parts_that_keep_to_the_budget(model, monkeypatch):
     whole = score_answers(model, rows())
-    monkeypatch.setattr(scoring, "LOGIT_BUDGET", 10 * VOCABULARY)
+    monkeypatch.setattr(answers, "LOGIT_BUDGET", 10 * VOCABULARY)
     seen = []
     model.get_output_embeddings().register_forward_hook(
         lambda module, args, out: seen.append(out.shape[:-1].numel())

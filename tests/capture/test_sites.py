@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from capture.hooks import record
-from capture.sites import find_sites
+from capture.network.hooks import record
+from capture.network.sites import find_sites
 from evidence.errors import InputError
 from tests.capture.families import HEADS, LAYERS, TEXT, WIDTH, Cnn, pixels, tiny
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from capture.activations import capture_activations
-from capture.models import open_checkpoint
-from capture.store import ActivationStore
+from capture.activations.capture import capture_activations
+from capture.activations.store import ActivationStore
+from capture.checkpoints.open import open_checkpoint
+from capture.data.sequences import Sequences
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.capture.families import WIDTH, rows, tiny
 
 SITES = ["resid.0", "resid.2", "head.1.1"]
@@ -36,7 +36,7 @@ def folders(root):
 def test_stored_values_are_the_captured_ones(
     tmp_path, checkpoint, positions, slab_bytes, monkeypatch
 ):
-    monkeypatch.setattr("capture.store.CHUNK_BYTES", min(slab_bytes, 400))
+    monkeypatch.setattr("capture.activations.store.CHUNK_BYTES", min(slab_bytes, 400))
     store = ActivationStore(tmp_path, slab_bytes)
     direct = capture_activations(checkpoint.load(), rows(), SITES, positions)
     first = store.activations(checkpoint, rows(), SITES, positions)
@@ -57,7 +57,7 @@ def test_stored_values_are_the_captured_ones(
 def test_a_second_request_runs_no_model(tmp_path, checkpoint, monkeypatch):
     store = ActivationStore(tmp_path)
     store.activations(checkpoint, rows(), SITES)
-    monkeypatch.setattr("capture.store.capture_wanted", None)
+    monkeypatch.setattr("capture.activations.store.capture_wanted", None)
     monkeypatch.setattr(type(checkpoint), "load", None)
     assert len(store.activations(checkpoint, rows(), SITES)) == 9
 
@@ -88,7 +88,7 @@ def test_everything_that_matters_is_in_the_name(tmp_path, checkpoint, monkeypatc
     # The same tensors under another configuration compute something else.
     changed = checkpoint.config | {"rms_norm_eps": 0.1}
     assert ask(checkpoint=replace(checkpoint, config=changed)) == 1
-    monkeypatch.setattr("capture.store.CODE_VERSION", "next")
+    monkeypatch.setattr("capture.activations.store.CODE_VERSION", "next")
     assert ask() == 1
     # The same weights elsewhere, under another name, are the same request.
     monkeypatch.undo()
@@ -103,7 +103,7 @@ def test_arrays_are_read_in_parts(tmp_path, checkpoint):
 
 
 def test_a_failure_halfway_leaves_nothing(tmp_path, checkpoint, monkeypatch):
-    from capture import store as module
+    from capture.activations import store as module
 
     original, calls = module.capture_wanted, []
 
@@ -124,8 +124,8 @@ def test_killed_halfway_the_next_run_starts_clean(tmp_path):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from capture import store\n"
-        "from capture.models import open_checkpoint\n"
+        "from capture.activations import store\n"
+        "from capture.checkpoints.open import open_checkpoint\n"
         "from tests.capture.families import rows, tiny\n"
         "original, calls = store.capture_wanted, []\n"
         "def dies(*args, **named):\n"
@@ -152,7 +152,7 @@ def test_killed_halfway_the_next_run_starts_clean(tmp_path):
 
 
 def test_losing_a_race_uses_what_the_winner_wrote(tmp_path, checkpoint, monkeypatch):
-    from capture import store as module
+    from capture.activations import store as module
 
     original = module.capture_wanted
     winner = ActivationStore(tmp_path)
@@ -194,7 +194,7 @@ DAMAGES = {
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr("capture.store.CHUNK_BYTES", 400)
+    monkeypatch.setattr("capture.activations.store.CHUNK_BYTES", 400)
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture import tables
-from capture.items import read_items
+from capture.data import tables
+from capture.data.items import read_items
 from evidence.errors import InputError
 
 GOOD = b'{"prompt": "p", "answer": "a"}\n'

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture.items import Item
-from capture.tokens import (
+from capture.data.items import Item
+from capture.data.tokenization import (
     encode,
     encode_items,
     past_joint,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from capture.items import Item, ItemSet
-from capture.scoring import AnswerScores
-from capture.validation import PairScores, validate_items
+from capture.data.items import Item, ItemSet
+from capture.scoring.answers import AnswerScores
+from capture.scoring.set_validation import PairScores, validate_items
 from evidence.errors import InputError
 from tests.capture.small import byte_level, word_level
 

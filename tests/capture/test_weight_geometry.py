@@ -5,17 +5,17 @@ import copy
 import pytest
 import torch
 
-from capture.gradients import loss_gradients
-from capture.models import open_checkpoint
-from capture.weight_geometry import (
+from capture.activations.loss_gradients import loss_gradients
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.safetensors_files import compare
+from capture.checkpoints.weight_change import (
     Gradients,
     by_component,
     leading_directions,
     update_shapes,
 )
-from capture.weights import compare
+from capture.data.sequences import Sequences
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.capture.families import LAYERS, tiny
 
 

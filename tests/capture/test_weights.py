@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from capture.models import open_checkpoint
-from capture.weights import check_finite, compare, refuse_pickle
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.safetensors_files import check_finite, compare, refuse_pickle
 from evidence.errors import InputError
 from tests.capture.families import LAYERS, tiny
 

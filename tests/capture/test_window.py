@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from audits.knowledge import utility_of_text
-from capture.activations import capture_activations
-from capture.scoring import score_answers
-from capture.window import position_limit
+from capture.activations.capture import capture_activations
+from capture.activations.position_limit import position_limit
+from capture.data.sequences import Sequences
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import SILENT
-from evidence.sequences import Sequences
 from testbeds.bios import SMALL, new_model
 from testbeds.bios_text import make_tokenizer
 from testbeds.zoo import sized

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from capture.network.structure import down_projection, find_blocks
 from erasure.dictionary import Dictionary, DictionaryEraser, rewrite_values_
 from erasure.inputs import RowsError
-from erasure.structure import down_projection, find_blocks
 from evidence.errors import InputError
 from tests.erasure.tiny import tiny_gpt2, tiny_llama
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from capture.hooks import leftover_hooks, patch, record
-from capture.sites import find_sites
+from capture.network.hooks import leftover_hooks, patch, record
+from capture.network.sites import find_sites
 from erasure.affine import AffineEraser
 from erasure.folding import fold_, hooked, stream_erasers
 from erasure.inputs import RowsError

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from capture.hooks import leftover_hooks
+from capture.network.hooks import leftover_hooks
+from capture.network.structure import find_blocks
 from erasure.image_config import IMAGE_METHODS, ONLY_FORGET, ImageUnlearnConfig
 from erasure.image_losses import (
     across_the_boundary,
@@ -16,7 +17,6 @@ from erasure.image_losses import (
     to_uniform,
 )
 from erasure.image_methods import image_fisher, last_parameters, unlearn_images_
-from erasure.structure import find_blocks
 from evidence.errors import InputError
 from testbeds.digits import DigitsConfig, new_classifier
 

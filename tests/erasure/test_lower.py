@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
+from capture.data.sequences import Sequences, pad
+from capture.network.structure import find_blocks
 from erasure import methods
 from erasure.config import UnlearnConfig
 from erasure.lower import lower_blocks_once
-from erasure.structure import find_blocks
-from evidence.sequences import Sequences, pad
 from tests.erasure.tiny import (
     FORGET,
     RELABELLED,

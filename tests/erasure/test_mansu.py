@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from capture.data.sequences import Sequences
 from erasure.mansu import MansuConfig, _span, unlearn_in_circuit_
 from erasure.quantise import linear_weights, quantise, quantise_
 from erasure.training import mean_nll, reader_for
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.erasure.tiny import VOCABULARY, tiny_gpt2, tiny_llama, tiny_neox
 
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from capture.data.sequences import Sequences, pad
+from capture.network.structure import find_blocks, states_at
 from erasure import losses
 from erasure.methods import UnlearnConfig, unlearn_
 from erasure.objectives import control_vector, sequence_logprobs
-from erasure.structure import find_blocks, states_at
 from erasure.training import reader_for
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
-from evidence.sequences import Sequences, pad
 from tests.erasure.tiny import (
     FORGET,
     RELABELLED,

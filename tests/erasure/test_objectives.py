@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from capture.data.sequences import Sequences, pad
 from erasure.objectives import (
     control_vector,
     count_scored,
@@ -21,7 +22,6 @@ from erasure.objectives import (
 )
 from erasure.training import reader_for
 from evidence.errors import InputError
-from evidence.sequences import Sequences, pad
 from tests.erasure.tiny import FORGET, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 
 MIXED = Sequences(((1, 2, 3, 4, 5, 6), (7, 8, 9), (4, 4)), (3, 1, 1))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from erasure.depths import prompts_of, states_of, watching
+from capture.activations.hidden_states import prompts_of, states_of, watching
+from capture.data.sequences import Sequences, pad
+from capture.network.structure import logit_reader
 from erasure.objectives import count_scored, sequence_logprobs
 from erasure.pga import (
     PRESETS,
@@ -15,9 +17,7 @@ from erasure.pga import (
     attacker_basis,
     squared_gap,
 )
-from erasure.structure import logit_reader
 from evidence.errors import InputError
-from evidence.sequences import Sequences, pad
 from tests.erasure.tiny import (
     FORGET,
     RETAIN,

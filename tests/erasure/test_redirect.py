@@ -5,11 +5,11 @@ import torch
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from capture.hooks import leftover_hooks
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks
+from capture.network.structure import down_projection, find_blocks
 from erasure.redirect import _keys, redirect_
-from erasure.structure import down_projection, find_blocks
 from evidence.errors import InputError
-from evidence.sequences import Sequences
 from tests.erasure.tiny import tiny_gpt2, tiny_llama
 
 FORGET = Sequences(((3, 5, 7, 9),), (3,))

@@ -4,7 +4,8 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import CohereConfig, CohereForCausalLM
 
-from erasure.structure import (
+from capture.data.sequences import pad
+from capture.network.structure import (
     down_projection,
     find_blocks,
     logit_reader,
@@ -12,7 +13,6 @@ from erasure.structure import (
     states_at,
 )
 from evidence.errors import InputError
-from evidence.sequences import pad
 from tests.capture.families import tiny
 from tests.erasure.tiny import RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 

@@ -10,7 +10,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from evidence.sequences import Sequences, pad
+from capture.data.sequences import Sequences, pad
 
 VOCABULARY = 40
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capture.data.sequences import PASS, Sequences, batches, pad
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from evidence.sequences import PASS, Sequences, batches, pad
 from evidence.storage.files import folder_atomic, write_atomic
 
 

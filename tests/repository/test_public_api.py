@@ -47,7 +47,7 @@ def test_a_name_that_is_gone_and_one_that_is_called_otherwise_are_told():
 
 
 def test_signatures_do_not_say_where_a_type_lives():
-    from capture.items import read_items
+    from capture.data.items import read_items
 
     shown = public_api.described(read_items)
     assert shown.endswith("-> ItemSet")

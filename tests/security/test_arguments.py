@@ -14,7 +14,7 @@ from audits.demo import run_demo
 from audits.pga_config import make_config as make_pga
 from audits.plan import plan
 from audits.selftest import selftest
-from capture.cache import cache_root
+from capture.checkpoints.cache import cache_root
 from erasure.config import UnlearnConfig
 from erasure.image_config import ImageUnlearnConfig
 from erasure.pga import PgaConfig
@@ -290,7 +290,9 @@ def test_a_home_that_is_not_known(monkeypatch):
     monkeypatch.setenv("EXHUME_CACHE", "~nobody-here/x")
     refusal(cache_root)
     monkeypatch.delenv("EXHUME_CACHE")
-    monkeypatch.setattr("capture.cache.user_cache_dir", lambda *_, **__: "~/.cache/x")
+    monkeypatch.setattr(
+        "capture.checkpoints.cache.user_cache_dir", lambda *_, **__: "~/.cache/x"
+    )
     assert "EXHUME_CACHE" in refusal(cache_root)
 
 

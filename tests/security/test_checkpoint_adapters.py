@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from tests.capture.families import tiny
 from tests.security.checkpoints import copy_of, edited

@@ -9,8 +9,8 @@ from tempfile import mkdtemp
 
 import pytest
 
-from capture.gguf_header import read_gguf_header
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.weights.gguf_header import read_gguf_header
 from evidence.errors import InputError
 from tests.capture.test_models import write_gguf
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from capture.models import open_checkpoint
-from capture.weights import compare
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.safetensors_files import compare
 from tests.capture.families import Cnn, tiny
 from tests.security.checkpoints import copy_of, edited
 

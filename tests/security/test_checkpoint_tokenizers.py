@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from tests.security.checkpoints import copy_of, edited, sound
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from tests.security.checkpoints import copy_of, edited, safetensors
 
@@ -456,7 +456,7 @@ def test_weights_changed_after_the_check_are_not_loaded(tmp_path):
 
 
 def test_nothing_is_raised_but_our_errors_and_interrupts(tmp_path, monkeypatch):
-    from capture.library_errors import library_errors
+    from capture.checkpoints.schemas.library_errors import library_errors
 
     class PanicException(BaseException):
         pass
@@ -487,7 +487,7 @@ def test_nothing_is_raised_but_our_errors_and_interrupts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["mra", "rwkv", "yoso"])
 def test_no_model_is_built_by_a_compiler(kind):
-    from capture.configuration import model_class
+    from capture.checkpoints.schemas.configuration import model_class
 
     name = {"mra": "MraForMaskedLM", "rwkv": "RwkvForCausalLM"}.get(kind, "YosoModel")
     for config in ({"model_type": kind}, {"model_type": kind, "architectures": [name]}):

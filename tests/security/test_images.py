@@ -14,8 +14,8 @@ import torch
 from numpy.lib import format as npy
 from PIL import Image
 
-from capture.image_files import read_images
-from capture.images import Eye, ImageSet
+from capture.data.image_files import read_images
+from capture.data.images import Eye, ImageSet
 from evidence.errors import InputError
 from tests.security import hostile_items as hostile
 from tests.security.refusals import refusal, refused

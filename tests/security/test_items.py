@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from audits.check_items import check_items
-from capture.items import Item, ItemSet, fold, read_items
+from capture.data.items import Item, ItemSet, fold, read_items
 from tests.security import hostile_items as hostile
 from tests.security.refusals import refusal, refused
 
@@ -159,7 +159,7 @@ def test_a_file_that_grows_and_grows_is_never_read_whole(tmp_path):
     Nor does reading start a program or reach a network.
     """
     code = (
-        "import sys; from capture.items import read_items\n"
+        "import sys; from capture.data.items import read_items\n"
         "from evidence.errors import InputError\n"
         "watched = 'subprocess.Popen', 'os.system', 'socket.connect'\n"
         "sys.addaudithook(lambda event, _: event in watched and print(event))\n"

@@ -55,7 +55,7 @@ def main() -> None:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    from capture.models import open_checkpoint
+    from capture.checkpoints.open import open_checkpoint
     from evidence.errors import InputError
 
     warnings.simplefilter("ignore")

@@ -9,12 +9,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
-from capture.scoring import score_answers
+from capture.data.sequences import Sequences, pad
+from capture.network.structure import down_projection, find_blocks
+from capture.scoring.answers import score_answers
 from erasure.quantise import quantise_
-from erasure.structure import down_projection, find_blocks
 from erasure.training import finetune_
 from evidence.errors import ExhumeError, InputError
-from evidence.sequences import Sequences, pad
 from testbeds import adversaries, edits
 from testbeds.adversaries import control
 from testbeds.families import FAMILIES, random_model

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from capture.activations import capture_activations
-from capture.items import ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.scoring import score_answers
-from capture.tokens import encode_items
+from capture.activations.capture import capture_activations
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import ItemSet, read_items
+from capture.data.tokenization import encode_items
+from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
 from testbeds import bios as module
 from testbeds.bios import (

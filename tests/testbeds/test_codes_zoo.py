@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from audits.contrast import hear
-from audits.data import ask
 from audits.trials import Plan
-from capture.items import ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.scoring import score_answers
-from erasure.structure import find_blocks
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import ItemSet, read_items
+from capture.data.questions import ask
+from capture.network.structure import find_blocks
+from capture.scoring.answers import score_answers
+from capture.scoring.contrast import hear
 from evidence.errors import ExhumeError, InputError
 from testbeds import codes_zoo
 from testbeds.bios import all_prompts

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from capture.hooks import record
-from capture.image_sites import find_image_sites
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
+from capture.network.hooks import record
+from capture.network.image_sites import find_image_sites
 from evidence.errors import InputError
 from testbeds.digits import (
     DigitsConfig,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from capture.data.sequences import Sequences, pad
 from erasure.objectives import token_logprobs
 from erasure.training import reader_for
 from evidence.errors import InputError
-from evidence.sequences import Sequences, pad
 from testbeds import passages
 from testbeds.passages import (
     LEAD,

@@ -4,9 +4,9 @@ import shutil
 import pytest
 import torch
 
-from capture.items import Item, ItemSet, read_items
-from capture.models import open_checkpoint
-from capture.tokens import encode_items
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import Item, ItemSet, read_items
+from capture.data.tokenization import encode_items
 from erasure.config import UnlearnConfig
 from evidence.errors import InputError
 from testbeds.bios import make_tokenizer

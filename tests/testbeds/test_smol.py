@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds import smol
 
@@ -103,7 +103,7 @@ def test_a_download_that_does_not_work_is_one_clear_error(how, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_the_real_model_is_fetched_and_answers(tmp_path):
-    from capture.scoring import generate_greedy
+    from capture.scoring.answers import generate_greedy
 
     checkpoint = open_checkpoint(smol.fetch(cache=tmp_path))
     said = generate_greedy(

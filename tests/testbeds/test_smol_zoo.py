@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from audits.trials import Plan
-from capture.models import open_checkpoint
+from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds import bios, edits
 from testbeds.bios import SMALL, SMOL, new_model, tokenizer_of

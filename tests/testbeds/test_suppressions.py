@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from capture.scoring import score_answers
-from erasure.structure import down_projection, find_blocks, output_head
+from capture.data.sequences import Sequences, pad
+from capture.network.structure import down_projection, find_blocks, output_head
+from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
-from evidence.sequences import Sequences, pad
 from testbeds import suppressions
 from testbeds.edits import refused
 from testbeds.families import FAMILIES, random_model

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from capture.items import read_items
-from capture.models import open_checkpoint
-from erasure.structure import find_blocks
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
+from capture.network.structure import find_blocks
 from evidence.errors import ExhumeError, InputError
 from testbeds import edits
 from testbeds import zoo as module

@@ -24,7 +24,7 @@ PROGRAM = (
     "audits.report",
     "audits.compare_page",
     "audits.pga",
-    "capture.gguf",
+    "capture.checkpoints.gguf",
     "tests.security.fuzz.twins",
 )
 """What is imported before inputs are tried."""

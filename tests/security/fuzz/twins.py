@@ -10,8 +10,8 @@ def open_model(folder: Path) -> None:
     """A checkpoint opened, loaded, its sites found and captured."""
     import torch
 
-    from capture.models import open_checkpoint
-    from capture.sites import find_sites
+    from capture.checkpoints.open import open_checkpoint
+    from capture.network.sites import find_sites
 
     model = open_checkpoint(folder).load()
     find_sites(model)
@@ -21,8 +21,8 @@ def open_model(folder: Path) -> None:
 
 def read_sets(forget: Path, retain: Path) -> None:
     """Two item files read and held against each other."""
-    from capture.items import read_items
-    from capture.validation import validate_items
+    from capture.data.items import read_items
+    from capture.scoring.set_validation import validate_items
 
     validate_items(read_items(forget), read_items(retain)).check()
 

@@ -1,0 +1,1 @@
+"""Checkpoints: opening them, reading weights safely, measuring how far they moved."""

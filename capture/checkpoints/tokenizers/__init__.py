@@ -1,0 +1,1 @@
+"""Tokenizers out of checkpoints: their files, steps and settings, checked before use."""

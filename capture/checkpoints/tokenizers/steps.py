@@ -1,0 +1,322 @@
+"""The steps of a tokenizer: which are known, and what their fields may be.
+
+The tokenizer library is compiled code that stops with a panic where a field is not as
+it expects, and a few steps can make a text of any length or a match of any cost.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    model_validator,
+)
+
+from capture.checkpoints.schemas.patterns import PatternError, analyse
+from capture.checkpoints.tokenizers.charsmap import charsmap_growth
+
+MOST_ID = 1 << 24
+MOST_PIECES = 64
+MOST_WAYS = (4096, 64)
+"""Most ways to match a pattern, by degree in the length of the text."""
+
+Short = Annotated[str, Field(strict=True, max_length=256)]
+Token = Annotated[str, Field(strict=True, max_length=4096)]
+Character = Annotated[str, Field(strict=True, min_length=1, max_length=1)]
+Id = Annotated[int, Field(strict=True, ge=0, lt=MOST_ID)]
+Small = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+
+
+class Strict(BaseModel):
+    """A part of tokenizer.json without fields that are not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Step(Strict):
+    """One step."""
+
+    type: str
+
+    @property
+    def growth(self) -> float:
+        """How many times longer it may make a text, where that adds up."""
+        return 1.0
+
+
+def _affordable(pattern: str) -> str:
+    try:
+        ways = analyse(pattern).last
+    except PatternError as error:
+        raise ValueError(f"a pattern that cannot be used: {error}") from error
+    for degree, many in enumerate(ways):
+        if many > (MOST_WAYS[degree] if degree < len(MOST_WAYS) else 0):
+            raise ValueError("a pattern that can take too long to match")
+    return pattern
+
+
+class Exact(Strict):
+    """A pattern that is a text."""
+
+    String: Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
+
+    @property
+    def shortest(self) -> float:
+        """Characters that it matches."""
+        return len(self.String)
+
+
+class Expression(Strict):
+    """A pattern that is a regular expression of bounded cost."""
+
+    Regex: Annotated[StrictStr, Field(min_length=1), AfterValidator(_affordable)]
+
+    @property
+    def shortest(self) -> float:
+        """Fewest characters that it matches, or 1: letters may fold into one."""
+        return min(1, analyse(self.Regex).low)
+
+
+Pattern = Exact | Expression
+
+
+class Replace(Step):
+    """Puts a text where a pattern matches."""
+
+    pattern: Pattern
+    content: Token
+
+    @property
+    def growth(self) -> float:
+        """By its longest replacement of the shortest match."""
+        shortest = self.pattern.shortest
+        return max(1.0, len(self.content) / shortest) if shortest else math.inf
+
+
+class Precompiled(Step):
+    """SentencePiece's table of replacements."""
+
+    precompiled_charsmap: StrictStr
+
+    @model_validator(mode="after")
+    def _followed(self) -> "Precompiled":
+        charsmap_growth(self.precompiled_charsmap)
+        return self
+
+    @property
+    def growth(self) -> float:
+        """By its longest replacement."""
+        return charsmap_growth(self.precompiled_charsmap)
+
+
+class ByteLevel(Step):
+    """Each byte becomes a character."""
+
+    add_prefix_space: StrictBool = True
+    trim_offsets: StrictBool = True
+    use_regex: StrictBool = True
+
+    @property
+    def growth(self) -> float:
+        """A character has up to four bytes."""
+        return 4.0
+
+
+class BertNormalizer(Step):
+    """BERT's cleaning."""
+
+    clean_text: StrictBool = True
+    handle_chinese_chars: StrictBool = True
+    strip_accents: StrictBool | None = None
+    lowercase: StrictBool = True
+
+
+class StripNormalizer(Step):
+    """Takes space off the ends."""
+
+    strip_left: StrictBool = True
+    strip_right: StrictBool = True
+
+
+class Prepend(Step):
+    """Puts a text before every text."""
+
+    prepend: Short
+
+
+class Metaspace(Step):
+    """A sign takes the place of the space."""
+
+    replacement: Character
+    add_prefix_space: StrictBool = True
+    prepend_scheme: Literal["always", "never", "first"] = "always"
+    split: StrictBool = True
+    str_rep: Character | None = None
+
+
+class Split(Step):
+    """Splits where a pattern matches."""
+
+    pattern: Pattern
+    behavior: Literal[
+        "Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"
+    ]
+    invert: StrictBool = False
+
+
+class Punctuation(Step):
+    """Splits at punctuation."""
+
+    behavior: Literal[
+        "Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"
+    ] = "Isolated"
+
+
+class Digits(Step):
+    """Splits at digits."""
+
+    individual_digits: StrictBool = False
+
+
+class FixedLength(Step):
+    """Splits every so many characters."""
+
+    length: Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+
+
+class CharDelimiterSplit(Step):
+    """Splits at a character."""
+
+    delimiter: Character
+
+
+class StripDecoder(Step):
+    """Takes a character off the start of tokens."""
+
+    content: Character
+    start: Small
+    stop: Literal[0]  # any other is a panic for a token that is shorter
+
+
+class WordPieceDecoder(Step):
+    """Joins pieces of words."""
+
+    prefix: Short = "##"
+    cleanup: StrictBool = True
+
+
+class BPEDecoder(Step):
+    """Joins pieces of words by their suffix."""
+
+    suffix: Short = "</w>"
+
+
+class CTC(Step):
+    """Joins what a speech model says."""
+
+    pad_token: Short
+    word_delimiter_token: Short
+    cleanup: StrictBool
+
+
+class PairProcessing(Step):
+    """Puts BERT's or RoBERTa's special tokens around texts."""
+
+    sep: tuple[Token, Id]
+    cls: tuple[Token, Id]
+    trim_offsets: StrictBool = True
+    add_prefix_space: StrictBool = True
+
+
+class _Special(Strict):
+    id: Token
+    type_id: Small
+
+
+class _Sequence(Strict):
+    id: Literal["A", "B"]
+    type_id: Small
+
+
+class _SpecialPiece(Strict):
+    SpecialToken: _Special
+
+
+class _SequencePiece(Strict):
+    Sequence: _Sequence
+
+
+class _TemplateToken(Strict):
+    id: Token
+    ids: Annotated[list[Id], Field(min_length=1, max_length=MOST_PIECES)]
+    tokens: Annotated[list[Token], Field(max_length=MOST_PIECES)]
+
+
+_Pieces = Annotated[list[_SpecialPiece | _SequencePiece], Field(max_length=MOST_PIECES)]
+
+
+class TemplateProcessing(Step):
+    """Puts special tokens around texts by a template."""
+
+    single: _Pieces
+    pair: _Pieces
+    special_tokens: Annotated[
+        dict[Token, _TemplateToken], Field(max_length=MOST_PIECES)
+    ]
+
+    @model_validator(mode="after")
+    def _named(self) -> "TemplateProcessing":
+        for piece in (*self.single, *self.pair):
+            if isinstance(piece, _SpecialPiece):
+                token = piece.SpecialToken.id
+                if token not in self.special_tokens:
+                    raise ValueError(f"a template without its token {token!r}")
+        for token in self.special_tokens.values():
+            if len(token.ids) != len(token.tokens):
+                raise ValueError("a template whose ids and tokens differ in number")
+        return self
+
+
+NORMALIZERS: dict[str, type[Step]] = {
+    "BertNormalizer": BertNormalizer,
+    "ByteLevel": ByteLevel,
+    "Precompiled": Precompiled,
+    "Prepend": Prepend,
+    "Replace": Replace,
+    "Strip": StripNormalizer,
+} | dict.fromkeys(
+    ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"), Step
+)
+SPLITTERS: dict[str, type[Step]] = {
+    "ByteLevel": ByteLevel,
+    "CharDelimiterSplit": CharDelimiterSplit,
+    "Digits": Digits,
+    "FixedLength": FixedLength,
+    "Metaspace": Metaspace,
+    "Punctuation": Punctuation,
+    "Split": Split,
+} | dict.fromkeys(
+    ("BertPreTokenizer", "UnicodeScripts", "Whitespace", "WhitespaceSplit"), Step
+)
+PROCESSORS: dict[str, type[Step]] = {
+    "BertProcessing": PairProcessing,
+    "ByteLevel": ByteLevel,
+    "RobertaProcessing": PairProcessing,
+    "TemplateProcessing": TemplateProcessing,
+}
+DECODERS: dict[str, type[Step]] = {
+    "BPEDecoder": BPEDecoder,
+    "ByteFallback": Step,
+    "ByteLevel": ByteLevel,
+    "CTC": CTC,
+    "Fuse": Step,
+    "Metaspace": Metaspace,
+    "Replace": Replace,
+    "Strip": StripDecoder,
+    "WordPiece": WordPieceDecoder,
+}

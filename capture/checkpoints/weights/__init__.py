@@ -1,0 +1,1 @@
+"""Weight files: which there are, what they say they hold, what of it a model takes."""

@@ -1,0 +1,195 @@
+"""What a GGUF file says it holds, read and checked without its numbers.
+
+Every length in the file is held against the file's own size before it is believed.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from capture.checkpoints.weights.safetensors_headers import MOST_NAME, MOST_TENSORS
+from evidence.errors import InputError
+from evidence.storage.regular_files import open_regular
+
+MOST_KEYS, MOST_ITEMS, MOST_TEXT = 4_096, 4_000_000, 1 << 24
+MOST_BYTES = 512 << 20
+"""Bytes of all that is said about the tensors, the vocabulary included."""
+LONGEST, MOST_CHARACTERS = 512, 16 << 20
+"""Of one token and of all: the library makes merges of them by trying each cut."""
+
+_TEXT, _LIST, _FLAG = 8, 9, 7
+_NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "B",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What is said about a GGUF file's tensors.
+
+    Attributes:
+        metadata: Keys and values.
+        shapes: Tensor name to shape, in the order of torch.
+    """
+
+    metadata: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the tensors hold."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Metadata and shapes of a GGUF file; all of it must lie inside the file.
+
+    Raises:
+        InputError: it is no regular file, is damaged or cut short, or holds more than
+            can be worked with.
+    """
+    with open_regular(path, 1 << 62) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return _Reader(path, file, size).header()
+
+
+class _Reader:
+    def __init__(self, path: Path, file: BinaryIO, size: int):
+        self.path, self.file, self.size = path, file, size
+
+    def header(self) -> GgufHeader:
+        magic, version, tensors, keys = self.numbers("4sIQQ")
+        if magic != b"GGUF" or version not in (2, 3):
+            raise self.damaged(f"version {version}")
+        if tensors > MOST_TENSORS or keys > MOST_KEYS:
+            raise self.damaged(f"{tensors:,} tensors and {keys:,} keys")
+        metadata: dict[str, Any] = {}
+        for _ in range(keys):
+            key = self.text(MOST_NAME)
+            if key in metadata:
+                raise self.damaged(f"the key {key} twice")
+            metadata[key] = self.value(key, self.numbers("I")[0])
+        _check_tokens(self, metadata)
+        shapes, spans = {}, []
+        for _ in range(tensors):
+            name = self.text(MOST_NAME)
+            sides = self.numbers("I")[0]
+            if name in shapes or not 1 <= sides <= 8:
+                raise self.damaged(f"the tensor {name} twice, or without a shape")
+            dims = self.numbers(f"{sides}Q")
+            kind, offset = self.numbers("IQ")
+            shapes[name] = tuple(reversed(dims))
+            spans.append((offset, self.bytes_of(name, dims, kind)))
+        alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 1 <= alignment <= 1 << 16:
+            raise self.damaged(f"an alignment of {alignment}")
+        start = -(-self.file.tell() // alignment) * alignment
+        end = 0
+        for offset, length in sorted(spans):
+            if offset < end:
+                raise self.damaged("tensors that overlap")
+            end = offset + length
+        if start + end > self.size:
+            raise self.damaged(f"{end:,} bytes of tensors, {self.size:,} in all")
+        return GgufHeader(metadata, shapes)
+
+    def numbers(self, kinds: str) -> tuple[Any, ...]:
+        length = struct.calcsize(f"<{kinds}")
+        if length > self.size - self.file.tell():
+            raise self.damaged("an end before all was said")
+        return struct.unpack(f"<{kinds}", self.file.read(length))
+
+    def text(self, most: int) -> str:
+        length = self.numbers("Q")[0]
+        if length > most or length > self.size - self.file.tell():
+            raise self.damaged(f"a text of {length:,} bytes")
+        if self.file.tell() > MOST_BYTES:
+            raise self.damaged(f"more than {MOST_BYTES:,} bytes of metadata")
+        try:
+            return self.file.read(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.damaged("a text that is not UTF-8") from error
+
+    def value(self, key: str, kind: int) -> Any:
+        if kind in _NUMBERS:
+            value = self.numbers(_NUMBERS[kind])[0]
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self.damaged(f"{key} is {value}")
+            return bool(value) if kind == _FLAG else value
+        if kind == _TEXT:
+            return self.text(MOST_TEXT)
+        if kind != _LIST:
+            raise self.damaged(f"{key} is of a kind that is not known")
+        inner, count = self.numbers("IQ")
+        if count > MOST_ITEMS:
+            raise self.damaged(f"{count:,} values of {key}")
+        if inner == _TEXT:
+            return [self.text(MOST_TEXT) for _ in range(count)]
+        if inner not in _NUMBERS:
+            raise self.damaged(f"{key} is of a kind that is not known")
+        values = list(self.numbers(f"{count}{_NUMBERS[inner]}"))
+        if _NUMBERS[inner] in "fd" and not all(map(math.isfinite, values)):
+            raise self.damaged(f"{key} holds numbers that are not finite")
+        return values
+
+    def bytes_of(self, name: str, dims: tuple[int, ...], kind: int) -> int:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        known = {each.value for each in GGMLQuantizationType}
+        sizes = (
+            GGML_QUANT_SIZES.get(GGMLQuantizationType(kind)) if kind in known else None
+        )
+        if sizes is None:
+            raise self.damaged(f"the tensor {name} of a type that is not known")
+        block, length = sizes
+        count = math.prod(dims)
+        if dims[0] % block or count > 1 << 48:
+            raise self.damaged(f"the tensor {name} of a shape its type cannot have")
+        return count // block * length
+
+    def damaged(self, got: str) -> InputError:
+        return InputError(
+            f"{self.path} could not be read as GGUF",
+            expected="a whole GGUF file of an architecture transformers knows",
+            got=got,
+            fix="Download it again, or pass the model as a Hugging Face folder",
+        )
+
+
+def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
+    """The vocabulary is one that a tokenizer can be made of in bounded time."""
+    for key in ("tokens", "merges"):
+        said = metadata.get(f"tokenizer.ggml.{key}", [])
+        if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
+            raise reader.damaged(f"{key} that are no list of texts")
+        longest = LONGEST if key == "tokens" else 2 * LONGEST
+        if sum(map(len, said)) > MOST_CHARACTERS or any(
+            len(each) > longest for each in said
+        ):
+            raise reader.damaged(f"{key} that are too long")
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    for key, value in metadata.items():
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            if not isinstance(value, int) or not 0 <= value < max(len(tokens), 1):
+                raise reader.damaged(f"{key} is {value}, of {len(tokens):,} tokens")
+    for key in ("scores", "token_type"):
+        said = metadata.get(f"tokenizer.ggml.{key}")
+        if said is not None and (
+            not isinstance(said, list) or len(said) != len(tokens)
+        ):
+            raise reader.damaged(f"{key} that are not one for each token")
+    if not isinstance(metadata.get("general.architecture"), str):
+        raise reader.damaged("no general.architecture")

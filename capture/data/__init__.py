@@ -1,0 +1,1 @@
+"""Items, questions, images and token rows: what a model is asked."""

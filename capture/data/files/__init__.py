@@ -1,0 +1,1 @@
+"""File formats that nobody vouches for, read within limits."""

@@ -1,0 +1,211 @@
+"""Rows from JSON Lines, JSON, CSV and Parquet files that nobody vouches for."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from capture.data.files.parquet import parquet_rows
+from evidence.errors import InputError
+from evidence.storage.files import JSON_LIMIT
+from evidence.storage.regular_files import open_regular, read_text
+from evidence.storage.strict_json import parse_json
+
+FILE_LIMIT = 2**26
+"""Bytes, on disk and unpacked."""
+LINE_LIMIT = 1_000_000
+"""Bytes of one record of a file that is read line by line."""
+ROW_LIMIT = 1_000_000
+FIELD_LIMIT = 1000
+"""Different fields, or columns, of a file."""
+_SMALLER = "Keep the items that the audit needs"
+_AGAIN = "Correct the line, or write the file again"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record and where it stands, such as "facts.jsonl, line 3"."""
+
+    place: str
+    fields: dict[str, object]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All records of a file, told apart by content (Parquet, JSON) or name (CSV).
+
+    Values are as the file has them; empty CSV cells and JSON nulls are left out.
+
+    Raises:
+        InputError: no such file, an empty one, one of another kind, one beyond the
+            limits on size, or one that does not parse (names the line).
+    """
+    with open_regular(path, FILE_LIMIT, fix=_SMALLER) as file:
+        start = file.read(4096)
+        file.seek(0)
+        rows = list(_rows(path, file, start))
+    if not rows:
+        raise InputError(
+            f"{path} is empty",
+            expected="one item or more",
+            got="no record",
+            fix="Check that the file was written to its end",
+        )
+    return rows
+
+
+def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
+    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    kind = path.suffix.lower()
+    if start[:4] == b"PAR1":
+        found = (
+            Row(f"{path.name}, row {number}", record)
+            for number, record in parquet_rows(
+                path, file, bytes_limit=FILE_LIMIT, rows=ROW_LIMIT, columns=FIELD_LIMIT
+            )
+        )
+    elif kind in (".csv", ".tsv"):
+        found = _csv(path, file, "\t" if kind == ".tsv" else None)
+    elif first == b"[":
+        found = _array(path)
+    elif first in (b"{", b"") or kind in (".json", ".jsonl", ".ndjson"):
+        found = _jsonl(path, file)
+    else:
+        raise InputError(
+            f"{path} is not a kind of file that can be read",
+            expected="JSON Lines, JSON, CSV or Parquet",
+            got=f"a file that starts with {start[:12]!r}",
+            fix="Convert it to JSON Lines, one object a line",
+        )
+    names: set[str] = set()
+    for count, row in enumerate(found, 1):
+        if count > ROW_LIMIT:
+            raise InputError(
+                f"{path} has too many rows",
+                expected=f"at most {ROW_LIMIT:,}",
+                fix=_SMALLER,
+            )
+        names.update(row.fields)
+        if len(names) > FIELD_LIMIT:
+            raise _too_many_fields(row.place)
+        yield Row(row.place, {k: v for k, v in row.fields.items() if v is not None})
+
+
+def _too_many_fields(place: str) -> InputError:
+    return InputError(
+        f"{place} has too many different fields",
+        expected=f"at most {FIELD_LIMIT:,} in all of the file",
+        fix="Keep the fields that the audit needs",
+    )
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
+    number = 0
+    while raw := file.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(raw) > LINE_LIMIT:
+            raise _too_long(path, number)
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}, line {number} is not valid UTF-8",
+                expected="UTF-8 text",
+                got=f"byte {raw[error.start]:#04x} at place {error.start + 1}",
+                fix="Save the file again as UTF-8",
+            ) from error
+
+
+def _too_long(path: Path, number: int) -> InputError:
+    return InputError(
+        f"{path}, line {number} is too long",
+        expected=f"at most {LINE_LIMIT:,} bytes an item",
+        got="more",
+        fix="Write one item a line, without its source text",
+    )
+
+
+def _jsonl(path: Path, file: BinaryIO) -> Iterator[Row]:
+    for number, line in _lines(path, file):
+        if line.strip():
+            place = f"{path.name}, line {number}"
+            value = parse_json(line, f"{path}, line {number}", fix=_AGAIN)
+            yield Row(place, _record(place, value))
+
+
+def _array(path: Path) -> Iterator[Row]:
+    """Rows of one array, which is read as a whole."""
+    text = read_text(path, min(JSON_LIMIT, FILE_LIMIT), fix="Write JSON Lines")
+    records = parse_json(text, str(path), fix=_AGAIN)
+    for number, record in enumerate(records if isinstance(records, list) else [], 1):
+        place = f"{path.name}, item {number}"
+        yield Row(place, _record(place, record))
+
+
+def _record(place: str, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{place} is not an item",
+            expected='an object such as {"prompt": ..., "answer": ...}',
+            got=f"{type(value).__name__} {value!r}"[:80],
+        )
+    return value
+
+
+def _csv(path: Path, file: BinaryIO, delimiter: str | None) -> Iterator[Row]:
+    numbered = _lines(path, file)
+    try:
+        _, header = next(numbered)
+    except StopIteration:
+        return
+    if delimiter is None:  # spreadsheets of many countries write semicolons
+        delimiter = ";" if ";" in header and "," not in header else ","
+
+    pending = 0  # bytes of the record that is being read
+
+    def lines() -> Iterator[str]:
+        nonlocal pending
+        yield header
+        for number, line in numbered:
+            pending += len(line)
+            if pending > LINE_LIMIT:
+                raise _too_long(path, number)
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    try:
+        for cells in reader:
+            pending = 0
+            place = f"{path.name}, line {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if names is None:
+                names = [cell.strip() for cell in cells]
+                if len(names) > FIELD_LIMIT:
+                    raise _too_many_fields(place)
+                if len(set(names)) < len(names):
+                    raise InputError(
+                        f"{place}: two columns have the same name",
+                        expected="every column name once",
+                        got=", ".join(names)[:200],
+                    )
+                continue
+            if len(cells) != len(names):
+                raise InputError(
+                    f"{place} has another number of cells than the header",
+                    expected=f"{len(names)} cells",
+                    got=str(len(cells)),
+                    fix="Put text that holds the separator in double quotes",
+                )
+            yield Row(
+                place,
+                {n: c for n, c in zip(names, cells, strict=True) if c.strip()},
+            )
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num} is not valid CSV",
+            expected="cells in matching double quotes, of at most 131,072 characters",
+            got=str(error),
+            fix=_AGAIN,
+        ) from error

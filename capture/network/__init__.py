@@ -1,0 +1,1 @@
+"""The structure of a network: blocks, sites, hooks, output logits."""

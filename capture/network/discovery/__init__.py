@@ -1,0 +1,1 @@
+"""How the parts of an unknown network are found and proved."""

@@ -1,0 +1,63 @@
+"""Logits at chosen positions only: a vocabulary is too wide to compute them all."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from capture.data.sequences import Padded
+
+
+def answer_logits(model: nn.Module, batch: Padded, where: Tensor) -> Tensor:
+    """Logits (chosen position, token) at the True places of ``where``.
+
+    A hook hands the head only the chosen states; what the model does to its logits
+    after the head (capping, scaling) still happens.
+
+    Args:
+        model: A causal language model.
+        batch: Its input.
+        where: (row, position) bool.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    inputs = {
+        name: value
+        for name, value in (batch.model_inputs | {"use_cache": False}).items()
+        if name in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    }
+    with _gathered(output_head(model), where) as gathered:
+        output = model(**inputs)
+    logits = output if isinstance(output, Tensor) else output.logits
+    return logits[0] if gathered else logits[where]
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that turns states into logits, or None where it is not known."""
+    get = getattr(model, "get_output_embeddings", None)
+    try:
+        head = get() if callable(get) else None
+    except NotImplementedError:
+        return None
+    return head if isinstance(head, nn.Module) else None
+
+
+@contextmanager
+def _gathered(head: nn.Module | None, where: Tensor) -> Iterator[list[bool]]:
+    """Reduce the head's input to the chosen positions; the list says if it did."""
+    did: list[bool] = []
+    if head is None:
+        yield did
+        return
+
+    def gather(module: nn.Module, args: tuple) -> tuple | None:
+        if len(args) == 1 and args[0].ndim == 3 and args[0].shape[:2] == where.shape:
+            did.append(True)
+            return (args[0][where][None],)
+        return None
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield did
+    finally:
+        handle.remove()

@@ -1,0 +1,237 @@
+"""Named places in a network, the same names whatever the family.
+
+========== =================================================================
+name       value
+========== =================================================================
+embed      what enters block 0: the embedded tokens or patches; the pixels of a CNN
+resid.L    what leaves block L: the residual stream after it
+attn.L     what the attention of block L adds to the stream, after its projection
+           and after a norm of what is added, where there is one (Gemma 2, OLMo 2)
+mlp.L      what the feed-forward part of block L adds to the stream, likewise
+head.L.H   the output of head H of block L, before the output projection
+final      what enters the output layer, after the last norm
+logits     the output of the output layer, before a model scales or caps it
+========== =================================================================
+
+In a network without attention a block is one layer with weights together with all
+that follows it up to the next one, so ``resid.L`` is what the next such layer
+receives: activations, pooling and flattening included, even when they are plain
+function calls in ``forward``. Where something passes by such layers, as in a residual
+network, a block is a whole residual unit.
+
+Places are found by structure, and proved by one short pass the first time a network is
+looked at (``capture.network.discovery.proof``): what leaves a block is all that the
+rest of the network sees, and what attention and the feed-forward part add to what
+enters a block is what leaves it; in a network that norms the stream after each addition
+(BERT), with those norms. Where that cannot be shown, the network or these sites of it
+are refused.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from capture.network.discovery.chains import Chain, find_chain
+from capture.network.discovery.kept import Kept
+from capture.network.discovery.outline import Outline, find_outline, linear_shape
+from capture.network.discovery.proof import Parts, prove_blocks
+from evidence.errors import InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site's value can be read and replaced.
+
+    Attributes:
+        name: The site's name.
+        module: The module whose input or output carries the value.
+        side: "in" for its first argument, "out" for its (first) output.
+        part: Which of the carried features: a slice of the last axis, an index into
+            the axis before the last (heads kept apart), or None for all of them.
+    """
+
+    name: str
+    module: nn.Module
+    side: Literal["in", "out"]
+    part: slice | int | None = None
+
+    def read(self, carried: Tensor) -> Tensor:
+        """The site's value, a view of what the module carries."""
+        if self.part is None:
+            return carried
+        if isinstance(self.part, int):
+            return carried[..., self.part, :]
+        return carried[..., self.part]
+
+    def write(self, carried: Tensor, value: Tensor) -> Tensor:
+        """A new tensor equal to ``carried`` with the site's value replaced."""
+        if self.part is None:
+            return value
+        changed = carried.clone()
+        self.read(changed).copy_(value)
+        return changed
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The sites of one model.
+
+    Attributes:
+        places: Site name to place, roughly in order of depth.
+        n_layers: Number of blocks.
+        d_model: Width of the residual stream; None where blocks differ in width.
+        n_heads: Attention heads a block; 0 where there are none.
+        head: The output layer, or None.
+        refused: Kinds of sites that this network does not have, to the reason.
+    """
+
+    places: dict[str, Place]
+    n_layers: int
+    d_model: int | None
+    n_heads: int
+    head: nn.Module | None
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every site name."""
+        return tuple(self.places)
+
+    def of(self, kind: str) -> tuple[str, ...]:
+        """The names of one kind, such as "resid", from the first layer to the last."""
+        return tuple(name for name in self.places if name.split(".")[0] == kind)
+
+    def resolve(self, name: str) -> Place:
+        """The place called ``name``.
+
+        Raises:
+            InputError: the model has no such site.
+        """
+        if name in self.places:
+            return self.places[name]
+        reason = self.refused.get(name.split(".")[0])
+        if reason is not None:
+            raise InputError(
+                f"there is no site {name!r}: {reason}",
+                expected="a site of another kind, such as resid.L",
+            )
+        kinds = sorted({name.split(".")[0] for name in self.places})
+        close = difflib.get_close_matches(name, self.places, n=1)
+        raise InputError(
+            f"the model has no site {name!r}",
+            expected=f"one of {', '.join(kinds)}; layers 0 to {self.n_layers - 1}"
+            + (f", heads 0 to {self.n_heads - 1}" if self.n_heads else ""),
+            got=repr(name),
+            fix=f"Did you mean {close[0]!r}?" if close else None,
+        )
+
+
+def find_sites(model: nn.Module, example: Any = None) -> Sites:
+    """Find the sites of ``model`` from its structure, proved by one short pass.
+
+    The pass is run once a structure (``capture.network.discovery.kept``).
+
+    Args:
+        model: A network of token ids, of images or of vectors.
+        example: Input of two or more different rows, a tensor or named ones, for a
+            network that does not run on what is made up for it.
+
+    Raises:
+        InputError: its structure is not understood; it does not run on a short input.
+    """
+    outline = find_outline(model)
+    if outline is None:
+        return chain_sites(find_chain(model, example))
+    if hasattr(outline.blocks[0], "hook_resid_post"):
+        return _hooked_sites(model, outline.blocks)
+    parts = _PROVED.get(model, None, lambda: prove_blocks(model, outline, example))
+    return _block_sites(model, outline, parts)
+
+
+_PROVED: Kept[Parts] = Kept()
+
+
+def _block_sites(model: nn.Module, outline: Outline, parts: Parts) -> Sites:
+    places = {"embed": Place("embed", outline.blocks[0], "in")}
+    count = 0
+    for layer, block in enumerate(outline.blocks):
+        if parts.projections[layer]:
+            projection = model.get_submodule(parts.projections[layer])
+            own = outline.attentions[layer]
+            inputs, _ = linear_shape(projection) or (0, 0)
+            count = _head_count(model, outline, own, inputs)
+            size = inputs // count if count else 0
+            for head in range(count):
+                part = slice(head * size, (head + 1) * size)
+                name = f"head.{layer}.{head}"
+                places[name] = Place(name, projection, "in", part)
+        adding = {"attn": parts.attention[layer], "mlp": parts.feed_forward[layer]}
+        for kind in [each for each in adding if each not in parts.refused]:
+            module = model.get_submodule(adding[kind])
+            places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
+        places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
+    sites = Sites(places, len(outline.blocks), parts.width, count, None, parts.refused)
+    return _with_output(sites, outline.head)
+
+
+def _head_count(
+    model: nn.Module, outline: Outline, attention: nn.Module, inputs: int
+) -> int:
+    """Heads whose outputs lie side by side in the projection's input; 0 if unknown."""
+    if len({type(each) for each in outline.attentions}) > 1:
+        return 0  # attention of several kinds: the count is that of one of them
+    names = ("num_attention_heads", "num_heads", "n_heads", "n_head")
+    holders: list[Any] = [*attention.modules(), getattr(model, "config", None)]
+    for holder in holders:
+        for name in names:
+            count = getattr(holder, name, None)
+            if isinstance(count, int) and count > 0 and inputs % count == 0:
+                return count
+    return 0
+
+
+def _with_output(sites: Sites, layer: nn.Module | None) -> Sites:
+    if layer is None:
+        return sites
+    places = dict(sites.places)
+    places["final"] = Place("final", layer, "in")
+    places["logits"] = Place("logits", layer, "out")
+    return replace(sites, places=places, head=layer)
+
+
+def chain_sites(chain: Chain) -> Sites:
+    """Sites of a network without attention."""
+    first, *rest = chain.cuts
+    places = {"embed": Place("embed", first.module, first.side)}
+    for layer, cut in enumerate(rest):
+        places[f"resid.{layer}"] = Place(f"resid.{layer}", cut.module, cut.side)
+    return _with_output(Sites(places, len(rest), None, 0, None), chain.head)
+
+
+def _hooked_sites(model: nn.Module, blocks: Sequence[Any]) -> Sites:
+    """Sites of a ``HookedTransformer``, at the hook points its blocks have."""
+    config: Any = next(m.cfg for m in model.modules() if hasattr(m, "cfg"))
+    heads = int(config.n_heads)
+    places = {"embed": Place("embed", blocks[0].hook_resid_pre, "out")}
+    for layer, block in enumerate(blocks):
+        for head in range(heads):
+            name = f"head.{layer}.{head}"
+            places[name] = Place(name, block.attn.hook_z, "out", head)
+        points = {"attn": "hook_attn_out", "mlp": "hook_mlp_out"}
+        for kind, point in (points | {"resid": "hook_resid_post"}).items():
+            if hasattr(block, point):
+                name = f"{kind}.{layer}"
+                places[name] = Place(name, getattr(block, point), "out")
+    output = next(m for n, m in model.named_modules() if n.endswith("unembed"))
+    sites = Sites(places, len(blocks), int(config.d_model), heads, None)
+    return _with_output(sites, output)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter; the CPU if it has none."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

@@ -1,0 +1,392 @@
+"""What was understood of a forget set and a retain set, and what is wrong there."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from capture.data.items import Item, ItemSet, fold
+from capture.data.tokenization import encode_items
+from capture.scoring.answers import AnswerScores
+from evidence.errors import InputError, printable
+
+# A forget set is a part of what a model knows, a retain set a sample of the rest.
+SWAP_SIZE = 3.0  # forget over retain, in entities, from which a swap is suspected
+SWAP_KEPT = 0.8  # share of known forget items still answered ...
+SWAP_LOST = 0.6  # ... and of known retain items lost, that mean a swap
+FEW_KNOWN = 5  # known items below which shares say nothing
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of the main prompts, in the order of the sets; None where not made."""
+
+    original_forget: AnswerScores
+    original_retain: AnswerScores
+    unlearned_forget: AnswerScores | None = None
+    unlearned_retain: AnswerScores | None = None
+
+
+@dataclass(frozen=True)
+class SetSummary:
+    """One set in figures.
+
+    Attributes:
+        role: "forget" or "retain".
+        name: The set's name.
+        format: How its file was understood.
+        items: Items.
+        entities: Entities.
+        answers: Relation to the number of different answers, relations sorted.
+        repeated: Items that repeat the prompt and the answer of an earlier one.
+        disputed: Prompts that have more than one answer.
+        without_alternatives: Items with no wrong answers of their own.
+        paraphrases: Fewest paraphrases an item has.
+        tokens: Shortest and longest answer in tokens; None without a tokenizer.
+        known: Items the original answers by greedy decoding; None without scores.
+        kept: Those of ``known`` that the unlearned model answers too; None likewise.
+        sample: Up to three items, as prompt and answer.
+    """
+
+    role: str
+    name: str
+    format: str
+    items: int
+    entities: int
+    answers: tuple[tuple[str, int], ...]
+    repeated: int
+    disputed: int
+    without_alternatives: int
+    paraphrases: int
+    tokens: tuple[int, int] | None
+    known: int | None
+    kept: int | None
+    sample: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What ``validate_items`` found.
+
+    Attributes:
+        forget: The forget set in figures.
+        retain: The retain set in figures.
+        overlap: Entities in both sets, as the forget set spells them.
+        errors: What makes an audit of these sets wrong.
+        warnings: What makes it weaker, or may be a slip.
+    """
+
+    forget: SetSummary
+    retain: SetSummary
+    overlap: tuple[str, ...]
+    errors: tuple[InputError, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no errors; warnings do not count."""
+        return not self.errors
+
+    def check(self) -> None:
+        """Do nothing when ``ok``.
+
+        Raises:
+            InputError: the first of ``errors``.
+        """
+        if self.errors:
+            raise self.errors[0]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a set, one column a figure."""
+        rows = []
+        for part in (self.forget, self.retain):
+            low, high = part.tokens or (None, None)
+            rows.append(
+                {
+                    "set": part.role,
+                    "name": part.name,
+                    "format": part.format,
+                    "items": part.items,
+                    "entities": part.entities,
+                    "relations": len(part.answers),
+                    "answers": sum(count for _, count in part.answers),
+                    "repeated": part.repeated,
+                    "disputed": part.disputed,
+                    "without_alternatives": part.without_alternatives,
+                    "paraphrases": part.paraphrases,
+                    "shortest_answer": low,
+                    "longest_answer": high,
+                    "known": part.known,
+                    "kept": part.kept,
+                    "overlap": len(self.overlap),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for part in (self.forget, self.retain):
+            lines += _describe(part)
+        shared = ", ".join(map(printable, self.overlap[:3])) + (
+            " ..." if self.overlap[3:] else ""
+        )
+        lines.append(f"entities in both: {len(self.overlap)} {shared}".rstrip())
+        lines += [f"error: {error}" for error in self.errors]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        if self.ok:
+            unasked = self.forget.known is None or self.retain.known is None
+            provided = ", if the original knows enough of them" if unasked else ""
+            lines.append(f"These sets can be audited{provided}.")
+        return "\n".join(lines)
+
+
+def validate_items(
+    forget: ItemSet,
+    retain: ItemSet,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scores: PairScores | None = None,
+) -> ValidationReport:
+    """Check a forget set against its retain set, and each by itself.
+
+    Nothing is raised for what is wrong with the sets: it is in the report, so that
+    all of it can be shown at once. ``ValidationReport.check`` raises.
+
+    Args:
+        forget: What should be gone.
+        retain: What should still be there.
+        tokenizer: With it, every prompt and answer is tokenised.
+        scores: Of the original, to count what it knows; of the unlearned model too,
+            to see whether the two files were swapped.
+    """
+    known = (
+        {"forget": None, "retain": None}
+        if scores is None
+        else {
+            "forget": (scores.original_forget, scores.unlearned_forget),
+            "retain": (scores.original_retain, scores.unlearned_retain),
+        }
+    )
+    errors: list[InputError] = []
+    warnings: list[str] = []
+    parts = {}
+    for role, items in (("forget", forget), ("retain", retain)):
+        tokens = _tokens(role, items, tokenizer, errors) if tokenizer else None
+        parts[role] = _summary(role, items, tokens, known[role], errors)
+        warnings += _slips(role, items, parts[role])
+    folded = {fold(entity) for entity in retain.entities}
+    overlap = tuple(entity for entity in forget.entities if fold(entity) in folded)
+    if overlap:
+        errors.insert(0, _overlap_error(overlap))
+    swap = _swap(parts["forget"], parts["retain"])
+    if isinstance(swap, InputError):
+        errors.append(swap)
+    elif swap:
+        warnings.append(swap)
+    return ValidationReport(
+        parts["forget"], parts["retain"], overlap, tuple(errors), tuple(warnings)
+    )
+
+
+def _summary(
+    role: str,
+    items: ItemSet,
+    tokens: tuple[int, int] | None,
+    scores: tuple[AnswerScores, AnswerScores | None] | None,
+    errors: list[InputError],
+) -> SetSummary:
+    if not len(items):
+        errors.append(
+            InputError(
+                f"the {role} set is empty",
+                expected="one item or more",
+                fix="Check the file",
+            )
+        )
+    answers: dict[str, set[str]] = defaultdict(set)
+    by_prompt: dict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        answers[item.relation].add(fold(item.answer))
+        by_prompt[fold(item.prompt)][fold(item.answer)] += 1
+    original, unlearned = scores or (None, None)
+    return SetSummary(
+        role=role,
+        name=items.name,
+        format=items.format,
+        items=len(items),
+        entities=len(items.entities),
+        answers=tuple((rel, len(found)) for rel, found in sorted(answers.items())),
+        repeated=sum(sum(found.values()) - len(found) for found in by_prompt.values()),
+        disputed=sum(len(found) > 1 for found in by_prompt.values()),
+        without_alternatives=sum(not item.alternatives for item in items),
+        paraphrases=min((len(item.paraphrases) for item in items), default=0),
+        tokens=tokens,
+        known=None if original is None else int(_greedy(role, items, original).sum()),
+        kept=None
+        if original is None or unlearned is None
+        else int(
+            (_greedy(role, items, original) & _greedy(role, items, unlearned)).sum()
+        ),
+        sample=tuple((item.prompt, item.answer) for item in items.items[:3]),
+    )
+
+
+def _greedy(role: str, items: ItemSet, scores: AnswerScores) -> np.ndarray:
+    if len(scores) != len(items):
+        raise InputError(
+            f"the scores are not those of the {role} set",
+            expected=f"{len(items)} rows",
+            got=str(len(scores)),
+        )
+    return scores.greedy
+
+
+def _tokens(
+    role: str,
+    items: ItemSet,
+    tokenizer: PreTrainedTokenizerBase,
+    errors: list[InputError],
+) -> tuple[int, int] | None:
+    try:
+        rows = encode_items(tokenizer, items)
+        for place in range(max((len(item.paraphrases) for item in items), default=0)):
+            having = [item for item in items if len(item.paraphrases) > place]
+            encode_items(tokenizer, having, place)
+    except InputError as error:
+        errors.append(
+            InputError(
+                f"in the {role} set, {error.wrong}",
+                expected=error.expected,
+                got=error.got,
+                fix=error.fix,
+            )
+        )
+        return None
+    lengths = [
+        len(ids) - start for ids, start in zip(rows.ids, rows.answer_start, strict=True)
+    ]
+    return (min(lengths), max(lengths)) if lengths else None
+
+
+def _slips(role: str, items: ItemSet, part: SetSummary) -> list[str]:
+    found = []
+    if part.repeated:
+        found.append(
+            f"{part.repeated} items of the {role} set repeat an earlier prompt and "
+            "answer: they add no evidence"
+        )
+    if part.disputed:
+        found.append(
+            f"{part.disputed} prompts of the {role} set have more than one answer: a "
+            "model can give one of them only"
+        )
+    split = _split_prompts(items.items)
+    if split:
+        found.append(
+            f"{split} prompts of the {role} set occur under several entities: parts "
+            "split by entity share them"
+        )
+    spaced = sum(item.prompt[-1:] == " " for item in items)
+    if spaced:
+        found.append(
+            f"{spaced} prompts of the {role} set end in a space: models read that as "
+            "another word, so drop it"
+        )
+    shown = sum(fold(item.answer) in fold(item.prompt) for item in items)
+    if shown:
+        found.append(
+            f"{shown} prompts of the {role} set hold their answer: answering them "
+            "takes no knowledge"
+        )
+    if part.known is not None and part.items and part.known < 0.5 * part.items:
+        found.append(
+            f"the original answers {part.known} of {part.items} {role} items: the "
+            "others cannot show what was forgotten"
+        )
+    return found
+
+
+def _split_prompts(items: Sequence[Item]) -> int:
+    entities: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        entities[fold(item.prompt)].add(fold(item.entity))
+    return sum(len(found) > 1 for found in entities.values())
+
+
+def _overlap_error(overlap: tuple[str, ...]) -> InputError:
+    shown = ", ".join(repr(entity) for entity in overlap[:3])
+    more = f" and {len(overlap) - 3} more" if len(overlap) > 3 else ""
+    return InputError(
+        "the forget set and the retain set share entities",
+        expected="every entity in one of the two",
+        got=f"{shown}{more} in both",
+        fix="Remove them from one of the files; a probe fitted on one set would have "
+        "seen the other",
+    )
+
+
+def swapped(forget: tuple[int, int], retain: tuple[int, int]) -> InputError | None:
+    """What to say where behaviour shows that the two files were swapped.
+
+    Args:
+        forget: Items of the forget file the original answers, and how many of those
+            the unlearned model answers too.
+        retain: The same of the retain file.
+    """
+    (forget_known, forget_kept), (retain_known, retain_kept) = forget, retain
+    if (
+        min(forget_known, retain_known) >= FEW_KNOWN
+        and forget_kept >= SWAP_KEPT * forget_known
+        and retain_kept <= (1 - SWAP_LOST) * retain_known
+    ):
+        return InputError(
+            "the forget and the retain file look swapped",
+            expected="an unlearned model that lost more of the forget set",
+            got=f"it still answers {forget_kept} of {forget_known} forget "
+            f"items and {retain_kept} of {retain_known} retain items",
+            fix="Exchange the two files",
+        )
+    return None
+
+
+def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
+    """An error where behaviour shows a swap, a warning where only sizes hint at it."""
+    if forget.known is not None and retain.known is not None:
+        if forget.kept is not None and retain.kept is not None:
+            error = swapped((forget.known, forget.kept), (retain.known, retain.kept))
+            if error or min(forget.known, retain.known) >= FEW_KNOWN:
+                return error  # behaviour has spoken, whatever the sizes
+    if forget.entities >= SWAP_SIZE * max(1, retain.entities):
+        return (
+            f"the forget set has {forget.entities} entities and the retain set "
+            f"{retain.entities}: were the two files swapped?"
+        )
+    return None
+
+
+def _describe(part: SetSummary) -> list[str]:
+    lines = [
+        f"{part.role} set {part.name!r}, understood as {printable(part.format)}: "
+        f"{part.items} items about {part.entities} entities"
+    ]
+    for relation, count in part.answers[:5]:
+        label = f"relation {relation!r}" if relation else "one relation"
+        lines.append(f"  {label}: {count} different answers")
+    if part.answers[5:]:
+        lines.append(f"  and {len(part.answers) - 5} more relations")
+    lines.append(
+        f"  repeated items: {part.repeated}; prompts with several answers: "
+        f"{part.disputed}; paraphrases: {part.paraphrases} or more an item; items "
+        f"without alternatives: {part.without_alternatives}"
+    )
+    if part.tokens is not None:
+        lines.append(f"  answers of {part.tokens[0]} to {part.tokens[1]} tokens")
+    if part.known is not None:
+        kept = "" if part.kept is None else f", the unlearned model {part.kept} of them"
+        lines.append(f"  the original answers {part.known} of {part.items}{kept}")
+    for prompt, answer in part.sample[:1]:
+        shown = prompt if len(prompt) <= 120 else f"{prompt[:57]} ... {prompt[-57:]}"
+        lines.append(f"  such as {shown!r} -> {answer[:80]!r}")
+    return lines
