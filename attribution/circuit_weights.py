@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attribution.anatomy import Anatomy, find_anatomy
-from attribution.graph import build_graph
+from attribution.circuits.graph import build_graph
+from attribution.circuits.structure import Anatomy, find_anatomy
 from evidence.errors import InputError
 
 

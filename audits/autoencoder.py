@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from attribution.features import rank_latents
-from attribution.latents import live_latents
-from attribution.sae import Sae, quality
-from attribution.sae_training import SaeConfig, train_sae
+from attribution.sae.autoencoder import Sae, quality
+from attribution.sae.features import rank_latents
+from attribution.sae.latents import live_latents
+from attribution.sae.training import SaeConfig, train_sae
 from audits.restoration_routes import Asked
 from audits.subjects import Subject
 from capture.activations.capture import capture_activations

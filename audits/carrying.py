@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from attribution.patching import States, read_states, score_patched
+from attribution.patching.cross_model import States, read_states, score_patched
 from audits.subjects import Subject
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences

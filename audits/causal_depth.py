@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from attribution.depth import Depth, unlearning_depth
+from attribution.patching.depth_score import Depth, unlearning_depth
 from audits.carrying import Exam
 from audits.config import AuditConfig
 from audits.floors import LEAST_SPAN, Wanted, against_floors, telling

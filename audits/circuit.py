@@ -8,9 +8,9 @@ edit of the readout, and with the original's last block before them as well, whi
 undoes an edit of that block: every slope runs through it, so such an edit takes the
 mass of edges far below it though nothing below it was touched.
 
-The measure is CAD, our definition (``attribution.divergence``). This axis informs and
-can stand against deletion. It is never enough for a verdict: circuits of equal function
-differ, and where a fact is computed is not where it can be recovered.
+The measure is CAD, our definition (``attribution.circuits.divergence``). This axis
+informs and can stand against deletion. It is never enough for a verdict: circuits of
+equal function differ, and where a fact is computed is not where it can be recovered.
 """
 
 import copy
@@ -23,13 +23,13 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from attribution.anatomy import Readout, find_anatomy
-from attribution.circuit import Circuit, select_circuit
-from attribution.divergence import divergence, kept_mass
-from attribution.eap import score_edges
-from attribution.pairs import PromptPairs, couples, pairs_of_items
-from attribution.scores import EdgeScores
-from attribution.transplant import borrowed, last_block, weights_of
+from attribution.circuits.circuit import Circuit, select_circuit
+from attribution.circuits.divergence import divergence, kept_mass
+from attribution.circuits.eap import score_edges
+from attribution.circuits.edge_scores import EdgeScores
+from attribution.circuits.prompt_pairs import PromptPairs, couples, pairs_of_items
+from attribution.circuits.structure import Readout, find_anatomy
+from attribution.patching.transplant import borrowed, last_block, weights_of
 from audits.circuit_evidence import (
     LAST_BLOCK,
     TITLES,

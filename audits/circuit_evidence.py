@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from attribution.graph import EdgeGraph
+from attribution.circuits.graph import EdgeGraph
 from audits.config import AuditConfig
 from audits.planted import planted_seen
 from audits.standing import standing

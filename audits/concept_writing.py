@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from attribution.steering import RowEdit, score_edited
-from attribution.trace_survival import random_traces, survival
-from attribution.traces import Traces, find_value_vectors
+from attribution.patching.steering import RowEdit, score_edited
+from attribution.value_vectors.find import Traces, find_value_vectors
+from attribution.value_vectors.survival import random_traces, survival
 from audits.config import AuditConfig
 from audits.probing import Probing
 from audits.probing_tasks import Task

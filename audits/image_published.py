@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attribution.features import expert_sets, rank_latents
-from attribution.sae import Sae
-from attribution.sae_training import SaeConfig, train_sae
+from attribution.sae.autoencoder import Sae
+from attribution.sae.features import expert_sets, rank_latents
+from attribution.sae.training import SaeConfig, train_sae
 from audits.image_steering import image_sites, named, states_of
 from audits.restoration import LEAST_LOST
 from capture.data.images import ImageSet

@@ -82,8 +82,8 @@ def pixel_logits(
 def with_end_of(model: nn.Module, original: nn.Module) -> nn.Module | None:
     """A copy of a model in which the original's last block, and all after it, stands.
 
-    The images' twin of ``attribution.transplant``: an edit of the last block or of the
-    classifier is undone, and only what reaches that block speaks.
+    The images' twin of ``attribution.patching.transplant``: an edit of the last block
+    or of the classifier is undone, and only what reaches that block speaks.
 
     Returns:
         The copy; None where the two ends are not built alike.

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attribution.latents import as_long, linear_part, other_latents
-from attribution.steering import RowEdit, score_edited
+from attribution.patching.steering import RowEdit, score_edited
+from attribution.sae.latents import as_long, linear_part, other_latents
 from audits.autoencoder import Coder, whole_prompts
 from audits.restoration_routes import Asked, exchanged
 from audits.subjects import Subject

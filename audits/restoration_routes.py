@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from attribution.latents import LatentAmplifier
-from attribution.steering import RowEdit, score_edited
+from attribution.patching.steering import RowEdit, score_edited
+from attribution.sae.latents import LatentAmplifier
 from capture.activations.capture import capture_activations
 from capture.data.items import fold
 from capture.data.questions import Questions

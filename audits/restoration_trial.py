@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from attribution.latents import LatentAmplifier
-from attribution.steering import RowEdit
+from attribution.patching.steering import RowEdit
+from attribution.sae.latents import LatentAmplifier
 from audits.autoencoder import Coder, check_candidate
 from audits.restoration_curve import STRENGTHS, Curve, pooled
 from audits.restoration_routes import (

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from attribution.anatomy import find_anatomy
-from attribution.circuit import cut_metric, top_edges
-from attribution.eap import Method, score_edges
-from attribution.graph import build_graph
-from attribution.metrics import make_batch, make_metric
-from attribution.pairs import PromptPairs, pairs_of_items
-from attribution.stream import Subject, run
+from attribution.circuits.circuit import cut_metric, top_edges
+from attribution.circuits.eap import Method, score_edges
+from attribution.circuits.forward_backward import Subject, run
+from attribution.circuits.graph import build_graph
+from attribution.circuits.metrics import make_batch, make_metric
+from attribution.circuits.prompt_pairs import PromptPairs, pairs_of_items
+from attribution.circuits.structure import find_anatomy
 from audits.stages import peak_memory
 from benchmarks.timing import Clock, Rows
 from capture.checkpoints.open import open_checkpoint

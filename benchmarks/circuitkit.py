@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-from attribution.graph import EdgeGraph
-from attribution.pairs import PromptPairs
+from attribution.circuits.graph import EdgeGraph
+from attribution.circuits.prompt_pairs import PromptPairs
 
 
 class Peer:

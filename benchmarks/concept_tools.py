@@ -11,10 +11,10 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from attribution.sae import Sae, loss_recovered, quality, spliced
-from attribution.sae_files import sae_lens
-from attribution.sae_rows import StoredRows
-from attribution.sae_training import SaeConfig, train_sae
+from attribution.sae.autoencoder import Sae, loss_recovered, quality, spliced
+from attribution.sae.files import sae_lens
+from attribution.sae.training import SaeConfig, train_sae
+from attribution.sae.training_rows import StoredRows
 from benchmarks.texts import python_texts, token_rows
 from benchmarks.timing import Clock, Rows
 from capture.activations.capture import capture_activations

@@ -12,9 +12,9 @@ import warnings
 import numpy as np
 import torch
 
-from attribution.eap import Method, score_edges
-from attribution.metrics import make_metric
-from attribution.stream import run, writers_of
+from attribution.circuits.eap import Method, score_edges
+from attribution.circuits.forward_backward import run, writers_of
+from attribution.circuits.metrics import make_metric
 from tests.attribution.small import batch_of, random_pairs, subject_of
 from tests.capture.families import tiny
 

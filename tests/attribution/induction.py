@@ -9,7 +9,7 @@ know nothing of scores.
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from attribution.pairs import PromptPairs
+from attribution.circuits.prompt_pairs import PromptPairs
 from capture.data.sequences import Sequences
 
 TOKENS, LENGTH = 24, 24

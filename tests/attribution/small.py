@@ -14,11 +14,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from attribution.anatomy import find_anatomy
-from attribution.graph import build_graph
-from attribution.metrics import Batch, make_batch
-from attribution.pairs import PromptPairs
-from attribution.stream import Subject
+from attribution.circuits.forward_backward import Subject
+from attribution.circuits.graph import build_graph
+from attribution.circuits.metrics import Batch, make_batch
+from attribution.circuits.prompt_pairs import PromptPairs
+from attribution.circuits.structure import find_anatomy
 from capture.data.sequences import Sequences
 from tests.capture.families import HEADS, LAYERS, VOCABULARY, WIDTH, tiny
 

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.ablation import ablated_values, check_ablation, mean_values, run_cut
-from attribution.circuit import (
+from attribution.circuits.ablation import (
+    ablated_values,
+    check_ablation,
+    mean_values,
+    run_cut,
+)
+from attribution.circuits.circuit import (
     cut_metric,
     measure_circuit,
     select_circuit,
     top_edges,
 )
-from attribution.eap import Method, score_edges
-from attribution.stream import run, writers_of
+from attribution.circuits.eap import Method, score_edges
+from attribution.circuits.forward_backward import run, writers_of
 from capture.network.hooks import leftover_hooks, patch
 from evidence.errors import InputError
 from tests.attribution.small import (

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from attribution.anatomy import find_anatomy, head_outputs
 from attribution.circuit_weights import circuit_weights
-from attribution.graph import build_graph
-from attribution.stream import run
+from attribution.circuits.forward_backward import run
+from attribution.circuits.graph import build_graph
+from attribution.circuits.structure import find_anatomy, head_outputs
 from evidence.errors import InputError
 from tests.attribution.small import batch_of, headless, random_pairs, subject_of
 from tests.capture.families import tiny

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.depth import unlearning_depth
+from attribution.patching.depth_score import unlearning_depth
 from evidence.errors import InputError
 
 

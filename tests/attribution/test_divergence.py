@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from attribution.divergence import divergence, kept_mass
+from attribution.circuits.divergence import divergence, kept_mass
 from evidence.errors import InputError
 
 ORIGINAL = np.array([-4.0, 2.0, 0.5, -0.25, 0.0, 0.1])

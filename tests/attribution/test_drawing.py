@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from attribution.circuit import Circuit, Faithfulness, select_circuit
-from attribution.drawing import CARRIES, draw_circuit, to_dot
-from attribution.eap import score_edges
+from attribution.circuit_plots import CARRIES, draw_circuit, to_dot
+from attribution.circuits.circuit import Circuit, Faithfulness, select_circuit
+from attribution.circuits.eap import score_edges
 from evidence.errors import InputError
 from tests.attribution.small import TRUE_EDGES, random_pairs, wired, wired_pairs
 from tests.capture.families import tiny

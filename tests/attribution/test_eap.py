@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.ablation import ablated_values, run_cut
-from attribution.anatomy import Readout
-from attribution.attention import fix_attention
-from attribution.eap import Method, score_edges
-from attribution.metrics import make_metric
-from attribution.stream import run, run_slopes, writers_of
+from attribution.circuits.ablation import ablated_values, run_cut
+from attribution.circuits.eap import Method, score_edges
+from attribution.circuits.forward_backward import run, run_slopes, writers_of
+from attribution.circuits.metrics import make_metric
+from attribution.circuits.qk_attribution import fix_attention
+from attribution.circuits.structure import Readout
 from capture.network.hooks import leftover_hooks, patch
 from evidence.errors import InputError
 from tests.attribution.small import (

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from attribution.features import (
+from attribution.sae.autoencoder import Sae
+from attribution.sae.features import (
     ablation_effect,
     absorbed,
     changed_latents,
@@ -16,7 +17,6 @@ from attribution.features import (
     overlap,
     rank_latents,
 )
-from attribution.sae import Sae
 from capture.network.hooks import leftover_hooks, patch
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError

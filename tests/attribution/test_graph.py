@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from attribution.anatomy import find_anatomy
-from attribution.graph import EdgeGraph, build_graph
-from attribution.projections import matrix
+from attribution.circuits.graph import EdgeGraph, build_graph
+from attribution.circuits.qkv_projections import matrix
+from attribution.circuits.structure import find_anatomy
 from capture.network.hooks import leftover_hooks
 from evidence.errors import InputError
 from tests.attribution.small import SHARED, headless, shaped

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from attribution.circuit import cut_metric, measure_circuit, select_circuit
-from attribution.eap import Method, score_edges
+from attribution.circuits.circuit import cut_metric, measure_circuit, select_circuit
+from attribution.circuits.eap import Method, score_edges
 from tests.attribution.induction import (
     heads,
     induction_edges,

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.latents import (
+from attribution.sae.latents import (
     LatentAmplifier,
     as_long,
     linear_part,
     live_latents,
     other_latents,
 )
-from attribution.sae_rows import StoredRows
+from attribution.sae.training_rows import StoredRows
 from capture.activations.capture import Activations
 from evidence.errors import InputError
 from tests.attribution.test_features import sae

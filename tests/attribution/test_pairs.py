@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from attribution.metrics import make_batch
-from attribution.pairs import (
+from attribution.circuits.metrics import make_batch
+from attribution.circuits.prompt_pairs import (
     NO_PARTNER,
     NOT_ALIGNED,
     NOT_NAMED,

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from attribution import patched_passes
-from attribution.patching import States, places_of, read_states, score_patched
+from attribution.patching import cached_passes
+from attribution.patching.cross_model import (
+    States,
+    places_of,
+    read_states,
+    score_patched,
+)
 from capture.data.sequences import Sequences
 from capture.network.hooks import leftover_hooks
 from capture.network.sites import find_sites
@@ -142,7 +147,7 @@ def test_what_comes_before_is_run_once_and_changes_nothing(family, monkeypatch):
     )
     resumed = score_patched(model, sequences, donors, watch=[4, 9])
     cheap, positions[:] = sum(positions), []
-    monkeypatch.setattr(patched_passes, "can_share", lambda model: False)
+    monkeypatch.setattr(cached_passes, "can_share", lambda model: False)
     whole = score_patched(model, sequences, donors, watch=[4, 9])
     handle.remove()
     assert cheap < 0.8 * sum(positions)

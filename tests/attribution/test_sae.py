@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attribution import sae_training
-from attribution.sae import (
+from attribution.sae import training as sae_training
+from attribution.sae.autoencoder import (
     check_latent,
     loss_recovered,
     quality,
     spliced,
     steer_latents,
 )
-from attribution.sae_files import load_sae
-from attribution.sae_training import KINDS, SaeConfig, train_sae
+from attribution.sae.files import load_sae
+from attribution.sae.training import KINDS, SaeConfig, train_sae
 from capture.activations.capture import capture_activations
 from capture.data.sequences import pad
 from capture.network.hooks import leftover_hooks, patch, record

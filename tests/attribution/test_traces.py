@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
-from attribution.steering import adding, score_edited
-from attribution.trace_survival import (
+from attribution.patching.steering import adding, score_edited
+from attribution.value_vectors.find import find_knowledge_neurons, find_value_vectors
+from attribution.value_vectors.survival import (
     confirm_traces,
     noised,
     random_traces,
     survival,
 )
-from attribution.traces import find_knowledge_neurons, find_value_vectors
 from capture.data.sequences import Sequences, pad
 from capture.network.hooks import leftover_hooks, patch
 from capture.network.neurons import down_projection, value_vectors, with_neurons

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from attribution.anatomy import find_anatomy
-from attribution.transplant import borrowed, last_block, weights_of
+from attribution.circuits.structure import find_anatomy
+from attribution.patching.transplant import borrowed, last_block, weights_of
 from evidence.errors import InputError
 from tests.capture.families import tiny
 

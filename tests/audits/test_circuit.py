@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.graph import EdgeGraph
+from attribution.circuits.graph import EdgeGraph
 from audits.circuit import NAME, _heads_in_words, run_circuit
 from audits.circuit_evidence import (
     LAST_BLOCK,

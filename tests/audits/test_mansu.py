@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 
-from attribution.circuit import select_circuit
 from attribution.circuit_weights import circuit_weights
-from attribution.divergence import kept_mass
-from attribution.eap import score_edges
-from attribution.pairs import pairs_of_items
+from attribution.circuits.circuit import select_circuit
+from attribution.circuits.divergence import kept_mass
+from attribution.circuits.eap import score_edges
+from attribution.circuits.prompt_pairs import pairs_of_items
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.scoring.answers import score_answers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.sae import Sae
+from attribution.sae.autoencoder import Sae
 from audits import readout
 from audits.autoencoder import (
     Coder,

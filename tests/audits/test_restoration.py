@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.latents import LatentAmplifier
+from attribution.sae.latents import LatentAmplifier
 from audits.config import make_config
 from audits.restoration import BY_LUCK, judge, net_rate
 from audits.restoration_curve import STRENGTHS, pooled

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from attribution.sae_files import load_sae
+from attribution.sae.files import load_sae
 from erasure.affine import AffineEraser
 from erasure.dictionary import DictionaryEraser
 from erasure.mdpga import MdProjection

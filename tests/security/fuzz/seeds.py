@@ -268,7 +268,7 @@ def _digits_only(_: str, names: list[str]) -> list[str]:
 def _sae(out: Path, root: Path) -> None:
     import numpy as np
 
-    from attribution.sae_training import SaeConfig, train_sae
+    from attribution.sae.training import SaeConfig, train_sae
 
     x = np.random.default_rng(0).standard_normal((512, 16)).astype(np.float32)
     config = SaeConfig(kind="topk", expansion=2, k=4, epochs=1, batch_size=64)

@@ -59,7 +59,7 @@ def load_sae(folder: Path) -> None:
     """An autoencoder read and used."""
     import torch
 
-    from attribution.sae_files import load_sae as load
+    from attribution.sae.files import load_sae as load
 
     sae = load(folder)
     repr(sae)

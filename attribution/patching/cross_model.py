@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from attribution.patched_passes import Put, score_puts
+from attribution.patching.cached_passes import Put, score_puts
 from capture.activations.capture import capture_wanted
 from capture.activations.positions import Wanted
 from capture.data.sequences import Sequences

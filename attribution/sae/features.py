@@ -9,8 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from attribution.sae import Sae, check_latent
-from attribution.steering import score_edited
+from attribution.patching.steering import score_edited
+from attribution.sae.autoencoder import Sae, check_latent
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluating, patch
 from capture.network.sites import find_sites

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from attribution.pairs import PromptPairs
+from attribution.circuits.prompt_pairs import PromptPairs
 from capture.data.sequences import Padded, Sequences, pad
 from evidence.errors import InputError
 

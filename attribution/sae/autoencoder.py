@@ -1,6 +1,6 @@
 """Sparse autoencoders at our sites: encode, decode, splice and steer.
 
-The models themselves are sae-lens's; ``attribution.sae_files`` reads them.
+The models themselves are sae-lens's; ``attribution.sae.files`` reads them.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attribution.sae import Sae
+from attribution.sae.autoencoder import Sae
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.storage.files import read_json

@@ -16,20 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attribution.anatomy import Anatomy, Readout, find_anatomy
-from attribution.attention import fix_attention
-from attribution.graph import build_graph
-from attribution.metrics import (
-    Batch,
-    Metric,
-    MetricName,
-    check_metric,
-    make_batch,
-    make_metric,
-)
-from attribution.pairs import PromptPairs
-from attribution.scores import EdgeScores
-from attribution.stream import (
+from attribution.circuits.edge_scores import EdgeScores
+from attribution.circuits.forward_backward import (
     Subject,
     Values,
     reader_slopes,
@@ -38,6 +26,18 @@ from attribution.stream import (
     writer_places,
     writers_of,
 )
+from attribution.circuits.graph import build_graph
+from attribution.circuits.metrics import (
+    Batch,
+    Metric,
+    MetricName,
+    check_metric,
+    make_batch,
+    make_metric,
+)
+from attribution.circuits.prompt_pairs import PromptPairs
+from attribution.circuits.qk_attribution import fix_attention
+from attribution.circuits.structure import Anatomy, Readout, find_anatomy
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import Edit, evaluating
 from capture.network.sites import model_device

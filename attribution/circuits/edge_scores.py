@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from attribution.graph import EdgeGraph
-from attribution.metrics import MetricName
+from attribution.circuits.graph import EdgeGraph
+from attribution.circuits.metrics import MetricName
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,10 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.anatomy import head_outputs
-from attribution.metrics import Batch, wide
-from attribution.projections import matrix
-from attribution.stream import Subject, Values, own_kinds, run, writers_of
+from attribution.circuits.forward_backward import (
+    Subject,
+    Values,
+    own_kinds,
+    run,
+    writers_of,
+)
+from attribution.circuits.metrics import Batch, wide
+from attribution.circuits.qkv_projections import matrix
+from attribution.circuits.structure import head_outputs
 from capture.network.hooks import Edit
 from evidence.errors import InputError
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from attribution.anatomy import Anatomy
+from attribution.circuits.structure import Anatomy
 from evidence.errors import InputError
 
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attribution.circuit import Circuit
-from attribution.graph import EdgeGraph
-from attribution.scores import EdgeScores
+from attribution.circuits.circuit import Circuit
+from attribution.circuits.edge_scores import EdgeScores
+from attribution.circuits.graph import EdgeGraph
 from evidence.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.stream import Subject, own_kinds
+from attribution.circuits.forward_backward import Subject, own_kinds
 from capture.activations.passes import accepted
 from capture.data.sequences import Padded
 from capture.network.hooks import Edit, patch, record

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribution.projections import (
+from attribution.circuits.qkv_projections import (
     Projections,
     close,
     find_projections,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.sae import Sae, check_latent
+from attribution.sae.autoencoder import Sae, check_latent
 from evidence.errors import InputError
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.sae import Sae, quality
-from attribution.sae_files import NOTE, load_sae, sae_lens
+from attribution.sae.autoencoder import Sae, quality
+from attribution.sae.files import NOTE, load_sae, sae_lens
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from attribution.anatomy import Anatomy
+from attribution.circuits.structure import Anatomy
 from evidence.errors import InputError
 
 

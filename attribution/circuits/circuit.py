@@ -11,20 +11,25 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from attribution.ablation import (
+from attribution.circuits.ablation import (
     AblationName,
     ablated_values,
     check_ablation,
     mean_values,
     run_cut,
 )
-from attribution.anatomy import Anatomy, find_anatomy
-from attribution.eap import GIB, row_batches
-from attribution.graph import EdgeGraph, build_graph
-from attribution.metrics import MetricName, check_metric, make_batch, make_metric
-from attribution.pairs import PromptPairs
-from attribution.scores import EdgeScores
-from attribution.stream import Subject, run
+from attribution.circuits.eap import GIB, row_batches
+from attribution.circuits.edge_scores import EdgeScores
+from attribution.circuits.forward_backward import Subject, run
+from attribution.circuits.graph import EdgeGraph, build_graph
+from attribution.circuits.metrics import (
+    MetricName,
+    check_metric,
+    make_batch,
+    make_metric,
+)
+from attribution.circuits.prompt_pairs import PromptPairs
+from attribution.circuits.structure import Anatomy, find_anatomy
 from capture.network.hooks import evaluating
 from capture.network.sites import model_device
 from evidence.errors import InputError

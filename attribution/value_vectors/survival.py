@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attribution.traces import Traces, unembedding_of
+from attribution.value_vectors.find import Traces, unembedding_of
 from capture.data.sequences import Sequences
 from capture.network.neurons import down_projection, value_vectors
 from capture.network.sites import Sites, find_sites

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from attribution.anatomy import Anatomy, Readout, head_outputs
-from attribution.graph import EdgeGraph
-from attribution.metrics import Metric, wide
-from attribution.projections import KINDS, matrix
+from attribution.circuits.graph import EdgeGraph
+from attribution.circuits.metrics import Metric, wide
+from attribution.circuits.qkv_projections import KINDS, matrix
+from attribution.circuits.structure import Anatomy, Readout, head_outputs
 from capture.activations.passes import accepted
 from capture.data.sequences import Padded
 from capture.network.hooks import Edit, patch, record

@@ -1,0 +1,1 @@
+"""Circuits: the edge graph, edge attribution patching, ablation, divergence."""

@@ -1,0 +1,1 @@
+"""MLP value vectors of an answer, and what became of them."""
