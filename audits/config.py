@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from erasure.quantise import Scheme
+from erasure.weights.quantization import Scheme
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import LARGEST_SEED

@@ -17,9 +17,9 @@ from audits.planted import GONE, KEPT, PLANTED, not_planted, planted_subject
 from audits.preflight import Damage
 from audits.stages import axis_of
 from audits.subjects import Subject
-from erasure.image_losses import class_logits
-from erasure.image_methods import last_parameters
-from erasure.training import Schedule, only_training, take_steps
+from erasure.unlearning.image_task import class_logits
+from erasure.unlearning.methods.image_methods import last_parameters
+from erasure.unlearning.training import Schedule, only_training, take_steps
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic

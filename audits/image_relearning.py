@@ -27,8 +27,8 @@ from audits.relearning import LEARNED, LONGER, NAME
 from audits.standing import failures, standing
 from capture.data.images import ImageSet
 from capture.network.sites import model_device
-from erasure.image_losses import class_logits
-from erasure.training import Schedule, only_training, take_steps
+from erasure.unlearning.image_task import class_logits
+from erasure.unlearning.training import Schedule, only_training, take_steps
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import EntityValues, by_entity, mean_of
 from evidence.progress import Progress

@@ -25,7 +25,7 @@ from audits.knowledge import said, score_questions
 from audits.standing import controlled
 from audits.subjects import Subject
 from capture.data.questions import Questions
-from erasure.quantise import linear_weights, quantise_, survival
+from erasure.weights.quantization import linear_weights, quantise_, survival
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, by_entity
 from evidence.progress import Progress

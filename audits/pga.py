@@ -29,9 +29,9 @@ from audits.stages import Ledger, Workspace, canonical
 from audits.utility import Utility
 from capture.checkpoints.cache import cache_root
 from capture.data.sequences import Sequences
-from erasure.losses import frozen_logprobs
-from erasure.objectives import count_scored
-from erasure.training import reader_for
+from erasure.unlearning.objectives import count_scored
+from erasure.unlearning.task import frozen_logprobs
+from erasure.unlearning.training import reader_for
 from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import write_together

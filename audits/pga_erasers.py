@@ -15,11 +15,11 @@ from audits.pga_states import depth_sites, pool_states
 from audits.readouts import logistic_readouts
 from capture.data.sequences import Sequences
 from capture.network.hooks import patch
-from erasure.config import UnlearnConfig
-from erasure.leace import Leace
-from erasure.mdpga import fit_md
-from erasure.methods import unlearn_
-from erasure.pga import PRESETS, PgaConfig, align_
+from erasure.concept.leace import Leace
+from erasure.concept.md_pga import fit_md
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.probe_alignment import PRESETS, PgaConfig, align_
+from erasure.unlearning.run import unlearn_
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from testbeds.codes import CodesWorld, recall

@@ -10,7 +10,7 @@ from probes.logistic import LogisticProbe
 
 
 def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """A fitter of unit directions, one a depth, for ``erasure.pga``.
+    """A fitter of unit directions, one a depth, for ``erasure.unlearning.probe_alignment``.
 
     Columns are standardised for the fit and the direction is taken back to raw
     activation units. At a depth where all rows are equal it is zero.

@@ -25,7 +25,7 @@ from capture.data.questions import ask
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from capture.scoring.contrast import hear
-from erasure.training import finetune_
+from erasure.unlearning.training import finetune_
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, by_entity
 from evidence.progress import Progress

@@ -22,7 +22,7 @@ from audits.manifest import code_hash
 from benchmarks.timing import commit, machine
 from capture.checkpoints.cache import cache_root
 from capture.data.items import read_items
-from erasure.quantise import quantise, survival
+from erasure.weights.quantization import quantise, survival
 from testbeds.bios import STANDARD, train_model
 from testbeds.zoo import build_zoo, sized, split
 

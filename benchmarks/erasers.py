@@ -22,9 +22,9 @@ from benchmarks.data import activations
 from benchmarks.report import RESULTS
 from benchmarks.targets import target_of
 from benchmarks.timing import Clock, Rows, commit, machine
-from erasure.leace import Leace
-from erasure.moments import Moments
-from erasure.projections import MeanDifference
+from erasure.concept.leace import Leace
+from erasure.concept.moments import Moments
+from erasure.concept.projections import MeanDifference
 
 RESULT = RESULTS / "erasers.json"
 PAGE = Path(__file__).parents[1] / "docs" / "erasers.md"

@@ -23,7 +23,7 @@ from audits.readouts import logistic_readouts
 from benchmarks.timing import commit, machine
 from capture.activations.capture import capture_activations
 from capture.checkpoints.cache import cache_root
-from erasure.pga import TOY, PgaConfig, align_
+from erasure.unlearning.probe_alignment import TOY, PgaConfig, align_
 from evidence.progress import SILENT, Bars, Progress
 from testbeds.codes import CodesWorld, build_codes, perplexity, recall, untrained_model
 from testbeds.codes_config import PUBLISHED, CodesConfig

@@ -6,7 +6,7 @@ from scipy.stats import kstest, norm
 
 from audits.membership import membership
 from audits.pga_published import published_scores
-from erasure.mdpga import fit_md
+from erasure.concept.md_pga import fit_md
 from evidence.progress import Progress
 from evidence.seeds import torch_rng
 

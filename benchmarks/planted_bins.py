@@ -26,7 +26,7 @@ from capture.data.questions import ask
 from capture.data.sequences import Sequences, batches
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from erasure.quantise import linear_weights, quantise, quantise_
+from erasure.weights.quantization import linear_weights, quantise, quantise_
 from evidence.progress import SILENT
 from testbeds.bios import STANDARD, BiosWorld, build_bios
 

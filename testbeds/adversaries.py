@@ -15,8 +15,7 @@ from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
 from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
-from erasure.quantise import quantise_
-from erasure.training import (
+from erasure.unlearning.training import (
     Schedule,
     backward_nll,
     finetune_,
@@ -25,6 +24,7 @@ from erasure.training import (
     shuffled_batches,
     take_steps,
 )
+from erasure.weights.quantization import quantise_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
 from testbeds.edits import BATCH, Ground, last_block_relabel

@@ -22,7 +22,7 @@ from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from erasure.training import finetune_
+from erasure.unlearning.training import finetune_
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from capture.data.sequences import Sequences, batches
 from capture.network.structure import down_projection, find_blocks, first_tensor
 from capture.scoring.answers import score_answers
-from erasure.training import CHUNK_TOKENS, device_of
+from erasure.unlearning.training import CHUNK_TOKENS, device_of
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
 from testbeds.edits import Ground

@@ -24,9 +24,9 @@ from capture.checkpoints.open import open_checkpoint
 from capture.checkpoints.schemas.quietly import quiet
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from erasure.losses import frozen_logprobs
-from erasure.objectives import count_scored
-from erasure.training import (
+from erasure.unlearning.objectives import count_scored
+from erasure.unlearning.task import frozen_logprobs
+from erasure.unlearning.training import (
     Schedule,
     backward_nll,
     only_training,

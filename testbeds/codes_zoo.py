@@ -26,7 +26,7 @@ from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import past_joint
 from capture.scoring.answers import score_answers
-from erasure.training import (
+from erasure.unlearning.training import (
     Schedule,
     backward_nll,
     only_training,

@@ -32,8 +32,8 @@ from capture.checkpoints.schemas.quietly import quiet
 from capture.data.image_files import read_images
 from capture.data.images import Eye, ImageSet
 from capture.data.invented_classes import invent_images
-from erasure.image_losses import class_logits
-from erasure.training import Schedule, shuffled_batches, take_steps
+from erasure.unlearning.image_task import class_logits
+from erasure.unlearning.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed

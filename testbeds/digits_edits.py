@@ -14,10 +14,19 @@ from torch.nn import functional
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
 from capture.network.structure import down_projection, find_blocks
-from erasure.image_config import ImageUnlearnConfig
-from erasure.image_losses import CHUNK, class_logits, classifier_of
-from erasure.image_methods import Labelled, last_parameters, unlearn_images_
-from erasure.training import Schedule, only_training, shuffled_batches, take_steps
+from erasure.unlearning.image_config import ImageUnlearnConfig
+from erasure.unlearning.image_task import CHUNK, class_logits, classifier_of
+from erasure.unlearning.methods.image_methods import (
+    Labelled,
+    last_parameters,
+    unlearn_images_,
+)
+from erasure.unlearning.training import (
+    Schedule,
+    only_training,
+    shuffled_batches,
+    take_steps,
+)
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from testbeds.digits import (
     DigitsConfig,

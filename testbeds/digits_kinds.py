@@ -1,6 +1,6 @@
 """The kinds of model in the zoo's digits world."""
 
-from erasure.image_config import IMAGE_METHODS
+from erasure.unlearning.image_config import IMAGE_METHODS
 from testbeds import digits_edits as edits
 from testbeds.digits_edits import DigitsMaker
 from testbeds.kinds import ANY, BROKEN, GONE, THERE, Kind, Range, State

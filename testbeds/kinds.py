@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from erasure.config import RETRAINING
+from erasure.unlearning.config import RETRAINING
 from testbeds import adversaries, clamping, edits, suppressions
 from testbeds.edits import Maker
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from erasure.losses import frozen_logprobs
-from erasure.training import reader_for
+from erasure.unlearning.task import frozen_logprobs
+from erasure.unlearning.training import reader_for
 from evidence.errors import InputError
 from testbeds.passages_text import PREDICTABLE, TEXTS
 

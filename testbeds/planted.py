@@ -21,7 +21,7 @@ from capture.data.items import Item, ItemSet, read_items, split_entities
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
-from erasure.methods import UnlearnLog, unlearn_
+from erasure.unlearning.run import UnlearnLog, unlearn_
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from erasure.config import UnlearnConfig
+from erasure.unlearning.config import UnlearnConfig
 from testbeds.capitals import FURTHER
 
 

@@ -13,8 +13,8 @@ from attribution.circuits.prompt_pairs import pairs_of_items
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.scoring.answers import score_answers
-from erasure.mansu import MansuConfig, unlearn_in_circuit_
-from erasure.quantise import quantise_
+from erasure.weights.mansu import MansuConfig, unlearn_in_circuit_
+from erasure.weights.quantization import quantise_
 from testbeds.bios import all_prompts
 
 

@@ -15,7 +15,7 @@ from audits.membership import (
     membership,
     split_sequences,
 )
-from erasure.mdpga import fit_md
+from erasure.concept.md_pga import fit_md
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 

@@ -13,7 +13,7 @@ from capture.data.items import read_items
 from capture.data.questions import ask
 from capture.data.sequences import batches
 from capture.data.tokenization import encode
-from erasure.quantise import linear_weights, quantise, quantise_
+from erasure.weights.quantization import linear_weights, quantise, quantise_
 from evidence.progress import SILENT
 
 CONFIG = AuditConfig()

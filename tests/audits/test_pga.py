@@ -17,7 +17,7 @@ from audits.pga_report import render
 from audits.pga_states import all_states, depth_sites
 from audits.readouts import logistic_readouts
 from capture.network.hooks import leftover_hooks
-from erasure.pga import PgaConfig, align_
+from erasure.unlearning.probe_alignment import PgaConfig, align_
 from evidence.errors import InputError
 from testbeds.codes import recall
 from testbeds.codes_config import SIZES

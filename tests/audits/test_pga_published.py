@@ -22,7 +22,7 @@ from audits.utility import Utility
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
 from capture.network.hooks import leftover_hooks
-from erasure.mdpga import fit_md
+from erasure.concept.md_pga import fit_md
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 from tests.erasure.tiny import tiny_gpt2

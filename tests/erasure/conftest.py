@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 
-from erasure.training import finetune_
+from erasure.unlearning.training import finetune_
 from tests.erasure.tiny import FORGET, RETAIN, tiny_llama
 
 

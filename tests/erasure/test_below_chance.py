@@ -12,10 +12,14 @@ from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_scor
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 
-from erasure.leace import Leace
-from erasure.nullspace import IterativeNullspace
-from erasure.oracle import OracleLeace
-from erasure.projections import MeanDifference, RandomProjection, SpectralRemoval
+from erasure.concept.inlp import IterativeNullspace
+from erasure.concept.label_aware import OracleLeace
+from erasure.concept.leace import Leace
+from erasure.concept.projections import (
+    MeanDifference,
+    RandomProjection,
+    SpectralRemoval,
+)
 
 GUARDED = [Leace(), Leace(shrinkage="oas"), MeanDifference(), SpectralRemoval()]
 FOLDS = StratifiedKFold(5)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from erasure.leace import Leace
-from erasure.moments import Moments
-from erasure.oracle import OracleLeace
-from erasure.quadratic import QuadraticLeace
+from erasure.concept.label_aware import OracleLeace
+from erasure.concept.leace import Leace
+from erasure.concept.moments import Moments
+from erasure.concept.quadratic import QuadraticLeace
 from tests.erasure.concepts import labelled
 from tests.erasure.test_erasers import ALL, fitted
 from tests.pretend_cuda import PretendCuda, there_and_pretended

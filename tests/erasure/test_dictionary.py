@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from capture.network.structure import down_projection, find_blocks
-from erasure.dictionary import Dictionary, DictionaryEraser, rewrite_values_
+from erasure.concept.sae_features import Dictionary, DictionaryEraser, rewrite_values_
 from erasure.inputs import RowsError
 from evidence.errors import InputError
 from tests.erasure.tiny import tiny_gpt2, tiny_llama

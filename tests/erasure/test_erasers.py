@@ -11,15 +11,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.testing import assert_close
 
-from erasure.affine import AffineEraser
+from erasure.concept.affine import AffineEraser
+from erasure.concept.inlp import IterativeNullspace
+from erasure.concept.label_aware import OracleLeace
+from erasure.concept.leace import Leace
+from erasure.concept.moments import Moments
+from erasure.concept.projections import (
+    MeanDifference,
+    RandomProjection,
+    SpectralRemoval,
+)
+from erasure.concept.quadratic import QuadraticLeace
+from erasure.concept.rlace import RelaxedAdversarial
 from erasure.inputs import RowsError
-from erasure.leace import Leace
-from erasure.moments import Moments
-from erasure.nullspace import IterativeNullspace
-from erasure.oracle import OracleLeace
-from erasure.projections import MeanDifference, RandomProjection, SpectralRemoval
-from erasure.quadratic import QuadraticLeace
-from erasure.rlace import RelaxedAdversarial
 from evidence.errors import InputError
 from tests.erasure.concepts import labelled
 

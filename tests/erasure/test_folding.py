@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 from capture.network.hooks import leftover_hooks, patch, record
 from capture.network.sites import find_sites
-from erasure.affine import AffineEraser
-from erasure.folding import fold_, hooked, stream_erasers
+from erasure.concept.affine import AffineEraser
+from erasure.concept.leace import Leace
+from erasure.concept.projections import MeanDifference
 from erasure.inputs import RowsError
-from erasure.leace import Leace
-from erasure.projections import MeanDifference
+from erasure.weights.folding import fold_, hooked, stream_erasers
 from evidence.errors import InputError
 from testbeds.families import FAMILIES, random_model
 from tests.capture.families import Cnn, pixels

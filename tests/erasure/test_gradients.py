@@ -10,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from erasure.geometry import (
+from erasure.unlearning.training import (
+    backward_nll,
+    mean_nll,
+    only_training,
+    reader_for,
+)
+from erasure.weights.gradient_projection import (
     GeometricConfig,
     geometric_ascent_,
     project_off,
     span_of,
 )
-from erasure.one_layer import LayerScore, pareto_front, unlearn_one_layer_
-from erasure.training import backward_nll, mean_nll, only_training, reader_for
+from erasure.weights.slug import LayerScore, pareto_front, unlearn_one_layer_
 from evidence.errors import InputError
 from tests.erasure.tiny import (
     FORGET,

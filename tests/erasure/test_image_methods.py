@@ -7,8 +7,12 @@ from torch.nn import functional
 
 from capture.network.hooks import leftover_hooks
 from capture.network.structure import find_blocks
-from erasure.image_config import IMAGE_METHODS, ONLY_FORGET, ImageUnlearnConfig
-from erasure.image_losses import (
+from erasure.unlearning.image_config import (
+    IMAGE_METHODS,
+    ONLY_FORGET,
+    ImageUnlearnConfig,
+)
+from erasure.unlearning.image_task import (
     across_the_boundary,
     centroids,
     class_logits,
@@ -16,7 +20,11 @@ from erasure.image_losses import (
     to_nearest,
     to_uniform,
 )
-from erasure.image_methods import image_fisher, last_parameters, unlearn_images_
+from erasure.unlearning.methods.image_methods import (
+    image_fisher,
+    last_parameters,
+    unlearn_images_,
+)
 from evidence.errors import InputError
 from testbeds.digits import DigitsConfig, new_classifier
 

@@ -9,12 +9,12 @@ from sklearn.covariance import OAS
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch.testing import assert_close
 
-from erasure.affine import AffineEraser
+from erasure.concept.affine import AffineEraser
+from erasure.concept.label_aware import OracleLeace
+from erasure.concept.leace import Leace, shrunk
+from erasure.concept.moments import Moments
+from erasure.concept.projections import MeanDifference
 from erasure.inputs import RowsError
-from erasure.leace import Leace, shrunk
-from erasure.moments import Moments
-from erasure.oracle import OracleLeace
-from erasure.projections import MeanDifference
 from tests.erasure.concepts import labelled, mean_gap, onehot, peer, spread
 
 EXACT = {"rtol": 1e-8, "atol": 1e-9}

@@ -9,9 +9,9 @@ from transformers import GenerationConfig
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks
-from erasure import methods
-from erasure.config import UnlearnConfig
-from erasure.lower import lower_blocks_once
+from erasure.unlearning import run as methods
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.frozen_prefix import lower_blocks_once
 from tests.erasure.tiny import (
     FORGET,
     RELABELLED,
@@ -184,7 +184,7 @@ def _members(module):
 def test_no_more_than_its_share_of_memory_is_kept(monkeypatch):
     model = tiny_llama()
     row = 24 * 4  # bytes a token
-    monkeypatch.setattr("erasure.lower.KEPT_BYTES", 11 * row)
+    monkeypatch.setattr("erasure.unlearning.frozen_prefix.KEPT_BYTES", 11 * row)
     runs = counting(find_blocks(model)[0])
     rows = Sequences(tuple((1, 2, n, 4, 5) for n in range(5, 9)), (4,) * 4)
     with lower_blocks_once(model, pad(rows, [0])):

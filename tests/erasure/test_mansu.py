@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from capture.data.sequences import Sequences
-from erasure.mansu import MansuConfig, _span, unlearn_in_circuit_
-from erasure.quantise import linear_weights, quantise, quantise_
-from erasure.training import mean_nll, reader_for
+from erasure.unlearning.training import mean_nll, reader_for
+from erasure.weights.mansu import MansuConfig, _span, unlearn_in_circuit_
+from erasure.weights.quantization import linear_weights, quantise, quantise_
 from evidence.errors import InputError
 from tests.erasure.tiny import VOCABULARY, tiny_gpt2, tiny_llama, tiny_neox
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from erasure.mdpga import MdProjection, fit_md
+from erasure.concept.md_pga import MdProjection, fit_md
 from evidence.errors import InputError
 
 LABELS = torch.tensor([1] * 30 + [0] * 50)

@@ -9,12 +9,12 @@ from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import blocks_and_after, random_like
-from erasure.config import METHODS
-from erasure.dampening import dampen_, diagonal_fisher
-from erasure.methods import UnlearnConfig, unlearn_
-from erasure.objectives import dpo, sequence_logprobs, simnpo
-from erasure.saliency import only_where, saliency_masks
-from erasure.training import finetune_, reader_for
+from erasure.unlearning.config import METHODS
+from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
+from erasure.unlearning.methods.relabeling import only_where, saliency_masks
+from erasure.unlearning.objectives import dpo, sequence_logprobs, simnpo
+from erasure.unlearning.run import UnlearnConfig, unlearn_
+from erasure.unlearning.training import finetune_, reader_for
 from evidence.errors import InputError
 from tests.erasure.tiny import (
     FORGET,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
-from erasure.objectives import (
+from erasure.unlearning.objectives import (
     control_vector,
     count_scored,
     distillation,
@@ -20,7 +20,7 @@ from erasure.objectives import (
     state_distance,
     token_logprobs,
 )
-from erasure.training import reader_for
+from erasure.unlearning.training import reader_for
 from evidence.errors import InputError
 from tests.erasure.tiny import FORGET, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 

@@ -7,10 +7,10 @@ from scipy.linalg import sqrtm
 from sklearn.linear_model import LinearRegression
 from torch.testing import assert_close
 
+from erasure.concept.label_aware import OracleLeace
+from erasure.concept.moments import Moments
+from erasure.concept.quadratic import QuadraticLeace
 from erasure.inputs import RowsError
-from erasure.moments import Moments
-from erasure.oracle import OracleLeace
-from erasure.quadratic import QuadraticLeace
 from tests.erasure.concepts import labelled, mean_gap, peer
 
 

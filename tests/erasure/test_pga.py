@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from capture.activations.hidden_states import prompts_of, states_of, watching
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import logit_reader
-from erasure.objectives import count_scored, sequence_logprobs
-from erasure.pga import (
+from erasure.unlearning.objectives import count_scored, sequence_logprobs
+from erasure.unlearning.probe_alignment import (
     PRESETS,
     PgaConfig,
     align_,
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_weights():
 def test_chunks_change_nothing(monkeypatch):
     logs = []
     for tokens in (4096, 8):
-        monkeypatch.setattr("erasure.training.CHUNK_TOKENS", tokens)
+        monkeypatch.setattr("erasure.unlearning.training.CHUNK_TOKENS", tokens)
         config = PgaConfig(epochs=3, refit_every=2, lr=1e-2)
         logs.append(align_(tiny_gpt2(), FORGET, CLEAN, mean_readouts, config, seed=0))
     for one, two in zip(logs[0].rows, logs[1].rows, strict=True):

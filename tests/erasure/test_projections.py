@@ -6,13 +6,17 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch.testing import assert_close
 
+from erasure.concept.adversary import logistic_reader
+from erasure.concept.inlp import IterativeNullspace
+from erasure.concept.leace import Leace
+from erasure.concept.moments import Moments
+from erasure.concept.projections import (
+    MeanDifference,
+    RandomProjection,
+    SpectralRemoval,
+)
+from erasure.concept.rlace import RelaxedAdversarial, to_fantope
 from erasure.inputs import RowsError
-from erasure.leace import Leace
-from erasure.moments import Moments
-from erasure.nullspace import IterativeNullspace
-from erasure.projections import MeanDifference, RandomProjection, SpectralRemoval
-from erasure.readers import logistic_reader
-from erasure.rlace import RelaxedAdversarial, to_fantope
 from tests.erasure.concepts import labelled, mean_gap, onehot
 
 

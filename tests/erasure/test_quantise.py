@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erasure.quantise import (
+from erasure.weights.quantization import (
     FP4,
     NF4,
     SCHEMES,

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 from capture.data.sequences import Sequences
 from capture.network.hooks import leftover_hooks
 from capture.network.structure import down_projection, find_blocks
-from erasure.redirect import _keys, redirect_
+from erasure.weights.rocr import _keys, redirect_
 from evidence.errors import InputError
 from tests.erasure.tiny import tiny_gpt2, tiny_llama
 

@@ -6,8 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capture.data.sequences import Sequences
-from erasure import training
-from erasure.training import Schedule, finetune_, only_training, shuffled_batches
+from erasure.unlearning import training
+from erasure.unlearning.training import (
+    Schedule,
+    finetune_,
+    only_training,
+    shuffled_batches,
+)
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from tests.erasure.tiny import (

@@ -15,10 +15,10 @@ from audits.pga_config import make_config as make_pga
 from audits.plan import plan
 from audits.selftest import selftest
 from capture.checkpoints.cache import cache_root
-from erasure.config import UnlearnConfig
-from erasure.image_config import ImageUnlearnConfig
-from erasure.pga import PgaConfig
-from erasure.training import Schedule
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.image_config import ImageUnlearnConfig
+from erasure.unlearning.probe_alignment import PgaConfig
+from erasure.unlearning.training import Schedule
 from evidence.errors import ExhumeError, InputError, listed, printable, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import LARGEST_SEED, check_seed, numpy_rng, stage_seed, torch_rng

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from attribution.sae.files import load_sae
-from erasure.affine import AffineEraser
-from erasure.dictionary import DictionaryEraser
-from erasure.mdpga import MdProjection
-from erasure.oracle import OracleLeace
-from erasure.quadratic import QuadraticLeace
+from erasure.concept.affine import AffineEraser
+from erasure.concept.label_aware import OracleLeace
+from erasure.concept.md_pga import MdProjection
+from erasure.concept.quadratic import QuadraticLeace
+from erasure.concept.sae_features import DictionaryEraser
 from evidence.storage.serialization import HEADER, VERSION
 from testbeds.planted import read_card
 from tests.security import hostile_items as hostile

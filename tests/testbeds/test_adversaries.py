@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
-from erasure.quantise import quantise_
-from erasure.training import finetune_
+from erasure.unlearning.training import finetune_
+from erasure.weights.quantization import quantise_
 from evidence.errors import ExhumeError, InputError
 from testbeds import adversaries, edits
 from testbeds.adversaries import control

@@ -5,7 +5,7 @@ from capture.checkpoints.open import open_checkpoint
 from capture.data.items import fold
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
-from erasure.training import finetune_
+from erasure.unlearning.training import finetune_
 from evidence.errors import InputError
 from testbeds import capitals
 from testbeds.bios import BiosConfig, make_tokenizer, new_model

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences, pad
-from erasure.objectives import token_logprobs
-from erasure.training import reader_for
+from erasure.unlearning.objectives import token_logprobs
+from erasure.unlearning.training import reader_for
 from evidence.errors import InputError
 from testbeds import passages
 from testbeds.passages import (

@@ -282,8 +282,8 @@ def _sae(out: Path, root: Path) -> None:
 def _erasers(out: Path, root: Path) -> None:
     import torch
 
-    from erasure.leace import Leace
-    from erasure.mdpga import fit_md
+    from erasure.concept.leace import Leace
+    from erasure.concept.md_pga import fit_md
 
     torch.manual_seed(0)
     x, labels = torch.randn(60, 6), torch.arange(60) % 2

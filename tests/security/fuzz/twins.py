@@ -70,13 +70,13 @@ def read_eraser(file: Path) -> None:
     """An eraser read and used."""
     import torch
 
-    from erasure.leace import Leace
+    from erasure.concept.leace import Leace
 
     Leace.load(file).transform(torch.ones(3, 6))
 
 
 def read_projection(file: Path) -> None:
     """A fitted projection of MD-PGA, read back."""
-    from erasure.mdpga import MdProjection
+    from erasure.concept.md_pga import MdProjection
 
     MdProjection.load(file)

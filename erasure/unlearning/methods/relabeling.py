@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.training import backward_nll, reader_for
+from erasure.unlearning.training import backward_nll, reader_for
 
 
 def saliency_masks(

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from erasure.losses import Losses
-from erasure.training import shuffled_batches
+from erasure.unlearning.task import Losses
+from erasure.unlearning.training import shuffled_batches
 from evidence.seeds import numpy_rng
 
 

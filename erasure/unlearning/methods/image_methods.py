@@ -1,16 +1,16 @@
 """Published methods of class forgetting, for image classifiers.
 
 Sources: gradient ascent and gradient difference as for language models
-(``erasure.methods``); random labels and SalUn (Fan et al. 2023, arXiv 2310.12508); SSD
-(Foster et al. 2023, arXiv 2308.07707); SCRUB (Kurmanji et al. 2023, arXiv 2302.09880);
-bad teacher (Chundawat et al. 2022, arXiv 2205.08096); boundary shrink (Chen et al.
-2023, arXiv 2303.11570); DUCK (Cotogni et al. 2023, arXiv 2312.02052); CF-k and EU-k
-(Goel et al. 2022, arXiv 2201.06640); L1-sparse (Jia et al. 2023, arXiv 2304.04934);
-RMU (Li et al. 2024, arXiv 2403.03218), carried over from language models to the states
-of a block. FAMR is built from its abstract alone: the forget loss to the uniform
-distribution and an L2 anchor at the original weights; its influence-function step is
-not here. All take AdamW, where some of the authors take SGD, and learning rates for
-networks of this size.
+(``erasure.unlearning.run``); random labels and SalUn (Fan et al. 2023, arXiv
+2310.12508); SSD (Foster et al. 2023, arXiv 2308.07707); SCRUB (Kurmanji et al. 2023,
+arXiv 2302.09880); bad teacher (Chundawat et al. 2022, arXiv 2205.08096); boundary
+shrink (Chen et al. 2023, arXiv 2303.11570); DUCK (Cotogni et al. 2023, arXiv
+2312.02052); CF-k and EU-k (Goel et al. 2022, arXiv 2201.06640); L1-sparse (Jia et al.
+2023, arXiv 2304.04934); RMU (Li et al. 2024, arXiv 2403.03218), carried over from
+language models to the states of a block. FAMR is built from its abstract alone: the
+forget loss to the uniform distribution and an L2 anchor at the original weights; its
+influence-function step is not here. All take AdamW, where some of the authors take SGD,
+and learning rates for networks of this size.
 """
 
 import copy
@@ -24,9 +24,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import find_blocks, random_like
-from erasure.dampening import dampen_
-from erasure.image_config import ONLY_FORGET, ONLY_RETAIN, ImageUnlearnConfig
-from erasure.image_losses import (
+from erasure.unlearning.batch_order import alternating, paired
+from erasure.unlearning.image_config import ONLY_FORGET, ONLY_RETAIN, ImageUnlearnConfig
+from erasure.unlearning.image_task import (
     across_the_boundary,
     centroids,
     class_logits,
@@ -37,12 +37,12 @@ from erasure.image_losses import (
     with_features,
     with_states,
 )
-from erasure.losses import Losses
-from erasure.objectives import control_vector
-from erasure.saliency import largest, only_where
-from erasure.scope import start_again_
-from erasure.training import TrainLog, only_training, take_steps
-from erasure.turns import alternating, paired
+from erasure.unlearning.methods.dampening import dampen_
+from erasure.unlearning.methods.relabeling import largest, only_where
+from erasure.unlearning.objectives import control_vector
+from erasure.unlearning.parameters import start_again_
+from erasure.unlearning.task import Losses
+from erasure.unlearning.training import TrainLog, only_training, take_steps
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, torch_rng

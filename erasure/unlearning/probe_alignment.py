@@ -28,9 +28,9 @@ from capture.activations.hidden_states import (
     watching,
 )
 from capture.data.sequences import Padded, Sequences, pad
-from erasure.adapters import low_rank_
-from erasure.objectives import count_scored, token_logprobs
-from erasure.training import (
+from erasure.unlearning.adapters import low_rank_
+from erasure.unlearning.objectives import count_scored, token_logprobs
+from erasure.unlearning.training import (
     Evaluate,
     Schedule,
     TrainLog,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, states_at
-from erasure.config import RETRAINING, UnlearnConfig
-from erasure.objectives import (
+from erasure.unlearning.config import RETRAINING, UnlearnConfig
+from erasure.unlearning.objectives import (
     control_vector,
     dpo,
     npo,
@@ -18,7 +18,12 @@ from erasure.objectives import (
     simnpo,
     state_distance,
 )
-from erasure.training import backward_nll, chunk_tokens, device_of, reader_for
+from erasure.unlearning.training import (
+    backward_nll,
+    chunk_tokens,
+    device_of,
+    reader_for,
+)
 from evidence.seeds import torch_rng
 
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from erasure.concept.leace import whitening_of_concept
+from erasure.concept.moments import Moments
 from erasure.inputs import RowsError, codes_of, numbers_of, tables_of
-from erasure.leace import whitening_of_concept
-from erasure.moments import Moments
 from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
 
 

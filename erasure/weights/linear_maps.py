@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from erasure.affine import AffineEraser
+from erasure.concept.affine import AffineEraser
 from evidence.errors import InputError
 
 

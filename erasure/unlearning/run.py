@@ -22,15 +22,16 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences
-from erasure.config import DISTILLING, RELABELLING, UnlearnConfig
-from erasure.dampening import dampen_, diagonal_fisher
-from erasure.distilling import distilling_losses
-from erasure.losses import likelihood_losses, preference_losses, rmu_losses
-from erasure.lower import lower_blocks_once
-from erasure.objectives import count_scored
-from erasure.saliency import only_where, saliency_masks
-from erasure.scope import rmu_block, start_again_, trained_part
-from erasure.training import (
+from erasure.unlearning.batch_order import alternating, paired
+from erasure.unlearning.config import DISTILLING, RELABELLING, UnlearnConfig
+from erasure.unlearning.frozen_prefix import lower_blocks_once
+from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
+from erasure.unlearning.methods.distillation import distilling_losses
+from erasure.unlearning.methods.relabeling import only_where, saliency_masks
+from erasure.unlearning.objectives import count_scored
+from erasure.unlearning.parameters import rmu_block, start_again_, trained_part
+from erasure.unlearning.task import likelihood_losses, preference_losses, rmu_losses
+from erasure.unlearning.training import (
     Evaluate,
     TrainLog,
     finetune_,
@@ -38,7 +39,6 @@ from erasure.training import (
     shortest,
     take_steps,
 )
-from erasure.turns import alternating, paired
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 

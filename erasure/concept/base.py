@@ -9,9 +9,9 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from erasure.affine import AffineEraser
+from erasure.concept.affine import AffineEraser
+from erasure.concept.moments import Moments
 from erasure.inputs import RowsError, tables_of
-from erasure.moments import Moments
 
 
 class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):

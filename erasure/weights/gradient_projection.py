@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.objectives import count_scored
-from erasure.training import (
+from erasure.unlearning.objectives import count_scored
+from erasure.unlearning.training import (
     TrainLog,
     backward_nll,
     mean_nll,

@@ -8,16 +8,21 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, random_like
-from erasure.config import UnlearnConfig
-from erasure.losses import Losses
-from erasure.objectives import (
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.objectives import (
     count_scored,
     distillation,
     guided,
     lowered,
     predicted,
 )
-from erasure.training import backward_nll, chunk_tokens, device_of, reader_for
+from erasure.unlearning.task import Losses
+from erasure.unlearning.training import (
+    backward_nll,
+    chunk_tokens,
+    device_of,
+    reader_for,
+)
 
 # Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
 Target = Callable[[Padded], Tensor]

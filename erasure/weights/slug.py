@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
 from capture.network.structure import find_blocks
-from erasure.objectives import count_scored
-from erasure.training import backward_nll, mean_nll, only_training, reader_for
+from erasure.unlearning.objectives import count_scored
+from erasure.unlearning.training import (
+    backward_nll,
+    mean_nll,
+    only_training,
+    reader_for,
+)
 from evidence.errors import InputError
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capture.network.structure import find_blocks, first_tensor, output_head, own_head_
-from erasure.affine import AffineEraser
-from erasure.maps import fold_embeddings_, fold_input_, fold_output_
+from erasure.concept.affine import AffineEraser
+from erasure.weights.linear_maps import fold_embeddings_, fold_input_, fold_output_
 from evidence.errors import InputError
 
 # A folded model may differ from the hooked one by rounding: this many units in the

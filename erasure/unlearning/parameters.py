@@ -13,8 +13,8 @@ from capture.network.structure import (
     own_head_,
     random_like,
 )
-from erasure.adapters import low_rank_
-from erasure.config import RETRAINING, UnlearnConfig
+from erasure.unlearning.adapters import low_rank_
+from erasure.unlearning.config import RETRAINING, UnlearnConfig
 from evidence.errors import InputError
 
 

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
 from capture.network.structure import LogitReader
-from erasure.objectives import count_scored, token_logprobs
-from erasure.quantise import linear_weights, quantise
-from erasure.training import (
+from erasure.unlearning.objectives import count_scored, token_logprobs
+from erasure.unlearning.training import (
     CHUNK_TOKENS,
     Evaluate,
     TrainLog,
@@ -37,6 +36,7 @@ from erasure.training import (
     reader_for,
     shuffled_batches,
 )
+from erasure.weights.quantization import linear_weights, quantise
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng

@@ -4,10 +4,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from erasure.affine import AffineEraser, orthogonal
-from erasure.estimator import ConceptEraser, MomentEraser
+from erasure.concept.affine import AffineEraser, orthogonal
+from erasure.concept.base import ConceptEraser, MomentEraser
+from erasure.concept.moments import Moments
 from erasure.inputs import RowsError
-from erasure.moments import Moments
 from evidence.seeds import torch_rng
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from capture.network.structure import find_blocks, first_tensor
-from erasure.objectives import distillation
+from erasure.unlearning.objectives import distillation
 from evidence.errors import InputError
 
 CHUNK = 256

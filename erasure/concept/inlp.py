@@ -4,12 +4,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from erasure.affine import AffineEraser, orthogonal
-from erasure.estimator import MomentEraser
+from erasure.concept.adversary import logistic_reader
+from erasure.concept.affine import AffineEraser, orthogonal
+from erasure.concept.base import MomentEraser
+from erasure.concept.leace import whitening_of_concept
+from erasure.concept.moments import Moments
 from erasure.inputs import RowsError, codes_of
-from erasure.leace import whitening_of_concept
-from erasure.moments import Moments
-from erasure.readers import logistic_reader
 
 
 class IterativeNullspace(MomentEraser):

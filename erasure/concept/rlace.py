@@ -4,10 +4,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from erasure.affine import orthogonal
-from erasure.estimator import ConceptEraser
+from erasure.concept.adversary import Reader, logistic_reader
+from erasure.concept.affine import orthogonal
+from erasure.concept.base import ConceptEraser
 from erasure.inputs import RowsError, codes_of
-from erasure.readers import Reader, logistic_reader
 
 
 class RelaxedAdversarial(ConceptEraser):

@@ -9,8 +9,8 @@ the ends of harmless ones, and C the second moment of keys on other text, the ch
 is of all that take k to v the one that moves the output on other text least. Nothing is
 removed: knowledge is led elsewhere, which makes it a suppression to test audits with.
 
-It is no eraser of ``erasure.estimator``'s contract: it maps no activation to another of
-the same site but keys to values, and is fitted on prompts.
+It is no eraser of ``erasure.concept.base``'s contract: it maps no activation to another
+of the same site but keys to values, and is fitted on prompts.
 
 Source: after ROCR (arXiv 2506.07795), whose abstract says a training-free rank-one edit
 of an MLP; the closed form is that of ROME (arXiv 2202.05262).
@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from capture.activations.hidden_states import prompts_of
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
-from erasure.training import device_of
+from erasure.unlearning.training import device_of
 from evidence.errors import InputError
 
 

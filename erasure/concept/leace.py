@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from erasure.affine import AffineEraser
-from erasure.estimator import MomentEraser
+from erasure.concept.affine import AffineEraser
+from erasure.concept.base import MomentEraser
+from erasure.concept.moments import Moments
 from erasure.inputs import RowsError
-from erasure.moments import Moments
 
 # A squared pivot of the correlation matrix is the share of a feature that the others
 # do not explain. Rounding leaves about d times 2e-16 of a feature that is none; well

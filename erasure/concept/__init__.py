@@ -1,0 +1,1 @@
+"""Concept erasers on activations, and their folding into weights."""

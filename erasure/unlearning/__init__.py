@@ -1,0 +1,1 @@
+"""Unlearning methods that train: objectives, tasks, the training loop."""

@@ -1,0 +1,1 @@
+"""Edits of weights in closed form or by few gradients; quantization."""
