@@ -41,7 +41,7 @@ from evidence.intervals import EntityValues, mean_of
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
-from probes.concepts import ConceptVectors
+from probes.concepts.vectors import ConceptVectors
 
 NAME = "concept"
 QUESTION = "Do the concept vectors of the answers still read and write?"

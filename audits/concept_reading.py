@@ -8,8 +8,8 @@ from audits.probing import Probing, shuffled_labels
 from audits.probing_tasks import Task
 from audits.readers import Reader
 from evidence.progress import SILENT, Progress
-from probes.concept_labels import Concepts
-from probes.concepts import ConceptVectors, concept_vectors
+from probes.concepts.labels import Concepts
+from probes.concepts.vectors import ConceptVectors, concept_vectors
 
 METHODS = ("mean", "lda")
 

@@ -21,7 +21,7 @@ from capture.data.tokenization import encode, past_joint
 from capture.network.sites import find_sites
 from capture.scoring.contrast import first_tokens
 from evidence.seeds import numpy_rng, stage_seed
-from probes.concepts import ConceptVectors
+from probes.concepts.vectors import ConceptVectors
 
 AXIS = "concept"
 STRENGTHS = (1.0, 2.0, 4.0)

@@ -19,7 +19,7 @@ from audits.image_look import Cast, features, ranked
 from audits.subjects import Subject
 from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng
-from probes.concept_directions import discriminant
+from probes.concepts.directions import discriminant
 
 SHRINKAGE = 0.1
 SHUFFLES, DIRECTIONS = 5, 20

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from audits.membership import FAMILIES, membership, split_sequences
 from audits.outputs import EXPERIMENT, look
 from audits.pga_attacks import projection_test, refit_attack
 from audits.pga_claims import claims_of
@@ -37,8 +36,9 @@ from evidence.progress import SILENT, Progress
 from evidence.storage.files import write_together
 from evidence.storage.regular_files import as_path
 from evidence.storage.runs import sole_run
-from probes.refit import refit_battery
-from probes.uncertified import unwarned
+from probes.estimators.classifier_battery import refit_battery
+from probes.solvers.uncertified import unwarned
+from probes.sweeps.membership_test import FAMILIES, membership, split_sequences
 from testbeds.codes import (
     CodesWorld,
     build_codes,

@@ -30,8 +30,9 @@ class PgaExperiment(BaseModel):
             equivalence behind "removes the signature".
         random_inits: Untrained networks to read.
         six_probes: Also the six published probe variants, which take minutes.
-        trained_readers: Also ``probes.refit``'s networks, forest and others, which
-            take minutes. Too slow for a null: their best is held against their best on
+        trained_readers: Also ``probes.estimators.classifier_battery``'s networks,
+            forest and others, which take minutes. Too slow for a null: their best is
+                held against their best on
             the twin and the untrained networks.
         device: Where models are trained and run: ``"auto"``, ``"cpu"``, ``"cuda"`` or
             ``"mps"``. Readers are fitted on the CPU, which is quicker at these sizes.

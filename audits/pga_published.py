@@ -2,7 +2,7 @@
 
 It is here to be repeated and compared, not to be believed: contexts count as samples,
 the eraser has seen the probe's test items, and one difference of two noisy scores is
-the headline. ``audits.membership`` is what claims rest on.
+the headline. ``probes.sweeps.membership_test`` is what claims rest on.
 
 Source: arXiv 2605.01699, from its public code and results.
 """
@@ -22,9 +22,9 @@ from erasure.concept.md_pga import fit_md
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
-from probes.folds import Folds, leave_one_group_out
-from probes.logistic import LogisticProbe
-from probes.refit import held_out_scores
+from probes.estimators.classifier_battery import held_out_scores
+from probes.estimators.logistic import LogisticProbe
+from probes.splits.folds import Folds, leave_one_group_out
 
 SHUFFLES = 5
 SIGNAL, NO_SIGNAL, SHUFFLED_BELOW = 0.15, 0.05, 0.6

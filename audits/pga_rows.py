@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audits.membership import Membership
+from probes.sweeps.membership_test import Membership
 
 
 def numbers(values: NDArray[np.float64]) -> list[Any]:

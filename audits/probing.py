@@ -17,7 +17,7 @@ from capture.network.sites import find_sites
 from evidence.intervals import EntityValues, by_entity
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
-from probes.uncertified import Uncertified, in_words
+from probes.solvers.uncertified import Uncertified, in_words
 
 PENALTIES = (0.003, 0.03, 0.3)
 # Probes are fitted on this share of the retain entities and checked on the rest.

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from evidence.progress import Progress
-from probes.folds import Folds
-from probes.logistic import LogisticProbe
-from probes.uncertified import Uncertified
+from probes.estimators.logistic import LogisticProbe
+from probes.solvers.uncertified import Uncertified
+from probes.splits.folds import Folds
 
 
 @dataclass(frozen=True)

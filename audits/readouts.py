@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evidence.errors import InputError
-from probes.logistic import LogisticProbe
+from probes.estimators.logistic import LogisticProbe
 
 
 def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:

@@ -22,7 +22,7 @@ from capture.data.sequences import Sequences
 from capture.network.sites import Sites
 from capture.scoring.contrast import contrast_of, first_tokens
 from evidence.errors import InputError
-from probes.amplifier import Amplifier, fit_amplifier
+from probes.concepts.answer_map import Amplifier, fit_amplifier
 
 Map = Amplifier | LatentAmplifier
 Push = Map | Tensor

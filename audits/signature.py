@@ -32,7 +32,7 @@ from capture.data.tokenization import encode
 from evidence.intervals import EntityValues
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
-from probes.smoothers import FAMILIES
+from probes.estimators.kernel_smoothers import FAMILIES
 
 QUESTION = "Does a signature tell forgotten items from never-taught ones?"
 STATISTIC = "AUC (chance 0.5)"

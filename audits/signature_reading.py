@@ -24,8 +24,8 @@ from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest, unpaired_max_test
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
-from probes.folds import Folds
-from probes.smoothers import smoothers
+from probes.estimators.kernel_smoothers import smoothers
+from probes.splits.folds import Folds
 
 NAME = "membership"
 LEAST_ENTITIES = 6
@@ -197,7 +197,7 @@ def read(
     Args:
         states: (site, row, d) of ``asked.prompts``.
         asked: Whose they are.
-        family: Out of ``probes.smoothers.FAMILIES``.
+        family: Out of ``probes.estimators.kernel_smoothers.FAMILIES``.
         seed: Of shuffles and ferns.
         shuffles: How often the two labels of each pair are exchanged at random as well.
     """

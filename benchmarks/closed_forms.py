@@ -9,9 +9,9 @@ from benchmarks.data import activations
 from benchmarks.logistic import standardised
 from benchmarks.timing import Clock, Rows
 from probes.cka import cka_matrix
-from probes.discriminant import LDAProbe
-from probes.folds import leave_one_group_out
-from probes.ridge import RidgeProbe
+from probes.estimators.lda import LDAProbe
+from probes.estimators.ridge import RidgeProbe
+from probes.splits.folds import leave_one_group_out
 
 
 def discriminant(rows: Rows, clock: Clock, quick: bool) -> None:

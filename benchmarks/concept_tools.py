@@ -24,8 +24,8 @@ from capture.data.sequences import batches
 from capture.network.sites import find_sites
 from evidence.progress import Progress
 from evidence.storage.files import write_atomic
-from probes.concept_labels import concepts_of
-from probes.concepts import concept_vectors
+from probes.concepts.labels import concepts_of
+from probes.concepts.vectors import concept_vectors
 from testbeds.smol import fetch
 
 Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -11,9 +11,9 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.data import activations
 from benchmarks.timing import Clock, Rows
-from probes.crossfit import crossfit
-from probes.folds import Folds, k_fold, leave_one_group_out
-from probes.job import LogisticOptions
+from probes.solvers.crossfit import crossfit
+from probes.solvers.problem import LogisticOptions
+from probes.splits.folds import Folds, k_fold, leave_one_group_out
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 

@@ -28,7 +28,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from audits.membership import FAMILIES, membership
 from benchmarks.pga_axis import axis, axis_rows
 from benchmarks.pga_curve import NEVER, curve_rows, settings
 from benchmarks.pga_devices import devices
@@ -44,6 +43,7 @@ from benchmarks.timing import commit, machine
 from capture.checkpoints.cache import cache_root
 from evidence.progress import SILENT, Bars, Progress
 from evidence.seeds import torch_rng
+from probes.sweeps.membership_test import FAMILIES, membership
 
 RESULT = Path(__file__).parent / "results" / "pga.json"
 FACTS = ("commit", "machine", "device", "threads")

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audits.membership import membership
 from audits.pga_states import VIEWS, pool_states
 from benchmarks.pga_simulated import row
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
+from probes.sweeps.membership_test import membership
 from testbeds.codes import build_codes
 from testbeds.codes_config import SIZES
 from testbeds.codes_text import make_pools

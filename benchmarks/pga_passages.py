@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from audits.membership import Membership, matched_pairs, membership
 from benchmarks.pga_simulated import row
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_sites
 from evidence.progress import Progress
+from probes.sweeps.membership_test import Membership, matched_pairs, membership
 from testbeds.passages import PREDICTABLE, screen, text_rows
 from testbeds.smol import fetch
 

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from scipy.stats import kstest, norm
 
-from audits.membership import membership
 from audits.pga_published import published_scores
 from erasure.concept.md_pga import fit_md
 from evidence.progress import Progress
 from evidence.seeds import torch_rng
+from probes.sweeps.membership_test import membership
 
 SIZES = (7, 40)
 WIDTH = 512

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from probes.sources import SiteStore, open_source
+from probes.sweeps.site_source import SiteStore, open_source
 
 
 def debiased_cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:

@@ -6,7 +6,7 @@ stay as likely as they were, and the readout is fitted anew every few epochs.
 
 What this removes from the sample it is fitted on says nothing about other texts: an
 eraser that has seen a probe's test rows drives that probe below chance on pure noise.
-``audits.membership`` evaluates it on sequences it has not seen.
+``probes.sweeps.membership_test`` evaluates it on sequences it has not seen.
 
 Source: arXiv 2605.01699 and its public code; the settings are those of the code. Its
 isotropic baseline is known to us by name alone: ours is the same gap averaged over all

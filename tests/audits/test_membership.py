@@ -6,7 +6,10 @@ import torch
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from audits.membership import (
+from erasure.concept.md_pga import fit_md
+from evidence.errors import InputError
+from evidence.seeds import torch_rng
+from probes.sweeps.membership_test import (
     FAMILIES,
     auc_error,
     balanced_folds,
@@ -15,9 +18,6 @@ from audits.membership import (
     membership,
     split_sequences,
 )
-from erasure.concept.md_pga import fit_md
-from evidence.errors import InputError
-from evidence.seeds import torch_rng
 
 LABELS = np.repeat([1, 0], 12)
 FEW = ("logistic", "mean difference", "rbf")

@@ -27,7 +27,7 @@ from evidence.errors import InputError
 from evidence.intervals import by_entity
 from evidence.progress import SILENT
 from evidence.seeds import numpy_rng
-from probes.amplifier import Amplifier
+from probes.concepts.answer_map import Amplifier
 from testbeds.planted import plant as plant_in_zoo
 from tests.attribution.test_features import sae as latents_sae
 from tests.capture.families import WIDTH

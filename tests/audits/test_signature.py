@@ -19,8 +19,8 @@ from evidence.errors import InputError
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
-from probes.folds import Folds
-from probes.smoothers import smoothers
+from probes.estimators.kernel_smoothers import smoothers
+from probes.splits.folds import Folds
 from tests.audits.test_verdict import FINE, axes, axis, reading
 
 FIRST = "Anna Bela Cora Dora Edna Fina Gala Hana Ines Jana Kara Lena".split()

@@ -6,7 +6,6 @@ import torch
 
 from audits import decodability
 from audits.config import make_config
-from audits.membership import membership
 from audits.pga_published import adversarial_probes, published_scores
 from audits.probing import Probing, States, choose_penalty, fit_shuffled
 from audits.probing_tasks import PARTS
@@ -14,8 +13,9 @@ from audits.readers import fit_readers
 from audits.readouts import logistic_readouts
 from evidence.progress import SILENT
 from evidence.seeds import torch_rng
-from probes.engine import ACCEPTED
-from probes.uncertified import UncertifiedWarning
+from probes.solvers.newton.newton_cg import ACCEPTED
+from probes.solvers.uncertified import UncertifiedWarning
+from probes.sweeps.membership_test import membership
 from tests.audits.test_deals import one_task
 
 

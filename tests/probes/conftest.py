@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probes import fused
+from probes.solvers.compiled import dispatch
 
 
 def make_rows(n, d, classes, groups, seed=0):
@@ -24,5 +24,5 @@ def rng():
 def however_few():
     """The compiled way for small cases too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "FEWEST", 1)
+        patch.setattr(dispatch, "FEWEST", 1)
         yield

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from evidence.errors import InputError
-from probes.amplifier import PENALTIES, fit_amplifier
+from probes.concepts.answer_map import PENALTIES, fit_amplifier
 
 ROWS, WIDTH = 240, 16
 

@@ -9,13 +9,13 @@ import torch
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from probes import engine
-from probes.crossfit import crossfit
-from probes.folds import k_fold
-from probes.job import LogisticOptions, one_hot
-from probes.losses import Loss
-from probes.operators import Operator, factor_gram
-from probes.problems import Batch, Work
+from probes.solvers.batch import Batch, Work
+from probes.solvers.crossfit import crossfit
+from probes.solvers.factor import Operator, factor_gram
+from probes.solvers.loss import Loss
+from probes.solvers.newton import newton_cg
+from probes.solvers.problem import LogisticOptions, one_hot
+from probes.splits.folds import k_fold
 
 
 def objective(weights, shift, rows, codes, C):
@@ -82,11 +82,11 @@ def test_a_step_that_could_not_be_solved_for_certifies_nothing(monkeypatch):
     operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
     nothing = torch.zeros_like(loss.target)
     batch = Batch(loss, operator, nothing, nothing)
-    scores, dual, certificate = engine.minimise(batch)
-    assert float(certificate.max()) <= engine.ACCEPTED[torch.float64]
-    short = partial(engine.conjugate, limit=1)
-    monkeypatch.setattr(engine, "conjugate", short)
-    found = engine.judged(batch, scores, dual, certificate, Work())
+    scores, dual, certificate = newton_cg.minimise(batch)
+    assert float(certificate.max()) <= newton_cg.ACCEPTED[torch.float64]
+    short = partial(newton_cg.conjugate, limit=1)
+    monkeypatch.setattr(newton_cg, "conjugate", short)
+    found = newton_cg.judged(batch, scores, dual, certificate, Work())
     assert float(found.min()) > 1
 
 
@@ -105,8 +105,8 @@ def test_a_metric_that_shortens_steps_is_made_up_for():
     # The factor is so much stiffer than the loss that only the step which is left can
     # say how far it is to the optimum.
     small = torch.full((1,), 1e-9).double()
-    plain = engine.judged(batch, batch.scores, dual, small, Work())
-    wider = engine.judged(
+    plain = newton_cg.judged(batch, batch.scores, dual, small, Work())
+    wider = newton_cg.judged(
         batch, batch.scores, dual, small, Work(), torch.full((1,), 3.0).double()
     )
     assert float(plain) > 1e-3

@@ -9,17 +9,17 @@ from sklearn.metrics import roc_auc_score
 
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
-from probes.concept_directions import METHODS, deal_pairs, shifted_solve
-from probes.concept_labels import (
+from probes.concepts.directions import METHODS, deal_pairs, shifted_solve
+from probes.concepts.labels import (
     Concepts,
     concepts_of,
     crossed_folds,
     random_concepts,
 )
-from probes.concept_quality import alignment, separability, stability
-from probes.concept_tests import shift_vectors, tcav
-from probes.concepts import concept_vectors
-from probes.folds import k_fold
+from probes.concepts.quality import alignment, separability, stability
+from probes.concepts.tcav import shift_vectors, tcav
+from probes.concepts.vectors import concept_vectors
+from probes.splits.folds import k_fold
 
 SITES, ROWS, WIDTH, VALUES, ENTITIES = 3, 120, 10, 4, 40
 

@@ -3,10 +3,10 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from probes.directions import MeanDifferenceProbe
-from probes.discriminant import LDAProbe
-from probes.logistic import LogisticProbe
-from probes.ridge import RidgeProbe
+from probes.estimators.lda import LDAProbe
+from probes.estimators.logistic import LogisticProbe
+from probes.estimators.nearest_mean import MeanDifferenceProbe
+from probes.estimators.ridge import RidgeProbe
 
 
 @parametrize_with_checks(

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from probes.cka import cka_matrix, debiased_cka
-from probes.directions import MeanDifferenceProbe
-from probes.discriminant import LDAProbe
-from probes.folds import k_fold, leave_one_group_out
-from probes.logistic import LogisticProbe
-from probes.ridge import RidgeProbe
-from probes.sweep import sweep
+from probes.estimators.lda import LDAProbe
+from probes.estimators.logistic import LogisticProbe
+from probes.estimators.nearest_mean import MeanDifferenceProbe
+from probes.estimators.ridge import RidgeProbe
+from probes.splits.folds import k_fold, leave_one_group_out
+from probes.sweeps.sweep import sweep
 from tests.pretend_cuda import PretendCuda, there_and_pretended
 
 

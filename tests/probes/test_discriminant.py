@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes.discriminant import LDAProbe
-from probes.folds import leave_one_group_out
+from probes.estimators.lda import LDAProbe
+from probes.splits.folds import leave_one_group_out
 
 
 def refitted(x, y, train, row, shrinkage):

@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from probes import engine, fused, swift
-from probes.crossfit import crossfit
-from probes.folds import k_fold, leave_one_group_out
-from probes.job import LogisticOptions, one_hot
-from probes.losses import Loss
-from probes.operators import NARROW, Operator, factor_gram, remove_rows
-from probes.problems import Batch, Work
-from probes.swift import approach
+from probes.solvers.batch import Batch, Work
+from probes.solvers.compiled import dispatch
+from probes.solvers.crossfit import crossfit
+from probes.solvers.factor import NARROW, Operator, factor_gram, remove_rows
+from probes.solvers.loss import Loss
+from probes.solvers.newton import newton_cg, newton_cg_mixed
+from probes.solvers.newton.newton_cg_mixed import approach
+from probes.solvers.problem import LogisticOptions, one_hot
+from probes.splits.folds import k_fold, leave_one_group_out
 
 pytest.importorskip("numba", reason="without numba there is no compiled way to test")
-ACCEPTED = engine.ACCEPTED[torch.float64]
+ACCEPTED = newton_cg.ACCEPTED[torch.float64]
 
 pytestmark = pytest.mark.usefixtures("however_few")
 
@@ -60,12 +61,12 @@ def both(batch, iterations=torch.float32, kind=torch.float64, steps=60):
         batch.dual.to(kind),
         batch.scores.to(kind),
     )
-    target, accepted = engine.TARGET[kind], engine.ACCEPTED[kind]
+    target, accepted = newton_cg.TARGET[kind], newton_cg.ACCEPTED[kind]
     found = []
     for use in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fused, "installed", lambda use=use: use)
-            assert fused.suits(batch) is use
+            patch.setattr(dispatch, "installed", lambda use=use: use)
+            assert dispatch.suits(batch) is use
             found.append(approach(batch, target, accepted, iterations, steps, Work()))
     return found
 
@@ -105,7 +106,7 @@ def test_float32_answers_agree_to_their_own_tolerance():
     batch = problems(80, 120, 30, 2, 1.0, 1.0, 5)
     compiled, torched = both(batch, torch.float32, torch.float32)
     assert compiled[0].dtype == torch.float32
-    assert float(compiled[2].max()) <= engine.ACCEPTED[torch.float32]
+    assert float(compiled[2].max()) <= newton_cg.ACCEPTED[torch.float32]
     scale = float(torched[0].abs().max())
     assert float((compiled[0] - torched[0]).abs().max()) <= 1e-4 * scale
 
@@ -163,7 +164,7 @@ def test_what_it_leaves_has_no_certificate():
 def test_probabilities_are_right_to_the_last_digits(kind):
     from numba import njit
 
-    from probes import sigmoid
+    from probes.solvers.compiled import math as sigmoid
 
     @njit
     def every(scores, out):
@@ -183,32 +184,32 @@ def test_probabilities_are_right_to_the_last_digits(kind):
 
 
 def test_only_two_classes_and_few_rows_taken_out_are_its_own():
-    assert fused.suits(problems(40, 50, 4, NARROW, 1.0, 1.0, 0))
-    assert not fused.suits(problems(40, 50, 4, NARROW + 1, 1.0, 1.0, 0))
+    assert dispatch.suits(problems(40, 50, 4, NARROW, 1.0, 1.0, 0))
+    assert not dispatch.suits(problems(40, 50, 4, NARROW + 1, 1.0, 1.0, 0))
     batch = problems(40, 50, 4, 1, 1.0, 1.0, 0)
     several = Loss(batch.loss.target.expand(-1, 3, -1), batch.loss.weight)
-    assert not fused.suits(Batch(several, batch.operator, batch.dual, batch.scores))
+    assert not dispatch.suits(Batch(several, batch.operator, batch.dual, batch.scores))
     half = Batch(batch.loss, batch.operator, batch.dual, batch.scores.half())
-    assert not fused.suits(half)
+    assert not dispatch.suits(half)
 
 
 def test_few_problems_are_not_worth_compiling_for(monkeypatch):
-    monkeypatch.setattr(fused, "FEWEST", 5)
-    assert not fused.suits(problems(40, 50, 4, 1, 1.0, 1.0, 0))
-    assert fused.suits(problems(40, 50, 5, 1, 1.0, 1.0, 0))
+    monkeypatch.setattr(dispatch, "FEWEST", 5)
+    assert not dispatch.suits(problems(40, 50, 4, 1, 1.0, 1.0, 0))
+    assert dispatch.suits(problems(40, 50, 5, 1, 1.0, 1.0, 0))
 
 
 def test_numba_is_imported_when_it_is_used_and_not_before():
     code = (
-        "import sys, probes.crossfit\n"
-        "import probes.swift, probes.fused\n"
+        "import sys, probes.solvers.crossfit\n"
+        "import probes.solvers.newton.newton_cg_mixed, probes.solvers.compiled.dispatch\n"
         "sys.exit('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_where_nothing_can_be_written_it_is_compiled_anew(monkeypatch):
-    from probes import sigmoid
+    from probes.solvers.compiled import math as sigmoid
 
     asked = []
 
@@ -231,7 +232,7 @@ def test_folds_are_the_same_without_it(monkeypatch):
     )
     folds = k_fold(None, codes[0].numpy(), 5)
     found = crossfit(x, codes, 2, folds, LogisticOptions())
-    monkeypatch.setattr(fused, "installed", lambda: False)
+    monkeypatch.setattr(dispatch, "installed", lambda: False)
     plain = crossfit(x, codes, 2, folds, LogisticOptions())
     assert found.unsolved == plain.unsolved == 0
     gap = (found.scores - plain.scores).abs().max()
@@ -241,7 +242,9 @@ def test_folds_are_the_same_without_it(monkeypatch):
 def test_the_limits_are_those_of_the_torch_expressions(monkeypatch):
     """One step down and one system: what torch leaves unsolved is unsolved here."""
     batch = problems(60, 90, 20, 1, 1.0, 1.0, 3)
-    monkeypatch.setattr(swift, "LIMITS", replace(swift.LIMITS, steps=1, turns=1))
+    monkeypatch.setattr(
+        newton_cg_mixed, "LIMITS", replace(newton_cg_mixed.LIMITS, steps=1, turns=1)
+    )
     compiled, torched = both(batch)
     assert bool(torch.isinf(torched[2]).all())
     assert bool(torch.isinf(compiled[2]).all())

@@ -7,7 +7,7 @@ import torch
 
 from evidence.errors import InputError
 from probes.cka import cka_matrix, debiased_cka
-from probes.geometry import (
+from probes.subspaces import (
     change_in_top_components,
     cosine,
     mahalanobis_cosine,

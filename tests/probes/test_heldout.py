@@ -13,17 +13,23 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from probes import elimination, engine
-from probes.crossfit import crossfit
-from probes.directions import MeanDifferenceProbe
-from probes.discriminant import LDAProbe
-from probes.folds import Folds, from_splits, k_fold, leave_one_group_out, rebalanced
-from probes.job import LogisticOptions, one_hot
-from probes.logistic import LogisticProbe
-from probes.losses import Loss
-from probes.operators import Operator, factor_features, factor_gram
-from probes.problems import Batch
-from probes.ridge import RidgeProbe
+from probes.estimators.lda import LDAProbe
+from probes.estimators.logistic import LogisticProbe
+from probes.estimators.nearest_mean import MeanDifferenceProbe
+from probes.estimators.ridge import RidgeProbe
+from probes.solvers.batch import Batch
+from probes.solvers.crossfit import crossfit
+from probes.solvers.factor import Operator, factor_features, factor_gram
+from probes.solvers.loss import Loss
+from probes.solvers.newton import newton_cg, newton_direct
+from probes.solvers.problem import LogisticOptions, one_hot
+from probes.splits.folds import (
+    Folds,
+    from_splits,
+    k_fold,
+    leave_one_group_out,
+    rebalanced,
+)
 
 _spec = importlib.util.spec_from_file_location(
     "probe_rows", Path(__file__).with_name("conftest.py")
@@ -256,7 +262,7 @@ def test_many_rows_need_no_elimination(C, precision, monkeypatch):
     def refuse(*_):
         raise AssertionError("conjugate gradients did not converge")
 
-    monkeypatch.setattr("probes.engine.eliminate", refuse)
+    monkeypatch.setattr("probes.solvers.newton.newton_cg.eliminate", refuse)
     scores = LogisticProbe(C, precision=precision).held_out(
         torch.from_numpy(x),
         torch.from_numpy(codes)[None],
@@ -299,7 +305,7 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
         folds = Folds(folds.train[kept], folds.test[kept], "some")
     else:
         folds = k_fold(group, y, left_out)
-    stage = engine._stage
+    stage = newton_cg._stage
 
     def give_up(*arguments):
         scores, dual, certificate = stage(*arguments)
@@ -309,9 +315,9 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
         raise AssertionError("conjugate gradients did not converge")
 
     if eliminated:
-        monkeypatch.setattr(engine, "_stage", give_up)
+        monkeypatch.setattr(newton_cg, "_stage", give_up)
     else:
-        monkeypatch.setattr(engine, "eliminate", refuse)
+        monkeypatch.setattr(newton_cg, "eliminate", refuse)
     scored = folds.test.any(0)
     scores = LogisticProbe(C).held_out(
         torch.from_numpy(x), torch.from_numpy(y)[None], 2, folds
@@ -357,7 +363,7 @@ def test_scores_that_went_astray_are_computed_anew():
     dual = torch.zeros(1, 1, len(y)).double()
     # Not the same for all rows: the intercept, which costs nothing, would take that up.
     lost = torch.from_numpy(np.random.default_rng(5).normal(size=(1, 1, len(y))))
-    found, _, certificate = engine.minimise(Batch(loss, operator, dual, lost))
+    found, _, certificate = newton_cg.minimise(Batch(loss, operator, dual, lost))
     whole = Folds(np.ones((1, len(y)), bool), np.zeros((1, len(y)), bool), "all")
     fitted = LogisticProbe().held_out(
         rows, torch.from_numpy(y)[None], 2, whole, coefficients=True
@@ -386,7 +392,7 @@ def test_float32_keeps_its_promise_where_rows_outnumber_features(seed):
 
 def test_what_float32_leaves_unsolved_is_eliminated():
     rng = np.random.default_rng(7)
-    n = 2 * engine.SMALL
+    n = 2 * newton_cg.SMALL
     rows = torch.from_numpy(rng.normal(size=(n, 400)))
     rows = rows - rows.mean(0)
     codes = torch.from_numpy(np.tile([0, 1], n // 2))[None]
@@ -400,9 +406,9 @@ def test_what_float32_leaves_unsolved_is_eliminated():
             loss.to(dtype), operator.to(dtype), nothing.to(dtype), nothing.to(dtype)
         )
         # One step solves nothing: the rest is left to elimination.
-        scores, _, certificate = engine.minimise(batch, steps=1)
+        scores, _, certificate = newton_cg.minimise(batch, steps=1)
         assert scores.dtype == certificate.dtype == dtype
-        assert float(certificate.max()) <= engine.ACCEPTED[dtype]
+        assert float(certificate.max()) <= newton_cg.ACCEPTED[dtype]
         found.append(scores.double())
     # The factor itself was rounded, which costs more than the solver may.
     worst = float((found[0] - found[1]).abs().max() / found[0].abs().max())
@@ -423,15 +429,15 @@ def test_elimination_goes_on_from_where_it_is_put(classes, monkeypatch):
     operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
     nothing = torch.zeros_like(loss.target)
     taken = []
-    step = elimination.advance
+    step = newton_direct.advance
     monkeypatch.setattr(
-        elimination, "advance", lambda *args: (taken.append(1), step(*args))[1]
+        newton_direct, "advance", lambda *args: (taken.append(1), step(*args))[1]
     )
 
     def solved_from(dual):
         taken.clear()
         batch = Batch(loss, operator, dual, operator(dual))
-        scores, found, certificate = elimination.eliminate(batch, 1e-9)
+        scores, found, certificate = newton_direct.eliminate(batch, 1e-9)
         assert float(certificate.max()) <= 1e-8
         return scores, found, len(taken)
 
@@ -484,7 +490,7 @@ def test_a_start_of_huge_pulls_is_no_start(taken, monkeypatch):
     Taken as a start all the same, what was lost to rounding must not be certified.
     """
     if taken:
-        monkeypatch.setattr(elimination, "_begin", lambda batch, work: None)
+        monkeypatch.setattr(newton_direct, "_begin", lambda batch, work: None)
     rng = np.random.default_rng(3)
     n, d = 300, 12
     rows = torch.from_numpy(rng.normal(size=(n, d)))
@@ -499,7 +505,7 @@ def test_a_start_of_huge_pulls_is_no_start(taken, monkeypatch):
     unseen -= seen @ (seen.T @ unseen)
     start = (1e15 * unseen)[None, None]
     batch = Batch(loss, operator, start, operator(start))
-    scores, dual, certificate = elimination.eliminate(batch, 1e-9)
+    scores, dual, certificate = newton_direct.eliminate(batch, 1e-9)
     assert float(certificate) <= 1e-8
     assert float((operator(dual) - scores).abs().max()) <= 1e-9 * float(scores.max())
     peer = LogisticRegression(C=1000.0, solver="newton-cholesky", tol=1e-10)

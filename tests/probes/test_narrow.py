@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from probes import narrow
-from probes.crossfit import crossfit
-from probes.engine import ACCEPTED
-from probes.folds import k_fold
-from probes.job import LogisticOptions, one_hot
-from probes.logistic import LogisticProbe
-from probes.losses import Loss
-from probes.narrow import minimise_narrow
-from probes.operators import Operator, factor_features
-from probes.problems import Batch, Work
+from probes.estimators.logistic import LogisticProbe
+from probes.solvers.batch import Batch, Work
+from probes.solvers.crossfit import crossfit
+from probes.solvers.factor import Operator, factor_features
+from probes.solvers.loss import Loss
+from probes.solvers.newton import newton_primal
+from probes.solvers.newton.newton_cg import ACCEPTED
+from probes.solvers.newton.newton_primal import minimise_narrow
+from probes.solvers.problem import LogisticOptions, one_hot
+from probes.splits.folds import k_fold
 
 
 def problems(seed, n=90, d=7, C=1.0, folds=3, gap=1.0):
@@ -89,7 +89,7 @@ def test_the_start_does_not_matter_and_a_wild_one_is_brought_back():
 
 
 def test_rows_removed_from_the_factor_or_only_from_the_loss_are_the_same():
-    from probes.operators import remove_rows
+    from probes.solvers.factor import remove_rows
 
     _, _, kept, loss, operator = problems(2, n=60, folds=30)
     out = (~kept).nonzero()[:, 1].view(30, 2)
@@ -108,7 +108,7 @@ def test_a_step_that_could_not_be_solved_for_certifies_nothing(monkeypatch):
     _, _, _, loss, operator = problems(4, C=10.0, gap=4.0)
     _, dual, certificate = solved(loss, operator, 3)
     assert float(certificate.max()) <= ACCEPTED[torch.float64]
-    monkeypatch.setattr(narrow, "LIMIT", 1)
+    monkeypatch.setattr(newton_primal, "LIMIT", 1)
     _, _, certificate = solved(loss, operator, 3, dual)
     assert bool(torch.isinf(certificate).all())
 

@@ -9,15 +9,16 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.linalg import LinAlgError  # pyright: ignore
 
-from probes import crossfit as module
-from probes import last_resort, newton
-from probes.crossfit import crossfit
-from probes.folds import Folds, k_fold, leave_one_group_out
-from probes.job import LogisticOptions, one_hot
-from probes.losses import Loss
-from probes.newton import newton_fit
-from probes.point import look, problem_of
-from probes.twofold import dot, two_product, two_sum
+from probes.solvers import crossfit as module
+from probes.solvers import last_resort
+from probes.solvers.crossfit import crossfit
+from probes.solvers.loss import Loss
+from probes.solvers.newton import newton_certified
+from probes.solvers.newton.newton_certified import newton_fit
+from probes.solvers.newton.point import look, problem_of
+from probes.solvers.newton.twofold import dot, two_product, two_sum
+from probes.solvers.problem import LogisticOptions, one_hot
+from probes.splits.folds import Folds, k_fold, leave_one_group_out
 
 
 def problem(n, d, classes, scale, gap, C, seed, spread=0.0):
@@ -213,7 +214,7 @@ def test_no_step_goes_up(monkeypatch):
     """Passing the root of the slope, steps once went up until nothing bent."""
     rows, _, loss = problem(60, 80, 2, 30.0, 3.0, 1e3, 8, 1.5)
     values = []
-    moved = newton._moved
+    moved = newton_certified._moved
 
     def noting(part, point, frame):
         weights, intercept = moved(part, point, frame)
@@ -227,7 +228,7 @@ def test_no_step_goes_up(monkeypatch):
         held = 0.5 * point.weights.square().sum()
         return float((part.weight * cross).sum() + held)
 
-    monkeypatch.setattr(newton, "_moved", noting)
+    monkeypatch.setattr(newton_certified, "_moved", noting)
     assert newton_fit(rows, loss, 1e-9).certificate <= 1e-9
     assert len(values) > 5
     assert all(after <= before * (1 + 1e-12) for before, after in values)

@@ -7,15 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from probes import fused
-from probes.crossfit import crossfit
-from probes.engine import ACCEPTED, minimise
-from probes.folds import Folds, leave_one_group_out
-from probes.fullfit import row_fit
-from probes.job import LogisticOptions, one_hot
-from probes.losses import Loss
-from probes.operators import NARROW, Operator, factor_gram, floor_weight, remove_rows
-from probes.problems import Batch, Work
+from probes.solvers.batch import Batch, Work
+from probes.solvers.compiled import dispatch
+from probes.solvers.crossfit import crossfit
+from probes.solvers.factor import (
+    NARROW,
+    Operator,
+    factor_gram,
+    floor_weight,
+    remove_rows,
+)
+from probes.solvers.loss import Loss
+from probes.solvers.newton.initial_fit import row_fit
+from probes.solvers.newton.newton_cg import ACCEPTED, minimise
+from probes.solvers.problem import LogisticOptions, one_hot
+from probes.splits.folds import Folds, leave_one_group_out
 
 pytest.importorskip("numba", reason="without numba there is no compiled way to test")
 pytestmark = pytest.mark.usefixtures("however_few")
@@ -37,7 +43,7 @@ def both(rows, codes, classes, folds, options, **more):
     given = torch.from_numpy(rows), torch.from_numpy(codes)[None], classes, folds
     found = crossfit(*given, options, coefficients=True, **more)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "installed", lambda: False)
+        patch.setattr(dispatch, "installed", lambda: False)
         plain = crossfit(*given, options, coefficients=True, **more)
     assert found.unsolved == plain.unsolved == 0
     return found, plain
@@ -179,7 +185,7 @@ def test_certificates_of_classes_bound_what_is_left(classes, scale):
     nothing = torch.zeros(4, classes, n).double()
     batch = Batch(loss, operator, nothing, nothing.clone())
     for target in (1e-2, 1e-5):
-        scores, dual, certificate = fused.relax(
+        scores, dual, certificate = dispatch.relax(
             batch, target, 1.0, torch.float64, 60, Work()
         )
         certified = torch.isfinite(certificate)
@@ -265,8 +271,8 @@ def test_many_rows_out_of_a_fold_are_not_its_own():
     rows = table(60, 90, 2, 0.5, 1)[0]
     gram = torch.from_numpy(rows @ rows.T)
     factor = factor_gram(gram, torch.full((1, 60), 0.2).double())
-    assert fused.leaves_out(factor, 20, NARROW)
-    assert not fused.leaves_out(factor, 20, NARROW + 1)
+    assert dispatch.leaves_out(factor, 20, NARROW)
+    assert not dispatch.leaves_out(factor, 20, NARROW + 1)
 
 
 def test_the_limit_of_turns_leaves_what_is_unsolved():
@@ -279,9 +285,9 @@ def test_the_limit_of_turns_leaves_what_is_unsolved():
         torch.zeros(5, 3, 30).double(),
         torch.zeros(5, 3, 30).double(),
     )
-    short = fused.relax(batch, 1e-9, TIGHT, torch.float32, 1, Work())[2]
+    short = dispatch.relax(batch, 1e-9, TIGHT, torch.float32, 1, Work())[2]
     assert bool(torch.isinf(short).all())
-    long = fused.relax(batch, 1e-9, TIGHT, torch.float32, 40, Work())[2]
+    long = dispatch.relax(batch, 1e-9, TIGHT, torch.float32, 40, Work())[2]
     assert float(long.max()) <= TIGHT
     # The batch is left as it was.
     assert not bool(batch.scores.any()) and not bool(batch.dual.any())

@@ -10,11 +10,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.testing import assert_close
 
-from probes import crossfit as module
-from probes.crossfit import crossfit
-from probes.engine import ACCEPTED
-from probes.folds import leave_one_group_out
-from probes.job import LogisticOptions
+from probes.solvers import crossfit as module
+from probes.solvers.crossfit import crossfit
+from probes.solvers.newton.newton_cg import ACCEPTED
+from probes.solvers.problem import LogisticOptions
+from probes.splits.folds import leave_one_group_out
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-7}
 
@@ -100,7 +100,7 @@ def test_a_column_that_one_row_alone_moves_is_no_feature_where_it_is_out():
 
 
 def test_scores_that_went_astray_are_not_certified(monkeypatch):
-    from probes import rescaled
+    from probes.solvers import fold_scaling
 
     x, codes = rows(30, 40, 3)
     folds, options = (
@@ -108,13 +108,13 @@ def test_scores_that_went_astray_are_not_certified(monkeypatch):
         LogisticOptions(standardize="fold"),
     )
     want = crossfit(x, codes, 2, folds, options)
-    step = rescaled.advance
+    step = fold_scaling.advance
 
     def astray(batch, *args):
         batch.scores[:, :, 3] += 1e-6
         return step(batch, *args)
 
-    monkeypatch.setattr(rescaled, "advance", astray)
+    monkeypatch.setattr(fold_scaling, "advance", astray)
     redone = []
     each = module.each_fold
     monkeypatch.setattr(

@@ -11,9 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.testing import assert_close
 
 from evidence.errors import InputError
-from probes.directions import MeanDifferenceProbe
-from probes.folds import Folds, k_fold, leave_one_group_out
-from probes.smoothers import FAMILIES, NEIGHBOURS, PENALTY, smoothers
+from probes.estimators.kernel_smoothers import FAMILIES, NEIGHBOURS, PENALTY, smoothers
+from probes.estimators.nearest_mean import MeanDifferenceProbe
+from probes.splits.folds import Folds, k_fold, leave_one_group_out
 
 
 @pytest.fixture

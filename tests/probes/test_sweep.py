@@ -10,14 +10,14 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 from evidence.errors import InputError
-from probes.directions import MeanDifferenceProbe
-from probes.discriminant import LDAProbe
-from probes.logistic import LogisticProbe
-from probes.mdl import online_code
-from probes.refit import refit_battery
-from probes.ridge import RidgeProbe
-from probes.sources import open_source
-from probes.sweep import sweep
+from probes.estimators.classifier_battery import refit_battery
+from probes.estimators.lda import LDAProbe
+from probes.estimators.logistic import LogisticProbe
+from probes.estimators.nearest_mean import MeanDifferenceProbe
+from probes.estimators.ridge import RidgeProbe
+from probes.sweeps.description_length import online_code
+from probes.sweeps.site_source import open_source
+from probes.sweeps.sweep import sweep
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_nested_scores_are_those_of_the_penalty_chosen(task):
     plain = {
         C: sweep(x, labels, groups, cv=4, probe=LogisticProbe(C)) for C in (0.01, 1.0)
     }
-    from probes.folds import k_fold
+    from probes.splits.folds import k_fold
 
     folds = k_fold(groups, labels, 4)
     for fold in range(4):

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from probes import engine, fused, swift
-from probes.fullfit import _steps, row_fit
-from probes.job import one_hot
-from probes.losses import Loss
-from probes.operators import factor_gram, remove_rows
-from probes.problems import Batch, Work
+from probes.solvers.batch import Batch, Work
+from probes.solvers.compiled import dispatch
+from probes.solvers.factor import factor_gram, remove_rows
+from probes.solvers.loss import Loss
+from probes.solvers.newton import newton_cg, newton_cg_mixed
+from probes.solvers.newton.initial_fit import _steps, row_fit
+from probes.solvers.problem import one_hot
 
-ACCEPTED = engine.ACCEPTED[torch.float64]
+ACCEPTED = newton_cg.ACCEPTED[torch.float64]
 
 pytestmark = pytest.mark.usefixtures("however_few")
 
@@ -37,13 +38,13 @@ def problems(classes, n=60, d=80, folds=20, scale=1.0, seed=0, C=1.0):
 def way(request, monkeypatch):
     """Both the compiled steps, where numba is there, and the torch expressions."""
     if request.param == "torch":
-        monkeypatch.setattr(fused, "installed", lambda: False)
-    elif not fused.installed():
+        monkeypatch.setattr(dispatch, "installed", lambda: False)
+    elif not dispatch.installed():
         pytest.skip("numba is not installed; the torch expressions are tested")
 
 
 def approached(batch, iterations=torch.float32, steps=60):
-    return swift.approach(batch, 1e-9, ACCEPTED, iterations, steps, Work())
+    return newton_cg_mixed.approach(batch, 1e-9, ACCEPTED, iterations, steps, Work())
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -53,12 +54,12 @@ def test_it_ends_where_safeguarded_steps_end(classes, iterations, scale):
     batch = problems(classes, scale=scale)
     scores, dual, certificate = approached(batch, iterations)
     own = problems(classes, scale=scale)  # it moves the batch that it is given
-    slow, _, reached = engine._slowly(own, 1e-10, 60, True, Work())
+    slow, _, reached = newton_cg._slowly(own, 1e-10, 60, True, Work())
     assert float(reached.max()) <= ACCEPTED
     solved = certificate <= ACCEPTED
     # Far from a factor of constant weights some are left to the others.
     assert scale > 1 or bool(solved.all())
-    whole = engine.minimise(batch, iterations=iterations)
+    whole = newton_cg.minimise(batch, iterations=iterations)
     assert float(whole[2].max()) <= ACCEPTED
     # A certificate of 1e-8 is one of length: a single score may be off by more.
     few = 2e-8 if scale <= 1 else 1e-7
@@ -89,7 +90,7 @@ def test_finished_problems_leave_and_come_back_in_place(monkeypatch):
     batch.dual = torch.where(done[:, None, None], dual, 0.0)
     batch.scores = torch.where(done[:, None, None], scores, 0.0)
     for fewer in (0.0, 0.9):
-        monkeypatch.setattr(swift, "FEWER", fewer)
+        monkeypatch.setattr(newton_cg_mixed, "FEWER", fewer)
         found, _, certificate = approached(batch)
         assert float(certificate.max()) <= ACCEPTED
         scale = float(expected.abs().max())
@@ -113,12 +114,12 @@ def test_the_bound_on_the_own_metric_is_one(seed):
     fixed = batch.operator.weight
     own = batch.loss.curvature(torch.sigmoid(scores))
     over = torch.where(fixed > 0, 1 / fixed, 0.0)
-    curvature = swift.Curvature(own - fixed)
+    curvature = newton_cg_mixed.Curvature(own - fixed)
     product = batch.operator(residual)
     square = (residual * product).sum((1, 2))
     size = torch.ones(12).double()
     leverage = batch.operator.leverage().expand_as(over)
-    _, bound = swift._certificates(
+    _, bound = newton_cg_mixed._certificates(
         size, over, leverage, curvature, residual, square, Work()
     )
     dense = batch.operator.dense()[:, 0]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from probes import crossfit as module
-from probes import tall
-from probes.crossfit import crossfit
-from probes.folds import k_fold
-from probes.job import LogisticOptions, one_hot
-from probes.losses import Loss
-from probes.problems import Work
+from probes.solvers import crossfit as module
+from probes.solvers.batch import Work
+from probes.solvers.crossfit import crossfit
+from probes.solvers.loss import Loss
+from probes.solvers.newton import newton_primal_rough
+from probes.solvers.problem import LogisticOptions, one_hot
+from probes.splits.folds import k_fold
 
 
 def data(seed=0, n=300, d=20, scale=1.0, gap=1.0):
@@ -37,7 +37,7 @@ def test_weights_are_scikit_learns(C, scale, gap):
     rows, codes = data(scale=scale, gap=gap)
     train = k_fold(None, codes, 5).train
     loss = loss_of(codes, train, C)
-    found = tall.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())
+    found = newton_primal_rough.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())
     point, scores, certificate = found
     assert float(certificate.max()) <= 1e-9
     for fold, kept in enumerate(train):
@@ -57,14 +57,14 @@ def test_a_wrong_metric_costs_steps_and_no_digits(monkeypatch):
     loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
     rows = torch.from_numpy(rows)
     plain, off = Work(), Work()
-    expected = tall.fit_tall(rows, loss, 1e-9, plain)[1]
-    make = tall._metric
+    expected = newton_primal_rough.fit_tall(rows, loss, 1e-9, plain)[1]
+    make = newton_primal_rough._metric
 
     def warped(table, bend, exact):
         return make(table, bend * torch.linspace(0.2, 5, len(table)), exact)
 
-    monkeypatch.setattr(tall, "_metric", warped)
-    found, certificate = tall.fit_tall(rows, loss, 1e-9, off)[1:]
+    monkeypatch.setattr(newton_primal_rough, "_metric", warped)
+    found, certificate = newton_primal_rough.fit_tall(rows, loss, 1e-9, off)[1:]
     assert float(certificate.max()) <= 1e-9
     assert float((found - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
     assert off.products > plain.products
@@ -83,7 +83,9 @@ def concepts(count=20, each=20, d=100):
 
 def test_rare_classes_are_scikit_learns():
     rows, codes, loss = concepts()
-    _, scores, certificate = tall.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())
+    _, scores, certificate = newton_primal_rough.fit_tall(
+        torch.from_numpy(rows), loss, 1e-9, Work()
+    )
     assert float(certificate.max()) <= 1e-9
     for code, own in zip(codes[:3], scores[:3].numpy(), strict=True):
         peer = LogisticRegression(
@@ -100,15 +102,15 @@ def test_rare_classes_are_scikit_learns():
 def test_what_a_problem_bends_of_its_own_saves_steps(monkeypatch):
     rows, _, loss = concepts()
     rows, plain, without = torch.from_numpy(rows), Work(), Work()
-    tall.fit_tall(rows, loss, 1e-9, plain)
-    make = tall._metric
+    newton_primal_rough.fit_tall(rows, loss, 1e-9, plain)
+    make = newton_primal_rough._metric
 
     def shared(table, bend, exact):
         found = make(table, bend, exact)
         return replace(found, own=torch.zeros_like(found.own))
 
-    monkeypatch.setattr(tall, "_metric", shared)
-    tall.fit_tall(rows, loss, 1e-9, without)
+    monkeypatch.setattr(newton_primal_rough, "_metric", shared)
+    newton_primal_rough.fit_tall(rows, loss, 1e-9, without)
     assert without.products > 1.2 * plain.products
 
 
@@ -117,26 +119,28 @@ def test_rounding_is_left_to_the_exact_steps(monkeypatch):
     loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
     rows, brief, long = torch.from_numpy(rows), Work(), Work()
     # A certificate that float32 cannot reach.
-    monkeypatch.setattr(tall, "HANDOVER", 0.0)
-    _, scores, certificate = tall.fit_tall(rows, loss, 1e-9, brief)
+    monkeypatch.setattr(newton_primal_rough, "HANDOVER", 0.0)
+    _, scores, certificate = newton_primal_rough.fit_tall(rows, loss, 1e-9, brief)
     assert float(certificate.max()) <= 1e-9
-    monkeypatch.setattr(tall, "NEAR", 0.0)
-    expected = tall.fit_tall(rows, loss, 1e-9, long)[1]
+    monkeypatch.setattr(newton_primal_rough, "NEAR", 0.0)
+    expected = newton_primal_rough.fit_tall(rows, loss, 1e-9, long)[1]
     assert brief.products < 0.7 * long.products
     assert float((scores - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
 
 
 def test_a_row_that_does_not_bend_gives_no_metric():
     table = torch.ones(4, 3)
-    assert tall._metric(table, torch.zeros(2, 4), exact=False) is None
-    assert tall._metric(table, torch.zeros(2, 4), exact=True) is None
+    assert newton_primal_rough._metric(table, torch.zeros(2, 4), exact=False) is None
+    assert newton_primal_rough._metric(table, torch.zeros(2, 4), exact=True) is None
 
 
 def test_unsolved_problems_have_no_certificate(monkeypatch):
     rows, codes = data()
     loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
-    monkeypatch.setattr(tall, "TURNS", 1)
-    certificate = tall.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())[2]
+    monkeypatch.setattr(newton_primal_rough, "TURNS", 1)
+    certificate = newton_primal_rough.fit_tall(
+        torch.from_numpy(rows), loss, 1e-9, Work()
+    )[2]
     assert not bool((certificate <= 1e-9).any())
 
 
@@ -145,7 +149,7 @@ def test_what_it_leaves_is_solved_on_exact_factors(monkeypatch):
     folds = k_fold(None, codes, 5)
     args = torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds
     expected = crossfit(*args, LogisticOptions(), coefficients=True)
-    fit = tall.fit_tall
+    fit = newton_primal_rough.fit_tall
 
     def give_up(*arguments):
         point, scores, certificate = fit(*arguments)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from probes.logistic import LogisticProbe
-from probes.sweep import sweep
-from probes.threads import FEW, few_threads
+from probes.estimators.logistic import LogisticProbe
+from probes.solvers.threads import FEW, few_threads
+from probes.sweeps.sweep import sweep
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def test_one_thread_stays_one(two_threads):
 
 def test_a_sweep_solves_its_small_folds_on_one_thread(two_threads, monkeypatch):
     seen = []
-    from probes import job
+    from probes.solvers import problem
 
-    solve = job.minimise
+    solve = problem.minimise
 
     def noting(*args, **kwargs):
         seen.append(torch.get_num_threads())
         return solve(*args, **kwargs)
 
-    monkeypatch.setattr(job, "minimise", noting)
+    monkeypatch.setattr(problem, "minimise", noting)
     x = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0))
     sweep(x, [0, 1] * 20, probe=LogisticProbe(), draws=20)
     assert set(seen) == {1}

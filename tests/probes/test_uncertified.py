@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from probes.concept_labels import concepts_of
-from probes.concept_quality import separability, stability
-from probes.concepts import concept_vectors
-from probes.crossfit import crossfit
-from probes.engine import ACCEPTED
-from probes.folds import k_fold
-from probes.job import LogisticOptions
-from probes.logistic import LogisticProbe
-from probes.mdl import online_code
-from probes.refit import refit_battery
-from probes.sweep import sweep
-from probes.uncertified import Uncertified, UncertifiedWarning, in_words
+from probes.concepts.labels import concepts_of
+from probes.concepts.quality import separability, stability
+from probes.concepts.vectors import concept_vectors
+from probes.estimators.classifier_battery import refit_battery
+from probes.estimators.logistic import LogisticProbe
+from probes.solvers.crossfit import crossfit
+from probes.solvers.newton.newton_cg import ACCEPTED
+from probes.solvers.problem import LogisticOptions
+from probes.solvers.uncertified import Uncertified, UncertifiedWarning, in_words
+from probes.splits.folds import k_fold
+from probes.sweeps.description_length import online_code
+from probes.sweeps.sweep import sweep
 
 HUGE = 1e160
 """Size of activations whose inner products are no numbers."""

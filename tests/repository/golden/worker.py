@@ -25,12 +25,12 @@ PLACES = {
     ),
     "LogisticProbe": (
         "probes.estimators.logistic:LogisticProbe",
-        "probes.logistic:LogisticProbe",
+        "probes.estimators.logistic:LogisticProbe",
     ),
-    "k_fold": ("probes.splits.folds:k_fold", "probes.folds:k_fold"),
+    "k_fold": ("probes.splits.folds:k_fold", "probes.splits.folds:k_fold"),
     "leave_one_group_out": (
         "probes.splits.folds:leave_one_group_out",
-        "probes.folds:leave_one_group_out",
+        "probes.splits.folds:leave_one_group_out",
     ),
 }
 """Where each name is, was or is planned to be."""

@@ -1,0 +1,240 @@
+"""Concept vectors: one direction a concept and site, for all of them at once."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng
+from probes.concepts import directions as kernels
+from probes.concepts.labels import Concepts
+from probes.solvers.uncertified import Uncertified, warn
+from probes.splits.folds import group_codes
+from probes.sweeps.site_source import SiteStore, open_source
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConceptVectors:
+    """One unit direction a site and concept, in units of the activations.
+
+    Attributes:
+        sites: (site,) names.
+        concepts: (concept,) names.
+        method: How they were fitted.
+        vectors: (site, concept, d) float64, of length 1, towards the concept.
+        gap: (site, concept) how far apart the two means lie along the vector, in
+            activation units: adding ``gap`` times the vector carries the mean of the
+            rows without the concept to the mean of those with it, along it.
+        offset: (site, concept) the point halfway between the two means.
+        uncertified: Logistic fits that are not certified to be at their optimum.
+    """
+
+    sites: tuple[str, ...]
+    concepts: tuple[str, ...]
+    method: str
+    vectors: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    uncertified: tuple[Uncertified, ...] = ()
+
+    def __repr__(self) -> str:
+        sites, concepts, d = self.vectors.shape
+        text = f"ConceptVectors({self.method}, {sites} sites, {concepts} concepts, {d}"
+        if self.uncertified:
+            text += f", {len(self.uncertified)} fits uncertified"
+        return text + ")"
+
+    def vector(self, site: str, concept: str) -> Tensor:
+        """(d,) float32 unit vector of one concept at one site.
+
+        Raises:
+            InputError: there is none.
+        """
+        return torch.from_numpy(self.vectors[self._place(site, concept)]).float()
+
+    def scores(self, activations: ArrayLike | Tensor | SiteStore) -> NDArray:
+        """(site, concept, row) how far a row lies towards each concept.
+
+        In units of the gap: -0.5 at the mean without the concept, 0.5 at the mean
+        with it.
+
+        Raises:
+            InputError: other sites or another width than the vectors have.
+        """
+        source = open_source(activations)
+        if len(source.names) != len(self.sites):
+            raise InputError(
+                "the activations have other sites than the concept vectors",
+                expected=f"{len(self.sites)} sites",
+                got=str(len(source.names)),
+            )
+        out = np.empty((*self.gap.shape, source.rows))
+        for place, name in enumerate(source.names):
+            x = source.read(name, None)
+            if x.shape[1] != self.vectors.shape[2]:
+                raise InputError(
+                    f"the activations at {name} have another width than the vectors",
+                    expected=str(self.vectors.shape[2]),
+                    got=str(x.shape[1]),
+                )
+            raw = torch.from_numpy(self.vectors[place]).to(x) @ x.T
+            centred = raw.cpu().numpy() - self.offset[place, :, None]
+            gap = self.gap[place, :, None]
+            out[place] = np.divide(
+                centred, gap, out=np.zeros_like(centred), where=gap != 0
+            )
+        return out
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site and concept: names and gap."""
+        index = pd.MultiIndex.from_product(
+            [self.sites, self.concepts], names=["site", "concept"]
+        )
+        return pd.DataFrame({"gap": self.gap.ravel()}, index=index).reset_index()
+
+    def _place(self, site: str, concept: str) -> tuple[int, int]:
+        for value, among, what in (
+            (site, self.sites, "site"),
+            (concept, self.concepts, "concept"),
+        ):
+            if value not in among:
+                raise InputError(
+                    f"there is no vector for {what} {value!r}",
+                    expected=f"one of {', '.join(among[:6])}",
+                    got=repr(value),
+                )
+        return self.sites.index(site), self.concepts.index(concept)
+
+
+def concept_vectors(
+    activations: ArrayLike | Tensor | SiteStore,
+    concepts: Concepts,
+    method: str = "mean",
+    *,
+    kinds: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    shrinkage: float = 0.1,
+    c: float = 0.1,
+    seed: int = 0,
+    flat: Literal["refuse", "zero"] = "refuse",
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> ConceptVectors:
+    """Fit every concept's direction at every site.
+
+    Args:
+        activations: (site, row, d), or an object with ``sites`` and ``site(name)``.
+        concepts: Which rows show what.
+        method: "mean", difference of means (arXiv 2310.06824); "kif", the same of
+            standardised columns (arXiv 2601.10566); "lda", linear discriminant with
+            shrunken covariance; "logistic", a concept activation vector (CAV, arXiv
+            1711.11279) at its true optimum; "pca", first component of the
+            differences of pairs (arXiv 2310.01405).
+        kinds: (row,) for "pca": pairs are made within a kind, such as a template.
+        weight: (row,) >= 0, as for a bootstrap.
+        shrinkage: For "lda", above 0 and at most 1.
+        c: For "logistic", the inverse penalty on standardised columns.
+        seed: Of the pairs of "pca".
+        flat: What becomes of a concept at a site where its means do not differ:
+            refused, or a zero vector with a gap of zero, which scores every row 0.
+        device: Where to compute; where the activations are if None.
+        progress: Shows one unit a site.
+
+    Raises:
+        InputError: shapes that do not fit, NaN activations, an unknown method, or
+            rows that do not differ between those with and without a concept.
+
+    Warns:
+        UncertifiedWarning: fits that are not certified to be at their optimum.
+    """
+    source = open_source(activations)
+    if method not in kernels.METHODS:
+        raise InputError(
+            "the method is unknown",
+            expected=", ".join(kernels.METHODS),
+            got=repr(method),
+        )
+    if concepts.rows != source.rows:
+        raise InputError(
+            "concepts and activations differ in rows",
+            expected=str(source.rows),
+            got=str(concepts.rows),
+        )
+    pairs = None
+    if method == "pca":
+        one_kind = np.zeros(source.rows) if kinds is None else kinds
+        codes = group_codes(one_kind, source.rows)
+        pairs = kernels.deal_pairs(concepts.marks, codes, numpy_rng(seed, "pairs"))
+    found, uncertified = [], []
+    with progress.task("concept vectors", len(source.names)) as advance:
+        for name in source.names:
+            x = source.read(name, device)
+            *parts, lost = _one_site(
+                x, concepts, name, method, pairs, weight, shrinkage, c, flat
+            )
+            found.append(parts)
+            for fit in lost:
+                concept = concepts.names[fit.label]
+                uncertified.append(replace(fit, site=name, name=concept))
+            advance(1)
+    warn(uncertified)
+    vectors, gap, offset = (np.stack(part) for part in zip(*found, strict=True))
+    return ConceptVectors(
+        source.names, concepts.names, method, vectors, gap, offset, tuple(uncertified)
+    )
+
+
+def _one_site(
+    x: Tensor,
+    concepts: Concepts,
+    name: str,
+    method: str,
+    pairs: list[NDArray] | None,
+    weight: ArrayLike | None,
+    shrinkage: float,
+    c: float,
+    flat: str,
+) -> tuple[NDArray, NDArray, NDArray, tuple[Uncertified, ...]]:
+    """Unit vectors, gaps and offsets at one site, and fits that are not certified."""
+    uncertified: tuple[Uncertified, ...] = ()
+    marks = torch.from_numpy(concepts.marks).to(x.device)
+    w = torch.ones_like(x[:, 0])
+    if weight is not None:
+        w = torch.as_tensor(np.asarray(weight), dtype=x.dtype, device=x.device)
+    centre = x.mean(0)
+    x = x - centre
+    if pairs is not None:
+        raw = kernels.difference_component(x, pairs, w)
+    elif method == "mean":
+        raw = kernels.mean_difference(x, marks, w)
+    elif method == "kif":
+        raw = kernels.standardised_difference(x, marks, w)
+    elif method == "lda":
+        raw = kernels.discriminant(x, marks, w, shrinkage)
+    else:
+        raw, uncertified = kernels.logistic(x, marks, w, c)
+    length = raw.norm(dim=1, keepdim=True)
+    unit = raw / length.clamp(min=1e-300)
+    difference = kernels.mean_difference(x, marks, w)
+    gap = (unit * difference).sum(1)
+    # Rounding of the centred rows is no difference.
+    noise = 1e-12 * float(x.abs().max())
+    same = (length[:, 0] == 0) | (gap.abs() <= noise)
+    if flat == "refuse" and bool(same.any()):
+        concept = concepts.names[int(same.nonzero()[0, 0])]
+        raise InputError(
+            f"rows with and without {concept!r} do not differ at {name}",
+            expected="activations that vary with the concept",
+            got="equal means",
+            fix="Leave the site or the concept out",
+        )
+    unit, gap = torch.where(same[:, None], 0.0, unit), torch.where(same, 0.0, gap)
+    high = (unit * (kernels.shares(marks == 1, w) @ x)).sum(1)
+    offset = high - gap / 2 + unit @ centre
+    return unit.cpu().numpy(), gap.cpu().numpy(), offset.cpu().numpy(), uncertified

@@ -1,0 +1,1 @@
+"""Linear probes with scikit-learn's contract."""

@@ -1,0 +1,146 @@
+"""The contract of every linear probe, a scikit-learn classifier."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from evidence.arrays import labels_of, rows_of, weights_of
+from probes.solvers.uncertified import Uncertified
+from probes.splits.folds import Folds
+
+SCALINGS = (None, "fold", "all")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Scores of rows by probes that were fitted without them.
+
+    Attributes:
+        scores: (label, class or 1, row) float64 decision values, NaN where no fold
+            scores the row.
+        certificate: (label, fold) relative distance to the optimum; 0 for closed
+            forms.
+        coef: (label, fold, class or 1, d) or None.
+        intercept: (label, fold, class or 1) or None.
+        uncertified: Fits that are not certified to be at their optimum; what is known
+            of them is among the others.
+    """
+
+    scores: Tensor
+    certificate: Tensor
+    coef: Tensor | None = None
+    intercept: Tensor | None = None
+    uncertified: tuple[Uncertified, ...] = ()
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):
+    """A linear read-out of class from activations.
+
+    Fitted:
+        classes_: (class,) sorted labels.
+        coef_: (1, d) for two classes, (class, d) otherwise, float64.
+        intercept_: (1,) or (class,).
+        n_features_in_: d.
+    """
+
+    classes_: np.ndarray
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    n_features_in_: int
+
+    def decision_function(self, X) -> np.ndarray:
+        """Decision values: (row,) for two classes, (row, class) otherwise.
+
+        Args:
+            X: (row, d) array or tensor.
+
+        Returns:
+            NumPy array; for a tensor, a tensor on the same device.
+        """
+        check_is_fitted(self, "coef_")
+        rows = rows_of(self, X, reset=False)
+        coef = torch.as_tensor(self.coef_, device=rows.device)
+        scores = rows @ coef.T + torch.as_tensor(self.intercept_, device=rows.device)
+        scores = scores[:, 0] if scores.shape[1] == 1 else scores
+        return scores if isinstance(X, Tensor) else scores.numpy()  # pyright: ignore
+
+    def predict(self, X) -> np.ndarray:
+        """(row,) most likely label, always a NumPy array."""
+        scores = self.decision_function(X)
+        if isinstance(scores, Tensor):
+            scores = scores.cpu().numpy()
+        index = scores.argmax(1) if scores.ndim == 2 else (scores > 0).astype(int)
+        return self.classes_[index]
+
+    def copy(self, **parameters) -> "LinearProbe":
+        """An unfitted probe with the same parameters but for those given."""
+        twin = cast(LinearProbe, clone(self))
+        return cast(LinearProbe, twin.set_params(**parameters))
+
+    def held_out(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        classes: int,
+        folds: Folds,
+        *,
+        coefficients: bool = False,
+        memory: int = 1 << 30,
+    ) -> HeldOut:
+        """Score every row by probes fitted without it.
+
+        Args:
+            x: (row, d) float tensor.
+            codes: (label, row) class codes below ``classes``, several label vectors
+                at once.
+            classes: Number of classes, all present in each fold's training rows.
+            folds: Who is left out together.
+            coefficients: Whether to return the probes too.
+            memory: Bytes to stay within, beside the input.
+        """
+        raise NotImplementedError
+
+    def fit(self, X, y) -> "LinearProbe":
+        """Fit on (row, d) ``X`` with (row,) labels ``y``."""
+        raise NotImplementedError
+
+    def _prepare(self, X, y, sample_weight=None):
+        """Checked rows, codes (1, row) and sample weights; sets ``classes_``."""
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, "
+                "but the target y is None"
+            )
+        rows = rows_of(self, X, reset=True)
+        self.classes_, codes = labels_of(y, len(rows))
+        weights = weights_of(sample_weight, rows)
+        return rows, torch.from_numpy(codes).to(rows.device)[None], weights
+
+    def _keep(self, coef: Tensor, intercept: Tensor):
+        self.coef_ = coef.cpu().numpy()
+        self.intercept_ = intercept.cpu().numpy()
+        return self
+
+
+class ProbabilityMixin:
+    """Probabilities for probes whose decision values are log-odds."""
+
+    def predict_proba(self, X) -> np.ndarray:
+        """(row, class) probability of each class."""
+        scores = self.decision_function(X)  # pyright: ignore
+        if isinstance(scores, Tensor):
+            scores = scores.cpu().numpy()
+        if scores.ndim == 1:
+            positive = expit(scores)
+            return np.stack([1 - positive, positive], axis=1)
+        return softmax(scores, axis=1)
+
+    def predict_log_proba(self, X) -> np.ndarray:
+        """(row, class) logarithm of ``predict_proba``."""
+        return np.log(self.predict_proba(X))

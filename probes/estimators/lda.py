@@ -1,0 +1,242 @@
+"""Linear discriminant with a shrunken covariance, rows left out by downdates."""
+
+import numbers
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evidence.arrays import RowsError
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
+from probes.estimators.refit_fallback import by_refitting
+from probes.solvers.factor import gram_of
+from probes.solvers.problem import spread
+from probes.splits.folds import Folds
+
+
+class LDAProbe(ProbabilityMixin, LinearProbe):
+    """Gaussian classes with one covariance, shrunk towards a multiple of identity.
+
+    The covariance is (1 - s) S + s tr(S)/d I with S the pooled within-class
+    covariance (divided by n): scikit-learn's ``LinearDiscriminantAnalysis`` with
+    ``solver="lsqr"`` and this shrinkage. Priors are the class shares.
+
+    Args:
+        shrinkage: s, above 0 and at most 1.
+        standardize: As in ``LogisticProbe``.
+    """
+
+    def __init__(self, shrinkage=0.1, standardize=None):
+        self.shrinkage = shrinkage
+        self.standardize = standardize
+
+    def fit(self, X, y) -> "LDAProbe":
+        """Fit on (row, d) ``X`` with (row,) labels ``y``."""
+        rows, codes, _ = self._prepare(X, y)
+        if self.standardize not in SCALINGS:
+            raise RowsError("unknown standardize", got=repr(self.standardize))
+        s = self._shrinkage()
+        n, d = rows.shape
+        centre = rows.mean(0)
+        ones = torch.ones_like(rows[:, 0])
+        scale = spread(rows - centre, ones) if self.standardize else 1.0
+        rows = (rows - centre) / scale
+        member = torch.nn.functional.one_hot(codes[0], len(self.classes_)).double()
+        counts = member.sum(0)
+        means = member.T @ rows / counts[:, None]
+        within = (rows - means[codes[0]]) * (1 - s) ** 0.5 / n**0.5
+        ridge = s * float((rows - means[codes[0]]).square().sum()) / (n * d)
+        if ridge <= 0:
+            raise RowsError(
+                "no row differs from its class mean, so there is no covariance",
+                fix="Use MeanDifferenceProbe",
+            )
+        coef = _solve_ridge(within, ridge, means)
+        offset = -0.5 * (coef * means).sum(1) + (counts / n).log()
+        if len(coef) == 2:
+            coef, offset = coef[1:] - coef[:1], offset[1:] - offset[:1]
+        coef = coef / scale
+        return self._keep(coef, offset - coef @ centre)
+
+    def held_out(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        classes: int,
+        folds: Folds,
+        *,
+        coefficients: bool = False,
+        memory: int = 1 << 30,
+    ) -> HeldOut:
+        """As ``LinearProbe.held_out``: one spectrum, then little a fold."""
+        if self.standardize == "fold" or coefficients:
+            return by_refitting(self, x, codes, classes, folds, coefficients)
+        s = self._shrinkage()
+        x = x.double() - x.double().mean(0)
+        if self.standardize == "all":
+            x = x / spread(x, torch.ones_like(x[:, 0]))
+        n, d = x.shape
+        gram = gram_of(x) if n < d else None
+        columns = 1 if classes == 2 else classes
+        out = x.new_full((len(codes), columns, n), torch.nan)
+        for label in range(len(codes)):
+            out[label] = _downdate(x, gram, codes[label], classes, folds, s, memory)
+        return HeldOut(out, torch.zeros(len(codes), len(folds), dtype=torch.float64))
+
+    def _shrinkage(self) -> float:
+        s = self.shrinkage
+        if not isinstance(s, numbers.Real) or not 0 < float(s) <= 1:
+            raise RowsError(
+                "shrinkage must be above 0 and at most 1",
+                got=str(s),
+                fix="With fewer rows than columns the covariance has no inverse "
+                "without it",
+            )
+        return float(s)
+
+
+def _solve_ridge(within: Tensor, ridge: float, sides: Tensor) -> Tensor:
+    """(W'W + ridge I)^-1 applied to each row of ``sides``, by the smaller side."""
+    n, d = within.shape
+    if d <= n:
+        system = within.T @ within
+        system.diagonal().add_(ridge)
+        return torch.cholesky_solve(sides.T, torch.linalg.cholesky(system)).T
+    system = within @ within.T
+    system.diagonal().add_(ridge)
+    lower = torch.linalg.cholesky(system)
+    inner = torch.cholesky_solve(within @ sides.T, lower).T @ within
+    return (sides - inner) / ridge
+
+
+@dataclass(frozen=True)
+class _Scatter:
+    """Within-class scatter T of all rows, ready to be inverted with any ridge.
+
+    Attributes:
+        values: (width,) eigenvalues of T.
+        places: (class + row, width) class means, then the rows less the mean of their
+            class, in T's eigenbasis.
+        beyond: (class, class) inner products of what the class means have outside it.
+    """
+
+    values: Tensor
+    places: Tensor
+    beyond: Tensor
+
+    def products(self, place: Tensor, ridge: Tensor | None = None) -> Tensor:
+        """(fold, k, k) inner products of some of ``places``, the class means first.
+
+        Args:
+            place: (fold, k, width), weighted by the root of an inverse where T is to be
+                inverted.
+            ridge: (fold,) the inverse's ridge.
+        """
+        found = place @ place.mT
+        classes = len(self.beyond)
+        scale = 1.0 if ridge is None else 1 / ridge[:, None, None]
+        found[:, :classes, :classes] += self.beyond * scale
+        return found
+
+
+def _scatter(x: Tensor, gram: Tensor | None, member: Tensor) -> _Scatter:
+    """The scatter of rows (row, d) in classes (row, class), one-hot.
+
+    Where features are many, T = R'R has the values of the (row, row) R R' = U V U', R's
+    places are U V^(1/2) and any row's are those of V^(-1/2) U'R.
+    """
+    mean = (member / member.sum(0)).T
+    if gram is None:
+        means = mean @ x
+        residual = x - member @ means
+        values, basis = torch.linalg.eigh(residual.T @ residual)
+        places = torch.cat([means, residual]) @ basis
+        nothing = x.new_zeros(len(mean), len(mean))
+        return _Scatter(values.clamp(min=0), places, nothing)
+    across = mean @ gram  # (class, row)
+    own = across @ mean.T
+    means = across - own @ member.T  # inner products with R
+    inner = gram - across.T @ member.T - member @ means
+    values, basis = torch.linalg.eigh(inner)
+    # What rounding leaves of no value is no direction.
+    some = values > len(x) * torch.finfo(x.dtype).eps * values[-1]
+    root = torch.where(some, values, 0.0).sqrt()
+    means = means @ basis * torch.where(some, 1 / root, 0.0)
+    places = torch.cat([means, basis * root])
+    return _Scatter(root.square(), places, own - means @ means.T)
+
+
+def _downdate(
+    x: Tensor,
+    gram: Tensor | None,
+    codes: Tensor,
+    classes: int,
+    folds: Folds,
+    s: float,
+    memory: int,
+) -> Tensor:
+    """Held-out decision values of one label vector.
+
+    With T the within-class scatter of all rows, a fold's scatter is T - V'V: V holds
+    the removed rows' residuals and, for each class, the shift of its mean times the
+    root of the rows left. All of these are combinations of the class means and of the
+    removed rows, so that a fold needs the inner products of those alone.
+    """
+    n, d = x.shape
+    member = torch.nn.functional.one_hot(codes, classes).double()
+    counts = member.sum(0)
+    scatter = _scatter(x, gram, member)
+    total = scatter.values.sum()
+    train = torch.as_tensor(folds.train, device=x.device)
+    test = torch.as_tensor(folds.test, device=x.device)
+    out = x.new_full((1 if classes == 2 else classes, n), torch.nan)
+    widest = int((~train).sum(1).max())
+    each = classes + widest
+    eye = torch.eye(each, dtype=x.dtype, device=x.device)
+    size = max(1, int(memory // (24 * each * (len(scatter.values) + 4 * each))))
+    for start in range(0, len(folds), size):
+        gone = ~train[start : start + size]
+        many = len(gone)
+        index = torch.zeros((many, widest), dtype=torch.long, device=x.device)
+        present = torch.arange(widest, device=x.device) < gone.sum(1)[:, None]
+        index[present] = gone.nonzero()[:, 1]
+        which = member[index] * present[:, :, None]  # (fold, g, class)
+        left = counts - which.sum(1)  # (fold, class)
+        kept = left.sum(1)
+        # What follows are combinations of class means and removed rows' residuals.
+        nothing = torch.zeros_like(which)
+        lost = torch.cat([nothing, eye[classes:, classes:] * present[:, :, None]], 2)
+        shift = -(which.mT @ lost) / left[:, :, None]
+        part_means = eye[:classes] + shift
+        v = torch.cat([lost, left.sqrt()[:, :, None] * shift], 1)
+        rows = torch.cat([which, eye[classes:, classes:].expand(many, -1, -1)], 2)
+        subject = torch.cat([part_means, rows], 1)
+        means = torch.arange(classes, device=x.device).expand(many, -1)
+        place = scatter.places[torch.cat([means, classes + index], 1)]
+        trace = total - (v @ scatter.products(place) * v).sum((1, 2))
+        ridge = s * trace / (kept * d)
+        if bool((ridge <= 1e-14 * s * total / (n * d)).any()):
+            raise RowsError(
+                "in a fold no row differs from its class mean, so there is no "
+                "covariance",
+                fix="Use MeanDifferenceProbe",
+            )
+        share = (1 - s) / kept
+        # Inner products under ((1 - s) T / kept + ridge)^-1, before removal.
+        scale = share[:, None] * scatter.values + ridge[:, None]
+        product = scatter.products(place * scale.rsqrt()[:, None], ridge)
+        v = v * share.sqrt()[:, None, None]
+        weighted = v @ product
+        stiff = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+        core = torch.linalg.cholesky(stiff - weighted @ v.mT)
+        half = torch.linalg.solve_triangular(core, weighted @ subject.mT, upper=False)
+        product = part_means @ product @ subject.mT
+        product = product + half[:, :, :classes].mT @ half
+        own = product[:, :, :classes].diagonal(dim1=1, dim2=2)  # (fold, class)
+        value = product[:, :, classes:] - 0.5 * own[:, :, None]
+        value = value + (left / kept[:, None]).log()[:, :, None]
+        if classes == 2:
+            value = value[:, 1:] - value[:, :1]
+        scored = present & test[start : start + size].gather(1, index)
+        out[:, index[scored]] = value.mT[scored].T
+    return out

@@ -1,0 +1,85 @@
+"""Difference of class means, with exact scores for rows left out."""
+
+import torch
+from torch import Tensor
+
+from evidence.arrays import RowsError
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe
+from probes.estimators.refit_fallback import by_refitting
+from probes.solvers.problem import spread
+from probes.splits.folds import Folds
+
+
+class MeanDifferenceProbe(LinearProbe):
+    """Which class mean is nearest; for two classes the difference of their means.
+
+    The decision value of a class is x . m - ||m||^2 / 2 for its mean m, and for two
+    classes the second's minus the first's, so 0 lies halfway between the means.
+
+    Args:
+        standardize: As in ``LogisticProbe``.
+
+    Source: Marks and Tegmark (2023), arXiv 2310.06824, "mass-mean" probing.
+    """
+
+    def __init__(self, standardize=None):
+        self.standardize = standardize
+
+    def fit(self, X, y) -> "MeanDifferenceProbe":
+        """Fit on (row, d) ``X`` with (row,) labels ``y``."""
+        rows, codes, _ = self._prepare(X, y)
+        if self.standardize not in SCALINGS:
+            raise RowsError("unknown standardize", got=repr(self.standardize))
+        ones = torch.ones_like(rows[:, 0])
+        centre = rows.mean(0)
+        scale = spread(rows - centre, ones) if self.standardize else 1.0
+        rows = (rows - centre) / scale
+        means = torch.stack(
+            [rows[codes[0] == code].mean(0) for code in range(len(self.classes_))]
+        )
+        offset = -0.5 * means.square().sum(1)
+        if len(means) == 2:
+            means, offset = means[1:] - means[:1], offset[1:] - offset[:1]
+        coef = means / scale
+        return self._keep(coef, offset - coef @ centre)
+
+    def held_out(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        classes: int,
+        folds: Folds,
+        *,
+        coefficients: bool = False,
+        memory: int = 1 << 30,
+    ) -> HeldOut:
+        """As ``LinearProbe.held_out``: class sums less the sums of what is left out."""
+        if self.standardize == "fold" or coefficients:
+            return by_refitting(self, x, codes, classes, folds, coefficients)
+        x = x.double() - x.double().mean(0)
+        if self.standardize == "all":
+            x = x / spread(x, torch.ones_like(x[:, 0]))
+        n, d = x.shape
+        columns = 1 if classes == 2 else classes
+        out = x.new_full((len(codes), columns, n), torch.nan)
+        train = torch.as_tensor(folds.train, device=x.device)
+        missing = (~train).double()
+        tested = torch.as_tensor(folds.test, device=x.device).nonzero()
+        size = max(1, int(memory // (16 * classes * (d + n))))
+        for label in range(len(codes)):
+            member = torch.nn.functional.one_hot(codes[label], classes).double()
+            sums, counts = member.T @ x, member.sum(0)
+            for start in range(0, len(folds), size):
+                part = missing[start : start + size]
+                removed = torch.einsum("fi,ic,id->fcd", part, member, x)
+                left = counts - part @ member  # (fold, class)
+                means = (sums - removed) / left[:, :, None]
+                here = (tested[:, 0] >= start) & (tested[:, 0] < start + len(part))
+                fold, row = tested[here, 0] - start, tested[here, 1]
+                own = means[fold]  # (test row, class, d)
+                value = torch.einsum("tcd,td->tc", own, x[row])
+                value = value - 0.5 * means.square().sum(2)[fold]
+                if columns == 1:
+                    value = value[:, 1:] - value[:, :1]
+                out[label, :, row] = value.T
+        return HeldOut(out, torch.zeros(len(codes), len(folds), dtype=torch.float64))

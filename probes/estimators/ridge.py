@@ -1,0 +1,131 @@
+"""Ridge read-outs of class, with exact scores for rows left out."""
+
+import numbers
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evidence.arrays import RowsError
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe
+from probes.estimators.refit_fallback import by_refitting
+from probes.solvers.problem import one_hot, spread
+from probes.splits.folds import Folds
+
+
+class RidgeProbe(LinearProbe):
+    """Least squares on labels coded -1 and 1, with a penalty on the weights.
+
+    Minimises ||y - XW - b||^2 + alpha ||W||^2, one target a class (one in all for two
+    classes), the intercept free: scikit-learn's ``RidgeClassifier``.
+
+    Args:
+        alpha: Penalty, > 0, in squared activation units.
+        standardize: As in ``LogisticProbe``; "fold" has no closed form and refits.
+
+    Source: Allen (1974), Technometrics 16:125: removing rows G turns residuals r into
+    (I - H_GG)^-1 r_G, with H the hat matrix.
+    """
+
+    def __init__(self, alpha=1.0, standardize=None):
+        self.alpha = alpha
+        self.standardize = standardize
+
+    def fit(self, X, y, sample_weight=None) -> "RidgeProbe":
+        """Fit on rows; arguments as in ``LogisticProbe.fit``."""
+        rows, codes, weights = self._prepare(X, y, sample_weight)
+        classes = len(self.classes_)
+        weight = torch.ones_like(rows[:, 0]) if weights is None else weights
+        goal = 2 * one_hot(codes, classes)[0] - 1  # (class or 1, row)
+        coef, intercept = self._solve(rows, goal, weight)
+        return self._keep(coef, intercept)
+
+    def _solve(
+        self, rows: Tensor, goal: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        alpha = self._alpha()
+        if self.standardize not in SCALINGS:
+            raise RowsError("unknown standardize", got=repr(self.standardize))
+        share = weight / weight.sum()
+        centre, level = share @ rows, goal @ share
+        scale = spread(rows, weight) if self.standardize else torch.ones_like(centre)
+        root = weight.sqrt()
+        table = (rows - centre) / scale * root[:, None]
+        sides = (goal - level[:, None]) * root
+        if table.shape[0] <= table.shape[1]:
+            system = table @ table.T
+            system.diagonal().add_(alpha)
+            lower = torch.linalg.cholesky(system)
+            coef = torch.cholesky_solve(sides.T, lower).T @ table
+        else:
+            system = table.T @ table
+            system.diagonal().add_(alpha)
+            lower = torch.linalg.cholesky(system)
+            coef = torch.cholesky_solve((sides @ table).T, lower).T
+        coef = coef / scale
+        return coef, level - coef @ centre
+
+    def held_out(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        classes: int,
+        folds: Folds,
+        *,
+        coefficients: bool = False,
+        memory: int = 1 << 30,
+    ) -> HeldOut:
+        """As ``LinearProbe.held_out``, in closed form from the hat matrix."""
+        if self.standardize == "fold" or coefficients:
+            return by_refitting(self, x, codes, classes, folds, coefficients)
+        x = x.double() - x.double().mean(0)
+        if self.standardize == "all":
+            x = x / spread(x, torch.ones_like(x[:, 0]))
+        n = len(x)
+        target = 2 * one_hot(codes, classes) - 1
+        flat = target.reshape(-1, n)
+        misses = residual_maker(x, self._alpha())
+        left = flat @ misses
+        scores = torch.full_like(flat, torch.nan)
+        train = torch.as_tensor(folds.train, device=x.device)
+        test = torch.as_tensor(folds.test, device=x.device)
+        single = ~train
+        if bool((single.sum(1) == 1).all()) and bool((single == test).all()):
+            rows = single.nonzero()[:, 1]
+            scores[:, rows] = (flat - left / misses.diagonal())[:, rows]
+        else:
+            for fold in range(len(folds)):
+                rows = (~train[fold]).nonzero()[:, 0]
+                block = misses[rows][:, rows]
+                gap = torch.linalg.solve(block, left[:, rows].T).T
+                scored = test[fold, rows]
+                scores[:, rows[scored]] = (flat[:, rows] - gap)[:, scored]
+        certificate = torch.zeros(len(codes), len(folds), dtype=x.dtype)
+        return HeldOut(scores.view_as(target), certificate)
+
+    def _alpha(self) -> float:
+        if not isinstance(self.alpha, numbers.Real) or not 0 < self.alpha < np.inf:
+            raise RowsError("alpha must be positive and finite", got=str(self.alpha))
+        return float(self.alpha)
+
+
+def residual_maker(x: Tensor, alpha: float) -> Tensor:
+    """I - H for centred rows, intercept included: (n, n) float64.
+
+    Made without subtracting from 1 where features are many, so a leverage near 1
+    keeps its digits.
+    """
+    n, d = x.shape
+    if n <= d:
+        system = x @ x.T
+        system.diagonal().add_(alpha)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        ones = inverse.sum(0)
+        return alpha * (inverse - torch.outer(ones, ones / ones.sum()))
+    system = x.T @ x
+    system.diagonal().add_(alpha)
+    half = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(system), x.T, upper=False
+    )
+    hat = half.T @ half
+    return torch.eye(n, dtype=x.dtype, device=x.device) - hat - 1 / n

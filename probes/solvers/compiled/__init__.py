@@ -1,0 +1,1 @@
+"""The solvers that numba compiles; `dispatch` decides when they serve."""

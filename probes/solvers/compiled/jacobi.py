@@ -1,0 +1,288 @@
+"""Each row's own equation solved with the others held: two classes, compiled.
+
+With c the dual values, E = Q c the scores and q the diagonal of Q, a row's score is
+E_i = q_i c_i + F_i, where F_i is what the other rows make of it, and at the optimum
+c_i = a_i(E_i) + w_i E_i with a the pull of the loss. With F held that is one increasing
+equation in one unknown for each row, the nonlinear Jacobi iteration. Where features are
+many, a row's leverage w q is most of its own and little is left between rows: a turn
+then divides the error by three to five, for one product with Q, where directions that
+are conjugate need three times as many. Rows that are nearly alike slow it down, and
+what no longer comes down is left to ``probes.solvers.compiled.newton_cg``'s other ways.
+
+No product is needed to see how near it is: Q is at most the inverse of the weights that
+are in it, so that with r = a - c + w E the squared gradient r'Qr is at most the sum of
+r^2 / w, and in the metric of the own Hessian at most the sum of r^2 over the curvature.
+
+Source: Ortega and Rheinboldt (1970), Iterative Solution of Nonlinear Equations in
+Several Variables, 7.4, for Jacobi's iteration on nonlinear equations.
+"""
+
+import numpy as np
+
+from probes.solvers.compiled.certificate import bends, certify
+from probes.solvers.compiled.math import compiled, logistic
+from probes.solvers.compiled.workspace import (
+    BEST,
+    FIRST,
+    NOW,
+    OWN,
+    RATE,
+    RAW,
+    SHORT,
+    SIZE,
+    SQUARE,
+    answer,
+    close,
+    dual_of,
+    renew,
+    set_out,
+    times,
+)
+
+CLOSE = 1e-3
+"""Certificate from which on steps in the type of most products leave no more in the
+scores than a tenth of what the answer may be off."""
+SLOW = 0.5
+"""What two turns have to leave at most of a certificate, to go on."""
+PATIENCE = 4
+"""Turns before that is asked for."""
+INNER = 8
+"""Newton steps on each row's own equation, at most."""
+FAR = 0.5
+"""Change of a score from which on one such step is not enough."""
+TINY = 1e-9
+"""Added to what is raised to a power, so that this stays a normal number, not a slow
+one."""
+LONGEST = 4.0
+"""Change of a score in one such step, at most: beyond it a sigmoid is flat."""
+
+
+@compiled
+def _diagonals(count, place, matrix, rows, core, diagonal):
+    """(slot, n) diagonal of Q, rows taken out."""
+    n, width = matrix.shape[0], rows.shape[1]
+    for k in range(count):
+        p = place[k]
+        for i in range(n):
+            diagonal[k, i] = matrix[i, i]
+        for g in range(width):
+            for h in range(width):
+                r, q = max(rows[p, g], 0), max(rows[p, h], 0)
+                across = core[p, g, h]
+                for i in range(n):
+                    diagonal[k, i] += across * matrix[r, i] * matrix[q, i]
+
+
+@compiled
+def _look(count, place, loss, light, rows, own, rest, row, chance, residual, state):
+    """Residuals, the bound of their squared length, and the size of the parameters."""
+    weight, target, fixed = loss
+    n, kind = own.shape[1], residual.dtype.type
+    for k in range(count):
+        p = place[k]
+        w, t, f = p % len(weight), p % len(target), p % len(fixed)
+        for i in range(n):
+            row[i] = logistic(own[k, i])
+        for g in range(rows.shape[1]):
+            if rows[p, g] >= 0:
+                row[rows[p, g]] = 0
+        for i in range(n):
+            chance[k, i] = kind(row[i])
+        for i in range(n):
+            residual[k, i] = kind(rest[k, i] - row[i] * weight[w, i])
+        bound = kind(0)
+        for i in range(n):
+            over = kind(1) / max(light[1][f, i], kind(1e-30))
+            bound += residual[k, i] * residual[k, i] * over
+        size, floor = own.dtype.type(0), own.dtype.type(0)
+        for i in range(n):
+            dual = target[t, i] * weight[w, i] - rest[k, i] + fixed[f, i] * own[k, i]
+            size += dual * own[k, i]
+        for g in range(rows.shape[1]):
+            if rows[p, g] >= 0:
+                r = rows[p, g]
+                full = target[t, r] * weight[w, r] + fixed[f, r] * own[k, r]
+                size -= (full - rest[k, r]) * own[k, r]
+        for i in range(n):
+            floor += fixed[f, i]
+        state[k, RAW], size = size, max(size, 1e-6 * floor)
+        state[k, SQUARE], state[k, SIZE] = bound, size
+        state[k, NOW] = np.sqrt(bound / size)
+
+
+@compiled
+def _step(
+    count, place, light, rows, own, rest, chance, residual, diagonal, there, inside
+):
+    """``inside``: what dual values change by, each row's equation solved on its own."""
+    weight, fixed = light
+    n, kind, wide = own.shape[1], inside.dtype.type, own.dtype.type
+    one, longest, tiny = kind(1), kind(LONGEST), kind(TINY)
+    for k in range(count):
+        p = place[k]
+        w, f = p % len(weight), p % len(fixed)
+        for i in range(n):
+            mass = chance[k, i] * weight[w, i]
+            stiff = mass - mass * chance[k, i] - fixed[f, i]
+            inside[k, i] = residual[k, i] / (one + stiff * diagonal[k, i])
+        # A norm that is nearly the largest: a sum can be taken many at a time.
+        largest = kind(0)
+        for i in range(n):
+            lift = inside[k, i] * diagonal[k, i]
+            lift = lift * lift + tiny
+            largest += (lift * lift) * (lift * lift)
+        far = largest > kind(FAR**8)
+        if far:
+            for i in range(n):
+                inside[k, i] = 0
+            for _ in range(INNER):
+                for i in range(n):
+                    there[i] = logistic(kind(own[k, i]) + inside[k, i] * diagonal[k, i])
+                for i in range(n):
+                    mass = there[i] * weight[w, i]
+                    stiff = mass - mass * there[i] - fixed[f, i]
+                    part = kind(rest[k, i]) - mass - inside[k, i]
+                    part += fixed[f, i] * inside[k, i] * diagonal[k, i]
+                    there[i] = part / (one + stiff * diagonal[k, i])
+                largest = kind(0)
+                for i in range(n):
+                    lift = there[i] * diagonal[k, i]
+                    short = longest / max(abs(lift), longest)
+                    inside[k, i] += short * there[i]
+                    lift = lift * lift + tiny
+                    largest += (lift * lift) * (lift * lift)
+                if not largest > kind(FAR**8):
+                    break
+        for g in range(rows.shape[1]):
+            if rows[p, g] >= 0:
+                inside[k, rows[p, g]] = 0
+        for i in range(n):
+            rest[k, i] -= wide(inside[k, i])
+
+
+@compiled
+def _take(count, place, fixed, rows, pulled, own, rest):
+    """Scores and rest after a product: ``pulled`` = Q ``inside``."""
+    n, wide = own.shape[1], own.dtype.type
+    for k in range(count):
+        f = place[k] % len(fixed)
+        for i in range(n):
+            own[k, i] += wide(pulled[k, i])
+        for i in range(n):
+            rest[k, i] += fixed[f, i] * wide(pulled[k, i])
+        for g in range(rows.shape[1]):
+            if rows[place[k], g] >= 0:
+                rest[k, rows[place[k], g]] = 0
+
+
+@compiled
+def relax(
+    start, count, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
+):
+    """Turns until each problem is at its goal or stays. Who is left, and products.
+
+    Arguments as ``rowsolve`` has them; ``dual``, ``scores`` and ``certificate`` (of
+    all problems) are written in place, and scores must fit dual values at the start.
+    """
+    matrix, core = exact
+    fast, weight, fixed = mild
+    rows, fast_core = out
+    blocks, wide, state, row, few, fast_few, there = room
+    residual, pulled, chance, inside, diagonal, bend = blocks[:6]
+    own, rest, sent, came = wide
+    wanted, accepted = limits[0], limits[1]
+    light, kept = (weight, fixed), (residual, pulled, chance, inside, diagonal)
+    place, left = np.arange(start, start + count), np.empty(count, np.int64)
+    slots, asked = np.arange(count), np.empty(count, np.int64)
+    ends, nearer = np.empty(count, np.int64), np.empty(count, np.int64)
+    exactly = np.full(count, fast.dtype == matrix.dtype)
+    set_out(count, place, loss, rows, dual, scores, own, rest, state)
+    _diagonals(count, place, fast, rows, fast_core, diagonal)
+    state[:count, BEST], state[:count, RATE] = np.inf, 0
+    live, gone, turn, quick, slow = count, 0, 0, 0, 0
+    while live > 0:
+        _look(live, place, loss, light, rows, own, rest, row, chance, residual, state)
+        near, ending, better = 0, 0, 0
+        for k in range(live):
+            if turn == 0:
+                state[k, FIRST] = state[k, NOW]
+            if state[k, NOW] <= (wanted if exactly[k] else CLOSE):
+                asked[near] = k
+                near += 1
+        bends(near, asked, place, light, rows, chance, bend)
+        certify(
+            near,
+            asked,
+            place,
+            mild,
+            rows,
+            fast_core,
+            own,
+            residual,
+            bend,
+            accepted,
+            state,
+        )
+        for k in asked[:near]:
+            # Where weights are far above the curvature, what scores lose to rounding
+            # is that much more in the own metric.
+            sound = state[k, OWN] <= CLOSE * state[k, SHORT]
+            exactly[k] |= turn == 0 and sound
+            due = not exactly[k] and (sound or state[k, NOW] <= wanted)
+            state[k, RATE] = 1 if due else 0
+        for k in range(live):
+            now = state[k, NOW]
+            done = exactly[k] and now <= wanted and state[k, OWN] <= accepted
+            stop = done or turn >= steps or not now < np.inf
+            if turn % 2 == 0:
+                stop |= turn >= PATIENCE and not now < SLOW * state[k, BEST]
+                state[k, BEST] = now
+            if stop:
+                ends[ending] = k
+                ending += 1
+                # Where it went astray the next way begins as this one did.
+                if now <= state[k, FIRST]:
+                    nearer[better] = k
+                    better += 1
+                certificate[place[k]] = state[k, OWN] if done else np.inf
+                if not done:
+                    left[gone] = place[k]
+                    gone += 1
+        if ending > 0:
+            answer(better, nearer, place, loss, rows, own, rest, dual, scores, state)
+            live = close(ending, ends, live, place, state, exactly, kept, (own, rest))
+            if live == 0:
+                break
+        _step(
+            live,
+            place,
+            light,
+            rows,
+            own,
+            rest,
+            chance,
+            residual,
+            diagonal,
+            there,
+            inside,
+        )
+        times(inside, live, fast, pulled, place, rows, fast_core, fast_few)
+        quick += live
+        _take(live, place, loss[2], rows, pulled, own, rest)
+        off = 0
+        for k in range(live):
+            if state[k, RATE] > 0:
+                state[k, RATE] = 0
+                asked[off] = k
+                off += 1
+        if off > 0:
+            # Scores were moved by rough products; make them exact again.
+            dual_of(off, asked, place, loss, rows, rest, own, sent, slots)
+            back = place[asked[:off]]
+            times(sent, off, matrix, came, back, rows, core, few)
+            slow += off
+            renew(off, asked, place, came, loss[2], rows, own, rest)
+            for o in range(off):
+                exactly[asked[o]] = True
+        turn += 1
+    return left[:gone], quick, slow

@@ -1,0 +1,1 @@
+"""Newton steps by conjugate gradients or Cholesky factors, in row or parameter space."""

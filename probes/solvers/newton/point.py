@@ -1,0 +1,148 @@
+"""Points on the way to one logistic fit: scores, pulls and gradients to last digits.
+
+A pull s (t - p) of a row that is told apart has no digits left where p is nearly t, and
+scores that are small differences of large products have few. Here pulls are made of the
+small probabilities alone, and scores and gradients are sums in twice the precision.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from probes.solvers.loss import Loss
+from probes.solvers.newton.twofold import dot, two_sum
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is fitted.
+
+    Attributes:
+        rows: (n, d) float64.
+        target: (class or 1, n) 0 or 1.
+        weight: (n,) > 0.
+        free: (class or 1, q) orthonormal: classes without what they share.
+        basis: (d, r) orthonormal, spans the rows; None where that is all features.
+        table: (n, r + 1) rows in that basis, and 1.
+    """
+
+    rows: Tensor
+    target: Tensor
+    weight: Tensor
+    free: Tensor
+    basis: Tensor | None
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point, and the objective there.
+
+    Attributes:
+        weights: (class or 1, d).
+        intercept: (class or 1,).
+        scores: (class or 1, n).
+        pull: (class or 1, n) minus the derivative of the loss by the scores.
+        roots: (n, class or 1, q): F with F'F the second derivative by free scores.
+        size: Squared norm of the parameters in the metric of the Hessian.
+        inside: (q (r + 1),) gradient by the coordinates of ``table``.
+        beyond: (q, d) gradient by weights that no row reaches.
+    """
+
+    weights: Tensor
+    intercept: Tensor
+    scores: Tensor
+    pull: Tensor
+    roots: Tensor
+    size: float
+    inside: Tensor
+    beyond: Tensor
+
+
+def problem_of(rows: Tensor, loss: Loss) -> Problem:
+    """One problem on its rows.
+
+    Args:
+        rows: (n, d) float64 rows fitted.
+        loss: Of these rows alone: one problem, weights > 0.
+    """
+    n, d = rows.shape
+    target = loss.target[0]
+    free = rows.new_ones(len(target), 1)
+    if len(target) > 1:
+        free = torch.linalg.qr(free, mode="complete").Q[:, 1:]
+    basis, inside = None, rows
+    if n < d:
+        basis, upper = torch.linalg.qr(rows.T)
+        inside = upper.T
+    table = torch.cat([inside, rows.new_ones(n, 1)], 1)
+    return Problem(rows, target, loss.weight[0, 0], free, basis, table)
+
+
+def chances(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability of each class, and that of all others, both to their last digits."""
+    if len(scores) == 1:
+        return torch.sigmoid(scores), torch.sigmoid(-scores)
+    chance = torch.softmax(scores, 0)
+    each = range(len(chance))
+    rest = [torch.cat([chance[:k], chance[k + 1 :]]).sum(0) for k in each]
+    return chance, torch.stack(rest)
+
+
+def pulls(problem: Problem, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the derivative of the loss by the scores, and what rounding took from it.
+
+    Over classes the two together sum to zero.
+    """
+    chance, others = chances(scores)
+    own = problem.target > 0
+    if len(scores) == 1:
+        small = problem.weight * torch.where(own, others, -chance)
+        return small, torch.zeros_like(small)
+    small = problem.weight * chance.masked_fill(own, 0.0)
+    total, rest = torch.zeros_like(small[0]), torch.zeros_like(small[0])
+    for each in small:
+        total, lost = two_sum(total, each)
+        rest = rest + lost
+    return torch.where(own, total, -small), rest * own
+
+
+def look(problem: Problem, weights: Tensor, intercept: Tensor) -> Point:
+    """The objective at (class or 1, d) weights and (class or 1,) intercept."""
+    rows, scores = problem.rows, []
+    for each, shift in zip(weights, intercept, strict=True):
+        value, rest = dot(rows, each)
+        value, lost = two_sum(value, shift)
+        scores.append(value + (lost + rest))
+    scores = torch.stack(scores)
+    chance, others = chances(scores)
+    if len(scores) == 1:
+        roots = (problem.weight * chance * others).sqrt().T[:, :, None]
+    else:
+        # diag(p) - pp' = F'F with F = diag(p)^(1/2) - p^(1/2) p'.
+        root = chance.sqrt().T
+        roots = -root[:, :, None] * chance.T[:, None]
+        roots.diagonal(dim1=1, dim2=2).copy_(root * others.T)
+        roots = problem.weight.sqrt()[:, None, None] * (roots @ problem.free)
+    bent = torch.einsum("nkq,qn->nk", roots, problem.free.T @ scores)
+    size = float(weights.square().sum() + bent.square().sum())
+    # Scores of a thousandth count as nothing: optima at zero have no scale.
+    size = max(size, 1e-6 * float(roots.square().sum()), 1e-300)
+    pull, rest = pulls(problem, scores)
+    sums = [dot(rows.T, each) for each in pull]
+    steep = [
+        (part - high) - low for part, (high, low) in zip(weights, sums, strict=True)
+    ]
+    steep = torch.stack(steep) - rest @ rows
+    high, low = dot(pull, torch.ones_like(pull[0]))
+    shift = -high - (low + rest.sum(1))
+    steep, shift = problem.free.T @ steep, problem.free.T @ shift
+    seen, beyond = steep, torch.zeros_like(steep)
+    if problem.basis is not None:
+        seen = steep @ problem.basis
+        beyond = steep - seen @ problem.basis.T
+        # Once more, as rounding of a steep gradient lies anywhere.
+        beyond = beyond - beyond @ problem.basis @ problem.basis.T
+    inside = torch.cat([seen, shift[:, None]], 1).flatten()
+    return Point(weights, intercept, scores, pull, roots, size, inside, beyond)

@@ -1,0 +1,1 @@
+"""Probes at many sites: sweeps, nested penalties, description length, membership."""

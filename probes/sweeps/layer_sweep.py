@@ -1,0 +1,135 @@
+"""What a sweep of probes over sites found."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from probes.solvers.uncertified import Uncertified
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerSweep:
+    """Held-out skill of one probe at every site, beside its controls.
+
+    Attributes:
+        target: What the probes predict.
+        sites: (site,) names.
+        scheme: The cross-validation, in words.
+        classes: (class,) labels in the order of the scores.
+        scores: (site, class or 1, row) held-out decision values; NaN where no fold
+            scores the row, 0 at constant sites.
+        auc: (site,) pooled over rows; mean of one-against-rest for several classes.
+        auc_interval: (site, 2) 95 % bootstrap bounds, whole groups drawn.
+        accuracy: (site,).
+        accuracy_interval: (site, 2).
+        log_loss: (site,) nats; NaN for probes whose scores are not log-odds.
+        log_loss_interval: (site, 2).
+        null_auc: (permutation, site) AUC of the same sweep with labels exchanged.
+        p_site: (site,) p of each site against the null's maximum over sites.
+        p_value: p of the best site against that maximum.
+        control_auc: (site,) AUC on the control task, or NaN.
+        selectivity: (site,) ``auc`` less ``control_auc``.
+        constant: (site,) True where all rows are equal and nothing can be read.
+        penalty: (site, fold) penalty chosen inside each fold, NaN where none was.
+        certificate: (site, fold) relative distance to the optimum, 0 if exact.
+        coef: (site, fold, class or 1, d) in raw activation units, or None.
+        intercept: (site, fold, class or 1), or None.
+        unscored: How many rows no fold scored.
+        uncertified: Fits that are not certified to be at their optimum, those of
+            permutations and of the control task included; their scores count.
+    """
+
+    target: str
+    sites: tuple[str, ...]
+    scheme: str
+    classes: NDArray
+    scores: NDArray[np.float64]
+    auc: NDArray[np.float64]
+    auc_interval: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    accuracy_interval: NDArray[np.float64]
+    log_loss: NDArray[np.float64]
+    log_loss_interval: NDArray[np.float64]
+    null_auc: NDArray[np.float64]
+    p_site: NDArray[np.float64]
+    p_value: float
+    control_auc: NDArray[np.float64]
+    selectivity: NDArray[np.float64]
+    constant: NDArray[np.bool_]
+    penalty: NDArray[np.float64]
+    certificate: NDArray[np.float64]
+    coef: NDArray[np.float64] | None = field(default=None)
+    intercept: NDArray[np.float64] | None = field(default=None)
+    unscored: int = 0
+    uncertified: tuple[Uncertified, ...] = ()
+
+    def __repr__(self) -> str:
+        # No best site: it would have been chosen on the rows it is scored on.
+        live = self.auc[~self.constant]
+        span = f"AUC {live.min():.2f} to {live.max():.2f}" if len(live) else "no signal"
+        text = f"LayerSweep({self.target!r}, {len(self.sites)} sites, {self.scheme}"
+        text += f": {span}"
+        if len(self.null_auc):
+            ceiling = np.quantile(self.null_auc.max(1), 0.95)
+            text += f", null max {ceiling:.2f}, p = {self.p_value:.2g}"
+        if self.constant.any():
+            text += f", {int(self.constant.sum())} constant"
+        if self.uncertified:
+            text += f", {len(self.uncertified)} fits uncertified"
+        return text + ")"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site, in plain Python numbers."""
+        lost = [fit.site for fit in self.uncertified]
+        columns = {
+            "target": [self.target] * len(self.sites),
+            "site": list(self.sites),
+            "auc": self.auc.tolist(),
+            "auc_low": self.auc_interval[:, 0].tolist(),
+            "auc_high": self.auc_interval[:, 1].tolist(),
+            "accuracy": self.accuracy.tolist(),
+            "accuracy_low": self.accuracy_interval[:, 0].tolist(),
+            "accuracy_high": self.accuracy_interval[:, 1].tolist(),
+            "log_loss": self.log_loss.tolist(),
+            "log_loss_low": self.log_loss_interval[:, 0].tolist(),
+            "log_loss_high": self.log_loss_interval[:, 1].tolist(),
+            "control_auc": self.control_auc.tolist(),
+            "selectivity": self.selectivity.tolist(),
+            "p": self.p_site.tolist(),
+            "constant": self.constant.tolist(),
+            "uncertified": [lost.count(site) for site in self.sites],
+        }
+        return pd.DataFrame(columns)
+
+    def plot(self):
+        """A Plotly figure: AUC by site with its interval, null and control."""
+        import plotly.graph_objects as go
+
+        names, figure = list(self.sites), go.Figure()
+        low, high = self.auc_interval.T
+        figure.add_scatter(
+            x=names + names[::-1],
+            y=[*high.tolist(), *low[::-1].tolist()],
+            fill="toself",
+            line={"width": 0},
+            name="95 % interval",
+            opacity=0.3,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(x=names, y=self.auc.tolist(), name=f"AUC, {self.target}")
+        if np.isfinite(self.control_auc).any():
+            figure.add_scatter(
+                x=names, y=self.control_auc.tolist(), name="control task"
+            )
+        if len(self.null_auc):
+            level = float(np.quantile(self.null_auc.max(1), 0.95))
+            figure.add_hline(
+                y=level, line_dash="dash", annotation_text="95 % of the null's maximum"
+            )
+        figure.add_hline(y=0.5, line_dash="dot")
+        figure.update_layout(
+            xaxis_title="site", yaxis_title="held-out AUC", title=self.scheme
+        )
+        return figure
