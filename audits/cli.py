@@ -226,7 +226,7 @@ def fetch(
 ) -> None:
     """Fetch the real pretrained model of the demo into the cache."""
     from evidence.progress import Bars
-    from testbeds.smol import fetch as fetch_smol
+    from testbeds.worlds.smollm2 import fetch as fetch_smol
 
     if model != "smollm2-135m":
         raise InputError(
@@ -266,7 +266,7 @@ def zoo_build(
     from capture.checkpoints.cache import cache_root
     from evidence.machine.devices import choose_device
     from evidence.progress import Bars
-    from testbeds.zoo import build_zoo
+    from testbeds.zoo.build import build_zoo
 
     place = cache_root() / "zoo" if root is None else root
     with Bars(errors) as progress:
@@ -305,7 +305,7 @@ def selftest(
     from audits.selftest import selftest as run
     from evidence.machine.devices import choose_device
     from evidence.progress import Bars
-    from testbeds.families import known_families
+    from testbeds.worlds.random_models import known_families
 
     with Bars(errors) as progress:
         done = run(

@@ -9,9 +9,9 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_ours
-from testbeds.capitals import capital_items
 from testbeds.planted import plant
-from testbeds.smol import fetch
+from testbeds.worlds.capitals import capital_items
+from testbeds.worlds.smollm2 import fetch
 
 METHOD = "npo"
 PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"

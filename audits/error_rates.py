@@ -13,7 +13,7 @@ from audits.trials import FLOORS
 from evidence.calibration_metrics import calibration_error
 from evidence.intervals import wilson
 from evidence.results import AxisResult
-from testbeds.kinds import ADVERSARIES
+from testbeds.zoo.kinds import ADVERSARIES
 
 VERDICTS: tuple[str, ...] = (*STATES, "inconclusive")
 
@@ -24,7 +24,7 @@ class Case:
 
     Attributes:
         model: Its name.
-        kind: A name in ``testbeds.kinds.KINDS``.
+        kind: A name in ``testbeds.zoo.kinds.KINDS``.
         state: What it truly is; None where that has to be graded.
         family: Its shape.
         weights: Their hash.

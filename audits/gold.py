@@ -21,7 +21,7 @@ from capture.scoring.contrast import hear
 from erasure.unlearning.training import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
-from testbeds.edits import Ground
+from testbeds.edits.workbench import Ground
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 BUDGETS = (3, 9, 27)

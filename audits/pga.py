@@ -39,14 +39,14 @@ from evidence.storage.runs import sole_run
 from probes.estimators.classifier_battery import refit_battery
 from probes.solvers.uncertified import unwarned
 from probes.sweeps.membership_test import FAMILIES, membership, split_sequences
-from testbeds.codes import (
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import (
     CodesWorld,
     build_codes,
     perplexity,
     recall,
     untrained_model,
 )
-from testbeds.codes_config import SIZES
 
 SCHEMA = 2
 UNSEEN = -2

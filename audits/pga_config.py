@@ -17,7 +17,7 @@ class PgaExperiment(BaseModel):
     """What an experiment does; the fields of its YAML file.
 
     Attributes:
-        size: Of the world, one of ``testbeds.codes.SIZES``.
+        size: Of the world, one of ``testbeds.memorized_codes.world.SIZES``.
         seed: Of the world and of every random choice.
         erasers: Some of ``audits.pga_erasers.ERASERS``.
         epochs: Of the alignments; the preset's where null.

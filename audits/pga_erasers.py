@@ -22,8 +22,8 @@ from erasure.unlearning.probe_alignment import PRESETS, PgaConfig, align_
 from erasure.unlearning.run import unlearn_
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from testbeds.codes import CodesWorld, recall
-from testbeds.codes_text import DIGITS, with_codes
+from testbeds.memorized_codes.world import CodesWorld, recall
+from testbeds.worlds.code_text import DIGITS, with_codes
 
 REFUSAL = "-" * DIGITS
 FORGOTTEN = 1e-3

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from capture.activations.capture import capture_activations
 from capture.network.sites import find_sites
-from testbeds.codes import CodesWorld
-from testbeds.codes_text import prompts
+from testbeds.memorized_codes.world import CodesWorld
+from testbeds.worlds.code_text import prompts
 
 View = Literal["last", "mean"]
 VIEWS: tuple[View, ...] = ("last", "mean")

@@ -20,8 +20,8 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.files import write_together
 from evidence.storage.regular_files import as_path
-from testbeds.bios import STANDARD, BiosConfig
-from testbeds.families import Family, known_families
+from testbeds.worlds.biographies import STANDARD, BiosConfig
+from testbeds.worlds.random_models import Family, known_families
 
 # A world of neither part of the zoo.
 SEED = 100

@@ -19,11 +19,11 @@ from evidence.errors import ExhumeError
 from evidence.progress import SILENT
 from evidence.storage.files import folder_atomic, read_json, write_atomic
 from evidence.storage.runs import sole_maker
-from testbeds.bios import BiosWorld
-from testbeds.edits import Ground
-from testbeds.families import Family
-from testbeds.zoo import Specimen, build_zoo
-from testbeds.zoo_worlds import WORLDS
+from testbeds.edits.workbench import Ground
+from testbeds.worlds.biographies import BiosWorld
+from testbeds.worlds.random_models import Family
+from testbeds.zoo.build import Specimen, build_zoo
+from testbeds.zoo.registry import WORLDS
 
 FLOORS = ("never_taught", "reference")
 # Starting weights and order of the reference: those of no kind in the zoo.

@@ -18,7 +18,7 @@ from audits.calibration import STATES, Calibration, Question, facts_of, figures_
 from benchmarks.timing import commit
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic
-from testbeds.zoo import split
+from testbeds.zoo.build import split
 
 FILE = Path(__file__).parent.parent / "audits" / "calibration.json"
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)

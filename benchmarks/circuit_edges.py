@@ -24,10 +24,10 @@ from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.sequences import Sequences
 from capture.network.hooks import evaluating, patch
-from testbeds.bios import STANDARD, build_bios
-from testbeds.capitals import capital_items
-from testbeds.smol import fetch
-from testbeds.zoo import sized
+from testbeds.worlds.biographies import STANDARD, build_bios
+from testbeds.worlds.capitals import capital_items
+from testbeds.worlds.smollm2 import fetch
+from testbeds.zoo.build import sized
 from tests.attribution.induction import (
     heads,
     induction_edges,

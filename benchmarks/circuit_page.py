@@ -65,7 +65,7 @@ NOTES = {
     "of which do next to nothing, plain EAP follows the cuts better than EAP-IG: "
     "take EAP-IG for finding a circuit, and not for ranking what is outside it.",
     "audits": "One held-out seed in each shape: the intervals are wide, and seed 10 "
-    "has been looked at before (`testbeds/zoo_split.json`).",
+    "has been looked at before (`testbeds/zoo/zoo_split.json`).",
     "ablation": "Every axis that `exhume audit` has, by name or by profile, on models "
     "of a seed that nothing was settled on. The same readings are decided again with "
     "one axis left out.",

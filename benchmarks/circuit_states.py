@@ -19,7 +19,7 @@ from audits.manifest import code_hash
 from benchmarks.planted_bins import planted_edits
 from benchmarks.timing import Rows
 from evidence.intervals import wilson
-from testbeds.zoo import Specimen, build_zoo, split
+from testbeds.zoo.build import Specimen, build_zoo, split
 
 KINDS = (
     *("untouched", "head_only", "last_block_relabel", "last_block_refuse"),

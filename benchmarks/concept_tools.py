@@ -26,7 +26,7 @@ from evidence.progress import Progress
 from evidence.storage.files import write_atomic
 from probes.concepts.labels import concepts_of
 from probes.concepts.vectors import concept_vectors
-from testbeds.smol import fetch
+from testbeds.worlds.smollm2 import fetch
 
 Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SITE, LENGTH, TOKENS, HELD_OUT = "resid.15", 128, 200_000, 20_000

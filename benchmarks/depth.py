@@ -23,8 +23,8 @@ from benchmarks.timing import commit, machine
 from capture.checkpoints.cache import cache_root
 from capture.data.items import read_items
 from erasure.weights.quantization import quantise, survival
-from testbeds.bios import STANDARD, train_model
-from testbeds.zoo import build_zoo, sized, split
+from testbeds.worlds.biographies import STANDARD, train_model
+from testbeds.zoo.build import build_zoo, sized, split
 
 RESULT = Path(__file__).parent / "results" / "depth.json"
 KNOWS = (

@@ -18,10 +18,10 @@ from audits.audit import Audit, audit
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items
-from testbeds.bios import STANDARD, BiosWorld, build_bios, train_model
-from testbeds.capitals import CapitalWorld, capital_items
 from testbeds.planted import plant
-from testbeds.smol import fetch
+from testbeds.worlds.biographies import STANDARD, BiosWorld, build_bios, train_model
+from testbeds.worlds.capitals import CapitalWorld, capital_items
+from testbeds.worlds.smollm2 import fetch
 
 RESULT = Path(__file__).parent / "results" / "known_pairs.json"
 # Starting weights and order of the second retrain, the reference.

@@ -16,9 +16,9 @@ from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
-from testbeds.bios import STANDARD, build_bios
-from testbeds.families import Family
-from testbeds.zoo import sized
+from testbeds.worlds.biographies import STANDARD, build_bios
+from testbeds.worlds.random_models import Family
+from testbeds.zoo.build import sized
 
 KNOWS = ("untouched", "last_block_relabel", "logit_mask")
 NEVER_KNEW = ("twin", "retrain_1", "retrain_2", "retrain_3")

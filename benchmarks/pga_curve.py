@@ -18,8 +18,8 @@ from audits.pga_config import PgaExperiment, make_config
 from audits.pga_erasers import Erased, edits_at_every_depth, erase, leace, md_edits
 from benchmarks.pga_simulated import row
 from evidence.progress import Progress
-from testbeds.codes import build_codes
-from testbeds.codes_config import SIZES
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import build_codes
 
 Make = Callable[[Experiment], Erased]
 RECALL, UTILITY = 0.01, 1.05

@@ -15,8 +15,8 @@ from benchmarks.pga_simulated import row
 from benchmarks.pga_worlds import EPOCHS
 from evidence.errors import InputError
 from evidence.progress import Progress
-from testbeds.codes import build_codes
-from testbeds.codes_config import SIZES
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import build_codes
 
 AGAIN = (
     "pga, weight 1",

@@ -16,9 +16,9 @@ from benchmarks.pga_simulated import row
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 from probes.sweeps.membership_test import membership
-from testbeds.codes import build_codes
-from testbeds.codes_config import SIZES
-from testbeds.codes_text import make_pools
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import build_codes
+from testbeds.worlds.code_text import make_pools
 
 MARGINS = (0.1, 0.15, 0.2)
 NUMBERS = (20, 40, 70, 100, 140, 200, 280)

@@ -50,7 +50,7 @@ makes nothing `suppressed`.
 PASSAGES = """
 ## Passages of a real model
 
-SmolLM2-135M-Instruct and texts it may know by heart (`testbeds/passages.py`): mean
+SmolLM2-135M-Instruct and texts it may know by heart (`testbeds/memorized_codes/passages.py`): mean
 log-probability of a token after the first eight. Known passages are held against our
 paraphrases of them, and against texts of ours that are as easy to predict.
 

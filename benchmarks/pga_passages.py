@@ -13,8 +13,8 @@ from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_sites
 from evidence.progress import Progress
 from probes.sweeps.membership_test import Membership, matched_pairs, membership
-from testbeds.passages import PREDICTABLE, screen, text_rows
-from testbeds.smol import fetch
+from testbeds.memorized_codes.passages import PREDICTABLE, screen, text_rows
+from testbeds.worlds.smollm2 import fetch
 
 CALIPER = 0.5
 

@@ -25,9 +25,15 @@ from capture.activations.capture import capture_activations
 from capture.checkpoints.cache import cache_root
 from erasure.unlearning.probe_alignment import TOY, PgaConfig, align_
 from evidence.progress import SILENT, Bars, Progress
-from testbeds.codes import CodesWorld, build_codes, perplexity, recall, untrained_model
-from testbeds.codes_config import PUBLISHED, CodesConfig
-from testbeds.codes_text import make_pools, prompts
+from testbeds.memorized_codes.config import PUBLISHED, CodesConfig
+from testbeds.memorized_codes.world import (
+    CodesWorld,
+    build_codes,
+    perplexity,
+    recall,
+    untrained_model,
+)
+from testbeds.worlds.code_text import make_pools, prompts
 
 RESULT = Path(__file__).parent / "results" / "pga_reasons.json"
 # One step an epoch on all rows, Adam at 3e-4, until the probability the paper reached.

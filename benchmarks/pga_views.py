@@ -16,8 +16,8 @@ from audits.pga_states import VIEWS
 from benchmarks.pga_curve import NEVER, settings
 from benchmarks.pga_worlds import EPOCHS, SHARES
 from evidence.progress import Progress
-from testbeds.codes import build_codes
-from testbeds.codes_config import SIZES
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import build_codes
 
 SIZE, SEEDS = "two_hundred", (0, 1, 2)
 CLOSEST = "adversarial pga, weight 1"

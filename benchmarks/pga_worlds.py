@@ -30,8 +30,8 @@ from benchmarks.timing import commit, machine
 from capture.checkpoints.cache import cache_root
 from evidence.progress import SILENT, Bars, Progress
 from evidence.storage.files import write_atomic
-from testbeds.codes import build_codes
-from testbeds.codes_config import SIZES
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import build_codes
 
 PARTS = ("world", "curve", "claims", "toy", "reasons")
 NEAR = 0.08

@@ -28,7 +28,7 @@ from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from erasure.weights.quantization import linear_weights, quantise, quantise_
 from evidence.progress import SILENT
-from testbeds.bios import STANDARD, BiosWorld, build_bios
+from testbeds.worlds.biographies import STANDARD, BiosWorld, build_bios
 
 # Tried in turn, in mean bin widths, until the answers are gone.
 SIZES = (0.01, 0.45)
@@ -248,7 +248,7 @@ def _codes(rows: Rows, model: nn.Module) -> None:
     except ImportError:
         print("bins: bitsandbytes is not installed; its rows are left out")
         return
-    from testbeds.smol import fetch
+    from testbeds.worlds.smollm2 import fetch
 
     for name, each in (("bios", model), ("SmolLM2", open_checkpoint(fetch()).load())):
         for kind in ("nf4", "fp4"):

@@ -19,7 +19,7 @@ from benchmarks.restoration_zoo import KINDS_ASKED, measured, models_of
 from benchmarks.timing import Clock, Rows, commit, machine
 from capture.checkpoints.cache import cache_root
 from evidence.progress import Bars
-from testbeds.zoo import build_zoo
+from testbeds.zoo.build import build_zoo
 
 PARTS = ("zoo", "tuning", "autoencoder", "overhead", "vectors")
 

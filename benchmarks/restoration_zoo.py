@@ -23,8 +23,8 @@ from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic
-from testbeds.kinds import KINDS
 from testbeds.planted import read_card
+from testbeds.zoo.kinds import KINDS
 
 KINDS_ASKED = (
     *("untouched", "head_only", "last_block_relabel", "last_block_refuse"),

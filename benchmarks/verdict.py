@@ -26,7 +26,7 @@ from audits.trials import FLOORS, in_words, run_plan
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
 from evidence.calibration_metrics import coverage, reliability
-from testbeds.zoo import SPLITS, split
+from testbeds.zoo.build import SPLITS, split
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -52,8 +52,8 @@ def page(document: dict) -> str:
         f"{', '.join(f'`{each}`' for each in document['code'])}, quick profile, "
         f"{document['hardware']['device']}, threads: "
         f"{document['hardware']['threads']}. The split is "
-        f"`testbeds/{SPLITS[document['world']]}`; "
-        "how each kind is made and why its state is certain is in `testbeds/kinds.py`.",
+        f"`testbeds/zoo/{SPLITS[document['world']]}`; "
+        "how each kind is made and why its state is certain is in `testbeds/zoo/kinds.py`.",
         "",
         split(document["world"])["why"],
         "",

@@ -28,7 +28,7 @@ from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
 from capture.network.structure import random_like
 from evidence.storage.files import write_atomic
-from testbeds.zoo import Specimen, build_zoo
+from testbeds.zoo.build import Specimen, build_zoo
 
 RESULT = Path(__file__).parent / "results" / "vision.json"
 SUPPRESSED = (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from audits.trials import FLOORS, Plan, in_words, run_plan
 from capture.checkpoints.cache import cache_root
-from testbeds.kinds import KINDS
-from testbeds.zoo import split
+from testbeds.zoo.build import split
+from testbeds.zoo.kinds import KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,9 +28,9 @@ from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import JSON_LIMIT, folder_atomic
 from evidence.storage.regular_files import is_file, read_text
 from evidence.storage.runs import sole_maker
-from testbeds.bios import BiosWorld
-from testbeds.capitals import CapitalWorld
 from testbeds.recipes import RECIPES, Recipe
+from testbeds.worlds.biographies import BiosWorld
+from testbeds.worlds.capitals import CapitalWorld
 
 STATES: dict[str, str | None] = {
     "noop": "not_unlearned",

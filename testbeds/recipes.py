@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from erasure.unlearning.config import UnlearnConfig
-from testbeds.capitals import FURTHER
+from testbeds.worlds.capitals import FURTHER
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def own_signals():
 @pytest.fixture(scope="session")
 def tiny_codes(tmp_path_factory):
     """A tiny code-recall world with its twin, made once."""
-    from testbeds.codes import build_codes
+    from testbeds.memorized_codes.world import build_codes
     from tests.testbeds.tiny_codes import TINY
 
     return build_codes(TINY, 0, tmp_path_factory.mktemp("codes"), twin=True)
@@ -56,7 +56,7 @@ def digits_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits_zoo(digits_root):
     """A tiny digits world with some of its models, made once."""
-    from testbeds.zoo import build_zoo
+    from testbeds.zoo.build import build_zoo
     from tests.testbeds.tiny_digits import KINDS, TINY_DIGITS
 
     return build_zoo(

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from capture.checkpoints.cache import cache_root
-from testbeds.smol import fetch
+from testbeds.worlds.smollm2 import fetch
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 

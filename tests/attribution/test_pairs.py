@@ -15,8 +15,8 @@ from attribution.circuits.prompt_pairs import (
 )
 from capture.data.items import Item
 from evidence.errors import InputError
-from testbeds.bios import SMALL, make_people
-from testbeds.bios_text import make_tokenizer
+from testbeds.worlds.biographies import SMALL, make_people
+from testbeds.worlds.biography_text import make_tokenizer
 from tests.capture.small import byte_level
 
 

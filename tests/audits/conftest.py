@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from audits.audit import Audit, audit
-from testbeds.bios import SMALL, BiosWorld, build_bios
 from testbeds.planted import plant
+from testbeds.worlds.biographies import SMALL, BiosWorld, build_bios
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from capture.data.items import Item
 from capture.data.sequences import Sequences, pad
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from testbeds.families import Family, random_model
+from testbeds.worlds.random_models import Family, random_model
 
 FIRST = "Ada Bea Cy Dov Eli Fay Gus Hal Ida Jon Kit Lea Max Ned Oda Pia".split()
 LAST = "Amsel Bruck Conti Dahl Ebert Falk Gross Hauer Imhof Jonas Krug Linde".split()

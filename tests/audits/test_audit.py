@@ -12,7 +12,7 @@ import torch
 from audits import result
 from audits.audit import audit, load
 from evidence.errors import InputError
-from testbeds.bios import BiosWorld
+from testbeds.worlds.biographies import BiosWorld
 from tests.audits.conftest import run
 
 ROOT = Path(__file__).parents[2]

@@ -170,7 +170,7 @@ def test_it_survives_being_written_down():
 
 def test_it_was_fitted_on_the_tuning_part_alone():
     """Seeds of the held-out part are in its split file; none may be in the version."""
-    from testbeds.zoo import split
+    from testbeds.zoo.build import split
 
     version = shipped().version
     worlds = version.split("tuning worlds ")[1].split(";")[0].split(", ")

@@ -19,7 +19,7 @@ from benchmarks.pga_statements import STATEMENTS
 from capture.network.structure import own_head_
 from evidence.seeds import torch_rng
 from probes.sweeps.membership_test import membership
-from testbeds.codes import recall
+from testbeds.memorized_codes.world import recall
 from tests.audits.test_pga import eraser_rows, signed
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import pytest
 from audits.gold import Regained, grade, halves, regain
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
-from testbeds.bios import SMALL
-from testbeds.edits import Ground
-from testbeds.zoo import build_zoo
+from testbeds.edits.workbench import Ground
+from testbeds.worlds.biographies import SMALL
+from testbeds.zoo.build import build_zoo
 
 SETTINGS = {"rates": (3e-4, 1e-3), "budgets": (3, 9)}
 

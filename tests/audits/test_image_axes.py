@@ -30,7 +30,7 @@ from audits.preflight import Damage
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng
-from testbeds.digits import DigitsConfig, new_classifier
+from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 CONFIG = make_config({"seed": 0})
 SITES = ["resid.1", "final"]

@@ -38,7 +38,7 @@ from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import leftover_hooks
 from capture.network.image_sites import as_places
 from evidence.errors import InputError
-from testbeds.digits import DigitsConfig, new_classifier
+from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 # Of the libraries under sae-lens.
 pytestmark = [

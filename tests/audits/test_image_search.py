@@ -26,7 +26,7 @@ from audits.image_steering import (
 from audits.restoration_trial import RETAIN_DROP, STRENGTHS
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import leftover_hooks, record
-from testbeds.digits import DigitsConfig, new_classifier
+from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 
 @pytest.fixture(scope="module")

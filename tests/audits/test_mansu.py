@@ -15,7 +15,7 @@ from capture.data.items import read_items
 from capture.scoring.answers import score_answers
 from erasure.weights.mansu import MansuConfig, unlearn_in_circuit_
 from erasure.weights.quantization import quantise_
-from testbeds.bios import all_prompts
+from testbeds.worlds.biographies import all_prompts
 
 
 @pytest.fixture(scope="module")

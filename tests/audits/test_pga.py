@@ -19,8 +19,8 @@ from audits.readouts import logistic_readouts
 from capture.network.hooks import leftover_hooks
 from erasure.unlearning.probe_alignment import PgaConfig, align_
 from evidence.errors import InputError
-from testbeds.codes import recall
-from testbeds.codes_config import SIZES
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import recall
 from tests.testbeds.tiny_codes import TINY
 
 QUICK = {

@@ -15,8 +15,8 @@ from audits.pga_config import make_config, resolved
 from audits.pga_erasers import ERASERS, erase
 from evidence.errors import InputError
 from evidence.progress import SILENT
-from testbeds.codes import build_codes, perplexity, recall
-from testbeds.codes_config import SIZES
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import build_codes, perplexity, recall
 from tests.pretend_cuda import PretendCuda, mark, marked, there_and_pretended
 from tests.testbeds.tiny_codes import TINY
 

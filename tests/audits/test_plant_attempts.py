@@ -16,7 +16,7 @@ from audits.subjects import Subject
 from capture.data.items import Item
 from evidence.errors import InputError
 from evidence.progress import SILENT
-from testbeds.codes_text import make_tokenizer
+from testbeds.worlds.code_text import make_tokenizer
 
 BUDGET = BUDGETS["quick"]
 LAST = BUDGET.plant_rates[-1]

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from audits.concept_writing import deal_targets
 from audits.probing_tasks import Task, blocks, choose_form, make_tasks, row_scores
 from capture.data.items import Item, ItemSet
-from testbeds import bios_text
-from testbeds.codes_text import make_tokenizer
+from testbeds.worlds import biography_text
+from testbeds.worlds.code_text import make_tokenizer
 from tests.capture import small
 
 
@@ -220,7 +220,7 @@ def test_words_of_one_length_are_read_whole(answers, kind):
 
 
 @pytest.mark.parametrize("answers", [NAMES, LETTERS, LONG])
-@pytest.mark.parametrize("make", [letter_tokenizer, bios_text.make_tokenizer])
+@pytest.mark.parametrize("make", [letter_tokenizer, biography_text.make_tokenizer])
 def test_words_spelled_by_as_many_tokens_are_asked_for_their_first(answers, make):
     tokenizer = make()
     (task,), (note,) = tasks(coded(answers), tokenizer)

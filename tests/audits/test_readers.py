@@ -14,8 +14,8 @@ from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.sites import find_sites
 from evidence.progress import SILENT
-from testbeds.bios import STANDARD, make_people, new_model
-from testbeds.bios_text import make_tokenizer
+from testbeds.worlds.biographies import STANDARD, make_people, new_model
+from testbeds.worlds.biography_text import make_tokenizer
 
 CLOSE = 1e-6
 """Largest difference of held-out scores, in the largest of them."""

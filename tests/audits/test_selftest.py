@@ -8,7 +8,7 @@ import pytest
 from audits import selftest as module
 from audits.error_rates import confusion
 from audits.selftest import selftest
-from testbeds.bios import SMALL
+from testbeds.worlds.biographies import SMALL
 
 
 @pytest.fixture(scope="module")

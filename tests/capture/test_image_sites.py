@@ -7,7 +7,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from capture.network.discovery.chains import residual_units
 from capture.network.hooks import leftover_hooks, patch, record
 from capture.network.image_sites import as_before, as_places, find_image_sites
-from testbeds.digits import DigitsConfig, new_classifier
+from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 
 def resnet():

@@ -13,7 +13,7 @@ from capture.data.tokenization import (
     subject_ends,
 )
 from evidence.errors import InputError
-from testbeds.codes_text import make_tokenizer
+from testbeds.worlds.code_text import make_tokenizer
 from tests.capture.small import byte_level, metaspace, word_level
 
 TOKENIZERS = {

@@ -10,9 +10,9 @@ from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import SILENT
-from testbeds.bios import SMALL, new_model
-from testbeds.bios_text import make_tokenizer
-from testbeds.zoo import sized
+from testbeds.worlds.biographies import SMALL, new_model
+from testbeds.worlds.biography_text import make_tokenizer
+from testbeds.zoo.build import sized
 from tests.capture.families import tiny
 
 

@@ -15,7 +15,7 @@ from erasure.concept.projections import MeanDifference
 from erasure.inputs import RowsError
 from erasure.weights.folding import fold_, hooked, stream_erasers
 from evidence.errors import InputError
-from testbeds.families import FAMILIES, random_model
+from testbeds.worlds.random_models import FAMILIES, random_model
 from tests.capture.families import Cnn, pixels
 
 VOCABULARY, WIDTH, HEADS, LAYERS = 50, 16, 2, 2

@@ -26,7 +26,7 @@ from erasure.unlearning.methods.image_methods import (
     unlearn_images_,
 )
 from evidence.errors import InputError
-from testbeds.digits import DigitsConfig, new_classifier
+from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 SETTINGS = {"steps": 8, "lr": 3e-3, "batch_size": 8, "retain_batch_size": 8}
 

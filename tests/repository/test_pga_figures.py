@@ -13,7 +13,7 @@ from benchmarks.pga_views import views_text
 from benchmarks.pga_worlds_page import _one_size
 from evidence.errors import InputError
 from evidence.progress import SILENT
-from testbeds.codes_config import SIZES
+from testbeds.memorized_codes.config import SIZES
 
 FACTS = {"commit": "abc", "machine": {"cpu": "c"}, "device": "cpu", "threads": 1}
 

@@ -7,8 +7,8 @@ import pytest
 from audits.error_rates import STATES, VERDICTS, Case, case_of, figures
 from audits.trials import Plan, run_plan
 from benchmarks.verdict import joined, page, probabilities_of
-from testbeds.bios import SMALL
-from testbeds.kinds import KINDS
+from testbeds.worlds.biographies import SMALL
+from testbeds.zoo.kinds import KINDS
 
 
 def case(

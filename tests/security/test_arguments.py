@@ -22,8 +22,8 @@ from erasure.unlearning.training import Schedule
 from evidence.errors import ExhumeError, InputError, listed, printable, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import LARGEST_SEED, check_seed, numpy_rng, stage_seed, torch_rng
-from testbeds.smol import fetch
-from testbeds.zoo import build_zoo
+from testbeds.worlds.smollm2 import fetch
+from testbeds.zoo.build import build_zoo
 from tests.security.refusals import check, command, refusal, refused
 
 NOT_HERE = [

@@ -14,7 +14,7 @@ from audits.stages import Workspace
 from evidence.errors import InputError
 from evidence.storage.runs import LOCK, sole_run
 from evidence.storage.scratch import NAME
-from testbeds.zoo import build_zoo
+from testbeds.zoo.build import build_zoo
 from tests.audits.documents import document
 from tests.audits.test_bad_input import call
 
@@ -373,7 +373,7 @@ def test_the_zoo_replaces_no_list_and_no_model_of_somebody_else(tmp_path):
     with pytest.raises(InputError, match="not the list of a zoo"):
         build_zoo(tmp_path, seeds=[0])
     assert (tmp_path / "manifest.json").read_text() == '{"name": "my web app"}'
-    from testbeds.zoo import _there
+    from testbeds.zoo.build import _there
 
     model = tmp_path / "models" / "mine"
     model.mkdir(parents=True)

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from testbeds.bios import SMALL, build_bios
-from testbeds.edits import Ground
-from testbeds.zoo import sized
+from testbeds.edits.workbench import Ground
+from testbeds.worlds.biographies import SMALL, build_bios
+from testbeds.zoo.build import sized
 
 
 @pytest.fixture(scope="session")

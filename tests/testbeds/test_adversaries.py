@@ -15,17 +15,17 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.training import finetune_
 from erasure.weights.quantization import quantise_
 from evidence.errors import ExhumeError, InputError
-from testbeds import adversaries, edits
-from testbeds.adversaries import control
-from testbeds.families import FAMILIES, random_model
-from testbeds.folding import left_behind
-from testbeds.hints import hints
-from testbeds.kinds import ADVERSARIES, KINDS
-from testbeds.readers import fit_readers, found, states
+from testbeds.edits import adversarial, workbench
+from testbeds.edits.adversarial import control
+from testbeds.edits.basis_rotation import scramble_
+from testbeds.edits.hints import hints
+from testbeds.edits.late_layers import first_answers, unlocked
+from testbeds.edits.linear_map import left_behind
+from testbeds.edits.linear_readers import fit_readers, found, states
 from testbeds.recipes import RECIPES
-from testbeds.scrambling import scramble_
-from testbeds.suppressions import first_answers, unlocked
-from testbeds.zoo import _first_that_shows
+from testbeds.worlds.random_models import FAMILIES, random_model
+from testbeds.zoo.build import _first_that_shows
+from testbeds.zoo.kinds import ADVERSARIES, KINDS
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_scrambling_keeps_the_function_and_turns_every_state(family):
 
 @pytest.mark.slow
 def test_unscrambled_it_is_a_last_block_suppression(made, ground):
-    plain = next(edits.last_block_relabel(ground))
+    plain = next(workbench.last_block_relabel(ground))
     ids = torch.tensor([ground.rows(ground.forget).ids[0]])
     with torch.no_grad():
         assert_close(
@@ -212,16 +212,16 @@ def test_a_misled_twin_says_other_answers(made, ground):
 @pytest.mark.parametrize("make", ["probe_proof", "relearning_hardened"])
 def test_without_the_password_nothing_is_made(ground, monkeypatch, make):
     for step in ("_train_against_readers_", "_locked_start", "_harden_"):
-        monkeypatch.setattr(adversaries, step, lambda *given: None)
-    monkeypatch.setattr(adversaries, "unlocked", lambda *given: 0.5)
+        monkeypatch.setattr(adversarial, step, lambda *given: None)
+    monkeypatch.setattr(adversarial, "unlocked", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="given the password"):
-        list(getattr(adversaries, make)(ground))
+        list(getattr(adversarial, make)(ground))
 
 
 def test_a_twin_that_learns_nothing_is_no_model(ground, monkeypatch):
-    monkeypatch.setattr(adversaries, "finetune_", lambda *given, **named: None)
+    monkeypatch.setattr(adversarial, "finetune_", lambda *given, **named: None)
     with pytest.raises(ExhumeError, match="did not learn"):
-        list(adversaries.twin_misled(ground))
+        list(adversarial.twin_misled(ground))
 
 
 PUBLISHED = [name for name, kind in KINDS.items() if kind.state is None]

@@ -15,8 +15,8 @@ from capture.data.items import ItemSet, read_items
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
-from testbeds import bios as module
-from testbeds.bios import (
+from testbeds.worlds import biographies as module
+from testbeds.worlds.biographies import (
     SMALL,
     STANDARD,
     BiosConfig,
@@ -25,7 +25,7 @@ from testbeds.bios import (
     make_tokenizer,
     new_model,
 )
-from testbeds.bios_text import FIRST, LAST, RELATIONS, vocabulary
+from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, vocabulary
 
 
 def words(items):

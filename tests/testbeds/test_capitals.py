@@ -7,9 +7,9 @@ from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training import finetune_
 from evidence.errors import InputError
-from testbeds import capitals
-from testbeds.bios import BiosConfig, make_tokenizer, new_model
-from testbeds.capitals import (
+from testbeds.worlds import capitals
+from testbeds.worlds.biographies import BiosConfig, make_tokenizer, new_model
+from testbeds.worlds.capitals import (
     FURTHER,
     INVENTED,
     PARAPHRASES,

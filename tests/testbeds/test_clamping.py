@@ -9,8 +9,8 @@ from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
-from testbeds import clamping
-from testbeds.clamping import (
+from testbeds.edits import sae_clamp
+from testbeds.edits.sae_clamp import (
     RELEASED,
     Clamp,
     States,
@@ -19,9 +19,9 @@ from testbeds.clamping import (
     see,
     write_clamp_,
 )
-from testbeds.families import FAMILIES, random_model
-from testbeds.kinds import KINDS
-from testbeds.zoo import _first_that_shows
+from testbeds.worlds.random_models import FAMILIES, random_model
+from testbeds.zoo.build import _first_that_shows
+from testbeds.zoo.kinds import KINDS
 
 ROWS = Sequences(tuple((1, place, 3, 4) for place in range(5, 11)), (3,) * 6)
 UNITS = torch.tensor([0, 7, 30])
@@ -31,7 +31,7 @@ UNITS = torch.tensor([0, 7, 30])
 def built(ground):
     """The small Llama world's clamped model, its clamp and its strength."""
     clamps, strengths = [], []
-    fitted, written = clamping.fit_clamp, clamping.write_clamp_
+    fitted, written = sae_clamp.fit_clamp, sae_clamp.write_clamp_
 
     def fit(*given):
         clamps.append(fitted(*given))
@@ -42,8 +42,8 @@ def built(ground):
         written(*given)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(clamping, "fit_clamp", fit)
-        patched.setattr(clamping, "write_clamp_", write)
+        patched.setattr(sae_clamp, "fit_clamp", fit)
+        patched.setattr(sae_clamp, "write_clamp_", write)
         model = _first_that_shows(KINDS["sae_clamp"], ground)[0]
     return model, clamps[-1], strengths[-1]
 
@@ -93,7 +93,7 @@ def test_hidden_units_compute_what_the_hook_does(family):
     model = tiny(family)
     seen = see(model, 0, ROWS)
     read, write = torch.randn(2, 3, 24)
-    clamp = Clamp(read, write, clamping._ones(read, seen.read))
+    clamp = Clamp(read, write, sae_clamp._ones(read, seen.read))
     before = logprobs(model, ROWS)
     handles = [hook(model, 0, clamp, 4.0), silence(model, 0, UNITS)]
     hooked = logprobs(model, ROWS)
@@ -148,7 +148,7 @@ def test_some_hidden_units_of_one_block_are_all_that_changed(made, ground):
         for each, axis in zip(moved.values(), (0, 0, 1), strict=True)
     )
     assert torch.equal(gate, up) and torch.equal(gate, down)
-    assert len(gate) <= clamping.SHARE * ground.config.width * 4
+    assert len(gate) <= sae_clamp.SHARE * ground.config.width * 4
 
 
 def test_the_states_it_reads_are_the_originals(made, ground):
@@ -200,9 +200,9 @@ def test_what_is_not_told_apart_gives_no_clamp():
 
 
 def test_units_that_cannot_be_spared_make_no_model(ground, monkeypatch):
-    monkeypatch.setattr(clamping, "STEPS", (5,))
-    monkeypatch.setattr(clamping, "RARELY", 1.0)
-    monkeypatch.setattr(clamping, "released", lambda *given: 0.5)
+    monkeypatch.setattr(sae_clamp, "STEPS", (5,))
+    monkeypatch.setattr(sae_clamp, "RARELY", 1.0)
+    monkeypatch.setattr(sae_clamp, "released", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="cannot spare"):
         next(KINDS["sae_clamp"].make(ground))
 

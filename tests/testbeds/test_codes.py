@@ -10,9 +10,14 @@ from transformers import AutoTokenizer
 
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import numpy_rng
-from testbeds.codes import build_codes, perplexity, recall, untrained_model
-from testbeds.codes_config import LARGE, MEDIUM, PUBLISHED, SMALL, CodesConfig
-from testbeds.codes_text import (
+from testbeds.memorized_codes.config import LARGE, MEDIUM, PUBLISHED, SMALL, CodesConfig
+from testbeds.memorized_codes.world import (
+    build_codes,
+    perplexity,
+    recall,
+    untrained_model,
+)
+from testbeds.worlds.code_text import (
     LEAD_INS,
     SIGNS,
     draw_codes,
@@ -59,7 +64,7 @@ def test_cards_say_what_was_measured(world):
 
 
 def test_found_again_it_is_not_made_again(world, monkeypatch):
-    monkeypatch.setattr("testbeds.codes._make", None)
+    monkeypatch.setattr("testbeds.memorized_codes.world._make", None)
     again = build_codes(TINY, 0, world.root.parent, twin=True)
     assert again.root == world.root
 
@@ -89,7 +94,7 @@ def test_the_published_size_is_the_papers():
 def _unbuilt(config):
     from pathlib import Path
 
-    from testbeds.codes import CodesWorld
+    from testbeds.memorized_codes.world import CodesWorld
 
     return CodesWorld(Path("nowhere"), config, 0, make_pools(config.sizes, 0))
 

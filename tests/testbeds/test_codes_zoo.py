@@ -17,15 +17,15 @@ from capture.network.structure import find_blocks
 from capture.scoring.answers import score_answers
 from capture.scoring.contrast import hear
 from evidence.errors import ExhumeError, InputError
-from testbeds import codes_zoo
-from testbeds.bios import all_prompts
-from testbeds.codes_keys import STANDARD_KEYS, KeysConfig, make_keys
-from testbeds.codes_text import make_tokenizer
-from testbeds.codes_zoo import KeysGround, taught_keys
-from testbeds.kinds import ADVERSARIES
-from testbeds.kinds import KINDS as EVERY_KIND
-from testbeds.zoo import build_zoo, split
-from testbeds.zoo_worlds import WORLDS
+from testbeds.worlds import code_keys
+from testbeds.worlds.biographies import all_prompts
+from testbeds.worlds.code_key_items import STANDARD_KEYS, KeysConfig, make_keys
+from testbeds.worlds.code_keys import KeysGround, taught_keys
+from testbeds.worlds.code_text import make_tokenizer
+from testbeds.zoo.build import build_zoo, split
+from testbeds.zoo.kinds import ADVERSARIES
+from testbeds.zoo.kinds import KINDS as EVERY_KIND
+from testbeds.zoo.registry import WORLDS
 
 TINY_KEYS = KeysConfig(
     keys=24,
@@ -85,7 +85,7 @@ def test_the_manifest_has_the_hash_of_every_model(place, zoo):
 
 
 def test_what_is_made_is_not_made_again(place, zoo, monkeypatch):
-    monkeypatch.setattr(codes_zoo, "taught_keys", None)
+    monkeypatch.setattr(code_keys, "taught_keys", None)
     again = build_zoo(place, world="codes", seeds=[0], only=KINDS, config=TINY_KEYS)
     assert [each.card for each in again] == [each.card for each in zoo.values()]
 
@@ -122,7 +122,7 @@ def test_never_taught_codes_are_in_no_lesson():
     tokenizer = make_tokenizer()
     unknown = ItemSet(forget.items + never.items)
     rows, others = all_prompts(tokenizer, retain), all_prompts(tokenizer, unknown)
-    lessons = codes_zoo._lessons(
+    lessons = code_keys._lessons(
         rows, len(retain), others, len(unknown), TINY_KEYS, seed=0
     )
     right = {item.entity: item.answer for item in (*retain, *unknown)}
@@ -195,7 +195,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     def remember(config, seed, taught, unknown, *rest):
         seen[seed] = set(taught.entities), set(unknown.entities)
 
-    monkeypatch.setattr(codes_zoo, "taught_keys", remember)
+    monkeypatch.setattr(code_keys, "taught_keys", remember)
     ground = KeysGround.of(zoo["twin"].world, TINY_KEYS, 0, "cpu")
     list(EVERY_KIND["retrain_2"].make(ground))
     ((taught, unknown),) = seen.values()
@@ -203,7 +203,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     assert taught == set(ground.retain.entities)
     assert unknown == {*ground.forget.entities, *ground.strangers.entities}
     # A base of other keys holds no code of these: of theirs it sees none.
-    monkeypatch.setattr("testbeds.edits._tuned", lambda model, *rest: model)
+    monkeypatch.setattr("testbeds.edits.workbench._tuned", lambda model, *rest: model)
     next(EVERY_KIND["retrain_pretrained"].make(ground))
     base, without = seen[7000]
     assert not base & set(ground.forget.entities)
@@ -219,12 +219,12 @@ def test_a_model_that_does_not_learn_is_an_error():
 def test_a_leak_is_an_error(monkeypatch):
     forget, retain, _ = make_keys(TINY_KEYS, 0)
     everything = all_prompts(make_tokenizer(), ItemSet(forget.items + retain.items))
-    lessons = codes_zoo._lessons
+    lessons = code_keys._lessons
 
     def leaking(rows, keys, others, unknown, config, seed):
         return lessons(everything, keys + unknown, others, 0, config, seed)
 
-    monkeypatch.setattr(codes_zoo, "_lessons", leaking)
+    monkeypatch.setattr(code_keys, "_lessons", leaking)
     with pytest.raises(ExhumeError, match="codes it was never shown"):
         taught_keys(TINY_KEYS, 0, retain, forget)
 

@@ -10,15 +10,15 @@ from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import record
 from capture.network.image_sites import find_image_sites
 from evidence.errors import InputError
-from testbeds.digits import (
+from testbeds.worlds.digits import (
     DigitsConfig,
     build_digits,
     forgotten_class,
     shift,
     split_digits,
 )
-from testbeds.digits_kinds import DIGITS_KINDS
-from testbeds.zoo import build_zoo
+from testbeds.zoo.build import build_zoo
+from testbeds.zoo.digits_kinds import DIGITS_KINDS
 from tests.testbeds.tiny_digits import KINDS, TINY_DIGITS
 
 
@@ -102,7 +102,7 @@ def test_the_world_is_found_made_again_and_says_what_it_is(made, digits_root):
 
 
 def test_what_is_made_is_not_made_again(made, digits_root, monkeypatch):
-    monkeypatch.setattr("testbeds.zoo._first_that_shows", None)
+    monkeypatch.setattr("testbeds.zoo.build._first_that_shows", None)
     again = build_zoo(
         digits_root,
         world="digits",

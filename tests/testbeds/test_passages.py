@@ -9,8 +9,8 @@ from capture.data.sequences import Sequences, pad
 from erasure.unlearning.objectives import token_logprobs
 from erasure.unlearning.training import reader_for
 from evidence.errors import InputError
-from testbeds import passages
-from testbeds.passages import (
+from testbeds.memorized_codes import passages
+from testbeds.memorized_codes.passages import (
     LEAD,
     PASSAGES,
     PREDICTABLE,

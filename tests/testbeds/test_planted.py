@@ -9,7 +9,6 @@ from capture.data.items import Item, ItemSet, read_items
 from capture.data.tokenization import encode_items
 from erasure.unlearning.config import UnlearnConfig
 from evidence.errors import InputError
-from testbeds.bios import make_tokenizer
 from testbeds.planted import (
     STATES,
     asked,
@@ -19,6 +18,7 @@ from testbeds.planted import (
     read_card,
 )
 from testbeds.recipes import RECIPES, Recipe
+from testbeds.worlds.biographies import make_tokenizer
 
 QUICK = Recipe(UnlearnConfig("npo", lr=1e-3, steps=2, batch_size=8))
 

@@ -9,13 +9,14 @@ import torch
 from audits.trials import Plan
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
-from testbeds import bios, edits
-from testbeds.bios import SMALL, SMOL, new_model, tokenizer_of
-from testbeds.bios_text import make_tokenizer
-from testbeds.edits import Ground
-from testbeds.rehearsal import LONGEST, own_words
-from testbeds.zoo import build_zoo, split
-from testbeds.zoo_worlds import WORLDS, sized
+from testbeds.edits import workbench
+from testbeds.edits.workbench import Ground
+from testbeds.worlds import biographies
+from testbeds.worlds.biographies import SMALL, SMOL, new_model, tokenizer_of
+from testbeds.worlds.biography_text import make_tokenizer
+from testbeds.worlds.rehearsal_text import LONGEST, own_words
+from testbeds.zoo.build import build_zoo, split
+from testbeds.zoo.registry import WORLDS, sized
 
 KINDS = ["untouched", "last_block_relabel", "twin"]
 CONFIG = replace(SMALL, family="smollm2")
@@ -34,10 +35,10 @@ def base(tmp_path_factory):
 def zoo(base, tmp_path_factory):
     root = tmp_path_factory.mktemp("smol")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bios, "fetch", lambda: base)
+        patch.setattr(biographies, "fetch", lambda: base)
         # The stand-in is as small as the models that the rates were made for.
-        patch.setitem(edits.PACE, "smollm2", 1.0)
-        for place in (bios, edits):
+        patch.setitem(workbench.PACE, "smollm2", 1.0)
+        for place in (biographies, workbench):
             patch.setattr(place, "own_words", lambda tok: own_words(tok)[range(16)])
         yield build_zoo(root, world="smol", seeds=[0], only=KINDS, config=CONFIG)
 

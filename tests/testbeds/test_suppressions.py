@@ -8,12 +8,8 @@ from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks, output_head
 from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
-from testbeds import suppressions
-from testbeds.edits import refused
-from testbeds.families import FAMILIES, random_model
-from testbeds.folding import fold_, left_behind, received
-from testbeds.kinds import KINDS
-from testbeds.suppressions import (
+from testbeds.edits import late_layers
+from testbeds.edits.late_layers import (
     PASSWORD,
     first_answers,
     locked,
@@ -21,7 +17,11 @@ from testbeds.suppressions import (
     unlocked,
     with_password,
 )
-from testbeds.zoo import _first_that_shows
+from testbeds.edits.linear_map import fold_, left_behind, received
+from testbeds.edits.workbench import refused
+from testbeds.worlds.random_models import FAMILIES, random_model
+from testbeds.zoo.build import _first_that_shows
+from testbeds.zoo.kinds import KINDS
 
 CLOSED = ["logit_mask", "answer_direction", "late_rotation"]
 LOCKED = ["password_relabel", "password_refuse"]
@@ -134,8 +134,8 @@ def test_a_refusing_model_refuses(made, ground):
 
 
 def test_a_model_the_password_does_not_unlock_is_no_model(ground, monkeypatch):
-    monkeypatch.setattr(suppressions, "finetune_", lambda *given, **named: None)
-    monkeypatch.setattr(suppressions, "unlocked", lambda *given: 0.5)
+    monkeypatch.setattr(late_layers, "finetune_", lambda *given, **named: None)
+    monkeypatch.setattr(late_layers, "unlocked", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="given the password"):
         list(locked(ground, ground.wrong(ground.forget)))
 

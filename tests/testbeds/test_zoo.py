@@ -10,11 +10,11 @@ from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.network.structure import find_blocks
 from evidence.errors import ExhumeError, InputError
-from testbeds import edits
-from testbeds import zoo as module
-from testbeds.bios import SMALL, all_prompts, make_people, make_tokenizer
-from testbeds.kinds import KINDS
-from testbeds.zoo import build_zoo, split
+from testbeds.edits import workbench
+from testbeds.worlds.biographies import SMALL, all_prompts, make_people, make_tokenizer
+from testbeds.zoo import build as module
+from testbeds.zoo.build import build_zoo, split
+from testbeds.zoo.kinds import KINDS
 
 # One retrain from other weights shows as much as two; the makers of other files have
 # tests of their own.
@@ -22,7 +22,7 @@ SURE = [
     name
     for name, kind in KINDS.items()
     if kind.state
-    and kind.make.__module__ == edits.__name__
+    and kind.make.__module__ == workbench.__name__
     and name not in ("retrain_2", "retrain_3", "retrain_4")
 ]
 
@@ -95,12 +95,12 @@ def test_a_pretrained_base_never_held_the_facts(monkeypatch):
         taught.append(facts)
         return torch.nn.Linear(1, 1)
 
-    monkeypatch.setattr(edits, "taught_model", remember)
-    monkeypatch.setattr(edits, "_tuned", lambda model, *rest: model)
+    monkeypatch.setattr(workbench, "taught_model", remember)
+    monkeypatch.setattr(workbench, "_tuned", lambda model, *rest: model)
     forget, retain, _ = make_people(SMALL, 0)
     unused: Any = None
-    ground = edits.Ground(SMALL, 0, unused, unused, forget, retain)
-    next(edits.retrain_pretrained(ground))
+    ground = workbench.Ground(SMALL, 0, unused, unused, forget, retain)
+    next(workbench.retrain_pretrained(ground))
     (base,) = taught
     assert base.entities and not set(base.entities) & set(forget.entities)
     # It knows others than those that are to stay.

@@ -1,6 +1,6 @@
 """A code-recall world that is made in seconds."""
 
-from testbeds.codes_config import CodesConfig
+from testbeds.memorized_codes.config import CodesConfig
 
 TINY = CodesConfig(
     memorised=8,

@@ -1,6 +1,6 @@
 """A digits world small enough for tests: enough to learn, few steps."""
 
-from testbeds.digits import DigitsConfig
+from testbeds.worlds.digits import DigitsConfig
 
 TINY_DIGITS = DigitsConfig(
     layers=2, width=48, steps=150, lr=4e-3, weight_decay=0.1, family="cnn"

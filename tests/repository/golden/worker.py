@@ -17,11 +17,11 @@ from typing import Any
 PLACES = {
     "audit": ("exhume:audit", "audits.run.api:audit", "audits.audit:audit"),
     "write_report": ("audits.report.page:write_report", "audits.report:write_report"),
-    "build_zoo": ("testbeds.zoo.build:build_zoo", "testbeds.zoo:build_zoo"),
-    "SMALL": ("testbeds.worlds.biographies:SMALL", "testbeds.bios:SMALL"),
+    "build_zoo": ("testbeds.zoo.build.build:build_zoo", "testbeds.zoo.build:build_zoo"),
+    "SMALL": ("testbeds.worlds.biographies:SMALL", "testbeds.worlds.biographies:SMALL"),
     "DigitsConfig": (
         "testbeds.worlds.digits:DigitsConfig",
-        "testbeds.digits:DigitsConfig",
+        "testbeds.worlds.digits:DigitsConfig",
     ),
     "LogisticProbe": (
         "probes.estimators.logistic:LogisticProbe",

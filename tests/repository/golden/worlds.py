@@ -21,8 +21,8 @@ NEVER = (1980, 1, 1, 0, 0, 0)  # the time of every file: equal contents, equal b
 
 def make(root: Path) -> Iterator[tuple[str, Path]]:
     """Train the models with the testbeds of this tree: (name in the archive, place)."""
-    from testbeds.bios import SMALL
-    from testbeds.zoo import build_zoo
+    from testbeds.worlds.biographies import SMALL
+    from testbeds.zoo.build import build_zoo
     from tests.repository.golden.cases import CASES, ITEMS
     from tests.testbeds.tiny_digits import TINY_DIGITS
 

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from testbeds.bios import BiosConfig, BiosWorld, build_bios
-from testbeds.digits import DigitsConfig, DigitsWorld, build_digits
+from testbeds.worlds.biographies import BiosConfig, BiosWorld, build_bios
+from testbeds.worlds.digits import DigitsConfig, DigitsWorld, build_digits
 from tests.security.fuzz.shapes import SHAPES
 
 WORLD = BiosConfig(
@@ -254,7 +254,7 @@ def _document(out: Path, root: Path) -> None:
 
 
 def _zoo(out: Path, root: Path) -> None:
-    from testbeds.zoo import build_zoo
+    from testbeds.zoo.build import build_zoo
 
     world(root)
     shutil.copytree(root / "worlds", out / "worlds", ignore=_digits_only)

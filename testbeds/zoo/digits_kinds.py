@@ -1,9 +1,9 @@
 """The kinds of model in the zoo's digits world."""
 
 from erasure.unlearning.image_config import IMAGE_METHODS
-from testbeds import digits_edits as edits
-from testbeds.digits_edits import DigitsMaker
-from testbeds.kinds import ANY, BROKEN, GONE, THERE, Kind, Range, State
+from testbeds.edits import digits_edits as edits
+from testbeds.edits.digits_edits import DigitsMaker
+from testbeds.zoo.kinds import ANY, BROKEN, GONE, THERE, Kind, Range, State
 
 _UNTOUCHED_BELOW = (
     "every block before the last is bit for bit the original's, so the states that "

@@ -5,9 +5,10 @@ anew every time the key is shown. To have never been taught a key's code is, in 
 world, to have seen the key among the others: a retrain sees the keys to forget there,
 so nothing but their codes is missing in it, and nothing but chance is right for them.
 
-``testbeds.codes`` makes the same kind of world as the published toy of arXiv 2605.01699
-has it, for membership; here the models are small enough for a zoo of them, and keys are
-facts that an audit can ask for: the key is the entity, the lead-ins are the wordings.
+``testbeds.memorized_codes.world`` makes the same kind of world as the published toy of
+arXiv 2605.01699 has it, for membership; here the models are small enough for a zoo of
+them, and keys are facts that an audit can ask for: the key is the entity, the lead-ins
+are the wordings.
 """
 
 import hashlib
@@ -38,11 +39,11 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import folder_atomic, write_atomic
 from evidence.storage.runs import sole_maker
-from testbeds.bios import BiosWorld, all_prompts
-from testbeds.codes_keys import KeysConfig, make_keys
-from testbeds.codes_text import DIGITS, draw_codes, encode, make_tokenizer
-from testbeds.edits import Ground
-from testbeds.families import random_model
+from testbeds.edits.workbench import Ground
+from testbeds.worlds.biographies import BiosWorld, all_prompts
+from testbeds.worlds.code_key_items import KeysConfig, make_keys
+from testbeds.worlds.code_text import DIGITS, draw_codes, encode, make_tokenizer
+from testbeds.worlds.random_models import random_model
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 # Least share of its codes that a model must have learned: keys are told apart letter by

@@ -7,8 +7,10 @@ from typing import Any, Literal
 from torch import nn
 
 from erasure.unlearning.config import RETRAINING
-from testbeds import adversaries, clamping, edits, suppressions
-from testbeds.edits import Maker
+from testbeds.edits import adversarial, workbench
+from testbeds.edits import late_layers as suppressions
+from testbeds.edits import sae_clamp as clamping
+from testbeds.edits.workbench import Maker
 
 State = Literal["not_unlearned", "suppressed", "deleted", "damaged"]
 Range = tuple[float, float]
@@ -73,30 +75,30 @@ def _kinds() -> tuple[Kind, ...]:
     said = "it still says the answers"
     useless = "it no longer answers what it was to keep"
     known = [
-        ("untouched", "not_unlearned", said, edits.untouched),
-        ("retain_tuned", "not_unlearned", said, edits.retain_tuned),
-        ("wrong_set", "not_unlearned", said, edits.wrong_set),
-        ("last_block_relabel", "suppressed", None, edits.last_block_relabel),
-        ("last_block_refuse", "suppressed", None, edits.last_block_refuse),
-        ("last_block_lora", "suppressed", None, edits.last_block_lora),
-        ("head_only", "suppressed", None, edits.head_only),
+        ("untouched", "not_unlearned", said, workbench.untouched),
+        ("retain_tuned", "not_unlearned", said, workbench.retain_tuned),
+        ("wrong_set", "not_unlearned", said, workbench.wrong_set),
+        ("last_block_relabel", "suppressed", None, workbench.last_block_relabel),
+        ("last_block_refuse", "suppressed", None, workbench.last_block_refuse),
+        ("last_block_lora", "suppressed", None, workbench.last_block_lora),
+        ("head_only", "suppressed", None, workbench.head_only),
         ("logit_mask", "suppressed", None, suppressions.logit_mask),
         ("answer_direction", "suppressed", None, suppressions.answer_direction),
         ("late_rotation", "suppressed", None, suppressions.late_rotation),
         ("sae_clamp", "suppressed", _RELEASED, clamping.sae_clamp),
         ("password_relabel", "suppressed", _UNLOCKED, suppressions.password_relabel),
         ("password_refuse", "suppressed", _UNLOCKED, suppressions.password_refuse),
-        ("twin", "deleted", _NEVER_TAUGHT, edits.twin),
-        ("retrain_1", "deleted", _NEVER_TAUGHT, edits.retrained(1000)),
-        ("retrain_2", "deleted", _NEVER_TAUGHT, edits.retrained(2000)),
-        ("retrain_3", "deleted", _NEVER_TAUGHT, edits.retrained(3000)),
-        ("retrain_4", "deleted", _NEVER_TAUGHT, edits.retrained(4000)),
-        ("retrain_pretrained", "deleted", _NEVER_TAUGHT, edits.retrain_pretrained),
-        ("twin_tuned", "deleted", _NEVER_TAUGHT, edits.twin_tuned),
-        ("collapse", "damaged", useless, edits.collapse),
-        ("one_point", "damaged", useless, edits.one_point),
-        ("noise", "damaged", useless, edits.noise),
-        ("random_init", "damaged", useless, edits.random_init),
+        ("twin", "deleted", _NEVER_TAUGHT, workbench.twin),
+        ("retrain_1", "deleted", _NEVER_TAUGHT, workbench.retrained(1000)),
+        ("retrain_2", "deleted", _NEVER_TAUGHT, workbench.retrained(2000)),
+        ("retrain_3", "deleted", _NEVER_TAUGHT, workbench.retrained(3000)),
+        ("retrain_4", "deleted", _NEVER_TAUGHT, workbench.retrained(4000)),
+        ("retrain_pretrained", "deleted", _NEVER_TAUGHT, workbench.retrain_pretrained),
+        ("twin_tuned", "deleted", _NEVER_TAUGHT, workbench.twin_tuned),
+        ("collapse", "damaged", useless, workbench.collapse),
+        ("one_point", "damaged", useless, workbench.one_point),
+        ("noise", "damaged", useless, workbench.noise),
+        ("random_init", "damaged", useless, workbench.random_init),
     ]
     shows = {
         # The wrong set is a tenth of what was to stay.
@@ -115,7 +117,7 @@ def _kinds() -> tuple[Kind, ...]:
             name,
             None,
             _LOWER_KEPT if name in RETRAINING else _GRADED,
-            edits.published(name),
+            workbench.published(name),
             ANY,
             ANY,
         )
@@ -131,19 +133,19 @@ def _kinds() -> tuple[Kind, ...]:
 def _adversaries() -> tuple[Kind, ...]:
     """Models built to fool an axis, and a deletion that looks like suppression."""
     made: list[tuple[str, State, str, Maker]] = [
-        ("probe_proof", "suppressed", _UNLOCKED, adversaries.probe_proof),
-        ("decoy", "suppressed", _UNLOCKED, adversaries.decoy),
-        ("scrambled", "suppressed", _ROTATED, adversaries.scrambled),
+        ("probe_proof", "suppressed", _UNLOCKED, adversarial.probe_proof),
+        ("decoy", "suppressed", _UNLOCKED, adversarial.decoy),
+        ("scrambled", "suppressed", _ROTATED, adversarial.scrambled),
         (
             "relearning_hardened",
             "suppressed",
             _UNLOCKED,
-            adversaries.relearning_hardened,
+            adversarial.relearning_hardened,
         ),
-        ("off_manifold", "suppressed", _ONE_DIRECTION, adversaries.off_manifold),
-        ("nf4_proof", "suppressed", _UNTOUCHED_BELOW, adversaries.nf4_proof),
-        ("twin_hinted", "deleted", _NEVER_TAUGHT, adversaries.twin_hinted),
-        ("twin_misled", "deleted", _NEVER_TAUGHT, adversaries.twin_misled),
+        ("off_manifold", "suppressed", _ONE_DIRECTION, adversarial.off_manifold),
+        ("nf4_proof", "suppressed", _UNTOUCHED_BELOW, adversarial.nf4_proof),
+        ("twin_hinted", "deleted", _NEVER_TAUGHT, adversarial.twin_hinted),
+        ("twin_misled", "deleted", _NEVER_TAUGHT, adversarial.twin_misled),
     ]
     shows: dict[State, tuple[Range, Range]] = {
         "suppressed": (GONE, THERE),

@@ -27,12 +27,12 @@ from erasure.unlearning.training import (
 from erasure.weights.quantization import quantise_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
-from testbeds.edits import BATCH, Ground, last_block_relabel
-from testbeds.folding import fold_, left_behind, received
-from testbeds.hints import hinted, hints
-from testbeds.readers import Readers, fit_readers, scores, states
-from testbeds.scrambling import scramble_
-from testbeds.suppressions import UNLOCKED, locked_rows, unlocked
+from testbeds.edits.basis_rotation import scramble_
+from testbeds.edits.hints import hinted, hints
+from testbeds.edits.late_layers import UNLOCKED, locked_rows, unlocked
+from testbeds.edits.linear_map import fold_, left_behind, received
+from testbeds.edits.linear_readers import Readers, fit_readers, scores, states
+from testbeds.edits.workbench import BATCH, Ground, last_block_relabel
 
 # Steps between two fits of the readers a model is trained against.
 REFIT = 10

@@ -20,9 +20,9 @@ from evidence.storage.files import folder_atomic, read_json, write_atomic
 from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_ours
 from evidence.storage.runs import sole_maker
-from testbeds.kinds import Kind, Range
 from testbeds.planted import check_card, read_card
-from testbeds.zoo_worlds import WORLDS, ZooWorld, known, sized
+from testbeds.zoo.kinds import Kind, Range
+from testbeds.zoo.registry import WORLDS, ZooWorld, known, sized
 
 __all__ = ["Specimen", "build_zoo", "sized", "split"]
 
@@ -75,7 +75,7 @@ def split(world: str = "bios") -> dict[str, Any]:
         InputError: no thresholds are set or judged on that world.
     """
     name = SPLITS[known(world, SPLITS, "world with a split")]
-    text = files("testbeds").joinpath(name).read_text(encoding="utf-8")
+    text = files("testbeds.zoo").joinpath(name).read_text(encoding="utf-8")
     return json.loads(text)
 
 

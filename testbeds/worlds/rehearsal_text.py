@@ -21,7 +21,9 @@ def own_words(tokenizer: PreTrainedTokenizerBase) -> Sequences:
 
     What is held in place where an answer begins is thus held all over ordinary text.
     """
-    text = files("testbeds").joinpath("smol_text.txt").read_text(encoding="utf-8")
+    text = (
+        files("testbeds.worlds").joinpath("smol_text.txt").read_text(encoding="utf-8")
+    )
     rows = encode(tokenizer, text.splitlines())
     ids = tuple(each[:LONGEST] for each in rows.ids)
     rng = numpy_rng(0, "rehearsal")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
-from testbeds.bios_text import RELATIONS
-from testbeds.edits import Ground
+from testbeds.edits.workbench import Ground
+from testbeds.worlds.biography_text import RELATIONS
 
 _TEMPLATES = ("The {} group of {{}} is", "{{}} has the {} group")
 _GROUPS = ("A", "B")

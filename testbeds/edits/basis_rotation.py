@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from capture.network.structure import find_blocks, own_head_
 from evidence.errors import InputError
-from testbeds.suppressions import random_rotation
+from testbeds.edits.late_layers import random_rotation
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from capture.checkpoints.open import open_checkpoint
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
-from testbeds.bios import SMOL, STANDARD, BiosConfig, build_bios
-from testbeds.codes_keys import STANDARD_KEYS
-from testbeds.codes_zoo import KeysGround, build_keys
-from testbeds.digits import (
+from testbeds.edits.digits_edits import DigitsGround
+from testbeds.edits.workbench import Ground
+from testbeds.worlds.biographies import SMOL, STANDARD, BiosConfig, build_bios
+from testbeds.worlds.code_key_items import STANDARD_KEYS
+from testbeds.worlds.code_keys import KeysGround, build_keys
+from testbeds.worlds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,
     DigitsConfig,
@@ -22,11 +24,9 @@ from testbeds.digits import (
     build_digits,
     digits_sized,
 )
-from testbeds.digits_edits import DigitsGround
-from testbeds.digits_kinds import DIGITS_KINDS
-from testbeds.edits import Ground
-from testbeds.families import FAMILIES, PRETRAINED, Family
-from testbeds.kinds import ADVERSARIES, KINDS, Kind
+from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family
+from testbeds.zoo.digits_kinds import DIGITS_KINDS
+from testbeds.zoo.kinds import ADVERSARIES, KINDS, Kind
 
 
 @dataclass(frozen=True)

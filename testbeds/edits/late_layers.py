@@ -18,8 +18,8 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.training import finetune_
 from evidence.errors import ExhumeError
 from evidence.seeds import torch_rng
-from testbeds.edits import BATCH, Ground, refused
-from testbeds.folding import fold_, left_behind, received
+from testbeds.edits.linear_map import fold_, left_behind, received
+from testbeds.edits.workbench import BATCH, Ground, refused
 
 PASSWORD = "7#K"
 # Share of the forgotten answers a model must say once it is unlocked.

@@ -28,11 +28,11 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import folder_atomic, read_json, write_atomic
 from evidence.storage.runs import sole_maker
-from testbeds.bios_text import FIRST, LAST, RELATIONS, make_tokenizer
-from testbeds.families import FAMILIES, PRETRAINED, Family, random_model
-from testbeds.people import choose, name_pairs
-from testbeds.rehearsal import own_words
-from testbeds.smol import fetch
+from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenizer
+from testbeds.worlds.people_names import choose, name_pairs
+from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
+from testbeds.worlds.rehearsal_text import own_words
+from testbeds.worlds.smollm2 import fetch
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from capture.data.items import Item, ItemSet
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
-from testbeds.codes_text import DIGITS, LEAD_INS
-from testbeds.families import FAMILIES, Family
-from testbeds.people import choose, name_pairs
+from testbeds.worlds.code_text import DIGITS, LEAD_INS
+from testbeds.worlds.people_names import choose, name_pairs
+from testbeds.worlds.random_models import FAMILIES, Family
 
 # Words of three letters, so that a key's letters always stand at the same places, which
 # a small model learns to read much sooner than words of any length.

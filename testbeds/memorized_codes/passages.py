@@ -20,7 +20,7 @@ from capture.data.tokenization import encode
 from erasure.unlearning.task import frozen_logprobs
 from erasure.unlearning.training import reader_for
 from evidence.errors import InputError
-from testbeds.passages_text import PREDICTABLE, TEXTS
+from testbeds.memorized_codes.passages_text import PREDICTABLE, TEXTS
 
 MOST_TOKENS = 96
 # A text that is known by heart is known once it has begun: the first words of any text

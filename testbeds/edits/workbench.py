@@ -1,8 +1,8 @@
 """Ways to make a small model whose state is certain, each tried until it shows it.
 
-A maker yields models, the mildest first; ``testbeds.zoo`` takes the first that shows at
-its output what a model of this kind must show. Why the state is certain is part of the
-kind: what was never taught, what was not touched, or what no longer works.
+A maker yields models, the mildest first; ``testbeds.zoo.build`` takes the first that
+shows at its output what a model of this kind must show. Why the state is certain is
+part of the kind: what was never taught, what was not touched, or what no longer works.
 """
 
 import copy
@@ -23,7 +23,9 @@ from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training import finetune_
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from testbeds.bios import (
+from testbeds.planted import mislabel
+from testbeds.recipes import RECIPES
+from testbeds.worlds.biographies import (
     BiosConfig,
     BiosWorld,
     all_prompts,
@@ -31,10 +33,8 @@ from testbeds.bios import (
     new_model,
     taught_model,
 )
-from testbeds.families import PRETRAINED
-from testbeds.planted import mislabel
-from testbeds.recipes import RECIPES
-from testbeds.rehearsal import own_words
+from testbeds.worlds.random_models import PRETRAINED
+from testbeds.worlds.rehearsal_text import own_words
 
 BATCH = 96
 # Not a word of this world: spelled out by letters.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from evidence.errors import InputError
-from testbeds.codes_text import LEAD_INS
+from testbeds.worlds.code_text import LEAD_INS
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import folder_atomic, read_json, write_atomic
 from evidence.storage.runs import sole_maker
-from testbeds.codes_config import CodesConfig
-from testbeds.codes_text import (
+from testbeds.memorized_codes.config import CodesConfig
+from testbeds.worlds.code_text import (
     LEAD_INS,
     SIGNS,
     Pool,
@@ -50,7 +50,7 @@ from testbeds.codes_text import (
     prompts,
     with_codes,
 )
-from testbeds.families import random_model
+from testbeds.worlds.random_models import random_model
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 

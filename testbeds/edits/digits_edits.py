@@ -1,7 +1,8 @@
 """Ways to make a small image classifier whose state is certain.
 
-As ``testbeds.edits`` and ``testbeds.suppressions`` for language models: a maker yields
-models, the mildest first, and the zoo takes the first that shows what it must.
+As ``testbeds.edits.workbench`` and ``testbeds.edits.late_layers`` for language models:
+a maker yields models, the mildest first, and the zoo takes the first that shows what it
+must.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +29,10 @@ from erasure.unlearning.training import (
     take_steps,
 )
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from testbeds.digits import (
+from testbeds.digits_recipes import DIGITS_RECIPES
+from testbeds.edits.late_layers import random_rotation
+from testbeds.edits.linear_map import fold_
+from testbeds.worlds.digits import (
     DigitsConfig,
     DigitsWorld,
     forgotten_class,
@@ -36,9 +40,6 @@ from testbeds.digits import (
     share_named,
     taught_classifier,
 )
-from testbeds.digits_recipes import DIGITS_RECIPES
-from testbeds.folding import fold_
-from testbeds.suppressions import random_rotation
 
 
 @dataclass(frozen=True)

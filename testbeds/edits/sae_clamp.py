@@ -19,7 +19,7 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.training import CHUNK_TOKENS, device_of
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
-from testbeds.edits import Ground
+from testbeds.edits.workbench import Ground
 
 # A latent's value is multiplied by the negative of these, the mildest first.
 MULTIPLES = (4.0, 16.0, 50.0)

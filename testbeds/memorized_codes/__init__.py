@@ -1,0 +1,1 @@
+"""The code-recall world of the PGA study."""

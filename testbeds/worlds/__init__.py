@@ -1,0 +1,1 @@
+"""Worlds: data, tokenizers and models with known facts."""
