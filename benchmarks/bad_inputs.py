@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from audits.manifest import code_hash
+from audits.core.manifest import code_hash
 from benchmarks.timing import Rows, commit, machine
 from capture.checkpoints.cache import cache_root
 from tests.security.fuzz.case import Case

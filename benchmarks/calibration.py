@@ -1,9 +1,9 @@
 """Fit the calibration that ships with the package, on the tuning part of the zoo.
 
 ``python -m benchmarks.calibration --cases tuning.jsonl`` reads audits made by
-``benchmarks.zoo_audits --part tuning`` and writes ``audits/calibration.json``. Audits
-of any other part are refused: what the held-out part says of the probabilities is
-worth something only as long as it was not used to fit them.
+``benchmarks.zoo_audits --part tuning`` and writes ``audits/verdict/calibration.json``.
+Audits of any other part are refused: what the held-out part says of the probabilities
+is worth something only as long as it was not used to fit them.
 """
 
 import argparse
@@ -14,13 +14,19 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from audits.calibration import STATES, Calibration, Question, facts_of, figures_of
+from audits.verdict.calibration import (
+    STATES,
+    Calibration,
+    Question,
+    facts_of,
+    figures_of,
+)
 from benchmarks.timing import commit
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic
 from testbeds.zoo.build import split
 
-FILE = Path(__file__).parent.parent / "audits" / "calibration.json"
+FILE = Path(__file__).parent.parent / "audits" / "verdict" / "calibration.json"
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 

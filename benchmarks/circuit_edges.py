@@ -18,7 +18,7 @@ from attribution.circuits.graph import build_graph
 from attribution.circuits.metrics import make_batch, make_metric
 from attribution.circuits.prompt_pairs import PromptPairs, pairs_of_items
 from attribution.circuits.structure import find_anatomy
-from audits.stages import peak_memory
+from audits.core.workspace import peak_memory
 from benchmarks.timing import Clock, Rows
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items

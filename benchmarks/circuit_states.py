@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from audits.audit import Audit, audit
-from audits.circuit_evidence import LAST_BLOCK, TITLES, TRANSPLANTED
-from audits.config import QUICK
-from audits.error_rates import VERDICTS, ablation
-from audits.manifest import code_hash
+from audits.axes.circuit.judgement import LAST_BLOCK, TITLES, TRANSPLANTED
+from audits.core.config import QUICK
+from audits.core.manifest import code_hash
+from audits.run.api import Audit, audit
+from audits.validation.error_rates import VERDICTS, ablation
 from benchmarks.planted_bins import planted_edits
 from benchmarks.timing import Rows
 from evidence.intervals import wilson

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from audits.audit import audit
-from audits.manifest import code_hash
+from audits.core.manifest import code_hash
+from audits.run.api import audit
 from benchmarks.timing import commit, machine
 from capture.checkpoints.cache import cache_root
 from capture.data.items import read_items

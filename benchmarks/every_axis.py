@@ -2,8 +2,8 @@
 
 import argparse
 
-from audits.config import AXES
-from audits.error_rates import VERDICTS, ablation
+from audits.core.config import AXES
+from audits.validation.error_rates import VERDICTS, ablation
 from benchmarks.circuit_states import BY_CONSTRUCTION, KINDS, audited, specimens
 from benchmarks.timing import Rows
 

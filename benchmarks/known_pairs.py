@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from audits.audit import Audit, audit
+from audits.run.api import Audit, audit
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items

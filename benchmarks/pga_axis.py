@@ -5,11 +5,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from audits.config import make_config
-from audits.planted import plant, planted_subject
-from audits.signature import run_signature, status_of
-from audits.signature_reading import capture, cast
-from audits.subjects import Subject
+from audits.axes.membership.axis import run_signature, status_of
+from audits.axes.membership.readers import capture, cast
+from audits.core.config import make_config
+from audits.core.subjects import Subject
+from audits.run.planting import plant, planted_subject
 from benchmarks.pga_simulated import row
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from audits.pga import Experiment
-from audits.pga_claims import LEVEL, YES, shown_gone
-from audits.pga_config import PgaExperiment, make_config
-from audits.pga_erasers import Erased, edits_at_every_depth, erase, leace, md_edits
 from benchmarks.pga_simulated import row
 from evidence.progress import Progress
+from experiments.pga.claims import LEVEL, YES, shown_gone
+from experiments.pga.config import PgaExperiment, make_config
+from experiments.pga.erasers import Erased, edits_at_every_depth, erase, leace, md_edits
+from experiments.pga.run import Experiment
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import build_codes
 

@@ -7,14 +7,14 @@ trained again on the CPU, and the same battery is held against what came back.
 
 from pathlib import Path
 
-from audits.pga import Experiment
-from audits.pga_config import make_config
-from audits.pga_erasers import Erased
 from benchmarks.pga_curve import NEVER, point, settings
 from benchmarks.pga_simulated import row
 from benchmarks.pga_worlds import EPOCHS
 from evidence.errors import InputError
 from evidence.progress import Progress
+from experiments.pga.config import make_config
+from experiments.pga.erasers import Erased
+from experiments.pga.run import Experiment
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import build_codes
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audits.pga_states import VIEWS, pool_states
 from benchmarks.pga_simulated import row
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
+from experiments.pga.states import VIEWS, pool_states
 from probes.sweeps.membership_test import membership
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import build_codes

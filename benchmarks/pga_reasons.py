@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from audits.pga_published import published_scores
-from audits.pga_states import pool_states
-from audits.readouts import logistic_readouts
 from benchmarks.timing import commit, machine
 from capture.activations.capture import capture_activations
 from capture.checkpoints.cache import cache_root
 from erasure.unlearning.probe_alignment import TOY, PgaConfig, align_
 from evidence.progress import SILENT, Bars, Progress
+from experiments.pga.published_protocol import published_scores
+from experiments.pga.readouts import logistic_readouts
+from experiments.pga.states import pool_states
 from testbeds.memorized_codes.config import PUBLISHED, CodesConfig
 from testbeds.memorized_codes.world import (
     CodesWorld,

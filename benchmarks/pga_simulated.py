@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from scipy.stats import kstest, norm
 
-from audits.pga_published import published_scores
 from erasure.concept.md_pga import fit_md
 from evidence.progress import Progress
 from evidence.seeds import torch_rng
+from experiments.pga.published_protocol import published_scores
 from probes.sweeps.membership_test import membership
 
 SIZES = (7, 40)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from audits.pga import Experiment
-from audits.pga_config import make_config
-from audits.pga_erasers import Erased
-from audits.pga_states import VIEWS
 from benchmarks.pga_curve import NEVER, settings
 from benchmarks.pga_worlds import EPOCHS, SHARES
 from evidence.progress import Progress
+from experiments.pga.config import make_config
+from experiments.pga.erasers import Erased
+from experiments.pga.run import Experiment
+from experiments.pga.states import VIEWS
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import build_codes
 

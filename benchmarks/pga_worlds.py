@@ -20,9 +20,6 @@ from typing import Any
 
 import torch
 
-from audits.pga import criterion, measure_published, pga
-from audits.pga_config import make_config
-from audits.pga_erasers import ERASERS
 from benchmarks.pga_curve import curve
 from benchmarks.pga_reasons import reasons_of
 from benchmarks.pga_simulated import row
@@ -30,6 +27,9 @@ from benchmarks.timing import commit, machine
 from capture.checkpoints.cache import cache_root
 from evidence.progress import SILENT, Bars, Progress
 from evidence.storage.files import write_atomic
+from experiments.pga.config import make_config
+from experiments.pga.erasers import ERASERS
+from experiments.pga.run import criterion, measure_published, pga
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import build_codes
 

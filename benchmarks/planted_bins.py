@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.config import AuditConfig
-from audits.knowledge import score_questions
-from audits.persistence import ask_quantised, edit_in_bins, judge
-from audits.subjects import Subject
+from audits.axes.persistence import ask_quantised, edit_in_bins, judge
+from audits.core.answers import score_questions
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
 from benchmarks.timing import Rows
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items

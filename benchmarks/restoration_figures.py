@@ -6,10 +6,12 @@ from typing import Any
 
 from sklearn.metrics import roc_auc_score
 
-from audits import concept, readout, restoration
-from audits.again import decided_again
-from audits.config import QUICK
-from audits.trials import FLOORS
+from audits.axes.concept import axis as concept
+from audits.axes.restoration import axis as restoration
+from audits.axes.restoration import state_injection
+from audits.core.config import QUICK
+from audits.validation.trials import FLOORS
+from audits.verdict.reevaluate import decided_again
 from benchmarks.restoration_zoo import FALSE, LATE, NAMED, RETRAINED
 from benchmarks.timing import Rows
 from evidence.intervals import wilson
@@ -74,7 +76,7 @@ def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
     never = {
         c["model"].rsplit("-", 1)[0]: a
         for c in cases
-        if (a := published_of(c, readout.UNTRAINED)) is not None
+        if (a := published_of(c, state_injection.UNTRAINED)) is not None
     }
     best["never-trained"] = _best(list(never.values()))
     for name, values in best.items():
@@ -97,7 +99,10 @@ def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
 
 
 def _best(arms: Sequence[dict[str, Any]]) -> list[float]:
-    found = [(a.get(readout.PUBLISHED) or a[readout.STATE])["best"] for a in arms]
+    found = [
+        (a.get(state_injection.PUBLISHED) or a[state_injection.STATE])["best"]
+        for a in arms
+    ]
     return [each for each in found if each is not None]
 
 

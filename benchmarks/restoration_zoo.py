@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from audits import concept, outer, readout, restoration
-from audits.autoencoder import fit_coder
-from audits.inner import plant_one, read_states
-from audits.planted import planted_subject
-from audits.restoration_trial import restore, retain_parts
-from audits.run import start
-from audits.subjects import Subject
+from audits.axes.concept import axis as concept
+from audits.axes.restoration import axis as restoration
+from audits.axes.restoration import state_injection
+from audits.axes.restoration.autoencoder import fit_coder
+from audits.axes.restoration.trial import restore, retain_parts
+from audits.core.subjects import Subject
+from audits.run import baseline
+from audits.run.inner_axes import plant_one, read_states
+from audits.run.pipeline import start
+from audits.run.planting import planted_subject
 from benchmarks.timing import commit
 from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT
@@ -103,8 +106,8 @@ class World:
             fresh=True,
         )
         self.run = run
-        self.forget, self.retain = outer.known(run, outer.first_look(run))
-        self.never = outer.never_taught(run, self.forget, self.retain)
+        self.forget, self.retain = baseline.known(run, baseline.first_look(run))
+        self.never = baseline.never_taught(run, self.forget, self.retain)
         self.original = run.subjects["original"]
         plant_one(run, self.forget, self.retain)
         self.planted = planted_subject(self.original, run.space.work)
@@ -127,7 +130,7 @@ class World:
         self.reference_runs = {
             role: self._restore(each) for role, each in self.references.items()
         }
-        self.untrained = readout.untrained_subject(self.original, seed)
+        self.untrained = state_injection.untrained_subject(self.original, seed)
         self.shown: dict[str, Any] | None = None
 
     def _restore(self, subject: Subject) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class World:
         runs = {"unlearned": self._restore(unlearned), "planted": self.plant_run}
         others = {"unlearned": unlearned}
         if self.shown is None and self.untrained is not None:
-            others[readout.UNTRAINED] = self.untrained
+            others[state_injection.UNTRAINED] = self.untrained
         known = restoration.known_of(
             self.original, run.tokenizer, self.forget, run.config, "cpu"
         )
@@ -188,9 +191,9 @@ class World:
             device="cpu",
         )
         if self.shown is None:
-            self.shown = shown["roles"].get(readout.UNTRAINED)
+            self.shown = shown["roles"].get(state_injection.UNTRAINED)
         if self.shown is not None:
-            shown["roles"][readout.UNTRAINED] = self.shown
+            shown["roles"][state_injection.UNTRAINED] = self.shown
         notes = tuple(self.missing)
         back = restoration.judge(runs, known, run.config, notes, shown)
         found["axes"] = self._both(named, back)

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from audits.calibration import STATES, shipped
-from audits.error_page import page as drawn
-from audits.error_rates import (
+from audits.validation.error_page import page as drawn
+from audits.validation.error_rates import (
     VERDICTS,
     Case,
     ablation,
@@ -22,7 +21,8 @@ from audits.error_rates import (
     confidences,
     figures,
 )
-from audits.trials import FLOORS, in_words, run_plan
+from audits.validation.trials import FLOORS, in_words, run_plan
+from audits.verdict.calibration import STATES, shipped
 from benchmarks.timing import commit, machine
 from benchmarks.zoo_audits import add_arguments, plan_of
 from evidence.calibration_metrics import coverage, reliability

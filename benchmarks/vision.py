@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from sklearn.metrics import roc_auc_score
 
-from audits.image_published import find_experts, inject
-from audits.image_restoration import (
+from audits.axes.restoration.image_routes import image_sites, named
+from audits.axes.restoration.image_state_injection import find_experts, inject
+from audits.axes.restoration.image_trial import (
     net_of_controls,
     restore_images,
     unseen_classes,
 )
-from audits.image_steering import image_sites, named
 from benchmarks.vision_page import write_page
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint

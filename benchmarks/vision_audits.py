@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audits import result
-from audits.again import decided_again
-from audits.audit import audit
+from audits.run import document as result
+from audits.run.api import audit
+from audits.verdict.reevaluate import decided_again
 from benchmarks.timing import commit
 from benchmarks.vision import SUPPRESSED, row
 from benchmarks.vision_page import RESULT, write_page

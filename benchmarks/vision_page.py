@@ -219,7 +219,7 @@ AUDITS = """
 
 `exhume audit` of the same models, from their test images: behaviour, the original's own
 probe and a refitted one, causal depth and relearning, decided by the rule that texts
-have (`audits/verdict.py`). The unit is the image. Floors: the two retrains from other
+have (`audits/verdict/rule.py`). The unit is the image. Floors: the two retrains from other
 starting weights (each has the other one), or never-taught images.
 
 What differs from texts was chosen on tuning seed 0: only blocks from the middle on are

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from audits.trials import FLOORS, Plan, in_words, run_plan
+from audits.validation.trials import FLOORS, Plan, in_words, run_plan
 from capture.checkpoints.cache import cache_root
 from testbeds.zoo.build import split
 from testbeds.zoo.kinds import KINDS

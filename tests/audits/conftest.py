@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from audits.audit import Audit, audit
+from audits.run.api import Audit, audit
 from testbeds.planted import plant
 from testbeds.worlds.biographies import SMALL, BiosWorld, build_bios
 

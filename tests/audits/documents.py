@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from audits import causal_depth as depth
-from audits.config import AuditConfig, Rule
-from audits.decodability import REFITTED, UNCHANGED
-from audits.relearning import SAID, TOLD
+from audits.axes.causal_depth import axis as depth
+from audits.axes.decodability.axis import REFITTED, UNCHANGED
+from audits.axes.relearning import SAID, TOLD
+from audits.core.config import AuditConfig, Rule
 
 CONFIG = AuditConfig(axes=("behaviour",), seed=7, device="cpu", rule=Rule(margin=0.2))
 HOSTILE = (

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from audits import audit as audits_audit
-from audits.stages import Workspace
+from audits.core.workspace import Workspace
+from audits.run import api as audits_audit
 
 
 def audit_until_killed(arguments: list[str], killed: Path) -> None:

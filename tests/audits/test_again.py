@@ -1,9 +1,9 @@
 """Deciding again: the same readings under another rule, or without an axis."""
 
-from audits import behaviour as output
-from audits.again import decided_again
-from audits.config import Rule
-from audits.error_rates import STATES, ablation
+from audits.axes import behaviour as output
+from audits.core.config import Rule
+from audits.validation.error_rates import STATES, ablation
+from audits.verdict.reevaluate import decided_again
 from tests.audits.documents import (
     axis,
     causal_depth,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from audits import result
-from audits.audit import audit, load
+from audits.run import document as result
+from audits.run.api import audit, load
 from evidence.errors import InputError
 from testbeds.worlds.biographies import BiosWorld
 from tests.audits.conftest import run

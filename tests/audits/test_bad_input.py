@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from audits import cli
+from exhume.cli import app as cli
 
 
 def call(*arguments: object) -> int:
@@ -108,7 +108,7 @@ def test_too_few_entities_says_how_many(try_audit, world, tmp_path):
 
 def test_swapped_files(try_audit, world, monkeypatch):
     # The world forgets fewer people than a retain set must have.
-    monkeypatch.setattr("audits.sets.LEAST_RETAIN", 8)
+    monkeypatch.setattr("audits.core.item_sets.LEAST_RETAIN", 8)
     # The candidate knows what is passed as forget, and nothing of what is kept.
     message = try_audit(forget=world.retain, retain=world.forget)
     assert "swapped" in message
@@ -188,12 +188,12 @@ def test_a_full_disk(try_audit, monkeypatch):
 
 
 def test_an_interrupt_keeps_what_is_finished(world, tmp_path, monkeypatch, capfd):
-    from audits import run
+    from audits.run import pipeline
 
     def interrupt(*_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run, "utility", interrupt)
+    monkeypatch.setattr(pipeline, "utility", interrupt)
     options = (
         "--original", world.original, "--unlearned", world.twin,
         "--forget", world.forget, "--retain", world.retain,

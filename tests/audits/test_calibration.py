@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audits.behaviour import TOLD
-from audits.calibration import (
+from audits.axes.behaviour import TOLD
+from audits.core.config import Rule
+from audits.verdict.calibration import (
     STATES,
     Calibration,
     Question,
@@ -18,7 +19,6 @@ from audits.calibration import (
     figures_of,
     shipped,
 )
-from audits.config import Rule
 from benchmarks.calibration import figures, fit
 from benchmarks.verdict import RESULTS
 from evidence.results import AxisResult

@@ -5,10 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.carrying import Exam, choose_sites, other_facts, strangers
-from audits.causal_depth import SAID, TOLD, Carried, judge
-from audits.config import AuditConfig
-from audits.preflight import Damage
+from audits.axes.causal_depth.axis import SAID, TOLD, Carried, judge
+from audits.axes.causal_depth.state_transfer import (
+    Exam,
+    choose_sites,
+    other_facts,
+    strangers,
+)
+from audits.core.config import AuditConfig
+from audits.core.preflight import Damage
 from capture.data.items import Item
 from capture.data.questions import ask
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from audits.audit import audit
+from audits.run.api import audit
 from evidence.errors import InputError
 from tests.audits.conftest import run
 

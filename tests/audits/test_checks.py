@@ -14,9 +14,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from audits.audit import audit
-from audits.check_items import check_items
-from audits.plan import plan
+from audits.run.api import audit
+from audits.run.item_check import check_items
+from audits.run.planning import plan
 from evidence.errors import InputError
 from tests.audits.own_world import FIRST, LAST, OwnWorld, letter_tokenizer, own_world
 from tests.audits.test_bad_input import call, rows, write

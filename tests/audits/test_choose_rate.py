@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
-from audits import relearning
-from audits.config import AuditConfig
+from audits.axes import relearning
+from audits.core.config import AuditConfig
 from evidence.progress import SILENT
 
 RATES = AuditConfig().budget.relearn_rates

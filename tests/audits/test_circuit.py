@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from attribution.circuits.graph import EdgeGraph
-from audits.circuit import NAME, _heads_in_words, run_circuit
-from audits.circuit_evidence import (
+from audits.axes.circuit.axis import NAME, _heads_in_words, run_circuit
+from audits.axes.circuit.judgement import (
     LAST_BLOCK,
     TITLES,
     TRANSPLANTED,
@@ -16,9 +16,9 @@ from audits.circuit_evidence import (
     copy_suppression,
     judge,
 )
-from audits.config import make_config
-from audits.subjects import Subject
-from audits.verdict import RECOVERY
+from audits.core.config import make_config
+from audits.core.subjects import Subject
+from audits.verdict.rule import RECOVERY
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
 from capture.network.hooks import leftover_hooks

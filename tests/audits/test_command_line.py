@@ -5,7 +5,7 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from audits.cli import app
+from exhume.cli.app import app
 
 
 def test_version_is_the_installed_distributions():

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from audits.cli import app
-from audits.compare import compare
-from audits.compare_page import write_page
-from audits.report import write_report
+from audits.comparison.compare import compare
+from audits.comparison.page import write_page
+from audits.report.page import write_report
 from evidence.errors import InputError
+from exhume.cli.app import app
 from tests.audits.documents import DOCUMENTS, HOSTILE, behaviour, document, whole
 from tests.audits.test_report import Page
 

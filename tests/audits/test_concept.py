@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.concept import run_concept
-from audits.concept_reading import answer_concepts, fit_concepts, reader_of
-from audits.config import make_config
-from audits.planted import plant, planted_subject
-from audits.probing import Probing, capture_states, read_states
-from audits.probing_tasks import make_tasks
-from audits.subjects import Subject
+from audits.axes.concept.axis import run_concept
+from audits.axes.concept.reading import answer_concepts, fit_concepts, reader_of
+from audits.axes.decodability.tasks import make_tasks
+from audits.axes.decodability.text_readers import Probing, capture_states, read_states
+from audits.core.config import make_config
+from audits.core.subjects import Subject
+from audits.run.planting import plant, planted_subject
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from capture.data.invented_entities import invent_items

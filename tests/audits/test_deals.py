@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from audits.deals import deal_test
-from audits.probing import Probing, States
-from audits.probing_tasks import Task, make_tasks, row_scores, standings
-from audits.readers import Reader
+from audits.axes.decodability.label_permutation import deal_test
+from audits.axes.decodability.readers import Reader
+from audits.axes.decodability.tasks import Task, make_tasks, row_scores, standings
+from audits.axes.decodability.text_readers import Probing, States
 from capture.data.items import Item, ItemSet
 from tests.capture.small import byte_level
 

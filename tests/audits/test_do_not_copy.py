@@ -12,12 +12,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from audits.pga_claims import NO, YES, claims_of
-from audits.pga_config import PgaExperiment
-from audits.pga_states import all_states
 from benchmarks.pga_statements import STATEMENTS
 from capture.network.structure import own_head_
 from evidence.seeds import torch_rng
+from experiments.pga.claims import NO, YES, claims_of
+from experiments.pga.config import PgaExperiment
+from experiments.pga.states import all_states
 from probes.sweeps.membership_test import membership
 from testbeds.memorized_codes.world import recall
 from tests.audits.test_pga import eraser_rows, signed

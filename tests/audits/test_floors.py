@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from audits.config import AuditConfig, Rule
-from audits.floors import LEAST_SPAN, Wanted, against_floors, telling
+from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
+from audits.core.config import AuditConfig, Rule
 from evidence.hypothesis_tests import MaxTest
 from evidence.intervals import by_entity
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from audits.audit import audit
-from audits.config import AXES, DEFAULT_AXES
+from audits.core.config import AXES, DEFAULT_AXES
+from audits.run.api import audit
 
 NAMED = ("concept", "restoration", "circuit")
 

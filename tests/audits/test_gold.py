@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.gold import Regained, grade, halves, regain
+from audits.validation.relearning_grade import Regained, grade, halves, regain
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds.edits.workbench import Ground

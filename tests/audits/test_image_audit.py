@@ -13,13 +13,19 @@ from transformers import (
     SwinForImageClassification,
 )
 
-from audits.again import decided_again
-from audits.audit import audit, load
-from audits.compare import compare
-from audits.compare_page import write_page
-from audits.decodability import REFITTED, UNCHANGED
-from audits.image_look import called
-from audits.image_words import CARRIED, NAMED, REST_NAMED, SKIPPED, STEERED
+from audits.axes.decodability.axis import REFITTED, UNCHANGED
+from audits.comparison.compare import compare
+from audits.comparison.page import write_page
+from audits.modalities.image_baseline import called
+from audits.modalities.image_vocabulary import (
+    CARRIED,
+    NAMED,
+    REST_NAMED,
+    SKIPPED,
+    STEERED,
+)
+from audits.run.api import audit, load
+from audits.verdict.reevaluate import decided_again
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
 from capture.network.hooks import leftover_hooks
@@ -164,7 +170,7 @@ def test_folders_of_pictures_are_audited_by_command(digits_zoo, world, tmp_path)
     from PIL import Image
     from typer.testing import CliRunner
 
-    from audits.cli import app
+    from exhume.cli.app import app
 
     for part in ("forget_test", "retain_test"):
         images = world.images(part)

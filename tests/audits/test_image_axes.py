@@ -8,25 +8,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audits import image_decodability, image_depth
-from audits.config import make_config
-from audits.decodability import REFITTED, UNCHANGED
-from audits.image_look import Cast, late_sites, pooled, ranked
-from audits.image_probes import (
+from audits.axes.causal_depth import image_axis as image_depth
+from audits.axes.decodability import image_axis as image_decodability
+from audits.axes.decodability.axis import REFITTED, UNCHANGED
+from audits.axes.decodability.image_readers import (
     SHOTS,
     fit_own,
     read_own,
     read_refitted,
 )
-from audits.image_relearning import (
+from audits.axes.image_relearning import (
     ROUNDS,
     after_teaching,
     in_order,
     kept_images,
     lessons,
 )
-from audits.image_steering import image_sites, named, read_logits, states_of
-from audits.preflight import Damage
+from audits.axes.restoration.image_routes import (
+    image_sites,
+    named,
+    read_logits,
+    states_of,
+)
+from audits.core.config import make_config
+from audits.core.preflight import Damage
+from audits.modalities.image_baseline import Cast, late_sites, pooled, ranked
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng

@@ -4,22 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from audits.image_published import (
-    ALPHAS,
-    Experts,
-    _carrying,
-    find_experts,
-    inject,
-    published_site,
-)
-from audits.image_restoration import (
-    KINDS,
-    net_of_controls,
-    one_class,
-    restore_images,
-    unseen_classes,
-)
-from audits.image_steering import (
+from audits.axes.restoration.image_routes import (
     MEAN,
     READ,
     SLOPE,
@@ -33,6 +18,21 @@ from audits.image_steering import (
     state_sites,
     states_of,
     turned,
+)
+from audits.axes.restoration.image_state_injection import (
+    ALPHAS,
+    Experts,
+    _carrying,
+    find_experts,
+    inject,
+    published_site,
+)
+from audits.axes.restoration.image_trial import (
+    KINDS,
+    net_of_controls,
+    one_class,
+    restore_images,
+    unseen_classes,
 )
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import leftover_hooks

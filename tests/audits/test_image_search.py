@@ -4,16 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from audits.image_restoration import unseen_classes
-from audits.image_search import (
-    ENDED,
-    OWN,
-    Guard,
-    bodies_of,
-    fit_changes,
-    strongest,
-)
-from audits.image_steering import (
+from audits.axes.restoration.image_routes import (
     ROUTES,
     SLOPE,
     adding,
@@ -23,7 +14,16 @@ from audits.image_steering import (
     state_sites,
     with_end_of,
 )
-from audits.restoration_trial import RETAIN_DROP, STRENGTHS
+from audits.axes.restoration.image_trial import unseen_classes
+from audits.axes.restoration.search import (
+    ENDED,
+    OWN,
+    Guard,
+    bodies_of,
+    fit_changes,
+    strongest,
+)
+from audits.axes.restoration.trial import RETAIN_DROP, STRENGTHS
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import leftover_hooks, record
 from testbeds.worlds.digits import DigitsConfig, new_classifier

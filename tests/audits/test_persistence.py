@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from audits.config import AuditConfig
-from audits.knowledge import score_questions
-from audits.persistence import SAID, ask_quantised, edit_in_bins, judge
-from audits.subjects import Subject
+from audits.axes.persistence import SAID, ask_quantised, edit_in_bins, judge
+from audits.core.answers import score_questions
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
 from capture.data.items import read_items
 from capture.data.questions import ask
 from capture.data.sequences import batches

@@ -7,18 +7,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from audits import pga as module
-from audits.cli import app
-from audits.pga import measure_published, pga
-from audits.pga_claims import NO, OPEN, YES, claims_of
-from audits.pga_config import make_config, read_config
-from audits.pga_erasers import ERASERS, HOOKED, erase
-from audits.pga_report import render
-from audits.pga_states import all_states, depth_sites
-from audits.readouts import logistic_readouts
 from capture.network.hooks import leftover_hooks
 from erasure.unlearning.probe_alignment import PgaConfig, align_
 from evidence.errors import InputError
+from exhume.cli.app import app
+from experiments.pga import run as module
+from experiments.pga.claims import NO, OPEN, YES, claims_of
+from experiments.pga.config import make_config, read_config
+from experiments.pga.erasers import ERASERS, HOOKED, erase
+from experiments.pga.readouts import logistic_readouts
+from experiments.pga.report import render
+from experiments.pga.run import measure_published, pga
+from experiments.pga.states import all_states, depth_sites
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import recall
 from tests.testbeds.tiny_codes import TINY

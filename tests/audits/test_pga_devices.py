@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from audits.pga import Experiment, measure_published
-from audits.pga_config import make_config, resolved
-from audits.pga_erasers import ERASERS, erase
 from evidence.errors import InputError
 from evidence.progress import SILENT
+from experiments.pga.config import make_config, resolved
+from experiments.pga.erasers import ERASERS, erase
+from experiments.pga.run import Experiment, measure_published
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import build_codes, perplexity, recall
 from tests.pretend_cuda import PretendCuda, mark, marked, there_and_pretended

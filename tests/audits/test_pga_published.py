@@ -9,22 +9,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from audits.pga_attacks import projection_test, refit_attack
-from audits.pga_published import (
-    VARIANTS,
-    adversarial_probes,
-    published_scores,
-    token_split,
-    toy_verdict,
-)
-from audits.readouts import logistic_readouts
-from audits.utility import Utility
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
 from capture.network.hooks import leftover_hooks
 from erasure.concept.md_pga import fit_md
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
+from experiments.pga.interventions import projection_test, refit_attack
+from experiments.pga.published_protocol import (
+    VARIANTS,
+    adversarial_probes,
+    published_scores,
+    token_split,
+    toy_verdict,
+)
+from experiments.pga.readouts import logistic_readouts
+from experiments.pga.utility import Utility
 from tests.erasure.tiny import tiny_gpt2
 
 KEYS, CONTEXTS, WIDTH = 5, 4, 8

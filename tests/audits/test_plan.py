@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from audits import plan as module
-from audits.config import BUDGETS
-from audits.plan import GIB, TRAINED, count_parameters, plan
+from audits.core.config import BUDGETS
+from audits.run import planning as module
+from audits.run.planning import GIB, TRAINED, count_parameters, plan
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from evidence.errors import InputError

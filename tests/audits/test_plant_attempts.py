@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from audits import planted
-from audits.config import BUDGETS
-from audits.subjects import Subject
+from audits.core.config import BUDGETS
+from audits.core.subjects import Subject
+from audits.run import planting
 from capture.data.items import Item
 from evidence.errors import InputError
 from evidence.progress import SILENT
@@ -42,13 +42,13 @@ def attempt(monkeypatch, tmp_path):
             gone = bool(tried) and tried[-1][1] >= needed and len(rows) == 2
             return SimpleNamespace(greedy=np.full(len(rows), 0.0 if gone else 1.0))
 
-        monkeypatch.setattr(planted, "unlearn_", unlearn)
-        monkeypatch.setattr(planted, "score_answers", score)
+        monkeypatch.setattr(planting, "unlearn_", unlearn)
+        monkeypatch.setattr(planting, "score_answers", score)
         items = [
             Item(f"i{k}", f"red fox{k}", f"red fox{k}:", f"{k}0712") for k in range(5)
         ]
         original: Any = SimpleNamespace(loaded=lambda device: nullcontext(model))
-        made = planted.plant(
+        made = planting.plant(
             original,
             make_tokenizer(),
             items[:2],
@@ -82,16 +82,16 @@ def test_what_cannot_be_planted_is_said(attempt):
     made, tried = attempt(10**6)
     assert not made["made"]
     assert tried == SETTINGS
-    assert "could be planted" in planted.not_planted(made)[0]
+    assert "could be planted" in planting.not_planted(made)[0]
 
 
 @pytest.mark.parametrize("place", ["nothing", "folder", "pipe"])
 def test_planted_tensors_that_cannot_be_read_are_one_error(tmp_path, place):
-    path = tmp_path / planted.PLANTED
+    path = tmp_path / planting.PLANTED
     if place == "folder":
         path.mkdir()
     elif place == "pipe":
         os.mkfifo(path)
     original = Subject("original", "0", {}, lambda device: nn.Linear(1, 1))
     with pytest.raises(InputError, match="--fresh"):
-        planted.planted_subject(original, tmp_path)
+        planting.planted_subject(original, tmp_path)

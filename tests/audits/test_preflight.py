@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from audits.config import Rule, make_config
-from audits.knowledge import distinct_share
-from audits.preflight import spread, utility
+from audits.core.answers import distinct_share
+from audits.core.config import Rule, make_config
+from audits.core.preflight import spread, utility
 from evidence.errors import InputError
 
 

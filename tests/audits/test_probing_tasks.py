@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from audits.concept_writing import deal_targets
-from audits.probing_tasks import Task, blocks, choose_form, make_tasks, row_scores
+from audits.axes.concept.writing import deal_targets
+from audits.axes.decodability.tasks import (
+    Task,
+    blocks,
+    choose_form,
+    make_tasks,
+    row_scores,
+)
 from capture.data.items import Item, ItemSet
 from testbeds.worlds import biography_text
 from testbeds.worlds.code_text import make_tokenizer

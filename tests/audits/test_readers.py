@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from audits.readers import fit_readers
+from audits.axes.decodability.readers import fit_readers
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from attribution.sae.autoencoder import Sae
-from audits import readout
-from audits.autoencoder import (
+from audits.axes.restoration import state_injection
+from audits.axes.restoration.autoencoder import (
     Coder,
     check_candidate,
     check_model,
@@ -17,9 +17,15 @@ from audits.autoencoder import (
     fit_coder,
     whole_prompts,
 )
-from audits.readout import ALPHAS, ARMS, CONTROLS, injection, read_out
-from audits.restoration_routes import Asked
-from audits.subjects import Subject
+from audits.axes.restoration.state_injection import (
+    ALPHAS,
+    ARMS,
+    CONTROLS,
+    injection,
+    read_out,
+)
+from audits.axes.restoration.text_routes import Asked
+from audits.core.subjects import Subject
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.questions import ask
@@ -117,7 +123,7 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
 ):
     """A late suppression holds all and comes back with nothing; its states are same."""
     late = Subject.of("unlearned", open_checkpoint(planted("last_block_relabel")))
-    blank = readout.untrained_subject(bench.subject, 0)
+    blank = state_injection.untrained_subject(bench.subject, 0)
     assert blank is not None
     roles = {"unlearned": late, blank.role: blank}
     found = read_out(
@@ -128,7 +134,7 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
     assert found["roles"]["unlearned"]["before"] < 0.1
     assert arms["as published"]["best"] == pytest.approx(0.0, abs=0.05)
     assert found["roles"]["never-trained"]["arms"]["as published"]["best"] < 0.2
-    note = readout.in_words(found)[0]
+    note = state_injection.in_words(found)[0]
     assert note.startswith("Readout intact") and "never-trained" in note
     again = read_out(
         bench.subject, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
@@ -143,12 +149,12 @@ def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench)
     arms = found["roles"]["unlearned"]["arms"]
     assert set(arms) == {"state only", "other items' states"}
     assert arms["state only"]["rate"] is None and arms["state only"]["said"][0] > 0.9
-    assert "not asked" in readout.in_words(found)[0]
+    assert "not asked" in state_injection.in_words(found)[0]
 
 
 def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
     one, two, other = (
-        readout.untrained_subject(bench.subject, seed) for seed in (0, 0, 1)
+        state_injection.untrained_subject(bench.subject, seed) for seed in (0, 0, 1)
     )
     assert one is not None and two is not None and other is not None
     states = [dict(each.load().state_dict()) for each in (one, two, other)]
@@ -200,7 +206,9 @@ def test_a_coder_that_does_not_reconstruct_a_model_is_refused_in_words(bench):
 def test_without_sae_lens_the_axis_says_what_was_not_tried(
     bench, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("audits.autoencoder.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "audits.axes.restoration.autoencoder.find_spec", lambda name: None
+    )
     coder, words = fit_coder(
         bench.subject,
         bench.asked,

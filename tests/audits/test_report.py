@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from audits.report import MOST_ITEMS, VERDICTS, render, write_report
-from audits.result import validate_document
+from audits.report.page import MOST_ITEMS, VERDICTS, render, write_report
+from audits.run.document import validate_document
 from tests.audits.documents import (
     DOCUMENTS,
     HOSTILE,

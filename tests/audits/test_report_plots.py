@@ -1,15 +1,23 @@
 """Figures and small texts of the report: one colour a role, nothing miscounted."""
 
-from audits.report_depth import depth_plot
-from audits.report_plots import (
+from audits.report.axis_charts import (
     logprob_plot,
     reading_plot,
     relearning_plots,
     weights_plot,
     wording_plot,
 )
-from audits.report_restoration import SHOWN, restoration_plots
-from audits.report_text import clean, flat, in_plot, interval, p_text, percent, places
+from audits.report.depth_charts import depth_plot
+from audits.report.formatting import (
+    clean,
+    flat,
+    in_plot,
+    interval,
+    p_text,
+    percent,
+    places,
+)
+from audits.report.restoration_charts import SHOWN, restoration_plots
 from tests.audits.documents import (
     behaviour,
     causal_depth,

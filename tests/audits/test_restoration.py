@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from attribution.sae.latents import LatentAmplifier
-from audits.config import make_config
-from audits.restoration import BY_LUCK, judge, net_rate
-from audits.restoration_curve import STRENGTHS, pooled
-from audits.restoration_routes import (
+from audits.axes.restoration.axis import BY_LUCK, judge, net_rate
+from audits.axes.restoration.curve import STRENGTHS, pooled
+from audits.axes.restoration.text_routes import (
     BY_LATENTS,
     ROUTES,
     Asked,
@@ -16,8 +15,9 @@ from audits.restoration_routes import (
     exchanged,
     steering,
 )
-from audits.restoration_trial import chosen_sites, restore, taken_back
-from audits.subjects import Subject
+from audits.axes.restoration.trial import chosen_sites, restore, taken_back
+from audits.core.config import make_config
+from audits.core.subjects import Subject
 from capture.checkpoints.open import open_checkpoint
 from capture.data.invented_entities import invent_items
 from capture.data.items import ItemSet, read_items

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from audits import further, inner, outer
-from audits.audit import audit
-from audits.plan import plan
-from audits.probing_tasks import Part
-from audits.room import Kept, _widest, check_room
-from audits.run import start
+from audits.axes.decodability.tasks import Part
+from audits.run import baseline, inner_axes, optional_axes
+from audits.run.api import audit
+from audits.run.disk_space import Kept, _widest, check_room
+from audits.run.pipeline import start
+from audits.run.planning import plan
 from evidence.errors import InputError
 from tests.audits.own_world import OwnWorld, own_world
 
@@ -37,15 +37,15 @@ def captured(world: OwnWorld, out: Path, **settings) -> int:
         ledger[name] = compute()
         return ledger[name]
 
-    forget, retain = outer.known(run, outer.first_look(run))
-    never = outer.never_taught(run, forget, retain)
+    forget, retain = baseline.known(run, baseline.first_look(run))
+    never = baseline.never_taught(run, forget, retain)
     subjects = dict(run.subjects)
     # As large as the one that is planted.
     subjects["planted"] = replace(subjects["original"], weights_hash="planted")
     if {"decodability", "concept"} & set(run.config.axes):
-        inner.read_states(run, subjects, forget, retain, never, stage)
+        inner_axes.read_states(run, subjects, forget, retain, never, stage)
     if "membership" in run.config.axes:
-        further.run_membership(run, subjects, forget, retain, never, (), stage)
+        optional_axes.run_membership(run, subjects, forget, retain, never, (), stage)
     files = (out / "work" / "activations").rglob("*")
     return sum(path.stat().st_size for path in files)
 
@@ -125,7 +125,7 @@ def test_a_whole_audit_keeps_no_more(worlds, tmp_path):
 def test_fewer_items_never_make_more_rows_than_that(items):
     import numpy as np
 
-    from audits.probing_tasks import _statements
+    from audits.axes.decodability.tasks import _statements
     from capture.data.items import Item
 
     def rows(count: int) -> Part:

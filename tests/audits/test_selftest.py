@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from audits import selftest as module
-from audits.error_rates import confusion
-from audits.selftest import selftest
+from audits.validation import selftest as module
+from audits.validation.error_rates import confusion
+from audits.validation.selftest import selftest
 from testbeds.worlds.biographies import SMALL
 
 

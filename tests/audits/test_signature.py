@@ -9,11 +9,12 @@ import torch
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from audits import again, signature
-from audits.config import DEFAULT_AXES, Rule, make_config
-from audits.signature import run_signature
-from audits.signature_reading import PARTS, cast, read
-from audits.verdict import decide
+from audits.axes.membership import axis as signature
+from audits.axes.membership.axis import run_signature
+from audits.axes.membership.readers import PARTS, cast, read
+from audits.core.config import DEFAULT_AXES, Rule, make_config
+from audits.verdict import reevaluate
+from audits.verdict.rule import decide
 from capture.data.items import Item, ItemSet
 from evidence.errors import InputError
 from evidence.progress import SILENT
@@ -242,11 +243,11 @@ def test_no_profile_runs_it_and_alone_it_blocks_deletion_but_suppresses_nothing(
     same = axis("membership", "absent", reading(signature.READER, 0.0, 0.9))
     both = decide(quiet | {"membership": same}, FINE, False, "reference", Rule())
     assert both.verdict_class == "deleted"
-    assert again.STATUS_OF["membership"] is signature.status_of
+    assert reevaluate.STATUS_OF["membership"] is signature.status_of
 
 
 def test_an_audit_runs_it_when_it_is_named(world, planted, tmp_path):
-    from audits.audit import audit
+    from audits.run.api import audit
 
     done = audit(
         world.original,

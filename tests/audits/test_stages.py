@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from audits.stages import Ledger, Workspace, axis_of, canonical
+from audits.core.workspace import Ledger, Workspace, axis_of, canonical
 from evidence.errors import InputError
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic

@@ -2,8 +2,8 @@
 
 import pytest
 
-from audits.config import Rule
-from audits.standing import controlled, standing
+from audits.axes.status import controlled, standing
+from audits.core.config import Rule
 from evidence.results import Control
 from tests.audits.test_verdict import reading
 

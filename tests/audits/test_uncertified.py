@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from audits import decodability
-from audits.config import make_config
-from audits.pga_published import adversarial_probes, published_scores
-from audits.probing import Probing, States, choose_penalty, fit_shuffled
-from audits.probing_tasks import PARTS
-from audits.readers import fit_readers
-from audits.readouts import logistic_readouts
+from audits.axes.decodability import axis as decodability
+from audits.axes.decodability.readers import fit_readers
+from audits.axes.decodability.tasks import PARTS
+from audits.axes.decodability.text_readers import (
+    Probing,
+    States,
+    choose_penalty,
+    fit_shuffled,
+)
+from audits.core.config import make_config
 from evidence.progress import SILENT
 from evidence.seeds import torch_rng
+from experiments.pga.published_protocol import adversarial_probes, published_scores
+from experiments.pga.readouts import logistic_readouts
 from probes.solvers.newton.newton_cg import ACCEPTED
 from probes.solvers.uncertified import UncertifiedWarning
 from probes.sweeps.membership_test import membership

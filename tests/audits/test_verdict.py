@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from audits import causal_depth, concept, restoration
-from audits.config import Rule
-from audits.decodability import REFITTED, UNCHANGED
-from audits.image_words import CARRIED, NAMED, REST_NAMED, STEERED
-from audits.preflight import Damage
-from audits.relearning import SAID, TOLD
-from audits.verdict import decide
-from audits.verdict_words import words_of
+from audits.axes.causal_depth import axis as causal_depth
+from audits.axes.concept import axis as concept
+from audits.axes.decodability.axis import REFITTED, UNCHANGED
+from audits.axes.relearning import SAID, TOLD
+from audits.axes.restoration import axis as restoration
+from audits.core.config import Rule
+from audits.core.preflight import Damage
+from audits.modalities.image_vocabulary import CARRIED, NAMED, REST_NAMED, STEERED
+from audits.modalities.vocabulary import words_of
+from audits.verdict.rule import decide
 from evidence.results import AxisResult, Control, Reading
 
 FINE = Damage({"retain accuracy": 1.0}, ())

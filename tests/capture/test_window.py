@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from audits.knowledge import utility_of_text
+from audits.core.answers import utility_of_text
 from capture.activations.capture import capture_activations
 from capture.activations.position_limit import position_limit
 from capture.data.sequences import Sequences

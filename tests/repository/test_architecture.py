@@ -179,7 +179,7 @@ def test_package_init_holds_a_docstring_alone(path):
 
 def test_importing_the_command_line_loads_no_model_library():
     code = (
-        "import sys, audits.cli;"
+        "import sys, exhume.cli.app;"
         "print([m for m in ('torch','transformers','transformer_lens','nnsight',"
         "'sae_lens','peft','plotly') if m in sys.modules])"
     )

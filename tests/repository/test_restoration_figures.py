@@ -2,7 +2,7 @@
 
 import pytest
 
-from audits.readout import UNTRAINED
+from audits.axes.restoration.state_injection import UNTRAINED
 from benchmarks.restoration_figures import rate_rows, shown_cases, verdicts, zoo_rows
 from benchmarks.restoration_page import page
 from benchmarks.timing import Rows

@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from audits.error_rates import STATES, VERDICTS, Case, case_of, figures
-from audits.trials import Plan, run_plan
+from audits.validation.error_rates import STATES, VERDICTS, Case, case_of, figures
+from audits.validation.trials import Plan, run_plan
 from benchmarks.verdict import joined, page, probabilities_of
 from testbeds.worlds.biographies import SMALL
 from testbeds.zoo.kinds import KINDS

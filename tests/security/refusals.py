@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from audits import cli
 from evidence.errors import InputError
+from exhume.cli import app as cli
 
 LONGEST = 2600
 _HARMFUL = re.compile(

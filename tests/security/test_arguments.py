@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from audits.audit import audit
-from audits.check_items import check_items
-from audits.config import make_config
-from audits.demo import run_demo
-from audits.pga_config import make_config as make_pga
-from audits.plan import plan
-from audits.selftest import selftest
+from audits.core.config import make_config
+from audits.run.api import audit
+from audits.run.item_check import check_items
+from audits.run.planning import plan
+from audits.validation.demo import run_demo
+from audits.validation.selftest import selftest
 from capture.checkpoints.cache import cache_root
 from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.image_config import ImageUnlearnConfig
@@ -22,6 +21,7 @@ from erasure.unlearning.training import Schedule
 from evidence.errors import ExhumeError, InputError, listed, printable, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import LARGEST_SEED, check_seed, numpy_rng, stage_seed, torch_rng
+from experiments.pga.config import make_config as make_pga
 from testbeds.worlds.smollm2 import fetch
 from testbeds.zoo.build import build_zoo
 from tests.security.refusals import check, command, refusal, refused

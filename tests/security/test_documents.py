@@ -15,15 +15,15 @@ import jsonschema
 import pandas as pd
 import pytest
 
-from audits import result
-from audits.audit import load
-from audits.compare import compare
-from audits.compare_page import write_page
-from audits.config import AXES, BUDGETS, AuditConfig, Budget, Rule
-from audits.csv_text import csv_text
-from audits.pages import shown_whole
-from audits.report import _axis, render, write_report
-from audits.report_text import flat
+from audits.comparison.compare import compare
+from audits.comparison.csv_text import csv_text
+from audits.comparison.page import write_page
+from audits.core.config import AXES, BUDGETS, AuditConfig, Budget, Rule
+from audits.report.formatting import flat
+from audits.report.page import _axis, render, write_report
+from audits.report.templates import shown_whole
+from audits.run import document as result
+from audits.run.api import load
 from tests.audits.documents import DOCUMENTS, behaviour, document, whole
 from tests.security import hostile_items as hostile
 from tests.security.refusals import command, refusal, refused

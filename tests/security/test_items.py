@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from audits.check_items import check_items
+from audits.run.item_check import check_items
 from capture.data.items import Item, ItemSet, fold, read_items
 from tests.security import hostile_items as hostile
 from tests.security.refusals import refusal, refused

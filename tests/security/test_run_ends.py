@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 START = """
 import os, sys, time
 from rich.console import Console
-from audits.ending import end_in_words
+from exhume.cli.ending import end_in_words
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 def ready():
     print("ready", flush=True)
@@ -293,7 +293,7 @@ def command():
 
 POOL = """
 from pathlib import Path
-from audits.workers import workers
+from audits.validation.workers import workers
 def work(number):
     Path(sys.argv[1], str(number)).touch()
     time.sleep(60)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from audits.outputs import AUDIT, EXPERIMENT, OWN, look, own_folder
-from audits.stages import Workspace
+from audits.core.outputs import AUDIT, EXPERIMENT, OWN, look, own_folder
+from audits.core.workspace import Workspace
 from evidence.errors import InputError
 from evidence.storage.runs import LOCK, sole_run
 from evidence.storage.scratch import NAME
@@ -231,7 +231,7 @@ def test_a_result_whose_work_was_deleted_is_ours(finished):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from audits.stages import Workspace
+from audits.core.workspace import Workspace
 from evidence.storage.runs import sole_run
 root, step, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
 def kill_at(name):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from audits.pga import pga
-from audits.pga_config import make_config, read_config
+from experiments.pga.config import make_config, read_config
+from experiments.pga.run import pga
 from tests.security import hostile_items as hostile
 from tests.security.refusals import refusal, refused
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from audits.trials import Plan
+from audits.validation.trials import Plan
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items
 from capture.data.questions import ask

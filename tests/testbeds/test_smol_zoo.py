@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from audits.trials import Plan
+from audits.validation.trials import Plan
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds.edits import workbench

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 PLACES = {
-    "audit": ("exhume:audit", "audits.run.api:audit", "audits.audit:audit"),
-    "write_report": ("audits.report.page:write_report", "audits.report:write_report"),
+    "audit": ("exhume:audit", "audits.run.pipeline.api:audit", "audits.run.api:audit"),
+    "write_report": (
+        "audits.report.page.page:write_report",
+        "audits.report.page:write_report",
+    ),
     "build_zoo": ("testbeds.zoo.build.build:build_zoo", "testbeds.zoo.build:build_zoo"),
     "SMALL": ("testbeds.worlds.biographies:SMALL", "testbeds.worlds.biographies:SMALL"),
     "DigitsConfig": (

@@ -157,7 +157,7 @@ MORE = (
         ),
         {"in/pga": "pga"},
         keeps=("here/work",),
-        stops=("audits.pga.build_codes",),
+        stops=("experiments.pga.run.build_codes",),
     ),
     _arguments(
         "zoo build",
@@ -173,7 +173,7 @@ MORE = (
             *("selftest", "--out", "out/here", "--families", "llama", "--jobs", "1"),
             *("--device", "cpu"),
         ),
-        stops=("audits.selftest.run_plan",),
+        stops=("audits.validation.selftest.run_plan",),
     ),
 )
 ALL: dict[str, Kind] = KINDS | {each.name: each for each in MORE}

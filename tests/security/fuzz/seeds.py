@@ -208,7 +208,7 @@ def _pga(out: Path, root: Path) -> None:
 
 
 def _finished(out: Path, root: Path) -> None:
-    from audits.audit import audit
+    from audits.run.api import audit
 
     made = world(root)
     # The very folders that cases hold: the files beside the weights count as well.
@@ -231,7 +231,7 @@ def _interrupted(out: Path, root: Path) -> None:
 
 
 def _finished_images(out: Path, root: Path) -> None:
-    from audits.audit import audit
+    from audits.run.api import audit
 
     made, sets = digits(root), make("images", root)
     audit(

@@ -179,7 +179,7 @@ def _run(request: dict[str, Any]) -> int:
                 print(f"exhume: {error}", file=sys.stderr)
                 return error.exit_code
             return 0
-        from audits import cli
+        from exhume.cli import app as cli
 
         sys.argv = ["exhume", *request["arguments"]]
         cli.main()

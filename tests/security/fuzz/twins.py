@@ -29,8 +29,8 @@ def read_sets(forget: Path, retain: Path) -> None:
 
 def decide_again(folder: Path) -> None:
     """A finished audit decided again, and one axis left out."""
-    from audits.again import decided_again
-    from audits.audit import load
+    from audits.run.api import load
+    from audits.verdict.reevaluate import decided_again
 
     found = load(folder)
     found.to_frame()

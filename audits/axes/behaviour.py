@@ -1,0 +1,158 @@
+"""Is it gone at the output, and does it stay gone in other words?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from audits.axes.judgement import Wanted, against_floors
+from audits.core.answers import said
+from audits.core.config import AuditConfig, Rule
+from capture.data.questions import Questions
+from evidence.intervals import EntityValues, by_entity
+from evidence.results import AxisResult, Control, Reading, Status
+
+NAME = "behaviour"
+QUESTION = "Is the knowledge gone at the output?"
+SAID, TOLD = "said in full", "told from the others"
+
+
+def kept_rows(questions: Questions, original: dict[str, Any]) -> np.ndarray:
+    """(row,) True where the original itself gives the answer in that wording."""
+    return said(original).greedy > 0
+
+
+def run_behaviour(
+    forget: Questions,
+    never: Questions,
+    scores: Mapping[str, dict[str, Any]],
+    config: AuditConfig,
+    notes: Sequence[str],
+) -> AxisResult:
+    """The axis, from scores already taken.
+
+    Args:
+        forget: Forget questions in every wording.
+        never: Never-taught questions.
+        scores: By role: ``forget`` and ``never_taught`` (as ``score_questions``) and
+            ``ratios`` (as ``truth_ratios``).
+        config: Settings.
+        notes: Sentences to pass on.
+    """
+    known = kept_rows(forget, scores["original"]["forget"])
+    asked = forget.keep(known)
+
+    def forgotten(role: str, what: str) -> EntityValues:
+        values = getattr(said(scores[role]["forget"]), what)
+        return by_entity(values[known], asked.entities)
+
+    def invented(role: str, what: str) -> EntityValues:
+        values = getattr(said(scores[role]["never_taught"]), what)
+        return by_entity(values, never.entities)
+
+    references = [role for role in scores if role.startswith("reference")]
+    readings = against_floors(
+        NAME,
+        [
+            Wanted(
+                name,
+                what,
+                forgotten("unlearned", what),
+                forgotten("original", what),
+                [forgotten(role, what) for role in references],
+                invented("unlearned", what),
+            )
+            for name, what in ((SAID, "greedy"), (TOLD, "contrast"))
+        ],
+        ["output"],
+        config,
+    )
+    never_original = invented("original", "greedy").mean[0]
+    controls = [
+        Control(
+            "the original says it",
+            float(forgotten("original", "greedy").mean[0]),
+            "1 on the items kept",
+            bool(forgotten("original", "greedy").mean[0] > 0.5),
+        ),
+        Control(
+            "the original does not say what it was never taught",
+            float(never_original),
+            "below 0.25",
+            bool(never_original < 0.25),
+        ),
+    ]
+    status, extra = status_of(readings, controls, config.rule)
+    by_wording = {
+        role: [
+            float(
+                said(scores[role]["forget"])
+                .greedy[known][np.array(asked.wording) == wording]
+                .mean()
+            )
+            for wording in sorted(set(asked.wording))
+        ]
+        for role in scores
+    }
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        "share of answers said",
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=len(forgotten("original", "greedy").values),
+        details={
+            "accuracy_by_wording": by_wording,
+            "truth_ratio": {
+                role: float(np.median(scores[role]["ratios"]["truth_ratio"]))
+                for role in scores
+            },
+            "mean_logprob": {
+                role: float(said(scores[role]["forget"]).mean_logprob[known].mean())
+                for role in scores
+            },
+            "items": [
+                {
+                    "id": item,
+                    "entity": entity,
+                    "prompt": prompt,
+                    "answer": answer,
+                    "said": bool(hit),
+                    "logprob_original": float(before),
+                    "logprob_unlearned": float(after),
+                }
+                for item, entity, prompt, answer, hit, before, after in zip(
+                    asked.ids,
+                    asked.entities,
+                    asked.prompts,
+                    asked.answers,
+                    said(scores["unlearned"]["forget"]).greedy[known],
+                    said(scores["original"]["forget"]).mean_logprob[known],
+                    said(scores["unlearned"]["forget"]).mean_logprob[known],
+                    strict=True,
+                )
+            ],
+        },
+        notes=(*extra, *notes),
+    )
+
+
+def status_of(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+) -> tuple[Status, list[str]]:
+    """Kept, gone, or between the two."""
+    if not all(each.passed for each in controls if each.required):
+        return "control_failed", []
+    main = readings[0]
+    low, high = main.residual_interval
+    if main.p_value < rule.alpha and low > rule.still_there:
+        return "retained", []
+    # At the output only what is left counts: an answer said less often than by a
+    # model that never knew it is as gone as one said equally often.
+    if high < rule.margin:
+        return "absent", []
+    return "no_power", [
+        "Some of the answers are still said: neither clearly kept (residual above "
+        f"{rule.still_there}) nor clearly gone."
+    ]

@@ -1,0 +1,288 @@
+"""Do the original's later blocks still find the forgotten facts in the candidate?
+
+The candidate's states where it would begin to answer are put into the original while
+the original reads the same question about an invented entity. Answers it then gives
+beyond the floor came with those states. What an edit of later blocks hides is carried
+in full by every layer before it: the largest reading over layers, which is one less
+the smallest loss, is the telling one. Beside it stands the Unlearning Depth Score.
+
+Source: activation patching between models after UDS (arXiv 2605.24614); that the
+receiver reads of somebody else is ours, so that it cannot answer from its own memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attribution.patching.depth_score import Depth, unlearning_depth
+from audits.axes.causal_depth.state_transfer import Exam
+from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
+from audits.axes.status import controlled
+from audits.core.config import AuditConfig
+from audits.core.preflight import Damage
+from audits.run.planting import planted_seen
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, by_entity
+from evidence.results import AxisResult, Control, Reading
+from evidence.seeds import numpy_rng
+
+NAME = "causal_depth"
+QUESTION = "Do the original's later blocks still find the facts in the candidate?"
+TOLD = "carried states, told from the others"
+SAID = "carried states, said"
+LABEL = "share of other answers outranked from carried states (chance 0.5)"
+# Of the original's excess over chance on facts to keep, what a layer must carry over.
+CHANNEL = 0.5
+
+
+class Carried:
+    """The tables of ``audits.axes.causal_depth.state_transfer.carry`` by entity.
+
+    Args:
+        exams: The exams by name.
+        found: What ``carry`` returned for them.
+    """
+
+    def __init__(self, exams: Mapping[str, Exam], found: dict[str, Any]):
+        self.exams, self.found = exams, found
+        self.sites: list[str] = found["sites"]
+
+    def roles(self, exam: str) -> list[str]:
+        """Roles whose states were put in."""
+        return list(self.found["scores"][exam])
+
+    def table(self, exam: str, role: str, what: str) -> np.ndarray:
+        """(row, site)."""
+        return np.array(self.found["scores"][exam][role][what], dtype=np.float64)
+
+    def values(self, exam: str, role: str, what: str) -> EntityValues:
+        """(entity, site) ``said`` or ``told``."""
+        entities = self.exams[exam].questions.entities
+        return by_entity(self.table(exam, role, what), entities)
+
+    def mean(self, exam: str, role: str, what: str = "told") -> np.ndarray:
+        """(site,), every entity counting once."""
+        return self.values(exam, role, what).mean
+
+
+def judge(
+    carried: Carried,
+    config: AuditConfig,
+    damage: Damage,
+    notes: Sequence[str],
+    reverse: Carried | None = None,
+) -> AxisResult:
+    """The axis result from the tables.
+
+    Args:
+        carried: Exams "forget", "never_taught", "retain", "own" and "stranger", and
+            "other" where entities have several facts.
+        config: Settings.
+        damage: What preflight found of the candidate's usefulness.
+        notes: Sentences to pass on.
+        reverse: Exam "own" with the candidate as the receiver.
+    """
+    alpha = config.rule.alpha
+    ceiling = carried.values("forget", "original", "told")
+    never = carried.values("never_taught", "original", "told")
+    power = unpaired_max_test(
+        ceiling.values,
+        never.values,
+        numpy_rng(config.seed, NAME, "original"),
+        config.budget.permutations,
+    )
+    # Only layers whose states carry the facts in the original itself say anything.
+    strong = telling(power, config.rule)
+    own, recalled = _recalled(carried, strong)
+    channel, kept = _channel(carried)
+    use = own & channel
+    controls = [
+        Control(
+            "the original's own states carry the facts",
+            power.p_value,
+            f"p < {alpha} and at least {LEAST_SPAN} apart",
+            bool(strong.any()),
+        ),
+        Control(
+            "the candidate still answers what it should keep",
+            float(min(damage.shares.values(), default=1.0)),
+            "not damaged: a loss would be wreckage, not depth",
+            not damage.found,
+        ),
+    ]
+    if strong.any():
+        controls += _controls(carried, config, own if own.any() else strong, recalled)
+    if own.any():
+        controls.append(
+            Control(
+                "the candidate's states carry facts it should keep",
+                float(kept[own].max()),
+                f"at least {CHANNEL} of the original's excess in some layer",
+                bool(use.any()),
+            )
+        )
+    details = _details(carried, reverse, use)
+    readings = _readings(carried, config, use) if use.any() else []
+    status, extra = controlled(readings, controls, config.rule)
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        LABEL,
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=len(ceiling.values),
+        details=details,
+        notes=(*extra, *_norm_notes(carried), *notes),
+    )
+
+
+def _recalled(carried: Carried, strong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(site,) layers in use, and what the original says that no state was asked for.
+
+    States that were read where another fact of the entity was asked for hold who is
+    meant. Where they make the original say this fact all the same, its later blocks
+    recall it, whoever's states they are, and the layer says nothing of the candidate.
+    """
+    if "other" not in carried.exams:
+        return strong, np.zeros(len(carried.sites))
+    said = carried.mean("forget", "original", "said")
+    share = carried.mean("other", "original", "said") / np.maximum(said, 1e-9)
+    return strong & (share < 0.5), share
+
+
+def _channel(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
+    """(site,) where the candidate's states can be read at all, and the share kept.
+
+    A model trained from other starting weights keeps its facts in other directions;
+    that nothing forgotten is found in them there says nothing.
+    """
+    here = carried.mean("retain", "unlearned") - 0.5
+    there = carried.mean("retain", "original") - 0.5
+    share = here / np.maximum(there, 1e-9)
+    return (share >= CHANNEL) & (there > LEAST_SPAN), share
+
+
+def _controls(
+    carried: Carried, config: AuditConfig, use: np.ndarray, recalled: np.ndarray
+) -> list[Control]:
+    """Never-taught items, other facts of the same entity, the planted suppression."""
+    ceiling = carried.mean("forget", "original")[use] - 0.5
+    leak = carried.mean("never_taught", "original")[use] - 0.5
+    worst = float((leak / ceiling).max())
+    found = [
+        Control(
+            "never-taught items are not carried",
+            worst,
+            "below 0.25 of the original's excess",
+            worst < 0.25,
+        )
+    ]
+    if "other" in carried.exams:
+        found.append(
+            Control(
+                "states asked for another fact do not bring this one",
+                float(recalled[use].min()),
+                "below half of what it says of its own states, in some layer",
+                bool((recalled[use] < 0.5).any()),
+            )
+        )
+    if "planted" in carried.roles("forget"):
+        test = unpaired_max_test(
+            carried.values("forget", "planted", "told").values[:, use],
+            carried.values("never_taught", "planted", "told").values[:, use],
+            numpy_rng(config.seed, NAME, "planted"),
+            config.budget.permutations,
+        )
+        found.append(planted_seen(test.p_value, config.rule.alpha))
+    return found
+
+
+def _readings(carried: Carried, config: AuditConfig, use: np.ndarray) -> list[Reading]:
+    """Told apart and said, against the references if there are any and never-taught."""
+    roles = carried.roles("forget")
+    references = [role for role in roles if role.startswith("reference")]
+    wanted = [
+        Wanted(
+            name,
+            what,
+            carried.values("forget", "unlearned", what),
+            carried.values("forget", "original", what),
+            [carried.values("forget", role, what) for role in references],
+            carried.values("never_taught", "unlearned", what),
+            # States that hold who is meant, and no fact, are understood a little by an
+            # original that has learned facts of them.
+            least=config.rule.margin,
+        )
+        for name, what in ((TOLD, "told"), (SAID, "said"))
+    ]
+    return against_floors(NAME, wanted, carried.sites, config, use)
+
+
+def _details(
+    carried: Carried, reverse: Carried | None, use: np.ndarray
+) -> dict[str, Any]:
+    """Losses by item and layer, UDS against each model that never knew, norms."""
+    clean = carried.table("own", "original", "logprob")
+    roles = [role for role in carried.roles("own") if role != "original"]
+    losses = {role: clean - carried.table("own", role, "logprob") for role in roles}
+    losses["stranger"] = clean - carried.table("stranger", "original", "logprob")
+    depths = {
+        name: unlearning_depth(loss, losses["unlearned"])
+        for name, loss in losses.items()
+        if name == "stranger" or name.startswith("reference")
+    }
+    asked = carried.exams["own"].questions
+    details: dict[str, Any] = {
+        "sites": carried.sites,
+        "used": [site for site, used in zip(carried.sites, use, strict=True) if used],
+        "depth": {name: _depth(each) for name, each in depths.items()},
+        "loss_items": [
+            {"id": item, "entity": entity, "prompt": prompt, "answer": answer}
+            for item, entity, prompt, answer in zip(
+                asked.ids, asked.entities, asked.prompts, asked.answers, strict=True
+            )
+        ],
+        "losses": {role: np.round(loss, 4).tolist() for role, loss in losses.items()},
+        "norms": carried.found["norms"],
+    }
+    if "other" in carried.exams:
+        details["said_when_another_fact_was_asked"] = carried.mean(
+            "other", "original", "said"
+        ).tolist()
+    raw = carried.found["scores"]["forget"]["unlearned"].get("raw")
+    if raw is not None:
+        details["told_before_norms_were_matched"] = np.mean(raw["told"], 0).tolist()
+    if reverse is not None:
+        details["reverse_said"] = reverse.mean("own", "original", "said").tolist()
+    return details
+
+
+def _depth(depth: Depth) -> dict[str, Any]:
+    """JSON-ready; a figure that is not defined becomes None."""
+
+    def figure(value: float) -> float | None:
+        return None if np.isnan(value) else round(float(value), 4)
+
+    shares = [figure(value) for value in depth.share]
+    known = [value for value in shares if value is not None]
+    return {
+        "uds": figure(depth.mean),
+        "smallest_loss": figure(depth.smallest),
+        "mean_loss": round(float(np.mean(known)), 4) if known else None,
+        "share_beyond": figure(depth.beyond),
+        "loss_by_layer": shares,
+    }
+
+
+def _norm_notes(carried: Carried) -> list[str]:
+    """A sentence where states were rescaled."""
+    if "raw" not in carried.found["scores"]["forget"]["unlearned"]:
+        return []
+    ratios = carried.found["norms"]["unlearned"]
+    worst = max(ratios, key=lambda ratio: abs(np.log(max(ratio, 1e-9))))
+    return [
+        f"The candidate's states are off the original's scale (norms {worst:.2g} times "
+        "as large): they were put in with the original's norms there."
+    ]

@@ -1,0 +1,228 @@
+"""What models' states carry into the original: exams, and one round of patched passes.
+
+The states with which a model would answer a question are put into the original while
+it reads the same question about an invented person. What it then says of the first
+person can only have come with the states: the rest of the prompt names someone else.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from attribution.patching.cross_model import States, read_states, score_patched
+from audits.core.subjects import Subject
+from capture.data.questions import Questions
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode, past_joint
+from capture.network.sites import find_sites
+from capture.scoring.answers import AnswerScores
+from capture.scoring.contrast import contrast_of, first_tokens
+from evidence.progress import Progress
+
+# Beyond this factor a donor's norms are no longer those the receiver works with.
+OFF_NORM = 2.0
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Questions, with the prompts that give the states and those that take them.
+
+    Attributes:
+        questions: What is asked of each row; its answer is scored.
+        donors: (row,) prompt the states are read at.
+        receivers: (row,) prompt the original reads when they are put in.
+    """
+
+    questions: Questions
+    donors: tuple[str, ...]
+    receivers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.donors)
+
+    def encoded(self, tokenizer: PreTrainedTokenizerBase, which: str) -> Sequences:
+        """Rows of ``which`` prompts, "donors" or "receivers", with the answers."""
+        texts = getattr(self, which)
+        return past_joint(tokenizer, encode(tokenizer, texts, self.questions.answers))
+
+
+def strangers(questions: Questions, never: Questions) -> Exam:
+    """Each question with its like about an invented entity as the receiver.
+
+    The receiver has the relation and, where there is one, the wording of the question,
+    and another entity. Questions whose relation no invented entity has are left out.
+    """
+    by_form: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+    for row, (index, wording) in enumerate(
+        zip(never.item_index, never.wording, strict=True)
+    ):
+        relation = never.items[index].relation
+        by_form[relation, wording].append(row)
+        by_form[relation, None].append(row)
+    turns: dict[Any, int] = defaultdict(int)
+    found: list[str | None] = []
+    for index, wording in zip(questions.item_index, questions.wording, strict=True):
+        item = questions.items[index]
+        form = (item.relation, wording)
+        form = form if form in by_form else (item.relation, None)
+        others = [
+            row
+            for row in by_form.get(form, ())
+            if never.items[never.item_index[row]].entity != item.entity
+        ]
+        # In turn, so that no stranger's own leaning counts for many questions. The
+        # invented follow the order of what they mirror: one step away is another.
+        turns[form] += 1
+        found.append(
+            never.prompts[others[turns[form] % len(others)]] if others else None
+        )
+    kept = questions.keep([each is not None for each in found])
+    return Exam(kept, kept.prompts, tuple(each for each in found if each is not None))
+
+
+def other_facts(exam: Exam) -> Exam:
+    """The same questions, with states read where another fact of the entity is asked.
+
+    Such states hold who is meant and another answer, not the one scored. Where the
+    original gives the scored one all the same, it recalled it after that layer.
+    """
+    questions = exam.questions
+    prompts = {
+        (questions.items[index].entity, questions.items[index].relation, wording): text
+        for index, wording, text in zip(
+            questions.item_index, questions.wording, questions.prompts, strict=True
+        )
+    }
+    relations: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for entity, relation, wording in prompts:
+        relations[entity, wording].append(relation)
+    donors: list[str | None] = []
+    for index, wording in zip(questions.item_index, questions.wording, strict=True):
+        item = questions.items[index]
+        here = relations[item.entity, wording]
+        other = here[(here.index(item.relation) + 1) % len(here)]
+        own = len(here) < 2
+        donors.append(None if own else prompts[item.entity, other, wording])
+    mask = [each is not None for each in donors]
+    return Exam(
+        questions.keep(mask),
+        tuple(each for each in donors if each is not None),
+        tuple(text for text, kept in zip(exam.receivers, mask, strict=True) if kept),
+    )
+
+
+def choose_sites(names: Sequence[str], most: int) -> list[str]:
+    """At most ``most`` of the names, evenly spaced, from the first to the last."""
+    places = np.linspace(0, len(names) - 1, min(most, len(names)))
+    chosen: list[int] = places.round().astype(int).tolist()
+    return [names[place] for place in chosen]
+
+
+def carry(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    exams: Mapping[str, Exam],
+    asked: Mapping[str, Sequence[str]],
+    most_sites: int,
+    *,
+    receiver: str = "original",
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Read every model's states and put them into one of them; JSON-ready.
+
+    Args:
+        subjects: Models by role, "original" among them.
+        tokenizer: The tokenizer of all of them.
+        exams: By name.
+        asked: Roles whose states are read, by exam; "original" first where it is read.
+        most_sites: How many layers are patched at most.
+        receiver: Role of the model they are put into.
+        device: Where the models run.
+        progress: Where to show progress.
+
+    Returns:
+        ``sites``; ``norms``: by role (site,) median norm of its states over the
+        original's, on the first exam; ``scores``: by exam and role, ``said``, ``told``
+        (contrast) and ``logprob`` (nats, the whole answer) as (row, site) tables. Where
+        a role's norms are off by more than ``OFF_NORM`` at a site, its states are put
+        in with the original's norms there, and ``raw`` holds the tables without that.
+    """
+    rows = {name: exam.encoded(tokenizer, "donors") for name, exam in exams.items()}
+    states: dict[str, dict[str, States]] = {name: {} for name in exams}
+    sites: list[str] = []
+    for role, subject in subjects.items():
+        mine = [name for name in exams if role in asked[name]]
+        if not mine:
+            continue
+        with subject.loaded(device) as model:
+            sites = choose_sites(find_sites(model).of("resid"), most_sites)
+            for name in mine:
+                states[name][role] = read_states(model, rows[name], sites)
+    lead = next(iter(exams))
+    norms = {
+        role: [
+            float(np.median((each.norms(site) / own.norms(site))[each.mask]))
+            for site in sites
+        ]
+        for own in [states[lead]["original"]]
+        for role, each in states[lead].items()
+    }
+    scores: dict[str, dict[str, Any]] = {}
+    with subjects[receiver].loaded(device) as model:
+        for name, exam in exams.items():
+            donors = dict(states[name])
+            for role in [each for each in donors if each != "original"]:
+                off = _off(norms.get(role, ()), sites)
+                if off and "original" in donors:
+                    few = States(
+                        {site: donors[role].values[site] for site in off},
+                        donors[role].mask,
+                    )
+                    donors[f"{role}, matched"] = few.rescaled(donors["original"])
+            into = exam.encoded(tokenizer, "receivers")
+            own = first_tokens(into)
+            watch = sorted(set(own))
+            right = np.searchsorted(watch, own)
+            found = score_patched(model, into, donors, watch=watch, progress=progress)
+            scores[name] = {
+                role: _tables(exam.questions, found, role, sites, right)
+                for role in states[name]
+            }
+    return {"sites": sites, "norms": norms, "scores": scores}
+
+
+def _off(norms: Sequence[float], sites: Sequence[str]) -> list[str]:
+    return [
+        site
+        for site, norm in zip(sites, norms, strict=False)
+        if not 1 / OFF_NORM <= norm <= OFF_NORM
+    ]
+
+
+def _tables(
+    questions: Questions,
+    found: Mapping[str, Mapping[str, AnswerScores]],
+    role: str,
+    sites: Sequence[str],
+    right: np.ndarray,
+) -> dict[str, Any]:
+    """The tables of one role, norm-matched where that was done, else as they are."""
+    matched = found.get(f"{role}, matched", {})
+
+    def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
+        each = [chosen[site] for site in sites]
+        told = [contrast_of(questions, scores.watched, right) for scores in each]
+        logprob = np.maximum([scores.logprob for scores in each], -1e4)
+        return {
+            "said": np.array([scores.greedy for scores in each], float).T.tolist(),
+            "told": np.array(told).T.tolist(),
+            "logprob": logprob.T.tolist(),
+        }
+
+    whole = tables({**found[role], **matched})
+    return whole | ({"raw": tables(found[role])} if matched else {})

@@ -1,0 +1,1 @@
+"""The circuit axis: how much of the original's circuit is left."""

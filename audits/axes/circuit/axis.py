@@ -1,0 +1,343 @@
+"""Do the edges that computed the forgotten answers still carry them?
+
+Edges are scored by EAP-IG on pairs of prompts about forgotten entities, two by two. The
+original's circuit is chosen on one half of the couples, by real ablation, and read on
+the other half; then the halves change places. The candidate is read three times: with
+its own final norm and head, with the original's put in their place, which undoes an
+edit of the readout, and with the original's last block before them as well, which
+undoes an edit of that block: every slope runs through it, so such an edit takes the
+mass of edges far below it though nothing below it was touched.
+
+The measure is CAD, our definition (``attribution.circuits.divergence``). This axis
+informs and can stand against deletion. It is never enough for a verdict: circuits of
+equal function differ, and where a fact is computed is not where it can be recovered.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from attribution.circuits.circuit import Circuit, select_circuit
+from attribution.circuits.divergence import divergence, kept_mass
+from attribution.circuits.eap import score_edges
+from attribution.circuits.edge_scores import EdgeScores
+from attribution.circuits.prompt_pairs import PromptPairs, couples, pairs_of_items
+from attribution.circuits.structure import Readout, find_anatomy
+from attribution.patching.transplant import borrowed, last_block, weights_of
+from audits.axes.circuit.judgement import (
+    LAST_BLOCK,
+    TITLES,
+    TRANSPLANTED,
+    Kept,
+    copy_suppression,
+    judge,
+)
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
+from capture.data.items import ItemSet
+from evidence.errors import InputError
+from evidence.progress import Progress
+from evidence.results import AxisResult
+from evidence.seeds import numpy_rng
+
+NAME = "circuit"
+QUESTION = "Do the edges that computed the forgotten answers still carry them?"
+# Share of the answer that a circuit has to carry alone, under real ablation.
+FAITHFUL = 0.85
+# Wordings of an item that are paired; more add cost and hardly entities.
+WORDINGS = 2
+
+
+@dataclass(frozen=True)
+class Base:
+    """The original, with all that others are held against.
+
+    Attributes:
+        scores: Of the forget pairs.
+        half: (couple,) which half each couple of forgotten entities is in.
+        means: (half, edge) mean scores of each half.
+        circuits: One a half, chosen on that half.
+        readout: A copy of its final norm and head.
+        last: A copy of its last block's weights.
+        note: Why whole attention parts stand for heads; empty where heads do.
+    """
+
+    scores: EdgeScores
+    half: np.ndarray
+    means: np.ndarray
+    circuits: tuple[Circuit, Circuit]
+    readout: Readout
+    last: Mapping[str, Tensor]
+    note: str
+
+    def kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
+        """(couple,) mass kept, forgotten couples by the half they are not in."""
+        each = np.stack(
+            [
+                kept_mass(table, mean, circuit.chosen)
+                for mean, circuit in zip(self.means, self.circuits, strict=True)
+            ]
+        )
+        if not forgotten:
+            return each.mean(0)
+        return each[1 - self.half, np.arange(len(self.half))]
+
+    def divergence(self, table: np.ndarray, forgotten: bool) -> dict[str, float]:
+        """CAD's figures, the mean over halves."""
+        found = []
+        for number, (mean, circuit) in enumerate(
+            zip(self.means, self.circuits, strict=True)
+        ):
+            rows = self.half != number if forgotten else np.ones(len(table), bool)
+            found.append(asdict(divergence(table[rows], mean, circuit.chosen)))
+        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+
+
+def run_circuit(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    forget: ItemSet,
+    never: ItemSet,
+    config: AuditConfig,
+    *,
+    device: str,
+    notes: Sequence[str],
+    progress: Progress,
+) -> AxisResult:
+    """The axis, from items to status.
+
+    Args:
+        subjects: Models by role: "original", "unlearned", and where there are any
+            "planted" and "reference-N".
+        tokenizer: The tokenizer of all of them.
+        forget: Forgotten items that the original knows.
+        never: Items about entities that no model has met.
+        config: Settings.
+        device: Where models are run.
+        notes: Sentences to pass on.
+        progress: Where to show progress.
+    """
+    try:
+        pairs = {
+            "forget": _pairs(tokenizer, forget, config, "forget"),
+            "never_taught": _pairs(tokenizer, never, config, "never taught"),
+        }
+        with subjects["original"].loaded(device) as model:
+            base, kept, figures = _base(model, pairs, config, progress)
+    except InputError as error:
+        return AxisResult(NAME, QUESTION, "no_power", notes=(str(error), *notes))
+    others = {role: each for role, each in subjects.items() if role != "original"}
+    tables: dict[str, np.ndarray] = {}
+    for role, subject in others.items():
+        try:
+            with subject.loaded(device) as model:
+                found = _scores(model, role, base, pairs, progress)
+        except InputError as error:
+            # A model whose logits are no numbers, for one.
+            text = f"{role}: {error}"
+            return AxisResult(NAME, QUESTION, "error", notes=(text, *notes))
+        for (part, readout), scores in found.items():
+            table = scores.by_entity()
+            forgotten = part == "forget"
+            kept[role, part, readout] = base.kept(table, forgotten)
+            figures[f"{role}, {part}, {readout}"] = base.divergence(table, forgotten)
+            if (role, part, readout) == ("unlearned", "forget", "native"):
+                tables[role] = table
+    told = _details(base, pairs, figures, tables["unlearned"])
+    left = len(pairs["forget"].left_out)
+    extra = [f"{left} prompts of forgotten items could not be paired."] * (left > 0)
+    result = judge(
+        Kept(kept, [c.measured.faithfulness for c in base.circuits]), config, FAITHFUL
+    )
+    return AxisResult(
+        NAME,
+        QUESTION,
+        result.status,
+        "share of the circuit's mass kept (1 - CAD, our definition)",
+        readings=result.readings,
+        controls=result.controls,
+        n_entities=2 * len(base.half),
+        details=result.details | told,
+        notes=(
+            *result.notes,
+            *_heads_in_words(told["copy_suppression"]),
+            *extra,
+            *([base.note] if base.note else []),
+            *notes,
+        ),
+    )
+
+
+def _pairs(
+    tokenizer: PreTrainedTokenizerBase, items: ItemSet, config: AuditConfig, name: str
+) -> PromptPairs:
+    """Pairs within couples of one set: what was forgotten is so on both sides.
+
+    A pair speaks of both its entities, so couples are the unit from here on.
+    """
+    spare = min((len(item.paraphrases) for item in items), default=0)
+    more = min(spare, WORDINGS - 1, config.budget.prompts_per_item - 1)
+    rng = numpy_rng(config.seed, NAME, "pairs", name)
+    partners = couples(tokenizer, items, rng)
+    pairs = pairs_of_items(
+        tokenizer,
+        items,
+        rng,
+        prompt_indices=(None, *range(more)),
+        partners=partners,
+    )
+    names = (" and ".join(sorted((e, partners[e]))) for e in pairs.entities)
+    return replace(pairs, entities=tuple(names))
+
+
+def _base(
+    model: nn.Module,
+    pairs: Mapping[str, PromptPairs],
+    config: AuditConfig,
+    progress: Progress,
+) -> tuple[Base, dict[tuple[str, str, str], np.ndarray], dict[str, dict[str, float]]]:
+    """The original's circuits, and what it keeps of them itself."""
+    anatomy = find_anatomy(model)
+    forget = pairs["forget"]
+    names = list(dict.fromkeys(forget.entities))
+    if len(names) < 4:
+        raise InputError(
+            "too few forgotten entities could be paired two by two",
+            expected="4 couples or more",
+            got=str(len(names)),
+        )
+    half = np.zeros(len(names), dtype=int)
+    order = numpy_rng(config.seed, NAME, "halves").permutation(len(names))
+    half[order[len(names) // 2 :]] = 1
+    of_pair = half[[names.index(entity) for entity in forget.entities]]
+    scores = score_edges(model, forget, anatomy=anatomy, progress=progress)
+    table = scores.by_entity()
+    circuits = []
+    for number in (0, 1):
+        rows = np.flatnonzero(of_pair == number).tolist()
+        part = replace(
+            scores,
+            values=scores.values[rows],
+            clean=scores.clean[rows],
+            corrupt=scores.corrupt[rows],
+            entities=forget[rows].entities,
+            ids=forget[rows].ids,
+        )
+        circuits.append(
+            select_circuit(model, forget[rows], part, target=FAITHFUL, anatomy=anatomy)
+        )
+    readout = Readout(
+        copy.deepcopy(anatomy.readout.norm), copy.deepcopy(anatomy.readout.head)
+    )
+    base = Base(
+        scores,
+        half,
+        np.stack([table[half == number].mean(0) for number in (0, 1)]),
+        (circuits[0], circuits[1]),
+        readout,
+        weights_of(last_block(anatomy)),
+        scores.graph.note,
+    )
+    invented = score_edges(
+        model, pairs["never_taught"], anatomy=anatomy, progress=progress
+    ).by_entity()
+    kept = {
+        ("original", "forget", "native"): base.kept(table, True),
+        ("original", "never_taught", "native"): base.kept(invented, False),
+    }
+    figures = {
+        "original, forget, native": base.divergence(table, True),
+        "original, never_taught, native": base.divergence(invented, False),
+    }
+    return base, kept, figures
+
+
+def _scores(
+    model: nn.Module,
+    role: str,
+    base: Base,
+    pairs: Mapping[str, PromptPairs],
+    progress: Progress,
+) -> dict[tuple[str, str], EdgeScores]:
+    """Edge scores of one model by part and readout."""
+    anatomy = find_anatomy(model)
+    block = last_block(anatomy)
+    parts = ["forget"] if role.startswith("reference") else ["forget", "never_taught"]
+    # The plant is a control of one reading: with the original's last block in place of
+    # the one that was planted, nothing would be left to find.
+    readouts = (TRANSPLANTED,) if role == "planted" else tuple(TITLES)
+    found = {}
+    for readout in readouts:
+        whole = readout == LAST_BLOCK
+        with borrowed(block, base.last) if whole else nullcontext():
+            for part in parts:
+                found[part, readout] = score_edges(
+                    model,
+                    pairs[part],
+                    readout=None if readout == "native" else base.readout,
+                    anatomy=anatomy,
+                    progress=progress,
+                )
+    return found
+
+
+def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A sentence where heads that work against the answer came or went."""
+    before, after = (
+        {each["head"] for each in found[role]} for role in ("original", "unlearned")
+    )
+    told = [
+        f"{', '.join(sorted(heads))} ({words})"
+        for heads, words in (
+            (after - before, "only in the candidate"),
+            (after & before, "in both models"),
+            (before - after, "only in the original"),
+        )
+        if heads
+    ]
+    if not told:
+        return []
+    return [f"Heads that work against the answer: {'; '.join(told)}."]
+
+
+def _details(
+    base: Base,
+    pairs: Mapping[str, PromptPairs],
+    figures: dict[str, dict[str, float]],
+    candidate: np.ndarray,
+) -> dict[str, Any]:
+    """JSON-ready: circuits, CAD's figures, the edges that lost most, heads."""
+    graph = base.scores.graph
+    before, after = base.scores.mean, candidate.mean(0)
+    chosen = base.circuits[0].chosen | base.circuits[1].chosen
+    loss = np.where(chosen, np.abs(before) - np.sign(before) * after, -np.inf)
+    worst = [place for place in np.argsort(-loss)[:20].tolist() if chosen[place]]
+    drop = float(base.scores.clean.mean() - base.scores.corrupt.mean())
+    return {
+        "method": base.scores.method,
+        "metric": base.scores.metric,
+        "pairs": {name: len(each) for name, each in pairs.items()},
+        "edges": graph.n_edges,
+        "circuits": [
+            {"edges": int(c.chosen.sum()), **asdict(c.measured)} for c in base.circuits
+        ],
+        "cad": figures,
+        "edges_that_lost_most": [
+            {
+                "edge": graph.edges[place],
+                "original": float(before[place]),
+                "unlearned": float(after[place]),
+            }
+            for place in worst
+        ],
+        "copy_suppression": {
+            "original": copy_suppression(graph, base.scores.by_entity(), drop),
+            "unlearned": copy_suppression(graph, candidate, drop),
+        },
+    }

@@ -1,0 +1,283 @@
+"""From circuit mass kept, couple by couple, to readings, controls and a status."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from attribution.circuits.graph import EdgeGraph
+from audits.axes.status import standing
+from audits.core.config import AuditConfig
+from audits.run.planting import planted_seen
+from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
+from evidence.intervals import Interval
+from evidence.results import SMALLEST_SPAN, Control, Reading, Status
+from evidence.seeds import numpy_rng
+
+TRANSPLANTED = "original's readout"
+LAST_BLOCK = "original's last block and readout"
+TITLES = {
+    TRANSPLANTED: "circuit mass kept, original's readout",
+    LAST_BLOCK: "circuit mass kept, original's last block and readout",
+    "native": "circuit mass kept, own readout",
+}
+# Below this distance between original and floor a residual would be noise over noise.
+LEAST_SPAN = 0.25
+# A head is named where its direct effect against the answer is this share of what
+# corrupting the whole prompt does to the original.
+STRONG = 0.05
+RESAMPLES = 2000
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was measured.
+
+    Attributes:
+        values: (couple,) mass kept by each two entities paired with each other, by
+            role, part ("forget" or "never_taught") and readout.
+        faithfulness: Of each circuit, under real ablation.
+    """
+
+    values: Mapping[Key, np.ndarray]
+    faithfulness: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The axis but for its name and what was measured on the way."""
+
+    status: Status
+    readings: tuple[Reading, ...]
+    controls: tuple[Control, ...]
+    details: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def judge(kept: Kept, config: AuditConfig, faithful: float) -> Judged:
+    """Controls, readings and status.
+
+    Args:
+        kept: What was measured.
+        config: Settings.
+        faithful: Share of the answer that a circuit must carry.
+    """
+    controls = _controls(kept, config, faithful)
+    power = controls[0]
+    if not power.passed:
+        return Judged(
+            "no_power",
+            (),
+            tuple(controls),
+            {},
+            ("The original's own circuit does not tell what it knows.",),
+        )
+    readings = _readings(kept, config)
+    status, notes = _status(readings, controls, config)
+    cad = {
+        reading.name: {
+            "floor_kind": reading.floor_kind,
+            "normalised_cad": 1 - reading.residual,
+            "interval_90": [1 - bound for bound in reversed(reading.residual_interval)],
+        }
+        for reading in readings
+    }
+    return Judged(
+        status, tuple(readings), tuple(controls), {"normalised": cad}, tuple(notes)
+    )
+
+
+def _controls(kept: Kept, config: AuditConfig, faithful: float) -> list[Control]:
+    alpha = config.rule.alpha
+    known = kept.values["original", "forget", "native"]
+    never = kept.values["original", "never_taught", "native"]
+    span = float(known.mean() - never.mean())
+    test = _unpaired(known, never, config, "original")
+    found = [
+        Control(
+            "the original's circuit carries its answers beyond never-taught ones",
+            test.p_value,
+            f"p < {alpha} and at least {LEAST_SPAN} apart",
+            test.p_value < alpha and span >= LEAST_SPAN,
+        ),
+        Control(
+            "the circuit carries the answers when nothing else does",
+            float(min(kept.faithfulness)),
+            f"faithfulness at least {faithful} under real ablation",
+            min(kept.faithfulness) >= faithful,
+        ),
+        Control(
+            "the circuit of one half carries the other half's answers",
+            float(known.mean()),
+            "at least 0.5 of its mass",
+            bool(known.mean() >= 0.5),
+        ),
+        Control(
+            "never-taught answers are not carried by the original's circuit",
+            float(never.mean()),
+            "below 0.25 either way",
+            bool(abs(never.mean()) < 0.25),
+        ),
+    ]
+    if ("planted", "forget", TRANSPLANTED) in kept.values:
+        test = _unpaired(
+            kept.values["planted", "forget", TRANSPLANTED],
+            kept.values["planted", "never_taught", TRANSPLANTED],
+            config,
+            "planted",
+        )
+        found.append(planted_seen(test.p_value, alpha))
+    return found
+
+
+def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
+    rng = numpy_rng(config.seed, "circuit", *names)
+    permutations = config.budget.permutations
+    return unpaired_max_test(x[:, None], y[:, None], rng, permutations)
+
+
+def _readings(kept: Kept, config: AuditConfig) -> list[Reading]:
+    """Every way to read out, against references if there are any, and never-taught."""
+    references = sorted({r for r, _, _ in kept.values if r.startswith("reference")})
+    kinds = ["reference", "never_taught"] if references else ["never_taught"]
+    readings = []
+    for kind in kinds:
+        for readout, title in TITLES.items():
+            if kind == "reference":
+                each = [kept.values[role, "forget", readout] for role in references]
+                floor = np.mean(each, axis=0)
+            else:
+                floor = kept.values["unlearned", "never_taught", readout]
+            second = references and kind == "never_taught"
+            readings.append(
+                _reading(
+                    f"{title}, against never-taught items" if second else title,
+                    kept.values["unlearned", "forget", readout],
+                    floor,
+                    kept.values["original", "forget", "native"],
+                    kind,
+                    config,
+                )
+            )
+    return readings
+
+
+def _reading(
+    name: str,
+    candidate: np.ndarray,
+    floor: np.ndarray,
+    ceiling: np.ndarray,
+    kind: str,
+    config: AuditConfig,
+) -> Reading:
+    """One comparison; couples are resampled, those of one model's forget set alike.
+
+    Intervals are those of Student's t around the figure, with the standard error of
+    the bootstrap: percentiles of a handful of couples would be too narrow.
+    """
+    paired = kind == "reference"
+    rng = numpy_rng(config.seed, "circuit", kind, name)
+    if paired:
+        test = paired_max_test(
+            candidate[:, None], floor[:, None], rng, config.budget.permutations
+        )
+    else:
+        test = unpaired_max_test(
+            candidate[:, None], floor[:, None], rng, config.budget.permutations
+        )
+
+    def residual(c: np.ndarray, f: np.ndarray, o: np.ndarray) -> np.ndarray:
+        span = np.maximum(o.mean(-1) - f.mean(-1), SMALLEST_SPAN)
+        return (c.mean(-1) - f.mean(-1)) / span
+
+    count, others = len(candidate), len(floor)
+    rows = rng.integers(count, size=(RESAMPLES, count))
+    again = rows if paired else rng.integers(others, size=(RESAMPLES, others))
+    drawn = residual(candidate[rows], floor[again], ceiling[rows])
+    least = min(count, others)
+    correction = np.sqrt(least / (least - 1))
+    centre = float(residual(candidate, floor, ceiling))
+    half = float(drawn.std() * correction * stats.t.ppf(0.95, least - 1))
+    span = max(float(ceiling.mean() - floor.mean()), SMALLEST_SPAN)
+    mean = float(candidate.mean())
+    error = candidate.std(ddof=1) / np.sqrt(count)
+    reach = float(error * stats.t.ppf(0.975, count - 1))
+    interval: Interval = (mean - reach, mean + reach)
+    column = {
+        "name": "circuit",
+        "used": True,
+        "statistic": mean,
+        "interval": list(interval),
+        "floor": float(floor.mean()),
+        "ceiling": float(ceiling.mean()),
+        "difference": mean - float(floor.mean()),
+        "tost": [(centre - half) * span, (centre + half) * span],
+        "p_value": test.p_value,
+    }
+    return Reading(
+        name=name,
+        statistic=mean,
+        interval=interval,
+        floor=float(floor.mean()),
+        floor_kind=kind,
+        ceiling=float(ceiling.mean()),
+        residual=centre,
+        residual_interval=(centre - half, centre + half),
+        p_value=test.p_value,
+        p_below=test.p_below,
+        smallest_p=test.smallest_p,
+        where="circuit",
+        columns=(column,),
+    )
+
+
+def _status(
+    readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
+) -> tuple[Status, list[str]]:
+    """Retained, absent, or why neither can be said.
+
+    Beyond the floor is not enough: the original's readout was itself trained on the
+    forgotten entities, and brings a little of them to a model that never knew.
+    """
+    planted = [c.name for c in controls if "planted" in c.name and not c.passed]
+    failed = [c.name for c in controls if not c.passed and c.name not in planted]
+    if failed:
+        return "control_failed", [f"Control failed: {name}." for name in failed]
+    # Couples are half as many as entities, too few for the level of a verdict; this
+    # axis makes none.
+    rule = config.rule
+    return standing(readings[: len(TITLES)], rule, failed=planted, level=rule.alpha)
+
+
+def copy_suppression(
+    graph: EdgeGraph, scores: np.ndarray, drop: float
+) -> list[dict[str, Any]]:
+    """Heads whose direct effect on the logits works against the answer.
+
+    Those where corrupting the edge into the logits *raises* the metric, by at least
+    ``STRONG`` of ``drop`` and surely so over couples (Bonferroni over heads). Named
+    after copy suppression (McDougall et al., arXiv 2310.04625).
+
+    Args:
+        graph: The edges.
+        scores: (couple, edge).
+        drop: What corrupting the whole prompt takes from the original's metric.
+    """
+    into = graph.of(len(graph.readers) - 1)
+    direct = scores[:, into]
+    heads = [p for p, name in enumerate(graph.writers) if name.startswith("head.")]
+    found = []
+    for place in heads:
+        values = direct[:, place]
+        mean = float(values.mean())
+        error = float(values.std(ddof=1) / np.sqrt(len(values)))
+        level = stats.t.ppf(1 - 0.05 / len(heads), len(values) - 1)
+        if mean >= STRONG * drop and mean > level * error:
+            found.append(
+                {"head": graph.writers[place], "effect": mean, "share": mean / drop}
+            )
+    return sorted(found, key=lambda each: -each["effect"])

@@ -1,0 +1,1 @@
+"""Concept vectors: the forgotten concept inside the candidate."""

@@ -1,0 +1,316 @@
+"""Do the original's concept vectors still read and write in the candidate?
+
+A concept is an answer ("born in Lisbon"), or the truth of a statement where every
+entity has an answer of its own. Its vector is fitted on the original's states of retain
+entities, so it has seen no forgotten answer, and is used unchanged in the candidate.
+
+*Reading* is what the axis is judged by: do forgotten entities lie towards their own
+answers, more than never-taught ones do? *Writing* (does an added vector still bring out
+its answer?) and the value vectors that carry answers are shown beside it: a model that
+never knew a person writes the answers of others just as well, so neither can vote.
+After KIF (arXiv 2601.10566) and ConceptVectors (arXiv 2406.11614).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from audits.axes.concept.reading import (
+    METHODS,
+    fit_concepts,
+    likeness,
+    reader_of,
+)
+from audits.axes.concept.writing import trace_report, writing
+from audits.axes.decodability.label_permutation import deal_test
+from audits.axes.decodability.tasks import Task
+from audits.axes.decodability.text_readers import Probing, read_all
+from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
+from audits.axes.status import failures, standing
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
+from audits.run.planting import planted_seen
+from capture.activations.store import ActivationStore
+from capture.data.items import Item
+from evidence.comparison import below_floor
+from evidence.errors import InputError
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, mean_of
+from evidence.progress import Progress
+from evidence.results import AxisResult, Control, Reading, Status
+from evidence.seeds import numpy_rng
+from probes.concepts.vectors import ConceptVectors
+
+NAME = "concept"
+QUESTION = "Do the concept vectors of the answers still read and write?"
+READ = "original's concept vectors"
+SHUFFLES = 5
+
+
+def run_concept(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sites: Sequence[str],
+    forget: Sequence[Item],
+    retain: Sequence[Item],
+    store: ActivationStore,
+    config: AuditConfig,
+    *,
+    device: str,
+    notes: Sequence[str],
+    progress: Progress,
+) -> AxisResult:
+    """The axis, from captured states to status.
+
+    Args:
+        subjects: Models by role: "original", "unlearned", and where there are any
+            "planted" and "reference-N".
+        tokenizer: The tokenizer of all of them.
+        tasks: What to read, as for decodability.
+        sites: Where; as ``capture_states`` gave them.
+        forget: Forgotten items, for traces.
+        retain: Retain items, for traces.
+        store: Where activations are kept.
+        config: Settings.
+        device: Where models run.
+        notes: Sentences to pass on.
+        progress: Where to show progress.
+    """
+    traces: dict[str, Any] = {}
+    try:
+        traces = trace_report(subjects, tokenizer, forget, retain, config, device)
+    except InputError as error:  # as in a mixture of experts; vectors are read anyway
+        notes = (f"Value vectors are not traced: {error}", *notes)
+    if not tasks:
+        return AxisResult(
+            NAME, QUESTION, "no_power", details={"traces": traces}, notes=tuple(notes)
+        )
+    states, broken = read_all(subjects, tokenizer, tasks, sites, store)
+    if broken:
+        return AxisResult(
+            NAME,
+            QUESTION,
+            "error",
+            notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
+        )
+    probing = Probing(tasks, tuple(sites), states)
+    method, vectors = _choose_method(probing, progress)
+    states["original"].readers = [reader_of(each) for each in vectors]
+    power = _power(probing, config)
+    details: dict[str, Any] = {
+        "form": sorted({task.form for task in tasks}),
+        "method": method,
+        "sites": list(sites),
+        "relations": [task.relation for task in tasks],
+        "original_p": power.p_value,
+        "traces": traces,
+        "cosine_of_refitted": likeness(
+            vectors, fit_concepts(probing, "unlearned", method)
+        ),
+    }
+    use = telling(power, config.rule)
+    controls = [
+        Control(
+            "the original is read beyond never-taught items",
+            power.p_value,
+            f"p < {config.rule.alpha} and at least {LEAST_SPAN} apart",
+            bool(use.any()),
+        )
+    ]
+    name = "accuracy" if details["form"] == ["shared"] else "concordance (chance 0.5)"
+    ceiling = probing.values("original", "original", "forget")
+    if not use.any():
+        return AxisResult(
+            NAME,
+            QUESTION,
+            "no_power",
+            name,
+            controls=tuple(controls),
+            n_entities=len(ceiling.values),
+            details=details,
+            notes=(
+                "No concept vector read the forget set well enough in the original "
+                "itself.",
+                *notes,
+            ),
+        )
+    details["write"] = writing(
+        subjects, tokenizer, probing, vectors, use, config, device
+    )
+    controls += _controls(probing, config, use, ceiling, method)
+    readings = _readings(probing, config, use, ceiling)
+    status, extra = _status(readings, controls, config)
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        name,
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=len(ceiling.values),
+        details=details,
+        notes=(*extra, *_remarks(details), *notes),
+    )
+
+
+def _choose_method(
+    probing: Probing, progress: Progress
+) -> tuple[str, list[ConceptVectors]]:
+    """The way of fitting that reads held-out *retain* entities of the original best."""
+    best, chosen = -1.0, (METHODS[0], [])
+    for method in METHODS:
+        vectors = fit_concepts(probing, "original", method, progress=progress)
+        readers = [reader_of(each) for each in vectors]
+        mean = float(probing.score(readers, "original", "check").mean.mean())
+        if mean > best + 1e-9:
+            best, chosen = mean, (method, vectors)
+    return chosen
+
+
+def _power(probing: Probing, config: AuditConfig):
+    """Is the original itself read beyond never-taught items, site by site?"""
+    return unpaired_max_test(
+        probing.values("original", "original", "forget").values,
+        probing.values("original", "original", "never_taught").values,
+        numpy_rng(config.seed, NAME, "original"),
+        config.budget.permutations,
+    )
+
+
+def _controls(
+    probing: Probing,
+    config: AuditConfig,
+    use: np.ndarray,
+    ceiling: EntityValues,
+    method: str,
+) -> list[Control]:
+    """Never-taught answers, shuffled answers, planted suppression, readable retain."""
+    rule, permutations = config.rule, config.budget.permutations
+    own = probing.states["original"].readers
+    dealt, chance = deal_test(
+        probing,
+        own,
+        "original",
+        "never_taught",
+        use,
+        numpy_rng(config.seed, NAME, "never taught"),
+        permutations,
+    )
+    spans = ceiling.mean[use] - chance
+    leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
+    shuffles = mean_of(
+        [
+            probing.score(
+                [
+                    reader_of(v)
+                    for v in fit_concepts(probing, "original", method, rng=r)
+                ],
+                "original",
+                "forget",
+            )
+            for r in (
+                numpy_rng(config.seed, NAME, "shuffle", str(number))
+                for number in range(SHUFFLES)
+            )
+        ]
+    )
+    found = [
+        Control(
+            "answers of never-taught items are read no better than dealt ones",
+            leak,
+            f"below 0.25 of the original's excess, or p >= {rule.alpha / 2}",
+            leak < 0.25 or dealt.p_value >= rule.alpha / 2,
+        ),
+        Control(
+            "vectors of shuffled answers read nothing",
+            float(((shuffles.mean[use] - chance) / spans).max()),
+            "below half of the original's excess",
+            bool((shuffles.mean[use] < chance + 0.5 * spans).all()),
+        ),
+    ]
+    if "planted" in probing.states:
+        test = unpaired_max_test(
+            probing.values("original", "planted", "forget").values[:, use],
+            probing.values("original", "planted", "never_taught").values[:, use],
+            numpy_rng(config.seed, NAME, "planted"),
+            permutations,
+        )
+        found.append(planted_seen(test.p_value, rule.alpha))
+    here, there = (
+        probing.values("original", role, "check").mean[use].max()
+        for role in ("unlearned", "original")
+    )
+    readable = (here - chance.mean()) / max(there - chance.mean(), 1e-9)
+    found.append(
+        Control(
+            # Siblings: where not even kept answers are read, the code itself changed.
+            "answers of held-out retain entities are read in the candidate",
+            float(readable),
+            "at least half of the original's excess",
+            bool(readable >= 0.5),
+        )
+    )
+    return found
+
+
+def _readings(
+    probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+) -> list[Reading]:
+    """Against the reference where there is one, and against never-taught items."""
+    references = [role for role in probing.states if role.startswith("reference")]
+    wanted = Wanted(
+        READ,
+        READ,
+        probing.values("original", "unlearned", "forget"),
+        ceiling,
+        [probing.values("original", role, "forget") for role in references],
+        probing.values("original", "unlearned", "never_taught"),
+    )
+    return against_floors(NAME, [wanted], probing.sites, config, use)
+
+
+def _status(
+    readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
+) -> tuple[Status, list[str]]:
+    """Retained, absent, or why neither can be said.
+
+    A vector that reads nothing in a model whose kept answers it cannot read either
+    says nothing of what was forgotten: the model has another code.
+    """
+    main = readings[:1]
+    failed = failures(controls)
+    if failed == [controls[-1].name]:
+        return "no_power", [
+            *below_floor(main, config.rule.alpha),
+            "The candidate has another code: the original's vectors do not read the "
+            "answers of retain entities in it.",
+        ]
+    if failed:
+        return "control_failed", [f"Control failed: {name}." for name in failed]
+    return standing(main, config.rule)
+
+
+def _remarks(details: Mapping[str, Any]) -> list[str]:
+    """Sentences about what is shown but does not vote."""
+    remarks = []
+    write = details.get("write") or {}
+    if write:
+        own, there = write["unlearned"], write["original"]
+        remarks.append(
+            f"Added at {write['site']}, the original's vectors write their answer into "
+            f"{own['forget']:.0%} of forgotten prompts in the candidate (original "
+            f"{there['forget']:.0%}; never-taught prompts in the candidate "
+            f"{own['never_taught']:.0%}; random directions {write['random']:.0%})."
+        )
+    traces = details["traces"].get("unlearned", {}).get("forgotten answers")
+    if traces:
+        remarks.append(
+            "Value vectors of the forgotten answers have a mean cosine of "
+            f"{traces['cosine']:.2f} with the original's (other neurons "
+            f"{traces['random_cosine']:.2f}) and share {traces['jaccard']:.0%} of "
+            f"their top {traces['top']} tokens."
+        )
+    return remarks

@@ -1,0 +1,72 @@
+"""Concept vectors of answers as readers of hidden states."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from audits.axes.decodability.readers import Reader
+from audits.axes.decodability.tasks import Task
+from audits.axes.decodability.text_readers import Probing, shuffled_labels
+from evidence.progress import SILENT, Progress
+from probes.concepts.labels import Concepts
+from probes.concepts.vectors import ConceptVectors, concept_vectors
+
+METHODS = ("mean", "lda")
+
+
+def answer_concepts(task: Task, labels: np.ndarray) -> Concepts:
+    """One concept an answer (shared form), or the truth of a statement (unique)."""
+    if task.form == "unique":
+        return Concepts(("true",), (labels == 1).astype(np.int8)[None])
+    marks = (labels == np.arange(task.n_classes)[:, None]).astype(np.int8)
+    return Concepts(tuple(f"{task.relation}: {name}" for name in task.classes), marks)
+
+
+def fit_concepts(
+    probing: Probing,
+    role: str,
+    method: str,
+    *,
+    rng: np.random.Generator | None = None,
+    progress: Progress = SILENT,
+) -> list[ConceptVectors]:
+    """One set of vectors a task, from a model's states of the fitting entities.
+
+    Args:
+        probing: Tasks and states.
+        role: Whose states.
+        method: As in ``concept_vectors``.
+        rng: Deals the answers anew first: the control that must read nothing.
+        progress: Where to show progress.
+    """
+    found = []
+    for number, task in enumerate(probing.tasks):
+        own = task.parts["fit"].labels
+        labels = own if rng is None else shuffled_labels(task, rng)
+        states = probing.states[role].parts[number, "fit"]
+        concepts = answer_concepts(task, labels)
+        found.append(
+            # What enters the first block is the last prompt token alone, whose rows
+            # are the same whatever the answer: such a site reads nothing.
+            concept_vectors(states, concepts, method, flat="zero", progress=progress)
+        )
+    return found
+
+
+def reader_of(vectors: ConceptVectors) -> Reader:
+    """Concept vectors as a reader: a row's distance towards each, in gaps."""
+    live = vectors.gap != 0
+    gap = np.where(live, vectors.gap, 1.0)
+    weights = np.where(live[..., None], vectors.vectors / gap[..., None], 0.0)
+    bias = np.where(live, -vectors.offset / gap, 0.0)
+    return Reader(weights.transpose(0, 2, 1), bias)
+
+
+def likeness(
+    vectors: Sequence[ConceptVectors], other: Sequence[ConceptVectors]
+) -> list[float]:
+    """(site,) mean cosine between two models' vectors of the same concepts."""
+    cosines = [
+        (a.vectors * b.vectors).sum(2) for a, b in zip(vectors, other, strict=True)
+    ]
+    return np.concatenate(cosines, axis=1).mean(1).tolist()

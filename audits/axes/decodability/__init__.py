@@ -1,0 +1,1 @@
+"""Decodability: is the answer linearly readable from hidden states?"""

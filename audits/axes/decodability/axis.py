@@ -1,0 +1,263 @@
+"""Can a linear reader of the hidden states still tell the forgotten answers?
+
+Probes are fitted on retain entities and read forgotten ones, so a probe cannot have
+learned a forgotten answer. Two probes read the candidate: one fitted anew on the
+candidate's own states, and the original's, unchanged.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from audits.axes.decodability.label_permutation import deal_test
+from audits.axes.decodability.readers import Reader
+from audits.axes.decodability.tasks import Task
+from audits.axes.decodability.text_readers import (
+    Probing,
+    choose_penalty,
+    fit_probes,
+    fit_shuffled,
+    read_all,
+)
+from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
+from audits.axes.status import controlled
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
+from audits.run.planting import planted_seen
+from capture.activations.store import ActivationStore
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, mean_of
+from evidence.progress import Progress
+from evidence.results import AxisResult, Control, Reading
+from evidence.seeds import numpy_rng
+
+NAME = "decodability"
+QUESTION = "Can a linear reader of the hidden states still tell the forgotten answers?"
+SHUFFLES = 5
+REFITTED, UNCHANGED = "refitted probe", "original's own probe"
+
+
+def run_decodability(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sites: Sequence[str],
+    store: ActivationStore,
+    config: AuditConfig,
+    *,
+    notes: Sequence[str],
+    progress: Progress,
+) -> AxisResult:
+    """The axis, from captured states to status.
+
+    Args:
+        subjects: Models by role: "original", "unlearned", and where there are any
+            "planted" and "reference-N".
+        tokenizer: The tokenizer of all of them.
+        tasks: What to probe.
+        sites: Where; as ``capture_states`` gave them.
+        store: Where activations are kept.
+        config: Settings.
+        notes: Sentences to pass on.
+        progress: Where to show progress.
+    """
+    if not tasks:
+        return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
+    states, broken = read_all(subjects, tokenizer, tasks, sites, store)
+    if broken:
+        return AxisResult(
+            NAME,
+            QUESTION,
+            "error",
+            notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
+        )
+    probing = Probing(tasks, tuple(sites), states)
+    penalty = choose_penalty(probing, progress)
+    for role in states:
+        if not states[role].readers:
+            states[role].readers = fit_probes(probing, role, penalty, progress)
+    rngs = [
+        numpy_rng(config.seed, NAME, "shuffle", str(number))
+        for number in range(SHUFFLES)
+    ]
+    shuffled = fit_shuffled(probing, "original", penalty, rngs, progress)
+    return _judge(probing, shuffled, config, penalty, [*probing.notes, *notes])
+
+
+def _judge(
+    probing: Probing,
+    shuffled: Sequence[Sequence[Reader]],
+    config: AuditConfig,
+    penalty: float,
+    notes: Sequence[str],
+) -> AxisResult:
+    """Controls, readings and status from the fitted probes."""
+    rule, budget = config.rule, config.budget
+    forms = sorted({task.form for task in probing.tasks})
+    ceiling = probing.values("original", "original", "forget")
+    never = probing.values("original", "original", "never_taught")
+    power = unpaired_max_test(
+        ceiling.values,
+        never.values,
+        numpy_rng(config.seed, NAME, "original"),
+        budget.permutations,
+    )
+    # Only layers where the original itself is read say anything of the candidate.
+    use = telling(power, rule)
+    shuffles = mean_of([probing.score(each, "original", "forget") for each in shuffled])
+    details = {
+        "form": forms,
+        "penalty": penalty,
+        "sites": list(probing.sites),
+        "relations": [task.relation for task in probing.tasks],
+        "original_p": power.p_value,
+    }
+    controls = [
+        Control(
+            "the original is read beyond never-taught items",
+            power.p_value,
+            f"p < {rule.alpha} and at least {LEAST_SPAN} apart",
+            bool(use.any()),
+        )
+    ]
+    name = "accuracy" if forms == ["shared"] else "concordance (chance 0.5)"
+    if not use.any():
+        return AxisResult(
+            NAME,
+            QUESTION,
+            "no_power",
+            name,
+            controls=tuple(controls),
+            n_entities=len(ceiling.values),
+            details=details,
+            notes=(
+                "No probe read the forget set well enough in the original itself.",
+                *notes,
+            ),
+        )
+    controls += _controls(probing, config, use, ceiling, never, shuffles)
+    readings = _readings(probing, config, use, ceiling)
+    status, extra = controlled(readings, controls, config.rule)
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        name,
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=len(ceiling.values),
+        details=details,
+        notes=(*extra, *notes),
+    )
+
+
+def _controls(
+    probing: Probing,
+    config: AuditConfig,
+    use: np.ndarray,
+    ceiling: EntityValues,
+    never: EntityValues,
+    shuffles: EntityValues,
+) -> list[Control]:
+    """Floor, shuffled labels, planted suppression, embedding, readable retain."""
+    alpha, permutations = config.rule.alpha, config.budget.permutations
+    # Two controls ask for a null to hold; together they may fail by luck this often.
+    by_luck = alpha / 2
+
+    def beyond(x: EntityValues, y: EntityValues, columns: np.ndarray, name: str):
+        return unpaired_max_test(
+            x.values[:, columns],
+            y.values[:, columns],
+            numpy_rng(config.seed, NAME, name),
+            permutations,
+        )
+
+    # What the original's probes read of answers dealt anew is chance; comparing with
+    # a few fits on shuffled labels would take the luck of those few fits for it.
+    own = probing.states["original"].readers
+    dealt, chance = deal_test(
+        probing,
+        own,
+        "original",
+        "never_taught",
+        use,
+        numpy_rng(config.seed, NAME, "never taught"),
+        permutations,
+    )
+    spans = ceiling.mean[use] - chance
+    leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
+    found = [
+        Control(
+            "answers of never-taught items are read no better than dealt ones",
+            leak,
+            f"below 0.25 of the original's excess, or p >= {by_luck}",
+            leak < 0.25 or dealt.p_value >= by_luck,
+        ),
+        Control(
+            "probes fitted on shuffled answers read nothing",
+            float(((shuffles.mean[use] - chance) / spans).max()),
+            "below half of the original's excess",
+            bool((shuffles.mean[use] < chance + 0.5 * spans).all()),
+        ),
+    ]
+    if "planted" in probing.states:
+        test = beyond(
+            probing.values("planted", "planted", "forget"),
+            probing.values("planted", "planted", "never_taught"),
+            use,
+            "planted",
+        )
+        found.append(planted_seen(test.p_value, alpha))
+    first = np.array([site == "embed" for site in probing.sites])
+    if first.any():
+        test = beyond(
+            probing.values("unlearned", "unlearned", "forget"),
+            probing.values("unlearned", "unlearned", "never_taught"),
+            first,
+            "embedding",
+        )
+        least = min(test.p_value, test.p_below)
+        found.append(
+            Control(
+                "the embedding layer is at the floor",
+                least,
+                f"p >= {by_luck / 2} on both sides",
+                least >= by_luck / 2,
+            )
+        )
+    here = probing.values("unlearned", "unlearned", "check").mean[use].max()
+    there = probing.values("original", "original", "check").mean[use].max()
+    base = chance.mean()
+    readable = (here - base) / max(there - base, 1e-9)
+    found.append(
+        Control(
+            "held-out retain entities can be read in the candidate",
+            float(readable),
+            "at least half of the original's excess",
+            bool(readable >= 0.5),
+        )
+    )
+    return found
+
+
+def _readings(
+    probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+) -> list[Reading]:
+    """Both probes against the reference (where there is one) and never-taught items."""
+    references = [role for role in probing.states if role.startswith("reference")]
+    wanted = [
+        Wanted(
+            name,
+            name,
+            probing.values(reader, "unlearned", "forget"),
+            ceiling,
+            [
+                probing.values(role if name == REFITTED else "original", role, "forget")
+                for role in references
+            ],
+            probing.values(reader, "unlearned", "never_taught"),
+        )
+        for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original"))
+    ]
+    return against_floors(NAME, wanted, probing.sites, config, use)

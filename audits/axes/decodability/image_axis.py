@@ -1,0 +1,241 @@
+"""Can a linear reader of an image model's states still tell the forgotten class?
+
+As ``audits.axes.decodability.axis``, with readers of one class
+(``audits.axes.decodability.image_readers``). One class is one direction, however many
+images there are: a model with another code puts them on either side of it by chance. So
+the original's reader counts only at sites where its readers of the classes that stay
+read those in the candidate.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from audits.axes.decodability.axis import NAME, REFITTED, UNCHANGED
+from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
+from audits.axes.status import failures, standing
+from audits.core.config import AuditConfig
+from audits.modalities.image_baseline import HALFWAY, Cast, values
+from audits.run.planting import planted_seen
+from evidence.equivalence import recovered
+from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
+from evidence.intervals import EntityValues, mean_of
+from evidence.results import AxisResult, Control, Reading, Status
+from evidence.seeds import numpy_rng
+
+QUESTION = "Can a linear reader of the states still tell the forgotten class?"
+LABEL = "other classes' images outranked (chance 0.5)"
+CODE = 0.5
+"""Of the original's excess on classes that stay, what still counts as its code."""
+
+
+def judge(
+    sets: Cast,
+    sites: list[str],
+    own: Mapping[str, dict[str, Any]],
+    refitted: Mapping[str, dict[str, Any]],
+    config: AuditConfig,
+    notes: tuple[str, ...],
+) -> AxisResult:
+    """The axis result from what the readers found.
+
+    Args:
+        sets: The images.
+        sites: Where.
+        own: By role, as ``image_probes.read_own``.
+        refitted: By role, as ``image_probes.read_refitted``.
+        config: Settings.
+        notes: Sentences to pass on.
+    """
+
+    def of(found: Mapping[str, dict[str, Any]], role: str, part: str) -> EntityValues:
+        return values(
+            found[role][part], sets.forget if part == "forget" else sets.never
+        )
+
+    permutations = config.budget.permutations
+    ceiling, floor = of(own, "original", "forget"), of(own, "original", "never")
+    rng = numpy_rng(config.seed, NAME, "original")
+    power = unpaired_max_test(ceiling.values, floor.values, rng, permutations)
+    strong = telling(power, config.rule)
+    code = {role: code_kept(own, role) for role in own}
+    use = strong & (code["unlearned"] >= CODE)
+    references = [role for role in own if role.startswith("reference")]
+    # Where a reference has another code, what its states give says nothing of a floor.
+    alike = [role for role in references if (code[role][use] >= CODE).all()]
+    extra: list[str] = []
+    first: list[Reading] = []
+    second: list[Reading] = []
+    if use.any():
+        found = against_floors(
+            NAME,
+            [
+                Wanted(
+                    UNCHANGED,
+                    UNCHANGED,
+                    of(own, "unlearned", "forget"),
+                    ceiling,
+                    [of(own, role, "forget") for role in alike],
+                    of(own, "unlearned", "never"),
+                    least=HALFWAY,
+                )
+            ],
+            sites,
+            config,
+            use,
+        )
+        first, second = found[:1], found[1:]
+        if len(alike) < len(references):
+            extra.append(
+                f"{len(references) - len(alike)} of {len(references)} references have "
+                "another code, in which the original's probe reads nothing; they are "
+                "no floor for it."
+            )
+    elif strong.any():
+        extra.append(
+            "The candidate has another code: the original's probes of the classes that "
+            "stay do not read them in it, so its probe of the class says nothing."
+        )
+    again, why = _refitted(of, refitted, references, sites, config)
+    first, second = first + again[:1], second + again[1:]
+    extra += why
+    controls = _controls(of, own, strong, ceiling, config)
+    status, said = _status(first, controls, config)
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        LABEL,
+        readings=(*first, *second),
+        controls=tuple(controls),
+        n_entities=len(sets.forget),
+        details={
+            "sites": sites,
+            "used": [site for site, used in zip(sites, use, strict=True) if used],
+            "code_kept": {role: np.round(x, 4).tolist() for role, x in code.items()},
+            "own_by_site": _means(own),
+            "refitted_by_site": _means(refitted),
+        },
+        notes=(*said, *extra, *notes),
+    )
+
+
+def code_kept(own: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
+    """(site,) share of the original's excess on classes that stay, in a model."""
+    here = np.array(own[role]["classes"]) - 0.5
+    there = np.array(own["original"]["classes"]) - 0.5
+    return here / np.maximum(there, 1e-9)
+
+
+def _refitted(
+    of, refitted: Mapping[str, dict[str, Any]], references: list[str], sites, config
+) -> tuple[list[Reading], list[str]]:
+    """Readings of the refitted probe, against floors that leave it something to say."""
+    ceiling = of(refitted, "original", "forget")
+    known = [of(refitted, role, "forget") for role in references]
+    never = of(refitted, "original", "never")
+    readings: list[Reading] = []
+    for floors in [known, []] if known else [[]]:
+        floor = mean_of(floors) if floors else never
+        test = (paired_max_test if floors else unpaired_max_test)(
+            ceiling.values,
+            floor.values,
+            numpy_rng(config.seed, NAME, REFITTED, "references" if floors else "never"),
+            config.budget.permutations,
+        )
+        use = telling(test, config.rule)
+        if not use.any():
+            continue
+        wanted = Wanted(
+            REFITTED,
+            REFITTED,
+            of(refitted, "unlearned", "forget"),
+            ceiling,
+            floors,
+            of(refitted, "unlearned", "never"),
+        )
+        readings.append(against_floors(NAME, [wanted], sites, config, use)[0])
+    primary = "reference" if known else "never_taught"
+    if readings and readings[0].floor_kind == primary:
+        return readings, []
+    floor = mean_of(known) if known else never
+    return [], [
+        f"A refitted probe says nothing here: it reads {ceiling.mean.max():.2f} in the "
+        f"original and {floor.mean.max():.2f} where nothing was known. What tells the "
+        "other classes apart tells an unseen one from them as well."
+    ]
+
+
+def _controls(
+    of,
+    own: Mapping[str, dict[str, Any]],
+    strong: np.ndarray,
+    ceiling: EntityValues,
+    config: AuditConfig,
+) -> list[Control]:
+    """Power, labels dealt anew, random directions, the planted suppression."""
+    alpha, never = config.rule.alpha, of(own, "original", "never")
+    rng = numpy_rng(config.seed, NAME, "original")
+    power = unpaired_max_test(
+        ceiling.values, never.values, rng, config.budget.permutations
+    )
+    found = [
+        Control(
+            "the original is read beyond never-taught images",
+            power.p_value,
+            f"p < {alpha} and at least {LEAST_SPAN} apart",
+            bool(strong.any()),
+        )
+    ]
+    excess = np.maximum(ceiling.mean - 0.5, 1e-9)
+    for name, what in (
+        ("probes fitted on shuffled classes read nothing", "shuffled"),
+        ("random directions read nothing", "random"),
+    ):
+        most = float(((np.array(own["original"][what]) - 0.5) / excess).max())
+        found.append(
+            Control(name, most, "below half of the original's excess", most < 0.5)
+        )
+    if "planted" in own and strong.any():
+        test = unpaired_max_test(
+            of(own, "planted", "forget").values[:, strong],
+            of(own, "planted", "never").values[:, strong],
+            numpy_rng(config.seed, NAME, "planted"),
+            config.budget.permutations,
+        )
+        found.append(planted_seen(test.p_value, alpha))
+    return found
+
+
+def _status(
+    first: list[Reading], controls: list[Control], config: AuditConfig
+) -> tuple[Status, list[str]]:
+    """Retained, absent, or why neither can be said.
+
+    Only the refitted probe can show that nothing is left: what the original's finds is
+    one direction, and no floor says where that lies in a model that never knew.
+    """
+    failed = failures(controls)
+    if failed:
+        status: Status = "control_failed" if first else "no_power"
+        return status, [f"Control failed: {name}." for name in failed]
+    rule, named = config.rule, {each.name: each for each in first}
+    if recovered(named, rule.recovery, rule.still_there):
+        return "retained", []
+    if REFITTED not in named:
+        return "no_power", [
+            "The original's probe can show that the class is there, not that it is "
+            "gone; that takes a refitted one and a model retrained without the class."
+        ]
+    return standing([named[REFITTED]], rule)
+
+
+def _means(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        role: {
+            part: np.round(np.mean(each[part], axis=0), 4).tolist()
+            for part in ("forget", "never")
+        }
+        for role, each in found.items()
+    }

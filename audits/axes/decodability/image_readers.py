@@ -1,0 +1,199 @@
+"""Linear readers of a class in the states of image models.
+
+The original's own reader is a linear discriminant of the class against the others,
+fitted on half of its images and read on the other half. A refitted one is made from a
+single image of the class under the covariance of the classes that stay: from many, it
+reads a class that no model ever saw just as well, since what tells the other classes
+apart tells it from them. What either gives is the share of the other classes' images
+that an image of the class outranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from audits.core.subjects import Subject
+from audits.modalities.image_baseline import Cast, features, ranked
+from capture.data.images import ImageSet
+from evidence.seeds import numpy_rng
+from probes.concepts.directions import discriminant
+
+SHRINKAGE = 0.1
+SHUFFLES, DIRECTIONS = 5, 20
+SHOTS = 20
+"""Single images a refitted reader is made from, one after the other."""
+KIND_SHOTS = 3
+MOST_CLASSES, LEAST_FIT, LEAST_CHECK = 12, 4, 2
+
+States = Mapping[str, Mapping[str, np.ndarray]]
+"""Part of the cast to site to (image, d)."""
+
+
+@dataclass(frozen=True)
+class OwnReaders:
+    """The original's readers, site by site.
+
+    Attributes:
+        halves: (image,) which half of the forget images each belongs to.
+        own: Site to (half, d): fitted without the images of that half.
+        shuffled: Site to (shuffle, d): the same on labels dealt anew.
+        random: Site to (direction, d): fitted on nothing.
+        classes: Site to (class, d): of some of the classes that stay.
+        labels: (class,) their numbers.
+    """
+
+    halves: np.ndarray
+    own: dict[str, np.ndarray]
+    shuffled: dict[str, np.ndarray]
+    random: dict[str, np.ndarray]
+    classes: dict[str, np.ndarray]
+    labels: np.ndarray
+
+
+def read_parts(
+    subject: Subject, sets: Cast, sites: list[str], device: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """States of every set at every site."""
+    with subject.loaded(device) as model:
+        return {
+            name: features(model, getattr(sets, name), sites)
+            for name in ("forget", "fit", "check", "never")
+        }
+
+
+def finite(states: States) -> bool:
+    """Whether no state is NaN or infinite."""
+    return all(np.isfinite(x).all() for part in states.values() for x in part.values())
+
+
+def fit_own(states: States, sets: Cast, seed: int) -> OwnReaders:
+    """Fit the original's readers of the class, of others, and of nothing."""
+    count = len(sets.forget)
+    halves = np.zeros(count, dtype=int)
+    halves[numpy_rng(seed, "decodability", "halves").permutation(count)[::2]] = 1
+    known = _common(sets)
+    own, shuffled, random, classes = {}, {}, {}, {}
+    rng = numpy_rng(seed, "decodability", "nothing")
+    for site, mine in states["forget"].items():
+        rest = states["fit"][site]
+        fitted = []
+        for half in (0, 1):
+            rows = np.concatenate([mine[halves != half], rest])
+            marks = np.arange(len(rows)) < (halves != half).sum()
+            fitted.append(_discriminants(rows, marks[None])[0])
+        own[site] = np.stack(fitted)
+        rows = np.concatenate([mine, rest])
+        marks = np.arange(len(rows)) < count
+        dealt = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
+        shuffled[site] = _discriminants(rows, dealt)
+        random[site] = rng.standard_normal((DIRECTIONS, rows.shape[1]))
+        classes[site] = _discriminants(rest, sets.fit.labels == known[:, None])
+    return OwnReaders(halves, own, shuffled, random, classes, known)
+
+
+def _common(sets: Cast) -> np.ndarray:
+    """Classes that stay with images enough to fit and check a reader of them."""
+    found = [
+        label
+        for label in np.unique(sets.fit.labels)
+        if (sets.fit.labels == label).sum() >= LEAST_FIT
+        and (sets.check.labels == label).sum() >= LEAST_CHECK
+    ]
+    return np.array(found[:MOST_CLASSES], dtype=np.int64)
+
+
+def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """(concept, d) unit-free directions, one a row of ``marks`` (concept, image)."""
+    if len(marks) == 0:
+        return np.zeros((0, rows.shape[1]))
+    x = torch.from_numpy(rows)
+    weight = torch.ones(len(x), dtype=torch.float64)
+    found = discriminant(x, torch.from_numpy(marks).double(), weight, SHRINKAGE)
+    return found.numpy()
+
+
+def read_own(readers: OwnReaders, states: States, sets: Cast) -> dict[str, Any]:
+    """What the original's readers find in a model's states; JSON-ready.
+
+    Returns:
+        ``forget`` and ``never``: (image, site) shares outranked, each forget image by
+        the reader that has not seen it; ``classes``: (site,) the mean of the same over
+        other classes and their images; ``shuffled`` and ``random``: (site,) means.
+    """
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("forget", "never", "classes", "shuffled", "random")
+    }
+    half = readers.halves
+    for site in readers.own:
+        mine, other, invented = (
+            states[part][site] for part in ("forget", "check", "never")
+        )
+
+        def shares(rows: np.ndarray, vectors: np.ndarray, other=other) -> np.ndarray:
+            """(vector, image)."""
+            found = [ranked(rows @ each, other @ each) for each in vectors]
+            return np.stack(found)
+
+        both = shares(mine, readers.own[site])
+        columns["forget"].append(both[half, np.arange(len(mine))])
+        columns["never"].append(shares(invented, readers.own[site]).mean(0))
+        columns["shuffled"].append(shares(mine, readers.shuffled[site]).mean())
+        columns["random"].append(shares(mine, readers.random[site]).mean())
+        columns["classes"].append(_of_classes(readers, site, other, sets.check))
+    # (site, image) becomes (image, site); means stay (site,).
+    return {name: np.array(each).T.tolist() for name, each in columns.items()}
+
+
+def _of_classes(
+    readers: OwnReaders, site: str, states: np.ndarray, images: ImageSet
+) -> float:
+    found = []
+    for label, vector in zip(readers.labels, readers.classes[site], strict=True):
+        read, own = states @ vector, images.labels == label
+        found.append(ranked(read[own], read[~own]).mean())
+    return float(np.mean(found)) if found else 0.5
+
+
+def read_refitted(states: States, sets: Cast, seed: int) -> dict[str, Any]:
+    """What readers made from one image find; (image, site) "forget" and "never"."""
+    rng = numpy_rng(seed, "decodability", "shots")
+    count = len(sets.forget)
+    shots = rng.permutation(count)[:SHOTS]
+    kinds = [
+        np.flatnonzero(sets.never.labels == k) for k in np.unique(sets.never.labels)
+    ]
+    groups = [(np.arange(count), shots, "forget")] + [
+        (kind, kind[:KIND_SHOTS], "never") for kind in kinds if len(kind) > 1
+    ]
+    # A kind of which there is one image alone has nothing to be asked about.
+    result = {
+        part: np.full((len(getattr(sets, part)), len(states["fit"])), 0.5)
+        for part in ("forget", "never")
+    }
+    for column, site in enumerate(states["fit"]):
+        rest, other = states["fit"][site], states["check"][site]
+        solve = _whitener(rest, sets.fit.labels)
+        for members, firsts, part in groups:
+            rows = states[part][site]
+            total, times = np.zeros(len(members)), np.zeros(len(members))
+            for shot in firsts:
+                vector = solve(rows[shot] - rest.mean(0))
+                asked = members != shot
+                total[asked] += ranked(rows[members[asked]] @ vector, other @ vector)
+                times[asked] += 1
+            result[part][members, column] = total / np.maximum(times, 1)
+    return {part: table.tolist() for part, table in result.items()}
+
+
+def _whitener(rest: np.ndarray, labels: np.ndarray):
+    """Solves with the covariance within the classes that stay, shrunk."""
+    means = {label: rest[labels == label].mean(0) for label in np.unique(labels)}
+    inner = rest - np.stack([means[label] for label in labels])
+    within = inner.T @ inner / len(rest)
+    ridge = SHRINKAGE * np.trace(within) / len(within)
+    within = (1 - SHRINKAGE) * within
+    within[np.diag_indices(len(within))] += max(ridge, 1e-12)
+    return lambda difference: np.linalg.solve(within, difference)

@@ -1,0 +1,260 @@
+"""Hidden states of every model of an audit, and the probes fitted on them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from audits.axes.decodability.readers import Reader, fit_readers
+from audits.axes.decodability.tasks import PARTS, Part, Task, make_tasks, row_scores
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
+from capture.activations.store import ActivationStore
+from capture.data.items import ItemSet
+from capture.data.sequences import Sequences
+from capture.network.sites import find_sites
+from evidence.intervals import EntityValues, by_entity
+from evidence.progress import Progress
+from evidence.seeds import numpy_rng
+from probes.solvers.uncertified import Uncertified, in_words
+
+PENALTIES = (0.003, 0.03, 0.3)
+# Probes are fitted on this share of the retain entities and checked on the rest.
+FIT_SHARE = 0.8
+
+
+def tasks_of(
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    tokenizer: PreTrainedTokenizerBase,
+    config: AuditConfig,
+) -> tuple[list[Task], list[str]]:
+    """The tasks of an audit, its retain entities divided; as ``make_tasks``.
+
+    Args:
+        forget: Forgotten items that the original knows.
+        retain: Retain items that it knows, cut to the budget.
+        never: Items about entities that no model has met.
+        tokenizer: Splits answers.
+        config: Settings.
+    """
+    budget, seed = config.budget, config.seed
+    names = retain.entities
+    order = numpy_rng(seed, "decodability", "split").permutation(len(names))
+    cut = int(FIT_SHARE * len(names))
+    return make_tasks(
+        {
+            "fit": retain.of([names[i] for i in order[:cut]]),
+            "check": retain.of([names[i] for i in order[cut:]]),
+            "forget": forget,
+            "never_taught": never,
+        },
+        tokenizer,
+        wordings=budget.prompts_per_item,
+        statement_wordings=budget.statement_wordings,
+        block=budget.block,
+        rng=numpy_rng(seed, "decodability", "blocks"),
+    )
+
+
+@dataclass
+class States:
+    """Hidden states of one model, and the readers fitted on them.
+
+    Attributes:
+        parts: States (site, row, d_model) by task number and part.
+        readers: One reader a task.
+        uncertified: Fits on these states, those that were not chosen and those of
+            answers dealt anew included, that are not certified to be at their optimum.
+    """
+
+    parts: dict[tuple[int, str], np.ndarray]
+    readers: list[Reader] = field(default_factory=list)
+    uncertified: list[Uncertified] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Everything read so far, by role."""
+
+    tasks: Sequence[Task]
+    sites: tuple[str, ...]
+    states: Mapping[str, States]
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on fits that are not certified to be at their optimum, if any."""
+        found = in_words([fit for s in self.states.values() for fit in s.uncertified])
+        return [f"Of the probes, {found}."] if found else []
+
+    def values(self, reader: str, states: str, part: str) -> EntityValues:
+        """(entity, site) success of ``reader``'s probes on ``states``' rows."""
+        return self.score(self.states[reader].readers, states, part)
+
+    def score(self, readers: Sequence[Reader], states: str, part: str) -> EntityValues:
+        """As ``values`` for readers given directly."""
+        rows, entities = [], []
+        for number, (task, reader) in enumerate(zip(self.tasks, readers, strict=True)):
+            texts = task.parts[part]
+            scores = reader.scores(self.states[states].parts[number, part])
+            table = row_scores(task, texts, scores)
+            kept = ~np.isnan(table).any(1)
+            rows.append(table[kept])
+            entities += [texts.entities[row] for row in np.flatnonzero(kept)]
+        return by_entity(np.concatenate(rows), entities)
+
+
+def capture_states(
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    store: ActivationStore,
+    device: str,
+    progress: Progress,
+) -> list[str]:
+    """Read every text of every task at every residual site into the store.
+
+    Returns:
+        The sites read.
+    """
+    with subject.loaded(device) as model:
+        names = find_sites(model).names
+        sites = [n for n in names if n == "embed" or n.startswith("resid.")]
+        rows, _ = _all_texts(tokenizer, tasks)
+        store.activations(subject, rows, sites, "last", model=model, progress=progress)
+    return sites
+
+
+def read_states(
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sites: Sequence[str],
+    store: ActivationStore,
+) -> States:
+    """What ``capture_states`` put into the store; captured anew where it is gone."""
+    rows, bounds = _all_texts(tokenizer, tasks)
+    values = np.asarray(store.activations(subject, rows, sites, "last").values)
+    return States({key: values[:, part] for key, part in bounds.items()})
+
+
+def read_all(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sites: Sequence[str],
+    store: ActivationStore,
+) -> tuple[dict[str, States], list[str]]:
+    """``read_states`` of every role, and the roles whose states are not all finite."""
+    states = {
+        role: read_states(subject, tokenizer, tasks, sites, store)
+        for role, subject in subjects.items()
+    }
+    broken = [
+        role
+        for role, each in states.items()
+        if not all(np.isfinite(part).all() for part in each.parts.values())
+    ]
+    return states, broken
+
+
+def _all_texts(
+    tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]
+) -> tuple[Sequences, dict[tuple[int, str], slice]]:
+    """Every text of every task in one set, and where each part lies in it."""
+    whole = Sequences((), ())
+    bounds: dict[tuple[int, str], slice] = {}
+    for number, task in enumerate(tasks):
+        for part in PARTS:
+            rows = task.parts[part].encoded(tokenizer)
+            bounds[number, part] = slice(len(whole), len(whole) + len(rows))
+            whole = whole + rows
+    return whole, bounds
+
+
+def fit_probes(
+    probing: Probing, role: str, penalty: float, progress: Progress
+) -> list[Reader]:
+    """One reader a task, fitted on a model's states of the fitting entities.
+
+    Args:
+        probing: Tasks and states.
+        role: Whose states.
+        penalty: Inverse regularisation strength.
+        progress: Where to show progress.
+    """
+    return [
+        _fitted(probing, role, number, [task.parts["fit"].labels], penalty, progress)[0]
+        for number, task in enumerate(probing.tasks)
+    ]
+
+
+def fit_shuffled(
+    probing: Probing,
+    role: str,
+    penalty: float,
+    rngs: Sequence[np.random.Generator],
+    progress: Progress,
+) -> list[list[Reader]]:
+    """As ``fit_probes`` with the answers dealt anew first, once a generator.
+
+    The control that must read nothing.
+    """
+    by_task = []
+    for number, task in enumerate(probing.tasks):
+        labels = [shuffled_labels(task, rng) for rng in rngs]
+        by_task.append(_fitted(probing, role, number, labels, penalty, progress))
+    return [list(readers) for readers in zip(*by_task, strict=True)]
+
+
+def _fitted(
+    probing: Probing,
+    role: str,
+    number: int,
+    labels: Sequence[np.ndarray],
+    penalty: float,
+    progress: Progress,
+) -> list[Reader]:
+    """A reader for each label vector of a task; keeps count of what is uncertified."""
+    states = probing.states[role]
+    found = fit_readers(states.parts[number, "fit"], labels, penalty, progress)
+    name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
+    states.uncertified += [
+        replace(fit, name=name, inner="" if len(labels) == 1 else f"shuffle {shuffle}")
+        for shuffle, reader in enumerate(found)
+        for fit in reader.uncertified
+    ]
+    return found
+
+
+def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
+    """Labels with the answers dealt anew to whole entities (shared) or blocks."""
+    part: Part = task.parts["fit"]
+    labels = part.labels.copy()
+    if task.form == "shared":
+        own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
+        dealt = dict(zip(own, rng.permutation(list(own.values())), strict=True))
+        return np.array([dealt[entity] for entity in part.entities], dtype=int)
+    for group in np.unique(part.groups):
+        rows = np.flatnonzero(part.groups == group)
+        order = rng.permutation(part.columns[rows].max() + 1)
+        true = {
+            part.entities[row]: part.columns[row] for row in rows if part.labels[row]
+        }
+        for row in rows:
+            labels[row] = part.columns[row] == order[true[part.entities[row]]]
+    return labels
+
+
+def choose_penalty(probing: Probing, progress: Progress) -> float:
+    """The penalty that reads held-out *retain* entities of the original best."""
+    best, chosen = -1.0, PENALTIES[0]
+    for penalty in PENALTIES:
+        readers = fit_probes(probing, "original", penalty, progress)
+        mean = float(probing.score(readers, "original", "check").mean.mean())
+        if mean > best + 1e-9:
+            best, chosen = mean, penalty
+            probing.states["original"].readers = readers
+    return chosen

@@ -1,0 +1,85 @@
+"""Is the class still named, and does its logit still rise on its own images?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from audits.axes.behaviour import NAME, status_of
+from audits.axes.judgement import Wanted, against_floors
+from audits.core.config import AuditConfig
+from audits.modalities.image_baseline import Cast, values
+from audits.modalities.image_vocabulary import NAMED, RANKED
+from evidence.results import AxisResult, Control
+
+QUESTION = "Is the class still named at the output?"
+MOST_NEVER = 0.25
+"""Share of never-taught images that the original may call the class."""
+
+
+def run_behaviour(
+    sets: Cast,
+    heard: Mapping[str, dict[str, Any]],
+    never_called: float,
+    config: AuditConfig,
+) -> AxisResult:
+    """The axis, from what each model named.
+
+    The rank of the logit is shown and decides nothing: what a classifier that never saw
+    a class puts on its images is an accident of its seed (mean ranks of 0.5 to 0.8 in
+    retrains of tuning seed 0), far from that of images of another kind.
+
+    Args:
+        sets: The images.
+        heard: By role, as ``image_look.listen``.
+        never_called: Share of all never-taught images that the original calls the
+            class; these are left out of the floor.
+        config: Settings.
+    """
+    references = [role for role in heard if role.startswith("reference")]
+
+    def wanted(name: str, what: str) -> Wanted:
+        forgotten = {
+            role: values(heard[role][what]["forget"], sets.forget) for role in heard
+        }
+        return Wanted(
+            name,
+            what,
+            forgotten["unlearned"],
+            forgotten["original"],
+            [forgotten[role] for role in references],
+            values(heard["unlearned"][what]["never_taught"], sets.never),
+        )
+
+    readings = against_floors(
+        NAME, [wanted(NAMED, "named"), wanted(RANKED, "rank")], ["output"], config
+    )
+    right = float(np.mean(heard["original"]["named"]["forget"]))
+    controls = [
+        Control("the original names it", right, "1 on the images kept", right > 0.5),
+        Control(
+            "the original does not call never-taught images the class",
+            never_called,
+            f"below {MOST_NEVER}",
+            never_called < MOST_NEVER,
+        ),
+    ]
+    status, extra = status_of(readings, controls, config.rule)
+    said = heard["unlearned"]["named"]["forget"]
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        "share of images named as the class",
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=len(sets.forget),
+        details={
+            "class": sets.label,
+            "images": [
+                {"id": name, "named": bool(hit)}
+                for name, hit in zip(sets.forget.ids, said, strict=True)
+            ],
+        },
+        notes=tuple(extra),
+    )

@@ -1,0 +1,92 @@
+"""A candidate's figures against its floors, the same way for every axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audits.core.config import AuditConfig, Rule
+from evidence.comparison import compare
+from evidence.hypothesis_tests import MaxTest
+from evidence.intervals import EntityValues, mean_of
+from evidence.results import Reading
+from evidence.seeds import numpy_rng
+
+# Below this distance between original and floor a residual would be noise over noise.
+LEAST_SPAN = 0.15
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One figure of the candidate.
+
+    Attributes:
+        name: Of the reading.
+        stream: Names the permutations' stream of random numbers.
+        candidate: (entity, column) of the forgotten entities.
+        ceiling: The same of the original.
+        references: The same of each model retrained without them, if there are any.
+        never: (other entity, column) of never-taught items in the candidate.
+        least: As in ``evidence.comparison.compare``.
+    """
+
+    name: str
+    stream: str
+    candidate: EntityValues
+    ceiling: EntityValues
+    references: Sequence[EntityValues]
+    never: EntityValues
+    least: float = 0.0
+
+
+def against_floors(
+    axis: str,
+    wanted: Sequence[Wanted],
+    columns: Sequence[str],
+    config: AuditConfig,
+    use: NDArray[np.bool_] | None = None,
+) -> list[Reading]:
+    """Each figure against the primary floor, then each against the other.
+
+    The primary floor is the references, where there are any; never-taught items are
+    then shown beside it.
+
+    Args:
+        axis: Its name, for the random numbers.
+        wanted: The figures.
+        columns: Names of the columns.
+        config: Settings.
+        use: (column,) which columns count; all by default.
+    """
+    paired = bool(wanted[0].references)
+    readings = []
+    for kind in ("reference", "never_taught") if paired else ("never_taught",):
+        for each in wanted:
+            second = paired and kind == "never_taught"
+            readings.append(
+                compare(
+                    f"{each.name}, against never-taught items" if second else each.name,
+                    each.candidate,
+                    mean_of(each.references) if kind == "reference" else each.never,
+                    each.ceiling,
+                    columns=columns,
+                    floor_kind=kind,
+                    rng=numpy_rng(config.seed, axis, kind, each.stream),
+                    permutations=config.budget.permutations,
+                    use=None if use is None else use.tolist(),
+                    least=each.least,
+                )
+            )
+    return readings
+
+
+def telling(power: MaxTest, rule: Rule) -> NDArray[np.bool_]:
+    """(column,) where the original itself is read, so that silence says something.
+
+    Args:
+        power: The original's forgotten entities against never-taught ones.
+        rule: Thresholds.
+    """
+    strong = power.difference >= 0.5 * power.difference.max()
+    return strong & (power.p_column < rule.alpha) & (power.difference > LEAST_SPAN)

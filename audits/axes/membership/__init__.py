@@ -1,0 +1,1 @@
+"""The membership axis: do hidden states tell forgotten entities from others?"""

@@ -1,0 +1,277 @@
+"""The membership axis: are forgotten items still told from never-taught ones?
+
+A model's states differ between names it has met and names it has not, whatever it says
+of them. A reader of that difference is fitted on retain entities against invented ones
+that mirror them, and scores forgotten entities against never-taught ones: neither of
+those has been seen by it, so their labels can be exchanged afterwards and the test is
+exact, the maximum over layers included. Both kinds share relations, wordings and
+answers; only the names differ.
+
+What it finds is a residual trace. It blocks ``deleted``; it makes nothing
+``suppressed``: a model may know that a name was in its training and nothing else.
+
+Source: the cross-sequence signature of arXiv 2605.01699, with erase, fit and test sets
+apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors
+from audits.axes.membership.readers import NAME, Cast, Scores, read
+from audits.axes.status import controlled, failures, standing
+from audits.core.config import AuditConfig, Rule
+from audits.core.subjects import Subject
+from audits.run.planting import planted_seen
+from capture.activations.store import ActivationStore
+from capture.data.tokenization import encode
+from evidence.intervals import EntityValues
+from evidence.progress import Progress
+from evidence.results import AxisResult, Control, Reading, Status
+from probes.estimators.kernel_smoothers import FAMILIES
+
+QUESTION = "Does a signature tell forgotten items from never-taught ones?"
+STATISTIC = "AUC (chance 0.5)"
+READER = "refitted reader"
+SHUFFLES = 20
+# Two controls ask for a null to hold; together they may fail by luck at half the level.
+BY_LUCK = 0.25
+KEPT = "held-out retain entities are told from invented ones in the candidate"
+
+
+def run_signature(
+    subjects: Mapping[str, Subject],
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Cast,
+    sites: Sequence[str],
+    store: ActivationStore,
+    config: AuditConfig,
+    *,
+    notes: Sequence[str],
+    progress: Progress,
+) -> AxisResult:
+    """The axis, from captured states to status.
+
+    Args:
+        subjects: Models by role: "original", "unlearned", and where there are any
+            "planted" and "reference-N".
+        tokenizer: The tokenizer of all of them.
+        asked: Who is compared.
+        sites: As ``capture`` gave them.
+        store: Where activations are kept.
+        config: Settings.
+        notes: Sentences to pass on.
+        progress: Where to show progress.
+    """
+    rows = encode(tokenizer, asked.prompts)
+
+    def states_of(role: str, names: Sequence[str], view: str) -> NDArray[np.float32]:
+        found = store.activations(subjects[role], rows, names, view)  # pyright: ignore
+        return np.asarray(found.values)
+
+    states = {role: states_of(role, sites, "last") for role in subjects}
+    broken = [role for role, x in states.items() if not np.isfinite(x).all()]
+    if broken:
+        why = f"hidden states of {', '.join(broken)} are not finite"
+        return AxisResult(NAME, QUESTION, "error", notes=(why, *notes))
+    tried = {}
+    with progress.task("membership", len(FAMILIES) + len(states)) as advance:
+        for family in FAMILIES:
+            tried[family] = read(states["original"], asked, family, config.seed)
+            advance(1)
+        # Chosen on entities that neither fit nor test has seen.
+        chosen = max(
+            FAMILIES, key=lambda name: tried[name].auc("check", "check_invented").mean()
+        )
+        scores = {}
+        for role, each in states.items():
+            shuffles = SHUFFLES if role == "original" else 0
+            scores[role] = read(each, asked, chosen, config.seed, shuffles)
+            advance(1)
+    every = np.ones(len(sites), dtype=bool)
+    power = scores["original"].test("forget", "never_taught", every, config)
+    lead = power.difference
+    use = (lead >= 0.5 * lead.max()) & (lead > LEAST_SPAN)
+    use &= power.p_column < config.rule.alpha
+    details = {
+        "reader": chosen,
+        "sites": list(sites),
+        "original_p": power.p_value,
+        "auc": {
+            role: np.round(each.auc("forget", "never_taught"), 6).tolist()
+            for role, each in scores.items()
+        },
+        "auc_of_retain": {
+            role: np.round(each.auc("check", "check_invented"), 6).tolist()
+            for role, each in scores.items()
+        },
+    }
+    count = len(dict.fromkeys(asked.questions["forget"].entities))
+    controls = [
+        Control(
+            "the original tells them apart",
+            power.p_value,
+            f"p < {config.rule.alpha} and at least {LEAST_SPAN} above chance",
+            bool(use.any()),
+        )
+    ]
+    if not use.any():
+        why = "The original itself does not tell them apart."
+        return AxisResult(
+            NAME,
+            QUESTION,
+            "no_power",
+            STATISTIC,
+            controls=tuple(controls),
+            n_entities=count,
+            details=details,
+            notes=(why, *notes),
+        )
+    controls += _controls(scores, use, config)
+    if "embed" in sites:
+        names = states_of("unlearned", ["embed"], "mean")
+        controls.append(_names_alone(names, asked, chosen, config))
+    readings = _readings(scores, use, sites, config)
+    status, extra = status_of(readings, controls, config.rule)
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        STATISTIC,
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=count,
+        details=details,
+        notes=(*extra, *notes),
+    )
+
+
+def status_of(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+) -> tuple[Status, list[str]]:
+    """Retained, absent, or why neither can be said.
+
+    A candidate in which not even retain entities are told apart may have no such
+    signature at all: then silence says nothing, and a finding still is one.
+    """
+    if failures(controls) == [KEPT] and readings:
+        return standing(readings[:2], rule, failed=[KEPT])
+    return controlled(readings, controls, rule)
+
+
+def _places(scores: Scores) -> EntityValues:
+    """(forgotten entity, site) share of never-taught ones that score lower."""
+    table = scores.wins("forget", "never_taught").mean(1)
+    names = tuple(dict.fromkeys(scores.asked.questions["forget"].entities))
+    return EntityValues(table, len(table), names, table.var(0))
+
+
+def _chance(scores: Scores) -> EntityValues:
+    """One half, as spread out as the never-taught entities' own places are.
+
+    An AUC varies with the entities of either kind (DeLong 1988, Biometrics 44:837);
+    the interval of its difference from one half must count both.
+    """
+    share = scores.wins("forget", "never_taught").mean(0)
+    table = np.clip(0.5 + share.mean(0) - share, 0, 1)
+    table = np.clip(table + 0.5 - table.mean(0), 0, 1)
+    names = tuple(dict.fromkeys(scores.asked.questions["never_taught"].entities))
+    return EntityValues(table, len(table), names, table.var(0))
+
+
+def _readings(
+    scores: Mapping[str, Scores],
+    use: NDArray[np.bool_],
+    sites: Sequence[str],
+    config: AuditConfig,
+) -> list[Reading]:
+    """Against the reference where there is one, and against never-taught items."""
+    wanted = Wanted(
+        READER,
+        READER,
+        _places(scores["unlearned"]),
+        _places(scores["original"]),
+        [_places(each) for role, each in scores.items() if role.startswith("ref")],
+        _chance(scores["unlearned"]),
+    )
+    test = scores["unlearned"].test("forget", "never_taught", use, config)
+    p_used = iter(test.p_column.tolist())
+    found = []
+    for reading in against_floors(NAME, [wanted], list(sites), config, use):
+        if reading.floor_kind == "never_taught":
+            # A place depends on who the others are: exchange entities, then rank.
+            columns = tuple(
+                {**each, "p_value": next(p_used) if each["used"] else None}
+                for each in reading.columns
+            )
+            reading = replace(
+                reading,
+                p_value=test.p_value,
+                p_below=test.p_below,
+                smallest_p=test.smallest_p,
+                columns=columns,
+            )
+        found.append(reading)
+    return found
+
+
+def _controls(
+    scores: Mapping[str, Scores], use: NDArray[np.bool_], config: AuditConfig
+) -> list[Control]:
+    """Shuffled labels, invented against never-taught, the plant, retain entities."""
+    alpha = config.rule.alpha
+    original, candidate = scores["original"], scores["unlearned"]
+    lead = original.auc("forget", "never_taught")[use] - 0.5
+    luck = np.mean(
+        [
+            original.auc("forget", "never_taught", 1 + turn)[use] - 0.5
+            for turn in range(SHUFFLES)
+        ],
+        axis=0,
+    )
+    strange = candidate.test("check_invented", "never_taught", use, config)
+    either = min(1.0, 2 * min(strange.p_value, strange.p_below))
+    kept = candidate.test("check", "check_invented", use, config)
+    found = [
+        Control(
+            "readers fitted on exchanged labels read nothing",
+            float((luck / lead).max()),
+            "below half of the original's excess",
+            bool((luck < 0.5 * lead).all()),
+        ),
+        Control(
+            "never-taught entities are not told from other invented ones",
+            either,
+            f"p >= {alpha * BY_LUCK}",
+            either >= alpha * BY_LUCK,
+        ),
+        Control(
+            KEPT,
+            kept.p_value,
+            f"p < {alpha}",
+            kept.p_value < alpha,
+        ),
+    ]
+    if "planted" in scores:
+        planted = scores["planted"].test("forget", "never_taught", use, config)
+        found.append(planted_seen(planted.p_value, alpha))
+    return found
+
+
+def _names_alone(
+    names: NDArray[np.float32], asked: Cast, family: str, config: AuditConfig
+) -> Control:
+    """The register: a bag of the name's tokens must not give its owner away."""
+    alone = read(names, asked, family, config.seed)
+    test = alone.test("forget", "never_taught", np.ones(1, dtype=bool), config)
+    either = min(1.0, 2 * min(test.p_value, test.p_below))
+    return Control(
+        "the names alone, averaged at the embedding, do not tell them apart",
+        either,
+        f"p >= {config.rule.alpha * BY_LUCK}",
+        either >= config.rule.alpha * BY_LUCK,
+    )

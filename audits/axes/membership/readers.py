@@ -1,0 +1,221 @@
+"""Readers of membership: who is read, and what a reader makes of a model's states.
+
+Fitted on retain entities against invented ones that mirror them item for item; scored
+on everybody else. ``audits.axes.membership.axis`` is the axis made of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
+from capture.activations.store import ActivationStore
+from capture.data.invented_entities import invent_items
+from capture.data.items import Item, ItemSet
+from capture.data.questions import Questions, ask
+from capture.data.tokenization import encode
+from capture.network.sites import find_sites
+from evidence.errors import InputError
+from evidence.hypothesis_tests import MaxTest, unpaired_max_test
+from evidence.progress import Progress
+from evidence.seeds import numpy_rng
+from probes.estimators.kernel_smoothers import smoothers
+from probes.splits.folds import Folds
+
+NAME = "membership"
+LEAST_ENTITIES = 6
+# Beyond this many the reader gains little, and its kernel grows with the square.
+MOST_FITTED = 200
+FIT_SHARE = 0.8
+PARTS = ("fit", "fit_invented", "check", "check_invented", "forget", "never_taught")
+
+
+@dataclass(frozen=True)
+class Cast:
+    """What is read.
+
+    Attributes:
+        questions: By part of ``PARTS``; those to fit on in one wording.
+    """
+
+    questions: Mapping[str, Questions]
+
+    @property
+    def prompts(self) -> list[str]:
+        """All prompts, part by part."""
+        return [text for part in PARTS for text in self.questions[part].prompts]
+
+    @property
+    def part(self) -> NDArray[np.str_]:
+        """(row,) part of each prompt."""
+        return np.repeat(PARTS, [len(self.questions[part]) for part in PARTS])
+
+
+def cast(
+    forget: ItemSet, retain: ItemSet, never: ItemSet, wordings: int, seed: int
+) -> Cast:
+    """Choose whom to fit on, and invent their counterparts.
+
+    Args:
+        forget: Forgotten items the original knows.
+        retain: Items that stay.
+        never: Items of the same relations about entities no model saw.
+        wordings: Prompts an item of those that are scored.
+        seed: Of every draw.
+
+    Raises:
+        InputError: too few entities, or no names can be invented for the retain ones.
+    """
+    relations = {item.relation for item in forget}
+    alike = ItemSet(tuple(x for x in retain if x.relation in relations), retain.name)
+    fewest = min(len(each.entities) for each in (forget, never, alike))
+    if fewest < LEAST_ENTITIES:
+        raise InputError(
+            "too few entities to read a signature of membership",
+            expected=f"{LEAST_ENTITIES} or more forgotten, never-taught and retain "
+            "ones, of the same relations",
+            got=str(fewest),
+        )
+    names = alike.entities
+    order = numpy_rng(seed, NAME, "fit").permutation(len(names))[:MOST_FITTED]
+    known = ItemSet(
+        tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never))
+    )
+    chosen = alike.of([names[place] for place in sorted(order)])
+    mirror = invent_items(chosen, known, numpy_rng(seed, NAME, "invented"))
+    # Item by item the mirror is its original: the same cut keeps pairs together.
+    cut = set(list(chosen.entities)[: int(FIT_SHARE * len(chosen.entities))])
+
+    def of(items: ItemSet, inside: bool) -> list[Item]:
+        return [
+            item
+            for item, own in zip(items, chosen, strict=True)
+            if (own.entity in cut) == inside
+        ]
+
+    asked = {
+        "fit": ask(of(chosen, True), 1),
+        "fit_invented": ask(of(mirror, True), 1),
+        "check": ask(of(chosen, False), wordings),
+        "check_invented": ask(of(mirror, False), wordings),
+        "forget": ask(forget, wordings),
+        "never_taught": ask(
+            [item for item in never if item.relation in relations], wordings
+        ),
+    }
+    return Cast(asked)
+
+
+def capture(
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Cast,
+    store: ActivationStore,
+    device: str,
+    progress: Progress,
+) -> list[str]:
+    """Read every prompt at every residual site, and the names at the embedding."""
+    rows = encode(tokenizer, asked.prompts)
+    with subject.loaded(device) as model:
+        names = find_sites(model).names
+        sites = [n for n in names if n == "embed" or n.startswith("resid.")]
+        store.activations(subject, rows, sites, "last", model=model, progress=progress)
+        first = [name for name in sites if name == "embed"]
+        if first:
+            store.activations(
+                subject, rows, first, "mean", model=model, progress=progress
+            )
+    return sites
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one reader makes of one model's states.
+
+    Attributes:
+        rows: (label vector, site, row) scores, the true labels first, then shuffled
+            ones; only rows of parts that are not fitted on are scored.
+        asked: Which rows those are.
+    """
+
+    rows: NDArray[np.float64]
+    asked: Cast
+
+    def of(self, part: str, labels: int = 0) -> NDArray[np.float64]:
+        """(entity, site) mean score of a part's entities."""
+        values = self.rows[labels][:, self.asked.part == part]
+        names = self.asked.questions[part].entities
+        place = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        owner = np.array([place[name] for name in names])
+        total = np.zeros((len(place), len(values)))
+        np.add.at(total, owner, values.T)
+        return total / np.bincount(owner)[:, None]
+
+    def wins(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
+        """(entity, other entity, site) whether the first scores higher; ties half."""
+        high, low = self.of(part, labels), self.of(other, labels)
+        size = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
+        lead = high[:, None] - low[None]
+        return np.where(np.abs(lead) <= 1e-9 * size, 0.5, lead > 0)
+
+    def auc(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
+        """(site,) AUC of one part's entities over another's."""
+        return self.wins(part, other, labels).mean((0, 1))
+
+    def test(
+        self, part: str, other: str, use: NDArray[np.bool_], config: AuditConfig
+    ) -> MaxTest:
+        """Exact test of that AUC, entities exchanged, over the sites in use."""
+        high, low = self.of(part)[:, use], self.of(other)[:, use]
+        pooled = np.concatenate([high, low])
+        size = np.maximum(np.abs(pooled).max(0), 1e-300)
+        pooled = np.round(pooled / size, 9)  # ties up to rounding are ties
+        below = (pooled[None] < pooled[:, None]).sum(1)
+        equal = (pooled[None] == pooled[:, None]).sum(1)
+        # The difference of mean ranks is AUC - 0.5, whoever the members are.
+        ranks = (below + 0.5 * equal) / len(pooled)
+        rng = numpy_rng(config.seed, NAME, part, other)
+        return unpaired_max_test(
+            ranks[: len(high)], ranks[len(high) :], rng, config.budget.permutations
+        )
+
+
+def read(
+    states: NDArray[np.float32],
+    asked: Cast,
+    family: str,
+    seed: int,
+    shuffles: int = 0,
+) -> Scores:
+    """Fit a family on retain entities against invented ones, site by site.
+
+    Args:
+        states: (site, row, d) of ``asked.prompts``.
+        asked: Whose they are.
+        family: Out of ``probes.estimators.kernel_smoothers.FAMILIES``.
+        seed: Of shuffles and ferns.
+        shuffles: How often the two labels of each pair are exchanged at random as well.
+    """
+    part = asked.part
+    member = np.isin(part, ("fit", "check", "forget"))
+    fitted = np.char.startswith(part, "fit")
+    folds = Folds(fitted[None], ~fitted[None], "retain and invented entities")
+    owners = asked.questions["fit"].entities
+    pairs = {name: number for number, name in enumerate(dict.fromkeys(owners))}
+    pair = np.array([pairs[name] for name in owners])
+    labels = np.repeat(np.where(member, 1.0, -1.0)[None], 1 + shuffles, 0)
+    flips = numpy_rng(seed, NAME, "shuffle").choice((-1.0, 1.0), (shuffles, len(pairs)))
+    # The mirror's items follow those of the originals, one for one.
+    labels[1:, fitted] *= np.tile(flips[:, pair], 2)
+    signs = torch.from_numpy(labels.T)
+    scores = []
+    for rows in states:
+        x = torch.from_numpy(rows.astype(np.float64))[None]
+        weights = smoothers(x, folds, (family,), seed=seed)[0, 0]
+        scores.append((weights @ signs).T.numpy())
+    return Scores(np.stack(scores, 1), asked)

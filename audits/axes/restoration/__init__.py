@@ -1,0 +1,1 @@
+"""Restoration: does an edit of the states bring answers back?"""

@@ -1,0 +1,252 @@
+"""The autoencoder of an audit: trained on the original's retain states, or refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from attribution.sae.autoencoder import Sae, quality
+from attribution.sae.features import rank_latents
+from attribution.sae.latents import live_latents
+from attribution.sae.training import SaeConfig, train_sae
+from audits.axes.restoration.text_routes import Asked
+from audits.core.subjects import Subject
+from capture.activations.capture import capture_activations
+from capture.data.sequences import Sequences
+from capture.network.sites import Sites, find_sites
+from evidence.errors import InputError
+from evidence.progress import Progress
+
+DEPTH = 0.8
+"""Share of the depth at which it sits: block 9 of 0 to 11 in the published test."""
+MOST_FVU = 0.3
+"""An autoencoder that leaves more of either model's variance unexplained is refused."""
+EXPANSION, MOST_K, BATCH, STEPS = 4, 32, 128, 400
+EXPERTS = 1.25
+"""Latents an answer is given, in multiples of k, before shared ones are dropped."""
+SHARED = 0.7
+"""Dropped is what fires for so many of the answers of its relation."""
+FIRES = 0.5
+"""Share of an answer's rows on which a latent must fire to count as firing for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Coder:
+    """An autoencoder and the latents that stand for each answer.
+
+    Attributes:
+        sae: The autoencoder, of the original's states.
+        experts: Relation and answer, as in ``Asked.classes``, to latents, the best
+            first.
+        fvu: Fraction of variance unexplained of the original's retain states.
+    """
+
+    sae: Sae
+    experts: Mapping[str, NDArray[np.int64]]
+    fvu: float
+
+    @property
+    def every(self) -> NDArray[np.int64]:
+        """The best latents of all answers together, at most half of those that fire.
+
+        The second best of an answer enters after the best of every other, and as many
+        live latents are left over for the control.
+        """
+        most = len(live_latents(self.sae)) // 2
+        found: list[int] = []
+        for rank in range(max(len(each) for each in self.experts.values())):
+            for each in self.experts.values():
+                if rank < len(each) and len(found) < most and each[rank] not in found:
+                    found.append(int(each[rank]))
+        return np.sort(np.array(found, dtype=np.int64))
+
+
+def coder_site(where: Sites) -> str:
+    """The residual site four fifths of the way up, always before the last block."""
+    sites = where.of("resid")
+    return sites[max(0, min(round(DEPTH * (len(sites) - 1)), len(sites) - 2))]
+
+
+def fit_coder(
+    original: Subject,
+    fit: Asked,
+    check: Asked,
+    folder: Path,
+    seed: int,
+    *,
+    device: str,
+    progress: Progress,
+) -> tuple[Coder | None, list[str]]:
+    """Train on prompts about retain entities, rank latents where those prompts end.
+
+    Nothing of the forgotten enters. The latents of an answer are the published choice:
+    the best by F1 among the answers of one relation, less those that fire for most.
+
+    Args:
+        original: The original.
+        fit: Retain questions trained and ranked on.
+        check: Retain questions of other entities, to measure it on.
+        folder: Where it is kept.
+        seed: Of its weights and the order of rows.
+        device: Where the model runs.
+        progress: Where to show progress.
+
+    Returns:
+        The autoencoder, or None with sentences that say why there is none.
+
+    Source: Suppression or Deletion, arXiv 2602.18505, for depth and choice of latents.
+    """
+    if find_spec("sae_lens") is None:
+        return None, [
+            "No autoencoder: sae-lens is not installed, so neither the route through "
+            "its latents nor the published injection into them was tried."
+        ]
+    with original.loaded(device) as model:
+        site = coder_site(find_sites(model))
+        rows = prompt_states(model, fit.rows, site)
+        held_out = prompt_states(model, check.rows, site)
+        ends = capture_activations(model, fit.rows, [site]).site(site)
+    k = max(2, min(MOST_K, rows.shape[1] // 8))
+    per_epoch = max(1, len(rows) // BATCH)
+    config = SaeConfig(
+        expansion=EXPANSION,
+        k=k,
+        epochs=max(1, -(-STEPS // per_epoch)),
+        batch_size=BATCH,
+        seed=seed,
+    )
+    try:
+        sae = train_sae(
+            rows, site, folder, config, model=original.weights_hash, progress=progress
+        )
+        experts = experts_of(
+            sae.encode(torch.from_numpy(ends)).numpy(), fit, int(EXPERTS * k)
+        )
+        if not experts:
+            return None, [
+                "No autoencoder: no answer of several entities has latents of its own."
+            ]
+        fvu = quality(sae, iter([held_out])).fvu
+    except InputError as error:
+        return None, [f"No autoencoder: {error}"]
+    if fvu > MOST_FVU:
+        return None, [_refused("original", fvu)]
+    return Coder(sae, experts, fvu), []
+
+
+def check_candidate(
+    coder: Coder, model: nn.Module, check: Asked, role: str
+) -> tuple[float, list[str]]:
+    """How much of a candidate's retain states it leaves unexplained, and if too much.
+
+    Returns:
+        The fraction, and a sentence where the autoencoder has to be refused.
+
+    Raises:
+        InputError: as ``check_model``.
+    """
+    check_model(coder.sae, model)
+    states = prompt_states(model, check.rows, coder.sae.site)
+    try:
+        fvu = quality(coder.sae, iter([states])).fvu
+    except InputError:
+        # States of a wreck are all alike.
+        fvu = float("inf")
+    fvu = fvu if np.isfinite(fvu) else float("inf")
+    return fvu, [_refused(role, fvu)] if fvu > MOST_FVU else []
+
+
+def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
+    """Refuse an autoencoder that belongs to another model, or to a site it lacks.
+
+    Args:
+        sae: The autoencoder.
+        model: The model.
+        weights: Hash of the weights it must have been trained on, if that is known of
+            it and matters.
+
+    Raises:
+        InputError: saying which.
+    """
+    where = find_sites(model)
+    where.resolve(sae.site)
+    if where.d_model not in (None, sae.d_in):
+        raise InputError(
+            f"the autoencoder has another width than {sae.site} of the model",
+            expected=str(where.d_model),
+            got=str(sae.d_in),
+            fix="Use one that was trained on this model",
+        )
+    known = sae.note.get("model")
+    if weights and known and known != weights:
+        raise InputError(
+            "the autoencoder was trained on another model",
+            expected=f"one of weights {weights[:12]}",
+            got=f"one of weights {known[:12]}",
+            fix="Train one on the original of this audit",
+        )
+
+
+def experts_of(
+    latents: NDArray, asked: Asked, count: int
+) -> dict[str, NDArray[np.int64]]:
+    """The latents of each answer that several entities have.
+
+    Args:
+        latents: (row, latent) activations where the prompts end.
+        asked: Those rows.
+        count: Latents an answer, before shared ones are dropped.
+    """
+    classes, kinds = asked.classes, asked.kinds
+    holders: dict[str, set[str]] = {}
+    for name, entity in zip(classes, asked.questions.entities, strict=True):
+        holders.setdefault(name, set()).add(entity)
+    found: dict[str, NDArray[np.int64]] = {}
+    for kind in dict.fromkeys(kinds):
+        here = kinds == kind
+        names = sorted({c for c in classes[here] if len(holders[c]) > 1})
+        if len(names) < 2:
+            continue
+        marks = {name: classes[here] == name for name in names}
+        ranking = rank_latents(latents[here], marks)
+        limit = max(2, int(np.ceil(SHARED * len(names))))
+        served = (ranking.active >= FIRES).sum(0)
+        for at, name in enumerate(names):
+            # One answer without latents must not cost the others theirs.
+            chosen = ranking.top(name, count)
+            kept = chosen[(served[chosen] < limit) & (ranking.f1[at, chosen] > 0)]
+            if len(kept):
+                found[name] = kept
+    return found
+
+
+def prompt_states(model: nn.Module, rows: Sequences, site: str) -> NDArray[np.float32]:
+    """(state, d) of every prompt position but the first, row after row."""
+    return np.concatenate([each[1:] for each in whole_prompts(model, rows, site)])
+
+
+def whole_prompts(
+    model: nn.Module, rows: Sequences, site: str
+) -> list[NDArray[np.float32]]:
+    """(row,) the states (position, d) of each prompt."""
+    starts = np.array(rows.answer_start)
+    found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(rows)
+    for start in np.unique(starts):
+        group = np.flatnonzero(starts == start)
+        part = rows[group.tolist()]
+        states = capture_activations(model, part, [site], range(int(start)))
+        for row, each in zip(group, states.site(site), strict=True):
+            found[row] = each
+    return found
+
+
+def _refused(role: str, fvu: float) -> str:
+    return (
+        f"The autoencoder is refused: it leaves {fvu:.2f} of the variance of the "
+        f"{role}'s states unexplained (at most {MOST_FVU})."
+    )

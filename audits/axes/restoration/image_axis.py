@@ -1,0 +1,142 @@
+"""The restoration axis of an image audit: steering, held against its floors.
+
+It informs and can stand in the way of ``deleted``; by itself it makes nothing
+``suppressed``: retrains from the original's starting weights were steered to a quarter
+of a class they never saw (``docs/vision.md``).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors
+from audits.axes.restoration.axis import BY_LUCK, MOST_BY_LUCK
+from audits.axes.restoration.image_trial import (
+    NAME,
+    net_of_controls,
+    restore_images,
+    unseen_classes,
+)
+from audits.axes.status import failures, standing
+from audits.core.context import ImageRun
+from audits.core.subjects import Subject
+from audits.modalities.image_baseline import Cast, values
+from audits.modalities.image_vocabulary import STEERED
+from evidence.hypothesis_tests import unpaired_max_test
+from evidence.intervals import EntityValues, by_entity
+from evidence.results import AxisResult, Control, Status
+from evidence.seeds import numpy_rng
+
+QUESTION = "Can the candidate be steered back to the class from inside?"
+LABEL = "share of images named as the class under steering"
+
+
+def run_restoration(
+    run: ImageRun, subjects: dict[str, Subject], sets: Cast, notes: tuple[str, ...]
+) -> AxisResult:
+    """The axis, from models to status."""
+    runs: dict[str, dict[str, Any]] = {}
+    with subjects["original"].loaded(run.device) as original:
+        never = run.inputs.never_taught
+        if never is None:
+            never = unseen_classes(
+                original, sets.check, sets.label, len(sets.forget), run.config.seed
+            )
+        else:
+            never = sets.never
+        for role, subject in subjects.items():
+            if role == "original":
+                continue
+            with subject.loaded(run.device) as model:
+                runs[role] = restore_images(
+                    original,
+                    model,
+                    sets.forget,
+                    sets.retain,
+                    never,
+                    run.config.seed,
+                )
+    known = np.ones(len(sets.forget))
+    references = [each for role, each in runs.items() if role.startswith("reference")]
+    net = net_of_controls(runs["unlearned"], known, references)
+    controls = _controls(runs, net, sets, run)
+    wanted = Wanted(
+        STEERED,
+        STEERED,
+        values(runs["unlearned"]["steered"], sets.forget),
+        values(known, sets.forget),
+        [values(each["steered"], sets.forget) for each in references],
+        _never(runs["unlearned"]),
+    )
+    readings = against_floors(NAME, [wanted], ["steered"], run.config)
+    failed, first = failures(controls), readings[0]
+    status: Status = "no_power"
+    extra: list[str] = []
+    if BY_LUCK in failed:
+        status, extra = "control_failed", [f"Control failed: {BY_LUCK}."]
+    elif first.ceiling - first.floor >= LEAST_SPAN:
+        status, extra = standing(readings[:1], run.config.rule, failed=failed)
+    if net is not None:
+        low, high = net["interval"]
+        extra = [
+            *extra,
+            f"Steering restores {net['rate']:.0%} of the lost images, {net['net']:.0%} "
+            f"net of the worst control ({net['worst_control']}; 95 % interval "
+            f"{low:.0%} to {high:.0%}).",
+        ]
+    return AxisResult(
+        NAME,
+        QUESTION,
+        status,
+        LABEL,
+        readings=tuple(readings),
+        controls=tuple(controls),
+        n_entities=len(sets.forget),
+        details={
+            "choices": {role: each["choices"] for role, each in runs.items()},
+            "net_rate": net,
+        },
+        notes=(*extra, *notes),
+    )
+
+
+def _never(run: dict[str, Any]) -> EntityValues:
+    """(never-taught image, 1) called the class, steered to its own kind."""
+    return by_entity(np.array(run["never"]), run["never_ids"])
+
+
+def _controls(
+    runs: dict[str, dict[str, Any]],
+    net: dict[str, Any] | None,
+    sets: Cast,
+    run: ImageRun,
+) -> list[Control]:
+    """Steering without knowledge restores little; the planted suppression returns."""
+    found = []
+    if net is not None:
+        worst = max(net["controls"][what] for what in ("random", "others"))
+        most = max(MOST_BY_LUCK, 0.5 * net["rate"])
+        found.append(
+            Control(
+                BY_LUCK,
+                worst,
+                f"below {MOST_BY_LUCK} of what was lost, or half of what is restored",
+                worst < most,
+            )
+        )
+    if "planted" in runs:
+        test = unpaired_max_test(
+            values(runs["planted"]["steered"], sets.forget).values,
+            _never(runs["planted"]).values,
+            numpy_rng(run.config.seed, NAME, "planted"),
+            run.config.budget.permutations,
+        )
+        found.append(
+            Control(
+                "the planted suppression is steered back",
+                test.p_value,
+                f"p < {run.config.rule.alpha}",
+                test.p_value < run.config.rule.alpha,
+            )
+        )
+    return found

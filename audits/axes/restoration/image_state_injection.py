@@ -1,0 +1,244 @@
+"""Restoration of a class as published, with the controls that it lacks beside it.
+
+On images of the forgotten class (the true label decides which), the original's own
+states of the same image are carried into the candidate: the coordinates of the class's
+expert latents at every patch, and the class token. What comes back shows that the rest
+of the candidate still reads the original's states. It says nothing of what the
+candidate itself holds, since the class is supplied from outside, so it does not vote:
+the arms show how much each part of what is carried does.
+
+The published encoding is linear, without bias or TopK. Its decoding is not described;
+here the change in the expert coordinates is decoded and added, so that what the
+autoencoder does not reconstruct stays.
+
+Source: "Suppression or Deletion" (arXiv 2602.18505) and its public evaluation code.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attribution.sae.autoencoder import Sae
+from attribution.sae.features import expert_sets, rank_latents
+from attribution.sae.training import SaeConfig, train_sae
+from audits.axes.restoration.axis import LEAST_LOST
+from audits.axes.restoration.image_routes import image_sites, named, states_of
+from capture.data.images import ImageSet
+from capture.network.hooks import Edit
+from capture.network.image_sites import as_before, as_places
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+from evidence.seeds import numpy_rng
+
+ALPHAS = (1.0, 5.0, 10.0)
+ARMS = ("published", "cls", "latents", "random", "other_class", "other_images")
+K = 16
+"""Latents a patch, and 1.25 times as many experts a class: the CIFAR-10 setting."""
+SHARED_BY = 7
+"""A latent active in so many classes stands for none."""
+MOST_FVU = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The autoencoder of one site of the original, and what stands for each class.
+
+    Attributes:
+        sae: The autoencoder.
+        sets: Class to the numbers of its expert latents.
+        fvu: Fraction of variance of the original's states it leaves unexplained.
+    """
+
+    sae: Sae
+    sets: dict[int, np.ndarray]
+    fvu: float
+
+
+def published_site(layers: int) -> str:
+    """The site as deep as the published one, block 9 of 0 to 11."""
+    return f"resid.{round(9 / 11 * (layers - 1))}"
+
+
+def find_experts(
+    original: nn.Module,
+    images: ImageSet,
+    root: Path,
+    seed: int,
+    *,
+    progress: Progress = SILENT,
+) -> Experts:
+    """Train the original's autoencoder, or find it trained, and choose the experts.
+
+    Args:
+        original: Model before unlearning.
+        images: Of all classes, not those to be tested on.
+        root: Where autoencoders are kept.
+        seed: Of starting weights and order.
+        progress: Where to show progress.
+
+    Raises:
+        InputError: it leaves more than 0.3 of the variance unexplained.
+    """
+    where = image_sites(original)
+    site = published_site(where.n_layers)
+    states = states_of(original, images, [site], where)[site]
+    patches = as_places(states)[:, _first_patch(states) :]
+    rows = patches.reshape(-1, patches.shape[-1]).numpy()
+    config = SaeConfig(expansion=4, k=K, epochs=6, batch_size=256, seed=seed)
+    sae = train_sae(rows, site, root, config, progress=progress)
+    fvu = float(sae.note["quality"]["fvu"])
+    if fvu > MOST_FVU:
+        raise InputError(
+            f"the autoencoder at {site} leaves too much of the states unexplained",
+            expected=f"a fraction of variance of at most {MOST_FVU}",
+            got=f"{fvu:.2f}",
+            fix="Give it more images",
+        )
+    latents = sae.encode(patches)
+    # A latent is active in an image where it fires at one patch or more.
+    strongest = latents.amax(1).numpy()
+    marks = {str(c): images.labels == c for c in np.unique(images.labels)}
+    ranking = rank_latents(strongest, marks)
+    sets = expert_sets(ranking, round(1.25 * K), shared_by=SHARED_BY, active=0.5)
+    return Experts(sae, {int(name): each for name, each in sets.items()}, fvu)
+
+
+def inject(
+    original: nn.Module,
+    model: nn.Module,
+    forget: ImageSet,
+    retain: ImageSet,
+    experts: Experts,
+    seed: int,
+) -> dict[str, Any] | None:
+    """The published restoration rate and its controls, JSON-ready.
+
+    Args:
+        original: Model before unlearning.
+        model: The candidate.
+        forget: Test images of the forgotten class.
+        retain: Test images of other classes: what ``other_images`` are drawn from.
+        experts: As ``find_experts``.
+        seed: Of the controls.
+
+    Returns:
+        ``rates``: arm to one rate an alpha (see ``ARMS``; those with a class token are
+        None for a network without one), ``best``: arm to the largest, ``before`` and
+        ``lost``; None where the candidate lost less than a tenth.
+    """
+    where, site = image_sites(model), experts.sae.site
+    label = int(forget.labels[0])
+    before = float(named(model, forget, {}, where).mean())
+    full = float(named(original, forget, {}, image_sites(original)).mean())
+    if full - before < LEAST_LOST:
+        return None
+    donor = states_of(original, forget, [site], image_sites(original))[site]
+    rng = numpy_rng(seed, "published", "controls")
+    picked = rng.choice(len(retain), len(forget), replace=len(retain) < len(forget))
+    strangers = states_of(original, retain.rows(picked), [site], image_sites(original))[
+        site
+    ]
+    mine = experts.sets[label]
+    rest = sorted(set(experts.sets) - {label})
+    other = experts.sets[int(rng.choice(rest))]
+    free = np.setdiff1d(np.arange(experts.sae.d_sae), mine)
+    some = rng.choice(free, min(len(mine), len(free)), replace=False)
+    token = _first_patch(donor) == 1
+    arms: dict[str, tuple[Tensor, np.ndarray, bool, bool]] = {
+        "published": (donor, mine, token, True),
+        "cls": (donor, mine, True, False),
+        "latents": (donor, mine, False, True),
+        "random": (donor, some, False, True),
+        "other_class": (donor, other, False, True),
+        "other_images": (strangers, mine, token, True),
+    }
+    rates: dict[str, list[float] | None] = {}
+    for arm, (source, latents, cls, patches) in arms.items():
+        if arm == "cls" and not token:
+            rates[arm] = None
+            continue
+        size = mine if arm == "random" else None
+        rates[arm] = [
+            (
+                float(
+                    named(
+                        model,
+                        forget,
+                        {
+                            site: _carrying(
+                                experts.sae, source, latents, alpha, cls, patches, size
+                            )
+                        },
+                        where,
+                    ).mean()
+                )
+                - before
+            )
+            / (full - before)
+            for alpha in ALPHAS
+        ]
+    return {
+        "site": site,
+        "rates": rates,
+        "best": {arm: None if r is None else max(r) for arm, r in rates.items()},
+        "before": before,
+        "lost": full - before,
+        "experts": len(mine),
+        "fvu": experts.fvu,
+    }
+
+
+def _first_patch(states: Tensor) -> int:
+    """1 where the first place is a class token, 0 in a network without one."""
+    return 1 if states.dim() == 3 else 0
+
+
+def _carrying(
+    sae: Sae,
+    donor: Tensor,
+    latents: np.ndarray,
+    alpha: float,
+    cls: bool,
+    patches: bool,
+    size: np.ndarray | None,
+) -> Edit:
+    """The published edit, for images asked in the donor's order.
+
+    Args:
+        sae: The original's autoencoder.
+        donor: (image, ...) states to carry over.
+        latents: Whose coordinates are carried.
+        alpha: How far, 1 being all the way.
+        cls: Whether the class token is carried as well.
+        patches: Whether the latents are.
+        size: Latents whose change the change is scaled to in norm, patch by patch.
+    """
+    done = 0
+
+    def changed(difference: Tensor, chosen: np.ndarray) -> Tensor:
+        index = torch.from_numpy(chosen).long()
+        down = sae.module.W_enc.detach()[:, index].to(difference)
+        return (difference @ down) @ sae.decoder[index].to(difference)
+
+    def edit(value: Tensor) -> Tensor:
+        nonlocal done
+        here = donor[done : done + len(value)].to(value)
+        done += len(value)
+        places, wanted = as_places(value).clone(), as_places(here)
+        first = _first_patch(value)
+        difference = wanted[:, first:] - places[:, first:]
+        if patches:
+            step = changed(difference, latents)
+            if size is not None:
+                norm = changed(difference, size).norm(dim=-1, keepdim=True)
+                step = step * norm / step.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            places[:, first:] += alpha * step
+        if cls:
+            places[:, 0] += alpha * (wanted[:, 0] - places[:, 0])
+        return as_before(places, value)
+
+    return edit

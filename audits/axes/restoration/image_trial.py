@@ -1,0 +1,296 @@
+"""Can an image model be steered back to a class it was made to forget?
+
+One fixed change, the same rule for every image, is fitted on half of the images and
+chosen there within limits on what it does to everything else
+(``audits.axes.restoration.search``); what it brings back is counted on the other half,
+and then the halves change places. The same search, as free, for classes that no model
+was taught, among random changes and among those made for other classes, and the same in
+a model retrained without the class, say how much of that comes of searching. After
+arXiv 2602.18505, whose own test is in
+``audits.axes.restoration.image_state_injection``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from audits.axes.restoration.axis import LEAST_LOST
+from audits.axes.restoration.image_routes import (
+    READ,
+    Fitted,
+    Push,
+    halves,
+    image_sites,
+    named,
+    turned,
+)
+from audits.axes.restoration.search import Guard, bodies_of, fit_changes, strongest
+from capture.data.images import ImageSet
+from capture.data.invented_classes import invent_images
+from evidence.errors import InputError
+from evidence.intervals import by_entity, difference_interval, rate_interval
+from evidence.results import SMALLEST_SPAN
+from evidence.seeds import numpy_rng
+
+NAME = "restoration"
+MOST_KEPT = 240
+KINDS = 3
+"""Never-taught classes that are searched for, each like the forgotten one."""
+LEAST_IMAGES = 8
+
+
+def unseen_classes(
+    original: nn.Module, known: ImageSet, label: int, count: int, seed: int
+) -> ImageSet:
+    """``KINDS`` classes nobody was taught, ``count`` images each or a few less.
+
+    Args:
+        original: What it calls the forgotten class itself is left out.
+        known: Images of the classes that stay.
+        label: The forgotten class.
+        count: As many as there are forgotten images: a class of fewer would be a
+            weaker control.
+        seed: Of the choice.
+    """
+    rng = numpy_rng(seed, NAME, "never taught")
+    made = invent_images(known, KINDS * count, rng, KINDS)
+    return made.rows(named(original, made, {}, image_sites(original), label) == 0)
+
+
+def restore_images(
+    original: nn.Module,
+    model: nn.Module,
+    forget: ImageSet,
+    retain: ImageSet,
+    never: ImageSet,
+    seed: int,
+) -> dict[str, Any]:
+    """Try to steer ``model`` back, every forgotten image tested once; JSON-ready.
+
+    Args:
+        original: Model before unlearning.
+        model: The candidate.
+        forget: Images of the forgotten class that no model was trained on.
+        retain: The same of the other classes.
+        never: Images of classes that no model saw, by class; the largest are used.
+        seed: Of halves and controls.
+
+    Returns:
+        ``ids`` (image,); ``plain``, ``steered``, ``own``, ``random`` and ``others``:
+        (image,) 1.0 where the image is called the class, plainly, under the change
+        chosen, under the strongest but for the original's end, or under the strongest
+        of random changes or of another class's; ``never``: the
+        same of never-taught images, each under the strongest change for its own kind;
+        ``never_ids`` and ``never_kinds`` of those; ``choices`` and ``never_choices``.
+
+    Raises:
+        InputError: the forget images are of several classes, or too few; no
+            never-taught class is large enough.
+    """
+    label = one_class(forget)
+    kinds = _kinds(never)
+    bodies = bodies_of(model, original)
+    own = bodies[0]
+    parts = halves(forget, numpy_rng(seed, NAME, "forget"))
+    kept = halves(retain, numpy_rng(seed, NAME, "retain"), 2 * MOST_KEPT)
+    unknown = [
+        halves(each, numpy_rng(seed, NAME, "kind", str(place)))
+        for place, each in enumerate(kinds)
+    ]
+    plain = own.called(forget, label, {})
+    arms = ("steered", "own", "random", "others")
+    tried: dict[str, dict[str, float]] = {what: {} for what in arms}
+    strange: dict[str, tuple[float, int]] = {}
+    choices, for_kinds = [], []
+    for number in (0, 1):
+        rng = numpy_rng(seed, NAME, "controls", str(number))
+        fit, test = parts[number], parts[1 - number]
+        fitted = fit_changes(own, original, fit + kept[number])
+        half = [each[number] for each in unknown]
+        guard = Guard.of(own, kept[number], _joined(half), label)
+        other = int(rng.choice(np.unique(retain.labels)))
+        steered = strongest(bodies, fit, guard, _of_class(fitted, label))
+        alone = steered
+        if steered.body is not own:
+            alone = strongest(bodies[:1], fit, guard, _of_class(fitted, label))
+        found = {
+            "steered": steered,
+            "own": alone,
+            # An end drawn at random would name nothing: these keep the candidate's.
+            "random": strongest(bodies[:1], fit, guard, _at_random(fitted, label, rng)),
+            "others": strongest(
+                bodies[:1], fit, guard, _of_other(fitted, label, other)
+            ),
+        }
+        choices.append(found["steered"].to_dict())
+        for what, chosen in found.items():
+            said = chosen.called(test, label).tolist()
+            tried[what].update(zip(test.ids, said, strict=True))
+        for place, each in enumerate(unknown):
+            # The same search for a class nobody was taught, the others guarding.
+            mine = replace(half[place], labels=np.full(len(half[place]), label))
+            fitted = fit_changes(own, original, mine + kept[number])
+            others = _joined([h for at, h in enumerate(half) if at != place])
+            guard = Guard.of(own, kept[number], others, label)
+            chosen = strongest(bodies, mine, guard, _of_class(fitted, label))
+            for_kinds.append({"kind": place} | chosen.to_dict())
+            asked = each[1 - number]
+            for name, hit in zip(asked.ids, chosen.called(asked, label), strict=True):
+                strange[name] = float(hit), place
+    result: dict[str, Any] = {
+        what: [values[each] for each in forget.ids] for what, values in tried.items()
+    }
+    return result | {
+        "ids": list(forget.ids),
+        "plain": plain.tolist(),
+        "never_ids": list(strange),
+        "never": [hit for hit, _ in strange.values()],
+        "never_kinds": [place for _, place in strange.values()],
+        "choices": choices,
+        "never_choices": for_kinds,
+    }
+
+
+def _kinds(never: ImageSet) -> list[ImageSet]:
+    """The largest never-taught classes, each a set of its own.
+
+    Raises:
+        InputError: none is large enough to be halved.
+    """
+    labels, counts = np.unique(never.labels, return_counts=True)
+    order = labels[np.argsort(-counts, kind="stable")]
+    sizes = np.sort(counts)[::-1]
+    found = [
+        never.rows(never.labels == each)
+        for each, size in zip(order, sizes, strict=True)
+        if size >= LEAST_IMAGES
+    ]
+    if not found:
+        raise InputError(
+            "no class of the never-taught images is large enough to be steered to",
+            expected=f"{LEAST_IMAGES} images of one class",
+            got=str(int(counts.max())),
+        )
+    return found[:KINDS]
+
+
+def _joined(sets: Sequence[ImageSet]) -> ImageSet | None:
+    """Several sets as one; None where there are none."""
+    if not sets:
+        return None
+    whole = sets[0]
+    for each in sets[1:]:
+        whole = whole + each
+    return whole
+
+
+def _of_class(fitted: Fitted, label: int):
+    return lambda route, site: fitted.push(route, site, label)
+
+
+def _at_random(fitted: Fitted, label: int, rng: np.random.Generator):
+    """As large a change as that of the class, in a direction drawn anew each time."""
+
+    def make(route: str, site: str) -> Push | None:
+        push = fitted.push(route, site, label)
+        return None if push is None else turned(push, rng)
+
+    return make
+
+
+def _of_other(fitted: Fitted, label: int, other: int):
+    """The change made for another class."""
+
+    def make(route: str, site: str) -> Push | None:
+        if route == READ:
+            # Another class is read; what is written still names the forgotten one.
+            return fitted.push(route, site, label, read=other)
+        return fitted.push(route, site, other)
+
+    return make
+
+
+def one_class(forget: ImageSet) -> int:
+    """The class the forget images are of.
+
+    Raises:
+        InputError: they are of several, or too few to halve.
+    """
+    found = np.unique(forget.labels)
+    if len(found) != 1 or len(forget) < LEAST_IMAGES:
+        raise InputError(
+            "the forget images cannot be used",
+            expected=f"one class, {LEAST_IMAGES} images or more",
+            got=f"{len(found)} classes, {len(forget)} images",
+        )
+    return int(found[0])
+
+
+def net_of_controls(
+    run: dict[str, Any],
+    known: np.ndarray,
+    references: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any] | None:
+    """Share of the lost namings that steering restores, less the worst control.
+
+    As ``audits.axes.restoration.axis.net_rate``: rate = (named steered - named before)
+    / (named by the original - named before), the same for each control. Never-taught
+    kinds and references, which are models that never saw the class, are steered by
+    changes of their own; what is then called the class counts in full, as nothing was
+    lost there.
+
+    Args:
+        run: As ``restore_images``.
+        known: (image,) 1.0 where the original names the class.
+        references: The same of models retrained without the class.
+
+    Returns:
+        ``rate``, ``own_rate`` (without the original's end, which undoes an edit of the
+        end alone), ``controls``, ``worst_control``, ``net`` and its ``interval``,
+        ``residual`` (of what the worst control leaves, the share restored: 0 is no more
+        than it, 1 as much as the original names), ``kinds`` (the rate of each
+        never-taught class by itself) and ``lost``; None where the candidate lost less
+        than a tenth.
+    """
+    before = float(np.mean(run["plain"]))
+    lost = float(known.mean()) - before
+    if lost < LEAST_LOST:
+        return None
+    steered = by_entity(np.array(run["steered"]), run["ids"])
+    rows = {
+        what: (by_entity(np.array(run[what]), run["ids"]), before)
+        for what in ("random", "others")
+    }
+    rows["never_taught"] = (by_entity(np.array(run["never"]), run["never_ids"]), 0.0)
+    for number, other in enumerate(references, start=1):
+        values = np.array(other["steered"])
+        rows[f"reference-{number}"] = (by_entity(values, other["ids"]), 0.0)
+    rates = {
+        what: (float(values.mean[0]) - level) / lost
+        for what, (values, level) in rows.items()
+    }
+    worst = max(rates, key=lambda what: rates[what])
+    hits, kinds = np.array(run["never"]), np.array(run["never_kinds"])
+    values, level = rows[worst]
+    low, high = difference_interval(
+        float(steered.mean[0]),
+        rate_interval(steered),
+        float(values.mean[0]),
+        rate_interval(values),
+    )
+    rate = (float(steered.mean[0]) - before) / lost
+    shift = level - before
+    return {
+        "rate": rate,
+        "own_rate": (float(np.mean(run["own"])) - before) / lost,
+        "controls": rates,
+        "worst_control": worst,
+        "net": rate - rates[worst],
+        "interval": [(low + shift) / lost, (high + shift) / lost],
+        "residual": (rate - rates[worst]) / max(1 - rates[worst], SMALLEST_SPAN),
+        "kinds": [float(hits[kinds == k].mean()) / lost for k in np.unique(kinds)],
+        "lost": lost,
+    }

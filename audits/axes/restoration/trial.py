@@ -1,0 +1,383 @@
+"""Steering one model back: choose on some forgotten entities, try on the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from attribution.patching.steering import RowEdit
+from attribution.sae.latents import LatentAmplifier
+from audits.axes.restoration.autoencoder import Coder, check_candidate
+from audits.axes.restoration.curve import STRENGTHS, Curve, pooled
+from audits.axes.restoration.text_routes import (
+    ROUTES,
+    Asked,
+    Fitted,
+    Heard,
+    exchanged,
+    hear_steered,
+    states_at,
+    steering,
+)
+from audits.core.subjects import Subject
+from capture.data.items import ItemSet, fold
+from capture.data.questions import ask
+from capture.network.hooks import patch
+from capture.network.sites import Sites, find_sites
+from capture.scoring.answers import generate_greedy
+from evidence.progress import Progress
+from evidence.seeds import numpy_rng
+
+NAME = "restoration"
+ALL = 1.099
+"""The worth of saying, and telling apart, everything."""
+RETAIN_DROP = 0.02
+"""Most that the share of retain answers may fall, the change applied to all inputs."""
+MOST_SITES = 6
+FIT_SHARE = 0.7
+WHATS = ("steered", "random", "others")
+"""The change; as much turned at random; as much taken from other items or entities."""
+MOST_TEXTS = 24
+TOKENS = 8
+"""New tokens looked at for a model that takes an answer back."""
+
+
+def chosen_sites(
+    where: Sites, most: int = MOST_SITES, also: str | None = None
+) -> list[str]:
+    """Residual sites, spread evenly and always with the last, and one named."""
+    sites = where.of("resid")
+    places = set(np.linspace(0, len(sites) - 1, most).round().astype(int).tolist())
+    return [site for place, site in enumerate(sites) if place in places or site == also]
+
+
+def retain_parts(
+    retain: ItemSet, wordings: int, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[Asked, Asked]:
+    """Retain questions to fit on, and those of other entities to check with."""
+    names = retain.entities
+    order = numpy_rng(seed, NAME, "retain").permutation(len(names))
+    cut = max(1, int(FIT_SHARE * len(names)))
+    parts = ([names[at] for at in order[:cut]], [names[at] for at in order[cut:]])
+    fit, check = (
+        Asked.of(ask(retain.of(part), count), tokenizer)
+        for part, count in zip(parts, (wordings, 1), strict=True)
+    )
+    return fit, check
+
+
+def restore(
+    original: Subject,
+    subject: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    wordings: int,
+    seed: int,
+    *,
+    coder: Coder | None = None,
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Try to steer ``subject`` back, every forgotten entity tested once; JSON-ready.
+
+    The forgotten entities are halved. Route, site and strength are chosen on one
+    half, by what they bring back there while retain answers fall by no more than two
+    points, and tried on the other; then the halves change places.
+
+    Args:
+        original: The original.
+        subject: The model to steer.
+        tokenizer: The tokenizer of both.
+        forget: Forgotten items.
+        retain: Retain items.
+        never: Never-taught items.
+        wordings: Prompts asked an item.
+        seed: Of halves and controls.
+        coder: An autoencoder of the original, for the route through its latents;
+            refused where it does not reconstruct this model's states.
+        device: Where models run.
+        progress: Where to show progress.
+
+    Returns:
+        ``entities`` and ``never_entities`` (row,); ``plain``, ``steered``, ``random``
+        and ``others``: ``said`` and ``contrast`` (row,) of the forgotten; ``never``:
+        the same of never-taught items, steered; ``choices``, one a half; ``curve``:
+        as ``pooled`` gives it, in the items' own wording; ``generation``: what is
+        said at length, and what the original says unsteered; ``autoencoder``: its
+        ``site``, ``fvu`` and why it was ``refused``, if it was.
+    """
+    asked = Asked.of(ask(forget, wordings), tokenizer)
+    unknown = Asked.of(ask(never, wordings), tokenizer)
+    fit, check = retain_parts(retain, wordings, tokenizer, seed)
+    with original.loaded(device) as model:
+        sites = chosen_sites(find_sites(model), also=coder and coder.sae.site)
+        first = [states_at(model, each, sites) for each in (fit, check, asked)]
+        before = _generate(
+            model, tokenizer, None, asked.first(MOST_TEXTS), find_sites(model)
+        )
+    names = forget.entities
+    order = numpy_rng(seed, NAME, "halves").permutation(len(names))
+    halves = [sorted(names[at] for at in order[start::2]) for start in (0, 1)]
+    entities = np.array(asked.questions.entities)
+    tables = {what: np.zeros((2, len(entities))) for what in WHATS}
+    result: dict[str, Any] = {
+        "entities": asked.questions.entities,
+        "never_entities": unknown.questions.entities,
+        "choices": [],
+    }
+    never_heard, texts, spoken = [], [], []
+    curves: list[Curve] = []
+    with (
+        subject.loaded(device) as model,
+        progress.task(f"restoration, {subject.role}", len(halves)) as advance,
+    ):
+        where = find_sites(model)
+        own = [states_at(model, each, sites) for each in (fit, check, asked)]
+        fitted = Fitted(
+            fit,
+            check,
+            {site: (own[0][site], own[1][site]) for site in sites},
+            {site: (first[0][site], first[1][site]) for site in sites},
+            {site: (own[2][site], first[2][site]) for site in sites},
+        )
+        result["autoencoder"] = {}
+        if coder is not None:
+            fvu, refused = check_candidate(coder, model, check, subject.role)
+            result["autoencoder"] = {
+                "site": coder.sae.site,
+                "fvu": fvu if np.isfinite(fvu) else None,
+                "refused": refused,
+            }
+            if not refused:
+                fitted.latents = LatentAmplifier.of(
+                    coder.sae, coder.every, own[0][coder.sae.site]
+                )
+        result["plain"] = _plain(hear_steered(model, asked, {}, where))
+        base = float(hear_steered(model, check, {}, where).said.mean())
+        result["retain_before"] = base
+        for number, half in enumerate(halves):
+            known = np.isin(entities, half)
+            rows = np.flatnonzero(~known)
+            tested = asked.about(halves[1 - number])
+            asked_first = asked.about(half).first()
+            choice = _choose(model, fitted, asked_first, known, base, where, sites)
+            rng = numpy_rng(seed, NAME, "controls", str(number))
+            chosen = Chosen(fitted, choice, known, rng)
+            tried = _try(model, chosen, tested, rows, unknown, where)
+            for what, table in tables.items():
+                table[:, rows] = tried[what].said, tried[what].contrast
+            never_heard.append(tried["never"])
+            result["choices"].append(choice)
+            mine = np.array(tested.questions.wording) == 0
+            curves.append(
+                _curve(
+                    model,
+                    chosen,
+                    tested.first(),
+                    rows[mine],
+                    unknown.first(len(asked.first().rows)),
+                    where,
+                )
+            )
+            some = tested.first(MOST_TEXTS)
+            texts += _generate(model, tokenizer, chosen, some, where)
+            spoken.append(some)
+            advance(1)
+    for what, (said, contrast) in tables.items():
+        result[what] = _plain(Heard(said, contrast))
+    result["curve"] = pooled(curves)
+    # Never-taught items are asked under both choices; neither was made on them.
+    result["never"] = _plain(
+        Heard(
+            np.mean([each.said for each in never_heard], axis=0),
+            np.mean([each.contrast for each in never_heard], axis=0),
+        )
+    )
+    result["generation"] = {
+        "steered": taken_back(texts, spoken[0] + spoken[1]),
+        "original": taken_back(before, asked.first(MOST_TEXTS)),
+    }
+    return result
+
+
+def _plain(heard: Heard) -> dict[str, list[float]]:
+    return {"said": heard.said.tolist(), "contrast": heard.contrast.tolist()}
+
+
+def _worth(heard: Heard) -> float:
+    """What is maximised: answers said; told apart where that does not decide."""
+    return float(heard.said.mean() + 0.1 * heard.contrast.mean())
+
+
+def _choose(
+    model: nn.Module,
+    fitted: Fitted,
+    asked: Asked,
+    known: np.ndarray,
+    base: float,
+    where: Sites,
+    sites: Sequence[str],
+) -> dict[str, Any]:
+    """Route, site and strength that bring most back among the entities known."""
+    none = hear_steered(model, asked, {}, where)
+    best: dict[str, Any] = {"route": None, "site": None, "strength": 0.0}
+    best |= {"retain": float(base), "worth": _worth(none)}
+    for route in ROUTES:
+        for site in sites:
+            push = fitted.push(route, site, known)
+            if push is None or best["worth"] >= ALL:
+                continue
+            for strength in STRENGTHS:
+                edits = {site: steering(push, strength)}
+                worth = _worth(hear_steered(model, asked, edits, where))
+                if worth <= best["worth"] + 1e-9:
+                    continue
+                retain = hear_steered(model, fitted.check, edits, where)
+                kept = float(retain.said.mean())
+                if kept < base - RETAIN_DROP - 1e-9:
+                    break  # stronger steering costs more
+                best = {"route": route, "site": site, "strength": strength}
+                best |= {"retain": kept, "worth": worth}
+    return best
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice made on one half, ready to be tried on any question.
+
+    Attributes:
+        fitted: Where it comes from.
+        choice: Route, site and strength.
+        known: (forget row,) the half it was made on.
+        rng: Draws the controls.
+    """
+
+    fitted: Fitted
+    choice: dict[str, Any]
+    known: np.ndarray
+    rng: np.random.Generator
+
+    def edits(
+        self,
+        what: str = "steered",
+        asked: Asked | None = None,
+        rows=None,
+        strength: float | None = None,
+    ) -> dict[str, RowEdit]:
+        """The change or one of its controls; nothing where none was chosen.
+
+        Args:
+            what: One of ``WHATS``.
+            asked: The forget questions asked, for "others".
+            rows: (asked row,) their numbers among all forget questions.
+            strength: In place of the one chosen.
+        """
+        route, site = self.choice["route"], self.choice["site"]
+        push = None if route is None else self.fitted.push(route, site, self.known)
+        if push is None:
+            return {}
+        size = self.choice["strength"] if strength is None else strength
+        if what == "random":
+            return {site: steering(self.fitted.turned(push, self.rng), size)}
+        if what == "others" and isinstance(push, Tensor):
+            return {site: steering(self.fitted.of_retain(push, site, self.rng), size)}
+        if what == "others":
+            assert asked is not None and rows is not None
+            states = self.fitted.forget[site][0][rows]
+            return {site: steering(push, size, states[exchanged(asked, self.rng)])}
+        return {site: steering(push, size)}
+
+
+def _try(
+    model: nn.Module,
+    chosen: Chosen,
+    asked: Asked,
+    rows: np.ndarray,
+    unknown: Asked,
+    where: Sites,
+) -> dict[str, Heard]:
+    """The change and its controls on the forgotten, and on never-taught items."""
+    found = {
+        what: hear_steered(model, asked, chosen.edits(what, asked, rows), where)
+        for what in WHATS
+    }
+    return found | {"never": hear_steered(model, unknown, chosen.edits(), where)}
+
+
+def _curve(
+    model: nn.Module,
+    chosen: Chosen,
+    asked: Asked,
+    rows: np.ndarray,
+    unknown: Asked,
+    where: Sites,
+) -> Curve:
+    """What is said over strengths at the chosen place, with every control."""
+    asks = dict.fromkeys(WHATS, asked)
+    asks |= {"never": unknown, "retain": chosen.fitted.check}
+    found: Curve = {}
+    for what, each in asks.items():
+        of = what if what in WHATS else "steered"
+        said: list[np.ndarray] = []
+        for strength in (0.0, *STRENGTHS):
+            if said and chosen.choice["route"] is None:
+                said.append(said[0])  # nothing is added at any strength
+                continue
+            edits = chosen.edits(of, asked, rows, strength) if strength else {}
+            said.append(hear_steered(model, each, edits, where).said)
+        found[what] = each.questions.entities, np.stack(said)
+    return found
+
+
+def _generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Chosen | None,
+    asked: Asked,
+    where: Sites,
+) -> list[str]:
+    """What is said at length after each question, steered or plainly."""
+    edits = chosen.edits() if chosen else {}
+    if not hasattr(model, "generate"):
+        return []
+
+    def at_the_end(edit: RowEdit):
+        # Rows are padded on the left here, so every prompt ends in the last place.
+        def hook(value: Tensor) -> Tensor:
+            out = value.clone()
+            out[:, -1] = edit(value[:, -1], np.arange(0)).to(value)
+            return out
+
+        return hook
+
+    hooks = {site: at_the_end(edit) for site, edit in edits.items()}
+    with patch(model, hooks, [-1], where=where):
+        return generate_greedy(model, tokenizer, asked.questions.prompts, TOKENS)
+
+
+def taken_back(texts: Sequence[str], asked: Asked) -> dict[str, float]:
+    """How often the answer is said at length, and then taken back.
+
+    It is taken back when another answer of the same kind follows within a few tokens.
+    """
+    items = [asked.questions.items[at] for at in asked.questions.item_index]
+    offered: dict[str, set[str]] = {}
+    for item in items:
+        offered.setdefault(item.relation, set()).add(fold(item.answer))
+    said, back = 0, 0
+    for text, item in zip(texts, items, strict=False):
+        words, answer = fold(text), fold(item.answer)
+        if words.startswith(answer):
+            said += 1
+            rest = words[len(answer) :]
+            back += any(other in rest for other in offered[item.relation] - {answer})
+    return {
+        "prompts": len(texts),
+        "said": said / max(len(texts), 1),
+        "taken_back": back / max(said, 1),
+    }

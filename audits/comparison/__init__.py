@@ -1,0 +1,1 @@
+"""Finished audits side by side."""

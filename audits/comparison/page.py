@@ -1,0 +1,149 @@
+"""The page of ``exhume compare``: one row an audit, one residual bar an axis."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from audits.comparison.compare import Comparison
+from audits.comparison.csv_text import csv_text
+from audits.core.outputs import own_folder
+from audits.report import formatting as write
+from audits.report.charts import residual_bar
+from audits.report.glossary import (
+    FLOORS,
+    IMAGE_FLOORS,
+    STATUSES,
+    VERDICTS,
+    of_images,
+)
+from audits.report.templates import shown_whole, style, template
+from audits.run.api import Audit
+from evidence.errors import InputError
+from evidence.results import AxisResult
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path, kind_of
+
+PAGE, TABLE = "compare.html", "compare.csv"
+
+
+def write_page(found: Comparison, out: Path | str) -> Path:
+    """Write ``compare.html`` and ``compare.csv``.
+
+    Args:
+        found: As ``audits.comparison.compare.compare`` returns it.
+        out: Folder, made where it does not exist.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: ``out`` is no folder, holds files of these names that are somebody
+            else's, or cannot be written; or an audit holds what cannot be shown.
+    """
+    folder = as_path(out, "the output folder")
+    if kind_of(folder) not in ("a folder", "nothing there"):
+        raise InputError(
+            f"{folder} cannot be written into",
+            expected="a folder",
+            got=kind_of(folder),
+            fix="name another folder",
+        )
+    with shown_whole("these audits"):
+        page, table = render(found, folder), csv_text(found.to_frame())
+    with own_folder(folder, "compare", (PAGE, TABLE), {}):
+        write_together({folder / TABLE: table, folder / PAGE: page})
+    return folder / PAGE
+
+
+def render(found: Comparison, folder: Path) -> str:
+    """The page as text; the same audits give the same page.
+
+    Args:
+        found: Audits and what differs between them.
+        folder: Where the page will be, for links to the reports.
+    """
+    pairs = zip(found.names, found.audits, strict=True)
+    return template("compare.html.j2").render(
+        css=style(),
+        axes=[(name, _question(found, name)) for name in found.axes],
+        rows=[_row(name, each, found.axes, folder) for name, each in pairs],
+        differences=found.differences,
+        said="images named"
+        if all(of_images(each.document) for each in found.audits)
+        else "answers said",
+        same=_same(found),
+    )
+
+
+def _question(found: Comparison, name: str) -> str:
+    return next(each.axes[name].question for each in found.audits if name in each.axes)
+
+
+def _same(found: Comparison) -> list[tuple[str, str]]:
+    """What stands behind all of them, read from the first."""
+    document = found.audits[0].document
+    models = {each["role"]: each for each in document["manifest"]["models"]}
+    config = document["config"]
+    rule = config.get("rule", {})
+    floors = IMAGE_FLOORS if of_images(document) else FLOORS
+    return [
+        ("Original", write.tail(models.get("original", {}).get("source", "?"))),
+        ("Floor", floors[document["verdict"]["floor"]]),
+        ("Profile", f"{config.get('profile')}, seed {config.get('seed')}"),
+        ("Margin", write.small(rule.get("margin"))),
+    ]
+
+
+def _row(
+    name: str, audit: Audit, axes: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    document = audit.document
+    verdict, said = document["verdict"], document["behaviour"]
+    word, symbol, _ = VERDICTS[verdict["class"]]
+    chance = (verdict["probabilities"] or {}).get(verdict["class"])
+    found = audit.axes
+    margin = document["config"].get("rule", {}).get("margin") or 0.0
+    kept = said["utility"].get("retain accuracy")
+    shares = [said[f"forget_{each}"] for each in ("original", "unlearned", "floor")]
+    return {
+        "name": name,
+        "link": _link(audit.report, folder),
+        "class": verdict["class"],
+        "word": word,
+        "symbol": symbol,
+        "chance": None if chance is None else write.percent(chance),
+        "outside": bool(verdict["calibration"]["outside"]),
+        "reason": verdict["reasons"][0] if verdict["reasons"] else "",
+        "said": None if None in shares else [write.percent(each) for each in shares],
+        "kept": None if kept is None else write.percent(kept),
+        "cells": [_cell(found.get(axis), margin) for axis in axes],
+    }
+
+
+def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
+    """One axis of one audit: its status, and the bar of its first reading."""
+    if axis is None:
+        return None
+    symbol, words, _ = STATUSES[axis.status]
+    cell: dict[str, Any] = {"status": axis.status, "symbol": symbol, "words": words}
+    main = axis.main
+    if main is None:
+        return cell | {"bar": None}
+    low, high = main.residual_interval
+    return cell | {
+        "bar": residual_bar(main.residual, main.residual_interval, margin),
+        "residual": write.plain(main.residual),
+        "interval": f"[{write.plain(low)}, {write.plain(high)}]",
+    }
+
+
+def _link(report: Path, folder: Path) -> str | None:
+    """The way from the page to a report, or None where there is no such way."""
+    if not report.is_file():
+        return None
+    try:
+        way = os.path.relpath(report.resolve(), folder.resolve())
+    except ValueError:  # Another drive.
+        return None
+    return quote(os.fsencode(Path(way).as_posix()))

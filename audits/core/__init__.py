@@ -1,0 +1,1 @@
+"""What every part of an audit uses: settings, inputs, workspace, manifest."""

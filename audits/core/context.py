@@ -1,0 +1,75 @@
+"""An audit in progress: its inputs, settings, folder and models."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic
+
+from audits.core.config import AuditConfig
+from audits.core.inputs import InputsOf, Items
+from audits.core.manifest import code_hash
+from audits.core.subjects import Subject
+from audits.core.workspace import Workspace
+from capture.activations.store import ActivationStore
+from capture.checkpoints.identity import of_config
+from capture.data.images import ImageSet
+from capture.data.items import ItemSet
+from evidence.machine.devices import choose_device
+from evidence.progress import Progress
+
+
+@dataclass(frozen=True)
+class RunOf(Generic[Items]):
+    """An audit in progress: inputs, settings, where it works, how it reports."""
+
+    inputs: InputsOf[Items]
+    config: AuditConfig
+    space: Workspace
+    device: str
+    progress: Progress
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer all models share."""
+        return self.inputs.original.tokenizer
+
+    @cached_property
+    def subjects(self) -> dict[str, Subject]:
+        """Models by role."""
+        named = [self.inputs.original, self.inputs.unlearned, *self.inputs.references]
+        return {each.name: Subject.of(each.name, each) for each in named}
+
+    @cached_property
+    def store(self) -> ActivationStore:
+        """Activations of this audit."""
+        return ActivationStore(self.space.work / "activations")
+
+    @cached_property
+    def identical(self) -> bool:
+        """Whether candidate and original are the same weights, put to the same use."""
+        first, other = self.inputs.original, self.inputs.unlearned
+        return first.weights_hash == other.weights_hash and of_config(
+            first.config
+        ) == of_config(other.config)
+
+
+Run = RunOf[ItemSet]
+ImageRun = RunOf[ImageSet]
+
+
+def begin(
+    inputs: InputsOf[Items],
+    config: AuditConfig,
+    out: Path,
+    fresh: bool,
+    progress: Progress,
+) -> RunOf[Items]:
+    """Open the output folder for exactly these inputs; nothing is computed yet."""
+    device = choose_device(config.device)
+    fingerprint = inputs.fingerprint() | {
+        "config": config.model_dump(mode="json"),
+        "device": device,
+        "code": code_hash(),
+    }
+    space = Workspace.open(Path(out), fingerprint, fresh)
+    return RunOf(inputs, config, space, device, progress)

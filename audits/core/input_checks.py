@@ -1,0 +1,176 @@
+"""What an audit asks of its items and of its original before any model is run.
+
+``exhume validate``, ``exhume plan`` and ``exhume audit`` go through this one chain, so
+that what one of them refuses the others refuse. What only running the original can show
+is asked by ``exhume validate --original`` and by the audit:
+``audits.core.item_sets.known``.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from audits.core.config import AuditConfig
+from audits.core.item_sets import check_never, invented, least, within_budget
+from audits.core.preflight import check_rows
+from capture.activations.position_limit import context_limit
+from capture.checkpoints.open import Checkpoint
+from capture.data.image_files import holds_images
+from capture.data.images import names_images
+from capture.data.items import Item, ItemSet, read_items
+from capture.data.questions import enough
+from capture.data.tokenization import encode
+from capture.network.unloaded import structure_of
+from capture.scoring.answers import alternatives_of
+from capture.scoring.set_validation import ValidationReport, validate_items
+from evidence.errors import InputError
+
+
+def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
+    """Items read from a file, or as they are given.
+
+    Raises:
+        InputError: it holds images, no items, or nothing that can be read.
+    """
+    if isinstance(source, ItemSet):
+        if len(source) == 0:
+            raise InputError(f"the {role} set is empty", expected="one item or more")
+        return source
+    if holds_images(source):
+        raise InputError(
+            f"{source} holds images, where text items are read",
+            expected="JSONL, CSV or Parquet",
+            fix="exhume audit takes images of classes; other commands do not yet",
+        )
+    return read_items(source, name=role)
+
+
+def check_sets(
+    forget: ItemSet, retain: ItemSet, never: ItemSet | None, config: AuditConfig
+) -> ValidationReport:
+    """What was understood of the sets, and what is wrong with them.
+
+    Args:
+        forget: What should be gone.
+        retain: What should still be there.
+        never: What nobody was taught; invented as the audit would where it is None.
+        config: Settings of the audit.
+    """
+    found = validate_items(forget, retain)
+    if not found.ok:
+        return found
+
+    def names() -> None:
+        if never is not None:
+            check_never(never, forget, retain)
+        else:
+            invented(forget, within_budget(retain, config), config)
+
+    return _with(
+        found,
+        lambda: enough(forget, least("forget", config), "the forget set"),
+        lambda: enough(retain, least("retain", config), "the retain set"),
+        names,
+        lambda: _check_alternatives(forget),
+    )
+
+
+def check_reading(
+    original: Checkpoint,
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet | None,
+    config: AuditConfig,
+) -> ValidationReport:
+    """Sets that ``check_sets`` found sound, with the original, which is not run.
+
+    Raises:
+        InputError: the original is no language model of a kind that can be audited,
+            or has no tokenizer.
+    """
+    if names_images(original.config):
+        raise InputError(
+            "text items with an image model",
+            expected="images: a folder with one folder a class, or an .npz file",
+            got=f"{forget.name} and {retain.name}",
+            fix="Pass images to --forget and --retain",
+        )
+    structure_of(original)
+    if original.tokenizer is None:
+        raise InputError(
+            f"{original.name} has no tokenizer",
+            expected="tokenizer.json and tokenizer_config.json in its folder",
+            fix="Put its tokenizer beside it, or pass one with tokenizer=",
+        )
+    check_rows(original)
+    found = validate_items(forget, retain, original.tokenizer)
+    if not found.ok:
+        return found
+    sets = {"forget": forget, "retain": retain, "never-taught": never}
+    return _with(
+        found,
+        *(
+            lambda name=name, items=items: _check_lengths(original, name, items, config)
+            for name, items in sets.items()
+            if items is not None
+        ),
+    )
+
+
+def with_tokenizer(checkpoint: Checkpoint, original: Checkpoint) -> Checkpoint:
+    """The checkpoint with the original's tokenizer where it has none of its own."""
+    if checkpoint.tokenizer is not None:
+        return checkpoint
+    return replace(checkpoint, tokenizer=original.tokenizer)
+
+
+def _with(found: ValidationReport, *checks: Callable[[], None]) -> ValidationReport:
+    """The report with what the checks raise added to its errors."""
+    errors = list(found.errors)
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            errors.append(error)
+    return replace(found, errors=tuple(errors))
+
+
+def _check_alternatives(forget: ItemSet) -> None:
+    alternatives_of(forget)
+
+
+def _check_lengths(
+    original: Checkpoint, name: str, items: ItemSet, config: AuditConfig
+) -> None:
+    """The longest prompt of each relation fits with the longest answer of it.
+
+    Probes read true and false statements: any answer of a relation after any prompt.
+    """
+    limit = context_limit(original.config)
+    if limit is None:
+        return
+    wordings = config.budget.prompts_per_item
+    relations: dict[str, list[Item]] = {}
+    for item in items:
+        relations.setdefault(item.relation, []).append(item)
+    for members in relations.values():
+        asked = [
+            (prompt, item.answer, item)
+            for item in members
+            for prompt in (item.prompt, *item.paraphrases)[:wordings]
+        ]
+        prompts, answers, owners = zip(*asked, strict=True)
+        rows = encode(original.tokenizer, prompts, answers)
+        longest = max(range(len(rows)), key=lambda row: rows.answer_start[row])
+        answer = max(
+            len(i) - s for i, s in zip(rows.ids, rows.answer_start, strict=True)
+        )
+        total = rows.answer_start[longest] + answer
+        if total > limit:
+            raise InputError(
+                f"a prompt of the {name} set is longer than {original.name} reads, "
+                f"that of item {owners[longest].id!r}",
+                expected=f"at most {limit} tokens, an answer of {answer} included",
+                got=f"{rows.answer_start[longest]} tokens and the answer",
+                fix="Shorten the prompt, or leave the item out",
+            )

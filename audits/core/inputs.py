@@ -1,0 +1,115 @@
+"""Open and check everything an audit starts from, cheapest checks first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from audits.core.config import AuditConfig
+from audits.core.input_checks import (
+    check_reading,
+    check_sets,
+    text_items,
+    with_tokenizer,
+)
+from audits.core.preflight import check_rows, check_same_tokenizer
+from capture.checkpoints.open import Checkpoint, open_checkpoint
+from capture.data.images import ImageSet
+from capture.data.items import ItemSet
+from evidence.errors import listed
+from evidence.progress import Progress
+
+Items = TypeVar("Items", ItemSet, ImageSet)
+
+
+@dataclass(frozen=True)
+class InputsOf(Generic[Items]):
+    """Checked inputs of an audit, of text items or of images.
+
+    Attributes:
+        original: The model before unlearning.
+        unlearned: The candidate.
+        references: Models retrained without the forget set.
+        forget: Items that should be gone.
+        retain: Items that should still be there.
+        never_taught: Items nobody was taught, or None to invent them.
+        warnings: What may be a slip in the items, and what is not asked of them.
+    """
+
+    original: Checkpoint
+    unlearned: Checkpoint
+    references: tuple[Checkpoint, ...]
+    forget: Items
+    retain: Items
+    never_taught: Items | None
+    warnings: tuple[str, ...]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hashes of all of them: of models with all that changes what they compute."""
+        never = self.never_taught
+        return {
+            "original": self.original.fingerprint,
+            "unlearned": self.unlearned.fingerprint,
+            "references": [each.fingerprint for each in self.references],
+            "forget": self.forget.digest,
+            "retain": self.retain.digest,
+            "never_taught": never.digest if never is not None else None,
+        }
+
+
+Inputs = InputsOf[ItemSet]
+ImageInputs = InputsOf[ImageSet]
+
+
+def roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The models held against the original, each with the name it goes by.
+
+    Raises:
+        InputError: the references are no list.
+    """
+    held = listed(references, "the references")
+    named = [(f"reference-{n}", each) for n, each in enumerate(held, start=1)]
+    return [("unlearned", unlearned), *named]
+
+
+def open_inputs(
+    original: Any,
+    unlearned: Any,
+    forget: Path | str | ItemSet,
+    retain: Path | str | ItemSet,
+    *,
+    references: Sequence[Any],
+    never_taught: Path | str | ItemSet | None,
+    tokenizer: Any,
+    config: AuditConfig,
+    progress: Progress,
+) -> Inputs:
+    """Read items, then open models, then check that they belong together.
+
+    Raises:
+        InputError: whatever cannot be audited, before any model is run.
+    """
+    held_against = roles(unlearned, references)
+    gone, kept = text_items(forget, "forget"), text_items(retain, "retain")
+    never = None if never_taught is None else text_items(never_taught, "never_taught")
+    check_sets(gone, kept, never, config).check()
+    first = open_checkpoint(
+        original, name="original", tokenizer=tokenizer, progress=progress
+    )
+    checked = check_reading(first, gone, kept, never, config)
+    checked.check()
+    warnings = list(checked.warnings)
+    others = []
+    for role, source in held_against:
+        other = open_checkpoint(
+            source, name=role, tokenizer=tokenizer, progress=progress
+        )
+        if other.tokenizer is None and isinstance(source, str | Path):
+            warnings.append(f"{role} has no tokenizer: it is asked with the original's")
+        other = with_tokenizer(other, first)
+        check_same_tokenizer(first, other)
+        check_rows(other)
+        others.append(other)
+    return Inputs(
+        first, others[0], tuple(others[1:]), gone, kept, never, tuple(warnings)
+    )

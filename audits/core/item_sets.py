@@ -1,0 +1,104 @@
+"""The item sets an audit goes on with: what is known, and what nobody was taught."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from audits.core.config import AuditConfig
+from capture.data.invented_entities import invent_items
+from capture.data.items import Item, ItemSet, fold
+from capture.data.questions import enough
+from evidence.errors import InputError
+from evidence.seeds import numpy_rng
+
+LEAST_RETAIN, LEAST_NEVER = 15, 4
+"""Fewest entities of the two sets; of the forget set the settings say how many."""
+
+
+def least(name: str, config: AuditConfig) -> int:
+    """Fewest entities of the "forget" or "retain" set that the original must know."""
+    return config.min_entities if name == "forget" else LEAST_RETAIN
+
+
+def known(name: str, items: ItemSet, said: ArrayLike, config: AuditConfig) -> ItemSet:
+    """The items that the original answers.
+
+    Args:
+        name: "forget" or "retain".
+        items: All of the set.
+        said: (item,) whether the original answers it.
+        config: Settings.
+
+    Raises:
+        InputError: it knows too little of the set.
+    """
+    hits = np.asarray(said, dtype=bool)
+    kept = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
+    found = ItemSet(kept, items.name, items.format)
+    needed, present = least(name, config), len(found.entities)
+    if present < needed <= len(items.entities):
+        raise InputError(
+            f"the original does not know the {name} set: it answers "
+            f"{len(kept)} of {len(items)} items",
+            expected=f"right answers about at least {needed} entities",
+            got=str(present),
+            fix="Check that the first model is the one before unlearning, that "
+            "the prompts are in a form it can continue, and that answers are "
+            "spelled as it would spell them",
+        )
+    enough(found, needed, f"the {name} set")
+    return found
+
+
+def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
+    """The retain set, cut by entity to what the profile spends."""
+    entities, most = retain.entities, config.budget.retain_entities
+    if len(entities) <= most:
+        return retain
+    order = numpy_rng(config.seed, "retain").permutation(len(entities))
+    return retain.of([entities[i] for i in order[:most]])
+
+
+def invented(forget: ItemSet, retain: ItemSet, config: AuditConfig) -> ItemSet:
+    """Never-taught items that mirror the forget set.
+
+    Several copies are invented, each with names of its own: the floor is then known
+    better than the candidate, and does not widen the interval of their difference.
+
+    Raises:
+        InputError: a prompt does not name its entity, or no more names can be invented.
+    """
+    copies = config.budget.never_taught_copies
+    return _invented(forget, retain, copies, config.seed)
+
+
+@lru_cache(maxsize=4)  # asked for before an audit and in it
+def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemSet:
+    made: list[Item] = []
+    for copy in range(copies):
+        avoid = ItemSet(tuple(replace(x, id=f"{x.id}-r") for x in retain) + tuple(made))
+        rng = numpy_rng(seed, "never taught", str(copy))
+        made += [
+            replace(item, id=f"{item.id}-{copy}")
+            for item in invent_items(forget, avoid, rng)
+        ]
+    return ItemSet(tuple(made), "never taught", "invented")
+
+
+def check_never(never: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
+    """Never-taught items that are given name nobody that a model was taught.
+
+    Raises:
+        InputError: one of their entities is in another set, or they are too few.
+    """
+    taught = {fold(entity) for entity in (*forget.entities, *retain.entities)}
+    shared = [entity for entity in never.entities if fold(entity) in taught]
+    if shared:
+        raise InputError(
+            f"never-taught items name {shared[0]!r}, which is in the forget or "
+            "retain file",
+            expected="entities no model was taught",
+        )
+    enough(never, LEAST_NEVER, "the never-taught set")

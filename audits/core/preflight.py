@@ -1,0 +1,154 @@
+"""Before any axis: are the inputs sound, and does the candidate still work?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from audits.core.answers import distinct_share
+from audits.core.config import Rule
+from capture.checkpoints.open import Checkpoint
+from capture.checkpoints.schemas.library_errors import library_errors
+from evidence.errors import InputError
+
+# Each measure of usefulness and its limit in ``Rule``.
+LIMITS = {
+    "retain accuracy": "utility",
+    "general text, probability a token": "utility",
+    "distinct words in free text": "distinct",
+    "effective rank of retain states": "effective_rank",
+}
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Signs that the candidate is broken rather than unlearned.
+
+    Attributes:
+        shares: Each measure of usefulness as a share of the original's.
+        reasons: Which of them fell under their limit, in words.
+    """
+
+    shares: dict[str, float]
+    reasons: tuple[str, ...]
+
+    @property
+    def found(self) -> bool:
+        """Whether any limit was broken."""
+        return bool(self.reasons)
+
+
+def check_rows(model: Checkpoint) -> None:
+    """A model has a row in its embedding for every token of its vocabulary.
+
+    Tokens that were added to the vocabulary later may lack one while no text has them.
+
+    Raises:
+        InputError: the tokenizer is another model's.
+    """
+    rows = model.config.get("vocab_size")
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if not isinstance(rows, int) or backend is None:
+        return
+    last = max(backend.get_vocab(with_added_tokens=False).values(), default=0)
+    if last < rows:
+        return
+    raise InputError(
+        f"{model.name} has no row in its embedding for every token of its tokenizer",
+        expected=f"token numbers below {rows:,}",
+        got=f"{last:,}",
+        fix="Check that the tokenizer files belong to these weights",
+    )
+
+
+def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
+    """Both models must read text alike.
+
+    Raises:
+        InputError: the vocabularies differ, or a probe text is split differently.
+    """
+    a, b = original.tokenizer, other.tokenizer
+    text = "The capital city of France is Paris; 1,234 naïve cafés — done?\n\tend"
+    with library_errors(f"the tokenizer of {other.name} cannot read every text"):
+        ids = [each(text, verbose=False)["input_ids"] for each in (a, b)]
+    if a.get_vocab() == b.get_vocab() and ids[0] == ids[1]:
+        return
+    raise InputError(
+        f"{other.name} has another tokenizer than {original.name}",
+        expected=f"the same {len(a)} tokens",
+        got=f"{len(b)} tokens",
+        fix="Audit checkpoints of one base model; if only the tokenizer file is "
+        "wrong, replace it with the original's",
+    )
+
+
+def utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> Damage:
+    """Compare what both models still can do, item by item where the original could.
+
+    Args:
+        original: ``retain`` (row,) greedy hits, ``general`` log-probability a token
+            or None, ``texts`` free generations, ``spread`` by site.
+        candidate: The same of the candidate, for the same rows.
+        rule: Limits.
+    """
+    shares: dict[str, float] = {}
+    reasons = []
+    knew = np.array(original["retain"], dtype=float)
+    knows = np.array(candidate["retain"], dtype=float)
+    shares["retain accuracy"] = float(knows[knew > 0].mean())
+    if original["general"] is not None and _speaks(original["general"]):
+        gap = (
+            candidate["general"]["logprob_per_token"]
+            - original["general"]["logprob_per_token"]
+        )
+        shares["general text, probability a token"] = float(np.exp(min(gap, 5.0)))
+    for name, share in shares.items():
+        if share < rule.utility:
+            reasons.append(
+                f"{name} is {share:.0%} of the original's (limit {rule.utility:.0%})"
+            )
+    before, after = (
+        distinct_share(original["texts"]),
+        distinct_share(candidate["texts"]),
+    )
+    if before > 0:
+        shares["distinct words in free text"] = after / before
+        if after < rule.distinct * before:
+            reasons.append(f"free text repeats itself ({after:.2f} distinct words)")
+    ranks = [
+        after["effective_rank"] / before["effective_rank"]
+        for before, after in zip(original["spread"], candidate["spread"], strict=True)
+    ]
+    if ranks:
+        shares["effective rank of retain states"] = float(min(ranks))
+        if min(ranks) < rule.effective_rank:
+            reasons.append(
+                f"states of retain prompts collapsed to {min(ranks):.0%} of the "
+                "original's effective rank"
+            )
+    return Damage(shares, tuple(reasons))
+
+
+def _speaks(general: dict[str, float]) -> bool:
+    """Whether general text means anything to a model: far better than guessing."""
+    return general["logprob_per_token"] > 0.75 * general["logprob_of_guessing"]
+
+
+def spread(states: np.ndarray) -> dict[str, float]:
+    """How many directions the rows of ``states`` really use.
+
+    Args:
+        states: (item, d_model).
+
+    Returns:
+        ``effective_rank``, the participation ratio (sum of variances squared over
+        sum of squared variances); 1.0 for states without variance or not finite.
+    """
+    if not np.isfinite(states).all():
+        return {"effective_rank": 1.0}
+    centred = states.astype(np.float64) - states.mean(0, dtype=np.float64)
+    variances = np.linalg.svd(centred, compute_uv=False) ** 2
+    total = variances.sum()
+    if total <= 0:
+        return {"effective_rank": 1.0}
+    return {"effective_rank": float(total**2 / (variances**2).sum())}

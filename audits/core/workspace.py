@@ -1,0 +1,208 @@
+"""A work folder whose finished stages survive any interruption."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+
+from audits.core.outputs import AUDIT, MARK, WORK, Kind, clear, look
+from capture.checkpoints.weights.weight_files import ANY_SIZE
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+from evidence.results import AxisResult
+from evidence.storage.files import read_json, write_atomic
+from evidence.storage.regular_files import open_regular
+
+# Raise when stage contents change meaning, so that old work is not mixed in.
+STAGE_VERSION = "1"
+STAGE_BYTES = 1 << 30
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no NaN: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage gave and what it cost in the run that computed it."""
+
+    result: Any
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """``OUT/work``: one JSON file a finished stage, kept until the inputs change."""
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        """Where stages and activations lie."""
+        return self.root / WORK
+
+    @classmethod
+    def open(
+        cls, root: Path, fingerprint: dict[str, Any], fresh: bool, kind: Kind = AUDIT
+    ) -> "Workspace":
+        """Open or make the folder for exactly these inputs.
+
+        Whoever calls it holds the folder (``evidence.storage.runs.sole_run``).
+
+        Args:
+            root: The output folder.
+            fingerprint: Everything the result depends on.
+            fresh: Throw away what another run of this kind left there.
+            kind: What is written there.
+
+        Raises:
+            InputError: the folder holds another audit, or is a file, or holds
+                files that are not an audit's; nothing was changed then.
+        """
+        text = canonical(fingerprint | {"stage_version": STAGE_VERSION})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        found = look(root, kind)
+        if found != digest:
+            if found is not None and not fresh:
+                known = "other inputs, settings or version" if found else "damaged"
+                raise InputError(
+                    f"{root} holds another {kind.name} ({known})",
+                    fix="choose another --out, or pass --fresh to replace it",
+                )
+            clear(root, kind)
+        elif fresh:
+            clear(root, kind)
+        if fresh or found != digest:
+            mark = {"kind": kind.name, "sha256": digest, "inputs": fingerprint}
+            write_atomic(root / MARK, canonical(mark))
+        return cls(root)
+
+    def run(
+        self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
+    ) -> Stage:
+        """The stage's saved result, or compute it and save it.
+
+        The result always comes back through its JSON text, so that a resumed audit
+        and an uninterrupted one continue from the same bytes. A stage whose file is
+        damaged, or that lost one of ``files``, is computed again.
+
+        Args:
+            name: Of the stage.
+            compute: Gives what can be written as JSON.
+            files: What else it writes into the work folder, where it does.
+        """
+        path = self.work / "stages" / f"{name}.json"
+        done = self._saved(path)
+        if done is None:
+            start = perf_counter()
+            result = json.loads(canonical(compute()))
+            saved = {
+                "result": result,
+                "seconds": perf_counter() - start,
+                "peak_memory_bytes": peak_memory(),
+                "files": {file: self._hash(file) for file in files},
+            }
+            write_atomic(path, canonical(saved | {"sha256": _digest(saved)}))
+            done = self._saved(path)
+            assert done is not None
+        return done
+
+    def _saved(self, path: Path) -> Stage | None:
+        """What a stage saved; None where it is not there as it was saved."""
+        try:
+            saved = read_json(path, limit=STAGE_BYTES)
+        except InputError:
+            return None
+        if saved.pop("sha256", None) != _digest(saved):
+            return None
+        files = saved.pop("files")
+        if any(self._hash(name) != digest for name, digest in files.items()):
+            return None
+        return Stage(**saved)
+
+    def _hash(self, name: str) -> str | None:
+        """sha256 of a file in the work folder; None where there is no such file.
+
+        A folder or a pipe of that name is none: what writes the file deals with it.
+        """
+        found = hashlib.sha256()
+        try:
+            with open_regular(self.work / name, ANY_SIZE) as file:
+                while block := file.read(1 << 22):
+                    found.update(block)
+        except InputError:
+            return None
+        return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Runs the stages of one audit and keeps what each took.
+
+    Attributes:
+        space: Where finished stages lie.
+        progress: Where it is said that a stage is done.
+        cost: Seconds and peak memory by stage.
+    """
+
+    space: Workspace
+    progress: Progress = SILENT
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def stage(
+        self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
+    ) -> Any:
+        """The stage's result, computed or found; arguments as ``Workspace.run``."""
+        start = perf_counter()
+        done = self.space.run(name, compute, files)
+        self.progress.note(f"stage {name} done in {perf_counter() - start:.0f} s")
+        self.cost[name] = {
+            "seconds": done.seconds,
+            "peak_memory_bytes": done.peak_memory_bytes,
+        }
+        return done.result
+
+    def charged(self, axes: dict[str, AxisResult]) -> dict[str, AxisResult]:
+        """The axes with what the stage of the same name took, if there is one."""
+        nothing = {"seconds": 0.0, "peak_memory_bytes": 0}
+        spent = {name: self.cost.get(name, nothing) for name in axes}
+        return {
+            name: replace(
+                axis,
+                seconds=spent[name]["seconds"],
+                peak_memory_bytes=int(spent[name]["peak_memory_bytes"]),
+            )
+            for name, axis in axes.items()
+        }
+
+
+def axis_of(
+    stage: Callable[[str, Callable[[], Any]], Any],
+    name: str,
+    compute: Callable[[], AxisResult],
+) -> AxisResult:
+    """An axis whose result is a stage's, computed or found."""
+    return AxisResult.from_dict(stage(name, lambda: compute().to_dict()))
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    info = psutil.Process().memory_info()
+    try:
+        import resource
+
+        # Linux counts in KiB.
+        return max(info.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    except ImportError:  # Windows has no resource module, but a peak of its own.
+        return getattr(info, "peak_wset", info.rss)
+
+
+def _digest(saved: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(saved).encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""Open and check everything an audit of image classifiers starts from."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audits.core.inputs import ImageInputs, roles
+from audits.modalities.image_vocabulary import NOT_ASKED, SKIPPED
+from capture.checkpoints.open import Checkpoint, open_checkpoint
+from capture.data.image_files import read_images
+from capture.data.images import Eye, ImageSet, names_images
+from capture.network.unloaded import structure_of
+from evidence.errors import InputError
+from evidence.progress import Progress
+
+LEAST_CLASSES = 2
+"""Classes that stay: never-taught images are made of halves of two."""
+LEAST_KIND = 8
+"""Images of one class among never-taught ones given."""
+
+
+def open_images(
+    original: Any,
+    unlearned: Any,
+    forget: Path | str | ImageSet,
+    retain: Path | str | ImageSet,
+    *,
+    references: Sequence[Any],
+    never_taught: Path | str | ImageSet | None,
+    progress: Progress,
+) -> ImageInputs:
+    """Open models, read images as the original takes them, check that they fit.
+
+    Raises:
+        InputError: whatever cannot be audited, before any model is run.
+    """
+    held_against = roles(unlearned, references)
+    first = open_checkpoint(original, name="original", progress=progress)
+    _check_classifier(first)
+    structure_of(first)
+    eye = Eye.of(first.config, first.path)
+    gone = read_images(forget, eye, "forget")
+    kept = read_images(retain, eye, "retain")
+    never = None
+    if never_taught is not None:
+        # Of classes that nobody was taught, so of none that the model has.
+        eye_never = replace(eye, classes=None)
+        never = read_images(never_taught, eye_never, "never_taught")
+        eye_never.check(never)
+    for images in (gone, kept):
+        eye.check(images)
+    _check_sets(gone, kept, never)
+    others = []
+    for role, source in held_against:
+        other = open_checkpoint(source, name=role, progress=progress)
+        _check_classifier(other)
+        _check_same(first, eye, other)
+        others.append(other)
+    left_out = [f"{name}: not run on images; {why}." for name, why in SKIPPED.items()]
+    return ImageInputs(
+        first,
+        others[0],
+        tuple(others[1:]),
+        gone,
+        kept,
+        never,
+        (*left_out, NOT_ASKED),
+    )
+
+
+def _check_classifier(model: Checkpoint) -> None:
+    if names_images(model.config):
+        return
+    kinds = model.config.get("architectures") or [model.config.get("model_type")]
+    raise InputError(
+        f"{model.name} is no image classifier, but the items are images",
+        expected="a transformers model such as ViTForImageClassification",
+        got=str(kinds[0]),
+        fix="Pass text items (JSONL) for a language model",
+    )
+
+
+def _check_same(first: Checkpoint, eye: Eye, other: Checkpoint) -> None:
+    """Models that are compared name the same classes of the same images."""
+    theirs = Eye.of(other.config, other.path)
+    for what, ours, own in (
+        ("number of classes", eye.classes, theirs.classes),
+        ("number of channels", eye.channels, theirs.channels),
+        ("image size", eye.size, theirs.size),
+    ):
+        if ours != own:
+            raise InputError(
+                f"{other.name} has another {what} than {first.name}",
+                expected=str(ours),
+                got=str(own),
+                fix="Audit checkpoints of one architecture, the forgotten class's "
+                "output still there",
+            )
+
+
+def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> None:
+    """One class to forget, two or more to keep, no image in two sets."""
+    classes = np.unique(forget.labels)
+    if len(classes) != 1:
+        raise InputError(
+            "the forget images are of several classes",
+            expected="one class; audit one at a time",
+            got=", ".join(map(str, classes[:6])),
+        )
+    if classes[0] in retain.labels:
+        raise InputError(
+            f"class {classes[0]} is in both the forget and the retain images",
+            expected="a class is either to be forgotten or to be kept",
+            fix="Remove its images from the retain set",
+        )
+    kept = np.unique(retain.labels)
+    if len(kept) < LEAST_CLASSES:
+        raise InputError(
+            "too few classes in the retain images",
+            expected=f"at least {LEAST_CLASSES}",
+            got=str(len(kept)),
+        )
+    if never is not None:
+        most = int(np.unique(never.labels, return_counts=True)[1].max())
+        if most < LEAST_KIND:
+            raise InputError(
+                "no class of the never-taught images is large enough to be taught",
+                expected=f"{LEAST_KIND} images of one class",
+                got=str(most),
+            )
+    seen = {_content(forget, row) for row in range(len(forget))}
+    for other in (retain, never) if never is not None else (retain,):
+        for row in range(len(other)):
+            if _content(other, row) in seen:
+                raise InputError(
+                    f"image {other.ids[row]} of {other.name} is a forget image as well",
+                    expected="no image in two sets",
+                )
+
+
+def _content(images: ImageSet, row: int) -> bytes:
+    return images.pixels[row].contiguous().numpy().tobytes()

@@ -1,0 +1,134 @@
+"""What verdicts call the thing that was to be forgotten: facts, or a class of images.
+
+The rule is one and the same; only its sentences differ. A name in a sentence is that
+of a reading, so that whoever reads a report finds it in the table.
+"""
+
+from dataclasses import dataclass
+
+from audits.axes import persistence
+from audits.axes.causal_depth import axis as causal_depth
+from audits.axes.concept import axis as concept
+from audits.axes.decodability.axis import UNCHANGED
+from audits.axes.relearning import SAID, TOLD
+from audits.axes.restoration import axis as restoration
+from audits.modalities.image_vocabulary import CARRIED
+
+ANSWER_FLOORS = {
+    "reference": "a model retrained without the forget set",
+    "never_taught": "items about invented entities",
+}
+CLASS_FLOORS = {
+    "reference": "a model retrained without the forget set",
+    "never_taught": "image classes that no model saw",
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """Sentences and their parts, by what was to be forgotten.
+
+    Attributes:
+        thing: The whole of it, as in "the forgotten answers are still there".
+        short: The same where it is clear what was forgotten.
+        it: The same as a pronoun, "them" or "it".
+        still: Says that it is still had at the output.
+        unclear: Says that it is neither clearly kept nor gone there.
+        behaviour: The output in figures; takes ``now``, ``before``, ``floor``.
+        asked: Says that it can be had at the output.
+        kept_asking: What a candidate does that has unlearned.
+        gone: Says that it is gone at the output.
+        unclear_claim: What may be said where nothing is decided.
+        unasked_claim: The same where the output was not asked.
+        others: Of what else deletion says nothing.
+        units: What more of would settle it.
+        floors: What the candidate cannot be told from, by floor.
+    """
+
+    thing: str
+    short: str
+    it: str
+    still: str
+    unclear: str
+    behaviour: str
+    asked: str
+    kept_asking: str
+    gone: str
+    unclear_claim: str
+    unasked_claim: str
+    others: str
+    units: str
+    floors: dict[str, str]
+
+    def are(self) -> str:
+        """The verb that goes with the thing."""
+        return "are" if self.it == "them" else "is"
+
+
+FACTS = Words(
+    thing="the forgotten answers",
+    short="the answers",
+    it="them",
+    still="the forgotten answers are still said",
+    unclear="some answers are still said, neither clearly kept nor gone.",
+    behaviour="The candidate says {now:.0%} of the forgotten answers (original "
+    "{before:.0%}, floor {floor:.0%}).",
+    asked="The forgotten answers can be had by asking.",
+    kept_asking="A candidate that no longer gives the answers in any wording.",
+    gone="The answers are gone at the output.",
+    unclear_claim="The answers are not clearly kept at the output.",
+    unasked_claim="Whether the answers are kept at the output was not asked.",
+    others="Facts that were not in the forget file are gone too.",
+    units="forgotten entities",
+    floors=ANSWER_FLOORS,
+)
+CLASS = Words(
+    thing="the forgotten class",
+    short="the class",
+    it="it",
+    still="the forgotten class is still named",
+    unclear="some images of the forgotten class are still named, neither clearly "
+    "kept nor gone.",
+    behaviour="The candidate names {now:.0%} of the forgotten class's images "
+    "(original {before:.0%}, floor {floor:.0%}).",
+    asked="Images of the forgotten class are named as such.",
+    kept_asking="A candidate that no longer names the class.",
+    gone="The class is gone at the output.",
+    unclear_claim="The class is not clearly kept at the output.",
+    unasked_claim="Whether the class is kept at the output was not asked.",
+    others="Classes other than the forgotten one are gone too.",
+    units="images of the forgotten class",
+    floors=CLASS_FLOORS,
+)
+
+
+def words_of(images: bool) -> Words:
+    """The words for what was to be forgotten: a class of images, or else facts."""
+    return CLASS if images else FACTS
+
+
+# How a recovery is told, by its reading; ``where`` and ``value`` are the reading's.
+RECOVERED = {
+    UNCHANGED: "The original's own probe, unchanged, still reads {it} in the "
+    "candidate at {where}: {value:.2f}",
+    TOLD: "After teaching one half of them, the candidate tells the untaught half from "
+    "the others' answers: {value:.2f}",
+    causal_depth.TOLD: "The candidate's states at {where}, put into the original, tell "
+    "them from the others' answers: {value:.2f}",
+    causal_depth.SAID: "The candidate's states at {where}, put into the original, make "
+    "it say them: {value:.2f}",
+    persistence.SAID: "Quantising the candidate ({where}) brings answers back: it says "
+    "{value:.2f} of them",
+    persistence.TOLD: "Quantised ({where}), the candidate tells them from the others' "
+    "answers: {value:.2f}",
+    SAID: "Teaching one half of them brings back the other half: it says {value:.2f} "
+    "of them",
+    concept.READ: "The original's concept vectors, unchanged, still read them in the "
+    "candidate at {where}: {value:.2f}",
+    restoration.TOLD: "Steered by one fixed change, fitted on other items, the "
+    "candidate tells them from the others' answers: {value:.2f}",
+    restoration.SAID: "Steered by one fixed change, fitted on other items, the "
+    "candidate says {value:.2f} of them",
+    CARRIED: "The candidate's states at {where}, put into the original, make it name "
+    "the class: {value:.2f} of its images",
+}

@@ -1,0 +1,339 @@
+"""The figures of a report, one function each; their text comes along as a table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from audits.report.charts import (
+    Plot,
+    band,
+    base_layout,
+    colour_of,
+    line,
+    name_of,
+    numbers,
+    plain_axis,
+    shade,
+    ticks,
+    x_places,
+)
+from audits.report.formatting import (
+    figure,
+    in_plot,
+    interval,
+    p_text,
+    percent,
+    plain,
+    step_of,
+)
+
+# Log-probabilities below this share the last bin: they all mean "never".
+LEAST_SHOWN = -20.0
+# More models than this are not drawn.
+MOST_MODELS = 20
+
+
+def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
+    """Candidate, floor and original over the columns (layers, steps) of a reading.
+
+    Returns:
+        None for a reading with fewer than two columns, which its table row says all of.
+    """
+    columns = reading["columns"]
+    if len(columns) < 2:
+        return None
+    names = [each["name"] for each in columns]
+    x, axis = x_places(names)
+    used = [each["used"] for each in columns]
+
+    def values(key: str) -> list[Any]:
+        return [each[key] for each in columns]
+
+    shades = [shade(x, index) for index, counts in enumerate(used) if not counts]
+    data = [
+        *band(x, values("interval"), "candidate"),
+        # Wider marks, so that the original shows where the candidate lies on it.
+        line(x, values("ceiling"), "original", "solid", "original", shares)
+        | {"marker": {"color": "var(--original)", "size": 10 if len(x) < 13 else 6}},
+        line(x, values("floor"), "floor", "dash", "floor", shares),
+        line(x, values("statistic"), "candidate", "solid", "candidate", shares)
+        | {
+            "marker": {
+                "color": "var(--candidate)",
+                "size": [10 if name == reading["where"] else 7 for name in names],
+                "symbol": ["circle" if counts else "circle-open" for counts in used],
+            }
+        },
+    ]
+    floor = {"reference": "floor (reference)", "never_taught": "floor (never taught)"}
+    top = max(columns, key=lambda each: each["statistic"])
+    keys = [
+        ("candidate", "solid", "candidate, 95\u202f% interval"),
+        ("original", "solid", "original"),
+        ("floor", "dash", floor.get(reading["floor_kind"], "floor")),
+    ]
+    if shades:
+        keys.append(("unused", "patch", "not used: the original is not read there"))
+    if step_of(names[0]) is not None and shades:
+        keys[-1] = ("unused", "patch", "not used: before any teaching")
+    return Plot(
+        title=reading["name"],
+        summary=(
+            f"Line chart of {reading['name']} over {len(columns)} columns. The "
+            f"candidate is highest at {top['name']} with "
+            f"{figure(top['statistic'], shares)}, where the floor is "
+            f"{figure(top['floor'], shares)} and the original "
+            f"{figure(top['ceiling'], shares)}."
+        ),
+        data=data,
+        layout=base_layout(axis, shares, shapes=shades),
+        keys=tuple(keys),
+        head=(
+            "where",
+            "used",
+            "candidate",
+            "95\u202f% interval",
+            "floor",
+            "original",
+            "p, corrected over columns",
+        ),
+        rows=tuple(
+            (
+                each["name"],
+                "yes" if each["used"] else "no",
+                figure(each["statistic"], shares),
+                interval(each["interval"], shares),
+                figure(each["floor"], shares),
+                figure(each["ceiling"], shares),
+                p_text(each["p_value"]),
+            )
+            for each in columns
+        ),
+    )
+
+
+def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
+    """Curves by training step of every model that was taught, the candidate first.
+
+    Each model has a figure for each way of asking: ``asked_said`` and ``never_said``
+    belong together, as do ``asked_contrast`` and ``never_contrast``.
+    """
+    details = axis["details"]
+    steps, curves = numbers(details.get("steps")), details.get("curves")
+    if not steps or not isinstance(curves, dict):
+        return []
+    found = []
+    roles = sorted(curves, key=lambda role: (role != "unlearned", role))
+    for role in roles[:MOST_MODELS]:
+        table = curves[role] if isinstance(curves[role], dict) else {}
+        asked = [name for name in sorted(table) if name.startswith("asked")]
+        for name in asked:
+            plot = _relearning_plot(role, table, name.removeprefix("asked"), steps)
+            if plot is not None:
+                found.append(plot)
+    return found
+
+
+def _relearning_plot(
+    role: str, table: Mapping[str, Any], way: str, steps: list[float]
+) -> Plot | None:
+    """One model, asked in one way."""
+    shares = way != "_contrast"
+    words = {"_contrast": "told from the others (chance 0.5)", "_said": "said", "": ""}
+    title = ": ".join(filter(None, (name_of(role), words.get(way, way.strip("_")))))
+    colour = colour_of(role)
+    # What never-taught items do is the floor, whichever model it is seen in.
+    parts = [
+        (f"asked{way}", "half not taught", "solid", colour),
+        (f"never{way}", "never-taught items", "dash", "floor"),
+    ]
+    if shares:  # what is taught is only ever asked for outright
+        parts.append(("taught", "half taught", "dot", colour))
+    lines = [
+        (y, label, dash, wears)
+        for part, label, dash, wears in parts
+        if (y := numbers(table.get(part), len(steps))) is not None
+    ]
+    if not lines or lines[0][1] != "half not taught":
+        return None
+    curve = lines[0][0]
+    return Plot(
+        title=title,
+        summary=(
+            f"Line chart over training steps, {title}. The half that is not taught "
+            f"starts at {figure(curve[0], shares)} and reaches at most "
+            f"{figure(max(curve), shares)}."
+        ),
+        data=[
+            line(steps, y, wears, dash, name, shares) for y, name, dash, wears in lines
+        ],
+        layout=base_layout({"title": {"text": "training step"}}, shares),
+        keys=tuple((wears, dash, label) for _, label, dash, wears in lines),
+        head=("step", *(label for _, label, _, _ in lines)),
+        rows=tuple(
+            (f"{step:g}", *(figure(y[at], shares) for y, _, _, _ in lines))
+            for at, step in enumerate(steps)
+        ),
+    )
+
+
+def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
+    """Share of answers said before and after, wording by wording."""
+    table = axis["details"].get("accuracy_by_wording")
+    if not isinstance(table, dict):
+        return None
+    before = numbers(table.get("original"))
+    if not before:
+        return None
+    rest = sorted(set(table) - {"original", "unlearned"})
+    order = ["original", "unlearned", *rest]
+    bars = {role: numbers(table.get(role), len(before)) for role in order}
+    kept = {role: y for role, y in bars.items() if y is not None}
+    labels = ["own wording", *(f"wording {i}" for i in range(2, len(before) + 1))]
+    ticks = (
+        labels if len(before) <= 3 else ["own", *map(str, range(2, len(labels) + 1))]
+    )
+    data = [
+        {
+            "type": "bar",
+            "x": list(range(len(y))),
+            "y": y,
+            "name": in_plot(name_of(role)),
+            "marker": {"color": f"var(--{colour_of(role)})"},
+            "text": [percent(each) for each in y],
+            "textposition": "outside" if len(y) * len(kept) <= 16 else "none",
+            "cliponaxis": False,
+            "hovertemplate": "%{y:.0%}",
+        }
+        for role, y in kept.items()
+    ]
+    axis_x = {
+        "tickmode": "array",
+        "tickvals": list(range(len(labels))),
+        "ticktext": ticks,
+        "title": {"text": "how the question was put"},
+    }
+    layout = base_layout(axis_x, True, top=22) | {
+        "barmode": "group",
+        "bargap": 0.35,
+        "bargroupgap": 0.08,
+    }
+    return Plot(
+        title="Answers said, by wording",
+        summary="Bar chart of the share of forgotten answers each model says: "
+        + "; ".join(
+            f"{name_of(role)} {', '.join(percent(each) for each in y)}"
+            for role, y in kept.items()
+        )
+        + ".",
+        data=data,
+        layout=layout,
+        keys=tuple((colour_of(role), "patch", name_of(role)) for role in kept),
+        head=("wording", *(name_of(role) for role in kept)),
+        rows=tuple(
+            (label, *(percent(y[at]) for y in kept.values()))
+            for at, label in enumerate(labels)
+        ),
+    )
+
+
+def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
+    """How likely each answer was before and after, as two histograms."""
+    pairs = {
+        role: numbers([item.get(f"logprob_{role}") for item in items])
+        for role in ("original", "unlearned")
+    }
+    if not items or any(each is None for each in pairs.values()):
+        return None
+    shown = {
+        role: [min(max(each, LEAST_SHOWN), 0.0) for each in y or []]
+        for role, y in pairs.items()
+    }
+    width = 1.0
+    lowest = min(min(y) for y in shown.values())
+    count = max(1, int(-(lowest // width)))
+    edges = [-width * (count - i) for i in range(count)]
+    tables = {role: [0] * count for role in shown}
+    for role, y in shown.items():
+        for each in y:
+            tables[role][min(int((each + width * count) / width), count - 1)] += 1
+    medians = {role: sorted(y)[len(y) // 2] for role, y in shown.items()}
+    data = [
+        {
+            "type": "bar",
+            "x": [edge + width / 2 for edge in edges],
+            "y": tables[role],
+            "name": name_of(role),
+            "marker": {"color": f"var(--{colour_of(role)})"},
+            "hovertemplate": "%{y} answers",
+        }
+        for role in shown
+    ]
+    axis_x = {"title": {"text": "log-probability of a token, nats"}}
+    layout = base_layout(axis_x, False) | {"barmode": "group", "bargap": 0.1}
+    layout["yaxis"] = plain_axis("answers") | {"rangemode": "tozero"}
+    return Plot(
+        title="How likely the answers are",
+        summary=(
+            "Histogram of the log-probability of the forgotten answers: median "
+            f"{plain(medians['original'], 1)} in the original and "
+            f"{plain(medians['unlearned'], 1)} in the candidate."
+        ),
+        data=data,
+        layout=layout,
+        keys=tuple((colour_of(role), "patch", name_of(role)) for role in shown),
+        head=("from", "to", *(name_of(role) for role in shown)),
+        rows=tuple(
+            (
+                ("below " if edge == LEAST_SHOWN else "") + plain(edge, 0),
+                plain(edge + width, 0),
+                *(str(tables[role][at]) for role in shown),
+            )
+            for at, edge in enumerate(edges)
+        ),
+    )
+
+
+def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
+    """How far the candidate's weights moved, block by block."""
+    if not layers or not any(each["relative"] > 0 for each in layers):
+        return None
+    names = ["rest" if each["layer"] < 0 else str(each["layer"]) for each in layers]
+    values = [each["relative"] for each in layers]
+    most = max(range(len(values)), key=values.__getitem__)
+    axis_x = ticks(names) | {
+        "title": {"text": "block (rest: embeddings, last norm, head)"}
+    }
+    layout = base_layout(axis_x, False) | {"bargap": 0.25}
+    layout["yaxis"] = plain_axis("relative change") | {
+        "rangemode": "tozero",
+        "tickformat": ".2~g",
+    }
+    return Plot(
+        title="Weight change by block",
+        summary=(
+            f"Bar chart of the relative change of the weights over {len(names)} "
+            f"groups; the largest, {values[most]:.2g}, is in {names[most]}."
+        ),
+        data=[
+            {
+                "type": "bar",
+                "x": list(range(len(names))),
+                "y": values,
+                "name": "candidate",
+                "marker": {"color": "var(--candidate)"},
+                "hovertemplate": "%{y:.3g}",
+            }
+        ],
+        layout=layout,
+        keys=(
+            (
+                "candidate",
+                "patch",
+                "candidate against original, relative Frobenius norm",
+            ),
+        ),
+        head=("block", "relative change"),
+        rows=tuple(
+            (name, f"{value:.3g}") for name, value in zip(names, values, strict=True)
+        ),
+    )

@@ -1,0 +1,225 @@
+"""What all figures of a report share, as plain Plotly JSON with colours named by role.
+
+A colour is written ``var(--candidate)``; the page looks it up in its style sheet, so
+that a role has one colour everywhere, in light, dark and print.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from audits.report.formatting import in_plot, short_label, step_of
+
+MOST_TICKS = 14
+# Beyond these a plot shows nothing any more.
+MOST_POINTS, LARGEST = 10_000, 1e12
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure with everything needed to read it without seeing it.
+
+    Attributes:
+        title: Heading.
+        summary: What it shows, in one sentence, for screen readers.
+        data: Plotly traces.
+        layout: Plotly layout.
+        keys: (role, line style, label) of each thing drawn.
+        head: Column names of the numbers behind it.
+        rows: Those numbers, as text.
+    """
+
+    title: str
+    summary: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    keys: tuple[tuple[str, str, str], ...]
+    head: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+def colour_of(role: str) -> str:
+    """The role whose colour a model wears: candidate, original, planted, reference."""
+    if role.startswith("reference"):
+        return "reference"
+    return {"unlearned": "candidate"}.get(
+        role, role if role in ("original", "planted") else "other"
+    )
+
+
+def name_of(role: str) -> str:
+    """What a role is called in the report."""
+    return {"unlearned": "candidate", "planted": "planted suppression"}.get(role, role)
+
+
+def numbers(value: Any, length: int | None = None) -> list[float] | None:
+    """``value`` where it is a list of numbers (of a given length), or None.
+
+    Details are free-form: a report drops a plot rather than fail on one.
+    """
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        return None
+    if len(value) > MOST_POINTS:
+        return None
+    real = all(
+        isinstance(each, (int, float))
+        and not isinstance(each, bool)
+        and abs(each) <= LARGEST
+        for each in value
+    )
+    return value if real else None
+
+
+def line(
+    x: Sequence[float], y: list[float], role: str, dash: str, name: str, shares: bool
+) -> dict[str, Any]:
+    """A curve with its points, in the colour of a role."""
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": list(x),
+        "y": y,
+        "name": in_plot(name),
+        "line": {
+            "color": f"var(--{role})",
+            "dash": dash,
+            "width": 2.5 if role == "candidate" and dash == "solid" else 2,
+        },
+        "marker": {"color": f"var(--{role})", "size": 5},
+        "hovertemplate": "%{y:.0%}" if shares else "%{y:.2f}",
+    }
+
+
+def band(
+    x: Sequence[float], bounds: Sequence[Sequence[float]], role: str
+) -> list[dict[str, Any]]:
+    """A shaded interval behind a line."""
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [*x, *reversed(x)],
+            "y": [high for _, high in bounds] + [low for low, _ in reversed(bounds)],
+            "fill": "toself",
+            "fillcolor": f"var(--{role}-soft)",
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            "name": "",
+        }
+    ]
+
+
+def x_places(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
+    """X positions and axis settings of columns: steps are numbers, others a row."""
+    steps = [step_of(name) for name in names]
+    if all(step is not None for step in steps) and len(set(steps)) == len(steps):
+        return [float(step or 0) for step in steps], {
+            "title": {"text": "training step"}
+        }
+    known = all(name == "embed" or name.startswith("resid.") for name in names)
+    title = "block (emb: the embedding)" if known else ""
+    axis = ticks([short_label(name) for name in names]) | {"title": {"text": title}}
+    return [float(at) for at in range(len(names))], axis
+
+
+def ticks(labels: Sequence[str]) -> dict[str, Any]:
+    """Tick labels for the places 0, 1, ..., thinned so that they do not collide."""
+    every = -(-len(labels) // MOST_TICKS)
+    chosen = list(range(0, len(labels), every))
+    return {
+        "tickmode": "array",
+        "tickvals": chosen,
+        "ticktext": [labels[at] for at in chosen],
+    }
+
+
+def shade(x: Sequence[float], index: int) -> dict[str, Any]:
+    """A grey strip over one column, half-way to its neighbours."""
+    left = x[index - 1] if index else 2 * x[0] - x[1]
+    right = x[index + 1] if index + 1 < len(x) else 2 * x[-1] - x[-2]
+    return {
+        "type": "rect",
+        "xref": "x",
+        "yref": "paper",
+        "x0": (left + x[index]) / 2,
+        "x1": (right + x[index]) / 2,
+        "y0": 0,
+        "y1": 1,
+        "line": {"width": 0},
+        "fillcolor": "var(--unused)",
+        "layer": "below",
+    }
+
+
+def plain_axis(title: str) -> dict[str, Any]:
+    """An axis without zooming, so that a finger on a plot still scrolls the page."""
+    return {
+        "title": {"text": title},
+        "gridcolor": "var(--line)",
+        "zerolinecolor": "var(--line)",
+        "fixedrange": True,
+        "automargin": True,
+    }
+
+
+def base_layout(
+    x_axis: dict[str, Any],
+    shares: bool,
+    *,
+    shapes: Sequence[dict[str, Any]] = (),
+    top: int = 10,
+) -> dict[str, Any]:
+    """What all figures share; y runs from 0 to 1, so that curves can be compared."""
+    return {
+        "xaxis": plain_axis("") | {"zeroline": False, "showgrid": False} | x_axis,
+        "yaxis": plain_axis("")
+        | {
+            "range": [-0.03, 1.03],
+            "tickformat": ".0%" if shares else ".2~f",
+            "zeroline": False,
+        },
+        "shapes": list(shapes),
+        "showlegend": False,
+        "hovermode": "x unified",
+        "height": 290,
+        "margin": {"l": 48, "r": 10, "t": top, "b": 46},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {
+            "color": "var(--muted)",
+            "size": 12,
+            "family": "system-ui, sans-serif",
+        },
+        "hoverlabel": {
+            "bgcolor": "var(--card)",
+            "bordercolor": "var(--line)",
+            "font": {"color": "var(--ink)"},
+        },
+    }
+
+
+def residual_bar(
+    value: float | None, bounds: tuple[float, float] | None, margin: float
+) -> dict[str, Any]:
+    """Positions (in 0..200) of a residual bar that spans -0.5 to 1.5.
+
+    Args:
+        value: The residual, or None for an empty scale.
+        bounds: Its interval.
+        margin: What counts as equivalent to the floor.
+    """
+
+    def at(residual: float) -> float:
+        return round(min(max((residual + 0.5) * 100, 3.0), 197.0), 1)
+
+    bar: dict[str, Any] = {"margin": (at(-margin), round(at(margin) - at(-margin), 1))}
+    if value is not None and bounds is not None:
+        low, high = at(bounds[0]), at(bounds[1])
+        bar |= {
+            "value": at(value),
+            "low": low,
+            "width": round(max(high - low, 1.0), 1),
+            "cut_low": bounds[0] < -0.5,
+            "cut_high": bounds[1] > 1.5,
+        }
+    return bar

@@ -1,0 +1,118 @@
+"""The figures of causal depth: loss of every item at every layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from audits.report.charts import Plot, base_layout, numbers, plain_axis, x_places
+from audits.report.formatting import in_plot, plain
+
+# More rows than this are thinner than a line of print; the rest is in audit.json.
+MOST_ROWS = 120
+
+
+def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
+    """Heat map of what the original loses with the candidate's states.
+
+    The colours end where a stranger's states lose on average, so that what loses more
+    stands out as full.
+
+    Returns:
+        None where the details hold no such table.
+    """
+    details = axis["details"]
+    sites, items = details.get("sites"), details.get("loss_items")
+    losses = details.get("losses")
+    if not isinstance(losses, dict) or not isinstance(sites, list):
+        return None
+    own = _table(losses.get("unlearned"), len(sites))
+    never = _table(losses.get("stranger"), len(sites))
+    if not own or not isinstance(items, list) or len(items) != len(own):
+        return None
+    items, own = items[:MOST_ROWS], own[:MOST_ROWS]
+    labels = [_label(item, row) for row, item in enumerate(items)]
+    whole = [value for row in never or own for value in row]
+    most = max(sum(whole) / len(whole), 1e-6)
+    _, x_axis = x_places([str(site) for site in sites])
+    layout = base_layout(x_axis, False) | {
+        "height": 150 + 14 * min(len(own), 40),
+        "hovermode": "closest",
+    }
+    layout["yaxis"] = plain_axis("") | {
+        "autorange": "reversed",
+        "showticklabels": False,
+        "title": {"text": "item"},
+    }
+    means = [sum(column) / len(own) for column in zip(*own, strict=True)]
+    least = min(range(len(means)), key=means.__getitem__)
+    return Plot(
+        title="Loss by item and layer",
+        summary=(
+            f"Heat map of the loss of {len(own)} items at {len(sites)} layers when the "
+            "candidate's states replace the original's. The smallest mean loss is "
+            f"{plain(means[least])} nats at {sites[least]}; a stranger's states lose "
+            f"{plain(most)} nats on average."
+        ),
+        data=[
+            {
+                "type": "heatmap",
+                "z": own,
+                "x": list(range(len(sites))),
+                "y": list(range(len(own))),
+                "text": [[in_plot(label)] * len(sites) for label in labels],
+                "zmin": 0,
+                "zmax": most,
+                "colorscale": [[0, "var(--card)"], [1, "var(--candidate)"]],
+                "showscale": False,
+                "xgap": 1,
+                "hovertemplate": "%{text}<br>%{z:.2f} nats<extra></extra>",
+            }
+        ],
+        layout=layout,
+        keys=(("candidate", "patch", "full colour: lost as with a stranger's states"),),
+        head=("item", *map(str, sites)),
+        rows=tuple(
+            (label, *(plain(value) for value in row))
+            for label, row in zip(labels, own, strict=True)
+        ),
+    )
+
+
+def _table(value: Any, width: int) -> list[list[float]] | None:
+    """``value`` where it is rows of so many numbers, or None."""
+    if not isinstance(value, list) or not value:
+        return None
+    rows = [numbers(row, width) for row in value]
+    return [row for row in rows if row] if all(rows) else None
+
+
+def _label(item: Any, row: int) -> str:
+    known = isinstance(item, dict) and {"prompt", "answer"} <= item.keys()
+    return f"{item['prompt']} {item['answer']}" if known else f"item {row + 1}"
+
+
+def component_rows(components: Any) -> Sequence[tuple[str, ...]]:
+    """Weight geometry as text, one row a component."""
+    if not isinstance(components, list):
+        return ()
+    return tuple(
+        (
+            str(row["component"]),
+            str(len(row["layers"]) or ""),
+            f"{row['norm']:.3g}",
+            f"{row['relative']:.3g}",
+            plain(row["stable_rank"]),
+            f"{plain(row['input_share'])} ({plain(row['input_chance'])})",
+            f"{plain(row['output_share'])} ({plain(row['output_chance'])})",
+            *(_along(row, what) for what in ("forget", "retain")),
+        )
+        for row in components
+        if isinstance(row, dict)
+    )
+
+
+def _along(row: dict[str, Any], what: str) -> str:
+    """Cosine with a gradient and share in its directions; nothing where unknown."""
+    cosine, share = row.get(f"{what}_cosine"), row.get(f"{what}_share")
+    if cosine is None or share is None:
+        return ""
+    return f"{cosine:+.2f}; {plain(share)} ({plain(row['input_chance'])})"

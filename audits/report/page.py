@@ -1,0 +1,357 @@
+"""The report of an audit: one offline HTML page made from ``audit.json``.
+
+Everything in the document is untrusted: texts are cleaned and escaped (``pages``),
+plots are data and never code, and a content security policy forbids the page to load
+anything.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from audits.core.preflight import LIMITS
+from audits.report import formatting as write
+from audits.report.axis_charts import (
+    logprob_plot,
+    reading_plot,
+    relearning_plots,
+    weights_plot,
+    wording_plot,
+)
+from audits.report.charts import Plot, residual_bar
+from audits.report.depth_charts import component_rows, depth_plot
+from audits.report.glossary import (
+    BEHAVIOUR,
+    CLASS_BEHAVIOUR,
+    CLASS_VERDICTS,
+    CLASS_WORDS,
+    FLOORS,
+    IMAGE_FLOORS,
+    STATUSES,
+    UNITS,
+    VERDICTS,
+    WORDS,
+    of_images,
+    units,
+)
+from audits.report.restoration_charts import restoration_plots
+from audits.report.templates import shown_whole, style, template
+from evidence.storage.files import write_atomic
+
+# More rows than this make a browser slow; the rest stays in audit.json.
+MOST_ITEMS = 1000
+
+
+def write_report(root: Path, document: dict[str, Any]) -> Path:
+    """Write ``report.html`` beside ``audit.json``.
+
+    Args:
+        root: Output folder of the audit.
+        document: A document that fits the schema of ``audit.json``.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: the document holds what cannot be shown; nothing is written.
+    """
+    path = root / "report.html"
+    with shown_whole(str(root / "audit.json")):
+        page = render(document)
+    write_atomic(path, page)
+    return path
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The page as text; the same document gives the same page."""
+    from plotly.offline import get_plotlyjs
+
+    figures: list[dict[str, Any]] = []
+
+    def place(plot: Plot | None) -> dict[str, Any] | None:
+        """Number a plot; its drawing goes to the end of the page."""
+        if plot is None:
+            return None
+        figures.append({"data": plot.data, "layout": plot.layout})
+        return {"number": len(figures), "plot": plot}
+
+    rule = document["config"].get("rule", {})
+    margin = rule.get("margin") or 0.0
+    images = of_images(document)
+    axes = [
+        _axis(axis, number, document["verdict"]["adjusted_p"], margin, place, images)
+        for number, axis in enumerate(document["axes"], 1)
+    ]
+    return template("report.html.j2").render(
+        css=style(),
+        plotly=Markup(get_plotlyjs()),
+        verdict=_verdict(document),
+        facts=_facts(document),
+        axes=axes,
+        preflight=_preflight(document["preflight"], rule, place),
+        manifest=document["manifest"],
+        config=write.flat(document["config"]),
+        runtime=document["runtime"],
+        words=CLASS_WORDS if images else WORDS,
+        scale=residual_bar(None, None, margin),
+        margin=margin,
+        figures=figures,
+        statuses=STATUSES,
+    )
+
+
+def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict block with its word, symbol and meaning."""
+    verdict = document["verdict"]
+    word, symbol, meaning = VERDICTS[verdict["class"]]
+    images = of_images(document)
+    if images:
+        meaning = CLASS_VERDICTS.get(verdict["class"], meaning)
+    if document["preflight"]["identical_weights"]:
+        meaning = "Nothing was changed: both checkpoints have exactly the same weights."
+    chances = verdict["probabilities"] or {}
+    return {
+        **verdict,
+        "word": word,
+        "symbol": symbol,
+        "meaning": meaning,
+        "top": [_readable(each) for each in verdict["reasons"][:3]],
+        "rest": [_readable(each) for each in verdict["reasons"][3:]],
+        "chances": [
+            (VERDICTS[name][0] if name in VERDICTS else name, write.percent(chance))
+            for name, chance in sorted(chances.items(), key=lambda each: -each[1])
+        ],
+        "outside": verdict["calibration"]["outside"],
+        "uncalibrated": images,
+    }
+
+
+def _readable(sentence: str) -> str:
+    """A reason with status codes put in words."""
+    for code, (_, words, _) in STATUSES.items():
+        sentence = sentence.replace(f": {code}.", f": {words}.")
+    return sentence
+
+
+def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is read first beside the reasons: (term, value)."""
+    verdict, known = document["verdict"], document["preflight"]["known"]
+    said, config = document["behaviour"], document["config"]
+    entities = known.get("forget_entities")
+    if entities is None:
+        entities = max((axis["n_entities"] for axis in document["axes"]), default=0)
+    where = write.places(verdict["where"])
+    if not where:
+        where = {
+            "suppressed": "no layer named; it came back under attack",
+            "not_unlearned": "at the output",
+            "deleted": "found in no layer",
+        }.get(verdict["class"], "no layer named")
+    images = of_images(document)
+    floors = IMAGE_FLOORS if images else FLOORS
+    facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
+    if said["forget_original"] is not None:
+        before, after, floor = (
+            write.percent(said[f"forget_{name}"])
+            for name in ("original", "unlearned", "floor")
+        )
+        term = "Images of the class named" if images else "Answers said"
+        facts.append((term, f"{before} before, {after} now (floor {floor})"))
+    shares = document["preflight"]["utility"]["shares"]
+    if "retain accuracy" in shares:
+        kept = write.percent(shares["retain accuracy"])
+        term = "Images to keep" if images else "Facts to keep"
+        facts.append((term, f"{kept} of the original's"))
+    items = known.get("forget_items")
+    facts_too = items is not None and not images
+    count = f"{entities}" + (f" ({items} facts)" if facts_too else "")
+    sources = {
+        each["role"]: write.tail(each["source"])
+        for each in document["manifest"]["models"]
+    }
+    models = f"{sources.get('unlearned', '?')}, against {sources.get('original', '?')}"
+    return [
+        *facts,
+        ("Candidate", models),
+        ("Images of the class" if images else "Forgotten entities", count),
+        ("Profile", f"{config['profile']}, seed {config['seed']}"),
+    ]
+
+
+def _axis(
+    axis: Mapping[str, Any],
+    number: int,
+    adjusted: Mapping[str, float],
+    margin: float,
+    place,
+    images: bool,
+) -> dict[str, Any]:
+    """One axis: its table rows, plots, controls and remaining details."""
+    symbol, words, meaning = STATUSES[axis["status"]]
+    if axis["name"] == "behaviour":
+        said = CLASS_BEHAVIOUR if images else BEHAVIOUR
+        meaning = said.get(axis["status"], meaning)
+    label = axis["statistic_name"]
+    details = axis["details"]
+    drawn: list[dict[str, Any] | None] = []
+    items: list[Mapping[str, Any]] = []
+    used: set[str] = set()
+    if axis["name"] == "behaviour":
+        items = _items(details.get("items"))
+        drawn = [place(wording_plot(axis)), place(logprob_plot(items))]
+        used = {"items", "accuracy_by_wording"}
+    curves = relearning_plots(axis)
+    drawn += [place(plot) for plot in curves]
+    if curves:
+        used |= {"curves", "steps"}
+    else:
+        drawn += [
+            place(reading_plot(each, _unit(each["name"], label)[1]))
+            for each in axis["readings"]
+        ]
+    back = restoration_plots(axis)
+    drawn += [place(plot) for plot in back]
+    if back:
+        used |= {"curve"}
+    depth = depth_plot(axis)
+    if depth is not None:
+        drawn.append(place(depth))
+        used |= {"losses", "loss_items"}
+    rest = {name: value for name, value in details.items() if name not in used}
+    controls = axis["controls"]
+    return {
+        **axis,
+        "id": f"axis-{number}",
+        "symbol": symbol,
+        "status_words": words,
+        "status_meaning": meaning,
+        "units": units(axis["n_entities"], images),
+        "rows": [
+            _row(reading, axis["name"], label, adjusted, margin)
+            for reading in axis["readings"]
+        ],
+        "plots": [each for each in drawn if each is not None],
+        "controls": [
+            {**each, "measured": _measured(each["value"], each["expected"])}
+            for each in controls
+        ],
+        "passed": sum(each["passed"] for each in controls),
+        "items": items[:MOST_ITEMS],
+        "items_in_all": len(items),
+        "rest": write.flat(rest) if rest else [],
+    }
+
+
+def _row(
+    reading: Mapping[str, Any],
+    axis: str,
+    label: str,
+    adjusted: Mapping[str, float],
+    margin: float,
+) -> dict[str, Any]:
+    """One reading as text, with its residual bar."""
+    name = reading["name"]
+    corrected = adjusted.get(f"{axis}: {name}")
+    low, high = reading["residual_interval"]
+    unit, shares = _unit(name, label)
+    return {
+        "name": name,
+        "label": unit,
+        "where": reading["where"],
+        "figure": write.figure(reading["statistic"], shares),
+        "interval": write.interval(reading["interval"], shares),
+        "floor": write.figure(reading["floor"], shares),
+        "floor_kind": reading["floor_kind"].replace("_", "-"),
+        "ceiling": write.figure(reading["ceiling"], shares),
+        "residual": write.plain(reading["residual"]),
+        "residual_interval": f"[{write.plain(low)}, {write.plain(high)}]",
+        "bar": residual_bar(reading["residual"], (low, high), margin),
+        "p": write.p_text(reading["p_value"] if corrected is None else corrected),
+        "holm": corrected is not None,
+        "p_column": write.p_text(reading["p_value"]),
+        "p_below": write.p_text(reading["p_below"]),
+        "smallest_p": write.p_text(reading["smallest_p"]),
+    }
+
+
+def _unit(reading: str, label: str) -> tuple[str, bool]:
+    """What a reading's figure is, and whether it is a percentage.
+
+    An axis names the statistic of its first reading; the others may have their own.
+    """
+    for part, unit in UNITS:
+        if part in reading:
+            return unit
+    # Against a chance level, 0.5 reads better than 50 %.
+    share = re.search(r"accuracy|share|rate\b", label) and "chance" not in label
+    return label or "figure", bool(share)
+
+
+def _measured(value: float, expected: str) -> str:
+    """A control's figure, as a p-value where one was expected."""
+    return (
+        f"p {write.p_text(value)}" if expected.startswith("p ") else write.plain(value)
+    )
+
+
+def _items(saved: Any) -> list[Mapping[str, Any]]:
+    """Rows of the behaviour axis, those still said first."""
+    rows = saved if isinstance(saved, list) else []
+    kept = [
+        row
+        | {
+            "before": write.plain(row.get("logprob_original"), 1),
+            "after": write.plain(row.get("logprob_unlearned"), 1),
+            "said": bool(row.get("said")),
+        }
+        for row in rows
+        if isinstance(row, dict)
+        and all(isinstance(row.get(name), str) for name in ("prompt", "answer"))
+    ]
+    return sorted(kept, key=lambda row: not row["said"])
+
+
+def _preflight(
+    preflight: Mapping[str, Any], rule: Mapping[str, Any], place
+) -> dict[str, Any]:
+    """Utility bars, weight change, free text and warnings."""
+    shares = preflight["utility"]["shares"]
+    top = 1.25
+    bars = []
+    for name, share in sorted(shares.items()):
+        limit = rule.get(LIMITS.get(name, "utility"))
+        bars.append(
+            {
+                "name": name,
+                "share": write.percent(share),
+                "limit": write.percent(limit),
+                "width": round(200 * min(max(share, 0.0), top) / top, 1),
+                "limit_at": round(200 * limit / top, 1) if limit else None,
+                "full_at": round(200 / top, 1),
+                "under": limit is not None and share < limit,
+                "beyond": share > top,
+            }
+        )
+    return {
+        **preflight,
+        "bars": bars,
+        "change": write.small(float(preflight["weight_difference"]["relative"])),
+        "weights": place(weights_plot(preflight["weight_difference"]["layers"])),
+        "components": component_rows(preflight["weight_difference"].get("components")),
+        "texts": _texts(preflight.get("free_text") or {}),
+        "known_rows": [
+            (name.replace("_", " "), write.small(count))
+            for name, count in sorted(preflight["known"].items())
+        ],
+    }
+
+
+def _texts(free: Mapping[str, Any]) -> Sequence[tuple[Any, Any, Any]]:
+    """Prompt, what the original went on to say, what the candidate does."""
+    columns = [free.get(name) for name in ("prompts", "original", "unlearned")]
+    if not all(isinstance(each, list) for each in columns):
+        return []
+    return list(zip(*(each or [] for each in columns), strict=False))

@@ -1,0 +1,132 @@
+"""The figures of restoration: what comes back over strength, beside what need not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from audits.report.charts import Plot, band, base_layout, line, numbers, ticks
+from audits.report.formatting import figure, in_plot, interval, percent, plain
+
+SHOWN = (
+    ("steered", "candidate", "solid", "forgotten items, steered"),
+    ("random", "other", "dot", "as much, in directions turned at random"),
+    ("others", "planted", "dash", "as much, read from other items"),
+    ("never", "floor", "dash", "never-taught items, steered"),
+    ("retain", "reference", "solid", "items to keep, steered (the price)"),
+)
+"""Part of the curve, colour, line, words; between the first and last are controls."""
+
+
+def restoration_plots(axis: Mapping[str, Any]) -> list[Plot]:
+    """The curve over strength, and the published test; none where details lack them."""
+    if axis["name"] != "restoration":
+        return []
+    details = axis["details"]
+    found = [_curve(details.get("curve")), _published(details.get("readout_intact"))]
+    return [plot for plot in found if plot is not None]
+
+
+def _curve(saved: Any) -> Plot | None:
+    """Shares said at each strength, every control a band of its 95 % interval."""
+    rows = saved.get("unlearned") if isinstance(saved, dict) else None
+    if not isinstance(rows, list) or len(rows) < 2:
+        return None
+    strengths = numbers([_of(row, "strength") for row in rows])
+    parts = {name: [numbers(_of(row, name), 3) for row in rows] for name, *_ in SHOWN}
+    if strengths is None or any(None in each for each in parts.values()):
+        return None
+    x = [float(place) for place in range(len(rows))]
+    tables = {name: [each or [] for each in part] for name, part in parts.items()}
+    data: list[dict[str, Any]] = []
+    for name, colour, *_ in SHOWN[:-1]:
+        bounds = [each[1:] for each in tables[name]]
+        data += [
+            trace | {"fillcolor": f"var(--{_band_of(colour)})"}
+            for trace in band(x, bounds, colour)
+        ]
+    for name, colour, dash, label in reversed(SHOWN):
+        shares = [each[0] for each in tables[name]]
+        data.append(line(x, shares, colour, dash, label, True))
+    best = max(range(len(rows)), key=lambda place: tables["steered"][place][0])
+    at = plain(strengths[best])
+    controls = ", ".join(
+        f"{label} {percent(tables[name][best][0])}" for name, _, _, label in SHOWN[1:]
+    )
+    axis_x = ticks([plain(each) for each in strengths])
+    axis_x |= {"title": {"text": "steering strength, at the places chosen"}}
+    return Plot(
+        title="Restoration over strength",
+        summary=(
+            f"Line chart of the share of answers said over {len(rows)} strengths. "
+            f"Steered, the candidate says most at {at}: "
+            f"{percent(tables['steered'][best][0])}; there, {controls}."
+        ),
+        data=data,
+        layout=base_layout(axis_x, True),
+        keys=tuple((colour, dash, label) for _, colour, dash, label in SHOWN),
+        head=("strength", *(label for *_, label in SHOWN)),
+        rows=tuple(
+            (
+                plain(strength),
+                *(
+                    f"{figure(tables[name][place][0], True)} "
+                    f"{interval(tables[name][place][1:], True)}"
+                    for name, *_ in SHOWN
+                ),
+            )
+            for place, strength in enumerate(strengths)
+        ),
+    )
+
+
+def _published(saved: Any) -> Plot | None:
+    """Share of the lost answers that each arm of the published test restores."""
+    roles = saved.get("roles") if isinstance(saved, dict) else None
+    arms = _of(_of(roles, "unlearned"), "arms")
+    if not isinstance(arms, dict):
+        return None
+    best = {name: _of(each, "best") for name, each in arms.items()}
+    rates = numbers(list(best.values()))
+    if not rates:
+        return None
+    return Plot(
+        title="Readout intact: the published test, which does not vote",
+        summary=(
+            "Bar chart of the share of the lost answers that come back when the "
+            "original's states are put in, told by the true answer: "
+            + "; ".join(
+                f"{name} {percent(rate)}"
+                for name, rate in zip(best, rates, strict=True)
+            )
+            + "."
+        ),
+        data=[
+            {
+                "type": "bar",
+                "x": list(range(len(rates))),
+                "y": rates,
+                "name": "restored",
+                "marker": {"color": "var(--original)"},
+                "text": [percent(rate) for rate in rates],
+                "textposition": "outside",
+                "cliponaxis": False,
+                "hovertemplate": "%{y:.0%}",
+            }
+        ],
+        layout=base_layout(ticks([in_plot(name) for name in best]), True, top=22)
+        | {"bargap": 0.35},
+        keys=(("original", "patch", "share of the lost answers restored, best alpha"),),
+        head=("what is put in", "restored"),
+        rows=tuple(
+            (str(name), percent(rate)) for name, rate in zip(best, rates, strict=True)
+        ),
+    )
+
+
+def _band_of(colour: str) -> str:
+    """The candidate has a soft colour of its own; controls share one."""
+    return "candidate-soft" if colour == "candidate" else "band"
+
+
+def _of(table: Any, name: str) -> Any:
+    """A part of what is saved, where there is one: details are free-form."""
+    return table.get(name) if isinstance(table, dict) else None

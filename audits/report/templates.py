@@ -1,0 +1,75 @@
+"""The templates of the offline pages: one environment, one style sheet.
+
+Whatever a page shows may come from outside: texts are cleaned (``report_text.clean``)
+and escaped by the template engine.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from audits.report import formatting as write
+from evidence.errors import InputError
+
+
+def template(name: str) -> Template:
+    """A template of this package, e.g. ``report.html.j2``."""
+    return _environment().get_template(name)
+
+
+def style() -> Markup:
+    """The style sheet, to be written into a page."""
+    return Markup(_resource("report.css"))
+
+
+@contextmanager
+def shown_whole(what: str) -> Iterator[None]:
+    """Make one error of whatever keeps a page from being written.
+
+    Args:
+        what: What is shown, such as "audit.json".
+
+    Raises:
+        InputError: it fits its schema, but holds what no page can show.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{what} cannot be shown ({type(error).__name__}: {error})",
+            expected="what an audit writes",
+            fix="Run the audit again; if it was not altered, this is a fault of ours",
+        ) from error
+
+
+def _resource(name: str) -> str:
+    return files("audits.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=write.clean,
+    )
+    environment.filters |= {
+        "small": write.small,
+        "seconds": write.seconds,
+        "share": write.share,
+        "memory": write.memory,
+        "p": write.p_text,
+        "words": write.place_in_words,
+        "at": write.at_place,
+        "flat": write.flat,
+    }
+    return environment

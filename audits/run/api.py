@@ -1,0 +1,189 @@
+"""``exhume audit`` in Python: one call from two checkpoints to a verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from audits.core.outputs import look
+from audits.modalities.vocabulary import words_of
+from audits.run import document as result
+from audits.run.image_pipeline import collect_images, start_images
+from audits.run.pipeline import collect, start
+from audits.verdict.rule import decide
+from capture.data.image_files import holds_images
+from evidence.progress import SILENT, Progress
+from evidence.results import AxisResult
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path, is_folder
+from evidence.storage.runs import sole_run
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """A finished audit.
+
+    Attributes:
+        path: Its output folder.
+        document: The whole of ``audit.json``.
+    """
+
+    path: Path
+    document: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """One of five words."""
+        return self.document["verdict"]["class"]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why, the strongest first."""
+        return self.document["verdict"]["reasons"]
+
+    @property
+    def axes(self) -> dict[str, AxisResult]:
+        """Axis results by name."""
+        saved = self.document["axes"]
+        return {each["name"]: AxisResult.from_dict(each) for each in saved}
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / result.REPORT
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an axis and reading."""
+        rows = [
+            {
+                "axis": axis.name,
+                "status": axis.status,
+                "reading": reading.name,
+                "statistic": reading.statistic,
+                "floor": reading.floor,
+                "ceiling": reading.ceiling,
+                "residual": reading.residual,
+                "residual_low": reading.residual_interval[0],
+                "residual_high": reading.residual_interval[1],
+                "p_value": reading.p_value,
+                "where": reading.where,
+            }
+            for axis in self.axes.values()
+            for reading in axis.readings
+        ]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        lines = [f"Audit: {self.verdict} ({self.path})"]
+        lines += [f"  {reason}" for reason in self.reasons[:2]]
+        lines += [f"  {axis}" for axis in self.axes.values()]
+        return "\n".join(lines)
+
+
+def audit(
+    original: Any,
+    unlearned: Any,
+    forget: Any,
+    retain: Any,
+    out: Path | str,
+    *,
+    reference: Sequence[Any] = (),
+    never_taught: Any = None,
+    tokenizer: Any = None,
+    profile: str = "quick",
+    axes: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Audit:
+    """Decide whether the knowledge was deleted or only suppressed.
+
+    Args:
+        original: The model before unlearning: a folder, hub id, GGUF file, adapter or
+            live model (see ``capture.checkpoints.open.open_checkpoint``).
+        unlearned: The candidate, likewise.
+        forget: What should be gone: a file of items or an ``ItemSet``; for an image
+            classifier, images of one class: a folder with one folder a class, an .npz
+            file or an ``ImageSet``.
+        retain: What should still be there, likewise.
+        out: Output folder; the same call resumes there.
+        reference: Models retrained without the forget set, if there are any.
+        never_taught: Items about entities, or images of classes, that no model saw;
+            invented when not given.
+        tokenizer: For live models, which rarely bring their own.
+        profile: "quick", "standard" or "full".
+        axes: Which axes to run; those of the profile by default.
+        seed: Seed of every random choice.
+        device: "auto", "cpu", "cuda", "mps".
+        fresh: Replace another audit in ``out``.
+        progress: Where to show progress.
+
+    Raises:
+        InputError: something cannot be audited, or another run works in ``out``;
+            nothing is left half-written.
+    """
+    from audits.report.page import render
+
+    shared: dict[str, Any] = {
+        "references": reference,
+        "never_taught": never_taught,
+        "settings": {
+            "profile": profile,
+            "axes": axes,
+            "seed": seed,
+            "device": device,
+        },
+        "fresh": fresh,
+        "progress": progress,
+    }
+    root = as_path(out, "the output folder")
+    look(root)
+    with sole_run(root):
+        images = holds_images(forget) or holds_images(retain)
+        if images:
+            run = start_images(original, unlearned, forget, retain, root, **shared)
+            findings = collect_images(run)
+        else:
+            run = start(
+                original,
+                unlearned,
+                forget,
+                retain,
+                root,
+                tokenizer=tokenizer,
+                **shared,
+            )
+            findings = collect(run)
+        verdict = decide(
+            findings.axes,
+            findings.damage,
+            findings.identical,
+            findings.floor,
+            run.config.rule,
+            words_of(images),
+        )
+        document = result.build(run, findings, verdict)
+        write_together(
+            {
+                root / result.AUDIT: result.text_of(document),
+                root / result.REPORT: render(document),
+            }
+        )
+    return Audit(root, document)
+
+
+def load(out: Path | str) -> Audit:
+    """Read a finished audit back.
+
+    Args:
+        out: Its output folder, or the ``audit.json`` in it.
+
+    Raises:
+        InputError: there is none, or it is not as an audit writes it.
+    """
+    place = as_path(out, "the audit")
+    document = result.read(place)
+    return Audit(place if is_folder(place) else place.parent, document)

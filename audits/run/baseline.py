@@ -1,0 +1,135 @@
+"""What the models of an audit say, and what of it the audit goes on with."""
+
+from typing import Any
+
+from torch import nn
+
+from audits.core import item_sets
+from audits.core.answers import (
+    free_text,
+    score_questions,
+    truth_ratios,
+    utility_of_text,
+)
+from audits.core.context import ImageRun, Run
+from audits.core.preflight import spread
+from capture.activations.capture import capture_activations
+from capture.checkpoints.safetensors_files import compare
+from capture.data.items import ItemSet
+from capture.data.questions import Questions, ask
+from capture.data.tokenization import encode
+from capture.network.sites import find_sites
+from capture.scoring.set_validation import swapped
+
+
+def weights(run: Run | ImageRun) -> dict[str, Any]:
+    """How far and where the weights moved; also says that architectures agree."""
+    found = compare(run.inputs.original, run.inputs.unlearned, run.progress)
+    for reference in run.inputs.references:
+        compare(run.inputs.original, reference, run.progress)
+    # JSON has no infinity: a tensor that was all zeros has no relative change.
+    return {
+        "relative": min(found.relative, 1e6),
+        "layers": [
+            {"layer": layer, "relative": min(value, 1e6)}
+            for layer, value in found.layers.items()
+        ],
+        "tensors_changed": sum(each.relative > 0 for each in found.tensors),
+        "tensors": len(found.tensors),
+    }
+
+
+def first_look(run: Run) -> dict[str, Any]:
+    """What the original says to the main prompts of every item given."""
+    asked = {
+        "forget": ask(run.inputs.forget, 1),
+        "retain": ask(run.inputs.retain, 1),
+    }
+    with run.subjects["original"].loaded(run.device) as model:
+        return score_questions(model, run.tokenizer, asked, run.progress)
+
+
+def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
+    """The items the original answers, retain ones cut to the budget by entity.
+
+    Raises:
+        InputError: the original knows too little of either set.
+    """
+    given = {"forget": run.inputs.forget, "retain": run.inputs.retain}
+    kept = {
+        name: item_sets.known(name, items, first[name]["greedy"], run.config)
+        for name, items in given.items()
+    }
+    return kept["forget"], item_sets.within_budget(kept["retain"], run.config)
+
+
+def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
+    """The never-taught items given, or invented ones that mirror the forget set."""
+    if run.inputs.never_taught is not None:
+        return run.inputs.never_taught
+    return item_sets.invented(forget, retain, run.config)
+
+
+def listen(
+    run: Run, role: str, forget: ItemSet, retain: ItemSet, never: ItemSet
+) -> dict[str, Any]:
+    """Everything one model is asked at its output, in one loading."""
+    budget, tokenizer = run.config.budget, run.tokenizer
+    asked = {
+        "forget": ask(forget, budget.prompts_per_item),
+        "never_taught": ask(never, budget.prompts_per_item),
+    }
+    with run.subjects[role].loaded(run.device) as model:
+        heard = score_questions(model, tokenizer, asked, run.progress)
+        heard["ratios"] = truth_ratios(model, tokenizer, forget, run.progress)
+        if not role.startswith("reference"):
+            heard["useful"] = _useful(run, model, retain)
+    return heard
+
+
+def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
+    """What a model is still good for, away from the forget set."""
+    budget = run.config.budget
+    questions: Questions = ask(retain, budget.prompts_per_item)
+    scores = score_questions(model, run.tokenizer, {"retain": questions}, run.progress)
+    prompts = [item.prompt for item in retain][: budget.generate_prompts]
+    names = [n for n in find_sites(model).names if n.startswith("resid.")]
+    chosen = [names[len(names) // 4], names[len(names) // 2], names[-1]]
+    rows = encode(run.tokenizer, [item.prompt for item in retain][:128])
+    states = capture_activations(model, rows, chosen, "last", progress=run.progress)
+    return {
+        "retain": scores["retain"]["greedy"],
+        "general": utility_of_text(model, run.tokenizer, run.progress),
+        "prompts": prompts,
+        "texts": free_text(model, run.tokenizer, prompts, run.progress),
+        "spread": [{"site": name, **spread(states.site(name))} for name in chosen],
+    }
+
+
+def check_swap(questions: dict[str, Questions], heard: dict[str, Any]) -> None:
+    """Refuse files that behaviour shows to be swapped.
+
+    Args:
+        questions: ``forget`` and ``retain`` items that the original knows.
+        heard: ``listen`` by role.
+
+    Raises:
+        InputError: the candidate kept the forget file and lost the retain file.
+    """
+    said = heard["unlearned"]
+    error = swapped(
+        _kept(questions["forget"], said["forget"]["greedy"]),
+        _kept(questions["retain"], said["useful"]["retain"]),
+    )
+    if error:
+        raise error
+
+
+def _kept(questions: Questions, greedy: list[int]) -> tuple[int, int]:
+    """How many items there are, and how many are answered after their own prompt."""
+    own = [
+        hit
+        for hit, wording in zip(greedy, questions.wording, strict=True)
+        if wording == 0
+    ]
+    return len(own), sum(own)

@@ -1,0 +1,151 @@
+"""The written result: ``audit.json``, its schema, and reading it back."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from time import strftime
+from typing import Any
+
+from audits.core.context import ImageRun, Run
+from audits.core.manifest import code_hash, hardware, versions
+from audits.run.pipeline import Findings
+from audits.verdict.calibration import estimate, shipped
+from audits.verdict.rule import Verdict
+from capture.data.images import ImageSet
+from evidence.errors import InputError, printable
+from evidence.storage.files import read_json, readable
+from evidence.storage.regular_files import is_folder, kind_of
+
+SCHEMA_VERSION = "1.1"
+NOT_CALIBRATED = {
+    "probabilities": None,
+    "calibration": {
+        "version": "none for images",
+        "outside": [
+            "chances were calibrated on language models; none is stated for images"
+        ],
+    },
+}
+AUDIT, REPORT = "audit.json", "report.html"
+MOST_DEPTH = 30
+"""Brackets within brackets; ours have ten."""
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The published JSON Schema of ``audit.json``."""
+    text = files("audits.run").joinpath("audit.schema.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+@cache
+def _validator() -> Any:
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(schema())
+
+
+def validate_document(document: dict[str, Any]) -> None:
+    """Check a document against the schema.
+
+    Raises:
+        InputError: naming the first place that does not fit.
+    """
+    error = next(_validator().iter_errors(document), None)
+    if error is not None:
+        place = "/".join(map(str, error.absolute_path)) or "the document"
+        raise InputError(
+            f"audit.json does not fit its schema at {place}: {error.message[:200]}",
+            fix="it was not written by this version of exhume; run the audit again",
+        )
+    names = [axis["name"] for axis in document["axes"]]
+    if len(set(names)) < len(names):
+        raise InputError("audit.json has two axes of one name", got=", ".join(names))
+
+
+def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str, Any]:
+    """The whole document; only ``runtime`` differs between equal runs."""
+    inputs = run.inputs
+    behaviour = findings.axes.get("behaviour")
+    main = behaviour.main if behaviour is not None else None
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict.to_dict()
+        | (
+            NOT_CALIBRATED
+            if isinstance(inputs.forget, ImageSet)
+            else estimate(shipped(), findings.axes, findings.preflight)
+        ),
+        "axes": [axis.to_dict() for axis in findings.axes.values()],
+        "preflight": findings.preflight,
+        "behaviour": {
+            "forget_original": main.ceiling if main else None,
+            "forget_unlearned": main.statistic if main else None,
+            "forget_floor": main.floor if main else None,
+            "utility": findings.damage.shares,
+        },
+        "config": run.config.model_dump(mode="json")
+        | {"budget": run.config.budget.model_dump(mode="json")},
+        "manifest": {
+            "models": [
+                {
+                    "role": role.name,
+                    "source": printable(readable(role.source), None),
+                    "sha256": role.weights_hash,
+                }
+                for role in (inputs.original, inputs.unlearned, *inputs.references)
+            ],
+            "items": [
+                {
+                    "role": role,
+                    "name": printable(items.name, None),
+                    "format": items.format,
+                    "sha256": items.digest,
+                    "items": len(items),
+                    "entities": len(items.entities),
+                }
+                for role, items in (
+                    ("forget", inputs.forget),
+                    ("retain", inputs.retain),
+                    ("never_taught", inputs.never_taught),
+                )
+                if items is not None
+            ],
+            "code_sha256": code_hash(),
+            "versions": versions(),
+            "hardware": hardware(run.device),
+            "seed": run.config.seed,
+        },
+        "runtime": {
+            "written": strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": sum(each["seconds"] for each in findings.cost.values()),
+            "stages": findings.cost,
+        },
+    }
+    return json.loads(json.dumps(document, allow_nan=False))
+
+
+def text_of(document: dict[str, Any]) -> str:
+    """What ``audit.json`` holds, validated."""
+    validate_document(document)
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    return text + "\n"
+
+
+def read(root: Path) -> dict[str, Any]:
+    """Read and validate the ``audit.json`` of an output folder, or the file itself.
+
+    Raises:
+        InputError: there is none, or it is not one of ours.
+    """
+    path = root / AUDIT if is_folder(root) else root
+    if kind_of(path) == "nothing there":
+        raise InputError(
+            f"{path} does not exist",
+            expected="the output folder of a finished audit",
+            fix="run exhume audit first",
+        )
+    document = read_json(path, depth=MOST_DEPTH)
+    validate_document(document)
+    return document

@@ -1,0 +1,336 @@
+"""The axes that look inside the candidate, and the suppression planted for them."""
+
+from typing import Any
+
+from audits.axes import persistence, relearning
+from audits.axes.behaviour import kept_rows
+from audits.axes.causal_depth import axis as causal_depth
+from audits.axes.causal_depth.state_transfer import Exam, carry, other_facts, strangers
+from audits.axes.decodability import axis as decodability
+from audits.axes.decodability.text_readers import capture_states, tasks_of
+from audits.core.answers import said
+from audits.core.context import Run
+from audits.core.preflight import Damage
+from audits.core.subjects import Subject
+from audits.core.workspace import axis_of
+from audits.run import optional_axes
+from audits.run.optional_axes import States
+from audits.run.planting import PLANTED, not_planted, plant, planted_subject
+from capture.data.items import Item, ItemSet
+from capture.data.questions import Questions, ask
+from evidence.intervals import by_entity
+from evidence.results import AxisResult
+from evidence.seeds import numpy_rng
+
+
+def inner_axes(
+    run: Run,
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    heard: dict[str, Any],
+    damage: Damage,
+    gone: bool,
+    stage,
+    advance,
+) -> dict[str, AxisResult]:
+    """The axes that look inside, with the suppression planted for them.
+
+    ``gone`` says whether the answers are at the floor at the output; ``advance`` takes
+    shares of the whole of these stages.
+    """
+    axes: dict[str, AxisResult] = {}
+    wanted = [name for name in run.config.axes if name != "behaviour"]
+    if not wanted:
+        return axes
+    subjects = dict(run.subjects)
+    made = stage("planted", lambda: plant_one(run, forget, retain), [PLANTED])
+    if made["made"]:
+        subjects["planted"] = planted_subject(subjects["original"], run.space.work)
+    notes = not_planted(made)
+    advance(0.15)
+    if {"decodability", "concept"} & set(wanted):
+        states = read_states(run, subjects, forget, retain, never, stage)
+        if "decodability" in wanted:
+            axes["decodability"] = _decodability(run, subjects, states, notes, stage)
+        if "concept" in wanted:
+            axes["concept"] = optional_axes.run_concept(
+                run, subjects, states, forget, retain, notes, stage
+            )
+    if "membership" in wanted:
+        axes["membership"] = optional_axes.run_membership(
+            run, subjects, forget, retain, never, notes, stage
+        )
+    advance(0.3)
+    if "causal_depth" in wanted:
+        axes["causal_depth"] = _causal_depth(
+            run, subjects, forget, retain, never, heard, damage, notes, stage
+        )
+    advance(0.05)
+    if "persistence" in wanted:
+        axes["persistence"] = _persistence(
+            run, forget, retain, never, heard, gone, stage
+        )
+    advance(0.05)
+    if "relearning" in wanted:
+        axes["relearning"] = _relearning(
+            run, subjects, forget, never, heard, notes, stage
+        )
+    if "restoration" in wanted:
+        axes["restoration"] = optional_axes.run_restoration(
+            run, subjects, forget, retain, never, notes, stage
+        )
+    if "circuit" in wanted:
+        axes["circuit"] = optional_axes.run_circuit(
+            run, subjects, forget, never, notes, stage
+        )
+    advance(0.45)
+    return axes
+
+
+def plant_one(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
+    """Plant a suppression in the original, and say what it shows."""
+    rng = numpy_rng(run.config.seed, "planted", "retain")
+    most = min(len(retain), 3 * len(forget))
+    kept = rng.permutation(len(retain))[:most]
+    items: list[Item] = [retain.items[index] for index in sorted(kept)]
+    return plant(
+        run.subjects["original"],
+        run.tokenizer,
+        list(forget),
+        items,
+        run.config.budget,
+        run.space.work,
+        device=run.device,
+        seed=run.config.seed,
+        progress=run.progress,
+    )
+
+
+def read_states(
+    run: Run,
+    subjects: dict[str, Subject],
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    stage,
+) -> States:
+    """What readers of hidden states work on, captured for every model."""
+    tasks, notes = tasks_of(forget, retain, never, run.tokenizer, run.config)
+    sites: list[str] = []
+    for role, subject in subjects.items() if tasks else ():
+        # All models have one architecture, and so the same sites.
+        sites = stage(
+            f"states-{role}",
+            lambda subject=subject: capture_states(
+                subject, run.tokenizer, tasks, run.store, run.device, run.progress
+            ),
+        )
+    return States(tasks, sites, tuple(notes))
+
+
+def _decodability(
+    run: Run,
+    subjects: dict[str, Subject],
+    states: States,
+    notes: tuple[str, ...],
+    stage,
+) -> AxisResult:
+    return axis_of(
+        stage,
+        "decodability",
+        lambda: decodability.run_decodability(
+            subjects,
+            run.tokenizer,
+            states.tasks,
+            states.sites,
+            run.store,
+            run.config,
+            notes=(*notes, *states.notes),
+            progress=run.progress,
+        ),
+    )
+
+
+def _causal_depth(
+    run: Run,
+    subjects: dict[str, Subject],
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    heard: dict[str, Any],
+    damage: Damage,
+    notes: tuple[str, ...],
+    stage,
+) -> AxisResult:
+    exams = depth_exams(run, forget, retain, never, heard)
+    every = list(subjects)
+    real = [role for role in every if role != "planted"]
+    asked = {
+        "forget": every,
+        "never_taught": ["original", "unlearned", "planted"],
+        "retain": ["original", "unlearned"],
+        "own": real,
+        "stranger": ["original"],
+        "other": ["original"],
+    }
+    most = run.config.budget.depth_sites
+
+    def passes(receiver: str, names: list[str], roles: dict[str, list[str]]):
+        return carry(
+            subjects,
+            run.tokenizer,
+            {name: exams[name] for name in names},
+            roles,
+            most,
+            receiver=receiver,
+            device=run.device,
+            progress=run.progress,
+        )
+
+    into_original = stage("carried", lambda: passes("original", list(exams), asked))
+    into_candidate = stage(
+        "carried-back", lambda: passes("unlearned", ["own"], {"own": ["original"]})
+    )
+    return axis_of(
+        stage,
+        "causal_depth",
+        lambda: causal_depth.judge(
+            causal_depth.Carried(exams, into_original),
+            run.config,
+            damage,
+            notes,
+            causal_depth.Carried(exams, into_candidate),
+        ),
+    )
+
+
+def depth_exams(
+    run: Run, forget: ItemSet, retain: ItemSet, never: ItemSet, heard: dict[str, Any]
+) -> dict[str, Exam]:
+    """What is asked of states that are put into another model."""
+    wordings = run.config.budget.prompts_per_item
+    questions = ask(forget, wordings)
+    asked = questions.keep(kept_rows(questions, heard["original"]["forget"]))
+    invented = ask(never, wordings)
+    names = retain.entities
+    order = numpy_rng(run.config.seed, "causal_depth", "retain").permutation(len(names))
+    few = retain.of([names[place] for place in order[: len(forget.entities)]])
+    found = {
+        "forget": strangers(asked, invented),
+        "never_taught": strangers(invented, invented),
+        "retain": strangers(ask(few, 1), invented),
+    }
+    main = found["forget"]
+    first = [wording == 0 for wording in main.questions.wording]
+    own: Questions = main.questions.keep(first)
+    away = tuple(
+        prompt for prompt, kept in zip(main.receivers, first, strict=True) if kept
+    )
+    found["own"] = Exam(own, own.prompts, own.prompts)
+    found["stranger"] = Exam(own, away, own.prompts)
+    other = other_facts(Exam(own, own.prompts, away))
+    return found | ({"other": other} if len(other) else {})
+
+
+def _persistence(
+    run: Run,
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    heard: dict[str, Any],
+    gone: bool,
+    stage,
+) -> AxisResult:
+    wordings = run.config.budget.prompts_per_item
+    sets = {
+        "forget": ask(forget, wordings),
+        "never_taught": ask(never, wordings),
+        "retain": ask(retain, 1),
+    }
+    quantised = {
+        role: stage(
+            f"quantised-{role}",
+            lambda subject=subject: persistence.ask_quantised(
+                subject,
+                run.tokenizer,
+                sets,
+                run.config,
+                device=run.device,
+                progress=run.progress,
+            ),
+        )
+        for role, subject in run.subjects.items()
+    }
+    edit = stage(
+        "edit-in-bins",
+        lambda: persistence.edit_in_bins(
+            run.subjects["original"], run.subjects["unlearned"], run.config, run.device
+        ),
+    )
+    return axis_of(
+        stage,
+        "persistence",
+        lambda: persistence.judge(sets, heard, quantised, edit, gone, run.config, ()),
+    )
+
+
+def _relearning(
+    run: Run,
+    subjects: dict[str, Subject],
+    forget: ItemSet,
+    never: ItemSet,
+    heard: dict[str, Any],
+    notes: tuple[str, ...],
+    stage,
+) -> AxisResult:
+    rng = numpy_rng(run.config.seed, "relearning", "halves")
+    halves = relearning.rotations(list(forget), list(never), rng)
+    # The plant only has to be seen once.
+    taught = {role: [0] if role == "planted" else [0, 1] for role in subjects}
+    trial = [role for role in ("unlearned", "planted") if role in subjects]
+    chosen = stage(
+        "relearn-rate",
+        lambda: relearning.choose_rate(
+            [(subjects[role], taught[role]) for role in trial],
+            run.tokenizer,
+            halves,
+            run.config,
+            device=run.device,
+            progress=run.progress,
+        ),
+    )
+    runs: dict[str, list[Any]] = {}
+    for role, subject in subjects.items():
+        if role == "original":
+            continue
+        made = chosen["runs"].get(role, {})
+        runs[role] = [
+            made[str(number)]
+            if str(number) in made
+            else stage(
+                f"relearn-{role}-{number}",
+                lambda subject=subject, number=number: relearning.relearn(
+                    subject,
+                    run.tokenizer,
+                    halves[number],
+                    run.config,
+                    chosen["rate"],
+                    chosen["steps"],
+                    device=run.device,
+                    progress=run.progress,
+                ),
+            )
+            for number in taught[role]
+        ]
+    questions = ask(forget, run.config.budget.prompts_per_item)
+    first_said = said(heard["original"]["forget"])
+    known = {
+        "said": by_entity(first_said.greedy, questions.entities),
+        "contrast": by_entity(first_said.contrast, questions.entities),
+    }
+    return axis_of(
+        stage,
+        "relearning",
+        lambda: relearning.judge(runs, known, run.config, chosen["rate"], notes),
+    )

@@ -1,0 +1,71 @@
+"""``exhume validate`` in Python: two item files, and what a model knows of them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from audits.core.config import make_config
+from audits.core.input_checks import check_reading, check_sets, text_items
+from audits.core.item_sets import invented, known, within_budget
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import ItemSet
+from capture.data.questions import ask
+from capture.scoring.answers import alternatives_of, score_answers
+from capture.scoring.set_validation import PairScores, ValidationReport, validate_items
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+
+
+def check_items(
+    forget: Path | str | ItemSet,
+    retain: Path | str | ItemSet,
+    original: Any = None,
+    *,
+    never_taught: Path | str | ItemSet | None = None,
+    tokenizer: Any = None,
+    profile: str = "quick",
+    progress: Progress = SILENT,
+) -> ValidationReport:
+    """Read both files and check them as an audit would, against each other.
+
+    Args:
+        forget: What should be gone.
+        retain: What should still be there.
+        original: A model to ask how many of the items it really knows.
+        never_taught: Items nobody was taught; invented as the audit would by default.
+        tokenizer: For a live original, which rarely brings its own.
+        profile: Of the audit that is meant: "quick", "standard" or "full".
+        progress: Where to show progress.
+
+    Raises:
+        InputError: a file or the model cannot be read at all.
+    """
+    config = make_config({"profile": profile})
+    gone, kept = text_items(forget, "forget"), text_items(retain, "retain")
+    never = None if never_taught is None else text_items(never_taught, "never_taught")
+    found = check_sets(gone, kept, never, config)
+    if original is None or not found.ok:
+        return found
+    checkpoint = open_checkpoint(
+        original, name="original", tokenizer=tokenizer, progress=progress
+    )
+    found = check_reading(checkpoint, gone, kept, never, config)
+    if not found.ok:
+        return found
+    model = checkpoint.load()
+    scores = [
+        score_answers(
+            model, ask(each, 1).encoded(checkpoint.tokenizer), progress=progress
+        )
+        for each in (gone, kept)
+    ]
+    found = validate_items(gone, kept, checkpoint.tokenizer, PairScores(*scores))
+    try:
+        forgotten = known("forget", gone, scores[0].greedy, config)
+        stays = within_budget(known("retain", kept, scores[1].greedy, config), config)
+        alternatives_of(forgotten)
+        if never is None:
+            invented(forgotten, stays, config)
+    except InputError as error:
+        found = replace(found, errors=(*found.errors, error))
+    return found

@@ -1,0 +1,172 @@
+"""One audit from inputs to verdict, stage by stage, resumable at each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audits.axes import behaviour
+from audits.core.config import make_config
+from audits.core.context import Run, RunOf, begin
+from audits.core.edit_shape import edit_shape
+from audits.core.inputs import open_inputs
+from audits.core.preflight import Damage, utility
+from audits.core.workspace import Ledger, axis_of
+from audits.run import baseline
+from audits.run.disk_space import check_room, kept_activations
+from audits.run.inner_axes import inner_axes
+from capture.data.questions import ask
+from capture.network.unloaded import structure_of
+from evidence.progress import SILENT, Progress
+from evidence.results import AxisResult
+
+# Rough cost of the stages of one model, so that the bar's estimate is about right.
+LISTENING, INNER = 2.0, 4.0
+SKIPPED = (
+    "The candidate is damaged, which decides the verdict; this profile does not look "
+    "inside wreckage. The standard profile does."
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that an audit computed, before it is judged and written.
+
+    Attributes:
+        axes: Results by name.
+        damage: Utility of the candidate.
+        identical: Whether both models have the same weights.
+        floor: "reference" or "never_taught".
+        preflight: JSON-ready block of the same name.
+        cost: Seconds and peak memory by stage.
+    """
+
+    axes: dict[str, AxisResult]
+    damage: Damage
+    identical: bool
+    floor: str
+    preflight: dict[str, Any]
+    cost: dict[str, dict[str, float]]
+
+
+def start(
+    original: Any,
+    unlearned: Any,
+    forget: Any,
+    retain: Any,
+    out: Path,
+    *,
+    references: Sequence[Any] = (),
+    never_taught: Any = None,
+    tokenizer: Any = None,
+    settings: dict[str, Any],
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Run:
+    """Check inputs and open the output folder; nothing has been computed yet."""
+    config = make_config(settings)
+    inputs = open_inputs(
+        original,
+        unlearned,
+        forget,
+        retain,
+        references=references,
+        never_taught=never_taught,
+        tokenizer=tokenizer,
+        config=config,
+        progress=progress,
+    )
+    check_room(out, kept_activations(inputs, config, structure_of(inputs.original)))
+    return begin(inputs, config, out, fresh, progress)
+
+
+def lengths(run: RunOf[Any]) -> tuple[float, float]:
+    """The whole, and what looks inside, in units of the first look at the original."""
+    models = len(run.subjects)
+    inner = 0.0 if run.identical else INNER * (models + 1)
+    return 1 + LISTENING * models + inner, inner
+
+
+def collect(run: Run) -> Findings:
+    """Compute every stage that is not there yet."""
+    ledger = Ledger(run.space, run.progress)
+    stage = ledger.stage
+    whole, inner = lengths(run)
+    with run.progress.task("audit", whole) as advance:
+        difference = stage("weights", lambda: baseline.weights(run))
+        first = stage("original", lambda: baseline.first_look(run))
+        advance(1)
+        forget, retain = baseline.known(run, first)
+        never = baseline.never_taught(run, forget, retain)
+        heard = {}
+        for role in run.subjects:
+            heard[role] = stage(
+                f"said-{role}",
+                lambda role=role: baseline.listen(run, role, forget, retain, never),
+            )
+            advance(LISTENING)
+        wordings = run.config.budget.prompts_per_item
+        questions = {
+            name: ask(items, wordings)
+            for name, items in (
+                ("forget", forget),
+                ("retain", retain),
+                ("never_taught", never),
+            )
+        }
+        if not run.identical:
+            baseline.check_swap(questions, heard)
+            difference["components"] = stage(
+                "edit-shape", lambda: edit_shape(run, forget, retain)
+            )
+        damage = utility(
+            heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
+        )
+        axes = {}
+        if "behaviour" in run.config.axes:
+            axes["behaviour"] = axis_of(
+                stage,
+                "behaviour",
+                lambda: behaviour.run_behaviour(
+                    questions["forget"],
+                    questions["never_taught"],
+                    heard,
+                    run.config,
+                    (),
+                ),
+            )
+        skipped = damage.found and not run.config.budget.look_inside_damage
+        if not run.identical and not skipped:
+            axes |= inner_axes(
+                run,
+                forget,
+                retain,
+                never,
+                heard,
+                damage,
+                "behaviour" in axes and axes["behaviour"].status == "absent",
+                stage,
+                lambda share: advance(share * inner),
+            )
+    preflight = {
+        "identical_weights": run.identical,
+        "weight_difference": difference,
+        "known": {
+            "forget_items": len(forget),
+            "forget_items_given": len(run.inputs.forget),
+            "forget_entities": len(forget.entities),
+            "retain_items": len(retain),
+            "retain_entities": len(retain.entities),
+            "never_taught_entities": len(never.entities),
+        },
+        "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
+        "free_text": {
+            "prompts": heard["original"]["useful"]["prompts"],
+            "original": heard["original"]["useful"]["texts"],
+            "unlearned": heard["unlearned"]["useful"]["texts"],
+        },
+        "warnings": [*run.inputs.warnings, *([SKIPPED] if skipped else [])],
+    }
+    floor = "reference" if run.inputs.references else "never_taught"
+    axes = ledger.charged(axes)
+    return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)

@@ -1,0 +1,301 @@
+"""``exhume plan``: what an audit will take, before anything is run.
+
+Counts are upper bounds: what the original does not know is not asked further, and
+learning rates that are not needed are not tried. The time is that of so many operations
+at the rate at which this machine multiplies matrices; small models run far below it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from audits.axes.relearning import LONGER
+from audits.core.config import AuditConfig, make_config
+from audits.core.edit_shape import LARGEST
+from audits.core.inputs import Inputs, open_inputs
+from audits.run.disk_space import GIB, Kept, check_room, kept_activations
+from capture.checkpoints.open import Checkpoint
+from capture.checkpoints.safetensors_files import (
+    Tensors,
+    compare,
+    file_tensors,
+    module_tensors,
+    shards,
+)
+from capture.data.items import ItemSet
+from capture.data.tokenization import encode
+from capture.network.unloaded import Structure, structure_of
+from evidence.errors import InputError, quoted
+from evidence.machine.devices import choose_device
+from evidence.progress import SILENT, Progress
+
+MOST_MEMORY = 1_000_000
+"""GiB that anybody may say there is."""
+FLOAT = 4
+# Weights, gradients and AdamW's two moments.
+TRAINED = 4
+# What a batch and the libraries take beside the weights.
+BESIDE = int(2.25 * GIB)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit takes at most.
+
+    Attributes:
+        parameters: Of the largest model.
+        models: How many are opened, the planted one included.
+        questions: Rows asked of every model.
+        tokens: In these rows, answers not counted.
+        probed: Rows read in every model for probes and readers of states.
+        probed_tokens: In these rows.
+        taught_tokens: Tokens of all training steps, at every learning rate tried.
+        memory: Bytes held at once.
+        available: Bytes that may be used.
+        disk: Bytes of activations kept.
+        work: Floating-point operations of passes and training steps.
+        rate: Operations a second of a matrix product, measured here and now.
+        device: Where.
+    """
+
+    parameters: int
+    models: int
+    questions: int
+    tokens: int
+    probed: int
+    probed_tokens: int
+    taught_tokens: int
+    memory: int
+    available: int
+    disk: int
+    work: float
+    rate: float
+    device: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What a table shows of it."""
+        return [
+            ("parameters", f"{self.parameters:,}, in float32"),
+            ("models", f"{self.models}, with the planted suppression if axes need it"),
+            (
+                "asked of each",
+                f"at most {self.questions:,} rows, {self.tokens:,} tokens",
+            ),
+            (
+                "read in each",
+                f"at most {self.probed:,} rows, {self.probed_tokens:,} tokens",
+            ),
+            ("taught", f"at most {self.taught_tokens:,} tokens"),
+            ("memory", f"{self.memory / GIB:.1f} of {self.available / GIB:.1f} GiB"),
+            ("activations kept", f"at most {_amount(self.disk)}"),
+            (
+                "work",
+                f"at most {self.work / 1e12:.3g} TFLOP: "
+                f"{self.work / self.rate / 60:.1f} minutes at the "
+                f"{self.rate / 1e9:.0f} GFLOP/s of a matrix product on {self.device}",
+            ),
+        ]
+
+    def check(self) -> None:
+        """Refuse what will not fit.
+
+        Raises:
+            InputError: the audit would need more memory than there is.
+        """
+        if self.memory > self.available:
+            raise InputError(
+                "the audit does not fit into memory",
+                expected=f"at most {self.available / GIB:.1f} GiB",
+                got=f"about {self.memory / GIB:.1f} GiB for "
+                f"{self.parameters / 1e9:.2f} billion parameters",
+                fix="Use a machine with more memory; beyond "
+                f"{LARGEST / 1e9:g} billion parameters, --axes behaviour,decodability "
+                "halves it, and nothing can be called deleted then",
+            )
+
+
+def plan(
+    original: Any,
+    unlearned: Any,
+    forget: Path | str | ItemSet,
+    retain: Path | str | ItemSet,
+    *,
+    reference: Sequence[Any] = (),
+    never_taught: Path | str | ItemSet | None = None,
+    out: Path | str | None = None,
+    tokenizer: Any = None,
+    memory: float | None = None,
+    profile: str = "quick",
+    axes: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Plan:
+    """What an audit of these inputs takes, without running a model.
+
+    Args:
+        original: As ``audits.run.api.audit``, and so are the others.
+        unlearned: The candidate.
+        forget: Items that should be gone.
+        retain: Items that should still be there.
+        reference: Models retrained without the forget set.
+        never_taught: Items nobody was taught.
+        out: Where the audit will write: whether there is room is looked at.
+        tokenizer: For live models, which rarely bring their own.
+        memory: GiB that may be used; by default what the machine has free now.
+        profile: "quick", "standard" or "full".
+        axes: Which axes to run; those of the profile by default.
+        device: "auto", "cpu", "cuda", "mps".
+        progress: Where to show progress.
+
+    Raises:
+        InputError: whatever an audit would refuse before running a model.
+    """
+    if memory is not None and not _is_amount(memory):
+        raise InputError(
+            "the memory that may be used is not an amount",
+            expected=f"GiB, above 0 and at most {MOST_MEMORY:,}",
+            got=quoted(memory),
+        )
+    config = make_config({"profile": profile, "axes": axes, "device": device})
+    inputs = open_inputs(
+        original,
+        unlearned,
+        forget,
+        retain,
+        references=reference,
+        never_taught=never_taught,
+        tokenizer=tokenizer,
+        config=config,
+        progress=progress,
+    )
+    structure = structure_of(inputs.original)
+    kept = kept_activations(inputs, config, structure)
+    if out is not None:
+        check_room(Path(out), kept)
+    chosen = choose_device(config.device)
+    free = psutil.virtual_memory().available
+    if chosen.startswith("cuda"):
+        free = torch.cuda.mem_get_info()[0]
+    found = _counted(
+        inputs,
+        config,
+        structure,
+        kept,
+        chosen,
+        free if memory is None else int(memory * GIB),
+    )
+    if found.memory <= found.available:
+        # An adapter is merged to be compared, which takes memory as well.
+        for other in (inputs.unlearned, *inputs.references):
+            if other.weights_hash != inputs.original.weights_hash:
+                compare(inputs.original, other, progress)
+    return found
+
+
+def _is_amount(memory: Any) -> bool:
+    number = isinstance(memory, int | float) and not isinstance(memory, bool)
+    return number and 0 < memory <= MOST_MEMORY
+
+
+def _counted(
+    inputs: Inputs,
+    config: AuditConfig,
+    structure: Structure,
+    activations: Kept,
+    device: str,
+    available: int,
+) -> Plan:
+    budget = config.budget
+    opened = (inputs.original, inputs.unlearned, *inputs.references)
+    parameters = max(map(count_parameters, opened))
+    same = inputs.original.weights_hash == inputs.unlearned.weights_hash
+    inner = config.axes != ("behaviour",) and not same
+    models = len(opened) + inner
+    copies = budget.never_taught_copies
+    forget = _prompts(inputs.forget, budget.prompts_per_item)
+    kept = inputs.retain.of(inputs.retain.entities[: budget.retain_entities])
+    retain = _prompts(kept, budget.prompts_per_item)
+    never = forget * copies
+    if inputs.never_taught is not None:
+        never = _prompts(inputs.never_taught, budget.prompts_per_item)
+    tokenizer = inputs.original.tokenizer
+
+    def tokens(prompts: list[str]) -> int:
+        return sum(map(len, encode(tokenizer, prompts).ids))
+
+    asked = tokens(forget) + tokens(retain) + tokens(never)
+    lesson = tokens(_prompts(inputs.forget, 1))
+    taught, work = 0, 2.0 * parameters * (asked + activations.tokens) * models
+    if inner:
+        # A suppression is planted by training its last block, on forget rows and three
+        # times as many retain rows; what is below it is computed once.
+        taught += 4 * budget.plant_steps * lesson
+        work += 6.0 * parameters / (structure.layers or 1) * taught
+    if "relearning" in config.axes and inner:
+        # Halves of the forget set, two a model and one of the planted, at each rate.
+        runs = 2 * (len(opened) - 1) + 1
+        attempts = len(budget.relearn_rates) + sum(LONGER)
+        relearned = runs * attempts * budget.relearn_steps * lesson // 2
+        taught += relearned
+        work += 6.0 * parameters * relearned
+    held = 2 if inner else 1
+    # The edit is held against two gradients beside weights and one being made.
+    if "relearning" in config.axes or parameters <= LARGEST:
+        held = TRAINED
+    return Plan(
+        parameters=parameters,
+        models=models,
+        questions=len(forget) + len(retain) + len(never),
+        tokens=asked,
+        probed=activations.rows,
+        probed_tokens=activations.tokens,
+        taught_tokens=taught,
+        memory=held * FLOAT * parameters + BESIDE,
+        available=available,
+        disk=activations.bytes,
+        work=work,
+        rate=_rate(device),
+        device=device,
+    )
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Numbers in a checkpoint's tensors; those of an adapter are merged away."""
+
+    def total(tensors: Tensors) -> int:
+        return sum(tensors.read(name).numel() for name in tensors.names)
+
+    if checkpoint.live is not None:
+        return total(module_tensors(checkpoint.live))
+    if checkpoint.path is None:
+        raise InputError(f"checkpoint {checkpoint.name} has neither folder nor module")
+    with file_tensors(shards(checkpoint.path)) as tensors:
+        return total(tensors)
+
+
+def _prompts(items: ItemSet, most: int) -> list[str]:
+    return [
+        prompt for item in items for prompt in (item.prompt, *item.paraphrases)[:most]
+    ]
+
+
+def _amount(size: int) -> str:
+    unit, name = (GIB, "GiB") if size >= GIB // 100 else (1 << 20, "MiB")
+    return f"{size / unit:.2f} {name}"
+
+
+def _rate(device: str) -> float:
+    """Floating-point operations a second of a matrix product, here and now."""
+    a = torch.ones(768, 768, device=device)
+    best = torch.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        # Reading one number waits for a device that works on its own.
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * 768**3 / best

@@ -1,0 +1,173 @@
+"""A suppression planted in the original on the spot, to see whether an axis sees it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from audits.core.config import Budget
+from audits.core.subjects import Subject
+from capture.checkpoints.schemas.library_errors import library_errors
+from capture.checkpoints.weights.weight_files import ANY_SIZE
+from capture.data.items import Item, fold
+from capture.data.tokenization import encode, encode_items
+from capture.scoring.answers import score_answers
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.run import unlearn_
+from evidence.progress import Progress
+from evidence.results import Control
+from evidence.seeds import numpy_rng
+from evidence.storage.files import write_atomic
+from evidence.storage.regular_files import open_regular
+
+# A plant counts when this little of the forget set is still said ...
+GONE = 0.05
+# ... and the original still says this much of what it was trained to keep.
+KEPT = 0.8
+# How many times the budget's steps are taken where no rate plants one in as many.
+LONGER = (2, 4)
+# The tensors it changes, in the audit's work folder.
+PLANTED = "planted.safetensors"
+
+
+def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
+    """For each item another item's answer of the same relation, never its own.
+
+    Falls back on the item's alternatives; an item without either keeps no wrong
+    answer to train on and is an error of the caller.
+    """
+    offered: dict[str, list[str]] = {}
+    for item in items:
+        offered.setdefault(item.relation, []).append(item.answer)
+    chosen = []
+    for item in items:
+        pool = [*offered[item.relation], *item.alternatives]
+        others = sorted({a for a in pool if fold(a) != fold(item.answer)})
+        chosen.append(others[rng.integers(len(others))])
+    return chosen
+
+
+def plant(
+    original: Subject,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: list[Item],
+    retain: list[Item],
+    budget: Budget,
+    folder: Path,
+    *,
+    device: str,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Relabel the forget set with nothing but the last block trained.
+
+    What comes before the last block is untouched by construction, so the knowledge is
+    still there: an axis that cannot see it could not have seen it in the candidate.
+
+    Where the budget's steps plant none at any rate, the highest is given more of them.
+
+    Returns:
+        ``made`` (bool), ``rate``, ``steps``, ``forget`` and ``retain`` accuracy, and
+        where it was made, the ``tensors`` changed, which are put into ``folder``.
+    """
+    rng = numpy_rng(seed, "planted")
+    forget_rows = encode_items(tokenizer, forget)
+    retain_rows = encode_items(tokenizer, retain)
+    relabelled = encode(
+        tokenizer, [item.prompt for item in forget], wrong_answers(forget, rng)
+    )
+
+    def accuracy(model: nn.Module) -> dict[str, float]:
+        return {"forget": float(score_answers(model, forget_rows).greedy.mean())}
+
+    result: dict[str, Any] = {"made": False}
+    rates, budgeted = budget.plant_rates, budget.plant_steps
+    attempts = [(rate, budgeted) for rate in rates]
+    attempts += [(rates[-1], longer * budgeted) for longer in LONGER]
+    for rate, steps in attempts:
+        with original.loaded(device) as model:
+            before = {
+                name: tensor.detach().clone()
+                for name, tensor in model.state_dict().items()
+            }
+            config = UnlearnConfig(
+                "last_block_relabel",
+                lr=rate,
+                steps=steps,
+                retain_batch_size=len(forget),
+                weight_decay=0.0,
+                stop_below=0.0,
+                every=2,
+            )
+            unlearn_(
+                model,
+                forget_rows,
+                retain_rows,
+                config,
+                relabelled=relabelled,
+                evaluate=accuracy,
+                seed=seed,
+                progress=progress,
+            )
+            gone = accuracy(model)["forget"]
+            kept = float(score_answers(model, retain_rows).greedy.mean())
+            result |= {"rate": rate, "steps": steps, "forget": gone, "retain": kept}
+            if gone > GONE or kept < KEPT:
+                continue
+            changed = {
+                name: tensor.cpu().contiguous()
+                for name, tensor in model.state_dict().items()
+                if not torch.equal(tensor, before[name])
+            }
+            data = save(changed)
+            write_atomic(folder / PLANTED, data)
+            return result | {"made": True, "tensors": sorted(changed)}
+    return result
+
+
+def planted_subject(original: Subject, folder: Path) -> Subject:
+    """The original with the planted tensors put in.
+
+    Raises:
+        InputError: the file of these tensors is gone, damaged, or something else.
+    """
+    path = folder / PLANTED
+    again = "Pass --fresh to start over"
+
+    def load(device: str) -> nn.Module:
+        model = original.load(device)
+        with library_errors(f"{path} could not be read", fix=again):
+            model.load_state_dict(load_file(path, device=device), strict=False)
+        return model
+
+    found = hashlib.sha256()
+    with open_regular(path, ANY_SIZE, fix=again) as file:
+        while block := file.read(1 << 22):
+            found.update(block)
+    digest = found.hexdigest()
+    return Subject(
+        "planted", f"{original.weights_hash}+{digest}", original.config, load
+    )
+
+
+def planted_seen(p_value: float, alpha: float) -> Control:
+    """The plant must be seen, or silence says nothing."""
+    return Control(
+        "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
+    )
+
+
+def not_planted(made: dict[str, Any]) -> tuple[str, ...]:
+    """What to note where none could be made, given what ``plant`` returned."""
+    if made["made"]:
+        return ()
+    return (
+        "No suppression could be planted in the original (forget "
+        f"{made['forget']:.2f}, retain {made['retain']:.2f}), so the power of this "
+        "axis is not shown.",
+    )

@@ -1,0 +1,1 @@
+"""Validation on models of known state; demo, selftest and doctor."""

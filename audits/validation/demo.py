@@ -1,0 +1,83 @@
+"""``exhume demo`` in Python: forget real capitals in a real model, then audit it."""
+
+from pathlib import Path
+
+from audits.core.outputs import own_folder
+from audits.run.api import Audit, audit
+from capture.checkpoints.open import open_checkpoint
+from evidence.progress import SILENT, Progress
+from evidence.seeds import check_seed
+from evidence.storage.regular_files import as_path
+from evidence.storage.removal import MODEL_FILES, delete_ours
+from testbeds.planted import plant
+from testbeds.worlds.capitals import capital_items
+from testbeds.worlds.smollm2 import fetch
+
+METHOD = "npo"
+PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"
+
+
+def run_demo(
+    out: Path | str,
+    *,
+    seed: int = 0,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Audit:
+    """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
+
+    Args:
+        out: Folder for the items, the unlearned model and the audit. The same call
+            resumes there.
+        seed: Which capitals are forgotten, and every random choice of the audit.
+        fresh: Start over.
+        progress: Where to show progress.
+
+    Raises:
+        InputError: the model cannot be fetched, or the folder holds something else.
+    """
+    root = as_path(out, "the output folder")
+    check_seed(seed)
+
+    def clear() -> None:
+        if (root / UNLEARNED).exists():
+            delete_ours(root / UNLEARNED, MODEL_FILES)
+
+    settings = {"method": METHOD, "seed": seed}
+    with (
+        own_folder(root, "demo", PARTS, settings, clear if fresh else None),
+        progress.task("demo", 4) as advance,
+    ):
+        original = fetch(progress=progress)
+        advance(1)
+        world = capital_items(
+            open_checkpoint(original, progress=progress), seed=seed, progress=progress
+        )
+        items = {
+            "forget": world.forget,
+            "retain": world.retain,
+            "never_taught": world.never_taught,
+        }
+        for name, each in items.items():
+            each.to_jsonl(root / ITEMS / f"{name}.jsonl")
+        progress.note("demo: the items are written")
+        advance(1)
+        unlearned = plant(
+            world, METHOD, seed=seed, out=root / UNLEARNED, progress=progress
+        )
+        progress.note("demo: the unlearned model is made")
+        advance(1)
+        done = audit(
+            original,
+            unlearned,
+            root / ITEMS / "forget.jsonl",
+            root / ITEMS / "retain.jsonl",
+            root / AUDIT,
+            never_taught=root / ITEMS / "never_taught.jsonl",
+            profile="quick",
+            seed=seed,
+            fresh=fresh,
+            progress=progress,
+        )
+        advance(1)
+    return done

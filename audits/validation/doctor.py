@@ -1,0 +1,93 @@
+"""``exhume doctor``: is this installation fit to audit?"""
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+
+import psutil
+import torch
+
+from audits.core.manifest import versions
+from capture.checkpoints.cache import cache_root
+from evidence.machine.devices import choose_device
+
+OURS = (
+    "attribution",
+    "audits",
+    "capture",
+    "erasure",
+    "evidence",
+    "exhume",
+    "experiments",
+    "probes",
+    "testbeds",
+)
+OPTIONAL = ("transformer_lens", "nnsight", "sae_lens")
+LEAST_DISK = 3 * 2**30
+LEAST_MEMORY = 6 * 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    found: str
+    good: bool
+    advice: str = ""
+
+
+def clashes() -> dict[str, list[str]]:
+    """Our import names that another installed distribution also claims."""
+    owners = packages_distributions()
+    found = {
+        name: sorted({each for each in owners.get(name, ()) if each != "exhume"})
+        for name in OURS
+    }
+    return {name: others for name, others in found.items() if others}
+
+
+def examine() -> list[Check]:
+    """Every check, in the order of a report."""
+    checks = [
+        Check(name, found, found != "not installed", "reinstall exhume")
+        for name, found in versions().items()
+    ]
+    taken = clashes()
+    checks.append(
+        Check(
+            "package names",
+            "; ".join(f"{n} also in {', '.join(o)}" for n, o in taken.items())
+            or "no clash",
+            not taken,
+            "use a virtual environment of its own",
+        )
+    )
+    for name in OPTIONAL:
+        there = find_spec(name) is not None
+        checks.append(Check(name, "installed" if there else "not installed", True))
+    root = cache_root()
+    place = next(each for each in (root, *root.parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    memory = psutil.virtual_memory().total
+    checks += [
+        Check(
+            "cache",
+            f"{root}, {free / 2**30:.1f} GiB free",
+            free >= LEAST_DISK,
+            "free some space, or set EXHUME_CACHE to another disk",
+        ),
+        Check(
+            "memory",
+            f"{memory / 2**30:.1f} GiB",
+            memory >= LEAST_MEMORY,
+            "the demo needs 6 GiB",
+        ),
+        Check(
+            "device",
+            f"{choose_device('auto')}, {torch.get_num_threads()} threads",
+            True,
+        ),
+    ]
+    return checks

@@ -1,0 +1,172 @@
+"""``exhume selftest``: does this installation tell deleted from suppressed?
+
+A small world is made on the spot, models of known state are made of it, and every one
+is audited. What comes out is a confusion matrix on this machine, with these library
+versions. It is no calibration: the published error rates are in docs/verdict.md.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from audits.core.outputs import own_folder
+from audits.validation.error_page import page
+from audits.validation.error_rates import Case, ablation, case_of, confusion, figures
+from audits.validation.trials import FLOORS, Plan, run_plan
+from evidence.errors import InputError, quoted
+from evidence.machine.devices import choose_device
+from evidence.progress import SILENT, Progress
+from evidence.seeds import check_seed
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path
+from testbeds.worlds.biographies import STANDARD, BiosConfig
+from testbeds.worlds.random_models import Family, known_families
+
+# A world of neither part of the zoo.
+SEED = 100
+MOST_JOBS = 1024
+# Of all audits. A single retrain may be left open by luck, a quarter of them may not.
+MOST_UNDECIDED = 0.25
+# What it writes into its folder, by way of the zoo and audits too.
+PARTS = (
+    "selftest.json",
+    "selftest.html",
+    "worlds",
+    "models",
+    "audits",
+    "manifest.json",
+)
+KINDS = (
+    "untouched",
+    "retain_tuned",
+    "last_block_relabel",
+    "head_only",
+    "twin",
+    "retrain_1",
+    "collapse",
+    "noise",
+)
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test found.
+
+    Attributes:
+        cases: One an audit.
+        rows: Figures, as in docs/verdict.md.
+        without: Confusion counts with each axis left out.
+        failed: What could not be made or audited, in words.
+        page: The HTML page.
+    """
+
+    cases: tuple[Case, ...]
+    rows: tuple[dict[str, Any], ...]
+    without: tuple[dict[str, Any], ...]
+    failed: tuple[str, ...]
+    page: Path
+
+    @property
+    def wrong(self) -> list[Case]:
+        """Decided, and not what the model is."""
+        return [c for c in self.cases if c.verdict != "inconclusive" and not c.right]
+
+    @property
+    def undecided(self) -> list[Case]:
+        """Inconclusive, where the state is certain."""
+        return [c for c in self.cases if c.verdict == "inconclusive"]
+
+    @property
+    def passed(self) -> bool:
+        """Everything was audited, nothing wrong was said, and enough was said at all.
+
+        An audit that never decides is never wrong.
+        """
+        enough = len(self.undecided) <= MOST_UNDECIDED * len(self.cases)
+        return bool(self.cases) and enough and not self.wrong and not self.failed
+
+
+def selftest(
+    out: Path,
+    *,
+    families: tuple[Family, ...] = ("llama",),
+    seed: int = SEED,
+    kinds: tuple[str, ...] = KINDS,
+    config: BiosConfig = STANDARD,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: Progress = SILENT,
+) -> SelfTest:
+    """Make models of known state, audit them, write what came of it.
+
+    Args:
+        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the
+            same call goes on there.
+        families: Shapes of models.
+        seed: World.
+        kinds: Kinds of model, of certain state.
+        config: Size of the world.
+        device: Where models are trained and audited.
+        jobs: Processes at once.
+        progress: Where progress is shown.
+
+    Raises:
+        InputError: an argument that cannot be used, or ``out`` cannot be written to.
+    """
+    out = as_path(out, "the output folder")
+    check_seed(seed)
+    families = known_families(families)
+    device = choose_device(device)
+    if (
+        isinstance(jobs, bool)
+        or not isinstance(jobs, int)
+        or not 1 <= jobs <= MOST_JOBS
+    ):
+        raise InputError(
+            "the number of processes cannot be used",
+            expected=f"a whole number from 1 to {MOST_JOBS}",
+            got=quoted(jobs),
+        )
+    with own_folder(out, "selftest", PARTS, {}):
+        worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
+        plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
+        found, failed, tracebacks = [], [], []
+        total = len(worlds) * len(kinds) * len(FLOORS)
+        with progress.task("self-test: models made and audited", total) as advance:
+            for each in run_plan(plan, jobs):
+                if "failed" in each:
+                    failed.append(f"{each['model']}: {each['failed']}")
+                    tracebacks.append(each.get("traceback"))
+                else:
+                    found.append(each)
+                advance(1)
+        cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
+        done = SelfTest(
+            tuple(cases),
+            tuple(figures(cases)) if cases else (),
+            tuple(ablation(found)),
+            tuple(failed),
+            out / "selftest.html",
+        )
+        text = {
+            "passed": done.passed,
+            "confusion": confusion(cases),
+            "rows": done.rows,
+            "without_axis": done.without,
+            "failed": done.failed,
+            "tracebacks": tracebacks,
+            "cases": [asdict(case) for case in cases],
+        }
+        title = (
+            f"exhume selftest: {'passed' if done.passed else 'FAILED'}, "
+            f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
+            f"{len(done.undecided)} inconclusive"
+        )
+        write_together(
+            {
+                out / "selftest.json": json.dumps(text, indent=1) + "\n",
+                done.page: page(cases, title),
+            }
+        )
+        return done

@@ -1,0 +1,233 @@
+"""Audits of models whose true state is known, as many at once as there are cores."""
+
+import json
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audits.core.manifest import code_hash
+from audits.run.api import audit
+from audits.validation.relearning_grade import Regained, grade, regain
+from audits.validation.workers import workers
+from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.schemas.quietly import quiet
+from evidence.errors import ExhumeError
+from evidence.progress import SILENT
+from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.runs import sole_maker
+from testbeds.edits.workbench import Ground
+from testbeds.worlds.biographies import BiosWorld
+from testbeds.worlds.random_models import Family
+from testbeds.zoo.build import Specimen, build_zoo
+from testbeds.zoo.registry import WORLDS
+
+FLOORS = ("never_taught", "reference")
+# Starting weights and order of the reference: those of no kind in the zoo.
+REFERENCE = 9000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to audit, and how.
+
+    Attributes:
+        root: Where models and audits are kept.
+        worlds: Pairs of family and seed.
+        kinds: Kinds of model.
+        floors: Some of ``FLOORS``.
+        graded: Kinds to give a gold grade.
+        device: Where models are trained and audited.
+        profile: Profile of the audits.
+        config: Size of worlds and models; the world's standard where None.
+        world: "bios", "smol" or "codes", a world of the zoo with items in words.
+    """
+
+    root: Path
+    worlds: tuple[tuple[Family, int], ...]
+    kinds: tuple[str, ...]
+    floors: tuple[str, ...] = FLOORS
+    graded: tuple[str, ...] = ()
+    device: str = "cpu"
+    profile: str = "quick"
+    config: Any = None
+    world: str = "bios"
+
+    def sized(self, family: Family) -> Any:
+        """Settings for models of ``family``."""
+        place = WORLDS[self.world]
+        return place.sized(self.config or place.standard, family)
+
+    def ground(self, world: BiosWorld, family: Family, seed: int) -> Ground:
+        """What its models are made of and graded on."""
+        return WORLDS[self.world].ground(world, self.sized(family), seed, self.device)
+
+
+def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[dict]:
+    """Make and audit every model; one dict an audit, in the order they end.
+
+    Args:
+        plan: What to do.
+        jobs: Processes at once; with more than one, each computes on one thread.
+        limit_s: No new model is begun after so many seconds.
+
+    Yields:
+        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold``
+        (None where none was asked for) and ``audit``, the document. Where a model could
+        not be made or audited: ``model`` and ``failed``, the reason, with ``traceback``
+        where the fault is ours.
+    """
+    start = time.monotonic()
+    with workers(jobs) as pool:
+        for made in _each(pool, _world, plan, plan.worlds, jobs, start + limit_s):
+            yield from made
+        specimens = [(*world, kind) for kind in plan.kinds for world in plan.worlds]
+        for cases in _each(pool, _specimen, plan, specimens, jobs, start + limit_s):
+            yield from cases
+
+
+def _each(
+    pool: Executor, work: Any, plan: Plan, tasks: Sequence, jobs: int, until: float
+) -> Iterator[list[dict]]:
+    """Results as they come; tasks are handed out one by one, none after ``until``."""
+    queue, running = list(reversed(tasks)), set()
+    while queue or running:
+        while queue and len(running) < jobs and time.monotonic() < until:
+            running.add(pool.submit(work, plan, *queue.pop()))
+        if not running:
+            return
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for each in done:
+            yield each.result()
+
+
+def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
+    """Original, twin and reference of a world."""
+    try:
+        world = WORLDS[plan.world].build(
+            plan.sized(family), seed, plan.root / "worlds", plan.device, SILENT
+        )
+        reference = world.root / "reference"
+        if "reference" in plan.floors and not reference.is_dir():
+            with sole_maker(reference):
+                if not reference.is_dir():
+                    _teach(plan.ground(world, family, seed), seed, reference)
+        if plan.graded:
+            _ends(plan, world, family, seed)
+    except Exception as error:
+        return [_failed(f"{family}-{seed}", error)]
+    return []
+
+
+def _teach(ground: Ground, seed: int, reference: Path) -> None:
+    model = ground.taught(ground.retain, seed + REFERENCE, "a reference")
+    with folder_atomic(reference) as scratch, quiet():
+        model.save_pretrained(scratch)  # pyright: ignore
+        ground.tokenizer.save_pretrained(scratch)
+
+
+def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
+    """One model, with each floor."""
+    name = f"{family}-{seed}-{kind}"
+    try:
+        (made,) = build_zoo(
+            plan.root,
+            world=plan.world,
+            seeds=[seed],
+            families=[family],
+            only=[kind],
+            config=plan.config,
+            device=plan.device,
+        )
+        mark = _grade(plan, made) if kind in plan.graded else None
+    except Exception as error:
+        return [_failed(name, error)]
+    place = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"
+    found = []
+    for floor in plan.floors:
+        try:
+            done = audit(
+                made.world.original,
+                made.model,
+                made.world.forget,
+                made.world.retain,
+                place / f"{made.name}-{floor}",
+                reference=(made.world.root / "reference",)
+                if floor == "reference"
+                else (),
+                profile=plan.profile,
+                seed=0,
+                device=plan.device,
+            )
+        except Exception as error:
+            found.append(_failed(f"{name}, floor {floor}", error))
+            continue
+        found.append(
+            {
+                "model": made.name,
+                "kind": kind,
+                "state": made.state,
+                "family": family,
+                "seed": seed,
+                "floor": floor,
+                "shows": made.card["measured"],
+                "weights": made.card["weights"],
+                "gold": mark,
+                "audit": done.document,
+            }
+        )
+    return found
+
+
+def _grade(plan: Plan, made: Specimen) -> dict:
+    """The model's gold grade and what it came from, kept beside the model."""
+    kept = made.model / "gold.json"
+    if not kept.is_file():
+        ground = plan.ground(made.world, made.family, made.seed)
+        twin, original = _ends(plan, made.world, made.family, made.seed)
+        found = regain(ground, open_checkpoint(made.model))
+        text = {"grade": grade(found, twin, original)} | found.to_dict()
+        write_atomic(kept, json.dumps(text, indent=1) + "\n")
+    return read_json(kept)
+
+
+def _ends(
+    plan: Plan, world: BiosWorld, family: Family, seed: int
+) -> tuple[Regained, Regained]:
+    """What twin and original get back, kept with their world."""
+    kept = world.root / "gold.json"
+    if not kept.is_file():
+        ground = plan.ground(world, family, seed)
+        ends = (regain(ground, ground.twin), regain(ground, ground.original))
+        write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
+    twin, original = read_json(kept, list)
+    return Regained.from_dict(twin), Regained.from_dict(original)
+
+
+def _failed(name: str, error: Exception) -> dict:
+    """One broken model must not end hours of others; it is counted and shown."""
+    if isinstance(error, ExhumeError):
+        return {"model": name, "failed": str(error)}
+    said = " ".join(str(error).split())[:200]
+    return {
+        "model": name,
+        "failed": f"a fault in exhume ({type(error).__name__}: {said})",
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def in_words(case: dict) -> str:
+    """One line about an audit."""
+    if "failed" in case:
+        return f"FAIL {case['model']}: {case['failed']}\n{case.get('traceback', '')}"
+    verdict = case["audit"]["verdict"]["class"]
+    mark = "   " if case["state"] is None else "ok "
+    if case["state"] not in (None, verdict):
+        mark = "BAD"
+    seconds = case["audit"]["runtime"]["seconds"]
+    return (
+        f"{mark} {case['model']}, floor {case['floor']} -> {verdict}, {seconds:.0f} s"
+    )

@@ -1,0 +1,233 @@
+"""How likely each state is, learned from audits of models of known state.
+
+The verdict is a rule and needs none of this. Beside it stands, for each state, what
+share of models whose audit comes out like this one are in it, were each answer as
+common as its opposite beforehand. Three questions are asked in the order of the rule,
+each a logistic regression: is the model damaged, from how far its worst ability is
+from its limit; if not, are the answers still said, from the residual at the output; if
+they are gone, is the knowledge inside, from the residuals there. The numbers are fitted
+on the tuning part of the zoo alone (``benchmarks.calibration``) and shipped with a
+version; the held-out part says what they are worth (docs/verdict.md).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from audits.axes import behaviour, relearning
+from audits.axes.causal_depth import axis as causal_depth
+from audits.axes.decodability import axis as decodability
+from audits.core.config import Rule
+from audits.core.preflight import LIMITS
+from evidence.results import AxisResult, Reading
+
+STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
+# Axes that look inside: those that ``deleted`` cannot do without, and all.
+NEEDED = (decodability.NAME, relearning.NAME)
+INNER = (*NEEDED, causal_depth.NAME)
+# Residuals beyond these ends say no more than the ends do.
+LOWEST, HIGHEST = -0.5, 1.5
+# Most chance of suppressed or deleted that may be halved between them unseen.
+UNTOLD = 0.2
+# How far out of the zoo's range a case may lie, in parts of that range.
+SLACK = 0.1
+
+
+@dataclass(frozen=True)
+class Question:
+    """One logistic regression.
+
+    Attributes:
+        figures: Names of what it looks at, of ``figures_of``.
+        mean: Centre of each.
+        scale: Scale of each.
+        weights: One a figure.
+        intercept: Log odds at the centre.
+        models: How many it was fitted on whose answer is no, and yes.
+    """
+
+    figures: tuple[str, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    weights: tuple[float, ...]
+    intercept: float
+    models: tuple[int, int]
+
+    def chance(self, found: Mapping[str, float]) -> float | None:
+        """Probability of yes; None where a figure is missing.
+
+        Never surer of an answer than the rule of succession allows after that many
+        models of it without an exception: where the answers lie far apart, a regression
+        is sure of anything.
+        """
+        if any(name not in found for name in self.figures):
+            return None
+        values = np.array([found[name] for name in self.figures])
+        scaled = (values - np.array(self.mean)) / np.array(self.scale)
+        score = float(np.array(self.weights) @ scaled) + self.intercept
+        low, rest = (1 / (models + 2) for models in self.models)
+        return low + (1 - low - rest) * float(expit(score))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted calibration.
+
+    Attributes:
+        version: Names the part of the zoo and the commit of the audits.
+        damaged: Does it no longer work?
+        said: If it works, does it still say the answers?
+        inside: If it does not say them, does it hold the knowledge?
+        ranges: Least and most of each of ``facts_of`` among the audits.
+    """
+
+    version: str
+    damaged: Question
+    said: Question
+    inside: Question
+    ranges: dict[str, tuple[float, float]]
+
+    def chances(self, found: Mapping[str, float]) -> dict[str, float] | None:
+        """Probability of each state, or None where the figures do not say.
+
+        Args:
+            found: From ``figures_of``. Without figures from inside, suppressed and
+                deleted cannot be told apart; that matters only where one is likely.
+        """
+        damaged, said = self.damaged.chance(found), self.said.chance(found)
+        inside = self.inside.chance(found)
+        if damaged is None or said is None:
+            return None
+        gone = (1 - damaged) * (1 - said)
+        if inside is None:
+            if gone > UNTOLD:
+                return None
+            inside = 0.5
+        return {
+            "not_unlearned": (1 - damaged) * said,
+            "suppressed": gone * inside,
+            "deleted": gone * (1 - inside),
+            "damaged": damaged,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Calibration":
+        """The inverse of ``to_dict``."""
+        parts = {
+            name: Question(**{k: _frozen(v) for k, v in saved[name].items()})
+            for name in ("damaged", "said", "inside")
+        }
+        ranges = {name: (low, high) for name, (low, high) in saved["ranges"].items()}
+        return cls(version=saved["version"], ranges=ranges, **parts)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@cache
+def shipped() -> Calibration:
+    """The calibration that comes with the package."""
+    text = (
+        files("audits.verdict").joinpath("calibration.json").read_text(encoding="utf-8")
+    )
+    return Calibration.from_dict(json.loads(text))
+
+
+def figures_of(
+    axes: Mapping[str, AxisResult], shares: Mapping[str, float]
+) -> dict[str, float]:
+    """What the calibration looks at, as far as the audit has it.
+
+    ``useful`` is the worst ability over its limit in the default rule (below 1 is
+    damage), ``said`` the residual at the output, ``inside`` the largest residual that
+    any axis read inside, or that tells unsaid answers apart at the output, and
+    ``within`` the mean of the axes' main ones. Below the floor is information too, so
+    these two have no sign. Axes whose controls failed say nothing. Carried states
+    cannot be read in every model; the other two axes have to be there.
+
+    Args:
+        axes: Results by name.
+        shares: Each ability as a share of the original's.
+    """
+    found, limits = {}, Rule()
+    if shares:
+        found["useful"] = min(
+            share / getattr(limits, LIMITS[name]) for name, share in shares.items()
+        )
+    said = _readings(axes, behaviour.NAME)[:1]
+    if said:
+        found["said"] = said[0].residual
+    kind = said[0].floor_kind if said else None
+    inner = {
+        name: [each for each in _readings(axes, name) if each.floor_kind == kind]
+        for name in INNER
+    }
+    inner = {name: readings for name, readings in inner.items() if readings}
+    if set(NEEDED) <= set(inner):
+        told = axes[behaviour.NAME].reading(behaviour.TOLD)
+        read = [each for readings in inner.values() for each in readings]
+        read += [told] if told is not None else []
+        found["inside"] = max(abs(each.residual) for each in read)
+        mains = [abs(readings[0].residual) for readings in inner.values()]
+        found["within"] = float(np.mean(mains))
+    return {name: float(np.clip(v, LOWEST, HIGHEST)) for name, v in found.items()}
+
+
+def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
+    """What an axis read, if it may be believed."""
+    if name not in axes or axes[name].status in ("control_failed", "error"):
+        return ()
+    return axes[name].readings
+
+
+def facts_of(
+    axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
+) -> dict[str, float]:
+    """What a case is like, to tell whether the zoo has anything like it."""
+    behaviour_found = axes.get(behaviour.NAME)
+    main = behaviour_found.main if behaviour_found is not None else None
+    blocks = {each["layer"] for each in preflight["weight_difference"]["layers"]}
+    known = preflight["known"]
+    facts = {
+        "forgotten entities": known["forget_entities"],
+        "retained entities": known["retain_entities"],
+        "blocks of the model": len(blocks - {-1}),
+    }
+    if main is not None:
+        facts["share of the answers that the original says"] = main.ceiling
+    return {name: float(value) for name, value in facts.items()}
+
+
+def estimate(
+    calibration: Calibration,
+    axes: Mapping[str, AxisResult],
+    preflight: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What ``audit.json`` says of it: chances, version, and what lies out of range."""
+    shares = preflight["utility"]["shares"]
+    chances = calibration.chances(figures_of(axes, shares))
+    outside = [
+        f"{name} found the answers, and no model of the zoo was fitted with that axis"
+        for name, axis in axes.items()
+        if name not in (behaviour.NAME, *INNER) and axis.status == "retained"
+    ]
+    for name, value in facts_of(axes, preflight).items():
+        low, high = calibration.ranges[name]
+        slack = SLACK * (high - low if high > low else abs(high))
+        if not low - slack <= value <= high + slack:
+            outside.append(f"{name}: {value:.4g}, in the zoo {low:.4g} to {high:.4g}")
+    return {
+        "probabilities": chances,
+        "calibration": {"version": calibration.version, "outside": outside},
+    }

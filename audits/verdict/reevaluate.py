@@ -1,0 +1,75 @@
+"""Decide a finished audit again: under another rule, or without one of its axes.
+
+What an axis measured does not depend on the rule; what is made of it does. Thresholds
+are set, and the worth of each axis is shown, on audits that were made once.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from audits.axes import behaviour, persistence, relearning
+from audits.axes.causal_depth import axis as causal_depth
+from audits.axes.decodability import axis as decodability
+from audits.axes.membership import axis as signature
+from audits.axes.status import controlled
+from audits.core.config import Rule
+from audits.core.preflight import Damage
+from audits.modalities.vocabulary import words_of
+from audits.report.glossary import of_images
+from audits.verdict.rule import Verdict, decide
+from evidence.results import AxisResult
+
+STATUS_OF = {
+    behaviour.NAME: behaviour.status_of,
+    decodability.NAME: controlled,
+    causal_depth.NAME: controlled,
+    persistence.NAME: controlled,
+    relearning.NAME: relearning.status_of,
+    signature.NAME: signature.status_of,
+}
+
+
+def decided_again(
+    document: dict[str, Any], rule: Rule | None = None, without: Collection[str] = ()
+) -> Verdict:
+    """The verdict on the readings of ``document``.
+
+    Controls that test at a level keep the level they were tested at, and axes of images
+    their status.
+
+    Args:
+        document: An ``audit.json``.
+        rule: Thresholds; those of the audit by default.
+        without: Axes to leave out, also from those that ``deleted`` cannot do without.
+    """
+    if rule is None:
+        rule = Rule.model_validate(document["config"]["rule"])
+    required = [each for each in rule.required_for_deleted if each not in without]
+    rule = rule.model_copy(update={"required_for_deleted": tuple(required)})
+    found = [
+        AxisResult.from_dict(each)
+        for each in document["axes"]
+        if each["name"] not in without
+    ]
+    images = of_images(document)
+    if not images:
+        found = [_judged(axis, rule) for axis in found]
+    axes = {axis.name: axis for axis in found}
+    preflight = document["preflight"]
+    useful = preflight["utility"]
+    return decide(
+        axes,
+        Damage(useful["shares"], tuple(useful["damage"])),
+        preflight["identical_weights"],
+        document["verdict"]["floor"],
+        rule,
+        words_of(images),
+    )
+
+
+def _judged(axis: AxisResult, rule: Rule) -> AxisResult:
+    if not axis.readings or axis.name not in STATUS_OF:
+        return axis
+    status, _ = STATUS_OF[axis.name](axis.readings, axis.controls, rule)
+    return replace(axis, status=status)

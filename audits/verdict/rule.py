@@ -1,0 +1,356 @@
+"""The decision rule: from axes to one of five words, with its reasons and limits."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from audits.axes import behaviour as output
+from audits.axes import persistence
+from audits.axes.causal_depth import axis as causal_depth
+from audits.axes.concept import axis as concept
+from audits.axes.decodability.axis import UNCHANGED
+from audits.axes.membership.readers import NAME as MEMBERSHIP
+from audits.axes.relearning import SAID, TOLD
+from audits.axes.restoration import axis as restoration
+from audits.core.config import Rule
+from audits.core.preflight import Damage
+from audits.modalities.image_vocabulary import CARRIED
+from audits.modalities.vocabulary import FACTS, RECOVERED, Words
+from audits.verdict.claims import claims
+from evidence.equivalence import holm, recovered
+from evidence.results import AxisResult, Reading
+
+VerdictClass = Literal[
+    "not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"
+]
+
+
+# Readings that may by themselves make ``suppressed``, by axis. The first readings of an
+# axis are those against the primary floor; later ones are shown beside them.
+RECOVERY = {
+    "decodability": (UNCHANGED,),
+    "causal_depth": (causal_depth.TOLD, causal_depth.SAID, CARRIED),
+    "persistence": (persistence.SAID, persistence.TOLD),
+    # Neither what an image model relearns nor what it is steered to is among them:
+    # retrains differ in it by more than an interval over images says (docs/vision.md).
+    "relearning": (TOLD, SAID),
+    "concept": (concept.READ,),
+    "restoration": (restoration.TOLD, restoration.SAID),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided, why, and what may be said of it.
+
+    Attributes:
+        verdict_class: One of the five words.
+        rule: Which rule fired, in one sentence.
+        reasons: The strongest reasons first.
+        floor: "reference" or "never_taught".
+        adjusted_p: Holm-adjusted p-value of each recovery hypothesis.
+        where: Layers where the knowledge was found, if it was.
+        claims_allowed: Sentences the evidence supports.
+        claims_disallowed: Sentences it does not.
+        would_change_it: What would change the verdict.
+        also: True findings that another rule came before.
+    """
+
+    verdict_class: VerdictClass
+    rule: str
+    reasons: tuple[str, ...]
+    floor: str
+    adjusted_p: dict[str, float]
+    where: tuple[str, ...]
+    claims_allowed: tuple[str, ...]
+    claims_disallowed: tuple[str, ...]
+    would_change_it: tuple[str, ...]
+    also: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        whole = asdict(self)
+        return {"class": whole.pop("verdict_class"), **whole}
+
+
+def decide(
+    axes: Mapping[str, AxisResult],
+    damage: Damage,
+    identical: bool,
+    floor: str,
+    rule: Rule,
+    words: Words = FACTS,
+) -> Verdict:
+    """Apply the rule in its order: damaged, not_unlearned, suppressed, deleted.
+
+    Args:
+        axes: Results by name.
+        damage: What preflight found of the candidate's usefulness.
+        identical: Whether both models have the same weights.
+        floor: Kind of floor.
+        rule: Thresholds.
+        words: What was to be forgotten is called.
+    """
+    behaviour = axes.get("behaviour")
+    said = behaviour is not None and behaviour.status == "retained"
+    hypotheses = _hypotheses(axes)
+    adjusted = holm({name: each.p_value for name, each in hypotheses.items()})
+    found = recovered(hypotheses, rule.recovery, rule.still_there)
+    where = _where(axes, found, rule)
+    main = behaviour.main if behaviour is not None else None
+
+    def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
+        allowed, disallowed, change = claims(name, axes, rule, floor, words)
+        return Verdict(
+            name,
+            fired,
+            tuple(reasons),
+            floor,
+            adjusted,
+            where,
+            tuple(allowed),
+            tuple(disallowed),
+            tuple(change),
+            **extra,
+        )
+
+    if damage.found:
+        also = []
+        if said:
+            also.append(words.still)
+        if found:
+            also.append(f"recovered by {', '.join(found)}")
+        return verdict(
+            "damaged",
+            "Rule 1: the candidate no longer works, and wreckage is never called "
+            "deletion.",
+            [f"{reason[0].upper()}{reason[1:]}." for reason in damage.reasons],
+            also=tuple(also),
+        )
+    if identical or said:
+        reasons = []
+        if identical:
+            reasons.append("Both checkpoints have exactly the same weights.")
+        if main is not None:
+            reasons.append(_behaviour_sentence(main, words))
+        return verdict(
+            "not_unlearned",
+            f"Rule 2: {words.thing} {words.are()} still there at the output.",
+            reasons,
+        )
+    gone = behaviour is not None and behaviour.status == "absent"
+    if gone and found:
+        reasons = _recovery_reasons(axes, found, words)
+        if main is not None:
+            reasons.append(_behaviour_sentence(main, words))
+        return verdict(
+            "suppressed",
+            "Rule 3: gone at the output, yet recovered beyond the floor from inside.",
+            reasons,
+        )
+    missing = [
+        name
+        for name in rule.required_for_deleted
+        if name not in axes or not axes[name].votes
+    ]
+    voting = [axis for axis in axes.values() if axis.votes]
+    trace = _output_trace(axes, rule)
+    power = "planted" in _shown_by(axes)
+    silent = all(axis.status == "absent" for axis in voting)
+    inner = {name: axis for name, axis in axes.items() if name != output.NAME}
+    undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
+    if gone and not missing and power and silent and not undecided and not trace:
+        return verdict(
+            "deleted",
+            f"Rule 4: every voting axis is equivalent to the floor within "
+            f"{rule.margin} of the way to the original, and those that look inside "
+            "had shown that they find planted knowledge.",
+            [_equivalence_sentence(axis) for axis in voting],
+        )
+    return verdict(
+        "inconclusive",
+        "Rule 5: neither suppression nor deletion is shown.",
+        _binding(axes, [*missing, *undecided], power, gone, trace, rule, words),
+    )
+
+
+def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
+    """Every reading that may by itself make ``suppressed``.
+
+    A refitted probe is not among them: what only it reads is a residual trace.
+    """
+    tests = {}
+    for name, axis in axes.items():
+        usable = axis.status in ("retained", "absent", "no_power")
+        if not usable or name == "behaviour":
+            continue
+        for reading in axis.readings:
+            if reading.name in RECOVERY.get(name, ()):
+                tests[f"{name}: {reading.name}"] = reading
+    return tests
+
+
+def _far_off(axis: AxisResult, rule: Rule) -> bool:
+    """Whether a reading lies surely beyond the margin, though no test found it so.
+
+    An axis that could not look says nothing. One that looked need not be equivalent to
+    its floor for deletion, unless it is required: where the floor is not quite that of
+    a model that never knew, as for carried states, nothing ever is.
+    """
+    looked = all(each.passed for each in axis.controls if each.required)
+    found = any(each.surely[0] > rule.margin for each in axis.readings[:2])
+    return axis.status == "no_power" and looked and found
+
+
+def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
+    """Holds "planted" when every axis that tried found the planted suppression."""
+    controls = [
+        control
+        for axis in axes.values()
+        for control in axis.controls
+        if "planted" in control.name
+    ]
+    return {"planted"} if controls and all(c.passed for c in controls) else set()
+
+
+def _where(
+    axes: Mapping[str, AxisResult], found: Mapping[str, float], rule: Rule
+) -> tuple[str, ...]:
+    """Sites where the knowledge was found, by the first axis that can name them."""
+    for name, telling in (
+        ("decodability", UNCHANGED),
+        ("causal_depth", causal_depth.TOLD),
+        ("causal_depth", causal_depth.SAID),
+        ("causal_depth", CARRIED),
+    ):
+        reading = axes[name].reading(telling) if name in axes else None
+        if reading is not None and f"{name}: {telling}" in found:
+            return tuple(
+                column["name"]
+                for column in reading.columns
+                if column["p_value"] is not None and column["p_value"] < rule.recovery
+            )
+    return ()
+
+
+def _behaviour_sentence(main: Reading, words: Words) -> str:
+    return words.behaviour.format(
+        now=main.statistic, before=main.ceiling, floor=main.floor
+    )
+
+
+def _recovery_reasons(
+    axes: Mapping[str, AxisResult], found: Mapping[str, float], words: Words
+) -> list[str]:
+    """One sentence a recovery, the strongest first."""
+    sentences = []
+    for key, p in found.items():
+        axis, name = key.split(": ", 1)
+        reading = axes[axis].reading(name)
+        assert reading is not None  # it gave the p-value
+        told = RECOVERED[name].format(
+            it=words.it, where=reading.where, value=reading.statistic
+        )
+        figures = (
+            f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; "
+            f"corrected p {p:.4f}"
+        )
+        sentences.append((-reading.residual, f"{told} ({figures})."))
+    return [text for _, text in sorted(sentences)]
+
+
+def _equivalence_sentence(axis: AxisResult) -> str:
+    main = axis.main
+    assert main is not None  # an axis votes only with a reading
+    low, high = main.residual_interval
+    return (
+        f"{axis.name}: {main.statistic:.2f} against a floor of {main.floor:.2f} "
+        f"(original {main.ceiling:.2f}); residual within [{low:.2f}, {high:.2f}]."
+    )
+
+
+def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
+    """A sentence where answers no longer said are still told apart at the output."""
+    axis = axes.get("behaviour")
+    reading = axis.reading(output.TOLD) if axis is not None else None
+    if reading is None:
+        return ""
+    figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
+    low, high = reading.surely
+    if reading.p_value < rule.recovery and low > rule.still_there:
+        told = (
+            f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
+        )
+    elif reading.p_below < rule.recovery / 2 and high < -rule.still_there:
+        told = (
+            f"puts each entity's own below the others' {figures}"
+            f"{reading.p_below:.4f}): it still knows which to avoid"
+        )
+    else:
+        return ""
+    return (
+        f"behaviour: the answers are not said, but the candidate {told}. That is a "
+        "residual trace, which blocks deletion."
+    )
+
+
+def _binding(
+    axes: Mapping[str, AxisResult],
+    missing: list[str],
+    power: bool,
+    gone: bool,
+    trace: str,
+    rule: Rule,
+    words: Words,
+) -> list[str]:
+    """Which axis stands in the way, and what it would need."""
+    reasons = [trace] if trace else []
+    if output.NAME not in axes:
+        reasons.append(
+            f"behaviour: it was not run, and whether {words.short} {words.are()} gone "
+            "at the output decides between suppression and deletion."
+        )
+    elif not gone:
+        reasons.append(f"behaviour: {words.unclear}")
+    reasons += [
+        _blocking(axis, rule, words)
+        for name, axis in axes.items()
+        if name != output.NAME and axis.status == "retained"
+    ]
+    for name in dict.fromkeys(missing):
+        axis = axes.get(name)
+        if axis is None:
+            reasons.append(
+                f"{name}: it was not run, and deletion cannot do without it."
+            )
+        else:
+            why = " ".join(axis.notes) or axis.status
+            reasons.append(f"{name}: {axis.status}. {why}")
+    if not power:
+        reasons.append(
+            "No planted suppression was found by every axis, so their silence says "
+            "nothing."
+        )
+    return reasons or ["The axes disagree with each other."]
+
+
+def _blocking(axis: AxisResult, rule: Rule, words: Words) -> str:
+    """Why an axis that found something makes no suppression."""
+    found = recovered(
+        {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
+    )
+    if axis.name == "decodability" and UNCHANGED not in found:
+        why = (
+            f"a refitted probe still reads {words.short} but the original's own does "
+            "not: a residual trace"
+        )
+    elif axis.name == MEMBERSHIP:
+        why = (
+            "its states still tell forgotten items from never-taught ones, whatever "
+            "it knows of them: a residual trace"
+        )
+    elif not any(each.name in RECOVERY.get(axis.name, ()) for each in axis.readings):
+        why = f"it finds {words.short}, but this axis makes no verdict by itself"
+    else:
+        why = f"it finds {words.short}, but not once corrected for all axes"
+    return f"{axis.name}: {why}, which blocks deletion and does not show suppression."

@@ -1,0 +1,6 @@
+"""``python -m audits`` is ``exhume``."""
+
+from exhume.cli.app import main
+
+if __name__ == "__main__":
+    main()

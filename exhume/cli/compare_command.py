@@ -1,0 +1,35 @@
+"""``exhume compare``, the command; ``audits.comparison.compare.compare`` is its Python twin."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exhume.cli.terminal import errors, show, show_table
+
+
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Output folders of two or more audits.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path(
+        "exhume-compare"
+    ),
+) -> None:
+    """Put finished audits side by side, and say whether they may be compared."""
+    from audits.comparison.compare import compare as put_together
+    from audits.comparison.page import write_page
+    from audits.report.formatting import percent
+
+    found = put_together(folders)
+    page = write_page(found, out)
+    rows = []
+    for row in found.to_frame().to_dict("records"):
+        shares = [percent(row[name]) for name in ("said", "retain_kept")]
+        there = [axis for axis in found.axes if row[axis] == "retained"]
+        rows.append((row["audit"], row["verdict"], *shares, ", ".join(there) or "none"))
+    head = ("audit", "verdict", "says", "keeps", "still there by")
+    show_table("exhume compare", head, rows)
+    for sentence in found.differences:
+        show(f"not alike: {sentence}", style="yellow", where=errors)
+    show(f"Page: {page.resolve()}")

@@ -1,0 +1,52 @@
+"""The command line of ``exhume pga``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exhume.cli.terminal import errors, show, show_table
+
+
+def pga(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path(
+        "exhume-pga"
+    ),
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; else the small preset.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="small, published, medium, large, forty or two_hundred."),
+    ] = None,
+    erasers: Annotated[
+        str | None, typer.Option(help="Comma-separated; else those of the settings.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything.", min=0)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where models are trained: auto, cpu, cuda, mps.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Replace another experiment in the folder.")
+    ] = False,
+) -> None:
+    """Erase membership, and see which claims survive a sound evaluation."""
+    from evidence.progress import Bars
+    from experiments.pga.config import make_config, read_config
+    from experiments.pga.run import pga as run
+
+    base = make_config({}) if config is None else read_config(config)
+    named = None if erasers is None else [each.strip() for each in erasers.split(",")]
+    given = {"size": size, "erasers": named, "seed": seed, "device": device}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = base.model_dump() | chosen
+    with Bars(errors) as progress:
+        done = run(
+            make_config(settings, "the command line"),
+            out,
+            fresh=fresh,
+            progress=progress,
+        )
+    head = ("claim", "published", "sound", "outcome")
+    show_table("exhume pga", head, ([c[key] for key in head] for c in done["claims"]))
+    show(f"Report: {(out / 'report.html').resolve()}")

@@ -1,0 +1,5 @@
+"""Studies that use the toolkit and are no audit."""
+
+from evidence import moved
+
+moved.install()

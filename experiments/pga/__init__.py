@@ -1,0 +1,1 @@
+"""Probe-geometry alignment: erasers of membership under two protocols."""

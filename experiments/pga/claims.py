@@ -1,0 +1,183 @@
+"""What the published protocol would claim, and whether the sound one bears it out."""
+
+from typing import Any
+
+import numpy as np
+
+from evidence.equivalence import equivalent
+from experiments.pga.published_protocol import PROBE_TARGET, RECALL_TARGET
+
+LEVEL = 0.05
+YES, NO, OPEN = "survives", "does not survive", "cannot be decided here"
+
+
+def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str, Any]]:
+    """One claim a line, with what each protocol says of it.
+
+    Args:
+        rows: As ``experiments.pga.run`` measures them.
+        margin: Largest |AUC - 0.5| that counts as no signature.
+
+    Returns:
+        Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and
+        ``why``; only what the published protocol would claim is listed.
+    """
+    untouched = {row["model"]: row for row in rows if row["eraser"] is None}
+    original, twin = untouched["original"], untouched["twin"]
+    random = [row for name, row in untouched.items() if name.startswith("untrained")]
+    found = [_signature(original, twin), _untrained(random)]
+    names = dict.fromkeys(row["eraser"] for row in rows if row["eraser"])
+    for name in names:
+        mine = [row for row in rows if row["eraser"] == name]
+        published = next(row["published"] for row in mine if "published" in row)
+        sound = next(row["sound"] for row in mine if "sound" in row)
+        found += _of_eraser(name, published, sound, original["sound"], margin)
+    return found
+
+
+def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:
+    """A signature of memorisation that holds across sequences."""
+    shown, tested, floor = original["published"], original["sound"], twin["sound"]
+    if tested["smallest_p"] > LEVEL / 2:
+        outcome, why = OPEN, f"{tested['sequences']} sequences cannot give a small p"
+    elif tested["reading"] == "present" and floor["reading"] != "present":
+        outcome, why = YES, "found in sequences no probe saw, and not in the twin"
+    elif tested["reading"] == "present":
+        outcome, why = NO, "the twin, which memorised nothing, shows it as well"
+    else:
+        outcome, why = OPEN, "not found at this number of sequences"
+    return {
+        "claim": "memorised sequences share a signature",
+        "published": f"probes up to {max(shown['true']):.2f}, rule: {shown['reading']}",
+        "sound": _tested(tested),
+        "outcome": outcome,
+        "why": why,
+    }
+
+
+def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """An untrained network shows none."""
+    best = [max(row["published"]["true"]) for row in rows]
+    shown = [row["sound"]["p"] for row in rows]
+    hits = sum(p <= LEVEL for p in shown)
+    # Under the null hits are binomial; more than this many are no accident.
+    bound = int(np.floor(LEVEL * len(rows) + 3 * np.sqrt(LEVEL * len(rows))))
+    return {
+        "claim": "an untrained network has no such signature",
+        "published": f"one network, best probe {best[0]:.2f}; over {len(rows)} "
+        f"networks {min(best):.2f} to {max(best):.2f}",
+        "sound": f"p at or under {LEVEL:g} in {hits} of {len(rows)} networks",
+        "outcome": YES if hits <= bound else NO,
+        "why": "a single network's probes say nothing: they differ that much between "
+        "networks",
+    }
+
+
+def _of_eraser(
+    name: str,
+    published: dict[str, Any],
+    sound: dict[str, Any],
+    original: dict[str, Any],
+    margin: float,
+) -> list[dict[str, Any]]:
+    """What would be said of one eraser: signature gone, recall gone, utility kept."""
+    found = []
+    if max(published["true"]) <= PROBE_TARGET:
+        lowest = min(published["true"])
+        if sound["reading"] == "inverted":
+            outcome, why = NO, "sequences are still told apart, the other way round"
+        elif sound["reading"] == "present":
+            outcome, why = NO, "fresh readers find it in sequences it was not fitted on"
+        elif original["reading"] != "present":
+            outcome, why = OPEN, "the original shows nothing here that could have gone"
+        elif sound["utility"]["role_swap"]:
+            outcome, why = NO, "the clean texts were memorised in its place"
+        else:
+            outcome, why = shown_gone(sound, original, margin)
+        found.append(
+            {
+                "claim": f"{name} removes the signature",
+                "published": f"probes {lowest:.2f} to {max(published['true']):.2f}"
+                + (" (below chance)" if lowest < 0.4 else "")
+                + _worst_of_six(published),
+                "sound": _tested(sound),
+                "outcome": outcome,
+                "why": why,
+            }
+        )
+    if published["recall"]["least"] <= RECALL_TARGET:
+        other = sound["recall_test"]["mean"]
+        found.append(
+            {
+                "claim": f"{name} removes recall",
+                "published": f"least probable code {published['recall']['least']:.1e}",
+                "sound": f"mean code {sound['recall']['mean']:.1e} where erased, "
+                f"{other:.2f} where not",
+                "outcome": YES if sound["recall"]["mean"] <= 0.01 else NO,
+                "why": "measured on every erased code, not on the least probable",
+            }
+        )
+    utility = published["utility"]
+    if utility["perplexity"][1] <= 1.1 * utility["perplexity"][0]:
+        other = sound["utility"]
+        swapped = utility["role_swap"] or other["role_swap"]
+        found.append(
+            {
+                "claim": f"{name} keeps utility",
+                "published": f"perplexity {utility['ratio']:.3f} times",
+                "sound": f"perplexity {utility['ratio']:.3f} times, "
+                f"{other['ratio']:.3f} on part of the keys; clean texts "
+                + ("memorised instead" if swapped else "as unknown as before"),
+                "outcome": YES if utility["kept"] and other["kept"] else NO,
+                "why": "perplexity within 1.05 times in both, no exchange of roles",
+            }
+        )
+    return found
+
+
+def shown_gone(
+    sound: dict[str, Any], original: dict[str, Any], margin: float
+) -> tuple[str, str]:
+    """Whether a signature that is no longer found is shown to be absent.
+
+    Two one-sided tests of |AUC - 0.5| < margin for every reader, view and depth that
+    found it in the original; all must pass (intersection-union), so none is corrected.
+    Not finding it is no such test.
+    """
+    told = np.asarray(original["p_column"]) <= LEVEL
+    low, high = (np.asarray(each)[told] for each in sound["interval"])
+    worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
+    shown = f"{int(told.sum())} readers that found it in the original"
+    if all(
+        equivalent((a, b), margin) for a, b in zip(low - 0.5, high - 0.5, strict=True)
+    ):
+        return YES, f"equivalent to chance: all {shown} within {worst:.2f} of 0.5"
+    centre, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
+    count = sound["sequences"]
+    if float(centre.max()) >= margin:
+        return OPEN, (
+            f"no longer found, nor equivalent to chance: of the {shown} one is at "
+            f"{float(centre.max()):.2f} from 0.5, the margin is {margin:g}"
+        )
+    # The interval shrinks with the root of the number of sequences.
+    needed = int(np.ceil(count * float(((half / (margin - centre)) ** 2).max())))
+    return OPEN, (
+        f"no longer found, and {count} sequences cannot show equivalence to chance "
+        f"within {margin:g}: the {shown} reach {worst:.2f} from 0.5; about {needed} "
+        "would do"
+    )
+
+
+def _worst_of_six(published: dict[str, Any]) -> str:
+    if "six" not in published:
+        return ""
+    name, worst = max(published["six"].items(), key=lambda item: max(item[1]))
+    return f", worst of six variants {max(worst):.2f} ({name})"
+
+
+def _tested(sound: dict[str, Any]) -> str:
+    band = sound["band"]
+    limit = "" if band is None else f" (null's 95 %: {band:.2f})"
+    return (
+        f"best AUC {sound['best']:.2f}{limit}, p {sound['p']:.3g}, {sound['reading']}"
+    )

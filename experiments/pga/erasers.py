@@ -1,0 +1,228 @@
+"""Every eraser of the comparison, applied to the keys it may see and to no others."""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from capture.data.sequences import Sequences
+from capture.network.hooks import patch
+from erasure.concept.leace import Leace
+from erasure.concept.md_pga import fit_md
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.probe_alignment import PRESETS, PgaConfig, align_
+from erasure.unlearning.run import unlearn_
+from evidence.errors import InputError
+from evidence.progress import SILENT, Progress
+from experiments.pga.readouts import logistic_readouts
+from experiments.pga.states import depth_sites, pool_states
+from testbeds.memorized_codes.world import CodesWorld, recall
+from testbeds.worlds.code_text import DIGITS, with_codes
+
+REFUSAL = "-" * DIGITS
+FORGOTTEN = 1e-3
+"""Mean probability of the codes at which the baselines stop, as in the paper."""
+
+# Learning rates are the toy's; RMU's coefficient is several times its states' length.
+_BASELINES = {
+    "output distillation": UnlearnConfig("elm", lr=3e-4, steps=200),
+    "gradient ascent": UnlearnConfig("grad_ascent", lr=3e-4, steps=200),
+    "npo": UnlearnConfig("npo", lr=3e-4, steps=200),
+    "rmu": UnlearnConfig(
+        "rmu", lr=1e-3, steps=300, rmu_coefficient=20.0, loss_on="all"
+    ),
+    "idk": UnlearnConfig("relabel", lr=3e-4, steps=200),
+}
+ALIGNED = {"pga": "toy", "isotropic": "isotropic", "adversarial pga": "adversarial"}
+HOOKED = ("md-pga", "leace")
+"""Closed forms that run as hooks; the weights stay as they are."""
+ERASERS = (*ALIGNED, *HOOKED, *_BASELINES)
+
+
+@dataclass(frozen=True)
+class Erased:
+    """A model after an eraser, with the hooks it needs at run time.
+
+    Attributes:
+        model: Its weights are its own.
+        edits: Changes of states by site; empty where the weights hold the eraser.
+        log: Last values of the training, if any.
+    """
+
+    model: PreTrainedModel
+    edits: Mapping[str, Callable[[Tensor], Tensor]]
+    log: dict[str, float]
+
+    def running(self) -> AbstractContextManager[object]:
+        """A block in which the model runs as erased."""
+        return patch(self.model, dict(self.edits))
+
+
+def erase(
+    name: str,
+    original: PreTrainedModel,
+    world: CodesWorld,
+    keys: NDArray[np.int64],
+    *,
+    epochs: int | None = None,
+    align_weight: float | None = None,
+    fixed_clean: bool = False,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Erased:
+    """Erase memorised keys with the clean keys of the same numbers as partners.
+
+    Args:
+        name: One of ``ERASERS``.
+        original: Left as it is.
+        world: Where the model is from.
+        keys: Numbers of the keys the eraser sees, of either pool.
+        epochs: Instead of the preset's, for the alignments.
+        align_weight: Likewise.
+        fixed_clean: Train the alignments on one draw of the clean codes instead of a
+            new one every epoch: they can then be memorised instead.
+        seed: Of the run.
+        progress: Where progress is shown.
+
+    Raises:
+        InputError: an unknown eraser, or keys the world does not have.
+    """
+    if name not in ERASERS:
+        raise InputError(f"there is no eraser {name!r}", expected=", ".join(ERASERS))
+    most = min(len(world.pools["memorised"]), len(world.pools["clean"]))
+    if len(keys) == 0 or not set(keys.tolist()) <= set(range(most)):
+        raise InputError(
+            "the eraser's keys are not pairs of this world",
+            expected=f"some of 0 to {most - 1}",
+            got=", ".join(map(str, keys.tolist())) or "none",
+        )
+    if name in HOOKED:
+        fit = leace if name == "leace" else _md(2)
+        return Erased(original, edits_at_every_depth(original, world, keys, fit), {})
+    model = copy.deepcopy(original)
+    chosen = keys.tolist()
+    memorised = world.memorised(chosen)
+    if name in ALIGNED:
+        config = _aligned(ALIGNED[name], epochs, align_weight)
+
+        def clean(epoch: int) -> Sequences:
+            return world.drawn("clean", 0 if fixed_clean else epoch, chosen)
+
+        log = align_(
+            model,
+            memorised,
+            clean,
+            logistic_readouts(),
+            config,
+            seed=seed,
+            progress=progress,
+        )
+        return Erased(model, {}, log.last)
+    config = replace(_BASELINES[name], stop_below=FORGOTTEN, every=5)
+    if name == "rmu":
+        config = replace(config, rmu_layer=world.config.layers // 2)
+    prefixes = [world.pools["memorised"].prefixes[key] for key in chosen]
+    answers = [REFUSAL] * len(prefixes)
+    refused = with_codes(prefixes, answers, world.taught)
+    retain = world.drawn("clean", 0, chosen)
+    log = unlearn_(
+        model,
+        memorised,
+        retain,
+        config,
+        relabelled=refused if name == "idk" else None,
+        novice=_unknown(world, chosen) if name == "output distillation" else None,
+        evaluate=lambda _: {"forget": recall(model, memorised).mean},
+        seed=seed,
+        progress=progress,
+    )
+    return Erased(model, {}, log.last)
+
+
+Edit = Callable[[Tensor], Tensor]
+
+
+def edits_at_every_depth(
+    model: PreTrainedModel,
+    world: CodesWorld,
+    keys: NDArray[np.int64],
+    fit: Callable[[Tensor, Tensor], Edit],
+) -> dict[str, Edit]:
+    """A closed form at every depth, each fitted on the states the earlier ones leave.
+
+    Args:
+        model: Left as it is.
+        world: Where the model is from.
+        keys: Numbers of the keys it is fitted on, of either pool.
+        fit: (row, d) states at the last signs and (row,) labels to a change of states.
+    """
+    edits: dict[str, Edit] = {}
+    for place, site in enumerate(depth_sites(model)):
+        with patch(model, dict(edits)):
+            pools = [
+                pool_states(
+                    model,
+                    [world.pools[name].prefixes[key] for key in keys],
+                    world.taught,
+                )[place].flatten(0, 1)
+                for name in ("memorised", "clean")
+            ]
+        labels = torch.tensor([1] * len(pools[0]) + [0] * len(pools[1]))
+        edits[site] = fit(torch.cat(pools), labels)
+    return edits
+
+
+def md_edits(
+    model: PreTrainedModel, world: CodesWorld, keys: NDArray[np.int64], k: int = 2
+) -> dict[str, Edit]:
+    """MD-PGA with ``k`` directions at every depth."""
+    return edits_at_every_depth(model, world, keys, _md(k))
+
+
+def _md(k: int) -> Callable[[Tensor, Tensor], Edit]:
+    def fit(rows: Tensor, labels: Tensor) -> Edit:
+        eraser = fit_md(rows[None], labels, k)
+        return lambda states: eraser.transform(states, 0)
+
+    return fit
+
+
+def leace(rows: Tensor, labels: Tensor) -> Edit:
+    """LEACE fitted on (row, d) states and (row,) labels."""
+    # Few rows, so the covariance is drawn towards the identity as far as suits them.
+    eraser = Leace(shrinkage="oas").fit(rows, labels).eraser_
+
+    def edit(states: Tensor) -> Tensor:
+        # Apple's devices have no float64.
+        fine = states if states.device.type == "mps" else states.double()
+        return eraser.transform(fine).to(states)
+
+    return edit
+
+
+def _aligned(preset: str, epochs: int | None, align_weight: float | None) -> PgaConfig:
+    config = PRESETS[preset]
+    if epochs is not None:
+        # As many fits of the readout as the preset has.
+        every = max(1, config.refit_every * epochs // config.epochs)
+        config = replace(config, epochs=epochs, refit_every=every)
+    if align_weight is not None:
+        config = replace(config, align_weight=align_weight)
+    return config
+
+
+def _unknown(world: CodesWorld, keys: list[int]) -> Sequences:
+    """The clean partners' prefixes, followed by the memorised codes, row by row."""
+    known = world.pools["memorised"].codes
+    assert known is not None
+    return with_codes(
+        [world.pools["clean"].prefixes[key] for key in keys],
+        [known[key] for key in keys],
+        world.taught,
+    )

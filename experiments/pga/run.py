@@ -1,0 +1,415 @@
+"""``exhume pga``: erasers of membership, under the published and a sound protocol.
+
+Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once
+it sees one part of the keys and is scored on the other, by readers that are fitted anew
+and against labels exchanged. Beside it stand the untouched original, the twin that
+never saw a fixed code, and untrained networks.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from audits.core.outputs import EXPERIMENT, look
+from audits.core.workspace import Ledger, Workspace, canonical
+from capture.checkpoints.cache import cache_root
+from capture.data.sequences import Sequences
+from erasure.unlearning.objectives import count_scored
+from erasure.unlearning.task import frozen_logprobs
+from erasure.unlearning.training import reader_for
+from evidence.errors import InputError, quoted
+from evidence.progress import SILENT, Progress
+from evidence.storage.files import write_together
+from evidence.storage.regular_files import as_path
+from evidence.storage.runs import sole_run
+from experiments.pga.claims import claims_of
+from experiments.pga.config import PgaExperiment, resolved
+from experiments.pga.erasers import Erased, erase
+from experiments.pga.interventions import projection_test, refit_attack
+from experiments.pga.published_protocol import (
+    adversarial_probes,
+    published_scores,
+    toy_verdict,
+)
+from experiments.pga.rows import membership_row, numbers
+from experiments.pga.states import VIEWS, all_states, depth_sites, pool_states
+from experiments.pga.utility import Utility
+from probes.estimators.classifier_battery import refit_battery
+from probes.solvers.uncertified import unwarned
+from probes.sweeps.membership_test import FAMILIES, membership, split_sequences
+from testbeds.memorized_codes.config import SIZES
+from testbeds.memorized_codes.world import (
+    CodesWorld,
+    build_codes,
+    perplexity,
+    recall,
+    untrained_model,
+)
+
+SCHEMA = 2
+UNSEEN = -2
+"""Number of the draw of clean codes that perplexity is measured on."""
+
+
+def pga(
+    config: PgaExperiment,
+    out: Path,
+    *,
+    root: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Run an experiment, or go on with it where it was interrupted.
+
+    Args:
+        config: What to do.
+        out: Folder for ``pga.json`` and ``report.html``.
+        root: Where worlds are kept; the cache by default.
+        fresh: Replace another experiment in the folder.
+        progress: Where progress is shown.
+
+    Returns:
+        The document in ``pga.json``: ``config``, ``world``, ``rows`` (one a model and
+        protocol), ``interventions``, ``claims``.
+
+    Raises:
+        InputError: the folder holds something else or is another run's, or there
+            are too few keys.
+    """
+    from experiments.pga.report import render
+
+    if not isinstance(config, PgaExperiment):
+        raise InputError(
+            "the settings of the experiment are not settings",
+            expected="experiments.pga.config.make_config({...})",
+            got=quoted(config),
+        )
+    out = as_path(out, "the output folder")
+    place = cache_root() / "worlds" if root is None else as_path(root, "root")
+    config = resolved(config)
+    keys = SIZES[config.size].memorised
+    split_sequences(keys, config.erase_share, config.seed)
+    look(out, EXPERIMENT)
+    with sole_run(out):
+        document = _document(config, out, place, fresh, progress)
+        text = canonical(document) + "\n"
+        write_together({out / "pga.json": text, out / "report.html": render(document)})
+    return document
+
+
+def _document(
+    config: PgaExperiment, out: Path, root: Path, fresh: bool, progress: Progress
+) -> dict[str, Any]:
+    """Run the stages that are not there yet; ``config`` is resolved."""
+    mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
+    ledger = Ledger(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
+    steps = 4 + config.random_inits + 2 * len(config.erasers)
+    with progress.task("pga", steps) as advance:
+        world = build_codes(
+            SIZES[config.size],
+            config.seed,
+            root,
+            twin=True,
+            device=config.device,
+            progress=progress,
+        )
+        run = Experiment(config, world, progress)
+        advance(1)
+        rows: list[dict[str, Any]] = []
+
+        def stage(name: str, compute) -> None:
+            rows.append(ledger.stage(name, compute))
+            advance(1)
+
+        for name in ("original", "twin"):
+            stage(name, lambda name=name: run.untouched(name))
+        for number in range(1, config.random_inits + 1):
+            stage(f"untrained-{number}", lambda number=number: run.untrained(number))
+        for name in config.erasers:
+            file = name.replace(" ", "-")
+            stage(f"{file}-published", lambda name=name: run.published(name))
+            stage(f"{file}-sound", lambda name=name: run.sound(name))
+        interventions = ledger.stage("interventions", run.interventions)
+        advance(1)
+    return {
+        "schema_version": SCHEMA,
+        "config": config.model_dump(mode="json"),
+        "world": {
+            "card": world.card(),
+            "twin": world.card("twin"),
+            "test_keys": run.test.tolist(),
+            "sites": len(rows[0]["published"]["true"]),
+            "families": list(FAMILIES),
+            "views": list(VIEWS),
+        },
+        "rows": rows,
+        "interventions": interventions,
+        "claims": claims_of(rows, config.margin),
+    }
+
+
+def measure_published(
+    config: PgaExperiment,
+    root: Path,
+    eraser: str | None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """The published figures of one eraser, or of the original where None.
+
+    Args:
+        config: Size, seed and settings.
+        root: Where worlds are kept.
+        eraser: Sees every key it is scored on, as published.
+        progress: Where progress is shown.
+    """
+    config = resolved(config)
+    world = build_codes(
+        SIZES[config.size], config.seed, root, device=config.device, progress=progress
+    )
+    run = Experiment(config, world, progress)
+    if eraser is None:
+        return run.measure(Erased(run.load(), {}, {}))
+    return run.published(eraser)["published"]
+
+
+class Experiment:
+    """One experiment's models and what is measured on them."""
+
+    def __init__(self, config: PgaExperiment, world: CodesWorld, progress: Progress):
+        self.config, self.world, self.progress = resolved(config), world, progress
+        count = min(len(world.pools["memorised"]), len(world.pools["clean"]))
+        self.all = np.arange(count)
+        self.seen, self.test = split_sequences(count, config.erase_share, config.seed)
+
+    def load(self, name: str = "original") -> PreTrainedModel:
+        """A fresh copy of the original or the twin, where models are run."""
+        return self.world.load(name, self.config.device)
+
+    def untouched(self, name: str) -> dict[str, Any]:
+        """The original or the twin, under both protocols."""
+        erased = Erased(self.load(name), {}, {})
+        return {
+            "model": name,
+            "eraser": None,
+            "published": self.measure(erased),
+            "sound": self.battery(erased),
+        }
+
+    def untrained(self, number: int) -> dict[str, Any]:
+        """A network that was never trained, under both protocols."""
+        model = untrained_model(self.world, number)
+        model.to(self.config.device)  # pyright: ignore
+        erased = Erased(model, {}, {})
+        return {
+            "model": f"untrained {number}",
+            "eraser": None,
+            "published": self.measure(erased),
+            "sound": self.battery(erased),
+        }
+
+    def published(self, name: str) -> dict[str, Any]:
+        """An eraser that sees every key it is scored on; also tried on the twin."""
+        erased = self._erase(name, "original", self.all)
+        found = self.measure(erased) | self.cost(erased, self.all)
+        if self.config.six_probes:
+            with erased.running():
+                states = self._states(erased.model)["last"]
+            variants = adversarial_probes(states["memorised"], states["clean"])
+            found["six"] = {
+                key: numbers(each.accuracy) for key, each in variants.items()
+            }
+            found["uncertified"] += sum(each.uncertified for each in variants.values())
+        return {"model": "original", "eraser": name, "published": found}
+
+    def sound(self, name: str) -> dict[str, Any]:
+        """An eraser that sees one part of the keys, scored on the other."""
+        erased = self._erase(name, "original", self.seen)
+        found = self.battery(erased) | self.cost(erased, self.seen)
+        with erased.running():
+            known = recall(erased.model, self.world.memorised(self.test.tolist()))
+        found["recall_test"] = asdict(known)
+        return {"model": "original", "eraser": name, "sound": found}
+
+    def interventions(self) -> dict[str, Any]:
+        """The published projection test and re-fit attacker, on the original."""
+        model, world = self.load(), self.world
+        sites = depth_sites(model)
+        pools = [world.pools[name].prefixes for name in ("memorised", "clean")]
+        drawn = world.drawn("clean", UNSEEN)
+
+        def read() -> tuple[Tensor, Tensor]:
+            first, second = (pool_states(model, each, world.taught) for each in pools)
+            return first, second
+
+        def known() -> float:
+            return _code_logprob(model, world.memorised())
+
+        def others() -> float:
+            return _code_logprob(model, drawn)
+
+        middle = len(sites) // 2
+        test = projection_test(model, sites, middle, read, known, others)
+        depths = list(range(1, len(sites)))
+        attack = refit_attack(model, sites, read, known, depths=depths)
+        probes = (test.before, test.after, attack)
+        return {
+            "uncertified": sum(each.uncertified for each in probes),
+            "projection": {
+                "depth": middle,
+                "before": numbers(test.before.accuracy),
+                "after": numbers(test.after.accuracy),
+                "recall_drop": test.recall_drop,
+                "other_drop": test.other_drop,
+                "reading": test.reading,
+            },
+            "refit": {
+                "accuracy": numbers(attack.accuracy.max(1)),
+                "rank": attack.rank,
+                "recall_drop": attack.recall_drop,
+                "cka": numbers(attack.cka),
+                "beaten": attack.beaten,
+            },
+        }
+
+    def _erase(self, name: str, model: str, keys: NDArray[np.int64]) -> Erased:
+        config = self.config
+        return erase(
+            name,
+            self.load(model),
+            self.world,
+            keys,
+            epochs=config.epochs,
+            align_weight=config.align_weight,
+            fixed_clean=config.fixed_clean,
+            seed=config.seed,
+            progress=self.progress,
+        )
+
+    def _states(self, model: PreTrainedModel) -> dict[str, dict[str, Tensor]]:
+        return cast(Any, all_states(model, self.world, self.world.taught))
+
+    def measure(self, erased: Erased) -> dict[str, Any]:
+        """The published scores of a model as it runs."""
+        with erased.running():
+            states = self._states(erased.model)["last"]
+            known = recall(erased.model, self.world.memorised())
+        keys = torch.from_numpy(self.all)
+        pools = {
+            name: each[:, keys] for name, each in states.items() if _fits(each, keys)
+        }
+        scores = published_scores(
+            pools["memorised"], pools["clean"], pools.get("others")
+        )
+        return {
+            "true": numbers(scores.true.accuracy),
+            "spread": numbers(scores.true.spread),
+            "concordance": numbers(scores.true.concordance.mean(0)),
+            "oriented": numbers(scores.true.oriented),
+            "pure": None if scores.pure is None else numbers(scores.pure.accuracy),
+            "shuffled": numbers(scores.shuffled.mean(0)),
+            "mean_gap": scores.mean_gap,
+            "reading": scores.reading,
+            "uncertified": scores.uncertified,
+            "recall": asdict(known),
+        }
+
+    def battery(self, erased: Erased) -> dict[str, Any]:
+        """The sound protocol on the keys that were kept for testing."""
+        with erased.running():
+            states = self._states(erased.model)
+        test = torch.from_numpy(self.test)
+        views = {
+            view: torch.cat(
+                [pools[name][:, test].mean(2) for name in ("memorised", "clean")], 1
+            )
+            for view, pools in states.items()
+        }
+        labels = np.repeat([1, 0], len(test))
+        found = membership(
+            views,
+            labels,
+            folds=self.config.folds,
+            permutations=self.config.permutations,
+            seed=self.config.seed,
+        )
+        row: dict[str, Any] = membership_row(found) | {"trained": None}
+        if self.config.trained_readers:
+            row["trained"], lost = self._trained(views, labels)
+            row["uncertified"] += lost
+        return row
+
+    def _trained(
+        self, views: dict[str, Tensor], labels: NDArray[np.int64]
+    ) -> tuple[dict[str, float], int]:
+        """Largest AUC over depths and views, by reader; how many are uncertified."""
+        tables = {
+            f"{view}, depth {depth}": rows
+            for view, table in views.items()
+            for depth, rows in enumerate(table.numpy())
+        }
+        with unwarned():
+            battery = refit_battery(
+                cast(Any, tables),
+                labels,
+                folds=min(self.config.folds, len(self.test)),
+                draws=0,
+                seed=self.config.seed,
+                progress=self.progress,
+            )
+        found: dict[str, float] = {}
+        for _, reader, area, *_ in battery.rows:
+            found[reader] = max(area, found.get(reader, 0.0))
+        return found, len(battery.uncertified)
+
+    def cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
+        """Recall of the keys erased, utility, and the criterion of the paper."""
+        before = self.load()
+        chosen = keys.tolist()
+        mine = self.world.memorised(chosen)
+        unseen = self.world.drawn("clean", UNSEEN)
+        trained = self.world.drawn("clean", 0, chosen)
+        with erased.running():
+            after = perplexity(erased.model, unseen)
+            known = recall(erased.model, mine)
+            now = [_code_logprob(erased.model, rows) for rows in (mine, trained)]
+        was = [_code_logprob(before, rows) for rows in (mine, trained)]
+        utility = Utility(
+            (perplexity(before, unseen), after),
+            (was[0], now[0]),
+            (was[1], now[1]),
+        )
+        return {
+            "recall": asdict(known),
+            "utility": asdict(utility)
+            | {
+                "ratio": utility.ratio,
+                "role_swap": utility.role_swap,
+                "kept": utility.kept,
+            },
+        }
+
+
+def criterion(row: dict[str, Any]) -> dict[str, bool]:
+    """The paper's criterion of success for a published row of an eraser."""
+    found = row["published"]
+    return toy_verdict(
+        found["recall"]["least"],
+        tuple(found["utility"]["perplexity"]),
+        found["true"],
+    )
+
+
+def _code_logprob(model: PreTrainedModel, rows: Sequences) -> float:
+    """Mean log-probability of a digit of the rows' codes, nats."""
+    total = frozen_logprobs(reader_for(model, rows), rows, "answer")
+    return float(total.sum()) / count_scored(rows, "answer")
+
+
+def _fits(states: Tensor, keys: Tensor) -> bool:
+    return states.shape[1] > int(keys.max())
