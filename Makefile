@@ -32,33 +32,33 @@ types: .venv/ready
 	$(BIN)/basedpyright --warnings
 
 bench: .venv/bench-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.probes
 
 bench-erasers: .venv/bench-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.erasers
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.erasers
 
 # The whole held-out part takes days; ARGS="--seeds 12 --families llama" is a part of it.
 bench-verdict: .venv/bench-ready
-	$(BIN)/python -m benchmarks.verdict $(ARGS)
+	$(BIN)/python -m benchmarks.suites.verdict.suite $(ARGS)
 
 bench-known-pairs: .venv/ready
-	$(BIN)/python -m benchmarks.known_pairs
+	$(BIN)/python -m benchmarks.suites.verdict.known_pairs
 
 bench-pga: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pga
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pga.suite
 
 bench-vision: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.vision
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.vision.suite
 
 # The peer's and bitsandbytes' rows need their packages; see the modules' first lines.
 bench-circuits: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.circuits
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.circuits.suite
 
 bench-restoration: .venv/bench-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.restoration --make
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.restoration.suite --make
 
 bench-bad-inputs: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bad_inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.bad_inputs
 
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow

@@ -19,8 +19,8 @@ from audits.verdict.calibration import (
     figures_of,
     shipped,
 )
-from benchmarks.calibration import figures, fit
-from benchmarks.verdict import RESULTS
+from benchmarks.suites.verdict.calibration import figures, fit
+from benchmarks.suites.verdict.suite import RESULTS
 from evidence.results import AxisResult
 from tests.audits import documents
 

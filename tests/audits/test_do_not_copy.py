@@ -1,6 +1,6 @@
 """The faults of the published protocols, and that ours does not have them.
 
-``benchmarks.pga_statements`` lists each with its tests; docs/pga.md shows the list.
+``benchmarks.pga.statements`` lists each with its tests; docs/pga.md shows the list.
 """
 
 import ast
@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.pga_statements import STATEMENTS
+from benchmarks.pga.statements import STATEMENTS
 from capture.network.structure import own_head_
 from evidence.seeds import torch_rng
 from experiments.pga.claims import NO, YES, claims_of

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import (
+from benchmarks.harness import (
     circuit_page,
-    circuits,
-    erasers,
+    performance_page,
     pga_page,
-    report,
     restoration_page,
-    verdict,
     vision_page,
 )
+from benchmarks.suites import erasers
+from benchmarks.suites.circuits import suite as circuits
+from benchmarks.suites.verdict import suite as verdict
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -41,9 +41,9 @@ def results(path: Path) -> dict:
 
 
 def performance(folder, patch):
-    patch.setattr(report, "PAGE", folder / "performance.md")
-    patch.setattr(report, "RESULTS", folder)
-    report.write_page()
+    patch.setattr(performance_page, "PAGE", folder / "performance.md")
+    patch.setattr(performance_page, "RESULTS", folder)
+    performance_page.write_page()
 
 
 def pga(folder, patch):
@@ -123,7 +123,7 @@ def test_a_page_is_what_its_results_give(name, tmp_path, monkeypatch):
 def test_every_generated_file_is_among_them():
     """A page or plot that nobody writes anew would be trusted and go stale."""
     pages = [path for path in DOCS.rglob("*.md") if generated(path)]
-    plots = [*DOCS.rglob("*.svg"), *report.RESULTS.glob("*.svg")]
+    plots = [*DOCS.rglob("*.svg"), *performance_page.RESULTS.glob("*.svg")]
     found = {str(path.relative_to(ROOT)) for path in (*pages, *plots)}
     assert found == {file for _, files in PAGES.values() for file in files}
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from benchmarks import pga_reasons
-from benchmarks.pga import ORDER, take
-from benchmarks.pga_curve import NEVER
-from benchmarks.pga_devices import devices
-from benchmarks.pga_equivalence import equivalence_rows
-from benchmarks.pga_views import views_text
-from benchmarks.pga_worlds_page import _one_size
+from benchmarks.harness.pga_worlds_page import _one_size
+from benchmarks.pga import recipes
+from benchmarks.pga.curve import NEVER
+from benchmarks.pga.devices import devices
+from benchmarks.pga.equivalence import equivalence_rows
+from benchmarks.pga.suite import ORDER, take
+from benchmarks.pga.views import views_text
 from evidence.errors import InputError
 from evidence.progress import SILENT
 from testbeds.memorized_codes.config import SIZES
@@ -19,7 +19,7 @@ FACTS = {"commit": "abc", "machine": {"cpu": "c"}, "device": "cpu", "threads": 1
 
 
 def point(name, *, reach, passes=None, quiet=False):
-    """One setting as ``benchmarks.pga_curve`` gives it; no ``passes``: untouched."""
+    """One setting as ``benchmarks.pga.curve`` gives it; no ``passes``: untouched."""
     found = {"eraser": name, "best": 0.6, "band": 0.7, "reach": reach}
     found |= {"sequences": 40, "passes": bool(passes)}
     if passes is not None:
@@ -52,7 +52,7 @@ def test_shards_of_a_curve_become_one_part_in_the_order_of_the_settings(tmp_path
 def test_reasons_measured_elsewhere_keep_what_was_there(tmp_path, monkeypatch):
     result = tmp_path / "reasons.json"
     result.write_text(json.dumps({"texts": 1, "variants": {"a": {"seed": 0}}}))
-    monkeypatch.setattr(pga_reasons, "RESULT", result)
+    monkeypatch.setattr(recipes, "RESULT", result)
     folder = tmp_path / "in"
     folder.mkdir()
     found = {"key": "reasons:published:1", "variants": {"b": {"seed": 1}}, "rows": []}

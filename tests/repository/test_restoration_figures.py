@@ -3,14 +3,19 @@
 import pytest
 
 from audits.axes.restoration.state_injection import UNTRAINED
-from benchmarks.restoration_figures import rate_rows, shown_cases, verdicts, zoo_rows
-from benchmarks.restoration_page import page
-from benchmarks.timing import Rows
+from benchmarks.harness.restoration_page import page
+from benchmarks.harness.results import Rows
+from benchmarks.suites.restoration.figures import (
+    rate_rows,
+    shown_cases,
+    verdicts,
+    zoo_rows,
+)
 from tests.audits.documents import axis, column, reading
 
 
 def case(name, kind, state, net, published, never=0.0):
-    """One model as ``benchmarks.restoration_zoo.measured`` gives it."""
+    """One model as ``benchmarks.suites.restoration.zoo.measured`` gives it."""
     roles = {"unlearned": published, UNTRAINED: never}
     details = {
         "net_rate": {

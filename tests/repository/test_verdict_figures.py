@@ -6,7 +6,7 @@ import pytest
 
 from audits.validation.error_rates import STATES, VERDICTS, Case, case_of, figures
 from audits.validation.trials import Plan, run_plan
-from benchmarks.verdict import joined, page, probabilities_of
+from benchmarks.suites.verdict.suite import joined, page, probabilities_of
 from testbeds.worlds.biographies import SMALL
 from testbeds.zoo.kinds import KINDS
 

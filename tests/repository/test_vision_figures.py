@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.vision import RETRAINED, SUPPRESSED, kept_from, summary
-from benchmarks.vision_audits import beside, rows_of
-from benchmarks.vision_page import _audits, write_page
+from benchmarks.harness.vision_page import _audits, write_page
+from benchmarks.suites.vision.audits import beside, rows_of
+from benchmarks.suites.vision.suite import RETRAINED, SUPPRESSED, kept_from, summary
 
 # Of the libraries under sae-lens.
 pytestmark = [

@@ -1,0 +1,182 @@
+"""What becomes of inputs that are broken, hostile or only odd: counts of thousands.
+
+Run by hand: ``make bench-bad-inputs`` (about an hour on two cores for 3,000 inputs).
+Every kind of file the program reads is altered by field, by byte and by what stands in
+its place, and read by the command a user would run, in a process of its own that is
+watched (see ``tests/security/fuzz``). Interrupted, the same command goes on; another
+version of the program starts anew.
+
+    python -m benchmarks.suites.bad_inputs --inputs 3000 --seed 0
+    python -m benchmarks.suites.bad_inputs --only "LoRA adapter" --inputs 200 --dry
+    python -m benchmarks.suites.bad_inputs --case '{"kind": ..., "edits": [...]}'
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from audits.core.manifest import code_hash
+from benchmarks.harness.results import Rows, commit, machine
+from capture.checkpoints.cache import cache_root
+from tests.security.fuzz.case import Case
+from tests.security.fuzz.catalogue import Kind
+from tests.security.fuzz.catalogue_more import ALL
+from tests.security.fuzz.generate import draw, sample
+from tests.security.fuzz.judge import FAULTS, Outcome
+from tests.security.fuzz.pool import bench, try_all
+from tests.security.fuzz.scenarios import scenarios
+from tests.security.fuzz.shrink import smallest
+
+RESULT = Path(__file__).parents[1] / "results" / "bad_inputs.json"
+INPUTS = 2000
+"""Fewest altered inputs that the counts are of."""
+
+
+def cases_of(kinds: Iterable[Kind], inputs: int, seed: int, root: Path) -> list[Case]:
+    """Valid examples, known attacks, and altered ones: half listed, half drawn."""
+    chosen = list(kinds)
+    whole = sum(kind.weight for kind in chosen)
+    names = [kind.name for kind in chosen]
+    found = [Case(name) for name in names]
+    found += [case for case in scenarios() if case.kind in names]
+    with bench(root, "examples") as made:
+        for kind in chosen:
+            count = -(-inputs * kind.weight // whole)
+            place = made.prepare(kind)
+            listed = sample(kind, place, -(-count // 2), seed)
+            found += listed + draw(kind, place, count - len(listed), seed)
+    cases = list({case.key: case for case in found}.values())
+    # Mixed, so that what was tried when a run was broken off is of every kind.
+    random.Random(seed).shuffle(cases)
+    return cases
+
+
+class Log:
+    """What was tried, one line of JSON each, kept as it comes."""
+
+    def __init__(self, root: Path):
+        self.path, self.failures = root / "tried.jsonl", root / "failures"
+        self.failures.mkdir(parents=True, exist_ok=True)
+        self.known: dict[str, dict] = {}
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self.known[row["key"]] = row
+
+    def add(self, case: Case, outcome: Outcome) -> None:
+        """Keep an outcome; of a bad one also how to see it again."""
+        row = {"key": case.key, "kind": case.kind, "valid": not case.edits}
+        row |= asdict(outcome)
+        if outcome.faults:
+            row["case"] = case.text()
+            said = json.dumps(row, indent=1)
+            command = f"python -m benchmarks.suites.bad_inputs --case '{case.text()}'"
+            (self.failures / f"{case.key}.txt").write_text(
+                f"{command}\n\n{said}\n", encoding="utf-8"
+            )
+            print(f"BAD {case.kind}: {', '.join(outcome.faults)}: {case.text()[:300]}")
+        self.known[case.key] = row
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if len(self.known) % 100 == 0:
+            bad = sum(bool(each["faults"]) for each in self.known.values())
+            print(f"{len(self.known)} tried, {bad} with faults", flush=True)
+
+
+def report(found: list[dict]) -> dict:
+    """The rows of the result, from what was tried."""
+    rows = Rows(part="bad inputs")
+    valid = [each for each in found if each["valid"]]
+    altered = [each for each in found if each["altered"]]
+    count = len(altered)
+    expected = [each for each in valid if ALL[each["kind"]].reads]
+
+    def add(figure, value, target=None, sense="<=", unit="inputs", n=count) -> None:
+        peer = "what a user must see: the work done, or one clear line"
+        rows.add(figure, value, target, sense, unit, peer, 0.0, n)
+
+    add("altered inputs tried", count, INPUTS, ">=")
+    add("kinds of input tried", len(valid), len(ALL), ">=", "kinds", len(valid))
+    accepted = sum(each["accepted"] and not each["faults"] for each in expected)
+    share = accepted / max(1, len(expected))
+    add("valid examples accepted", share, 1.0, ">=", "share", len(expected))
+    fine = [each for each in altered if not each["faults"]]
+    refused = sum(not each["accepted"] for each in fine)
+    add("altered inputs refused in one clear line", refused)
+    add("altered inputs accepted", len(fine) - refused)
+    for fault in FAULTS:
+        add(fault, sum(fault in each["faults"] for each in found), 0, n=len(found))
+    seconds = [each["seconds"] for each in altered] or [0.0]
+    add("longest time of an input", max(seconds), 10, unit="s")
+    add("median time of an input", statistics.median(seconds), unit="s")
+    tried = Counter(each["kind"] for each in altered)
+    bad = Counter(each["kind"] for each in found if each["faults"])
+    taken = Counter(each["kind"] for each in altered if each["accepted"])
+    for name, number in sorted(tried.items()):
+        rows.add(
+            f"{name}: inputs with a fault", bad[name], 0, "<=", "inputs",
+            "none", 0.0, number, accepted=taken[name],
+        )  # fmt: skip
+    return {
+        "command": "python -m benchmarks.suites.bad_inputs " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "machine": machine(),
+        "threads": 1,
+        "rows": rows.rows,
+    }
+
+
+def one(text: str, root: Path) -> int:
+    """Try one input and show all that came of it."""
+    case = Case.of(text)
+    with bench(root) as made:
+        outcome = made.tried(case)
+        if outcome.faults:
+            case, outcome = smallest(case, outcome, made.tried)
+            outcome = made.tried(case)
+        print(f"smallest: {case.text()}")
+        print(json.dumps(asdict(outcome), indent=1))
+        for name in ("stdout", "stderr", "events", "stack"):
+            path = made.place / "case" / name
+            text = (
+                path.read_text(encoding="utf-8", errors="replace")[-4000:]
+                if path.exists()
+                else ""
+            )
+            print(f"--- {name}\n{text}")
+    return int(bool(outcome.faults))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="part of the names of kinds")
+    parser.add_argument("--root", type=Path, default=cache_root() / "bad-inputs")
+    parser.add_argument("--dry", action="store_true", help="write no result")
+    parser.add_argument("--case", default="", help="one input, as it was printed")
+    given = parser.parse_args()
+    root = given.root.resolve() / code_hash()[:12]
+    root.mkdir(parents=True, exist_ok=True)
+    if given.case:
+        raise SystemExit(one(given.case, root))
+    kinds = [kind for name, kind in ALL.items() if given.only in name]
+    log = Log(root)
+    cases = cases_of(kinds, given.inputs, given.seed, root)
+    left = [case for case in cases if case.key not in log.known]
+    print(f"{len(cases)} inputs of {len(kinds)} kinds, {len(left)} not yet tried")
+    try_all(left, root, given.jobs, log.add)
+    result = report([log.known[case.key] for case in cases])
+    if not given.dry:
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

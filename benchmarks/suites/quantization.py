@@ -1,0 +1,280 @@
+"""Edits of known size in bins of the four-bit grid, and what rounding leaves of them.
+
+The original is put onto the grid first, so that an edit smaller than half a bin is
+rounded away whole. One edit unlearns by steps of projected gradient within a ball of a
+given size; the other moves every matrix by ten of its bins, towards a model that never
+knew. The persistence axis is asked about both.
+"""
+
+import copy
+from collections.abc import Sequence as Listed
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audits.axes.persistence import ask_quantised, edit_in_bins, judge
+from audits.core.answers import score_questions
+from audits.core.config import AuditConfig
+from audits.core.subjects import Subject
+from benchmarks.harness.results import Rows
+from capture.checkpoints.open import open_checkpoint
+from capture.data.items import read_items
+from capture.data.questions import ask
+from capture.data.sequences import Sequences, batches
+from capture.data.tokenization import encode_items
+from capture.scoring.answers import score_answers
+from erasure.weights.quantization import linear_weights, quantise, quantise_
+from evidence.progress import SILENT
+from testbeds.worlds.biographies import STANDARD, BiosWorld, build_bios
+
+# Tried in turn, in mean bin widths, until the answers are gone.
+SIZES = (0.01, 0.45)
+STEPS, GONE = 150, 0.1
+FAR = 10.0
+
+
+def planted_edits(rows: Rows, root: Path, seed: int) -> None:
+    """Codes against bitsandbytes; edits inside the bins and far beyond them."""
+    world = _world(root, seed)
+    _codes(rows, open_checkpoint(world.original).load())
+    hidden, size, said, codes = hide(world)
+    rows.add(
+        f"an edit of {SIZES[0]} bins (RMS): codes that rounding gives back",
+        codes[str(SIZES[0])],
+        1,
+        ">=",
+        "share",
+        "NF4, block 64",
+        0,
+        1,
+        said=said[str(SIZES[0])],
+    )
+    rows.add(
+        "answers still said after the least edit that hides them, or the largest",
+        said[str(size)],
+        GONE,
+        "<=",
+        "share",
+        f"projected gradient, sizes {', '.join(map(str, SIZES))}",
+        0,
+        1,
+        said_by_size=said,
+    )
+    name = f"an edit of {size:g} bins (RMS) that hides the answers"
+    _judged(rows, world, hidden, name, returns=True)
+    name = f"an edit of {FAR:g} bins (RMS) towards a model that never knew"
+    _judged(rows, world, far(world), name, returns=False)
+
+
+def hide(
+    world: BiosWorld,
+) -> tuple[nn.Module, float, dict[str, float], dict[str, float]]:
+    """The least edit of ``SIZES`` that unlearns, else the last.
+
+    Returns:
+        The model, its size, and by size what is still said and the share of codes that
+        are the original's.
+    """
+    checkpoint = open_checkpoint(world.original)
+    items = read_items(world.forget)
+    forget = encode_items(checkpoint.tokenizer, items)
+    forget += encode_items(checkpoint.tokenizer, items, 0)
+    retain = encode_items(checkpoint.tokenizer, read_items(world.retain))
+    said: dict[str, float] = {}
+    codes: dict[str, float] = {}
+    start = linear_weights(_on_grid(world))
+    model, size = _on_grid(world), SIZES[0]
+    for size in SIZES:
+        model = _on_grid(world)
+        _hide_within_(model, forget, retain, size)
+        said[str(size)] = float(score_answers(model, forget).greedy.mean())
+        same = [
+            (_codes_of(w, turned) == _codes_of(*start[name])).flatten()
+            for name, (w, turned) in linear_weights(model).items()
+        ]
+        codes[str(size)] = float(torch.cat(same).double().mean())
+        print(f"an edit of {size} bins: says {said[str(size)]:.2f}", flush=True)
+        if said[str(size)] <= GONE:
+            break
+    return model, size, said, codes
+
+
+def far(world: BiosWorld) -> nn.Module:
+    """The twin's direction from the original, ten bins long in every matrix."""
+    start = {n: w for n, (w, _) in linear_weights(_on_grid(world)).items()}
+    model = open_checkpoint(world.twin).load()
+    with torch.no_grad():
+        for name, (weight, turned) in linear_weights(model).items():
+            edit = weight - start[name]
+            size = FAR * _width(start[name], turned) / edit.square().mean().sqrt()
+            weight.copy_(start[name] + size * edit)
+    return model
+
+
+def _hide_within_(
+    model: nn.Module, forget: Sequences, retain: Sequences, size: float
+) -> None:
+    """Signed steps on all matrices, put back into a ball of ``size`` bins each time."""
+    weights = linear_weights(model)
+    start = {name: weight.detach().clone() for name, (weight, _) in weights.items()}
+    width = {n: _width(start[n], turned) for n, (_, turned) in weights.items()}
+    room = {n: _room(start[n], turned) for n, (_, turned) in weights.items()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for weight, _ in weights.values():
+        weight.requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    moments: dict[str, Tensor] = {n: torch.zeros_like(w) for n, w in start.items()}
+    for _ in range(STEPS):
+        for rows, count, sign in ((forget, 96, -1.0), (retain, 64, 3.0)):
+            some = torch.randperm(len(rows), generator=generator)[:count].tolist()
+            _push(model, rows[some], sign)
+        with torch.no_grad():
+            for name, (weight, _) in weights.items():
+                assert weight.grad is not None
+                moments[name].mul_(0.9).add_(weight.grad)
+                step = moments[name] / moments[name].square().mean().sqrt()
+                edit = weight - start[name] - 0.1 * size * width[name] * step
+                most = size * width[name] / edit.square().mean().sqrt()
+                edit *= most.clamp(max=1.0)
+                weight.copy_(start[name] + edit.clamp(*room[name]))
+                weight.grad = None
+
+
+def _push(model: nn.Module, rows: Sequences, sign: float) -> None:
+    """Add the gradient of the answers' loss, capped so that ascent ends, by sign."""
+    for batch in batches(rows, tokens=4096):
+        logits = model(**batch.model_inputs, use_cache=False).logits[:, :-1]
+        target, answers = batch.input_ids[:, 1:], batch.answer_mask[:, 1:]
+        loss = -logits.log_softmax(-1).gather(2, target[..., None])[..., 0][answers]
+        (sign * loss.clamp(max=6.0).sum() / len(rows)).backward()
+
+
+def _room(weight: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
+    """How far each weight of the grid may go down and up and keep its code."""
+    matrix = weight.T if turned else weight
+    grid = quantise(matrix)
+    middles = (grid.levels[:-1] + grid.levels[1:]) / 2
+    # Weights in the outermost bins stay: they set the scale of their block.
+    inner = (grid.codes > 0) & (grid.codes < len(middles))
+    own = grid.levels[grid.codes]
+    below = own - middles[(grid.codes - 1).clamp(min=0)]
+    above = middles[grid.codes.clamp(max=len(middles) - 1)] - own
+    low, high = (0.95 * s * grid.scales * inner for s in (-below, above))
+    return (low.T, high.T) if turned else (low, high)
+
+
+def _codes_of(weight: Tensor, turned: bool) -> Tensor:
+    return quantise(weight.T if turned else weight).codes
+
+
+def _width(weight: Tensor, turned: bool) -> Tensor:
+    return quantise(weight.T if turned else weight).widths.mean()
+
+
+def _on_grid(world: BiosWorld) -> nn.Module:
+    model = open_checkpoint(world.original).load()
+    quantise_(model)
+    return model
+
+
+def _world(root: Path, seed: int) -> BiosWorld:
+    return build_bios(STANDARD, seed, root / "worlds")
+
+
+def _judged(
+    rows: Rows, world: BiosWorld, candidate: nn.Module, name: str, returns: bool
+) -> None:
+    """The persistence axis on one candidate, against the original on the grid.
+
+    Asked directly: an edit of many bins is a wreck, into which an audit does not look.
+    """
+    tokenizer = open_checkpoint(world.original).tokenizer
+    sets = {
+        "forget": ask(read_items(world.forget), 2),
+        "never_taught": ask(read_items(world.never_taught), 2),
+        "retain": ask(read_items(world.retain), 1),
+    }
+    config = AuditConfig(device="cpu")
+    subjects = {
+        "original": _subject("original", _on_grid(world)),
+        "unlearned": _subject("unlearned", candidate),
+    }
+    heard, quantised = {}, {}
+    for role, each in subjects.items():
+        with each.loaded("cpu") as model:
+            heard[role] = score_questions(model, tokenizer, sets, SILENT)
+        quantised[role] = ask_quantised(
+            each, tokenizer, sets, config, device="cpu", progress=SILENT
+        )
+    bins = edit_in_bins(subjects["original"], subjects["unlearned"], config, "cpu")
+    axis = judge(sets, heard, quantised, bins, True, config, ())
+    gap: dict[str, Any] = axis.details["gap"]["unlearned"][0]
+    edit = axis.details["edit"]["nf4"]
+    add = partial(rows.add, peer="NF4, block 64", spread=0, n=1)
+    add(
+        f"{name}: answers said after rounding less before",
+        gap["gap"],
+        0.8 if returns else 0.1,
+        ">=" if returns else "<=",
+        "share",
+        interval=gap["interval"],
+        edit=edit,
+        status=axis.status,
+    )
+    add(
+        f"{name}: the persistence axis says it came back",
+        int(axis.status == "retained"),
+        int(returns),
+        ">=" if returns else "<=",
+        "0 or 1",
+        notes=list(axis.notes),
+    )
+    add(f"{name}: codes kept", edit["same_codes"], None, ">=", "share")
+
+
+def _subject(role: str, model: nn.Module) -> Subject:
+    """A live model in a role; every loading gets a copy."""
+    return Subject(role, role, {}, lambda device: copy.deepcopy(model).to(device))
+
+
+def _codes(rows: Rows, model: nn.Module) -> None:
+    """Our codes of every matrix against bitsandbytes', where it is installed."""
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    except ImportError:
+        print("bins: bitsandbytes is not installed; its rows are left out")
+        return
+    from testbeds.worlds.smollm2 import fetch
+
+    for name, each in (("bios", model), ("SmolLM2", open_checkpoint(fetch()).load())):
+        for kind in ("nf4", "fp4"):
+            wrong, total = 0, 0
+            for weight, turned in _matrices(each):
+                matrix = (weight.T if turned else weight).contiguous()
+                packed, state = quantize_4bit(
+                    matrix, blocksize=64, quant_type=kind, compress_statistics=False
+                )
+                theirs = dequantize_4bit(packed, state).view_as(matrix)
+                # Values are equal to the bit only where codes and scales are.
+                wrong += int((theirs != quantise(matrix, kind).values).sum())
+                total += matrix.numel()
+            rows.add(
+                f"{name}: {kind} weights that differ from bitsandbytes 0.50.2",
+                wrong,
+                0 if kind == "nf4" else None,
+                "<=",
+                "n",
+                "bitsandbytes on the CPU",
+                0,
+                total,
+            )
+
+
+def _matrices(model: nn.Module) -> Listed[tuple[Tensor, bool]]:
+    return [
+        (w.detach().float(), turned) for w, turned in linear_weights(model).values()
+    ]

@@ -1,0 +1,221 @@
+"""What the restoration benchmark makes of its cases: areas, rates and verdicts."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from sklearn.metrics import roc_auc_score
+
+from audits.axes.concept import axis as concept
+from audits.axes.restoration import axis as restoration
+from audits.axes.restoration import state_injection
+from audits.core.config import QUICK
+from audits.validation.trials import FLOORS
+from audits.verdict.reevaluate import decided_again
+from benchmarks.harness.results import Rows
+from benchmarks.suites.restoration.zoo import FALSE, LATE, NAMED, RETRAINED
+from evidence.intervals import wilson
+
+
+def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
+    """The net restoration rate of a case, as the axis states it."""
+    axis = case["axes"].get(restoration.NAME)
+    return axis["details"]["net_rate"]["unlearned"] if axis else None
+
+
+def published_of(case: dict[str, Any], role: str = "unlearned") -> dict | None:
+    """Arms of the published test."""
+    axis = case["axes"].get(restoration.NAME)
+    if axis is None or "readout_intact" not in axis["details"]:
+        return None
+    roles = axis["details"]["readout_intact"]["roles"]
+    return roles[role]["arms"] if role in roles else None
+
+
+def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
+    """Do suppressions come back where retrains do not, by our test and by theirs?"""
+    groups = {
+        "late": [c for c in cases if c["kind"] in LATE],
+        "retrained": [c for c in cases if c["kind"] in RETRAINED],
+        "suppressed": [c for c in cases if c["state"] == "suppressed"],
+    }
+    net = {
+        name: [n["net"] for c in group if (n := net_of(c)) is not None]
+        for name, group in groups.items()
+    }
+    truth = "state known by construction"
+
+    def area(name: str, values: Sequence[float], no: Sequence[float], target) -> None:
+        if values and no:
+            labels = [1] * len(values) + [0] * len(no)
+            score = float(roc_auc_score(labels, [*values, *no]))
+            rows.add(
+                f"{name}, {what}", score, target, ">=", "AUC", truth, 0, len(labels)
+            )
+
+    head = "AUC of the net restoration rate against scratch retrains"
+    area(f"{head}: head-only and late-layer", net["late"], net["retrained"], 0.98)
+    area(f"{head}: every suppression", net["suppressed"], net["retrained"], None)
+    wrong = [value for value in net["retrained"] if value > FALSE]
+    if net["retrained"]:
+        rows.add(
+            f"false restorations (net over {FALSE}) among retrains, {what}",
+            len(wrong),
+            2 * len(net["retrained"]) / 45,
+            "<=",
+            "models",
+            truth,
+            0,
+            len(net["retrained"]),
+            largest=max(net["retrained"]),
+        )
+    best: dict[str, list[float]] = {}
+    for name, group in groups.items():
+        arms = [a for c in group if (a := published_of(c)) is not None]
+        best[name] = _best(arms)
+    never = {
+        c["model"].rsplit("-", 1)[0]: a
+        for c in cases
+        if (a := published_of(c, state_injection.UNTRAINED)) is not None
+    }
+    best["never-trained"] = _best(list(never.values()))
+    for name, values in best.items():
+        if values:
+            rows.add(
+                f"published rate at its best alpha, {name}, mean, {what}",
+                sum(values) / len(values),
+                None,
+                "<=",
+                "share of the lost answers",
+                "reported, never votes",
+                0,
+                len(values),
+                least=min(values),
+                most=max(values),
+            )
+    head = "AUC of the published rate against scratch retrains"
+    area(f"{head}: head-only and late-layer", best["late"], best["retrained"], None)
+    area(f"{head}: every suppression", best["suppressed"], best["retrained"], None)
+
+
+def _best(arms: Sequence[dict[str, Any]]) -> list[float]:
+    found = [
+        (a.get(state_injection.PUBLISHED) or a[state_injection.STATE])["best"]
+        for a in arms
+    ]
+    return [each for each in found if each is not None]
+
+
+def axes_of(case: dict[str, Any], floor: str) -> dict[str, Any]:
+    """Both axes of a case with a floor."""
+    return case.get("beside_reference" if floor == "reference" else "axes", {})
+
+
+def rate_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
+    """How often each axis finds the answers: in retrains, and in suppressions."""
+    for floor in FLOORS:
+        for name in NAMED:
+            for state, target, sense in (
+                ("deleted", 0.0, "<="),
+                ("suppressed", None, ">="),
+            ):
+                statuses = [
+                    axes_of(case, floor)[name]["status"]
+                    for case in cases
+                    if case["state"] == state and name in axes_of(case, floor)
+                ]
+                if not statuses:
+                    continue
+                found = statuses.count("retained")
+                low, high = wilson(found / len(statuses), len(statuses), 1.96)
+                rows.add(
+                    f"{name} says still there of {state} models, floor {floor}, {what}",
+                    found / len(statuses),
+                    target,
+                    sense,
+                    "share of models",
+                    "state known by construction",
+                    0,
+                    len(statuses),
+                    least=low,
+                    most=high,
+                    statuses=dict(Counter(statuses)),
+                )
+
+
+def verdicts(
+    cases: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each model's verdict with the named axes, without each, and without both.
+
+    Args:
+        cases: From ``measured``.
+        others: Lines of ``benchmarks.suites.verdict.zoo_audits``.
+
+    Returns:
+        One dict a model of both and floor: ``model``, ``kind``, ``state``, ``floor``,
+        ``statuses`` of the named axes and ``verdicts`` by what was left out.
+    """
+    by_weights = {
+        (each["weights"], each["floor"]): each
+        for each in others
+        if "failed" not in each
+    }
+    found = []
+    for case, floor in ((case, floor) for floor in FLOORS for case in cases):
+        other = by_weights.get((case["weights"], floor))
+        if other is None:
+            continue
+        document = dict(other["audit"])
+        kept = [each for each in document["axes"] if each["name"] not in NAMED]
+        # A damaged or untouched candidate is not looked into by this profile.
+        inside = len(kept) > 1
+        added = list(axes_of(case, floor).values()) if inside else []
+        document["axes"] = kept + added
+        table = {
+            "none": decided_again(document),
+            concept.NAME: decided_again(document, without=(concept.NAME,)),
+            restoration.NAME: decided_again(document, without=(restoration.NAME,)),
+            "both": decided_again(document, without=NAMED),
+        }
+        for name in NAMED if inside else ():
+            # What this axis says where it alone looks inside.
+            rest = [*QUICK[1:], *(each for each in NAMED if each != name)]
+            table[f"{name} alone"] = decided_again(document, without=rest)
+        found.append(
+            {
+                "model": case["model"],
+                "kind": case["kind"],
+                "state": case["state"],
+                "floor": floor,
+                "statuses": {each["name"]: each["status"] for each in added},
+                "verdicts": {name: each.verdict_class for name, each in table.items()},
+            }
+        )
+    return found
+
+
+def shown_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the page shows of each model, without the axes' details."""
+    found = []
+    for case in cases:
+        net, arms = net_of(case), published_of(case)
+        line: dict[str, Any] = {
+            "model": case["model"],
+            "kind": case["kind"],
+            "state": case["state"],
+            "net": None if net is None else net["net"],
+            "interval": None if net is None else net["interval"],
+            "rate": None if net is None else net["rate"],
+            "controls": None if net is None else net["controls"],
+            "published": None
+            if arms is None
+            else {name: arm["best"] for name, arm in arms.items()},
+        }
+        for name, axis in case["axes"].items():
+            line[name] = {
+                "status": axis["status"],
+                "residual": axis["residual"],
+            }
+        found.append(line)
+    return found

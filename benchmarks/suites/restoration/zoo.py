@@ -1,0 +1,231 @@
+"""Concept and restoration axes on models of known state, and what they do to verdicts.
+
+The axes are those of an audit, item for item and seed for seed. What all candidates of
+a world share (the planted suppression, the autoencoder, states of the original) is
+made once for them. The other axes come from audits made already
+(``benchmarks.suites.verdict.zoo_audits``), of the same models with the same seed and
+profile.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from audits.axes.concept import axis as concept
+from audits.axes.restoration import axis as restoration
+from audits.axes.restoration import state_injection
+from audits.axes.restoration.autoencoder import fit_coder
+from audits.axes.restoration.trial import restore, retain_parts
+from audits.core.subjects import Subject
+from audits.run import baseline
+from audits.run.inner_axes import plant_one, read_states
+from audits.run.pipeline import start
+from audits.run.planting import planted_subject
+from benchmarks.harness.results import commit
+from capture.checkpoints.open import open_checkpoint
+from evidence.progress import SILENT
+from evidence.results import AxisResult
+from evidence.storage.files import write_atomic
+from testbeds.planted import read_card
+from testbeds.zoo.kinds import KINDS
+
+KINDS_ASKED = (
+    *("untouched", "head_only", "last_block_relabel", "last_block_refuse"),
+    *("logit_mask", "answer_direction", "password_relabel"),
+    *("twin", "retrain_1", "retrain_2", "collapse"),
+)
+LATE = ("head_only", "last_block_relabel", "last_block_refuse", "last_block_lora")
+"""Suppressions by the head or the last block alone."""
+RETRAINED = ("twin", "retrain_1", "retrain_2", "retrain_3", "retrain_4")
+FALSE = 0.2
+"""A net rate above this on a retrain is a false restoration."""
+NAMED = (concept.NAME, restoration.NAME)
+
+
+def models_of(root: Path, kinds: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """Folders of the zoo's models that are there, by world."""
+    wanted = []
+    for path in sorted((root / "models").glob("bios-*")):
+        family, seed, kind = path.name.split("-", 3)[1:]
+        if kind in kinds and int(seed) in seeds:
+            wanted.append((family, int(seed), kinds.index(kind), path))
+    return [path for *_, path in sorted(wanted)]
+
+
+def world_of(root: Path, model: Path) -> Path:
+    """The world a model of the zoo was made in.
+
+    Raises:
+        SystemExit: it is not in ``root``.
+    """
+    card = read_card(model)
+    # A world that is being made has no manifest yet.
+    for found in sorted((root / "worlds").glob("*/manifest.json")):
+        manifest = json.loads(found.read_text(encoding="utf-8"))
+        whole = manifest["config"] | {
+            "family": manifest["config"].get("family", "llama")
+        }
+        if manifest["seed"] == card["seed"] and whole == card["world"]:
+            return found.parent
+    raise SystemExit(f"{root} lacks the world of {model.name}")
+
+
+def measured(models: Sequence[Path], root: Path, out: Path) -> Iterator[dict[str, Any]]:
+    """Both axes of each model, kept in ``out`` as they come and not computed twice."""
+    worlds: dict[Path, World] = {}
+    for model in models:
+        kept = out / f"{model.name}.json"
+        if not kept.is_file():
+            place = world_of(root, model)
+            if place not in worlds:
+                worlds = {place: World(place, model, out / place.name)}
+            found = worlds[place].axes(model)
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, json.dumps(found) + "\n")
+        yield json.loads(kept.read_text(encoding="utf-8"))
+
+
+class World:
+    """What all candidates of one world share."""
+
+    def __init__(self, place: Path, model: Path, out: Path):
+        """Open the world, plant its suppression, train its autoencoder.
+
+        Args:
+            place: Folder of the world.
+            model: Any model of it, to open an audit with.
+            out: Where to work.
+        """
+        run = start(
+            place / "original",
+            model,
+            place / "forget.jsonl",
+            place / "retain.jsonl",
+            out,
+            settings={"axes": NAMED, "seed": 0, "device": "cpu"},
+            fresh=True,
+        )
+        self.run = run
+        self.forget, self.retain = baseline.known(run, baseline.first_look(run))
+        self.never = baseline.never_taught(run, self.forget, self.retain)
+        self.original = run.subjects["original"]
+        plant_one(run, self.forget, self.retain)
+        self.planted = planted_subject(self.original, run.space.work)
+        wordings, seed = run.config.budget.prompts_per_item, run.config.seed
+        fit, check = retain_parts(self.retain, wordings, run.tokenizer, seed)
+        self.coder, self.missing = fit_coder(
+            self.original,
+            fit,
+            check,
+            run.space.work / "saes",
+            seed,
+            device="cpu",
+            progress=SILENT,
+        )
+        self.plant_run = self._restore(self.planted)
+        self.references: dict[str, Subject] = {}
+        if (place / "reference").is_dir():
+            reference = open_checkpoint(place / "reference", name="reference-1")
+            self.references = {"reference-1": Subject.of("reference-1", reference)}
+        self.reference_runs = {
+            role: self._restore(each) for role, each in self.references.items()
+        }
+        self.untrained = state_injection.untrained_subject(self.original, seed)
+        self.shown: dict[str, Any] | None = None
+
+    def _restore(self, subject: Subject) -> dict[str, Any]:
+        return restore(
+            self.original,
+            subject,
+            self.run.tokenizer,
+            self.forget,
+            self.retain,
+            self.never,
+            self.run.config.budget.prompts_per_item,
+            self.run.config.seed,
+            coder=self.coder,
+            device="cpu",
+            progress=SILENT,
+        )
+
+    def axes(self, model: Path) -> dict[str, Any]:
+        """Both axes of one model, as an audit would give them, with either floor.
+
+        ``axes`` has never-taught items for a floor, ``beside_reference`` a model
+        retrained without the forget set, where its world has one.
+        """
+        run, card = self.run, read_card(model)
+        unlearned = Subject.of("unlearned", open_checkpoint(model))
+        named = {
+            "original": self.original,
+            "unlearned": unlearned,
+            "planted": self.planted,
+        }
+        found = {
+            "model": model.name,
+            "kind": card["kind"],
+            "state": KINDS[card["kind"]].state,
+            "weights": card["weights"],
+            "commit": commit(),
+            "axes": {},
+            "beside_reference": {},
+        }
+        if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
+            # The quick profile looks into neither the same weights nor wreckage.
+            return found
+        runs = {"unlearned": self._restore(unlearned), "planted": self.plant_run}
+        others = {"unlearned": unlearned}
+        if self.shown is None and self.untrained is not None:
+            others[state_injection.UNTRAINED] = self.untrained
+        known = restoration.known_of(
+            self.original, run.tokenizer, self.forget, run.config, "cpu"
+        )
+        shown = restoration.shown_of(
+            self.original,
+            others,
+            runs,
+            run.tokenizer,
+            self.forget,
+            self.coder,
+            run.config,
+            device="cpu",
+        )
+        if self.shown is None:
+            self.shown = shown["roles"].get(state_injection.UNTRAINED)
+        if self.shown is not None:
+            shown["roles"][state_injection.UNTRAINED] = self.shown
+        notes = tuple(self.missing)
+        back = restoration.judge(runs, known, run.config, notes, shown)
+        found["axes"] = self._both(named, back)
+        if self.references:
+            runs |= self.reference_runs
+            back = restoration.judge(runs, known, run.config, notes, shown)
+            found["beside_reference"] = self._both(named | self.references, back)
+        return found
+
+    def _both(self, named: dict[str, Subject], back: AxisResult) -> dict[str, Any]:
+        """Restoration as given and concept as computed, JSON-ready by name."""
+        run = self.run
+        states = read_states(
+            run,
+            named,
+            self.forget,
+            self.retain,
+            self.never,
+            lambda name, compute: compute(),
+        )
+        vectors = concept.run_concept(
+            named,
+            run.tokenizer,
+            states.tasks,
+            states.sites,
+            list(self.forget),
+            list(self.retain),
+            run.store,
+            run.config,
+            device="cpu",
+            notes=states.notes,
+            progress=SILENT,
+        )
+        return {each.name: each.to_dict() for each in (vectors, back)}
