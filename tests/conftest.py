@@ -11,12 +11,12 @@ LONGEST = (
     "test_notebooks.py",
     "test_audit.py",
     "test_golden_audits.py",
-    "test_suppressions.py",
+    "test_late_edits.py",
     "test_image_audit.py",
-    "test_smol_zoo.py",
-    "test_codes_zoo.py",
-    "test_codes.py",
-    "test_adversaries.py",
+    "test_smollm2_zoo.py",
+    "test_code_keys.py",
+    "test_memorized_codes.py",
+    "test_adversarial.py",
     "test_libraries.py",
     "test_sae.py",
 )
@@ -42,7 +42,7 @@ def own_signals():
 def tiny_codes(tmp_path_factory):
     """A tiny code-recall world with its twin, made once."""
     from testbeds.memorized_codes.world import build_codes
-    from tests.testbeds.tiny_codes import TINY
+    from tests.helpers.tiny_worlds import TINY
 
     return build_codes(TINY, 0, tmp_path_factory.mktemp("codes"), twin=True)
 
@@ -57,7 +57,7 @@ def digits_root(tmp_path_factory):
 def digits_zoo(digits_root):
     """A tiny digits world with some of its models, made once."""
     from testbeds.zoo.build import build_zoo
-    from tests.testbeds.tiny_digits import KINDS, TINY_DIGITS
+    from tests.helpers.tiny_digits import KINDS, TINY_DIGITS
 
     return build_zoo(
         digits_root,

@@ -73,7 +73,7 @@ NOTES = {
     "a bin is rounded away whole, but on a model this small it hides nothing; the "
     "larger one hides most of the answers. Why a few FP4 weights of SmolLM2 "
     "differ from bitsandbytes was not looked into. That an "
-    "edit of ten bins is not undone is tested (`tests/audits/test_persistence.py`); "
+    "edit of ten bins is not undone is tested (`tests/audits/axes/test_persistence.py`); "
     "the one planted here broke the model, so the axis did not run on it.",
 }
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from audits.core.manifest import code_hash
 from benchmarks.harness.results import Rows, commit, machine
 from capture.checkpoints.cache import cache_root
-from tests.security.fuzz.case import Case
-from tests.security.fuzz.catalogue import Kind
-from tests.security.fuzz.catalogue_more import ALL
 from tests.security.fuzz.generate import draw, sample
+from tests.security.fuzz.inputs.case import Case
+from tests.security.fuzz.inputs.catalogue import Kind
+from tests.security.fuzz.inputs.catalogue_more import ALL
 from tests.security.fuzz.judge import FAULTS, Outcome
 from tests.security.fuzz.pool import bench, try_all
 from tests.security.fuzz.scenarios import scenarios

@@ -20,7 +20,7 @@ from attribution.sae.features import (
 from capture.network.hooks import leftover_hooks, patch
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from tests.capture.families import WIDTH, rows, tiny
+from tests.helpers.model_families import WIDTH, rows, tiny
 
 
 class Plain:

@@ -15,7 +15,7 @@ from attribution.sae.training_rows import StoredRows
 from capture.activations.capture import Activations
 from evidence.errors import InputError
 from tests.attribution.test_features import sae
-from tests.capture.families import WIDTH
+from tests.helpers.model_families import WIDTH
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from capture.network.hooks import leftover_hooks
 from capture.network.sites import find_sites
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from tests.capture.families import LAYERS, VOCABULARY, tiny
+from tests.helpers.model_families import LAYERS, VOCABULARY, tiny
 
 FAMILIES = ("llama", "gpt2", "neox")
 SITES = tuple(f"resid.{layer}" for layer in range(LAYERS))

@@ -22,7 +22,7 @@ from capture.activations.capture import capture_activations
 from capture.data.sequences import pad
 from capture.network.hooks import leftover_hooks, patch, record
 from evidence.errors import InputError
-from tests.capture.families import VOCABULARY, WIDTH, rows, tiny
+from tests.helpers.model_families import VOCABULARY, WIDTH, rows, tiny
 
 pytestmark = [
     # Un-skip by installing sae-lens; it is an optional dependency.

@@ -6,7 +6,7 @@ import torch
 from attribution.circuits.structure import find_anatomy
 from attribution.patching.transplant import borrowed, last_block, weights_of
 from evidence.errors import InputError
-from tests.capture.families import tiny
+from tests.helpers.model_families import tiny
 
 
 def logits(model):

@@ -18,8 +18,8 @@ from audits.run.api import audit
 from audits.run.item_check import check_items
 from audits.run.planning import plan
 from evidence.errors import InputError
+from tests.audits.core.test_bad_input import call, rows, write
 from tests.audits.own_world import FIRST, LAST, OwnWorld, letter_tokenizer, own_world
-from tests.audits.test_bad_input import call, rows, write
 
 ENDS = ("ano", "elo", "iro", "oto", "umo", "ado", "ego", "ilo")
 WORDS = [f"{sign}{end}" for end in ENDS for sign in "BDKMT"]

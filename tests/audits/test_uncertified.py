@@ -21,7 +21,7 @@ from experiments.pga.readouts import logistic_readouts
 from probes.solvers.newton.newton_cg import ACCEPTED
 from probes.solvers.uncertified import UncertifiedWarning
 from probes.sweeps.membership_test import membership
-from tests.audits.test_deals import one_task
+from tests.audits.axes.decodability.test_label_permutation import one_task
 
 
 @pytest.fixture

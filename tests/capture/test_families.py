@@ -14,7 +14,7 @@ from capture.network.image_sites import find_image_sites
 from capture.network.neurons import down_projection
 from capture.network.sites import find_sites, linear_shape
 from evidence.errors import InputError
-from tests.capture.families import (
+from tests.helpers.model_families import (
     ADDED,
     FLAT,
     HEADS,

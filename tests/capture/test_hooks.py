@@ -14,7 +14,7 @@ from capture.network.hooks import (
     steer,
 )
 from evidence.errors import InputError
-from tests.capture.families import TEXT, WIDTH, Cnn, pixels, tiny
+from tests.helpers.model_families import TEXT, WIDTH, Cnn, pixels, tiny
 
 IDS = torch.tensor([[4, 8, 15, 16, 23, 42], [3, 9, 27, 21, 2, 6]])
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def crosscheck(*arguments):
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.capture.crosscheck", *map(str, arguments)],
+        [sys.executable, "-m", "tests.helpers.activation_peers", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | quiet,
         capture_output=True,

@@ -18,7 +18,7 @@ from capture.scoring.answers import (
 )
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
-from tests.capture.small import FAMILIES, byte_level
+from tests.helpers.tiny_models import FAMILIES, byte_level
 
 VOCABULARY = 500  # more than the tokenizer has
 

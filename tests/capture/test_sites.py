@@ -7,7 +7,7 @@ from torch import nn
 from capture.network.hooks import record
 from capture.network.sites import find_sites
 from evidence.errors import InputError
-from tests.capture.families import HEADS, LAYERS, TEXT, WIDTH, Cnn, pixels, tiny
+from tests.helpers.model_families import HEADS, LAYERS, TEXT, WIDTH, Cnn, pixels, tiny
 
 BLOCKS = (*TEXT, "vit")
 

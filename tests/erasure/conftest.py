@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from erasure.unlearning.training import finetune_
-from tests.erasure.tiny import FORGET, RETAIN, tiny_llama
+from tests.helpers.tiny_erasure import FORGET, RETAIN, tiny_llama
 
 
 @pytest.fixture(scope="session")

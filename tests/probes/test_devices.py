@@ -11,7 +11,7 @@ from probes.estimators.nearest_mean import MeanDifferenceProbe
 from probes.estimators.ridge import RidgeProbe
 from probes.splits.folds import k_fold, leave_one_group_out
 from probes.sweeps.sweep import sweep
-from tests.pretend_cuda import PretendCuda, there_and_pretended
+from tests.helpers.fake_cuda import PretendCuda, there_and_pretended
 
 
 @pytest.fixture(params=there_and_pretended(PretendCuda))

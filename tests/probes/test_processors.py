@@ -67,5 +67,5 @@ def test_every_fit_is_certified_with_other_kernels(settings):
 def test_every_fit_is_certified_as_compiled_for_any_processor(tmp_path):
     """Compiling anew takes most of a minute; what it misses the last resort has."""
     settings = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
-    files = ("test_fused.py", "test_relaxation.py", "test_heldout.py")
+    files = ("test_conformance.py", "test_jacobi.py", "test_optimum.py")
     run(settings | OLDEST, *(str(HERE / file) for file in files))

@@ -11,7 +11,7 @@ from benchmarks.suites.restoration.figures import (
     verdicts,
     zoo_rows,
 )
-from tests.audits.documents import axis, column, reading
+from tests.helpers.audit_documents import axis, column, reading
 
 
 def case(name, kind, state, net, published, never=0.0):

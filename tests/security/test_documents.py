@@ -24,7 +24,7 @@ from audits.report.page import _axis, render, write_report
 from audits.report.templates import shown_whole
 from audits.run import document as result
 from audits.run.api import load
-from tests.audits.documents import DOCUMENTS, behaviour, document, whole
+from tests.helpers.audit_documents import DOCUMENTS, behaviour, document, whole
 from tests.security import hostile_items as hostile
 from tests.security.refusals import command, refusal, refused
 

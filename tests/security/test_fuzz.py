@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.security.fuzz.case import Case
-from tests.security.fuzz.catalogue_more import ALL
 from tests.security.fuzz.generate import drawn, sample
+from tests.security.fuzz.inputs.case import Case
+from tests.security.fuzz.inputs.catalogue_more import ALL
 from tests.security.fuzz.pool import bench
 from tests.security.fuzz.shrink import smallest
 

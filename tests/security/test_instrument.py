@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.security.fuzz.case import Case
-from tests.security.fuzz.catalogue import Kind
+from tests.security.fuzz.inputs.case import Case
+from tests.security.fuzz.inputs.catalogue import Kind
 from tests.security.fuzz.judge import FAULTS
 from tests.security.fuzz.pool import bench
 

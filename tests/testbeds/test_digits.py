@@ -19,7 +19,7 @@ from testbeds.worlds.digits import (
 )
 from testbeds.zoo.build import build_zoo
 from testbeds.zoo.digits_kinds import DIGITS_KINDS
-from tests.testbeds.tiny_digits import KINDS, TINY_DIGITS
+from tests.helpers.tiny_digits import KINDS, TINY_DIGITS
 
 
 @pytest.fixture(scope="module")

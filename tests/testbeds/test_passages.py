@@ -19,7 +19,7 @@ from testbeds.memorized_codes.passages import (
     text_logprobs,
     text_rows,
 )
-from tests.erasure.tiny import tiny_llama
+from tests.helpers.tiny_erasure import tiny_llama
 
 
 class Letters:

@@ -29,13 +29,13 @@ from testbeds.worlds.biographies import STANDARD, build_bios
 from testbeds.worlds.capitals import capital_items
 from testbeds.worlds.smollm2 import fetch
 from testbeds.zoo.build import sized
-from tests.attribution.induction import (
+from tests.attribution.circuits.induction_model import (
     heads,
     induction_edges,
     induction_pairs,
     trained_model,
 )
-from tests.attribution.small import TRUE_EDGES, wired, wired_pairs
+from tests.helpers.wired_transformers import TRUE_EDGES, wired, wired_pairs
 
 PAIRS, RANDOM, LARGEST = 16, 300, 50
 

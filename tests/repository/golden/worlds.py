@@ -23,8 +23,8 @@ def make(root: Path) -> Iterator[tuple[str, Path]]:
     """Train the models with the testbeds of this tree: (name in the archive, place)."""
     from testbeds.worlds.biographies import SMALL
     from testbeds.zoo.build import build_zoo
+    from tests.helpers.tiny_digits import TINY_DIGITS
     from tests.repository.golden.cases import CASES, ITEMS
-    from tests.testbeds.tiny_digits import TINY_DIGITS
 
     people = replace(SMALL, people=96, forget=20, names=32)
     sizes = {

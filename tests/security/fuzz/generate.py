@@ -7,11 +7,11 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from tests.security.fuzz.case import Case, Edit
-from tests.security.fuzz.catalogue import Kind, Target
-from tests.security.fuzz.edits import PLACES
-from tests.security.fuzz.trees import FORMATS, paths
-from tests.security.fuzz.values import FIELDS, PAYLOADS
+from tests.security.fuzz.inputs.case import Case, Edit
+from tests.security.fuzz.inputs.catalogue import Kind, Target
+from tests.security.fuzz.inputs.edits import PLACES
+from tests.security.fuzz.inputs.trees import FORMATS, paths
+from tests.security.fuzz.inputs.values import FIELDS, PAYLOADS
 
 NUMBERS = {
     "NaN": "0000c07f",
@@ -54,7 +54,7 @@ def grid(kind: Kind, root: Path) -> dict[tuple[str, str], list[Edit]]:
 
 def fields_of(target: Target, root: Path) -> list[tuple]:
     """Ways to the fields of a file; none where it has no format or does not exist."""
-    from tests.security.fuzz.edits import found
+    from tests.security.fuzz.inputs.edits import found
 
     path = found(root, target.file)
     if not target.format or not path.is_file():
@@ -63,7 +63,7 @@ def fields_of(target: Target, root: Path) -> list[tuple]:
 
 
 def _of_target(target: Target, root: Path) -> Iterator[Edit]:
-    from tests.security.fuzz.edits import found
+    from tests.security.fuzz.inputs.edits import found
 
     file, path = target.file, found(root, target.file)
     for name in PLACES:

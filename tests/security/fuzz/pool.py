@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.security.fuzz import seeds
-from tests.security.fuzz.case import Case
-from tests.security.fuzz.catalogue import Kind
-from tests.security.fuzz.catalogue_more import ALL
-from tests.security.fuzz.edits import apply
+from tests.security.fuzz.inputs import seeds
+from tests.security.fuzz.inputs.case import Case
+from tests.security.fuzz.inputs.catalogue import Kind
+from tests.security.fuzz.inputs.catalogue_more import ALL
+from tests.security.fuzz.inputs.edits import apply
 from tests.security.fuzz.judge import Outcome, judge, snapshot
 
 ROOT = Path(__file__).parents[3]

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator
 
-from tests.security.fuzz.case import Case, Edit
-from tests.security.fuzz.catalogue_more import ALL
-from tests.security.fuzz.edits import CONDITIONS
+from tests.security.fuzz.inputs.case import Case, Edit
+from tests.security.fuzz.inputs.catalogue_more import ALL
+from tests.security.fuzz.inputs.edits import CONDITIONS
 
 PEFT_TYPES = (
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.security.fuzz.case import Case
+from tests.security.fuzz.inputs.case import Case
 from tests.security.fuzz.judge import Outcome
 
 

@@ -42,7 +42,7 @@ def decide_again(folder: Path) -> None:
 def build_zoo(root: Path) -> None:
     """A zoo that is there already, listed again."""
     from testbeds.zoo.build import build_zoo as build
-    from tests.security.fuzz.seeds import WORLD
+    from tests.security.fuzz.inputs.seeds import WORLD
 
     build(root, seeds=[0], only=["untouched"], config=WORLD)
 

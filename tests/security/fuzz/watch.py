@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.security.fuzz.values import CANARY_MODULE
+from tests.security.fuzz.inputs.values import CANARY_MODULE
 
 RUNS = {
     "subprocess.Popen",

@@ -1,0 +1,56 @@
+"""One rule for all axes: found, at the floor, or neither; and what silences an axis."""
+
+import pytest
+
+from audits.axes.status import controlled, standing
+from audits.core.config import Rule
+from evidence.results import Control
+from tests.audits.verdict.test_rule import reading
+
+RULE = Rule()
+PASSED = Control("it holds", 1.0, "1", True)
+FAILED = Control("it does not", 0.0, "1", False)
+SHOWN = Control("only shown", 0.0, "1", False, required=False)
+
+
+@pytest.mark.parametrize(
+    ("readings", "expected"),
+    [
+        ([reading("a", 0.8, 0.0005)], "retained"),
+        # Over two readings Holm asks twice as much of the first.
+        ([reading("a", 0.8, 0.008)], "retained"),
+        ([reading("a", 0.8, 0.008), reading("b", 0.0, 0.9)], "no_power"),
+        # A test that finds what does not matter.
+        ([reading("a", 0.15, 0.0005)], "absent"),
+        ([reading("a", 0.0, 0.9), reading("b", 0.05, 0.4)], "absent"),
+        # One reading that may be large is enough to leave it open.
+        ([reading("a", 0.0, 0.9), reading("b", 0.25, 0.4)], "no_power"),
+        # Far below the floor is not at the floor.
+        ([reading("a", -0.5, 1.0)], "no_power"),
+    ],
+)
+def test_standing(readings, expected):
+    assert standing(readings, RULE)[0] == expected
+
+
+def test_what_was_found_stands_though_the_plant_was_not_seen():
+    found, silent = [reading("a", 0.8, 0.0005)], [reading("a", 0.0, 0.9)]
+    assert standing(found, RULE, failed=["the plant"])[0] == "retained"
+    assert standing(silent, RULE, failed=["the plant"]) == (
+        "no_power",
+        ["Control failed: the plant."],
+    )
+
+
+def test_an_axis_of_its_own_level_is_held_to_it():
+    weak = [reading("a", 0.8, 0.03)]
+    assert standing(weak, RULE)[0] == "no_power"
+    assert standing(weak, RULE, level=0.05)[0] == "retained"
+
+
+def test_a_failed_control_silences_and_one_that_is_only_shown_does_not():
+    found = [reading("a", 0.8, 0.0005)]
+    assert controlled(found, [PASSED, SHOWN], RULE)[0] == "retained"
+    assert controlled(found, [PASSED, FAILED], RULE)[0] == "control_failed"
+    # Nothing was read, so nothing can have failed.
+    assert controlled([], [FAILED], RULE)[0] == "no_power"

@@ -1,0 +1,119 @@
+"""Running what rows share once gives what running every row whole gives."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capture.activations import passes
+from capture.activations.capture import capture_activations
+from capture.activations.positions import wanted_positions
+from capture.activations.prefix_cache import plan
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks
+from tests.helpers.model_families import tiny
+
+SITES = ["embed", "attn.1", "resid.0", "mlp.1", "resid.1", "logits"]
+
+
+def statements(seed=0, prompts=4, answers=5) -> Sequences:
+    """Prompts of several lengths, each before answers of one to three tokens."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(prompts):
+        prompt = tuple(rng.integers(5, 40, rng.integers(4, 9)).tolist())
+        for _ in range(answers):
+            rows.append(
+                prompt + tuple(rng.integers(5, 40, rng.integers(1, 4)).tolist())
+            )
+    order = rng.permutation(len(rows))
+    rows = [rows[place] for place in order]
+    return Sequences(tuple(rows), tuple(len(row) - 1 for row in rows))
+
+
+def plainly(monkeypatch, *arguments, **options):
+    with monkeypatch.context() as patched:
+        patched.setattr(passes, "can_share", lambda model: False)
+        return capture_activations(*arguments, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize("positions", ["last", "answer"])
+@pytest.mark.parametrize("tokens", [4096, 40])
+def test_shared_and_plain_passes_agree(family, positions, tokens, monkeypatch):
+    model, rows = tiny(family), statements()
+    shared = capture_activations(model, rows, SITES, positions, tokens=tokens)
+    plain = plainly(monkeypatch, model, rows, SITES, positions)
+    for name in SITES:
+        assert np.allclose(shared.site(name), plain.site(name), atol=2e-6)
+    assert leftover_hooks(model) == 0
+
+
+def test_shared_prompts_are_run_once(monkeypatch):
+    model, rows = tiny("llama"), statements(prompts=3, answers=8)
+    ran = []
+    model.model.layers[0].register_forward_pre_hook(
+        lambda _, args: ran.append(args[0].shape[0] * args[0].shape[1])
+    )
+    capture_activations(model, rows, ["resid.1"], "last")
+    shared, ran[:] = sum(ran), []
+    plainly(monkeypatch, model, rows, ["resid.1"], "last")
+    # The check on two rows is part of the cost.
+    assert shared < 0.75 * sum(ran)
+
+
+def test_the_pass_still_ends_at_the_deepest_site():
+    model, ran = tiny("gpt2"), []
+    for layer, block in enumerate(model.transformer.h):
+        block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    capture_activations(model, statements(), ["resid.0"], "last")
+    assert set(ran) <= {0}
+
+
+def test_a_model_that_looks_ahead_is_run_plainly(monkeypatch):
+    """Its values at a prompt depend on the answer, so that no prompt is shared."""
+    model, rows = tiny("llama"), statements()
+    first = model.model.layers[0]
+
+    def look_ahead(module, args, output):
+        return output + output.mean(1, keepdim=True)
+
+    first.register_forward_hook(look_ahead)
+    found = capture_activations(model, rows, ["resid.1"], "last").site("resid.1")
+    expected = plainly(monkeypatch, model, rows, ["resid.1"], "last").site("resid.1")
+    assert np.array_equal(found, expected)
+
+
+def test_rows_that_share_little_or_whose_start_is_asked_for_have_no_plan():
+    rng = np.random.default_rng(0)
+    apart = tuple(tuple(rng.integers(5, 1000, 9).tolist()) for _ in range(20))
+    rows = Sequences(apart, (8,) * 20)
+    assert plan(rows, wanted_positions(rows, "last")) is None
+    alike = statements()
+    assert plan(alike, wanted_positions(alike, "mean")) is None
+    assert plan(alike, wanted_positions(alike, 0)) is None
+    assert plan(alike, wanted_positions(alike, "last")) is not None
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(2, 7))
+@settings(deadline=None)
+def test_plans_hold_every_row_once_and_share_only_what_is_equal(seed, prompts, answers):
+    rows = statements(seed, prompts, answers)
+    wanted = wanted_positions(rows, "last")
+    groups = plan(rows, wanted)
+    if groups is None:
+        return
+    assert sorted(row for _, members in groups for row in members) == list(
+        range(len(rows))
+    )
+    for length, members in groups:
+        assert length >= 1
+        assert len({rows.ids[row][:length] for row in members}) == 1
+        assert all(wanted.index[row].min() >= length for row in members)
+
+
+def test_bfloat16_shares_or_not_but_never_breaks():
+    model = tiny("llama").to(torch.bfloat16)
+    values = capture_activations(model, statements(), ["resid.1"], "last").values
+    assert np.isfinite(values).all()

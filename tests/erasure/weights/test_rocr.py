@@ -1,0 +1,74 @@
+"""A redirection takes one key to another's value and moves the rest least."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers.pytorch_utils import Conv1D
+
+from capture.data.sequences import Sequences
+from capture.network.hooks import leftover_hooks
+from capture.network.structure import down_projection, find_blocks
+from erasure.weights.rocr import _keys, redirect_
+from evidence.errors import InputError
+from tests.helpers.tiny_erasure import tiny_gpt2, tiny_llama
+
+FORGET = Sequences(((3, 5, 7, 9),), (3,))
+HARMLESS = Sequences(((4, 6, 8, 2), (4, 6, 8)), (3, 3))
+BACKGROUND = Sequences(
+    tuple(tuple((7 * i + 3 * j) % 38 + 1 for j in range(8)) for i in range(12)),
+    (8,) * 12,
+)
+
+
+def matrix_of(model, layer=1):
+    _, module = down_projection(find_blocks(model)[layer])
+    weight = module.weight.detach().double()
+    return module, weight.T if isinstance(module, Conv1D) else weight
+
+
+@pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2])
+def test_the_key_gives_the_other_value_and_only_one_matrix_changed(family):
+    model = family()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    module, before = matrix_of(model)
+    prompts = Sequences(((3, 5, 7),), (3,))
+    key = _keys(model, module, prompts, ends=True)[0]
+    value = before @ _keys(model, module, Sequences(((4, 6, 8),), (3,)), ends=True)[0]
+    hooks = leftover_hooks(model)
+    edit = redirect_(model, 1, FORGET, HARMLESS, BACKGROUND)
+    assert leftover_hooks(model) == hooks
+    _, after = matrix_of(model)
+    assert_close(after @ key, value, rtol=1e-4, atol=1e-5)
+    assert torch.linalg.matrix_rank(after - before, tol=1e-5) == 1
+    changed = [n for n, v in model.state_dict().items() if not torch.equal(v, state[n])]
+    assert len(changed) == 1
+    assert edit.size == pytest.approx(float((after - before).norm() / before.norm()),
+                                      rel=1e-3)  # fmt: skip
+
+
+def test_no_other_change_with_that_effect_moves_the_background_less():
+    model = tiny_llama()
+    module, before = matrix_of(model)
+    key = _keys(model, module, Sequences(((3, 5, 7),), (3,)), ends=True)[0]
+    rest = _keys(model, module, BACKGROUND, ends=False)
+    redirect_(model, 1, FORGET, HARMLESS, BACKGROUND, ridge=1e-6)
+    change = matrix_of(model)[1] - before
+    cost = (rest @ change.mT).square().sum()
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        other = torch.randn(change.shape, generator=rng, dtype=torch.float64)
+        other -= torch.outer(other @ key, key) / (key @ key)  # leaves the key alone
+        tried = change + 0.01 * other
+        assert (rest @ tried.mT).square().sum() > cost * (1 - 1e-4)
+    plain = torch.outer(change @ key, key) / (key @ key)
+    assert (rest @ plain.mT).square().sum() > cost
+
+
+def test_bad_input_is_one_clear_error():
+    model = tiny_llama()
+    with pytest.raises(InputError, match="no such block"):
+        redirect_(model, 7, FORGET, HARMLESS, BACKGROUND)
+    with pytest.raises(InputError, match="rows of three kinds"):
+        redirect_(model, 1, FORGET, Sequences((), ()), BACKGROUND)
+    with pytest.raises(InputError, match="ridge > 0"):
+        redirect_(model, 1, FORGET, HARMLESS, BACKGROUND, ridge=0.0)
