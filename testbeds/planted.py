@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from capture.checkpoints.open import Checkpoint, open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items, split_entities
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, encode_items
@@ -25,9 +25,9 @@ from erasure.unlearning.run import UnlearnLog, unlearn_
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import JSON_LIMIT, folder_atomic
+from evidence.storage.files import MAX_JSON_BYTES, atomic_folder
 from evidence.storage.regular_files import is_file, read_text
-from evidence.storage.runs import sole_maker
+from evidence.storage.runs import creation_lock
 from testbeds.recipes import RECIPES, Recipe
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.capitals import CapitalWorld
@@ -113,7 +113,7 @@ def plant(
     if out.exists():
         check_card(out, card)
         return out
-    with sole_maker(out, progress):
+    with creation_lock(out, progress):
         if out.exists():
             check_card(out, card)
         else:
@@ -139,8 +139,8 @@ def _plant(
         card["log"] = list(log.rows)
         card["stopped"] = log.stopped
         card["measured"] = measure(model, checkpoint, facts)
-    with folder_atomic(out) as scratch:
-        with quiet():
+    with atomic_folder(out) as scratch:
+        with quiet_transformers():
             model.save_pretrained(scratch)  # pyright: ignore[reportCallIssue]
             checkpoint.tokenizer.save_pretrained(scratch)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
@@ -170,7 +170,7 @@ def read_card(model: Path) -> dict[str, Any]:
         )
     try:
         # Losses of a model that was broken on purpose may be NaN.
-        card = json.loads(read_text(path, JSON_LIMIT))
+        card = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", got=str(error)) from error
     if not isinstance(card, dict):

@@ -30,7 +30,7 @@ from attribution.circuits.metrics import (
 )
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import Anatomy, find_anatomy
-from capture.network.hooks import evaluating
+from capture.network.hooks import evaluation_mode
 from capture.network.sites import model_device
 from evidence.errors import InputError
 
@@ -244,7 +244,7 @@ class _Cuts:
         """(cut, pair) metric."""
         found = np.zeros((len(cuts), len(self.pairs)))
         device = model_device(self.subject.model)
-        with evaluating(self.subject.model):
+        with evaluation_mode(self.subject.model):
             parts = [
                 (rows, make_batch(self.pairs, rows, self.metric, device))
                 for rows in row_batches(self.subject, self.pairs, self.memory)

@@ -39,7 +39,7 @@ from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.qk_attribution import fix_attention
 from attribution.circuits.structure import Anatomy, Readout, find_anatomy
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import Edit, evaluating
+from capture.network.hooks import Edit, evaluation_mode
 from capture.network.sites import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -148,7 +148,7 @@ def score_edges(
             expected="integrated gradients, or another metric",
             got='metric "kl" with method "eap"',
         )
-    with evaluating(model):
+    with evaluation_mode(model):
         parts = anatomy or find_anatomy(model)
         if how.grad_drop and parts.n_layers < 2:
             raise InputError("gradient drop needs a model of two blocks or more")
@@ -199,7 +199,7 @@ def row_batches(
             fix="Shorten the prompts, or raise the memory budget",
         )
     plain = Sequences(pairs.clean.ids, pairs.clean.answer_start)
-    for batch in batches(plain, tokens=max(longest, memory // each)):
+    for batch in batches(plain, batch_tokens=max(longest, memory // each)):
         yield batch.rows.tolist()
 
 

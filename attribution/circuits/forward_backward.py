@@ -19,7 +19,7 @@ from attribution.circuits.graph import EdgeGraph
 from attribution.circuits.metrics import Metric, wide
 from attribution.circuits.qkv_projections import KINDS, matrix
 from attribution.circuits.structure import Anatomy, Readout, head_outputs
-from capture.activations.passes import accepted
+from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Padded
 from capture.network.hooks import Edit, patch, record
 
@@ -274,7 +274,7 @@ def _forward(
 ) -> dict[str, Tensor]:
     """Run until the last of ``places`` and give their values."""
     model, where = subject.model, subject.anatomy.places
-    inputs = accepted(model, batch.model_inputs | {"use_cache": False})
+    inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
     with (
         patch(model, edits, where=where),
         record(model, places, stop=True, where=where) as got,

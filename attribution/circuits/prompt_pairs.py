@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from capture.data.invented_entities import rename_entity
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, prompt_of
 from evidence.errors import InputError
@@ -155,8 +155,8 @@ def pairs_of_items(
         rivals = [
             other
             for other in by_relation[item.relation]
-            if fold(other.entity) != fold(item.entity)
-            and fold(other.answer) != fold(item.answer)
+            if normalize_text(other.entity) != normalize_text(item.entity)
+            and normalize_text(other.answer) != normalize_text(item.answer)
             and (partners is None or partners.get(item.entity) == other.entity)
         ]
         for index in prompt_indices:
@@ -234,7 +234,9 @@ def _partners(
 
 def _asks(item: Item, text: str) -> bool:
     """Whether ``text`` is one of the item's own prompts."""
-    return fold(text) in {fold(each) for each in (item.prompt, *item.paraphrases)}
+    return normalize_text(text) in {
+        normalize_text(each) for each in (item.prompt, *item.paraphrases)
+    }
 
 
 def couples(
@@ -257,7 +259,9 @@ def couples(
         Entity to entity; those without a match are left out.
     """
     items = list(items)
-    first = next((i for i in items if fold(i.entity) in fold(i.prompt)), None)
+    first = next(
+        (i for i in items if normalize_text(i.entity) in normalize_text(i.prompt)), None
+    )
     if first is None:
         return {}
     names = list(dict.fromkeys(item.entity for item in items))

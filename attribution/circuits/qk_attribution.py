@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attribution.circuits.forward_backward import Subject, own_kinds
-from capture.activations.passes import accepted
+from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Padded
 from capture.network.hooks import Edit, patch, record
 from evidence.errors import InputError
@@ -139,7 +139,7 @@ def _calls(
         for block in subject.anatomy.blocks
     ]
     names = [f"attn_read.{layer}" for layer in range(subject.anatomy.n_layers)]
-    inputs = accepted(subject.model, batch.model_inputs | {"use_cache": False})
+    inputs = accepted_inputs(subject.model, batch.model_inputs | {"use_cache": False})
     try:
         with (
             torch.no_grad(),

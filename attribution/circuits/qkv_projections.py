@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.activations.position_limit import position_limit
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Place, Sites, model_device
 from evidence.seeds import torch_rng
 
@@ -186,7 +186,7 @@ def _proved(model: nn.Module, maps: Projections, n_heads: int, places: Sites) ->
 
     distinct = {id(m): f"{k}.0" for k, m in maps.linears.items()}
     edits = {name: tap(name) for name in [*distinct.values(), "z.0"]}
-    with evaluating(model), torch.enable_grad(), patch(model, edits, where=where):
+    with evaluation_mode(model), torch.enable_grad(), patch(model, edits, where=where):
         model(**small_input(model), use_cache=False)
     read = {k: got[distinct[id(m)]] for k, m in maps.linears.items()}
     z = got["z.0"].unflatten(-1, (n_heads, -1))

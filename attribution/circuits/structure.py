@@ -20,7 +20,7 @@ from attribution.circuits.qkv_projections import (
     matrix,
     small_input,
 )
-from capture.network.hooks import evaluating
+from capture.network.hooks import evaluation_mode
 from capture.network.sites import Place, Sites, find_sites, linear_shape
 from evidence.errors import InputError
 
@@ -180,7 +180,7 @@ def _look(model: nn.Module, sites: Sites) -> _Look:
         for module in model.modules()
     ]
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluation_mode(model):
             output = model(**small_input(model), use_cache=False)
     except TypeError as error:
         raise _refuse(model, f"its call is not understood ({error})") from error

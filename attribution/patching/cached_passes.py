@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import misfit
-from capture.activations.positions import Wanted
-from capture.activations.prefix_cache import Tails, can_share
+from capture.activations.position_limit import explain_length_error
+from capture.activations.positions import PositionSelection
+from capture.activations.prefix_cache import Suffixes, supports_prefix_cache
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.hooks import evaluating, patch, record
+from capture.network.hooks import evaluation_mode, patch, record
 from capture.network.sites import Sites, find_sites, model_device
 from capture.scoring.answers import AnswerScores, score_answers
 from capture.scoring.token_statistics import reduce_logits
@@ -49,7 +49,7 @@ def score_puts(
     model: nn.Module,
     sequences: Sequences,
     puts: Sequence[Put],
-    wanted: Wanted,
+    wanted: PositionSelection,
     *,
     watch: Sequence[int] = (),
     tokens: int = 4096,
@@ -99,7 +99,7 @@ def _way(
     model: nn.Module,
     sequences: Sequences,
     puts: Sequence[Put],
-    wanted: Wanted,
+    wanted: PositionSelection,
     tokens: int,
 ) -> Callable[..., Passes]:
     """Passes that go on from kept keys and values, where two rows give the same."""
@@ -109,7 +109,7 @@ def _way(
     # One place before the answer must be left to run first, and one to go on from.
     if not puts or (before < starts - 1).any() or starts.min() < 2:
         return _whole
-    if not can_share(model):
+    if not supports_prefix_cache(model):
         return _whole
     order = sorted(range(len(sequences)), key=lambda row: len(sequences.ids[row]))
     pair = [order[0], order[-1]]
@@ -133,7 +133,7 @@ def _whole(
     model: nn.Module,
     sequences: Sequences,
     puts: Sequence[Put],
-    wanted: Wanted,
+    wanted: PositionSelection,
     watch: Sequence[int],
     tokens: int,
 ) -> Passes:
@@ -151,7 +151,11 @@ def _whole(
             return _patched(model, put, here, wanted, 0, where)
 
         scores = score_answers(
-            model, sequences[rows.tolist()], watch=watch, tokens=tokens, inside=inside
+            model,
+            sequences[rows.tolist()],
+            watch=watch,
+            batch_tokens=tokens,
+            context=inside,
         )
         yield number, rows, (scores.logprob, scores.greedy, scores.watched)
 
@@ -160,7 +164,7 @@ def _resumed(
     model: nn.Module,
     sequences: Sequences,
     puts: Sequence[Put],
-    wanted: Wanted,
+    wanted: PositionSelection,
     watch: Sequence[int],
     tokens: int,
 ) -> Passes:
@@ -170,20 +174,20 @@ def _resumed(
         return
     where = find_sites(model)
     chosen = sequences[needed.tolist()]
-    with torch.inference_mode(), evaluating(model):
-        for batch in batches(chosen, tokens=tokens, device=model_device(model)):
+    with torch.inference_mode(), evaluation_mode(model):
+        for batch in batches(chosen, batch_tokens=tokens, device=model_device(model)):
             rows = needed[batch.rows.numpy()]
             try:
                 yield from _batch(model, sequences, puts, wanted, watch, rows, where)
             except IndexError as error:
-                raise misfit(model, batch) from error
+                raise explain_length_error(model, batch) from error
 
 
 def _batch(
     model: nn.Module,
     sequences: Sequences,
     puts: Sequence[Put],
-    wanted: Wanted,
+    wanted: PositionSelection,
     watch: Sequence[int],
     rows: np.ndarray,
     where: Sites,
@@ -215,7 +219,7 @@ def _batch(
         todo = put.todo[rows]
         if not todo.any():
             continue
-        tails = Tails(rest, owner, owner)
+        tails = Suffixes(rest, owner, owner)
         inputs = tails.inputs(heads, copy.deepcopy(cache))
         offset = np.array(cuts)[:, None]
         with _patched(model, put, rows, wanted, offset, where):
@@ -235,7 +239,7 @@ def _patched(
     model: nn.Module,
     put: Put,
     rows: np.ndarray,
-    wanted: Wanted,
+    wanted: PositionSelection,
     offset: np.ndarray | int,
     where: Sites,
 ) -> AbstractContextManager[None]:

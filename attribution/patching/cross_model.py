@@ -17,8 +17,8 @@ import numpy as np
 from torch import nn
 
 from attribution.patching.cached_passes import Put, score_puts
-from capture.activations.capture import capture_wanted
-from capture.activations.positions import Wanted
+from capture.activations.capture import capture_selected
+from capture.activations.positions import PositionSelection
 from capture.data.sequences import Sequences
 from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError
@@ -27,7 +27,7 @@ from evidence.progress import SILENT, Progress
 Places = Literal["predicting", "all"] | int
 
 
-def places_of(sequences: Sequences, places: Places) -> Wanted:
+def places_of(sequences: Sequences, places: Places) -> PositionSelection:
     """Which positions of each row are patched.
 
     Args:
@@ -59,7 +59,7 @@ def places_of(sequences: Sequences, places: Places) -> Wanted:
                 expected="-1 for the last token of the prompt, -2 for the one before",
                 got=f"{places} in a prompt of {int(starts.min())} tokens",
             )
-        return Wanted(index, np.ones_like(index, dtype=bool), False)
+        return PositionSelection(index, np.ones_like(index, dtype=bool), False)
     if places not in ("predicting", "all"):
         raise InputError(
             "the places to patch have an unknown name",
@@ -71,7 +71,7 @@ def places_of(sequences: Sequences, places: Places) -> Wanted:
     counts = lengths - 1 - first
     steps = np.arange(counts.max())
     mask = steps < counts[:, None]
-    return Wanted(np.where(mask, first[:, None] + steps, 0), mask, False)
+    return PositionSelection(np.where(mask, first[:, None] + steps, 0), mask, False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def read_states(
     wanted = places_of(sequences, places)
     assert wanted.mask is not None
     seen = Sequences(tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start)
-    arrays = capture_wanted(model, seen, sites, wanted, tokens=tokens)
+    arrays = capture_selected(model, seen, sites, wanted, batch_tokens=tokens)
     return States(arrays, wanted.mask)
 
 

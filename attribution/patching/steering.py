@@ -63,7 +63,7 @@ def score_edited(
         hooks = {site: _in_order(edit, rows, place) for site, edit in edits.items()}
         with patch(model, hooks, where=found):
             scores = score_answers(
-                model, sequences[rows.tolist()], watch=watch, tokens=tokens
+                model, sequences[rows.tolist()], watch=watch, batch_tokens=tokens
             )
         parts.append((rows, scores))
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))

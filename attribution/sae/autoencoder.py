@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Sites, find_sites
 from evidence.errors import InputError
 
@@ -284,8 +284,8 @@ def _loss(model: nn.Module, sequences: Sequences, tokens: int) -> float:
     """Mean next-token loss in nats."""
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    with torch.no_grad(), evaluating(model):
-        for batch in batches(sequences, tokens=tokens, device=device):
+    with torch.no_grad(), evaluation_mode(model):
+        for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits
             there = batch.attention_mask[:, 1:].bool()
             loss = nn.functional.cross_entropy(

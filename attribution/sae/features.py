@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attribution.patching.steering import score_edited
 from attribution.sae.autoencoder import Sae, check_latent
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 
@@ -167,10 +167,10 @@ def latent_attribution(
 
     with (
         torch.enable_grad(),
-        evaluating(model),
+        evaluation_mode(model),
         patch(model, {sae.site: keep}, where=where),
     ):
-        for batch in batches(sequences, tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits.float()
             start = batch.answer_mask.int().argmax(1)
             row = torch.arange(len(start), device=device)

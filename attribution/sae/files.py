@@ -105,7 +105,7 @@ def _note(folder: Path) -> dict[str, Any]:
     path = folder / NOTE
     if not path.exists():
         return {}
-    note = read_json(path, limit=LIMIT)
+    note = read_json(path, max_bytes=LIMIT)
     dead = note.get("dead", [])
     texts = (note.get(name, "") for name in ("kind", "model"))
     if (
@@ -122,7 +122,7 @@ def _note(folder: Path) -> dict[str, Any]:
 
 def _check_settings(folder: Path) -> None:
     """Refuse widths that are no widths before the library makes tensors of them."""
-    settings = read_json(folder / SETTINGS, limit=LIMIT)
+    settings = read_json(folder / SETTINGS, max_bytes=LIMIT)
     for name in ("d_in", "d_sae"):
         width = settings.get(name)
         if type(width) is not int or not 0 < width <= MOST_WIDTH:

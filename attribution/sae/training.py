@@ -18,8 +18,8 @@ from attribution.sae.files import NOTE, load_sae, sae_lens
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, write_atomic
-from evidence.storage.removal import delete_ours
+from evidence.storage.files import atomic_folder, write_atomic
+from evidence.storage.removal import delete_owned_folder
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
 KINDS: tuple[Kind, ...] = ("topk", "batchtopk", "jumprelu", "matryoshka")
@@ -178,7 +178,7 @@ def _train(
             if trainer.n_training_steps % checkpoint_every == 0:
                 _checkpoint(trainer, part)
     sae.fold_activation_norm_scaling_factor(scale)
-    with folder_atomic(folder) as scratch:
+    with atomic_folder(folder) as scratch:
         _finish(sae, scratch, rows, usable, site, config, model)
     _drop(part)
 
@@ -270,7 +270,7 @@ def _checkpoint(trainer: Any, part: Path) -> None:
     from safetensors.torch import save
 
     _drop(part)
-    with folder_atomic(part) as scratch:
+    with atomic_folder(part) as scratch:
         state = {k: v.contiguous() for k, v in trainer.sae.state_dict().items()}
         write_atomic(scratch / "sae.safetensors", save(state))
         trainer.save_trainer_state(scratch)
@@ -278,7 +278,7 @@ def _checkpoint(trainer: Any, part: Path) -> None:
 
 def _drop(part: Path) -> None:
     if os.path.lexists(part):
-        delete_ours(part, PART_FILES)
+        delete_owned_folder(part, PART_FILES)
 
 
 def _resume(trainer: Any, part: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.neurons import down_projection, value_vectors, with_neurons
 from capture.network.sites import Sites, find_sites, linear_shape
 from evidence.errors import InputError
@@ -258,11 +258,11 @@ def _attribution(
 
     with (
         torch.enable_grad(),
-        evaluating(model),
+        evaluation_mode(model),
         progress.task("attribution to neurons", len(sequences)) as advance,
         patch(model, {name: keep(name) for name in wanted}, where=sites),
     ):
-        for batch in batches(sequences, tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=tokens, device=device):
             inputs = batch.model_inputs | {"use_cache": False}
             logits = model(**inputs).logits.float()
             start = batch.answer_mask.int().argmax(1)

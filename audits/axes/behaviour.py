@@ -9,7 +9,7 @@ from audits.axes.judgement import Wanted, against_floors
 from audits.core.answers import said
 from audits.core.config import AuditConfig, Rule
 from capture.data.questions import Questions
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading, Status
 
 NAME = "behaviour"
@@ -34,21 +34,21 @@ def run_behaviour(
     Args:
         forget: Forget questions in every wording.
         never: Never-taught questions.
-        scores: By role: ``forget`` and ``never_taught`` (as ``score_questions``) and
+        scores: By role: ``forget`` and ``never_taught`` (as ``score_question_sets``) and
             ``ratios`` (as ``truth_ratios``).
         config: Settings.
         notes: Sentences to pass on.
     """
     known = kept_rows(forget, scores["original"]["forget"])
-    asked = forget.keep(known)
+    asked = forget.select(known)
 
     def forgotten(role: str, what: str) -> EntityValues:
         values = getattr(said(scores[role]["forget"]), what)
-        return by_entity(values[known], asked.entities)
+        return average_by_entity(values[known], asked.entities)
 
     def invented(role: str, what: str) -> EntityValues:
         values = getattr(said(scores[role]["never_taught"]), what)
-        return by_entity(values, never.entities)
+        return average_by_entity(values, never.entities)
 
     references = [role for role in scores if role.startswith("reference")]
     readings = against_floors(

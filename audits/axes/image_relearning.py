@@ -30,7 +30,7 @@ from capture.network.sites import model_device
 from erasure.unlearning.image_task import class_logits
 from erasure.unlearning.training import Schedule, only_training, take_steps
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
-from evidence.intervals import EntityValues, by_entity, mean_of
+from evidence.intervals import EntityValues, average_by_entity, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
@@ -67,7 +67,8 @@ def lessons(sets: Cast, seed: int) -> dict[str, list[Lesson]]:
         for taught, asked in (halves, halves[::-1]):
             forget.append(
                 Lesson(
-                    sets.forget.rows(taught[:SHOTS]), sets.forget.rows(np.sort(asked))
+                    sets.forget.select(taught[:SHOTS]),
+                    sets.forget.select(np.sort(asked)),
                 )
             )
     never = []
@@ -76,7 +77,7 @@ def lessons(sets: Cast, seed: int) -> dict[str, list[Lesson]]:
         if len(rows) > SHOTS and len(never) < KINDS:
             some = rng.permutation(rows)
             never.append(
-                Lesson(sets.never.rows(some[:SHOTS]), sets.never.rows(some[SHOTS:]))
+                Lesson(sets.never.select(some[:SHOTS]), sets.never.select(some[SHOTS:]))
             )
     return {"forget": forget, "never": never}
 
@@ -90,7 +91,7 @@ def kept_images(sets: Cast, seed: int) -> ImageSet:
         label = int(sets.fit.labels[row])
         turn[place] = seen[label] = seen.get(label, -1) + 1
     chosen = order[np.argsort(turn, kind="stable")][:KEPT]
-    return sets.fit.rows(np.sort(chosen))
+    return sets.fit.select(np.sort(chosen))
 
 
 def relearn(
@@ -191,7 +192,7 @@ def after_teaching(runs: Sequence[dict[str, Any]]) -> EntityValues:
         learned[-1] |= not learned.any()
         rows.append(np.array(run["asked"], dtype=float)[learned].mean(0))
         names += run["ids"]
-    return by_entity(np.concatenate(rows), names)
+    return average_by_entity(np.concatenate(rows), names)
 
 
 def in_order(found: EntityValues, ids: Sequence[str]) -> EntityValues:
@@ -285,7 +286,7 @@ def _planted(
     config: AuditConfig,
 ) -> Control:
     """The planted suppression must come back more than what was never known."""
-    floor = mean_of(references) if references else never
+    floor = average_models(references) if references else never
     test = (paired_max_test if references else unpaired_max_test)(
         own.values,
         floor.values,

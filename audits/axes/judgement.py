@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from audits.core.config import AuditConfig, Rule
 from evidence.comparison import compare
 from evidence.hypothesis_tests import MaxTest
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.results import Reading
 from evidence.seeds import numpy_rng
 
@@ -68,14 +68,16 @@ def against_floors(
                 compare(
                     f"{each.name}, against never-taught items" if second else each.name,
                     each.candidate,
-                    mean_of(each.references) if kind == "reference" else each.never,
+                    average_models(each.references)
+                    if kind == "reference"
+                    else each.never,
                     each.ceiling,
                     columns=columns,
                     floor_kind=kind,
                     rng=numpy_rng(config.seed, axis, kind, each.stream),
-                    permutations=config.budget.permutations,
-                    use=None if use is None else use.tolist(),
-                    least=each.least,
+                    n_permutations=config.budget.permutations,
+                    mask=None if use is None else use.tolist(),
+                    min_residual=each.least,
                 )
             )
     return readings

@@ -21,13 +21,13 @@ from transformers import PreTrainedTokenizerBase
 from audits.axes.behaviour import kept_rows
 from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors
 from audits.axes.status import controlled
-from audits.core.answers import said, score_questions
+from audits.core.answers import said, score_question_sets
 from audits.core.config import AuditConfig
 from audits.core.subjects import Subject
 from capture.data.questions import Questions
 from erasure.weights.quantization import linear_weights, quantise_, survival
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
@@ -55,13 +55,13 @@ def ask_quantised(
     """What one model says under each scheme of the profile; JSON-ready.
 
     Returns:
-        Scheme to ``score_questions`` of the sets.
+        Scheme to ``score_question_sets`` of the sets.
     """
     found = {}
     for scheme in config.budget.quantisations:
         with subject.loaded(device) as model:
             quantise_(model, scheme)
-            found[scheme] = score_questions(model, tokenizer, sets, progress)
+            found[scheme] = score_question_sets(model, tokenizer, sets, progress)
     return found
 
 
@@ -104,7 +104,7 @@ def judge(
 
     Args:
         sets: Questions "forget", "never_taught" and "retain".
-        heard: ``score_questions`` by role at full precision, of "forget".
+        heard: ``score_question_sets`` by role at full precision, of "forget".
         quantised: ``ask_quantised`` by role.
         edit: As ``edit_in_bins``.
         gone: Whether the answers are gone at full precision.
@@ -193,8 +193,8 @@ class _Tables:
         entities = self.sets[part].entities
         if part == "forget":
             kept = [x for x, known in zip(entities, self.known, strict=True) if known]
-            return by_entity(rows[self.known], kept)
-        return by_entity(rows, entities)
+            return average_by_entity(rows[self.known], kept)
+        return average_by_entity(rows, entities)
 
     def kept(self) -> np.ndarray:
         """(scheme,) share of what the quantised original keeps."""

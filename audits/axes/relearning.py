@@ -21,13 +21,13 @@ from audits.axes.status import failures, standing
 from audits.core.config import AuditConfig, Rule
 from audits.core.subjects import Subject
 from capture.data.items import Item
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from capture.scoring.contrast import hear
+from capture.scoring.contrast import score_questions
 from erasure.unlearning.training import finetune_
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng, stage_seed
@@ -122,15 +122,15 @@ def relearn(
     curves: dict[str, dict[str, list[Any]]] = {}
     exams = {}
     for part, items in (("asked", half.asked), ("never", half.never)):
-        questions = ask(items, budget.prompts_per_item)
+        questions = build_questions(items, budget.prompts_per_item)
         exams[part] = questions, questions.encoded(tokenizer)
         curves[part] = {"entities": questions.entities, "said": [], "contrast": []}
 
     def examine(model: nn.Module) -> dict[str, float]:
         taught.append(float(score_answers(model, lesson).greedy.mean()))
         for part, (questions, rows) in exams.items():
-            heard = hear(model, questions, rows)
-            curves[part]["said"].append(heard.said.tolist())
+            heard = score_questions(model, questions, rows)
+            curves[part]["said"].append(heard.exact_match.tolist())
             curves[part]["contrast"].append(heard.contrast.tolist())
         return {"taught": taught[-1]}
 
@@ -214,7 +214,7 @@ def entity_curves(runs: Sequence[dict[str, Any]], part: str, what: str) -> Entit
     """(entity, checkpoint) scores over the rotations, every entity once."""
     scores = np.concatenate([np.array(run[part][what]).T for run in runs])
     names = [name for run in runs for name in run[part]["entities"]]
-    return by_entity(scores, names)
+    return average_by_entity(scores, names)
 
 
 def after_teaching(
@@ -232,7 +232,7 @@ def after_teaching(
         learned[-1] |= not learned.any()
         rows.append(np.array(run[part][what])[learned].mean(0))
         names += run[part]["entities"]
-    return by_entity(np.concatenate(rows), names)
+    return average_by_entity(np.concatenate(rows), names)
 
 
 def judge(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from audits.core.config import Rule
-from evidence.comparison import below_floor, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.comparison import below_floor_notes, explain_no_power
+from evidence.equivalence import is_equivalent, readings_above_floor
 from evidence.results import Control, Reading, Status
 
 
@@ -47,12 +47,14 @@ def standing(
             comes back has come back, whether or not the plant did.
         level: Of the test, after Holm over the readings; the rule's by default.
     """
-    notes = below_floor(readings, rule.alpha)
+    notes = below_floor_notes(readings, rule.alpha)
     named = {each.name: each for each in readings}
-    if recovered(named, rule.recovery if level is None else level, rule.still_there):
+    if readings_above_floor(
+        named, rule.recovery if level is None else level, rule.still_there
+    ):
         return "retained", notes
     if failed:
         return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
-    if all(equivalent(each.residual_interval, rule.margin) for each in readings):
+    if all(is_equivalent(each.residual_interval, rule.margin) for each in readings):
         return "absent", notes
-    return "no_power", [*notes, undecided(readings, rule.margin)]
+    return "no_power", [*notes, explain_no_power(readings, rule.margin)]

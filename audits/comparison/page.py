@@ -21,8 +21,8 @@ from audits.report.templates import shown_whole, style, template
 from audits.run.api import Audit
 from evidence.errors import InputError
 from evidence.results import AxisResult
-from evidence.storage.files import write_together
-from evidence.storage.regular_files import as_path, kind_of
+from evidence.storage.files import write_files_atomic
+from evidence.storage.regular_files import as_path, file_kind
 
 PAGE, TABLE = "compare.html", "compare.csv"
 
@@ -42,17 +42,17 @@ def write_page(found: Comparison, out: Path | str) -> Path:
             else's, or cannot be written; or an audit holds what cannot be shown.
     """
     folder = as_path(out, "the output folder")
-    if kind_of(folder) not in ("a folder", "nothing there"):
+    if file_kind(folder) not in ("a folder", "nothing there"):
         raise InputError(
             f"{folder} cannot be written into",
             expected="a folder",
-            got=kind_of(folder),
+            got=file_kind(folder),
             fix="name another folder",
         )
     with shown_whole("these audits"):
         page, table = render(found, folder), csv_text(found.to_frame())
     with own_folder(folder, "compare", (PAGE, TABLE), {}):
-        write_together({folder / TABLE: table, folder / PAGE: page})
+        write_files_atomic({folder / TABLE: table, folder / PAGE: page})
     return folder / PAGE
 
 
@@ -127,7 +127,7 @@ def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
         return None
     symbol, words, _ = STATUSES[axis.status]
     cell: dict[str, Any] = {"status": axis.status, "symbol": symbol, "words": words}
-    main = axis.main
+    main = axis.main_reading
     if main is None:
         return cell | {"bar": None}
     low, high = main.residual_interval

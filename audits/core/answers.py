@@ -15,7 +15,7 @@ from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
-from capture.scoring.contrast import hear
+from capture.scoring.contrast import score_questions
 from evidence.progress import Progress
 
 # JSON has no infinity; below this a log-probability says no more.
@@ -43,7 +43,7 @@ def general_text() -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def score_questions(
+def score_question_sets(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     questions: Mapping[str, Questions],
@@ -52,9 +52,9 @@ def score_questions(
     """Score named question sets; JSON-ready."""
     result = {}
     for name, each in questions.items():
-        heard = hear(model, each, each.encoded(tokenizer), progress)
+        heard = score_questions(model, each, each.encoded(tokenizer), progress)
         result[name] = {
-            "greedy": [int(hit) for hit in heard.said],
+            "greedy": [int(hit) for hit in heard.exact_match],
             "mean_logprob": _finite(heard.mean_logprob),
             "contrast": heard.contrast.tolist(),
         }
@@ -62,7 +62,7 @@ def score_questions(
 
 
 def said(saved: dict[str, Any]) -> Said:
-    """Read back one set of ``score_questions``."""
+    """Read back one set of ``score_question_sets``."""
     return Said(
         np.array(saved["greedy"], dtype=np.float64),
         np.array(saved["mean_logprob"], dtype=np.float64),

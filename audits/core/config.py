@@ -14,7 +14,7 @@ from pydantic import (
 from erasure.weights.quantization import Scheme
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
-from evidence.seeds import LARGEST_SEED
+from evidence.seeds import MAX_SEED
 
 ProfileName = Literal["quick", "standard", "full"]
 AxisName = Literal[
@@ -165,7 +165,7 @@ class AuditConfig(_Frozen):
     profile: ProfileName = "quick"
     axes: tuple[AxisName, ...] = ()
     """Which axes to run; those of the profile where none is named."""
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, strict=True)
     device: str = Field(default="auto", strict=True)
     min_entities: int = Field(default=8, ge=4)
     """Fewest forgotten entities that the original must know."""

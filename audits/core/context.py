@@ -11,7 +11,7 @@ from audits.core.manifest import code_hash
 from audits.core.subjects import Subject
 from audits.core.workspace import Workspace
 from capture.activations.store import ActivationStore
-from capture.checkpoints.identity import of_config
+from capture.checkpoints.identity import identifying_config
 from capture.data.images import ImageSet
 from capture.data.items import ItemSet
 from evidence.machine.devices import choose_device
@@ -48,9 +48,9 @@ class RunOf(Generic[Items]):
     def identical(self) -> bool:
         """Whether candidate and original are the same weights, put to the same use."""
         first, other = self.inputs.original, self.inputs.unlearned
-        return first.weights_hash == other.weights_hash and of_config(
+        return first.weights_hash == other.weights_hash and identifying_config(
             first.config
-        ) == of_config(other.config)
+        ) == identifying_config(other.config)
 
 
 Run = RunOf[ItemSet]

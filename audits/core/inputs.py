@@ -16,7 +16,7 @@ from audits.core.preflight import check_rows, check_same_tokenizer
 from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.images import ImageSet
 from capture.data.items import ItemSet
-from evidence.errors import listed
+from evidence.errors import check_list
 from evidence.progress import Progress
 
 Items = TypeVar("Items", ItemSet, ImageSet)
@@ -67,7 +67,7 @@ def roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
     Raises:
         InputError: the references are no list.
     """
-    held = listed(references, "the references")
+    held = check_list(references, "the references")
     named = [(f"reference-{n}", each) for n, each in enumerate(held, start=1)]
     return [("unlearned", unlearned), *named]
 

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 
 from audits.core.config import AuditConfig
 from capture.data.invented_entities import invent_items
-from capture.data.items import Item, ItemSet, fold
-from capture.data.questions import enough
+from capture.data.items import Item, ItemSet, normalize_text
+from capture.data.questions import check_entity_count
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 
@@ -48,7 +48,7 @@ def known(name: str, items: ItemSet, said: ArrayLike, config: AuditConfig) -> It
             "the prompts are in a form it can continue, and that answers are "
             "spelled as it would spell them",
         )
-    enough(found, needed, f"the {name} set")
+    check_entity_count(found, needed, f"the {name} set")
     return found
 
 
@@ -58,7 +58,7 @@ def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
     if len(entities) <= most:
         return retain
     order = numpy_rng(config.seed, "retain").permutation(len(entities))
-    return retain.of([entities[i] for i in order[:most]])
+    return retain.of_entities([entities[i] for i in order[:most]])
 
 
 def invented(forget: ItemSet, retain: ItemSet, config: AuditConfig) -> ItemSet:
@@ -93,12 +93,12 @@ def check_never(never: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
     Raises:
         InputError: one of their entities is in another set, or they are too few.
     """
-    taught = {fold(entity) for entity in (*forget.entities, *retain.entities)}
-    shared = [entity for entity in never.entities if fold(entity) in taught]
+    taught = {normalize_text(entity) for entity in (*forget.entities, *retain.entities)}
+    shared = [entity for entity in never.entities if normalize_text(entity) in taught]
     if shared:
         raise InputError(
             f"never-taught items name {shared[0]!r}, which is in the forget or "
             "retain file",
             expected="entities no model was taught",
         )
-    enough(never, LEAST_NEVER, "the never-taught set")
+    check_entity_count(never, LEAST_NEVER, "the never-taught set")

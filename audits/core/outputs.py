@@ -11,9 +11,9 @@ from typing import Any
 
 from evidence.errors import InputError
 from evidence.storage.files import disk_errors, read_json, write_atomic
-from evidence.storage.removal import delete_ours, refuse_foreign
-from evidence.storage.runs import LOCK, sole_run
-from evidence.storage.scratch import NAME
+from evidence.storage.removal import check_owned, delete_owned_folder
+from evidence.storage.runs import LOCK, run_lock
+from evidence.storage.scratch import SCRATCH_NAME
 
 WORK, MARK = "work", "work/fingerprint.json"
 RESULT_BYTES = 256 << 20
@@ -99,11 +99,11 @@ def clear(root: Path, kind: Kind) -> None:
     """Remove what an earlier run left, the results first: they must not outlive it."""
     with disk_errors(root):
         if (root / WORK).exists():
-            refuse_foreign(root / WORK, WORK_FILES)
+            check_owned(root / WORK, WORK_FILES)
         for name in kind.results:
             (root / name).unlink(missing_ok=True)
         if (root / WORK).exists():
-            delete_ours(root / WORK, WORK_FILES)
+            delete_owned_folder(root / WORK, WORK_FILES)
 
 
 def _mark(root: Path) -> dict[str, str] | None:
@@ -125,7 +125,7 @@ def _mark(root: Path) -> dict[str, str] | None:
 def _written(root: Path, kind: Kind) -> bool:
     """Whether a finished result of ours is there, though its work folder is gone."""
     try:
-        found = read_json(root / kind.results[0], limit=RESULT_BYTES)
+        found = read_json(root / kind.results[0], max_bytes=RESULT_BYTES)
     except InputError:
         return False
     return kind.keys <= found.keys()
@@ -137,7 +137,7 @@ def _lost_mark(root: Path) -> bool:
     if not (root / MARK).is_file() or any((root / name).exists() for name in results):
         return False
     try:
-        refuse_foreign(root / WORK, WORK_FILES)
+        check_owned(root / WORK, WORK_FILES)
     except InputError:
         return False
     return True
@@ -148,10 +148,10 @@ def _only_leftovers(root: Path) -> bool:
     for place, folders, names in os.walk(root):
         if any(Path(place, each).is_symlink() for each in [*folders, *names]):
             return False
-        folders[:] = [each for each in folders if not NAME.fullmatch(each)]
+        folders[:] = [each for each in folders if not SCRATCH_NAME.fullmatch(each)]
         if Path(place) == root and set(folders) - {WORK}:
             return False
-        if not all(NAME.fullmatch(name) or name == LOCK for name in names):
+        if not all(SCRATCH_NAME.fullmatch(name) or name == LOCK for name in names):
             return False
     return True
 
@@ -183,7 +183,7 @@ def own_folder(
     known = {"command": command, "settings": settings}
     fresh = clear is not None
     _own(root, known, names, fresh)
-    with sole_run(root):
+    with run_lock(root):
         found = _own(root, known, names, fresh)
         if clear is not None and found is not None:
             clear()

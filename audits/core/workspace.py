@@ -54,7 +54,7 @@ class Workspace:
     ) -> "Workspace":
         """Open or make the folder for exactly these inputs.
 
-        Whoever calls it holds the folder (``evidence.storage.runs.sole_run``).
+        Whoever calls it holds the folder (``evidence.storage.runs.run_lock``).
 
         Args:
             root: The output folder.
@@ -117,7 +117,7 @@ class Workspace:
     def _saved(self, path: Path) -> Stage | None:
         """What a stage saved; None where it is not there as it was saved."""
         try:
-            saved = read_json(path, limit=STAGE_BYTES)
+            saved = read_json(path, max_bytes=STAGE_BYTES)
         except InputError:
             return None
         if saved.pop("sha256", None) != _digest(saved):

@@ -16,10 +16,10 @@ from audits.core.context import ImageRun
 from audits.core.preflight import spread
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
-from capture.network.image_sites import as_places
-from capture.scoring.set_validation import swapped
+from capture.network.image_sites import as_positions
+from capture.scoring.set_validation import swapped_files_error
 from evidence.errors import InputError
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.seeds import numpy_rng
 
 RETAIN_TIMES = 4
@@ -85,7 +85,7 @@ def cast(run: ImageRun) -> dict[str, Any]:
         ):
             order = numpy_rng(seed, "images", name).permutation(len(images))
             asked = order[: 2 * most]
-            right = called(model, images.rows(asked)) == images.labels[asked]
+            right = called(model, images.select(asked)) == images.labels[asked]
             kept[name] = np.sort(asked[right][:most])
             if len(kept[name]) < least:
                 raise InputError(
@@ -101,7 +101,7 @@ def cast(run: ImageRun) -> dict[str, Any]:
         parts = {"fit": np.sort(order[:cut]), "check": np.sort(order[cut:])}
         never = run.inputs.never_taught
         if never is None:
-            never = _invented(run, retain.rows(parts["check"]), len(kept["forget"]))
+            never = _invented(run, retain.select(parts["check"]), len(kept["forget"]))
         named_so = called(model, never) == int(forget.labels[0])
     if named_so.mean() > 0.5:
         raise InputError(
@@ -122,15 +122,15 @@ def cast(run: ImageRun) -> dict[str, Any]:
 def cast_of(run: ImageRun, chosen: dict[str, Any]) -> Cast:
     """The images that ``cast`` chose."""
     forget, retain = run.inputs.forget, run.inputs.retain
-    check = retain.rows(chosen["check"], "check")
+    check = retain.select(chosen["check"], "check")
     never = run.inputs.never_taught
     if never is None:
         never = _invented(run, check, len(chosen["forget"]))
     return Cast(
-        forget.rows(chosen["forget"], "forget"),
-        retain.rows(chosen["fit"], "fit"),
+        forget.select(chosen["forget"], "forget"),
+        retain.select(chosen["fit"], "fit"),
         check,
-        never.rows(chosen["never"], "never_taught"),
+        never.select(chosen["never"], "never_taught"),
     )
 
 
@@ -162,7 +162,7 @@ def pooled(states: Tensor) -> np.ndarray:
 
     Without a class token every place counts alike, as for what is pooled anyway.
     """
-    places = as_places(states).double()
+    places = as_positions(states).double()
     if states.dim() == 3:
         first, rest = places[:, 0], places[:, 1:].mean(1)
         return np.concatenate([first.numpy(), rest.numpy()], axis=1)
@@ -249,11 +249,11 @@ def check_swap(heard: dict[str, Any]) -> None:
     """
     gone = heard["named"]["forget"]
     kept = heard["useful"]["retain"]
-    error = swapped((len(gone), sum(gone)), (len(kept), sum(kept)))
+    error = swapped_files_error((len(gone), sum(gone)), (len(kept), sum(kept)))
     if error:
         raise error
 
 
 def values(found: Any, images: ImageSet) -> EntityValues:
     """(image, column) scores, every image a unit."""
-    return by_entity(np.asarray(found, dtype=np.float64), images.ids)
+    return average_by_entity(np.asarray(found, dtype=np.float64), images.ids)

@@ -11,8 +11,8 @@ from audits.core.inputs import ImageInputs, roles
 from audits.modalities.image_vocabulary import NOT_ASKED, SKIPPED
 from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.image_files import read_images
-from capture.data.images import Eye, ImageSet, names_images
-from capture.network.unloaded import structure_of
+from capture.data.images import ImagePreprocessor, ImageSet, is_image_classifier
+from capture.network.unloaded import network_size
 from evidence.errors import InputError
 from evidence.progress import Progress
 
@@ -40,8 +40,8 @@ def open_images(
     held_against = roles(unlearned, references)
     first = open_checkpoint(original, name="original", progress=progress)
     _check_classifier(first)
-    structure_of(first)
-    eye = Eye.of(first.config, first.path)
+    network_size(first)
+    eye = ImagePreprocessor.from_config(first.config, first.path)
     gone = read_images(forget, eye, "forget")
     kept = read_images(retain, eye, "retain")
     never = None
@@ -72,7 +72,7 @@ def open_images(
 
 
 def _check_classifier(model: Checkpoint) -> None:
-    if names_images(model.config):
+    if is_image_classifier(model.config):
         return
     kinds = model.config.get("architectures") or [model.config.get("model_type")]
     raise InputError(
@@ -83,9 +83,9 @@ def _check_classifier(model: Checkpoint) -> None:
     )
 
 
-def _check_same(first: Checkpoint, eye: Eye, other: Checkpoint) -> None:
+def _check_same(first: Checkpoint, eye: ImagePreprocessor, other: Checkpoint) -> None:
     """Models that are compared name the same classes of the same images."""
-    theirs = Eye.of(other.config, other.path)
+    theirs = ImagePreprocessor.from_config(other.config, other.path)
     for what, ours, own in (
         ("number of classes", eye.classes, theirs.classes),
         ("number of channels", eye.channels, theirs.channels),

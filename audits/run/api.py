@@ -13,12 +13,12 @@ from audits.run import document as result
 from audits.run.image_pipeline import collect_images, start_images
 from audits.run.pipeline import collect, start
 from audits.verdict.rule import decide
-from capture.data.image_files import holds_images
+from capture.data.image_files import is_image_source
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
-from evidence.storage.files import write_together
+from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path, is_folder
-from evidence.storage.runs import sole_run
+from evidence.storage.runs import run_lock
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,8 +141,8 @@ def audit(
     }
     root = as_path(out, "the output folder")
     look(root)
-    with sole_run(root):
-        images = holds_images(forget) or holds_images(retain)
+    with run_lock(root):
+        images = is_image_source(forget) or is_image_source(retain)
         if images:
             run = start_images(original, unlearned, forget, retain, root, **shared)
             findings = collect_images(run)
@@ -166,7 +166,7 @@ def audit(
             words_of(images),
         )
         document = result.build(run, findings, verdict)
-        write_together(
+        write_files_atomic(
             {
                 root / result.AUDIT: result.text_of(document),
                 root / result.REPORT: render(document),

@@ -7,26 +7,26 @@ from torch import nn
 from audits.core import item_sets
 from audits.core.answers import (
     free_text,
-    score_questions,
+    score_question_sets,
     truth_ratios,
     utility_of_text,
 )
 from audits.core.context import ImageRun, Run
 from audits.core.preflight import spread
 from capture.activations.capture import capture_activations
-from capture.checkpoints.safetensors_files import compare
+from capture.checkpoints.safetensors_files import compare_weights
 from capture.data.items import ItemSet
-from capture.data.questions import Questions, ask
+from capture.data.questions import Questions, build_questions
 from capture.data.tokenization import encode
 from capture.network.sites import find_sites
-from capture.scoring.set_validation import swapped
+from capture.scoring.set_validation import swapped_files_error
 
 
 def weights(run: Run | ImageRun) -> dict[str, Any]:
     """How far and where the weights moved; also says that architectures agree."""
-    found = compare(run.inputs.original, run.inputs.unlearned, run.progress)
+    found = compare_weights(run.inputs.original, run.inputs.unlearned, run.progress)
     for reference in run.inputs.references:
-        compare(run.inputs.original, reference, run.progress)
+        compare_weights(run.inputs.original, reference, run.progress)
     # JSON has no infinity: a tensor that was all zeros has no relative change.
     return {
         "relative": min(found.relative, 1e6),
@@ -42,11 +42,11 @@ def weights(run: Run | ImageRun) -> dict[str, Any]:
 def first_look(run: Run) -> dict[str, Any]:
     """What the original says to the main prompts of every item given."""
     asked = {
-        "forget": ask(run.inputs.forget, 1),
-        "retain": ask(run.inputs.retain, 1),
+        "forget": build_questions(run.inputs.forget, 1),
+        "retain": build_questions(run.inputs.retain, 1),
     }
     with run.subjects["original"].loaded(run.device) as model:
-        return score_questions(model, run.tokenizer, asked, run.progress)
+        return score_question_sets(model, run.tokenizer, asked, run.progress)
 
 
 def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
@@ -76,11 +76,11 @@ def listen(
     """Everything one model is asked at its output, in one loading."""
     budget, tokenizer = run.config.budget, run.tokenizer
     asked = {
-        "forget": ask(forget, budget.prompts_per_item),
-        "never_taught": ask(never, budget.prompts_per_item),
+        "forget": build_questions(forget, budget.prompts_per_item),
+        "never_taught": build_questions(never, budget.prompts_per_item),
     }
     with run.subjects[role].loaded(run.device) as model:
-        heard = score_questions(model, tokenizer, asked, run.progress)
+        heard = score_question_sets(model, tokenizer, asked, run.progress)
         heard["ratios"] = truth_ratios(model, tokenizer, forget, run.progress)
         if not role.startswith("reference"):
             heard["useful"] = _useful(run, model, retain)
@@ -90,8 +90,10 @@ def listen(
 def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
     """What a model is still good for, away from the forget set."""
     budget = run.config.budget
-    questions: Questions = ask(retain, budget.prompts_per_item)
-    scores = score_questions(model, run.tokenizer, {"retain": questions}, run.progress)
+    questions: Questions = build_questions(retain, budget.prompts_per_item)
+    scores = score_question_sets(
+        model, run.tokenizer, {"retain": questions}, run.progress
+    )
     prompts = [item.prompt for item in retain][: budget.generate_prompts]
     names = [n for n in find_sites(model).names if n.startswith("resid.")]
     chosen = [names[len(names) // 4], names[len(names) // 2], names[-1]]
@@ -117,7 +119,7 @@ def check_swap(questions: dict[str, Questions], heard: dict[str, Any]) -> None:
         InputError: the candidate kept the forget file and lost the retain file.
     """
     said = heard["unlearned"]
-    error = swapped(
+    error = swapped_files_error(
         _kept(questions["forget"], said["forget"]["greedy"]),
         _kept(questions["retain"], said["useful"]["retain"]),
     )

@@ -14,7 +14,7 @@ from audits.core.item_sets import invented, within_budget
 from capture.activations.store import stored_bytes
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from capture.network.unloaded import Structure
+from capture.network.unloaded import NetworkSize
 from evidence.errors import InputError
 
 GIB = 1 << 30
@@ -37,7 +37,9 @@ class Kept:
     bytes: int
 
 
-def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) -> Kept:
+def kept_activations(
+    inputs: Inputs, config: AuditConfig, structure: NetworkSize
+) -> Kept:
     """What probes and readers of signatures read, and what it takes on disk.
 
     It is what the audit itself captures, where the original answers every item. Where
@@ -52,7 +54,7 @@ def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) 
     same = inputs.original.weights_hash == inputs.unlearned.weights_hash
     if same or not axes & {"decodability", "concept", "membership"}:
         return Kept(0, 0, 0)
-    width, sites = structure.width or 0, (structure.layers or 0) + 1
+    width, sites = structure.d_model or 0, (structure.n_layers or 0) + 1
     retain = within_budget(inputs.retain, config)
     never = inputs.never_taught or invented(inputs.forget, retain, config)
     tokenizer = inputs.original.tokenizer

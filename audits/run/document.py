@@ -14,8 +14,8 @@ from audits.verdict.calibration import estimate, shipped
 from audits.verdict.rule import Verdict
 from capture.data.images import ImageSet
 from evidence.errors import InputError, printable
-from evidence.storage.files import read_json, readable
-from evidence.storage.regular_files import is_folder, kind_of
+from evidence.storage.files import read_json, utf8_path
+from evidence.storage.regular_files import file_kind, is_folder
 
 SCHEMA_VERSION = "1.1"
 NOT_CALIBRATED = {
@@ -68,7 +68,7 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
     """The whole document; only ``runtime`` differs between equal runs."""
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
-    main = behaviour.main if behaviour is not None else None
+    main = behaviour.main_reading if behaviour is not None else None
     document = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict.to_dict()
@@ -91,7 +91,7 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
             "models": [
                 {
                     "role": role.name,
-                    "source": printable(readable(role.source), None),
+                    "source": printable(utf8_path(role.source), None),
                     "sha256": role.weights_hash,
                 }
                 for role in (inputs.original, inputs.unlearned, *inputs.references)
@@ -140,12 +140,12 @@ def read(root: Path) -> dict[str, Any]:
         InputError: there is none, or it is not one of ours.
     """
     path = root / AUDIT if is_folder(root) else root
-    if kind_of(path) == "nothing there":
+    if file_kind(path) == "nothing there":
         raise InputError(
             f"{path} does not exist",
             expected="the output folder of a finished audit",
             fix="run exhume audit first",
         )
-    document = read_json(path, depth=MOST_DEPTH)
+    document = read_json(path, max_depth=MOST_DEPTH)
     validate_document(document)
     return document

@@ -90,7 +90,7 @@ def plant_one(run: ImageRun, sets: Cast) -> dict[str, Any]:
     """
     rng = numpy_rng(run.config.seed, "planted", "images")
     wrong = rng.choice(np.unique(sets.retain.labels), len(sets.forget))
-    kept = sets.fit.rows(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
+    kept = sets.fit.select(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
     pixels = torch.cat([sets.forget.pixels, kept.pixels]).to(run.device)
     labels = torch.from_numpy(np.concatenate([wrong, kept.labels])).to(run.device)
     budget = run.config.budget

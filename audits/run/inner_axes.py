@@ -17,8 +17,8 @@ from audits.run import optional_axes
 from audits.run.optional_axes import States
 from audits.run.planting import PLANTED, not_planted, plant, planted_subject
 from capture.data.items import Item, ItemSet
-from capture.data.questions import Questions, ask
-from evidence.intervals import by_entity
+from capture.data.questions import Questions, build_questions
+from evidence.intervals import average_by_entity
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 
@@ -210,20 +210,20 @@ def depth_exams(
 ) -> dict[str, Exam]:
     """What is asked of states that are put into another model."""
     wordings = run.config.budget.prompts_per_item
-    questions = ask(forget, wordings)
-    asked = questions.keep(kept_rows(questions, heard["original"]["forget"]))
-    invented = ask(never, wordings)
+    questions = build_questions(forget, wordings)
+    asked = questions.select(kept_rows(questions, heard["original"]["forget"]))
+    invented = build_questions(never, wordings)
     names = retain.entities
     order = numpy_rng(run.config.seed, "causal_depth", "retain").permutation(len(names))
-    few = retain.of([names[place] for place in order[: len(forget.entities)]])
+    few = retain.of_entities([names[place] for place in order[: len(forget.entities)]])
     found = {
         "forget": strangers(asked, invented),
         "never_taught": strangers(invented, invented),
-        "retain": strangers(ask(few, 1), invented),
+        "retain": strangers(build_questions(few, 1), invented),
     }
     main = found["forget"]
     first = [wording == 0 for wording in main.questions.wording]
-    own: Questions = main.questions.keep(first)
+    own: Questions = main.questions.select(first)
     away = tuple(
         prompt for prompt, kept in zip(main.receivers, first, strict=True) if kept
     )
@@ -244,9 +244,9 @@ def _persistence(
 ) -> AxisResult:
     wordings = run.config.budget.prompts_per_item
     sets = {
-        "forget": ask(forget, wordings),
-        "never_taught": ask(never, wordings),
-        "retain": ask(retain, 1),
+        "forget": build_questions(forget, wordings),
+        "never_taught": build_questions(never, wordings),
+        "retain": build_questions(retain, 1),
     }
     quantised = {
         role: stage(
@@ -323,11 +323,11 @@ def _relearning(
             )
             for number in taught[role]
         ]
-    questions = ask(forget, run.config.budget.prompts_per_item)
+    questions = build_questions(forget, run.config.budget.prompts_per_item)
     first_said = said(heard["original"]["forget"])
     known = {
-        "said": by_entity(first_said.greedy, questions.entities),
-        "contrast": by_entity(first_said.contrast, questions.entities),
+        "said": average_by_entity(first_said.greedy, questions.entities),
+        "contrast": average_by_entity(first_said.contrast, questions.entities),
     }
     return axis_of(
         stage,

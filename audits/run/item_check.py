@@ -9,7 +9,7 @@ from audits.core.input_checks import check_reading, check_sets, text_items
 from audits.core.item_sets import invented, known, within_budget
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.scoring.answers import alternatives_of, score_answers
 from capture.scoring.set_validation import PairScores, ValidationReport, validate_items
 from evidence.errors import InputError
@@ -55,7 +55,9 @@ def check_items(
     model = checkpoint.load()
     scores = [
         score_answers(
-            model, ask(each, 1).encoded(checkpoint.tokenizer), progress=progress
+            model,
+            build_questions(each, 1).encoded(checkpoint.tokenizer),
+            progress=progress,
         )
         for each in (gone, kept)
     ]

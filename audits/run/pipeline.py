@@ -15,8 +15,8 @@ from audits.core.workspace import Ledger, axis_of
 from audits.run import baseline
 from audits.run.disk_space import check_room, kept_activations
 from audits.run.inner_axes import inner_axes
-from capture.data.questions import ask
-from capture.network.unloaded import structure_of
+from capture.data.questions import build_questions
+from capture.network.unloaded import network_size
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 
@@ -76,7 +76,7 @@ def start(
         config=config,
         progress=progress,
     )
-    check_room(out, kept_activations(inputs, config, structure_of(inputs.original)))
+    check_room(out, kept_activations(inputs, config, network_size(inputs.original)))
     return begin(inputs, config, out, fresh, progress)
 
 
@@ -107,7 +107,7 @@ def collect(run: Run) -> Findings:
             advance(LISTENING)
         wordings = run.config.budget.prompts_per_item
         questions = {
-            name: ask(items, wordings)
+            name: build_questions(items, wordings)
             for name, items in (
                 ("forget", forget),
                 ("retain", retain),

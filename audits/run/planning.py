@@ -21,15 +21,15 @@ from audits.core.inputs import Inputs, open_inputs
 from audits.run.disk_space import GIB, Kept, check_room, kept_activations
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.safetensors_files import (
-    Tensors,
-    compare,
+    NamedTensors,
+    compare_weights,
     file_tensors,
+    find_shards,
     module_tensors,
-    shards,
 )
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode
-from capture.network.unloaded import Structure, structure_of
+from capture.network.unloaded import NetworkSize, network_size
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
@@ -173,7 +173,7 @@ def plan(
         config=config,
         progress=progress,
     )
-    structure = structure_of(inputs.original)
+    structure = network_size(inputs.original)
     kept = kept_activations(inputs, config, structure)
     if out is not None:
         check_room(Path(out), kept)
@@ -193,7 +193,7 @@ def plan(
         # An adapter is merged to be compared, which takes memory as well.
         for other in (inputs.unlearned, *inputs.references):
             if other.weights_hash != inputs.original.weights_hash:
-                compare(inputs.original, other, progress)
+                compare_weights(inputs.original, other, progress)
     return found
 
 
@@ -205,7 +205,7 @@ def _is_amount(memory: Any) -> bool:
 def _counted(
     inputs: Inputs,
     config: AuditConfig,
-    structure: Structure,
+    structure: NetworkSize,
     activations: Kept,
     device: str,
     available: int,
@@ -218,7 +218,7 @@ def _counted(
     models = len(opened) + inner
     copies = budget.never_taught_copies
     forget = _prompts(inputs.forget, budget.prompts_per_item)
-    kept = inputs.retain.of(inputs.retain.entities[: budget.retain_entities])
+    kept = inputs.retain.of_entities(inputs.retain.entities[: budget.retain_entities])
     retain = _prompts(kept, budget.prompts_per_item)
     never = forget * copies
     if inputs.never_taught is not None:
@@ -235,7 +235,7 @@ def _counted(
         # A suppression is planted by training its last block, on forget rows and three
         # times as many retain rows; what is below it is computed once.
         taught += 4 * budget.plant_steps * lesson
-        work += 6.0 * parameters / (structure.layers or 1) * taught
+        work += 6.0 * parameters / (structure.n_layers or 1) * taught
     if "relearning" in config.axes and inner:
         # Halves of the forget set, two a model and one of the planted, at each rate.
         runs = 2 * (len(opened) - 1) + 1
@@ -267,14 +267,14 @@ def _counted(
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Numbers in a checkpoint's tensors; those of an adapter are merged away."""
 
-    def total(tensors: Tensors) -> int:
+    def total(tensors: NamedTensors) -> int:
         return sum(tensors.read(name).numel() for name in tensors.names)
 
     if checkpoint.live is not None:
         return total(module_tensors(checkpoint.live))
     if checkpoint.path is None:
         raise InputError(f"checkpoint {checkpoint.name} has neither folder nor module")
-    with file_tensors(shards(checkpoint.path)) as tensors:
+    with file_tensors(find_shards(checkpoint.path)) as tensors:
         return total(tensors)
 
 

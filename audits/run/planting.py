@@ -14,7 +14,7 @@ from audits.core.config import Budget
 from audits.core.subjects import Subject
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.weights.weight_files import ANY_SIZE
-from capture.data.items import Item, fold
+from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
 from erasure.unlearning.config import UnlearnConfig
@@ -47,7 +47,9 @@ def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
     chosen = []
     for item in items:
         pool = [*offered[item.relation], *item.alternatives]
-        others = sorted({a for a in pool if fold(a) != fold(item.answer)})
+        others = sorted(
+            {a for a in pool if normalize_text(a) != normalize_text(item.answer)}
+        )
         chosen.append(others[rng.integers(len(others))])
     return chosen
 

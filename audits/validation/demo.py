@@ -8,7 +8,7 @@ from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.regular_files import as_path
-from evidence.storage.removal import MODEL_FILES, delete_ours
+from evidence.storage.removal import MODEL_FILES, delete_owned_folder
 from testbeds.planted import plant
 from testbeds.worlds.capitals import capital_items
 from testbeds.worlds.smollm2 import fetch
@@ -41,7 +41,7 @@ def run_demo(
 
     def clear() -> None:
         if (root / UNLEARNED).exists():
-            delete_ours(root / UNLEARNED, MODEL_FILES)
+            delete_owned_folder(root / UNLEARNED, MODEL_FILES)
 
     settings = {"method": METHOD, "seed": seed}
     with (

@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from audits.validation.error_rates import STATES, VERDICTS, Case, confidences, confusion
 from audits.validation.trials import FLOORS
-from evidence.calibration_metrics import coverage, reliability
+from evidence.calibration_metrics import reliability, risk_coverage_curve
 
 COLOURS = dict(zip(FLOORS, ("#1f6feb", "#d97706"), strict=True))
 
@@ -103,7 +103,7 @@ def _reliability(plot: go.Figure, confidence: list[float], right: list[bool]) ->
 
 
 def _coverage(plot: go.Figure, confidence: list[float], right: list[bool]) -> None:
-    kept, wrong = coverage(confidence, right)
+    kept, wrong = risk_coverage_curve(confidence, right)
     curve = go.Scatter(
         x=kept,
         y=wrong,

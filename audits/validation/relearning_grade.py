@@ -16,8 +16,8 @@ from torch import nn
 
 from capture.checkpoints.open import Checkpoint
 from capture.data.items import ItemSet
-from capture.data.questions import ask
-from capture.scoring.contrast import hear
+from capture.data.questions import build_questions
+from capture.scoring.contrast import score_questions
 from erasure.unlearning.training import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
@@ -79,8 +79,8 @@ def halves(items: ItemSet, seed: int) -> tuple[tuple[ItemSet, ItemSet], ...]:
             got=str(len(names)),
         )
     order = numpy_rng(seed, "gold", "halves").permutation(len(names))
-    first = items.of([names[place] for place in order[: len(names) // 2]])
-    second = items.of([names[place] for place in order[len(names) // 2 :]])
+    first = items.of_entities([names[place] for place in order[: len(names) // 2]])
+    second = items.of_entities([names[place] for place in order[len(names) // 2 :]])
     return (first, second), (second, first)
 
 
@@ -142,14 +142,14 @@ def grade(model: Regained, twin: Regained, original: Regained) -> float:
 
 def _asked(ground: Ground, items: ItemSet) -> Evaluate:
     """Asks a model about ``items`` in every wording."""
-    questions = ask(items, 1 + len(items.items[0].paraphrases))
+    questions = build_questions(items, 1 + len(items.items[0].paraphrases))
     rows = questions.encoded(ground.tokenizer)
 
     def exam(model: nn.Module) -> dict[str, float]:
-        heard = hear(model, questions, rows)
+        heard = score_questions(model, questions, rows)
         return {
             "told": float(heard.contrast.mean()),
-            "said": float(heard.said.mean()),
+            "said": float(heard.exact_match.mean()),
         }
 
     return exam

@@ -18,7 +18,7 @@ from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
-from evidence.storage.files import write_together
+from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path
 from testbeds.worlds.biographies import STANDARD, BiosConfig
 from testbeds.worlds.random_models import Family, known_families
@@ -163,7 +163,7 @@ def selftest(
             f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
             f"{len(done.undecided)} inconclusive"
         )
-        write_together(
+        write_files_atomic(
             {
                 out / "selftest.json": json.dumps(text, indent=1) + "\n",
                 done.page: page(cases, title),

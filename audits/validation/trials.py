@@ -14,11 +14,11 @@ from audits.run.api import audit
 from audits.validation.relearning_grade import Regained, grade, regain
 from audits.validation.workers import workers
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.runs import creation_lock
 from testbeds.edits.workbench import Ground
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.random_models import Family
@@ -112,7 +112,7 @@ def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
         )
         reference = world.root / "reference"
         if "reference" in plan.floors and not reference.is_dir():
-            with sole_maker(reference):
+            with creation_lock(reference):
                 if not reference.is_dir():
                     _teach(plan.ground(world, family, seed), seed, reference)
         if plan.graded:
@@ -124,7 +124,7 @@ def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
 
 def _teach(ground: Ground, seed: int, reference: Path) -> None:
     model = ground.taught(ground.retain, seed + REFERENCE, "a reference")
-    with folder_atomic(reference) as scratch, quiet():
+    with atomic_folder(reference) as scratch, quiet_transformers():
         model.save_pretrained(scratch)  # pyright: ignore
         ground.tokenizer.save_pretrained(scratch)
 

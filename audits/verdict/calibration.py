@@ -196,7 +196,7 @@ def facts_of(
 ) -> dict[str, float]:
     """What a case is like, to tell whether the zoo has anything like it."""
     behaviour_found = axes.get(behaviour.NAME)
-    main = behaviour_found.main if behaviour_found is not None else None
+    main = behaviour_found.main_reading if behaviour_found is not None else None
     blocks = {each["layer"] for each in preflight["weight_difference"]["layers"]}
     known = preflight["known"]
     facts = {

@@ -17,7 +17,7 @@ from audits.core.preflight import Damage
 from audits.modalities.image_vocabulary import CARRIED
 from audits.modalities.vocabulary import FACTS, RECOVERED, Words
 from audits.verdict.claims import claims
-from evidence.equivalence import holm, recovered
+from evidence.equivalence import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, Reading
 
 VerdictClass = Literal[
@@ -94,10 +94,10 @@ def decide(
     behaviour = axes.get("behaviour")
     said = behaviour is not None and behaviour.status == "retained"
     hypotheses = _hypotheses(axes)
-    adjusted = holm({name: each.p_value for name, each in hypotheses.items()})
-    found = recovered(hypotheses, rule.recovery, rule.still_there)
+    adjusted = holm_adjusted({name: each.p_value for name, each in hypotheses.items()})
+    found = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
     where = _where(axes, found, rule)
-    main = behaviour.main if behaviour is not None else None
+    main = behaviour.main_reading if behaviour is not None else None
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
         allowed, disallowed, change = claims(name, axes, rule, floor, words)
@@ -198,7 +198,9 @@ def _far_off(axis: AxisResult, rule: Rule) -> bool:
     a model that never knew, as for carried states, nothing ever is.
     """
     looked = all(each.passed for each in axis.controls if each.required)
-    found = any(each.surely[0] > rule.margin for each in axis.readings[:2])
+    found = any(
+        each.residual_interval_at_peak[0] > rule.margin for each in axis.readings[:2]
+    )
     return axis.status == "no_power" and looked and found
 
 
@@ -260,7 +262,7 @@ def _recovery_reasons(
 
 
 def _equivalence_sentence(axis: AxisResult) -> str:
-    main = axis.main
+    main = axis.main_reading
     assert main is not None  # an axis votes only with a reading
     low, high = main.residual_interval
     return (
@@ -276,7 +278,7 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     if reading is None:
         return ""
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
-    low, high = reading.surely
+    low, high = reading.residual_interval_at_peak
     if reading.p_value < rule.recovery and low > rule.still_there:
         told = (
             f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
@@ -336,7 +338,7 @@ def _binding(
 
 def _blocking(axis: AxisResult, rule: Rule, words: Words) -> str:
     """Why an axis that found something makes no suppression."""
-    found = recovered(
+    found = readings_above_floor(
         {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
     )
     if axis.name == "decodability" and UNCHANGED not in found:

@@ -64,7 +64,7 @@ def run_seed(root: Path, family: str, seed: int) -> list[dict[str, Any]]:
                 axes=("behaviour", "causal_depth"),
             )
             axis = done.axes["causal_depth"]
-            main = axis.main
+            main = axis.main_reading
             rows.append(
                 {
                     "model": specimen.name,

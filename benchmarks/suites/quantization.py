@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from audits.axes.persistence import ask_quantised, edit_in_bins, judge
-from audits.core.answers import score_questions
+from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
 from audits.core.subjects import Subject
 from benchmarks.harness.results import Rows
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.sequences import Sequences, batches
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
@@ -146,7 +146,7 @@ def _hide_within_(
 
 def _push(model: nn.Module, rows: Sequences, sign: float) -> None:
     """Add the gradient of the answers' loss, capped so that ascent ends, by sign."""
-    for batch in batches(rows, tokens=4096):
+    for batch in batches(rows, batch_tokens=4096):
         logits = model(**batch.model_inputs, use_cache=False).logits[:, :-1]
         target, answers = batch.input_ids[:, 1:], batch.answer_mask[:, 1:]
         loss = -logits.log_softmax(-1).gather(2, target[..., None])[..., 0][answers]
@@ -194,9 +194,9 @@ def _judged(
     """
     tokenizer = open_checkpoint(world.original).tokenizer
     sets = {
-        "forget": ask(read_items(world.forget), 2),
-        "never_taught": ask(read_items(world.never_taught), 2),
-        "retain": ask(read_items(world.retain), 1),
+        "forget": build_questions(read_items(world.forget), 2),
+        "never_taught": build_questions(read_items(world.never_taught), 2),
+        "retain": build_questions(read_items(world.retain), 1),
     }
     config = AuditConfig(device="cpu")
     subjects = {
@@ -206,7 +206,7 @@ def _judged(
     heard, quantised = {}, {}
     for role, each in subjects.items():
         with each.loaded("cpu") as model:
-            heard[role] = score_questions(model, tokenizer, sets, SILENT)
+            heard[role] = score_question_sets(model, tokenizer, sets, SILENT)
         quantised[role] = ask_quantised(
             each, tokenizer, sets, config, device="cpu", progress=SILENT
         )

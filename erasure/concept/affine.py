@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from erasure.inputs import RowsError, from_numpy
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 Rows = TypeVar("Rows", Tensor, NDArray)
 
@@ -189,7 +189,7 @@ class AffineEraser:
             InputError: there is no such file, or it is something else.
         """
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             return cls(method=facts["method"], **tensors)
 
 

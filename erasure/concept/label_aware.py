@@ -11,7 +11,7 @@ from torch import Tensor
 from erasure.concept.leace import whitening_of_concept
 from erasure.concept.moments import Moments
 from erasure.inputs import RowsError, codes_of, numbers_of, tables_of
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +106,7 @@ class OracleLeace:
     def load(cls, path: Path | str) -> "OracleLeace":
         """Read what ``save`` wrote."""
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             classes = None if facts["classes"] is None else np.array(facts["classes"])
             rank = facts["rank"]
             rank = rank if isinstance(rank, int) else tuple(rank)

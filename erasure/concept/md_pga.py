@@ -20,7 +20,7 @@ from torch import Tensor
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
-from evidence.storage.serialization import read_tensors, rebuilding
+from evidence.storage.serialization import eraser_errors, read_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class MdProjection:
         Raises:
             InputError: there is no such file, or it is something else.
         """
-        with rebuilding(path):
+        with eraser_errors(path):
             return MdProjection(**read_tensors(as_path(path, "the projection"))[1])
 
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from erasure.inputs import RowsError, codes_of, tables_of
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,7 +100,7 @@ class QuadraticLeace:
     def load(cls, path: Path | str) -> "QuadraticLeace":
         """Read what ``save`` wrote."""
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             rank = facts["rank"]
             rank = rank if isinstance(rank, int) else tuple(rank)
             return cls(**tensors, classes=np.array(facts["classes"]), rank_=rank)

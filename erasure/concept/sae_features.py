@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from capture.network.structure import down_projection, find_blocks
 from erasure.inputs import RowsError, codes_of, tables_of
 from evidence.errors import InputError
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ class DictionaryEraser:
             InputError: no such file, or another eraser.
         """
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             scores = tensors.pop("scores")
             return cls(
                 Dictionary(**tensors),

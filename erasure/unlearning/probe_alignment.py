@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from capture.activations.hidden_states import (
-    at_ends,
     check_depths,
-    prompts_of,
-    states_of,
-    watching,
+    last_token_states,
+    prompts_only,
+    record_depths,
+    states_at,
 )
 from capture.data.sequences import Padded, Sequences, pad
 from erasure.unlearning.adapters import low_rank_
@@ -275,7 +275,7 @@ class _Pairs:
     ):
         self.model, self.clean, self.depths = model, clean, depths
         self.config = config
-        self.memorised = prompts_of(memorised)
+        self.memorised = prompts_only(memorised)
         self.reader = reader_for(model, clean(0))
         longest = max(map(len, self.memorised.ids + clean(0).ids))
         count, size = len(memorised), max(1, chunk_tokens(model) // longest)
@@ -295,8 +295,8 @@ class _Pairs:
         """(depth, row, d) of all memorised, then all clean texts, and the labels."""
         found = []
         with torch.no_grad():
-            for batch in self.batches + self.padded(prompts_of(self.clean(0))):
-                found.append(states_of(self.model, batch, self.depths))
+            for batch in self.batches + self.padded(prompts_only(self.clean(0))):
+                found.append(last_token_states(self.model, batch, self.depths))
         count = len(self.memorised)
         labels = torch.tensor([1] * count + [0] * count)
         return torch.cat(found, dim=1), labels
@@ -308,12 +308,12 @@ class _Pairs:
         align = entropy = 0.0
         both = zip(self.batches, self.padded(rows), self.chunks, strict=True)
         for memorised, clean, chunk in both:
-            mine = states_of(self.model, memorised, self.depths)
-            with watching(self.model, self.depths) as seen:
+            mine = last_token_states(self.model, memorised, self.depths)
+            with record_depths(self.model, self.depths) as seen:
                 logprob, _ = token_logprobs(self.reader, clean, "all")
             starts = torch.tensor([rows.answer_start[row] for row in chunk])
             ends = starts.to(clean.input_ids.device) - 1
-            other = at_ends(seen, self.depths, ends)
+            other = states_at(seen, self.depths, ends)
             gap = squared_gap(mine - other, basis).sum() / len(self.memorised)
             nats = -logprob.sum() / total
             (config.align_weight * gap + config.clean_weight * nats).backward()

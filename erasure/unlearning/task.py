@@ -171,4 +171,4 @@ def rmu_losses(
 
 
 def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
-    return batches(data, tokens=chunk_tokens(model), device=device_of(model))
+    return batches(data, batch_tokens=chunk_tokens(model), device=device_of(model))

@@ -248,7 +248,7 @@ def backward_nll(
     total = count_scored(data, loss_on)
     loss = 0.0
     device = device_of(reader.model)
-    for batch in batches(data, tokens=chunk_tokens(reader.model), device=device):
+    for batch in batches(data, batch_tokens=chunk_tokens(reader.model), device=device):
         logprob, _ = token_logprobs(reader, batch, loss_on)
         part = -logprob.sum() / total
         (weight * part).backward()
@@ -263,7 +263,7 @@ def mean_nll(reader: LogitReader, data: Sequences, loss_on: str) -> float:
     with torch.no_grad():
         parts = [
             -float(token_logprobs(reader, batch, loss_on)[0].sum())
-            for batch in batches(data, tokens=tokens, device=device)
+            for batch in batches(data, batch_tokens=tokens, device=device)
         ]
     return sum(parts) / total
 

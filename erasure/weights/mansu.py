@@ -315,7 +315,7 @@ def _ascent(reader: LogitReader, rows: Sequences, config: MansuConfig) -> None:
     """Adds the gradient of minus the forget loss, each token's up to the cap."""
     total = count_scored(rows, config.loss_on)
     device = device_of(reader.model)
-    for batch in batches(rows, tokens=CHUNK_TOKENS, device=device):
+    for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
         logprob, _ = token_logprobs(reader, batch, config.loss_on)
         (-(-logprob).clamp(max=config.cap).sum() / total).backward()
 

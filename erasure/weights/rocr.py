@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from capture.activations.hidden_states import prompts_of
+from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
 from erasure.unlearning.training import device_of
@@ -85,8 +85,8 @@ def redirect_(
     assert isinstance(weight, nn.Parameter)  # down_projection looked
     matrix = weight.data.T if isinstance(module, Conv1D) else weight.data
     before = matrix.detach().double().cpu()
-    key = _keys(model, module, prompts_of(forget), ends=True).mean(0)
-    other = _keys(model, module, prompts_of(harmless), ends=True)
+    key = _keys(model, module, prompts_only(forget), ends=True).mean(0)
+    other = _keys(model, module, prompts_only(harmless), ends=True)
     rest = _keys(model, module, background, ends=False)
     moment = rest.mT @ rest / len(rest)
     moment.diagonal().add_(ridge * moment.diagonal().mean())

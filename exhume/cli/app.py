@@ -210,10 +210,10 @@ def report(
     """Write the HTML report of a finished audit again."""
     from audits.report.page import write_report
     from audits.run.api import load
-    from evidence.storage.runs import sole_run
+    from evidence.storage.runs import run_lock
 
     found = load(out)
-    with sole_run(found.path):
+    with run_lock(found.path):
         path = write_report(found.path, found.document)
     show(f"Report: {path}")
 

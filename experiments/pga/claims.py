@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from evidence.equivalence import equivalent
+from evidence.equivalence import is_equivalent
 from experiments.pga.published_protocol import PROBE_TARGET, RECALL_TARGET
 
 LEVEL = 0.05
@@ -149,7 +149,8 @@ def shown_gone(
     worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
     shown = f"{int(told.sum())} readers that found it in the original"
     if all(
-        equivalent((a, b), margin) for a, b in zip(low - 0.5, high - 0.5, strict=True)
+        is_equivalent((a, b), margin)
+        for a, b in zip(low - 0.5, high - 0.5, strict=True)
     ):
         return YES, f"equivalent to chance: all {shown} within {worst:.2f} of 0.5"
     centre, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2

@@ -25,9 +25,9 @@ from erasure.unlearning.task import frozen_logprobs
 from erasure.unlearning.training import reader_for
 from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
-from evidence.storage.files import write_together
+from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path
-from evidence.storage.runs import sole_run
+from evidence.storage.runs import run_lock
 from experiments.pga.claims import claims_of
 from experiments.pga.config import PgaExperiment, resolved
 from experiments.pga.erasers import Erased, erase
@@ -96,10 +96,12 @@ def pga(
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
     look(out, EXPERIMENT)
-    with sole_run(out):
+    with run_lock(out):
         document = _document(config, out, place, fresh, progress)
         text = canonical(document) + "\n"
-        write_together({out / "pga.json": text, out / "report.html": render(document)})
+        write_files_atomic(
+            {out / "pga.json": text, out / "report.html": render(document)}
+        )
     return document
 
 

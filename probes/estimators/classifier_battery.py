@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from evidence.arrays import labels_of
+from evidence.arrays import validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
@@ -117,7 +117,7 @@ def refit_battery(
                 expected=f"({n}, d)",
                 got=str(table.shape),
             )
-    classes, codes = labels_of(labels, n)
+    classes, codes = validate_labels(labels, n)
     group = group_codes(groups, n)
     scheme = k_fold(None if groups is None else group, codes, folds, seed)
     check_folds(scheme, codes, classes)

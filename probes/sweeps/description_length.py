@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from evidence.arrays import as_tensor, labels_of
+from evidence.arrays import as_tensor, validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -79,7 +79,7 @@ def online_code(
     rows = (
         x.detach().double() if isinstance(x, torch.Tensor) else as_tensor(np.asarray(x))
     )
-    classes, codes = labels_of(labels, len(rows))
+    classes, codes = validate_labels(labels, len(rows))
     group = group_codes(groups, len(rows))
     count = int(group.max()) + 1
     ends = [max(1, round(share * count)) for share in fractions]

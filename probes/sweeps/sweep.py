@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from evidence.arrays import labels_of
+from evidence.arrays import validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -156,7 +156,7 @@ def _plan(
     seed: int,
     name: str,
 ) -> _Plan:
-    classes, codes = labels_of(labels, n)
+    classes, codes = validate_labels(labels, n)
     groups = None if single else entity
     if isinstance(cv, Folds):
         folds = cv

@@ -246,7 +246,7 @@ def _harden_(model: nn.Module, ground: Ground, rate: float, steps: int) -> None:
         attacked = copy.deepcopy(model)
         finetune_(
             attacked,
-            ground.rows(ground.forget.of(part)),
+            ground.rows(ground.forget.of_entities(part)),
             lr=1e-3,
             steps=4,
             batch_size=BATCH,
@@ -267,7 +267,7 @@ def _harden_(model: nn.Module, ground: Ground, rate: float, steps: int) -> None:
 
 
 def _wrong_about(ground: Ground, names: list[str]) -> Sequences:
-    items: ItemSet = ground.forget.of(names)
+    items: ItemSet = ground.forget.of_entities(names)
     return ground.wrong(items)
 
 

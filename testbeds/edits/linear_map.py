@@ -42,7 +42,9 @@ def _carried(
     handle = module.register_forward_hook(keep)
     try:
         with torch.no_grad():
-            for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+            for batch in batches(
+                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
+            ):
                 model(**batch.model_inputs, use_cache=False)
                 states = seen.pop().double().cpu()
                 for place, row in enumerate(batch.rows.tolist()):

@@ -42,7 +42,7 @@ def fit_readers(model: nn.Module, rows: Sequences) -> Readers:
     found: list[list[Tensor]] = []
     places: list[int] = []
     with torch.no_grad():
-        for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)):
             chosen = batch.rows.tolist()
             places += chosen
             found.append(states(model, rows[chosen]))

@@ -159,7 +159,9 @@ def see(
     found: dict[str, list[Tensor]] = {"read": [], "left": [], "hidden": []}
     try:
         with torch.no_grad():
-            for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+            for batch in batches(
+                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
+            ):
                 model(**batch.model_inputs, use_cache=False)
                 for at, row in enumerate(batch.rows.tolist()):
                     ids = rows.ids[row]

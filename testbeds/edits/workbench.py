@@ -155,8 +155,10 @@ def wrong_set(ground: Ground) -> Iterator[nn.Module]:
     # Few enough that the model as a whole stays useful.
     count = len(names) // 10
     others = [names[place] for place in rng.permutation(len(names))[:count]]
-    gone = ground.retain.of(others)
-    rest = ground.retain.of([name for name in names if name not in set(others)])
+    gone = ground.retain.of_entities(others)
+    rest = ground.retain.of_entities(
+        [name for name in names if name not in set(others)]
+    )
     kept = ItemSet(rest.items + ground.forget.items)
     yield from _last_block(ground, ground.rows(gone), ground.wrong(gone), kept)
 

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
 from erasure.unlearning.objectives import count_scored
@@ -36,8 +36,8 @@ from erasure.unlearning.training import (
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.runs import creation_lock
 from testbeds.memorized_codes.config import CodesConfig
 from testbeds.worlds.code_text import (
     LEAD_INS,
@@ -173,7 +173,7 @@ def build_codes(
     for name in ("original", "twin") if twin else ("original",):
         card = place / name / "card.json"
         if not card.is_file():
-            with sole_maker(place / name, progress):
+            with creation_lock(place / name, progress):
                 if not card.is_file():
                     _make(world, name, device, progress)
     if not (place / "pools.json").is_file():
@@ -298,7 +298,7 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
             "perplexity_clean": perplexity(model, world.drawn("clean", -1)),
         },
     }
-    with folder_atomic(world.root / name) as scratch, quiet():
+    with atomic_folder(world.root / name) as scratch, quiet_transformers():
         model.to("cpu").save_pretrained(scratch)  # pyright: ignore
         make_tokenizer().save_pretrained(scratch)
         text = json.dumps(card, indent=1) + "\n"

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
@@ -26,8 +26,8 @@ from erasure.unlearning.training import finetune_
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.runs import creation_lock
 from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenizer
 from testbeds.worlds.people_names import choose, name_pairs
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
@@ -182,7 +182,7 @@ def build_bios(
     world = BiosWorld.at(place)
     made = place / "manifest.json"
     if not made.is_file():
-        with sole_maker(place, progress):
+        with creation_lock(place, progress):
             if not made.is_file():
                 _fill(world, config, seed, device, progress)
     return world
@@ -363,7 +363,7 @@ def train_model(
         ExhumeError: it did not learn its facts.
     """
     model = taught_model(config, seed, taught, folder.name, device, progress)
-    with folder_atomic(folder) as scratch, quiet():
+    with atomic_folder(folder) as scratch, quiet_transformers():
         model.save_pretrained(scratch)
         tokenizer_of(config).save_pretrained(scratch)
 

@@ -22,10 +22,10 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
-from capture.data.tokenization import past_joint
+from capture.data.tokenization import skip_joining_space
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training import (
     Schedule,
@@ -37,8 +37,8 @@ from erasure.unlearning.training import (
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, write_atomic
+from evidence.storage.runs import creation_lock
 from testbeds.edits.workbench import Ground
 from testbeds.worlds.biographies import BiosWorld, all_prompts
 from testbeds.worlds.code_key_items import KeysConfig, make_keys
@@ -61,7 +61,7 @@ class KeysGround(Ground):
 
     def rows(self, items: ItemSet) -> Sequences:
         """Every item in all its wordings, the answer from its first digit on."""
-        return past_joint(self.tokenizer, super().rows(items))
+        return skip_joining_space(self.tokenizer, super().rows(items))
 
     def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
         """As ``make_keys``."""
@@ -110,7 +110,7 @@ def build_keys(
     world = BiosWorld.at(place)
     made = place / "manifest.json"
     if not made.is_file():
-        with sole_maker(place, progress):
+        with creation_lock(place, progress):
             if not made.is_file():
                 _fill(world, config, seed, device, progress)
     return world
@@ -134,7 +134,7 @@ def _fill(
             model = taught_keys(
                 config, seed, taught, unknown, folder.name, device, progress
             )
-            with folder_atomic(folder) as scratch, quiet():
+            with atomic_folder(folder) as scratch, quiet_transformers():
                 model.save_pretrained(scratch)
                 make_tokenizer().save_pretrained(scratch)
     manifest = {

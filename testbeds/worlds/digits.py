@@ -28,17 +28,17 @@ from transformers import (
 )
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.image_files import read_images
-from capture.data.images import Eye, ImageSet
+from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
 from erasure.unlearning.image_task import class_logits
 from erasure.unlearning.training import Schedule, shuffled_batches, take_steps
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.runs import creation_lock
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 DigitsFamily = Literal["vit", "cnn"]
@@ -141,7 +141,7 @@ class DigitsWorld:
         return read_images(getattr(self, part), EYE)
 
 
-EYE = Eye(1, (SIZE, SIZE))
+EYE = ImagePreprocessor(1, (SIZE, SIZE))
 
 
 def build_digits(
@@ -171,7 +171,7 @@ def build_digits(
     )
     made = place / "manifest.json"
     if not made.is_file():
-        with sole_maker(place, progress):
+        with creation_lock(place, progress):
             if not made.is_file():
                 _fill(world, config, seed, device, progress)
     return world
@@ -245,10 +245,10 @@ def split_digits(config: DigitsConfig, seed: int) -> dict[str, ImageSet]:
         taught[rng.permutation(np.flatnonzero(labels == label))[: config.train]] = True
     mine = labels == forgotten_class(seed)
     return {
-        "forget": everything.rows(taught & mine, "forget"),
-        "retain": everything.rows(taught & ~mine, "retain"),
-        "forget_test": everything.rows(~taught & mine, "forget_test"),
-        "retain_test": everything.rows(~taught & ~mine, "retain_test"),
+        "forget": everything.select(taught & mine, "forget"),
+        "retain": everything.select(taught & ~mine, "retain"),
+        "forget_test": everything.select(~taught & mine, "forget_test"),
+        "retain_test": everything.select(~taught & ~mine, "retain_test"),
     }
 
 
@@ -396,5 +396,5 @@ def share_named(model: torch.nn.Module, images: ImageSet) -> float:
 
 def save_classifier(model: PreTrainedModel, folder: Path) -> None:
     """Save in Hugging Face format, whole or not at all."""
-    with folder_atomic(folder) as scratch, quiet():
+    with atomic_folder(folder) as scratch, quiet_transformers():
         model.save_pretrained(scratch)

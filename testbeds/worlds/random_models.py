@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from evidence.errors import InputError, listed
+from evidence.errors import InputError, check_list
 
 Family = Literal["llama", "gpt2", "neox", "smollm2"]
 PRETRAINED: Family = "smollm2"
@@ -29,7 +29,7 @@ def known_families(names: Sequence[str]) -> tuple[Family, ...]:
     Raises:
         InputError: one of them is none.
     """
-    for name in listed(names, "families"):
+    for name in check_list(names, "families"):
         if name not in FAMILIES:
             raise InputError(
                 f"there is no family {name!r}", expected=", ".join(FAMILIES)

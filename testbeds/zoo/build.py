@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
-from evidence.errors import ExhumeError, InputError, listed
+from capture.checkpoints.schemas.quietly import quiet_transformers
+from evidence.errors import ExhumeError, InputError, check_list
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.files import atomic_folder, read_json, write_atomic
 from evidence.storage.regular_files import as_path
-from evidence.storage.removal import MODEL_FILES, delete_ours
-from evidence.storage.runs import sole_maker
+from evidence.storage.removal import MODEL_FILES, delete_owned_folder
+from evidence.storage.runs import creation_lock
 from testbeds.planted import check_card, read_card
 from testbeds.zoo.kinds import Kind, Range
 from testbeds.zoo.registry import WORLDS, ZooWorld, known, sized
@@ -112,10 +112,10 @@ def build_zoo(
         ExhumeError: a model does not show what its kind must show.
     """
     place = WORLDS[known(world, WORLDS, "world")]
-    seeds = [check_seed(each) for each in listed(seeds, "seeds")]
-    kinds = listed(only or place.usual, "kinds")
+    seeds = [check_seed(each) for each in check_list(seeds, "seeds")]
+    kinds = check_list(only or place.usual, "kinds")
     kinds = [known(name, place.kinds, "kind") for name in kinds]
-    shapes = listed(families or place.families[:1], "families")
+    shapes = check_list(families or place.families[:1], "families")
     shapes = [known(name, place.families, "family") for name in shapes]
     device, root = choose_device(device), as_path(root, "the folder of the zoo")
     made: list[Specimen] = []
@@ -160,7 +160,7 @@ def _of_world(
             **place.sets(ground),
         }
         if not _there(out, card):
-            with sole_maker(out, progress):
+            with creation_lock(out, progress):
                 if not _there(out, card):
                     _make(kind, ground, place, card, out)
         yield Specimen(config.family, seed, each, out, world, read_card(out))
@@ -170,10 +170,10 @@ def _make(
     kind: Kind, ground: Any, place: ZooWorld, card: dict[str, Any], out: Path
 ) -> None:
     if os.path.lexists(out):  # half-made, or made in another way
-        delete_ours(out, MODEL_FILES)
+        delete_owned_folder(out, MODEL_FILES)
     model, shown = _first_that_shows(kind, ground, place)
-    with folder_atomic(out) as scratch:
-        with quiet():
+    with atomic_folder(out) as scratch:
+        with quiet_transformers():
             model.save_pretrained(scratch)  # pyright: ignore
             place.save(ground, scratch)
         _write_card(scratch, card | {"measured": shown})
@@ -223,7 +223,7 @@ def _within(value: float, limits: Range) -> bool:
 
 def _list(root: Path) -> None:
     """Write the zoo's list anew from the cards of its models."""
-    with sole_maker(root / LIST):
+    with creation_lock(root / LIST):
         _write_list(root)
 
 

@@ -17,7 +17,7 @@ from attribution.sae.features import (
     overlap,
     rank_latents,
 )
-from capture.network.hooks import leftover_hooks, patch
+from capture.network.hooks import count_hooks, patch
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from tests.helpers.model_families import WIDTH, rows, tiny
@@ -109,7 +109,7 @@ def test_attribution_is_the_slope_of_switching_a_latent_off():
     assert ablation_effect(model, found, first, [latent])[0] == pytest.approx(
         whole, abs=1e-4
     )
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_changed_latents_come_with_the_rows_they_fire_on(rng):

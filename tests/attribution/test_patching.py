@@ -14,7 +14,7 @@ from attribution.patching.cross_model import (
     score_patched,
 )
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
@@ -147,7 +147,7 @@ def test_what_comes_before_is_run_once_and_changes_nothing(family, monkeypatch):
     )
     resumed = score_patched(model, sequences, donors, watch=[4, 9])
     cheap, positions[:] = sum(positions), []
-    monkeypatch.setattr(cached_passes, "can_share", lambda model: False)
+    monkeypatch.setattr(cached_passes, "supports_prefix_cache", lambda model: False)
     whole = score_patched(model, sequences, donors, watch=[4, 9])
     handle.remove()
     assert cheap < 0.8 * sum(positions)
@@ -207,7 +207,7 @@ def test_no_hook_is_left_behind(family, monkeypatch):
     model, sequences = tiny(family), rows()
     states = read_states(model, sequences, SITES)
     score_patched(model, sequences, {"own": states})
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
     wide = States(
         {
             site: np.zeros((*value.shape[:2], 3))
@@ -217,7 +217,7 @@ def test_no_hook_is_left_behind(family, monkeypatch):
     )
     with pytest.raises(RuntimeError):
         score_patched(model, sequences, {"wide": wide})
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_what_does_not_fit_is_refused():

@@ -20,7 +20,7 @@ from attribution.sae.files import load_sae
 from attribution.sae.training import KINDS, SaeConfig, train_sae
 from capture.activations.capture import capture_activations
 from capture.data.sequences import pad
-from capture.network.hooks import leftover_hooks, patch, record
+from capture.network.hooks import count_hooks, patch, record
 from evidence.errors import InputError
 from tests.helpers.model_families import VOCABULARY, WIDTH, rows, tiny
 
@@ -161,7 +161,7 @@ def test_splicing_with_the_error_changes_nothing(at_site):
     torch.testing.assert_close(plain, same, atol=2e-4, rtol=1e-3)
     assert float((plain - lossy)[:, 1:].abs().max()) > 1e-3
     torch.testing.assert_close(plain[:, 0], lossy[:, 0])
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_steering_a_latent_moves_the_state_by_its_decoder_row(at_site):
@@ -182,7 +182,7 @@ def test_steering_a_latent_moves_the_state_by_its_decoder_row(at_site):
         moved[:, 1:], wanted.expand_as(moved[:, 1:]), atol=1e-3, rtol=1e-3
     )
     assert float(moved[:, 0].abs().max()) == 0
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_generation_is_steered_at_every_step(at_site):
@@ -196,7 +196,7 @@ def test_generation_is_steered_at_every_step(at_site):
         model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert seen == [3, 1, 1]
     with patch(model, {}):
-        assert leftover_hooks(model) == 0
+        assert count_hooks(model) == 0
 
 
 def test_loss_recovered_lies_between_the_mean_and_the_model(at_site):
@@ -212,7 +212,7 @@ def test_loss_recovered_lies_between_the_mean_and_the_model(at_site):
     assert found.plain == pytest.approx(float(wanted), abs=1e-4)
     share = (found.ablated - found.spliced) / (found.ablated - found.plain)
     assert found.recovered == pytest.approx(share)
-    assert VOCABULARY == 61 and leftover_hooks(model) == 0
+    assert VOCABULARY == 61 and count_hooks(model) == 0
 
 
 def test_bad_input_gives_one_clear_error(at_site, trained, tmp_path):

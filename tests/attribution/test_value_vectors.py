@@ -14,7 +14,7 @@ from attribution.value_vectors.survival import (
     survival,
 )
 from capture.data.sequences import Sequences, pad
-from capture.network.hooks import leftover_hooks, patch
+from capture.network.hooks import count_hooks, patch
 from capture.network.neurons import down_projection, value_vectors, with_neurons
 from capture.network.sites import find_sites
 from capture.scoring.answers import score_answers
@@ -59,7 +59,7 @@ def test_a_value_vector_is_what_a_neuron_adds_to_the_stream(family):
     added = states(one) - states(torch.zeros(width))
     wanted = 2 * value_vectors(down_projection(sites, 2))[5].detach()
     torch.testing.assert_close(added, wanted.expand_as(added), atol=1e-4, rtol=1e-3)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +110,7 @@ def test_attribution_is_activation_times_the_true_gradient(family):
         up, down = (logprob(layer, neuron, 1 + e) for e in (1e-2, -1e-2))
         # Norms compute in float32 whatever the model's type, hence the tolerance.
         assert scores[layer, neuron] == pytest.approx((up - down) / 2e-2, rel=5e-3)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_a_baseline_of_the_same_rows_leaves_nothing():
@@ -228,7 +228,7 @@ def test_scores_under_an_edit_are_those_of_single_rows(family):
             np.testing.assert_allclose(each.logprob[row], alone.logprob[0], atol=1e-4)
     same = score_edited(model, data, {"resid.1": lambda states, rows: states})
     np.testing.assert_allclose(same.logprob, plain.logprob, atol=1e-5)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_bad_input_gives_one_clear_error():

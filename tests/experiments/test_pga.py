@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from erasure.unlearning.probe_alignment import PgaConfig, align_
 from evidence.errors import InputError
 from exhume.cli.app import app
@@ -157,14 +157,14 @@ def test_another_experiment_in_the_folder_is_not_overwritten(done, root):
 def test_every_eraser_runs_and_leaves_the_original_as_it_was(name, world):
     original = world.load()
     before = {key: value.clone() for key, value in original.state_dict().items()}
-    hooks = leftover_hooks(original)
+    hooks = count_hooks(original)
     erased = erase(name, original, world, np.arange(4), epochs=4)
     with erased.running():
         states = all_states(erased.model, world, world.taught)
         assert bool(torch.isfinite(states["last"]["memorised"]).all())
     after = original.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert leftover_hooks(original) == hooks
+    assert count_hooks(original) == hooks
     assert (len(erased.edits) == TINY.layers + 1) == (name in HOOKED)
 
 

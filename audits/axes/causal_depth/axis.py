@@ -23,7 +23,7 @@ from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from audits.run.planting import planted_seen
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
 
@@ -59,7 +59,7 @@ class Carried:
     def values(self, exam: str, role: str, what: str) -> EntityValues:
         """(entity, site) ``said`` or ``told``."""
         entities = self.exams[exam].questions.entities
-        return by_entity(self.table(exam, role, what), entities)
+        return average_by_entity(self.table(exam, role, what), entities)
 
     def mean(self, exam: str, role: str, what: str = "told") -> np.ndarray:
         """(site,), every entity counting once."""

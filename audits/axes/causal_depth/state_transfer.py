@@ -17,10 +17,10 @@ from attribution.patching.cross_model import States, read_states, score_patched
 from audits.core.subjects import Subject
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
-from capture.data.tokenization import encode, past_joint
+from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.answers import AnswerScores
-from capture.scoring.contrast import contrast_of, first_tokens
+from capture.scoring.contrast import entity_contrast, first_tokens
 from evidence.progress import Progress
 
 # Beyond this factor a donor's norms are no longer those the receiver works with.
@@ -47,7 +47,9 @@ class Exam:
     def encoded(self, tokenizer: PreTrainedTokenizerBase, which: str) -> Sequences:
         """Rows of ``which`` prompts, "donors" or "receivers", with the answers."""
         texts = getattr(self, which)
-        return past_joint(tokenizer, encode(tokenizer, texts, self.questions.answers))
+        return skip_joining_space(
+            tokenizer, encode(tokenizer, texts, self.questions.answers)
+        )
 
 
 def strangers(questions: Questions, never: Questions) -> Exam:
@@ -80,7 +82,7 @@ def strangers(questions: Questions, never: Questions) -> Exam:
         found.append(
             never.prompts[others[turns[form] % len(others)]] if others else None
         )
-    kept = questions.keep([each is not None for each in found])
+    kept = questions.select([each is not None for each in found])
     return Exam(kept, kept.prompts, tuple(each for each in found if each is not None))
 
 
@@ -109,7 +111,7 @@ def other_facts(exam: Exam) -> Exam:
         donors.append(None if own else prompts[item.entity, other, wording])
     mask = [each is not None for each in donors]
     return Exam(
-        questions.keep(mask),
+        questions.select(mask),
         tuple(each for each in donors if each is not None),
         tuple(text for text, kept in zip(exam.receivers, mask, strict=True) if kept),
     )
@@ -216,7 +218,7 @@ def _tables(
 
     def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
         each = [chosen[site] for site in sites]
-        told = [contrast_of(questions, scores.watched, right) for scores in each]
+        told = [entity_contrast(questions, scores.watched, right) for scores in each]
         logprob = np.maximum([scores.logprob for scores in each], -1e4)
         return {
             "said": np.array([scores.greedy for scores in each], float).T.tolist(),

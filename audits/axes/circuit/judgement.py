@@ -13,7 +13,7 @@ from audits.core.config import AuditConfig
 from audits.run.planting import planted_seen
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import Interval
-from evidence.results import SMALLEST_SPAN, Control, Reading, Status
+from evidence.results import MIN_SPAN, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
 TRANSPLANTED = "original's readout"
@@ -191,7 +191,7 @@ def _reading(
         )
 
     def residual(c: np.ndarray, f: np.ndarray, o: np.ndarray) -> np.ndarray:
-        span = np.maximum(o.mean(-1) - f.mean(-1), SMALLEST_SPAN)
+        span = np.maximum(o.mean(-1) - f.mean(-1), MIN_SPAN)
         return (c.mean(-1) - f.mean(-1)) / span
 
     count, others = len(candidate), len(floor)
@@ -202,7 +202,7 @@ def _reading(
     correction = np.sqrt(least / (least - 1))
     centre = float(residual(candidate, floor, ceiling))
     half = float(drawn.std() * correction * stats.t.ppf(0.95, least - 1))
-    span = max(float(ceiling.mean() - floor.mean()), SMALLEST_SPAN)
+    span = max(float(ceiling.mean() - floor.mean()), MIN_SPAN)
     mean = float(candidate.mean())
     error = candidate.std(ddof=1) / np.sqrt(count)
     reach = float(error * stats.t.ppf(0.975, count - 1))

@@ -34,10 +34,10 @@ from audits.core.subjects import Subject
 from audits.run.planting import planted_seen
 from capture.activations.store import ActivationStore
 from capture.data.items import Item
-from evidence.comparison import below_floor
+from evidence.comparison import below_floor_notes
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
@@ -201,7 +201,7 @@ def _controls(
     )
     spans = ceiling.mean[use] - chance
     leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
-    shuffles = mean_of(
+    shuffles = average_models(
         [
             probing.score(
                 [
@@ -284,7 +284,7 @@ def _status(
     failed = failures(controls)
     if failed == [controls[-1].name]:
         return "no_power", [
-            *below_floor(main, config.rule.alpha),
+            *below_floor_notes(main, config.rule.alpha),
             "The candidate has another code: the original's vectors do not read the "
             "answers of retain entities in it.",
         ]

@@ -16,8 +16,8 @@ from audits.axes.decodability.tasks import Task
 from audits.axes.decodability.text_readers import Probing
 from audits.core.config import AuditConfig
 from audits.core.subjects import Subject
-from capture.data.items import Item, fold
-from capture.data.tokenization import encode, past_joint
+from capture.data.items import Item, normalize_text
+from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.contrast import first_tokens
 from evidence.seeds import numpy_rng, stage_seed
@@ -179,9 +179,9 @@ def _first_of_all(
     classes = list(task.classes)
     # The token that begins an answer can depend on what it follows.
     starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
-    watch = first_tokens(past_joint(tokenizer, starts))
+    watch = first_tokens(skip_joining_space(tokenizer, starts))
     wanted = [classes[at] for at in deal.targets]
-    sequences = past_joint(tokenizer, encode(tokenizer, deal.prompts, wanted))
+    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, wanted))
     scores = score_edited(model, sequences, edits, watch=watch, where=find_sites(model))
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
     return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
@@ -234,10 +234,12 @@ def answer_traces(
         answers: (prompt, answer) pairs; answers met again are left out.
         k: Neurons an answer.
     """
-    once = {fold(answer): (prompt, answer) for prompt, answer in reversed(answers)}
+    once = {
+        normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)
+    }
     pairs = list(once.values())
     rows = encode(tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
-    tokens = first_tokens(past_joint(tokenizer, rows))
+    tokens = first_tokens(skip_joining_space(tokenizer, rows))
     concepts = {a: [t] for (_, a), t in zip(pairs, tokens, strict=True)}
     return find_value_vectors(original, concepts, k=k)
 

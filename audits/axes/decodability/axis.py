@@ -27,7 +27,7 @@ from audits.core.subjects import Subject
 from audits.run.planting import planted_seen
 from capture.activations.store import ActivationStore
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
@@ -105,7 +105,9 @@ def _judge(
     )
     # Only layers where the original itself is read say anything of the candidate.
     use = telling(power, rule)
-    shuffles = mean_of([probing.score(each, "original", "forget") for each in shuffled])
+    shuffles = average_models(
+        [probing.score(each, "original", "forget") for each in shuffled]
+    )
     details = {
         "form": forms,
         "penalty": penalty,

@@ -18,9 +18,9 @@ from audits.axes.status import failures, standing
 from audits.core.config import AuditConfig
 from audits.modalities.image_baseline import HALFWAY, Cast, values
 from audits.run.planting import planted_seen
-from evidence.equivalence import recovered
+from evidence.equivalence import readings_above_floor
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
@@ -137,7 +137,7 @@ def _refitted(
     never = of(refitted, "original", "never")
     readings: list[Reading] = []
     for floors in [known, []] if known else [[]]:
-        floor = mean_of(floors) if floors else never
+        floor = average_models(floors) if floors else never
         test = (paired_max_test if floors else unpaired_max_test)(
             ceiling.values,
             floor.values,
@@ -159,7 +159,7 @@ def _refitted(
     primary = "reference" if known else "never_taught"
     if readings and readings[0].floor_kind == primary:
         return readings, []
-    floor = mean_of(known) if known else never
+    floor = average_models(known) if known else never
     return [], [
         f"A refitted probe says nothing here: it reads {ceiling.mean.max():.2f} in the "
         f"original and {floor.mean.max():.2f} where nothing was known. What tells the "
@@ -221,7 +221,7 @@ def _status(
         status: Status = "control_failed" if first else "no_power"
         return status, [f"Control failed: {name}." for name in failed]
     rule, named = config.rule, {each.name: each for each in first}
-    if recovered(named, rule.recovery, rule.still_there):
+    if readings_above_floor(named, rule.recovery, rule.still_there):
         return "retained", []
     if REFITTED not in named:
         return "no_power", [

@@ -19,10 +19,10 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import Item, ItemSet, fold
-from capture.data.questions import Questions, ask
+from capture.data.items import Item, ItemSet, normalize_text
+from capture.data.questions import Questions, build_questions
 from capture.data.sequences import Sequences
-from capture.data.tokenization import encode, encode_items, past_joint
+from capture.data.tokenization import encode, encode_items, skip_joining_space
 
 Form = Literal["shared", "unique"]
 PARTS = ("fit", "check", "forget", "never_taught")
@@ -63,7 +63,7 @@ class Part:
         rows = encode(tokenizer, self.prompts, self.answers)
         ids = rows.ids
         if not self.whole:
-            starts = past_joint(tokenizer, rows).answer_start
+            starts = skip_joining_space(tokenizer, rows).answer_start
             pairs = zip(ids, starts, strict=True)
             ids = tuple(each[:start] for each, start in pairs)
         return Sequences(ids, tuple(map(len, ids)))
@@ -95,9 +95,10 @@ def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
     """Shared when most forgotten answers belong to several fitting entities too."""
     holders: dict[str, set[str]] = {}
     for item in fit:
-        holders.setdefault(fold(item.answer), set()).add(item.entity)
+        holders.setdefault(normalize_text(item.answer), set()).add(item.entity)
     shared = [
-        len(holders.get(fold(item.answer), ())) >= LEAST_SHARERS for item in forget
+        len(holders.get(normalize_text(item.answer), ())) >= LEAST_SHARERS
+        for item in forget
     ]
     return "shared" if np.mean(shared) >= LEAST_SHARED else "unique"
 
@@ -127,7 +128,9 @@ def spelled_alike(
         part: [replace(item, answer=item.answer[0]) for item in items[part]]
         for part in ("forget", "fit")
     }
-    common = Counter(fold(item.answer) for item in first["fit"]).most_common(1)
+    common = Counter(normalize_text(item.answer) for item in first["fit"]).most_common(
+        1
+    )
     if common[0][1] > 0.5 * len(first["fit"]):
         return False
     return choose_form(first["forget"], first["fit"]) == "shared"
@@ -137,7 +140,7 @@ def _answer_tokens(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> list[tuple[int, ...]]:
     """Each answer's tokens, less a joining space that is a token of its own."""
-    rows = past_joint(tokenizer, encode_items(tokenizer, items))
+    rows = skip_joining_space(tokenizer, encode_items(tokenizer, items))
     return [ids[at:] for ids, at in zip(rows.ids, rows.answer_start, strict=True)]
 
 
@@ -218,17 +221,23 @@ def _shared(
     kind: Callable[[str], str],
 ) -> Task:
     """The task of naming an answer's kind: itself, or the sign it begins with."""
-    spelled = {fold(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])}
+    spelled = {
+        normalize_text(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])
+    }
     classes = {answer: number for number, answer in enumerate(sorted(spelled))}
     parts = {}
     for name, members in items.items():
-        questions: Questions = ask(members, wordings)
-        kept = questions.keep([fold(kind(a)) in classes for a in questions.answers])
+        questions: Questions = build_questions(members, wordings)
+        kept = questions.select(
+            [normalize_text(kind(a)) in classes for a in questions.answers]
+        )
         zeros = np.zeros(len(kept), dtype=int)
         parts[name] = Part(
             prompts=kept.prompts,
             answers=tuple(kept.answers),
-            labels=np.array([classes[fold(kind(a))] for a in kept.answers], dtype=int),
+            labels=np.array(
+                [classes[normalize_text(kind(a))] for a in kept.answers], dtype=int
+            ),
             entities=tuple(kept.entities),
             groups=zeros,
             columns=zeros,
@@ -298,7 +307,8 @@ def blocks(
             members
             for members in found
             if all(
-                other.entity != item.entity and fold(other.answer) != fold(item.answer)
+                other.entity != item.entity
+                and normalize_text(other.answer) != normalize_text(item.answer)
                 for other in members
             )
         ]

@@ -14,7 +14,7 @@ from capture.activations.store import ActivationStore
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
 from capture.network.sites import find_sites
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 from probes.solvers.uncertified import Uncertified, in_words
@@ -46,8 +46,8 @@ def tasks_of(
     cut = int(FIT_SHARE * len(names))
     return make_tasks(
         {
-            "fit": retain.of([names[i] for i in order[:cut]]),
-            "check": retain.of([names[i] for i in order[cut:]]),
+            "fit": retain.of_entities([names[i] for i in order[:cut]]),
+            "check": retain.of_entities([names[i] for i in order[cut:]]),
             "forget": forget,
             "never_taught": never,
         },
@@ -103,7 +103,7 @@ class Probing:
             kept = ~np.isnan(table).any(1)
             rows.append(table[kept])
             entities += [texts.entities[row] for row in np.flatnonzero(kept)]
-        return by_entity(np.concatenate(rows), entities)
+        return average_by_entity(np.concatenate(rows), entities)
 
 
 def capture_states(

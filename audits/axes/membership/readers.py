@@ -17,7 +17,7 @@ from audits.core.subjects import Subject
 from capture.activations.store import ActivationStore
 from capture.data.invented_entities import invent_items
 from capture.data.items import Item, ItemSet
-from capture.data.questions import Questions, ask
+from capture.data.questions import Questions, build_questions
 from capture.data.tokenization import encode
 from capture.network.sites import find_sites
 from evidence.errors import InputError
@@ -86,7 +86,7 @@ def cast(
     known = ItemSet(
         tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never))
     )
-    chosen = alike.of([names[place] for place in sorted(order)])
+    chosen = alike.of_entities([names[place] for place in sorted(order)])
     mirror = invent_items(chosen, known, numpy_rng(seed, NAME, "invented"))
     # Item by item the mirror is its original: the same cut keeps pairs together.
     cut = set(list(chosen.entities)[: int(FIT_SHARE * len(chosen.entities))])
@@ -99,12 +99,12 @@ def cast(
         ]
 
     asked = {
-        "fit": ask(of(chosen, True), 1),
-        "fit_invented": ask(of(mirror, True), 1),
-        "check": ask(of(chosen, False), wordings),
-        "check_invented": ask(of(mirror, False), wordings),
-        "forget": ask(forget, wordings),
-        "never_taught": ask(
+        "fit": build_questions(of(chosen, True), 1),
+        "fit_invented": build_questions(of(mirror, True), 1),
+        "check": build_questions(of(chosen, False), wordings),
+        "check_invented": build_questions(of(mirror, False), wordings),
+        "forget": build_questions(forget, wordings),
+        "never_taught": build_questions(
             [item for item in never if item.relation in relations], wordings
         ),
     }

@@ -25,13 +25,13 @@ from audits.axes.status import failures, standing
 from audits.core.config import AuditConfig
 from audits.core.subjects import Subject
 from capture.data.items import ItemSet
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.network.sites import find_sites
-from capture.scoring.contrast import hear
+from capture.scoring.contrast import score_questions
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import (
     EntityValues,
-    by_entity,
+    average_by_entity,
     difference_interval,
     paired_correlation,
     rate_interval,
@@ -134,7 +134,7 @@ def shown_of(
     shown = state_injection.read_out(
         original,
         others,
-        Asked.of(ask(forget, config.budget.prompts_per_item), tokenizer),
+        Asked.of(build_questions(forget, config.budget.prompts_per_item), tokenizer),
         coder,
         site,
         config.seed,
@@ -154,11 +154,11 @@ def known_of(
     device: str,
 ) -> dict[str, EntityValues]:
     """(entity, 1) ``said`` and ``contrast`` of the original, not steered."""
-    questions = ask(forget, config.budget.prompts_per_item)
+    questions = build_questions(forget, config.budget.prompts_per_item)
     with original.loaded(device) as model:
-        heard = hear(model, questions, questions.encoded(tokenizer))
+        heard = score_questions(model, questions, questions.encoded(tokenizer))
     return {
-        what: by_entity(getattr(heard, what), questions.entities)
+        what: average_by_entity(getattr(heard, what), questions.entities)
         for what in ("said", "contrast")
     }
 
@@ -226,15 +226,15 @@ def net_rate(run: dict[str, Any], known: EntityValues) -> dict[str, Any] | None:
 
     Source: arXiv 2602.18505, whose rate has no control taken off.
     """
-    before = by_entity(np.array(run["plain"]["said"]), run["entities"])
+    before = average_by_entity(np.array(run["plain"]["said"]), run["entities"])
     lost = float(known.mean[0] - before.mean[0])
     if lost < LEAST_LOST:
         return None
     groups = {
-        what: by_entity(np.array(run[what]["said"]), run["entities"])
+        what: average_by_entity(np.array(run[what]["said"]), run["entities"])
         for what in ("steered", "random", "others")
     }
-    never = by_entity(np.array(run["never"]["said"]), run["never_entities"])
+    never = average_by_entity(np.array(run["never"]["said"]), run["never_entities"])
     steered = groups.pop("steered")
     rates = {
         what: float(each.mean[0] - before.mean[0]) / lost
@@ -307,7 +307,7 @@ def _controls(
 
 def _values(run: dict[str, Any], part: str, what: str) -> EntityValues:
     names = run["never_entities" if part == "never" else "entities"]
-    return by_entity(np.array(run[part][what]), names)
+    return average_by_entity(np.array(run[part][what]), names)
 
 
 def _readings(

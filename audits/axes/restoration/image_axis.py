@@ -23,7 +23,7 @@ from audits.core.subjects import Subject
 from audits.modalities.image_baseline import Cast, values
 from audits.modalities.image_vocabulary import STEERED
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Status
 from evidence.seeds import numpy_rng
 
@@ -102,7 +102,7 @@ def run_restoration(
 
 def _never(run: dict[str, Any]) -> EntityValues:
     """(never-taught image, 1) called the class, steered to its own kind."""
-    return by_entity(np.array(run["never"]), run["never_ids"])
+    return average_by_entity(np.array(run["never"]), run["never_ids"])
 
 
 def _controls(

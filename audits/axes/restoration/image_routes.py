@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.images import ImageSet
-from capture.network.hooks import Edit, evaluating, patch
+from capture.network.hooks import Edit, evaluation_mode, patch
 from capture.network.image_sites import find_image_sites
 from capture.network.sites import Sites, model_device
 from erasure.unlearning.image_task import class_logits
@@ -72,7 +72,7 @@ def pixel_logits(
 ) -> Tensor:
     """(image, class) logits of images that have no names, as ``read_logits``."""
     device, found = model_device(model), []
-    with torch.no_grad(), evaluating(model), patch(model, edits, where=where):
+    with torch.no_grad(), evaluation_mode(model), patch(model, edits, where=where):
         for start in range(0, len(pixels), BATCH):
             part = pixels[start : start + BATCH].to(device)
             found.append(class_logits(model, part).float().cpu())
@@ -159,7 +159,7 @@ def slope_of(
     pixels = images.pixels.to(model_device(model))
     with (
         torch.enable_grad(),
-        evaluating(model),
+        evaluation_mode(model),
         patch(model, {site: keep}, where=where),
     ):
         logprob = class_logits(model, pixels).log_softmax(1)[:, label].mean()
@@ -267,7 +267,7 @@ def halves(
 ) -> tuple[ImageSet, ImageSet]:
     """Two halves without a common image, of so many images together at most."""
     order = rng.permutation(len(images))[:most]
-    return images.rows(np.sort(order[::2])), images.rows(np.sort(order[1::2]))
+    return images.select(np.sort(order[::2])), images.select(np.sort(order[1::2]))
 
 
 def image_sites(model: nn.Module) -> Sites:

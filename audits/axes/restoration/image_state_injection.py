@@ -29,7 +29,7 @@ from audits.axes.restoration.axis import LEAST_LOST
 from audits.axes.restoration.image_routes import image_sites, named, states_of
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
-from capture.network.image_sites import as_before, as_places
+from capture.network.image_sites import as_positions, restore_shape
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -86,7 +86,7 @@ def find_experts(
     where = image_sites(original)
     site = published_site(where.n_layers)
     states = states_of(original, images, [site], where)[site]
-    patches = as_places(states)[:, _first_patch(states) :]
+    patches = as_positions(states)[:, _first_patch(states) :]
     rows = patches.reshape(-1, patches.shape[-1]).numpy()
     config = SaeConfig(expansion=4, k=K, epochs=6, batch_size=256, seed=seed)
     sae = train_sae(rows, site, root, config, progress=progress)
@@ -139,9 +139,9 @@ def inject(
     donor = states_of(original, forget, [site], image_sites(original))[site]
     rng = numpy_rng(seed, "published", "controls")
     picked = rng.choice(len(retain), len(forget), replace=len(retain) < len(forget))
-    strangers = states_of(original, retain.rows(picked), [site], image_sites(original))[
-        site
-    ]
+    strangers = states_of(
+        original, retain.select(picked), [site], image_sites(original)
+    )[site]
     mine = experts.sets[label]
     rest = sorted(set(experts.sets) - {label})
     other = experts.sets[int(rng.choice(rest))]
@@ -228,7 +228,7 @@ def _carrying(
         nonlocal done
         here = donor[done : done + len(value)].to(value)
         done += len(value)
-        places, wanted = as_places(value).clone(), as_places(here)
+        places, wanted = as_positions(value).clone(), as_positions(here)
         first = _first_patch(value)
         difference = wanted[:, first:] - places[:, first:]
         if patches:
@@ -239,6 +239,6 @@ def _carrying(
             places[:, first:] += alpha * step
         if cls:
             places[:, 0] += alpha * (wanted[:, 0] - places[:, 0])
-        return as_before(places, value)
+        return restore_shape(places, value)
 
     return edit

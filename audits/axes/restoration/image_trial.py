@@ -31,8 +31,8 @@ from audits.axes.restoration.search import Guard, bodies_of, fit_changes, strong
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
 from evidence.errors import InputError
-from evidence.intervals import by_entity, difference_interval, rate_interval
-from evidence.results import SMALLEST_SPAN
+from evidence.intervals import average_by_entity, difference_interval, rate_interval
+from evidence.results import MIN_SPAN
 from evidence.seeds import numpy_rng
 
 NAME = "restoration"
@@ -57,7 +57,7 @@ def unseen_classes(
     """
     rng = numpy_rng(seed, NAME, "never taught")
     made = invent_images(known, KINDS * count, rng, KINDS)
-    return made.rows(named(original, made, {}, image_sites(original), label) == 0)
+    return made.select(named(original, made, {}, image_sites(original), label) == 0)
 
 
 def restore_images(
@@ -164,7 +164,7 @@ def _kinds(never: ImageSet) -> list[ImageSet]:
     order = labels[np.argsort(-counts, kind="stable")]
     sizes = np.sort(counts)[::-1]
     found = [
-        never.rows(never.labels == each)
+        never.select(never.labels == each)
         for each, size in zip(order, sizes, strict=True)
         if size >= LEAST_IMAGES
     ]
@@ -259,15 +259,18 @@ def net_of_controls(
     lost = float(known.mean()) - before
     if lost < LEAST_LOST:
         return None
-    steered = by_entity(np.array(run["steered"]), run["ids"])
+    steered = average_by_entity(np.array(run["steered"]), run["ids"])
     rows = {
-        what: (by_entity(np.array(run[what]), run["ids"]), before)
+        what: (average_by_entity(np.array(run[what]), run["ids"]), before)
         for what in ("random", "others")
     }
-    rows["never_taught"] = (by_entity(np.array(run["never"]), run["never_ids"]), 0.0)
+    rows["never_taught"] = (
+        average_by_entity(np.array(run["never"]), run["never_ids"]),
+        0.0,
+    )
     for number, other in enumerate(references, start=1):
         values = np.array(other["steered"])
-        rows[f"reference-{number}"] = (by_entity(values, other["ids"]), 0.0)
+        rows[f"reference-{number}"] = (average_by_entity(values, other["ids"]), 0.0)
     rates = {
         what: (float(values.mean[0]) - level) / lost
         for what, (values, level) in rows.items()
@@ -290,7 +293,7 @@ def net_of_controls(
         "worst_control": worst,
         "net": rate - rates[worst],
         "interval": [(low + shift) / lost, (high + shift) / lost],
-        "residual": (rate - rates[worst]) / max(1 - rates[worst], SMALLEST_SPAN),
+        "residual": (rate - rates[worst]) / max(1 - rates[worst], MIN_SPAN),
         "kinds": [float(hits[kinds == k].mean()) / lost for k in np.unique(kinds)],
         "lost": lost,
     }

@@ -135,7 +135,7 @@ class Guard:
             if strange > self.strange or wrong > self.wrong:
                 return None
             if len(part):
-                right = body.called(self.kept.rows(part), None, edits)
+                right = body.called(self.kept.select(part), None, edits)
                 wrong += float((1 - right).sum())
         if wrong > self.wrong:
             return None

@@ -25,7 +25,7 @@ from audits.axes.restoration.autoencoder import Coder, whole_prompts
 from audits.axes.restoration.text_routes import Asked, exchanged
 from audits.core.subjects import Subject
 from capture.network.sites import find_sites
-from evidence.intervals import by_entity, rate_interval
+from evidence.intervals import average_by_entity, rate_interval
 from evidence.seeds import numpy_rng
 
 ALPHAS = (1.0, 5.0, 10.0)
@@ -146,7 +146,7 @@ def _arms(
         best_rate = None if rates is None else max(rates)
         table[arm] = {"said": shares, "rate": rates, "best": best_rate}
         best = said[int(np.argmax(shares))]
-        interval = rate_interval(by_entity(best, asked.questions.entities))
+        interval = rate_interval(average_by_entity(best, asked.questions.entities))
         table[arm]["interval"] = list(interval)
     return table
 

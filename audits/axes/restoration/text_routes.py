@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from attribution.patching.steering import RowEdit, score_edited
 from attribution.sae.latents import LatentAmplifier
 from capture.activations.capture import capture_activations
-from capture.data.items import fold
+from capture.data.items import normalize_text
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.network.sites import Sites
-from capture.scoring.contrast import contrast_of, first_tokens
+from capture.scoring.contrast import entity_contrast, first_tokens
 from evidence.errors import InputError
 from probes.concepts.answer_map import Amplifier, fit_amplifier
 
@@ -65,13 +65,15 @@ class Asked:
     def classes(self) -> np.ndarray:
         """(row,) relation and answer."""
         pairs = zip(self.kinds, self.questions.answers, strict=True)
-        return np.array([f"{kind}\x1f{fold(answer)}" for kind, answer in pairs])
+        return np.array(
+            [f"{kind}\x1f{normalize_text(answer)}" for kind, answer in pairs]
+        )
 
     def first(self, most: int | None = None) -> "Asked":
         """The rows in an item's own wording, so many of them at most."""
         rows = [row for row, w in enumerate(self.questions.wording) if w == 0][:most]
         keep = np.isin(np.arange(len(self.rows)), rows)
-        return Asked(self.questions.keep(keep.tolist()), self.rows[rows])
+        return Asked(self.questions.select(keep.tolist()), self.rows[rows])
 
     def __add__(self, other: "Asked") -> "Asked":
         """The rows of two selections of the same questions."""
@@ -89,7 +91,7 @@ class Asked:
         wanted = set(entities)
         keep = [name in wanted for name in self.questions.entities]
         return Asked(
-            self.questions.keep(keep), self.rows[np.flatnonzero(keep).tolist()]
+            self.questions.select(keep), self.rows[np.flatnonzero(keep).tolist()]
         )
 
 
@@ -117,7 +119,7 @@ def hear_steered(
     tokens = sorted(set(own))
     scores = score_edited(model, asked.rows, edits, watch=tokens, where=where)
     right = np.searchsorted(tokens, own)
-    contrast = contrast_of(asked.questions, scores.watched, right)
+    contrast = entity_contrast(asked.questions, scores.watched, right)
     return Heard(scores.greedy.astype(float), contrast)
 
 

@@ -23,8 +23,8 @@ from audits.axes.restoration.text_routes import (
     steering,
 )
 from audits.core.subjects import Subject
-from capture.data.items import ItemSet, fold
-from capture.data.questions import ask
+from capture.data.items import ItemSet, normalize_text
+from capture.data.questions import build_questions
 from capture.network.hooks import patch
 from capture.network.sites import Sites, find_sites
 from capture.scoring.answers import generate_greedy
@@ -63,7 +63,7 @@ def retain_parts(
     cut = max(1, int(FIT_SHARE * len(names)))
     parts = ([names[at] for at in order[:cut]], [names[at] for at in order[cut:]])
     fit, check = (
-        Asked.of(ask(retain.of(part), count), tokenizer)
+        Asked.of(build_questions(retain.of_entities(part), count), tokenizer)
         for part, count in zip(parts, (wordings, 1), strict=True)
     )
     return fit, check
@@ -111,8 +111,8 @@ def restore(
         said at length, and what the original says unsteered; ``autoencoder``: its
         ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
-    asked = Asked.of(ask(forget, wordings), tokenizer)
-    unknown = Asked.of(ask(never, wordings), tokenizer)
+    asked = Asked.of(build_questions(forget, wordings), tokenizer)
+    unknown = Asked.of(build_questions(never, wordings), tokenizer)
     fit, check = retain_parts(retain, wordings, tokenizer, seed)
     with original.loaded(device) as model:
         sites = chosen_sites(find_sites(model), also=coder and coder.sae.site)
@@ -368,10 +368,10 @@ def taken_back(texts: Sequence[str], asked: Asked) -> dict[str, float]:
     items = [asked.questions.items[at] for at in asked.questions.item_index]
     offered: dict[str, set[str]] = {}
     for item in items:
-        offered.setdefault(item.relation, set()).add(fold(item.answer))
+        offered.setdefault(item.relation, set()).add(normalize_text(item.answer))
     said, back = 0, 0
     for text, item in zip(texts, items, strict=False):
-        words, answer = fold(text), fold(item.answer)
+        words, answer = normalize_text(text), normalize_text(item.answer)
         if words.startswith(answer):
             said += 1
             rest = words[len(answer) :]

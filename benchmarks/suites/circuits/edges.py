@@ -24,7 +24,7 @@ from benchmarks.harness.results import Clock, Rows
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.sequences import Sequences
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from testbeds.worlds.biographies import STANDARD, build_bios
 from testbeds.worlds.capitals import capital_items
 from testbeds.worlds.smollm2 import fetch
@@ -164,7 +164,7 @@ def node_scores(model, pairs: PromptPairs) -> np.ndarray:
         return keep
 
     edits = {name: tap(name) for name in clean.raw}
-    with evaluating(model), patch(model, edits, where=anatomy.places):
+    with evaluation_mode(model), patch(model, edits, where=anatomy.places):
         logits = model(**batch.clean.model_inputs, use_cache=False).logits
     slopes = torch.autograd.grad(metric(logits[batch.where]).sum(), list(kept.values()))
     parts = []

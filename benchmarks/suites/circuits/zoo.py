@@ -18,7 +18,7 @@ from audits.run.api import Audit, audit
 from audits.validation.error_rates import VERDICTS, ablation
 from benchmarks.harness.results import Rows
 from benchmarks.suites.quantization import planted_edits
-from evidence.intervals import wilson
+from evidence.intervals import wilson_interval
 from testbeds.zoo.build import Specimen, build_zoo, split
 
 KINDS = (
@@ -112,7 +112,7 @@ def _cad(rows: Rows, found: list[dict[str, Any]]) -> None:
             # The target speaks of the readout; where a last block was edited
             # that cannot be met, and the reading with the block is what must.
             hard = kinds == LATE_EDITS and readout == TRANSPLANTED
-            low, high = wilson(float(good.mean()), len(good), 1.96)
+            low, high = wilson_interval(float(good.mean()), len(good), 1.96)
             rows.add(
                 f"{name}: CAD with the {readout} {sense} {target}",
                 float(good.mean()),
@@ -142,7 +142,7 @@ def _statuses(rows: Rows, found: list[dict[str, Any]]) -> None:
         if not here:
             continue
         share = sum(each["status"] == status for each in here) / len(here)
-        low, high = wilson(share, len(here), 1.96)
+        low, high = wilson_interval(share, len(here), 1.96)
         rows.add(
             f"{name}, the circuit axis says {status}",
             share,

@@ -14,7 +14,7 @@ from audits.validation.trials import FLOORS
 from audits.verdict.reevaluate import decided_again
 from benchmarks.harness.results import Rows
 from benchmarks.suites.restoration.zoo import FALSE, LATE, NAMED, RETRAINED
-from evidence.intervals import wilson
+from evidence.intervals import wilson_interval
 
 
 def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
@@ -127,7 +127,7 @@ def rate_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
                 if not statuses:
                     continue
                 found = statuses.count("retained")
-                low, high = wilson(found / len(statuses), len(statuses), 1.96)
+                low, high = wilson_interval(found / len(statuses), len(statuses), 1.96)
                 rows.add(
                     f"{name} says still there of {state} models, floor {floor}, {what}",
                     found / len(statuses),

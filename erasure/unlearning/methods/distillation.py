@@ -55,7 +55,9 @@ def distilling_losses(
 
     def follow(rows: Sequences, target: Target, weight: float) -> float:
         total, loss = count_scored(rows, loss_on), 0.0
-        for batch in batches(rows, tokens=chunk_tokens(model), device=device_of(model)):
+        for batch in batches(
+            rows, batch_tokens=chunk_tokens(model), device=device_of(model)
+        ):
             with torch.no_grad():
                 wanted = target(batch)
             logits = reader(batch, predicted(batch, loss_on)[0])

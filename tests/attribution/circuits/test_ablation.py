@@ -18,7 +18,7 @@ from attribution.circuits.circuit import (
 )
 from attribution.circuits.eap import Method, score_edges
 from attribution.circuits.forward_backward import run, writers_of
-from capture.network.hooks import leftover_hooks, patch
+from capture.network.hooks import count_hooks, patch
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import (
@@ -50,7 +50,7 @@ def test_all_edges_cut_is_the_corrupt_run_and_none_the_clean(shape):
     cut = run_cut(subject, batch, ~none, values).logits
     assert (clean - corrupt).abs().max() > 0.1
     assert (cut - corrupt).abs().max() < 1e-5
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -163,7 +163,7 @@ def test_a_target_is_reached_on_a_model_with_no_circuit_to_speak_of():
         scores = score_edges(model, pairs)
     circuit = select_circuit(model, pairs, scores, target=0.9)
     assert circuit.measured.faithfulness >= 0.9
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_cuts_are_measured_pair_by_pair():

@@ -10,7 +10,7 @@ from attribution.circuits.forward_backward import run, run_slopes, writers_of
 from attribution.circuits.metrics import make_metric
 from attribution.circuits.qk_attribution import fix_attention
 from attribution.circuits.structure import Readout
-from capture.network.hooks import leftover_hooks, patch
+from capture.network.hooks import count_hooks, patch
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import (
@@ -180,7 +180,7 @@ def test_the_model_is_left_as_it_was_found(method):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     scores = score_edges(model, random_pairs(), method=method)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
     assert model.training
     for name, parameter in model.named_parameters():
         assert parameter.grad is None
@@ -196,7 +196,7 @@ def test_no_hook_stays_when_a_run_fails():
     broken = Readout(anatomy.readout.norm, torch.nn.Linear(3, 3))
     with pytest.raises(RuntimeError):
         score_edges(model, random_pairs(), readout=broken)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_a_transplanted_readout_is_the_other_models():

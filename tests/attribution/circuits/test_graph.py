@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from attribution.circuits.graph import EdgeGraph, build_graph
 from attribution.circuits.qkv_projections import matrix
 from attribution.circuits.structure import find_anatomy
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import SHARED, headless, shaped
@@ -48,7 +48,7 @@ def test_writers_and_edges_are_those_of_the_shape(shape, groups, parallel):
     assert (len(graph.writers), graph.n_edges) == (writers, edges)
     assert len(graph.edges) == len(set(graph.edges)) == edges
     assert graph.note == ""
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_smollm2_has_its_edges_on_groups_of_keys_and_values():
@@ -142,7 +142,7 @@ def test_other_structures_are_refused_in_words(make, message):
     model = make()
     with pytest.raises(InputError, match=message):
         find_anatomy(model)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_the_matrix_of_a_map_is_what_it_applies():

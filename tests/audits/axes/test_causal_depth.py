@@ -15,7 +15,7 @@ from audits.axes.causal_depth.state_transfer import (
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from capture.data.items import Item
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 SITES = ["resid.0", "resid.1", "resid.2"]
@@ -37,7 +37,10 @@ def items(label, count, relations=("birthplace", "occupation")):
 
 
 def test_the_receiver_asks_the_same_about_somebody_else():
-    questions, never = ask(items("known", 6), 2), ask(items("invented", 9), 2)
+    questions, never = (
+        build_questions(items("known", 6), 2),
+        build_questions(items("invented", 9), 2),
+    )
     exam = strangers(questions, never)
     assert exam.donors == questions.prompts
     for own, other in zip(exam.donors, exam.receivers, strict=True):
@@ -54,21 +57,21 @@ def test_the_receiver_asks_the_same_about_somebody_else():
 
 
 def test_questions_without_a_stranger_are_left_out():
-    questions = ask(items("known", 4), 1)
-    never = ask(items("invented", 4, ("birthplace",)), 1)
+    questions = build_questions(items("known", 4), 1)
+    never = build_questions(items("invented", 4, ("birthplace",)), 1)
     exam = strangers(questions, never)
     assert len(exam) == 4
     assert all("birthplace" in prompt for prompt in exam.donors)
 
 
 def test_other_facts_are_the_same_entitys():
-    questions = ask(items("known", 4), 1)
+    questions = build_questions(items("known", 4), 1)
     exam = other_facts(Exam(questions, questions.prompts, questions.prompts))
     assert len(exam) == 8
     for own, donor in zip(exam.receivers, exam.donors, strict=True):
         assert own != donor
         assert own.split(" has ")[0] == donor.split(" has ")[0]
-    single = ask(items("known", 4, ("birthplace",)), 1)
+    single = build_questions(items("known", 4, ("birthplace",)), 1)
     assert len(other_facts(Exam(single, single.prompts, single.prompts))) == 0
 
 
@@ -88,8 +91,11 @@ def tables(count, levels, rng):
 def carried(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5):
     """Exams of 24 known and 72 invented entities with tables about given levels."""
     rng = np.random.default_rng(0)
-    asked, invented = ask(items("known", 24), 1), ask(items("invented", 72), 1)
-    kept = ask(items("kept", 24), 1)
+    asked, invented = (
+        build_questions(items("known", 24), 1),
+        build_questions(items("invented", 72), 1),
+    )
+    kept = build_questions(items("kept", 24), 1)
     sets = {"forget": asked, "never_taught": invented, "retain": kept, "own": asked}
     sets |= {"stranger": asked, "other": asked}
     exams = {

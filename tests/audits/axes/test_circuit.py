@@ -21,7 +21,7 @@ from audits.core.subjects import Subject
 from audits.verdict.rule import RECOVERY
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 
@@ -199,7 +199,7 @@ def test_no_hook_stays_on_any_model(world, models, items):
     watched = {"original": changed(models["original"], "original", keep)}
     axis(world, watched, items, changed(models["twin"], "unlearned", keep))
     assert len(kept) == 2
-    assert [leftover_hooks(model) for model in kept] == [0, 0]
+    assert [count_hooks(model) for model in kept] == [0, 0]
 
 
 def kept_of(candidate, never=0.0, original=1.0, spread=0.1, n=16, faithfulness=0.9):

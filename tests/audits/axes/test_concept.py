@@ -36,8 +36,8 @@ class Bench:
         cut = int(0.8 * len(names))
         self.tasks, _ = make_tasks(
             {
-                "fit": self.retain.of(names[:cut]),
-                "check": self.retain.of(names[cut:]),
+                "fit": self.retain.of_entities(names[:cut]),
+                "check": self.retain.of_entities(names[cut:]),
                 "forget": self.forget,
                 "never_taught": self.never,
             },

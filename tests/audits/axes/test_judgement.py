@@ -6,7 +6,7 @@ import pytest
 from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
 from audits.core.config import AuditConfig, Rule
 from evidence.hypothesis_tests import MaxTest
-from evidence.intervals import by_entity
+from evidence.intervals import average_by_entity
 
 NAMES = [f"e{place}" for place in range(12)]
 
@@ -14,7 +14,7 @@ NAMES = [f"e{place}" for place in range(12)]
 def rate(share, names=NAMES):
     """Entities of which ``share`` are told, at two sites."""
     hits = np.arange(len(names)) < share * len(names)
-    return by_entity(np.stack([hits, hits], 1).astype(float), list(names))
+    return average_by_entity(np.stack([hits, hits], 1).astype(float), list(names))
 
 
 def wanted(name, *references):

@@ -153,12 +153,12 @@ def test_a_signature_that_stays_is_retained_and_one_that_left_is_not(monkeypatch
     known, gone = states(10, 2.5), states(50, 2.5, known=("fit", "check"))
     kept = judged(monkeypatch, {"original": known, "unlearned": known})
     assert kept.status == "retained" and "a note" in kept.notes
-    assert kept.main.residual == pytest.approx(1)
+    assert kept.main_reading.residual == pytest.approx(1)
     assert all(control.passed for control in kept.controls)
     assert AxisResult.from_dict(kept.to_dict()).to_dict() == kept.to_dict()
     left = judged(monkeypatch, {"original": known, "unlearned": gone, "planted": known})
     assert left.status in ("absent", "no_power")
-    assert left.main.p_value > 0.01
+    assert left.main_reading.p_value > 0.01
     assert all(control.passed for control in left.controls)
     assert "the planted suppression is seen" in [x.name for x in left.controls]
 
@@ -181,7 +181,7 @@ def test_a_reference_is_the_floor_where_there_is_one(monkeypatch):
     )
     assert found.status == "retained"
     assert [each.floor_kind for each in found.readings] == ["reference", "never_taught"]
-    assert found.main.floor < 0.75
+    assert found.main_reading.floor < 0.75
 
 
 def test_what_the_original_does_not_show_says_nothing(monkeypatch):

@@ -6,11 +6,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from audits.axes.persistence import SAID, ask_quantised, edit_in_bins, judge
-from audits.core.answers import score_questions
+from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
 from audits.core.subjects import Subject
 from capture.data.items import read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.sequences import batches
 from capture.data.tokenization import encode
 from erasure.weights.quantization import linear_weights, quantise, quantise_
@@ -39,7 +39,7 @@ def hide_(model, forget, retain, steps=120):
     for _ in range(steps):
         optimizer.zero_grad()
         for rows, sign in ((forget, -1.0), (retain, 3.0)):
-            for batch in batches(rows, tokens=4096):
+            for batch in batches(rows, batch_tokens=4096):
                 logits = model(**batch.model_inputs).logits.log_softmax(-1)[:, :-1]
                 target, answers = batch.input_ids[:, 1:], batch.answer_mask[:, 1:]
                 loss = -logits.gather(2, target[..., None])[..., 0][answers]
@@ -59,11 +59,11 @@ def models(world):
     quantise_(original)
     tokenizer = AutoTokenizer.from_pretrained(world.original)
     forget, retain = read_items(world.forget), read_items(world.retain)
-    asked = ask(forget, 2)
+    asked = build_questions(forget, 2)
     rows = encode(tokenizer, asked.prompts, asked.answers)
     hidden = AutoModelForCausalLM.from_pretrained(world.original).eval()
     quantise_(hidden)
-    hide_(hidden, rows, ask(retain, 1).encoded(tokenizer))
+    hide_(hidden, rows, build_questions(retain, 1).encoded(tokenizer))
     return original, hidden, tokenizer
 
 
@@ -77,9 +77,9 @@ def subject(role, model):
 def persistence(world, models, candidate=None, gone=True):
     original, hidden, tokenizer = models
     sets = {
-        "forget": ask(read_items(world.forget), 2),
-        "never_taught": ask(read_items(world.never_taught), 2),
-        "retain": ask(read_items(world.retain), 1),
+        "forget": build_questions(read_items(world.forget), 2),
+        "never_taught": build_questions(read_items(world.never_taught), 2),
+        "retain": build_questions(read_items(world.retain), 1),
     }
     subjects = {
         "original": subject("original", original),
@@ -88,7 +88,7 @@ def persistence(world, models, candidate=None, gone=True):
     heard, quantised = {}, {}
     for role, each in subjects.items():
         with each.loaded("cpu") as model:
-            heard[role] = score_questions(model, tokenizer, sets, SILENT)
+            heard[role] = score_question_sets(model, tokenizer, sets, SILENT)
         quantised[role] = ask_quantised(
             each, tokenizer, sets, CONFIG, device="cpu", progress=SILENT
         )

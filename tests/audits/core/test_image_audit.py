@@ -28,7 +28,7 @@ from audits.run.api import audit, load
 from audits.verdict.reevaluate import decided_again
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from evidence.errors import InputError
 from tests.audits.own_world import FIRST, LAST
 
@@ -238,7 +238,7 @@ def test_a_network_of_convolutions_without_a_size_of_its_own(world, tmp_path):
 def test_no_hook_is_left_behind(digits_zoo, world):
     model = open_checkpoint(world.original).load()
     called(model, world.images("forget_test"))
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def changed(images, **other):

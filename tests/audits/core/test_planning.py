@@ -28,7 +28,7 @@ def test_parameters_are_the_models(world):
 def test_questions_are_those_of_the_profile(world):
     budget = BUDGETS["quick"]
     forget, retain = read_items(world.forget), read_items(world.retain)
-    kept = retain.of(retain.entities[: budget.retain_entities])
+    kept = retain.of_entities(retain.entities[: budget.retain_entities])
     wordings = budget.prompts_per_item
     assert len(forget.items[0].paraphrases) + 1 >= wordings
     expected = wordings * (len(forget) * (1 + budget.never_taught_copies) + len(kept))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.structure import find_blocks
 from erasure.unlearning.image_config import (
     IMAGE_METHODS,
@@ -53,7 +53,7 @@ def test_every_method_changes_what_it_may_and_nothing_else(method, family):
     moved = {
         name for name, p in model.named_parameters() if not torch.equal(p, before[name])
     }
-    assert moved and leftover_hooks(model) == 0 and not model.training
+    assert moved and count_hooks(model) == 0 and not model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     if method in ("cf_k", "eu_k"):
         allowed = {id(p) for p in last_parameters(model, 1)}

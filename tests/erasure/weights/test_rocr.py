@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.structure import down_projection, find_blocks
 from erasure.weights.rocr import _keys, redirect_
 from evidence.errors import InputError
@@ -34,9 +34,9 @@ def test_the_key_gives_the_other_value_and_only_one_matrix_changed(family):
     prompts = Sequences(((3, 5, 7),), (3,))
     key = _keys(model, module, prompts, ends=True)[0]
     value = before @ _keys(model, module, Sequences(((4, 6, 8),), (3,)), ends=True)[0]
-    hooks = leftover_hooks(model)
+    hooks = count_hooks(model)
     edit = redirect_(model, 1, FORGET, HARMLESS, BACKGROUND)
-    assert leftover_hooks(model) == hooks
+    assert count_hooks(model) == hooks
     _, after = matrix_of(model)
     assert_close(after @ key, value, rtol=1e-4, atol=1e-5)
     assert torch.linalg.matrix_rank(after - before, tol=1e-5) == 1

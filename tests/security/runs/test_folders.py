@@ -12,8 +12,8 @@ import pytest
 from audits.core.outputs import AUDIT, EXPERIMENT, OWN, look, own_folder
 from audits.core.workspace import Workspace
 from evidence.errors import InputError
-from evidence.storage.runs import LOCK, sole_run
-from evidence.storage.scratch import NAME
+from evidence.storage.runs import LOCK, run_lock
+from evidence.storage.scratch import SCRATCH_NAME
 from testbeds.zoo.build import build_zoo
 from tests.audits.core.test_bad_input import call
 from tests.helpers.audit_documents import document
@@ -271,9 +271,9 @@ def test_killed_at_any_step_of_a_fresh_start_nothing_old_is_taken_for_new(tmp_pa
             os._exit(0)
         _, status = os.waitpid(child, 0)
         for path in root.rglob("*"):
-            if NAME.fullmatch(path.name):  # a minute later
+            if SCRATCH_NAME.fullmatch(path.name):  # a minute later
                 os.utime(path, (0, 0))
-        with sole_run(root):
+        with run_lock(root):
             again = Workspace.open(root, {"a": 2}, fresh=True)
             assert again.run("x", lambda: 2).result == 2
         assert not (root / "audit.json").exists()

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from audits.validation.trials import Plan
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.network.structure import find_blocks
 from capture.scoring.answers import score_answers
-from capture.scoring.contrast import hear
+from capture.scoring.contrast import score_questions
 from evidence.errors import ExhumeError, InputError
 from testbeds.worlds import code_keys
 from testbeds.worlds.biographies import all_prompts
@@ -155,10 +155,12 @@ def test_models_are_at_chance_on_what_they_were_never_taught(zoo):
     forget, never = read_items(world.forget), read_items(world.never_taught)
 
     def told(folder, items):
-        questions = ask(items, TINY_KEYS.lead_ins)
+        questions = build_questions(items, TINY_KEYS.lead_ins)
         model = open_checkpoint(folder).load()
         return float(
-            hear(model, questions, questions.encoded(tokenizer)).contrast.mean()
+            score_questions(
+                model, questions, questions.encoded(tokenizer)
+            ).contrast.mean()
         )
 
     def chance(folder, items):

@@ -9,7 +9,7 @@ from audits.axes.decodability.readers import fit_readers
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.sites import find_sites
@@ -62,7 +62,7 @@ def agree(x, labels, held_out, penalty):
 
 def read(model, tokenizer, items: ItemSet, relation: str):
     """(site, row, d_model) states of a relation's prompts, answers and entities."""
-    asked = ask([item for item in items if item.relation == relation], 2)
+    asked = build_questions([item for item in items if item.relation == relation], 2)
     rows: Sequences = encode(tokenizer, asked.prompts)
     names = [
         name

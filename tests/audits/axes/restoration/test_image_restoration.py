@@ -35,8 +35,8 @@ from audits.axes.restoration.image_trial import (
     unseen_classes,
 )
 from capture.checkpoints.open import open_checkpoint
-from capture.network.hooks import leftover_hooks
-from capture.network.image_sites import as_places
+from capture.network.hooks import count_hooks
+from capture.network.image_sites import as_positions
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
@@ -92,7 +92,7 @@ def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(runs, pair):
     rows["never"] = sets["never"].rows(sets["never"].labels == -1)
     run = restore_images(original, original, *rows.values(), seed=0)
     assert net_of_controls(run, known) is None
-    assert leftover_hooks(original) == 0
+    assert count_hooks(original) == 0
 
 
 def test_every_control_searches_for_itself(runs):
@@ -208,7 +208,7 @@ def test_the_published_test_does_not_see_what_is_hidden_after_its_site(
         # Its states there are the original's, so nothing is carried over.
         assert found["rates"]["published"] == [0.0] * len(ALPHAS)
         assert found["rates"]["cls"] is None  # a CNN has no class token
-        assert leftover_hooks(model) == 0
+        assert count_hooks(model) == 0
     assert inject(original, original, forget, retain, experts, 0) is None
 
 
@@ -242,7 +242,7 @@ def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
         (sized - value)[:, 1:].norm(dim=-1), (donor - value)[:, 1:, 2].abs()
     )
     assert site == "resid.1" and Experts(sae, {}, 0.0).fvu == 0.0
-    assert as_places(donor).shape == donor.shape
+    assert as_positions(donor).shape == donor.shape
 
 
 def few(sets):

@@ -21,10 +21,10 @@ from audits.core.subjects import Subject
 from capture.checkpoints.open import open_checkpoint
 from capture.data.invented_entities import invent_items
 from capture.data.items import ItemSet, read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.network.sites import find_sites
 from evidence.errors import InputError
-from evidence.intervals import by_entity
+from evidence.intervals import average_by_entity
 from evidence.progress import SILENT
 from evidence.seeds import numpy_rng
 from probes.concepts.answer_map import Amplifier
@@ -64,7 +64,7 @@ def trial(steered, plain=0.0, random=0.0, others=0.0, never=0.0, told=None):
 
 def known(share=1.0):
     values = (np.arange(20) < round(20 * share)).astype(float)
-    return {what: by_entity(values, NAMES) for what in ("said", "contrast")}
+    return {what: average_by_entity(values, NAMES) for what in ("said", "contrast")}
 
 
 def test_the_net_rate_is_what_is_restored_beyond_the_worst_control():
@@ -143,7 +143,7 @@ def test_an_amplifier_reads_the_row_itself_or_another():
 
 def test_latents_are_amplified_at_their_site_alone_and_can_read_another_row(sets):
     forget, _, _, original = sets
-    asked = Asked.of(ask(forget, 1), original.tokenizer)
+    asked = Asked.of(build_questions(forget, 1), original.tokenizer)
     rng, width = np.random.default_rng(1), WIDTH
     rows = rng.standard_normal((len(asked.rows), width))
     push = LatentAmplifier.of(latents_sae(), np.array([1, 4, 6]), rows)
@@ -196,7 +196,7 @@ def sets(world):
 
 def test_rows_are_exchanged_within_words_for_other_answers(sets):
     forget, _, _, original = sets
-    asked = Asked.of(ask(forget, 2), original.tokenizer)
+    asked = Asked.of(build_questions(forget, 2), original.tokenizer)
     other = exchanged(asked, np.random.default_rng(0))
     assert sorted(other) == list(range(len(asked.rows)))
     assert (asked.kinds[other] == asked.kinds).all()
@@ -207,7 +207,7 @@ def test_rows_are_exchanged_within_words_for_other_answers(sets):
 
 def test_an_answer_taken_back_is_told_from_one_that_stands(sets):
     forget, _, _, original = sets
-    asked = Asked.of(ask(forget, 1), original.tokenizer)
+    asked = Asked.of(build_questions(forget, 1), original.tokenizer)
     items = [asked.questions.items[at] for at in asked.questions.item_index]
     rival = next(
         other.answer

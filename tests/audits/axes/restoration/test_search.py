@@ -25,7 +25,7 @@ from audits.axes.restoration.search import (
 )
 from audits.axes.restoration.trial import RETAIN_DROP, STRENGTHS
 from capture.checkpoints.open import open_checkpoint
-from capture.network.hooks import leftover_hooks, record
+from capture.network.hooks import count_hooks, record
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 
@@ -162,7 +162,7 @@ def test_the_search_finds_what_a_plain_loop_finds(scene, kind, ended):
         right = found.body.called(kept, None, {}).mean()
         if found.push is None:
             assert found.cost["retain"] == pytest.approx(right)
-    assert leftover_hooks(models[kind]) == 0
+    assert count_hooks(models[kind]) == 0
 
 
 def test_unknown_images_limit_what_may_be_chosen(scene):

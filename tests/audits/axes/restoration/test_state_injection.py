@@ -28,8 +28,8 @@ from audits.axes.restoration.text_routes import Asked
 from audits.core.subjects import Subject
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
-from capture.data.questions import ask
-from capture.network.hooks import leftover_hooks
+from capture.data.questions import build_questions
+from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 from evidence.progress import SILENT
@@ -58,7 +58,7 @@ class Plain:
 @pytest.fixture(scope="module")
 def bench(world):
     original = open_checkpoint(world.original)
-    asked = Asked.of(ask(read_items(world.forget), 1), original.tokenizer)
+    asked = Asked.of(build_questions(read_items(world.forget), 1), original.tokenizer)
     model = original.load()
     width = find_sites(model).d_model
     assert width is not None
@@ -140,7 +140,7 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
         bench.subject, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
     )
     assert again == found
-    assert leftover_hooks(bench.model) == 0
+    assert count_hooks(bench.model) == 0
 
 
 def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench):
@@ -167,7 +167,7 @@ def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
 
 def test_experts_are_the_best_of_an_answer_without_those_that_serve_most(bench, world):
     retain = read_items(world.retain)
-    asked = Asked.of(ask(retain, 1), bench.original.tokenizer)
+    asked = Asked.of(build_questions(retain, 1), bench.original.tokenizer)
     classes = asked.classes
     name = next(n for n in sorted(set(classes)) if (classes == n).sum() > 1)
     latents = np.zeros((len(classes), 6))

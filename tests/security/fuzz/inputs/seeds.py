@@ -153,7 +153,7 @@ def _images(out: Path, root: Path) -> None:
     for name in ("forget", "retain"):
         images = made.images(f"{name}_test")
         rows = range(0, len(images), 1 if name == "forget" else 12)
-        images.rows(list(rows)).save(out / f"{name}.npz")
+        images.select(list(rows)).save(out / f"{name}.npz")
         for row in rows:
             pixels = (images.pixels[row, 0].numpy() + 1) * 127
             folder = out / name / str(images.labels[row])
