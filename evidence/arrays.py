@@ -24,10 +24,10 @@ def as_tensor(array: NDArray) -> Tensor:
     Read-only, half-precision and non-contiguous arrays are copied.
     """
     array = np.asarray(array)
-    wanted = np.ascontiguousarray(array, dtype=np.float64)
-    if not wanted.flags.writeable:
-        wanted = wanted.copy()
-    return torch.from_numpy(wanted)
+    contiguous = np.ascontiguousarray(array, dtype=np.float64)
+    if not contiguous.flags.writeable:
+        contiguous = contiguous.copy()
+    return torch.from_numpy(contiguous)
 
 
 def validate_rows(estimator, x, *, reset: bool) -> Tensor:
@@ -103,8 +103,8 @@ def validate_sample_weight(sample_weight, x: Tensor) -> Tensor | None:
         return None
     if isinstance(sample_weight, Tensor):
         sample_weight = sample_weight.detach().cpu().numpy()
-    plain = np.empty((len(x), 1))
-    checked = _check_sample_weight(sample_weight, plain, dtype=np.float64)
+    placeholder = np.empty((len(x), 1))
+    checked = _check_sample_weight(sample_weight, placeholder, dtype=np.float64)
     if (checked < 0).any():
         raise RowsError("sample weights must not be negative", got=f"{checked.min()}")
     return as_tensor(checked).to(x.device)

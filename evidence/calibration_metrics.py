@@ -39,23 +39,23 @@ def reliability(
     Raises:
         InputError: a confidence is no probability, or lengths differ.
     """
-    given, true = _checked(confidence, correct)
-    place = np.minimum((given * n_bins).astype(int), n_bins - 1)
-    found = []
-    for each in np.unique(place):
-        here = place == each
-        share, n = float(true[here].mean()), int(here.sum())
-        found.append(
+    scores, hits = _validate(confidence, correct)
+    bin_idx = np.minimum((scores * n_bins).astype(int), n_bins - 1)
+    result = []
+    for index in np.unique(bin_idx):
+        mask = bin_idx == index
+        share, n = float(hits[mask].mean()), int(mask.sum())
+        result.append(
             ReliabilityBin(
-                float(each / n_bins),
-                float((each + 1) / n_bins),
+                float(index / n_bins),
+                float((index + 1) / n_bins),
                 n,
-                float(given[here].mean()),
+                float(scores[mask].mean()),
                 share,
                 wilson_interval(share, n, 1.96),
             )
         )
-    return found
+    return result
 
 
 def expected_calibration_error(
@@ -81,7 +81,7 @@ def risk_coverage_curve(
     Returns:
         (point,) share of answers kept, ascending, and (point,) share wrong among them.
     """
-    given, true = _checked(confidence, correct)
+    given, true = _validate(confidence, correct)
     order = np.argsort(-given, kind="stable")
     given, wrong = given[order], ~true[order]
     last = np.append(given[1:] < given[:-1], True)
@@ -89,10 +89,10 @@ def risk_coverage_curve(
     return (kept / len(given))[last], (np.cumsum(wrong) / kept)[last]
 
 
-def _checked(
-    confidence: Sequence[float], right: Sequence[bool]
+def _validate(
+    confidence: Sequence[float], correct: Sequence[bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    given, true = np.asarray(confidence, dtype=float), np.asarray(right, dtype=bool)
+    given, true = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
     if given.ndim != 1 or given.shape != true.shape or len(given) == 0:
         raise InputError(
             "confidence and outcome do not match",

@@ -66,7 +66,7 @@ def compare(
     paired = floor_kind == "reference"
     spans = np.maximum(ceiling.mean - floor.mean, MIN_SPAN)
 
-    def exchange(raised: float) -> MaxTest:
+    def permutation_test(raised: float) -> MaxTest:
         return (paired_max_test if paired else unpaired_max_test)(
             candidate.values[:, used] - raised * spans[used],
             floor.values[:, used],
@@ -74,12 +74,12 @@ def compare(
             n_permutations,
         )
 
-    test = exchange(min_residual)
-    p_below = exchange(0.0).p_below if min_residual else test.p_below
+    test = permutation_test(min_residual)
+    p_below = permutation_test(0.0).p_below if min_residual else test.p_below
     rows, p_used = [], iter(test.p_column)
     for index, column in enumerate(columns):
         rows.append(
-            _column(
+            _column_statistics(
                 column,
                 index,
                 candidate,
@@ -89,11 +89,11 @@ def compare(
                 paired,
             )
         )
-    kept = [row for row in rows if row["used"]]
-    best = max(kept, key=lambda row: row["difference"])
+    used_rows = [row for row in rows if row["used"]]
+    best = max(used_rows, key=lambda row: row["difference"])
     scaled = [
         tuple(bound / spans[columns.index(row["name"])] for bound in row["tost"])
-        for row in kept
+        for row in used_rows
     ]
     return Reading(
         name=name,
@@ -138,16 +138,16 @@ def explain_no_power(readings: Sequence[Reading], margin: float) -> str:
         f"{widest.name}: neither beyond the floor nor equivalent to it; the residual "
         f"lies within [{low:.2f}, {high:.2f}], the margin is {margin}"
     )
-    centre, half = (low + high) / 2, (high - low) / 2
-    if abs(centre) >= margin:
+    center, half = (low + high) / 2, (high - low) / 2
+    if abs(center) >= margin:
         return f"{text}. More entities would show which."
-    factor = (half / (margin - abs(centre))) ** 2
+    factor = (half / (margin - abs(center))) ** 2
     if factor > 10:
         return f"{text}. More than ten times as many entities would be needed."
     return f"{text}. About {factor:.1f} times as many entities would settle it."
 
 
-def _column(
+def _column_statistics(
     name: str,
     index: int,
     candidate: EntityValues,
@@ -158,18 +158,18 @@ def _column(
 ) -> dict:
     """One column's figures; ``tost`` is the 90 % interval of the difference."""
 
-    def around(group: EntityValues, level: float) -> Interval:
+    def interval(group: EntityValues, level: float) -> Interval:
         return rate_interval(group, index, level)
 
     x, y = float(candidate.mean[index]), float(floor.mean[index])
-    low, high = around(candidate, 0.95)
-    together = (
+    low, high = interval(candidate, 0.95)
+    correlation = (
         paired_correlation(candidate.values[:, index], floor.values[:, index])
         if paired
         else 0.0
     )
     tost = difference_interval(
-        x, around(candidate, 0.9), y, around(floor, 0.9), together
+        x, interval(candidate, 0.9), y, interval(floor, 0.9), correlation
     )
     return {
         "name": name,

@@ -51,7 +51,7 @@ def holm_adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
     # Not statsmodels' here: it collects all garbage at every call, a tenth of a second
     # each where thousands of audits are decided again. A test holds ours to it.
     names = sorted(p_values, key=lambda name: p_values[name])
-    steps = [p_values[name] * (len(names) - place) for place, name in enumerate(names)]
+    steps = [p_values[name] * (len(names) - rank) for rank, name in enumerate(names)]
     adjusted = np.minimum(np.maximum.accumulate(steps), 1.0).tolist()
-    found = dict(zip(names, adjusted, strict=True))
-    return {name: found[name] for name in p_values}
+    by_name = dict(zip(names, adjusted, strict=True))
+    return {name: by_name[name] for name in p_values}

@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_CHARACTERS = 600
 """Characters of a quoted text that are shown."""
-_END = 150
+_TAIL_CHARACTERS = 150
 
 
 def printable(text: object, max_characters: int | None = MAX_CHARACTERS) -> str:
@@ -24,13 +24,13 @@ def printable(text: object, max_characters: int | None = MAX_CHARACTERS) -> str:
         text: Anything; what is not text is shown as ``str`` has it.
         max_characters: Characters to keep; None for all of them.
     """
-    whole = str(text)
-    if max_characters is not None and len(whole) > max_characters:
-        whole = f"{whole[: max_characters - _END - 5]} ... {whole[-_END:]}"
-    shown = whole if whole.isprintable() else "".join(map(_escaped, whole))
+    full = str(text)
+    if max_characters is not None and len(full) > max_characters:
+        full = f"{full[: max_characters - _TAIL_CHARACTERS - 5]} ... {full[-_TAIL_CHARACTERS:]}"
+    shown = full if full.isprintable() else "".join(map(_escaped, full))
     if max_characters is None or len(shown) <= max_characters:
         return shown
-    return f"{shown[: max_characters - _END - 5]} ... {shown[-_END:]}"
+    return f"{shown[: max_characters - _TAIL_CHARACTERS - 5]} ... {shown[-_TAIL_CHARACTERS:]}"
 
 
 def quoted(value: object) -> str:

@@ -45,13 +45,13 @@ def max_test(
     top, bottom = null.max(1), null.min(1)
     n = len(null)
     # A rounding error must not turn a tie into a win: ties count against us.
-    slack = 1e-12
-    p_column = (1 + (top[:, None] >= observed - slack).sum(0)) / (1 + n)
+    tolerance = 1e-12
+    p_column = (1 + (top[:, None] >= observed - tolerance).sum(0)) / (1 + n)
     return MaxTest(
         difference=observed,
         p_value=float(p_column.min()),
         p_column=p_column,
-        p_below=float((1 + (bottom <= observed.min() + slack).sum()) / (1 + n)),
+        p_below=float((1 + (bottom <= observed.min() + tolerance).sum()) / (1 + n)),
         smallest_p=float(max(1 / (1 + n), 1 / n_distinct)),
         null_quantile=float(np.quantile(top, 0.95)),
     )

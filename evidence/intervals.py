@@ -59,8 +59,8 @@ def average_by_entity(
     if not ((table >= 0) & (table <= 1)).all():
         raise InputError("scores must lie in [0, 1]", got=f"{table.min()}..")
     names = tuple(dict.fromkeys(entities))
-    place = {name: index for index, name in enumerate(names)}
-    index = np.array([place[entity] for entity in entities])
+    row_of = {name: index for index, name in enumerate(names)}
+    index = np.array([row_of[entity] for entity in entities])
     sums = np.zeros((len(names), table.shape[1]))
     np.add.at(sums, index, table)
     counts = np.bincount(index, minlength=len(names))
@@ -100,9 +100,13 @@ def effective_sample_size(group: EntityValues, column: int) -> float:
     spread = mean * (1 - mean)
     if variance <= 0 or spread <= 0:
         return float(n)
-    own = spread if group.item_variance is None else group.item_variance[column]
-    most = group.n_items * spread / own if own > 0 else group.n_items
-    return float(min(spread / variance, most))
+    item_variance = (
+        spread if group.item_variance is None else group.item_variance[column]
+    )
+    max_size = (
+        group.n_items * spread / item_variance if item_variance > 0 else group.n_items
+    )
+    return float(min(spread / variance, max_size))
 
 
 def wilson_interval(mean: float, n_trials: float, quantile: float) -> Interval:
@@ -116,12 +120,12 @@ def wilson_interval(mean: float, n_trials: float, quantile: float) -> Interval:
     Source: Wilson (1927), JASA 22:209.
     """
     square = quantile**2
-    centre = (mean + square / (2 * n_trials)) / (1 + square / n_trials)
+    center = (mean + square / (2 * n_trials)) / (1 + square / n_trials)
     half = np.sqrt(mean * (1 - mean) / n_trials + square / (4 * n_trials**2))
     half *= quantile / (1 + square / n_trials)
     # At 0 and 1 the bound is exactly there; rounding must not say otherwise.
-    low = 0.0 if mean <= 0 else float(centre - half)
-    high = 1.0 if mean >= 1 else float(centre + half)
+    low = 0.0 if mean <= 0 else float(center - half)
+    high = 1.0 if mean >= 1 else float(center + half)
     return max(0.0, low), min(1.0, high)
 
 
@@ -155,11 +159,11 @@ def difference_interval(
     Source: Newcombe (1998), Statistics in Medicine 17:873 and 17:2635.
     """
 
-    def reach(x: float, y: float) -> float:
+    def distance(x: float, y: float) -> float:
         return float(np.sqrt(max(0.0, x**2 - 2 * correlation * x * y + y**2)))
 
-    low = reach(a - a_interval[0], b_interval[1] - b)
-    high = reach(a_interval[1] - a, b - b_interval[0])
+    low = distance(a - a_interval[0], b_interval[1] - b)
+    high = distance(a_interval[1] - a, b - b_interval[0])
     return a - b - low, a - b + high
 
 

@@ -139,20 +139,20 @@ class Lines:
         self._tasks: list[_Task] = []
         self._start = self._last = monotonic()
         self._stopped = Event()
-        self._waker: Thread | None = None
+        self._timer: Thread | None = None
 
     def start(self) -> None:
         """Begin to count, and to speak where nobody else does."""
         self._start = self._last = monotonic()
         self._stopped.clear()
-        self._waker = Thread(target=self._wake, daemon=True)
-        self._waker.start()
+        self._timer = Thread(target=self._repeat, daemon=True)
+        self._timer.start()
 
     def stop(self) -> None:
         """Say no more."""
         self._stopped.set()
-        if self._waker is not None:
-            self._waker.join()
+        if self._timer is not None:
+            self._timer.join()
 
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Advance]:
@@ -160,11 +160,11 @@ class Lines:
         task, begun = _Task(label, total), monotonic()
         outermost = not self._tasks
         self._tasks.append(task)
-        self._tell(0.0 if outermost else MIN_LINE_SECONDS)
+        self._print_tasks(0.0 if outermost else MIN_LINE_SECONDS)
 
         def advance(amount: float) -> None:
             task.done += amount
-            self._tell(MAX_SILENCE_SECONDS)
+            self._print_tasks(MAX_SILENCE_SECONDS)
 
         try:
             yield advance
@@ -180,13 +180,13 @@ class Lines:
         line = f"{since} {printable(text, 200)}"
         self._console.print(line, markup=False, highlight=False)
 
-    def _tell(self, after: float) -> None:
-        if monotonic() - self._last >= after and self._tasks:
+    def _print_tasks(self, min_seconds: float) -> None:
+        if monotonic() - self._last >= min_seconds and self._tasks:
             self.note(", ".join(map(str, tuple(self._tasks))))
 
-    def _wake(self) -> None:
+    def _repeat(self) -> None:
         while not self._stopped.wait(MAX_SILENCE_SECONDS / 10):
-            self._tell(MAX_SILENCE_SECONDS)
+            self._print_tasks(MAX_SILENCE_SECONDS)
 
 
 SILENT = Silent()

@@ -74,9 +74,9 @@ class Reading:
 
         Not corrected for the choice of the column; ``p_value`` is.
         """
-        found = next(each for each in self.columns if each["name"] == self.where)
+        peak = next(each for each in self.columns if each["name"] == self.where)
         span = max(self.ceiling - self.floor, MIN_SPAN)
-        low, high = found["tost"]
+        low, high = peak["tost"]
         return low / span, high / span
 
 
@@ -170,9 +170,9 @@ class AxisResult:
             "residual_interval": list(main.residual_interval) if main else None,
             "per_layer": list(main.columns) if main else [],
         }
-        whole = asdict(self)
-        del whole["seconds"], whole["peak_memory_bytes"]
-        return whole | top
+        document = asdict(self)
+        del document["seconds"], document["peak_memory_bytes"]
+        return document | top
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "AxisResult":

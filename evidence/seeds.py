@@ -18,8 +18,8 @@ def check_seed(seed: Any) -> int:
     Raises:
         InputError: it is no whole number from 0 to ``MAX_SEED``.
     """
-    whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
-    if not whole or not 0 <= operator.index(seed) <= MAX_SEED:
+    is_integer = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    if not is_integer or not 0 <= operator.index(seed) <= MAX_SEED:
         raise InputError(
             "the seed cannot be used",
             expected=f"a whole number from 0 to {MAX_SEED}",

@@ -115,18 +115,18 @@ def capture_activations(
     Raises:
         InputError: an unknown site or name, or a row without the position.
     """
-    wanted = select_positions(sequences, positions, subject_end)
+    selection = select_positions(sequences, positions, subject_end)
     with progress.task("activations", len(sequences)) as advance:
         arrays = capture_selected(
             model,
             sequences,
             sites,
-            wanted,
+            selection,
             batch_tokens=batch_tokens,
             padding=padding,
             advance=advance,
         )
-    return Activations(tuple(arrays), arrays, wanted.mask)
+    return Activations(tuple(arrays), arrays, selection.mask)
 
 
 def capture_selected(
@@ -200,13 +200,13 @@ def capture_images(
 
 
 def _target(model: nn.Module, sites: Sequence[str]) -> CaptureTarget:
-    where = find_sites(model)
+    known_sites = find_sites(model)
     names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
     if not names:
         raise InputError("no sites were asked for", expected="one or more")
     for name in names:
-        where.resolve(name)
-    return CaptureTarget(model, where, names)
+        known_sites.resolve(name)
+    return CaptureTarget(model, known_sites, names)
 
 
 def _pooled(value: Tensor, pool: Pool) -> Tensor:

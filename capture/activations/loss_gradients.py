@@ -33,15 +33,15 @@ def loss_gradients(
     total = sum(len(ids) for ids in rows.ids) - sum(rows.answer_start)
     if total < 1:
         raise InputError("a loss needs answers", expected="one row or more", got="none")
-    own = dict(model.named_parameters())
-    wanted = {name: own[name] for name in names if name in own}
+    parameters = dict(model.named_parameters())
+    wanted = {name: parameters[name] for name in names if name in parameters}
     if not wanted:
         return {}
-    flags = {id(p): p.requires_grad for p in own.values()}
-    found = {name: torch.zeros_like(p) for name, p in wanted.items()}
+    requires_grad = {id(p): p.requires_grad for p in parameters.values()}
+    gradients = {name: torch.zeros_like(p) for name, p in wanted.items()}
     chosen = {id(p) for p in wanted.values()}
     try:
-        for parameter in own.values():
+        for parameter in parameters.values():
             parameter.requires_grad_(id(parameter) in chosen)
         with evaluation_mode(model), torch.enable_grad():
             for batch in batches(
@@ -58,13 +58,13 @@ def loss_gradients(
                     batch.input_ids[:, 1:][where],
                     reduction="sum",
                 )
-                slopes = torch.autograd.grad(
+                batch_gradients = torch.autograd.grad(
                     loss / total, list(wanted.values()), allow_unused=True
                 )
-                for name, slope in zip(wanted, slopes, strict=True):
+                for name, slope in zip(wanted, batch_gradients, strict=True):
                     if slope is not None:
-                        found[name] += slope
+                        gradients[name] += slope
     finally:
-        for parameter in own.values():
-            parameter.requires_grad_(flags[id(parameter)])
-    return found
+        for parameter in parameters.values():
+            parameter.requires_grad_(requires_grad[id(parameter)])
+    return gradients

@@ -40,12 +40,12 @@ class CaptureTarget:
         self, select: Callable[[str, Tensor], Tensor], inputs: Any
     ) -> dict[str, Tensor]:
         """One pass that stops early; logits come from their layer's kept inputs."""
-        model, where, names = self.model, self.known_sites, self.names
+        model, known_sites, names = self.model, self.known_sites, self.names
         needed = ["final" if name == "logits" else name for name in names]
-        with record(model, needed, select, stop=True, where=where) as got:
+        with record(model, needed, select, stop=True, where=known_sites) as got:
             model(**inputs) if isinstance(inputs, dict) else model(inputs)
-        if "logits" in names and where.head is not None:
-            got["logits"] = where.head(got["final"])
+        if "logits" in names and known_sites.head is not None:
+            got["logits"] = known_sites.head(got["final"])
         return {name: got[name] for name in names}
 
 
@@ -59,7 +59,7 @@ def capture_passes(
     """Rows and their values, pass by pass; what rows share is run once if it can be."""
     if padding == "right" and supports_prefix_cache(target.model):
         groups = group_by_prefix(sequences, selection)
-        if groups and _sharing_holds(target, sequences, selection, groups):
+        if groups and _sharing_agrees(target, sequences, selection, groups):
             return _shared_passes(target, sequences, selection, groups, batch_tokens)
     return _plain_passes(target, sequences, selection, batch_tokens, padding)
 
@@ -67,19 +67,24 @@ def capture_passes(
 def _plain_passes(
     target: CaptureTarget,
     sequences: Sequences,
-    wanted: PositionSelection,
-    tokens: int,
+    selection: PositionSelection,
+    batch_tokens: int,
     padding: str = "right",
 ) -> Passes:
     model = target.model
     device = model_device(model)
     if device.type == "cpu":
-        tokens = min(tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads())
-    for batch in batches(sequences, batch_tokens=tokens, device=device):
-        batch = _left(batch) if padding == "left" else batch
+        batch_tokens = min(
+            batch_tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads()
+        )
+    for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
+        batch = _left_padded(batch) if padding == "left" else batch
         inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
         try:
-            yield batch.rows.numpy(), target.run(_picker(batch, wanted), inputs)
+            yield (
+                batch.rows.numpy(),
+                target.run(_position_selector(batch, selection), inputs),
+            )
         except IndexError as error:
             raise explain_length_error(model, batch) from error
 
@@ -87,14 +92,14 @@ def _plain_passes(
 def _shared_passes(
     target: CaptureTarget,
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     groups: list[tuple[int, list[int]]],
-    tokens: int,
+    batch_tokens: int,
 ) -> Passes:
     model = target.model
     device = model_device(model)
     for each in prefix_batches(
-        sequences, wanted, groups, batch_tokens=tokens, device=device
+        sequences, selection, groups, batch_tokens=batch_tokens, device=device
     ):
         try:
             for rest, got in run_with_prefix_cache(model, each, target.run):
@@ -103,10 +108,10 @@ def _shared_passes(
             raise explain_length_error(model, pad(sequences)) from error
 
 
-def _sharing_holds(
+def _sharing_agrees(
     target: CaptureTarget,
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     groups: list[tuple[int, list[int]]],
 ) -> bool:
     """Whether two rows give the same either way: not so where later tokens count."""
@@ -114,19 +119,19 @@ def _sharing_holds(
     # The longest and the shortest, so that padding is tried as well.
     rows = sorted(rows, key=lambda row: len(sequences.ids[row]))
     rows = [rows[0], rows[-1]]
-    few = wanted.rows(rows)
+    pair_selection = selection.rows(rows)
     pair = sequences[rows]
     tokens = 2 * max(map(len, pair.ids))
-    ways = []
+    results = []
     for way in (
-        _plain_passes(target, pair, few, tokens),
-        _shared_passes(target, pair, few, [(length, [0, 1])], tokens),
+        _plain_passes(target, pair, pair_selection, tokens),
+        _shared_passes(target, pair, pair_selection, [(length, [0, 1])], tokens),
     ):
         arrays: dict[str, np.ndarray] = {}
         for here, got in way:
-            store_batch(arrays, got, here, len(rows), few)
-        ways.append(arrays)
-    return allclose(*ways)
+            store_batch(arrays, got, here, len(rows), pair_selection)
+        results.append(arrays)
+    return allclose(*results)
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +142,12 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in inputs.items() if name in known}
 
 
-def _picker(
-    batch: Padded, wanted: PositionSelection
+def _position_selector(
+    batch: Padded, selection: PositionSelection
 ) -> Callable[[str, Tensor], Tensor]:
     """What keeps the wanted positions of a (row, position, d) value."""
     mask = batch.attention_mask
-    if wanted.index is None:
+    if selection.index is None:
         weights = mask / mask.sum(1, keepdim=True)
 
         def mean(site: str, value: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ def _picker(
 
         return mean
     offset = mask.argmax(1)  # (row,), padding before the row
-    index = torch.as_tensor(wanted.index)[batch.rows].to(mask.device)
+    index = torch.as_tensor(selection.index)[batch.rows].to(mask.device)
     index = index + offset[:, None]
     rows = torch.arange(len(index), device=mask.device)[:, None]
 
@@ -163,7 +168,7 @@ def _picker(
     return gather
 
 
-def _left(batch: Padded) -> Padded:
+def _left_padded(batch: Padded) -> Padded:
     """The same batch with its padding in front."""
     length = batch.attention_mask.shape[1]
     shift = length - batch.attention_mask.sum(1, keepdim=True)

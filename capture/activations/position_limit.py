@@ -38,12 +38,12 @@ def position_limit(model: nn.Module) -> int | None:
     if not isinstance(longest, int) or longest < 1:
         return None
     getter = getattr(model, "get_input_embeddings", None)
-    words = getter() if callable(getter) else None
+    token_embedding = getter() if callable(getter) else None
     tables = [
         module
         for module in model.modules()
         if isinstance(module, nn.Embedding)
-        and module is not words
+        and module is not token_embedding
         and longest <= module.num_embeddings <= longest + MAX_SPARE_ROWS
     ]
     return longest if tables else None

@@ -66,13 +66,13 @@ def select_positions(
     if positions == "mean":
         return PositionSelection(None, None, True)
     if positions == "answer":
-        return _answers(lengths, starts)
+        return _answer_positions(lengths, starts)
     if positions == "last_prompt":
         index = starts - 1
     elif positions == "last":
         index = lengths - 1
     elif positions == "last_subject":
-        index = _subject(subject_end, len(lengths))
+        index = _subject_positions(subject_end, len(lengths))
     elif isinstance(positions, str):
         raise InputError(
             "the positions have an unknown name",
@@ -80,8 +80,8 @@ def select_positions(
             got=repr(positions),
         )
     else:
-        asked = np.atleast_1d(np.asarray(positions, dtype=np.int64))
-        index = np.where(asked < 0, asked + lengths[:, None], asked)
+        requested = np.atleast_1d(np.asarray(positions, dtype=np.int64))
+        index = np.where(requested < 0, requested + lengths[:, None], requested)
     squeeze = isinstance(positions, str | int)
     index = index.reshape(len(lengths), -1)
     short = ((index < 0) | (index >= lengths[:, None])).any(1)
@@ -97,7 +97,7 @@ def select_positions(
     )
 
 
-def _subject(ends: Sequence[int] | None, rows: int) -> np.ndarray:
+def _subject_positions(ends: Sequence[int] | None, rows: int) -> np.ndarray:
     if ends is None or len(ends) != rows:
         raise InputError(
             "the last subject token is not known",
@@ -107,7 +107,7 @@ def _subject(ends: Sequence[int] | None, rows: int) -> np.ndarray:
     return np.asarray(ends, dtype=np.int64)
 
 
-def _answers(lengths: np.ndarray, starts: np.ndarray) -> PositionSelection:
+def _answer_positions(lengths: np.ndarray, starts: np.ndarray) -> PositionSelection:
     counts = lengths - starts
     if counts.min() < 1:
         raise InputError(

@@ -85,19 +85,21 @@ def group_by_prefix(
     ids = sequences.ids
     # Neighbours in sorted order share the most.
     order = sorted(range(len(ids)), key=lambda row: ids[row])
-    most = [
+    max_shared = [
         min(int(first), len(tokens) - 1)
-        for first, tokens in zip(_first(selection), ids, strict=True)
+        for first, tokens in zip(_first_position(selection), ids, strict=True)
     ]
     groups: list[tuple[int, list[int]]] = []
     for row in order:
         if groups:
             length, rows = groups[-1]
-            both = min(length, most[row], _alike(ids[rows[0]], ids[row]))
-            if both >= 1 and 2 * both >= min(length, most[row]):
-                groups[-1] = both, [*rows, row]
+            shared_length = min(
+                length, max_shared[row], _common_prefix_length(ids[rows[0]], ids[row])
+            )
+            if shared_length >= 1 and 2 * shared_length >= min(length, max_shared[row]):
+                groups[-1] = shared_length, [*rows, row]
                 continue
-        groups.append((most[row], [row]))
+        groups.append((max_shared[row], [row]))
     if any(length < 1 for length, _ in groups):
         return None
     total = sum(map(len, ids))
@@ -107,15 +109,15 @@ def group_by_prefix(
     return groups if left <= (1 - MIN_SAVING) * total else None
 
 
-def _first(wanted: PositionSelection) -> np.ndarray:
+def _first_position(selection: PositionSelection) -> np.ndarray:
     """(row,) first position asked for."""
-    assert wanted.index is not None
-    if wanted.mask is None:
-        return wanted.index.min(1)
-    return np.where(wanted.mask, wanted.index, wanted.index.max()).min(1)
+    assert selection.index is not None
+    if selection.mask is None:
+        return selection.index.min(1)
+    return np.where(selection.mask, selection.index, selection.index.max()).min(1)
 
 
-def _alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def _common_prefix_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """How many tokens two rows have in common from the start."""
     for place, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
@@ -138,9 +140,10 @@ def prefix_batches(
     pieces = []
     for length, rows in groups:
         longest = max(len(sequences.ids[row]) for row in rows)
-        most = max(1, batch_tokens // longest)
+        max_rows = max(1, batch_tokens // longest)
         pieces += [
-            (length, rows[start : start + most]) for start in range(0, len(rows), most)
+            (length, rows[start : start + max_rows])
+            for start in range(0, len(rows), max_rows)
         ]
     pieces.sort(key=lambda piece: -piece[0])
     chosen: list[tuple[int, list[int]]] = []
@@ -162,7 +165,7 @@ def _positions(sequences: Sequences, pieces: list[tuple[int, list[int]]]) -> int
 
 def _shared(
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     pieces: list[tuple[int, list[int]]],
     device: torch.device,
 ) -> SharedPrefixes:
@@ -178,26 +181,26 @@ def _shared(
             by_size.setdefault((left - 1).bit_length(), []).append((owner, row))
     starts = [length for length, _ in pieces]
     tails = (
-        _tails(sequences, wanted, members, starts, device)
+        _suffixes(sequences, selection, members, starts, device)
         for members in by_size.values()
     )
     return SharedPrefixes(pad(heads, device=device), tuple(tails))
 
 
-def _tails(
+def _suffixes(
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     members: list[tuple[int, int]],
     starts: list[int],
     device: torch.device,
 ) -> Suffixes:
-    assert wanted.index is not None
+    assert selection.index is not None
     rows = [row for _, row in members]
-    cut = [sequences.ids[row][starts[owner] :] for owner, row in members]
-    rest = pad(Sequences(tuple(cut), tuple(map(len, cut))), device=device)
+    suffix_ids = [sequences.ids[row][starts[owner] :] for owner, row in members]
+    rest = pad(Sequences(tuple(suffix_ids), tuple(map(len, suffix_ids))), device=device)
     begin = np.array([starts[owner] for owner, _ in members])
     # Places without a value point at 0; what is read there is thrown away.
-    index = np.maximum(wanted.index[rows] - begin[:, None], 0)
+    index = np.maximum(selection.index[rows] - begin[:, None], 0)
     return Suffixes(
         replace(rest, rows=torch.tensor(rows)),
         torch.tensor([owner for owner, _ in members], device=device),
@@ -227,17 +230,19 @@ def run_with_prefix_cache(
     }
     run(lambda site, value: value[:, :0], inputs)
     for tails in shared.suffixes:
-        mine = copy.deepcopy(cache)
-        mine.batch_select_indices(tails.prefix_idx)
+        group_cache = copy.deepcopy(cache)
+        group_cache.batch_select_indices(tails.prefix_idx)
         rows = torch.arange(len(tails.prefix_idx), device=tails.prefix_idx.device)[
             :, None
         ]
-        places = tails.positions
+        positions = tails.positions
         yield (
             tails.batch,
             run(
-                lambda site, value, rows=rows, places=places: value[rows, places],
-                tails.inputs(shared.prefixes, mine),
+                lambda site, value, rows=rows, positions=positions: value[
+                    rows, positions
+                ],
+                tails.inputs(shared.prefixes, group_cache),
             ),
         )
 

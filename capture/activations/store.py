@@ -93,15 +93,15 @@ class ActivationStore:
                 an array raises it where a chunk is not as it was written.
         """
         names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
-        wanted = select_positions(sequences, positions, subject_end)
-        folder = self.root / _key(checkpoint, sequences, names, wanted)
-        found = _opened(folder, names, wanted, len(sequences))
+        selection = select_positions(sequences, positions, subject_end)
+        folder = self.root / _request_key(checkpoint, sequences, names, selection)
+        found = _open_group(folder, names, selection, len(sequences))
         if found is None:
             if os.path.lexists(folder):
                 delete_owned_folder(folder, GROUP_FILES)
             loaded = model if model is not None else checkpoint.load()
-            self._capture(folder, loaded, sequences, names, wanted, progress)
-            found = _opened(folder, names, wanted, len(sequences))
+            self._capture(folder, loaded, sequences, names, selection, progress)
+            found = _open_group(folder, names, selection, len(sequences))
         if found is None:
             raise InputError(
                 f"the activations in {folder} are not as they were written",
@@ -115,12 +115,12 @@ class ActivationStore:
         model: nn.Module,
         sequences: Sequences,
         names: tuple[str, ...],
-        wanted: PositionSelection,
+        selection: PositionSelection,
         progress: Progress,
     ) -> None:
         try:
             with atomic_folder(folder) as scratch:
-                self._write(scratch, model, sequences, names, wanted, progress)
+                self._write(scratch, model, sequences, names, selection, progress)
         except InputError:
             # Another process may have finished the same request first: its folder is
             # as good as ours.
@@ -133,7 +133,7 @@ class ActivationStore:
         model: nn.Module,
         sequences: Sequences,
         names: tuple[str, ...],
-        wanted: PositionSelection,
+        selection: PositionSelection,
         progress: Progress,
     ) -> None:
         import zarr
@@ -142,7 +142,7 @@ class ActivationStore:
         group: Any = zarr.open_group(scratch, mode="w")
         total = len(sequences)
         # One row tells how much a row takes, and so how many fit in memory.
-        first = capture_selected(model, sequences[[0]], names, wanted.rows([0]))
+        first = capture_selected(model, sequences[[0]], names, selection.rows([0]))
         row_bytes = {name: max(1, array.nbytes) for name, array in first.items()}
         chunk = rows_per_chunk(total, max(row_bytes.values()))
         stored = {}
@@ -165,7 +165,7 @@ class ActivationStore:
                     model,
                     sequences[range(start, stop)],
                     names,
-                    wanted.rows(slice(start, stop)),
+                    selection.rows(slice(start, stop)),
                     advance=advance,
                 )
                 for name, array in arrays.items():
@@ -231,8 +231,8 @@ class StoredArray:
         return True
 
 
-def _opened(
-    folder: Path, names: tuple[str, ...], wanted: PositionSelection, rows: int
+def _open_group(
+    folder: Path, names: tuple[str, ...], selection: PositionSelection, rows: int
 ) -> Activations | None:
     """The group in ``folder``; None where there is none or a part of it is lost."""
     import zarr
@@ -248,22 +248,22 @@ def _opened(
                 return None
     except (KeyError, ValueError, TypeError, AttributeError, OSError):
         return None  # Zarr meets bad metadata with errors of these kinds.
-    return Activations(names, arrays, wanted.mask)
+    return Activations(names, arrays, selection.mask)
 
 
-def _key(
+def _request_key(
     checkpoint: Fingerprinted,
     sequences: Sequences,
     names: tuple[str, ...],
-    wanted: PositionSelection,
+    selection: PositionSelection,
 ) -> str:
     """sha256, in hex, over all that the values depend on.
 
     The configuration belongs to it: the same tensors with another rotary base or
     norm constant compute something else.
     """
-    positions = "mean" if wanted.index is None else wanted.index.tolist()
-    mask = None if wanted.mask is None else wanted.mask.tolist()
+    positions = "mean" if selection.index is None else selection.index.tolist()
+    mask = None if selection.mask is None else selection.mask.tolist()
     request = [
         CODE_VERSION,
         checkpoint.weights_hash,

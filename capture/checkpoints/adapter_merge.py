@@ -52,11 +52,11 @@ def merge_adapter(
     ):
         # What it warns of is refused here, or is of no matter to a merged model.
         warnings.simplefilter("ignore")
-        _grow(model, tensors, folder)
-        said = resolve_patterns(settings, dict(model.named_modules()), folder)
+        _resize_embeddings(model, tensors, folder)
+        options = resolve_patterns(settings, dict(model.named_modules()), folder)
         lora = isinstance(settings, LoraSettings)
-        said["init_lora_weights" if lora else "init_ia3_weights"] = True
-        config = (LoraConfig if lora else IA3Config)(**said, inference_mode=True)
+        options["init_lora_weights" if lora else "init_ia3_weights"] = True
+        config = (LoraConfig if lora else IA3Config)(**options, inference_mode=True)
         # Nothing is drawn or allocated: every number comes from the file.
         adapted = PeftModel(
             model,  # pyright: ignore[reportArgumentType]
@@ -71,24 +71,26 @@ def merge_adapter(
         missing = [
             name
             for name in report.missing_keys
-            if ".default" in name and _names_adapter(name)
+            if ".default" in name and _is_adapter_key(name)
         ]
-        odd = sorted([*missing, *report.unexpected_keys])
-        if odd:
+        wrong_keys = sorted([*missing, *report.unexpected_keys])
+        if wrong_keys:
             raise InputError(
-                f"the adapter in {folder} is incomplete: {len(odd)} missing or "
+                f"the adapter in {folder} is incomplete: {len(wrong_keys)} missing or "
                 f"unexpected adapter keys",
                 expected="the tensors its adapter_config.json describes",
-                got=odd[0],
+                got=wrong_keys[0],
             )
-        _check_apart(adapted, folder)
+        _check_untied(adapted, folder)
         merged = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
     merged = merged.eval()
-    found = module_tensors(merged)
-    for name in found.names:
+    tensors_of_merged = module_tensors(merged)
+    for name in tensors_of_merged.names:
         try:
             check_finite(
-                name, found.read(name), allow_infinite=name in found.mask_names
+                name,
+                tensors_of_merged.read(name),
+                allow_infinite=name in tensors_of_merged.mask_names,
             )
         except InputError as error:
             raise InputError(
@@ -99,11 +101,11 @@ def merge_adapter(
     return merged
 
 
-def _names_adapter(name: str) -> bool:
+def _is_adapter_key(name: str) -> bool:
     return any(mark in name for mark in (".lora_", ".ia3_", ".modules_to_save."))
 
 
-def _check_apart(adapted: nn.Module, folder: Path) -> None:
+def _check_untied(adapted: nn.Module, folder: Path) -> None:
     """A weight that serves in two places cannot be changed in one of them."""
     owners: dict[int, set[str]] = {}
     for name, value in adapted.named_parameters(remove_duplicate=False):
@@ -121,7 +123,7 @@ def _check_apart(adapted: nn.Module, folder: Path) -> None:
             )
 
 
-def _grow(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _resize_embeddings(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Give the base's embedding as many rows as the adapter's own has."""
     rows = set()
     owners = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -132,7 +134,9 @@ def _grow(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
             rows.add((tensors[name].shape[0], owner.weight.shape[0]))
     if all(new == old for new, old in rows):
         return
-    whole = len(rows) == 1 and (owners[1] is None or _both_held(owners, names, tensors))
+    whole = len(rows) == 1 and (
+        owners[1] is None or _holds_both(owners, names, tensors)
+    )
     if not whole:
         raise InputError(
             f"the adapter in {folder} holds one of two embeddings with new rows",
@@ -143,7 +147,7 @@ def _grow(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
         model.resize_token_embeddings(new, mean_resizing=False)
 
 
-def _both_held(
+def _holds_both(
     owners: tuple[Any, Any], names: Mapping[int, str], tensors: Mapping[str, Tensor]
 ) -> bool:
     tied = owners[0].weight is owners[1].weight

@@ -74,7 +74,7 @@ class Ia3Settings(AdapterSettings):
 
 SETTINGS: dict[str, type[AdapterSettings]] = {"LORA": LoraSettings, "IA3": Ia3Settings}
 # Fields that say nothing of the weights, and what they may hold; they go nowhere.
-_BESIDE = {
+_IGNORED_FIELDS = {
     "peft_type": re.compile("LORA|IA3"),
     "peft_version": re.compile(r"[\w.+@-]{0,100}"),
     "base_model_name_or_path": re.compile(r"(?s).{0,4096}"),
@@ -86,7 +86,7 @@ _BESIDE = {
 }
 
 
-def _is_off(value: Any) -> bool:
+def _is_unset(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])
 
 
@@ -98,8 +98,8 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
             to change weights alone.
     """
     place = folder / CONFIG
-    said = read_json(place, max_bytes=LIMIT, max_depth=6)
-    kind = said.get("peft_type")
+    raw = read_json(place, max_bytes=LIMIT, max_depth=6)
+    kind = raw.get("peft_type")
     if not isinstance(kind, str) or kind not in SETTINGS:
         raise InputError(
             f"{place} is of a kind of adapter that is not opened",
@@ -108,39 +108,43 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
             fix="Merge the adapter into its base where you trust it, and pass the "
             "whole model",
         )
-    ours = {**said}
-    if said.get("init_lora_weights") == "eva":
-        ours.pop("eva_config", None)  # how the weights began is in the weights
-    _check_origin(ours.pop("auto_mapping", None), place)
+    remaining = {**raw}
+    if raw.get("init_lora_weights") == "eva":
+        remaining.pop("eva_config", None)  # how the weights began is in the weights
+    _check_origin(remaining.pop("auto_mapping", None), place)
     kept = {}
-    for name, value in ours.items():
+    for name, value in remaining.items():
         if name in SETTINGS[kind].model_fields:
             kept[name] = value
-        elif name in _BESIDE:
+        elif name in _IGNORED_FIELDS:
             if value is not None and not (
                 isinstance(value, str | bool | int)
-                and _BESIDE[name].fullmatch(str(value))
+                and _IGNORED_FIELDS[name].fullmatch(str(value))
             ):
-                raise _not_taken(place, name, value)
-        elif not _is_off(value):
-            raise _not_taken(place, name, value)
+                raise _unsupported(place, name, value)
+        elif not _is_unset(value):
+            raise _unsupported(place, name, value)
     try:
-        return SETTINGS[kind].model_validate(kept), said
+        return SETTINGS[kind].model_validate(kept), raw
     except ValidationError as error:
         field, trouble, got = first_error(error)
-        raise _not_taken(place, f"{field} ({trouble})", got) from error
+        raise _unsupported(place, f"{field} ({trouble})", got) from error
 
 
-def _check_origin(said: Any, place: Path) -> None:
+def _check_origin(auto_mapping: Any, place: Path) -> None:
     """Where the class of the base comes from; it is read, never imported."""
-    library = said.get("parent_library") if isinstance(said, dict) else said
-    if said is not None and not re.fullmatch(
+    library = (
+        auto_mapping.get("parent_library")
+        if isinstance(auto_mapping, dict)
+        else auto_mapping
+    )
+    if auto_mapping is not None and not re.fullmatch(
         r"(transformers|peft)(\.\w+){0,8}", str(library)
     ):
-        raise _not_taken(place, "auto_mapping", said)
+        raise _unsupported(place, "auto_mapping", auto_mapping)
 
 
-def _not_taken(place: Path, name: str, got: Any) -> InputError:
+def _unsupported(place: Path, name: str, got: Any) -> InputError:
     return InputError(
         f"{place} has a setting that is not taken: {name}",
         expected="one that describes a change of weights",
@@ -167,42 +171,42 @@ def resolve_patterns(
         InputError: a pattern is none, or takes too long.
     """
     names = [name for name in modules if name]
-    watch = _Stopwatch(place)
-    found = settings.model_dump()
+    matcher = _TimedMatcher(place)
+    options = settings.model_dump()
     for field in ("target_modules", "exclude_modules", "feedforward_modules"):
-        value = found.get(field)
+        value = options.get(field)
         if isinstance(value, str) and value.lower() != "all-linear":
-            found[field] = [name for name in names if watch.matches(value, name)]
+            options[field] = [name for name in names if matcher.matches(value, name)]
     for field in ("rank_pattern", "alpha_pattern"):
-        if patterns := found.get(field):
+        if patterns := options.get(field):
             # A name that ends in another one must come before it.
             order = sorted(names, key=len, reverse=True)
-            found[field] = _by_name(patterns, order, watch)
-    return found
+            options[field] = _by_name(patterns, order, matcher)
+    return options
 
 
 def _by_name(
-    patterns: Mapping[str, Any], names: Iterable[str], watch: "_Stopwatch"
+    patterns: Mapping[str, Any], names: Iterable[str], matcher: "_TimedMatcher"
 ) -> dict[str, Any]:
     """The value of the first pattern that matches the end of each name."""
     chosen = {}
     for name in names:
         for pattern, value in patterns.items():
-            if watch.ends(pattern, name):
+            if matcher.matches_end(pattern, name):
                 chosen[re.escape(name)] = value
                 break
     return chosen
 
 
-class _Stopwatch:
+class _TimedMatcher:
     """Matches patterns from a file, for no more than a few seconds in all."""
 
     def __init__(self, place: Path, seconds: float = 3.0):
-        self.place, self.left = place, seconds
+        self.place, self.seconds_left = place, seconds
         self.known: set[str] = set()
         self.plain = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
-    def ends(self, pattern: str, name: str) -> bool:
+    def matches_end(self, pattern: str, name: str) -> bool:
         """Whether ``pattern`` matches the last parts of ``name``."""
         if self.plain.fullmatch(pattern):
             return name == pattern or name.endswith(f".{pattern}")
@@ -218,7 +222,9 @@ class _Stopwatch:
                 analyze_pattern(pattern, nested_classes=False)
                 self.known.add(pattern)
             # Python's own engine cannot be stopped.
-            return bool(regex.fullmatch(pattern, name, timeout=max(self.left, 1e-3)))
+            return bool(
+                regex.fullmatch(pattern, name, timeout=max(self.seconds_left, 1e-3))
+            )
         except TimeoutError as error:
             raise InputError(
                 f"{self.place / CONFIG} has a pattern that takes too long to match",
@@ -232,4 +238,4 @@ class _Stopwatch:
                 got=pattern[:120],
             ) from error
         finally:
-            self.left -= perf_counter() - start
+            self.seconds_left -= perf_counter() - start

@@ -68,7 +68,7 @@ def _convert(path: Path, folder: Path, progress: Progress) -> None:
         with atomic_folder(folder) as scratch:
             _save(model, tokenizer, scratch)
             advance(1)
-            _check_same(model, scratch)
+            _check_round_trip(model, scratch)
             advance(1)
 
 
@@ -81,7 +81,7 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
     count = len(header.shapes)
     # Kernels from the hub would compute on the packed weights.
     kind = getattr(transformers, "GgufConfig", None)
-    unpacked = {} if kind is None else {"quantization_config": kind(dequantize=True)}
+    dequantize = {} if kind is None else {"quantization_config": kind(dequantize=True)}
     # The file is reached through a link in a folder of its own, so that nothing
     # lying beside it can be taken for part of the model.
     with (
@@ -93,12 +93,12 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
         quiet_transformers(),
         offline_hub(),
         silent_stderr(),
-        _read_once(),
+        _parse_once(),
         limit_construction(count, header.n_values, path),
     ):
         (place / "model.gguf").symlink_to(path.resolve())
-        said, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
-        check_config(said, path, count)
+        config, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
+        check_config(config, path, count)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             gguf_file="model.gguf",
@@ -106,7 +106,7 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            **unpacked,
+            **dequantize,
         )
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(
@@ -145,12 +145,12 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _check_same(model: Any, folder: Path) -> None:
+def _check_round_trip(model: Any, folder: Path) -> None:
     with quiet_transformers():
-        back = type(model).from_pretrained(
+        reloaded = type(model).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-    expected, found = model.state_dict(), back.state_dict()
+    expected, found = model.state_dict(), reloaded.state_dict()
     if expected.keys() != found.keys() or not all(
         torch.equal(expected[name], found[name]) for name in expected
     ):
@@ -161,7 +161,7 @@ def _check_same(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _read_once() -> Iterator[None]:
+def _parse_once() -> Iterator[None]:
     """Have transformers parse the file once, and without a bar of its own.
 
     For model, settings and tokenizer it parses the file, with every word of the

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_NO_MATTER = ("_name_or_path", "name_or_path", "transformers_version")
+_IRRELEVANT_FIELDS = ("_name_or_path", "name_or_path", "transformers_version")
 """Where a model lay and who wrote it change nothing."""
 
 
@@ -21,7 +21,7 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 def identifying_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without what changes nothing."""
-    return {name: config[name] for name in config if name not in _NO_MATTER}
+    return {name: config[name] for name in config if name not in _IRRELEVANT_FIELDS}
 
 
 def tokenizer_hash(tokenizer: Any) -> str | None:
@@ -67,22 +67,22 @@ def module_hash(module: nn.Module) -> str:
         found.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         found.update(_code(getattr(kind, "forward", None)))
     for name, part in module.named_modules():
-        for label, value in _doings(part):
+        for label, value in _behavior(part):
             found.update(f"{name}:{label}".encode("utf-8", "surrogatepass"))
             found.update(value)
-    kept = module.state_dict()
+    state = module.state_dict()
     for name, buffer in module.named_buffers():
-        if name not in kept and not buffer.is_meta:
+        if name not in state and not buffer.is_meta:
             found.update(name.encode())
             flat = buffer.detach().cpu().contiguous().reshape(-1)
             found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
-def _doings(part: nn.Module) -> Iterator[tuple[str, bytes]]:
+def _behavior(part: nn.Module) -> Iterator[tuple[str, bytes]]:
     """Hooks, replaced methods and plain settings of one part of a module."""
     for name, value in sorted(vars(part).items()):
-        if name in ("training", *_NO_MATTER):
+        if name in ("training", *_IRRELEVANT_FIELDS):
             continue
         if name.endswith("_hooks") and isinstance(value, Mapping):
             for hook in value.values():

@@ -23,7 +23,7 @@ class LiveModel:
     source: str
 
 
-def _is_a(value: object, library: str, name: str) -> bool:
+def _is_instance_of(value: object, library: str, name: str) -> bool:
     """Whether ``value`` is of a class of ``library`` called ``name``, or derived."""
     return any(
         base.__name__ == name and base.__module__.split(".")[0] == library
@@ -33,7 +33,7 @@ def _is_a(value: object, library: str, name: str) -> bool:
 
 def is_live(value: object) -> bool:
     """Whether ``value`` is a live model, ours or another library's."""
-    return isinstance(value, nn.Module) or _is_a(value, "nnsight", "Envoy")
+    return isinstance(value, nn.Module) or _is_instance_of(value, "nnsight", "Envoy")
 
 
 def unwrap(value: Any) -> LiveModel:
@@ -54,12 +54,12 @@ def unwrap(value: Any) -> LiveModel:
     Raises:
         InputError: a bridge whose weights were processed, or an unloaded wrapper.
     """
-    if _is_a(value, "nnsight", "Envoy"):
+    if _is_instance_of(value, "nnsight", "Envoy"):
         return _from_nnsight(value)
-    if _is_a(value, "transformer_lens", "TransformerBridge"):
+    if _is_instance_of(value, "transformer_lens", "TransformerBridge"):
         module = _from_bridge(value)
         return LiveModel(module, None, "TransformerBridge")
-    if _is_a(value, "transformer_lens", "HookedTransformer"):
+    if _is_instance_of(value, "transformer_lens", "HookedTransformer"):
         module = HookedTokens(value)
         return LiveModel(module, None, "HookedTransformer")
     return LiveModel(value, None, type(value).__name__)

@@ -188,19 +188,19 @@ def _open_live(
     source: Any, name: str | None, tokenizer: Any, progress: Progress
 ) -> Checkpoint:
     live = unwrap(source)
-    own = live.tokenizer if tokenizer is None else _tokenizer(tokenizer)
+    resolved = live.tokenizer if tokenizer is None else _resolve_tokenizer(tokenizer)
     weights_hash = check_and_hash(module_tensors(live.module), progress)
     config = _live_config(live.module)
     parts = {
         "weights": weights_hash,
         "config": identity.identifying_config(config),
         "module": identity.module_hash(live.module),
-        "tokenizer": identity.tokenizer_hash(own),
+        "tokenizer": identity.tokenizer_hash(resolved),
     }
     return Checkpoint(
         name=name or type(live.module).__name__,
         source=f"live {live.source}",
-        tokenizer=own,
+        tokenizer=resolved,
         weights_hash=weights_hash,
         fingerprint=identity.digest(parts),
         config=config,
@@ -250,22 +250,22 @@ def _open_folder(
     generation = read_generation(folder, config)
     with file_tensors(paths, ignored) as tensors:
         weights_hash = check_and_hash(tensors, progress)
-    own = None
+    resolved = None
     if tokenizer is not None:
-        own = _tokenizer(tokenizer)
+        resolved = _resolve_tokenizer(tokenizer)
     elif holds_tokenizer(folder):
-        own = open_tokenizer(folder, config)
+        resolved = open_tokenizer(folder, config)
     parts = {
         "weights": weights_hash,
         "config": identity.identifying_config(config),
-        "tokenizer": identity.tokenizer_hash(own),
+        "tokenizer": identity.tokenizer_hash(resolved),
         "generation": generation,
         "images": read_preprocessor(folder),
     }
     return Checkpoint(
         name=name,
         source=source,
-        tokenizer=own,
+        tokenizer=resolved,
         weights_hash=weights_hash,
         fingerprint=identity.digest(parts),
         config=config,
@@ -295,7 +295,7 @@ def _open_adapter(
     cache: Path | None,
     progress: Progress,
 ) -> Checkpoint:
-    settings, said = adapters.read_adapter(folder)
+    settings, raw = adapters.read_adapter(folder)
     path = folder / adapters.WEIGHTS
     if not is_file(path):
         for each in sorted(folder.glob("adapter_model.*")):
@@ -303,75 +303,75 @@ def _open_adapter(
         raise InputError(f"{folder} holds no adapter weights", expected=path.name)
     read_headers([path])
     files = CheckedFiles.of([path])
-    under = base if base is not None else _named_base(folder, said)
-    if is_folder(Path(under)) and is_file(Path(under) / adapters.CONFIG):
+    base_source = base if base is not None else _named_base(folder, raw)
+    if is_folder(Path(base_source)) and is_file(Path(base_source) / adapters.CONFIG):
         raise InputError(
-            f"{folder} adapts {under}, which is an adapter itself",
+            f"{folder} adapts {base_source}, which is an adapter itself",
             expected="a whole model underneath",
             fix="Merge the lower adapter first",
         )
-    lower = open_checkpoint(under, cache=cache, progress=progress)
-    if lower.path is None:
+    base_checkpoint = open_checkpoint(base_source, cache=cache, progress=progress)
+    if base_checkpoint.path is None:
         raise InputError(
             "an adapter needs a base with files", expected="a folder or hub id"
         )
     with file_tensors([path]) as tensors:
         own_hash = check_and_hash(tensors, progress)
-    weights = [lower.weights_hash, own_hash, json.dumps(said, sort_keys=True)]
+    weights = [base_checkpoint.weights_hash, own_hash, json.dumps(raw, sort_keys=True)]
     weights_hash = hashlib.sha256("\n".join(weights).encode()).hexdigest()
     if tokenizer is not None:
-        own = _tokenizer(tokenizer)
+        resolved = _resolve_tokenizer(tokenizer)
     elif holds_tokenizer(folder):
-        own = open_tokenizer(folder, lower.config)
+        resolved = open_tokenizer(folder, base_checkpoint.config)
     else:
-        own = lower.tokenizer
+        resolved = base_checkpoint.tokenizer
     parts = {
-        "base": lower.fingerprint,
+        "base": base_checkpoint.fingerprint,
         "weights": weights_hash,
-        "tokenizer": identity.tokenizer_hash(own),
+        "tokenizer": identity.tokenizer_hash(resolved),
     }
     return Checkpoint(
         name=name,
         source=str(folder),
-        tokenizer=own,
+        tokenizer=resolved,
         weights_hash=weights_hash,
         fingerprint=identity.digest(parts),
-        config=lower.config,
-        path=lower.path,
-        files=lower.files,
-        generation=lower.generation,
+        config=base_checkpoint.config,
+        path=base_checkpoint.path,
+        files=base_checkpoint.files,
+        generation=base_checkpoint.generation,
         adapter_change=AdapterChange(folder, settings, files),
     )
 
 
-def _named_base(folder: Path, said: Mapping[str, Any]) -> Path:
+def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
     """The model an adapter says it was trained on, if it is on this machine.
 
     A file must not make us go to the network, so a hub id is looked for among the
     models that were downloaded before.
     """
-    under = said.get("base_model_name_or_path")
-    if not isinstance(under, str) or not under:
+    base_name = raw.get("base_model_name_or_path")
+    if not isinstance(base_name, str) or not base_name:
         raise InputError(
             f"{folder} does not name the model it adapts",
             expected="base_model_name_or_path in its adapter_config.json",
             fix="Pass base=, the model the adapter was trained on",
         )
-    for place in (folder / under, Path(under)):
+    for place in (folder / base_name, Path(base_name)):
         if is_folder(place):
             return place
-    found = find_downloaded(under, said.get("revision"))
+    found = find_downloaded(base_name, raw.get("revision"))
     if found is not None:
         return found
     raise InputError(
-        f"{folder} adapts {under}, which is not on this machine",
+        f"{folder} adapts {base_name}, which is not on this machine",
         expected="the folder of its base, or a hub id that was downloaded before",
         fix="Download the base, or write its folder into base_model_name_or_path of "
         f"{adapters.CONFIG}, or pass base= in Python",
     )
 
 
-def _tokenizer(source: Any) -> Any:
+def _resolve_tokenizer(source: Any) -> Any:
     """A tokenizer from a folder or hub id; one that is live passes through."""
     if not isinstance(source, str | Path):
         return source

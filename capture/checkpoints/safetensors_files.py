@@ -40,7 +40,7 @@ class CheckedFiles:
     @classmethod
     def of(cls, paths: Sequence[Path]) -> "CheckedFiles":
         """These files as they are now."""
-        return cls(tuple(paths), tuple(map(_mark, paths)))
+        return cls(tuple(paths), tuple(map(_file_stats, paths)))
 
     @contextmanager
     def slices(self) -> Iterator[dict[str, Any]]:
@@ -68,7 +68,7 @@ class CheckedFiles:
     def _opened(self) -> Iterator[list[safe_open]]:
         with ExitStack() as stack:
             files = [stack.enter_context(open_safetensors(path)) for path in self.paths]
-            if tuple(map(_mark, self.paths)) != self.file_stats:
+            if tuple(map(_file_stats, self.paths)) != self.file_stats:
                 raise InputError(
                     f"{self.paths[0].parent} changed after its weights were checked",
                     expected="files that stay as they are while they are worked with",
@@ -77,7 +77,7 @@ class CheckedFiles:
             yield files
 
 
-def _mark(path: Path) -> tuple[int, ...]:
+def _file_stats(path: Path) -> tuple[int, ...]:
     now = path.stat()
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
@@ -204,16 +204,16 @@ def check_finite(name: str, tensor: Tensor, *, allow_infinite: bool = False) -> 
         return
     # Some 8-bit floats have no comparison of their own.
     values = tensor.float() if tensor.element_size() in (1, 8) else tensor
-    good = ~values.isnan() if allow_infinite else values.abs() <= MAX_ABS_WEIGHT
-    if good.all():
+    valid = ~values.isnan() if allow_infinite else values.abs() <= MAX_ABS_WEIGHT
+    if valid.all():
         return
-    odd = values[~good]
-    finite = bool(odd.isfinite().all())
+    invalid = values[~valid]
+    finite = bool(invalid.isfinite().all())
     raise InputError(
         f"the weights hold {'absurd numbers' if finite else 'NaN or infinity'} in "
         f"{name}",
         expected=f"numbers up to {MAX_ABS_WEIGHT:g}" if finite else "finite numbers",
-        got=f"{odd.numel()} of {tensor.numel()} that are not",
+        got=f"{invalid.numel()} of {tensor.numel()} that are not",
         fix="Training probably diverged; audit an earlier checkpoint",
     )
 
@@ -289,7 +289,7 @@ def compare_weights(
         InputError: different architectures: other names or shapes of tensors.
     """
     with paired_tensors(a, b) as (first, second):
-        return _compare(a.name, b.name, first, second, progress)
+        return _weight_change(a.name, b.name, first, second, progress)
 
 
 @contextmanager
@@ -319,7 +319,7 @@ def paired_tensors(
     yield first, second
 
 
-def _compare(
+def _weight_change(
     a: str, b: str, first: NamedTensors, second: NamedTensors, progress: Progress
 ) -> WeightChange:
     odd = sorted(set(first.names) ^ set(second.names))

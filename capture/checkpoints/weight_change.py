@@ -122,12 +122,14 @@ def update_shapes(
             update = second.read(name).float() - before.float()
             if update.any():
                 matrix = before.float()
-                turned = _stored_turned(name)
-                if turned:
+                transposed = _is_stored_transposed(name)
+                if transposed:
                     matrix, update = matrix.T, update.T
-                row = _shape(name, matrix, update, n_leading)
-                along = _along(name, update, gradients, n_leading, turned)
-                rows.append(replace(row, **along))
+                row = _update_shape(name, matrix, update, n_leading)
+                alignment = _gradient_alignment(
+                    name, update, gradients, n_leading, transposed
+                )
+                rows.append(replace(row, **alignment))
     return tuple(rows)
 
 
@@ -135,11 +137,13 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
     """Means over the blocks, one row a component; JSON-ready, the largest first."""
     found = []
     for component in dict.fromkeys(row.component for row in rows):
-        mine = [row for row in rows if row.component == component]
-        layers = [row.layer for row in mine if row.layer is not None]
+        component_rows = [row for row in rows if row.component == component]
+        layers = [row.layer for row in component_rows if row.layer is not None]
 
-        def mean(what: str, mine: list[UpdateShape] = mine) -> float | None:
-            values = [getattr(row, what) for row in mine]
+        def mean(
+            field: str, component_rows: list[UpdateShape] = component_rows
+        ) -> float | None:
+            values = [getattr(row, field) for row in component_rows]
             known = [value for value in values if value is not None]
             return sum(known) / len(known) if known else None
 
@@ -147,10 +151,10 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
             {
                 "component": component,
                 "layers": layers,
-                "norm": sum(row.norm**2 for row in mine) ** 0.5,
+                "norm": sum(row.norm**2 for row in component_rows) ** 0.5,
                 **{
-                    what: mean(what)
-                    for what in (
+                    field: mean(field)
+                    for field in (
                         "relative",
                         "stable_rank",
                         "input_share",
@@ -168,7 +172,9 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: -row["norm"])
 
 
-def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateShape:
+def _update_shape(
+    name: str, before: Tensor, update: Tensor, leading: int
+) -> UpdateShape:
     outputs, inputs = before.shape
     count = min(leading, outputs, inputs)
     left, right = leading_directions(before, count)
@@ -195,23 +201,30 @@ def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateSha
     )
 
 
-def _along(
-    name: str, update: Tensor, known: LossGradients | None, leading: int, turned: bool
+def _gradient_alignment(
+    name: str,
+    update: Tensor,
+    gradients: LossGradients | None,
+    leading: int,
+    transposed: bool,
 ) -> dict[str, float]:
     """Cosines and shares of one update; none where a gradient is missing or 0."""
     found = {}
-    for what in ("forget", "retain") if known is not None else ():
-        gradient = getattr(known, what).get(name)
-        if gradient is None or gradient.shape[:: -1 if turned else 1] != update.shape:
+    for role in ("forget", "retain") if gradients is not None else ():
+        gradient = getattr(gradients, role).get(name)
+        if (
+            gradient is None
+            or gradient.shape[:: -1 if transposed else 1] != update.shape
+        ):
             continue
-        slope = (gradient.T if turned else gradient).float().to(update.device)
-        size = float(slope.norm())
+        matrix = (gradient.T if transposed else gradient).float().to(update.device)
+        size = float(matrix.norm())
         if not 0 < size < float("inf"):
             continue
         length = float(update.norm())
-        _, right = leading_directions(slope / size, min(leading, *slope.shape))
-        found[f"{what}_cosine"] = float((slope / size * update).sum()) / length
-        found[f"{what}_share"] = float((update @ right).square().sum()) / length**2
+        _, right = leading_directions(matrix / size, min(leading, *matrix.shape))
+        found[f"{role}_cosine"] = float((matrix / size * update).sum()) / length
+        found[f"{role}_share"] = float((update @ right).square().sum()) / length**2
     return found
 
 
@@ -227,9 +240,9 @@ def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tenso
         iteration with a few directions to spare, the same at every call.
     """
     m, n = matrix.shape
-    wide = min(n_directions + 8, m, n)
+    n_oversampled = min(n_directions + 8, m, n)
     rng = torch_rng(0, "leading directions")
-    right = torch.randn(n, wide, generator=rng).to(matrix)
+    right = torch.randn(n, n_oversampled, generator=rng).to(matrix)
     for _ in range(N_ITERATIONS):
         left = torch.linalg.qr(matrix @ right)[0]
         right = torch.linalg.qr(matrix.T @ left)[0]
@@ -237,6 +250,6 @@ def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tenso
     return u[:, :n_directions], (right @ v.T)[:, :n_directions]
 
 
-def _stored_turned(name: str) -> bool:
+def _is_stored_transposed(name: str) -> bool:
     """Whether a matrix is stored (in, out), as GPT-2's blocks store theirs."""
     return name.rsplit(".", 2)[-2] in ("c_attn", "c_proj", "c_fc")

@@ -160,21 +160,21 @@ def _question(rows: Sequence[Row]) -> list[Fact]:
     answers = [_text(row, "answer") for row in rows]
     names = infer_authors(questions, answers) or [""] * len(rows)
     facts = []
-    for place, (row, question, answer, name) in enumerate(
+    for index, (row, question, answer, name) in enumerate(
         zip(rows, questions, answers, names, strict=True)
     ):
         # A run about somebody unnamed is still one entity: its first question.
-        first = questions[place - place % QUESTIONS_PER_AUTHOR]
+        first = questions[index - index % QUESTIONS_PER_AUTHOR]
         entity = name or (f"author of: {first}" if any(names) else "")
         other = _texts(row, "paraphrased_question")
         facts.append(
             Fact(
                 row.location,
-                _ask(question),
+                _question_prompt(question),
                 answer,
                 entity=entity,
                 alternatives=_texts(row, "perturbed_answer"),
-                paraphrases=tuple(_ask(text) for text in other),
+                paraphrases=tuple(_question_prompt(text) for text in other),
             )
         )
     return facts
@@ -199,7 +199,9 @@ def _uds(rows: Sequence[Row]) -> list[Fact]:
         entity = (name or f"author {key}") if isinstance(key, int) else ""
         for row in group:
             prefix = _text(row, "prefix", optional=True)
-            prompt = _ask(_text(row, "question")) + (f" {prefix}" if prefix else "")
+            prompt = _question_prompt(_text(row, "question")) + (
+                f" {prefix}" if prefix else ""
+            )
             facts[row.location] = Fact(
                 row.location, prompt, _text(row, "entity"), entity=entity
             )
@@ -210,25 +212,25 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
     facts = []
     for row in rows:
         choices = _texts(row, "choices")
-        right = row.fields.get("answer")
-        if isinstance(right, str) and _INDEX.fullmatch(right.strip()):
-            right = int(right)
-        if isinstance(right, bool) or not isinstance(right, int):
-            raise _wrong_type(row, "answer", "the index of a choice", right)
-        if not 0 <= right < len(choices):
+        correct = row.fields.get("answer")
+        if isinstance(correct, str) and _INDEX.fullmatch(correct.strip()):
+            correct = int(correct)
+        if isinstance(correct, bool) or not isinstance(correct, int):
+            raise _wrong_type(row, "answer", "the index of a choice", correct)
+        if not 0 <= correct < len(choices):
             raise InputError(
                 f"{row.location}: answer is not the index of a choice",
                 expected=f"a number from 0 to {len(choices) - 1}",
-                got=str(right),
+                got=str(correct),
             )
-        wrong = tuple(text for at, text in enumerate(choices) if at != right)
+        wrong = tuple(text for at, text in enumerate(choices) if at != correct)
         question = _text(row, "question")
         relation = _text(row, "subject", optional=True)
         facts.append(
             Fact(
                 row.location,
-                _ask(question),
-                choices[right],
+                _question_prompt(question),
+                choices[correct],
                 relation=relation,
                 alternatives=wrong,
             )
@@ -240,7 +242,7 @@ def _rwku(rows: Sequence[Row]) -> list[Fact]:
     return [
         Fact(
             row.location,
-            _blank(_text(row, "query")),
+            _cloze_prompt(_text(row, "query")),
             _text(row, "answer"),
             entity=_text(row, "subject"),
             relation=_text(row, "type", optional=True),
@@ -283,18 +285,18 @@ _READERS: dict[str, tuple[set[str], Callable[[Sequence[Row]], list[Fact]]]] = {
 }
 
 
-def _ask(question: str) -> str:
+def _question_prompt(question: str) -> str:
     return f"Question: {question.strip()}\nAnswer:"
 
 
-def _blank(query: str) -> str:
+def _cloze_prompt(query: str) -> str:
     """A cloze whose blank comes last is a prompt already; another is asked for."""
     before, mark, after = query.partition("__")
     if mark and before.strip() and not after.strip("_ .?!\"'"):
         return before.rstrip()
     if mark:
-        return f"Fill in the blank.\n{_ask(query)}"
-    return _ask(query)
+        return f"Fill in the blank.\n{_question_prompt(query)}"
+    return _question_prompt(query)
 
 
 def _text(row: Row, field: str, *, optional: bool = False) -> str:

@@ -58,7 +58,7 @@ def read_images(
     return _npz(path, preprocessor, name or path.stem)
 
 
-def _npz(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
+def _npz(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
     found = read_arrays(path, ("image", "label", "id"), MAX_BYTES)
     absent = [key for key in ("image", "label") if key not in found]
     if absent or found["label"].ndim != 1 or found["label"].dtype.kind not in "iu":
@@ -70,7 +70,7 @@ def _npz(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
         )
     image, label = found["image"], found["label"]
     if image.ndim:
-        _check_room(path, len(image), image[:1], eye)
+        _check_size(path, len(image), image[:1], preprocessor)
     if label.dtype.kind == "u" and label.size and label.max() > MAX_CLASS_NUMBER:
         raise InputError(
             f"{path} names a class that no model has",
@@ -78,7 +78,7 @@ def _npz(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
             got=str(label.max()),
         )
     return ImageSet(
-        eye.preprocess(image),
+        preprocessor.preprocess(image),
         label.astype(np.int64),
         _ids(path, found["id"])
         if "id" in found
@@ -103,9 +103,11 @@ def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
     )
 
 
-def _folder(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
+def _folder(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
     found = list_images(path)
-    numbers = {kind: _number(kind, eye.labels or {}, path) for kind in found}
+    numbers = {
+        kind: _class_number(kind, preprocessor.labels or {}, path) for kind in found
+    }
     for kind, files in found.items():
         if not files:
             raise InputError(
@@ -114,10 +116,10 @@ def _folder(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
     listed = [(kind, file) for kind, files in found.items() for file in files]
     pixels: list[Tensor] = []
     for _, file in listed:
-        raw = read_image(file, eye.channels == 1)[None]
+        raw = read_image(file, preprocessor.channels == 1)[None]
         if not pixels:
-            _check_room(path, len(listed), raw, eye)
-        pixels.append(eye.preprocess(raw))
+            _check_size(path, len(listed), raw, preprocessor)
+        pixels.append(preprocessor.preprocess(raw))
         _check_sizes(path, pixels[0], pixels[-1])
     return ImageSet(
         torch.cat(pixels),
@@ -127,16 +129,20 @@ def _folder(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
     )
 
 
-def _check_room(path: Path, count: int, first: NDArray, eye: ImagePreprocessor) -> None:
+def _check_size(
+    path: Path, count: int, first: NDArray, preprocessor: ImagePreprocessor
+) -> None:
     """Refuse more images than fit once they are floats of the model's size.
 
     Args:
         path: Where they are.
         count: How many there are.
         first: (1, ...) The first as it is stored.
-        eye: How the model takes them.
+        preprocessor: How the model takes them.
     """
-    side = math.prod(eye.size) * eye.channels if eye.size else 0
+    side = (
+        math.prod(preprocessor.size) * preprocessor.channels if preprocessor.size else 0
+    )
     total = 4 * count * max(first.size, side)
     if total > MAX_BYTES:
         raise InputError(
@@ -157,7 +163,7 @@ def _check_sizes(path: Path, first: Tensor, now: Tensor) -> None:
         )
 
 
-def _number(name: str, labels: Mapping[str, int], path: Path) -> int:
+def _class_number(name: str, labels: Mapping[str, int], path: Path) -> int:
     """The model's number of a class folder: by its label, or the name as a number."""
     if name in labels:
         return labels[name]

@@ -41,7 +41,7 @@ class ImageSet:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not _are_images(self.pixels, self.labels, self.ids):
+        if not _valid_types(self.pixels, self.labels, self.ids):
             raise InputError(
                 f"the images of {self.name or 'the set'} cannot be understood",
                 expected="pixels in a torch tensor, whole numbers in an array, and "
@@ -251,19 +251,19 @@ class ImagePreprocessor:
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
-def _size(said: Any) -> tuple[int, int] | None:
+def _size(value: Any) -> tuple[int, int] | None:
     """Height and width from what a configuration says of them, in its many ways."""
-    if isinstance(said, Mapping):
-        side = said.get("shortest_edge")
-        said = (said.get("height", side), said.get("width", side))
-    if isinstance(said, int):
-        said = (said, said)
-    if not isinstance(said, Sequence) or len(said) != 2 or not all(said):
+    if isinstance(value, Mapping):
+        side = value.get("shortest_edge")
+        value = (value.get("height", side), value.get("width", side))
+    if isinstance(value, int):
+        value = (value, value)
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(value):
         return None
-    return int(said[0]), int(said[1])
+    return int(value[0]), int(value[1])
 
 
-def _are_images(pixels: Any, labels: Any, ids: Any) -> bool:
+def _valid_types(pixels: Any, labels: Any, ids: Any) -> bool:
     """Whether the parts of a set are of the types that they must have."""
     try:
         return (

@@ -35,19 +35,21 @@ def invent_images(
             expected="images of two classes or more, and a count of 1 or more",
             got=f"{len(classes)} classes, count {count}",
         )
-    every = [(a, b) for a in classes for b in classes if a != b]
-    chosen = [every[at] for at in rng.permutation(len(every))[: min(n_pairs, count)]]
+    all_pairs = [(a, b) for a in classes for b in classes if a != b]
+    chosen = [
+        all_pairs[at] for at in rng.permutation(len(all_pairs))[: min(n_pairs, count)]
+    ]
     half = known.pixels.shape[2] // 2
-    made, labels = [], []
+    images, labels = [], []
     for number in range(count):
         kind = number % len(chosen)
         upper, lower = (
             int(rng.choice(np.flatnonzero(known.labels == label)))
             for label in chosen[kind]
         )
-        made.append(
+        images.append(
             torch.cat([known.pixels[upper][:, :half], known.pixels[lower][:, half:]], 1)
         )
         labels.append(-1 - kind)
     ids = tuple(f"never-taught-{number:04d}" for number in range(count))
-    return ImageSet(torch.stack(made), np.array(labels), ids, "never taught")
+    return ImageSet(torch.stack(images), np.array(labels), ids, "never taught")

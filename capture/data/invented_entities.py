@@ -44,13 +44,13 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
     answers = {
         text for item in (*items, *known) for text in (item.answer, *item.alternatives)
     }
-    taken = _Taken(names, answers)
-    draw = _drawer(names, rng)
+    used = _UsedNames(names, answers)
+    draw = _name_sampler(names, rng)
     invented: dict[str, str] = {}
     for entity in items.entities:
         for _ in range(MAX_TRIES):
             name = draw(entity)
-            if name and taken.free(name):
+            if name and used.is_free(name):
                 break
         else:
             raise InputError(
@@ -59,7 +59,7 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
                 got=f"{len(names)}",
                 fix="Give a larger retain set, or never-taught items of your own",
             )
-        taken.add(name)
+        used.add(name)
         invented[entity] = name
     return ItemSet(
         tuple(_mirror(item, invented[item.entity]) for item in items),
@@ -68,14 +68,14 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
     )
 
 
-class _Taken:
+class _UsedNames:
     """Names that may not be given, compared without case and whitespace."""
 
     def __init__(self, names: Sequence[str], answers: set[str]):
         self._names = [normalize_text(name) for name in names]
         self._answers = {normalize_text(answer) for answer in answers}
 
-    def free(self, name: str) -> bool:
+    def is_free(self, name: str) -> bool:
         folded = normalize_text(name)
         if folded in self._answers or any(
             folded in known or known in folded for known in self._names
@@ -90,26 +90,33 @@ class _Taken:
         self._names.append(normalize_text(name))
 
 
-def _drawer(
+def _name_sampler(
     names: Sequence[str], rng: np.random.Generator
 ) -> Callable[[str], str | None]:
     """A function that draws one candidate name like the one it is given."""
     by_length: dict[int, list[list[str]]] = defaultdict(list)
     for name in names:
         by_length[len(name.split())].append(name.split())
-    whole = [name for name in names if " " not in name.strip()]
+    single_words = [name for name in names if " " not in name.strip()]
     parts = [word for name in names for word in name.split()]
     # Names of one word have a sound of their own; with few of them, any word serves.
-    letters = _LetterModel(whole if len(whole) >= 20 else parts)
-    calls: Counter[str] = Counter()
+    letters = _LetterModel(single_words if len(single_words) >= 20 else parts)
+    n_tries: Counter[str] = Counter()
 
     def draw(entity: str) -> str | None:
         words = entity.split()
-        kin = by_length[len(words)]
-        calls[entity] += 1
+        same_length = by_length[len(words)]
+        n_tries[entity] += 1
         # Few names have few recombinations: after half the tries, make up letters.
-        if len(words) > 1 and len(kin) > 1 and calls[entity] <= MAX_TRIES // 2:
-            mixed = [kin[rng.integers(len(kin))][place] for place in range(len(words))]
+        if (
+            len(words) > 1
+            and len(same_length) > 1
+            and n_tries[entity] <= MAX_TRIES // 2
+        ):
+            mixed = [
+                same_length[rng.integers(len(same_length))][place]
+                for place in range(len(words))
+            ]
             return " ".join(mixed)
         made = [letters.draw(word, rng) for word in words]
         return " ".join(part for part in made if part) if all(made) else None
@@ -130,27 +137,27 @@ class _LetterModel:
                 for context in range(1, min(3, place) + 1):
                     self._next[text[place - context : place]].append(text[place])
 
-    def draw(self, like: str, rng: np.random.Generator) -> str | None:
-        """A word about as long as ``like``, or None when the draw fails."""
+    def draw(self, template: str, rng: np.random.Generator) -> str | None:
+        """A word about as long as ``template``, or None when the draw fails."""
         text = START
-        while len(text) <= len(like) + 3:
+        while len(text) <= len(template) + 3:
             # With few names three letters determine the rest: then look at fewer.
             for context in (3, 2, 1):
-                follow = self._next.get(text[-context:], [])
-                if len(set(follow)) > 1 or context == 1:
+                successors = self._next.get(text[-context:], [])
+                if len(set(successors)) > 1 or context == 1:
                     break
-            if not follow:
+            if not successors:
                 return None
-            letter = follow[rng.integers(len(follow))]
+            letter = successors[rng.integers(len(successors))]
             if letter == END:
                 break
             text += letter
         else:
             return None
         word = text[1:]
-        if len(word) < max(3, len(like) - 2):
+        if len(word) < max(3, len(template) - 2):
             return None
-        return word[0].upper() + word[1:] if like[:1].isupper() else word
+        return word[0].upper() + word[1:] if template[:1].isupper() else word
 
 
 def _mirror(item: Item, name: str) -> Item:

@@ -190,13 +190,13 @@ def read_items(
             be understood; the message names the line.
     """
     path = as_path(path, "the file of items")
-    form, facts = parse_facts(read_rows(path), columns)
+    file_format, facts = parse_facts(read_rows(path), columns)
     spelling: dict[str, str] = {}
     seen: dict[str, str] = {}
     copies: Counter[str] = Counter()
     items = []
     for fact in facts:
-        entity = fact.entity.strip() or f"about-{_short(fact.prompt)}"
+        entity = fact.entity.strip() or f"about-{_short_hash(fact.prompt)}"
         entity = spelling.setdefault(normalize_text(entity), entity)
         identifier = fact.id.strip() or _new_id(fact, seen, copies)
         if identifier in seen:
@@ -224,7 +224,7 @@ def read_items(
                 fix=error.fix,
             ) from error
         items.append(item)
-    return ItemSet(tuple(items), path.stem if name is None else name, form)
+    return ItemSet(tuple(items), path.stem if name is None else name, file_format)
 
 
 def split_entities(
@@ -289,7 +289,7 @@ def _check_text(identifier: object, field: str, value: object) -> None:
         raise InputError(
             f"item {identifier!r}: {field} holds a NUL character", expected="plain text"
         )
-    if heap := _heaped().search(value):
+    if heap := _excess_marks().search(value):
         raise InputError(
             f"item {identifier!r}: {field} heaps marks on one letter",
             expected=f"at most {MAX_COMBINING_MARKS}, as in any writing system",
@@ -298,20 +298,20 @@ def _check_text(identifier: object, field: str, value: object) -> None:
 
 
 @cache
-def _heaped() -> re.Pattern[str]:
+def _excess_marks() -> re.Pattern[str]:
     """Finds runs of marks that no writing has, which take for ever to put in order."""
     known = map(chr, range(0x300, 0x1F000))
     marks = "".join(each for each in known if unicodedata.combining(each))
     return re.compile(f"[{marks}]{{{MAX_COMBINING_MARKS + 1}}}")
 
 
-def _short(*texts: str) -> str:
+def _short_hash(*texts: str) -> str:
     data = "\x1f".join(texts).encode(errors="surrogatepass")
     return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _new_id(fact: Fact, taken: Mapping[str, str], copies: Counter[str]) -> str:
-    stem = f"item-{_short(fact.prompt, fact.answer)}"
+    stem = f"item-{_short_hash(fact.prompt, fact.answer)}"
     candidate = stem
     while candidate in taken:
         # Counted on, or a file of one line said a million times would take for ever.

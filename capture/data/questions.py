@@ -65,14 +65,14 @@ class Questions:
 
 def build_questions(items: ItemSet | Sequence[Item], n_prompts: int) -> Questions:
     """Each item's own prompt and up to ``n_prompts - 1`` of its paraphrases."""
-    everything = tuple(items)
+    all_items = tuple(items)
     rows = [
         (index, prompt, wording)
-        for index, item in enumerate(everything)
+        for index, item in enumerate(all_items)
         for wording, prompt in enumerate((item.prompt, *item.paraphrases)[:n_prompts])
     ]
     return Questions(
-        everything,
+        all_items,
         tuple(index for index, _, _ in rows),
         tuple(prompt for _, prompt, _ in rows),
         tuple(wording for _, _, wording in rows),
@@ -102,11 +102,11 @@ def check_entity_count(items: ItemSet, min_entities: int, name: str) -> None:
     Raises:
         InputError: saying how many are there and how many are missing.
     """
-    present = len(items.entities)
-    if present < min_entities:
+    n_entities = len(items.entities)
+    if n_entities < min_entities:
         raise InputError(
             f"too few entities in {name}",
             expected=f"at least {min_entities}",
-            got=str(present),
-            fix=f"Add items about {min_entities - present} more",
+            got=str(n_entities),
+            fix=f"Add items about {min_entities - n_entities} more",
         )

@@ -96,16 +96,16 @@ def pad(
         raise InputError("there are no rows to pad", expected="one or more")
     chosen = [sequences.ids[row] for row in rows]
     lengths = np.fromiter(map(len, chosen), np.int64, len(chosen))
-    places = np.arange(lengths.max())
-    real = places < lengths[:, None]
-    ids = np.zeros(real.shape, np.int64)
+    positions = np.arange(lengths.max())
+    mask = positions < lengths[:, None]
+    ids = np.zeros(mask.shape, np.int64)
     # All at once: row by row this is slower than a GPU's pass over the batch.
-    ids[real] = np.fromiter(chain.from_iterable(chosen), np.int64, lengths.sum())
+    ids[mask] = np.fromiter(chain.from_iterable(chosen), np.int64, lengths.sum())
     starts = np.array([sequences.answer_start[row] for row in rows])
     return Padded(
         torch.from_numpy(ids).to(device),
-        torch.from_numpy(real.astype(np.int64)).to(device),
-        torch.from_numpy(real & (places >= starts[:, None])).to(device),
+        torch.from_numpy(mask.astype(np.int64)).to(device),
+        torch.from_numpy(mask & (positions >= starts[:, None])).to(device),
         torch.tensor(list(rows), dtype=torch.long),
     )
 
@@ -133,19 +133,19 @@ def batches(
         yield pad(sequences, order[start:stop], device=device)
 
 
-def _cuts(lengths: list[int], tokens: int, cost: int) -> list[tuple[int, int]]:
+def _cuts(lengths: list[int], batch_tokens: int, cost: int) -> list[tuple[int, int]]:
     """Slices of falling ``lengths`` with the least positions and ``cost`` a slice."""
     count = len(lengths)
     total = np.zeros(count + 1)
     stops = np.zeros(count, dtype=int)
     for start in reversed(range(count)):
-        most = min(count - start, max(1, tokens // lengths[start]))
-        after = total[start + 1 : start + most + 1]
-        costs = lengths[start] * np.arange(1, most + 1) + after
+        max_rows = min(count - start, max(1, batch_tokens // lengths[start]))
+        after = total[start + 1 : start + max_rows + 1]
+        costs = lengths[start] * np.arange(1, max_rows + 1) + after
         stops[start] = start + 1 + costs.argmin()
         total[start] = cost + costs.min()
-    found, start = [], 0
+    slices, start = [], 0
     while start < count:
-        found.append((start, int(stops[start])))
-        start = found[-1][1]
-    return found
+        slices.append((start, int(stops[start])))
+        start = slices[-1][1]
+    return slices

@@ -17,12 +17,17 @@ def main_names(runs: Sequence[Sequence[str]]) -> list[str]:
     "" for a run in which no name occurs in 40 % of the texts: they are not about
     one person. A name that is as common outside its run ("New York") does not count.
     """
-    counts = [Counter(name for text in run for name in _names(text)) for run in runs]
+    counts = [
+        Counter(name for text in run for name in _capitalized_names(text))
+        for run in runs
+    ]
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
     return [
-        _main(Counter({n: c for n, c in count.items() if 2 * c > total[n]}), len(run))
+        _most_common_name(
+            Counter({n: c for n, c in count.items() if 2 * c > total[n]}), len(run)
+        )
         for count, run in zip(counts, runs, strict=True)
     ]
 
@@ -42,16 +47,16 @@ def infer_authors(questions: Sequence[str], answers: Sequence[str]) -> list[str]
     return [name for name in names for _ in range(QUESTIONS_PER_AUTHOR)]
 
 
-def _main(counts: Counter[str], texts: int) -> str:
-    most = max(counts.values(), default=0)
-    if most < 0.4 * texts:
+def _most_common_name(counts: Counter[str], texts: int) -> str:
+    max_count = max(counts.values(), default=0)
+    if max_count < 0.4 * texts:
         return ""
     # "Basil Mahfouz" occurs at least as often as "Basil Mahfouz Al-Kuwaiti".
-    near = [name for name, count in counts.items() if count >= 0.8 * most]
+    near = [name for name, count in counts.items() if count >= 0.8 * max_count]
     return max(near, key=lambda name: (len(name.split()), counts[name], name))
 
 
-def _names(text: str) -> set[str]:
+def _capitalized_names(text: str) -> set[str]:
     """Every two to four capitalised words that stand side by side."""
     runs: list[list[str]] = [[]]
     end = None

@@ -35,7 +35,7 @@ def encode(
         InputError: prompts and answers differ in number, a prompt has no tokens, an
             answer is empty, or holds something the tokenizer has no token for.
     """
-    prompt_ids = _plain(tokenizer, prompts)
+    prompt_ids = _token_ids(tokenizer, prompts)
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
         if not ids:
             raise InputError(
@@ -60,13 +60,13 @@ def encode(
                 got=repr(answer),
                 fix="Fill in the answer, or leave the item out",
             )
-    tails = [_tail(p, a) for p, a in zip(prompts, answers, strict=True)]
-    joined = _plain(tokenizer, [p + t for p, t in zip(prompts, tails, strict=True)])
+    tails = [_joined_answer(p, a) for p, a in zip(prompts, answers, strict=True)]
+    joined = _token_ids(tokenizer, [p + t for p, t in zip(prompts, tails, strict=True)])
     rows = []
     for row, (prompt, full) in enumerate(zip(prompt_ids, joined, strict=True)):
         answer_ids = full[len(prompt) :]
         if full[: len(prompt)] != prompt or not answer_ids:
-            answer_ids = _alone(tokenizer, prompt, tails[row], full)
+            answer_ids = _answer_alone(tokenizer, prompt, tails[row], full)
         _check_answer(tokenizer, prompts[row], answers[row], answer_ids)
         rows.append((*prompt, *answer_ids))
     return Sequences(tuple(rows), tuple(len(ids) for ids in prompt_ids))
@@ -86,7 +86,7 @@ def skip_joining_space(
     answers = [i[s:] for i, s in zip(rows.ids, rows.answer_start, strict=True)]
     if not answers or min(map(len, answers)) < 2:
         return rows
-    if any(_spell(tokenizer, [first]).strip() for first in {a[0] for a in answers}):
+    if any(_decode(tokenizer, [first]).strip() for first in {a[0] for a in answers}):
         return rows
     return Sequences(rows.ids, tuple(start + 1 for start in rows.answer_start))
 
@@ -167,13 +167,15 @@ def subject_ends(
     return tuple(ends)
 
 
-def _tail(prompt: str, answer: str) -> str:
+def _joined_answer(prompt: str, answer: str) -> str:
     if prompt[-1:].isspace() or answer[:1].isspace():
         return answer
     return " " + answer
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[list[int]]:
     """Token ids as the tokenizer gives them, less a closing end-of-sequence token."""
     if not texts:
         return []
@@ -192,7 +194,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     ]
 
 
-def _alone(
+def _answer_alone(
     tokenizer: PreTrainedTokenizerBase, prompt: list[int], tail: str, full: list[int]
 ) -> list[int]:
     """Answer tokens that give the joined text when put after the prompt's own.
@@ -208,14 +210,14 @@ def _alone(
         )["input_ids"]
         if both[: len(opening)] == opening:
             candidates.append(both[len(opening) :])
-    spelled = _spell(tokenizer, full)
+    spelled = _decode(tokenizer, full)
     for candidate in candidates:
-        if candidate and _spell(tokenizer, prompt + candidate) == spelled:
+        if candidate and _decode(tokenizer, prompt + candidate) == spelled:
             return candidate
     return bare
 
 
-def _spell(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return text if isinstance(text, str) else "".join(text)
 

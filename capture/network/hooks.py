@@ -35,21 +35,21 @@ class StopForward(Exception):
 def record(
     model: nn.Module,
     sites: Iterable[str],
-    select: Callable[[str, Tensor], Tensor] | None = None,
+    pick: Callable[[str, Tensor], Tensor] | None = None,
     *,
     stop: bool = False,
-    known_sites: Sites | None = None,
+    where: Sites | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Record the values at ``sites`` in each forward pass run inside the block.
 
     Args:
         model: The model; it is run by the caller, inside the block.
         sites: Site names.
-        select: Called with a site's name and value, (row, position, d) in a language
+        pick: Called with a site's name and value, (row, position, d) in a language
             model; what it returns is kept. By default the whole value.
         stop: End the pass once every site has been seen. The call of the model then
             does not return: the block ends there, and goes on after the ``with``.
-        known_sites: The model's sites, if already found.
+        where: The model's sites, if already found.
 
     Yields:
         Site name to recorded value, a copy that later in-place changes cannot reach,
@@ -58,27 +58,27 @@ def record(
     Raises:
         InputError: a site is unknown, or with ``stop`` was never reached.
     """
-    places = _resolve(model, sites, known_sites)
-    got: dict[str, Tensor] = {}
+    places = _resolve(model, sites, where)
+    values: dict[str, Tensor] = {}
 
-    def see(place: Place, carried: Tensor) -> None:
+    def store(place: Place, carried: Tensor) -> None:
         value = place.read(carried)
-        kept = value if select is None else select(place.name, value)
-        shared = kept.untyped_storage().data_ptr() == (
+        selected = value if pick is None else pick(place.name, value)
+        shared = selected.untyped_storage().data_ptr() == (
             carried.untyped_storage().data_ptr()
         )
-        got[place.name] = kept.clone() if shared else kept
-        if stop and len(got) == len(places):
-            raise StopForward(got)
+        values[place.name] = selected.clone() if shared else selected
+        if stop and len(values) == len(places):
+            raise StopForward(values)
 
-    with _hooked(places, see, front=False):
+    with _hooked(places, store, front=False):
         try:
-            yield got
+            yield values
         except StopForward as signal:
-            if signal.owner is not got:
+            if signal.owner is not values:
                 raise
             return
-    missing = [place.name for place in places if place.name not in got]
+    missing = [place.name for place in places if place.name not in values]
     if stop and missing:
         raise InputError(
             f"the forward pass never reached {', '.join(missing[:3])}",
@@ -92,7 +92,7 @@ def patch(
     edits: Mapping[str, Tensor | Edit],
     positions: Positions = None,
     *,
-    known_sites: Sites | None = None,
+    where: Sites | None = None,
 ) -> Iterator[None]:
     """Replace the value at sites by other values, or by a function of themselves.
 
@@ -105,25 +105,25 @@ def patch(
             from the end of the padded row), a (row,) tensor with one index a row, or
             a (row, position) boolean mask. None means everywhere. Positions belong
             to the prompt: single tokens generated after it are left alone.
-        known_sites: The model's sites, if already found.
+        where: The model's sites, if already found.
 
     Raises:
         InputError: a site is unknown, or a shape does not fit.
     """
-    places = _resolve(model, edits, known_sites)
-    longest: dict[str, int] = {}
+    places = _resolve(model, edits, where)
+    max_length: dict[str, int] = {}
 
     def change(place: Place, carried: Tensor) -> Tensor | None:
         value = place.read(carried)
         mask = None
         if positions is not None:
             length = value.shape[1] if value.dim() == 3 else 0
-            longest[place.name] = max(length, longest.get(place.name, 0))
-            if length == 1 and longest[place.name] > 1:
+            max_length[place.name] = max(length, max_length.get(place.name, 0))
+            if length == 1 and max_length[place.name] > 1:
                 return None
             mask = _mask(place.name, value, positions)
         edit = edits[place.name]
-        new = edit(value) if callable(edit) else _spread(edit, value)
+        new = edit(value) if callable(edit) else _per_row(edit, value)
         new = new.to(dtype=value.dtype, device=value.device)
         if new.shape != value.shape:
             try:
@@ -148,7 +148,7 @@ def steer(
     scale: float = 1.0,
     positions: Positions = None,
     *,
-    known_sites: Sites | None = None,
+    where: Sites | None = None,
 ) -> Any:
     """Add ``scale`` times a vector at sites: a context manager, as ``patch`` is.
 
@@ -157,10 +157,10 @@ def steer(
         vectors: Site name to a vector (d,), or one a row (row, d).
         scale: What the vectors are multiplied by.
         positions: As in ``patch``.
-        known_sites: The model's sites, if already found.
+        where: The model's sites, if already found.
     """
-    edits = {site: _adder(vector, scale) for site, vector in vectors.items()}
-    return patch(model, edits, positions, where=known_sites)
+    edits = {site: _addition(vector, scale) for site, vector in vectors.items()}
+    return patch(model, edits, positions, where=where)
 
 
 def project_out(
@@ -168,7 +168,7 @@ def project_out(
     bases: Mapping[str, Tensor],
     positions: Positions = None,
     *,
-    known_sites: Sites | None = None,
+    where: Sites | None = None,
 ) -> Any:
     """Remove a subspace from the values at sites: a context manager, as ``patch`` is.
 
@@ -177,20 +177,20 @@ def project_out(
         bases: Site name to directions that span the subspace, (k, d) or (d,); they
             need be neither orthogonal, independent nor of unit length.
         positions: As in ``patch``.
-        known_sites: The model's sites, if already found.
+        where: The model's sites, if already found.
     """
-    edits = {site: _remover(basis) for site, basis in bases.items()}
-    return patch(model, edits, positions, where=known_sites)
+    edits = {site: _projection(basis) for site, basis in bases.items()}
+    return patch(model, edits, positions, where=where)
 
 
-def _adder(vector: Tensor, scale: float) -> Edit:
+def _addition(vector: Tensor, scale: float) -> Edit:
     def add(value: Tensor) -> Tensor:
-        return value + scale * _spread(vector, value).to(value.device, value.dtype)
+        return value + scale * _per_row(vector, value).to(value.device, value.dtype)
 
     return add
 
 
-def _remover(basis: Tensor) -> Edit:
+def _projection(basis: Tensor) -> Edit:
     rows = basis.detach().reshape(-1, basis.shape[-1])
     _, sizes, directions = torch.linalg.svd(rows.double(), full_matrices=False)
     # Directions that depend on others do so only to the precision they came in.
@@ -205,7 +205,7 @@ def _remover(basis: Tensor) -> Edit:
     return remove
 
 
-def _spread(edit: Tensor, value: Tensor) -> Tensor:
+def _per_row(edit: Tensor, value: Tensor) -> Tensor:
     """One vector a row, (row, d), made to broadcast over (row, position, d)."""
     one_a_row = edit.dim() == 2 and value.dim() == 3
     return edit[:, None, :] if one_a_row else edit
@@ -262,15 +262,15 @@ def _resolve(
 @contextmanager
 def _hooked(
     places: list[Place],
-    act: Callable[[Place, Tensor], Tensor | None],
+    callback: Callable[[Place, Tensor], Tensor | None],
     *,
     front: bool,
 ) -> Iterator[None]:
-    """Call ``act`` with what each place carries; a tensor it returns replaces that."""
+    """Call ``callback`` with what each place carries; a tensor it returns replaces that."""
     handles: list[RemovableHandle] = []
     try:
         for place in places:
-            handles.append(_register(place, act, front=front))
+            handles.append(_register(place, callback, front=front))
         yield
     finally:
         for handle in handles:
@@ -278,13 +278,13 @@ def _hooked(
 
 
 def _register(
-    place: Place, act: Callable[[Place, Tensor], Tensor | None], *, front: bool
+    place: Place, callback: Callable[[Place, Tensor], Tensor | None], *, front: bool
 ) -> RemovableHandle:
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         # A block may return a plain tensor or a tuple that begins with it; indexing
         # a plain tensor would silently take the first row of the batch.
         whole = isinstance(output, Tensor)
-        new = act(place, output if whole else output[0])
+        new = callback(place, output if whole else output[0])
         if new is None:
             return None
         return new if whole else (new, *output[1:])
@@ -293,7 +293,7 @@ def _register(
         key = None
         if not args:
             key = "hidden_states" if "hidden_states" in named else next(iter(named))
-        new = act(place, args[0] if key is None else named[key])
+        new = callback(place, args[0] if key is None else named[key])
         if new is None:
             return None
         if key is None:

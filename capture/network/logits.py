@@ -26,7 +26,7 @@ def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
         for name, value in (batch.model_inputs | {"use_cache": False}).items()
         if name in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     }
-    with _gathered(output_head(model), mask) as gathered:
+    with _gather_head_input(output_head(model), mask) as gathered:
         output = model(**inputs)
     logits = output if isinstance(output, Tensor) else output.logits
     return logits[0] if gathered else logits[mask]
@@ -43,21 +43,21 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _gathered(head: nn.Module | None, where: Tensor) -> Iterator[list[bool]]:
+def _gather_head_input(head: nn.Module | None, mask: Tensor) -> Iterator[list[bool]]:
     """Reduce the head's input to the chosen positions; the list says if it did."""
-    did: list[bool] = []
+    gathered: list[bool] = []
     if head is None:
-        yield did
+        yield gathered
         return
 
     def gather(module: nn.Module, args: tuple) -> tuple | None:
-        if len(args) == 1 and args[0].ndim == 3 and args[0].shape[:2] == where.shape:
-            did.append(True)
-            return (args[0][where][None],)
+        if len(args) == 1 and args[0].ndim == 3 and args[0].shape[:2] == mask.shape:
+            gathered.append(True)
+            return (args[0][mask][None],)
         return None
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        yield did
+        yield gathered
     finally:
         handle.remove()

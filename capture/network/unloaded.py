@@ -40,14 +40,14 @@ def network_size(checkpoint: Checkpoint) -> NetworkSize:
     if checkpoint.live is not None:
         sites = find_sites(checkpoint.live)
         return NetworkSize(sites.n_layers, sites.d_model)
-    model, settings = _bare(checkpoint.config)
+    model, settings = _build_on_meta(checkpoint.config)
     outline = find_outline(model)
     text = settings.get_text_config()
     width = getattr(text, "hidden_size", None)
     return NetworkSize(None if outline is None else len(outline.blocks), width)
 
 
-def _bare(config: dict[str, Any]) -> tuple[nn.Module, Any]:
+def _build_on_meta(config: dict[str, Any]) -> tuple[nn.Module, Any]:
     kind, place = model_class(config), Path("config.json")
     with quiet_transformers(), library_errors("its network could not be built"):
         settings = library_config(config, kind, place)

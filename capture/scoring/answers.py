@@ -191,17 +191,21 @@ def score_choices(
         batch_tokens=batch_tokens,
         progress=progress,
     ).mean_logprob
-    right, best, ratio = np.zeros((3, len(items)))
+    right, best, truth_ratio = np.zeros((3, len(items)))
     start = 0
     for row, wrong in enumerate(others):
-        own, *rest = scores[start : start + 1 + len(wrong)]
+        answer_score, *alternative_scores = scores[start : start + 1 + len(wrong)]
         start += 1 + len(wrong)
-        right[row], best[row] = own, max(rest)
-        mean = np.mean(np.exp(rest))
-        ratio[row] = 1.0 if np.exp(own) == mean == 0 else _ratio(own, rest)
+        right[row], best[row] = answer_score, max(alternative_scores)
+        mean = np.mean(np.exp(alternative_scores))
+        truth_ratio[row] = (
+            1.0
+            if np.exp(answer_score) == mean == 0
+            else _truth_ratio(answer_score, alternative_scores)
+        )
     return ChoiceScores(
         correct=right > best,
-        truth_ratio=ratio,
+        truth_ratio=truth_ratio,
         answer=right,
         best_alternative=best,
         n_alternatives=np.array([len(wrong) for wrong in others], dtype=int),
@@ -222,16 +226,16 @@ def alternatives_of(
     """
     items = list(items)
     offered: dict[str, dict[str, str]] = {}
-    true: dict[tuple[str, ...], set[str]] = {}
+    true_answers: dict[tuple[str, ...], set[str]] = {}
     for item in items:
         offered.setdefault(item.relation, {}).setdefault(
             normalize_text(item.answer), item.answer
         )
-        for key in _facts(item):
-            true.setdefault(key, set()).add(normalize_text(item.answer))
+        for key in _fact_keys(item):
+            true_answers.setdefault(key, set()).add(normalize_text(item.answer))
     chosen = []
     for item in items:
-        right = set().union(*(true[key] for key in _facts(item)))
+        right = set().union(*(true_answers[key] for key in _fact_keys(item)))
         wrong = tuple(a for a in item.alternatives if normalize_text(a) not in right)
         if not wrong:
             pool = sorted(
@@ -307,7 +311,7 @@ def generate_greedy(
                 if most == 0:
                     done(len(rows))
                     continue
-                new = _continue(model, tokenizer, sequences[rows], most)
+                new = _generate(model, tokenizer, sequences[rows], most)
                 for row, ids in zip(rows, new, strict=True):
                     text = tokenizer.decode(ids, skip_special_tokens=True)
                     texts[row] = text if isinstance(text, str) else "".join(text)
@@ -317,13 +321,17 @@ def generate_greedy(
     return texts
 
 
-def _facts(item: Item) -> tuple[tuple[str, ...], ...]:
+def _fact_keys(item: Item) -> tuple[tuple[str, ...], ...]:
     return (normalize_text(item.prompt),), (normalize_text(item.entity), item.relation)
 
 
-def _ratio(own: float, rest: Sequence[float]) -> float:
-    mean = np.logaddexp.reduce(np.asarray(rest)) - np.log(len(rest))
-    return float(np.exp(min(mean - own, 700.0)))  # 700: just below float64's largest
+def _truth_ratio(answer_score: float, alternative_scores: Sequence[float]) -> float:
+    mean = np.logaddexp.reduce(np.asarray(alternative_scores)) - np.log(
+        len(alternative_scores)
+    )
+    return float(
+        np.exp(min(mean - answer_score, 700.0))
+    )  # 700: just below float64's largest
 
 
 def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Padded]:
@@ -352,15 +360,15 @@ def _score_batch(
     """Rows of the batch in ``Sequences``; log-probability, hit, watched logits."""
     target = batch.input_ids[batch.answer_mask]  # (answer token,)
     # The logits at position p predict the token at p + 1.
-    where = batch.answer_mask.roll(-1, dims=1)
+    mask = batch.answer_mask.roll(-1, dims=1)
     owner = batch.answer_mask.nonzero()[:, 0]
-    logits = answer_logits(model, batch, where)
+    logits = answer_logits(model, batch, mask)
     return batch.rows.numpy(), *reduce_logits(
         logits, target, owner, len(batch.rows), watch
     )
 
 
-def _continue(
+def _generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     sequences: Sequences,
@@ -376,14 +384,14 @@ def _continue(
     for row, tokens in enumerate(sequences.ids):
         ids[row, width - len(tokens) :] = torch.tensor(tokens)
         mask[row, width - len(tokens) :] = 1
-    own = getattr(model, "generation_config", None)
-    end = getattr(own, "eos_token_id", None)
+    generation_config = getattr(model, "generation_config", None)
+    end = getattr(generation_config, "eos_token_id", None)
     end = tokenizer.eos_token_id if end is None else end
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=end,
-        bos_token_id=getattr(own, "bos_token_id", None),
+        bos_token_id=getattr(generation_config, "bos_token_id", None),
         pad_token_id=end[0] if isinstance(end, list) else (end or 0),
     )
     out = model.generate(  # pyright: ignore[reportCallIssue]

@@ -37,8 +37,10 @@ def discriminating_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.nd
         for token in sorted({answer[place] for answer in answers})
     ]
     column = {pair: index for index, pair in enumerate(watch)}
-    own = [[column[place, answer[place]] for place in places] for answer in answers]
-    return watch, np.array(own, dtype=int)
+    own_columns = [
+        [column[place, answer[place]] for place in places] for answer in answers
+    ]
+    return watch, np.array(own_columns, dtype=int)
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ def score_questions(
     progress: Progress = SILENT,
 ) -> QuestionScores:
     """Is the answer said, and how does it rank among the other entities'?"""
-    watch, right = discriminating_tokens(rows)
+    watch, answer_columns = discriminating_tokens(rows)
     scores = score_answers(model, rows, watch=watch, progress=progress)
     return QuestionScores(
         scores.greedy.astype(float),
-        entity_contrast(questions, scores.watched, right),
+        entity_contrast(questions, scores.watched, answer_columns),
         scores.mean_logprob,
     )
 
@@ -101,21 +103,23 @@ def entity_contrast(
     result = np.full(len(questions), 0.5)
     for rows in tables.values():
         here = np.array(rows)
-        ranks = [_ranks(logits[here], own) for own in answer_columns[here].T]
-        told = [each for each in ranks if each is not None]
-        if told:
-            result[here] = np.mean(told, axis=0)
+        ranks = [_outranked_share(logits[here], own) for own in answer_columns[here].T]
+        known_ranks = [each for each in ranks if each is not None]
+        if known_ranks:
+            result[here] = np.mean(known_ranks, axis=0)
     return result
 
 
-def _ranks(logits: np.ndarray, right: np.ndarray) -> np.ndarray | None:
+def _outranked_share(
+    logits: np.ndarray, answer_columns: np.ndarray
+) -> np.ndarray | None:
     """(row,) share of the table's other answers outranked; None without any other."""
-    offered = np.unique(right)
+    offered = np.unique(answer_columns)
     if len(offered) < 2:
         return None
     table = np.nan_to_num(logits[:, offered], posinf=1e9, neginf=-1e9)
     table = table - table.mean(0)
-    own = table[np.arange(len(table)), np.searchsorted(offered, right)]
+    own = table[np.arange(len(table)), np.searchsorted(offered, answer_columns)]
     below = (table < own[:, None]).sum(1)
     ties = (table == own[:, None]).sum(1) - 1
     return (below + 0.5 * ties) / (len(offered) - 1)

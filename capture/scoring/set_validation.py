@@ -129,7 +129,7 @@ class ValidationReport:
     def __str__(self) -> str:
         lines: list[str] = []
         for part in (self.forget, self.retain):
-            lines += _describe(part)
+            lines += _summary_lines(part)
         shared = ", ".join(map(printable, self.overlap[:3])) + (
             " ..." if self.overlap[3:] else ""
         )
@@ -175,14 +175,14 @@ def validate_items(
     for role, items in (("forget", forget), ("retain", retain)):
         tokens = _tokens(role, items, tokenizer, errors) if tokenizer else None
         parts[role] = _summary(role, items, tokens, known[role], errors)
-        warnings += _slips(role, items, parts[role])
+        warnings += _set_warnings(role, items, parts[role])
     folded = {normalize_text(entity) for entity in retain.entities}
     overlap = tuple(
         entity for entity in forget.entities if normalize_text(entity) in folded
     )
     if overlap:
         errors.insert(0, _overlap_error(overlap))
-    swap = _swap(parts["forget"], parts["retain"])
+    swap = _detect_swap(parts["forget"], parts["retain"])
     if isinstance(swap, InputError):
         errors.append(swap)
     elif swap:
@@ -272,44 +272,44 @@ def _tokens(
     return (min(lengths), max(lengths)) if lengths else None
 
 
-def _slips(role: str, items: ItemSet, part: SetSummary) -> list[str]:
-    found = []
+def _set_warnings(role: str, items: ItemSet, part: SetSummary) -> list[str]:
+    warnings = []
     if part.repeated:
-        found.append(
+        warnings.append(
             f"{part.repeated} items of the {role} set repeat an earlier prompt and "
             "answer: they add no evidence"
         )
     if part.disputed:
-        found.append(
+        warnings.append(
             f"{part.disputed} prompts of the {role} set have more than one answer: a "
             "model can give one of them only"
         )
     split = _split_prompts(items.items)
     if split:
-        found.append(
+        warnings.append(
             f"{split} prompts of the {role} set occur under several entities: parts "
             "split by entity share them"
         )
     spaced = sum(item.prompt[-1:] == " " for item in items)
     if spaced:
-        found.append(
+        warnings.append(
             f"{spaced} prompts of the {role} set end in a space: models read that as "
             "another word, so drop it"
         )
-    shown = sum(
+    leaking = sum(
         normalize_text(item.answer) in normalize_text(item.prompt) for item in items
     )
-    if shown:
-        found.append(
-            f"{shown} prompts of the {role} set hold their answer: answering them "
+    if leaking:
+        warnings.append(
+            f"{leaking} prompts of the {role} set hold their answer: answering them "
             "takes no knowledge"
         )
     if part.known is not None and part.items and part.known < 0.5 * part.items:
-        found.append(
+        warnings.append(
             f"the original answers {part.known} of {part.items} {role} items: the "
             "others cannot show what was forgotten"
         )
-    return found
+    return warnings
 
 
 def _split_prompts(items: Sequence[Item]) -> int:
@@ -357,7 +357,7 @@ def swapped_files_error(
     return None
 
 
-def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
+def _detect_swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
     """An error where behaviour shows a swap, a warning where only sizes hint at it."""
     if forget.known is not None and retain.known is not None:
         if forget.kept is not None and retain.kept is not None:
@@ -374,7 +374,7 @@ def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
     return None
 
 
-def _describe(part: SetSummary) -> list[str]:
+def _summary_lines(part: SetSummary) -> list[str]:
     lines = [
         f"{part.role} set {part.name!r}, understood as {printable(part.format)}: "
         f"{part.items} items about {part.entities} entities"

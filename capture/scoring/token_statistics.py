@@ -35,11 +35,11 @@ def reduce_logits(
     total = torch.cat([part.logsumexp(1) for part in logits.split(128)])
     logprob = (chosen - total).double()
     broken = logprob.isnan()
-    hit = (logits.argmax(1) == target_ids) & ~broken
+    is_top = (logits.argmax(1) == target_ids) & ~broken
     logprob = logprob.masked_fill(broken, -torch.inf)
     sums = logprob.new_zeros(n_rows).index_add_(0, row_idx, logprob)
     misses = torch.zeros(n_rows, device=row_idx.device).index_add_(
-        0, row_idx, (~hit).float()
+        0, row_idx, (~is_top).float()
     )
     first = torch.ones_like(row_idx, dtype=torch.bool)
     first[1:] = row_idx[1:] != row_idx[:-1]

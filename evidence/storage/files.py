@@ -15,10 +15,10 @@ from evidence.storage.strict_json import MAX_DEPTH, parse_json
 
 MAX_JSON_BYTES = 64 << 20
 """Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
-Container = TypeVar("Shape", dict[str, Any], list[Any])
+Container = TypeVar("Container", dict[str, Any], list[Any])
 
 
-_FULL = {
+_DISK_PROBLEMS = {
     errno.ENOSPC: ("no space is left on the disk", "Free some space"),
     errno.EDQUOT: ("the disk quota is used up", "Free some space"),
     errno.EFBIG: (
@@ -33,7 +33,7 @@ _FULL = {
     errno.ENFILE: ("too many files are open", "Close other programs"),
 }
 """What a disk may say at any moment, whatever was asked of it."""
-_PLACE = {
+_PATH_PROBLEMS = {
     errno.ENAMETOOLONG: ("the name is too long", "Choose another name"),
     errno.ENOTDIR: ("a part of its path is no folder", "Choose another folder"),
     errno.EISDIR: ("it is a folder", "Choose another name"),
@@ -43,19 +43,19 @@ _PLACE = {
     errno.ENOTEMPTY: ("something else is there", "Choose another folder"),
 }
 """What is wrong with the place that was named."""
-_LIBRARIES = re.compile(
+_LIBRARY_MESSAGES = re.compile(
     r"\(os error (\d+)\)|file write failed|iostream error|unexpected pos \d+ vs"
 )
 """How safetensors and PyTorch tell that a file could not be written."""
 
 
 @contextmanager
-def disk_errors(path: Path, *, about_path: bool = True) -> Iterator[None]:
+def disk_errors(path: Path, *, place: bool = True) -> Iterator[None]:
     """Turn what the system says while ``path`` is written into an ``InputError``.
 
     Args:
         path: What is written.
-        about_path: Whether every error of the system is about ``path``. Where the block does
+        place: Whether every error of the system is about ``path``. Where the block does
             other things too, only those of a disk that takes no more are.
     """
     try:
@@ -63,11 +63,11 @@ def disk_errors(path: Path, *, about_path: bool = True) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        why, remedy = _cause(error, about_path)
-        if why is None:
+        cause, remedy = _cause(error, place)
+        if cause is None:
             raise
         raise InputError(
-            f"{path} could not be written: {why}",
+            f"{path} could not be written: {cause}",
             fix=f"{remedy} and run the same command again; finished stages are kept",
         ) from error
 
@@ -77,21 +77,23 @@ def _cause(error: Exception, place: bool) -> tuple[str | None, str]:
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         # Libraries in other languages tell of the disk in errors of their own.
-        said = _LIBRARIES.search(str(error))
-        if said is not None and said[1]:
-            number = int(said[1])
-        elif said is not None:
+        message = _LIBRARY_MESSAGES.search(str(error))
+        if message is not None and message[1]:
+            number = int(message[1])
+        elif message is not None:
             return (
                 "the disk took no more of it",
                 "Free some space, or raise `ulimit -f`",
             )
         elif place and isinstance(error, ValueError) and "null byte" in str(error):
             return "no file can be called so", "Choose another name"
-    if number in _FULL:
-        return _FULL[number]
+    if number in _DISK_PROBLEMS:
+        return _DISK_PROBLEMS[number]
     if number is None or not place:
         return None, ""
-    return _PLACE.get(number, (os.strerror(number).lower(), "Choose another folder"))
+    return _PATH_PROBLEMS.get(
+        number, (os.strerror(number).lower(), "Choose another folder")
+    )
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

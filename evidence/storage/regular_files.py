@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from evidence.errors import InputError
 
-_KINDS = (
+_FILE_KINDS = (
     (stat.S_ISREG, "a file"),
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -23,7 +23,7 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-_CAUSES = {
+_ERRNO_MESSAGES = {
     errno.ENOENT: "nothing there",
     errno.ENOTDIR: "a path through something that is not a folder",
     errno.ELOOP: "a link that leads to itself",
@@ -76,8 +76,10 @@ def file_kind(path: Path) -> str:
         if isinstance(error, FileNotFoundError) and path.is_symlink():
             return "a link to nothing"
         number = error.errno if isinstance(error, OSError) else None
-        return _CAUSES.get(number or 0, str(error))
-    return next((words for is_one, words in _KINDS if is_one(mode)), "another kind")
+        return _ERRNO_MESSAGES.get(number or 0, str(error))
+    return next(
+        (words for is_one, words in _FILE_KINDS if is_one(mode)), "another kind"
+    )
 
 
 def is_file(path: Path) -> bool:
@@ -120,7 +122,9 @@ def open_regular(
                 raise _too_large(path, max_bytes, f"{now.st_size:,}", fix)
             yield file
     except OSError as error:
-        cause = _CAUSES.get(error.errno or 0, error.strerror or type(error).__name__)
+        cause = _ERRNO_MESSAGES.get(
+            error.errno or 0, error.strerror or type(error).__name__
+        )
         raise _unreadable(path, cause, fix) from error
 
 
@@ -131,7 +135,7 @@ def read_bytes(path: Path, max_bytes: int, *, fix: str | None = None) -> bytes:
         InputError: as ``open_regular``.
     """
     with open_regular(path, max_bytes, fix=fix) as file:
-        return _all(path, file, max_bytes, fix)
+        return _read_all(path, file, max_bytes, fix)
 
 
 def read_text(path: Path, max_bytes: int, *, fix: str | None = None) -> str:
@@ -153,24 +157,27 @@ def read_text(path: Path, max_bytes: int, *, fix: str | None = None) -> str:
         ) from error
 
 
-def _all(path: Path, file: BinaryIO, limit: int, fix: str | None) -> bytes:
+def _read_all(path: Path, file: BinaryIO, max_bytes: int, fix: str | None) -> bytes:
     # Files such as those in /proc have more in them than their size says.
-    data = file.read(limit + 1)
-    if len(data) > limit:
-        raise _too_large(path, limit, "more", fix)
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise _too_large(path, max_bytes, "more", fix)
     return data
 
 
-def _unreadable(path: Path, found: str, fix: str | None) -> InputError:
+def _unreadable(path: Path, kind: str, fix: str | None) -> InputError:
     return InputError(
         f"{path} cannot be read",
         expected="a file",
-        got=found,
+        got=kind,
         fix=fix or "Check the path",
     )
 
 
-def _too_large(path: Path, limit: int, size: str, fix: str | None) -> InputError:
+def _too_large(path: Path, max_bytes: int, size: str, fix: str | None) -> InputError:
     return InputError(
-        f"{path} is too large", expected=f"at most {limit:,} bytes", got=size, fix=fix
+        f"{path} is too large",
+        expected=f"at most {max_bytes:,} bytes",
+        got=size,
+        fix=fix,
     )

@@ -40,7 +40,7 @@ def check_owned(folder: Path, owned: re.Pattern[str]) -> None:
     Raises:
         InputError: as ``delete_owned_folder``.
     """
-    foreign = _foreign(folder, owned)
+    foreign = _find_foreign(folder, owned)
     if foreign is not None:
         raise InputError(
             f"{folder} would have to be deleted, but {foreign}",
@@ -48,7 +48,7 @@ def check_owned(folder: Path, owned: re.Pattern[str]) -> None:
         )
 
 
-def _foreign(folder: Path, ours: re.Pattern[str]) -> str | None:
+def _find_foreign(folder: Path, owned: re.Pattern[str]) -> str | None:
     """What in ``folder`` may not be deleted, in words."""
     if folder.is_symlink() or not folder.is_dir():
         return f"{folder.name} is no folder but a link or a file"
@@ -59,11 +59,11 @@ def _foreign(folder: Path, ours: re.Pattern[str]) -> str | None:
         ]
         for name in [*folders, *sorted(names)]:
             path = Path(place, name)
-            shown = path.relative_to(folder).as_posix()
+            relative = path.relative_to(folder).as_posix()
             if path.is_symlink():
-                return f"{shown} in it is a link"
+                return f"{relative} in it is a link"
             if name in folders or SCRATCH_NAME.fullmatch(name):
                 continue
-            if not ours.fullmatch(shown):
-                return f"{shown} in it was not written by exhume"
+            if not owned.fullmatch(relative):
+                return f"{relative} in it was not written by exhume"
     return None

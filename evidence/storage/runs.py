@@ -53,7 +53,7 @@ class LockHolder:
         try:
             found = read_json(path, max_bytes=1 << 14)
             host, since, command = (
-                _shown(str(found[name])) for name in ("host", "since", "command")
+                _printable(str(found[name])) for name in ("host", "since", "command")
             )
             return cls(int(found["process"]), host, since, command)
         except (InputError, KeyError, TypeError, ValueError):
@@ -80,9 +80,9 @@ def run_lock(folder: Path) -> Iterator[None]:
             written.
     """
     path = folder / LOCK
-    handle, made = _open(folder, path)
+    handle, made = _create_and_lock(folder, path)
     if handle is None:
-        _unmake(made)
+        _remove_empty(made)
         holder = LockHolder.read(path)
         raise InputError(
             f"another run is writing into {folder}"
@@ -94,7 +94,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         _release(handle, path)
-        _unmake(made)
+        _remove_empty(made)
 
 
 @contextmanager
@@ -107,45 +107,45 @@ def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
         InputError: its folder cannot be written.
     """
     path = target.parent / f".{target.name[:40]}{LOCK}"
-    handle, made = _open(target.parent, path)
+    handle, made = _create_and_lock(target.parent, path)
     if handle is None:
-        who = LockHolder.read(path)
-        label = f"waiting for {target.name}" + (f" ({who})" if who else "")
+        holder = LockHolder.read(path)
+        label = f"waiting for {target.name}" + (f" ({holder})" if holder else "")
         with progress.task(label, 1):
             while handle is None:
                 time.sleep(POLL_SECONDS)
-                handle, _ = _open(target.parent, path)
+                handle, _ = _create_and_lock(target.parent, path)
     try:
         yield
     finally:
         _release(handle, path)
-        _unmake(made)
+        _remove_empty(made)
 
 
-def _open(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
+def _create_and_lock(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
     """Make ``folder`` and lock ``path`` in it; also the folders that were made."""
     with disk_errors(folder):
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        return _acquire(path), made
+        return _lock_file(path), made
 
 
-def _acquire(path: Path) -> int | None:
+def _lock_file(path: Path) -> int | None:
     """An open file that holds the lock, or None where another process has it."""
     while True:
         handle = os.open(path, OPEN_FLAGS | os.O_CREAT, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise InputError(f"{path} is not a regular file", fix="Delete it")
-            got = try_lock(handle)
-            if got is False:
+            locked = try_lock(handle)
+            if locked is False:
                 os.close(handle)
                 return None
             # Its holder removes the file at the end, perhaps after we opened it.
             if is_same_file(handle, path):
                 os.ftruncate(handle, 0)
                 os.write(handle, json.dumps(asdict(LockHolder.this_process())).encode())
-                if got is None:
+                if locked is None:
                     warnings.warn(
                         f"{path.parent} lies on a file system without locks: make sure "
                         "that no other run writes into it",
@@ -166,13 +166,13 @@ def _release(handle: int, path: Path) -> None:
     os.close(handle)
 
 
-def _unmake(made: list[Path]) -> None:
+def _remove_empty(folders: list[Path]) -> None:
     with suppress(OSError):
-        for each in made:
+        for each in folders:
             each.rmdir()
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     """Anybody may have written it: nothing in it may move a terminal's cursor."""
     return "".join(each if each.isprintable() else "?" for each in text)[
         :MAX_COMMAND_CHARACTERS

@@ -63,7 +63,7 @@ def scratch_file(target: Path) -> Iterator[tuple[int, Path]]:
     """
     remove_stale(target.parent)
     while True:
-        path = target.parent / _name(target)
+        path = target.parent / _scratch_name(target)
         handle = os.open(path, CREATE_FLAGS, 0o666)
         if try_lock(handle) is not False and is_same_file(handle, path):
             break
@@ -81,19 +81,19 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     """A new empty folder beside ``target``; removed with all that is still in it."""
     remove_stale(target.parent)
     while True:
-        place = target.parent / _name(target)
-        place.mkdir()
-        owner = place / LOCK_NAME
+        outer = target.parent / _scratch_name(target)
+        outer.mkdir()
+        owner = outer / LOCK_NAME
         handle = os.open(owner, CREATE_FLAGS, 0o666)
         if try_lock(handle) is not False and is_same_file(handle, owner):
             break
         os.close(handle)
     try:
-        inner = place / "folder"
+        inner = outer / "folder"
         inner.mkdir()
         yield inner
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
         os.close(handle)
 
 
@@ -103,7 +103,9 @@ def remove_stale(folder: Path) -> None:
         for entry in entries:
             if SCRATCH_NAME.fullmatch(entry.name) and not entry.is_symlink():
                 with suppress(OSError):
-                    _sweep_one(Path(entry.path), entry.is_dir(follow_symlinks=False))
+                    _remove_if_stale(
+                        Path(entry.path), entry.is_dir(follow_symlinks=False)
+                    )
 
 
 def remove_folder(folder: Path) -> None:
@@ -112,11 +114,11 @@ def remove_folder(folder: Path) -> None:
         os.replace(folder, inner / "gone")
 
 
-def _name(target: Path) -> str:
+def _scratch_name(target: Path) -> str:
     return f".{target.name[:40]}.{secrets.token_hex(4)}.exhume"
 
 
-def _sweep_one(path: Path, is_folder: bool) -> None:
+def _remove_if_stale(path: Path, is_folder: bool) -> None:
     try:
         handle = os.open(path / LOCK_NAME if is_folder else path, OPEN_FLAGS)
     except FileNotFoundError:

@@ -38,9 +38,11 @@ def write_eraser(
     from safetensors.torch import save
 
     note = {"kind": kind, "version": VERSION, **metadata}
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    contiguous = {
+        name: value.detach().cpu().contiguous() for name, value in tensors.items()
+    }
     text = json.dumps(note, sort_keys=True)
-    write_atomic(Path(path), save(whole, metadata={HEADER: text}))
+    write_atomic(Path(path), save(contiguous, metadata={HEADER: text}))
 
 
 def read_eraser(

@@ -17,7 +17,7 @@ from evidence.errors import InputError
 MAX_DEPTH = 100
 MAX_DIGITS = 300
 """Digits of a number; one of as many still is a float."""
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(
@@ -41,40 +41,40 @@ def parse_json(
         InputError: it is not JSON, an object has a key twice, it nests deeper than
             ``max_depth``, or a number is beyond what can be computed with.
     """
-    trouble = ""
+    problem = ""
     try:
-        with _no_collection():
+        with _collection_disabled():
             value = json.loads(
                 text,
-                parse_constant=_no_constant,
-                parse_float=_finite,
-                parse_int=_short,
-                object_pairs_hook=_once,
+                parse_constant=_reject_constant,
+                parse_float=_finite_float,
+                parse_int=_short_integer,
+                object_pairs_hook=_unique_keys,
             )
-        if not _deeper(value, max_depth):
-            if not allow_surrogates and _HALF.search(text):
+        if not _is_deeper(value, max_depth):
+            if not allow_surrogates and _SURROGATE_ESCAPE.search(text):
                 json.dumps(value, ensure_ascii=False).encode()
             return value
     except json.JSONDecodeError as error:
         # A file of several lines says its own line; a line of a file has only one.
         line = f", line {error.lineno}" if "\n" in text.rstrip() else ""
         source += line
-        trouble = f"{error.msg} at column {error.colno}"
+        problem = f"{error.msg} at column {error.colno}"
     except UnicodeEncodeError:
-        trouble = "half of a surrogate pair, which is not valid Unicode"
+        problem = "half of a surrogate pair, which is not valid Unicode"
     except RecursionError:
         pass
     except ValueError as error:
-        trouble = str(error)
+        problem = str(error)
     raise InputError(
         f"{source} is not valid JSON",
-        got=trouble or f"brackets nested more than {max_depth} deep",
+        got=problem or f"brackets nested more than {max_depth} deep",
         fix=fix,
     )
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _collection_disabled() -> Iterator[None]:
     """Look for no garbage: among millions of new values that is what takes long."""
     on = gc.isenabled()
     gc.disable()
@@ -85,24 +85,24 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _no_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is too large")
     return value
 
 
-def _short(text: str) -> int:
+def _short_integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise ValueError(f"a number of {len(text):,} digits")
     return int(text)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; readers differ in which of two equal keys they take."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -114,15 +114,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _deeper(value: Any, most: int) -> bool:
+def _is_deeper(value: Any, max_depth: int) -> bool:
     """Whether values nest deeper, seen level by level and never by recursion."""
     level = [value]
-    for _ in range(most + 1):
+    for _ in range(max_depth + 1):
         below: list[Any] = []
         for each in level:
             if each and type(each) in (dict, list):
-                held = each.values() if type(each) is dict else each
-                below += [v for v in held if type(v) is list or type(v) is dict]
+                children = each.values() if type(each) is dict else each
+                below += [v for v in children if type(v) is list or type(v) is dict]
         if not below:
             return False
         level = below

@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> Any:
     """
     text = read_text(path, MAX_BYTES)
     try:
-        _check(text)
+        _check_events(text)
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check(text: str) -> None:
+def _check_events(text: str) -> None:
     """Look at the file event by event, before anything is built from it."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

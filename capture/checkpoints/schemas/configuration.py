@@ -68,16 +68,16 @@ DROPPED_FIELDS = frozenset(
         "tokenizer_class",
     }
 )
-_FILE = re.compile(
+_FILE_NAME = re.compile(
     r"(?i)\.(safetensors|bin|pth?|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|index\.json|py)$"
 )
 """A name of weights or code; nothing in a configuration has to name any."""
 # Building one of these starts a compiler.
 COMPILED = frozenset({"mra", "rwkv", "yoso"})
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
-_ENDLESS, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
+_CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_UNBOUNDED_FIELD, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
 """The one setting that may be infinite, and how the library writes that."""
-_CLASSES = frozenset({"id2label", "label2id"})
+_LABEL_MAPS = frozenset({"id2label", "label2id"})
 """Maps of the classes' numbers and names."""
 
 # Names of numbers, and what the numbers may be; the first that fits is asked.
@@ -138,11 +138,11 @@ def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None
     for name, kind in (("model_type", str), ("architectures", list)):
         value = config.get(name)
         if value is not None and not isinstance(value, kind):
-            raise _wrong(place, name, f"{_KIND_WORDS[kind]}", value)
+            raise _bad_field(place, name, f"{_KIND_WORDS[kind]}", value)
     named = config.get("architectures") or []
     if len(named) > 16 or not all(isinstance(each, str) for each in named):
-        raise _wrong(place, "architectures", "names of classes", named)
-    for name, value in _members(config):
+        raise _bad_field(place, "architectures", "names of classes", named)
+    for name, value in _walk(config):
         if name in REFUSED_FIELDS and value not in (None, False, {}, []):
             raise InputError(
                 f"{place} {REFUSED_FIELDS[name]} ({name})",
@@ -156,12 +156,12 @@ def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None
                 got=str(value)[:120],
             )
         if name == "__float__":
-            raise _wrong(place, name, "a finite number", value)
+            raise _bad_field(place, name, "a finite number", value)
         if name == "model_type" and str(value).startswith("timm"):
-            raise _wrong(place, name, "a model of transformers itself", value)
+            raise _bad_field(place, name, "a model of transformers itself", value)
         if name in ("dtype", "torch_dtype"):
             _check_dtype(value, name, place)
-        elif name in _CLASSES:
+        elif name in _LABEL_MAPS:
             _check_classes(name, value, place)
         else:
             _check_value(name, value, place, max(n_tensors, MIN_LAYER_LIMIT))
@@ -170,31 +170,31 @@ def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None
 def _names_file(name: str, value: Any) -> bool:
     if name in DROPPED_FIELDS or name.startswith("_"):
         return False
-    said = value if isinstance(value, list) else [value]
-    return any(isinstance(each, str) and _FILE.search(each) for each in said)
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(each, str) and _FILE_NAME.search(each) for each in values)
 
 
 _KIND_WORDS = {str: "a name", list: "a list of names"}
 
 
-def _members(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every name and value, also of configurations inside."""
-    waiting = [config]
-    while waiting:
-        for name, value in waiting.pop().items():
+    pending = [config]
+    while pending:
+        for name, value in pending.pop().items():
             yield name, value
-            if name in (*_CLASSES, _ENDLESS):
+            if name in (*_LABEL_MAPS, _UNBOUNDED_FIELD):
                 continue
             within = value if isinstance(value, list) else [value]
-            waiting += [each for each in within if isinstance(each, dict)]
+            pending += [each for each in within if isinstance(each, dict)]
 
 
 def _check_dtype(value: Any, name: str, place: Path) -> None:
-    said = value.removeprefix("torch.") if isinstance(value, str) else value
-    known = said is None or (isinstance(said, str) and said in _DTYPES)
+    dtype = value.removeprefix("torch.") if isinstance(value, str) else value
+    known = dtype is None or (isinstance(dtype, str) and dtype in _DTYPES)
     # Some files have a token of that name in a table of tokens.
     if not known and not isinstance(value, int):
-        raise _wrong(place, name, "a type of floating-point numbers", value)
+        raise _bad_field(place, name, "a type of floating-point numbers", value)
 
 
 def _check_classes(name: str, value: Any, place: Path) -> None:
@@ -205,14 +205,14 @@ def _check_classes(name: str, value: Any, place: Path) -> None:
     if name == "id2label":
         pairs = [(label, number) for number, label in pairs]
     for label, number in pairs:
-        said = int(number) if str(number).isdecimal() and len(str(number)) < 8 else -1
-        if not isinstance(label, str | int) or not 0 <= said < MAX_COUNT:
-            raise _wrong(place, name, "numbers and names of classes", value)
+        index = int(number) if str(number).isdecimal() and len(str(number)) < 8 else -1
+        if not isinstance(label, str | int) or not 0 <= index < MAX_COUNT:
+            raise _bad_field(place, name, "numbers and names of classes", value)
 
 
 def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
     if isinstance(value, list | dict) and _WHOLE.fullmatch(name):
-        raise _wrong(place, name, "a whole number", value)
+        raise _bad_field(place, name, "a whole number", value)
     if isinstance(value, list):
         for each in value:
             _check_value(name, each, place, layers)
@@ -223,7 +223,7 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
     whole = one_or_more or _TOKEN_IDS.fullmatch(name) or _WHOLE.fullmatch(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         if whole:
-            raise _wrong(place, name, "a whole number", value)
+            raise _bad_field(place, name, "a whole number", value)
         return
     if isinstance(value, int):
         low, high = -MAX_INTEGER, MAX_INTEGER
@@ -238,12 +238,12 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
         elif _COUNTS.fullmatch(name):
             high = MAX_COUNT
         if not low <= value <= high:
-            raise _wrong(place, name, f"a number from {low:,} to {high:,}", value)
+            raise _bad_field(place, name, f"a number from {low:,} to {high:,}", value)
     elif whole:
-        raise _wrong(place, name, "a whole number", value)
+        raise _bad_field(place, name, "a whole number", value)
     low, high = _range(name)
     if not low <= value <= high:
-        raise _wrong(place, name, f"a number from {low:g} to {high:g}", value)
+        raise _bad_field(place, name, f"a number from {low:g} to {high:g}", value)
 
 
 def _range(name: str) -> tuple[float, float]:
@@ -253,7 +253,7 @@ def _range(name: str) -> tuple[float, float]:
     return -MAX_NUMBER, MAX_NUMBER
 
 
-def _wrong(place: Path, name: str, expected: str, got: Any) -> InputError:
+def _bad_field(place: Path, name: str, expected: str, got: Any) -> InputError:
     return InputError(
         f"{place} is not the configuration of a model: {name} cannot be used",
         expected=expected,
@@ -277,17 +277,19 @@ def model_class(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     for name in config.get("architectures") or []:
-        found = getattr(transformers, name, None) if _WORD.fullmatch(name) else None
+        found = (
+            getattr(transformers, name, None) if _CLASS_NAME.fullmatch(name) else None
+        )
         if (
             isinstance(found, type)
             and issubclass(found, transformers.PreTrainedModel)
             and found.config_class is not None
         ):
-            own = found.config_class.model_type
-            _check_compiled(own)
-            if kind not in (None, own) and name != causal.get(kind):
+            model_type = found.config_class.model_type
+            _check_compiled(model_type)
+            if kind not in (None, model_type) and name != causal.get(kind):
                 raise InputError(
-                    f"config.json names {name}, which is a model of type {own}",
+                    f"config.json names {name}, which is a model of type {model_type}",
                     expected=f"a class of type {kind}",
                     fix="Check that config.json belongs to these weights",
                 )
@@ -326,46 +328,52 @@ def library_config(config: Mapping[str, Any], model_type: Any, place: Path) -> A
     Raises:
         InputError: the library does not take it.
     """
-    own = model_type.config_class
+    config_class = model_type.config_class
     with library_errors(
-        f"{place} is not a configuration that {own.__name__} takes",
+        f"{place} is not a configuration that {config_class.__name__} takes",
         fix="Check that config.json belongs to these weights",
     ):
-        return own.from_dict(_kept(config, own))
+        return config_class.from_dict(_library_fields(config, config_class))
 
 
-def _kept(config: Mapping[str, Any], own: Any, inner: bool = False) -> dict[str, Any]:
+def _library_fields(
+    config: Mapping[str, Any], config_class: Any, inner: bool = False
+) -> dict[str, Any]:
     """What of a configuration the library is given, inner ones included."""
     kept: dict[str, Any] = {}
-    declared = {each.name for each in fields(own)} | set(own.attribute_map)
-    declared |= set(inspect.signature(own.__init__).parameters)
+    declared = {each.name for each in fields(config_class)} | set(
+        config_class.attribute_map
+    )
+    declared |= set(inspect.signature(config_class.__init__).parameters)
     for name, value in config.items():
         if name in DROPPED_FIELDS or (
-            name not in declared and _covers(name, own, inner)
+            name not in declared and _shadows_attribute(name, config_class, inner)
         ):
             continue
         if _TOKEN_IDS.fullmatch(name) and value == -1:
             value = None
-        if name == _ENDLESS and isinstance(value, list):
+        if name == _UNBOUNDED_FIELD and isinstance(value, list):
             value = [math.inf if each == _INFINITE else each for each in value]
-        kept[name] = value if name in _CLASSES else _inside(value)
+        kept[name] = value if name in _LABEL_MAPS else _library_value(value)
     return kept
 
 
-def _inside(value: Any) -> Any:
+def _library_value(value: Any) -> Any:
     from transformers import PreTrainedConfig
 
     if isinstance(value, dict):
-        return _kept(value, PreTrainedConfig, inner=True)
-    return [_inside(each) for each in value] if isinstance(value, list) else value
+        return _library_fields(value, PreTrainedConfig, inner=True)
+    return (
+        [_library_value(each) for each in value] if isinstance(value, list) else value
+    )
 
 
-def _covers(name: str, own: Any, inner: bool) -> bool:
+def _shadows_attribute(name: str, config_class: Any, inner: bool) -> bool:
     """Whether an attribute of that name would stand before the library's own."""
     # The type of an inner configuration says which class it is of.
     if name.startswith("_") or name == "model_type":
         return name != "model_type" or not inner
-    there = getattr(own, name, None)
+    there = getattr(config_class, name, None)
     if isinstance(there, property):
         return there.fset is None and inner
     return there is not None

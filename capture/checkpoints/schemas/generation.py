@@ -63,13 +63,13 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         InputError: a setting is of another kind or out of range.
     """
     place = folder / NAME
-    there = lexists(place)
-    said = read_json(place, max_bytes=MAX_BYTES, max_depth=8) if there else config
+    has_file = lexists(place)
+    raw = read_json(place, max_bytes=MAX_BYTES, max_depth=8) if has_file else config
     try:
-        found = _Generation.model_validate(said).model_dump(exclude_unset=True)
+        found = _Generation.model_validate(raw).model_dump(exclude_unset=True)
     except ValidationError as error:
         field, trouble, got = first_error(error)
-        name = place if there else folder / "config.json"
+        name = place if has_file else folder / "config.json"
         raise InputError(
             f"{name} has generation settings that cannot be used ({field}: {trouble})",
             got=repr(got)[:120],

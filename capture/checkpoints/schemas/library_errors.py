@@ -47,7 +47,7 @@ def silent_stderr() -> Iterator[None]:
     Python's own ``sys.stderr`` cannot hold it back: Rust writes to the descriptor.
     """
     try:
-        kept = os.dup(2)
+        saved = os.dup(2)
     except OSError:  # standard error is closed, so nothing can be written to it
         yield
         return
@@ -56,6 +56,6 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
         os.close(nowhere)

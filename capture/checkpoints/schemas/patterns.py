@@ -63,9 +63,9 @@ def analyze_pattern(pattern: str, *, nested_classes: bool = True) -> PatternCost
     """
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"a pattern of {len(pattern):,} characters")
-    reader = _Reader(pattern, nested_classes)
-    found = reader.alternatives(0, fold=False)
-    if reader.at < len(pattern):
+    reader = _PatternParser(pattern, nested_classes)
+    found = reader.alternatives(0, ignore_case=False)
+    if reader.position < len(pattern):
         raise PatternError("a bracket that closes nothing")
     return found
 
@@ -84,7 +84,7 @@ def _sum(a: Polynomial, b: Polynomial) -> Polynomial:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def _in_a_row(parts: list[PatternCost]) -> PatternCost:
+def _sequence(parts: list[PatternCost]) -> PatternCost:
     inside, last = (1,), (1,)
     fails = False
     for part in reversed(parts):
@@ -101,7 +101,7 @@ def _in_a_row(parts: list[PatternCost]) -> PatternCost:
     )
 
 
-def _one_of(parts: list[PatternCost]) -> PatternCost:
+def _alternation(parts: list[PatternCost]) -> PatternCost:
     if len(parts) == 1:
         return parts[0]
     inside, last = (0,), (0,)
@@ -120,7 +120,7 @@ def _one_of(parts: list[PatternCost]) -> PatternCost:
     )
 
 
-def _repeated(part: PatternCost, low: int, high: float) -> PatternCost:
+def _repeat(part: PatternCost, low: int, high: float) -> PatternCost:
     if high < low:
         raise PatternError("a repeat whose bounds are the wrong way round")
     size = part.size * int(high if high < math.inf else max(low, 1))
@@ -151,8 +151,8 @@ def _repeated(part: PatternCost, low: int, high: float) -> PatternCost:
 
 
 _CHARACTER = PatternCost(1, 1, 1, True)
-_PLACE = PatternCost(1, 0, 0, True)
-_FOLDED = PatternCost(1, 1, 3, True)
+_ANCHOR = PatternCost(1, 0, 0, True)
+_CASELESS = PatternCost(1, 1, 3, True)
 """A letter whose case does not count: "ß" is "ss"."""
 _COUNT = re.compile(r"\{(\d{1,4})?(?:(,)(\d{1,4})?)?\}")
 _PROPERTY = re.compile(r"[pP]\{\^?[\w ]{1,40}\}")
@@ -162,55 +162,55 @@ _GROUP = re.compile(
 )
 
 
-class _Reader:
+class _PatternParser:
     """Reads a pattern from left to right."""
 
     def __init__(self, pattern: str, nested: bool):
-        self.pattern, self.nested, self.at = pattern, nested, 0
+        self.pattern, self.nested, self.position = pattern, nested, 0
 
     def peek(self) -> str:
-        return self.pattern[self.at : self.at + 1]
+        return self.pattern[self.position : self.position + 1]
 
     def take(self, what: re.Pattern[str]) -> re.Match[str] | None:
-        found = what.match(self.pattern, self.at)
+        found = what.match(self.pattern, self.position)
         if found:
-            self.at = found.end()
+            self.position = found.end()
         return found
 
-    def alternatives(self, depth: int, fold: bool) -> PatternCost:
+    def alternatives(self, depth: int, ignore_case: bool) -> PatternCost:
         if depth > MAX_DEPTH:
             raise PatternError("brackets too deep")
         parts: list[PatternCost] = []
         row: list[PatternCost] = []
         while self.peek() not in ("", ")"):
             if self.peek() == "|":
-                self.at += 1
-                parts.append(_in_a_row(row))
+                self.position += 1
+                parts.append(_sequence(row))
                 row = []
                 continue
-            if self.pattern.startswith("(?", self.at):
-                start = self.at
-                self.at += 1
+            if self.pattern.startswith("(?", self.position):
+                start = self.position
+                self.position += 1
                 flags = self.take(_GROUP)
                 if flags and flags["end"] == ")":  # for all that follows
-                    fold = self._folds(flags["flags"], fold)
+                    ignore_case = self._ignores_case(flags["flags"], ignore_case)
                     continue
-                self.at = start
-            row.append(self.repeats(self.one(depth, fold)))
-        parts.append(_in_a_row(row))
-        return _one_of(parts)
+                self.position = start
+            row.append(self.repeats(self.atom(depth, ignore_case)))
+        parts.append(_sequence(row))
+        return _alternation(parts)
 
-    def _folds(self, flags: str, fold: bool) -> bool:
+    def _ignores_case(self, flags: str, ignore_case: bool) -> bool:
         on, _, off = flags.partition("-")
-        return "i" in on or (fold and "i" not in off)
+        return "i" in on or (ignore_case and "i" not in off)
 
     def repeats(self, part: PatternCost) -> PatternCost:
         sign = self.peek()
         if sign and sign in "*+?":
-            self.at += 1
+            self.position += 1
             low, high = {"*": (0, math.inf), "+": (1, math.inf), "?": (0, 1)}[sign]
             if self.peek() and self.peek() in "?+":  # lazy, possessive
-                self.at += 1
+                self.position += 1
         elif sign == "{":
             count = self.take(_COUNT)
             if count is None or not (count[1] or count[3]):
@@ -222,57 +222,57 @@ class _Reader:
             if self.peek() == "+" or (self.peek() == "?" and count[2] is None):
                 raise PatternError("a repeat of a repeat")
             if self.peek() == "?":
-                self.at += 1
+                self.position += 1
         else:
             return part
         if self.peek() and self.peek() in "*+?{":
             raise PatternError("a repeat of a repeat")
-        return _repeated(part, low, high)
+        return _repeat(part, low, high)
 
-    def one(self, depth: int, fold: bool) -> PatternCost:
+    def atom(self, depth: int, ignore_case: bool) -> PatternCost:
         sign = self.peek()
-        self.at += 1
+        self.position += 1
         if sign == "(":
-            return self.group(depth, fold)
+            return self.group(depth, ignore_case)
         if sign == "[":
-            return self.members(fold)
+            return self.character_class(ignore_case)
         if sign == "\\":
-            return self.escaped(fold)
+            return self.escaped(ignore_case)
         if sign in "^$":
-            return _PLACE
+            return _ANCHOR
         if sign in "*+?{":
             raise PatternError("a repeat of nothing")
-        return _FOLDED if fold and sign.isalpha() else _CHARACTER
+        return _CASELESS if ignore_case and sign.isalpha() else _CHARACTER
 
-    def group(self, depth: int, fold: bool) -> PatternCost:
-        look = False
+    def group(self, depth: int, ignore_case: bool) -> PatternCost:
+        is_lookaround = False
         if self.peek() == "?":
             kind = self.take(_GROUP)
             if kind is None:
                 raise PatternError("a group of a kind that is not known")
-            fold = self._folds(kind["flags"] or "", fold)
-            look = kind["look"] is not None
-        inner = self.alternatives(depth + 1, fold)
+            ignore_case = self._ignores_case(kind["flags"] or "", ignore_case)
+            is_lookaround = kind["look"] is not None
+        inner = self.alternatives(depth + 1, ignore_case)
         if self.peek() != ")":
             raise PatternError("a bracket that is not closed")
-        self.at += 1
-        if not look:
+        self.position += 1
+        if not is_lookaround:
             return inner
         # Nothing after it sends the engine back into it, but it is tried each time.
         return PatternCost(
             inner.size + 1, 0, 0, True, inner.ways_if_last, inner.ways_if_last
         )
 
-    def members(self, fold: bool) -> PatternCost:
+    def character_class(self, ignore_case: bool) -> PatternCost:
         """A class of characters; it is left behind its closing bracket."""
-        depth, letters, first = 1, False, True
+        depth, has_letter, first = 1, False, True
         while depth:
             sign = self.peek()
-            self.at += 1
+            self.position += 1
             if not sign:
                 raise PatternError("a bracket that is not closed")
             if sign == "\\":
-                letters = self.escaped(fold) is _FOLDED or letters
+                has_letter = self.escaped(ignore_case) is _CASELESS or has_letter
             elif sign == "[" and self.nested:
                 depth, first = depth + 1, True
                 continue
@@ -280,19 +280,19 @@ class _Reader:
                 depth -= 1
             elif sign == "^" and first:
                 continue
-            letters = letters or (fold and sign.isalpha())
+            has_letter = has_letter or (ignore_case and sign.isalpha())
             first = False
-        return _FOLDED if letters else _CHARACTER
+        return _CASELESS if has_letter else _CHARACTER
 
-    def escaped(self, fold: bool) -> PatternCost:
+    def escaped(self, ignore_case: bool) -> PatternCost:
         if self.take(_PROPERTY):
             return _CHARACTER
         if self.take(_CODE):
-            return _FOLDED if fold else _CHARACTER
+            return _CASELESS if ignore_case else _CHARACTER
         sign = self.peek()
-        self.at += 1
+        self.position += 1
         if sign and sign in "bBAzZ":
-            return _PLACE
+            return _ANCHOR
         if sign and (sign in "sSdDwWnrtfv" or not sign.isalnum()):
             return _CHARACTER
         raise PatternError(f"the escape \\{sign}")

@@ -46,9 +46,9 @@ def read_preprocessor(folder: Path | None) -> dict[str, Any]:
     place = None if folder is None else folder / NAME
     if place is None or not lexists(place):
         return {}
-    said = read_json(place, max_bytes=MAX_BYTES, max_depth=8)
+    raw = read_json(place, max_bytes=MAX_BYTES, max_depth=8)
     try:
-        return _Preprocessor.model_validate(said).model_dump(exclude_unset=True)
+        return _Preprocessor.model_validate(raw).model_dump(exclude_unset=True)
     except ValidationError as error:
         field, trouble, got = first_error(error)
         raise InputError(

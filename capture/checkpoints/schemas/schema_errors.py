@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-_KINDS = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
+_TYPE_NAMES = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
 
 
 def first_error(error: ValidationError) -> tuple[str, str, Any]:
@@ -14,14 +14,14 @@ def first_error(error: ValidationError) -> tuple[str, str, Any]:
     that a field is missing goes first.
     """
     found = error.errors(include_url=False, include_context=False)
-    said = min(found, key=lambda each: each["type"] in ("missing", "extra_forbidden"))
-    place = ".".join(str(step) for step in said["loc"] if not _is_kind(step))
-    message = said["msg"].removeprefix("Value error, ")
-    return place, message[:1].lower() + message[1:], said["input"]
+    chosen = min(found, key=lambda each: each["type"] in ("missing", "extra_forbidden"))
+    place = ".".join(str(step) for step in chosen["loc"] if not _is_type_name(step))
+    message = chosen["msg"].removeprefix("Value error, ")
+    return place, message[:1].lower() + message[1:], chosen["input"]
 
 
-def _is_kind(step: int | str) -> bool:
+def _is_type_name(step: int | str) -> bool:
     """Whether a step names a kind of value, rather than a key or an index."""
-    return step in _KINDS or (
+    return step in _TYPE_NAMES or (
         isinstance(step, str) and (step[:1] == "_" or not step.isidentifier())
     )

@@ -51,7 +51,7 @@ MAX_VOCABULARY_CHARACTERS, MAX_TOKEN_CHARACTERS = 16 << 20, 512
 """Of all tokens and of one, where the library makes merges by trying each cut."""
 SMOKE_TEST_TEXT = "The capital of France is Paris; 1,234 naïve cafés\n\t漢字 🙂 don't"
 # Classes that look for further files or libraries of their own.
-_NOT_OPENED = frozenset(
+_UNSUPPORTED_CLASSES = frozenset(
     {"LukeTokenizer", "MLukeTokenizer", "RoFormerTokenizer", "WhisperTokenizer"}
 )
 
@@ -79,20 +79,20 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
         InputError: there is none, it is of a kind that is not opened, or a file is
             none that the library may be given.
     """
-    copies = _checked(folder)
+    copies = _checked_files(folder)
     settings = copies.get(TOKENIZER_CONFIG, {})
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     kind = config.get("model_type")
     _check_class(folder, named, kind)
     # The library reads these of config.json to choose a class and mend old files.
-    about = {
+    config_subset = {
         name: config[name]
         for name in ("transformers_version", "_name_or_path", "tokenizer_class")
         if isinstance(config.get(name), str)
     }
     if _is_type(kind):
-        about["model_type"] = kind
-    copies["config.json"] = about
+        config_subset["model_type"] = kind
+    copies["config.json"] = config_subset
     with (
         tempfile.TemporaryDirectory(prefix="exhume-tokenizer-") as place,
         library_errors(
@@ -107,17 +107,17 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
             data = content if isinstance(content, bytes) else json.dumps(content)
             path = Path(place) / name
             path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        tokenizer = _loaded(place)
+        tokenizer = _load(place)
         tokenizer.name_or_path = str(folder)
         tokenizer.init_kwargs["name_or_path"] = str(folder)
         if TOKENIZER_JSON not in copies:
-            made = json.loads(tokenizer.backend_tokenizer.to_str())
-            check_tokenizer(made, folder)
-        _try(tokenizer)
+            built = json.loads(tokenizer.backend_tokenizer.to_str())
+            check_tokenizer(built, folder)
+        _smoke_test(tokenizer)
     return tokenizer
 
 
-def _loaded(place: str) -> Any:
+def _load(place: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
@@ -125,7 +125,7 @@ def _loaded(place: str) -> Any:
     )
 
 
-def _try(tokenizer: Any) -> None:
+def _smoke_test(tokenizer: Any) -> None:
     """A text there and back, for what panics; what merely fails is said in its time."""
     try:
         tokenizer.decode(tokenizer(SMOKE_TEST_TEXT, verbose=False)["input_ids"])
@@ -156,7 +156,7 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
         found = tokenizer_class_from_name(name) if isinstance(name, str) else name
     if found is None or (
         isinstance(found, type)
-        and name not in _NOT_OPENED
+        and name not in _UNSUPPORTED_CLASSES
         and (issubclass(found, TokenizersBackend) or found.__name__ == "PythonBackend")
     ):
         return
@@ -168,7 +168,7 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
     )
 
 
-def _checked(folder: Path) -> dict[str, Any]:
+def _checked_files(folder: Path) -> dict[str, Any]:
     """Name to content of the files that the library is given."""
     copies: dict[str, Any] = {}
     for name, keep in (
@@ -194,7 +194,8 @@ def _checked(folder: Path) -> dict[str, Any]:
     if not plain:
         raise InputError(
             f"{folder} holds settings of a tokenizer, but no vocabulary",
-            expected=f"{TOKENIZER_JSON}, or one of {', '.join((VOCAB_JSON, VOCAB_TXT, *SENTENCEPIECE_FILES))}",
+            expected=f"{TOKENIZER_JSON}, or one of "
+            + ", ".join((VOCAB_JSON, VOCAB_TXT, *SENTENCEPIECE_FILES)),
             fix="Copy the tokenizer's other files, or pass another tokenizer",
         )
     return copies | plain

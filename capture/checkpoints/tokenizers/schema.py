@@ -178,21 +178,25 @@ def check_tokenizer(value: Any, place: Path) -> None:
         InputError: a step, a field or a vocabulary that is not known to be harmless.
     """
     if not isinstance(value, dict):
-        raise _wrong(place, "no JSON object", "a JSON object", type(value).__name__)
+        raise _bad_tokenizer(
+            place, "no JSON object", "a JSON object", type(value).__name__
+        )
     outer = {
         name: said for name, said in value.items() if name not in (*_PARTS, "model")
     }
     _validate(_Outer, outer, place, "")
     for part, (several, known) in _PARTS.items():
         growth, count = 1.0, 0
-        for step in _in_a_row(value.get(part), several, place, part):
+        for step in _flatten_steps(value.get(part), several, place, part):
             kind = known.get(str(step.get("type")))
             if kind is None:
-                raise _wrong(place, part, "a step that is known", step.get("type"))
+                raise _bad_tokenizer(
+                    place, part, "a step that is known", step.get("type")
+                )
             growth *= _validate(kind, step, place, part).growth
             count += 1
             if count > MAX_STEPS or growth > MAX_GROWTH:
-                raise _wrong(
+                raise _bad_tokenizer(
                     place,
                     part,
                     f"at most {MAX_STEPS} steps that make a text at most "
@@ -201,14 +205,14 @@ def check_tokenizer(value: Any, place: Path) -> None:
                 )
     model = value.get("model")
     if not isinstance(model, dict):
-        raise _wrong(place, "model", "a vocabulary", model)
-    kind = str(model.get("type") or _guess(model))
+        raise _bad_tokenizer(place, "model", "a vocabulary", model)
+    kind = str(model.get("type") or _infer_model_type(model))
     if kind not in _MODELS:
-        raise _wrong(place, "model", f"one of {', '.join(_MODELS)}", kind)
+        raise _bad_tokenizer(place, "model", f"one of {', '.join(_MODELS)}", kind)
     _validate(_MODELS[kind], {**model, "type": kind}, place, "model")
 
 
-def _guess(model: dict[str, Any]) -> str:
+def _infer_model_type(model: dict[str, Any]) -> str:
     """The kind of a model in files that were written before it was named."""
     if isinstance(model.get("vocab"), list):
         return "Unigram"
@@ -217,26 +221,26 @@ def _guess(model: dict[str, Any]) -> str:
     return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
-def _in_a_row(
-    value: Any, several: str, place: Path, part: str
+def _flatten_steps(
+    value: Any, list_key: str, place: Path, part: str
 ) -> Iterator[dict[str, Any]]:
     """The single steps of a part; rows in rows are taken apart."""
-    waiting = [value]
+    pending = [value]
     seen = 0
-    while waiting:
-        step = waiting.pop(0)
+    while pending:
+        step = pending.pop(0)
         seen += 1
         if step is None:
             continue
         if not isinstance(step, dict) or seen > 4 * MAX_STEPS:
-            raise _wrong(place, part, f"at most {MAX_STEPS} steps", step)
+            raise _bad_tokenizer(place, part, f"at most {MAX_STEPS} steps", step)
         if step.get("type") != "Sequence":
             yield step
             continue
-        inner = step.get(several)
-        if not isinstance(inner, list) or set(step) != {"type", several}:
-            raise _wrong(place, part, f"{several} of a Sequence", step)
-        waiting = [*inner[: MAX_STEPS + 1], *waiting]
+        inner = step.get(list_key)
+        if not isinstance(inner, list) or set(step) != {"type", list_key}:
+            raise _bad_tokenizer(place, part, f"{list_key} of a Sequence", step)
+        pending = [*inner[: MAX_STEPS + 1], *pending]
 
 
 def _validate(kind: type[Strict], value: dict[str, Any], place: Path, part: str) -> Any:
@@ -245,12 +249,14 @@ def _validate(kind: type[Strict], value: dict[str, Any], place: Path, part: str)
     except ValidationError as error:
         field, trouble, got = first_error(error)
         name = ".".join(filter(None, (part, field)))
-        raise _wrong(place, f"{name}: {trouble}", None, got) from error
+        raise _bad_tokenizer(place, f"{name}: {trouble}", None, got) from error
 
 
-def _wrong(place: Path, trouble: str, expected: str | None, got: Any) -> InputError:
+def _bad_tokenizer(
+    place: Path, problem: str, expected: str | None, got: Any
+) -> InputError:
     return InputError(
-        f"{place} is not a tokenizer that can be used ({trouble})",
+        f"{place} is not a tokenizer that can be used ({problem})",
         expected=expected,
         got=repr(got)[:120],
         fix="Save the tokenizer again with save_pretrained, or pass another",

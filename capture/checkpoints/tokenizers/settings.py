@@ -14,7 +14,7 @@ from capture.checkpoints.tokenizers.steps import Id, Short, Token
 from evidence.errors import InputError
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
-_NAMED = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
+_TOKEN_FIELD = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
 """A special token under a name of its own, such as ``image_token``."""
 
 
@@ -90,9 +90,9 @@ def filter_settings(raw: dict[str, Any], place: Path) -> dict[str, Any]:
     Raises:
         InputError: a setting is of another kind than the library takes.
     """
-    kept = _kept(_Settings, raw, place)
+    kept = _filtered(_Settings, raw, place)
     decoder = kept.pop("added_tokens_decoder", None)
-    kept = _marked(kept)
+    kept = _mark_added_tokens(kept)
     return kept if decoder is None else {**kept, "added_tokens_decoder": decoder}
 
 
@@ -102,7 +102,7 @@ def filter_special_tokens(raw: dict[str, Any], place: Path) -> dict[str, Any]:
     Raises:
         InputError: a token is none.
     """
-    return _unmarked(_kept(_Special, raw, place))
+    return _drop_special_flags(_filtered(_Special, raw, place))
 
 
 def filter_added_tokens(raw: dict[str, Any], place: Path) -> dict[str, int]:
@@ -111,43 +111,45 @@ def filter_added_tokens(raw: dict[str, Any], place: Path) -> dict[str, int]:
     Raises:
         InputError: a token or a number is none.
     """
-    return _valid(_Added, {"tokens": raw}, place).tokens
+    return _validated(_Added, {"tokens": raw}, place).tokens
 
 
-def _kept(kind: type[_Special], said: dict[str, Any], place: Path) -> dict[str, Any]:
+def _filtered(kind: type[_Special], raw: dict[str, Any], place: Path) -> dict[str, Any]:
     named = {
         name: value
-        for name, value in said.items()
-        if _NAMED.fullmatch(name) and not isinstance(value, bool)
+        for name, value in raw.items()
+        if _TOKEN_FIELD.fullmatch(name) and not isinstance(value, bool)
     }
-    ours = {name: said[name] for name in said if name not in named} | {"named": named}
-    found = _valid(kind, ours, place).model_dump(exclude_unset=True)
+    ours = {name: raw[name] for name in raw if name not in named} | {"named": named}
+    found = _validated(kind, ours, place).model_dump(exclude_unset=True)
     return found | found.pop("named")
 
 
-def _marked(value: Any) -> Any:
+def _mark_added_tokens(value: Any) -> Any:
     """The same with each token that has settings marked as one, as the library does."""
     if isinstance(value, list):
-        return [_marked(each) for each in value]
+        return [_mark_added_tokens(each) for each in value]
     if not isinstance(value, dict):
         return value
     if "content" in value:
         return {"__type": "AddedToken", **value}
-    return {name: _marked(each) for name, each in value.items()}
+    return {name: _mark_added_tokens(each) for name, each in value.items()}
 
 
-def _unmarked(value: Any) -> Any:
+def _drop_special_flags(value: Any) -> Any:
     """The same without what the library adds itself to tokens of this file."""
     if isinstance(value, list):
-        return [_unmarked(each) for each in value]
+        return [_drop_special_flags(each) for each in value]
     if not isinstance(value, dict):
         return value
-    return {name: _unmarked(value[name]) for name in value if name != "special"}
+    return {
+        name: _drop_special_flags(value[name]) for name in value if name != "special"
+    }
 
 
-def _valid(kind: type[_Part], said: dict[str, Any], place: Path) -> Any:
+def _validated(kind: type[_Part], raw: dict[str, Any], place: Path) -> Any:
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(raw)
     except ValidationError as error:
         field, trouble, got = first_error(error)
         raise InputError(

@@ -49,13 +49,13 @@ class Step(Strict):
         return 1.0
 
 
-def _affordable(pattern: str) -> str:
+def _check_cost(pattern: str) -> str:
     try:
         ways = analyze_pattern(pattern).ways_if_last
     except PatternError as error:
         raise ValueError(f"a pattern that cannot be used: {error}") from error
-    for degree, many in enumerate(ways):
-        if many > (MAX_WAYS[degree] if degree < len(MAX_WAYS) else 0):
+    for degree, count in enumerate(ways):
+        if count > (MAX_WAYS[degree] if degree < len(MAX_WAYS) else 0):
             raise ValueError("a pattern that can take too long to match")
     return pattern
 
@@ -74,7 +74,7 @@ class Exact(Strict):
 class Expression(Strict):
     """A pattern that is a regular expression of bounded cost."""
 
-    Regex: Annotated[StrictStr, Field(min_length=1), AfterValidator(_affordable)]
+    Regex: Annotated[StrictStr, Field(min_length=1), AfterValidator(_check_cost)]
 
     @property
     def min_length(self) -> float:

@@ -115,9 +115,9 @@ class _Reader:
             raise self.damaged("an end before all was said")
         return struct.unpack(f"<{kinds}", self.file.read(length))
 
-    def text(self, most: int) -> str:
+    def text(self, max_bytes: int) -> str:
         length = self.numbers("Q")[0]
-        if length > most or length > self.size - self.file.tell():
+        if length > max_bytes or length > self.size - self.file.tell():
             raise self.damaged(f"a text of {length:,} bytes")
         if self.file.tell() > MAX_METADATA_BYTES:
             raise self.damaged(f"more than {MAX_METADATA_BYTES:,} bytes of metadata")
@@ -175,12 +175,12 @@ class _Reader:
 def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
     """The vocabulary is one that a tokenizer can be made of in bounded time."""
     for key in ("tokens", "merges"):
-        said = metadata.get(f"tokenizer.ggml.{key}", [])
-        if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
+        values = metadata.get(f"tokenizer.ggml.{key}", [])
+        if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
             raise reader.damaged(f"{key} that are no list of texts")
         longest = MAX_TOKEN_CHARACTERS if key == "tokens" else 2 * MAX_TOKEN_CHARACTERS
-        if sum(map(len, said)) > MAX_VOCABULARY_CHARACTERS or any(
-            len(each) > longest for each in said
+        if sum(map(len, values)) > MAX_VOCABULARY_CHARACTERS or any(
+            len(each) > longest for each in values
         ):
             raise reader.damaged(f"{key} that are too long")
     tokens = metadata.get("tokenizer.ggml.tokens", [])
@@ -189,9 +189,9 @@ def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
             if not isinstance(value, int) or not 0 <= value < max(len(tokens), 1):
                 raise reader.damaged(f"{key} is {value}, of {len(tokens):,} tokens")
     for key in ("scores", "token_type"):
-        said = metadata.get(f"tokenizer.ggml.{key}")
-        if said is not None and (
-            not isinstance(said, list) or len(said) != len(tokens)
+        values = metadata.get(f"tokenizer.ggml.{key}")
+        if values is not None and (
+            not isinstance(values, list) or len(values) != len(tokens)
         ):
             raise reader.damaged(f"{key} that are not one for each token")
     if not isinstance(metadata.get("general.architecture"), str):

@@ -68,9 +68,9 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
     with open_regular(path, 1 << 62) as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        whole = file.seek(0, 2)
-        if not 2 <= length <= min(MAX_HEADER_BYTES, whole - 8):
-            raise _damaged(path, f"a header of {length:,} bytes in {whole:,}")
+        file_size = file.seek(0, 2)
+        if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
+            raise _damaged(path, f"a header of {length:,} bytes in {file_size:,}")
         file.seek(8)
         head = file.read(length)
     try:
@@ -94,16 +94,18 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
         if begin != end:
             raise _damaged(path, f"tensors with a gap or an overlap at {name}")
         end = stop
-    if end != whole - 8 - length:
-        raise _damaged(path, f"{end:,} bytes of tensors, {whole - 8 - length:,} there")
+    if end != file_size - 8 - length:
+        raise _damaged(
+            path, f"{end:,} bytes of tensors, {file_size - 8 - length:,} there"
+        )
     return {name: entry for name, (entry, _, _) in spans.items()}
 
 
-def _span(path: Path, name: str, said: object) -> tuple[TensorEntry, int, int]:
+def _span(path: Path, name: str, raw: object) -> tuple[TensorEntry, int, int]:
     """A tensor, and where it begins and ends."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise _damaged(path, f"a tensor name of {len(name):,} characters")
-    fields: dict[str, Any] = said if isinstance(said, dict) else {}
+    fields: dict[str, Any] = raw if isinstance(raw, dict) else {}
     shape, ends = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     bits = DTYPE_BITS.get(str(fields.get("dtype")))
     if not bits or shape is None or ends is None or len(ends) != 2:

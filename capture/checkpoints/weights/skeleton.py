@@ -78,16 +78,17 @@ def check_fit(
         )
         for name, entry in entries.items()
     }
-    held = sum(math.prod(entry.shape) for entry in entries.values())
-    with limit_construction(len(entries), held, folder / "config.json"):
+    n_values = sum(math.prod(entry.shape) for entry in entries.values())
+    with limit_construction(len(entries), n_values, folder / "config.json"):
         model = build_model(model_type, config, state, folder, device="meta")
     known = {*model.state_dict()}
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    passed_over = re.compile("|".join(f"({each})" for each in patterns) or r"(?!)")
+    ignored_pattern = re.compile("|".join(f"({each})" for each in patterns) or r"(?!)")
     ignored = frozenset(
         name
         for name, entry in entries.items()
-        if name not in known and (passed_over.search(name) or _spare(name, entry.shape))
+        if name not in known
+        and (ignored_pattern.search(name) or _is_ignorable(name, entry.shape))
     )
     # Tables of numbers, such as which expert a token goes to, are whole numbers.
     tables = {
@@ -157,10 +158,10 @@ def build_model(
         )
     missing = sorted(report["missing_keys"])
     shapes = sorted(map(str, report["mismatched_keys"]))
-    over = sorted(
+    unexpected = sorted(
         name
         for name in report["unexpected_keys"]
-        if not (name in state and _spare(name, _shape(state[name])))
+        if not (name in state and _is_ignorable(name, _shape(state[name])))
     )
     if missing or shapes:
         raise InputError(
@@ -170,11 +171,11 @@ def build_model(
             f"{(missing + shapes)[0]}",
             fix="Check that config.json belongs to these weights",
         )
-    if over:
+    if unexpected:
         raise InputError(
             f"{folder} holds tensors that its config.json has no place for",
             expected=f"the weights of a {model_type.__name__} and no others",
-            got=f"{len(over)} more, such as {over[0]}",
+            got=f"{len(unexpected)} more, such as {unexpected[0]}",
             fix="Check that config.json belongs to these weights; a part that is left "
             "out would not be audited",
         )
@@ -186,7 +187,7 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.get_shape() if hasattr(value, "get_shape") else value.shape)
 
 
-def _spare(name: str, shape: tuple[int, ...]) -> bool:
+def _is_ignorable(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor that finds no place is known to be of no matter."""
     if re.search(_MASKS, name):
         return shape[:2] == (1, 1) if len(shape) == 4 else math.prod(shape) == 1
@@ -206,15 +207,15 @@ def limit_construction(n_tensors: int, n_values: int, place: Path) -> Iterator[N
         InputError: modules, parameters or buffers go beyond what files of that size
             can be meant for.
     """
-    left = {
+    budget = {
         "modules": BASE_MODULES + MODULES_PER_TENSOR * n_tensors,
         "parameters": BASE_PARAMETERS + PARAMETERS_PER_TENSOR * n_tensors,
         "numbers in buffers": MAX_BUFFER_VALUES + n_values,
     }
 
     def spend(what: str, cost: int) -> None:
-        left[what] -= cost
-        if left[what] < 0:
+        budget[what] -= cost
+        if budget[what] < 0:
             raise InputError(
                 f"{place} describes a model larger than its weights",
                 expected=f"one that {n_tensors} tensors can fill",

@@ -75,7 +75,7 @@ def find_shards(folder: Path) -> list[Path]:
     """
     index, single = folder / INDEX, folder / SINGLE
     if is_file(index):
-        named = _indexed(folder, index)
+        named = _indexed_shards(folder, index)
         if is_file(single) and named != [single]:
             raise InputError(
                 f"{folder} holds weights twice",
@@ -100,9 +100,9 @@ def find_shards(folder: Path) -> list[Path]:
     )
 
 
-def _indexed(folder: Path, index: Path) -> list[Path]:
+def _indexed_shards(folder: Path, index: Path) -> list[Path]:
     try:
-        placed = read_json(index, max_bytes=MAX_INDEX_BYTES, max_depth=4).get(
+        weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES, max_depth=4).get(
             "weight_map"
         )
     except InputError as error:
@@ -111,27 +111,27 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
             expected="a JSON object with a weight_map",
             got=error.got,
         ) from error
-    if not isinstance(placed, dict) or not all(
-        isinstance(name, str) for name in placed.values()
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
     ):
         raise InputError(
             f"{index} is not a valid index of weight files",
             expected="a JSON object with a weight_map",
         )
-    names = set(placed.values())
+    names = set(weight_map.values())
     # A name with a folder in it could point anywhere on the disk.
-    strange = [
+    invalid = [
         name
         for name in sorted(names)
         if Path(name).name != name or not name.endswith(".safetensors")
     ]
-    if strange or not names:
+    if invalid or not names:
         raise InputError(
             f"{index} names files outside its folder or of another kind"
-            if strange
+            if invalid
             else f"{index} is empty",
             expected="plain names of safetensors files",
-            got=repr(strange[:3]),
+            got=repr(invalid[:3]),
         )
     missing = sorted(name for name in names if not is_file(folder / name))
     if missing:

@@ -24,8 +24,8 @@ MAX_MEMBERS = 1000
 """Files in an archive."""
 MAX_FILE_BYTES = 4 << 30
 """Bytes of an archive."""
-_END = struct.Struct("<4s4H2LH")  # the record at the end of every zip archive
-_SHALLOW = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_END_RECORD = struct.Struct("<4s4H2LH")  # the record at the end of every zip archive
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Header:
 
     start: int
     shape: tuple[int, ...]
-    in_columns: bool
+    fortran_order: bool
     dtype: np.dtype
 
     @property
@@ -74,20 +74,20 @@ def read_arrays(
 def _check_end(file: BinaryIO) -> None:
     """Refuse lists of contents that are long to read, before they are read."""
     size = file.seek(0, 2)
-    tail = min(size, _END.size + (1 << 16))
+    tail = min(size, _END_RECORD.size + (1 << 16))
     file.seek(size - tail)
     found = file.read(tail)
     at = found.rfind(b"PK\5\6")
-    if at < 0 or at + _END.size > len(found):
+    if at < 0 or at + _END_RECORD.size > len(found):
         raise ValueError("it is not a zip archive")
-    _, _, _, here, members, listed, _, _ = _END.unpack_from(found, at)
+    _, _, _, here, members, listed, _, _ = _END_RECORD.unpack_from(found, at)
     if max(here, members) > MAX_MEMBERS or listed > MAX_MEMBERS * 1024:
         raise ValueError(f"more than {MAX_MEMBERS:,} files in it")
     file.seek(0)
 
 
 def _arrays(
-    path: Path, packed: zipfile.ZipFile, names: Collection[str], limit: int
+    path: Path, packed: zipfile.ZipFile, names: Collection[str], max_bytes: int
 ) -> dict[str, NDArray[np.generic]]:
     listed = packed.namelist()
     if len(set(listed)) < len(listed):
@@ -96,14 +96,14 @@ def _arrays(
         name: packed.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in listed
     }
     for name, info in found.items():
-        if info.compress_type not in _SHALLOW or info.flag_bits & 0x1:
+        if info.compress_type not in _COMPRESSIONS or info.flag_bits & 0x1:
             raise ValueError(f"{name} is encrypted or compressed in an unusual way")
     headers = {name: _header(packed, info) for name, info in found.items()}
     total = sum(each.size for each in headers.values())
-    if total > limit:
+    if total > max_bytes:
         raise InputError(
             f"{path} unpacks to too much",
-            expected=f"at most {limit / (1 << 30):.3g} GiB",
+            expected=f"at most {max_bytes / (1 << 30):.3g} GiB",
             got=f"{total / (1 << 30):.3g} GiB",
         )
     for name, info in found.items():
@@ -138,4 +138,4 @@ def _array(
         member.read(header.start)
         data = member.read()  # to its end, where its checksum is looked at
     flat = np.frombuffer(data, dtype=header.dtype)
-    return flat.reshape(header.shape, order="F" if header.in_columns else "C")
+    return flat.reshape(header.shape, order="F" if header.fortran_order else "C")

@@ -43,19 +43,19 @@ def parquet_rows(
         whole = pq.ParquetFile(file, read_dictionary=texts)
         _check_size(path, whole, max_bytes, max_rows, max_columns)
         known = [field.name for field in whole.schema_arrow if _is_known(field.type)]
-        aside = {
+        unread_types = {
             field.name: field.type
             for field in whole.schema_arrow
             if field.name not in known
         }
         number = unpacked = 0
         for batch in whole.iter_batches(BATCH_ROWS, columns=known):
-            unpacked += sum(map(_unpacked, batch.columns))
+            unpacked += sum(map(_unpacked_bytes, batch.columns))
             if unpacked > max_bytes:
                 raise _too_large(path, max_bytes, f"more than {unpacked:,} bytes")
             for record in batch.to_pylist():
                 number += 1
-                yield number, aside | record
+                yield number, unread_types | record
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -73,7 +73,7 @@ def _text_columns(file: Any) -> list[str]:
 
 
 def _check_size(
-    path: Path, file: Any, bytes_limit: int, rows: int, columns: int
+    path: Path, file: Any, max_bytes: int, max_rows: int, max_columns: int
 ) -> None:
     """Look at what the file says of itself, before anything of it is read."""
     meta = file.metadata
@@ -84,14 +84,14 @@ def _check_size(
     ]
     size = sum(part.total_uncompressed_size for part in parts)
     values = sum(part.num_values for part in parts)
-    if meta.num_rows > rows or max(size, values) > bytes_limit:
+    if meta.num_rows > max_rows or max(size, values) > max_bytes:
         raise _too_large(
-            path, bytes_limit, f"{meta.num_rows:,} rows, {max(size, values):,} bytes"
+            path, max_bytes, f"{meta.num_rows:,} rows, {max(size, values):,} bytes"
         )
-    if meta.num_columns > columns:
+    if meta.num_columns > max_columns:
         raise InputError(
             f"{path} has too many columns",
-            expected=f"at most {columns:,}",
+            expected=f"at most {max_columns:,}",
             got=f"{meta.num_columns:,}",
         )
     if len(set(names)) < len(names):
@@ -120,19 +120,19 @@ def _is_known(kind: Any) -> bool:
     )
 
 
-def _unpacked(column: Any) -> int:
+def _unpacked_bytes(column: Any) -> int:
     """Bytes of a column when every text is written out; eight a value at least."""
     import pyarrow.compute as pc
     from pyarrow import types
 
-    least = 8 * len(column)
+    base_bytes = 8 * len(column)
     if types.is_list(column.type) or types.is_large_list(column.type):
         column = column.flatten()
     if types.is_dictionary(column.type):
         lengths = pc.call_function("binary_length", [column.dictionary])
         total = pc.call_function("sum", [lengths.take(column.indices)])
-        return least + 8 * len(column) + (total.as_py() or 0)
-    return least + max(column.nbytes, 8 * len(column))
+        return base_bytes + 8 * len(column) + (total.as_py() or 0)
+    return base_bytes + max(column.nbytes, 8 * len(column))
 
 
 def _too_large(path: Path, limit: int, got: str) -> InputError:

@@ -16,7 +16,7 @@ from evidence.storage.regular_files import is_folder, open_regular
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _DECODERS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 # Others hold more than eight bits a channel, which would be cut off in silence.
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 MAX_PIXELS = 1 << 26
 """Of one picture: 67 million."""
 MAX_FILE_BYTES = 1 << 28
@@ -35,7 +35,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     entries = _entries(folder)
     for part in entries:
         if not is_folder(part):
-            if _is_picture(part):
+            if _is_image(part):
                 raise InputError(
                     f"{part} lies outside the classes",
                     expected="one folder a class, with its pictures in it",
@@ -44,13 +44,13 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
             continue
         inside = _entries(part)
         for each in inside:
-            if is_folder(each) or (_is_picture(each) and not _is_read(each)):
+            if is_folder(each) or (_is_image(each) and not _is_supported(each)):
                 raise InputError(
                     f"{each} would be passed over",
                     expected=f"pictures ({', '.join(SUFFIXES)}), side by side in {part}",
                     fix="Move or convert it",
                 )
-        found[part.name] = [each for each in inside if _is_read(each)]
+        found[part.name] = [each for each in inside if _is_supported(each)]
     if not found:
         raise InputError(
             f"{folder} holds no images",
@@ -89,23 +89,23 @@ def read_image(path: Path, grayscale: bool) -> NDArray[np.uint8]:
             ) from error
 
 
-def _check(path: Path, picture) -> None:
-    width, height = picture.size
+def _check(path: Path, image) -> None:
+    width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:
         raise InputError(
             f"{path} has too many pixels",
             expected=f"at most {MAX_PIXELS:,}",
             got=f"{width:,} x {height:,}",
         )
-    if picture.mode not in _MODES:
+    if image.mode not in _EIGHT_BIT_MODES:
         raise InputError(
-            f"{path} has another depth than eight bits a channel", got=picture.mode
+            f"{path} has another depth than eight bits a channel", got=image.mode
         )
-    if getattr(picture, "n_frames", 1) > 1:
+    if getattr(image, "n_frames", 1) > 1:
         raise InputError(
             f"{path} is a moving picture",
             expected="one picture",
-            got=f"{picture.n_frames:,}",
+            got=f"{image.n_frames:,}",
         )
 
 
@@ -118,11 +118,11 @@ def _entries(folder: Path) -> list[Path]:
         ) from error
 
 
-def _is_read(path: Path) -> bool:
+def _is_supported(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     from PIL import Image
 
     return path.suffix.lower() in Image.registered_extensions()

@@ -43,20 +43,20 @@ def find_chain(
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     if len(layers) < 2:
         raise unsupported(model, f"it has {len(layers)} layers with weights")
-    ways = [tuple(Cut(layer, "in") for layer in layers)]
+    candidates = [tuple(Cut(layer, "in") for layer in layers)]
     units = residual_units(model)
     if len(units) >= 2:
         cuts = Cut(units[0], "in"), *(Cut(unit, "out") for unit in units)
-        ways.insert(0 if units_first else 1, cuts)
+        candidates.insert(0 if units_first else 1, cuts)
     faults = []
-    for cuts in ways:
-        faults.append(_fault(model, cuts, example))
+    for cuts in candidates:
+        faults.append(_chain_fault(model, cuts, example))
         if not faults[-1]:
             return Chain(cuts, layers[-1])
     raise unsupported(model, faults[0])
 
 
-def _fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
+def _chain_fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
     """Why the cuts make no chain; empty where they do."""
     names = {module: name for name, module in model.named_modules()}
     about = tuple((names[cut.module], cut.side) for cut in cuts)

@@ -30,16 +30,16 @@ class StructureCache(Generic[T]):
         """
         config = getattr(model, "config", None)
         owner: Any = model
-        told = ""
+        settings_key = ""
         to_dict = getattr(config, "to_dict", None)
         if callable(to_dict):
             settings: Any = to_dict()
             # Where a checkpoint lies changes nothing in what it computes.
             settings.pop("_name_or_path", None)
-            owner, told = type(model), repr(sorted(settings.items()))
+            owner, settings_key = type(model), repr(sorted(settings.items()))
         parts = tuple((name, type(each)) for name, each in model.named_modules())
-        known = self._found.setdefault(owner, {})
-        key = (question, told, parts)
-        if key not in known:
-            known[key] = compute()
-        return known[key]
+        cached = self._found.setdefault(owner, {})
+        key = (question, settings_key, parts)
+        if key not in cached:
+            cached[key] = compute()
+        return cached[key]

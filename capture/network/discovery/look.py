@@ -98,46 +98,48 @@ def trace_forward(
     step = max(1, -(-(len(cuts) - 1) // (MAX_CUTS - 1)))
     tried = [*cuts[:-1:step], cuts[-1]]
     rows = len(tried) + 1
-    given = short_inputs(model, rows) if example is None else [as_rows(example, rows)]
-    why = "nothing is known of what it reads"
-    for inputs in given:
-        found = ForwardTrace(rows)
+    candidates = (
+        short_inputs(model, rows) if example is None else [as_rows(example, rows)]
+    )
+    reason = "nothing is known of what it reads"
+    for inputs in candidates:
+        trace = ForwardTrace(rows)
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluation_mode(model))
             stack.enter_context(without_hooks(model))
             for module in dict.fromkeys(traced):
-                stack.enter_context(_watching(module, found))
+                stack.enter_context(_tracing(module, trace))
             for row, cut in enumerate(tried):
-                stack.enter_context(_exchanging(cut, row, found))
+                stack.enter_context(_swapping(cut, row, trace))
             try:
                 output = (
                     model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
                 )
             except FORWARD_ERRORS as error:
-                why = f"{type(error).__name__}: {str(error)[:120]}"
+                reason = f"{type(error).__name__}: {str(error)[:120]}"
                 continue
-        found.output = _first(output)
-        return found
+        trace.output = _first(output)
+        return trace
     raise InputError(
         f"the structure of {type(model).__name__} cannot be checked: it does not run "
-        f"on a short input ({why})",
+        f"on a short input ({reason})",
         expected="a network of token ids, of images or of vectors",
         fix="Give it an input of two different rows once: find_sites(model, example)",
     )
 
 
 @contextmanager
-def _watching(module: nn.Module, found: ForwardTrace) -> Iterator[None]:
-    seen = found.of(module)
+def _tracing(module: nn.Module, trace: ForwardTrace) -> Iterator[None]:
+    record = trace.of(module)
 
     def before(_: nn.Module, args: tuple, named: dict[str, Any]) -> None:
-        seen.input = found.last(args[0] if args else named.get("hidden_states"))
+        record.input = trace.last(args[0] if args else named.get("hidden_states"))
 
     def after(_: nn.Module, args: tuple, output: Any) -> None:
-        seen.output = found.last(output)
-        seen.calls += 1
-        found.n_ended += 1
-        seen.end_index = found.n_ended
+        record.output = trace.last(output)
+        record.calls += 1
+        trace.n_ended += 1
+        record.end_index = trace.n_ended
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
@@ -151,10 +153,10 @@ def _watching(module: nn.Module, found: ForwardTrace) -> Iterator[None]:
 
 
 @contextmanager
-def _exchanging(cut: Cut, row: int, found: ForwardTrace) -> Iterator[None]:
-    def exchanged(value: Any) -> Tensor | None:
-        if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != found.rows:
-            found.rows_first = False
+def _swapping(cut: Cut, row: int, trace: ForwardTrace) -> Iterator[None]:
+    def swapped(value: Any) -> Tensor | None:
+        if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != trace.rows:
+            trace.rows_first = False
             return None
         value = value.clone()
         value[row] = value[-1]
@@ -162,7 +164,7 @@ def _exchanging(cut: Cut, row: int, found: ForwardTrace) -> Iterator[None]:
 
     def before(_: nn.Module, args: tuple, named: dict[str, Any]) -> Any:
         key = "hidden_states" if "hidden_states" in named else next(iter(named), None)
-        value = exchanged(args[0] if args else named.get(str(key)))
+        value = swapped(args[0] if args else named.get(str(key)))
         if value is None:
             return None
         return (
@@ -171,7 +173,7 @@ def _exchanging(cut: Cut, row: int, found: ForwardTrace) -> Iterator[None]:
 
     def after(_: nn.Module, args: tuple, output: Any) -> Any:
         whole = isinstance(output, Tensor)
-        value = exchanged(output if whole else _first(output))
+        value = swapped(output if whole else _first(output))
         if value is None:
             return None
         return value if whole else (value, *output[1:])

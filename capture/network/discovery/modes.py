@@ -29,18 +29,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
     """The model as it is without the hooks on it, and afterwards with them again."""
-    kept = [
+    removed = [
         (module, table, getattr(module, table))
         for module in model.modules()
         for table in HOOK_TABLES
         if getattr(module, table)
     ]
-    for module, table, _ in kept:
+    for module, table, _ in removed:
         setattr(module, table, OrderedDict())
     try:
         yield
     finally:
-        for module, table, hooks in kept:
+        for module, table, hooks in removed:
             setattr(module, table, hooks)
 
 

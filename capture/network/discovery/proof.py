@@ -55,8 +55,8 @@ def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> s
     Raises:
         InputError: the network could not be run.
     """
-    found = trace_forward(model, cuts, [cut.module for cut in cuts], example)
-    return _broken(found, cuts)
+    trace = trace_forward(model, cuts, [cut.module for cut in cuts], example)
+    return _explain_broken_cuts(trace, cuts)
 
 
 def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> BlockParts:
@@ -68,67 +68,75 @@ def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> Blo
     blocks = outline.blocks
     cuts = [Cut(blocks[0], "in"), *(Cut(block, "out") for block in blocks)]
     inside = [module for block in blocks for module in block.modules()]
-    found = trace_forward(model, cuts, inside, example)
-    broken = _broken(found, cuts) or _unlinked(found, blocks)
+    trace = trace_forward(model, cuts, inside, example)
+    broken = _explain_broken_cuts(trace, cuts) or _explain_unlinked_blocks(
+        trace, blocks
+    )
     if broken:
         raise unsupported(model, broken)
-    return _parts(model, outline, found)
+    return _block_parts(model, outline, trace)
 
 
-def _broken(found: ForwardTrace, cuts: Sequence[Cut]) -> str:
+def _explain_broken_cuts(trace: ForwardTrace, cuts: Sequence[Cut]) -> str:
     """Why the cuts do not hold all that goes on; empty where they do."""
-    calls = [found.of(cut.module).calls for cut in cuts]
+    calls = [trace.of(cut.module).calls for cut in cuts]
     if 0 in calls:
         return (
             f"a short input does not pass through part {calls.index(0)} of {len(cuts)}"
         )
     if max(calls) > 1:
         return "it runs one part several times"
-    ends = [found.of(cut.module).end_index for cut in cuts]
+    ends = [trace.of(cut.module).end_index for cut in cuts]
     if sorted(ends) != ends:
         return "its parts do not run in the order in which they are listed"
-    if not found.rows_first:
+    if not trace.rows_first:
         return "what passes between its parts has no axis of rows first"
-    output = found.output
-    if output is None or len(output) != found.rows:
+    output = trace.output
+    if output is None or len(output) != trace.rows:
         return "its output has no axis of rows first"
-    if not _same(output, output[-1:].expand_as(output)):
+    if not _allclose(output, output[-1:].expand_as(output)):
         return "something passes by its parts, as in a network with skips between them"
     return ""
 
 
-def _unlinked(found: ForwardTrace, blocks: Sequence[nn.Module]) -> str:
+def _explain_unlinked_blocks(trace: ForwardTrace, blocks: Sequence[nn.Module]) -> str:
     """Why what leaves a block is not what enters the next; empty where it is."""
     for layer, (block, following) in enumerate(pairwise(blocks)):
-        gave, read = found.of(block).output, found.of(following).input
-        if gave is None or read is None or not _same(read, gave):
+        gave, read = trace.of(block).output, trace.of(following).input
+        if gave is None or read is None or not _allclose(read, gave):
             return f"what leaves block {layer} is not what enters the next"
     return ""
 
 
-def _parts(model: nn.Module, outline: Outline, found: ForwardTrace) -> BlockParts:
+def _block_parts(model: nn.Module, outline: Outline, trace: ForwardTrace) -> BlockParts:
     projections, attention, feed_forward = [], [], []
     refused: dict[str, str] = {}
-    width = _width(outline, found)
+    width = _width(outline, trace)
     names = {module: name for name, module in model.named_modules()}
     for layer, block in enumerate(outline.blocks):
-        own = outline.attentions[layer]
-        projection = _last_called(found, list(linears(own)))
-        rest = [m for m in linears(block, skip=own) if _outputs(m) == width]
+        attention_module = outline.attentions[layer]
+        projection = _last_called(trace, list(linears(attention_module)))
+        rest = [
+            m for m in linears(block, skip=attention_module) if _outputs(m) == width
+        ]
         whole = outline.feed_forwards[layer]
         others = [
             child
             for child in block.children()
-            if child is not own and child is not whole and found.of(child).calls == 1
+            if child is not attention_module
+            and child is not whole
+            and trace.of(child).calls == 1
         ]
-        others.sort(key=lambda child: found.of(child).end_index)
-        ones = [each for each in (projection, own) if each is not None]
-        twos = [each for each in (whole, _last_called(found, rest)) if each is not None]
+        others.sort(key=lambda child: trace.of(child).end_index)
+        ones = [each for each in (projection, attention_module) if each is not None]
+        twos = [each for each in (whole, _last_called(trace, rest)) if each is not None]
         # A search that fails is slow, and one block that is refused is enough.
         given_up = len(refused) == 2
-        chosen = None if given_up else _added(found, block, ones, twos, others)
+        chosen = (
+            None if given_up else _find_added_outputs(trace, block, ones, twos, others)
+        )
         projections.append("" if projection is None else names[projection])
-        attention.append(names[chosen[0] if chosen else own])
+        attention.append(names[chosen[0] if chosen else attention_module])
         feed_forward.append(names[chosen[1] if chosen else block])
         place = f"in block {layer} of {type(model).__name__}"
         if not chosen and not given_up:
@@ -138,7 +146,7 @@ def _parts(model: nn.Module, outline: Outline, found: ForwardTrace) -> BlockPart
             )
             refused = {"attn": why, "mlp": why} | refused
         for kind, module in zip(("attn", "mlp"), chosen or (), strict=False):
-            gave, stream = found.of(module).output, found.of(block).output
+            gave, stream = trace.of(module).output, trace.of(block).output
             if gave is not None and stream is not None and gave.shape != stream.shape:
                 why = f"{place} it has no positions: rows lie one after another"
                 refused.setdefault(kind, why)
@@ -147,8 +155,8 @@ def _parts(model: nn.Module, outline: Outline, found: ForwardTrace) -> BlockPart
     )
 
 
-def _width(outline: Outline, found: ForwardTrace) -> int:
-    gave = found.of(outline.blocks[0]).output
+def _width(outline: Outline, trace: ForwardTrace) -> int:
+    gave = trace.of(outline.blocks[0]).output
     return 0 if gave is None else int(gave.shape[-1])
 
 
@@ -156,45 +164,51 @@ def _outputs(module: nn.Module) -> int:
     return (linear_shape(module) or (0, 0))[1]
 
 
-def _last_called(found: ForwardTrace, modules: list[nn.Module]) -> nn.Module | None:
-    called = [module for module in modules if found.of(module).calls]
-    return max(called, key=lambda module: found.of(module).end_index, default=None)
+def _last_called(trace: ForwardTrace, modules: list[nn.Module]) -> nn.Module | None:
+    called = [module for module in modules if trace.of(module).calls]
+    return max(called, key=lambda module: trace.of(module).end_index, default=None)
 
 
-def _added(
-    found: ForwardTrace,
+def _find_added_outputs(
+    trace: ForwardTrace,
     block: nn.Module,
-    ones: list[nn.Module],
-    twos: list[nn.Module],
-    others: list[nn.Module],
+    attention_candidates: list[nn.Module],
+    mlp_candidates: list[nn.Module],
+    either_candidates: list[nn.Module],
 ) -> tuple[nn.Module, nn.Module] | None:
     """Two modules whose outputs the block adds to the stream, the likeliest first.
 
     Args:
-        found: What was seen.
+        trace: What was seen.
         block: The block.
-        ones: Modules that may give what attention adds, the likeliest first.
-        twos: The same of the feed-forward part.
-        others: Modules that may give either, such as norms and dropouts.
+        attention_candidates: Modules that may give what attention adds, the likeliest first.
+        mlp_candidates: The same of the feed-forward part.
+        either_candidates: Modules that may give either, such as norms and dropouts.
     """
-    start, end = found.of(block).input, found.of(block).output
+    start, end = trace.of(block).input, trace.of(block).output
     if start is None or end is None:
         return None
-    gave = {each: _like(found.of(each).output, end) for each in (*ones, *twos, *others)}
-    for one, two in product([*ones, *others], [*twos, *others]):
-        a, b = gave[one], gave[two]
+    outputs = {
+        each: _reshaped(trace.of(each).output, end)
+        for each in (*attention_candidates, *mlp_candidates, *either_candidates)
+    }
+    for one, two in product(
+        [*attention_candidates, *either_candidates],
+        [*mlp_candidates, *either_candidates],
+    ):
+        a, b = outputs[one], outputs[two]
         if one is not two and a is not None and b is not None:
             if _is_sum(end, start, a, b):
                 return one, two
-    inside = [found.of(module) for module in block.modules()]
-    for one, two in product(ones, twos):
-        a, b = gave[one], gave[two]
+    inside = [trace.of(module) for module in block.modules()]
+    for one, two in product(attention_candidates, mlp_candidates):
+        a, b = outputs[one], outputs[two]
         if a is not None and b is not None and _is_normed_sum(inside, start, a, b, end):
             return one, two
     return None
 
 
-def _like(value: Tensor | None, stream: Tensor) -> Tensor | None:
+def _reshaped(value: Tensor | None, stream: Tensor) -> Tensor | None:
     """A value in the shape of the stream, also where its rows lie in one another."""
     if value is None or value.numel() != stream.numel():
         return None
@@ -205,7 +219,9 @@ def _is_normed_sum(
     inside: Sequence[ModuleTrace], start: Tensor, a: Tensor, b: Tensor, end: Tensor
 ) -> bool:
     """Whether a norm follows each addition, as in BERT: N(N(start + a) + b)."""
-    seen = [(_like(each.input, end), _like(each.output, end)) for each in inside]
+    seen = [
+        (_reshaped(each.input, end), _reshaped(each.output, end)) for each in inside
+    ]
     pairs = [
         (read, gave) for read, gave in seen if read is not None and gave is not None
     ]
@@ -226,7 +242,7 @@ def _is_sum(total: Tensor, *terms: Tensor) -> bool:
     return bool((apart <= 4 * eps * size).masked_fill(~apart.isfinite(), True).all())
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _allclose(one: Tensor, other: Tensor) -> bool:
     """Whether two values are equal up to rounding, vector by vector."""
     if one.shape != other.shape:
         return False
