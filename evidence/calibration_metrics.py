@@ -1,4 +1,4 @@
-"""Are stated probabilities true? Reliability, calibration error, coverage."""
+"""Calibration of probabilities: reliability bins, calibration error, risk-coverage curve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from evidence.intervals import Interval, wilson_interval
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Answers given with about the same confidence.
+    """One bin of a reliability diagram.
 
     Attributes:
-        low: Least confidence of the bin.
-        high: Most.
-        n: Answers in it.
-        confidence: Their mean confidence.
-        right: Share of them that were right.
+        low: Lower edge of the bin.
+        high: Upper edge of the bin.
+        n: Number of answers.
+        confidence: Mean confidence.
+        right: Share of correct answers.
         interval: 95 % Wilson interval of ``right``.
     """
 
@@ -34,10 +34,10 @@ class ReliabilityBin:
 def reliability(
     confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
 ) -> list[ReliabilityBin]:
-    """Answers by confidence, in bins of equal width; empty ones are left out.
+    """Reliability diagram with bins of equal width; empty bins are left out.
 
     Raises:
-        InputError: a confidence is no probability, or lengths differ.
+        InputError: a confidence is not a probability, or lengths differ.
     """
     scores, hits = _validate(confidence, correct)
     bin_idx = np.minimum((scores * n_bins).astype(int), n_bins - 1)
@@ -61,10 +61,9 @@ def reliability(
 def expected_calibration_error(
     confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
 ) -> float:
-    """Expected calibration error of the answers given, between 0 and 1.
+    """Expected calibration error (Guo et al., arXiv 1706.04599), between 0 and 1.
 
-    The mean distance between confidence and share right over bins of equal width,
-    weighted by their answers (Guo et al., arXiv 1706.04599).
+    The mean of |confidence - accuracy| over bins of equal width, weighted by bin size.
     """
     found = reliability(confidence, correct, n_bins)
     total = sum(each.n for each in found)
@@ -74,12 +73,12 @@ def expected_calibration_error(
 def risk_coverage_curve(
     confidence: Sequence[float], correct: Sequence[bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Error among the answers kept, where only the surest are.
+    """Risk-coverage curve: error rate among the most confident answers.
 
     Answers of equal confidence are kept or dropped together.
 
     Returns:
-        (point,) share of answers kept, ascending, and (point,) share wrong among them.
+        (point,) share of answers kept, ascending, and (point,) error rate among them.
     """
     given, true = _validate(confidence, correct)
     order = np.argsort(-given, kind="stable")
@@ -101,7 +100,7 @@ def _validate(
         )
     if not ((given >= 0) & (given <= 1)).all():
         raise InputError(
-            "a confidence is no probability",
+            "a confidence is not a probability",
             expected="numbers between 0 and 1",
             got=f"{given[~((given >= 0) & (given <= 1))][0]}",
         )

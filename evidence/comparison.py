@@ -1,4 +1,4 @@
-"""Compare a candidate's entities with a floor and a ceiling, column by column."""
+"""Compare a candidate's entity scores with a floor and a ceiling, column by column."""
 
 from collections.abc import Sequence
 
@@ -29,31 +29,29 @@ def compare(
     mask: Sequence[bool] | None = None,
     min_residual: float = 0.0,
 ) -> Reading:
-    """Place a candidate between floor and original, with a test and intervals.
+    """Rescale a candidate between floor (0) and original (1), with a test and intervals.
 
-    Superiority over the floor is tested by exchanging entities (never-taught floor)
-    or swapping scores within an entity (reference floor), with the maximum over
-    columns. For equivalence the 90 % interval of *every* used column counts: their
-    union lies within a margin only if each does (intersection-union test).
+    Superiority over the floor is tested by permuting entities (never-taught floor) or by
+    swapping the two scores within an entity (reference floor), with the maximum over columns
+    as the statistic. Equivalence uses the union of the 90 % intervals of all used columns: the
+    union lies within a margin only if every interval does (intersection-union test).
 
     Args:
         name: Name of the reading.
-        candidate: (entity, column) of the model under audit.
-        floor: (entity, column) where nothing was known: other entities
-            (``floor_kind`` "never_taught") or the same ones in a reference model.
-        ceiling: (entity, column) of the original.
-        columns: Their names.
+        candidate: (entity, column) scores of the model under audit.
+        floor: (entity, column) scores without knowledge: other entities (``floor_kind``
+            "never_taught"), or the same entities in a reference model ("reference").
+        ceiling: (entity, column) scores of the original.
+        columns: Column names.
         floor_kind: "never_taught" or "reference".
-        rng: Generator of the permutations.
-        n_permutations: How many are drawn.
-        mask: Which columns count; those where the original itself is not beyond the
-            floor say nothing about the candidate. Default: all.
-        min_residual: Superiority is tested over the floor raised by this share of the way to
-            the original: for a statistic whose floor is not quite that of a model that
-            never knew.
+        mask: (column,) columns to use; by default all. A column in which the original itself
+            does not exceed the floor is not informative.
+        min_residual: Superiority is tested against the floor raised by this share of the
+            distance to the original, for statistics whose floor lies slightly below that of a
+            model without the knowledge.
 
     Raises:
-        InputError: shapes differ, or no column is used.
+        InputError: shapes differ, or the mask selects no column.
     """
     used = np.ones(len(columns), bool) if mask is None else np.asarray(mask, bool)
     widths = {each.values.shape[1] for each in (candidate, floor, ceiling)}
@@ -116,7 +114,7 @@ def compare(
 
 
 def below_floor_notes(readings: Sequence[Reading], alpha: float) -> list[str]:
-    """A sentence for each reading that is significantly *below* its floor."""
+    """One sentence for each reading that is significantly *below* its floor."""
     return [
         f"{each.name} reads below its floor (p {each.p_below:.4f}): that is "
         "information or leakage, not forgetting."
@@ -126,11 +124,10 @@ def below_floor_notes(readings: Sequence[Reading], alpha: float) -> list[str]:
 
 
 def explain_no_power(readings: Sequence[Reading], margin: float) -> str:
-    """Which reading binds, and how many entities would settle it at this spread.
+    """Name the widest reading, and the number of entities that would give enough power.
 
-    An interval shrinks with the square root of the number of entities, around where
-    it stands now; where the centre itself lies outside the margin, more entities are
-    as likely to show the difference as to remove it.
+    The half-width of an interval shrinks with the square root of the number of entities. If
+    the center of the interval lies outside the margin, no number can be given.
     """
     widest = max(readings, key=lambda each: max(map(abs, each.residual_interval)))
     low, high = widest.residual_interval
@@ -156,7 +153,7 @@ def _column_statistics(
     p_value: float | None,
     paired: bool,
 ) -> dict:
-    """One column's figures; ``tost`` is the 90 % interval of the difference."""
+    """Statistics of one column; ``tost`` is the 90 % interval of the difference."""
 
     def interval(group: EntityValues, level: float) -> Interval:
         return rate_interval(group, index, level)

@@ -1,4 +1,4 @@
-"""Equivalence and multiplicity: what absence needs, and what many tests cost."""
+"""Equivalence tests (TOST) and correction for multiple testing (Holm)."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,9 @@ from evidence.results import Reading
 
 
 def is_equivalent(interval: Interval, margin: float) -> bool:
-    """Two one-sided tests (TOST): does a 90 % interval lie within +-``margin``?
+    """Two one-sided tests (TOST): whether a 90 % interval lies within +-``margin``.
 
-    A 90 % interval makes each of the two tests a 5 % one. Failing to find a
-    difference is not equivalence; this is.
+    With a 90 % interval, each of the two tests has level 5 %.
 
     Source: Schuirmann (1987), J. Pharmacokinetics and Biopharmaceutics 15:657.
     """
@@ -22,16 +21,16 @@ def is_equivalent(interval: Interval, margin: float) -> bool:
 def readings_above_floor(
     readings: Mapping[str, Reading], alpha: float, min_residual: float
 ) -> dict[str, float]:
-    """Readings beyond their floor, by more than could matter: adjusted p by name.
+    """Readings significantly and relevantly above their floor: name to adjusted p-value.
 
-    Two conditions, since each alone misleads. A test alone finds any difference, how
-    small whatever, once there are entities enough; a retrain differs from its floor by
-    the luck of its seed. An estimate alone may be luck.
+    A reading must be significant and have a residual whose lower bound exceeds
+    ``min_residual``. Significance alone is not enough: with many entities the test detects
+    irrelevant differences, such as those between two training seeds.
 
     Args:
         readings: By name; all of them count towards the correction.
         alpha: Level after Holm's correction.
-        min_residual: What the residual must surely exceed.
+        min_residual: Lower bound that the residual interval at the peak must exceed.
     """
     adjusted = holm_adjusted({name: each.p_value for name, each in readings.items()})
     return {
@@ -42,14 +41,14 @@ def readings_above_floor(
 
 
 def holm_adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values that control the chance of any false rejection.
+    """Holm's adjusted p-values, which control the family-wise error rate.
 
     Source: Holm (1979), Scandinavian Journal of Statistics 6:65.
     """
     if not p_values:
         return {}
-    # Not statsmodels' here: it collects all garbage at every call, a tenth of a second
-    # each where thousands of audits are decided again. A test holds ours to it.
+    # statsmodels runs a full garbage collection per call (0.1 s), which is too slow for
+    # re-evaluating thousands of audits. A test compares the results.
     names = sorted(p_values, key=lambda name: p_values[name])
     steps = [p_values[name] * (len(names) - rank) for rank, name in enumerate(names)]
     adjusted = np.minimum(np.maximum.accumulate(steps), 1.0).tolist()

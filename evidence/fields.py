@@ -1,4 +1,4 @@
-"""Settings in dataclasses: every field is of the type that it is declared with."""
+"""Type checks for the fields of settings dataclasses."""
 
 import sys
 from functools import cache
@@ -10,13 +10,12 @@ from evidence.errors import InputError, quoted
 
 
 def check_fields(settings: Any) -> None:
-    """Check the types of a dataclass's fields; numbers have to be finite.
+    """Check that every field of a dataclass has its declared type; numbers must be finite.
 
-    Args:
-        settings: A dataclass of texts, numbers, truth values, and tuples of them.
+    Supported types are str, int, float, bool, Literal, None, their unions and tuples of them.
 
     Raises:
-        InputError: naming the first field of another type.
+        InputError: naming the first invalid field.
     """
     for name, expected in _field_types(type(settings)).items():
         value = getattr(settings, name)

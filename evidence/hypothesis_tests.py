@@ -1,4 +1,4 @@
-"""Permutation tests by entity, corrected for looking at many columns at once."""
+"""Permutation tests over entities, with max-statistic correction over columns."""
 
 from dataclasses import dataclass
 from math import comb
@@ -11,15 +11,15 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class MaxTest:
-    """A one-sided test of several columns at once.
+    """Result of a one-sided max-statistic permutation test.
 
     Attributes:
         difference: (column,) observed mean difference.
         p_value: (1 + b) / (1 + B) for the largest difference over columns.
-        p_column: (column,) the same, each column against the null of the maximum.
-        p_below: As ``p_value`` for the most negative difference: small means
+        p_column: (column,) p-value of each column against the null of the maximum.
+        p_below: As ``p_value`` for the most negative difference. A small value means
             significantly *below* the floor, which is information or leakage.
-        smallest_p: The least p these data and this many permutations can give.
+        smallest_p: Smallest p-value that these data and this many permutations can give.
         null_quantile: 95th percentile of the maximum under the null.
     """
 
@@ -34,17 +34,17 @@ class MaxTest:
 def max_test(
     observed: NDArray[np.float64], null: NDArray[np.float64], n_distinct: int
 ) -> MaxTest:
-    """Hold an observed row against its null, the largest column of each draw.
+    """Compare observed differences with the null distribution of their maximum over columns.
 
     Args:
         observed: (column,) differences.
-        null: (permutation, column) the same under the null.
-        n_distinct: How many different permutations there are: a whole number, for with
-            some hundred entities it is larger than any floating-point number.
+        null: (permutation, column) differences under the null.
+        n_distinct: Number of distinct permutations. Python's int, because with some hundred
+            entities the number exceeds the range of floats.
     """
     top, bottom = null.max(1), null.min(1)
     n = len(null)
-    # A rounding error must not turn a tie into a win: ties count against us.
+    # Ties count as exceedances, also if rounding separates them.
     tolerance = 1e-12
     p_column = (1 + (top[:, None] >= observed - tolerance).sum(0)) / (1 + n)
     return MaxTest(
@@ -63,22 +63,21 @@ def unpaired_max_test(
     rng: np.random.Generator,
     n_permutations: int = 2000,
 ) -> MaxTest:
-    """Are the entities of ``x`` higher than those of ``y`` in some column?
+    """Test whether the entities of ``x`` score higher than those of ``y`` in some column.
 
-    Entities are exchanged between the two groups as whole rows, so the correlation
-    between columns is kept and the maximum over columns is corrected for.
+    Whole rows are permuted between the groups, which preserves the correlation of columns.
 
     Args:
         x: (entity, column).
         y: (other entity, column).
         rng: Generator of the permutations.
-        n_permutations: How many are drawn.
+        n_permutations: Number of permutations drawn.
     """
     if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 1:
         raise InputError("groups to compare need entities and the same columns")
     pooled, n = np.concatenate([x, y]), len(x)
     total = pooled.sum(0)
-    # One mask a permutation turns the whole null into a single matrix product.
+    # With one indicator row per permutation the null is a single matrix product.
     order = rng.random((n_permutations, len(pooled))).argpartition(n - 1, axis=1)
     chosen = np.zeros((n_permutations, len(pooled)))
     np.put_along_axis(chosen, order[:, :n], 1.0, axis=1)
@@ -94,10 +93,9 @@ def paired_max_test(
     rng: np.random.Generator,
     n_permutations: int = 2000,
 ) -> MaxTest:
-    """As ``unpaired_max_test`` for the same entities scored twice, row by row.
+    """``unpaired_max_test`` for paired scores of the same entities (sign-flip test).
 
-    Under the null the two scores of an entity may be swapped, which flips the sign of
-    that entity's whole row of differences.
+    Swapping the two scores of an entity flips the sign of its row of differences.
     """
     if x.shape != y.shape or len(x) < 1:
         raise InputError("paired groups need the same entities and columns")

@@ -1,4 +1,4 @@
-"""Intervals for a mean of values in [0, 1] when the unit is the entity."""
+"""Confidence intervals for means of values in [0, 1], clustered by entity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class EntityValues:
-    """One row an entity: the mean of that entity's items, column by column.
+    """Mean score of each entity's items, by column.
 
     Attributes:
-        values: (entity, column), each in [0, 1]. Columns are layers, checkpoints or
-            whatever the same entities were scored at.
-        n_items: How many items went into it.
+        values: (entity, column), each in [0, 1]. Columns are layers, checkpoints or other
+            conditions under which the same entities were scored.
+        n_items: Number of items.
         entities: (entity,) names, in row order.
-        item_variance: (column,) variance of single items, where they are graded more
-            finely than yes or no; None takes them for yes/no.
+        item_variance: (column,) variance of single items; None for binary items.
     """
 
     values: NDArray[np.float64]
@@ -32,21 +31,21 @@ class EntityValues:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(column,), every entity counting once."""
+        """(column,) mean over entities, each with equal weight."""
         return self.values.mean(0)
 
 
 def average_by_entity(
     values: NDArray, entities: list[str] | tuple[str, ...]
 ) -> EntityValues:
-    """Average item scores within each entity, so that every entity counts once.
+    """Average item scores within each entity, so that entities have equal weight.
 
     Args:
         values: (item,) or (item, column), each in [0, 1].
         entities: (item,) entity of each item.
 
     Raises:
-        InputError: no items, unequal lengths, or values outside [0, 1].
+        InputError: there are no items, lengths differ, or values lie outside [0, 1].
     """
     table = np.asarray(values, dtype=np.float64)
     table = table[:, None] if table.ndim == 1 else table
@@ -68,7 +67,7 @@ def average_by_entity(
 
 
 def average_models(groups: Sequence[EntityValues]) -> EntityValues:
-    """The mean of several models' scores on the same entities.
+    """Average the scores of several models on the same entities.
 
     Raises:
         InputError: the groups hold different entities, or there are none.
@@ -79,18 +78,17 @@ def average_models(groups: Sequence[EntityValues]) -> EntityValues:
     variances = [
         each.item_variance for each in groups if each.item_variance is not None
     ]
-    # Averaged scores vary less than single ones; the larger variance is the safe one.
+    # Averaged scores vary less than single ones; the maximum is conservative.
     variance = np.max(variances, axis=0) if variances else None
     return EntityValues(values, groups[0].n_items, groups[0].entities, variance)
 
 
 def effective_sample_size(group: EntityValues, column: int) -> float:
-    """How many independent yes/no trials carry as much as these entity means.
+    """Number of independent binary trials that carry the same information.
 
-    The variance between entities decides; where it is zero (all right or all wrong)
-    nothing is known of the correlation within an entity, so each entity counts as
-    one trial. Never more than independent items would carry, which is their number
-    for yes/no items and more for finer grades.
+    Computed from the variance between entities. If that variance is zero, the correlation
+    within entities is unknown and each entity counts as one trial. Bounded above by the
+    information of independent items: their number if they are binary, more if they are graded.
     """
     values = group.values[:, column]
     mean, n = values.mean(), len(values)
@@ -110,12 +108,12 @@ def effective_sample_size(group: EntityValues, column: int) -> float:
 
 
 def wilson_interval(mean: float, n_trials: float, quantile: float) -> Interval:
-    """Wilson score interval of a rate; never of zero width, also at 0 and 1.
+    """Wilson score interval of a rate; its width is positive also at 0 and 1.
 
     Args:
         mean: The rate.
         n_trials: Number of (effective) trials.
-        quantile: Critical value, e.g. 1.96 for 95 %.
+        quantile: Critical value, such as 1.96 for 95 %.
 
     Source: Wilson (1927), JASA 22:209.
     """
@@ -123,7 +121,7 @@ def wilson_interval(mean: float, n_trials: float, quantile: float) -> Interval:
     center = (mean + square / (2 * n_trials)) / (1 + square / n_trials)
     half = np.sqrt(mean * (1 - mean) / n_trials + square / (4 * n_trials**2))
     half *= quantile / (1 + square / n_trials)
-    # At 0 and 1 the bound is exactly there; rounding must not say otherwise.
+    # At 0 and 1 the bound is exact; avoid rounding errors.
     low = 0.0 if mean <= 0 else float(center - half)
     high = 1.0 if mean >= 1 else float(center + half)
     return max(0.0, low), min(1.0, high)
@@ -132,10 +130,10 @@ def wilson_interval(mean: float, n_trials: float, quantile: float) -> Interval:
 def rate_interval(
     group: EntityValues, column: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of the mean over entities: Wilson on the effective size.
+    """Wilson interval of the mean over entities, with the effective sample size.
 
-    A t quantile on entities - 1 degrees of freedom stands in for the normal one, as
-    the between-entity variance is itself estimated.
+    Uses the t quantile with (entities - 1) degrees of freedom, because the variance between
+    entities is estimated.
     """
     values = group.values[:, column]
     quantile = float(stats.t.ppf(0.5 + level / 2, max(len(values) - 1, 1)))
@@ -151,10 +149,10 @@ def difference_interval(
     b_interval: Interval,
     correlation: float = 0.0,
 ) -> Interval:
-    """Interval of ``a - b`` from the intervals of each (method of variance recovery).
+    """Interval of ``a - b`` from the intervals of ``a`` and ``b`` (variance recovery, MOVER).
 
-    For two independent rates this is Newcombe's hybrid score interval; with the
-    ``correlation`` of paired estimates, its form for paired rates.
+    For independent rates this is Newcombe's hybrid score interval; with ``correlation``, its
+    form for paired rates.
 
     Source: Newcombe (1998), Statistics in Medicine 17:873 and 17:2635.
     """
@@ -168,9 +166,9 @@ def difference_interval(
 
 
 def paired_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Correlation of the same entities' scores in two models, at least 0.
+    """Correlation between two models' scores of the same entities, clipped at 0.
 
-    A negative one is taken for noise, and zero stands where either does not vary.
+    Returns 0 if either has no variance.
     """
     if len(x) < 3 or x.std() == 0 or y.std() == 0:
         return 0.0

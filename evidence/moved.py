@@ -1,8 +1,8 @@
-"""Old module names go on working for one release.
+"""Imports of modules under their old names, supported for one release.
 
-``moved.tsv`` maps each old name to the new one. Importing an old name gives the very
-module of the new name and a DeprecationWarning. The finder stands last in
-``sys.meta_path``: it is asked only for names that nothing else finds.
+``moved.tsv`` maps old names to new ones. Importing an old name returns the module of the new
+name and emits a DeprecationWarning. The finder is the last one in ``sys.meta_path``, so it sees
+only names that no other finder knows.
 """
 
 import sys
@@ -26,7 +26,7 @@ def renamed() -> dict[str, str]:
 
 
 class MovedModules:
-    """Finds a module under its old name; both finder and loader."""
+    """Finder and loader of modules under their old names."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         """The spec of an old name, or None for all others."""
@@ -35,32 +35,32 @@ class MovedModules:
         return ModuleSpec(name, self, origin=renamed()[name])  # pyright: ignore
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to Python to make a module; ``exec_module`` replaces it."""
+        """Use Python's default module object; ``exec_module`` replaces it."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module of the new name where the old name is looked up."""
+        """Register the module of the new name under the old name."""
         old = module.__name__
         _warn(old, renamed()[old], stacklevel=2)
         sys.modules[old] = import_module(renamed()[old])
 
     def get_code(self, name: str) -> CodeType | None:
-        """The code of the new module, which ``python -m`` runs."""
+        """Code of the new module, for ``python -m``."""
         spec = find_spec(renamed()[name])
         return spec.loader.get_code(spec.name)  # pyright: ignore
 
 
 def install() -> None:
-    """Ask for old names last, after every other finder."""
+    """Append the finder to ``sys.meta_path``."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())  # pyright: ignore
 
 
 def forward(package: str, new: str) -> Callable[[str], Any]:
-    """``__getattr__`` of a package that has the name of a module that moved into it.
+    """``__getattr__`` for a package that replaces a module of the same name.
 
     Args:
-        package: The package, by its whole name.
-        new: The module that holds what the old module of the package's name held.
+        package: Full name of the package.
+        new: The module that now holds the names of the old module.
     """
 
     def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which device a name means, and whether this machine has it."""
+"""Device names and their availability on this machine."""
 
 import re
 from typing import Any
@@ -12,14 +12,14 @@ _NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,4}))?")
 
 
 def choose_device(device: Any) -> str:
-    """The device that a name means on this machine.
+    """Resolve a device name on this machine.
 
     Args:
-        device: ``"auto"`` (CUDA, then MPS, then the CPU), ``"cpu"``, ``"cuda"``,
-            ``"cuda:1"``, ``"mps"``, or a ``torch.device``.
+        device: ``"auto"`` (CUDA, else MPS, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``,
+            ``"mps"``, or a ``torch.device``.
 
     Raises:
-        InputError: no such device is known, or this machine or this PyTorch has none.
+        InputError: the name is unknown, or the device is not available.
     """
     name = str(device) if isinstance(device, torch.device) else device
     if name == "auto":

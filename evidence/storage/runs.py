@@ -1,7 +1,7 @@
-"""One run at a time: who writes into a folder, and who makes a thing that is shared.
+"""Locks between processes: one run per output folder, one maker per cached artifact.
 
-The locks are the operating system's, so they go when the process does; the files that
-carry them say who holds them, and are removed at the end.
+Locks of the operating system end with the process. The lock file names the holder and is
+removed at the end.
 """
 
 import json
@@ -25,12 +25,12 @@ from evidence.storage.scratch import OPEN_FLAGS, is_same_file, remove_stale, try
 LOCK = ".exhume.lock"
 POLL_SECONDS = 0.2
 MAX_COMMAND_CHARACTERS = 200
-"""Characters of a holder's command that are kept and shown."""
+"""Maximum length of the stored command line."""
 
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Who holds a lock, as it wrote down itself."""
+    """The process that holds a lock, as stored in the lock file."""
 
     process: int
     host: str
@@ -49,7 +49,7 @@ class LockHolder:
 
     @classmethod
     def read(cls, path: Path) -> "LockHolder | None":
-        """Who wrote ``path``; None where it cannot be read, or not yet."""
+        """The holder stored in ``path``; None if the file cannot be read (yet)."""
         try:
             found = read_json(path, max_bytes=1 << 14)
             host, since, command = (
@@ -68,16 +68,14 @@ class LockHolder:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for a run that writes into it, for the length of a block.
+    """Lock ``folder`` for a run that writes into it.
 
-    Scratch that a run left there that was killed is swept.
-    The folder is made if it is not there; where the block puts nothing into it, what
-    was made is taken away again. On a file system without locks a warning says so, and
-    the run goes on.
+    Creates the folder if needed, and removes it again if the block leaves it empty. Removes
+    scratch files of killed runs. On a file system without locks it warns and continues.
 
     Raises:
-        InputError: another run holds it, and nothing was touched; or it cannot be
-            written.
+        InputError: another run holds the lock (nothing was changed), or the folder is not
+            writable.
     """
     path = folder / LOCK
     handle, made = _create_and_lock(folder, path)
@@ -99,12 +97,12 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
-    """Hold the right to make ``target``, which several runs may want at once.
+    """Lock the creation of ``target``, which several runs may need at the same time.
 
-    Waits for another maker. Whether it is made by then is for the block to look.
+    Waits while another process holds the lock; the block must check whether ``target`` exists.
 
     Raises:
-        InputError: its folder cannot be written.
+        InputError: its folder is not writable.
     """
     path = target.parent / f".{target.name[:40]}{LOCK}"
     handle, made = _create_and_lock(target.parent, path)
@@ -123,7 +121,7 @@ def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
 
 
 def _create_and_lock(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
-    """Make ``folder`` and lock ``path`` in it; also the folders that were made."""
+    """Create ``folder`` and lock ``path`` in it; also return the created folders."""
     with disk_errors(folder):
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +129,7 @@ def _create_and_lock(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
 
 
 def _lock_file(path: Path) -> int | None:
-    """An open file that holds the lock, or None where another process has it."""
+    """Descriptor of the locked file, or None if another process holds the lock."""
     while True:
         handle = os.open(path, OPEN_FLAGS | os.O_CREAT, 0o666)
         try:
@@ -141,7 +139,7 @@ def _lock_file(path: Path) -> int | None:
             if locked is False:
                 os.close(handle)
                 return None
-            # Its holder removes the file at the end, perhaps after we opened it.
+            # The previous holder may have removed the file after we opened it.
             if is_same_file(handle, path):
                 os.ftruncate(handle, 0)
                 os.write(handle, json.dumps(asdict(LockHolder.this_process())).encode())
@@ -159,7 +157,7 @@ def _lock_file(path: Path) -> int | None:
 
 
 def _release(handle: int, path: Path) -> None:
-    # Removed while it is held: who opened it before sees that the name is gone.
+    # Removed while locked, so that others who opened it notice that it is gone.
     with suppress(OSError):
         if is_same_file(handle, path):
             path.unlink()
@@ -173,7 +171,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _printable(text: str) -> str:
-    """Anybody may have written it: nothing in it may move a terminal's cursor."""
+    """Replace characters of untrusted text that could control a terminal."""
     return "".join(each if each.isprintable() else "?" for each in text)[
         :MAX_COMMAND_CHARACTERS
     ]

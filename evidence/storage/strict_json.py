@@ -1,7 +1,7 @@
-"""JSON as its standard has it, and no more of it than can be worked with.
+"""Strict JSON parser for untrusted text.
 
-Python's reader takes NaN, keeps the last of two equal keys without a word, turns 1e400
-into infinity, and lets values nest until something else runs out of stack.
+Python's own parser accepts NaN, silently keeps the last of duplicate keys, reads 1e400 as
+infinity and does not limit nesting.
 """
 
 import gc
@@ -16,7 +16,7 @@ from evidence.errors import InputError
 
 MAX_DEPTH = 100
 MAX_DIGITS = 300
-"""Digits of a number; one of as many still is a float."""
+"""Maximum length of an integer; still within the range of a float."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -28,18 +28,17 @@ def parse_json(
     allow_surrogates: bool = False,
     fix: str | None = None,
 ) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Args:
         text: The text.
-        source: What errors call it, such as "facts.jsonl, line 3".
-        max_depth: Most brackets within brackets.
-        allow_surrogates: Take lone surrogates, which cannot be written as UTF-8.
-        fix: What to do where it cannot be read.
+        source: Its origin for error messages, such as "facts.jsonl, line 3".
+        max_depth: Maximum nesting depth.
+        allow_surrogates: Accept lone surrogates, which cannot be encoded as UTF-8.
+        fix: Instruction to the user if the text is invalid.
 
     Raises:
-        InputError: it is not JSON, an object has a key twice, it nests deeper than
-            ``max_depth``, or a number is beyond what can be computed with.
+        InputError: invalid JSON, duplicate keys, too deep nesting, or a number out of range.
     """
     problem = ""
     try:
@@ -56,7 +55,7 @@ def parse_json(
                 json.dumps(value, ensure_ascii=False).encode()
             return value
     except json.JSONDecodeError as error:
-        # A file of several lines says its own line; a line of a file has only one.
+        # ``source`` already names the line if the text is a single line of a file.
         line = f", line {error.lineno}" if "\n" in text.rstrip() else ""
         source += line
         problem = f"{error.msg} at column {error.colno}"
@@ -75,7 +74,7 @@ def parse_json(
 
 @contextmanager
 def _collection_disabled() -> Iterator[None]:
-    """Look for no garbage: among millions of new values that is what takes long."""
+    """Disable garbage collection, which dominates the time to create millions of values."""
     on = gc.isenabled()
     gc.disable()
     try:
@@ -103,7 +102,7 @@ def _short_integer(text: str) -> int:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; readers differ in which of two equal keys they take."""
+    """Build a JSON object, refusing duplicate keys, which parsers resolve differently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -115,7 +114,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_deeper(value: Any, max_depth: int) -> bool:
-    """Whether values nest deeper, seen level by level and never by recursion."""
+    """Whether nesting exceeds ``max_depth``; iterative, level by level."""
     level = [value]
     for _ in range(max_depth + 1):
         below: list[Any] = []
