@@ -1,9 +1,8 @@
-"""Reading and changing a network while it runs, leaving it as it was found.
+"""Record and edit the values at sites during a forward pass.
 
-Everything here is a context manager over plain forward hooks. The hooks go when the
-block ends, however it ends. An edit is seen by everything downstream and by every
-recorder of the same site, whichever was opened first; of two edits of one site, the
-one opened last acts first.
+Everything here is a context manager over forward hooks, which are removed at the end of the
+block. Edits affect everything downstream and every recorder of the same site, in whichever order
+they were opened. Of two edits of one site, the one opened last acts first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ Positions = Sequence[int] | Tensor | None
 
 
 class StopForward(Exception):
-    """Ends a forward pass in which nothing more is needed, for the one who said so."""
+    """Raised to stop a forward pass early; ``owner`` identifies who raised it."""
 
     def __init__(self, owner: object):
         super().__init__("the forward pass was stopped on purpose")
@@ -43,20 +42,20 @@ def record(
     """Record the values at ``sites`` in each forward pass run inside the block.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
+        model: The model; the caller runs it inside the block.
         sites: Site names.
-        pick: Called with a site's name and value, (row, position, d) in a language
-            model; what it returns is kept. By default the whole value.
-        stop: End the pass once every site has been seen. The call of the model then
-            does not return: the block ends there, and goes on after the ``with``.
+        pick: Function of a site's name and value, (row, position, d) in a language model, that
+            returns what to record. By default the whole value.
+        stop: Stop the pass once all sites have been recorded. The call of the model then does
+            not return; execution continues after the ``with`` block.
         where: The model's sites, if already found.
 
     Yields:
-        Site name to recorded value, a copy that later in-place changes cannot reach,
-        attached to the graph where gradients are on. A later pass replaces it.
+        Site name to recorded value: a copy, safe from in-place changes and attached to the
+        graph if gradients are enabled. A later pass replaces it.
 
     Raises:
-        InputError: a site is unknown, or with ``stop`` was never reached.
+        InputError: a site is unknown, or with ``stop``, was not reached.
     """
     places = _resolve(model, sites, where)
     values: dict[str, Tensor] = {}
@@ -94,17 +93,17 @@ def patch(
     *,
     where: Sites | None = None,
 ) -> Iterator[None]:
-    """Replace the value at sites by other values, or by a function of themselves.
+    """Replace the values at sites by given values or by functions of the values.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
-        edits: Site name to a value that broadcasts over the site's, or to a function
-            from the site's whole value to one of the same shape. A value of shape
-            (row, d) at a site of shape (row, position, d) is one vector a row.
-        positions: Where in the rows: indices valid for every row (negative ones count
-            from the end of the padded row), a (row,) tensor with one index a row, or
-            a (row, position) boolean mask. None means everywhere. Positions belong
-            to the prompt: single tokens generated after it are left alone.
+        model: The model; the caller runs it inside the block.
+        edits: Site name to a value that broadcasts over the site's, or to a function from the
+            site's value to one of the same shape. A value of shape (row, d) at a site of shape
+            (row, position, d) holds one vector per row.
+        positions: Positions to edit: indices valid for every row (negative ones count from the
+            end of the padded row), a (row,) tensor with one index per row, or a (row, position)
+            boolean mask. None means all. Positions refer to the prompt: tokens generated one at
+            a time after it are not edited.
         where: The model's sites, if already found.
 
     Raises:
@@ -150,12 +149,12 @@ def steer(
     *,
     where: Sites | None = None,
 ) -> Any:
-    """Add ``scale`` times a vector at sites: a context manager, as ``patch`` is.
+    """Activation steering: add ``scale`` times a vector at sites. A context manager.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
-        vectors: Site name to a vector (d,), or one a row (row, d).
-        scale: What the vectors are multiplied by.
+        model: The model; the caller runs it inside the block.
+        vectors: Site name to a vector (d,), or one vector per row (row, d).
+        scale: Factor of the vectors.
         positions: As in ``patch``.
         where: The model's sites, if already found.
     """
@@ -170,12 +169,12 @@ def project_out(
     *,
     where: Sites | None = None,
 ) -> Any:
-    """Remove a subspace from the values at sites: a context manager, as ``patch`` is.
+    """Project a subspace out of the values at sites. A context manager.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
-        bases: Site name to directions that span the subspace, (k, d) or (d,); they
-            need be neither orthogonal, independent nor of unit length.
+        model: The model; the caller runs it inside the block.
+        bases: Site name to directions that span the subspace, (k, d) or (d,). They need not be
+            orthogonal, independent or of unit length.
         positions: As in ``patch``.
         where: The model's sites, if already found.
     """
@@ -193,7 +192,7 @@ def _addition(vector: Tensor, scale: float) -> Edit:
 def _projection(basis: Tensor) -> Edit:
     rows = basis.detach().reshape(-1, basis.shape[-1])
     _, sizes, directions = torch.linalg.svd(rows.double(), full_matrices=False)
-    # Directions that depend on others do so only to the precision they came in.
+    # Linearly dependent directions have singular values of the order of their precision.
     precision = torch.finfo(rows.dtype).eps if rows.is_floating_point() else 1e-12
     largest = sizes.max() if len(sizes) else 0.0
     span = directions[sizes > largest * max(rows.shape) * precision]
@@ -206,13 +205,13 @@ def _projection(basis: Tensor) -> Edit:
 
 
 def _per_row(edit: Tensor, value: Tensor) -> Tensor:
-    """One vector a row, (row, d), made to broadcast over (row, position, d)."""
+    """Make one vector per row, (row, d), broadcast over (row, position, d)."""
     one_a_row = edit.dim() == 2 and value.dim() == 3
     return edit[:, None, :] if one_a_row else edit
 
 
 def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor:
-    """(row, position), True where an edit applies."""
+    """(row, position) bool, True at edited positions."""
     if value.dim() != 3:
         raise InputError(
             f"{site} has no positions",
@@ -266,7 +265,7 @@ def _hooked(
     *,
     front: bool,
 ) -> Iterator[None]:
-    """Call ``callback`` with what each place carries; a tensor it returns replaces that."""
+    """Call ``callback`` with each place's value; a returned tensor replaces the value."""
     handles: list[RemovableHandle] = []
     try:
         for place in places:
@@ -281,8 +280,8 @@ def _register(
     place: Place, callback: Callable[[Place, Tensor], Tensor | None], *, front: bool
 ) -> RemovableHandle:
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        # A block may return a plain tensor or a tuple that begins with it; indexing
-        # a plain tensor would silently take the first row of the batch.
+        # A block returns a tensor or a tuple that starts with one; indexing a plain
+        # tensor would silently select the first row of the batch.
         whole = isinstance(output, Tensor)
         new = callback(place, output if whole else output[0])
         if new is None:

@@ -1,8 +1,8 @@
-"""Named places in image models, blocks as the units.
+"""Sites of image models.
 
-A transformer's sites are ``capture.network.sites``'. In a residual network without
-attention a block is one residual unit, such as a ResNet's layer of two convolutions:
-what leaves it is all that the rest of the network sees, which does not hold of a single
+A vision transformer has the sites of ``capture.network.sites``. In a residual network without
+attention, a block is one residual unit, such as the two convolutions of a ResNet layer: the
+output of a unit is all that the rest of the network receives, which is not true of a single
 convolution beside a shortcut.
 """
 
@@ -31,9 +31,9 @@ def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
 
 
 def as_positions(value: Tensor) -> Tensor:
-    """(image, place, d) from the same, from feature maps or from (image, d).
+    """Reshape to (image, position, d), from the same, from feature maps or from (image, d).
 
-    Feature maps (image, d, height, width) are read row by row.
+    Feature maps (image, d, height, width) are flattened row by row.
     """
     if value.dim() == 4:
         return value.flatten(2).transpose(1, 2)
@@ -41,7 +41,7 @@ def as_positions(value: Tensor) -> Tensor:
 
 
 def restore_shape(positions: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``as_positions``: ``positions`` in the shape of ``like``."""
+    """The inverse of ``as_positions``; the result has the shape of ``like``."""
     if like.dim() == 4:
         return positions.transpose(1, 2).reshape(like.shape)
     return positions[:, 0] if like.dim() == 2 else positions

@@ -1,4 +1,4 @@
-"""Logits at chosen positions only: a vocabulary is too wide to compute them all."""
+"""Logits at selected positions only, to save the memory of a large vocabulary."""
 
 import inspect
 from collections.abc import Iterator
@@ -10,15 +10,10 @@ from capture.data.sequences import Padded
 
 
 def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
-    """Logits (chosen position, token) at the True places of ``mask``.
+    """Logits (selected position, vocabulary) where ``mask`` (row, position) is True.
 
-    A hook hands the head only the chosen states; what the model does to its logits
-    after the head (capping, scaling) still happens.
-
-    Args:
-        model: A causal language model.
-        batch: Its input.
-        mask: (row, position) bool.
+    A hook passes only the selected states to the head. Operations of the model after the head
+    (capping, scaling) still apply.
     """
     accepted = inspect.signature(model.forward).parameters
     inputs = {
@@ -33,7 +28,7 @@ def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The module that turns states into logits, or None where it is not known."""
+    """The module that maps hidden states to logits, or None if the model names none."""
     get = getattr(model, "get_output_embeddings", None)
     try:
         head = get() if callable(get) else None
@@ -44,7 +39,7 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def _gather_head_input(head: nn.Module | None, mask: Tensor) -> Iterator[list[bool]]:
-    """Reduce the head's input to the chosen positions; the list says if it did."""
+    """Reduce the head's input to the selected positions; yields a list, non-empty if it did."""
     gathered: list[bool] = []
     if head is None:
         yield gathered

@@ -1,4 +1,4 @@
-"""Feed-forward neurons: their activations as sites, their value vectors as views."""
+"""MLP neurons: activations as sites, value vectors as views of the down projection."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ from evidence.errors import InputError
 
 
 def with_neurons(sites: Sites) -> Sites:
-    """The sites of a model with ``neurons.L`` added, what enters block L's last map.
+    """Add the sites ``neurons.L``, the inputs of the down projection of block L.
 
-    A neuron's value there times its value vector is what it adds to the stream.
+    A neuron's activation times its value vector is its contribution to the residual stream.
 
     Raises:
-        InputError: a block has no single map from neurons to the stream.
+        InputError: a block has no single down projection.
     """
     places = dict(sites.places)
     for layer in range(sites.n_layers):
@@ -24,11 +24,11 @@ def with_neurons(sites: Sites) -> Sites:
 
 
 def down_projection(sites: Sites, layer: int) -> nn.Module:
-    """The map from the neurons of block ``layer`` to what they add to the stream.
+    """The down projection of the MLP of block ``layer``.
 
     Raises:
-        InputError: there is none, or several (a mixture of experts), or it is wrapped
-            by an adapter.
+        InputError: there is none, or several (a mixture of experts), or it is wrapped by an
+            adapter.
     """
     part = sites.resolve(f"mlp.{layer}").module
     if not any(linear_shape(module) for module in part.modules()):
@@ -42,8 +42,8 @@ def down_projection(sites: Sites, layer: int) -> nn.Module:
         for module in part.modules()
         if (linear_shape(module) or (0, 0))[1] == sites.d_model
     ]
-    # Gate and up maps come first; only where several *end* in the stream is it a
-    # mixture, and those lists are nested modules.
+    # Gate and up projections come first. Mixtures of experts hold several down
+    # projections in module lists.
     lists = [m for m in part.modules() if isinstance(m, nn.ModuleList)]
     if not maps or lists or not isinstance(getattr(maps[-1], "weight", None), Tensor):
         raise InputError(
@@ -61,7 +61,7 @@ def down_projection(sites: Sites, layer: int) -> nn.Module:
 
 
 def value_vectors(projection: nn.Module) -> Tensor:
-    """(neuron, d) view of a down projection's weight: writing into it edits it."""
+    """(neuron, d) view of a down projection's weight; writing to the view edits the weight."""
     weight: Tensor = projection.weight  # pyright: ignore[reportAssignmentType]
     rows_are_neurons = type(projection).__name__ == "Conv1D"
     return weight if rows_are_neurons else weight.T

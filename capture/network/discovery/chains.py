@@ -1,4 +1,4 @@
-"""Networks without attention, as chains of parts that read the one before them."""
+"""Networks without attention, as chains of layers or residual units."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,10 @@ WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 
 @dataclass(frozen=True)
 class Chain:
-    """What is between the parts of a network.
+    """A network as a chain of parts.
 
     Attributes:
-        cuts: What enters the first part, and what leaves each.
+        cuts: Input of the first part, and output of each part.
         head: The output layer.
     """
 
@@ -30,15 +30,15 @@ class Chain:
 def find_chain(
     model: nn.Module, example: Any = None, *, units_first: bool = False
 ) -> Chain:
-    """The parts of a network: layers with weights, or else whole residual units.
+    """The parts of a network: layers with weights, or residual units.
 
     Args:
         model: A network without attention.
         example: As ``capture.network.sites.find_sites``.
-        units_first: Take units where there are any, though layers are a chain too.
+        units_first: Prefer residual units, even if the layers form a chain.
 
     Raises:
-        InputError: neither are a chain; or the network does not run.
+        InputError: neither form a chain, or the network does not run.
     """
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     if len(layers) < 2:
@@ -57,7 +57,7 @@ def find_chain(
 
 
 def _chain_fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
-    """Why the cuts make no chain; empty where they do."""
+    """Reason why the cuts do not form a chain; empty if they do."""
     names = {module: name for name, module in model.named_modules()}
     about = tuple((names[cut.module], cut.side) for cut in cuts)
     return _FAULTS.get(model, about, lambda: prove_chain(model, cuts, example))
@@ -67,7 +67,7 @@ _FAULTS: StructureCache[str] = StructureCache()
 
 
 def residual_units(model: nn.Module) -> list[nn.Module]:
-    """The innermost listed modules with two or more layers with weights, in depth."""
+    """The innermost modules of lists that hold two or more layers with weights, by depth."""
     listed = [
         child
         for module in model.modules()

@@ -1,8 +1,7 @@
-"""The blocks of a transformer by its structure alone, before anything is run.
+"""The blocks of a transformer, found by structure without running it.
 
-What is understood is one stack of blocks of one class, each with attention in it. A
-network that reads tokens and has no such stack, or that has several, is refused here:
-its parts have attention and linear maps too, and one of them would pass for a block.
+Supported is one stack of blocks of one class, each with attention. A network that reads tokens
+and has no such stack, or several, is refused.
 """
 
 import inspect
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from evidence.errors import InputError
 
-# Modules that are the whole feed-forward part, whatever is inside: in a mixture of
-# experts no single linear map gives the sum.
+# Names of modules that are the whole MLP; in a mixture of experts no single linear map
+# gives its output.
 FEED_FORWARD_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
-# Arguments of blocks that hand on more than the stream from token to token.
+# Arguments of blocks with a recurrent state.
 RECURRENT_ARGUMENTS = ("state", "cache_params")
 
 
@@ -26,9 +25,9 @@ class Outline:
 
     Attributes:
         blocks: From the first to the last.
-        attentions: (block,) its attention part.
-        feed_forwards: (block,) its feed-forward part where it has a name of its own.
-        head: The output layer, or None for a body without one.
+        attentions: (block,) attention module.
+        feed_forwards: (block,) MLP module, or None if it has no name of its own.
+        head: The output layer, or None.
     """
 
     blocks: tuple[nn.Module, ...]
@@ -38,10 +37,10 @@ class Outline:
 
 
 def find_outline(model: nn.Module) -> Outline | None:
-    """The one stack of attention blocks; None for a network without attention.
+    """The stack of attention blocks; None for a network without attention.
 
     Raises:
-        InputError: naming the family, where it has another structure.
+        InputError: the structure is not supported; the message names the model family.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise unsupported(model, "it is an encoder-decoder model")
@@ -72,7 +71,7 @@ def find_outline(model: nn.Module) -> Outline | None:
 
 
 def unsupported(model: nn.Module, reason: str) -> InputError:
-    """One sentence that names the family and says why it is refused."""
+    """Error that names the model family and the reason for refusing it."""
     family = getattr(getattr(model, "config", None), "model_type", "")
     shown = f"{type(model).__name__} ({family})" if family else type(model).__name__
     return InputError(
@@ -84,14 +83,14 @@ def unsupported(model: nn.Module, reason: str) -> InputError:
 
 
 def reads_tokens(model: nn.Module) -> bool:
-    """Whether a model looks up tokens, whatever its class."""
+    """Whether a model takes token ids."""
     if "input_ids" in inspect.signature(model.forward).parameters:
         return True
     return any(isinstance(module, nn.Embedding) for module in model.modules())
 
 
 def _stacks(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
-    """Lists of blocks of one class with attention that lie in no other such list."""
+    """Outermost lists of blocks of one class with attention."""
     found: list[tuple[str, list[nn.Module]]] = []
     inside: set[int] = set()
     for name, module in model.named_modules():
@@ -108,7 +107,7 @@ def _stacks(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
 
 
 def _attention(block: nn.Module) -> nn.Module | None:
-    """The attention part: by its name, and not a norm or a dropout named after it."""
+    """The child named after attention that holds linear maps (not its norm or dropout)."""
     for name, child in block.named_children():
         hooked = hasattr(child, "hook_z")
         if "att" in name.lower() and (hooked or next(linears(child), None)):
@@ -124,7 +123,7 @@ def _feed_forward(block: nn.Module) -> nn.Module | None:
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear map, adapters and GPT-2's Conv1D included."""
+    """(inputs, outputs) of a linear map, including PEFT layers and GPT-2's Conv1D."""
     base = getattr(module, "base_layer", None)  # a peft layer around the linear map
     if isinstance(base, nn.Module):
         return linear_shape(base)
@@ -137,7 +136,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Linear maps in ``module``, as registered, without those in ``skip``."""
+    """Linear maps in ``module`` in order of registration, without those in ``skip``."""
     if module is skip:
         return
     if linear_shape(module) is not None:
@@ -148,7 +147,7 @@ def linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Mod
 
 
 def output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
-    """The layer that gives the logits, or None for a body without one."""
+    """The layer that computes the logits, or None."""
     ask = getattr(model, "get_output_embeddings", None)
     try:
         layer = ask() if callable(ask) else None
@@ -160,7 +159,7 @@ def output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
     found, past_blocks = None, False
     for name, module in model.named_modules():
         past_blocks = past_blocks or module is blocks[-1]
-        # A pooler feeds on the blocks too, but gives features, not scores.
+        # A pooler also follows the blocks, but computes features, not logits.
         if not past_blocks or id(module) in inside or "pooler" in name:
             continue
         if linear_shape(module) is not None:
