@@ -1,4 +1,4 @@
-"""Activations of many rows at named sites, only where they were asked for."""
+"""Capture of activations at named sites and selected positions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ Pool = Literal["mean", "first", "flat"] | int
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Activations:
-    """Values at sites for every item, in memory or on disk.
+    """Activations of all items at several sites, in memory or on disk.
 
     Attributes:
-        sites: Site names, in the order asked for.
-        arrays: Site name to (item, d), or (item, position, d) where several positions
-            were asked for: NumPy arrays, or Zarr arrays that are read when sliced.
-        mask: (item, position), True where there is a value; None with one position an
-            item. Values elsewhere are 0.
+        sites: Site names, in the requested order.
+        arrays: Site name to (item, d), or (item, position, d) for several positions: NumPy
+            arrays, or Zarr arrays that are read when sliced.
+        mask: (item, position) bool, True where there is a value; other values are 0. None for
+            one position per item.
     """
 
     sites: tuple[str, ...]
@@ -44,7 +44,7 @@ class Activations:
         return f"Activations({len(self.sites)} sites, {first} to {last}; {shape})"
 
     def site(self, name: str) -> np.ndarray:
-        """The values at one site, float32, (item, d) or (item, position, d).
+        """Activations at one site, float32, (item, d) or (item, position, d).
 
         Raises:
             InputError: the site was not captured.
@@ -59,10 +59,10 @@ class Activations:
 
     @property
     def values(self) -> np.ndarray:
-        """All sites, float32, (site, item, d) or (site, item, position, d).
+        """Activations at all sites, float32, (site, item, d) or (site, item, position, d).
 
         Raises:
-            InputError: the sites differ in width, so that they do not stack.
+            InputError: the sites differ in width and cannot be stacked.
         """
         widths = {self.arrays[name].shape[-1] for name in self.sites}
         if len(widths) > 1:
@@ -75,7 +75,7 @@ class Activations:
         return np.stack([self.site(name) for name in self.sites])
 
     def chunks(self, name: str, rows: int = 4096) -> Iterator[np.ndarray]:
-        """The values at one site, ``rows`` items at a time, in order."""
+        """Activations at one site, ``rows`` items at a time, in order."""
         for start in range(0, len(self), rows):
             yield np.asarray(self.arrays[name][start : start + rows])
 
@@ -91,29 +91,27 @@ def capture_activations(
     padding: Literal["right", "left"] = "right",
     progress: Progress = SILENT,
 ) -> Activations:
-    """Run ``sequences`` through ``model`` and keep the values at ``sites``.
+    """Run ``sequences`` through ``model`` and return the activations at ``sites``.
 
-    The pass ends after the deepest site, the output layer runs on kept positions
-    alone and only if "logits" was asked for, and nothing but kept positions outlives
-    its batch.
+    The pass stops after the deepest site. The output layer runs only for "logits", at the
+    selected positions. Only selected positions are kept in memory after each batch.
 
     Args:
-        model: Any model ``find_sites`` understands that takes ``input_ids``.
-        sequences: The rows; batches are made of rows of similar length.
+        model: A model with ``input_ids`` that ``find_sites`` supports.
+        sequences: The rows; batches hold rows of similar length.
         sites: Site names.
         positions: See ``select_positions``.
         subject_end: Index of the last subject token of each row, for "last_subject".
-        batch_tokens: Padded positions a batch, at most; memory grows with it. On a CPU a
-            batch of more than ``passes.CPU_TOKENS_PER_THREAD`` a thread would be no faster and is
-            cut, unless rows go on from a beginning that they share.
-        padding: The side rows are padded on. Results do not depend on it.
-        progress: Where to show progress.
+        batch_tokens: Maximum number of padded positions per batch. On a CPU, batches are also
+            limited to ``passes.CPU_TOKENS_PER_THREAD`` per thread, unless rows share a prefix.
+        padding: Padding side; results do not depend on it.
+        progress: Progress display.
 
     Returns:
-        float32 values, item by item in the order of ``sequences``.
+        float32 activations in the order of ``sequences``.
 
     Raises:
-        InputError: an unknown site or name, or a row without the position.
+        InputError: a site or position name is unknown, or a row lacks the position.
     """
     selection = select_positions(sequences, positions, subject_end)
     with progress.task("activations", len(sequences)) as advance:
@@ -139,9 +137,9 @@ def capture_selected(
     padding: Literal["right", "left"] = "right",
     advance: Advance = lambda amount: None,
 ) -> dict[str, np.ndarray]:
-    """As ``capture_activations``, with the positions already worked out.
+    """``capture_activations`` for a resolved selection of positions.
 
-    ``advance`` is called with the number of rows done.
+    ``advance`` is called with the number of finished rows.
     """
     target = _target(model, sites)
     arrays: dict[str, np.ndarray] = {}
@@ -163,21 +161,21 @@ def capture_images(
     batch_size: int = 64,
     progress: Progress = SILENT,
 ) -> Activations:
-    """Run images through ``model`` and keep one vector an image at each site.
+    """Run images through ``model`` and return one vector per image at each site.
 
     Args:
-        model: A vision transformer, a convolutional network or a plain one.
-        pixels: (image, channel, height, width), or what the model takes.
+        model: A vision transformer, a convolutional network or an MLP.
+        pixels: (image, channel, height, width), or another input of the model.
         sites: Site names.
-        pool: What becomes of the places inside an image: their "mean", the "first"
-            one (the class token of a vision transformer) or the one of that index,
-            or all of them side by side, "flat". Feature maps (channel, height, width)
-            are places row by row. Without effect where a site has one vector an image.
-        batch_size: Images a pass.
-        progress: Where to show progress.
+        pool: Reduction over the positions of an image: their "mean", the "first" one (the class
+            token of a vision transformer), the one at an index, or "flat" for all concatenated.
+            Feature maps (channel, height, width) are flattened row by row. No effect at a site
+            with one vector per image.
+        batch_size: Images per pass.
+        progress: Progress display.
 
     Raises:
-        InputError: an unknown site, or no images.
+        InputError: a site is unknown, or there are no images.
     """
     target = _target(model, sites)
     if len(pixels) == 0:
@@ -210,7 +208,7 @@ def _target(model: nn.Module, sites: Sequence[str]) -> CaptureTarget:
 
 
 def _pooled(value: Tensor, pool: Pool) -> Tensor:
-    """(image, d) from (image, place, d) or from feature maps (image, d, ...)."""
+    """Reduce (image, position, d) or feature maps (image, d, ...) to (image, d)."""
     if value.dim() == 2:
         return value
     if pool == "flat":

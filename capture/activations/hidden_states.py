@@ -1,4 +1,4 @@
-"""Hidden states at several depths of a live model, with their gradients."""
+"""Hidden states at several depths of a model, attached to the gradient graph."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ class _Enough(Exception):
 
 
 def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, ...]:
-    """The depths asked for, all of them where None: 0 is what block 0 is given.
+    """Validate depths; None means all. Depth 0 is the input of block 0.
 
     Raises:
-        InputError: the model has no such depth, or none is asked for.
+        InputError: the model has no such depth, or ``depths`` is empty.
     """
     deepest = len(find_blocks(model))
     chosen = tuple(range(deepest + 1)) if depths is None else tuple(depths)
@@ -36,12 +36,12 @@ def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, .
 def record_depths(
     model: nn.Module, depths: Sequence[int], *, stop: bool = False
 ) -> Iterator[dict[int, Tensor]]:
-    """States by depth, (row, position, d), of the last pass run inside the block.
+    """Record the states by depth, (row, position, d), of each pass run inside the block.
 
     Args:
-        model: The model, run by the caller.
-        depths: As ``check_depths`` gives them.
-        stop: End each pass after the deepest one; the caller then sees no output.
+        model: The model; the caller runs it inside the block.
+        depths: As returned by ``check_depths``.
+        stop: Stop each pass after the deepest state; the model then returns no output.
     """
     blocks = find_blocks(model)
     seen: dict[int, Tensor] = {}
@@ -74,7 +74,7 @@ def record_depths(
 
 
 def last_token_states(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
-    """States at each row's last real token, (depth, row, d); the pass ends early."""
+    """States at the last token of each row, (depth, row, d); the pass stops early."""
     with record_depths(model, depths, stop=True) as seen:
         try:
             model(**batch.model_inputs, use_cache=False)
@@ -84,13 +84,13 @@ def last_token_states(model: nn.Module, batch: Padded, depths: Sequence[int]) ->
 
 
 def states_at(seen: dict[int, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
-    """(depth, row, d) states at one position a row, out of those watched."""
+    """(depth, row, d) recorded states at one position per row."""
     rows = torch.arange(len(ends), device=ends.device)
     return torch.stack([seen[depth][rows, ends].float() for depth in depths])
 
 
 def prompts_only(rows: Sequences) -> Sequences:
-    """The rows cut before their answers; rows without an answer are whole."""
+    """The rows without their answers."""
     ids = tuple(
         row[:start] for row, start in zip(rows.ids, rows.answer_start, strict=True)
     )

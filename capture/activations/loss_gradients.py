@@ -1,4 +1,4 @@
-"""Gradients of the answers' loss with respect to some of a model's matrices."""
+"""Gradients of the answer loss with respect to selected parameters."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ BATCH_TOKENS = 2048
 def loss_gradients(
     model: nn.Module, rows: Sequences, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Gradient of the mean loss of an answer token, by parameter.
+    """Gradient of the mean loss per answer token, by parameter name.
 
-    Gradients that parameters hold, and whether they take any, stay as they were.
+    Leaves ``grad`` and ``requires_grad`` of the parameters unchanged.
 
     Args:
         model: A causal language model.
-        rows: With answers.
-        names: Parameters wanted; those the model has not are left out, and those
-            the loss does not depend on have a gradient of zeros.
+        rows: Rows with answers.
+        names: Parameter names; unknown names are left out. Parameters that the loss does not
+            depend on have a zero gradient.
 
     Raises:
         InputError: there are no answer tokens.

@@ -1,4 +1,4 @@
-"""Passes of a model over batches of rows, keeping values at wanted positions."""
+"""Forward passes over batches of rows that yield values at selected positions."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.hooks import record
 from capture.network.sites import Sites, model_device
 
-# Positions a pass and thread beyond which a CPU gains nothing but memory to hold.
+# Beyond this many positions per pass and thread, a CPU is no faster and needs more memory.
 CPU_TOKENS_PER_THREAD = 1024
 
 Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
@@ -30,7 +30,7 @@ Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class CaptureTarget:
-    """What is read: the model, its sites, and the names of those wanted."""
+    """A model, its sites, and the names of the sites to capture."""
 
     model: nn.Module
     known_sites: Sites
@@ -39,7 +39,7 @@ class CaptureTarget:
     def run(
         self, select: Callable[[str, Tensor], Tensor], inputs: Any
     ) -> dict[str, Tensor]:
-        """One pass that stops early; logits come from their layer's kept inputs."""
+        """One pass that stops early; logits are computed from the selected inputs of the head."""
         model, known_sites, names = self.model, self.known_sites, self.names
         needed = ["final" if name == "logits" else name for name in names]
         with record(model, needed, select, stop=True, where=known_sites) as got:
@@ -56,7 +56,7 @@ def capture_passes(
     batch_tokens: int,
     padding: str,
 ) -> Passes:
-    """Rows and their values, pass by pass; what rows share is run once if it can be."""
+    """Yield rows and their values by pass; shared prefixes are run once if supported."""
     if padding == "right" and supports_prefix_cache(target.model):
         groups = group_by_prefix(sequences, selection)
         if groups and _sharing_agrees(target, sequences, selection, groups):
@@ -114,9 +114,9 @@ def _sharing_agrees(
     selection: PositionSelection,
     groups: list[tuple[int, list[int]]],
 ) -> bool:
-    """Whether two rows give the same either way: not so where later tokens count."""
+    """Whether two rows give equal values both ways, which fails for non-causal models."""
     length, rows = max(groups, key=lambda group: len(group[1]))
-    # The longest and the shortest, so that padding is tried as well.
+    # The longest and the shortest row, so that padding is tested too.
     rows = sorted(rows, key=lambda row: len(sequences.ids[row]))
     rows = [rows[0], rows[-1]]
     pair_selection = selection.rows(rows)
@@ -135,7 +135,7 @@ def _sharing_agrees(
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``inputs`` that the model's ``forward`` takes."""
+    """The ``inputs`` that the model's ``forward`` accepts."""
     known = inspect.signature(model.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         return dict(inputs)
@@ -145,7 +145,7 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
 def _position_selector(
     batch: Padded, selection: PositionSelection
 ) -> Callable[[str, Tensor], Tensor]:
-    """What keeps the wanted positions of a (row, position, d) value."""
+    """Function that selects positions of a (row, position, d) value."""
     mask = batch.attention_mask
     if selection.index is None:
         weights = mask / mask.sum(1, keepdim=True)
@@ -162,14 +162,14 @@ def _position_selector(
     rows = torch.arange(len(index), device=mask.device)[:, None]
 
     def gather(site: str, value: Tensor) -> Tensor:
-        # Some heads score a whole row and have no positions.
+        # Sequence classifiers have outputs without positions.
         return value if value.dim() == 2 else value[rows, index]
 
     return gather
 
 
 def _left_padded(batch: Padded) -> Padded:
-    """The same batch with its padding in front."""
+    """The same batch, left-padded."""
     length = batch.attention_mask.shape[1]
     shift = length - batch.attention_mask.sum(1, keepdim=True)
     places = torch.arange(length, device=shift.device)
@@ -189,7 +189,7 @@ def store_batch(
     total: int,
     selection: PositionSelection | None,
 ) -> None:
-    """Put a batch's values where its rows belong; arrays are made on first use."""
+    """Write a batch's values to its rows of ``arrays``, which are allocated on first use."""
     for name, tensor in values.items():
         value = tensor.detach().float().cpu().numpy()
         if selection is not None and value.ndim == 3:

@@ -1,8 +1,6 @@
-"""Rows that begin alike: run what they share once, and only the rest row by row.
+"""Prefix caching: run a prefix shared by several rows once, and reuse its keys and values.
 
-Statements made from one prompt and many answers repeat the prompt in every row. A
-causal model's values at the answer need the keys and values of the prompt, which the
-prompt alone gives.
+Statements made from one prompt and many answers repeat the prompt in every row.
 """
 
 import copy
@@ -17,20 +15,20 @@ from torch import Tensor, nn
 from capture.activations.positions import PositionSelection
 from capture.data.sequences import Padded, Sequences, pad
 
-# Sharing must save at least this share of the tokens, or it is not worth a second pass.
+# Minimum share of tokens saved; less does not pay for a second pass.
 MIN_SAVING = 0.25
-# Rounding moves a value by far less than this share of the largest one at its site.
+# Relative to the largest value at the site; rounding errors are far smaller.
 RELATIVE_TOL = 1e-3
 
 
 @dataclass(frozen=True)
 class Suffixes:
-    """What is left of some rows after their shared beginning.
+    """Suffixes of some rows after their shared prefix.
 
     Attributes:
-        batch: The tokens left; ``batch.rows`` are rows of the sequences.
-        prefix_idx: (row,) which beginning each row goes on from.
-        positions: (row, position) positions asked for, counted inside ``batch``.
+        batch: The suffix tokens; ``batch.rows`` are rows of the sequences.
+        prefix_idx: (row,) index of each row's prefix.
+        positions: (row, position) selected positions, relative to the suffix.
     """
 
     batch: Padded
@@ -38,7 +36,7 @@ class Suffixes:
     positions: Tensor
 
     def inputs(self, prefixes: Padded, cache: object) -> dict[str, object]:
-        """Keyword arguments for the pass over ``batch``, after that over ``prefixes``."""
+        """Keyword arguments for the pass over the suffixes, given the cache of ``prefixes``."""
         seen = prefixes.attention_mask[self.prefix_idx]
         mask = torch.cat([seen, self.batch.attention_mask], dim=1)
         places = torch.arange(self.batch.input_ids.shape[1], device=mask.device)
@@ -53,14 +51,14 @@ class Suffixes:
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """Beginnings (group,), and the rows that go on from them, by length."""
+    """Prefixes (group,), and their suffixes grouped by length."""
 
     prefixes: Padded
     suffixes: tuple[Suffixes, ...]
 
 
 def supports_prefix_cache(model: nn.Module) -> bool:
-    """Whether the model takes keys and values of an earlier pass, as far as it says."""
+    """Whether the model's signature accepts the keys and values of an earlier pass."""
     config = getattr(model, "config", None)
     can_generate = getattr(model, "can_generate", None)
     return (
@@ -75,15 +73,14 @@ def supports_prefix_cache(model: nn.Module) -> bool:
 def group_by_prefix(
     sequences: Sequences, selection: PositionSelection
 ) -> list[tuple[int, list[int]]] | None:
-    """Groups of rows as (length of what they share, rows), or None where unworthy.
+    """Groups of rows as (prefix length, rows), or None if too few tokens would be saved.
 
-    What is shared ends before the first position asked for, and leaves at least one
-    token of each row.
+    A prefix ends before the first selected position and leaves at least one token per row.
     """
     if selection.index is None:
         return None
     ids = sequences.ids
-    # Neighbours in sorted order share the most.
+    # Neighbors in sorted order share the longest prefixes.
     order = sorted(range(len(ids)), key=lambda row: ids[row])
     max_shared = [
         min(int(first), len(tokens) - 1)
@@ -110,7 +107,7 @@ def group_by_prefix(
 
 
 def _first_position(selection: PositionSelection) -> np.ndarray:
-    """(row,) first position asked for."""
+    """(row,) first selected position."""
     assert selection.index is not None
     if selection.mask is None:
         return selection.index.min(1)
@@ -118,7 +115,7 @@ def _first_position(selection: PositionSelection) -> np.ndarray:
 
 
 def _common_prefix_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many tokens two rows have in common from the start."""
+    """Length of the common prefix of two rows."""
     for place, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return place
@@ -133,9 +130,9 @@ def prefix_batches(
     batch_tokens: int,
     device: torch.device,
 ) -> Iterator[SharedPrefixes]:
-    """Batches of whole groups, at most ``batch_tokens`` positions each with those cached.
+    """Batches of groups with at most ``batch_tokens`` positions, cached ones included.
 
-    A group too large for that is cut.
+    Larger groups are split.
     """
     pieces = []
     for length, rows in groups:
@@ -177,7 +174,7 @@ def _shared(
     for owner, (length, rows) in enumerate(pieces):
         for row in rows:
             left = len(sequences.ids[row]) - length
-            # Up to powers of two: few passes, and no row padded to twice its length.
+            # Grouped by powers of two: few passes, and padding at most doubles a row.
             by_size.setdefault((left - 1).bit_length(), []).append((owner, row))
     starts = [length for length, _ in pieces]
     tails = (
@@ -199,7 +196,7 @@ def _suffixes(
     suffix_ids = [sequences.ids[row][starts[owner] :] for owner, row in members]
     rest = pad(Sequences(tuple(suffix_ids), tuple(map(len, suffix_ids))), device=device)
     begin = np.array([starts[owner] for owner, _ in members])
-    # Places without a value point at 0; what is read there is thrown away.
+    # Masked positions have index 0; their values are discarded.
     index = np.maximum(selection.index[rows] - begin[:, None], 0)
     return Suffixes(
         replace(rest, rows=torch.tensor(rows)),
@@ -213,13 +210,13 @@ def run_with_prefix_cache(
     shared: SharedPrefixes,
     run: Callable[[Callable[[str, Tensor], Tensor], dict], dict[str, Tensor]],
 ) -> Iterator[tuple[Padded, dict[str, Tensor]]]:
-    """Rows with their values at the wanted positions.
+    """Yield suffix batches with their values at the selected positions.
 
     Args:
         model: The model.
-        shared: The rows.
-        run: Makes one pass with the given picker and inputs, and returns what the
-            picker kept, by site.
+        shared: Prefixes and suffixes.
+        run: Runs one pass with a selecting function and inputs; returns the selected values by
+            site.
     """
     from transformers import DynamicCache
 
@@ -248,7 +245,7 @@ def run_with_prefix_cache(
 
 
 def allclose(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
-    """Whether two ways of computing the same values gave the same up to rounding."""
+    """Whether two results agree up to rounding."""
     return all(
         values.shape == others[name].shape
         and bool(
