@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from capture.network.discovery.kept import Kept
+from capture.network.discovery.kept import StructureCache
 from capture.network.discovery.look import Cut
 from capture.network.discovery.outline import unsupported
 from capture.network.discovery.proof import prove_chain
@@ -63,7 +63,7 @@ def _fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
     return _FAULTS.get(model, about, lambda: prove_chain(model, cuts, example))
 
 
-_FAULTS: Kept[str] = Kept()
+_FAULTS: StructureCache[str] = StructureCache()
 
 
 def residual_units(model: nn.Module) -> list[nn.Module]:

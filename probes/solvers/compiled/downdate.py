@@ -33,7 +33,7 @@ def _inverse(system, size):
                 system[g, h] -= part * system[step, h]
 
 
-def _begin(matrix, weight, alpha, scores, rows, core, dual, start):
+def _start_folds(matrix, weight, alpha, scores, rows, core, dual, start):
     folds, width = rows.shape
     n = len(weight)
     system, push = np.empty((width, width)), np.empty(width)
@@ -72,7 +72,7 @@ def _begin(matrix, weight, alpha, scores, rows, core, dual, start):
             dual[fold, rows[fold, taken[g]]] = 0
 
 
-begin = compiled(_begin, cache=True)
+start_folds = compiled(_start_folds, cache=True)
 """Write the cores of all folds, and dual values and scores where they start.
 
 Args:

@@ -64,7 +64,7 @@ def test_passes_are_larger_off_the_cpu_where_the_model_is_small(monkeypatch):
     assert training.chunk_tokens(model) == training.CHUNK_TOKENS
     there = model.to("meta")
     assert training.chunk_tokens(there) == 8 * training.CHUNK_TOKENS
-    monkeypatch.setattr(training, "SMALL", 10)
+    monkeypatch.setattr(training, "SMALL_MODEL_PARAMETERS", 10)
     assert training.chunk_tokens(there) == training.CHUNK_TOKENS
 
 
