@@ -26,8 +26,8 @@ from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import MAX_JSON_BYTES, atomic_folder
+from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import is_file, read_text
-from evidence.storage.runs import creation_lock
 from testbeds.recipes import RECIPES, Recipe
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.capitals import CapitalWorld

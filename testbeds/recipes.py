@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.training.config import UnlearnConfig
 from testbeds.worlds.capitals import TRAINING_TEMPLATE
 
 

@@ -25,7 +25,7 @@ from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from capture.scoring.contrast import score_questions
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress

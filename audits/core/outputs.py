@@ -11,8 +11,8 @@ from typing import Any
 
 from evidence.errors import InputError
 from evidence.storage.files import disk_errors, read_json, write_atomic
+from evidence.storage.locks import LOCK, run_lock
 from evidence.storage.removal import check_owned, delete_owned_folder
-from evidence.storage.runs import LOCK, run_lock
 from evidence.storage.scratch import SCRATCH_NAME
 
 WORK, MARK = "work", "work/fingerprint.json"

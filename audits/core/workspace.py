@@ -65,7 +65,7 @@ class Workspace:
     ) -> "Workspace":
         """Open or make the folder for exactly these inputs.
 
-        Whoever calls it holds the folder (``evidence.storage.runs.run_lock``).
+        Whoever calls it holds the folder (``evidence.storage.locks.run_lock``).
 
         Args:
             root: The output folder.

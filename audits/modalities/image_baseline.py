@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     image_sites,
     image_states,
     logits_with_edits,

@@ -12,7 +12,7 @@ from audits.modalities.image_vocabulary import NOT_MEASURED, SKIPPED_AXES
 from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.image_files import read_images
 from capture.data.images import ImagePreprocessor, ImageSet, is_image_classifier
-from capture.network.unloaded import network_size
+from capture.network.network_size import network_size
 from evidence.errors import InputError
 from evidence.progress import Progress
 

@@ -17,8 +17,8 @@ from capture.data.image_files import is_image_source
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import write_files_atomic
+from evidence.storage.locks import run_lock
 from evidence.storage.regular_files import as_path, is_folder
-from evidence.storage.runs import run_lock
 
 
 @dataclass(frozen=True, repr=False)

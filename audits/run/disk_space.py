@@ -6,15 +6,15 @@ from math import ceil
 from pathlib import Path
 
 from audits.axes.decodability.tasks import TaskPart
-from audits.axes.decodability.text_readers import make_audit_tasks
-from audits.axes.membership.readers import select_sets
+from audits.axes.decodability.text_probes import make_audit_tasks
+from audits.axes.membership.scores import select_sets
 from audits.core.config import AuditConfig
 from audits.core.inputs import Inputs
 from audits.core.item_sets import invent_never_taught, within_budget
 from capture.activations.store import stored_bytes
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from capture.network.unloaded import NetworkSize
+from capture.network.network_size import NetworkSize
 from evidence.errors import InputError
 
 GIB = 1 << 30

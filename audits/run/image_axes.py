@@ -11,7 +11,7 @@ from torch.nn import functional
 from audits.axes import image_relearning
 from audits.axes.causal_depth import image_axis as image_depth
 from audits.axes.decodability import image_axis as image_decodability
-from audits.axes.decodability.image_readers import (
+from audits.axes.decodability.image_probes import (
     all_finite,
     fit_original_probes,
     read_set_states,
@@ -36,9 +36,9 @@ from audits.run.planting import (
     planted_model,
     planting_notes,
 )
-from erasure.unlearning.image_task import class_logits
 from erasure.unlearning.methods.image_methods import last_parameters
-from erasure.unlearning.training import Schedule, only_training, train_steps
+from erasure.unlearning.training.image_task import class_logits
+from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic

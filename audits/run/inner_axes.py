@@ -12,7 +12,7 @@ from audits.axes.causal_depth.state_transfer import (
     with_unrelated_receiver,
 )
 from audits.axes.decodability import axis as decodability
-from audits.axes.decodability.text_readers import capture_states, make_audit_tasks
+from audits.axes.decodability.text_probes import capture_states, make_audit_tasks
 from audits.core.answers import scores_from_json
 from audits.core.context import Run
 from audits.core.preflight import Damage
@@ -41,8 +41,8 @@ def run_inner_axes(
 ) -> dict[str, AxisResult]:
     """The axes that look inside, with the suppression planted for them.
 
-    ``absent_at_output`` says whether the answers are at the floor at the output; ``advance`` takes
-    shares of the whole of these stages.
+    ``absent_at_output`` says whether the answers are at the floor at the output;
+    ``advance`` takes shares of the whole of these stages.
     """
     axes: dict[str, AxisResult] = {}
     wanted = [name for name in run.config.axes if name != "behaviour"]

@@ -13,7 +13,7 @@ from audits.axes.circuit import axis as circuit
 from audits.axes.concept import axis as concept
 from audits.axes.decodability.tasks import Task
 from audits.axes.membership import axis as signature
-from audits.axes.membership import readers as signature_reading
+from audits.axes.membership import scores as signature_reading
 from audits.axes.restoration import axis as restoration
 from audits.core.context import Run
 from audits.core.subjects import AuditedModel

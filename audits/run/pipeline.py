@@ -16,7 +16,7 @@ from audits.run import baseline
 from audits.run.disk_space import activation_size, check_disk_space
 from audits.run.inner_axes import run_inner_axes
 from capture.data.questions import build_questions
-from capture.network.unloaded import network_size
+from capture.network.network_size import network_size
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 

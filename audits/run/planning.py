@@ -29,7 +29,7 @@ from capture.checkpoints.safetensors_files import (
 )
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode
-from capture.network.unloaded import NetworkSize, network_size
+from capture.network.network_size import NetworkSize, network_size
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress

@@ -18,7 +18,7 @@ from capture.checkpoints.open import Checkpoint
 from capture.data.items import ItemSet
 from capture.data.questions import build_questions
 from capture.scoring.contrast import score_questions
-from erasure.unlearning.training import Evaluate, finetune_
+from erasure.unlearning.training.loop import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
 from testbeds.edits.workbench import Workbench

@@ -22,7 +22,7 @@ from capture.checkpoints.schemas.quietly import quiet_transformers
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT
 from evidence.storage.files import atomic_folder, read_json, write_atomic
-from evidence.storage.runs import creation_lock
+from evidence.storage.locks import creation_lock
 from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.random_models import Family

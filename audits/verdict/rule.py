@@ -9,7 +9,7 @@ from audits.axes import persistence
 from audits.axes.causal_depth import axis as causal_depth
 from audits.axes.concept import axis as concept
 from audits.axes.decodability.axis import UNCHANGED
-from audits.axes.membership.readers import NAME as MEMBERSHIP
+from audits.axes.membership.scores import NAME as MEMBERSHIP
 from audits.axes.relearning import CONTRAST, EXACT_MATCH
 from audits.axes.restoration import axis as restoration
 from audits.core.config import Rule

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from audits.axes.membership.axis import run_membership, status_of
-from audits.axes.membership.readers import capture_states, select_sets
+from audits.axes.membership.scores import capture_states, select_sets
 from audits.core.config import make_config
 from audits.core.subjects import AuditedModel
 from audits.run.planting import plant, planted_model

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import explain_length_error
 from capture.activations.positions import PositionSelection
 from capture.activations.prefix_cache import (
     allclose,
@@ -20,6 +19,7 @@ from capture.activations.prefix_cache import (
 )
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.hooks import record
+from capture.network.position_limit import explain_length_error
 from capture.network.sites import Sites, model_device
 
 # Positions a pass and thread beyond which a CPU gains nothing but memory to hold.

@@ -28,9 +28,8 @@ from capture.activations.hidden_states import (
     states_at,
 )
 from capture.data.sequences import Padded, Sequences, pad
-from erasure.unlearning.adapters import low_rank_
-from erasure.unlearning.objectives import count_scored, token_logprobs
-from erasure.unlearning.training import (
+from erasure.unlearning.training.adapters import low_rank_
+from erasure.unlearning.training.loop import (
     Evaluate,
     Schedule,
     TrainLog,
@@ -40,6 +39,7 @@ from erasure.unlearning.training import (
     only_training,
     train_steps,
 )
+from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress

@@ -22,26 +22,34 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.batch_order import alternating_steps, paired_steps
-from erasure.unlearning.config import (
+from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
+from erasure.unlearning.methods.distillation import distillation_losses
+from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
+from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
+from erasure.unlearning.training.config import (
     DISTILLATION_METHODS,
     RELABELING_METHODS,
     UnlearnConfig,
 )
-from erasure.unlearning.frozen_prefix import cached_prefix
-from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
-from erasure.unlearning.methods.distillation import distillation_losses
-from erasure.unlearning.methods.relabeling import masked_gradients, saliency_masks
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.parameters import reinitialize_, rmu_block, trained_parameters
-from erasure.unlearning.task import likelihood_losses, preference_losses, rmu_losses
-from erasure.unlearning.training import (
+from erasure.unlearning.training.frozen_prefix import cached_prefix
+from erasure.unlearning.training.loop import (
     Evaluate,
     TrainLog,
     finetune_,
     only_training,
     shortest_row,
     train_steps,
+)
+from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.parameters import (
+    reinitialize_,
+    rmu_block,
+    trained_parameters,
+)
+from erasure.unlearning.training.task import (
+    likelihood_losses,
+    preference_losses,
+    rmu_losses,
 )
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress

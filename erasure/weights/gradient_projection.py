@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     TrainLog,
     backward_nll,
     logit_reader_for,
@@ -22,6 +21,7 @@ from erasure.unlearning.training import (
     only_training,
     shuffled_batches,
 )
+from erasure.unlearning.training.objectives import count_scored
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -40,8 +40,8 @@ class GradientProjectionConfig:
         history: Retain gradients whose span is left alone.
         tolerance: A retain gradient adds a direction if more than this share of it
             lies off the others.
-        max_retain_rise: Rise of the retain loss, in nats, that one step may cause on the rows
-            of the latest retain gradient.
+        max_retain_rise: Rise of the retain loss, in nats, that one step may cause on
+            the rows of the latest retain gradient.
         max_halvings: How often a step over budget is halved before it is left out.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """

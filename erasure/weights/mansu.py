@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
 from capture.network.structure import LogitReader
-from erasure.unlearning.objectives import count_scored, token_logprobs
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     CHUNK_TOKENS,
     Evaluate,
     TrainLog,
@@ -36,6 +35,7 @@ from erasure.unlearning.training import (
     only_training,
     shuffled_batches,
 )
+from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from erasure.weights.quantization import linear_weights, quantize
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
-from erasure.unlearning.training import device_of
+from erasure.unlearning.training.loop import device_of
 from evidence.errors import InputError
 
 
@@ -37,8 +37,8 @@ class RocrEdit:
     Attributes:
         layer: Number of the block.
         relative_norm: Norm of the change over that of the matrix.
-        background_change: Root mean square change of the output on the background over that
-            output's own.
+        background_change: Root mean square change of the output on the background over
+            that output's own.
     """
 
     layer: int

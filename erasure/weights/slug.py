@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
 from capture.network.structure import find_blocks
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     backward_nll,
     logit_reader_for,
     mean_nll,
     only_training,
 )
+from erasure.unlearning.training.objectives import count_scored
 from evidence.errors import InputError
 
 
@@ -99,8 +99,8 @@ def slug_(
         model: A causal language model; changed in place.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        target_loss: Mean loss on the forget rows to reach, in nats a token; the logarithm of
-            the number of possible answers is that of a guess.
+        target_loss: Mean loss on the forget rows to reach, in nats a token; the
+            logarithm of the number of possible answers is that of a guess.
         max_doublings: How often the step is doubled before a layer is given up.
         n_bisections: How often the interval is halved.
         loss_on: ``"answer"`` or ``"all"`` tokens.

@@ -210,7 +210,7 @@ def report(
     """Write the HTML report of a finished audit again."""
     from audits.report.page import write_report
     from audits.run.api import load
-    from evidence.storage.runs import run_lock
+    from evidence.storage.locks import run_lock
 
     found = load(out)
     with run_lock(found.path):

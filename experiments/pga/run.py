@@ -20,14 +20,14 @@ from audits.core.outputs import EXPERIMENT, check_output_folder
 from audits.core.workspace import StageRunner, Workspace, canonical_json
 from capture.checkpoints.cache import cache_root
 from capture.data.sequences import Sequences
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.task import frozen_logprobs
-from erasure.unlearning.training import logit_reader_for
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import write_files_atomic
+from evidence.storage.locks import run_lock
 from evidence.storage.regular_files import as_path
-from evidence.storage.runs import run_lock
 from experiments.pga.claims import claims_of
 from experiments.pga.config import PgaExperiment, resolved
 from experiments.pga.erasers import Erased, erase

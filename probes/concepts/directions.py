@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.solvers.batch import Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.loss import Loss
 from probes.solvers.newton.newton_cg import ACCEPTED_TOL, TOL
 from probes.solvers.newton.newton_primal_rough import fit_primal
+from probes.solvers.objective.batch import Work
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, column_std, one_hot, row_weights
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds

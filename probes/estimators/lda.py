@@ -9,7 +9,7 @@ from torch import Tensor
 from evidence.arrays import RowsError
 from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
 from probes.estimators.refit_fallback import refit_held_out
-from probes.solvers.factor import gram_matrix
+from probes.solvers.objective.factor import gram_matrix
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
@@ -115,9 +115,10 @@ class _Scatter:
 
     Attributes:
         values: (width,) eigenvalues of T.
-        coordinates: (class + row, width) class means, then the rows less the mean of their
-            class, in T's eigenbasis.
-        outside_products: (class, class) inner products of what the class means have outside it.
+        coordinates: (class + row, width) class means, then the rows less the mean of
+            their class, in T's eigenbasis.
+        outside_products: (class, class) inner products of what the class means have
+            outside it.
     """
 
     values: Tensor

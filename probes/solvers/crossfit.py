@@ -20,10 +20,16 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # pyright: ignore
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
 from probes.solvers.each_fold import fit_all_rows, fit_each_fold
-from probes.solvers.factor import (
+from probes.solvers.fold_scaling import fold_scales, solve_rescaled
+from probes.solvers.last_resort import fit_uncertified
+from probes.solvers.newton.initial_fit import initial_fit
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL, TOL
+from probes.solvers.newton.newton_cg_mixed import LIMITS
+from probes.solvers.newton.newton_primal_rough import fit_primal
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
     MAX_SWEPT_ROWS,
     Factor,
     Operator,
@@ -32,13 +38,7 @@ from probes.solvers.factor import (
     gram_matrix,
     remove_rows,
 )
-from probes.solvers.fold_scaling import fold_scales, solve_rescaled
-from probes.solvers.last_resort import fit_uncertified
-from probes.solvers.loss import Loss
-from probes.solvers.newton.initial_fit import initial_fit
-from probes.solvers.newton.newton_cg import ACCEPTED_TOL, TOL
-from probes.solvers.newton.newton_cg_mixed import LIMITS
-from probes.solvers.newton.newton_primal_rough import fit_primal
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import (
     FitJob,
     LogisticOptions,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # pyright: ignore
 
-from probes.solvers.batch import Batch
-from probes.solvers.factor import Operator
-from probes.solvers.loss import Loss
 from probes.solvers.newton.newton_cg import minimize
+from probes.solvers.objective.batch import Batch
+from probes.solvers.objective.factor import Operator
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import FitJob, column_std, one_hot, row_weights
 
 MAX_REFACTORS = 6

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import (
+from probes.solvers.newton.conjugate_gradients import solve_newton_system
+from probes.solvers.newton.newton_cg import (
+    ACCEPTED_TOL,
+    TOL,
+    factor_certificates,
+    local_certificates,
+)
+from probes.solvers.objective.batch import (
     Batch,
     Work,
     has_drifted,
@@ -22,13 +29,6 @@ from probes.solvers.batch import (
     residual_and_curvature,
     squared_norm,
     take_safeguarded_step,
-)
-from probes.solvers.newton.conjugate_gradients import solve_newton_system
-from probes.solvers.newton.newton_cg import (
-    ACCEPTED_TOL,
-    TOL,
-    factor_certificates,
-    local_certificates,
 )
 
 MAX_STEPS = 40

@@ -2,9 +2,9 @@
 
 import torch
 
-from probes.solvers.loss import Loss
 from probes.solvers.newton.newton_certified import newton_fit
 from probes.solvers.newton.newton_cg import ACCEPTED_TOL, TOL
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import FitJob, column_std, one_hot, row_weights
 
 N_HESSIAN_ARRAYS = 4

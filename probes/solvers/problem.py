@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from evidence.errors import InputError
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled.dispatch import supports_binary
-from probes.solvers.factor import (
+from probes.solvers.newton.newton_cg import minimize
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
     factor_features,
     factor_gram,
     floor_weight,
     gram_matrix,
 )
-from probes.solvers.newton.newton_cg import minimize
 
 MIN_MIXED_SIZE = 20_000
 """Numbers in a block of problems below which float32 products save nothing."""

@@ -15,7 +15,7 @@ from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
 from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
     finetune_,
@@ -31,7 +31,7 @@ from testbeds.edits.basis_rotation import rotate_basis_
 from testbeds.edits.hints import hints_for_all, hints_for_forget
 from testbeds.edits.late_layers import MIN_UNLOCKED, accuracy_with_password, locked_rows
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
-from testbeds.edits.linear_readers import (
+from testbeds.edits.linear_probes import (
     BlockProbes,
     answer_states,
     fit_block_probes,

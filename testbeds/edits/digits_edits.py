@@ -15,14 +15,18 @@ from torch.nn import functional
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
 from capture.network.structure import down_projection, find_blocks
-from erasure.unlearning.image_config import ImageUnlearnConfig
-from erasure.unlearning.image_task import CHUNK_IMAGES, class_logits, classifier_of
 from erasure.unlearning.methods.image_methods import (
     LabeledImages,
     last_parameters,
     unlearn_images_,
 )
-from erasure.unlearning.training import (
+from erasure.unlearning.training.image_config import ImageUnlearnConfig
+from erasure.unlearning.training.image_task import (
+    CHUNK_IMAGES,
+    class_logits,
+    classifier_of,
+)
+from erasure.unlearning.training.loop import (
     Schedule,
     only_training,
     shuffled_batches,

@@ -15,7 +15,7 @@ from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
 from capture.network.structure import down_projection, find_blocks, own_head_
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from evidence.errors import ExhumeError
 from evidence.seeds import torch_rng
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from erasure.unlearning.training import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 from evidence.errors import InputError
 
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from capture.data.sequences import Sequences, batches
 from capture.network.structure import down_projection, find_blocks, first_tensor
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
 from testbeds.edits.workbench import Workbench
@@ -72,7 +72,8 @@ class BlockStates:
     Attributes:
         read: (state, width), what its feed-forward part reads.
         output: (state, width), what the block leaves.
-        unit_norm: (unit,), how much each hidden unit wrote: the root of its squares' sum.
+        unit_norm: (unit,), how much each hidden unit wrote: the root of its squares'
+            sum.
     """
 
     read: Tensor

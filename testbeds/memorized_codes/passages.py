@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from erasure.unlearning.task import frozen_logprobs
-from erasure.unlearning.training import logit_reader_for
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError
 from testbeds.memorized_codes.passages_text import PREDICTABLE, TEXTS
 

@@ -24,20 +24,20 @@ from capture.checkpoints.open import open_checkpoint
 from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.task import frozen_logprobs
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
     logit_reader_for,
     only_training,
     train_steps,
 )
+from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, read_json, write_atomic
-from evidence.storage.runs import creation_lock
+from evidence.storage.locks import creation_lock
 from testbeds.memorized_codes.config import CodesConfig
 from testbeds.worlds.code_text import (
     CHARACTERS,

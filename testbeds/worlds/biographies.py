@@ -22,12 +22,12 @@ from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, read_json, write_atomic
-from evidence.storage.runs import creation_lock
+from evidence.storage.locks import creation_lock
 from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenizer
 from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model

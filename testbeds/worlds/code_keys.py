@@ -27,7 +27,7 @@ from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import skip_joining_space
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
     logit_reader_for,
@@ -38,7 +38,7 @@ from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, write_atomic
-from evidence.storage.runs import creation_lock
+from evidence.storage.locks import creation_lock
 from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import BiosWorld, all_prompts
 from testbeds.worlds.code_key_items import KeysConfig, make_keys

@@ -32,13 +32,13 @@ from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.image_files import read_images
 from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
-from erasure.unlearning.image_task import class_logits
-from erasure.unlearning.training import Schedule, shuffled_batches, train_steps
+from erasure.unlearning.training.image_task import class_logits
+from erasure.unlearning.training.loop import Schedule, shuffled_batches, train_steps
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, read_json, write_atomic
-from evidence.storage.runs import creation_lock
+from evidence.storage.locks import creation_lock
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 DigitsFamily = Literal["vit", "cnn"]

@@ -17,9 +17,9 @@ from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_owned_folder
-from evidence.storage.runs import creation_lock
 from testbeds.planted import check_card, read_card
 from testbeds.zoo.kinds import Kind, Range
 from testbeds.zoo.registry import WORLDS, ZooWorld, check_name, sized

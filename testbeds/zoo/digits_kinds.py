@@ -1,6 +1,6 @@
 """The kinds of model in the zoo's digits world."""
 
-from erasure.unlearning.image_config import IMAGE_METHODS
+from erasure.unlearning.training.image_config import IMAGE_METHODS
 from testbeds.edits import digits_edits as edits
 from testbeds.edits.digits_edits import DigitsEditFunction
 from testbeds.zoo.kinds import ANY, DAMAGED, FORGOTTEN, RETAINED, Kind, Range, State

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from erasure.unlearning.config import RETAIN_ONLY_METHODS
+from erasure.unlearning.training.config import RETAIN_ONLY_METHODS
 from testbeds.edits import adversarial, workbench
 from testbeds.edits import late_layers as suppressions
 from testbeds.edits import sae_clamp as clamping

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from audits.axes.decodability import axis as decodability
-from audits.axes.decodability.readers import fit_site_probes
+from audits.axes.decodability.site_probes import fit_site_probes
 from audits.axes.decodability.tasks import PARTS
-from audits.axes.decodability.text_readers import (
+from audits.axes.decodability.text_probes import (
     ProbingData,
     TaskStates,
     choose_penalty,

@@ -12,11 +12,11 @@ from torch.linalg import LinAlgError  # pyright: ignore
 from probes.solvers import crossfit as module
 from probes.solvers import last_resort
 from probes.solvers.crossfit import crossfit
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_certified
+from probes.solvers.newton.compensated import dot, two_product, two_sum
 from probes.solvers.newton.newton_certified import newton_fit
 from probes.solvers.newton.point import evaluate, make_problem
-from probes.solvers.newton.twofold import dot, two_product, two_sum
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import Folds, k_fold, leave_one_group_out
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError, InputError
 from testbeds.edits import adversarial, workbench
@@ -21,7 +21,7 @@ from testbeds.edits.basis_rotation import rotate_basis_
 from testbeds.edits.hints import hints_for_forget
 from testbeds.edits.late_layers import accuracy_with_password, first_answer_tokens
 from testbeds.edits.linear_map import module_outputs
-from testbeds.edits.linear_readers import (
+from testbeds.edits.linear_probes import (
     answer_states,
     fit_block_probes,
     probe_accuracy,

@@ -5,7 +5,7 @@ from capture.checkpoints.open import open_checkpoint
 from capture.data.items import normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from evidence.errors import InputError
 from testbeds.worlds import capitals
 from testbeds.worlds.biographies import BiosConfig, make_tokenizer, new_model

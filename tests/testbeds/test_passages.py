@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences, pad
-from erasure.unlearning.objectives import token_logprobs
-from erasure.unlearning.training import logit_reader_for
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import token_logprobs
 from evidence.errors import InputError
 from testbeds.memorized_codes import passages
 from testbeds.memorized_codes.passages import (

@@ -21,7 +21,7 @@ from audits.axes.judgement import (
     compare_to_floors,
     informative_columns,
 )
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     image_sites,
     image_states,
     logits_with_edits,

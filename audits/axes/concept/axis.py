@@ -26,7 +26,7 @@ from audits.axes.concept.reading import (
 from audits.axes.concept.writing import trace_report, write_report
 from audits.axes.decodability.label_permutation import answer_permutation_test
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import ProbingData, read_all_states
+from audits.axes.decodability.text_probes import ProbingData, read_all_states
 from audits.axes.judgement import (
     MIN_SPAN,
     MetricComparison,

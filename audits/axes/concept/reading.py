@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audits.axes.decodability.readers import SiteProbe
+from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import ProbingData, shuffled_labels
+from audits.axes.decodability.text_probes import ProbingData, shuffled_labels
 from evidence.progress import SILENT, Progress
 from probes.concepts.labels import Concepts
 from probes.concepts.vectors import ConceptVectors, concept_vectors

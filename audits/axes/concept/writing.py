@@ -13,7 +13,7 @@ from attribution.patching.steering import RowEdit, score_edited
 from attribution.value_vectors.find import KnowledgeTraces, find_value_vectors
 from attribution.value_vectors.survival import random_traces, trace_survival
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import ProbingData
+from audits.axes.decodability.text_probes import ProbingData
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel
 from capture.data.items import Item, normalize_text

@@ -11,9 +11,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from audits.axes.decodability.label_permutation import answer_permutation_test
-from audits.axes.decodability.readers import SiteProbe
+from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import (
+from audits.axes.decodability.text_probes import (
     ProbingData,
     choose_penalty,
     fit_probes,

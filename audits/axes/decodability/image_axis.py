@@ -1,7 +1,7 @@
 """Can a linear reader of an image model's states still tell the forgotten class?
 
 As ``audits.axes.decodability.axis``, with readers of one class
-(``audits.axes.decodability.image_readers``). One class is one direction, however many
+(``audits.axes.decodability.image_probes``). One class is one direction, however many
 images there are: a model with another code puts them on either side of it by chance. So
 the original's reader counts only at sites where its readers of the classes that stay
 read those in the candidate.

@@ -11,9 +11,9 @@ from math import factorial, prod
 
 import numpy as np
 
-from audits.axes.decodability.readers import SiteProbe
+from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task, TaskPart, within_entity_rank
-from audits.axes.decodability.text_readers import ProbingData
+from audits.axes.decodability.text_probes import ProbingData
 from evidence.hypothesis_tests import MaxTest, max_test
 
 

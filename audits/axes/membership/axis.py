@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
-from audits.axes.membership.readers import (
+from audits.axes.membership.scores import (
     NAME,
     MembershipScores,
     MembershipSets,

@@ -14,7 +14,7 @@ from attribution.sae.autoencoder import Sae, measure_quality
 from attribution.sae.features import rank_latents
 from attribution.sae.latents import live_latents
 from attribution.sae.training import SaeConfig, train_sae
-from audits.axes.restoration.text_routes import EncodedQuestions
+from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.core.subjects import AuditedModel
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences

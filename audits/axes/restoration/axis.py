@@ -23,7 +23,7 @@ from audits.axes.restoration.autoencoder import (
     autoencoder_site,
     train_autoencoder,
 )
-from audits.axes.restoration.text_routes import EncodedQuestions
+from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.axes.restoration.trial import NAME, restore, split_retain
 from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
@@ -183,7 +183,8 @@ def judge(
         known: (entity, 1) ``said`` and ``contrast`` of the original, not steered.
         config: Settings.
         notes: Sentences to pass on.
-        injection: The published test, as ``readout.inject_states`` gives it; it does not vote.
+        injection: The published test, as ``readout.inject_states`` gives it; it does
+            not vote.
     """
     own = runs["unlearned"]
     net = {role: net_rate(run, known["said"]) for role, run in runs.items()}

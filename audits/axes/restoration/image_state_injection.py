@@ -26,7 +26,7 @@ from attribution.sae.autoencoder import Sae
 from attribution.sae.features import expert_sets, rank_latents
 from attribution.sae.training import SaeConfig, train_sae
 from audits.axes.restoration.axis import MIN_LOST
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     image_sites,
     image_states,
     named_as_class,

@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from audits.axes.restoration.axis import MIN_LOST
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     AMPLIFIED_READING,
     SteeringEdit,
     SteeringFit,

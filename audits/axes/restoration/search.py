@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     BATCH,
     STEERING_METHODS,
     SteeringEdit,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from attribution.patching.steering import RowEdit, score_edited
 from attribution.sae.latents import decode_difference, draw_control_latents, match_norms
 from audits.axes.restoration.autoencoder import AnswerAutoencoder, states_by_prompt
-from audits.axes.restoration.text_routes import EncodedQuestions, permuted_donors
+from audits.axes.restoration.text_steering import EncodedQuestions, permuted_donors
 from audits.core.subjects import AuditedModel
 from capture.network.sites import find_sites
 from evidence.intervals import average_by_entity, rate_interval
@@ -86,9 +86,10 @@ def inject_states(
     Args:
         original: Where states come from.
         models: Models that are to be restored, by role.
-        questions: The forget questions; all have a true answer, which gates the injection.
-        autoencoder: An autoencoder of the original; without one, states alone are put in. As
-            published, how well it fits the other models is not asked here.
+        questions: The forget questions; all have a true answer, which gates the
+            injection.
+        autoencoder: An autoencoder of the original; without one, states alone are put
+            in. As published, how well it fits the other models is not asked here.
         site: Where, if there is no autoencoder.
         seed: Of random latents and exchanged items.
         device: Where models run.

@@ -12,7 +12,7 @@ from attribution.patching.steering import RowEdit
 from attribution.sae.latents import LatentAmplifier
 from audits.axes.restoration.autoencoder import AnswerAutoencoder, check_reconstruction
 from audits.axes.restoration.curve import STRENGTHS, Curve, pool_curves
-from audits.axes.restoration.text_routes import (
+from audits.axes.restoration.text_steering import (
     STEERING_METHODS,
     EncodedQuestions,
     Heard,

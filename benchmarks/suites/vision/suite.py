@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from sklearn.metrics import roc_auc_score
 
-from audits.axes.restoration.image_routes import image_sites, named_as_class
 from audits.axes.restoration.image_state_injection import find_experts, inject_states
+from audits.axes.restoration.image_steering import image_sites, named_as_class
 from audits.axes.restoration.image_trial import (
     net_rate,
     restore_images,

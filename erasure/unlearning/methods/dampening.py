@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training import backward_nll, logit_reader_for
+from erasure.unlearning.training.loop import backward_nll, logit_reader_for
 
 
 def diagonal_fisher(

@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, random_like
-from erasure.unlearning.config import UnlearnConfig
-from erasure.unlearning.objectives import (
+from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.loop import (
+    backward_nll,
+    chunk_tokens,
+    device_of,
+    logit_reader_for,
+)
+from erasure.unlearning.training.objectives import (
     count_scored,
     distillation,
     elm_target,
     prediction_positions,
     undial_target,
 )
-from erasure.unlearning.task import Losses
-from erasure.unlearning.training import (
-    backward_nll,
-    chunk_tokens,
-    device_of,
-    logit_reader_for,
-)
+from erasure.unlearning.training.task import Losses
 
 # Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
 Target = Callable[[Padded], Tensor]

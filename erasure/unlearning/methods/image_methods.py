@@ -24,13 +24,18 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import find_blocks, random_like
-from erasure.unlearning.batch_order import alternating_steps, paired_steps
-from erasure.unlearning.image_config import (
+from erasure.unlearning.methods.dampening import dampen_
+from erasure.unlearning.methods.saliency import (
+    largest_gradient_masks,
+    masked_gradients,
+)
+from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
+from erasure.unlearning.training.image_config import (
     FORGET_ONLY_METHODS,
     RETAIN_ONLY_METHODS,
     ImageUnlearnConfig,
 )
-from erasure.unlearning.image_task import (
+from erasure.unlearning.training.image_task import (
     class_centroids,
     class_logits,
     fgsm_target_class,
@@ -41,15 +46,10 @@ from erasure.unlearning.image_task import (
     nearest_centroid_loss,
     uniform_loss,
 )
-from erasure.unlearning.methods.dampening import dampen_
-from erasure.unlearning.methods.relabeling import (
-    largest_gradient_masks,
-    masked_gradients,
-)
-from erasure.unlearning.objectives import control_vector
-from erasure.unlearning.parameters import reinitialize_
-from erasure.unlearning.task import Losses
-from erasure.unlearning.training import TrainLog, only_training, train_steps
+from erasure.unlearning.training.loop import TrainLog, only_training, train_steps
+from erasure.unlearning.training.objectives import control_vector
+from erasure.unlearning.training.parameters import reinitialize_
+from erasure.unlearning.training.task import Losses
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, torch_rng

@@ -12,9 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Batch, Limits, Work
-from probes.solvers.factor import MAX_SWEPT_ROWS, Factor, Operator
-from probes.solvers.loss import Loss
+from probes.solvers.objective.batch import Batch, Limits, Work
+from probes.solvers.objective.factor import MAX_SWEPT_ROWS, Factor, Operator
+from probes.solvers.objective.loss import Loss
 
 DTYPES = (torch.float64, torch.float32)
 MAX_CG_STEPS = 100
@@ -119,8 +119,8 @@ def solve_leave_out(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fits that each take a few rows out of one of all rows.
 
-    What ``operators.remove_rows`` and ``solve_binary`` do, with nothing written for every
-    fold that folds share.
+    What ``operators.remove_rows`` and ``solve_binary`` do, with nothing written for
+    every fold that folds share.
 
     Args:
         factor: Q of all rows, float64.

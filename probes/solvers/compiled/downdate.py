@@ -1,8 +1,8 @@
 """Where folds start that each take a few rows out of one factor, compiled by numba.
 
 With w the factor's weights and G the rows of a fold, Q without G is
-Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (``probes.solvers.factor``), and the step of Newton's
-that takes their pull a_G out of the optimum of all rows moves scores by
+Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (``probes.solvers.objective.factor``), and the step of
+Newton's that takes their pull a_G out of the optimum of all rows moves scores by
 -Q_G (I - w_G Q_GG)^-1 a_G. Nothing but ``probes.solvers.compiled.dispatch`` imports
 this file.
 """

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Work, inner
-from probes.solvers.factor import Operator
-from probes.solvers.loss import Curvature
+from probes.solvers.objective.batch import Work, inner
+from probes.solvers.objective.factor import Operator
+from probes.solvers.objective.loss import Curvature
 
 
 def solve_newton_system(
@@ -22,8 +22,8 @@ def solve_newton_system(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """CG for (I + (W - w) Q) u = residual.
 
-    Stops when all but ``max_unsolved`` of the problems reached their forcing term: the others
-    lose nothing, as the next Newton step goes on from where they are.
+    Stops when all but ``max_unsolved`` of the problems reached their forcing term: the
+    others lose nothing, as the next Newton step goes on from where they are.
 
     Args:
         operator: Q.
@@ -35,8 +35,8 @@ def solve_newton_system(
         work: Where to count the work.
         max_steps: Most steps.
         max_unsolved: Of the problems, who may be left above their forcing term.
-        predict_stop: Whether to expect of a step what the last one brought, which saves the
-            product that would only say that it is time to stop.
+        predict_stop: Whether to expect of a step what the last one brought, which saves
+            the product that would only say that it is time to stop.
 
     Returns:
         u, Q u, and the (problem,) slope of the objective along u, sign turned.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # pyright: ignore
 
-from probes.solvers.loss import Loss
+from probes.solvers.objective.loss import Loss
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Slower than all other ways, and sure where they lose a fit to rounding or to a step that
 lands where no row bends: points are those of ``probes.solvers.newton.point``, the
-certificate that of ``probes.solvers.newton.whitened``, and no step passes the least
+certificate that of ``probes.solvers.newton.whitening``, and no step passes the least
 value along its line.
 """
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probes.solvers.loss import Loss
 from probes.solvers.newton.point import (
     Point,
     Problem,
@@ -20,7 +19,8 @@ from probes.solvers.newton.point import (
     make_problem,
     neg_gradients,
 )
-from probes.solvers.newton.whitened import certify, whiten
+from probes.solvers.newton.whitening import certify, whiten
+from probes.solvers.objective.loss import Loss
 
 MAX_STEPS, MAX_STAGE_STEPS = 200, 40
 """Steps on the way, at most, and to one optimum on it."""

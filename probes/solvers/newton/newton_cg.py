@@ -2,11 +2,12 @@
 
 Each problem minimises 0.5 ||W||^2 + sum_i s_i loss(y_i, x_i W + b), scikit-learn's
 objective with C inside the weights s and the intercept b not penalised. The problems
-of a batch share the rows X and a factor Q = A H^-1 A' (see ``probes.solvers.factor``);
-they differ in labels and in row weights, so folds, permutations, control labels and
-seeds are only different members of a batch. With parameters written as H^-1 A' c the
-scores are E = Q c, the gradient is -A' r with r = a - c + w E (a the pull of the loss
-on the scores, w the fixed weights), and a Newton step solves
+of a batch share the rows X and a factor Q = A H^-1 A' (see
+``probes.solvers.objective.factor``); they differ in labels and in row weights, so
+folds, permutations, control labels and seeds are only different members of a batch.
+With parameters written as H^-1 A' c the scores are E = Q c, the gradient is -A' r with
+r = a - c + w E (a the pull of the loss on the scores, w the fixed weights), and a
+Newton step solves
 
     (I + (W - w) Q) u = r     by conjugate gradients in the inner product u' Q v,
 
@@ -18,7 +19,12 @@ the metric of H, and hence the certificate every problem gets.
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import (
+from probes.solvers.compiled import dispatch
+from probes.solvers.newton.conjugate_gradients import solve_newton_system
+from probes.solvers.newton.newton_cg_mixed import LIMITS, solve_mixed
+from probes.solvers.newton.newton_direct import solve_direct
+from probes.solvers.newton.newton_primal import minimize_primal
+from probes.solvers.objective.batch import (
     Batch,
     Work,
     centered,
@@ -29,11 +35,6 @@ from probes.solvers.batch import (
     squared_norm,
     take_safeguarded_step,
 )
-from probes.solvers.compiled import dispatch
-from probes.solvers.newton.conjugate_gradients import solve_newton_system
-from probes.solvers.newton.newton_cg_mixed import LIMITS, solve_mixed
-from probes.solvers.newton.newton_direct import solve_direct
-from probes.solvers.newton.newton_primal import minimize_primal
 
 ACCEPTED_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
@@ -58,9 +59,9 @@ def minimize(
     Args:
         batch: Problems with a starting point for which scores = Q dual.
         tol: Certificate to reach; the type's ``TOL`` by default.
-        iteration_dtype: Type of the inner products; float32 inside a float64 solve halves
-            the cost and leaves the answer's accuracy, for the outer residual and the
-            last products are float64.
+        iteration_dtype: Type of the inner products; float32 inside a float64 solve
+            halves the cost and leaves the answer's accuracy, for the outer residual and
+            the last products are float64.
         steps: Newton steps before giving up.
         fall_back: Whether what those steps leave unsolved is solved by elimination.
         work: Where to count the work.

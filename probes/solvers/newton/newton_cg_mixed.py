@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Batch, Limits, Work, inner
 from probes.solvers.compiled import dispatch
-from probes.solvers.factor import Operator
-from probes.solvers.loss import Curvature, Loss, center_classes
 from probes.solvers.newton.conjugate_gradients import solve_newton_system
+from probes.solvers.objective.batch import Batch, Limits, Work, inner
+from probes.solvers.objective.factor import Operator
+from probes.solvers.objective.loss import Curvature, Loss, center_classes
 
 FLOAT32_TOL = 1e-5
 """Certificate at which float32 has done its part of a float64 solve."""
@@ -87,8 +87,8 @@ def solve_mixed(
     Args:
         batch: Problems whose factor is a matrix, with scores = Q dual.
         tol: Certificate to reach.
-        accepted_tol: Certificate that the metric of the own Hessian must keep, which for
-            two classes is bounded from the least of the curvature over the weights.
+        accepted_tol: Certificate that the metric of the own Hessian must keep, which
+            for two classes is bounded from the least of the curvature over the weights.
         iteration_dtype: Type of most products.
         steps: Most steps of either part.
         work: Where to count the work.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import (
+from probes.solvers.objective.batch import (
     Batch,
     Work,
     has_drifted,
@@ -14,7 +14,7 @@ from probes.solvers.batch import (
     residual_and_curvature,
     take_safeguarded_step,
 )
-from probes.solvers.loss import Curvature
+from probes.solvers.objective.loss import Curvature
 
 MAX_START_GRADIENT = 10.0
 """Largest pull of a row in a start, over the largest weight of a row."""

@@ -15,8 +15,8 @@ have no weight in its loss; the factor may hold them all the same.
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Batch, Work
-from probes.solvers.loss import Loss
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.loss import Loss
 
 MAX_CG_STEPS = 100
 """Products of one step."""

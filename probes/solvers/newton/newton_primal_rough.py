@@ -1,10 +1,11 @@
 """Few folds of many rows, two classes, all from nothing on one rough preconditioner.
 
-Where rows outnumber features, a factor that is exact (``probes.solvers.factor``) costs
-more than the fits that use it: it needs the rows in the Hessian's own coordinates. Here
-the unknowns are the weights and the intercept themselves, W and b, the penalty is
-written out, and a rough Hessian in float32 only says in which metric to go down. So it
-may be wrong: what is solved, and certified, is the float64 problem.
+Where rows outnumber features, a factor that is exact
+(``probes.solvers.objective.factor``) costs more than the fits that use it: it needs the
+rows in the Hessian's own coordinates. Here the unknowns are the weights and the
+intercept themselves, W and b, the penalty is written out, and a rough Hessian in
+float32 only says in which metric to go down. So it may be wrong: what is solved, and
+certified, is the float64 problem.
 
 The metric is the Hessian of the problems' mean curvature, or, as long as that gets on,
 its diagonal, which costs one pass over the rows. What a problem's own rows bend beyond
@@ -23,9 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Work
-from probes.solvers.factor import gram_matrix
-from probes.solvers.loss import Loss
+from probes.solvers.objective.batch import Work
+from probes.solvers.objective.factor import gram_matrix
+from probes.solvers.objective.loss import Loss
 
 FLOAT32_TOL = 1e-5
 """Certificate at which float32 has done its part."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.solvers.loss import Loss
-from probes.solvers.newton.twofold import dot, two_sum
+from probes.solvers.newton.compensated import dot, two_sum
+from probes.solvers.objective.loss import Loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Point:
         intercept: (class or 1,).
         scores: (class or 1, n).
         neg_gradient: (class or 1, n) minus the derivative of the loss by the scores.
-        curvature_root: (n, class or 1, q): F with F'F the second derivative by free scores.
+        curvature_root: (n, class or 1, q): F with F'F the second derivative by free
+            scores.
         squared_norm: Squared norm of the parameters in the metric of the Hessian.
         gradient: (q (r + 1),) gradient by the coordinates of ``table``.
         unreached_gradient: (q, d) gradient by weights that no row reaches.

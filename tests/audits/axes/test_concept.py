@@ -8,7 +8,7 @@ import pytest
 from audits.axes.concept.axis import run_concept
 from audits.axes.concept.reading import answer_concepts, fit_concepts, probe_of
 from audits.axes.decodability.tasks import make_tasks
-from audits.axes.decodability.text_readers import (
+from audits.axes.decodability.text_probes import (
     ProbingData,
     capture_states,
     read_states,

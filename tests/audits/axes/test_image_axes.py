@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from audits.axes.causal_depth import image_axis as image_depth
 from audits.axes.decodability import image_axis as image_decodability
 from audits.axes.decodability.axis import REFITTED, UNCHANGED
-from audits.axes.decodability.image_readers import (
+from audits.axes.decodability.image_probes import (
     SHOTS,
     fit_original_probes,
     score_original_probes,
@@ -24,7 +24,7 @@ from audits.axes.image_relearning import (
     retain_images,
     scores_after_learning,
 )
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     image_sites,
     image_states,
     logits_with_edits,

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from audits.axes.membership import axis as signature
 from audits.axes.membership.axis import run_membership
-from audits.axes.membership.readers import PARTS, score_membership, select_sets
+from audits.axes.membership.scores import PARTS, score_membership, select_sets
 from audits.core.config import DEFAULT_AXES, Rule, make_config
 from audits.verdict import reevaluate
 from audits.verdict.rule import decide

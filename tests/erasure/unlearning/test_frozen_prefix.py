@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks
 from erasure.unlearning import run as methods
-from erasure.unlearning.config import UnlearnConfig
-from erasure.unlearning.frozen_prefix import cached_prefix
+from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.frozen_prefix import cached_prefix
 from tests.helpers.tiny_erasure import (
     FORGET,
     RELABELLED,
@@ -184,7 +184,9 @@ def _members(module):
 def test_no_more_than_its_share_of_memory_is_kept(monkeypatch):
     model = tiny_llama()
     row = 24 * 4  # bytes a token
-    monkeypatch.setattr("erasure.unlearning.frozen_prefix.KEPT_BYTES", 11 * row)
+    monkeypatch.setattr(
+        "erasure.unlearning.training.frozen_prefix.KEPT_BYTES", 11 * row
+    )
     runs = counting(find_blocks(model)[0])
     rows = Sequences(tuple((1, 2, n, 4, 5) for n in range(5, 9)), (4,) * 4)
     with cached_prefix(model, pad(rows, [0])):

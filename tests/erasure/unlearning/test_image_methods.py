@@ -7,23 +7,23 @@ from torch.nn import functional
 
 from capture.network.hooks import count_hooks
 from capture.network.structure import find_blocks
-from erasure.unlearning.image_config import (
+from erasure.unlearning.methods.image_methods import (
+    image_fisher,
+    last_parameters,
+    unlearn_images_,
+)
+from erasure.unlearning.training.image_config import (
     FORGET_ONLY_METHODS,
     IMAGE_METHODS,
     ImageUnlearnConfig,
 )
-from erasure.unlearning.image_task import (
+from erasure.unlearning.training.image_task import (
     class_centroids,
     class_logits,
     classifier_of,
     fgsm_target_class,
     nearest_centroid_loss,
     uniform_loss,
-)
-from erasure.unlearning.methods.image_methods import (
-    image_fisher,
-    last_parameters,
-    unlearn_images_,
 )
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier

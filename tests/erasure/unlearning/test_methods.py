@@ -7,10 +7,10 @@ from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks, states_at
-from erasure.unlearning import task as losses
-from erasure.unlearning.objectives import control_vector, sequence_logprobs
 from erasure.unlearning.run import UnlearnConfig, unlearn_
-from erasure.unlearning.training import logit_reader_for
+from erasure.unlearning.training import task as losses
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import control_vector, sequence_logprobs
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 from tests.helpers.tiny_erasure import (
@@ -302,7 +302,7 @@ def test_chunks_add_up(knows, monkeypatch):
     for method in ("npo", "rmu"):
         norms = []
         for size in (4096, 8):
-            monkeypatch.setattr("erasure.unlearning.training.CHUNK_TOKENS", size)
+            monkeypatch.setattr("erasure.unlearning.training.loop.CHUNK_TOKENS", size)
             model = copy.deepcopy(knows)
             config = UnlearnConfig(method, steps=1, rmu_layer=1)
             norms.append(run(model, config).rows[1]["grad_norm"])

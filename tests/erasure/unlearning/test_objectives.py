@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
-from erasure.unlearning.objectives import (
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import (
     control_vector,
     count_scored,
     distillation,
@@ -20,7 +21,6 @@ from erasure.unlearning.objectives import (
     token_logprobs,
     undial_target,
 )
-from erasure.unlearning.training import logit_reader_for
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import FORGET, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     backward_nll,
     logit_reader_for,
     mean_nll,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training import logit_reader_for, mean_nll
+from erasure.unlearning.training.loop import logit_reader_for, mean_nll
 from erasure.weights.mansu import MansuConfig, _gradient_span, mansu_
 from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.errors import InputError

@@ -9,11 +9,11 @@ import torch
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import Operator, factor_gram
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import Operator, factor_gram
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold
 

@@ -11,13 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import MAX_SWEPT_ROWS, Operator, factor_gram, remove_rows
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg, newton_cg_mixed
 from probes.solvers.newton.newton_cg_mixed import solve_mixed
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
+    MAX_SWEPT_ROWS,
+    Operator,
+    factor_gram,
+    remove_rows,
+)
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold, leave_one_group_out
 

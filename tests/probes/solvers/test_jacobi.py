@@ -7,19 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import (
+from probes.solvers.newton.initial_fit import initial_fit
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL, minimize
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
     MAX_SWEPT_ROWS,
     Operator,
     factor_gram,
     floor_weight,
     remove_rows,
 )
-from probes.solvers.loss import Loss
-from probes.solvers.newton.initial_fit import initial_fit
-from probes.solvers.newton.newton_cg import ACCEPTED_TOL, minimize
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import Folds, leave_one_group_out
 

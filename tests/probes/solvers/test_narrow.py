@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.batch import Batch, Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import Operator, factor_features
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_primal
 from probes.solvers.newton.newton_cg import ACCEPTED_TOL
 from probes.solvers.newton.newton_primal import minimize_primal
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import Operator, factor_features
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold
 
@@ -89,7 +89,7 @@ def test_the_start_does_not_matter_and_a_wild_one_is_brought_back():
 
 
 def test_rows_removed_from_the_factor_or_only_from_the_loss_are_the_same():
-    from probes.solvers.factor import remove_rows
+    from probes.solvers.objective.factor import remove_rows
 
     _, _, kept, loss, operator = problems(2, n=60, folds=30)
     out = (~kept).nonzero()[:, 1].view(30, 2)

@@ -17,11 +17,11 @@ from probes.estimators.lda import LDAProbe
 from probes.estimators.logistic import LogisticProbe
 from probes.estimators.nearest_mean import MeanDifferenceProbe
 from probes.estimators.ridge import RidgeProbe
-from probes.solvers.batch import Batch
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import Operator, factor_features, factor_gram
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg, newton_direct
+from probes.solvers.objective.batch import Batch
+from probes.solvers.objective.factor import Operator, factor_features, factor_gram
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import (
     Folds,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
-from probes.solvers.factor import factor_gram, remove_rows
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg, newton_cg_mixed
 from probes.solvers.newton.initial_fit import _newton, initial_fit
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import factor_gram, remove_rows
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import one_hot
 
 ACCEPTED = newton_cg.ACCEPTED_TOL[torch.float64]

@@ -8,10 +8,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from probes.solvers import crossfit as module
-from probes.solvers.batch import Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_primal_rough
+from probes.solvers.objective.batch import Work
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold
 

@@ -18,7 +18,7 @@ from audits.core.outputs import (
 )
 from audits.core.workspace import Workspace
 from evidence.errors import InputError
-from evidence.storage.runs import LOCK, run_lock
+from evidence.storage.locks import LOCK, run_lock
 from evidence.storage.scratch import SCRATCH_NAME
 from testbeds.zoo.build import build_zoo
 from tests.audits.core.test_bad_input import call
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.storage.runs import sole_run
+from evidence.storage.locks import sole_run
 with sole_run(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)
@@ -238,7 +238,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from audits.core.workspace import Workspace
-from evidence.storage.runs import sole_run
+from evidence.storage.locks import sole_run
 root, step, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
 def kill_at(name):
     real = getattr(os, name)

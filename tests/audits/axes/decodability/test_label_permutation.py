@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from audits.axes.decodability.label_permutation import answer_permutation_test
-from audits.axes.decodability.readers import SiteProbe
+from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import (
     Task,
     make_tasks,
     row_scores,
     within_entity_rank,
 )
-from audits.axes.decodability.text_readers import ProbingData, TaskStates
+from audits.axes.decodability.text_probes import ProbingData, TaskStates
 from capture.data.items import Item, ItemSet
 from tests.helpers.tiny_models import byte_level
 

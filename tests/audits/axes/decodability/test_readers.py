@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from audits.axes.decodability.readers import fit_site_probes
+from audits.axes.decodability.site_probes import fit_site_probes
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_state_injection import (
+    ALPHAS,
+    Experts,
+    _carrying,
+    find_experts,
+    inject_states,
+    published_site,
+)
+from audits.axes.restoration.image_steering import (
     AMPLIFIED_READING,
     CLASS_MEAN,
     LOGPROB_GRADIENT,
@@ -18,14 +26,6 @@ from audits.axes.restoration.image_routes import (
     split_in_halves,
     steering_hook,
     steering_sites,
-)
-from audits.axes.restoration.image_state_injection import (
-    ALPHAS,
-    Experts,
-    _carrying,
-    find_experts,
-    inject_states,
-    published_site,
 )
 from audits.axes.restoration.image_trial import (
     N_UNSEEN_CLASSES,

@@ -7,7 +7,7 @@ import torch
 from attribution.sae.latents import LatentAmplifier
 from audits.axes.restoration.axis import CHANCE_CONTROL, judge, net_rate
 from audits.axes.restoration.curve import STRENGTHS, pool_curves
-from audits.axes.restoration.text_routes import (
+from audits.axes.restoration.text_steering import (
     LATENT_METHOD,
     STEERING_METHODS,
     EncodedQuestions,

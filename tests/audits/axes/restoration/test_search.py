@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     LOGPROB_GRADIENT,
     STEERING_METHODS,
     image_sites,

@@ -24,7 +24,7 @@ from audits.axes.restoration.state_injection import (
     inject_states,
     injection_edit,
 )
-from audits.axes.restoration.text_routes import EncodedQuestions
+from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.core.subjects import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items

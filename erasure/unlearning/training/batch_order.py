@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from erasure.unlearning.task import Losses
-from erasure.unlearning.training import shuffled_batches
+from erasure.unlearning.training.loop import shuffled_batches
+from erasure.unlearning.training.task import Losses
 from evidence.seeds import numpy_rng
 
 

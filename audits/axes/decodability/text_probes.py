@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.decodability.readers import SiteProbe, fit_site_probes
+from audits.axes.decodability.site_probes import SiteProbe, fit_site_probes
 from audits.axes.decodability.tasks import PARTS, Task, TaskPart, make_tasks, row_scores
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel

@@ -13,8 +13,8 @@ from capture.network.structure import (
     own_head_,
     random_like,
 )
-from erasure.unlearning.adapters import low_rank_
-from erasure.unlearning.config import RETAIN_ONLY_METHODS, UnlearnConfig
+from erasure.unlearning.training.adapters import low_rank_
+from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from evidence.errors import InputError
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, logit_reader
-from erasure.unlearning.objectives import count_scored, token_logprobs
+from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress

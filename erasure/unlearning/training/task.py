@@ -8,8 +8,14 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, states_at
-from erasure.unlearning.config import RETAIN_ONLY_METHODS, UnlearnConfig
-from erasure.unlearning.objectives import (
+from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
+from erasure.unlearning.training.loop import (
+    backward_nll,
+    chunk_tokens,
+    device_of,
+    logit_reader_for,
+)
+from erasure.unlearning.training.objectives import (
     control_vector,
     dpo,
     npo,
@@ -17,12 +23,6 @@ from erasure.unlearning.objectives import (
     sequence_logprobs,
     simnpo,
     state_distance,
-)
-from erasure.unlearning.training import (
-    backward_nll,
-    chunk_tokens,
-    device_of,
-    logit_reader_for,
 )
 from evidence.seeds import torch_rng
 

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from probes.solvers.newton.compensated import BLOCK
 from probes.solvers.newton.point import Point, Problem
-from probes.solvers.newton.twofold import BLOCK
 
 EPS = torch.finfo(torch.float64).eps
 GRADIENT_ULPS = 4

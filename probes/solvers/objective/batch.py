@@ -5,8 +5,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from probes.solvers.factor import Operator
-from probes.solvers.loss import Curvature, Loss, center_classes, excess_curvature
+from probes.solvers.objective.factor import Operator
+from probes.solvers.objective.loss import (
+    Curvature,
+    Loss,
+    center_classes,
+    excess_curvature,
+)
 
 MAX_DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
 """Largest relative difference between scores carried along and scores computed."""
@@ -48,8 +53,8 @@ class Limits:
         steps: Steps down, at most; with none, no more than to polish.
         newton_steps: Linear systems on exact residuals, at most.
         min_forcing: Least share of a residual that is asked to be left.
-        rescore_above: Certificate from which on steps in the type of most products move scores
-            without harm.
+        rescore_above: Certificate from which on steps in the type of most products move
+            scores without harm.
     """
 
     steps: int

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.training import Schedule
+from erasure.unlearning.training.loop import Schedule
 from evidence.errors import InputError
 from evidence.fields import check_fields
 

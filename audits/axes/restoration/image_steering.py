@@ -18,7 +18,7 @@ from capture.data.images import ImageSet
 from capture.network.hooks import Edit, evaluation_mode, patch
 from capture.network.image_sites import find_image_sites
 from capture.network.sites import Sites, model_device
-from erasure.unlearning.image_task import class_logits
+from erasure.unlearning.training.image_task import class_logits
 from evidence.errors import InputError
 
 BATCH = 256

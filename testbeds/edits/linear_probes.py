@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches, pad
 from capture.network.structure import find_blocks, first_tensor
-from erasure.unlearning.training import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 
 # Penalty of a reader, relative to the mean variance of the states.
 RIDGE = 0.03

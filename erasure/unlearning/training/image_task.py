@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from capture.network.structure import find_blocks, first_tensor
-from erasure.unlearning.objectives import distillation
+from erasure.unlearning.training.objectives import distillation
 from evidence.errors import InputError
 
 CHUNK_IMAGES = 256
