@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.network.discovery.position_limit import position_limit
 from capture.network.hooks import evaluation_mode, patch
-from capture.network.position_limit import position_limit
 from capture.network.sites import Place, Sites, model_device
 from evidence.seeds import torch_rng
 

@@ -13,7 +13,7 @@ from capture.data.items import Item, ItemSet
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from capture.network.position_limit import position_limit
+from capture.network.discovery.position_limit import position_limit
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
 from capture.scoring.contrast import score_questions
 from evidence.progress import Progress

@@ -24,8 +24,8 @@ from capture.data.images import is_image_classifier
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.questions import check_entity_count
 from capture.data.tokenization import encode
+from capture.network.discovery.position_limit import context_limit
 from capture.network.network_size import network_size
-from capture.network.position_limit import context_limit
 from capture.scoring.answers import alternatives_of
 from capture.scoring.set_validation import ValidationReport, validate_items
 from evidence.errors import InputError

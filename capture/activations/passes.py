@@ -18,8 +18,8 @@ from capture.activations.prefix_cache import (
     supports_prefix_cache,
 )
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import record
-from capture.network.position_limit import explain_length_error
 from capture.network.sites import Sites, model_device
 
 # Positions a pass and thread beyond which a CPU gains nothing but memory to hold.

@@ -6,7 +6,7 @@ import torch
 from audits.core.answers import utility_of_text
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
-from capture.network.position_limit import position_limit
+from capture.network.discovery.position_limit import position_limit
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import SILENT
