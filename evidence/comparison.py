@@ -13,7 +13,7 @@ from evidence.intervals import (
     paired_correlation,
     rate_interval,
 )
-from evidence.results import MIN_SPAN, Reading
+from evidence.results import MIN_RANGE, Reading
 
 
 def compare(
@@ -62,7 +62,7 @@ def compare(
             got=str(sorted(widths)),
         )
     paired = floor_kind == "reference"
-    spans = np.maximum(ceiling.mean - floor.mean, MIN_SPAN)
+    spans = np.maximum(ceiling.mean - floor.mean, MIN_RANGE)
 
     def permutation_test(raised: float) -> MaxTest:
         return (paired_max_test if paired else unpaired_max_test)(

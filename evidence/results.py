@@ -9,7 +9,7 @@ from evidence.errors import InputError
 from evidence.intervals import Interval
 
 # Minimum distance between original and floor for which a residual is defined.
-MIN_SPAN = 0.05
+MIN_RANGE = 0.05
 
 Status = Literal["retained", "absent", "no_power", "control_failed", "error"]
 
@@ -75,7 +75,7 @@ class Reading:
         Unlike ``p_value``, the interval is not corrected for the choice of the column.
         """
         peak = next(each for each in self.columns if each["name"] == self.where)
-        span = max(self.ceiling - self.floor, MIN_SPAN)
+        span = max(self.ceiling - self.floor, MIN_RANGE)
         low, high = peak["tost"]
         return low / span, high / span
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from audits.report.formatting import tail
-from audits.report.glossary import of_images
+from audits.report.formatting import last_part
+from audits.report.glossary import is_image_audit
 from audits.run.api import Audit, load
 from evidence.errors import InputError, check_list
 from evidence.storage.files import utf8_path
 from evidence.storage.regular_files import as_path
 
-LONGEST = 80
+MAX_SHOWN_CHARS = 80
 """Characters of a value that are shown; whole values are compared."""
 
 
@@ -131,7 +131,9 @@ def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
 
 def _source(document: Mapping[str, Any], role: str) -> str:
     models = document["manifest"]["models"]
-    return next((tail(each["source"]) for each in models if each["role"] == role), "")
+    return next(
+        (last_part(each["source"]) for each in models if each["role"] == role), ""
+    )
 
 
 def _differences(
@@ -151,7 +153,8 @@ def _differences(
             groups.setdefault(each.get(what, "not said"), []).append(name)
         if len(groups) > 1:
             said = "; ".join(
-                f"{value[:LONGEST]}: {', '.join(who)}" for value, who in groups.items()
+                f"{value[:MAX_SHOWN_CHARS]}: {', '.join(who)}"
+                for value, who in groups.items()
             )
             found.append(f"Not the same {what}. {said}.")
     return tuple(found)
@@ -193,7 +196,7 @@ def _references(document: Mapping[str, Any]) -> str:
 
 # What must be the same beside settings and code, by its name, and how it is read.
 _SAME = {
-    "kind of data": lambda d: "images" if of_images(d) else "texts",
+    "kind of data": lambda d: "images" if is_image_audit(d) else "texts",
     "original (weights)": _hash_of("original"),
     "references (weights)": _references,
     "forget set": _items_of("forget"),

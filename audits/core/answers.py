@@ -9,21 +9,21 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.activations.position_limit import position_limit
 from capture.data.items import Item, ItemSet
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
+from capture.network.discovery.position_limit import position_limit
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
 from capture.scoring.contrast import score_questions
 from evidence.progress import Progress
 
 # JSON has no infinity; below this a log-probability says no more.
-LEAST_LOGPROB = -1e4
+MIN_LOGPROB = -1e4
 
 
 @dataclass(frozen=True)
-class Said:
+class QuestionScores:
     """Scores of one question set on one model.
 
     Attributes:
@@ -61,9 +61,9 @@ def score_question_sets(
     return result
 
 
-def said(saved: dict[str, Any]) -> Said:
+def scores_from_json(saved: dict[str, Any]) -> QuestionScores:
     """Read back one set of ``score_question_sets``."""
-    return Said(
+    return QuestionScores(
         np.array(saved["greedy"], dtype=np.float64),
         np.array(saved["mean_logprob"], dtype=np.float64),
         np.array(saved["contrast"], dtype=np.float64),
@@ -102,7 +102,7 @@ def utility_of_text(
     most = position_limit(model)
     whole = Sequences(tuple(ids[:most] for ids in rows.ids), (1,) * len(rows))
     scores = score_answers(model, whole, progress=progress)
-    total = float(np.sum(np.maximum(scores.logprob, LEAST_LOGPROB * scores.n_tokens)))
+    total = float(np.sum(np.maximum(scores.logprob, MIN_LOGPROB * scores.n_tokens)))
     return {
         "logprob_per_token": total / int(scores.n_tokens.sum()),
         # What guessing evenly among all tokens would give.
@@ -129,4 +129,4 @@ def distinct_share(texts: list[str]) -> float:
 
 
 def _finite(values: np.ndarray) -> list[float]:
-    return [float(value) for value in np.nan_to_num(values, neginf=LEAST_LOGPROB)]
+    return [float(value) for value in np.nan_to_num(values, neginf=MIN_LOGPROB)]

@@ -29,7 +29,7 @@ AxisName = Literal[
     "membership",
 ]
 AXES: tuple[AxisName, ...] = get_args(AxisName)
-QUICK: tuple[AxisName, ...] = (
+QUICK_AXES: tuple[AxisName, ...] = (
     "behaviour",
     "decodability",
     "causal_depth",
@@ -40,9 +40,9 @@ QUICK: tuple[AxisName, ...] = (
 # concept and restoration changed no verdict where they were measured, and the others
 # have no measured error rates.
 DEFAULT_AXES: dict[ProfileName, tuple[AxisName, ...]] = {
-    "quick": QUICK,
-    "standard": (*QUICK, "persistence"),
-    "full": (*QUICK, "persistence"),
+    "quick": QUICK_AXES,
+    "standard": (*QUICK_AXES, "persistence"),
+    "full": (*QUICK_AXES, "persistence"),
 }
 
 
@@ -181,7 +181,7 @@ class AuditConfig(_Frozen):
             profile = settings.get("profile", "quick")
             # An unknown profile is refused by its own field.
             usual = (axes for name, axes in DEFAULT_AXES.items() if name == profile)
-            return settings | {"axes": next(usual, QUICK)}
+            return settings | {"axes": next(usual, QUICK_AXES)}
         return settings
 
     @field_validator("axes")

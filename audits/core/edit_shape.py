@@ -11,9 +11,9 @@ from capture.data.tokenization import encode_items
 from evidence.seeds import numpy_rng
 
 # Items of each set whose gradient is taken.
-ITEMS = 16
+N_ITEMS = 16
 # Two gradients of more parameters than this are not held in memory.
-LARGEST = 1_000_000_000
+MAX_PARAMETERS = 1_000_000_000
 
 
 def edit_shape(run: Run, forget: ItemSet, retain: ItemSet) -> list[dict[str, Any]]:
@@ -24,12 +24,12 @@ def edit_shape(run: Run, forget: ItemSet, retain: ItemSet) -> list[dict[str, Any
     if not names:
         return []
     gradients = None
-    with run.subjects["original"].loaded(run.device) as model:
-        if sum(p.numel() for p in model.parameters()) <= LARGEST:
+    with run.models["original"].loaded(run.device) as model:
+        if sum(p.numel() for p in model.parameters()) <= MAX_PARAMETERS:
             each = []
             for name, items in (("forget", forget), ("retain", retain)):
                 rng = numpy_rng(run.config.seed, "edit shape", name)
-                rows = rng.permutation(len(items))[:ITEMS]
+                rows = rng.permutation(len(items))[:N_ITEMS]
                 some = ItemSet(tuple(items.items[row] for row in sorted(rows)))
                 encoded = encode_items(run.tokenizer, some)
                 found = loss_gradients(model, encoded, names)

@@ -11,13 +11,13 @@ from typing import Any
 
 from evidence.errors import InputError
 from evidence.storage.files import disk_errors, read_json, write_atomic
+from evidence.storage.locks import LOCK, run_lock
 from evidence.storage.removal import check_owned, delete_owned_folder
-from evidence.storage.runs import LOCK, run_lock
 from evidence.storage.scratch import SCRATCH_NAME
 
 WORK, MARK = "work", "work/fingerprint.json"
-RESULT_BYTES = 256 << 20
-OWN = "exhume.json"
+MAX_RESULT_BYTES = 256 << 20
+OWNER_MARK = "exhume.json"
 """The mark of a folder that a command has to itself."""
 # Every file that an audit or experiment writes into its work folder.
 WORK_FILES = re.compile(
@@ -28,7 +28,7 @@ WORK_FILES = re.compile(
 
 
 @dataclass(frozen=True)
-class Kind:
+class OutputKind:
     """What a command writes into its output folder.
 
     Attributes:
@@ -42,19 +42,19 @@ class Kind:
     keys: frozenset[str]
 
 
-AUDIT = Kind(
+AUDIT = OutputKind(
     "audit",
     ("audit.json", "report.html"),
     frozenset({"schema_version", "verdict", "manifest"}),
 )
-EXPERIMENT = Kind(
+EXPERIMENT = OutputKind(
     "experiment",
     ("pga.json", "report.html"),
     frozenset({"schema_version", "claims", "interventions"}),
 )
 
 
-def look(root: Path, kind: Kind = AUDIT) -> str | None:
+def check_output_folder(root: Path, kind: OutputKind = AUDIT) -> str | None:
     """Whether a run of this kind may write into ``root``, without touching it.
 
     Returns:
@@ -95,7 +95,7 @@ def look(root: Path, kind: Kind = AUDIT) -> str | None:
     )
 
 
-def clear(root: Path, kind: Kind) -> None:
+def clear_outputs(root: Path, kind: OutputKind) -> None:
     """Remove what an earlier run left, the results first: they must not outlive it."""
     with disk_errors(root):
         if (root / WORK).exists():
@@ -122,10 +122,10 @@ def _mark(root: Path) -> dict[str, str] | None:
     return {"kind": kind, "sha256": found["sha256"]}
 
 
-def _written(root: Path, kind: Kind) -> bool:
+def _written(root: Path, kind: OutputKind) -> bool:
     """Whether a finished result of ours is there, though its work folder is gone."""
     try:
-        found = read_json(root / kind.results[0], max_bytes=RESULT_BYTES)
+        found = read_json(root / kind.results[0], max_bytes=MAX_RESULT_BYTES)
     except InputError:
         return False
     return kind.keys <= found.keys()
@@ -157,7 +157,7 @@ def _only_leftovers(root: Path) -> bool:
 
 
 @contextmanager
-def own_folder(
+def hold_folder(
     root: Path,
     command: str,
     names: Sequence[str],
@@ -188,12 +188,12 @@ def own_folder(
         if clear is not None and found is not None:
             clear()
         if found != known:
-            write_atomic(root / OWN, json.dumps(known) + "\n")
+            write_atomic(root / OWNER_MARK, json.dumps(known) + "\n")
         try:
             yield
         finally:
-            if set(os.listdir(root)) <= {OWN, LOCK}:
-                (root / OWN).unlink(missing_ok=True)
+            if set(os.listdir(root)) <= {OWNER_MARK, LOCK}:
+                (root / OWNER_MARK).unlink(missing_ok=True)
 
 
 def _own(
@@ -207,14 +207,14 @@ def _own(
                 f"{root / name} is a link, and links are not followed",
                 fix="choose another --out",
             )
-    if not os.path.lexists(root / OWN):
+    if not os.path.lexists(root / OWNER_MARK):
         if there:
             raise InputError(
                 f"{root / there[0]} was not written by exhume {known['command']}",
                 fix="move it away, or choose another --out",
             )
         return None
-    found = read_json(root / OWN)
+    found = read_json(root / OWNER_MARK)
     if found.get("command") != known["command"]:
         raise InputError(
             f"{root} holds the work of another command",

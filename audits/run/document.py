@@ -28,7 +28,7 @@ NOT_CALIBRATED = {
     },
 }
 AUDIT, REPORT = "audit.json", "report.html"
-MOST_DEPTH = 30
+MAX_DEPTH = 30
 """Brackets within brackets; ours have ten."""
 
 
@@ -64,7 +64,9 @@ def validate_document(document: dict[str, Any]) -> None:
         raise InputError("audit.json has two axes of one name", got=", ".join(names))
 
 
-def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str, Any]:
+def build_document(
+    run: Run | ImageRun, findings: Findings, verdict: Verdict
+) -> dict[str, Any]:
     """The whole document; only ``runtime`` differs between equal runs."""
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
@@ -126,14 +128,14 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def text_of(document: dict[str, Any]) -> str:
+def document_text(document: dict[str, Any]) -> str:
     """What ``audit.json`` holds, validated."""
     validate_document(document)
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
     return text + "\n"
 
 
-def read(root: Path) -> dict[str, Any]:
+def read_document(root: Path) -> dict[str, Any]:
     """Read and validate the ``audit.json`` of an output folder, or the file itself.
 
     Raises:
@@ -146,6 +148,6 @@ def read(root: Path) -> dict[str, Any]:
             expected="the output folder of a finished audit",
             fix="run exhume audit first",
         )
-    document = read_json(path, max_depth=MOST_DEPTH)
+    document = read_json(path, max_depth=MAX_DEPTH)
     validate_document(document)
     return document

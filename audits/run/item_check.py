@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from audits.core.config import make_config
-from audits.core.input_checks import check_reading, check_sets, text_items
-from audits.core.item_sets import invented, known, within_budget
+from audits.core.input_checks import check_sets, check_with_original, text_items
+from audits.core.item_sets import invent_never_taught, select_known_items, within_budget
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet
 from capture.data.questions import build_questions
@@ -49,7 +49,7 @@ def check_items(
     checkpoint = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
-    found = check_reading(checkpoint, gone, kept, never, config)
+    found = check_with_original(checkpoint, gone, kept, never, config)
     if not found.ok:
         return found
     model = checkpoint.load()
@@ -63,11 +63,13 @@ def check_items(
     ]
     found = validate_items(gone, kept, checkpoint.tokenizer, PairScores(*scores))
     try:
-        forgotten = known("forget", gone, scores[0].greedy, config)
-        stays = within_budget(known("retain", kept, scores[1].greedy, config), config)
+        forgotten = select_known_items("forget", gone, scores[0].greedy, config)
+        stays = within_budget(
+            select_known_items("retain", kept, scores[1].greedy, config), config
+        )
         alternatives_of(forgotten)
         if never is None:
-            invented(forgotten, stays, config)
+            invent_never_taught(forgotten, stays, config)
     except InputError as error:
         found = replace(found, errors=(*found.errors, error))
     return found

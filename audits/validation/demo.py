@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from audits.core.outputs import own_folder
+from audits.core.outputs import hold_folder
 from audits.run.api import Audit, audit
 from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT, Progress
@@ -45,7 +45,7 @@ def run_demo(
 
     settings = {"method": METHOD, "seed": seed}
     with (
-        own_folder(root, "demo", PARTS, settings, clear if fresh else None),
+        hold_folder(root, "demo", PARTS, settings, clear if fresh else None),
         progress.task("demo", 4) as advance,
     ):
         original = fetch(progress=progress)

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from audits.validation.trials import FLOORS
 from audits.verdict.calibration import STATES, estimate, shipped
-from audits.verdict.reevaluate import decided_again
+from audits.verdict.reevaluate import reevaluate
 from evidence.calibration_metrics import expected_calibration_error
 from evidence.intervals import wilson_interval
 from evidence.results import AxisResult
@@ -282,7 +282,7 @@ def ablation(found: Sequence[dict]) -> list[dict]:
     for without in ((), *((name,) for name in names)):
         counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
         for each in known:
-            verdict = decided_again(each["audit"], without=without)
+            verdict = reevaluate(each["audit"], without=without)
             counts[each["state"]][verdict.verdict_class] += 1
         rows.append({"without": "".join(without), **counts})
     return rows

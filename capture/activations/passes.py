@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import explain_length_error
 from capture.activations.positions import PositionSelection
 from capture.activations.prefix_cache import (
     allclose,
@@ -19,6 +18,7 @@ from capture.activations.prefix_cache import (
     supports_prefix_cache,
 )
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import record
 from capture.network.sites import Sites, model_device
 
@@ -42,7 +42,7 @@ class CaptureTarget:
         """One pass that stops early; logits are computed from the selected inputs of the head."""
         model, known_sites, names = self.model, self.known_sites, self.names
         needed = ["final" if name == "logits" else name for name in names]
-        with record(model, needed, select, stop=True, where=known_sites) as got:
+        with record(model, needed, select, stop=True, known_sites=known_sites) as got:
             model(**inputs) if isinstance(inputs, dict) else model(inputs)
         if "logits" in names and known_sites.head is not None:
             got["logits"] = known_sites.head(got["final"])

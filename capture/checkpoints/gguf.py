@@ -20,8 +20,8 @@ from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import atomic_folder, disk_errors
+from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import open_regular
-from evidence.storage.runs import creation_lock
 from evidence.storage.scratch import scratch_folder
 
 CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
@@ -62,7 +62,7 @@ def gguf_folder(
 
 def _convert(path: Path, folder: Path, progress: Progress) -> None:
     with progress.task(f"de-quantising {path.name}", 3) as advance:
-        with disk_errors(folder, place=False), scratch_folder(folder) as place:
+        with disk_errors(folder, about_path=False), scratch_folder(folder) as place:
             model, tokenizer = _read(path, place)
         advance(1)
         with atomic_folder(folder) as scratch:

@@ -1,6 +1,6 @@
 """The fact files people already have, told apart by their fields.
 
-Questions become ``Question: ...`` and ``Answer:`` on two lines, for a base model
+Questions become ``LogisticQuestion: ...`` and ``Answer:`` on two lines, for a base model
 continues text and does not take questions. Whoever wants another prompt names the
 columns, and then every text is taken as it stands.
 """

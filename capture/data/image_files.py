@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from capture.data.files.image_folder import SUFFIXES, list_images, read_image
 from capture.data.files.npz import read_arrays
-from capture.data.files.pictures import SUFFIXES, list_images, read_image
 from capture.data.images import ImagePreprocessor, ImageSet
 from evidence.errors import InputError
 from evidence.storage.regular_files import as_path, is_folder

@@ -34,21 +34,21 @@ class StopForward(Exception):
 def record(
     model: nn.Module,
     sites: Iterable[str],
-    pick: Callable[[str, Tensor], Tensor] | None = None,
+    select: Callable[[str, Tensor], Tensor] | None = None,
     *,
     stop: bool = False,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Record the values at ``sites`` in each forward pass run inside the block.
 
     Args:
         model: The model; the caller runs it inside the block.
         sites: Site names.
-        pick: Function of a site's name and value, (row, position, d) in a language model, that
+        select: Function of a site's name and value, (row, position, d) in a language model, that
             returns what to record. By default the whole value.
         stop: Stop the pass once all sites have been recorded. The call of the model then does
             not return; execution continues after the ``with`` block.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Yields:
         Site name to recorded value: a copy, safe from in-place changes and attached to the
@@ -57,12 +57,12 @@ def record(
     Raises:
         InputError: a site is unknown, or with ``stop``, was not reached.
     """
-    places = _resolve(model, sites, where)
+    places = _resolve(model, sites, known_sites)
     values: dict[str, Tensor] = {}
 
     def store(place: Place, carried: Tensor) -> None:
         value = place.read(carried)
-        selected = value if pick is None else pick(place.name, value)
+        selected = value if select is None else select(place.name, value)
         shared = selected.untyped_storage().data_ptr() == (
             carried.untyped_storage().data_ptr()
         )
@@ -91,7 +91,7 @@ def patch(
     edits: Mapping[str, Tensor | Edit],
     positions: Positions = None,
     *,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Iterator[None]:
     """Replace the values at sites by given values or by functions of the values.
 
@@ -104,12 +104,12 @@ def patch(
             end of the padded row), a (row,) tensor with one index per row, or a (row, position)
             boolean mask. None means all. Positions refer to the prompt: tokens generated one at
             a time after it are not edited.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Raises:
         InputError: a site is unknown, or a shape does not fit.
     """
-    places = _resolve(model, edits, where)
+    places = _resolve(model, edits, known_sites)
     max_length: dict[str, int] = {}
 
     def change(place: Place, carried: Tensor) -> Tensor | None:
@@ -147,7 +147,7 @@ def steer(
     scale: float = 1.0,
     positions: Positions = None,
     *,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Any:
     """Activation steering: add ``scale`` times a vector at sites. A context manager.
 
@@ -156,10 +156,10 @@ def steer(
         vectors: Site name to a vector (d,), or one vector per row (row, d).
         scale: Factor of the vectors.
         positions: As in ``patch``.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
     """
     edits = {site: _addition(vector, scale) for site, vector in vectors.items()}
-    return patch(model, edits, positions, where=where)
+    return patch(model, edits, positions, known_sites=known_sites)
 
 
 def project_out(
@@ -167,7 +167,7 @@ def project_out(
     bases: Mapping[str, Tensor],
     positions: Positions = None,
     *,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Any:
     """Project a subspace out of the values at sites. A context manager.
 
@@ -176,10 +176,10 @@ def project_out(
         bases: Site name to directions that span the subspace, (k, d) or (d,). They need not be
             orthogonal, independent or of unit length.
         positions: As in ``patch``.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
     """
     edits = {site: _projection(basis) for site, basis in bases.items()}
-    return patch(model, edits, positions, where=where)
+    return patch(model, edits, positions, known_sites=known_sites)
 
 
 def _addition(vector: Tensor, scale: float) -> Edit:
@@ -252,9 +252,9 @@ def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor
 
 
 def _resolve(
-    model: nn.Module, names: Iterable[str], where: Sites | None
+    model: nn.Module, names: Iterable[str], known_sites: Sites | None
 ) -> list[Place]:
-    found = where if where is not None else find_sites(model)
+    found = known_sites if known_sites is not None else find_sites(model)
     return [found.resolve(name) for name in dict.fromkeys(names)]
 
 

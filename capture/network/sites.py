@@ -34,9 +34,9 @@ import torch
 from torch import Tensor, nn
 
 from capture.network.discovery.chains import Chain, find_chain
-from capture.network.discovery.kept import StructureCache
 from capture.network.discovery.outline import Outline, find_outline, linear_shape
 from capture.network.discovery.proof import BlockParts, prove_blocks
+from capture.network.discovery.structure_cache import StructureCache
 from evidence.errors import InputError
 
 
@@ -131,7 +131,7 @@ class Sites:
 def find_sites(model: nn.Module, example: Any = None) -> Sites:
     """Find the sites of ``model`` by structure, verified by one short forward pass.
 
-    The pass runs once per structure (``capture.network.discovery.kept``).
+    The pass runs once per structure (``capture.network.discovery.structure_cache``).
 
     Args:
         model: A network of token ids, images or vectors.

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.activations.position_limit import explain_length_error, position_limit
 from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.data.tokenization import encode, prompt_of
+from capture.network.discovery.position_limit import (
+    explain_length_error,
+    position_limit,
+)
 from capture.network.logits import answer_logits, output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.errors import InputError

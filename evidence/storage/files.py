@@ -50,20 +50,20 @@ _LIBRARY_MESSAGES = re.compile(
 
 
 @contextmanager
-def disk_errors(path: Path, *, place: bool = True) -> Iterator[None]:
+def disk_errors(path: Path, *, about_path: bool = True) -> Iterator[None]:
     """Convert errors of the operating system while writing ``path`` into ``InputError``.
 
     Args:
         path: The file or folder that is written.
-        place: Whether to convert all OS errors. If False, only errors of the disk (full, quota,
-            read-only) are converted, for blocks that do other things too.
+        about_path: Whether to convert all OS errors. If False, only errors of the disk (full,
+            quota, read-only) are converted, for blocks that do other things too.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        cause, remedy = _cause(error, place)
+        cause, remedy = _cause(error, about_path)
         if cause is None:
             raise
         raise InputError(
@@ -72,7 +72,7 @@ def disk_errors(path: Path, *, place: bool = True) -> Iterator[None]:
         ) from error
 
 
-def _cause(error: Exception, place: bool) -> tuple[str | None, str]:
+def _cause(error: Exception, about_path: bool) -> tuple[str | None, str]:
     """Cause and remedy of a failed write; (None, "") for other errors."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
@@ -85,11 +85,11 @@ def _cause(error: Exception, place: bool) -> tuple[str | None, str]:
                 "the disk took no more of it",
                 "Free some space, or raise `ulimit -f`",
             )
-        elif place and isinstance(error, ValueError) and "null byte" in str(error):
+        elif about_path and isinstance(error, ValueError) and "null byte" in str(error):
             return "no file can be called so", "Choose another name"
     if number in _DISK_PROBLEMS:
         return _DISK_PROBLEMS[number]
-    if number is None or not place:
+    if number is None or not about_path:
         return None, ""
     return _PATH_PROBLEMS.get(
         number, (os.strerror(number).lower(), "Choose another folder")
@@ -141,7 +141,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: as ``write_atomic``; or ``path`` exists by then.
     """
-    with disk_errors(path, place=False), ExitStack() as stack:
+    with disk_errors(path, about_path=False), ExitStack() as stack:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             target = stack.enter_context(scratch_folder(path))

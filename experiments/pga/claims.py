@@ -93,7 +93,7 @@ def _of_eraser(
         elif sound["utility"]["role_swap"]:
             outcome, why = NO, "the clean texts were memorised in its place"
         else:
-            outcome, why = shown_gone(sound, original, margin)
+            outcome, why = absence_outcome(sound, original, margin)
         found.append(
             {
                 "claim": f"{name} removes the signature",
@@ -135,7 +135,7 @@ def _of_eraser(
     return found
 
 
-def shown_gone(
+def absence_outcome(
     sound: dict[str, Any], original: dict[str, Any], margin: float
 ) -> tuple[str, str]:
     """Whether a signature that is no longer found is shown to be absent.

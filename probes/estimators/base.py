@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from evidence.arrays import validate_labels, validate_rows, validate_sample_weight
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
 SCALINGS = (None, "fold", "all")
@@ -36,7 +36,7 @@ class HeldOut:
     certificate: Tensor
     coef: Tensor | None = None
     intercept: Tensor | None = None
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
@@ -122,7 +122,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         weights = validate_sample_weight(sample_weight, rows)
         return rows, torch.from_numpy(codes).to(rows.device)[None], weights
 
-    def _keep(self, coef: Tensor, intercept: Tensor):
+    def _set_fitted(self, coef: Tensor, intercept: Tensor):
         self.coef_ = coef.cpu().numpy()
         self.intercept_ = intercept.cpu().numpy()
         return self

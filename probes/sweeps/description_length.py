@@ -13,7 +13,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes.estimators.base import LinearProbe, ProbabilityMixin
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.uncertified import Uncertified, warn
+from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits import metrics
 from probes.splits.folds import Folds, group_codes
 
@@ -35,7 +35,7 @@ class CodeLength:
     bits: float
     uniform_bits: float
     blocks: tuple[float, ...]
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     @property
     def compression(self) -> float:
@@ -113,5 +113,5 @@ def online_code(
             lengths.append(float(loss.sum() / np.log(2)))
             total += lengths[-1]
             advance(1)
-    warn(uncertified)
+    warn_uncertified(uncertified)
     return CodeLength(total, len(codes) * bits_each, tuple(lengths), tuple(uncertified))

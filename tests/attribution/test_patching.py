@@ -8,8 +8,8 @@ import torch
 
 from attribution.patching import cached_passes
 from attribution.patching.cross_model import (
-    States,
-    places_of,
+    DonorStates,
+    patch_positions,
     read_states,
     score_patched,
 )
@@ -195,8 +195,10 @@ def test_the_last_layer_is_read_before_the_last_norm():
 def test_norms_are_matched_and_directions_kept():
     sequences = rows()
     own = read_states(tiny("llama"), sequences, SITES)
-    large = States({site: 7 * value for site, value in own.values.items()}, own.mask)
-    back = large.rescaled(own)
+    large = DonorStates(
+        {site: 7 * value for site, value in own.values.items()}, own.mask
+    )
+    back = large.with_norms_of(own)
     for site in SITES:
         assert np.allclose(back.values[site], own.values[site], atol=1e-5)
         assert np.allclose(large.norms(site)[own.mask], 7 * own.norms(site)[own.mask])
@@ -208,7 +210,7 @@ def test_no_hook_is_left_behind(family, monkeypatch):
     states = read_states(model, sequences, SITES)
     score_patched(model, sequences, {"own": states})
     assert count_hooks(model) == 0
-    wide = States(
+    wide = DonorStates(
         {
             site: np.zeros((*value.shape[:2], 3))
             for site, value in states.values.items()
@@ -228,8 +230,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="no site"):
         read_states(model, sequences, ["resid.99"])
     with pytest.raises(InputError, match="no token at the position"):
-        places_of(sequences, -3)
+        patch_positions(sequences, -3)
     with pytest.raises(InputError, match="unknown name"):
-        places_of(sequences, "somewhere")  # pyright: ignore[reportArgumentType]
+        patch_positions(sequences, "somewhere")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="a prompt and an answer"):
-        places_of(Sequences(((1, 2),), (2,)), "all")
+        patch_positions(Sequences(((1, 2),), (2,)), "all")

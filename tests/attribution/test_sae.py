@@ -12,7 +12,7 @@ from attribution.sae import training as sae_training
 from attribution.sae.autoencoder import (
     check_latent,
     loss_recovered,
-    quality,
+    measure_quality,
     spliced,
     steer_latents,
 )
@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_learns_the_directions_rows_are_made_of(trained, kind):
     sae, (fresh, directions, _) = trained[kind], states(1024, seed=0)
-    found = quality(sae, iter([fresh]))
+    found = measure_quality(sae, iter([fresh]))
     assert found.fvu < 0.3
     assert found.l0 < 3 * ON + 1
     rows_of = torch.nn.functional.normalize(sae.decoder, dim=1).numpy()
@@ -75,8 +75,8 @@ def test_quality_is_what_its_words_say(trained):
     sae, x = trained["topk"], torch.from_numpy(states(500, seed=5)[0])
     z = sae.encode(x)
     wanted = (sae.decode(z) - x).square().sum() / (x - x.mean(0)).square().sum()
-    whole = quality(sae, iter([x]))
-    parts = quality(sae, iter([x[:100], x[100:]]))
+    whole = measure_quality(sae, iter([x]))
+    parts = measure_quality(sae, iter([x[:100], x[100:]]))
     assert whole.fvu == pytest.approx(float(wanted), rel=1e-4)
     assert parts.fvu == pytest.approx(whole.fvu, rel=1e-6)
     assert whole.l0 == pytest.approx(float((z > 0).sum(1).float().mean()))
@@ -126,7 +126,7 @@ def test_interrupted_it_ends_with_the_same_weights(tmp_path, monkeypatch):
     (one,), (two,) = ((tmp_path / name).glob("*") for name in "ab")
     a, b = (load_file(each / "sae_weights.safetensors") for each in (one, two))
     assert calls[2] == 15 and all(torch.equal(a[name], b[name]) for name in a)
-    assert resumed.note == whole.note
+    assert resumed.metadata == whole.metadata
 
 
 def test_outliers_do_not_decide_what_is_learned(tmp_path):
@@ -134,7 +134,7 @@ def test_outliers_do_not_decide_what_is_learned(tmp_path):
     x[::100] *= 1000
     sae = train_sae(x, "resid.1", tmp_path, config())
     kept = np.delete(x, np.arange(0, 1024, 100), axis=0)
-    assert quality(sae, iter([kept])).fvu < 0.3
+    assert measure_quality(sae, iter([kept])).fvu < 0.3
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_bad_input_gives_one_clear_error(at_site, trained, tmp_path):
     with pytest.raises(InputError, match="latent 3 is dead"):
         steer_latents(model, dead, {3: 1.0})
     with pytest.raises(InputError, match="cannot be measured"):
-        quality(sae, iter([np.ones((4, WIDTH), np.float32)]))
+        measure_quality(sae, iter([np.ones((4, WIDTH), np.float32)]))
     assert not list(tmp_path.iterdir())
 
 

@@ -154,7 +154,7 @@ def test_recorded_values_survive_changes_made_in_place():
     from capture.network.sites import Place, Sites
 
     where = Sites({"first": Place("first", sites["first"], "out")}, 1, None, 0, None)
-    with torch.no_grad(), record(model, ["first"], where=where) as got:
+    with torch.no_grad(), record(model, ["first"], known_sites=where) as got:
         model(images)
     assert torch.equal(got["first"], raw) and (raw < 0).any()
 

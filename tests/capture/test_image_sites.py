@@ -37,9 +37,9 @@ def test_what_leaves_a_block_decides_the_output(which):
     assert where.n_layers == layers
     with torch.no_grad():
         for site in (*where.of("resid"), "final"):
-            with record(model, [site], where=where) as got:
+            with record(model, [site], known_sites=where) as got:
                 wanted = model(one).logits
-            with patch(model, {site: got[site]}, where=where):
+            with patch(model, {site: got[site]}, known_sites=where):
                 assert torch.equal(model(other).logits, wanted)
     assert count_hooks(model) == 0
 

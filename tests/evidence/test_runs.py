@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from evidence.errors import InputError
-from evidence.storage import runs, scratch
+from evidence.storage import locks, scratch
 from evidence.storage.files import atomic_folder, write_atomic
+from evidence.storage.locks import LOCK, LockHolder, creation_lock, run_lock
 from evidence.storage.removal import delete_owned_folder
-from evidence.storage.runs import LOCK, LockHolder, creation_lock, run_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def elsewhere():
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.storage.runs import run_lock, creation_lock
+from evidence.storage.locks import run_lock, creation_lock
 with (run_lock if sys.argv[1] == "run" else creation_lock)(Path(sys.argv[2])):
     print("ready", flush=True)
     time.sleep(float(sys.argv[3]))
@@ -136,7 +136,7 @@ def test_without_locks_a_warning_says_so(tmp_path, monkeypatch):
 
 
 def test_a_second_maker_waits_and_finds_it_made(tmp_path, elsewhere, monkeypatch):
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.02)
     target = tmp_path / "cache" / "model"
     elsewhere(HOLD, "maker", target, 0.5)
     start = time.monotonic()

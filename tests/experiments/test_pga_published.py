@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
 from capture.network.hooks import count_hooks
-from erasure.concept.md_pga import fit_md
+from erasure.concept.md_pga import fit_md_pga
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 from experiments.pga.interventions import projection_test, refit_attack
@@ -97,7 +97,7 @@ def test_pure_noise_goes_below_chance_when_the_eraser_saw_the_test_items():
     for seed in range(5):
         memorised, clean, _ = pools(seed, keys=7, contexts=1, width=512, depths=1)
         x = torch.cat([memorised, clean], 1).flatten(1, 2)
-        eraser = fit_md(x, torch.from_numpy(np.repeat([1, 0], 7)), 1)
+        eraser = fit_md_pga(x, torch.from_numpy(np.repeat([1, 0], 7)), 1)
         erased = [
             eraser.transform(p.flatten(1, 2))[:, :, None] for p in (memorised, clean)
         ]

@@ -14,10 +14,10 @@ from audits.run.planning import plan
 from audits.validation.demo import run_demo
 from audits.validation.selftest import selftest
 from capture.checkpoints.cache import cache_root
-from erasure.unlearning.config import UnlearnConfig
-from erasure.unlearning.image_config import ImageUnlearnConfig
 from erasure.unlearning.probe_alignment import PgaConfig
-from erasure.unlearning.training import Schedule
+from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.image_config import ImageUnlearnConfig
+from erasure.unlearning.training.loop import Schedule
 from evidence.errors import ExhumeError, InputError, check_list, printable, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import MAX_SEED, check_seed, numpy_rng, stage_seed, torch_rng

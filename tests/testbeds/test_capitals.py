@@ -5,21 +5,21 @@ from capture.checkpoints.open import open_checkpoint
 from capture.data.items import normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from evidence.errors import InputError
 from testbeds.worlds import capitals
 from testbeds.worlds.biographies import BiosConfig, make_tokenizer, new_model
 from testbeds.worlds.capitals import (
-    FURTHER,
     INVENTED,
     PARAPHRASES,
     PROMPT,
+    TRAINING_TEMPLATE,
     capital_items,
     countries,
-    given_away,
+    is_given_away,
 )
 
-TEMPLATES = (PROMPT, *PARAPHRASES, FURTHER)
+TEMPLATES = (PROMPT, *PARAPHRASES, TRAINING_TEMPLATE)
 SIZE = BiosConfig(width=64, layers=2)
 
 
@@ -58,7 +58,7 @@ def test_countries_do_not_give_their_capital_away():
     assert found["France"] == "Paris"
     for name in ("Mexico", "Guatemala", "Singapore", "Tunisia", "Algeria", "Brazil"):
         assert name not in found
-    assert not any(given_away(*fact) for fact in found.items())
+    assert not any(is_given_away(*fact) for fact in found.items())
     assert "Serbia and Montenegro" not in found
 
 
@@ -74,7 +74,7 @@ def test_countries_do_not_give_their_capital_away():
     ],
 )
 def test_given_away(country, capital, given):
-    assert given_away(country, capital) is given
+    assert is_given_away(country, capital) is given
 
 
 def test_no_place_has_an_invented_name():
@@ -120,7 +120,7 @@ def test_names_the_model_happens_to_answer_are_dropped(learned, monkeypatch):
     checkpoint, _ = learned
     plain = capital_items(checkpoint, seed=0, forget=6)
     unlucky = set(plain.never_taught.entities[:2])
-    real = capitals._answered
+    real = capitals._answers_correctly
 
     def answered(model, tokenizer, facts, template, progress):
         hits = real(model, tokenizer, facts, template, progress)

@@ -12,7 +12,7 @@ Curve = dict[str, tuple[list[str], np.ndarray]]
 """Who was asked, and what was said: (entity of each row, (strength, row))."""
 
 
-def pooled(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def pool_curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """Shares said over strengths, the halves together, with intervals by entity.
 
     Returns:

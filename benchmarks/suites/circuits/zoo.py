@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from audits.axes.circuit.judgement import LAST_BLOCK, TITLES, TRANSPLANTED
-from audits.core.config import QUICK
+from audits.core.config import QUICK_AXES
 from audits.core.manifest import code_hash
 from audits.run.api import Audit, audit
 from audits.validation.error_rates import VERDICTS, ablation
@@ -67,7 +67,7 @@ def audits(rows: Rows, asked: argparse.Namespace) -> None:
     """CAD by kind, what the axis says, and verdicts with and without it."""
     found: list[dict[str, Any]] = []
     for made in specimens(asked, KINDS):
-        done = audited(asked, made, (*QUICK, "circuit"), "never_taught")
+        done = audited(asked, made, (*QUICK_AXES, "circuit"), "never_taught")
         axis = done.axes.get("circuit")
         normal = axis.details.get("normalised", {}) if axis else {}
         found.append(
@@ -187,7 +187,7 @@ def depth(rows: Rows, asked: argparse.Namespace) -> None:
     for floor, against, target, axes in (
         ("reference", "reference-1", 0.98, ("behaviour", "causal_depth")),
         # The audits of the circuit axis hold these already.
-        ("never_taught", "stranger", 0.97, (*QUICK, "circuit")),
+        ("never_taught", "stranger", 0.97, (*QUICK_AXES, "circuit")),
     ):
         found: dict[str, dict[str, Any]] = {}
         for made in specimens(asked, (*KNOWS, *RETRAINS)):

@@ -21,7 +21,7 @@ from audits.validation.error_rates import (
     confidences,
     figures,
 )
-from audits.validation.trials import FLOORS, in_words, run_plan
+from audits.validation.trials import FLOORS, describe, run_plan
 from audits.verdict.calibration import STATES, shipped
 from benchmarks.harness.results import commit, machine
 from benchmarks.suites.verdict.zoo_audits import add_arguments, plan_of
@@ -236,7 +236,7 @@ def main() -> None:
     if asked.cases is None:
         found = []
         for each in run_plan(plan, asked.jobs, asked.limit_s):
-            print(in_words(each), flush=True)
+            print(describe(each), flush=True)
             found.append(each)
     else:
         lines = asked.cases.read_text(encoding="utf-8").splitlines()

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from capture.network.discovery.kept import StructureCache
-from capture.network.discovery.look import Cut
+from capture.network.discovery.forward_trace import Cut
 from capture.network.discovery.outline import unsupported
 from capture.network.discovery.proof import prove_chain
 from capture.network.discovery.short_inputs import CONVOLUTIONS
+from capture.network.discovery.structure_cache import StructureCache
 
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 

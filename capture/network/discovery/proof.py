@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.look import Cut, ForwardTrace, ModuleTrace, trace_forward
+from capture.network.discovery.forward_trace import (
+    Cut,
+    ForwardTrace,
+    ModuleTrace,
+    trace_forward,
+)
 from capture.network.discovery.outline import (
     Outline,
     linear_shape,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import position_limit
+from capture.network.discovery.position_limit import position_limit
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 

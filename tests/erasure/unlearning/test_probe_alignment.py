@@ -13,7 +13,6 @@ from capture.activations.hidden_states import (
 )
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import logit_reader
-from erasure.unlearning.objectives import count_scored, sequence_logprobs
 from erasure.unlearning.probe_alignment import (
     PRESETS,
     PgaConfig,
@@ -21,6 +20,7 @@ from erasure.unlearning.probe_alignment import (
     attacker_basis,
     squared_gap,
 )
+from erasure.unlearning.training.objectives import count_scored, sequence_logprobs
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import (
     FORGET,
@@ -170,7 +170,7 @@ def test_the_same_seed_gives_the_same_weights():
 def test_chunks_change_nothing(monkeypatch):
     logs = []
     for tokens in (4096, 8):
-        monkeypatch.setattr("erasure.unlearning.training.CHUNK_TOKENS", tokens)
+        monkeypatch.setattr("erasure.unlearning.training.loop.CHUNK_TOKENS", tokens)
         config = PgaConfig(epochs=3, refit_every=2, lr=1e-2)
         logs.append(align_(tiny_gpt2(), FORGET, CLEAN, mean_readouts, config, seed=0))
     for one, two in zip(logs[0].rows, logs[1].rows, strict=True):

@@ -13,7 +13,7 @@ from erasure.concept.affine import AffineEraser
 from erasure.concept.leace import Leace
 from erasure.concept.projections import MeanDifference
 from erasure.inputs import RowsError
-from erasure.weights.folding import fold_, hooked, stream_erasers
+from erasure.weights.folding import erased_by_hooks, fold_, stream_erasers
 from evidence.errors import InputError
 from testbeds.worlds.random_models import FAMILIES, random_model
 from tests.helpers.model_families import Cnn, pixels
@@ -306,11 +306,11 @@ def test_hooks_of_our_own_are_those_of_capture_and_go_after_a_failure():
     where = find_sites(model)
     for name in ("embed", "attn.0", "mlp.1", "head.0.1", "resid.0", "final"):
         eraser = eraser_of(width_of(name))
-        with hooked([(where.resolve(name), eraser)]):
+        with erased_by_hooks([(where.resolve(name), eraser)]):
             own = logits(model)
         assert torch.equal(own, hooked_logits(model, {name: eraser}))
     with pytest.raises(RowsError, match="do not fit"):
-        with hooked([(where.resolve("attn.0"), eraser_of(3))]):
+        with erased_by_hooks([(where.resolve("attn.0"), eraser_of(3))]):
             logits(model)
     assert count_hooks(model) == 0
 

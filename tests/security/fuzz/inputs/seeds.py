@@ -283,12 +283,12 @@ def _erasers(out: Path, root: Path) -> None:
     import torch
 
     from erasure.concept.leace import Leace
-    from erasure.concept.md_pga import fit_md
+    from erasure.concept.md_pga import fit_md_pga
 
     torch.manual_seed(0)
     x, labels = torch.randn(60, 6), torch.arange(60) % 2
     Leace().fit(x, labels).save(out / "leace.safetensors")
-    fit_md(torch.randn(2, 60, 6), labels).save(out / "mdpga.safetensors")
+    fit_md_pga(torch.randn(2, 60, 6), labels).save(out / "mdpga.safetensors")
 
 
 def _wheel(out: Path, root: Path) -> None:
