@@ -1,4 +1,4 @@
-"""A checked adapter merged into its base, so that one whole model is left."""
+"""Merging of a validated adapter into its base model."""
 
 import warnings
 from collections.abc import Mapping
@@ -23,19 +23,19 @@ def merge_adapter(
     tensors: Mapping[str, Tensor],
     folder: Path,
 ) -> nn.Module:
-    """The base with the adapter's change added to its weights.
+    """Merge the adapter into ``model``.
 
-    An adapter trained after the vocabulary had grown holds the whole embedding; the
-    base's is then given as many rows first.
+    An adapter trained with an extended vocabulary holds the whole embedding; the embedding of
+    the base is resized first.
 
     Args:
-        model: The base, the caller's to modify.
-        settings: The adapter's settings, checked.
-        tensors: The adapter's tensors.
-        folder: The adapter's folder, for errors.
+        model: The base; modified in place.
+        settings: The validated settings of the adapter.
+        tensors: The tensors of the adapter.
+        folder: The adapter's folder, for error messages.
 
     Raises:
-        InputError: the adapter does not fit, or the sum is not finite.
+        InputError: the adapter does not fit, or a merged weight is not finite.
     """
     from peft import IA3Config, LoraConfig, PeftModel
     from peft.utils.save_and_load import set_peft_model_state_dict
@@ -50,14 +50,14 @@ def merge_adapter(
         quiet_transformers(),
         offline_hub(),
     ):
-        # What it warns of is refused here, or is of no matter to a merged model.
+        # Its warnings concern cases that are refused here or do not affect merged models.
         warnings.simplefilter("ignore")
         _resize_embeddings(model, tensors, folder)
         options = resolve_patterns(settings, dict(model.named_modules()), folder)
         lora = isinstance(settings, LoraSettings)
         options["init_lora_weights" if lora else "init_ia3_weights"] = True
         config = (LoraConfig if lora else IA3Config)(**options, inference_mode=True)
-        # Nothing is drawn or allocated: every number comes from the file.
+        # No random initialization and no allocation: all values come from the file.
         adapted = PeftModel(
             model,  # pyright: ignore[reportArgumentType]
             config,
@@ -106,7 +106,7 @@ def _is_adapter_key(name: str) -> bool:
 
 
 def _check_untied(adapted: nn.Module, folder: Path) -> None:
-    """A weight that serves in two places cannot be changed in one of them."""
+    """Refuse an adapter that changes only one use of a tied weight."""
     owners: dict[int, set[str]] = {}
     for name, value in adapted.named_parameters(remove_duplicate=False):
         if value.numel():
@@ -124,7 +124,7 @@ def _check_untied(adapted: nn.Module, folder: Path) -> None:
 
 
 def _resize_embeddings(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Give the base's embedding as many rows as the adapter's own has."""
+    """Resize the embedding of the base to that of the adapter."""
     rows = set()
     owners = (model.get_input_embeddings(), model.get_output_embeddings())
     names = {id(module): name for name, module in model.named_modules()}
@@ -143,7 +143,9 @@ def _resize_embeddings(model: Any, tensors: Mapping[str, Tensor], folder: Path) 
             expected="both, or one that serves as both",
         )
     (new, _), *_ = rows
-    with torch.random.fork_rng(devices=[]):  # all rows come from the file
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the new rows are overwritten from the file
         model.resize_token_embeddings(new, mean_resizing=False)
 
 

@@ -1,9 +1,9 @@
-"""PEFT adapters: which kinds and settings are taken, checked before PEFT sees them.
+"""Validation of PEFT adapter settings before PEFT reads them.
 
-PEFT imports modules, opens folders, downloads models, asks whether to run code and
-matches patterns of any cost, wherever a setting says so. So only adapters whose whole
-effect is a change of weights are taken, of the fields that describe that change alone,
-and what was matched by patterns arrives at PEFT as a list of plain names.
+Depending on its settings, PEFT imports modules, opens folders, downloads models, prompts for
+running code, and matches patterns of any cost. Therefore only adapters that change weights are
+supported, only the fields that describe this change are passed on, and patterns are resolved to
+plain names.
 """
 
 import re
@@ -26,7 +26,7 @@ KINDS = ("LORA", "IA3")
 Name = Annotated[
     str, Field(max_length=256, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
 ]
-"""A module's name, or its end."""
+"""A module's name or a suffix of it."""
 Names = Annotated[list[Name], Field(max_length=10_000)]
 Pattern = Annotated[str, Field(min_length=1, max_length=4_000)]
 Rank = Annotated[int, Field(strict=True, ge=1, le=65_536)]
@@ -37,7 +37,7 @@ Blocks = Annotated[list[Block], Field(max_length=65_536)]
 
 
 class AdapterSettings(BaseModel):
-    """What both kinds of adapter say."""
+    """Settings common to all kinds of adapter."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +48,7 @@ class AdapterSettings(BaseModel):
 
 
 class LoraSettings(AdapterSettings):
-    """LoRA, with DoRA and rank-stabilised scaling."""
+    """LoRA, with DoRA and rank-stabilized scaling."""
 
     r: Rank = 8
     lora_alpha: Alpha = 8
@@ -57,7 +57,7 @@ class LoraSettings(AdapterSettings):
     use_rslora: StrictBool = False
     use_dora: StrictBool = False
     lora_bias: StrictBool = False
-    # The others change the base's weights, by a computation that the file asks for.
+    # Other values change the weights of the base.
     init_lora_weights: StrictBool | Literal["gaussian", "eva", "orthogonal"] = True
     layers_to_transform: Block | Blocks | None = None
     layers_pattern: Name | Names | None = None
@@ -66,14 +66,14 @@ class LoraSettings(AdapterSettings):
 
 
 class Ia3Settings(AdapterSettings):
-    """IA3: learned factors on activations."""
+    """IA3: learned scaling of activations."""
 
     feedforward_modules: Names | Pattern | None = None
     init_ia3_weights: StrictBool = True
 
 
 SETTINGS: dict[str, type[AdapterSettings]] = {"LORA": LoraSettings, "IA3": Ia3Settings}
-# Fields that say nothing of the weights, and what they may hold; they go nowhere.
+# Fields without effect on the weights, with their allowed values; not passed on.
 _IGNORED_FIELDS = {
     "peft_type": re.compile("LORA|IA3"),
     "peft_version": re.compile(r"[\w.+@-]{0,100}"),
@@ -91,18 +91,17 @@ def _is_unset(value: Any) -> bool:
 
 
 def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
-    """The settings of an adapter, and all that its file holds.
+    """The validated settings of an adapter, and the whole content of its file.
 
     Raises:
-        InputError: an adapter of another kind, or one with a setting that is not known
-            to change weights alone.
+        InputError: an unsupported kind of adapter, or an unsupported setting.
     """
     place = folder / CONFIG
     raw = read_json(place, max_bytes=LIMIT, max_depth=6)
     kind = raw.get("peft_type")
     if not isinstance(kind, str) or kind not in SETTINGS:
         raise InputError(
-            f"{place} is of a kind of adapter that is not opened",
+            f"{place} is an unsupported kind of adapter",
             expected="LORA (with DoRA or rsLoRA) or IA3",
             got=repr(kind)[:120],
             fix="Merge the adapter into its base where you trust it, and pass the "
@@ -110,7 +109,7 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
         )
     remaining = {**raw}
     if raw.get("init_lora_weights") == "eva":
-        remaining.pop("eva_config", None)  # how the weights began is in the weights
+        remaining.pop("eva_config", None)  # initialization only
     _check_origin(remaining.pop("auto_mapping", None), place)
     kept = {}
     for name, value in remaining.items():
@@ -132,7 +131,7 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
 
 
 def _check_origin(auto_mapping: Any, place: Path) -> None:
-    """Where the class of the base comes from; it is read, never imported."""
+    """Check the library of the base's class, which is never imported."""
     library = (
         auto_mapping.get("parent_library")
         if isinstance(auto_mapping, dict)
@@ -146,8 +145,8 @@ def _check_origin(auto_mapping: Any, place: Path) -> None:
 
 def _unsupported(place: Path, name: str, got: Any) -> InputError:
     return InputError(
-        f"{place} has a setting that is not taken: {name}",
-        expected="one that describes a change of weights",
+        f"{place} has an unsupported setting: {name}",
+        expected="settings that describe a change of weights",
         got=repr(got)[:120],
         fix="Merge the adapter into its base where you trust it, and pass the whole "
         "model",
@@ -157,18 +156,18 @@ def _unsupported(place: Path, name: str, got: Any) -> InputError:
 def resolve_patterns(
     settings: AdapterSettings, modules: Iterable[str], place: Path
 ) -> dict[str, Any]:
-    """The settings with every pattern replaced by the names it matches.
+    """Replace every pattern in the settings by the module names that it matches.
 
     Args:
-        settings: What the adapter's file says.
+        settings: The validated settings.
         modules: Names of the base's modules.
-        place: The adapter's folder, for errors.
+        place: The adapter's folder, for error messages.
 
     Returns:
-        Arguments of PEFT's configuration, in plain names alone.
+        Arguments of PEFT's configuration, without patterns.
 
     Raises:
-        InputError: a pattern is none, or takes too long.
+        InputError: a pattern is invalid or takes too long to match.
     """
     names = [name for name in modules if name]
     matcher = _TimedMatcher(place)
@@ -179,7 +178,7 @@ def resolve_patterns(
             options[field] = [name for name in names if matcher.matches(value, name)]
     for field in ("rank_pattern", "alpha_pattern"):
         if patterns := options.get(field):
-            # A name that ends in another one must come before it.
+            # PEFT uses the first suffix that matches, so longer names come first.
             order = sorted(names, key=len, reverse=True)
             options[field] = _by_name(patterns, order, matcher)
     return options
@@ -188,7 +187,7 @@ def resolve_patterns(
 def _by_name(
     patterns: Mapping[str, Any], names: Iterable[str], matcher: "_TimedMatcher"
 ) -> dict[str, Any]:
-    """The value of the first pattern that matches the end of each name."""
+    """Name to the value of the first pattern that matches a suffix of the name."""
     chosen = {}
     for name in names:
         for pattern, value in patterns.items():
@@ -199,7 +198,7 @@ def _by_name(
 
 
 class _TimedMatcher:
-    """Matches patterns from a file, for no more than a few seconds in all."""
+    """Matches untrusted patterns within a total time budget."""
 
     def __init__(self, place: Path, seconds: float = 3.0):
         self.place, self.seconds_left = place, seconds
@@ -207,7 +206,7 @@ class _TimedMatcher:
         self.plain = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
     def matches_end(self, pattern: str, name: str) -> bool:
-        """Whether ``pattern`` matches the last parts of ``name``."""
+        """Whether ``pattern`` matches the last components of ``name``."""
         if self.plain.fullmatch(pattern):
             return name == pattern or name.endswith(f".{pattern}")
         return self.matches(rf"(.*\.)?({pattern})", name)
@@ -221,7 +220,7 @@ class _TimedMatcher:
             if pattern not in self.known:
                 analyze_pattern(pattern, nested_classes=False)
                 self.known.add(pattern)
-            # Python's own engine cannot be stopped.
+            # Python's own engine has no timeout.
             return bool(
                 regex.fullmatch(pattern, name, timeout=max(self.seconds_left, 1e-3))
             )

@@ -1,4 +1,4 @@
-"""GGUF files: de-quantised once, kept as an ordinary Hugging Face folder."""
+"""Conversion of GGUF files to cached Hugging Face folders with dequantized weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import open_regular
 from evidence.storage.scratch import scratch_folder
 
-CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
+CONVERSION = "1"  # part of the cache key: increment if the result would change
 
 
 def is_gguf(path: Path) -> bool:
@@ -36,15 +36,15 @@ def is_gguf(path: Path) -> bool:
 def gguf_folder(
     path: Path, *, cache: Path | None = None, progress: Progress = SILENT
 ) -> Path:
-    """The Hugging Face folder with the de-quantised weights of ``path``.
+    """The cached Hugging Face folder with the dequantized weights of a GGUF file.
 
-    Weights are float32, which holds every de-quantised value exactly; the tokenizer
-    in the file is saved beside them. The folder lives in the cache under the hash of
-    the file, and is only kept if it loads back to the very same weights.
+    Weights are float32, which represents all dequantized values exactly; the tokenizer is saved
+    with them. The cache key is the hash of the file. The folder is kept only if it loads back to
+    identical weights.
 
     Raises:
-        InputError: the file is damaged, of an architecture transformers cannot
-            read, or there is no room for the result.
+        InputError: the file is damaged, transformers does not support its architecture, or the
+            disk is full.
     """
     digest = hashlib.sha256(CONVERSION.encode())
     with path.open("rb") as file:
@@ -61,7 +61,7 @@ def gguf_folder(
 
 
 def _convert(path: Path, folder: Path, progress: Progress) -> None:
-    with progress.task(f"de-quantising {path.name}", 3) as advance:
+    with progress.task(f"dequantizing {path.name}", 3) as advance:
         with disk_errors(folder, about_path=False), scratch_folder(folder) as place:
             model, tokenizer = _read(path, place)
         advance(1)
@@ -73,17 +73,17 @@ def _convert(path: Path, folder: Path, progress: Progress) -> None:
 
 
 def _read(path: Path, place: Path) -> tuple[Any, Any]:
-    """The model with de-quantised weights, and its tokenizer, as transformers sees."""
+    """The model with dequantized weights and its tokenizer, read by transformers."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
     header = read_gguf_header(path)
     count = len(header.shapes)
-    # Kernels from the hub would compute on the packed weights.
+    # Without this, kernels from the hub would compute on quantized weights.
     kind = getattr(transformers, "GgufConfig", None)
     dequantize = {} if kind is None else {"quantization_config": kind(dequantize=True)}
-    # The file is reached through a link in a folder of its own, so that nothing
-    # lying beside it can be taken for part of the model.
+    # Read through a link in an empty folder, so that files beside it are not taken
+    # for parts of the model.
     with (
         library_errors(
             f"{path} could not be read as GGUF",
@@ -129,12 +129,12 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     settings = model.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(name, None)
-    # GGUF stores these as float32, so 1e-5 arrives as 9.999999747378752e-06.
+    # GGUF stores settings as float32, so 1e-5 is read as 9.999999747378752e-06.
     for name, value in settings.items():
         if isinstance(value, float) and float(np.float32(value)) == value:
             settings[name] = float(str(np.float32(value)))
-    # A model read from GGUF is marked as quantised and refuses to be saved; a new one
-    # of the same class holding the same tensors is not.
+    # A model read from GGUF is marked as quantized and cannot be saved; a new one of
+    # the same class with the same tensors can.
     with torch.device("meta"):
         plain = type(model)(type(model.config).from_dict(settings))
     plain.load_state_dict(model.state_dict(), strict=True, assign=True)
@@ -155,18 +155,18 @@ def _check_round_trip(model: Any, folder: Path) -> None:
         torch.equal(expected[name], found[name]) for name in expected
     ):
         raise InputError(
-            "the de-quantised weights did not load back as they were saved",
+            "the dequantized weights did not load back as they were saved",
             fix="Check the disk of the cache folder, or name another in EXHUME_CACHE",
         )
 
 
 @contextmanager
 def _parse_once() -> Iterator[None]:
-    """Have transformers parse the file once, and without a bar of its own.
+    """Make transformers parse the file once, and hide its progress bar.
 
-    For model, settings and tokenizer it parses the file, with every word of the
-    vocabulary, anew, and it makes the table of tensor names again for each module:
-    two thirds of the time. No setting of it turns off its progress bar.
+    Otherwise it parses the file again for model, configuration and tokenizer, and rebuilds the
+    table of tensor names for each module, which takes two thirds of the time. The progress bar
+    cannot be disabled by a setting.
     """
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reader

@@ -1,9 +1,9 @@
-"""Opening checkpoints: folders, hub ids, GGUF files, adapters and live models.
+"""Opening of checkpoints: folders, hub ids, GGUF files, adapters and live models.
 
-A checkpoint is untrusted input. Its settings are checked before any library sees them,
-its weights come from safetensors alone, no code from it is ever run, nothing named in
-it is looked for on the network, every tensor is read once and must be finite, and a
-tensor that is missing or left over is an error.
+Checkpoints are untrusted. Configuration files are validated before any library reads them,
+weights are read from safetensors only, code in a checkpoint is never run, names in its files are
+never looked up on the network, and all tensors must be finite. Missing and unexpected tensors are
+errors.
 """
 
 import copy
@@ -54,12 +54,12 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class AdapterChange:
-    """An adapter's change of its base.
+    """An adapter on top of a base model.
 
     Attributes:
-        folder: Where it lies.
-        settings: Of which kind and strength it is.
-        files: Its weights, as they were when they were checked.
+        folder: Its folder.
+        settings: Its validated settings.
+        files: Its weight files, with their state at the time of the check.
     """
 
     folder: Path
@@ -69,22 +69,22 @@ class AdapterChange:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked model that has not been loaded yet.
+    """A validated model that is not loaded yet.
 
     Attributes:
-        name: What reports call it.
-        source: What it was opened from, as text.
-        tokenizer: Its tokenizer, or None where it has none.
-        weights_hash: sha256 over the names, types, shapes and bytes of its tensors;
-            for an adapter, over those of base and adapter and the adapter's settings.
-        fingerprint: sha256 over all that changes what it computes or is asked: the
-            weights, configuration, tokenizer, chat template, generation settings,
-            preparation of images; of a live model its structure, code and hooks.
-        config: Its configuration, as plain data; that of the base, for an adapter.
-        path: Folder with the weights (of the base, for an adapter); None when live.
-        live: The module it was opened from, if it was a live one.
-        files: The weights in ``path``, as they were when they were checked.
-        generation: What it generates with.
+        name: Name in reports.
+        source: Text that names the origin.
+        tokenizer: The tokenizer, or None.
+        weights_hash: sha256 over names, types, shapes and bytes of the tensors; for an adapter,
+            over those of base and adapter and the adapter's settings.
+        fingerprint: sha256 over everything that affects its behavior: weights, configuration,
+            tokenizer, chat template, generation settings, image preprocessing; for a live model,
+            structure, code and hooks.
+        config: Configuration as plain data; for an adapter, that of the base.
+        path: Folder with the weights (of the base, for an adapter); None for a live model.
+        live: The live module, if opened from one.
+        files: The weight files in ``path``, with their state at the time of the check.
+        generation: Generation settings.
         adapter_change: The adapter on top, if any.
     """
 
@@ -106,11 +106,11 @@ class Checkpoint:
         return None if self.adapter_change is None else self.adapter_change.folder
 
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
-        """A fresh copy in float32 and evaluation mode, the caller's to modify.
+        """Load a new copy in float32 and evaluation mode.
 
         Raises:
-            InputError: the files are others than those that were checked, or an
-                adapter does not fit its base.
+            InputError: the files changed since they were checked, or an adapter does not fit
+                its base.
         """
         if self.live is not None:
             return copy.deepcopy(self.live).float().to(device).eval()
@@ -146,29 +146,28 @@ def open_checkpoint(
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Checkpoint:
-    """Check a model and fingerprint it, without keeping it in memory.
+    """Validate and fingerprint a model without loading it.
 
     Args:
-        source: A Hugging Face folder, a hub id, a GGUF file, a PEFT adapter folder,
-            or a live ``nn.Module``, ``HookedTransformer``, ``TransformerBridge`` or
-            nnsight model.
-        name: What reports call it; by default, its file name or class name.
-        revision: Branch, tag or commit, for hub ids alone.
-        tokenizer: A tokenizer, or the folder or hub id of one, to use in place of
-            the checkpoint's own. Live models rarely bring one.
-        base: The model under an adapter, in place of the one the adapter names. One
-            that the adapter names is looked for on this machine alone.
-        cache: Where converted weights go; ``cache_root()`` by default.
-        progress: Where to show progress.
+        source: A Hugging Face folder, a hub id, a GGUF file, a PEFT adapter folder, or a live
+            ``nn.Module``, ``HookedTransformer``, ``TransformerBridge`` or nnsight model.
+        name: Name in reports; by default, the file or class name.
+        revision: Branch, tag or commit of a hub id.
+        tokenizer: A tokenizer, or the folder or hub id of one, in place of the checkpoint's own.
+            Live models rarely have one.
+        base: The base model of an adapter, in place of the one the adapter names. The latter is
+            looked up on this machine only.
+        cache: Folder for converted weights; ``cache_root()`` by default.
+        progress: Progress display.
 
     Raises:
-        InputError: nothing usable is there, or it is unsafe, damaged or incomplete.
+        InputError: there is no model, or it is unsafe, damaged or incomplete.
     """
     if is_live(source):
         return _open_live(source, name, tokenizer, progress)
     if not isinstance(source, str | Path):
         raise InputError(
-            "the model is of a kind that cannot be opened",
+            "the model has an unsupported type",
             expected="a path, a hub id or a live torch module",
             got=type(source).__name__,
         )
@@ -215,7 +214,7 @@ def _live_config(module: nn.Module) -> dict[str, Any]:
     hooked = getattr(getattr(module, "hooked", None), "cfg", None)
     if hooked is not None:
         return json.loads(json.dumps(hooked.to_dict(), default=str))
-    # Two plain modules with equal weights may still compute different things.
+    # Plain modules with equal weights may still differ in structure.
     return {"structure": str(module)}
 
 
@@ -345,10 +344,9 @@ def _open_adapter(
 
 
 def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
-    """The model an adapter says it was trained on, if it is on this machine.
+    """The base model named by an adapter, if it is on this machine.
 
-    A file must not make us go to the network, so a hub id is looked for among the
-    models that were downloaded before.
+    Hub ids are looked up in the local cache only: a file must not trigger a download.
     """
     base_name = raw.get("base_model_name_or_path")
     if not isinstance(base_name, str) or not base_name:
@@ -372,7 +370,7 @@ def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
 
 
 def _resolve_tokenizer(source: Any) -> Any:
-    """A tokenizer from a folder or hub id; one that is live passes through."""
+    """Open a tokenizer from a folder or hub id; tokenizer objects are returned unchanged."""
     if not isinstance(source, str | Path):
         return source
     folder = as_path(source, "the tokenizer")

@@ -1,17 +1,16 @@
-"""The shape of an edit in weight space: how large, of what rank, and where it points.
+"""Geometry of weight updates: size, stable rank, and alignment with weights and gradients.
 
-Of each matrix that changed: the norm of its update, the stable rank of the update, and
-how much of the update lies in the leading singular directions of the matrix as it was.
-A low-rank update in one component is what adapters and closed-form edits leave; one
-that avoids the leading directions keeps what they do. Where gradients of the answers'
-loss are given: whether the update goes along them, and how much of it reads from their
-leading directions. Unlearning that keeps to its place goes up the forget gradient and
-stands at right angles to the retain gradient.
+For each changed matrix: the norm and the stable rank of its update, and the share of the update in
+the leading singular directions of the original matrix. Adapters and closed-form edits leave
+low-rank updates in one component; an update that avoids the leading directions preserves their
+function. If gradients of the answer loss are given: the cosine of the update with the gradient,
+and the share of the update that reads from the gradient's leading directions. Localized unlearning
+ascends the forget gradient and is orthogonal to the retain gradient.
 
-Sources: stable rank, Rudelson and Vershynin (2007), J. ACM 54:4; randomised subspace
-iteration, Halko, Martinsson and Tropp (arXiv 0909.4061). Alignment of an update with
-the principal subspaces of the weights as a sign of locality: SLUG (arXiv 2407.11867),
-which also chooses layers by the angle of their forget and retain gradients.
+Sources: stable rank, Rudelson and Vershynin (2007), J. ACM 54:4; randomized subspace iteration,
+Halko, Martinsson and Tropp (arXiv 0909.4061). Alignment of an update with the principal subspaces
+of the weights as a sign of locality: SLUG (arXiv 2407.11867), which also chooses layers by the
+angle between forget and retain gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,17 +28,17 @@ from capture.checkpoints.safetensors_files import (
 from evidence.progress import SILENT, Progress
 from evidence.seeds import torch_rng
 
-# Leading directions looked at, and how often the subspace is sharpened.
+# Number of leading directions, and of subspace iterations.
 N_LEADING, N_ITERATIONS = 16, 6
 
 
 @dataclass(frozen=True, eq=False)
 class LossGradients:
-    """Gradients of the answers' loss in the model before, by matrix, as stored.
+    """Gradients of the answer loss in the model before the update, by parameter name.
 
     Attributes:
-        forget: Of what is to go.
-        retain: Of what is to stay.
+        forget: Gradients of the forget loss.
+        retain: Gradients of the retain loss.
     """
 
     forget: Mapping[str, Tensor]
@@ -48,27 +47,26 @@ class LossGradients:
 
 @dataclass(frozen=True)
 class UpdateShape:
-    """How one matrix changed.
+    """Geometry of the update of one matrix.
 
     Attributes:
-        name: Its name.
-        layer: The block it belongs to, None outside the blocks.
-        component: What it does there: its name without the block, "mlp.down_proj".
+        name: Name of the matrix.
+        layer: Index of its block; None outside the blocks.
+        component: Its name within the block, such as "mlp.down_proj".
         norm: Frobenius norm of the update.
-        relative: The same over that of the matrix before.
-        stable_rank: Squared Frobenius over squared spectral norm of the update; 1 for
-            an outer product, up to the smaller side.
-        input_share: Share of the update's squared norm that reads from the leading
-            right singular directions of the matrix before.
-        output_share: Share that writes into its leading left singular directions.
-        input_chance: What ``input_share`` would be for an update that points nowhere.
-        output_chance: What ``output_share`` would be.
-        forget_cosine: Cosine of the update with the forget gradient: above 0 it raises
-            that loss. None where no gradient is known.
-        retain_cosine: The same with the retain gradient.
-        forget_share: Share of the update's squared norm that reads from the leading
-            right singular directions of the forget gradient; ``input_chance`` is what
-            an update that points nowhere would have.
+        relative: ``norm`` relative to the Frobenius norm of the original matrix.
+        stable_rank: Squared Frobenius norm over squared spectral norm of the update; from 1 (an
+            outer product) to the smaller dimension.
+        input_share: Share of the update's squared norm that reads from the leading right
+            singular directions of the original matrix.
+        output_share: Share that writes to its leading left singular directions.
+        input_chance: Expected ``input_share`` of a random update.
+        output_chance: Expected ``output_share`` of a random update.
+        forget_cosine: Cosine of the update with the forget gradient; above 0, the update raises
+            the forget loss. None without a gradient.
+        retain_cosine: Cosine with the retain gradient.
+        forget_share: Share of the update's squared norm that reads from the leading right
+            singular directions of the forget gradient; ``input_chance`` for a random update.
         retain_share: The same for the retain gradient.
     """
 
@@ -96,18 +94,17 @@ def update_shapes(
     gradients: LossGradients | None = None,
     progress: Progress = SILENT,
 ) -> tuple[UpdateShape, ...]:
-    """One row a matrix that differs between two checkpoints, read pair by pair.
+    """Geometry of the update of each matrix that differs between two checkpoints.
 
-    Rows and columns are as stored; in GPT-2's transposed maps inputs come first, which
-    is taken into account.
+    The transposed storage of GPT-2's linear maps is taken into account.
 
     Args:
-        a: The checkpoint before; it must be of the architecture of ``b``, which
-            ``capture.checkpoints.safetensors_files.compare`` checks.
-        b: The checkpoint after.
-        n_leading: Directions that count as leading; fewer where a matrix is small.
-        gradients: In the model before, to hold the update against.
-        progress: Where progress is shown.
+        a: The checkpoint before the update, of the same architecture as ``b`` (checked by
+            ``capture.checkpoints.safetensors_files.compare_weights``).
+        b: The checkpoint after the update.
+        n_leading: Number of leading directions; fewer for small matrices.
+        gradients: Gradients in the model before the update.
+        progress: Progress display.
     """
     rows = []
     with (
@@ -134,7 +131,7 @@ def update_shapes(
 
 
 def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
-    """Means over the blocks, one row a component; JSON-ready, the largest first."""
+    """Means over the blocks, one JSON-ready dict per component, sorted by norm."""
     found = []
     for component in dict.fromkeys(row.component for row in rows):
         component_rows = [row for row in rows if row.component == component]
@@ -191,7 +188,7 @@ def _update_shape(
         block,
         component,
         size**0.5,
-        # JSON has no infinity: a matrix of zeros has no relative change.
+        # JSON has no infinity, which would be the relative change of a zero matrix.
         min((size / whole) ** 0.5, 1e6) if whole else 1e6,
         size / spectral,
         float((update @ right).square().sum()) / size,
@@ -208,7 +205,7 @@ def _gradient_alignment(
     leading: int,
     transposed: bool,
 ) -> dict[str, float]:
-    """Cosines and shares of one update; none where a gradient is missing or 0."""
+    """Cosines and shares of one update; empty if a gradient is missing or zero."""
     found = {}
     for role in ("forget", "retain") if gradients is not None else ():
         gradient = getattr(gradients, role).get(name)
@@ -229,15 +226,14 @@ def _gradient_alignment(
 
 
 def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
-    """Left and right singular directions of the largest singular values.
+    """Leading left and right singular vectors, by randomized subspace iteration.
 
     Args:
         matrix: (m, n).
-        n_directions: How many, at most the smaller side.
+        n_directions: Number of directions, at most the smaller dimension.
 
     Returns:
-        (m, count) and (n, count), orthonormal columns; by randomised subspace
-        iteration with a few directions to spare, the same at every call.
+        (m, n_directions) and (n, n_directions) orthonormal columns; deterministic.
     """
     m, n = matrix.shape
     n_oversampled = min(n_directions + 8, m, n)
@@ -251,5 +247,5 @@ def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tenso
 
 
 def _is_stored_transposed(name: str) -> bool:
-    """Whether a matrix is stored (in, out), as GPT-2's blocks store theirs."""
+    """Whether a matrix is stored as (in, out), as in GPT-2's Conv1D."""
     return name.rsplit(".", 2)[-2] in ("c_attn", "c_proj", "c_fc")

@@ -1,9 +1,8 @@
-"""A checkpoint's config.json: what it may say, and what of it reaches the library.
+"""Validation of config.json, and the fields of it that are passed to transformers.
 
-The library builds whatever a configuration describes: it follows names of files, of
-code and of kernels, makes as many blocks as it is told, and computes with any number.
-So names that lead anywhere are refused or left out, counts are held against what the
-weight files hold, and numbers have ranges, before the library sees any of it.
+The library follows names of files, code and kernels in a configuration, builds any number of
+blocks, and computes with any number. So such names are refused or dropped, counts are checked
+against the weight files, and numbers against ranges, before the library reads them.
 """
 
 import inspect
@@ -18,10 +17,10 @@ from capture.checkpoints.schemas.library_errors import library_errors
 from evidence.errors import InputError
 
 MAX_BYTES = 8 << 20
-"""Bytes of config.json; the names of 21,843 classes take one of them."""
+"""Eight times the size of a configuration with the names of 21,843 classes."""
 MAX_DEPTH = 10
 
-# Each would have the library read, build or run what no check has seen.
+# Each would make the library read, build or run something unchecked.
 REFUSED_FIELDS = {
     "transformers_weights": "names a weight file of its own",
     "configuration_files": "names another configuration file",
@@ -39,7 +38,7 @@ REFUSED_FIELDS = {
     "custom_generate": "names code to generate with",
     "pruned_heads": "leaves out heads",
 }
-# What we set ourselves, or what changes nothing that a model computes.
+# Fields that we set ourselves, or without effect on the computation.
 DROPPED_FIELDS = frozenset(
     {
         "attn_implementation",
@@ -71,16 +70,16 @@ DROPPED_FIELDS = frozenset(
 _FILE_NAME = re.compile(
     r"(?i)\.(safetensors|bin|pth?|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|index\.json|py)$"
 )
-"""A name of weights or code; nothing in a configuration has to name any."""
-# Building one of these starts a compiler.
+"""Names of weight or code files, which a configuration does not need."""
+# Model types whose construction runs a compiler.
 COMPILED = frozenset({"mra", "rwkv", "yoso"})
 _CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
 _UNBOUNDED_FIELD, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
-"""The one setting that may be infinite, and how the library writes that."""
+"""The only field that may be infinite, and the library's notation for infinity."""
 _LABEL_MAPS = frozenset({"id2label", "label2id"})
-"""Maps of the classes' numbers and names."""
+"""Maps between class numbers and names."""
 
-# Names of numbers, and what the numbers may be; the first that fits is asked.
+# Pattern of the field name and range of its value; the first match is used.
 _RANGES = tuple(
     (re.compile(pattern), low, high)
     for pattern, low, high in (
@@ -109,31 +108,31 @@ _COUNTS = re.compile(r"(num_|n_).*|.*(heads|experts|groups|stages|steps|labels)"
 _TOKEN_IDS = re.compile(r".*token_ids?")
 MAX_COUNT, MAX_INTEGER, MAX_NUMBER = 1 << 20, 1 << 40, 1e12
 MAX_LABELS = 1 << 15
-"""Classes; the library takes minutes over a million."""
+"""With a million classes, the library takes minutes."""
 MIN_LAYER_LIMIT = 256
-"""Blocks that share their weights may be more than there are tensors."""
+"""Models with shared blocks may have more blocks than tensors."""
 _DTYPES = frozenset({"auto", "float16", "bfloat16", "float32", "float64", "half"})
 
 
 def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None:
-    """Whether a configuration may be handed to the library at all.
+    """Check that a configuration is safe to pass to the library.
 
     Args:
-        config: What config.json holds.
-        place: The file, for errors.
-        n_tensors: How many tensors the weight files hold; there are no more blocks.
+        config: Content of config.json.
+        place: The file, for error messages.
+        n_tensors: Number of tensors in the weight files, a limit on the number of blocks.
 
     Raises:
-        InputError: it names files, code or kernels, describes a model that its weights
-            cannot hold, or has a number of another kind or out of range.
+        InputError: it names files, code or kernels, describes a model larger than its weights,
+            or has a number of the wrong type or out of range.
     """
-    quantised = config.get("quantization_config") or config.get("compression_config")
-    if quantised:
+    quantized = config.get("quantization_config") or config.get("compression_config")
+    if quantized:
         raise InputError(
-            f"{place.parent} holds quantised weights",
+            f"{place.parent} holds quantized weights",
             expected="weights in floating point",
-            got=str(quantised)[:120],
-            fix="De-quantise the model and save it again",
+            got=str(quantized)[:120],
+            fix="Dequantize the model and save it again",
         )
     for name, kind in (("model_type", str), ("architectures", list)):
         value = config.get(name)
@@ -178,7 +177,7 @@ _KIND_WORDS = {str: "a name", list: "a list of names"}
 
 
 def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every name and value, also of configurations inside."""
+    """All names and values, including those of nested configurations."""
     pending = [config]
     while pending:
         for name, value in pending.pop().items():
@@ -192,13 +191,13 @@ def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _check_dtype(value: Any, name: str, place: Path) -> None:
     dtype = value.removeprefix("torch.") if isinstance(value, str) else value
     known = dtype is None or (isinstance(dtype, str) and dtype in _DTYPES)
-    # Some files have a token of that name in a table of tokens.
+    # Some configurations hold a table of tokens that has a token of this name.
     if not known and not isinstance(value, int):
         raise _bad_field(place, name, "a type of floating-point numbers", value)
 
 
 def _check_classes(name: str, value: Any, place: Path) -> None:
-    """Numbers and names of classes: {"0": "cat"} and {"cat": 0}."""
+    """Check a map of class numbers and names: {"0": "cat"} or {"cat": 0}."""
     if value is None:
         return
     pairs = list(value.items()) if isinstance(value, dict) else [(None, None)]
@@ -230,7 +229,7 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
         if one_or_more:
             low = 1
         elif _TOKEN_IDS.fullmatch(name):
-            low = -1  # "none", in files of the first LLaMA
+            low = -1  # means "none" in LLaMA 1 checkpoints
         if _LAYERS.fullmatch(name):
             high = layers
         elif _LABELS.fullmatch(name):
@@ -263,13 +262,13 @@ def _bad_field(place: Path, name: str, expected: str, got: Any) -> InputError:
 
 
 def model_class(config: Mapping[str, Any]) -> Any:
-    """The transformers class the configuration names, or the causal model of its type.
+    """The transformers class named by a configuration, or the causal model of its type.
 
-    Only classes of the installed library are looked up; ``auto_map``, which names
-    code inside the checkpoint, is never followed.
+    Only classes of the installed library are used; ``auto_map``, which names code in the
+    checkpoint, is ignored.
 
     Raises:
-        InputError: the library has no such class, or it is one of another type.
+        InputError: the library has no such class, or the class has another model type.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -318,15 +317,15 @@ def _check_compiled(kind: Any) -> None:
 
 
 def library_config(config: Mapping[str, Any], model_type: Any, place: Path) -> Any:
-    """The library's configuration object, made of what a checked file may say.
+    """Build the library's configuration object from the validated fields.
 
     Args:
-        config: What config.json holds, checked.
+        config: Validated content of config.json.
         model_type: Class of the model.
-        place: The file, for errors.
+        place: The file, for error messages.
 
     Raises:
-        InputError: the library does not take it.
+        InputError: the library refuses it.
     """
     config_class = model_type.config_class
     with library_errors(
@@ -339,7 +338,7 @@ def library_config(config: Mapping[str, Any], model_type: Any, place: Path) -> A
 def _library_fields(
     config: Mapping[str, Any], config_class: Any, inner: bool = False
 ) -> dict[str, Any]:
-    """What of a configuration the library is given, inner ones included."""
+    """The fields of a configuration to pass to the library, including nested ones."""
     kept: dict[str, Any] = {}
     declared = {each.name for each in fields(config_class)} | set(
         config_class.attribute_map
@@ -369,8 +368,8 @@ def _library_value(value: Any) -> Any:
 
 
 def _shadows_attribute(name: str, config_class: Any, inner: bool) -> bool:
-    """Whether an attribute of that name would stand before the library's own."""
-    # The type of an inner configuration says which class it is of.
+    """Whether a field would shadow an attribute of the library's class."""
+    # The type of a nested configuration determines its class.
     if name.startswith("_") or name == "model_type":
         return name != "model_type" or not inner
     there = getattr(config_class, name, None)

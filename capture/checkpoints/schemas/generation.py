@@ -1,6 +1,6 @@
-"""A checkpoint's generation settings: which are taken, and in which ranges.
+"""Validation of a checkpoint's generation settings.
 
-Others name code, caches, compilers and further models; they are left out.
+Other settings, which name code, caches, compilers or further models, are dropped.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ NAME, MAX_BYTES = "generation_config.json", 1 << 20
 Id = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
 Ids = Annotated[list[Id], Field(max_length=65_536)]
 Absent = Annotated[int, Field(strict=True, ge=-1, le=-1)]
-"""How files of the first LLaMA say that there is no such token."""
+"""Means "no such token" in LLaMA 1 checkpoints."""
 TokenIds = Id | Ids | Absent | None
 Length = Annotated[int, Field(strict=True, ge=0, le=1 << 31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -57,10 +57,10 @@ class _Generation(BaseModel):
 
 
 def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model generates with, of generation_config.json or else of config.json.
+    """Generation settings from generation_config.json, or else from config.json.
 
     Raises:
-        InputError: a setting is of another kind or out of range.
+        InputError: a setting has the wrong type or is out of range.
     """
     place = folder / NAME
     has_file = lexists(place)

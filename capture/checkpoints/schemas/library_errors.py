@@ -1,7 +1,7 @@
-"""One net around foreign libraries: what they raise becomes one clear error.
+"""Conversion of errors of third-party libraries into ``InputError``.
 
-They meet bad files with errors of any kind, down to a panic of Rust code, which is no
-``Exception`` at all and prints where it happened past everything Python can catch.
+Libraries raise arbitrary exceptions for bad files. A panic in Rust code is not even an
+``Exception``, and its message is written directly to the file descriptor of stderr.
 """
 
 import os
@@ -15,15 +15,15 @@ from evidence.errors import ExhumeError, InputError
 def library_errors(
     failure: str, *, expected: str | None = None, fix: str | None = None
 ) -> Iterator[None]:
-    """Turn whatever a library raises in the block into an ``InputError``.
+    """Convert any exception of a library in the block into an ``InputError``.
 
-    Our own errors pass through, as do interrupts and a wish to exit.
+    Our own errors, ``KeyboardInterrupt`` and ``SystemExit`` pass through.
 
     Args:
-        failure: What could not be done, with the name of the file, such as
-            "x/config.json could not be read".
-        expected: What would have been right.
-        fix: What to do about it.
+        failure: The problem, with the name of the file, such as "x/config.json could not be
+            read".
+        expected: A description of valid input.
+        fix: An instruction to the user.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def library_errors(
         raise
     except BaseException as error:
         name = type(error).__name__
-        # PanicException of the tokenizer library derives from BaseException.
+        # PanicException of the tokenizers library derives from BaseException.
         if not isinstance(error, Exception) and name != "PanicException":
             raise
         sentence = " ".join(str(error).split()) or "no reason given"
@@ -42,13 +42,10 @@ def library_errors(
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Keep what native code writes to standard error off the screen, for a while.
-
-    Python's own ``sys.stderr`` cannot hold it back: Rust writes to the descriptor.
-    """
+    """Discard what native code writes to the file descriptor of standard error."""
     try:
         saved = os.dup(2)
-    except OSError:  # standard error is closed, so nothing can be written to it
+    except OSError:  # standard error is closed
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,13 +1,12 @@
-"""What a pattern from a file can cost, known before any engine sees it.
+"""Static bounds on the matching cost of untrusted regular expressions.
 
-Engines that backtrack try every way in which a pattern can match before they give up.
-The number of ways is bounded here as a polynomial in the length of the text: a repeat
-without an end adds a degree where something after it can still fail. Patterns whose
-cost is no polynomial at all (repeats of what itself varies, references to what was
-matched, recursion) are refused, and so is all that is not understood.
+A backtracking engine tries all ways to match before it fails. The number of ways is bounded by a
+polynomial in the length of the text: an unbounded repeat adds a degree if something after it can
+fail. Patterns without a polynomial bound (repeats of variable parts, backreferences, recursion) and
+unknown syntax are refused.
 
-The syntax is that of Oniguruma, which the tokenizer library uses, as far as it agrees
-with Python's; where they differ, what is read here is the costlier.
+The syntax is the common subset of Oniguruma, which the tokenizers library uses, and Python. Where
+they differ, the costlier meaning is assumed.
 """
 
 import math
@@ -16,26 +15,26 @@ from dataclasses import dataclass
 
 MAX_LENGTH, MAX_DEPTH = 4_000, 20
 MAX_COUNTED_REPEATS = 64
-"""A repeat of more than this many counts as one without an end."""
+"""Longer counted repeats are treated as unbounded."""
 Polynomial = tuple[int, ...]
 
 
 class PatternError(ValueError):
-    """A pattern that is not understood, or whose cost has no bound."""
+    """A pattern with unknown syntax or unbounded cost."""
 
 
 @dataclass(frozen=True)
 class PatternCost:
-    """What is known of a part of a pattern.
+    """Cost of a part of a pattern.
 
     Attributes:
-        size: Characters of the pattern with all counted repeats written out.
-        min_length: Fewest characters of text it matches.
-        max_length: Most characters; infinite for repeats without an end.
+        size: Length of the pattern with all counted repeats expanded.
+        min_length: Minimum number of characters matched.
+        max_length: Maximum number of characters matched; infinite for unbounded repeats.
         can_fail: Whether it can fail to match.
-        ways_if_followed: Ways to match, coefficients by degree in the length of the text, where
-            something after it can fail.
-        ways_if_last: The same where nothing after it can.
+        ways_if_followed: Number of ways to match if something after it can fail: polynomial
+            coefficients by degree in the length of the text.
+        ways_if_last: The same if nothing after it can fail.
     """
 
     size: int = 0
@@ -47,19 +46,19 @@ class PatternCost:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether there is one way to match it, of one length."""
+        """Whether there is only one way to match, of one length."""
         return self.min_length == self.max_length and self.ways_if_followed == (1,)
 
 
 def analyze_pattern(pattern: str, *, nested_classes: bool = True) -> PatternCost:
-    """The cost of a pattern.
+    """The matching cost of a pattern.
 
     Args:
         pattern: The pattern.
-        nested_classes: Whether a class of characters may hold another one, as in Oniguruma.
+        nested_classes: Whether character classes can be nested, as in Oniguruma.
 
     Raises:
-        PatternError: it is not understood, or its cost has no bound.
+        PatternError: unknown syntax or unbounded cost.
     """
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"a pattern of {len(pattern):,} characters")
@@ -153,7 +152,7 @@ def _repeat(part: PatternCost, low: int, high: float) -> PatternCost:
 _CHARACTER = PatternCost(1, 1, 1, True)
 _ANCHOR = PatternCost(1, 0, 0, True)
 _CASELESS = PatternCost(1, 1, 3, True)
-"""A letter whose case does not count: "ß" is "ss"."""
+"""A case-insensitive letter; "ß" matches "ss"."""
 _COUNT = re.compile(r"\{(\d{1,4})?(?:(,)(\d{1,4})?)?\}")
 _PROPERTY = re.compile(r"[pP]\{\^?[\w ]{1,40}\}")
 _CODE = re.compile(r"x\{[0-9a-fA-F]{1,6}\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}")
@@ -163,7 +162,7 @@ _GROUP = re.compile(
 
 
 class _PatternParser:
-    """Reads a pattern from left to right."""
+    """Recursive descent parser that computes the cost of a pattern."""
 
     def __init__(self, pattern: str, nested: bool):
         self.pattern, self.nested, self.position = pattern, nested, 0
@@ -192,7 +191,7 @@ class _PatternParser:
                 start = self.position
                 self.position += 1
                 flags = self.take(_GROUP)
-                if flags and flags["end"] == ")":  # for all that follows
+                if flags and flags["end"] == ")":  # valid for the rest of the group
                     ignore_case = self._ignores_case(flags["flags"], ignore_case)
                     continue
                 self.position = start
@@ -217,8 +216,8 @@ class _PatternParser:
                 raise PatternError("a brace that is no count")
             low = int(count[1] or 0)
             high = low if count[2] is None else float(count[3] or math.inf)
-            # Oniguruma and Python read a sign after an exact count, and a plus after
-            # any, differently.
+            # Oniguruma and Python differ on a sign after an exact count, and on a plus
+            # after any count.
             if self.peek() == "+" or (self.peek() == "?" and count[2] is None):
                 raise PatternError("a repeat of a repeat")
             if self.peek() == "?":
@@ -258,13 +257,13 @@ class _PatternParser:
         self.position += 1
         if not is_lookaround:
             return inner
-        # Nothing after it sends the engine back into it, but it is tried each time.
+        # A lookaround is atomic (no backtracking into it), but is tried every time.
         return PatternCost(
             inner.size + 1, 0, 0, True, inner.ways_if_last, inner.ways_if_last
         )
 
     def character_class(self, ignore_case: bool) -> PatternCost:
-        """A class of characters; it is left behind its closing bracket."""
+        """Parse a character class up to and including its closing bracket."""
         depth, has_letter, first = 1, False, True
         while depth:
             sign = self.peek()

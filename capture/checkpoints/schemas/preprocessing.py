@@ -1,4 +1,4 @@
-"""A checkpoint's preprocessor_config.json: how images are made ready for a model."""
+"""Validation of preprocessor_config.json, the image preprocessing of a checkpoint."""
 
 from os.path import lexists
 from pathlib import Path
@@ -38,10 +38,10 @@ class _Preprocessor(BaseModel):
 
 
 def read_preprocessor(folder: Path | None) -> dict[str, Any]:
-    """Mean, spread and sizes of images, as far as the file is there and says them.
+    """Mean, standard deviation and sizes of images; empty if there is no file.
 
     Raises:
-        InputError: a value is of another kind or out of range.
+        InputError: a value has the wrong type or is out of range.
     """
     place = None if folder is None else folder / NAME
     if place is None or not lexists(place):
@@ -52,6 +52,6 @@ def read_preprocessor(folder: Path | None) -> dict[str, Any]:
     except ValidationError as error:
         field, trouble, got = first_error(error)
         raise InputError(
-            f"{place} does not say how images are made ready ({field}: {trouble})",
+            f"{place} has an invalid image preprocessing ({field}: {trouble})",
             got=repr(got)[:120],
         ) from error

@@ -1,4 +1,4 @@
-"""Foreign libraries kept quiet, and off the network, for a while."""
+"""Temporary suppression of third-party output and network access."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and messages off the screen."""
+    """Disable the progress bars and messages of transformers."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -22,7 +22,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def offline_hub() -> Iterator[None]:
-    """Keep the hub's client off the network, whatever a checkpoint makes it ask for."""
+    """Disable the network access of the Hugging Face hub client."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

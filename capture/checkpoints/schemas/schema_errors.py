@@ -1,4 +1,4 @@
-"""What a schema found wrong, as a field, in words, and what came."""
+"""Readable form of pydantic validation errors."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ _TYPE_NAMES = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
 
 
 def first_error(error: ValidationError) -> tuple[str, str, Any]:
-    """The place of what was wrong, a sentence about it, and what came.
+    """Field, message and input of the first error.
 
-    A value that may be of several kinds has errors of each; one that says more than
-    that a field is missing goes first.
+    A union has errors for each of its types; errors other than missing or extra fields are more
+    informative and take precedence.
     """
     found = error.errors(include_url=False, include_context=False)
     chosen = min(found, key=lambda each: each["type"] in ("missing", "extra_forbidden"))
@@ -21,7 +21,7 @@ def first_error(error: ValidationError) -> tuple[str, str, Any]:
 
 
 def _is_type_name(step: int | str) -> bool:
-    """Whether a step names a kind of value, rather than a key or an index."""
+    """Whether a step of an error location names a type rather than a key or an index."""
     return step in _TYPE_NAMES or (
         isinstance(step, str) and (step[:1] == "_" or not step.isidentifier())
     )

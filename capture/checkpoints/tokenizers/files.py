@@ -1,8 +1,7 @@
-"""A tokenizer out of a checkpoint: its files checked, copied and only then loaded.
+"""Loading of a checkpoint's tokenizer from validated copies of its files.
 
-The library looks for a dozen files and follows names in them to others. So it is
-given a folder of its own with copies of the files that were checked, and settings that
-are known; nothing else of the checkpoint can be reached from there.
+The library looks for a dozen files and follows names in them to others. It therefore reads a
+temporary folder that holds only validated copies and known settings.
 """
 
 import base64
@@ -37,7 +36,7 @@ from evidence.storage.strict_json import parse_json
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS_MAP, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-# Vocabularies of other kinds, read where there is no tokenizer.json.
+# Other vocabulary formats, used if there is no tokenizer.json.
 VOCAB_JSON, MERGES_TXT, VOCAB_TXT = "vocab.json", "merges.txt", "vocab.txt"
 SENTENCEPIECE_FILES = (
     "tokenizer.model",
@@ -48,16 +47,16 @@ SENTENCEPIECE_FILES = (
 )
 MAX_SETTINGS_BYTES, MAX_VOCABULARY_BYTES = 32 << 20, 64 << 20
 MAX_VOCABULARY_CHARACTERS, MAX_TOKEN_CHARACTERS = 16 << 20, 512
-"""Of all tokens and of one, where the library makes merges by trying each cut."""
+"""Of all tokens, and of one token: the library derives merges by trying all splits."""
 SMOKE_TEST_TEXT = "The capital of France is Paris; 1,234 naïve cafés\n\t漢字 🙂 don't"
-# Classes that look for further files or libraries of their own.
+# Classes that need further files or libraries.
 _UNSUPPORTED_CLASSES = frozenset(
     {"LukeTokenizer", "MLukeTokenizer", "RoFormerTokenizer", "WhisperTokenizer"}
 )
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer in a folder."""
+    """Whether a folder contains a tokenizer."""
     names = (
         TOKENIZER_JSON,
         TOKENIZER_CONFIG,
@@ -69,22 +68,21 @@ def holds_tokenizer(folder: Path) -> bool:
 
 
 def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
-    """The tokenizer in a folder.
+    """Load the tokenizer in a folder.
 
     Args:
-        folder: Where its files lie.
-        config: What config.json holds; it may name the tokenizer's class.
+        folder: The folder.
+        config: Content of config.json, which may name the tokenizer's class.
 
     Raises:
-        InputError: there is none, it is of a kind that is not opened, or a file is
-            none that the library may be given.
+        InputError: there is no tokenizer, its class is not supported, or a file is invalid.
     """
     copies = _checked_files(folder)
     settings = copies.get(TOKENIZER_CONFIG, {})
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     kind = config.get("model_type")
     _check_class(folder, named, kind)
-    # The library reads these of config.json to choose a class and mend old files.
+    # The library uses these fields to choose a class and to fix old files.
     config_subset = {
         name: config[name]
         for name in ("transformers_version", "_name_or_path", "tokenizer_class")
@@ -126,7 +124,7 @@ def _load(place: str) -> Any:
 
 
 def _smoke_test(tokenizer: Any) -> None:
-    """A text there and back, for what panics; what merely fails is said in its time."""
+    """Encode and decode a text to provoke panics; exceptions are reported on later use."""
     try:
         tokenizer.decode(tokenizer(SMOKE_TEST_TEXT, verbose=False)["input_ids"])
     except Exception:
@@ -140,7 +138,7 @@ def _is_type(kind: Any) -> bool:
 
 
 def _check_class(folder: Path, named: Any, kind: Any) -> None:
-    """Only tokenizers of the compiled library are opened."""
+    """Check that the class is a tokenizer of the compiled library."""
     from transformers import TokenizersBackend
     from transformers.models.auto.tokenization_auto import (
         TOKENIZER_MAPPING_NAMES,
@@ -149,7 +147,7 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
 
     by_type = TOKENIZER_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
     name = named or by_type
-    # Mistral's own library is not used; its models have a tokenizer.json as well.
+    # Models of Mistral's own tokenizer library have a tokenizer.json as well.
     if name is None or (name == by_type and name == "MistralCommonBackend"):
         return
     with library_errors(f"the tokenizer in {folder} is of a class that is not known"):
@@ -161,7 +159,7 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
     ):
         return
     raise InputError(
-        f"the tokenizer in {folder} is of a class that is not opened",
+        f"the tokenizer in {folder} has an unsupported class",
         expected="a fast tokenizer of transformers",
         got=str(name)[:80],
         fix="Save it as tokenizer.json, with the class PreTrainedTokenizerFast",
@@ -169,7 +167,7 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
 
 
 def _checked_files(folder: Path) -> dict[str, Any]:
-    """Name to content of the files that the library is given."""
+    """Name to validated content of the files for the library."""
     copies: dict[str, Any] = {}
     for name, keep in (
         (TOKENIZER_CONFIG, filter_settings),
@@ -234,7 +232,7 @@ def _check_words(path: Path, words: Any) -> None:
 
 
 def _check_pieces(path: Path, data: bytes) -> None:
-    """Whether a file is SentencePiece's, with tokens and a table that can be used."""
+    """Check the tokens and the character map of a SentencePiece model."""
     from transformers.convert_slow_tokenizer import import_protobuf
 
     with library_errors(f"{path} is not a vocabulary of SentencePiece"):

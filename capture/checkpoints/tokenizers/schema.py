@@ -1,4 +1,4 @@
-"""What a tokenizer.json may hold, as a whole."""
+"""Schema of tokenizer.json."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +22,14 @@ from capture.checkpoints.tokenizers.steps import (
 from evidence.errors import InputError
 
 MAX_BYTES = 128 << 20
-"""Bytes; those of the largest vocabularies in use have a quarter."""
+"""Four times the size of the largest vocabularies in use."""
 MAX_DEPTH = 24
 MAX_TOKENS = 2_000_000
 MAX_STEPS = 64
 MAX_GROWTH = 256
-"""How many times longer all replacements together may make a text."""
+"""Maximum factor by which all steps together may lengthen a text."""
 
-# Each part, the key under which it holds several steps in a row, and the known steps.
+# Part of the pipeline to the key of its list of steps, and the known steps.
 _PARTS: dict[str, tuple[str, dict[str, type[Step]]]] = {
     "normalizer": ("normalizers", NORMALIZERS),
     "pre_tokenizer": ("pretokenizers", SPLITTERS),
@@ -75,7 +75,7 @@ class _Padding(Strict):
 
 
 class _Outer(Strict):
-    """All but the steps and the vocabulary."""
+    """Fields other than the steps and the vocabulary."""
 
     version: Short = "1.0"
     truncation: _Truncation | None = None
@@ -99,7 +99,7 @@ class _Model(Strict):
 
 class _Bpe(_Model):
     merges: list[Token] | list[tuple[Token, Token]]
-    # A dropout draws other tokens for the same text each time.
+    # BPE dropout would make tokenization random.
     dropout: Literal[0] | None = None
     unk_token: Token | None = None
     continuing_subword_prefix: Short | None = None
@@ -115,7 +115,7 @@ class _Bpe(_Model):
             pair = merge.split(" ") if isinstance(merge, str) else merge
             if len(pair) != 2 or pair[0] not in self.vocab or pair[1] not in self.vocab:
                 raise ValueError("a merge of tokens that are not in the vocabulary")
-            # The library cuts the prefix off the second without a look.
+            # The library removes the prefix of the second token without a check.
             if not pair[1].startswith(prefix):
                 raise ValueError("a merge whose second token lacks the prefix")
             if pair[0] + pair[1][len(prefix) :] not in self.vocab:
@@ -172,10 +172,10 @@ _MODELS: dict[str, type[Strict]] = {
 
 
 def check_tokenizer(value: Any, place: Path) -> None:
-    """Whether the tokenizer library may be given this content of a tokenizer.json.
+    """Check that the content of a tokenizer.json is safe to pass to the library.
 
     Raises:
-        InputError: a step, a field or a vocabulary that is not known to be harmless.
+        InputError: a step, a field or the vocabulary is not known to be safe.
     """
     if not isinstance(value, dict):
         raise _bad_tokenizer(
@@ -213,7 +213,7 @@ def check_tokenizer(value: Any, place: Path) -> None:
 
 
 def _infer_model_type(model: dict[str, Any]) -> str:
-    """The kind of a model in files that were written before it was named."""
+    """The type of a model in old files that do not state it."""
     if isinstance(model.get("vocab"), list):
         return "Unigram"
     if "merges" in model:
@@ -224,7 +224,7 @@ def _infer_model_type(model: dict[str, Any]) -> str:
 def _flatten_steps(
     value: Any, list_key: str, place: Path, part: str
 ) -> Iterator[dict[str, Any]]:
-    """The single steps of a part; rows in rows are taken apart."""
+    """The steps of a part, with nested sequences flattened."""
     pending = [value]
     seen = 0
     while pending:

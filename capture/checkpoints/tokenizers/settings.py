@@ -1,6 +1,6 @@
-"""What of a tokenizer's settings files the library is given; it sees nothing else.
+"""Validation of a tokenizer's settings files, and the settings passed to the library.
 
-Some settings name files, code, or objects to use in place of the tokenizer's own.
+Other settings are dropped; some name files, code or replacement objects.
 """
 
 import re
@@ -15,7 +15,7 @@ from evidence.errors import InputError
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 _TOKEN_FIELD = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
-"""A special token under a name of its own, such as ``image_token``."""
+"""A named special token, such as ``image_token``."""
 
 
 class _Part(BaseModel):
@@ -45,7 +45,7 @@ class _NamedTemplate(_Part):
 
 
 class _Special(_Part):
-    """Special tokens, in either of the files that hold some."""
+    """Special tokens, in tokenizer_config.json or special_tokens_map.json."""
 
     named: dict[str, Word | None] = Field(default_factory=dict)
     extra_special_tokens: Words | dict[Short, Word] | None = None
@@ -85,10 +85,10 @@ class _Added(_Part):
 
 
 def filter_settings(raw: dict[str, Any], place: Path) -> dict[str, Any]:
-    """What of a tokenizer_config.json may be handed on.
+    """The settings of a tokenizer_config.json to pass on.
 
     Raises:
-        InputError: a setting is of another kind than the library takes.
+        InputError: a setting has an invalid type.
     """
     kept = _filtered(_Settings, raw, place)
     decoder = kept.pop("added_tokens_decoder", None)
@@ -97,19 +97,19 @@ def filter_settings(raw: dict[str, Any], place: Path) -> dict[str, Any]:
 
 
 def filter_special_tokens(raw: dict[str, Any], place: Path) -> dict[str, Any]:
-    """What of a special_tokens_map.json may be handed on.
+    """The tokens of a special_tokens_map.json to pass on.
 
     Raises:
-        InputError: a token is none.
+        InputError: a token is invalid.
     """
     return _drop_special_flags(_filtered(_Special, raw, place))
 
 
 def filter_added_tokens(raw: dict[str, Any], place: Path) -> dict[str, int]:
-    """What of an added_tokens.json may be handed on: tokens and their numbers.
+    """The content of an added_tokens.json: token to id.
 
     Raises:
-        InputError: a token or a number is none.
+        InputError: a token or an id is invalid.
     """
     return _validated(_Added, {"tokens": raw}, place).tokens
 
@@ -126,7 +126,7 @@ def _filtered(kind: type[_Special], raw: dict[str, Any], place: Path) -> dict[st
 
 
 def _mark_added_tokens(value: Any) -> Any:
-    """The same with each token that has settings marked as one, as the library does."""
+    """Mark token objects as ``AddedToken``, as the library does."""
     if isinstance(value, list):
         return [_mark_added_tokens(each) for each in value]
     if not isinstance(value, dict):
@@ -137,7 +137,7 @@ def _mark_added_tokens(value: Any) -> Any:
 
 
 def _drop_special_flags(value: Any) -> Any:
-    """The same without what the library adds itself to tokens of this file."""
+    """Remove the ``special`` flags, which the library sets itself."""
     if isinstance(value, list):
         return [_drop_special_flags(each) for each in value]
     if not isinstance(value, dict):

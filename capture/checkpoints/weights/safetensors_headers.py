@@ -1,4 +1,4 @@
-"""What a safetensors file says it holds, read and checked without its numbers."""
+"""Header of a safetensors file, read and validated without the tensor data."""
 
 import struct
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from evidence.storage.regular_files import open_regular
 from evidence.storage.strict_json import parse_json
 
 MAX_HEADER_BYTES = 32 << 20
-"""Bytes of a header. 65,536 tensors of long names take a quarter of that."""
+"""Four times the header of 65,536 tensors with long names."""
 MAX_TENSORS = 65_536
 MAX_NAME_CHARACTERS = 512
 DTYPE_BITS = {
@@ -39,17 +39,12 @@ DTYPE_BITS = {
     "U64": 64,
 }
 FLOAT_DTYPES = frozenset({"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"})
-"""Types that weights may have."""
+"""Allowed types of weights."""
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file.
-
-    Attributes:
-        dtype: Its type, as safetensors writes it.
-        shape: Its shape.
-    """
+    """One tensor of a file; ``dtype`` is the name that safetensors uses."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,12 +53,12 @@ class TensorEntry:
 def read_header(path: Path) -> Mapping[str, TensorEntry]:
     """Names, types and shapes of the tensors of a safetensors file.
 
-    Every tensor must lie inside the file, all of them side by side, and take as many
-    bytes as its type and shape need.
+    The tensors must fill the file without gaps or overlaps, and their sizes must agree with type
+    and shape.
 
     Raises:
-        InputError: it is no regular file, or not whole, or no safetensors, or holds
-            more tensors than can be worked with.
+        InputError: it is not a regular file, not safetensors, damaged or truncated, or holds too
+            many tensors.
     """
     with open_regular(path, 1 << 62) as file:
         start = file.read(8)
@@ -102,7 +97,7 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
 
 
 def _span(path: Path, name: str, raw: object) -> tuple[TensorEntry, int, int]:
-    """A tensor, and where it begins and ends."""
+    """A tensor with its start and end offsets."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise _damaged(path, f"a tensor name of {len(name):,} characters")
     fields: dict[str, Any] = raw if isinstance(raw, dict) else {}
@@ -119,7 +114,7 @@ def _span(path: Path, name: str, raw: object) -> tuple[TensorEntry, int, int]:
 
 
 def _counts(value: object) -> list[int] | None:
-    """A short list of whole numbers, or None where it is another thing."""
+    """A short list of non-negative integers, or None if ``value`` is something else."""
     if not isinstance(value, list) or len(value) > 16:
         return None
     good = all(type(each) is int and 0 <= each < 1 << 48 for each in value)

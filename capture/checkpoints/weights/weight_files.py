@@ -1,7 +1,7 @@
-"""Which files hold a checkpoint's weights, and what they say they hold.
+"""Discovery of a checkpoint's weight files.
 
-Only safetensors is read. A pickle runs code when it is opened, so it is recognised
-by its first bytes, whatever the file is called, and refused.
+Only safetensors files are read. Opening a pickle can run code, so pickles are recognized by their
+first bytes, whatever their name, and refused.
 """
 
 import os
@@ -15,17 +15,17 @@ from evidence.storage.regular_files import file_kind, is_file, open_regular
 
 ANY_SIZE = 1 << 62
 MAX_INDEX_BYTES = 32 << 20
-"""Bytes of an index; one of 65,536 tensors takes a quarter of them."""
+"""Four times the index of 65,536 tensors."""
 PICKLE_NAMES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the content of ``path`` is a pickle, plain or in a torch zip archive.
+    """Whether the content of ``path`` is a pickle, plain or in a PyTorch zip archive.
 
-    Protocols 2 and later begin with byte 0x80 and the protocol number; torch's
-    archives begin as zip files; protocols 0 and 1 are text without a signature and
-    are recognised only by the file's name.
+    Protocols 2 and later start with byte 0x80 and the protocol number, and PyTorch's archives
+    with the zip signature. Protocols 0 and 1 have no signature and are recognized by the file
+    name only.
     """
     with open_regular(path, ANY_SIZE) as file:
         start = file.read(4)
@@ -34,11 +34,10 @@ def is_pickle(path: Path) -> bool:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Stop before anything reads a pickle.
+    """Refuse a pickle.
 
     Raises:
-        InputError: ``path`` is a pickle by content, or has a pickle's name and is
-            not safetensors.
+        InputError: ``path`` is a pickle by content or by name.
     """
     if path.suffix.lower() in PICKLE_NAMES or is_pickle(path):
         raise InputError(
@@ -51,10 +50,10 @@ def refuse_pickle(path: Path) -> None:
 
 
 def list_names(folder: Path) -> list[str]:
-    """Names of what lies in a folder, sorted.
+    """Sorted names of the entries of a folder.
 
     Raises:
-        InputError: it may not be read.
+        InputError: the folder is not readable.
     """
     try:
         return sorted(path.name for path in folder.iterdir())
@@ -65,13 +64,13 @@ def list_names(folder: Path) -> list[str]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files that hold the weights of a Hugging Face folder, sorted.
+    """The safetensors files with the weights of a Hugging Face folder, sorted.
 
-    These and no others are checked, hashed, compared and loaded.
+    Only these files are validated, hashed, compared and loaded.
 
     Raises:
-        InputError: there are none, one named in the index is missing, the index is
-            not valid or another than ``model.safetensors``, or there are only pickles.
+        InputError: there are none, or only pickles; a file of the index is missing; the index is
+            invalid or contradicts ``model.safetensors``.
     """
     index, single = folder / INDEX, folder / SINGLE
     if is_file(index):
@@ -119,7 +118,7 @@ def _indexed_shards(folder: Path, index: Path) -> list[Path]:
             expected="a JSON object with a weight_map",
         )
     names = set(weight_map.values())
-    # A name with a folder in it could point anywhere on the disk.
+    # A name with a folder could point anywhere on the disk.
     invalid = [
         name
         for name in sorted(names)

@@ -117,7 +117,7 @@ def test_quantised_weights_are_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="holds quantised weights"):
+    with pytest.raises(InputError, match="holds quantized weights"):
         open_checkpoint(tmp_path)
 
 
