@@ -1,4 +1,4 @@
-"""Images as items from .npz or a folder with one folder a class."""
+"""Reading image sets from .npz files or folders with one subfolder per class."""
 
 import math
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from evidence.errors import InputError
 from evidence.storage.regular_files import as_path, is_folder
 
 MAX_BYTES = 4 << 30
-"""Of a set of images, unpacked, and as floats of the model's size."""
+"""Limit of an image set, both unpacked and as floats at the model's size."""
 MAX_CLASS_NUMBER = 1 << 31
 
 
 def is_image_source(source: Any) -> bool:
-    """Whether items are images: a set of them, a folder, or an .npz file."""
+    """Whether ``source`` holds images: an ``ImageSet``, a folder or an .npz file."""
     if isinstance(source, ImageSet):
         return True
     if not isinstance(source, str | Path):
@@ -34,16 +34,16 @@ def is_image_source(source: Any) -> bool:
 def read_images(
     source: Path | str | ImageSet, preprocessor: ImagePreprocessor, name: str = ""
 ) -> ImageSet:
-    """Images from an .npz file or from a folder with one folder a class.
+    """Read images from an .npz file or from a folder with one subfolder per class.
 
     Args:
-        source: The file or folder; an ``ImageSet`` passes through.
-        preprocessor: How the model takes images.
-        name: What reports call the set.
+        source: The file or folder; an ``ImageSet`` is returned unchanged.
+        preprocessor: Preprocessing of the model.
+        name: Name of the set in reports.
 
     Raises:
-        InputError: nothing is there, it would run code or unpack to too much, or it is
-            not images with classes that the model has.
+        InputError: there is no such file, it is unsafe or too large, or it does not hold images
+            with classes of the model.
     """
     if isinstance(source, ImageSet):
         return source
@@ -88,13 +88,13 @@ def _npz(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
 
 
 def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
-    """Names of images from an array of text or whole numbers."""
+    """Image ids from an array of text or integers."""
     try:
         if found.ndim == 1 and found.dtype.kind in "Uiu":
             ids = tuple(map(str, found))
             "".join(ids).encode()
             return ids
-    except (ValueError, SystemError):  # Code points that are none, or half of one.
+    except (ValueError, SystemError):  # invalid code points or lone surrogates
         pass
     raise InputError(
         f"{path}: the ids of its images are not text",
@@ -132,13 +132,13 @@ def _folder(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
 def _check_size(
     path: Path, count: int, first: NDArray, preprocessor: ImagePreprocessor
 ) -> None:
-    """Refuse more images than fit once they are floats of the model's size.
+    """Refuse a set that is too large as floats at the model's size.
 
     Args:
-        path: Where they are.
-        count: How many there are.
-        first: (1, ...) The first as it is stored.
-        preprocessor: How the model takes them.
+        path: The file or folder, for the error message.
+        count: Number of images.
+        first: (1, ...) first stored image.
+        preprocessor: Preprocessing of the model.
     """
     side = (
         math.prod(preprocessor.size) * preprocessor.channels if preprocessor.size else 0
@@ -164,7 +164,7 @@ def _check_sizes(path: Path, first: Tensor, now: Tensor) -> None:
 
 
 def _class_number(name: str, labels: Mapping[str, int], path: Path) -> int:
-    """The model's number of a class folder: by its label, or the name as a number."""
+    """Class number of a folder, by label or by a numeric name."""
     if name in labels:
         return labels[name]
     if name.isdecimal() and int(name) <= MAX_CLASS_NUMBER:

@@ -1,4 +1,4 @@
-"""Items about entities no model can know: the floor where there is no reference."""
+"""Never-taught items about invented entities: the floor without a reference model."""
 
 import re
 from collections import Counter, defaultdict
@@ -16,29 +16,26 @@ START, END = "\x02", "\x03"
 
 
 def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> ItemSet:
-    """Mirror each entity of ``items`` with an invented one.
+    """Copy ``items`` with each entity replaced by an invented one.
 
-    The invented items keep relation, template, answer and alternatives, so that
-    answers are as frequent as in the originals and only the name differs. A name of
-    several words recombines words of known names of that many words, each in its
-    own place (a given name stays a given name); any other name is drawn from a
-    letter model of the known names (three letters of context, fewer where the names
-    are few). No name equals a known entity, is part of one, contains one, is spelled
-    almost like one, or is an answer. That no model has met it by chance is likely,
-    not certain: check that the original does not answer these items.
+    Relation, template, answer and alternatives are kept, so that answer frequencies agree with
+    the originals. A name of several words recombines words at the same place of known names with
+    the same number of words (a given name stays a given name). Other names are drawn from a
+    character model of the known names (up to three characters of context). No name equals,
+    contains, is contained in or nearly equals a known entity, or equals an answer. A model may
+    still know an invented name by chance: check that the original does not answer these items.
 
     Args:
-        items: What to mirror, such as the forget set.
-        known: Every other name to learn from and to avoid, such as the retain set;
-            may hold ``items`` or not.
-        rng: Source of the names.
+        items: The items to copy, such as the forget set.
+        known: Further names to learn from and to avoid, such as the retain set; may include
+            ``items``.
+        rng: Random generator.
 
     Returns:
-        As many items as ``items``, in its order, with ids of their own.
+        As many items as ``items``, in the same order, with new ids.
 
     Raises:
-        InputError: a prompt or paraphrase does not name its entity, or too few
-            names are known to invent others.
+        InputError: a prompt or paraphrase does not name its entity, or too few names are known.
     """
     names = tuple(dict.fromkeys((*items.entities, *known.entities)))
     answers = {
@@ -69,7 +66,7 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
 
 
 class _UsedNames:
-    """Names that may not be given, compared without case and whitespace."""
+    """Known names, compared without case and whitespace."""
 
     def __init__(self, names: Sequence[str], answers: set[str]):
         self._names = [normalize_text(name) for name in names]
@@ -81,8 +78,8 @@ class _UsedNames:
             folded in known or known in folded for known in self._names
         ):
             return False
-        # A made-up word one letter from a known one would be read as that one;
-        # recombined names share whole words with known ones, and may.
+        # An invented word one letter away from a known one would be read as that one.
+        # Recombined names share whole words with known ones.
         alike = 0.9 if " " in folded else 0.8
         return not get_close_matches(folded, self._names, 1, alike)
 
@@ -93,13 +90,14 @@ class _UsedNames:
 def _name_sampler(
     names: Sequence[str], rng: np.random.Generator
 ) -> Callable[[str], str | None]:
-    """A function that draws one candidate name like the one it is given."""
+    """A function that draws a candidate name similar to a given one."""
     by_length: dict[int, list[list[str]]] = defaultdict(list)
     for name in names:
         by_length[len(name.split())].append(name.split())
     single_words = [name for name in names if " " not in name.strip()]
     parts = [word for name in names for word in name.split()]
-    # Names of one word have a sound of their own; with few of them, any word serves.
+    # Single-word names differ in spelling from parts of longer ones; if there are few,
+    # use all words.
     letters = _LetterModel(single_words if len(single_words) >= 20 else parts)
     n_tries: Counter[str] = Counter()
 
@@ -107,7 +105,7 @@ def _name_sampler(
         words = entity.split()
         same_length = by_length[len(words)]
         n_tries[entity] += 1
-        # Few names have few recombinations: after half the tries, make up letters.
+        # Few names have few recombinations: after half the tries, use the character model.
         if (
             len(words) > 1
             and len(same_length) > 1
@@ -125,7 +123,7 @@ def _name_sampler(
 
 
 class _LetterModel:
-    """Letters that follow three letters in known names, then two, then one."""
+    """Character model of names with up to three characters of context."""
 
     def __init__(self, words: Sequence[str]):
         self._next: dict[str, list[str]] = defaultdict(list)
@@ -141,7 +139,7 @@ class _LetterModel:
         """A word about as long as ``template``, or None when the draw fails."""
         text = START
         while len(text) <= len(template) + 3:
-            # With few names three letters determine the rest: then look at fewer.
+            # With few names, three letters determine the next one: use less context.
             for context in (3, 2, 1):
                 successors = self._next.get(text[-context:], [])
                 if len(set(successors)) > 1 or context == 1:
@@ -171,12 +169,12 @@ def _mirror(item: Item, name: str) -> Item:
 
 
 def rename_entity(item: Item, text: str, name: str) -> str:
-    """A prompt of ``item`` with another name where its entity stands.
+    """Replace the entity of ``item`` in one of its prompts by another name.
 
     Raises:
         InputError: the text does not name the entity.
     """
-    # Whole words only: the "Niger" in "Nigeria" stays. Whitespace as it comes.
+    # Whole words only ("Niger" is not replaced in "Nigeria"), with any whitespace.
     words = r"\s+".join(map(re.escape, item.entity.split()))
     for flags in (re.NOFLAG, re.IGNORECASE):
         renamed, count = re.subn(

@@ -1,4 +1,4 @@
-"""Rows from JSON Lines, JSON, CSV and Parquet files that nobody vouches for."""
+"""Rows of untrusted JSON Lines, JSON, CSV and Parquet files."""
 
 import csv
 from collections.abc import Iterator
@@ -13,32 +13,32 @@ from evidence.storage.regular_files import open_regular, read_text
 from evidence.storage.strict_json import parse_json
 
 MAX_FILE_BYTES = 2**26
-"""Bytes, on disk and unpacked."""
+"""Limit for the size on disk and unpacked."""
 MAX_LINE_BYTES = 1_000_000
-"""Bytes of one record of a file that is read line by line."""
+"""Limit for one record of a line-based file."""
 MAX_ROWS = 1_000_000
 MAX_FIELDS = 1000
-"""Different fields, or columns, of a file."""
+"""Limit for the number of different fields or columns."""
 _SMALLER = "Keep the items that the audit needs"
 _AGAIN = "Correct the line, or write the file again"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record and where it stands, such as "facts.jsonl, line 3"."""
+    """One record and its location, such as "facts.jsonl, line 3"."""
 
     location: str
     fields: dict[str, object]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All records of a file, told apart by content (Parquet, JSON) or name (CSV).
+    """Read all records of a file; the format is recognized by content, or by name for CSV.
 
-    Values are as the file has them; empty CSV cells and JSON nulls are left out.
+    Empty CSV cells and JSON nulls are left out.
 
     Raises:
-        InputError: no such file, an empty one, one of another kind, one beyond the
-            limits on size, or one that does not parse (names the line).
+        InputError: the file is missing, empty, too large, in another format or invalid; the
+            message names the line.
     """
     with open_regular(path, MAX_FILE_BYTES, fix=_SMALLER) as file:
         start = file.read(4096)
@@ -138,7 +138,7 @@ def _jsonl(path: Path, file: BinaryIO) -> Iterator[Row]:
 
 
 def _array(path: Path) -> Iterator[Row]:
-    """Rows of one array, which is read as a whole."""
+    """Rows of a JSON array, which is read at once."""
     text = read_text(path, min(MAX_JSON_BYTES, MAX_FILE_BYTES), fix="Write JSON Lines")
     records = parse_json(text, str(path), fix=_AGAIN)
     for number, record in enumerate(records if isinstance(records, list) else [], 1):
@@ -162,10 +162,10 @@ def _csv(path: Path, file: BinaryIO, delimiter: str | None) -> Iterator[Row]:
         _, header = next(numbered)
     except StopIteration:
         return
-    if delimiter is None:  # spreadsheets of many countries write semicolons
+    if delimiter is None:  # spreadsheets use semicolons in many locales
         delimiter = ";" if ";" in header and "," not in header else ","
 
-    pending = 0  # bytes of the record that is being read
+    pending = 0  # size of the current record
 
     def lines() -> Iterator[str]:
         nonlocal pending

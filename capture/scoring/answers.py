@@ -1,4 +1,4 @@
-"""How likely a model finds each answer, and whether it would say it by itself."""
+"""Answer scores: log-probability, greedy exact match, choices, and greedy generation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,25 +23,23 @@ from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 
-# Logits held at once, as numbers: 256 MiB in float32 whatever the vocabulary.
+# Maximum number of logits in memory: 256 MiB in float32.
 MAX_LOGITS = 2**26
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerScores:
-    """What a model makes of each row's answer, given the true text before it.
+    """Teacher-forced scores of each row's answer.
 
-    A model so damaged that a logit is NaN gets ``logprob`` minus infinity and
-    ``greedy`` False on that row: it does not know the answer.
+    If a logit of a damaged model is NaN, ``logprob`` is minus infinity and ``greedy`` is False.
 
     Attributes:
-        logprob: (row,), natural logarithm of the answer's probability, in nats.
-        mean_logprob: (row,), ``logprob`` over the number of answer tokens.
-        greedy: (row,) bool, whether greedy decoding from the prompt yields the
-            answer: every answer token is the most likely one given those before.
-        n_tokens: (row,) int, answer tokens.
-        watched: (row, token), logits of the watched tokens where they were watched;
-            no columns unless some were asked for.
+        logprob: (row,) log-probability of the answer, in nats.
+        mean_logprob: (row,) ``logprob`` divided by the number of answer tokens.
+        greedy: (row,) bool, whether greedy decoding yields the answer (exact match): every
+            answer token is the most likely one given those before it.
+        n_tokens: (row,) int, number of answer tokens.
+        watched: (row, token) logits of the watched tokens; no columns by default.
     """
 
     logprob: np.ndarray
@@ -54,27 +52,26 @@ class AnswerScores:
         return len(self.logprob)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an answer, one column an attribute (watched tokens left out)."""
+        """One row per answer, one column per attribute other than ``watched``."""
         names = [f.name for f in fields(self) if f.name != "watched"]
         return pd.DataFrame({name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
 class ChoiceScores:
-    """How each answer stands against its alternatives.
+    """Scores of each answer against its alternatives.
 
     Attributes:
-        correct: (row,) bool, whether the answer has a higher mean log-probability a
-            token than every alternative.
-        truth_ratio: (row,), mean over alternatives of their length-normalised
-            probability P(a)^(1/tokens), over the answer's own: near 0 when the model
-            knows, 1 when it has no preference. Equation 1 of TOFU (arXiv
-            2401.06121), with the answer where TOFU has a paraphrase of it, and the
-            arithmetic mean of the paper. 1 where both are 0, as in a model that
-            gives NaN.
-        answer: (row,), mean log-probability a token of the answer, in nats.
-        best_alternative: (row,), the highest one of the alternatives, in nats.
-        n_alternatives: (row,) int.
+        correct: (row,) bool, whether the answer has a higher mean log-probability per token
+            than every alternative.
+        truth_ratio: (row,) mean over alternatives of the length-normalized probability
+            P(a)^(1/tokens), divided by that of the answer: near 0 if the model knows the
+            answer, 1 without a preference. Equation 1 of TOFU (arXiv 2401.06121), with the
+            answer in place of TOFU's paraphrase of it, and the arithmetic mean of the paper. 1
+            if both are 0, as for NaN logits.
+        answer: (row,) mean log-probability per token of the answer, in nats.
+        best_alternative: (row,) highest mean log-probability of an alternative, in nats.
+        n_alternatives: (row,) int, number of alternatives.
     """
 
     correct: np.ndarray
@@ -87,7 +84,7 @@ class ChoiceScores:
         return len(self.correct)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an item, one column an attribute."""
+        """One row per item, one column per attribute."""
         return pd.DataFrame({f.name: getattr(self, f.name) for f in fields(self)})
 
 
@@ -100,25 +97,24 @@ def score_answers(
     context: Callable[[Padded], AbstractContextManager[object]] = nullcontext,
     progress: Progress = SILENT,
 ) -> AnswerScores:
-    """Score every row's answer in one pass of the model a batch.
+    """Score the answer of every row, with one forward pass per batch.
 
-    The head is applied only at the positions that predict answer tokens, which is
-    what keeps the memory of a large vocabulary small; a model whose head cannot be
-    told apart computes all its logits, with the same result.
+    To save memory, the head is applied only at positions that predict answer tokens. If the head
+    of the model is unknown, all logits are computed, with the same result.
 
     Args:
         model: A causal language model that returns logits (row, position, token).
         sequences: Rows with answers.
-        watch: Token ids whose logits where the answer begins are kept; with a number
-            before it, those so many tokens further on, given the true ones before.
-        batch_tokens: Padded positions a batch.
-        context: Called with each batch; the model runs inside what it returns, such as
+        watch: Token ids whose logits at the start of the answer are returned, or pairs
+            (offset, token id) for later answer positions.
+        batch_tokens: Maximum number of padded positions per batch.
+        context: Function from a batch to a context manager around the pass, such as
             ``capture.network.hooks.patch``.
-        progress: Where to show progress.
+        progress: Progress display.
 
     Raises:
-        InputError: a row without an answer, or with nothing before it, or one that the
-            model has no tokens or positions for.
+        InputError: a row has no answer or no prompt, or does not fit the model's vocabulary or
+            maximum length.
     """
     starts = np.array(sequences.answer_start, dtype=int)
     n_tokens = np.array([len(ids) for ids in sequences.ids], dtype=int) - starts
@@ -173,14 +169,13 @@ def score_choices(
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        items: The items, one row each.
-        prompt_index: None for ``Item.prompt``, else which paraphrase.
-        batch_tokens: Padded positions a batch.
-        progress: Where to show progress.
+        items: The items, one per row.
+        prompt_index: None for ``Item.prompt``, else an index into ``Item.paraphrases``.
+        batch_tokens: Maximum number of padded positions per batch.
+        progress: Progress display.
 
     Raises:
-        InputError: an item has no alternative and none can be drawn; or as
-            ``encode``.
+        InputError: an item has no alternatives and none can be drawn; or as ``encode``.
     """
     items = list(items)
     others = alternatives_of(items)
@@ -218,14 +213,14 @@ def score_choices(
 def alternatives_of(
     items: ItemSet | Sequence[Item], *, max_drawn: int = 3
 ) -> tuple[tuple[str, ...], ...]:
-    """Wrong answers for each item: its own, else up to ``max_drawn`` of its relation's.
+    """Wrong answers of each item: its alternatives, else up to ``max_drawn`` drawn ones.
 
-    Drawn ones are answers of other items of the same relation, never an answer that
-    any item with the same prompt or the same entity and relation gives. The draw
-    depends on the item's id and the answers on offer, not on their order.
+    These are drawn from the answers of other items of the same relation, without those that are
+    correct for an item with the same prompt or the same entity and relation. The draw depends on
+    the item's id and the set of answers, not on their order.
 
     Raises:
-        InputError: an item without alternatives whose relation has no other answer.
+        InputError: an item has no alternatives and its relation has no other answer.
     """
     items = list(items)
     offered: dict[str, dict[str, str]] = {}
@@ -267,19 +262,18 @@ def generate_greedy(
     batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> list[str]:
-    """What the model says after each prompt, taking the likeliest token each time.
+    """Continue each prompt by greedy decoding.
 
     Args:
         model: A Hugging Face causal language model.
         tokenizer: Its tokenizer.
-        prompts: One text a row.
-        max_new_tokens: Most tokens to add; fewer where the model ends by itself, or
-            where its table of positions ends.
-        batch_tokens: Padded positions a batch, new ones included.
-        progress: Where to show progress.
+        prompts: One text per row.
+        max_new_tokens: Maximum number of new tokens, also limited by the position table.
+        batch_tokens: Maximum number of padded positions per batch, new ones included.
+        progress: Progress display.
 
     Returns:
-        The new text alone, one string a prompt, special tokens left out.
+        The new text of each prompt, without special tokens.
 
     Raises:
         InputError: the model cannot generate, or as ``encode``.
@@ -300,12 +294,12 @@ def generate_greedy(
     try:
         with torch.inference_mode(), progress.task("generate", len(order)) as done:
             while order:
-                # The last is the longest: it sets the width of the batch.
+                # The last row is the longest and determines the width of the batch.
                 longest = lengths[order[-1]]
                 size = max(1, batch_tokens // (longest + max_new_tokens))
                 most = max_new_tokens
                 if limit is not None and longest + most > limit:
-                    # Rows with more room than these are not to be cut short by them.
+                    # Do not shorten the continuations of shorter rows.
                     size = min(size, sum(lengths[row] == longest for row in order))
                     most = limit - longest
                     if most < 0:
@@ -338,7 +332,7 @@ def _truth_ratio(answer_score: float, alternative_scores: Sequence[float]) -> fl
 
 
 def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Padded]:
-    """Batches within the token budget and, after the head, the logit budget."""
+    """Batches within the limits on tokens and on logits."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     weight = getattr(output_head(model), "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else 50_000
@@ -360,7 +354,7 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
 def _score_batch(
     model: nn.Module, batch: Padded, watch: Sequence[WatchedToken]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the batch in ``Sequences``; log-probability, hit, watched logits."""
+    """Row indices, log-probabilities, exact matches and watched logits of a batch."""
     target = batch.input_ids[batch.answer_mask]  # (answer token,)
     # The logits at position p predict the token at p + 1.
     mask = batch.answer_mask.roll(-1, dims=1)
@@ -377,7 +371,7 @@ def _generate(
     sequences: Sequences,
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """New token ids a row. Left padding, so that all rows go on from one position."""
+    """New token ids by row; left-padded, so that all rows continue at one position."""
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""How well a model tells each entity's answer from the others', said or not."""
+"""Entity-answer contrast: rank of each entity's answer among the answers of others."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ def first_tokens(rows: Sequences) -> list[int]:
 
 
 def discriminating_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Tokens to watch that tell the answers from each other, place by place.
+    """Tokens that discriminate between the answers, by answer position.
 
-    Answers of one length, such as codes, are told from each other at every token: to
-    know one of ten first digits says little, to know five digits much. Of answers of
-    several lengths only the first token stands at the same place in all.
+    Answers of equal length, such as codes, are compared at all positions, because the first of
+    ten digits carries little information. Answers of different lengths are compared at their
+    first token.
 
     Returns:
-        (place, token) pairs, and (row, place) which of them the row's own answer is.
+        Pairs (position, token), and (row, position) index of the pair of the row's own answer.
     """
     pairs = zip(rows.ids, rows.answer_start, strict=True)
     answers = [ids[start:] for ids, start in pairs]
@@ -45,12 +45,12 @@ def discriminating_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.nd
 
 @dataclass(frozen=True)
 class QuestionScores:
-    """One pass over questions.
+    """Scores of questions.
 
     Attributes:
-        exact_match: (row,) 1.0 where greedy decoding gives the answer.
+        exact_match: (row,) 1.0 if greedy decoding yields the answer, else 0.0.
         contrast: (row,) as ``entity_contrast``.
-        mean_logprob: (row,) nats a token.
+        mean_logprob: (row,) mean log-probability per answer token, in nats.
     """
 
     exact_match: np.ndarray
@@ -64,7 +64,7 @@ def score_questions(
     rows: Sequences,
     progress: Progress = SILENT,
 ) -> QuestionScores:
-    """Is the answer said, and how does it rank among the other entities'?"""
+    """Exact match, entity-answer contrast and log-probability of each question."""
     watch, answer_columns = discriminating_tokens(rows)
     scores = score_answers(model, rows, watch=watch, progress=progress)
     return QuestionScores(
@@ -77,22 +77,21 @@ def score_questions(
 def entity_contrast(
     questions: Questions, logits: np.ndarray, answer_columns: np.ndarray
 ) -> np.ndarray:
-    """Share of the other answers that an entity's own answer outranks.
+    """Entity-answer contrast: share of the other answers that the own answer outranks (AUC).
 
-    Rows of one relation and wording form a table, entity by answer, of first-token
-    logits. Each answer's mean over the table is taken off, so that a general liking
-    for an answer, or its general suppression, cannot count; what is left is which
-    answer goes with which entity. Ties count one half; chance is 0.5. Where answers
-    are told apart at several places, there is a table for each, and the mean over them
-    counts.
+    Rows of one relation and paraphrase form a table of logits, entity by answer. The mean of each
+    answer over entities is subtracted, which removes answer-frequency bias and general
+    suppression; the rest is the association of answers with entities. Ties count one half, and
+    chance is 0.5. If answers are compared at several positions, the contrast is the mean over
+    positions.
 
     Args:
         questions: The rows.
         logits: (row, answer token).
-        answer_columns: (row,) column of the row's own answer, or (row, place).
+        answer_columns: (row,) column of the row's own answer, or (row, position).
 
     Returns:
-        (row,) in [0, 1]; 0.5 where a table has fewer than two different answers.
+        (row,) in [0, 1]; 0.5 in tables with fewer than two different answers.
     """
     answer_columns = answer_columns.reshape(len(questions), -1)
     tables = defaultdict(list)
@@ -113,7 +112,7 @@ def entity_contrast(
 def _outranked_share(
     logits: np.ndarray, answer_columns: np.ndarray
 ) -> np.ndarray | None:
-    """(row,) share of the table's other answers outranked; None without any other."""
+    """(row,) share of the table's other answers outranked; None if there are none."""
     offered = np.unique(answer_columns)
     if len(offered) < 2:
         return None

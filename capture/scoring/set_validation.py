@@ -1,4 +1,4 @@
-"""What was understood of a forget set and a retain set, and what is wrong there."""
+"""Validation of a forget set against its retain set."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from capture.data.tokenization import encode_items
 from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError, printable
 
-# A forget set is a part of what a model knows, a retain set a sample of the rest.
+# Swapped files are suspected by size, and detected by behavior.
 SWAP_SIZE_RATIO = 3.0  # forget over retain, in entities, from which a swap is suspected
 MIN_SWAP_KEPT = 0.8  # share of known forget items still answered ...
 MIN_SWAP_LOST = 0.6  # ... and of known retain items lost, that mean a swap
@@ -22,7 +22,7 @@ MIN_KNOWN = 5  # known items below which shares say nothing
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of the main prompts, in the order of the sets; None where not made."""
+    """Scores of the main prompts, in the order of the sets."""
 
     original_forget: AnswerScores
     original_retain: AnswerScores
@@ -32,23 +32,24 @@ class PairScores:
 
 @dataclass(frozen=True)
 class SetSummary:
-    """One set in figures.
+    """Statistics of one set.
 
     Attributes:
         role: "forget" or "retain".
-        name: The set's name.
-        format: How its file was understood.
-        items: Items.
-        entities: Entities.
-        answers: Relation to the number of different answers, relations sorted.
-        repeated: Items that repeat the prompt and the answer of an earlier one.
-        disputed: Prompts that have more than one answer.
-        without_alternatives: Items with no wrong answers of their own.
-        paraphrases: Fewest paraphrases an item has.
-        tokens: Shortest and longest answer in tokens; None without a tokenizer.
-        known: Items the original answers by greedy decoding; None without scores.
-        kept: Those of ``known`` that the unlearned model answers too; None likewise.
-        sample: Up to three items, as prompt and answer.
+        name: Name of the set.
+        format: Recognized file format.
+        items: Number of items.
+        entities: Number of entities.
+        answers: (relation, number of different answers), sorted by relation.
+        repeated: Number of items that repeat an earlier prompt and answer.
+        disputed: Number of prompts with more than one answer.
+        without_alternatives: Number of items without alternatives.
+        paraphrases: Minimum number of paraphrases per item.
+        tokens: Minimum and maximum answer length in tokens; None without a tokenizer.
+        known: Number of items that the original answers by greedy decoding; None without
+            scores.
+        kept: Number of known items that the unlearned model answers too; None without scores.
+        sample: Up to three pairs of prompt and answer.
     """
 
     role: str
@@ -69,14 +70,14 @@ class SetSummary:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What ``validate_items`` found.
+    """Result of ``validate_items``.
 
     Attributes:
-        forget: The forget set in figures.
-        retain: The retain set in figures.
-        overlap: Entities in both sets, as the forget set spells them.
-        errors: What makes an audit of these sets wrong.
-        warnings: What makes it weaker, or may be a slip.
+        forget: Statistics of the forget set.
+        retain: Statistics of the retain set.
+        overlap: Entities in both sets, spelled as in the forget set.
+        errors: Problems that make an audit of these sets invalid.
+        warnings: Problems that reduce its power, and possible mistakes.
     """
 
     forget: SetSummary
@@ -87,20 +88,16 @@ class ValidationReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no errors; warnings do not count."""
+        """Whether there are no errors; warnings are allowed."""
         return not self.errors
 
     def check(self) -> None:
-        """Do nothing when ``ok``.
-
-        Raises:
-            InputError: the first of ``errors``.
-        """
+        """Raise the first of ``errors``, if any."""
         if self.errors:
             raise self.errors[0]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a set, one column a figure."""
+        """One row per set, one column per statistic."""
         rows = []
         for part in (self.forget, self.retain):
             low, high = part.tokens or (None, None)
@@ -149,17 +146,16 @@ def validate_items(
     tokenizer: PreTrainedTokenizerBase | None = None,
     scores: PairScores | None = None,
 ) -> ValidationReport:
-    """Check a forget set against its retain set, and each by itself.
+    """Validate a forget set and its retain set.
 
-    Nothing is raised for what is wrong with the sets: it is in the report, so that
-    all of it can be shown at once. ``ValidationReport.check`` raises.
+    Problems are collected in the report; ``ValidationReport.check`` raises the first error.
 
     Args:
-        forget: What should be gone.
-        retain: What should still be there.
-        tokenizer: With it, every prompt and answer is tokenised.
-        scores: Of the original, to count what it knows; of the unlearned model too,
-            to see whether the two files were swapped.
+        forget: Items that should be forgotten.
+        retain: Items that should be retained.
+        tokenizer: If given, the tokenization of all prompts and answers is checked.
+        scores: Scores of the original, to count known items, and optionally of the unlearned
+            model, to detect swapped files.
     """
     known = (
         {"forget": None, "retain": None}
@@ -334,12 +330,12 @@ def _overlap_error(overlap: tuple[str, ...]) -> InputError:
 def swapped_files_error(
     forget: tuple[int, int], retain: tuple[int, int]
 ) -> InputError | None:
-    """What to say where behaviour shows that the two files were swapped.
+    """An error if the behavior of the models indicates swapped files, else None.
 
     Args:
-        forget: Items of the forget file the original answers, and how many of those
-            the unlearned model answers too.
-        retain: The same of the retain file.
+        forget: Number of forget items known to the original, and of those still answered by the
+            unlearned model.
+        retain: The same for the retain items.
     """
     (forget_known, forget_kept), (retain_known, retain_kept) = forget, retain
     if (
@@ -358,14 +354,14 @@ def swapped_files_error(
 
 
 def _detect_swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
-    """An error where behaviour shows a swap, a warning where only sizes hint at it."""
+    """An error if the behavior indicates a swap, a warning if only the sizes do."""
     if forget.known is not None and retain.known is not None:
         if forget.kept is not None and retain.kept is not None:
             error = swapped_files_error(
                 (forget.known, forget.kept), (retain.known, retain.kept)
             )
             if error or min(forget.known, retain.known) >= MIN_KNOWN:
-                return error  # behaviour has spoken, whatever the sizes
+                return error  # behavior takes precedence over sizes
     if forget.entities >= SWAP_SIZE_RATIO * max(1, retain.entities):
         return (
             f"the forget set has {forget.entities} entities and the retain set "

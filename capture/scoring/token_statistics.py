@@ -1,4 +1,4 @@
-"""From logits at answer tokens to what they say of each answer."""
+"""Reduction of logits at answer tokens to scores by row."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 WatchedToken = int | tuple[int, int]
-"""A token watched where the answer begins, or so many tokens further on."""
+"""A token id at the first answer position, or a pair (offset, token id)."""
 
 
 def reduce_logits(
@@ -17,18 +17,17 @@ def reduce_logits(
     n_rows: int,
     watch: Sequence[WatchedToken] = (),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the logits at answer tokens say of each row's answer.
+    """Reduce the logits at answer tokens to the scores of ``AnswerScores``.
 
     Args:
-        logits: (answer token, vocabulary), rows one after the other.
-        target_ids: (answer token,) id that should come.
-        row_idx: (answer token,) row it belongs to, ascending; every row has one or more.
+        logits: (answer token, vocabulary), row by row.
+        target_ids: (answer token,) correct token id.
+        row_idx: (answer token,) row of the token, ascending; every row has at least one.
         n_rows: Number of rows.
         watch: As in ``score_answers``.
 
     Returns:
-        (row,) log-probability, (row,) whether greedy, (row, token) watched logits, as
-        in ``AnswerScores``.
+        (row,) log-probability, (row,) bool exact match, (row, token) watched logits.
     """
     logits = logits.float()
     chosen = logits.gather(1, target_ids[:, None])[:, 0]

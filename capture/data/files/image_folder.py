@@ -1,7 +1,7 @@
-"""Picture files that nobody vouches for, from a folder with one folder a class.
+"""Untrusted image files in a folder with one subfolder per class.
 
-Only the usual kinds are decoded, and of each the size that it states is looked at
-before its pixels: a few kilobytes can stand for a picture larger than memory.
+Only common formats are decoded. The stated image size is checked first, because a few kilobytes
+can expand to an image larger than memory.
 """
 
 import warnings
@@ -15,21 +15,19 @@ from evidence.storage.regular_files import is_folder, open_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _DECODERS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-# Others hold more than eight bits a channel, which would be cut off in silence.
+# Other modes have more than eight bits per channel, which would be truncated silently.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 MAX_PIXELS = 1 << 26
-"""Of one picture: 67 million."""
 MAX_FILE_BYTES = 1 << 28
-"""Of one picture's file: 256 MiB."""
 
 
 def list_images(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of each class, classes and names sorted; hidden files left out.
+    """Image files by class, sorted by class and name, without hidden files.
 
     Raises:
-        InputError: the folder cannot be listed or holds no class, or something
-            would be passed over: a picture outside the classes, a folder inside a
-            class, a picture of a kind that is not read.
+        InputError: the folder cannot be listed or holds no classes, or an entry would be
+            ignored: an image outside the class folders, a folder in a class folder, an
+            unsupported image format.
     """
     found: dict[str, list[Path]] = {}
     entries = _entries(folder)
@@ -61,28 +59,28 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_image(path: Path, grayscale: bool) -> NDArray[np.uint8]:
-    """(height, width) or (height, width, 3) pixels of a picture, 0 to 255.
+    """(height, width) or (height, width, 3) pixels of an image, 0 to 255.
 
     Raises:
-        InputError: it is no regular file, no picture of a known kind, cut short, too
-            large, moving, or of more than eight bits a channel.
+        InputError: it is not a regular file, not a supported image, truncated, too large,
+            animated, or has more than eight bits per channel.
     """
     from PIL import Image
 
     with open_regular(path, MAX_FILE_BYTES) as file:
         try:
             with warnings.catch_warnings():
-                # Below its limit, the library warns of odd files and reads them.
+                # Pillow warns about unusual files that it can read.
                 warnings.simplefilter("ignore")
                 with Image.open(file, formats=_DECODERS) as opened:
-                    opened.verify()  # A PNG's checksums, which decoding passes over.
+                    opened.verify()  # PNG checksums, which decoding ignores
                 file.seek(0)
                 with Image.open(file, formats=_DECODERS) as opened:
                     _check(path, opened)
                     return np.asarray(opened.convert("L" if grayscale else "RGB"))
         except InputError:
             raise
-        # Every byte may be wrong: decoders raise what they like.
+        # Decoders raise arbitrary exceptions for damaged files.
         except Exception as error:
             raise InputError(
                 f"{path} is not an image that can be read ({error})"

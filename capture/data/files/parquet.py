@@ -1,8 +1,7 @@
-"""Records of Parquet files that nobody vouches for.
+"""Records of untrusted Parquet files.
 
-A few kilobytes can stand for many gigabytes: one long text that every row repeats.
-Texts are therefore kept as indices into the texts that differ, and counted before any
-of them is written out.
+A few kilobytes can expand to many gigabytes if every row repeats one long text. Texts are therefore
+read as dictionary indices, and their size is checked before they are expanded.
 """
 
 from collections.abc import Iterator
@@ -12,27 +11,25 @@ from typing import Any, BinaryIO
 from evidence.errors import InputError
 
 BATCH_ROWS = 1024
-"""Rows read at once."""
 
 
 def parquet_rows(
     path: Path, file: BinaryIO, *, max_bytes: int, max_rows: int, max_columns: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number, from 1, and fields of each record.
+    """Yield number (from 1) and fields of each record.
 
-    Texts, numbers and lists of them are read. A column of another type (dates, bytes,
-    nested lists, structs) holds its type in every row, for errors to show.
+    Columns of texts, numbers and lists of them are read. A column of another type (dates, bytes,
+    nested lists, structs) yields its type as the value, for error messages.
 
     Args:
-        path: What errors call the file.
-        file: The file, opened in binary.
-        max_bytes: Most bytes of its values, unpacked.
-        max_rows: Most rows.
-        max_columns: Most columns.
+        path: The path, for error messages.
+        file: The file, opened in binary mode.
+        max_bytes: Limit for the unpacked size of the values.
+        max_rows: Limit for the number of rows.
+        max_columns: Limit for the number of columns.
 
     Raises:
-        InputError: it is not a whole Parquet file, is too large, or has two columns of
-            one name.
+        InputError: the file is damaged, truncated or too large, or has duplicate column names.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -75,7 +72,7 @@ def _text_columns(file: Any) -> list[str]:
 def _check_size(
     path: Path, file: Any, max_bytes: int, max_rows: int, max_columns: int
 ) -> None:
-    """Look at what the file says of itself, before anything of it is read."""
+    """Check the sizes stated in the metadata before reading any data."""
     meta = file.metadata
     names = file.schema_arrow.names
     groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
@@ -103,7 +100,7 @@ def _check_size(
 
 
 def _is_known(kind: Any) -> bool:
-    """Whether values of an Arrow type are plain values or lists of such."""
+    """Whether an Arrow type is a plain type or a list of a plain type."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind):
@@ -121,7 +118,7 @@ def _is_known(kind: Any) -> bool:
 
 
 def _unpacked_bytes(column: Any) -> int:
-    """Bytes of a column when every text is written out; eight a value at least."""
+    """Size of a column with all texts expanded, at least 8 bytes per value."""
     import pyarrow.compute as pc
     from pyarrow import types
 
