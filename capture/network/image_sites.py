@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from capture.network.discovery.chains import find_chain
-from capture.network.discovery.outline import find_outline
+from capture.network.chains import find_chain
+from capture.network.outline import find_outline
 from capture.network.sites import Sites, chain_sites, find_sites
 
 

@@ -20,7 +20,7 @@ function calls in ``forward``. Where something passes by such layers, as in a re
 network, a block is a whole residual unit.
 
 Places are found by structure, and proved by one short pass the first time a network is
-looked at (``capture.network.discovery.proof``): what leaves a block is all that the
+looked at (``capture.network.proof``): what leaves a block is all that the
 rest of the network sees, and what attention and the feed-forward part add to what
 enters a block is what leaves it; in a network that norms the stream after each addition
 (BERT), with those norms. Where that cannot be shown, the network or these sites of it
@@ -35,10 +35,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.chains import Chain, find_chain
+from capture.network.chains import Chain, find_chain
 from capture.network.discovery.kept import Kept
-from capture.network.discovery.outline import Outline, find_outline, linear_shape
-from capture.network.discovery.proof import Parts, prove_blocks
+from capture.network.outline import Outline, find_outline, linear_shape
+from capture.network.proof import Parts, prove_blocks
 from evidence.errors import InputError
 
 

@@ -11,7 +11,7 @@ from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.configuration import library_config, model_class
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.schemas.quietly import quiet
-from capture.network.discovery.outline import find_outline
+from capture.network.outline import find_outline
 from capture.network.sites import find_sites
 
 

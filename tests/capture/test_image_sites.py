@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from capture.network.discovery.chains import residual_units
+from capture.network.chains import residual_units
 from capture.network.hooks import leftover_hooks, patch, record
 from capture.network.image_sites import as_before, as_places, find_image_sites
 from testbeds.worlds.digits import DigitsConfig, new_classifier

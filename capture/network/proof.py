@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.network.discovery.look import Cut, Look, Seen, look
-from capture.network.discovery.outline import (
+from capture.network.outline import (
     Outline,
     linear_shape,
     linears,

@@ -7,9 +7,9 @@ from torch import nn
 
 from capture.network.discovery.kept import Kept
 from capture.network.discovery.look import Cut
-from capture.network.discovery.outline import unsupported
-from capture.network.discovery.proof import prove_chain
 from capture.network.discovery.short_inputs import CONVOLUTIONS
+from capture.network.outline import unsupported
+from capture.network.proof import prove_chain
 
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 
