@@ -1,6 +1,7 @@
 """Parts of a causal language model, found by how it is built rather than by name."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -257,3 +258,325 @@ def logit_reader(model: nn.Module, example: Padded) -> LogitReader:
     scale = full.abs().max().clamp(min=1.0)
     same = (short - full).abs().max() <= 1e-4 * scale
     return split if bool(same) else plain
+
+
+# Names of a module that is the whole feed-forward part of a block.
+FEED_FORWARD = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
+# Arguments of blocks that pass a recurrent state from token to token.
+RECURRENT_STATES = ("state", "cache_params")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTED = (*CONVOLUTIONS, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The parts of a stack of attention blocks.
+
+    Attributes:
+        blocks: From the first to the last.
+        attentions: (block,) its attention part.
+        feed_forwards: (block,) its feed-forward part where it has a name of its own.
+        head: The output layer, or None for a body without one.
+    """
+
+    blocks: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...]
+    feed_forwards: tuple[nn.Module | None, ...]
+    head: nn.Module | None
+
+
+def find_transformer(model: nn.Module) -> Transformer | None:
+    """The one stack of attention blocks; None for a network without attention.
+
+    Raises:
+        InputError: naming the family, where it has another structure.
+    """
+    if not _attention_stacks(model):
+        if _is_encoder_decoder(model):
+            raise unsupported(model, "it is an encoder-decoder model")
+        if reads_tokens(model):
+            raise unsupported(model, "its blocks are not of one class with attention")
+        return None
+    blocks = find_stack(model)
+    found = [attention_of(block) for block in blocks]
+    attentions = tuple(each for each in found if each is not None)
+    if len(attentions) < len(blocks):
+        raise unsupported(
+            model, f"it is a hybrid: block {found.index(None)} has no attention"
+        )
+    for name in RECURRENT_STATES:
+        if name in inspect.signature(blocks[0].forward).parameters:
+            raise unsupported(model, "its blocks hand on a recurrent state")
+    feed_forwards = tuple(map(feed_forward_of, blocks))
+    return Transformer(
+        tuple(blocks), attentions, feed_forwards, _output_layer(model, blocks)
+    )
+
+
+def find_stack(model: nn.Module) -> list[nn.Module]:
+    """The blocks in depth order, with or without attention.
+
+    A block is a child of the one list of like modules with attention; in a network of
+    tokens without attention (Mamba), of its one list of like modules; in any other
+    network without attention, a residual unit.
+
+    Raises:
+        InputError: there are no blocks, or several lists that may be meant.
+    """
+    if _is_encoder_decoder(model):
+        raise unsupported(model, "it is an encoder-decoder model")
+    stacks = _attention_stacks(model)
+    if len(stacks) > 1:
+        raise _several(model, stacks)
+    attention_blocks = stacks[0][1] if stacks else []
+    if not reads_tokens(model):
+        blocks = attention_blocks or residual_units(model)
+        if blocks:
+            return blocks
+    inside = set(attention_blocks)
+    others = [
+        (name, children)
+        for name, children in _outer_lists(model)
+        if not any(m in inside for child in children for m in child.modules())
+    ]
+    if stacks and not others:
+        return attention_blocks
+    if any(not _alike(children) for _, children in others):
+        raise unsupported(model, "it has a list of blocks of several classes")
+    if not stacks and len(others) == 1:
+        return others[0][1]
+    if others:
+        raise _several(model, [*stacks, *others])
+    raise unsupported(model, "it has no list of blocks")
+
+
+def residual_units(model: nn.Module) -> list[nn.Module]:
+    """The innermost listed modules with two or more layers with weights, in depth order."""
+    listed = [
+        child
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for child in module
+        if sum(isinstance(m, WEIGHTED) for m in child.modules()) >= 2
+    ]
+    known = set(listed)
+    return [
+        unit
+        for unit in listed
+        if not any(m in known for m in unit.modules() if m is not unit)
+    ]
+
+
+def unsupported(model: nn.Module, why: str) -> InputError:
+    """One sentence that names the family and says why it is refused."""
+    family = getattr(getattr(model, "config", None), "model_type", "")
+    name = type(model).__name__ + (f" ({family})" if family else "")
+    return InputError(
+        f"the structure of {name} is not understood: {why}",
+        expected="one stack of blocks with attention, or two or more layers with "
+        "weights, each of which reads nothing but what the one before it gives",
+        fix="Use a model of another family; this one is not supported yet",
+    )
+
+
+def reads_tokens(model: nn.Module) -> bool:
+    """Whether a model looks up tokens, whatever its class."""
+    if "input_ids" in inspect.signature(model.forward).parameters:
+        return True
+    return any(isinstance(module, nn.Embedding) for module in model.modules())
+
+
+def attention_of(block: nn.Module) -> nn.Module | None:
+    """The attention part: by its name, and not a norm or a dropout named after it."""
+    for name, child in block.named_children():
+        hooked = hasattr(child, "hook_z")
+        if "att" in name.lower() and (hooked or next(linears(child), None)):
+            return child
+    return None
+
+
+def feed_forward_of(block: nn.Module) -> nn.Module | None:
+    """The feed-forward part, where it has a name of its own."""
+    for name, child in block.named_children():
+        if name.lower() in FEED_FORWARD and linear_shape(child) is None:
+            return child
+    return None
+
+
+def neuron_map(block: nn.Module) -> nn.Module:
+    """The linear map that ends a block's feed-forward part.
+
+    It is the last map that is registered in the feed-forward part, or in the block
+    without its attention where that part has no name.
+
+    Raises:
+        InputError: there is none, it does not lead back to the stream, an adapter wraps
+            it, or the part is a mixture of experts.
+    """
+    part, attention = feed_forward_of(block), attention_of(block)
+    maps = list(linears(block, skip=attention) if part is None else linears(part))
+    if part is None:
+        part = next(
+            (c for c in block.children() if maps and maps[-1] in set(c.modules())),
+            block,
+        )
+    if not maps or _is_mixture(part) or not _leads_back(maps[-1], attention):
+        raise InputError(
+            "a block has no down-projection",
+            expected="one feed-forward part that ends in a linear map to the stream; "
+            "mixtures of experts are not supported",
+            got=type(block).__name__,
+        )
+    if hasattr(maps[-1], "base_layer"):
+        raise InputError(
+            "the feed-forward part of a block is wrapped by an adapter",
+            expected="a plain linear map",
+            got=type(maps[-1]).__name__,
+            fix="Merge the adapter into the weights first",
+        )
+    return maps[-1]
+
+
+def _leads_back(last: nn.Module, attention: nn.Module | None) -> bool:
+    """Whether a map gives as many features as attention reads of the stream."""
+    reader = next(linears(attention), None) if attention else None
+    if reader is None:
+        return True
+    (width, _), (_, outputs) = (
+        linear_shape(reader) or (0, 0),
+        linear_shape(last) or (0, 0),
+    )
+    return outputs == width
+
+
+def _is_mixture(part: nn.Module) -> bool:
+    """Whether a part holds experts: a list of like modules, or stacked matrices."""
+    for module in part.modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            if _alike(list(module)):
+                return True
+        elif not isinstance(module, CONVOLUTIONS):
+            own = module.parameters(recurse=False)
+            if any(p.ndim == 3 and len(p) > 1 for p in own):
+                return True
+    return False
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear map, adapters and GPT-2's Conv1D included."""
+    base = getattr(module, "base_layer", None)  # a peft layer around the linear map
+    if isinstance(base, nn.Module):
+        return linear_shape(base)
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
+        return weight.shape[0], weight.shape[1]
+    return None
+
+
+def linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Module]:
+    """Linear maps in ``module``, as registered, without those in ``skip``."""
+    if module is skip:
+        return
+    if linear_shape(module) is not None:
+        yield module
+        return
+    for child in module.children():
+        yield from linears(child, skip)
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The table of tokens, where the model names one."""
+    return _named_by(model, "get_input_embeddings")
+
+
+def named_head(model: nn.Module) -> nn.Module | None:
+    """The layer that gives the logits of tokens, where the model names one."""
+    return _named_by(model, "get_output_embeddings")
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """The first norm with weights that is registered after the blocks, or None."""
+    return next(filter(_is_norm, _after(model, find_stack(model))), None)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module holds nothing but vectors of one length."""
+    shapes = {parameter.shape for parameter in module.parameters()}
+    return len(shapes) == 1 and len(next(iter(shapes))) == 1
+
+
+def _after(model: nn.Module, blocks: list[nn.Module]) -> list[nn.Module]:
+    """Modules without children that are registered after the last block."""
+    modules = list(model.modules())
+    last = max(modules.index(inner) for inner in blocks[-1].modules())
+    return [module for module in modules[last + 1 :] if not list(module.children())]
+
+
+def _named_by(model: nn.Module, getter: str) -> nn.Module | None:
+    ask = getattr(model, getter, None)
+    try:
+        found = ask() if callable(ask) else None
+    except NotImplementedError:
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
+    """The layer that gives the logits, named or the last linear map after the blocks."""
+    named = named_head(model)
+    if named is not None:
+        return named
+    inside = {module for block in blocks for module in block.modules()}
+    found, past_blocks = None, False
+    for name, module in model.named_modules():
+        past_blocks = past_blocks or module is blocks[-1]
+        # A pooler feeds on the blocks too, but gives features, not scores.
+        if not past_blocks or module in inside or "pooler" in name:
+            continue
+        if linear_shape(module) is not None:
+            found = module
+    return found
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _alike(modules: list[nn.Module]) -> bool:
+    return len({type(module) for module in modules}) == 1
+
+
+def _attention_stacks(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
+    """Lists of blocks of one class with attention that lie in no other such list."""
+    found: list[tuple[str, list[nn.Module]]] = []
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside or not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        children = list(module)
+        if _alike(children) and any(attention_of(child) for child in children):
+            found.append((name, children))
+            inside |= set(module.modules())
+    return found
+
+
+def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
+    """Lists that lie in no other list, of modules that have parts and weights."""
+    found: list[tuple[str, list[nn.Module]]] = []
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside or not isinstance(module, nn.ModuleList):
+            continue
+        children = list(module)
+        parts = any(True for child in children for _ in child.children())
+        if parts and any(True for _ in module.parameters()):
+            found.append((name, children))
+            inside |= set(module.modules())
+    return found
+
+
+def _several(model: nn.Module, stacks: list[tuple[str, list[nn.Module]]]) -> InputError:
+    names = " and ".join(f"{name!r} ({len(each)})" for name, each in stacks[:2])
+    return unsupported(model, f"it has several stacks of blocks: {names}")
