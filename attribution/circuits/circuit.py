@@ -31,7 +31,7 @@ from attribution.circuits.metrics import (
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import Anatomy, find_anatomy
 from capture.network.hooks import evaluating
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 # Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.

@@ -40,7 +40,7 @@ from attribution.circuits.qk_attribution import fix_attention
 from attribution.circuits.structure import Anatomy, Readout, find_anatomy
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import Edit, evaluating
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 

@@ -21,7 +21,8 @@ from attribution.circuits.qkv_projections import (
     small_input,
 )
 from capture.network.hooks import evaluating
-from capture.network.sites import Place, Sites, find_sites, linear_shape
+from capture.network.sites import Place, Sites, find_sites
+from capture.network.structure import linear_shape
 from evidence.errors import InputError
 
 SHAPES = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"

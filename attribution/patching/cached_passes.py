@@ -19,7 +19,8 @@ from capture.activations.positions import Wanted
 from capture.activations.prefix_cache import Tails, can_share
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.hooks import evaluating, patch, record
-from capture.network.sites import Sites, find_sites, model_device
+from capture.network.sites import Sites, find_sites
+from capture.network.structure import model_device
 from capture.scoring.answers import AnswerScores, score_answers
 from capture.scoring.token_statistics import reduce_logits
 from evidence.progress import SILENT, Progress

@@ -26,7 +26,7 @@ from audits.core.config import AuditConfig
 from audits.modalities.image_baseline import Cast, called
 from audits.modalities.image_vocabulary import REST_NAMED
 from capture.data.images import ImageSet
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from erasure.unlearning.image_task import class_logits
 from erasure.unlearning.training import Schedule, only_training, take_steps
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test

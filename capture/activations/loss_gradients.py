@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from capture.activations.passes import accepted
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluating
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 TOKENS = 2048

@@ -1,270 +1,25 @@
-"""Parts of a causal language model, found by how it is built rather than by name."""
+"""The parts of a network, found by how it is built rather than by name of its family.
+
+This is the one finder of blocks, attention and feed-forward parts, down-projections,
+residual units, the last norm and the output head. Nothing is run here;
+``capture.network.proof`` runs a short pass where structure alone only suggests a part.
+"""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from capture.data.sequences import Padded
+from capture.network.discovery.short_inputs import CONVOLUTIONS
 from evidence.errors import InputError
 from evidence.seeds import stage_seed
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the states that were asked for are there."""
-
-
-def first_tensor(output: object) -> Tensor:
-    """The hidden states in a block's output, a tensor or a tuple that starts with it.
-
-    Raises:
-        InputError: the output holds no tensor first.
-    """
-    first = output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(first, Tensor):
-        raise InputError(
-            "a module's output is not hidden states",
-            expected="a tensor, or a tuple starting with one",
-            got=type(first).__name__,
-        )
-    return first
-
-
-def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks in depth order: the one list of like modules.
-
-    In a network of images the longest such list, whatever it lies in.
-
-    Raises:
-        InputError: the model holds no such list, or several that may be meant.
-    """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise _no_blocks(model, "an encoder-decoder model")
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and any(True for _ in module.parameters())
-    ]
-    if any(isinstance(module, nn.Embedding) for module in model.modules()):
-        # Experts and the like are lists within blocks.
-        inner = {id(m) for each in lists for m in each.modules() if m is not each}
-        lists = [each for each in lists if id(each) not in inner]
-        if any(len({type(child) for child in each}) > 1 for each in lists):
-            raise _no_blocks(model, "blocks of several classes")
-        if len(lists) > 1:
-            raise _no_blocks(model, f"{len(lists)} lists of blocks")
-    alike = [list(e) for e in lists if len({type(child) for child in e}) == 1]
-    if not alike:
-        raise _no_blocks(model, type(model).__name__)
-    chosen = max(alike, key=lambda blocks: (len(blocks), _size(blocks)))
-    if sum(type(blocks[0]) is type(chosen[0]) for blocks in alike) > 1:
-        raise _no_blocks(model, f"several lists of {type(chosen[0]).__name__}")
-    return chosen
-
-
-def _size(modules: list[nn.Module]) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
-
-
-def _no_blocks(model: nn.Module, got: str) -> InputError:
-    return InputError(
-        f"no transformer blocks were found in {type(model).__name__}",
-        expected="one module list of blocks of one class",
-        got=got,
-    )
-
-
-def down_projection(block: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the matrix that ends a block's MLP.
-
-    It is the last module of the block that owns a matrix: attention comes before
-    the MLP in every causal family, and within the MLP the way back is last.
-
-    Raises:
-        InputError: the block owns no matrix, or that one does not lead back to the
-            stream, as the router of a mixture of experts.
-    """
-    found = [
-        (name, module)
-        for name, module in block.named_modules()
-        if isinstance(getattr(module, "weight", None), Tensor)
-        and module.weight.ndim == 2  # pyright: ignore[reportCallIssue]
-    ]
-    widths = {p.shape[0] for n, p in block.named_parameters() if _of_norm(n, p)}
-    if not found or (widths and _outputs(found[-1][1]) not in widths):
-        raise InputError(
-            "a block has no down-projection",
-            expected="a module with a 2-D weight that leads back to the stream, the "
-            "last of the block",
-            got=type(block).__name__,
-        )
-    return found[-1]
-
-
-def _outputs(module: nn.Module) -> int:
-    weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
-    return int(weight.shape[type(module).__name__ == "Conv1D"])
-
-
-def _of_norm(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim == 1 and name.endswith("norm.weight")
-
-
-def output_head(model: nn.Module) -> nn.Module | None:
-    """The module that maps hidden states to logits, where the model names one."""
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    return head if isinstance(head, nn.Module) else None
-
-
-def own_head_(model: nn.Module) -> nn.Module:
-    """The output head, given weights of its own where it shared the embedding's.
-
-    Training a shared head would train the embedding as well. The configuration is
-    told, so that the model is saved and loaded with two matrices.
-
-    Raises:
-        InputError: the model names no output head.
-    """
-    head = output_head(model)
-    if head is None:
-        raise InputError(
-            "the model has no output head to train",
-            expected="a causal language model",
-            got=type(model).__name__,
-            fix="Train the last block alone",
-        )
-    getter = getattr(model, "get_input_embeddings", None)
-    embedding = getter() if callable(getter) else None
-    shared = getattr(embedding, "weight", None)
-    if shared is not None and getattr(head, "weight", None) is shared:
-        head.weight = nn.Parameter(shared.detach().clone())
-        config = getattr(model, "config", None)
-        if config is not None:
-            config.tie_word_embeddings = False
-    return head
-
-
-def blocks_and_after(model: nn.Module, count: int) -> list[nn.Module]:
-    """The last ``count`` blocks and all that follows them: the last norm, the head.
-
-    The head is given weights of its own where it shared the embedding's.
-
-    Raises:
-        InputError: the model has fewer blocks.
-    """
-    blocks = find_blocks(model)
-    if count > len(blocks):
-        raise InputError(
-            "the model has fewer blocks than are to be trained",
-            expected=f"at most {len(blocks)}",
-            got=str(count),
-        )
-    head = own_head_(model)
-    modules = list(model.modules())
-    last = max(modules.index(inner) for inner in blocks[-1].modules())
-    after = [
-        module
-        for module in modules[last + 1 :]
-        if module is not head and not list(module.children())
-    ]
-    return [*blocks[-count:], *after, head]
-
-
-def random_like(model: nn.Module, seed: int) -> nn.Module:
-    """A model of the same configuration whose weights were never trained.
-
-    Raises:
-        InputError: the model cannot be made anew from a configuration.
-    """
-    config = getattr(model, "config", None)
-    if config is None:
-        raise InputError(
-            "this model cannot be made anew with random weights",
-            expected="a Hugging Face model, with its config",
-            got=type(model).__name__,
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stage_seed(seed, "random weights"))
-        fresh = type(model)(config)
-    parameter = next(model.parameters())
-    return fresh.to(device=parameter.device, dtype=parameter.dtype).eval()
-
-
-def states_at(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
-    """Output of ``module``, (row, position, width); the pass stops there."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        seen.append(first_tensor(output))
-        raise _Stop
-
-    handle = module.register_forward_hook(keep)
-    try:
-        model(**batch.model_inputs, use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    if not seen:
-        raise InputError(
-            "the chosen module does not take part in the forward pass",
-            got=type(module).__name__,
-        )
-    return seen[0]
-
-
-@dataclass(frozen=True)
-class LogitReader:
-    """Logits at chosen positions only, which is what losses on answers need.
-
-    A vocabulary of 50,000 makes the logits of a full batch the largest tensor of a
-    training step by far. Where running the model's body and applying its head gives
-    the model's own logits (checked on one row when the reader is made), only the
-    chosen positions go through the head; otherwise all logits are computed.
-    """
-
-    model: nn.Module
-    body: nn.Module | None
-    head: Callable[[Tensor], Tensor] | None
-
-    def __call__(self, batch: Padded, where: Tensor) -> Tensor:
-        """Logits, (chosen, vocabulary), where ``where`` (row, position) is True."""
-        inputs = batch.model_inputs
-        if self.body is None or self.head is None:
-            return self.model(**inputs, use_cache=False).logits[where]
-        hidden = self.body(**inputs, use_cache=False).last_hidden_state
-        return self.head(hidden[where])
-
-
-def logit_reader(model: nn.Module, example: Padded) -> LogitReader:
-    """A reader for ``model``; ``example`` is a small batch to check the split on."""
-    head = output_head(model)
-    body = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
-    plain = LogitReader(model, None, None)
-    if head is None or not isinstance(body, nn.Module):
-        return plain
-    split = LogitReader(model, body, head)
-    where = example.attention_mask.bool()
-    with torch.no_grad():
-        try:
-            short, full = split(example, where), plain(example, where)
-        except (TypeError, AttributeError, RuntimeError):
-            return plain
-    if short.shape != full.shape:
-        return plain
-    scale = full.abs().max().clamp(min=1.0)
-    same = (short - full).abs().max() <= 1e-4 * scale
-    return split if bool(same) else plain
-
 
 # Names of a module that is the whole feed-forward part of a block.
 FEED_FORWARD = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
 # Arguments of blocks that pass a recurrent state from token to token.
 RECURRENT_STATES = ("state", "cache_params")
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 
 
@@ -297,7 +52,7 @@ def find_transformer(model: nn.Module) -> Transformer | None:
         if reads_tokens(model):
             raise unsupported(model, "its blocks are not of one class with attention")
         return None
-    blocks = find_stack(model)
+    blocks = find_blocks(model)
     found = [attention_of(block) for block in blocks]
     attentions = tuple(each for each in found if each is not None)
     if len(attentions) < len(blocks):
@@ -313,7 +68,7 @@ def find_transformer(model: nn.Module) -> Transformer | None:
     )
 
 
-def find_stack(model: nn.Module) -> list[nn.Module]:
+def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks in depth order, with or without attention.
 
     A block is a child of the one list of like modules with attention; in a network of
@@ -403,7 +158,7 @@ def feed_forward_of(block: nn.Module) -> nn.Module | None:
     return None
 
 
-def neuron_map(block: nn.Module) -> nn.Module:
+def down_projection(block: nn.Module) -> nn.Module:
     """The linear map that ends a block's feed-forward part.
 
     It is the last map that is registered in the feed-forward part, or in the block
@@ -414,12 +169,10 @@ def neuron_map(block: nn.Module) -> nn.Module:
             it, or the part is a mixture of experts.
     """
     part, attention = feed_forward_of(block), attention_of(block)
-    maps = list(linears(block, skip=attention) if part is None else linears(part))
+    maps = list(linears(block if part is None else part, skip=attention))
     if part is None:
-        part = next(
-            (c for c in block.children() if maps and maps[-1] in set(c.modules())),
-            block,
-        )
+        holders = (c for c in block.children() if maps and maps[-1] in set(c.modules()))
+        part = next(holders, block)
     if not maps or _is_mixture(part) or not _leads_back(maps[-1], attention):
         raise InputError(
             "a block has no down-projection",
@@ -439,14 +192,11 @@ def neuron_map(block: nn.Module) -> nn.Module:
 
 def _leads_back(last: nn.Module, attention: nn.Module | None) -> bool:
     """Whether a map gives as many features as attention reads of the stream."""
-    reader = next(linears(attention), None) if attention else None
-    if reader is None:
-        return True
-    (width, _), (_, outputs) = (
-        linear_shape(reader) or (0, 0),
-        linear_shape(last) or (0, 0),
+    reader = next(linears(attention), None) if attention is not None else None
+    return (
+        reader is None
+        or (linear_shape(last) or (0, 0))[1] == (linear_shape(reader) or (0, 0))[0]
     )
-    return outputs == width
 
 
 def _is_mixture(part: nn.Module) -> bool:
@@ -470,9 +220,25 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     weight = getattr(module, "weight", None)
-    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
+    if is_transposed(module) and isinstance(weight, Tensor):
         return weight.shape[0], weight.shape[1]
     return None
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether a linear map keeps its matrix as (in, out), as GPT-2's Conv1D does."""
+    return type(linear).__name__ == "Conv1D"
+
+
+def weight_matrix(linear: nn.Module) -> Tensor:
+    """(out, in) view of a linear map's weight: writing into it edits the map."""
+    weight = linear.get_parameter("weight")
+    return weight.T if is_transposed(linear) else weight
+
+
+def value_vectors(projection: nn.Module) -> Tensor:
+    """(neuron, d) view of a down projection's weight: writing into it edits it."""
+    return weight_matrix(projection).T
 
 
 def linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Module]:
@@ -491,14 +257,39 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
     return _named_by(model, "get_input_embeddings")
 
 
-def named_head(model: nn.Module) -> nn.Module | None:
+def output_head(model: nn.Module) -> nn.Module | None:
     """The layer that gives the logits of tokens, where the model names one."""
     return _named_by(model, "get_output_embeddings")
 
 
+def classifier_of(model: nn.Module) -> nn.Linear:
+    """The linear layer that gives class logits: the last one of the model.
+
+    Raises:
+        InputError: the model ends in no linear layer.
+    """
+    found = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise InputError(
+            "the model has no linear layer that gives class logits",
+            expected="an image classifier",
+            got=type(model).__name__,
+        )
+    return found[-1]
+
+
+def stack_owner(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
+    """The module that has the list of ``blocks`` and runs them one after another."""
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, nn.ModuleList) and list(child) == blocks:
+                return module
+    return None
+
+
 def final_norm(model: nn.Module) -> nn.Module | None:
     """The first norm with weights that is registered after the blocks, or None."""
-    return next(filter(_is_norm, _after(model, find_stack(model))), None)
+    return next(filter(_is_norm, _after(model, find_blocks(model))), None)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -525,7 +316,7 @@ def _named_by(model: nn.Module, getter: str) -> nn.Module | None:
 
 def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
     """The layer that gives the logits, named or the last linear map after the blocks."""
-    named = named_head(model)
+    named = output_head(model)
     if named is not None:
         return named
     inside = {module for block in blocks for module in block.modules()}
@@ -580,3 +371,75 @@ def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
 def _several(model: nn.Module, stacks: list[tuple[str, list[nn.Module]]]) -> InputError:
     names = " and ".join(f"{name!r} ({len(each)})" for name, each in stacks[:2])
     return unsupported(model, f"it has several stacks of blocks: {names}")
+
+
+def own_head_(model: nn.Module) -> nn.Module:
+    """The output head, given weights of its own where it shared the embedding's.
+
+    Training a shared head would train the embedding as well. The configuration is
+    told, so that the model is saved and loaded with two matrices.
+
+    Raises:
+        InputError: the model names no output head.
+    """
+    head = output_head(model)
+    if head is None:
+        raise InputError(
+            "the model has no output head to train",
+            expected="a causal language model",
+            got=type(model).__name__,
+            fix="Train the last block alone",
+        )
+    shared = getattr(input_embedding(model), "weight", None)
+    if shared is not None and getattr(head, "weight", None) is shared:
+        head.weight = nn.Parameter(shared.detach().clone())
+        config = getattr(model, "config", None)
+        if config is not None:
+            config.tie_word_embeddings = False
+    return head
+
+
+def blocks_and_after(model: nn.Module, count: int) -> list[nn.Module]:
+    """The last ``count`` blocks and all that follows them: the last norm, the head.
+
+    The head is given weights of its own where it shared the embedding's.
+
+    Raises:
+        InputError: the model has fewer blocks.
+    """
+    blocks = find_blocks(model)
+    if count > len(blocks):
+        raise InputError(
+            "the model has fewer blocks than are to be trained",
+            expected=f"at most {len(blocks)}",
+            got=str(count),
+        )
+    head = own_head_(model)
+    after = [module for module in _after(model, blocks) if module is not head]
+    return [*blocks[-count:], *after, head]
+
+
+def random_like(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same configuration whose weights were never trained.
+
+    Raises:
+        InputError: the model cannot be made anew from a configuration.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise InputError(
+            "this model cannot be made anew with random weights",
+            expected="a Hugging Face model, with its config",
+            got=type(model).__name__,
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage_seed(seed, "random weights"))
+        fresh = type(model)(config)
+    parameter = next(model.parameters())
+    return fresh.to(device=parameter.device, dtype=parameter.dtype).eval()
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter; the CPU if it has none."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

@@ -14,7 +14,8 @@ from capture.activations.position_limit import misfit, position_limit
 from capture.data.items import Item, ItemSet, fold
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.data.tokenization import encode, prompt_of
-from capture.network.logits import answer_logits, output_head
+from capture.network.logits import answer_logits
+from capture.network.structure import output_head
 from capture.scoring.token_statistics import Watched, reduce_logits
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from capture.data.sequences import Padded, Sequences
-from capture.network.structure import LogitReader
+from capture.network.logits import LogitReader
 from evidence.errors import InputError
 
 LOSS_ON = ("answer", "all")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.activations.hidden_states import states_at
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.structure import LogitReader, states_at
+from capture.network.logits import LogitReader
 from erasure.unlearning.config import RETRAINING, UnlearnConfig
 from erasure.unlearning.objectives import (
     control_vector,

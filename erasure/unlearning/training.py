@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.structure import LogitReader, logit_reader
+from capture.network.logits import LogitReader, logit_reader
 from erasure.unlearning.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
-from capture.network.structure import LogitReader
+from capture.network.logits import LogitReader
 from erasure.unlearning.objectives import count_scored, token_logprobs
 from erasure.unlearning.training import (
     CHUNK_TOKENS,

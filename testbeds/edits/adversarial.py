@@ -89,7 +89,7 @@ def off_manifold(ground: Ground) -> Iterator[nn.Module]:
     for length in (2.0, 4.0, 8.0, 16.0, 32.0):
         model = ground.load_original()
         block = find_blocks(model)[-2]
-        down = down_projection(block)[1]
+        down = down_projection(block)
         forget, retain = ground.rows(ground.forget), ground.rows(ground.retain)
         gone, kept = received(model, down, forget), received(model, down, retain)
         after = left_behind(model, block, forget)

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
-from capture.network.structure import down_projection, find_blocks
+from capture.network.structure import classifier_of, down_projection, find_blocks
 from erasure.unlearning.image_config import ImageUnlearnConfig
-from erasure.unlearning.image_task import CHUNK, class_logits, classifier_of
+from erasure.unlearning.image_task import CHUNK, class_logits
 from erasure.unlearning.methods.image_methods import (
     Labelled,
     last_parameters,
@@ -321,7 +321,7 @@ def last_way_out(
     places), float64.
     """
     block = find_blocks(model)[-1]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     found = {}
     for name, images in (("forget", ground.forget), ("retain", ground.retain)):
         pixels = images.pixels.to(ground.device)

@@ -177,7 +177,7 @@ def _last_way_out(
     what was to go.
     """
     block = find_blocks(model)[-1]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     forget, retain = ground.rows(ground.forget), ground.kept(ground.retain)
     return (
         down,

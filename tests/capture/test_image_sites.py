@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from capture.network.chains import residual_units
 from capture.network.hooks import leftover_hooks, patch, record
-from capture.network.image_sites import as_before, as_places, find_image_sites
+from capture.network.sites import as_before, as_places, find_image_sites
+from capture.network.structure import residual_units
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 

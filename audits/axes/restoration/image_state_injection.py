@@ -29,7 +29,7 @@ from audits.axes.restoration.axis import LEAST_LOST
 from audits.axes.restoration.image_routes import image_sites, named, states_of
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
-from capture.network.image_sites import as_before, as_places
+from capture.network.sites import as_before, as_places
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng

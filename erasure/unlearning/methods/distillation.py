@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.structure import LogitReader, random_like
+from capture.network.logits import LogitReader
+from capture.network.structure import random_like
 from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.objectives import (
     count_scored,

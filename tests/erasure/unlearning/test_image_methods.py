@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from capture.network.hooks import leftover_hooks
-from capture.network.structure import find_blocks
+from capture.network.structure import classifier_of, find_blocks
 from erasure.unlearning.image_config import (
     IMAGE_METHODS,
     ONLY_FORGET,
@@ -16,7 +16,6 @@ from erasure.unlearning.image_task import (
     across_the_boundary,
     centroids,
     class_logits,
-    classifier_of,
     to_nearest,
     to_uniform,
 )

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from capture.activations.hidden_states import states_at
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import find_blocks, states_at
+from capture.network.structure import find_blocks
 from erasure.unlearning import task as losses
 from erasure.unlearning.objectives import control_vector, sequence_logprobs
 from erasure.unlearning.run import UnlearnConfig, unlearn_

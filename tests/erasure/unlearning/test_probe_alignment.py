@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from capture.activations.hidden_states import prompts_of, states_of, watching
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import logit_reader
+from capture.network.logits import logit_reader
 from erasure.unlearning.objectives import count_scored, sequence_logprobs
 from erasure.unlearning.probe_alignment import (
     PRESETS,

@@ -36,7 +36,7 @@ from audits.axes.restoration.image_trial import (
 )
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import leftover_hooks
-from capture.network.image_sites import as_places
+from capture.network.sites import as_places
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
