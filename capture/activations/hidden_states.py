@@ -31,7 +31,7 @@ def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, .
 
 
 @contextmanager
-def watching(
+def record_depths(
     model: nn.Module, depths: Sequence[int], *, stop: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """States by depth, (row, position, d), of the last pass run inside the block.
@@ -53,20 +53,20 @@ def watching(
         yield seen
 
 
-def states_of(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
+def last_token_states(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
     """States at each row's last real token, (depth, row, d); the pass ends early."""
-    with watching(model, depths, stop=True) as seen:
+    with record_depths(model, depths, stop=True) as seen:
         model(**batch.model_inputs, use_cache=False)
-    return at_ends(seen, depths, batch.attention_mask.sum(1) - 1)
+    return states_at(seen, depths, batch.attention_mask.sum(1) - 1)
 
 
-def at_ends(seen: dict[str, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
+def states_at(seen: dict[str, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
     """(depth, row, d) states at one position a row, out of those watched."""
     rows = torch.arange(len(ends), device=ends.device)
     return torch.stack([seen[str(depth)][rows, ends].float() for depth in depths])
 
 
-def states_at(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
+def module_output(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
     """Output of ``module``, (row, position, width); the pass stops there.
 
     Raises:
@@ -78,7 +78,7 @@ def states_at(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
     return seen[name]
 
 
-def prompts_of(rows: Sequences) -> Sequences:
+def prompts_only(rows: Sequences) -> Sequences:
     """The rows cut before their answers; rows without an answer are whole."""
     ids = tuple(
         row[:start] for row, start in zip(rows.ids, rows.answer_start, strict=True)

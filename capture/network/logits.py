@@ -12,8 +12,8 @@ from capture.data.sequences import Padded
 from capture.network.structure import output_head
 
 
-def answer_logits(model: nn.Module, batch: Padded, where: Tensor) -> Tensor:
-    """Logits (chosen position, token) at the True places of ``where``.
+def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
+    """Logits (chosen position, token) at the True places of ``mask``.
 
     A hook hands the head only the chosen states; what the model does to its logits
     after the head (capping, scaling) still happens.
@@ -21,7 +21,7 @@ def answer_logits(model: nn.Module, batch: Padded, where: Tensor) -> Tensor:
     Args:
         model: A causal language model.
         batch: Its input.
-        where: (row, position) bool.
+        mask: (row, position) bool.
     """
     accepted = inspect.signature(model.forward).parameters
     inputs = {
@@ -29,10 +29,10 @@ def answer_logits(model: nn.Module, batch: Padded, where: Tensor) -> Tensor:
         for name, value in (batch.model_inputs | {"use_cache": False}).items()
         if name in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     }
-    with _gathered(output_head(model), where) as gathered:
+    with _gathered(output_head(model), mask) as gathered:
         output = model(**inputs)
     logits = output if isinstance(output, Tensor) else output.logits
-    return logits[0] if gathered else logits[where]
+    return logits[0] if gathered else logits[mask]
 
 
 @contextmanager

@@ -34,8 +34,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from capture.network.discovery.kept import Kept
-from capture.network.proof import Chain, Parts, find_chain, prove_blocks
+from capture.network.discovery.structure_cache import StructureCache
+from capture.network.proof import BlockParts, Chain, find_chain, prove_blocks
 from capture.network.structure import (
     Transformer,
     down_projection,
@@ -136,7 +136,7 @@ class Sites:
 def find_sites(model: nn.Module, example: Any = None) -> Sites:
     """Find the sites of ``model`` from its structure, proved by one short pass.
 
-    The pass is run once a structure (``capture.network.discovery.kept``).
+    The pass is run once a structure (``capture.network.discovery.structure_cache``).
 
     Args:
         model: A network of token ids, of images or of vectors.
@@ -175,10 +175,12 @@ def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
     return chain_sites(find_chain(model, example, units_first=True))
 
 
-_PROVED: Kept[Parts] = Kept()
+_PROVED: StructureCache[BlockParts] = StructureCache()
 
 
-def _block_sites(model: nn.Module, transformer: Transformer, parts: Parts) -> Sites:
+def _block_sites(
+    model: nn.Module, transformer: Transformer, parts: BlockParts
+) -> Sites:
     places = {"embed": Place("embed", transformer.blocks[0], "in")}
     count = 0
     for layer, block in enumerate(transformer.blocks):
@@ -291,7 +293,7 @@ def neuron_projection(sites: Sites, layer: int) -> nn.Module:
     return found
 
 
-def as_places(value: Tensor) -> Tensor:
+def as_positions(value: Tensor) -> Tensor:
     """(image, place, d) from the same, from feature maps or from (image, d).
 
     Feature maps (image, d, height, width) are read row by row.
@@ -301,8 +303,8 @@ def as_places(value: Tensor) -> Tensor:
     return value[:, None] if value.dim() == 2 else value
 
 
-def as_before(places: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``as_places``: ``places`` in the shape of ``like``."""
+def restore_shape(positions: Tensor, like: Tensor) -> Tensor:
+    """The inverse of ``as_positions``: ``positions`` in the shape of ``like``."""
     if like.dim() == 4:
-        return places.transpose(1, 2).reshape(like.shape)
-    return places[:, 0] if like.dim() == 2 else places
+        return positions.transpose(1, 2).reshape(like.shape)
+    return positions[:, 0] if like.dim() == 2 else positions

@@ -17,9 +17,9 @@ from evidence.errors import InputError
 from evidence.seeds import stage_seed
 
 # Names of a module that is the whole feed-forward part of a block.
-FEED_FORWARD = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
+FEED_FORWARD_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
 # Arguments of blocks that pass a recurrent state from token to token.
-RECURRENT_STATES = ("state", "cache_params")
+RECURRENT_ARGUMENTS = ("state", "cache_params")
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 
 
@@ -59,7 +59,7 @@ def find_transformer(model: nn.Module) -> Transformer | None:
         raise unsupported(
             model, f"it is a hybrid: block {found.index(None)} has no attention"
         )
-    for name in RECURRENT_STATES:
+    for name in RECURRENT_ARGUMENTS:
         if name in inspect.signature(blocks[0].forward).parameters:
             raise unsupported(model, "its blocks hand on a recurrent state")
     feed_forwards = tuple(map(feed_forward_of, blocks))
@@ -122,12 +122,12 @@ def residual_units(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def unsupported(model: nn.Module, why: str) -> InputError:
+def unsupported(model: nn.Module, reason: str) -> InputError:
     """One sentence that names the family and says why it is refused."""
     family = getattr(getattr(model, "config", None), "model_type", "")
     name = type(model).__name__ + (f" ({family})" if family else "")
     return InputError(
-        f"the structure of {name} is not understood: {why}",
+        f"the structure of {name} is not understood: {reason}",
         expected="one stack of blocks with attention, or two or more layers with "
         "weights, each of which reads nothing but what the one before it gives",
         fix="Use a model of another family; this one is not supported yet",
@@ -153,7 +153,7 @@ def attention_of(block: nn.Module) -> nn.Module | None:
 def feed_forward_of(block: nn.Module) -> nn.Module | None:
     """The feed-forward part, where it has a name of its own."""
     for name, child in block.named_children():
-        if name.lower() in FEED_FORWARD and linear_shape(child) is None:
+        if name.lower() in FEED_FORWARD_NAMES and linear_shape(child) is None:
             return child
     return None
 
@@ -230,7 +230,7 @@ def is_transposed(linear: nn.Module) -> bool:
     return type(linear).__name__ == "Conv1D"
 
 
-def weight_matrix(linear: nn.Module) -> Tensor:
+def matrix_view(linear: nn.Module) -> Tensor:
     """(out, in) view of a linear map's weight: writing into it edits the map."""
     weight = linear.get_parameter("weight")
     return weight.T if is_transposed(linear) else weight
@@ -238,7 +238,7 @@ def weight_matrix(linear: nn.Module) -> Tensor:
 
 def value_vectors(projection: nn.Module) -> Tensor:
     """(neuron, d) view of a down projection's weight: writing into it edits it."""
-    return weight_matrix(projection).T
+    return matrix_view(projection).T
 
 
 def linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Module]:

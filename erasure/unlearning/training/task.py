@@ -6,24 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from capture.activations.hidden_states import states_at
+from capture.activations.hidden_states import module_output
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.logits import LogitReader
-from erasure.unlearning.config import RETRAINING, UnlearnConfig
-from erasure.unlearning.objectives import (
-    control_vector,
-    dpo,
-    npo,
-    predicted,
-    sequence_logprobs,
-    simnpo,
-    state_distance,
-)
-from erasure.unlearning.training import (
+from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
+from erasure.unlearning.training.loop import (
     backward_nll,
     chunk_tokens,
     device_of,
-    reader_for,
+    logit_reader_for,
+)
+from erasure.unlearning.training.objectives import (
+    control_vector,
+    dpo,
+    npo,
+    prediction_positions,
+    sequence_logprobs,
+    simnpo,
+    state_distance,
 )
 from evidence.seeds import torch_rng
 
@@ -43,13 +43,13 @@ def likelihood_losses(
     model: nn.Module, target: Sequences, retain: Sequences, config: UnlearnConfig
 ) -> Losses:
     """The terms of the methods that act on answer likelihoods."""
-    reader = reader_for(model, target)
+    reader = logit_reader_for(model, target)
     loss_on = config.loss_on
 
     def keep(rows: list[int]) -> float:
         return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
 
-    if config.method in RETRAINING:
+    if config.method in RETAIN_ONLY_METHODS:
         return Losses(None, keep)
     if config.method in ("npo", "simnpo"):
         simple = config.method == "simnpo"
@@ -63,7 +63,7 @@ def likelihood_losses(
             for batch in _chunks(model, chosen):
                 now = sequence_logprobs(reader, batch, loss_on)
                 if simple:
-                    length = predicted(batch, loss_on)[0].sum(1)
+                    length = prediction_positions(batch, loss_on)[0].sum(1)
                     each = simnpo(now, length, config.beta, config.margin)
                 else:
                     each = npo(now, before[batch.rows].to(now.device), config.beta)
@@ -91,7 +91,7 @@ def preference_losses(
     config: UnlearnConfig,
 ) -> Losses:
     """Prefer another answer to the true one, row by row; keep the rest."""
-    reader, loss_on = reader_for(model, target), config.loss_on
+    reader, loss_on = logit_reader_for(model, target), config.loss_on
     before = [frozen_logprobs(reader, rows, loss_on) for rows in (preferred, target)]
 
     def forget(rows: list[int]) -> float:
@@ -136,9 +136,9 @@ def rmu_losses(
     before: dict[int, Tensor] = {}
     with torch.no_grad():
         first = pad(target, [0], device=device_of(model))
-        width = states_at(model, block, first).shape[-1]
+        width = module_output(model, block, first).shape[-1]
         for batch in _chunks(model, retain) if config.retain_weight > 0 else ():
-            states = states_at(model, block, batch).float()
+            states = module_output(model, block, batch).float()
             for place, row in enumerate(batch.rows.tolist()):
                 before[row] = states[place, : len(retain.ids[row])].clone()
     control = control_vector(
@@ -148,7 +148,7 @@ def rmu_losses(
     def forget(rows: list[int]) -> float:
         total = 0.0
         for batch in _chunks(model, target[rows]):
-            states = states_at(model, block, batch)
+            states = module_output(model, block, batch)
             part = state_distance(states, control, batch.attention_mask).sum()
             part = part / len(rows)
             (config.forget_weight * part).backward()
@@ -158,7 +158,7 @@ def rmu_losses(
     def keep(rows: list[int]) -> float:
         total = 0.0
         for batch in _chunks(model, retain[rows]):
-            states = states_at(model, block, batch)
+            states = module_output(model, block, batch)
             frozen = nn.utils.rnn.pad_sequence(
                 [before[rows[row]] for row in batch.rows.tolist()], batch_first=True
             )
@@ -172,4 +172,4 @@ def rmu_losses(
 
 
 def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
-    return batches(data, tokens=chunk_tokens(model), device=device_of(model))
+    return batches(data, batch_tokens=chunk_tokens(model), device=device_of(model))
