@@ -1,37 +1,34 @@
+"""The head is given the chosen positions alone, and gives what it would have given."""
+
 import pytest
-import torch
 from torch.testing import assert_close
-from transformers import CohereConfig, CohereForCausalLM
 
 from capture.data.sequences import pad
-from capture.network.logits import logit_reader
-from tests.helpers.tiny_erasure import RETAIN, tiny_gpt2, tiny_llama, tiny_neox
+from capture.network.logits import answer_logits
+from tests.helpers.model_families import rows, tiny
+
+# Cohere, Gemma 2 and Granite scale or cap their logits after the head.
+FAMILIES = ("llama", "gpt2", "neox", "gptj", "cohere", "gemma2", "granite", "mamba")
 
 
-@pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2, tiny_neox])
-def test_head_on_chosen_positions_gives_the_model_logits(family):
-    model, batch = family(), pad(RETAIN)
-    reader = logit_reader(model, pad(RETAIN, [0]))
-    assert reader.head is not None
-    want = model(**batch.model_inputs).logits[batch.answer_mask]
-    assert_close(reader(batch, batch.answer_mask), want, rtol=1e-5, atol=1e-6)
-
-
-def test_a_model_that_scales_its_logits_falls_back_to_all_of_them():
-    torch.manual_seed(0)
-    config = CohereConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logit_scale=7.0,
-        bos_token_id=None,
-        eos_token_id=None,
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_are_those_of_the_whole_output(family):
+    model, batch = tiny(family), pad(rows())
+    mask = batch.answer_mask
+    sizes = []
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda _module, inputs, _output: sizes.append(inputs[0].shape[:-1].numel())
     )
-    model, batch = CohereForCausalLM(config).eval(), pad(RETAIN)
-    reader = logit_reader(model, pad(RETAIN, [0]))
-    assert reader.head is None
-    want = model(**batch.model_inputs).logits[batch.answer_mask]
-    assert_close(reader(batch, batch.answer_mask), want)
+    found = []
+    for logits in (
+        answer_logits(model, batch, mask),
+        model(**batch.model_inputs, use_cache=False).logits[mask],
+    ):
+        model.zero_grad()
+        logits.log_softmax(-1)[:, 3].sum().backward()
+        slopes = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append([logits.detach(), *slopes])
+    handle.remove()
+    assert sizes == [int(mask.sum()), mask.numel()]
+    for ours, whole in zip(*found, strict=True):
+        assert_close(ours, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
