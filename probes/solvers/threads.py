@@ -1,4 +1,4 @@
-"""How many threads small systems are solved with."""
+"""Number of threads for small systems."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 
 SINGLE_THREAD_SIZE = 500
-"""Up to so many classes x rows a second thread costs more than it computes."""
+"""Largest classes x rows for which a second thread costs more than it saves."""
 
 
 @contextmanager
 def few_threads(size: int) -> Iterator[None]:
-    """One thread while small systems are solved, then as many as before.
+    """Use one torch thread if the systems are small; restore the number afterwards.
 
-    Starting a second one takes longer than its half of a (200, 200) array: with two,
-    leave-one-out over 200 rows took three and a half times as long as with one.
+    Starting a second thread takes longer than its half of a (200, 200) array: leave-one-out over
+    200 rows took 3.5 times as long with two threads as with one.
     """
     before = torch.get_num_threads()
     if size > SINGLE_THREAD_SIZE or before == 1:
