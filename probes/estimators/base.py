@@ -1,4 +1,4 @@
-"""The contract of every linear probe, a scikit-learn classifier."""
+"""The interface of every linear probe, a scikit-learn classifier."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -19,17 +19,15 @@ SCALINGS = (None, "fold", "all")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Scores of rows by probes that were fitted without them.
+    """Held-out scores: each row is scored by a probe fitted without it.
 
     Attributes:
-        scores: (label, class or 1, row) float64 decision values, NaN where no fold
-            scores the row.
-        certificate: (label, fold) relative distance to the optimum; 0 for closed
-            forms.
+        scores: (label, class or 1, row) float64 decision values, NaN where no fold scores the row.
+        certificate: (label, fold) relative distance to the optimum; 0 for closed forms.
         coef: (label, fold, class or 1, d) or None.
         intercept: (label, fold, class or 1) or None.
-        uncertified: Fits that are not certified to be at their optimum; what is known
-            of them is among the others.
+        uncertified: Fits that are not certified to be at their optimum; their scores are
+            included.
     """
 
     scores: Tensor
@@ -40,7 +38,7 @@ class HeldOut:
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
-    """A linear read-out of class from activations.
+    """A linear classifier of activations.
 
     Fitted:
         classes_: (class,) sorted labels.
@@ -79,9 +77,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return self.classes_[index]
 
     def copy(self, **parameters) -> "LinearProbe":
-        """An unfitted probe with the same parameters but for those given."""
-        twin = cast(LinearProbe, clone(self))
-        return cast(LinearProbe, twin.set_params(**parameters))
+        """An unfitted probe with the same parameters, except those given."""
+        probe = cast(LinearProbe, clone(self))
+        return cast(LinearProbe, probe.set_params(**parameters))
 
     def held_out(
         self,
@@ -97,12 +95,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
         Args:
             x: (row, d) float tensor.
-            codes: (label, row) class codes below ``classes``, several label vectors
-                at once.
+            codes: (label, row) class codes below ``classes``, several label vectors at once.
             classes: Number of classes, all present in each fold's training rows.
-            folds: Who is left out together.
+            folds: Training and test rows.
             coefficients: Whether to return the probes too.
-            memory: Bytes to stay within, beside the input.
+            memory: Bytes to use at most, beside the input.
         """
         raise NotImplementedError
 
@@ -129,7 +126,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
 
 class ProbabilityMixin:
-    """Probabilities for probes whose decision values are log-odds."""
+    """Probabilities of probes whose decision values are log-odds."""
 
     def predict_proba(self, X) -> np.ndarray:
         """(row, class) probability of each class."""
