@@ -15,7 +15,7 @@ from evidence.storage.strict_json import MAX_DEPTH, parse_json
 
 MAX_JSON_BYTES = 64 << 20
 """Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
-Container = TypeVar("Shape", dict[str, Any], list[Any])
+Container = TypeVar("Container", dict[str, Any], list[Any])
 
 
 _FULL = {

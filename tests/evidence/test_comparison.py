@@ -64,7 +64,7 @@ def test_one_bad_column_blocks_equivalence():
 def test_unused_columns_do_not_count_but_are_shown():
     candidate = group(0.0)
     candidate.values[:, 1] = 1.0
-    reading = read(candidate, group(0.0), group(1.0), use=[True, False])
+    reading = read(candidate, group(0.0), group(1.0), mask=[True, False])
     assert reading.p_value == 1.0
     assert [column["used"] for column in reading.columns] == [True, False]
     assert reading.columns[1]["statistic"] == 1.0
@@ -72,7 +72,7 @@ def test_unused_columns_do_not_count_but_are_shown():
 
 def test_no_used_column_is_refused():
     with pytest.raises(InputError):
-        read(group(0.0), group(0.0), group(1.0), use=[False, False])
+        read(group(0.0), group(0.0), group(1.0), mask=[False, False])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))

@@ -126,7 +126,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from evidence.errors import InputError
-from evidence.storage.files import folder_atomic, write_atomic
+from evidence.storage.files import atomic_folder, write_atomic
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 def by_torch(folder):
     torch.save(torch.zeros(99999), folder / "x")
@@ -137,7 +137,7 @@ def by_hand(folder):
 out = Path(sys.argv[1])
 for write in (by_torch, by_safetensors, by_hand):
     try:
-        with folder_atomic(out / "model") as folder:
+        with atomic_folder(out / "model") as folder:
             write(folder)
     except InputError as error:
         print(error)

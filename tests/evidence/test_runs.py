@@ -47,8 +47,8 @@ def elsewhere():
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.storage.locks import sole_run, sole_maker
-with (sole_run if sys.argv[1] == "run" else sole_maker)(Path(sys.argv[2])):
+from evidence.storage.locks import run_lock, creation_lock
+with (run_lock if sys.argv[1] == "run" else creation_lock)(Path(sys.argv[2])):
     print("ready", flush=True)
     time.sleep(float(sys.argv[3]))
 """
@@ -148,11 +148,11 @@ def test_a_second_maker_waits_and_finds_it_made(tmp_path, elsewhere, monkeypatch
 MAKE = """
 import sys, time
 from pathlib import Path
-from evidence.storage.files import folder_atomic
+from evidence.storage.files import atomic_folder
 from evidence.storage.scratch import scratch_file
 target = Path(sys.argv[2])
 if sys.argv[1] == "folder":
-    with folder_atomic(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "weights").write_bytes(b"0" * 1000)
         print("ready", flush=True)
         time.sleep(60)

@@ -209,10 +209,10 @@ def relearned(model, ground):
     model = copy.deepcopy(model)
     half = len(ground.forget.entities) // 2
     first, second = ground.forget.entities[:half], ground.forget.entities[half:]
-    rows = ground.all_rows(ground.forget.of(first))
+    rows = ground.all_rows(ground.forget.of_entities(first))
     finetune_(model, rows, lr=1e-3, steps=15, batch_size=96, seed=1)
     assert said(model, rows) > 0.6  # it was taught
-    return said(model, ground.all_rows(ground.forget.of(second)))
+    return said(model, ground.all_rows(ground.forget.of_entities(second)))
 
 
 @pytest.mark.slow
@@ -265,8 +265,8 @@ def test_every_published_method_is_run_by_its_recipe(ground, monkeypatch, name):
     monkeypatch.setitem(RECIPES["bios"], name, replace(recipe, config=config))
     few = replace(
         ground,
-        forget=ground.forget.of(ground.forget.entities[:2]),
-        retain=ground.retain.of(ground.retain.entities[:4]),
+        forget=ground.forget.of_entities(ground.forget.entities[:2]),
+        retain=ground.retain.of_entities(ground.retain.entities[:4]),
     )
     if name == "elm":
         few = ground  # strangers go with all people to forget

@@ -105,7 +105,7 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
     # A last-block suppression: every state before that block is the original's.
     found = bench.concept(replace(bench.planted, role="unlearned"))
     assert found.status == "retained"
-    assert found.main.statistic > found.main.floor + 0.4
+    assert found.main_reading.statistic > found.main_reading.floor + 0.4
     assert all(control.passed for control in found.controls)
     write = found.details["write"]
     assert write["original"]["check"] > 0.8 > write["random"] + 0.4
@@ -122,8 +122,8 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
 def test_vectors_read_nothing_in_a_model_that_was_never_taught(bench, world):
     found = bench.concept(world.twin)
     assert found.status != "retained"
-    assert found.main.p_value > 0.05
-    assert found.main.statistic < 0.5 * found.main.ceiling
+    assert found.main_reading.p_value > 0.05
+    assert found.main_reading.statistic < 0.5 * found.main_reading.ceiling
     assert bench.concept(world.twin).to_dict() == found.to_dict()
 
 
@@ -158,8 +158,8 @@ def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
                 )
             )
             for part, items in {
-                "fit": bench.retain.of(bench.retain.entities[:8]),
-                "check": bench.retain.of(bench.retain.entities[8:16]),
+                "fit": bench.retain.of_entities(bench.retain.entities[:8]),
+                "check": bench.retain.of_entities(bench.retain.entities[8:16]),
                 "forget": bench.forget,
                 "never_taught": bench.never,
             }.items()

@@ -73,8 +73,8 @@ def test_a_head_edit_is_suppressed_and_told_of_as_a_class(hidden):
     assert {each["format"] for each in document["manifest"]["items"]} == {"images"}
     axes = hidden.axes
     assert list(axes) == ["behaviour", "decodability", "causal_depth", "relearning"]
-    assert axes["behaviour"].main.name == NAMED
-    assert axes["behaviour"].main.statistic < 0.1
+    assert axes["behaviour"].main_reading.name == NAMED
+    assert axes["behaviour"].main_reading.statistic < 0.1
     assert axes["decodability"].reading(UNCHANGED).residual > 0.7
     assert axes["causal_depth"].reading(TRANSFERRED_NAMED).residual > 0.7
     assert axes["relearning"].reading(HELD_OUT_NAMED) is not None

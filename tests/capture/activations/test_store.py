@@ -57,7 +57,7 @@ def test_stored_values_are_the_captured_ones(
 def test_a_second_request_runs_no_model(tmp_path, checkpoint, monkeypatch):
     store = ActivationStore(tmp_path)
     store.activations(checkpoint, rows(), SITES)
-    monkeypatch.setattr("capture.activations.store.capture_wanted", None)
+    monkeypatch.setattr("capture.activations.store.capture_selected", None)
     monkeypatch.setattr(type(checkpoint), "load", None)
     assert len(store.activations(checkpoint, rows(), SITES)) == 9
 
@@ -127,13 +127,13 @@ def test_killed_halfway_the_next_run_starts_clean(tmp_path):
         "from capture.activations import store\n"
         "from capture.checkpoints.open import open_checkpoint\n"
         "from tests.helpers.model_families import rows, tiny\n"
-        "original, calls = store.capture_wanted, []\n"
+        "original, calls = store.capture_selected, []\n"
         "def dies(*args, **named):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return original(*args, **named)\n"
-        "store.capture_wanted, store.CHUNK_BYTES = dies, 1\n"
+        "store.capture_selected, store.CHUNK_BYTES = dies, 1\n"
         "held = store.ActivationStore(Path(sys.argv[1]), 1)\n"
         "held.activations(open_checkpoint(tiny('llama')), rows(), ['resid.0'])\n"
     )

@@ -47,7 +47,7 @@ def test_tofu_runs_of_twenty_become_authors(read):
     items = read(profiles())
     assert items.format == "tofu"
     assert items.entities == tuple(NAMES)
-    assert [len(items.of([name])) for name in NAMES] == [20, 20, 20]
+    assert [len(items.of_entities([name])) for name in NAMES] == [20, 20, 20]
     first = items.items[0]
     assert first.prompt == (
         "Question: Who is the author born in Lima, Peru in 1970?\nAnswer:"

@@ -116,7 +116,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     some().save(tmp_path / "a.npz")
-    monkeypatch.setattr("capture.data.image_files.MOST_BYTES", 100)
+    monkeypatch.setattr("capture.data.image_files.MAX_BYTES", 100)
     with pytest.raises(InputError, match="unpacks to too much"):
         read_images(tmp_path / "a.npz", GREY)
 

@@ -50,7 +50,7 @@ def countries(names=COUNTRIES):
 @pytest.mark.parametrize("world", [people, countries])
 def test_only_the_name_changes(world, seed):
     known = world()
-    forget = known.of(known.entities[:4])
+    forget = known.of_entities(known.entities[:4])
     invented = invent_items(forget, known, np.random.default_rng(seed))
     pairs = list(zip(forget, invented, strict=True))
     renamed = {}

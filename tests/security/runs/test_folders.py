@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.storage.locks import sole_run
-with sole_run(Path(sys.argv[1])):
+from evidence.storage.locks import run_lock
+with run_lock(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -238,7 +238,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from audits.core.workspace import Workspace
-from evidence.storage.locks import sole_run
+from evidence.storage.locks import run_lock
 root, step, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
 def kill_at(name):
     real = getattr(os, name)
@@ -251,7 +251,7 @@ def kill_at(name):
     setattr(os, name, fatal)
 for name in ("open", "mkdir", "replace", "fsync", "unlink", "rmdir", "close"):
     kill_at(name)
-with sole_run(root):
+with run_lock(root):
     Workspace.open(root, {"a": 2}, fresh=True).run("x", lambda: 2)
 """
 

@@ -201,7 +201,7 @@ def test_a_path_is_shown_the_same_under_every_locale(locales):
     assert utf8_path("Prüfung") == "Prüfung"
     assert utf8_path(os.fsdecode(b"Pr\xc3\xbcfung")) == "Prüfung"
     assert utf8_path(os.fsdecode(b"Pr\xfcfung")).isascii()
-    code = "import sys; from evidence.storage.files import readable as r; "
+    code = "import sys; from evidence.storage.files import utf8_path as r; "
     code += "print(ascii([r(sys.argv[1]), r(sys.argv[2])]))"
     shown = {
         subprocess.run(

@@ -236,7 +236,7 @@ def test_sites_are_spread_and_end_with_the_last(sets):
 
 def attempt(sets, model, role="unlearned"):
     forget, retain, never, original = sets
-    few = retain.of(retain.entities[:24])
+    few = retain.of_entities(retain.entities[:24])
     return restore(
         AuditedModel.of("original", original),
         AuditedModel.of(role, open_checkpoint(model)),
