@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from evidence.arrays import validate_labels, validate_rows, validate_sample_weight
+from probes.solvers.problem import column_std
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
@@ -141,3 +142,44 @@ class ProbabilityMixin:
     def predict_log_proba(self, X) -> np.ndarray:
         """(row, class) logarithm of ``predict_proba``."""
         return np.log(self.predict_proba(X))
+
+
+def refit_held_out(
+    probe: LinearProbe,
+    x: Tensor,
+    codes: Tensor,
+    classes: int,
+    folds: Folds,
+    coefficients: bool,
+) -> HeldOut:
+    """As ``LinearProbe.held_out``, with one ``fit`` a fold and label vector.
+
+    With ``standardize="all"`` the columns are scaled once, before the folds.
+    """
+    x = x.double()
+    center = x.mean(0)
+    x = x - center
+    scale = torch.ones_like(center)
+    probe = probe.copy()
+    if getattr(probe, "standardize", None) == "all":
+        scale = column_std(x, torch.ones_like(x[:, 0]))
+        probe = probe.copy(standardize=None)
+    x = x / scale
+    columns = 1 if classes == 2 else classes
+    n_labels, n = codes.shape
+    scores = x.new_full((n_labels, columns, n), torch.nan)
+    coef = x.new_zeros((n_labels, len(folds), columns, x.shape[1]))
+    intercept = x.new_zeros((n_labels, len(folds), columns))
+    for fold in range(len(folds)):
+        train, test = folds.train[fold], folds.test[fold]
+        for label in range(n_labels):
+            fitted = probe.fit(x[train], codes[label, train].cpu().numpy())
+            w = torch.as_tensor(fitted.coef_, device=x.device)
+            b = torch.as_tensor(fitted.intercept_, device=x.device)
+            scores[label][:, test] = w @ x[test].T + b[:, None]
+            coef[label, fold] = w / scale
+            intercept[label, fold] = b - (w / scale) @ center
+    certificate = torch.zeros(n_labels, len(folds), dtype=torch.float64)
+    if not coefficients:
+        return HeldOut(scores, certificate)
+    return HeldOut(scores, certificate, coef, intercept)

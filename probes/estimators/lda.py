@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
-from probes.estimators.refit_fallback import refit_held_out
+from probes.estimators.base import (
+    SCALINGS,
+    HeldOut,
+    LinearProbe,
+    ProbabilityMixin,
+    refit_held_out,
+)
 from probes.solvers.objective.factor import gram_matrix
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds

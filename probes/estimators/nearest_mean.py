@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe
-from probes.estimators.refit_fallback import refit_held_out
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, refit_held_out
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
