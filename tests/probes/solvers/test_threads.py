@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.threads import SINGLE_THREAD_SIZE, few_threads
+from probes.solvers.crossfit import SINGLE_THREAD_SIZE, few_threads
 from probes.sweeps.sweep import sweep
 
 
