@@ -5,6 +5,8 @@ may name modules as they were called then; every other page is checked against t
 """
 
 import ast
+import doctest
+import json
 import os
 import re
 import subprocess
@@ -23,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-WRITTEN = [page for page in PAGES if RESULTS not in page.parents]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WRITTEN = [page for page in [*PAGES, *NOTEBOOKS] if RESULTS not in page.parents]
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {
     "benchmarks",
     "tests",
@@ -43,7 +46,14 @@ def named(page: Path) -> str:
 
 
 def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
+    """A page, or the Markdown cells of a notebook."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n\n".join(
+        "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"
+    )
 
 
 def prose(page: Path) -> str:
@@ -61,7 +71,7 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=named)
 def test_relative_links_resolve(page):
     broken = []
     for link in LINK.findall(prose(page)):
@@ -177,6 +187,10 @@ def python_blocks() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "code"), python_blocks())
 def test_examples_parse_and_import_what_exists(page, code):
     wrong = []
+    if code.startswith(">>>"):
+        code = "".join(
+            each.source for each in doctest.DocTestParser().get_examples(code)
+        )
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
