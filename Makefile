@@ -33,7 +33,8 @@ types: .venv/ready
 
 # The site in site/, to be opened from disk; a broken link is an error.
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 bench: .venv/bench-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.probes
