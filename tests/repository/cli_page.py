@@ -17,9 +17,23 @@ HEAD = """# Command line
 
 Written by `python -m tests.repository.cli_page` from `exhume --help`; edits are lost.
 
-Commands are listed in the order of use. Every command has a Python twin of the same name. For the
-exit codes see [exit codes](../guide/exit-codes.md).
+Commands are listed in the order of use; each names the Python function that does the same. What
+they return to a shell is in [exit codes](../guide/exit-codes.md).
 """
+TWINS = {
+    "exhume demo": "audits.validation.demo.run_demo",
+    "exhume validate": "audits.run.item_check.check_items",
+    "exhume plan": "audits.run.planning.plan",
+    "exhume audit": "audits.run.api.audit",
+    "exhume report": "audits.report.page.write_report",
+    "exhume compare": "audits.comparison.compare.compare",
+    "exhume selftest": "audits.validation.selftest.selftest",
+    "exhume fetch": "testbeds.worlds.smollm2.fetch",
+    "exhume doctor": "audits.validation.doctor.examine",
+    "exhume pga": "experiments.pga.run.pga",
+    "exhume zoo build": "testbeds.zoo.build.build_zoo",
+}
+"""The Python function behind each command."""
 
 
 def page() -> str:
@@ -40,11 +54,11 @@ def _commands(group: Any, above: str = "exhume") -> Iterator[tuple[str, Any]]:
 
 def _section(name: str, command: Any) -> str:
     usage = " ".join([name, *filter(None, map(_usage, command.params))])
-    text = f"\n## {name}\n\n{command.help}\n\n```\n{usage}\n```\n"
+    text = f"\n## {name}\n\n{command.help}\n\n```sh\n{usage}\n```\n"
     if command.params:
         text += "\n| option | default | meaning |\n|---|---|---|\n"
         text += "".join(map(_row, command.params))
-    return text
+    return f"{text}\nIn Python: `{TWINS[name]}`.\n"
 
 
 def _usage(parameter: Any) -> str:
