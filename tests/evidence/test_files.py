@@ -10,8 +10,8 @@ import pytest
 
 from evidence.errors import InputError
 from evidence.storage.files import (
+    atomic_folder,
     disk_errors,
-    folder_atomic,
     read_json,
     write_atomic,
 )
@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path, path):
         write_atomic(place, "text")
     with (
         pytest.raises(InputError, match="could not be written: "),
-        folder_atomic(place) as folder,
+        atomic_folder(place) as folder,
     ):
         (folder / "x").touch()
     assert sorted(tmp_path.rglob("*")) == seen
@@ -163,8 +163,8 @@ def test_a_limit_on_file_sizes_met_by_any_library_is_told(tmp_path):
 
 
 def test_what_fails_while_a_folder_is_made_is_not_the_folders_fault(tmp_path):
-    with pytest.raises(FileNotFoundError), folder_atomic(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a"):
         (tmp_path / "missing").read_bytes()
-    with pytest.raises(ZeroDivisionError), folder_atomic(tmp_path / "a"):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

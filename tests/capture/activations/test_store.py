@@ -105,7 +105,7 @@ def test_arrays_are_read_in_parts(tmp_path, checkpoint):
 def test_a_failure_halfway_leaves_nothing(tmp_path, checkpoint, monkeypatch):
     from capture.activations import store as module
 
-    original, calls = module.capture_wanted, []
+    original, calls = module.capture_selected, []
 
     def fails(*args, **named):
         calls.append(1)
@@ -113,7 +113,7 @@ def test_a_failure_halfway_leaves_nothing(tmp_path, checkpoint, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **named)
 
-    monkeypatch.setattr(module, "capture_wanted", fails)
+    monkeypatch.setattr(module, "capture_selected", fails)
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)
     with pytest.raises(KeyboardInterrupt):
         ActivationStore(tmp_path, 1).activations(checkpoint, rows(), SITES)
@@ -154,15 +154,15 @@ def test_killed_halfway_the_next_run_starts_clean(tmp_path):
 def test_losing_a_race_uses_what_the_winner_wrote(tmp_path, checkpoint, monkeypatch):
     from capture.activations import store as module
 
-    original = module.capture_wanted
+    original = module.capture_selected
     winner = ActivationStore(tmp_path)
 
     def slow(*args, **named):
-        monkeypatch.setattr(module, "capture_wanted", original)
+        monkeypatch.setattr(module, "capture_selected", original)
         winner.activations(checkpoint, rows(), SITES)
         return original(*args, **named)
 
-    monkeypatch.setattr(module, "capture_wanted", slow)
+    monkeypatch.setattr(module, "capture_selected", slow)
     got = ActivationStore(tmp_path).activations(checkpoint, rows(), SITES)
     assert len(got) == 9 and len(folders(tmp_path)) == 1
 
