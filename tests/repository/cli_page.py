@@ -29,7 +29,7 @@ TWINS = {
     "exhume compare": "audits.comparison.compare.compare",
     "exhume selftest": "audits.validation.selftest.selftest",
     "exhume fetch": "testbeds.worlds.smollm2.fetch",
-    "exhume doctor": "audits.validation.doctor.examine",
+    "exhume doctor": "audits.validation.doctor.run_checks",
     "exhume pga": "experiments.pga.run.pga",
     "exhume zoo build": "testbeds.zoo.build.build_zoo",
 }
