@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evidence import moved
 from evidence.intervals import Interval
 from evidence.results import Reading
 
@@ -54,3 +55,6 @@ def holm_adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
     adjusted = np.minimum(np.maximum.accumulate(steps), 1.0).tolist()
     by_name = dict(zip(names, adjusted, strict=True))
     return {name: by_name[name] for name in p_values}
+
+
+__getattr__ = moved.names_of("evidence.equivalence")

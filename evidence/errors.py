@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from evidence import moved
+
 MAX_CHARACTERS = 600
 """Maximum length of a quoted text."""
 _TAIL_CHARACTERS = 150
@@ -105,3 +107,6 @@ def check_list(values: Any, name: str) -> Sequence[Any]:
             f"{name} are not a list", expected="a list or tuple", got=quoted(values)
         )
     return values
+
+
+__getattr__ = moved.names_of("evidence.errors")

@@ -20,7 +20,8 @@ from capture.activations.prefix_cache import (
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import record
-from capture.network.sites import Sites, model_device
+from capture.network.sites import Sites
+from capture.network.structure import model_device
 
 # Beyond this many positions per pass and thread, a CPU is no faster and needs more memory.
 CPU_TOKENS_PER_THREAD = 1024

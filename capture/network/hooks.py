@@ -57,27 +57,55 @@ def record(
     Raises:
         InputError: a site is unknown, or with ``stop``, was not reached.
     """
-    places = _resolve(model, sites, known_sites)
-    values: dict[str, Tensor] = {}
 
-    def store(place: Place, carried: Tensor) -> None:
-        value = place.read(carried)
-        selected = value if select is None else select(place.name, value)
-        shared = selected.untyped_storage().data_ptr() == (
-            carried.untyped_storage().data_ptr()
+    def copied(name: str, value: Tensor) -> Tensor:
+        selected = value if select is None else select(name, value)
+        same = (
+            selected.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
         )
-        values[place.name] = selected.clone() if shared else selected
-        if stop and len(values) == len(places):
-            raise StopForward(values)
+        return selected.clone() if same else selected
 
-    with _hooked(places, store, front=False):
+    places = _resolve(model, sites, known_sites)
+    with record_places(places, copied, stop=stop) as values:
+        yield values
+
+
+@contextmanager
+def record_places(
+    places: Sequence[Place],
+    select: Callable[[str, Tensor], Tensor] | None = None,
+    *,
+    stop: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """``record`` for arbitrary places, without copying values.
+
+    Args:
+        places: Places to record; several may share a module.
+        select: As in ``record``. By default the tensor itself.
+        stop: As in ``record``.
+
+    Yields:
+        Name of a place to recorded value.
+
+    Raises:
+        InputError: with ``stop``, a place was not reached.
+    """
+    got: dict[str, Tensor] = {}
+
+    def see(place: Place, carried: Tensor) -> None:
+        value = place.read(carried)
+        got[place.name] = value if select is None else select(place.name, value)
+        if stop and len(got) == len(places):
+            raise StopForward(got)
+
+    with _hooked(places, see, front=False):
         try:
-            yield values
+            yield got
         except StopForward as signal:
-            if signal.owner is not values:
+            if signal.owner is not got:
                 raise
             return
-    missing = [place.name for place in places if place.name not in values]
+    missing = [place.name for place in places if place.name not in got]
     if stop and missing:
         raise InputError(
             f"the forward pass never reached {', '.join(missing[:3])}",
@@ -182,6 +210,22 @@ def project_out(
     return patch(model, edits, positions, known_sites=known_sites)
 
 
+def first_tensor(output: object) -> Tensor:
+    """The hidden states in a block's output, a tensor or a tuple that starts with one.
+
+    Raises:
+        InputError: the output does not start with a tensor.
+    """
+    first = output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(first, Tensor):
+        raise InputError(
+            "a module's output is not hidden states",
+            expected="a tensor, or a tuple starting with one",
+            got=type(first).__name__,
+        )
+    return first
+
+
 def _addition(vector: Tensor, scale: float) -> Edit:
     def add(value: Tensor) -> Tensor:
         return value + scale * _per_row(vector, value).to(value.device, value.dtype)
@@ -260,7 +304,7 @@ def _resolve(
 
 @contextmanager
 def _hooked(
-    places: list[Place],
+    places: Sequence[Place],
     callback: Callable[[Place, Tensor], Tensor | None],
     *,
     front: bool,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded
+from capture.network.structure import output_head
 
 
 def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
@@ -27,16 +28,6 @@ def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
     return logits[0] if gathered else logits[mask]
 
 
-def output_head(model: nn.Module) -> nn.Module | None:
-    """The module that maps hidden states to logits, or None if the model names none."""
-    get = getattr(model, "get_output_embeddings", None)
-    try:
-        head = get() if callable(get) else None
-    except NotImplementedError:
-        return None
-    return head if isinstance(head, nn.Module) else None
-
-
 @contextmanager
 def _gather_head_input(head: nn.Module | None, mask: Tensor) -> Iterator[list[bool]]:
     """Reduce the head's input to the selected positions; yields a list, non-empty if it did."""
@@ -51,8 +42,5 @@ def _gather_head_input(head: nn.Module | None, mask: Tensor) -> Iterator[list[bo
             return (args[0][mask][None],)
         return None
 
-    handle = head.register_forward_pre_hook(gather)
-    try:
+    with head.register_forward_pre_hook(gather):
         yield gathered
-    finally:
-        handle.remove()

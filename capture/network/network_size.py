@@ -11,8 +11,8 @@ from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.configuration import library_config, model_class
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.schemas.quietly import quiet_transformers
-from capture.network.discovery.outline import find_outline
 from capture.network.sites import find_sites
+from capture.network.structure import find_transformer
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ def network_size(checkpoint: Checkpoint) -> NetworkSize:
     if checkpoint.live is not None:
         sites = find_sites(checkpoint.live)
         return NetworkSize(sites.n_layers, sites.d_model)
-    model, settings = _build_on_meta(checkpoint.config)
-    outline = find_outline(model)
+    model, settings = _bare(checkpoint.config)
+    transformer = find_transformer(model)
     text = settings.get_text_config()
     width = getattr(text, "hidden_size", None)
-    return NetworkSize(None if outline is None else len(outline.blocks), width)
+    layers = None if transformer is None else len(transformer.blocks)
+    return NetworkSize(layers, width)
 
 
-def _build_on_meta(config: dict[str, Any]) -> tuple[nn.Module, Any]:
+def _bare(config: dict[str, Any]) -> tuple[nn.Module, Any]:
     kind, place = model_class(config), Path("config.json")
     with quiet_transformers(), library_errors("its network could not be built"):
         settings = library_config(config, kind, place)

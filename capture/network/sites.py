@@ -19,7 +19,7 @@ applied, even if they are function calls in ``forward``. In a residual network a
 residual unit.
 
 Sites are found by structure and verified by one short forward pass per structure
-(``capture.network.discovery.proof``): the output of a block is all that the rest of the network
+(``capture.network.proof``): the output of a block is all that the rest of the network
 receives, and it is the sum of the block's input and the contributions of attention and MLP (with
 the norms in between, for post-norm networks such as BERT). Networks and sites that fail the check
 are refused.
@@ -30,13 +30,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.chains import Chain, find_chain
-from capture.network.discovery.outline import Outline, find_outline, linear_shape
-from capture.network.discovery.proof import BlockParts, prove_blocks
 from capture.network.discovery.structure_cache import StructureCache
+from capture.network.proof import BlockParts, Chain, find_chain, prove_blocks
+from capture.network.structure import (
+    Transformer,
+    down_projection,
+    find_transformer,
+    linear_shape,
+)
 from evidence.errors import InputError
 
 
@@ -141,27 +144,49 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
     Raises:
         InputError: the structure is not understood, or the network does not run.
     """
-    outline = find_outline(model)
-    if outline is None:
+    transformer = find_transformer(model)
+    if transformer is None:
         return chain_sites(find_chain(model, example))
-    if hasattr(outline.blocks[0], "hook_resid_post"):
-        return _hooked_sites(model, outline.blocks)
-    parts = _PROVED.get(model, None, lambda: prove_blocks(model, outline, example))
-    return _block_sites(model, outline, parts)
+    if hasattr(transformer.blocks[0], "hook_resid_post"):
+        return _hooked_sites(model, transformer.blocks)
+    parts = _PROVED.get(model, None, lambda: prove_blocks(model, transformer, example))
+    return _block_sites(model, transformer, parts)
+
+
+def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
+    """The sites of an image model: ``embed``, ``resid.L``, ``final`` and ``logits``.
+
+    A vision transformer has the sites of ``find_sites``. In a residual network without attention,
+    a block is one residual unit, such as the two convolutions of a ResNet layer: the output of a
+    unit is all that the rest of the network receives, which is not true of a single convolution
+    beside a shortcut.
+
+    Args:
+        model: The model.
+        example: As ``find_sites``.
+
+    Raises:
+        InputError: as ``find_sites``.
+    """
+    if find_transformer(model) is not None:
+        return find_sites(model, example)
+    return chain_sites(find_chain(model, example, units_first=True))
 
 
 _PROVED: StructureCache[BlockParts] = StructureCache()
 
 
-def _block_sites(model: nn.Module, outline: Outline, parts: BlockParts) -> Sites:
-    places = {"embed": Place("embed", outline.blocks[0], "in")}
+def _block_sites(
+    model: nn.Module, transformer: Transformer, parts: BlockParts
+) -> Sites:
+    places = {"embed": Place("embed", transformer.blocks[0], "in")}
     count = 0
-    for layer, block in enumerate(outline.blocks):
+    for layer, block in enumerate(transformer.blocks):
         if parts.projections[layer]:
             projection = model.get_submodule(parts.projections[layer])
-            own = outline.attentions[layer]
+            own = transformer.attentions[layer]
             inputs, _ = linear_shape(projection) or (0, 0)
-            count = _head_count(model, outline, own, inputs)
+            count = _head_count(model, transformer, own, inputs)
             size = inputs // count if count else 0
             for head in range(count):
                 part = slice(head * size, (head + 1) * size)
@@ -172,15 +197,17 @@ def _block_sites(model: nn.Module, outline: Outline, parts: BlockParts) -> Sites
             module = model.get_submodule(adding[kind])
             places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
-    sites = Sites(places, len(outline.blocks), parts.width, count, None, parts.refused)
-    return _with_output(sites, outline.head)
+    sites = Sites(
+        places, len(transformer.blocks), parts.width, count, None, parts.refused
+    )
+    return _with_output(sites, transformer.head)
 
 
 def _head_count(
-    model: nn.Module, outline: Outline, attention: nn.Module, inputs: int
+    model: nn.Module, transformer: Transformer, attention: nn.Module, inputs: int
 ) -> int:
     """Number of heads concatenated in the projection's input; 0 if unknown."""
-    if len({type(each) for each in outline.attentions}) > 1:
+    if len({type(each) for each in transformer.attentions}) > 1:
         return 0  # several kinds of attention may differ in their number of heads
     names = ("num_attention_heads", "num_heads", "n_heads", "n_head")
     holders: list[Any] = [*attention.modules(), getattr(model, "config", None)]
@@ -229,7 +256,53 @@ def _hooked_sites(model: nn.Module, blocks: Sequence[Any]) -> Sites:
     return _with_output(sites, output)
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter; the CPU if it has none."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+def with_neurons(sites: Sites) -> Sites:
+    """Add the sites ``neurons.L``, the inputs of the down projection of block L.
+
+    A neuron's activation times its value vector is its contribution to the residual stream.
+
+    Raises:
+        InputError: a block has no single down projection.
+    """
+    places = dict(sites.places)
+    for layer in range(sites.n_layers):
+        name = f"neurons.{layer}"
+        places[name] = Place(name, neuron_projection(sites, layer), "in")
+    return replace(sites, places=places)
+
+
+def neuron_projection(sites: Sites, layer: int) -> nn.Module:
+    """The down projection of the MLP of block ``layer``, as part of the site ``mlp``.
+
+    Raises:
+        InputError: there is none, or several (a mixture of experts), or it is wrapped by an
+            adapter; or something follows it before the stream, such as a norm.
+    """
+    part = sites.resolve(f"mlp.{layer}").module
+    found = None
+    if any(linear_shape(module) for module in part.modules()):
+        found = down_projection(sites.places[f"resid.{layer}"].module)
+    if found is None or not any(found is module for module in part.modules()):
+        raise InputError(
+            f"the output of the neurons of block {layer} is changed before it is added",
+            expected="a family that adds the output of its MLP unchanged",
+            got=f"{type(part).__name__} in between",
+        )
+    return found
+
+
+def as_positions(value: Tensor) -> Tensor:
+    """Reshape to (image, position, d), from the same, from feature maps or from (image, d).
+
+    Feature maps (image, d, height, width) are flattened row by row.
+    """
+    if value.dim() == 4:
+        return value.flatten(2).transpose(1, 2)
+    return value[:, None] if value.dim() == 2 else value
+
+
+def restore_shape(positions: Tensor, like: Tensor) -> Tensor:
+    """The inverse of ``as_positions``; the result has the shape of ``like``."""
+    if like.dim() == 4:
+        return positions.transpose(1, 2).reshape(like.shape)
+    return positions[:, 0] if like.dim() == 2 else positions

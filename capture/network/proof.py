@@ -19,10 +19,13 @@ from capture.network.discovery.forward_trace import (
     ModuleTrace,
     trace_forward,
 )
-from capture.network.discovery.outline import (
-    Outline,
+from capture.network.discovery.structure_cache import StructureCache
+from capture.network.structure import (
+    WEIGHTED,
+    Transformer,
     linear_shape,
     linears,
+    residual_units,
     unsupported,
 )
 
@@ -32,7 +35,7 @@ RELATIVE_TOL = 1e-4
 
 @dataclass(frozen=True)
 class BlockParts:
-    """Verified modules of the blocks of an outline, by name.
+    """Verified modules of the blocks of a transformer, by name.
 
     Attributes:
         projections: (block,) last linear map called by attention; "" for none.
@@ -47,6 +50,58 @@ class BlockParts:
     feed_forward: tuple[str, ...]
     width: int
     refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A network as a chain of parts.
+
+    Attributes:
+        cuts: Input of the first part, and output of each part.
+        head: The output layer.
+    """
+
+    cuts: tuple[Cut, ...]
+    head: nn.Module
+
+
+def find_chain(
+    model: nn.Module, example: Any = None, *, units_first: bool = False
+) -> Chain:
+    """The parts of a network: layers with weights, or residual units.
+
+    Args:
+        model: A network without attention.
+        example: As ``capture.network.sites.find_sites``.
+        units_first: Prefer residual units, even if the layers form a chain.
+
+    Raises:
+        InputError: neither form a chain, or the network does not run.
+    """
+    layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
+    if len(layers) < 2:
+        raise unsupported(model, f"it has {len(layers)} layers with weights")
+    ways = [tuple(Cut(layer, "in") for layer in layers)]
+    units = residual_units(model)
+    if len(units) >= 2:
+        cuts = Cut(units[0], "in"), *(Cut(unit, "out") for unit in units)
+        ways.insert(0 if units_first else 1, cuts)
+    faults = []
+    for cuts in ways:
+        faults.append(_fault(model, cuts, example))
+        if not faults[-1]:
+            return Chain(cuts, layers[-1])
+    raise unsupported(model, faults[0])
+
+
+def _fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
+    """Reason why the cuts do not form a chain; empty if they do."""
+    names = {module: name for name, module in model.named_modules()}
+    about = tuple((names[cut.module], cut.side) for cut in cuts)
+    return _FAULTS.get(model, about, lambda: prove_chain(model, cuts, example))
+
+
+_FAULTS: StructureCache[str] = StructureCache()
 
 
 def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> str:
@@ -64,13 +119,15 @@ def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> s
     return _explain_broken_cuts(trace, cuts)
 
 
-def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> BlockParts:
+def prove_blocks(
+    model: nn.Module, transformer: Transformer, example: Any = None
+) -> BlockParts:
     """The verified parts of the blocks.
 
     Raises:
         InputError: the network could not be run, or information bypasses its blocks.
     """
-    blocks = outline.blocks
+    blocks = transformer.blocks
     cuts = [Cut(blocks[0], "in"), *(Cut(block, "out") for block in blocks)]
     inside = [module for block in blocks for module in block.modules()]
     trace = trace_forward(model, cuts, inside, example)
@@ -79,7 +136,7 @@ def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> Blo
     )
     if broken:
         raise unsupported(model, broken)
-    return _block_parts(model, outline, trace)
+    return _block_parts(model, transformer, trace)
 
 
 def _explain_broken_cuts(trace: ForwardTrace, cuts: Sequence[Cut]) -> str:
@@ -113,18 +170,20 @@ def _explain_unlinked_blocks(trace: ForwardTrace, blocks: Sequence[nn.Module]) -
     return ""
 
 
-def _block_parts(model: nn.Module, outline: Outline, trace: ForwardTrace) -> BlockParts:
+def _block_parts(
+    model: nn.Module, transformer: Transformer, trace: ForwardTrace
+) -> BlockParts:
     projections, attention, feed_forward = [], [], []
     refused: dict[str, str] = {}
-    width = _width(outline, trace)
+    width = _width(transformer, trace)
     names = {module: name for name, module in model.named_modules()}
-    for layer, block in enumerate(outline.blocks):
-        attention_module = outline.attentions[layer]
+    for layer, block in enumerate(transformer.blocks):
+        attention_module = transformer.attentions[layer]
         projection = _last_called(trace, list(linears(attention_module)))
         rest = [
             m for m in linears(block, skip=attention_module) if _outputs(m) == width
         ]
-        whole = outline.feed_forwards[layer]
+        whole = transformer.feed_forwards[layer]
         others = [
             child
             for child in block.children()
@@ -160,8 +219,8 @@ def _block_parts(model: nn.Module, outline: Outline, trace: ForwardTrace) -> Blo
     )
 
 
-def _width(outline: Outline, trace: ForwardTrace) -> int:
-    gave = trace.of(outline.blocks[0]).output
+def _width(transformer: Transformer, trace: ForwardTrace) -> int:
+    gave = trace.of(transformer.blocks[0]).output
     return 0 if gave is None else int(gave.shape[-1])
 
 
