@@ -91,6 +91,12 @@ class InputError(ExhumeError):
             parts.append(self.fix.rstrip("."))
         super().__init__(". ".join(parts) + ".")
 
+    def prefixed(self, prefix: str) -> "InputError":
+        """The same error with text before its first sentence."""
+        return InputError(
+            prefix + self.wrong, expected=self.expected, got=self.got, fix=self.fix
+        )
+
 
 def check_list(values: Any, name: str) -> Sequence[Any]:
     """Check that ``values`` is a list, tuple or range; a string would be split into letters.

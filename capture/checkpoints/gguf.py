@@ -16,7 +16,6 @@ from capture.checkpoints.schemas.library_errors import library_errors, silent_st
 from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
 from capture.checkpoints.weights.gguf_header import read_gguf_header
 from capture.checkpoints.weights.skeleton import limit_construction
-from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import atomic_folder, disk_errors
@@ -29,7 +28,7 @@ CONVERSION = "1"  # part of the cache key: increment if the result would change
 
 def is_gguf(path: Path) -> bool:
     """Whether ``path`` is a GGUF file by content."""
-    with open_regular(path, ANY_SIZE) as file:
+    with open_regular(path) as file:
         return file.read(4) == b"GGUF"
 
 

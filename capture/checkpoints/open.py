@@ -40,14 +40,13 @@ from capture.checkpoints.tokenizers.files import holds_tokenizer, open_tokenizer
 from capture.checkpoints.weights.skeleton import build_model, check_fit
 from capture.checkpoints.weights.weight_files import (
     find_shards,
-    list_names,
     read_headers,
     refuse_pickle,
 )
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import read_json
-from evidence.storage.regular_files import as_path, is_file, is_folder
+from evidence.storage.regular_files import as_path, is_file, is_folder, list_folder
 
 CONFIG = "config.json"
 
@@ -280,7 +279,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is not a model folder",
             expected=f"a {CONFIG} in it",
-            got=", ".join(list_names(folder)[:8]) or "nothing",
+            got=", ".join(path.name for path in list_folder(folder)[:8]) or "nothing",
         )
     return read_json(path, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
 

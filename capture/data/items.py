@@ -216,12 +216,7 @@ def read_items(
                 fact.paraphrases,
             )
         except InputError as error:
-            raise InputError(
-                f"{fact.location}: {error.wrong}",
-                expected=error.expected,
-                got=error.got,
-                fix=error.fix,
-            ) from error
+            raise error.prefixed(f"{fact.location}: ") from error
         items.append(item)
     return ItemSet(tuple(items), path.stem if name is None else name, file_format)
 

@@ -17,8 +17,9 @@ from capture.network.discovery.position_limit import (
     explain_length_error,
     position_limit,
 )
+from capture.network.hooks import evaluation_mode
 from capture.network.logits import answer_logits
-from capture.network.structure import output_head
+from capture.network.structure import model_device, output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -135,23 +136,19 @@ def score_answers(
     logprob = np.zeros(len(sequences))
     greedy = np.ones(len(sequences), dtype=bool)
     watched = np.zeros((len(sequences), len(watch)))
-    training = model.training
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            progress.task("score answers", len(sequences)) as done,
-        ):
-            for batch in _batches(model, sequences, batch_tokens):
-                try:
-                    with context(batch):
-                        here, sums, hits, seen = _score_batch(model, batch, watch)
-                except IndexError as error:
-                    raise explain_length_error(model, batch) from error
-                logprob[here], greedy[here], watched[here] = sums, hits, seen
-                done(len(here))
-    finally:
-        model.train(training)
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(),
+        progress.task("score answers", len(sequences)) as advance,
+    ):
+        for batch in _batches(model, sequences, batch_tokens):
+            try:
+                with context(batch):
+                    rows, *scores = _score_batch(model, batch, watch)
+            except IndexError as error:
+                raise explain_length_error(model, batch) from error
+            logprob[rows], greedy[rows], watched[rows] = scores
+            advance(len(rows))
     mean = logprob / np.maximum(n_tokens, 1)
     return AnswerScores(logprob, mean, greedy, n_tokens, watched)
 
@@ -290,32 +287,29 @@ def generate_greedy(
     lengths = [len(ids) for ids in sequences.ids]
     order = sorted(range(len(sequences)), key=lambda row: lengths[row])
     limit = position_limit(model)
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), progress.task("generate", len(order)) as done:
-            while order:
-                # The last row is the longest and determines the width of the batch.
-                longest = lengths[order[-1]]
-                size = max(1, batch_tokens // (longest + max_new_tokens))
-                most = max_new_tokens
-                if limit is not None and longest + most > limit:
-                    # Do not shorten the continuations of shorter rows.
-                    size = min(size, sum(lengths[row] == longest for row in order))
-                    most = limit - longest
-                    if most < 0:
-                        raise explain_length_error(model, pad(sequences[[order[-1]]]))
-                rows, order = order[-size:], order[:-size]
-                if most == 0:
-                    done(len(rows))
-                    continue
-                new = _generate(model, tokenizer, sequences[rows], most)
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(),
+        progress.task("generate", len(order)) as advance,
+    ):
+        while order:
+            # The last row is the longest and determines the width of the batch.
+            longest = lengths[order[-1]]
+            size = max(1, batch_tokens // (longest + max_new_tokens))
+            n_new = max_new_tokens
+            if limit is not None and longest + n_new > limit:
+                # Do not shorten the continuations of shorter rows.
+                size = min(size, sum(lengths[row] == longest for row in order))
+                n_new = limit - longest
+                if n_new < 0:
+                    raise explain_length_error(model, pad(sequences[[order[-1]]]))
+            rows, order = order[-size:], order[:-size]
+            if n_new > 0:
+                new = _generate(model, tokenizer, sequences[rows], n_new)
                 for row, ids in zip(rows, new, strict=True):
                     text = tokenizer.decode(ids, skip_special_tokens=True)
                     texts[row] = text if isinstance(text, str) else "".join(text)
-                done(len(rows))
-    finally:
-        model.train(training)
+            advance(len(rows))
     return texts
 
 
@@ -324,17 +318,15 @@ def _fact_keys(item: Item) -> tuple[tuple[str, ...], ...]:
 
 
 def _truth_ratio(answer_score: float, alternative_scores: Sequence[float]) -> float:
-    mean = np.logaddexp.reduce(np.asarray(alternative_scores)) - np.log(
-        len(alternative_scores)
-    )
-    return float(
-        np.exp(min(mean - answer_score, 700.0))
-    )  # 700: just below float64's largest
+    scores = np.asarray(alternative_scores)
+    log_mean = np.logaddexp.reduce(scores) - np.log(len(scores))
+    # exp(700) is just below the largest float64.
+    return float(np.exp(min(log_mean - answer_score, 700.0)))
 
 
 def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Padded]:
     """Batches within the limits on tokens and on logits."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
     weight = getattr(output_head(model), "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else 50_000
     most = max(1, MAX_LOGITS // vocabulary)
@@ -356,14 +348,12 @@ def _score_batch(
     model: nn.Module, batch: Padded, watch: Sequence[WatchedToken]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Row indices, log-probabilities, exact matches and watched logits of a batch."""
-    target = batch.input_ids[batch.answer_mask]  # (answer token,)
+    target_ids = batch.input_ids[batch.answer_mask]  # (answer token,)
     # The logits at position p predict the token at p + 1.
-    mask = batch.answer_mask.roll(-1, dims=1)
-    owner = batch.answer_mask.nonzero()[:, 0]
-    logits = answer_logits(model, batch, mask)
-    return batch.rows.numpy(), *reduce_logits(
-        logits, target, owner, len(batch.rows), watch
-    )
+    logits = answer_logits(model, batch, batch.answer_mask.roll(-1, dims=1))
+    row_idx = batch.answer_mask.nonzero()[:, 0]
+    scores = reduce_logits(logits, target_ids, row_idx, len(batch.rows), watch)
+    return batch.rows.numpy(), *scores
 
 
 def _generate(
@@ -375,7 +365,7 @@ def _generate(
     """New token ids by row; left-padded, so that all rows continue at one position."""
     from transformers import GenerationConfig
 
-    device = next(model.parameters()).device
+    device = model_device(model)
     width = max(len(ids) for ids in sequences.ids)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros_like(ids)

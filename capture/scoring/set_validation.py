@@ -253,14 +253,7 @@ def _tokens(
             having = [item for item in items if len(item.paraphrases) > place]
             encode_items(tokenizer, having, place)
     except InputError as error:
-        errors.append(
-            InputError(
-                f"in the {role} set, {error.wrong}",
-                expected=error.expected,
-                got=error.got,
-                fix=error.fix,
-            )
-        )
+        errors.append(error.prefixed(f"in the {role} set, "))
         return None
     lengths = [
         len(ids) - start for ids, start in zip(rows.ids, rows.answer_start, strict=True)

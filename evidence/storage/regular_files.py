@@ -91,9 +91,23 @@ def is_folder(path: Path) -> bool:
     return file_kind(path) == "a folder"
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be read", expected="a folder", got=str(error.strerror)
+        ) from error
+
+
 @contextmanager
 def open_regular(
-    path: Path, max_bytes: int, *, fix: str | None = None
+    path: Path, max_bytes: int | None = None, *, fix: str | None = None
 ) -> Iterator[BinaryIO]:
     """Open a regular file for reading in binary.
 
@@ -112,7 +126,7 @@ def open_regular(
             # The file may have been replaced since the check.
             if not stat.S_ISREG(now.st_mode):
                 raise _unreadable(path, "another kind", fix)
-            if now.st_size > max_bytes:
+            if max_bytes is not None and now.st_size > max_bytes:
                 raise _too_large(path, max_bytes, f"{now.st_size:,}", fix)
             yield file
     except OSError as error:

@@ -8,10 +8,9 @@ from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from capture.checkpoints.schemas.schema_errors import first_error
-from evidence.errors import InputError
+from capture.checkpoints.schemas.schema_errors import validated
 from evidence.storage.files import read_json
 
 NAME, MAX_BYTES = "generation_config.json", 1 << 20
@@ -65,13 +64,7 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     place = folder / NAME
     has_file = lexists(place)
     raw = read_json(place, max_bytes=MAX_BYTES, max_depth=8) if has_file else config
-    try:
-        found = _Generation.model_validate(raw).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        field, trouble, got = first_error(error)
-        name = place if has_file else folder / "config.json"
-        raise InputError(
-            f"{name} has generation settings that cannot be used ({field}: {trouble})",
-            got=repr(got)[:120],
-        ) from error
-    return {name: value for name, value in found.items() if value not in (None, -1)}
+    name = place if has_file else folder / "config.json"
+    settings = validated(_Generation, raw, f"{name} has invalid generation settings")
+    fields = settings.model_dump(exclude_unset=True)
+    return {name: value for name, value in fields.items() if value not in (None, -1)}

@@ -4,10 +4,9 @@ from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from capture.checkpoints.schemas.schema_errors import first_error
-from evidence.errors import InputError
+from capture.checkpoints.schemas.schema_errors import validated
 from evidence.storage.files import read_json
 
 NAME, MAX_BYTES = "preprocessor_config.json", 1 << 20
@@ -47,11 +46,7 @@ def read_preprocessor(folder: Path | None) -> dict[str, Any]:
     if place is None or not lexists(place):
         return {}
     raw = read_json(place, max_bytes=MAX_BYTES, max_depth=8)
-    try:
-        return _Preprocessor.model_validate(raw).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        field, trouble, got = first_error(error)
-        raise InputError(
-            f"{place} has an invalid image preprocessing ({field}: {trouble})",
-            got=repr(got)[:120],
-        ) from error
+    settings = validated(
+        _Preprocessor, raw, f"{place} has an invalid image preprocessing"
+    )
+    return settings.model_dump(exclude_unset=True)

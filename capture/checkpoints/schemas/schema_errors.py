@@ -1,10 +1,31 @@
 """Readable form of pydantic validation errors."""
 
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+from evidence.errors import InputError
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 _TYPE_NAMES = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
+
+
+def validated(
+    schema: type[Schema], value: Any, failure: str, fix: str | None = None
+) -> Schema:
+    """Validate ``value`` by a pydantic schema.
+
+    Raises:
+        InputError: ``failure`` with the first invalid field in parentheses.
+    """
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        field, problem, got = first_error(error)
+        raise InputError(
+            f"{failure} ({field}: {problem})", got=repr(got)[:120], fix=fix
+        ) from error
 
 
 def first_error(error: ValidationError) -> tuple[str, str, Any]:

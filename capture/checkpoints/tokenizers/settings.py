@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from capture.checkpoints.schemas.schema_errors import first_error
+from capture.checkpoints.schemas.schema_errors import validated
 from capture.checkpoints.tokenizers.steps import Id, Short, Token
-from evidence.errors import InputError
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 _TOKEN_FIELD = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
@@ -148,12 +147,5 @@ def _drop_special_flags(value: Any) -> Any:
 
 
 def _validated(kind: type[_Part], raw: dict[str, Any], place: Path) -> Any:
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        field, trouble, got = first_error(error)
-        raise InputError(
-            f"{place} is not a tokenizer's settings ({field}: {trouble})",
-            got=repr(got)[:120],
-            fix="Save the tokenizer again with save_pretrained, or pass another",
-        ) from error
+    fix = "Save the tokenizer again with save_pretrained, or pass another"
+    return validated(kind, raw, f"{place} has invalid tokenizer settings", fix)

@@ -62,7 +62,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     Raises:
         InputError: it is not a regular file, is damaged or truncated, or exceeds a limit.
     """
-    with open_regular(path, 1 << 62) as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         return _Reader(path, file, size).header()

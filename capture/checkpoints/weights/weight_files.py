@@ -11,9 +11,8 @@ from pathlib import Path
 from capture.checkpoints.weights.safetensors_headers import TensorEntry, read_header
 from evidence.errors import InputError
 from evidence.storage.files import read_json
-from evidence.storage.regular_files import file_kind, is_file, open_regular
+from evidence.storage.regular_files import file_kind, is_file, list_folder, open_regular
 
-ANY_SIZE = 1 << 62
 MAX_INDEX_BYTES = 32 << 20
 """Four times the index of 65,536 tensors."""
 PICKLE_NAMES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
@@ -27,7 +26,7 @@ def is_pickle(path: Path) -> bool:
     with the zip signature. Protocols 0 and 1 have no signature and are recognized by the file
     name only.
     """
-    with open_regular(path, ANY_SIZE) as file:
+    with open_regular(path) as file:
         start = file.read(4)
     plain = len(start) >= 2 and start[0] == 0x80 and 2 <= start[1] <= 6
     return plain or start == b"PK\x03\x04"
@@ -47,20 +46,6 @@ def refuse_pickle(path: Path) -> None:
             fix="Save the model with save_pretrained, which writes safetensors, in the "
             "environment you trust it in, and pass that folder",
         )
-
-
-def list_names(folder: Path) -> list[str]:
-    """Sorted names of the entries of a folder.
-
-    Raises:
-        InputError: the folder is not readable.
-    """
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be read", expected="a folder", got=str(error.strerror)
-        ) from error
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -85,7 +70,7 @@ def find_shards(folder: Path) -> list[Path]:
         return named
     if is_file(single):
         return [single]
-    names = list_names(folder)
+    names = [path.name for path in list_folder(folder)]
     for name in names:
         if Path(name).suffix.lower() in PICKLE_NAMES:
             refuse_pickle(folder / name)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evidence.errors import InputError
-from evidence.storage.regular_files import is_folder, open_regular
+from evidence.storage.regular_files import is_folder, list_folder, open_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _DECODERS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
@@ -30,7 +30,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
             unsupported image format.
     """
     found: dict[str, list[Path]] = {}
-    entries = _entries(folder)
+    entries = _visible(folder)
     for part in entries:
         if not is_folder(part):
             if _is_image(part):
@@ -40,7 +40,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
                     fix="Move it into the folder of its class",
                 )
             continue
-        inside = _entries(part)
+        inside = _visible(part)
         for each in inside:
             if is_folder(each) or (_is_image(each) and not _is_supported(each)):
                 raise InputError(
@@ -107,13 +107,8 @@ def _check(path: Path, image) -> None:
         )
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(each for each in folder.iterdir() if each.name[:1] != ".")
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be listed ({error.strerror})", fix="Check its rights"
-        ) from error
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in list_folder(folder) if path.name[:1] != "."]
 
 
 def _is_supported(path: Path) -> bool:

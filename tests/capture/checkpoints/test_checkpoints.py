@@ -79,7 +79,7 @@ def test_a_tokenizer_comes_from_the_folder_or_from_the_caller(tmp_path):
         (lambda path: path / "absent", "hub"),
         (lambda path: path, "config.json"),
         (lambda path: path / "notes.txt", "not a model"),
-        (lambda path: 3, "kind"),
+        (lambda path: 3, "unsupported type"),
         (lambda path: "no such thing!", "no model"),
         (lambda path: "nobody/nothing-at-all", "hub"),
     ],
