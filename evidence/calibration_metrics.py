@@ -65,9 +65,9 @@ def expected_calibration_error(
 
     The mean of |confidence - accuracy| over bins of equal width, weighted by bin size.
     """
-    found = reliability(confidence, correct, n_bins)
-    total = sum(each.n for each in found)
-    return sum(each.n * abs(each.confidence - each.right) for each in found) / total
+    bins = reliability(confidence, correct, n_bins)
+    total = sum(part.n for part in bins)
+    return sum(part.n * abs(part.confidence - part.right) for part in bins) / total
 
 
 def risk_coverage_curve(
@@ -80,28 +80,28 @@ def risk_coverage_curve(
     Returns:
         (point,) share of answers kept, ascending, and (point,) error rate among them.
     """
-    given, true = _validate(confidence, correct)
-    order = np.argsort(-given, kind="stable")
-    given, wrong = given[order], ~true[order]
-    last = np.append(given[1:] < given[:-1], True)
-    kept = np.arange(1, len(given) + 1)
-    return (kept / len(given))[last], (np.cumsum(wrong) / kept)[last]
+    scores, hits = _validate(confidence, correct)
+    order = np.argsort(-scores, kind="stable")
+    scores, wrong = scores[order], ~hits[order]
+    last = np.append(scores[1:] < scores[:-1], True)
+    n_kept = np.arange(1, len(scores) + 1)
+    return (n_kept / len(scores))[last], (np.cumsum(wrong) / n_kept)[last]
 
 
 def _validate(
     confidence: Sequence[float], correct: Sequence[bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    given, true = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
-    if given.ndim != 1 or given.shape != true.shape or len(given) == 0:
+    scores, hits = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
+    if scores.ndim != 1 or scores.shape != hits.shape or len(scores) == 0:
         raise InputError(
             "confidence and outcome do not match",
             expected="one of each for every answer, at least one answer",
-            got=f"shapes {given.shape} and {true.shape}",
+            got=f"shapes {scores.shape} and {hits.shape}",
         )
-    if not ((given >= 0) & (given <= 1)).all():
+    if not ((scores >= 0) & (scores <= 1)).all():
         raise InputError(
             "a confidence is not a probability",
             expected="numbers between 0 and 1",
-            got=f"{given[~((given >= 0) & (given <= 1))][0]}",
+            got=f"{scores[~((scores >= 0) & (scores <= 1))][0]}",
         )
-    return given, true
+    return scores, hits

@@ -55,7 +55,7 @@ def compare(
         InputError: shapes differ, or the mask selects no column.
     """
     used = np.ones(len(columns), bool) if mask is None else np.asarray(mask, bool)
-    widths = {each.values.shape[1] for each in (candidate, floor, ceiling)}
+    widths = {group.values.shape[1] for group in (candidate, floor, ceiling)}
     if widths != {len(columns)} or not used.any():
         raise InputError(
             f"{name}: candidate, floor and ceiling need the same columns, one in use",
@@ -117,10 +117,10 @@ def compare(
 def below_floor_notes(readings: Sequence[Reading], alpha: float) -> list[str]:
     """One sentence for each reading that is significantly *below* its floor."""
     return [
-        f"{each.name} reads below its floor (p {each.p_below:.4f}): that is "
+        f"{reading.name} reads below its floor (p {reading.p_below:.4f}): that is "
         "information or leakage, not forgetting."
-        for each in readings
-        if each.p_below < alpha / 2
+        for reading in readings
+        if reading.p_below < alpha / 2
     ]
 
 

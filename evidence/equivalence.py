@@ -33,7 +33,9 @@ def readings_above_floor(
         alpha: Level after Holm's correction.
         min_residual: Lower bound that the residual interval at the peak must exceed.
     """
-    adjusted = holm_adjusted({name: each.p_value for name, each in readings.items()})
+    adjusted = holm_adjusted(
+        {name: reading.p_value for name, reading in readings.items()}
+    )
     return {
         name: p
         for name, p in adjusted.items()

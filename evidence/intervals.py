@@ -72,11 +72,11 @@ def average_models(groups: Sequence[EntityValues]) -> EntityValues:
     Raises:
         InputError: the groups hold different entities, or there are none.
     """
-    if not groups or any(each.entities != groups[0].entities for each in groups):
+    if not groups or any(group.entities != groups[0].entities for group in groups):
         raise InputError("groups to average need the same entities in the same order")
-    values = np.mean([each.values for each in groups], axis=0)
+    values = np.mean([group.values for group in groups], axis=0)
     variances = [
-        each.item_variance for each in groups if each.item_variance is not None
+        group.item_variance for group in groups if group.item_variance is not None
     ]
     # Averaged scores vary less than single ones; the maximum is conservative.
     variance = np.max(variances, axis=0) if variances else None

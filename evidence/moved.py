@@ -27,10 +27,10 @@ def renamed() -> dict[str, str]:
 @cache
 def renamed_names() -> dict[str, dict[str, str]]:
     """New module name to a map from old names in the module to new ones."""
-    found: dict[str, dict[str, str]] = {}
+    by_module: dict[str, dict[str, str]] = {}
     for module, old, new in _rows("moved_names.tsv"):
-        found.setdefault(module, {})[old] = new
-    return found
+        by_module.setdefault(module, {})[old] = new
+    return by_module
 
 
 def _rows(name: str) -> list[list[str]]:

@@ -74,7 +74,7 @@ class Reading:
 
         Unlike ``p_value``, the interval is not corrected for the choice of the column.
         """
-        peak = next(each for each in self.columns if each["name"] == self.where)
+        peak = next(column for column in self.columns if column["name"] == self.where)
         span = max(self.ceiling - self.floor, MIN_RANGE)
         low, high = peak["tost"]
         return low / span, high / span
@@ -133,7 +133,9 @@ class AxisResult:
 
     def reading(self, name: str) -> Reading | None:
         """The reading called ``name``, or None."""
-        return next((each for each in self.readings if each.name == name), None)
+        return next(
+            (reading for reading in self.readings if reading.name == name), None
+        )
 
     def __str__(self) -> str:
         main = self.main_reading

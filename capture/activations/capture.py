@@ -145,10 +145,10 @@ def capture_selected(
     target = _target(model, sites)
     arrays: dict[str, np.ndarray] = {}
     with torch.no_grad(), evaluation_mode(model):
-        for rows, got in capture_passes(
+        for rows, values in capture_passes(
             target, sequences, selection, batch_tokens, padding
         ):
-            store_batch(arrays, got, rows, len(sequences), selection)
+            store_batch(arrays, values, rows, len(sequences), selection)
             advance(len(rows))
     return {name: arrays[name] for name in target.names}
 
@@ -189,11 +189,11 @@ def capture_images(
         progress.task("activations", len(pixels)) as advance,
     ):
         for start in range(0, len(pixels), batch_size):
-            part = pixels[start : start + batch_size].to(device)
-            got = target.run(lambda _, v: _pooled(v, pool), part)
-            rows = np.arange(start, start + len(part))
-            store_batch(arrays, got, rows, len(pixels), None)
-            advance(len(part))
+            batch = pixels[start : start + batch_size].to(device)
+            values = target.run(lambda _, v: _pooled(v, pool), batch)
+            rows = np.arange(start, start + len(batch))
+            store_batch(arrays, values, rows, len(pixels), None)
+            advance(len(batch))
     names = target.names
     return Activations(names, {name: arrays[name] for name in names})
 
@@ -214,14 +214,17 @@ def _pooled(value: Tensor, pool: Pool) -> Tensor:
         return value
     if pool == "flat":
         return value.flatten(1)
-    places = value.flatten(2).transpose(1, 2) if value.dim() > 3 else value
+    positions = value.flatten(2).transpose(1, 2) if value.dim() > 3 else value
     if pool == "mean":
-        return places.mean(1)
-    place = 0 if pool == "first" else pool
-    if not isinstance(place, int) or not -places.shape[1] <= place < places.shape[1]:
+        return positions.mean(1)
+    position = 0 if pool == "first" else pool
+    if (
+        not isinstance(position, int)
+        or not -positions.shape[1] <= position < positions.shape[1]
+    ):
         raise InputError(
             "the pool is unknown or lies outside the image",
-            expected=f"mean, first, flat or an index under {places.shape[1]}",
+            expected=f"mean, first, flat or an index under {positions.shape[1]}",
             got=repr(pool),
         )
-    return places[:, place]
+    return positions[:, position]

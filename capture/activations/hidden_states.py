@@ -55,15 +55,15 @@ def record_depths(
 
 def last_token_states(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
     """States at the last token of each row, (depth, row, d); the pass stops early."""
-    with record_depths(model, depths, stop=True) as seen:
+    with record_depths(model, depths, stop=True) as states:
         model(**batch.model_inputs, use_cache=False)
-    return states_at(seen, depths, batch.attention_mask.sum(1) - 1)
+    return states_at(states, depths, batch.attention_mask.sum(1) - 1)
 
 
-def states_at(seen: dict[str, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
+def states_at(states: dict[str, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
     """(depth, row, d) recorded states at one position per row."""
     rows = torch.arange(len(ends), device=ends.device)
-    return torch.stack([seen[str(depth)][rows, ends].float() for depth in depths])
+    return torch.stack([states[str(depth)][rows, ends].float() for depth in depths])
 
 
 def module_output(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
@@ -73,9 +73,9 @@ def module_output(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
         InputError: the pass does not reach the module.
     """
     name = type(module).__name__
-    with record_places([Place(name, module, "out")], stop=True) as seen:
+    with record_places([Place(name, module, "out")], stop=True) as values:
         model(**batch.model_inputs, use_cache=False)
-    return seen[name]
+    return values[name]
 
 
 def prompts_only(rows: Sequences) -> Sequences:

@@ -52,10 +52,10 @@ def loss_gradients(
                 )
                 output = model(**inputs)
                 logits = output if isinstance(output, Tensor) else output.logits
-                where = batch.answer_mask[:, 1:]
+                mask = batch.answer_mask[:, 1:]
                 loss = nn.functional.cross_entropy(
-                    logits[:, :-1][where].float(),
-                    batch.input_ids[:, 1:][where],
+                    logits[:, :-1][mask].float(),
+                    batch.input_ids[:, 1:][mask],
                     reduction="sum",
                 )
                 batch_gradients = torch.autograd.grad(

@@ -43,11 +43,13 @@ class CaptureTarget:
         """One pass that stops early; logits are computed from the selected inputs of the head."""
         model, known_sites, names = self.model, self.known_sites, self.names
         needed = ["final" if name == "logits" else name for name in names]
-        with record(model, needed, select, stop=True, known_sites=known_sites) as got:
+        with record(
+            model, needed, select, stop=True, known_sites=known_sites
+        ) as values:
             model(**inputs) if isinstance(inputs, dict) else model(inputs)
         if "logits" in names and known_sites.head is not None:
-            got["logits"] = known_sites.head(got["final"])
-        return {name: got[name] for name in names}
+            values["logits"] = known_sites.head(values["final"])
+        return {name: values[name] for name in names}
 
 
 def capture_passes(
@@ -99,12 +101,12 @@ def _shared_passes(
 ) -> Passes:
     model = target.model
     device = model_device(model)
-    for each in prefix_batches(
+    for shared in prefix_batches(
         sequences, selection, groups, batch_tokens=batch_tokens, device=device
     ):
         try:
-            for rest, got in run_with_prefix_cache(model, each, target.run):
-                yield rest.rows.numpy(), got
+            for batch, values in run_with_prefix_cache(model, shared, target.run):
+                yield batch.rows.numpy(), values
         except IndexError as error:
             raise explain_length_error(model, pad(sequences)) from error
 
@@ -124,13 +126,13 @@ def _sharing_agrees(
     pair = sequences[rows]
     tokens = 2 * max(map(len, pair.ids))
     results = []
-    for way in (
+    for batches_of_values in (
         _plain_passes(target, pair, pair_selection, tokens),
         _shared_passes(target, pair, pair_selection, [(length, [0, 1])], tokens),
     ):
         arrays: dict[str, np.ndarray] = {}
-        for here, got in way:
-            store_batch(arrays, got, here, len(rows), pair_selection)
+        for rows_done, values in batches_of_values:
+            store_batch(arrays, values, rows_done, len(rows), pair_selection)
         results.append(arrays)
     return allclose(*results)
 
@@ -173,8 +175,8 @@ def _left_padded(batch: Padded) -> Padded:
     """The same batch, left-padded."""
     length = batch.attention_mask.shape[1]
     shift = length - batch.attention_mask.sum(1, keepdim=True)
-    places = torch.arange(length, device=shift.device)
-    source = (places - shift) % length
+    positions = torch.arange(length, device=shift.device)
+    source = (positions - shift) % length
     return Padded(
         batch.input_ids.gather(1, source),
         batch.attention_mask.gather(1, source),

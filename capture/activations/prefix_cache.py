@@ -37,13 +37,13 @@ class Suffixes:
 
     def inputs(self, prefixes: Padded, cache: object) -> dict[str, object]:
         """Keyword arguments for the pass over the suffixes, given the cache of ``prefixes``."""
-        seen = prefixes.attention_mask[self.prefix_idx]
-        mask = torch.cat([seen, self.batch.attention_mask], dim=1)
-        places = torch.arange(self.batch.input_ids.shape[1], device=mask.device)
+        prefix_mask = prefixes.attention_mask[self.prefix_idx]
+        mask = torch.cat([prefix_mask, self.batch.attention_mask], dim=1)
+        positions = torch.arange(self.batch.input_ids.shape[1], device=mask.device)
         return {
             "input_ids": self.batch.input_ids,
             "attention_mask": mask,
-            "position_ids": seen.sum(1, keepdim=True) + places,
+            "position_ids": prefix_mask.sum(1, keepdim=True) + positions,
             "past_key_values": cache,
             "use_cache": True,
         }
@@ -100,10 +100,10 @@ def group_by_prefix(
     if any(length < 1 for length, _ in groups):
         return None
     total = sum(map(len, ids))
-    left = sum(
+    n_remaining = sum(
         length + sum(len(ids[row]) - length for row in rows) for length, rows in groups
     )
-    return groups if left <= (1 - MIN_SAVING) * total else None
+    return groups if n_remaining <= (1 - MIN_SAVING) * total else None
 
 
 def _first_position(selection: PositionSelection) -> np.ndarray:
@@ -116,9 +116,9 @@ def _first_position(selection: PositionSelection) -> np.ndarray:
 
 def _common_prefix_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """Length of the common prefix of two rows."""
-    for place, (x, y) in enumerate(zip(a, b, strict=False)):
+    for position, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
-            return place
+            return position
     return min(len(a), len(b))
 
 
@@ -173,9 +173,9 @@ def _shared(
     by_size: dict[int, list[tuple[int, int]]] = {}
     for owner, (length, rows) in enumerate(pieces):
         for row in rows:
-            left = len(sequences.ids[row]) - length
+            n_suffix = len(sequences.ids[row]) - length
             # Grouped by powers of two: few passes, and padding at most doubles a row.
-            by_size.setdefault((left - 1).bit_length(), []).append((owner, row))
+            by_size.setdefault((n_suffix - 1).bit_length(), []).append((owner, row))
     starts = [length for length, _ in pieces]
     tails = (
         _suffixes(sequences, selection, members, starts, device)
@@ -194,12 +194,14 @@ def _suffixes(
     assert selection.index is not None
     rows = [row for _, row in members]
     suffix_ids = [sequences.ids[row][starts[owner] :] for owner, row in members]
-    rest = pad(Sequences(tuple(suffix_ids), tuple(map(len, suffix_ids))), device=device)
-    begin = np.array([starts[owner] for owner, _ in members])
+    suffixes = pad(
+        Sequences(tuple(suffix_ids), tuple(map(len, suffix_ids))), device=device
+    )
+    prefix_lengths = np.array([starts[owner] for owner, _ in members])
     # Masked positions have index 0; their values are discarded.
-    index = np.maximum(selection.index[rows] - begin[:, None], 0)
+    index = np.maximum(selection.index[rows] - prefix_lengths[:, None], 0)
     return Suffixes(
-        replace(rest, rows=torch.tensor(rows)),
+        replace(suffixes, rows=torch.tensor(rows)),
         torch.tensor([owner for owner, _ in members], device=device),
         torch.as_tensor(index, device=device),
     )
@@ -244,15 +246,15 @@ def run_with_prefix_cache(
         )
 
 
-def allclose(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
+def allclose(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
     """Whether two results agree up to rounding."""
     return all(
-        values.shape == others[name].shape
+        values.shape == second[name].shape
         and bool(
             (
-                np.abs(values - others[name])
-                <= RELATIVE_TOL * np.abs(others[name]).max()
+                np.abs(values - second[name])
+                <= RELATIVE_TOL * np.abs(second[name]).max()
             ).all()
         )
-        for name, values in some.items()
+        for name, values in first.items()
     )

@@ -94,19 +94,19 @@ class ActivationStore:
         names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
         selection = select_positions(sequences, positions, subject_end)
         folder = self.root / _request_key(checkpoint, sequences, names, selection)
-        found = _open_group(folder, names, selection, len(sequences))
-        if found is None:
+        activations = _open_group(folder, names, selection, len(sequences))
+        if activations is None:
             if os.path.lexists(folder):
                 delete_owned_folder(folder, GROUP_FILES)
             loaded = model if model is not None else checkpoint.load()
             self._capture(folder, loaded, sequences, names, selection, progress)
-            found = _open_group(folder, names, selection, len(sequences))
-        if found is None:
+            activations = _open_group(folder, names, selection, len(sequences))
+        if activations is None:
             raise InputError(
                 f"the activations in {folder} are not as they were written",
                 fix="Check the disk, or choose another folder",
             )
-        return found
+        return activations
 
     def _capture(
         self,
@@ -197,13 +197,13 @@ class StoredArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, place: Any) -> Any:
-        first = place[0] if isinstance(place, tuple) else place
+    def __getitem__(self, key: Any) -> Any:
+        first = key[0] if isinstance(key, tuple) else key
         rows = range(len(self))[first] if isinstance(first, slice) else range(len(self))
         cause = None
         if self.is_complete(rows):
             try:
-                return self.array[place]
+                return self.array[key]
             except ValueError as error:
                 if "checksum" not in str(error):
                     raise
@@ -223,10 +223,10 @@ class StoredArray:
         tail = ["0"] * len(others)  # only rows are split into chunks
         for number in {row // rows_each for row in rows}:
             try:
-                found = os.lstat(self.folder.joinpath("c", str(number), *tail))
+                status = os.lstat(self.folder.joinpath("c", str(number), *tail))
             except OSError:
                 return False
-            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            if not stat.S_ISREG(status.st_mode) or status.st_size != size:
                 return False
         return True
 
@@ -242,9 +242,11 @@ def _open_group(
     try:
         group = zarr.open_group(folder, mode="r")
         arrays = {name: StoredArray(group[name], folder / name) for name in names}
-        for each in arrays.values():
-            fits = each.dtype == "float32" and each.array.chunks[1:] == each.shape[1:]
-            if not fits or len(each) != rows or not each.is_complete(range(rows)):
+        for array in arrays.values():
+            fits = (
+                array.dtype == "float32" and array.array.chunks[1:] == array.shape[1:]
+            )
+            if not fits or len(array) != rows or not array.is_complete(range(rows)):
                 return None
     except (KeyError, ValueError, TypeError, AttributeError, OSError):
         return None  # raised by Zarr for bad metadata
@@ -292,5 +294,5 @@ def stored_bytes(rows: int, width: int, sites: int) -> int:
     if rows == 0:
         return 0
     chunk = rows_per_chunk(rows, 4 * width)
-    whole = -(-rows // chunk) * chunk * 4 * width
-    return sites * (whole + DESCRIPTION_BYTES) + DESCRIPTION_BYTES
+    array_bytes = -(-rows // chunk) * chunk * 4 * width
+    return sites * (array_bytes + DESCRIPTION_BYTES) + DESCRIPTION_BYTES

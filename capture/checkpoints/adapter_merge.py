@@ -134,10 +134,10 @@ def _resize_embeddings(model: Any, tensors: Mapping[str, Tensor], folder: Path) 
             rows.add((tensors[name].shape[0], owner.weight.shape[0]))
     if all(new == old for new, old in rows):
         return
-    whole = len(rows) == 1 and (
+    is_complete = len(rows) == 1 and (
         owners[1] is None or _holds_both(owners, names, tensors)
     )
-    if not whole:
+    if not is_complete:
         raise InputError(
             f"the adapter in {folder} holds one of two embeddings with new rows",
             expected="both, or one that serves as both",
@@ -153,5 +153,5 @@ def _holds_both(
     owners: tuple[Any, Any], names: Mapping[int, str], tensors: Mapping[str, Tensor]
 ) -> bool:
     tied = owners[0].weight is owners[1].weight
-    held = [f"{_PREFIX}{names[id(owner)]}.weight" in tensors for owner in owners]
-    return all(held) or (tied and any(held))
+    are_held = [f"{_PREFIX}{names[id(owner)]}.weight" in tensors for owner in owners]
+    return all(are_held) or (tied and any(are_held))

@@ -96,12 +96,12 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
     Raises:
         InputError: an unsupported kind of adapter, or an unsupported setting.
     """
-    place = folder / CONFIG
-    raw = read_json(place, max_bytes=LIMIT, max_depth=6)
+    path = folder / CONFIG
+    raw = read_json(path, max_bytes=LIMIT, max_depth=6)
     kind = raw.get("peft_type")
     if not isinstance(kind, str) or kind not in SETTINGS:
         raise InputError(
-            f"{place} is an unsupported kind of adapter",
+            f"{path} is an unsupported kind of adapter",
             expected="LORA (with DoRA or rsLoRA) or IA3",
             got=repr(kind)[:120],
             fix="Merge the adapter into its base where you trust it, and pass the "
@@ -110,27 +110,27 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
     remaining = {**raw}
     if raw.get("init_lora_weights") == "eva":
         remaining.pop("eva_config", None)  # initialization only
-    _check_origin(remaining.pop("auto_mapping", None), place)
-    kept = {}
+    _check_origin(remaining.pop("auto_mapping", None), path)
+    fields = {}
     for name, value in remaining.items():
         if name in SETTINGS[kind].model_fields:
-            kept[name] = value
+            fields[name] = value
         elif name in _IGNORED_FIELDS:
             if value is not None and not (
                 isinstance(value, str | bool | int)
                 and _IGNORED_FIELDS[name].fullmatch(str(value))
             ):
-                raise _unsupported(place, name, value)
+                raise _unsupported(path, name, value)
         elif not _is_unset(value):
-            raise _unsupported(place, name, value)
+            raise _unsupported(path, name, value)
     try:
-        return SETTINGS[kind].model_validate(kept), raw
+        return SETTINGS[kind].model_validate(fields), raw
     except ValidationError as error:
-        field, trouble, got = first_error(error)
-        raise _unsupported(place, f"{field} ({trouble})", got) from error
+        field, problem, got = first_error(error)
+        raise _unsupported(path, f"{field} ({problem})", got) from error
 
 
-def _check_origin(auto_mapping: Any, place: Path) -> None:
+def _check_origin(auto_mapping: Any, path: Path) -> None:
     """Check the library of the base's class, which is never imported."""
     library = (
         auto_mapping.get("parent_library")
@@ -140,12 +140,12 @@ def _check_origin(auto_mapping: Any, place: Path) -> None:
     if auto_mapping is not None and not re.fullmatch(
         r"(transformers|peft)(\.\w+){0,8}", str(library)
     ):
-        raise _unsupported(place, "auto_mapping", auto_mapping)
+        raise _unsupported(path, "auto_mapping", auto_mapping)
 
 
-def _unsupported(place: Path, name: str, got: Any) -> InputError:
+def _unsupported(path: Path, name: str, got: Any) -> InputError:
     return InputError(
-        f"{place} has an unsupported setting: {name}",
+        f"{path} has an unsupported setting: {name}",
         expected="settings that describe a change of weights",
         got=repr(got)[:120],
         fix="Merge the adapter into its base where you trust it, and pass the whole "
@@ -154,14 +154,14 @@ def _unsupported(place: Path, name: str, got: Any) -> InputError:
 
 
 def resolve_patterns(
-    settings: AdapterSettings, modules: Iterable[str], place: Path
+    settings: AdapterSettings, modules: Iterable[str], folder: Path
 ) -> dict[str, Any]:
     """Replace every pattern in the settings by the module names that it matches.
 
     Args:
         settings: The validated settings.
         modules: Names of the base's modules.
-        place: The adapter's folder, for error messages.
+        folder: The adapter's folder, for error messages.
 
     Returns:
         Arguments of PEFT's configuration, without patterns.
@@ -170,7 +170,7 @@ def resolve_patterns(
         InputError: a pattern is invalid or takes too long to match.
     """
     names = [name for name in modules if name]
-    matcher = _TimedMatcher(place)
+    matcher = _TimedMatcher(folder)
     options = settings.model_dump()
     for field in ("target_modules", "exclude_modules", "feedforward_modules"):
         value = options.get(field)

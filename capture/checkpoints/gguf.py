@@ -149,9 +149,9 @@ def _check_round_trip(model: Any, folder: Path) -> None:
         reloaded = type(model).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-    expected, found = model.state_dict(), reloaded.state_dict()
-    if expected.keys() != found.keys() or not all(
-        torch.equal(expected[name], found[name]) for name in expected
+    expected, actual = model.state_dict(), reloaded.state_dict()
+    if expected.keys() != actual.keys() or not all(
+        torch.equal(expected[name], actual[name]) for name in expected
     ):
         raise InputError(
             "the dequantized weights did not load back as they were saved",

@@ -53,7 +53,7 @@ def find_downloaded(source: str, revision: Any) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             source,
             revision=revision if isinstance(revision, str) else None,
             allow_patterns=list(MODEL_PATTERNS),
@@ -61,4 +61,4 @@ def find_downloaded(source: str, revision: Any) -> Path | None:
         )
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    return Path(found)
+    return Path(folder)

@@ -62,21 +62,21 @@ def module_hash(module: nn.Module) -> str:
     each submodule, and non-persistent buffers. State that a hook reads from elsewhere is not
     covered.
     """
-    found = hashlib.sha256(str(module).encode("utf-8", "surrogatepass"))
+    hasher = hashlib.sha256(str(module).encode("utf-8", "surrogatepass"))
     for kind in sorted({type(part) for part in module.modules()}, key=str):
-        found.update(f"{kind.__module__}.{kind.__qualname__}".encode())
-        found.update(_code(getattr(kind, "forward", None)))
+        hasher.update(f"{kind.__module__}.{kind.__qualname__}".encode())
+        hasher.update(_code(getattr(kind, "forward", None)))
     for name, part in module.named_modules():
         for label, value in _behavior(part):
-            found.update(f"{name}:{label}".encode("utf-8", "surrogatepass"))
-            found.update(value)
+            hasher.update(f"{name}:{label}".encode("utf-8", "surrogatepass"))
+            hasher.update(value)
     state = module.state_dict()
     for name, buffer in module.named_buffers():
         if name not in state and not buffer.is_meta:
-            found.update(name.encode())
+            hasher.update(name.encode())
             flat = buffer.detach().cpu().contiguous().reshape(-1)
-            found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            hasher.update(flat.view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _behavior(part: nn.Module) -> Iterator[tuple[str, bytes]]:

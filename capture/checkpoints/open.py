@@ -117,10 +117,10 @@ class Checkpoint:
             raise InputError(
                 f"checkpoint {self.name} has neither a folder nor a module"
             )
-        kind = model_class(self.config)
+        model_type = model_class(self.config)
         with self.files.slices() as state:
             model = build_model(
-                kind, self.config, state, self.path, generation=self.generation
+                model_type, self.config, state, self.path, generation=self.generation
             )
         if self.adapter_change is not None:
             from capture.checkpoints.adapter_merge import merge_adapter
@@ -296,8 +296,8 @@ def _open_adapter(
     settings, raw = adapters.read_adapter(folder)
     path = folder / adapters.WEIGHTS
     if not is_file(path):
-        for each in sorted(folder.glob("adapter_model.*")):
-            refuse_pickle(each)
+        for file in sorted(folder.glob("adapter_model.*")):
+            refuse_pickle(file)
         raise InputError(f"{folder} holds no adapter weights", expected=path.name)
     read_headers([path])
     files = CheckedFiles.of([path])
@@ -354,12 +354,12 @@ def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
             expected="base_model_name_or_path in its adapter_config.json",
             fix="Pass base=, the model the adapter was trained on",
         )
-    for place in (folder / base_name, Path(base_name)):
-        if is_folder(place):
-            return place
-    found = find_downloaded(base_name, raw.get("revision"))
-    if found is not None:
-        return found
+    for candidate in (folder / base_name, Path(base_name)):
+        if is_folder(candidate):
+            return candidate
+    downloaded = find_downloaded(base_name, raw.get("revision"))
+    if downloaded is not None:
+        return downloaded
     raise InputError(
         f"{folder} adapts {base_name}, which is not on this machine",
         expected="the folder of its base, or a hub id that was downloaded before",

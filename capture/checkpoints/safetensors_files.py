@@ -150,14 +150,14 @@ def module_tensors(module: nn.Module, *, keep_tied: bool = False) -> NamedTensor
     """
     state = module.state_dict()
     copies = getattr(module, "all_tied_weights_keys", None) or {}
-    places: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for tensor in state.values():
-        places[tensor.data_ptr()] = places.get(tensor.data_ptr(), 0) + 1
+        counts[tensor.data_ptr()] = counts.get(tensor.data_ptr(), 0) + 1
     return NamedTensors(
         {
             name: lambda tensor=tensor: tensor.detach().cpu()
             for name, tensor in state.items()
-            if keep_tied or not (name in copies and places[tensor.data_ptr()] > 1)
+            if keep_tied or not (name in copies and counts[tensor.data_ptr()] > 1)
         },
         frozenset(name for name, _ in module.named_buffers()),
     )
@@ -308,13 +308,13 @@ def paired_tensors(
             if first.names == second.names:
                 yield first, second
                 return
-    one, other = a.load(), b.load()
-    first, second = module_tensors(one), module_tensors(other)
+    model_a, model_b = a.load(), b.load()
+    first, second = module_tensors(model_a), module_tensors(model_b)
     if first.names != second.names:
         # The output layer of one model may have been untied from its embedding.
         first, second = (
-            module_tensors(one, keep_tied=True),
-            module_tensors(other, keep_tied=True),
+            module_tensors(model_a, keep_tied=True),
+            module_tensors(model_b, keep_tied=True),
         )
     yield first, second
 
@@ -322,13 +322,13 @@ def paired_tensors(
 def _weight_change(
     a: str, b: str, first: NamedTensors, second: NamedTensors, progress: Progress
 ) -> WeightChange:
-    odd = sorted(set(first.names) ^ set(second.names))
-    if odd:
-        owner = a if odd[0] in first.readers else b
+    unshared = sorted(set(first.names) ^ set(second.names))
+    if unshared:
+        owner = a if unshared[0] in first.readers else b
         raise InputError(
             f"{a} and {b} have different architectures",
             expected="the same tensors in both",
-            got=f"{len(odd)} tensors in only one, such as {odd[0]} in {owner}",
+            got=f"{len(unshared)} tensors in only one, such as {unshared[0]} in {owner}",
         )
     rows: list[TensorChange] = []
     sums: dict[int, list[float]] = {}
@@ -361,8 +361,8 @@ def _weight_change(
 
 def block_index(name: str) -> int | None:
     """Index of a tensor's block, the first number in its name; None if there is none."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return int(found[1]) if found else None
+    match = re.search(r"(?:^|\.)(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def _ratio(moved: float, size: float) -> float:

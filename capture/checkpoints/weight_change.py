@@ -132,7 +132,7 @@ def update_shapes(
 
 def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
     """Means over the blocks, one JSON-ready dict per component, sorted by norm."""
-    found = []
+    result = []
     for component in dict.fromkeys(row.component for row in rows):
         component_rows = [row for row in rows if row.component == component]
         layers = [row.layer for row in component_rows if row.layer is not None]
@@ -144,7 +144,7 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
             known = [value for value in values if value is not None]
             return sum(known) / len(known) if known else None
 
-        found.append(
+        result.append(
             {
                 "component": component,
                 "layers": layers,
@@ -166,19 +166,19 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
                 },
             }
         )
-    return sorted(found, key=lambda row: -row["norm"])
+    return sorted(result, key=lambda row: -row["norm"])
 
 
 def _update_shape(
     name: str, before: Tensor, update: Tensor, leading: int
 ) -> UpdateShape:
     outputs, inputs = before.shape
-    count = min(leading, outputs, inputs)
-    left, right = leading_directions(before, count)
-    size = float(update.square().sum())
+    n_directions = min(leading, outputs, inputs)
+    left, right = leading_directions(before, n_directions)
+    squared_norm = float(update.square().sum())
     top, _ = leading_directions(update, 1)
     spectral = float((top.T @ update).square().sum())
-    whole = float(before.square().sum())
+    squared_norm_before = float(before.square().sum())
     block = block_index(name)
     component = name.removesuffix(".weight")
     if block is not None:
@@ -187,14 +187,16 @@ def _update_shape(
         name,
         block,
         component,
-        size**0.5,
+        squared_norm**0.5,
         # JSON has no infinity, which would be the relative change of a zero matrix.
-        min((size / whole) ** 0.5, 1e6) if whole else 1e6,
-        size / spectral,
-        float((update @ right).square().sum()) / size,
-        float((left.T @ update).square().sum()) / size,
-        count / inputs,
-        count / outputs,
+        min((squared_norm / squared_norm_before) ** 0.5, 1e6)
+        if squared_norm_before
+        else 1e6,
+        squared_norm / spectral,
+        float((update @ right).square().sum()) / squared_norm,
+        float((left.T @ update).square().sum()) / squared_norm,
+        n_directions / inputs,
+        n_directions / outputs,
     )
 
 
@@ -206,7 +208,7 @@ def _gradient_alignment(
     transposed: bool,
 ) -> dict[str, float]:
     """Cosines and shares of one update; empty if a gradient is missing or zero."""
-    found = {}
+    alignment = {}
     for role in ("forget", "retain") if gradients is not None else ():
         gradient = getattr(gradients, role).get(name)
         if (
@@ -220,9 +222,9 @@ def _gradient_alignment(
             continue
         length = float(update.norm())
         _, right = leading_directions(matrix / size, min(leading, *matrix.shape))
-        found[f"{role}_cosine"] = float((matrix / size * update).sum()) / length
-        found[f"{role}_share"] = float((update @ right).square().sum()) / length**2
-    return found
+        alignment[f"{role}_cosine"] = float((matrix / size * update).sum()) / length
+        alignment[f"{role}_share"] = float((update @ right).square().sum()) / length**2
+    return alignment
 
 
 def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:

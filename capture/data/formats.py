@@ -132,12 +132,12 @@ def _mapped(
 def _exhume(rows: Sequence[Row]) -> list[Fact]:
     for name in {str(name) for row in rows for name in row.fields} - set(FIELDS):
         # A misspelled field would be ignored silently.
-        near = get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.85)
-        if near:
+        matches = get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.85)
+        if matches:
             raise InputError(
                 f"{rows[0].location}: the field {name!r} is not known",
-                expected=repr(near[0]),
-                fix=f"Rename it to {near[0]!r}, or to something less alike",
+                expected=repr(matches[0]),
+                fix=f"Rename it to {matches[0]!r}, or to something less alike",
             )
     return [
         Fact(
@@ -165,7 +165,7 @@ def _question(rows: Sequence[Row]) -> list[Fact]:
         # A run without a name is still one entity, named after its first question.
         first = questions[index - index % QUESTIONS_PER_AUTHOR]
         entity = name or (f"author of: {first}" if any(names) else "")
-        other = _texts(row, "paraphrased_question")
+        paraphrases = _texts(row, "paraphrased_question")
         facts.append(
             Fact(
                 row.location,
@@ -173,7 +173,7 @@ def _question(rows: Sequence[Row]) -> list[Fact]:
                 answer,
                 entity=entity,
                 alternatives=_texts(row, "perturbed_answer"),
-                paraphrases=tuple(_question_prompt(text) for text in other),
+                paraphrases=tuple(_question_prompt(text) for text in paraphrases),
             )
         )
     return facts
@@ -222,7 +222,7 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
                 expected=f"a number from 0 to {len(choices) - 1}",
                 got=str(correct),
             )
-        wrong = tuple(text for at, text in enumerate(choices) if at != correct)
+        wrong = tuple(text for index, text in enumerate(choices) if index != correct)
         question = _text(row, "question")
         relation = _text(row, "subject", optional=True)
         facts.append(

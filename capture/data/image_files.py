@@ -59,16 +59,16 @@ def read_images(
 
 
 def _npz(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
-    found = read_arrays(path, ("image", "label", "id"), MAX_BYTES)
-    absent = [key for key in ("image", "label") if key not in found]
-    if absent or found["label"].ndim != 1 or found["label"].dtype.kind not in "iu":
+    arrays = read_arrays(path, ("image", "label", "id"), MAX_BYTES)
+    absent = [key for key in ("image", "label") if key not in arrays]
+    if absent or arrays["label"].ndim != 1 or arrays["label"].dtype.kind not in "iu":
         raise InputError(
             f"{path} does not hold images with classes",
             expected="image (image, height, width) and label (image,), whole numbers",
-            got=", ".join(f"{key} {value.shape}" for key, value in found.items())
+            got=", ".join(f"{key} {value.shape}" for key, value in arrays.items())
             or "neither",
         )
-    image, label = found["image"], found["label"]
+    image, label = arrays["image"], arrays["label"]
     if image.ndim:
         _check_size(path, len(image), image[:1], preprocessor)
     if label.dtype.kind == "u" and label.size and label.max() > MAX_CLASS_NUMBER:
@@ -80,8 +80,8 @@ def _npz(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
     return ImageSet(
         preprocessor.preprocess(image),
         label.astype(np.int64),
-        _ids(path, found["id"])
-        if "id" in found
+        _ids(path, arrays["id"])
+        if "id" in arrays
         else tuple(f"{name}-{row:05d}" for row in range(len(label))),
         name,
     )
@@ -104,16 +104,17 @@ def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
 
 
 def _folder(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
-    found = list_images(path)
+    files_by_class = list_images(path)
     numbers = {
-        kind: _class_number(kind, preprocessor.labels or {}, path) for kind in found
+        kind: _class_number(kind, preprocessor.labels or {}, path)
+        for kind in files_by_class
     }
-    for kind, files in found.items():
+    for kind, files in files_by_class.items():
         if not files:
             raise InputError(
                 f"{path / kind} is a class without images", expected=", ".join(SUFFIXES)
             )
-    listed = [(kind, file) for kind, files in found.items() for file in files]
+    listed = [(kind, file) for kind, files in files_by_class.items() for file in files]
     pixels: list[Tensor] = []
     for _, file in listed:
         raw = read_image(file, preprocessor.channels == 1)[None]
@@ -153,9 +154,9 @@ def _check_size(
         )
 
 
-def _check_sizes(path: Path, first: Tensor, now: Tensor) -> None:
-    if first.shape != now.shape:
-        sizes = sorted(tuple(each.shape[2:]) for each in (first, now))
+def _check_sizes(path: Path, first: Tensor, other: Tensor) -> None:
+    if first.shape != other.shape:
+        sizes = sorted(tuple(image.shape[2:]) for image in (first, other))
         raise InputError(
             f"the images of {path} have different sizes, and the model names none",
             expected="one size, or a preprocessor_config.json that says it",

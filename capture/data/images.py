@@ -46,7 +46,7 @@ class ImageSet:
                 expected="pixels in a torch tensor, whole numbers in an array, and "
                 "a tuple of names that are valid Unicode",
                 got=", ".join(
-                    type(each).__name__ for each in (self.pixels, self.labels, self.ids)
+                    type(part).__name__ for part in (self.pixels, self.labels, self.ids)
                 ),
             )
         counts = {len(self.pixels), len(self.labels), len(self.ids)}
@@ -58,9 +58,9 @@ class ImageSet:
                 f"{len(self.ids)} ids",
             )
         if len(set(self.ids)) != len(self.ids):
-            twice = Counter(self.ids).most_common(1)[0][0]
+            duplicate = Counter(self.ids).most_common(1)[0][0]
             raise InputError(
-                f"two images of {self.name or 'the set'} have the id {twice!r}",
+                f"two images of {self.name or 'the set'} have the id {duplicate!r}",
                 expected="every id once",
             )
         if not bool(torch.isfinite(self.pixels).all()):
@@ -99,7 +99,7 @@ class ImageSet:
         return ImageSet(
             self.pixels[torch.from_numpy(index)],
             self.labels[index],
-            tuple(self.ids[at] for at in index),
+            tuple(self.ids[row] for row in index),
             name or self.name,
         )
 
@@ -157,18 +157,18 @@ class ImagePreprocessor:
         Raises:
             InputError: the configuration does not state ``num_channels``.
         """
-        found = read_preprocessor(folder)
+        settings = read_preprocessor(folder)
         size, channels = config.get("image_size"), config.get("num_channels")
         # The configuration of a network that accepts any size states none; the
         # preprocessor does.
-        size = _size(size or found.get("crop_size") or found.get("size"))
+        size = _size(size or settings.get("crop_size") or settings.get("size"))
         if not isinstance(channels, int):
             raise InputError(
                 "the model does not say what images it takes",
                 expected="num_channels in its config.json, as image classifiers have",
                 got=str(config.get("model_type")),
             )
-        mean, std = found.get("image_mean", [0.5]), found.get("image_std", [0.5])
+        mean, std = settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
         names = config.get("label2id") or {}
         classes = config.get("num_labels") or len(config.get("id2label") or names)
         return cls(
@@ -188,10 +188,10 @@ class ImagePreprocessor:
         """
         channels, *size = images.pixels.shape[1:]
         if channels != self.channels or (self.size and tuple(size) != self.size):
-            wanted = self.size or tuple(size)
+            expected_size = self.size or tuple(size)
             raise InputError(
                 f"the images of {images.name or 'the set'} do not fit the model",
-                expected=f"{self.channels} x {wanted[0]} x {wanted[1]}",
+                expected=f"{self.channels} x {expected_size[0]} x {expected_size[1]}",
                 got=" x ".join(map(str, images.pixels.shape[1:])),
                 fix="Pass uint8 images to have them resized",
             )
@@ -219,8 +219,13 @@ class ImagePreprocessor:
             raw = raw[:, None]
         elif raw.ndim == 4 and raw.shape[1] not in (1, 3) and raw.shape[3] in (1, 3):
             raw = np.moveaxis(raw, 3, 1)
-        known = raw.dtype.kind == "f" or raw.dtype == np.uint8
-        if raw.ndim != 4 or not known or raw.shape[1] not in (1, 3) or not raw.size:
+        is_supported = raw.dtype.kind == "f" or raw.dtype == np.uint8
+        if (
+            raw.ndim != 4
+            or not is_supported
+            or raw.shape[1] not in (1, 3)
+            or not raw.size
+        ):
             raise InputError(
                 "the images cannot be understood",
                 expected="(image, height, width) with 1 or 3 channels, uint8 or float",
@@ -228,11 +233,11 @@ class ImagePreprocessor:
             )
         if raw.dtype.kind == "f":
             pixels = torch.from_numpy(raw.astype(np.float32))
-            wanted = (self.channels, *(self.size or pixels.shape[2:]))
-            if tuple(pixels.shape[1:]) != wanted:
+            expected_shape = (self.channels, *(self.size or pixels.shape[2:]))
+            if tuple(pixels.shape[1:]) != expected_shape:
                 raise InputError(
                     "floating-point images must have the model's shape",
-                    expected=str(wanted),
+                    expected=str(expected_shape),
                     got=str(tuple(pixels.shape[1:])),
                     fix="Pass uint8 images to have them resized",
                 )

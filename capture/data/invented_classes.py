@@ -35,7 +35,8 @@ def invent_images(
         )
     all_pairs = [(a, b) for a in classes for b in classes if a != b]
     chosen = [
-        all_pairs[at] for at in rng.permutation(len(all_pairs))[: min(n_pairs, count)]
+        all_pairs[index]
+        for index in rng.permutation(len(all_pairs))[: min(n_pairs, count)]
     ]
     half = known.pixels.shape[2] // 2
     images, labels = [], []

@@ -112,8 +112,8 @@ def _name_sampler(
             and n_tries[entity] <= MAX_TRIES // 2
         ):
             mixed = [
-                same_length[rng.integers(len(same_length))][place]
-                for place in range(len(words))
+                same_length[rng.integers(len(same_length))][index]
+                for index in range(len(words))
             ]
             return " ".join(mixed)
         made = [letters.draw(word, rng) for word in words]

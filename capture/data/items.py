@@ -254,7 +254,7 @@ def split_entities(
     order = rng.permutation(present)
     parts, start = [], 0
     for size in sizes:
-        chosen = [items.entities[place] for place in order[start : start + size]]
+        chosen = [items.entities[index] for index in order[start : start + size]]
         parts.append(items.of_entities(chosen))
         start += size
     return tuple(parts)
@@ -294,8 +294,10 @@ def _check_text(identifier: object, field: str, value: object) -> None:
 @cache
 def _excess_marks() -> re.Pattern[str]:
     """Pattern of long runs of combining marks, which are slow to normalize."""
-    known = map(chr, range(0x300, 0x1F000))
-    marks = "".join(each for each in known if unicodedata.combining(each))
+    characters = map(chr, range(0x300, 0x1F000))
+    marks = "".join(
+        character for character in characters if unicodedata.combining(character)
+    )
     return re.compile(f"[{marks}]{{{MAX_COMBINING_MARKS + 1}}}")
 
 

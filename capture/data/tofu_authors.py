@@ -39,9 +39,11 @@ def infer_authors(questions: Sequence[str], answers: Sequence[str]) -> list[str]
     """
     if not questions or len(questions) % QUESTIONS_PER_AUTHOR:
         return None
-    both = [f"{q}\n{a}" for q, a in zip(questions, answers, strict=True)]
-    starts = range(0, len(both), QUESTIONS_PER_AUTHOR)
-    names = main_names([both[start : start + QUESTIONS_PER_AUTHOR] for start in starts])
+    texts = [f"{q}\n{a}" for q, a in zip(questions, answers, strict=True)]
+    starts = range(0, len(texts), QUESTIONS_PER_AUTHOR)
+    names = main_names(
+        [texts[start : start + QUESTIONS_PER_AUTHOR] for start in starts]
+    )
     if sum(map(bool, names)) < 0.8 * len(names):
         return None
     return [name for name in names for _ in range(QUESTIONS_PER_AUTHOR)]
@@ -52,8 +54,8 @@ def _most_common_name(counts: Counter[str], texts: int) -> str:
     if max_count < 0.4 * texts:
         return ""
     # Prefer longer names: "Basil Mahfouz" is at least as common as "Basil Mahfouz Al-Kuwaiti".
-    near = [name for name, count in counts.items() if count >= 0.8 * max_count]
-    return max(near, key=lambda name: (len(name.split()), counts[name], name))
+    candidates = [name for name, count in counts.items() if count >= 0.8 * max_count]
+    return max(candidates, key=lambda name: (len(name.split()), counts[name], name))
 
 
 def _capitalized_names(text: str) -> set[str]:

@@ -202,11 +202,11 @@ def _answer_alone(
     bare = tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]
     candidates = [bare]
     for anchor in ("\n", "."):  # avoids the special treatment of the start of a text
-        opening, both = tokenizer(
+        opening, joined = tokenizer(
             [anchor, anchor + tail], add_special_tokens=False, verbose=False
         )["input_ids"]
-        if both[: len(opening)] == opening:
-            candidates.append(both[len(opening) :])
+        if joined[: len(opening)] == opening:
+            candidates.append(joined[len(opening) :])
     spelled = _decode(tokenizer, full)
     for candidate in candidates:
         if candidate and _decode(tokenizer, prompt + candidate) == spelled:

@@ -126,7 +126,7 @@ def score_answers(
             expected="at least one prompt token and one answer token",
             got=f"{starts[row]} prompt and {n_tokens[row]} answer tokens",
         )
-    furthest = max((each[0] for each in watch if isinstance(each, tuple)), default=0)
+    furthest = max((token[0] for token in watch if isinstance(token, tuple)), default=0)
     if len(sequences) and furthest >= n_tokens.min():
         raise InputError(
             "tokens are watched beyond the end of an answer",
@@ -239,7 +239,7 @@ def alternatives_of(
             )
             rng = numpy_rng(0, "alternatives", item.id)
             order = rng.permutation(len(pool))[:max_drawn]
-            wrong = tuple(pool[place] for place in order)
+            wrong = tuple(pool[index] for index in order)
         if not wrong:
             raise InputError(
                 f"item {item.id!r} has no wrong answer to compare with",
@@ -329,14 +329,14 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
     device = model_device(model)
     weight = getattr(output_head(model), "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else 50_000
-    most = max(1, MAX_LOGITS // vocabulary)
+    max_rows = max(1, MAX_LOGITS // vocabulary)
     for batch in batches(sequences, batch_tokens=tokens, device=device):
         rows: list[int] = []
         used = 0
         for row, count in zip(
             batch.rows.tolist(), batch.answer_mask.sum(1).tolist(), strict=True
         ):
-            if rows and used + count > most:
+            if rows and used + count > max_rows:
                 yield pad(sequences, rows, device=device)
                 rows, used = [], 0
             rows.append(row)

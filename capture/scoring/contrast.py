@@ -30,15 +30,16 @@ def discriminating_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.nd
     pairs = zip(rows.ids, rows.answer_start, strict=True)
     answers = [ids[start:] for ids, start in pairs]
     sizes = set(map(len, answers))
-    places = range(min(sizes) if len(sizes) == 1 else 1)
+    positions = range(min(sizes) if len(sizes) == 1 else 1)
     watch = [
-        (place, token)
-        for place in places
-        for token in sorted({answer[place] for answer in answers})
+        (position, token)
+        for position in positions
+        for token in sorted({answer[position] for answer in answers})
     ]
     column = {pair: index for index, pair in enumerate(watch)}
     own_columns = [
-        [column[place, answer[place]] for place in places] for answer in answers
+        [column[position, answer[position]] for position in positions]
+        for answer in answers
     ]
     return watch, np.array(own_columns, dtype=int)
 
@@ -101,11 +102,14 @@ def entity_contrast(
         tables[questions.items[index].relation, wording].append(row)
     result = np.full(len(questions), 0.5)
     for rows in tables.values():
-        here = np.array(rows)
-        ranks = [_outranked_share(logits[here], own) for own in answer_columns[here].T]
-        known_ranks = [each for each in ranks if each is not None]
+        table_rows = np.array(rows)
+        ranks = [
+            _outranked_share(logits[table_rows], columns)
+            for columns in answer_columns[table_rows].T
+        ]
+        known_ranks = [rank for rank in ranks if rank is not None]
         if known_ranks:
-            result[here] = np.mean(known_ranks, axis=0)
+            result[table_rows] = np.mean(known_ranks, axis=0)
     return result
 
 
@@ -118,7 +122,7 @@ def _outranked_share(
         return None
     table = np.nan_to_num(logits[:, offered], posinf=1e9, neginf=-1e9)
     table = table - table.mean(0)
-    own = table[np.arange(len(table)), np.searchsorted(offered, answer_columns)]
-    below = (table < own[:, None]).sum(1)
-    ties = (table == own[:, None]).sum(1) - 1
+    own_logits = table[np.arange(len(table)), np.searchsorted(offered, answer_columns)]
+    below = (table < own_logits[:, None]).sum(1)
+    ties = (table == own_logits[:, None]).sum(1) - 1
     return (below + 0.5 * ties) / (len(offered) - 1)

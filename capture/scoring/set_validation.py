@@ -215,9 +215,11 @@ def _summary(
         format=items.format,
         items=len(items),
         entities=len(items.entities),
-        answers=tuple((rel, len(found)) for rel, found in sorted(answers.items())),
-        repeated=sum(sum(found.values()) - len(found) for found in by_prompt.values()),
-        disputed=sum(len(found) > 1 for found in by_prompt.values()),
+        answers=tuple((rel, len(counts)) for rel, counts in sorted(answers.items())),
+        repeated=sum(
+            sum(counts.values()) - len(counts) for counts in by_prompt.values()
+        ),
+        disputed=sum(len(counts) > 1 for counts in by_prompt.values()),
         without_alternatives=sum(not item.alternatives for item in items),
         paraphrases=min((len(item.paraphrases) for item in items), default=0),
         tokens=tokens,
@@ -249,9 +251,9 @@ def _tokens(
 ) -> tuple[int, int] | None:
     try:
         rows = encode_items(tokenizer, items)
-        for place in range(max((len(item.paraphrases) for item in items), default=0)):
-            having = [item for item in items if len(item.paraphrases) > place]
-            encode_items(tokenizer, having, place)
+        for index in range(max((len(item.paraphrases) for item in items), default=0)):
+            having = [item for item in items if len(item.paraphrases) > index]
+            encode_items(tokenizer, having, index)
     except InputError as error:
         errors.append(error.prefixed(f"in the {role} set, "))
         return None
@@ -305,7 +307,7 @@ def _split_prompts(items: Sequence[Item]) -> int:
     entities: dict[str, set[str]] = defaultdict(set)
     for item in items:
         entities[normalize_text(item.prompt)].add(normalize_text(item.entity))
-    return sum(len(found) > 1 for found in entities.values())
+    return sum(len(names) > 1 for names in entities.values())
 
 
 def _overlap_error(overlap: tuple[str, ...]) -> InputError:

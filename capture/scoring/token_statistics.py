@@ -42,7 +42,7 @@ def reduce_logits(
     )
     first = torch.ones_like(row_idx, dtype=torch.bool)
     first[1:] = row_idx[1:] != row_idx[:-1]
-    pairs = [(0, each) if isinstance(each, int) else each for each in watch]
-    place, token = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T.to(row_idx)
-    seen = logits[first.nonzero() + place, token].double()
-    return sums.cpu().numpy(), (misses == 0).cpu().numpy(), seen.cpu().numpy()
+    pairs = [(0, item) if isinstance(item, int) else item for item in watch]
+    offset, token = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T.to(row_idx)
+    watched = logits[first.nonzero() + offset, token].double()
+    return sums.cpu().numpy(), (misses == 0).cpu().numpy(), watched.cpu().numpy()

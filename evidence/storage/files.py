@@ -147,10 +147,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             target = stack.enter_context(scratch_folder(path))
         yield target
         with disk_errors(path):
-            for place, _, names in os.walk(target):
+            for parent, _, names in os.walk(target):
                 for name in names:
-                    _sync(Path(place, name))
-                _sync(Path(place))
+                    _sync(Path(parent, name))
+                _sync(Path(parent))
             os.replace(target, path)
             _sync(path.parent)
 

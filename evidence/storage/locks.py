@@ -51,11 +51,11 @@ class LockHolder:
     def read(cls, path: Path) -> "LockHolder | None":
         """The holder stored in ``path``; None if the file cannot be read (yet)."""
         try:
-            found = read_json(path, max_bytes=1 << 14)
+            fields = read_json(path, max_bytes=1 << 14)
             host, since, command = (
-                _printable(str(found[name])) for name in ("host", "since", "command")
+                _printable(str(fields[name])) for name in ("host", "since", "command")
             )
-            return cls(int(found["process"]), host, since, command)
+            return cls(int(fields["process"]), host, since, command)
         except (InputError, KeyError, TypeError, ValueError):
             return None
 
@@ -78,9 +78,9 @@ def run_lock(folder: Path) -> Iterator[None]:
             writable.
     """
     path = folder / LOCK
-    handle, made = _create_and_lock(folder, path)
+    handle, created = _create_and_lock(folder, path)
     if handle is None:
-        _remove_empty(made)
+        _remove_empty(created)
         holder = LockHolder.read(path)
         raise InputError(
             f"another run is writing into {folder}"
@@ -92,7 +92,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         _release(handle, path)
-        _remove_empty(made)
+        _remove_empty(created)
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
         InputError: its folder is not writable.
     """
     path = target.parent / f".{target.name[:40]}{LOCK}"
-    handle, made = _create_and_lock(target.parent, path)
+    handle, created = _create_and_lock(target.parent, path)
     if handle is None:
         holder = LockHolder.read(path)
         label = f"waiting for {target.name}" + (f" ({holder})" if holder else "")
@@ -117,15 +117,17 @@ def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
         yield
     finally:
         _release(handle, path)
-        _remove_empty(made)
+        _remove_empty(created)
 
 
 def _create_and_lock(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
     """Create ``folder`` and lock ``path`` in it; also return the created folders."""
     with disk_errors(folder):
-        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        created = [
+            parent for parent in (folder, *folder.parents) if not parent.exists()
+        ]
         folder.mkdir(parents=True, exist_ok=True)
-        return _lock_file(path), made
+        return _lock_file(path), created
 
 
 def _lock_file(path: Path) -> int | None:
@@ -166,12 +168,12 @@ def _release(handle: int, path: Path) -> None:
 
 def _remove_empty(folders: list[Path]) -> None:
     with suppress(OSError):
-        for each in folders:
-            each.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
 def _printable(text: str) -> str:
     """Replace characters of untrusted text that could control a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in text)[
+    return "".join(character if character.isprintable() else "?" for character in text)[
         :MAX_COMMAND_CHARACTERS
     ]

@@ -76,9 +76,7 @@ def file_kind(path: Path) -> str:
             return "a link to nothing"
         number = error.errno if isinstance(error, OSError) else None
         return _ERRNO_MESSAGES.get(number or 0, str(error))
-    return next(
-        (words for is_one, words in _FILE_KINDS if is_one(mode)), "another kind"
-    )
+    return next((name for is_one, name in _FILE_KINDS if is_one(mode)), "another kind")
 
 
 def is_file(path: Path) -> bool:
@@ -116,9 +114,9 @@ def open_regular(
     Raises:
         InputError: it is not a regular file, exceeds ``max_bytes``, or cannot be read.
     """
-    found = file_kind(path)
-    if found != "a file":
-        raise _unreadable(path, found, fix)
+    kind = file_kind(path)
+    if kind != "a file":
+        raise _unreadable(path, kind, fix)
     try:
         handle = os.open(path, _FLAGS)
         with os.fdopen(handle, "rb") as file:

@@ -52,13 +52,15 @@ def _find_foreign(folder: Path, owned: re.Pattern[str]) -> str | None:
     """A description of something in ``folder`` that must not be deleted, or None."""
     if folder.is_symlink() or not folder.is_dir():
         return f"{folder.name} is no folder but a link or a file"
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         # Scratch folders of interrupted runs may be deleted.
         folders[:] = [
-            each for each in sorted(folders) if not SCRATCH_NAME.fullmatch(each)
+            subfolder
+            for subfolder in sorted(folders)
+            if not SCRATCH_NAME.fullmatch(subfolder)
         ]
         for name in [*folders, *sorted(names)]:
-            path = Path(place, name)
+            path = Path(parent, name)
             relative = path.relative_to(folder).as_posix()
             if path.is_symlink():
                 return f"{relative} in it is a link"

@@ -53,11 +53,11 @@ def read_eraser(
     Raises:
         InputError: there is no such file, or it is not an eraser of this class.
     """
-    place = as_path(path, "the eraser")
-    text, tensors = read_tensors(place)
-    note = parse_json(text, f"the note in {place}")
+    file = as_path(path, "the eraser")
+    text, tensors = read_tensors(file)
+    note = parse_json(text, f"the note in {file}")
     if not isinstance(note, dict):
-        raise InputError(f"{place} is not an eraser", expected="a file save() wrote")
+        raise InputError(f"{file} is not an eraser", expected="a file save() wrote")
     if note.get("kind") != kind or note.get("version") != VERSION:
         raise InputError(
             f"{path} is not such an eraser",
@@ -92,11 +92,9 @@ def read_tensors(path: Path) -> tuple[str, dict[str, Tensor]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    found = file_kind(path)
-    if found != "a file":
-        raise InputError(
-            "there is no eraser", expected="a file", got=f"{path}: {found}"
-        )
+    kind = file_kind(path)
+    if kind != "a file":
+        raise InputError("there is no eraser", expected="a file", got=f"{path}: {kind}")
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get(HEADER, "{}")

@@ -103,14 +103,14 @@ def _short_integer(text: str) -> int:
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object, refusing duplicate keys, which parsers resolve differently."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise ValueError(f"the key {key[:60]!r} stands there twice")
             seen.add(key)
-    return found
+    return result
 
 
 def _is_deeper(value: Any, max_depth: int) -> bool:
@@ -118,9 +118,9 @@ def _is_deeper(value: Any, max_depth: int) -> bool:
     level = [value]
     for _ in range(max_depth + 1):
         below: list[Any] = []
-        for each in level:
-            if each and type(each) in (dict, list):
-                children = each.values() if type(each) is dict else each
+        for container in level:
+            if container and type(container) in (dict, list):
+                children = container.values() if type(container) is dict else container
                 below += [v for v in children if type(v) is list or type(v) is dict]
         if not below:
             return False

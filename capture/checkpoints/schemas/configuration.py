@@ -114,12 +114,12 @@ MIN_LAYER_LIMIT = 256
 _DTYPES = frozenset({"auto", "float16", "bfloat16", "float32", "float64", "half"})
 
 
-def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None:
+def check_config(config: Mapping[str, Any], path: Path, n_tensors: int) -> None:
     """Check that a configuration is safe to pass to the library.
 
     Args:
         config: Content of config.json.
-        place: The file, for error messages.
+        path: The file, for error messages.
         n_tensors: Number of tensors in the weight files, a limit on the number of blocks.
 
     Raises:
@@ -129,7 +129,7 @@ def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None
     quantized = config.get("quantization_config") or config.get("compression_config")
     if quantized:
         raise InputError(
-            f"{place.parent} holds quantized weights",
+            f"{path.parent} holds quantized weights",
             expected="weights in floating point",
             got=str(quantized)[:120],
             fix="Dequantize the model and save it again",
@@ -137,40 +137,42 @@ def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None
     for name, kind in (("model_type", str), ("architectures", list)):
         value = config.get(name)
         if value is not None and not isinstance(value, kind):
-            raise _bad_field(place, name, f"{_KIND_WORDS[kind]}", value)
-    named = config.get("architectures") or []
-    if len(named) > 16 or not all(isinstance(each, str) for each in named):
-        raise _bad_field(place, "architectures", "names of classes", named)
+            raise _bad_field(path, name, f"{_KIND_WORDS[kind]}", value)
+    architectures = config.get("architectures") or []
+    if len(architectures) > 16 or not all(
+        isinstance(architecture, str) for architecture in architectures
+    ):
+        raise _bad_field(path, "architectures", "names of classes", architectures)
     for name, value in _walk(config):
         if name in REFUSED_FIELDS and value not in (None, False, {}, []):
             raise InputError(
-                f"{place} {REFUSED_FIELDS[name]} ({name})",
+                f"{path} {REFUSED_FIELDS[name]} ({name})",
                 expected="the configuration of one model, whole in this folder",
                 got=str(value)[:120],
             )
         if _names_file(name, value):
             raise InputError(
-                f"{place} names a file of its own ({name})",
+                f"{path} names a file of its own ({name})",
                 expected="the weights of this folder",
                 got=str(value)[:120],
             )
         if name == "__float__":
-            raise _bad_field(place, name, "a finite number", value)
+            raise _bad_field(path, name, "a finite number", value)
         if name == "model_type" and str(value).startswith("timm"):
-            raise _bad_field(place, name, "a model of transformers itself", value)
+            raise _bad_field(path, name, "a model of transformers itself", value)
         if name in ("dtype", "torch_dtype"):
-            _check_dtype(value, name, place)
+            _check_dtype(value, name, path)
         elif name in _LABEL_MAPS:
-            _check_classes(name, value, place)
+            _check_classes(name, value, path)
         else:
-            _check_value(name, value, place, max(n_tensors, MIN_LAYER_LIMIT))
+            _check_value(name, value, path, max(n_tensors, MIN_LAYER_LIMIT))
 
 
 def _names_file(name: str, value: Any) -> bool:
     if name in DROPPED_FIELDS or name.startswith("_"):
         return False
     values = value if isinstance(value, list) else [value]
-    return any(isinstance(each, str) and _FILE_NAME.search(each) for each in values)
+    return any(isinstance(text, str) and _FILE_NAME.search(text) for text in values)
 
 
 _KIND_WORDS = {str: "a name", list: "a list of names"}
@@ -184,19 +186,19 @@ def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
             if name in (*_LABEL_MAPS, _UNBOUNDED_FIELD):
                 continue
-            within = value if isinstance(value, list) else [value]
-            pending += [each for each in within if isinstance(each, dict)]
+            children = value if isinstance(value, list) else [value]
+            pending += [child for child in children if isinstance(child, dict)]
 
 
-def _check_dtype(value: Any, name: str, place: Path) -> None:
+def _check_dtype(value: Any, name: str, path: Path) -> None:
     dtype = value.removeprefix("torch.") if isinstance(value, str) else value
     known = dtype is None or (isinstance(dtype, str) and dtype in _DTYPES)
     # Some configurations hold a table of tokens that has a token of this name.
     if not known and not isinstance(value, int):
-        raise _bad_field(place, name, "a type of floating-point numbers", value)
+        raise _bad_field(path, name, "a type of floating-point numbers", value)
 
 
-def _check_classes(name: str, value: Any, place: Path) -> None:
+def _check_classes(name: str, value: Any, path: Path) -> None:
     """Check a map of class numbers and names: {"0": "cat"} or {"cat": 0}."""
     if value is None:
         return
@@ -206,23 +208,23 @@ def _check_classes(name: str, value: Any, place: Path) -> None:
     for label, number in pairs:
         index = int(number) if str(number).isdecimal() and len(str(number)) < 8 else -1
         if not isinstance(label, str | int) or not 0 <= index < MAX_COUNT:
-            raise _bad_field(place, name, "numbers and names of classes", value)
+            raise _bad_field(path, name, "numbers and names of classes", value)
 
 
-def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
+def _check_value(name: str, value: Any, path: Path, layers: int) -> None:
     if isinstance(value, list | dict) and _WHOLE.fullmatch(name):
-        raise _bad_field(place, name, "a whole number", value)
+        raise _bad_field(path, name, "a whole number", value)
     if isinstance(value, list):
-        for each in value:
-            _check_value(name, each, place, layers)
+        for entry in value:
+            _check_value(name, entry, path, layers)
         return
     if value is None or isinstance(value, dict):
         return
     one_or_more = _ONE_OR_MORE.fullmatch(name)
-    whole = one_or_more or _TOKEN_IDS.fullmatch(name) or _WHOLE.fullmatch(name)
+    is_integer = one_or_more or _TOKEN_IDS.fullmatch(name) or _WHOLE.fullmatch(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        if whole:
-            raise _bad_field(place, name, "a whole number", value)
+        if is_integer:
+            raise _bad_field(path, name, "a whole number", value)
         return
     if isinstance(value, int):
         low, high = -MAX_INTEGER, MAX_INTEGER
@@ -237,12 +239,12 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
         elif _COUNTS.fullmatch(name):
             high = MAX_COUNT
         if not low <= value <= high:
-            raise _bad_field(place, name, f"a number from {low:,} to {high:,}", value)
-    elif whole:
-        raise _bad_field(place, name, "a whole number", value)
+            raise _bad_field(path, name, f"a number from {low:,} to {high:,}", value)
+    elif is_integer:
+        raise _bad_field(path, name, "a whole number", value)
     low, high = _range(name)
     if not low <= value <= high:
-        raise _bad_field(place, name, f"a number from {low:g} to {high:g}", value)
+        raise _bad_field(path, name, f"a number from {low:g} to {high:g}", value)
 
 
 def _range(name: str) -> tuple[float, float]:
@@ -252,9 +254,9 @@ def _range(name: str) -> tuple[float, float]:
     return -MAX_NUMBER, MAX_NUMBER
 
 
-def _bad_field(place: Path, name: str, expected: str, got: Any) -> InputError:
+def _bad_field(path: Path, name: str, expected: str, got: Any) -> InputError:
     return InputError(
-        f"{place} is not the configuration of a model: {name} cannot be used",
+        f"{path} is not the configuration of a model: {name} cannot be used",
         expected=expected,
         got=repr(got)[:120],
         fix="Check that config.json belongs to these weights",
@@ -276,15 +278,15 @@ def model_class(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     for name in config.get("architectures") or []:
-        found = (
+        model_cls = (
             getattr(transformers, name, None) if _CLASS_NAME.fullmatch(name) else None
         )
         if (
-            isinstance(found, type)
-            and issubclass(found, transformers.PreTrainedModel)
-            and found.config_class is not None
+            isinstance(model_cls, type)
+            and issubclass(model_cls, transformers.PreTrainedModel)
+            and model_cls.config_class is not None
         ):
-            model_type = found.config_class.model_type
+            model_type = model_cls.config_class.model_type
             _check_compiled(model_type)
             if kind not in (None, model_type) and name != causal.get(kind):
                 raise InputError(
@@ -292,13 +294,13 @@ def model_class(config: Mapping[str, Any]) -> Any:
                     expected=f"a class of type {kind}",
                     fix="Check that config.json belongs to these weights",
                 )
-            return found
+            return model_cls
     _check_compiled(kind)
     known = kind is not None and kind in transformers.CONFIG_MAPPING
     for names in (causal, modeling_auto.MODEL_MAPPING_NAMES):
-        found = names.get(kind) if known else None
-        if isinstance(found, str):
-            return getattr(transformers, found)
+        model_cls = names.get(kind) if known else None
+        if isinstance(model_cls, str):
+            return getattr(transformers, model_cls)
     raise InputError(
         "the installed transformers does not know this architecture"
         + (", and code from a checkpoint is never run" if "auto_map" in config else ""),
@@ -316,20 +318,20 @@ def _check_compiled(kind: Any) -> None:
         )
 
 
-def library_config(config: Mapping[str, Any], model_type: Any, place: Path) -> Any:
+def library_config(config: Mapping[str, Any], model_type: Any, path: Path) -> Any:
     """Build the library's configuration object from the validated fields.
 
     Args:
         config: Validated content of config.json.
         model_type: Class of the model.
-        place: The file, for error messages.
+        path: The file, for error messages.
 
     Raises:
         InputError: the library refuses it.
     """
     config_class = model_type.config_class
     with library_errors(
-        f"{place} is not a configuration that {config_class.__name__} takes",
+        f"{path} is not a configuration that {config_class.__name__} takes",
         fix="Check that config.json belongs to these weights",
     ):
         return config_class.from_dict(_library_fields(config, config_class))
@@ -363,7 +365,7 @@ def _library_value(value: Any) -> Any:
     if isinstance(value, dict):
         return _library_fields(value, PreTrainedConfig, inner=True)
     return (
-        [_library_value(each) for each in value] if isinstance(value, list) else value
+        [_library_value(entry) for entry in value] if isinstance(value, list) else value
     )
 
 
@@ -372,7 +374,7 @@ def _shadows_attribute(name: str, config_class: Any, inner: bool) -> bool:
     # The type of a nested configuration determines its class.
     if name.startswith("_") or name == "model_type":
         return name != "model_type" or not inner
-    there = getattr(config_class, name, None)
-    if isinstance(there, property):
-        return there.fset is None and inner
-    return there is not None
+    attribute = getattr(config_class, name, None)
+    if isinstance(attribute, property):
+        return attribute.fset is None and inner
+    return attribute is not None

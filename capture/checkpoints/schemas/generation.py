@@ -61,10 +61,10 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: a setting has the wrong type or is out of range.
     """
-    place = folder / NAME
-    has_file = lexists(place)
-    raw = read_json(place, max_bytes=MAX_BYTES, max_depth=8) if has_file else config
-    name = place if has_file else folder / "config.json"
+    path = folder / NAME
+    has_file = lexists(path)
+    raw = read_json(path, max_bytes=MAX_BYTES, max_depth=8) if has_file else config
+    name = path if has_file else folder / "config.json"
     settings = validated(_Generation, raw, f"{name} has invalid generation settings")
     fields = settings.model_dump(exclude_unset=True)
     return {name: value for name, value in fields.items() if value not in (None, -1)}

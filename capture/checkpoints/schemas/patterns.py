@@ -63,10 +63,10 @@ def analyze_pattern(pattern: str, *, nested_classes: bool = True) -> PatternCost
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"a pattern of {len(pattern):,} characters")
     reader = _PatternParser(pattern, nested_classes)
-    found = reader.alternatives(0, ignore_case=False)
+    cost = reader.alternatives(0, ignore_case=False)
     if reader.position < len(pattern):
         raise PatternError("a bracket that closes nothing")
-    return found
+    return cost
 
 
 def _product(a: Polynomial, b: Polynomial) -> Polynomial:
@@ -170,11 +170,11 @@ class _PatternParser:
     def peek(self) -> str:
         return self.pattern[self.position : self.position + 1]
 
-    def take(self, what: re.Pattern[str]) -> re.Match[str] | None:
-        found = what.match(self.pattern, self.position)
-        if found:
-            self.position = found.end()
-        return found
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        match = pattern.match(self.pattern, self.position)
+        if match:
+            self.position = match.end()
+        return match
 
     def alternatives(self, depth: int, ignore_case: bool) -> PatternCost:
         if depth > MAX_DEPTH:

@@ -42,11 +42,11 @@ def read_preprocessor(folder: Path | None) -> dict[str, Any]:
     Raises:
         InputError: a value has the wrong type or is out of range.
     """
-    place = None if folder is None else folder / NAME
-    if place is None or not lexists(place):
+    path = None if folder is None else folder / NAME
+    if path is None or not lexists(path):
         return {}
-    raw = read_json(place, max_bytes=MAX_BYTES, max_depth=8)
+    raw = read_json(path, max_bytes=MAX_BYTES, max_depth=8)
     settings = validated(
-        _Preprocessor, raw, f"{place} has an invalid image preprocessing"
+        _Preprocessor, raw, f"{path} has an invalid image preprocessing"
     )
     return settings.model_dump(exclude_unset=True)

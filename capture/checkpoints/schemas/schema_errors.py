@@ -34,11 +34,13 @@ def first_error(error: ValidationError) -> tuple[str, str, Any]:
     A union has errors for each of its types; errors other than missing or extra fields are more
     informative and take precedence.
     """
-    found = error.errors(include_url=False, include_context=False)
-    chosen = min(found, key=lambda each: each["type"] in ("missing", "extra_forbidden"))
-    place = ".".join(str(step) for step in chosen["loc"] if not _is_type_name(step))
+    errors = error.errors(include_url=False, include_context=False)
+    chosen = min(
+        errors, key=lambda each: each["type"] in ("missing", "extra_forbidden")
+    )
+    field = ".".join(str(step) for step in chosen["loc"] if not _is_type_name(step))
     message = chosen["msg"].removeprefix("Value error, ")
-    return place, message[:1].lower() + message[1:], chosen["input"]
+    return field, message[:1].lower() + message[1:], chosen["input"]
 
 
 def _is_type_name(step: int | str) -> bool:

@@ -92,7 +92,7 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
         config_subset["model_type"] = kind
     copies["config.json"] = config_subset
     with (
-        tempfile.TemporaryDirectory(prefix="exhume-tokenizer-") as place,
+        tempfile.TemporaryDirectory(prefix="exhume-tokenizer-") as folder_copy,
         library_errors(
             f"the tokenizer in {folder} could not be read",
             expected="tokenizer.json and tokenizer_config.json, without code",
@@ -103,9 +103,9 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
     ):
         for name, content in copies.items():
             data = content if isinstance(content, bytes) else json.dumps(content)
-            path = Path(place) / name
+            path = Path(folder_copy) / name
             path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        tokenizer = _load(place)
+        tokenizer = _load(folder_copy)
         tokenizer.name_or_path = str(folder)
         tokenizer.init_kwargs["name_or_path"] = str(folder)
         if TOKENIZER_JSON not in copies:
@@ -115,11 +115,11 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _load(place: str) -> Any:
+def _load(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
-        place, trust_remote_code=False, local_files_only=True
+        folder, trust_remote_code=False, local_files_only=True
     )
 
 
@@ -151,11 +151,14 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
     if name is None or (name == by_type and name == "MistralCommonBackend"):
         return
     with library_errors(f"the tokenizer in {folder} is of a class that is not known"):
-        found = tokenizer_class_from_name(name) if isinstance(name, str) else name
-    if found is None or (
-        isinstance(found, type)
+        model_cls = tokenizer_class_from_name(name) if isinstance(name, str) else name
+    if model_cls is None or (
+        isinstance(model_cls, type)
         and name not in _UNSUPPORTED_CLASSES
-        and (issubclass(found, TokenizersBackend) or found.__name__ == "PythonBackend")
+        and (
+            issubclass(model_cls, TokenizersBackend)
+            or model_cls.__name__ == "PythonBackend"
+        )
     ):
         return
     raise InputError(
@@ -200,33 +203,33 @@ def _checked_files(folder: Path) -> dict[str, Any]:
 
 
 def _vocabularies(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     path = folder / VOCAB_JSON
     if lexists(path):
-        words = read_json(path, max_bytes=MAX_VOCABULARY_BYTES, max_depth=2)
-        if not all(type(i) is int and 0 <= i < MAX_ID for i in words.values()):
+        vocabulary = read_json(path, max_bytes=MAX_VOCABULARY_BYTES, max_depth=2)
+        if not all(type(i) is int and 0 <= i < MAX_ID for i in vocabulary.values()):
             raise _no_vocabulary(path, "a number of a token that is none")
-        _check_words(path, words)
-        found[VOCAB_JSON] = words
+        _check_words(path, vocabulary)
+        contents[VOCAB_JSON] = vocabulary
     for name in (MERGES_TXT, VOCAB_TXT):
         path = folder / name
         if lexists(path):
             text = read_text(path, MAX_VOCABULARY_BYTES)
             _check_words(path, text.splitlines())
-            found[name] = text.encode()
+            contents[name] = text.encode()
     for name in SENTENCEPIECE_FILES:
         path = folder / name
         if lexists(path):
             data = read_bytes(path, MAX_VOCABULARY_BYTES)
             _check_pieces(path, data)
-            found[name] = data
-    return found
+            contents[name] = data
+    return contents
 
 
-def _check_words(path: Path, words: Any) -> None:
-    if len(words) > MAX_TOKENS or sum(map(len, words)) > MAX_VOCABULARY_CHARACTERS:
-        raise _no_vocabulary(path, f"{len(words):,} lines or tokens")
-    longest = max(map(len, words), default=0)
+def _check_words(path: Path, tokens: Any) -> None:
+    if len(tokens) > MAX_TOKENS or sum(map(len, tokens)) > MAX_VOCABULARY_CHARACTERS:
+        raise _no_vocabulary(path, f"{len(tokens):,} lines or tokens")
+    longest = max(map(len, tokens), default=0)
     if longest > MAX_TOKEN_CHARACTERS:
         raise _no_vocabulary(path, f"a token of {longest:,} characters")
 
@@ -244,7 +247,7 @@ def _check_pieces(path: Path, data: bytes) -> None:
             charsmap_growth(base64.b64encode(table).decode())
     if not model.pieces:
         raise _no_vocabulary(path, "no tokens of SentencePiece")
-    _check_words(path, [each.piece for each in model.pieces])
+    _check_words(path, [piece.piece for piece in model.pieces])
 
 
 def _no_vocabulary(path: Path, got: str) -> InputError:

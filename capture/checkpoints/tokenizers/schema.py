@@ -171,7 +171,7 @@ _MODELS: dict[str, type[Strict]] = {
 }
 
 
-def check_tokenizer(value: Any, place: Path) -> None:
+def check_tokenizer(value: Any, path: Path) -> None:
     """Check that the content of a tokenizer.json is safe to pass to the library.
 
     Raises:
@@ -179,25 +179,25 @@ def check_tokenizer(value: Any, place: Path) -> None:
     """
     if not isinstance(value, dict):
         raise _bad_tokenizer(
-            place, "no JSON object", "a JSON object", type(value).__name__
+            path, "no JSON object", "a JSON object", type(value).__name__
         )
     outer = {
-        name: said for name, said in value.items() if name not in (*_PARTS, "model")
+        name: field for name, field in value.items() if name not in (*_PARTS, "model")
     }
-    _validate(_Outer, outer, place, "")
-    for part, (several, known) in _PARTS.items():
+    _validate(_Outer, outer, path, "")
+    for part, (list_key, known) in _PARTS.items():
         growth, count = 1.0, 0
-        for step in _flatten_steps(value.get(part), several, place, part):
+        for step in _flatten_steps(value.get(part), list_key, path, part):
             kind = known.get(str(step.get("type")))
             if kind is None:
                 raise _bad_tokenizer(
-                    place, part, "a step that is known", step.get("type")
+                    path, part, "a step that is known", step.get("type")
                 )
-            growth *= _validate(kind, step, place, part).growth
+            growth *= _validate(kind, step, path, part).growth
             count += 1
             if count > MAX_STEPS or growth > MAX_GROWTH:
                 raise _bad_tokenizer(
-                    place,
+                    path,
                     part,
                     f"at most {MAX_STEPS} steps that make a text at most "
                     f"{MAX_GROWTH} times longer",
@@ -205,11 +205,11 @@ def check_tokenizer(value: Any, place: Path) -> None:
                 )
     model = value.get("model")
     if not isinstance(model, dict):
-        raise _bad_tokenizer(place, "model", "a vocabulary", model)
+        raise _bad_tokenizer(path, "model", "a vocabulary", model)
     kind = str(model.get("type") or _infer_model_type(model))
     if kind not in _MODELS:
-        raise _bad_tokenizer(place, "model", f"one of {', '.join(_MODELS)}", kind)
-    _validate(_MODELS[kind], {**model, "type": kind}, place, "model")
+        raise _bad_tokenizer(path, "model", f"one of {', '.join(_MODELS)}", kind)
+    _validate(_MODELS[kind], {**model, "type": kind}, path, "model")
 
 
 def _infer_model_type(model: dict[str, Any]) -> str:
@@ -222,41 +222,43 @@ def _infer_model_type(model: dict[str, Any]) -> str:
 
 
 def _flatten_steps(
-    value: Any, list_key: str, place: Path, part: str
+    value: Any, list_key: str, path: Path, part: str
 ) -> Iterator[dict[str, Any]]:
     """The steps of a part, with nested sequences flattened."""
     pending = [value]
-    seen = 0
+    n_steps = 0
     while pending:
         step = pending.pop(0)
-        seen += 1
+        n_steps += 1
         if step is None:
             continue
-        if not isinstance(step, dict) or seen > 4 * MAX_STEPS:
-            raise _bad_tokenizer(place, part, f"at most {MAX_STEPS} steps", step)
+        if not isinstance(step, dict) or n_steps > 4 * MAX_STEPS:
+            raise _bad_tokenizer(path, part, f"at most {MAX_STEPS} steps", step)
         if step.get("type") != "Sequence":
             yield step
             continue
         inner = step.get(list_key)
         if not isinstance(inner, list) or set(step) != {"type", list_key}:
-            raise _bad_tokenizer(place, part, f"{list_key} of a Sequence", step)
+            raise _bad_tokenizer(path, part, f"{list_key} of a Sequence", step)
         pending = [*inner[: MAX_STEPS + 1], *pending]
 
 
-def _validate(kind: type[Strict], value: dict[str, Any], place: Path, part: str) -> Any:
+def _validate(
+    schema: type[Strict], value: dict[str, Any], path: Path, part: str
+) -> Any:
     try:
-        return kind.model_validate(value)
+        return schema.model_validate(value)
     except ValidationError as error:
-        field, trouble, got = first_error(error)
+        field, problem, got = first_error(error)
         name = ".".join(filter(None, (part, field)))
-        raise _bad_tokenizer(place, f"{name}: {trouble}", None, got) from error
+        raise _bad_tokenizer(path, f"{name}: {problem}", None, got) from error
 
 
 def _bad_tokenizer(
-    place: Path, problem: str, expected: str | None, got: Any
+    path: Path, problem: str, expected: str | None, got: Any
 ) -> InputError:
     return InputError(
-        f"{place} is not a tokenizer that can be used ({problem})",
+        f"{path} is not a tokenizer that can be used ({problem})",
         expected=expected,
         got=repr(got)[:120],
         fix="Save the tokenizer again with save_pretrained, or pass another",

@@ -83,62 +83,66 @@ class _Added(_Part):
     tokens: Annotated[dict[Token, Id], Field(max_length=65_536)]
 
 
-def filter_settings(raw: dict[str, Any], place: Path) -> dict[str, Any]:
+def filter_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """The settings of a tokenizer_config.json to pass on.
 
     Raises:
         InputError: a setting has an invalid type.
     """
-    kept = _filtered(_Settings, raw, place)
-    decoder = kept.pop("added_tokens_decoder", None)
-    kept = _mark_added_tokens(kept)
-    return kept if decoder is None else {**kept, "added_tokens_decoder": decoder}
+    settings = _filtered(_Settings, raw, path)
+    decoder = settings.pop("added_tokens_decoder", None)
+    settings = _mark_added_tokens(settings)
+    return (
+        settings if decoder is None else {**settings, "added_tokens_decoder": decoder}
+    )
 
 
-def filter_special_tokens(raw: dict[str, Any], place: Path) -> dict[str, Any]:
+def filter_special_tokens(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """The tokens of a special_tokens_map.json to pass on.
 
     Raises:
         InputError: a token is invalid.
     """
-    return _drop_special_flags(_filtered(_Special, raw, place))
+    return _drop_special_flags(_filtered(_Special, raw, path))
 
 
-def filter_added_tokens(raw: dict[str, Any], place: Path) -> dict[str, int]:
+def filter_added_tokens(raw: dict[str, Any], path: Path) -> dict[str, int]:
     """The content of an added_tokens.json: token to id.
 
     Raises:
         InputError: a token or an id is invalid.
     """
-    return _validated(_Added, {"tokens": raw}, place).tokens
+    return _validated(_Added, {"tokens": raw}, path).tokens
 
 
-def _filtered(kind: type[_Special], raw: dict[str, Any], place: Path) -> dict[str, Any]:
+def _filtered(
+    schema: type[_Special], raw: dict[str, Any], path: Path
+) -> dict[str, Any]:
     named = {
         name: value
         for name, value in raw.items()
         if _TOKEN_FIELD.fullmatch(name) and not isinstance(value, bool)
     }
-    ours = {name: raw[name] for name in raw if name not in named} | {"named": named}
-    found = _validated(kind, ours, place).model_dump(exclude_unset=True)
-    return found | found.pop("named")
+    grouped = {name: raw[name] for name in raw if name not in named} | {"named": named}
+    settings = _validated(schema, grouped, path).model_dump(exclude_unset=True)
+    return settings | settings.pop("named")
 
 
 def _mark_added_tokens(value: Any) -> Any:
     """Mark token objects as ``AddedToken``, as the library does."""
     if isinstance(value, list):
-        return [_mark_added_tokens(each) for each in value]
+        return [_mark_added_tokens(child) for child in value]
     if not isinstance(value, dict):
         return value
     if "content" in value:
         return {"__type": "AddedToken", **value}
-    return {name: _mark_added_tokens(each) for name, each in value.items()}
+    return {name: _mark_added_tokens(child) for name, child in value.items()}
 
 
 def _drop_special_flags(value: Any) -> Any:
     """Remove the ``special`` flags, which the library sets itself."""
     if isinstance(value, list):
-        return [_drop_special_flags(each) for each in value]
+        return [_drop_special_flags(child) for child in value]
     if not isinstance(value, dict):
         return value
     return {
@@ -146,6 +150,6 @@ def _drop_special_flags(value: Any) -> Any:
     }
 
 
-def _validated(kind: type[_Part], raw: dict[str, Any], place: Path) -> Any:
+def _validated(schema: type[_Part], raw: dict[str, Any], path: Path) -> Any:
     fix = "Save the tokenizer again with save_pretrained, or pass another"
-    return validated(kind, raw, f"{place} has invalid tokenizer settings", fix)
+    return validated(schema, raw, f"{path} has invalid tokenizer settings", fix)

@@ -150,7 +150,7 @@ class _Reader:
     def bytes_of(self, name: str, dims: tuple[int, ...], kind: int) -> int:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        known = {each.value for each in GGMLQuantizationType}
+        known = {quantization.value for quantization in GGMLQuantizationType}
         sizes = (
             GGML_QUANT_SIZES.get(GGMLQuantizationType(kind)) if kind in known else None
         )
@@ -179,7 +179,7 @@ def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
             raise reader.damaged(f"{key} that are no list of texts")
         longest = MAX_TOKEN_CHARACTERS if key == "tokens" else 2 * MAX_TOKEN_CHARACTERS
         if sum(map(len, values)) > MAX_VOCABULARY_CHARACTERS or any(
-            len(each) > longest for each in values
+            len(token) > longest for token in values
         ):
             raise reader.damaged(f"{key} that are too long")
     tokens = metadata.get("tokenizer.ggml.tokens", [])

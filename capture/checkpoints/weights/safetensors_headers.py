@@ -82,7 +82,7 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
             expected=f"at most {MAX_TENSORS:,}",
             got=f"{len(value):,}",
         )
-    spans = {name: _span(path, name, said) for name, said in value.items()}
+    spans = {name: _span(path, name, raw) for name, raw in value.items()}
     end = 0
     for name in sorted(spans, key=lambda each: spans[each][1]):
         _, begin, stop = spans[name]
@@ -117,7 +117,7 @@ def _counts(value: object) -> list[int] | None:
     """A short list of non-negative integers, or None if ``value`` is something else."""
     if not isinstance(value, list) or len(value) > 16:
         return None
-    good = all(type(each) is int and 0 <= each < 1 << 48 for each in value)
+    good = all(type(number) is int and 0 <= number < 1 << 48 for number in value)
     return value if good else None
 
 

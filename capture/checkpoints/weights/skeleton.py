@@ -80,13 +80,15 @@ def check_fit(
     n_values = sum(math.prod(entry.shape) for entry in entries.values())
     with limit_construction(len(entries), n_values, folder / "config.json"):
         model = build_model(model_type, config, state, folder, device="meta")
-    known = {*model.state_dict()}
+    model_names = {*model.state_dict()}
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    ignored_pattern = re.compile("|".join(f"({each})" for each in patterns) or r"(?!)")
+    ignored_pattern = re.compile(
+        "|".join(f"({pattern})" for pattern in patterns) or r"(?!)"
+    )
     ignored = frozenset(
         name
         for name, entry in entries.items()
-        if name not in known
+        if name not in model_names
         and (ignored_pattern.search(name) or _is_ignorable(name, entry.shape))
     )
     # Lookup tables, such as the expert of each token, hold integers.
@@ -194,13 +196,13 @@ def _is_ignorable(name: str, shape: tuple[int, ...]) -> bool:
 
 
 @contextmanager
-def limit_construction(n_tensors: int, n_values: int, place: Path) -> Iterator[None]:
+def limit_construction(n_tensors: int, n_values: int, path: Path) -> Iterator[None]:
     """Refuse to build a model that is larger than its weight files allow.
 
     Args:
         n_tensors: Number of tensors in the files.
         n_values: Number of values in these tensors.
-        place: The configuration file, for error messages.
+        path: The configuration file, for error messages.
 
     Raises:
         InputError: the number of modules, parameters or buffer values exceeds the limit.
@@ -215,7 +217,7 @@ def limit_construction(n_tensors: int, n_values: int, place: Path) -> Iterator[N
         budget[what] -= cost
         if budget[what] < 0:
             raise InputError(
-                f"{place} describes a model larger than its weights",
+                f"{path} describes a model larger than its weights",
                 expected=f"one that {n_tensors} tensors can fill",
                 got=f"too many {what}",
                 fix="Check that config.json belongs to these weights",

@@ -59,27 +59,27 @@ def find_shards(folder: Path) -> list[Path]:
     """
     index, single = folder / INDEX, folder / SINGLE
     if is_file(index):
-        named = _indexed_shards(folder, index)
-        if is_file(single) and named != [single]:
+        indexed = _indexed_shards(folder, index)
+        if is_file(single) and indexed != [single]:
             raise InputError(
                 f"{folder} holds weights twice",
                 expected=f"{SINGLE}, or {INDEX} and the files it names",
-                got=f"{SINGLE} beside {named[0].name}",
+                got=f"{SINGLE} beside {indexed[0].name}",
                 fix="Remove those that are not the model's",
             )
-        return named
+        return indexed
     if is_file(single):
         return [single]
     names = [path.name for path in list_folder(folder)]
     for name in names:
         if Path(name).suffix.lower() in PICKLE_NAMES:
             refuse_pickle(folder / name)
-    found = [each for each in (single, index) if os.path.lexists(each)]
+    existing = [each for each in (single, index) if os.path.lexists(each)]
     raise InputError(
         f"{folder} holds no weights",
         expected=f"{SINGLE}, or {INDEX} with the files it names",
-        got=f"{file_kind(found[0])} of the name {found[0].name}"
-        if found
+        got=f"{file_kind(existing[0])} of the name {existing[0].name}"
+        if existing
         else ", ".join(names[:8]) or "nothing",
     )
 
@@ -134,11 +134,11 @@ def read_headers(paths: Sequence[Path]) -> dict[str, TensorEntry]:
     Raises:
         InputError: as ``read_header``, a file is a pickle, or two hold one tensor.
     """
-    found: dict[str, TensorEntry] = {}
+    entries: dict[str, TensorEntry] = {}
     for path in paths:
         refuse_pickle(path)
         for name, entry in read_header(path).items():
-            if name in found:
+            if name in entries:
                 raise InputError(f"tensor {name} is in two files, one is {path}")
-            found[name] = entry
-    return found
+            entries[name] = entry
+    return entries

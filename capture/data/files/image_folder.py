@@ -29,33 +29,33 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
             ignored: an image outside the class folders, a folder in a class folder, an
             unsupported image format.
     """
-    found: dict[str, list[Path]] = {}
+    images: dict[str, list[Path]] = {}
     entries = _visible(folder)
-    for part in entries:
-        if not is_folder(part):
-            if _is_image(part):
+    for subfolder in entries:
+        if not is_folder(subfolder):
+            if _is_image(subfolder):
                 raise InputError(
-                    f"{part} lies outside the classes",
+                    f"{subfolder} lies outside the classes",
                     expected="one folder a class, with its pictures in it",
                     fix="Move it into the folder of its class",
                 )
             continue
-        inside = _visible(part)
-        for each in inside:
-            if is_folder(each) or (_is_image(each) and not _is_supported(each)):
+        files = _visible(subfolder)
+        for path in files:
+            if is_folder(path) or (_is_image(path) and not _is_supported(path)):
                 raise InputError(
-                    f"{each} would be passed over",
-                    expected=f"pictures ({', '.join(SUFFIXES)}), side by side in {part}",
+                    f"{path} would be passed over",
+                    expected=f"pictures ({', '.join(SUFFIXES)}), side by side in {subfolder}",
                     fix="Move or convert it",
                 )
-        found[part.name] = [each for each in inside if _is_supported(each)]
-    if not found:
+        images[subfolder.name] = [path for path in files if _is_supported(path)]
+    if not images:
         raise InputError(
             f"{folder} holds no images",
             expected=f"one folder a class with {', '.join(SUFFIXES)} in it",
-            got=", ".join(each.name for each in entries[:5]) or "nothing",
+            got=", ".join(path.name for path in entries[:5]) or "nothing",
         )
-    return found
+    return images
 
 
 def read_image(path: Path, grayscale: bool) -> NDArray[np.uint8]:

@@ -73,12 +73,12 @@ def _check_end(file: BinaryIO) -> None:
     size = file.seek(0, 2)
     tail = min(size, _END_RECORD.size + (1 << 16))
     file.seek(size - tail)
-    found = file.read(tail)
-    at = found.rfind(b"PK\5\6")
-    if at < 0 or at + _END_RECORD.size > len(found):
+    data = file.read(tail)
+    start = data.rfind(b"PK\5\6")
+    if start < 0 or start + _END_RECORD.size > len(data):
         raise ValueError("it is not a zip archive")
-    _, _, _, here, members, listed, _, _ = _END_RECORD.unpack_from(found, at)
-    if max(here, members) > MAX_MEMBERS or listed > MAX_MEMBERS * 1024:
+    _, _, _, members_here, members, listed, _, _ = _END_RECORD.unpack_from(data, start)
+    if max(members_here, members) > MAX_MEMBERS or listed > MAX_MEMBERS * 1024:
         raise ValueError(f"more than {MAX_MEMBERS:,} files in it")
     file.seek(0)
 
@@ -89,24 +89,24 @@ def _arrays(
     listed = packed.namelist()
     if len(set(listed)) < len(listed):
         raise ValueError("two files in it have the same name")
-    found = {
+    infos = {
         name: packed.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in listed
     }
-    for name, info in found.items():
+    for name, info in infos.items():
         if info.compress_type not in _COMPRESSIONS or info.flag_bits & 0x1:
             raise ValueError(f"{name} is encrypted or compressed in an unusual way")
-    headers = {name: _header(packed, info) for name, info in found.items()}
-    total = sum(each.size for each in headers.values())
+    headers = {name: _header(packed, info) for name, info in infos.items()}
+    total = sum(header.size for header in headers.values())
     if total > max_bytes:
         raise InputError(
             f"{path} unpacks to too much",
             expected=f"at most {max_bytes / (1 << 30):.3g} GiB",
             got=f"{total / (1 << 30):.3g} GiB",
         )
-    for name, info in found.items():
+    for name, info in infos.items():
         if info.file_size != headers[name].start + headers[name].size:
             raise ValueError(f"{name} is not as long as its header says")
-    return {name: _array(packed, info, headers[name]) for name, info in found.items()}
+    return {name: _array(packed, info, headers[name]) for name, info in infos.items()}
 
 
 def _header(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Header:

@@ -37,16 +37,16 @@ def parquet_rows(
     try:
         texts = _text_columns(pq.ParquetFile(file))
         file.seek(0)
-        whole = pq.ParquetFile(file, read_dictionary=texts)
-        _check_size(path, whole, max_bytes, max_rows, max_columns)
-        known = [field.name for field in whole.schema_arrow if _is_known(field.type)]
+        table = pq.ParquetFile(file, read_dictionary=texts)
+        _check_size(path, table, max_bytes, max_rows, max_columns)
+        known = [field.name for field in table.schema_arrow if _is_known(field.type)]
         unread_types = {
             field.name: field.type
-            for field in whole.schema_arrow
+            for field in table.schema_arrow
             if field.name not in known
         }
         number = unpacked = 0
-        for batch in whole.iter_batches(BATCH_ROWS, columns=known):
+        for batch in table.iter_batches(BATCH_ROWS, columns=known):
             unpacked += sum(map(_unpacked_bytes, batch.columns))
             if unpacked > max_bytes:
                 raise _too_large(path, max_bytes, f"more than {unpacked:,} bytes")
@@ -75,9 +75,9 @@ def _check_size(
     """Check the sizes stated in the metadata before reading any data."""
     meta = file.metadata
     names = file.schema_arrow.names
-    groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
+    groups = [meta.row_group(index) for index in range(meta.num_row_groups)]
     parts = [
-        group.column(each) for group in groups for each in range(group.num_columns)
+        group.column(index) for group in groups for index in range(group.num_columns)
     ]
     size = sum(part.total_uncompressed_size for part in parts)
     values = sum(part.num_values for part in parts)

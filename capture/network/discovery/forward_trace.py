@@ -199,4 +199,4 @@ def _first(output: Any) -> Tensor | None:
     values = output.values() if isinstance(output, dict) else output
     if not isinstance(output, dict | tuple | list):
         values = vars(output).values() if hasattr(output, "__dict__") else ()
-    return next((each for each in values if isinstance(each, Tensor)), None)
+    return next((value for value in values if isinstance(value, Tensor)), None)

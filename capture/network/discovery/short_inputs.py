@@ -26,26 +26,28 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
         model: A network of tokens, images or vectors.
         rows: Number of rows.
     """
-    named = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
     first = next(model.parameters(), torch.zeros(1))
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    if "input_ids" in named or (tables and "pixel_values" not in named):
+    if "input_ids" in parameters or (tables and "pixel_values" not in parameters):
         ask = getattr(model, "get_input_embeddings", lambda: None)
         table = ask() if callable(ask) else None
-        where = getattr(table, "weight", first).device
+        device = getattr(table, "weight", first).device
         size = getattr(table, "num_embeddings", None)
         if not isinstance(size, int):
-            size = max((each.num_embeddings for each in tables), default=8)
+            size = max((embedding.num_embeddings for embedding in tables), default=8)
         length = min(N_TOKENS, position_limit(model) or N_TOKENS)
         # The length differs from the number of rows, so that the axes cannot be confused.
-        ids = _tokens(rows, length - (length == rows > 1), size).to(where)
-        if "input_ids" not in named:
+        ids = _tokens(rows, length - (length == rows > 1), size).to(device)
+        if "input_ids" not in parameters:
             yield ids
             return
-        others = {"attention_mask": torch.ones_like(ids), "use_cache": False}
-        free = any(p.kind is p.VAR_KEYWORD for p in named.values())
+        optional = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         yield {"input_ids": ids} | {
-            name: value for name, value in others.items() if free or name in named
+            name: value
+            for name, value in optional.items()
+            if free or name in parameters
         }
         return
     for shape in _shapes(model):
@@ -83,8 +85,8 @@ def as_rows(example: Any, rows: int) -> Any:
 
 def _tokens(rows: int, length: int, size: int) -> Tensor:
     """Ids that differ at every position, away from both ends, where special tokens are."""
-    places = torch.arange(length)
-    two = torch.stack([size // 2 + places, size // 4 + places]) % size
+    positions = torch.arange(length)
+    two = torch.stack([size // 2 + positions, size // 4 + positions]) % size
     return as_rows(two, rows)
 
 
@@ -92,7 +94,9 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Candidate shapes of one row, from the first layer of each type."""
     config = getattr(model, "config", None)
     layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    for layer in {type(each): each for each in reversed(layers)}.values():
+    for layer in {
+        type(image_size): image_size for image_size in reversed(layers)
+    }.values():
         if isinstance(layer, nn.Linear):
             yield (layer.in_features,)
             yield (N_TOKENS, layer.in_features)
@@ -100,6 +104,10 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
         channels = getattr(config, "num_channels", None) or layer.in_channels
         size = getattr(config, "image_size", None)
         axes = len(layer.kernel_size)
-        for each in IMAGE_SIZES if size is None else (size,):
-            sides = each if isinstance(each, list | tuple) else [each] * axes
+        for image_size in IMAGE_SIZES if size is None else (size,):
+            sides = (
+                image_size
+                if isinstance(image_size, list | tuple)
+                else [image_size] * axes
+            )
             yield (channels, *sides)

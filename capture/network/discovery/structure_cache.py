@@ -37,7 +37,7 @@ class StructureCache(Generic[T]):
             # The path of a checkpoint does not affect its structure.
             settings.pop("_name_or_path", None)
             owner, settings_key = type(model), repr(sorted(settings.items()))
-        parts = tuple((name, type(each)) for name, each in model.named_modules())
+        parts = tuple((name, type(module)) for name, module in model.named_modules())
         cached = self._found.setdefault(owner, {})
         key = (question, settings_key, parts)
         if key not in cached:
