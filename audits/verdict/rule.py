@@ -17,7 +17,7 @@ from audits.core.preflight import Damage
 from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
 from audits.modalities.vocabulary import FACTS, RECOVERY_SENTENCES, Vocabulary
 from audits.verdict.claims import claims
-from evidence.equivalence import holm_adjusted, readings_above_floor
+from evidence.hypothesis_tests import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, Reading
 
 VerdictClass = Literal[

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from capture.checkpoints.adapters import AdapterSettings, LoraSettings, resolve_patterns
 from capture.checkpoints.safetensors_files import check_finite, module_tensors
-from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+)
 from evidence.errors import InputError
 
 _PREFIX = "base_model.model."

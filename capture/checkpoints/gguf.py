@@ -12,8 +12,12 @@ import torch
 
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.schemas.configuration import check_config
-from capture.checkpoints.schemas.library_errors import library_errors, silent_stderr
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+    silent_stderr,
+)
 from capture.checkpoints.weights.gguf_header import read_gguf_header
 from capture.checkpoints.weights.skeleton import limit_construction
 from evidence.errors import InputError

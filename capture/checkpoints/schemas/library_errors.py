@@ -1,4 +1,4 @@
-"""Conversion of errors of third-party libraries into ``InputError``.
+"""Guards around third-party libraries: errors become ``InputError``, output and network are off.
 
 Libraries raise arbitrary exceptions for bad files. A panic in Rust code is not even an
 ``Exception``, and its message is written directly to the file descriptor of stderr.
@@ -56,3 +56,32 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Disable the progress bars and messages of transformers."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def offline_hub() -> Iterator[None]:
+    """Disable the network access of the Hugging Face hub client."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

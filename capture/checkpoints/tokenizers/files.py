@@ -12,8 +12,12 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-from capture.checkpoints.schemas.library_errors import library_errors, silent_stderr
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+    silent_stderr,
+)
 from capture.checkpoints.tokenizers.charsmap import charsmap_growth
 from capture.checkpoints.tokenizers.schema import (
     MAX_BYTES,

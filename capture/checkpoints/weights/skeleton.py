@@ -20,8 +20,11 @@ from torch.nn.modules.module import (
 )
 
 from capture.checkpoints.schemas.configuration import library_config
-from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+)
 from capture.checkpoints.weights.safetensors_headers import FLOAT_DTYPES, TensorEntry
 from evidence.errors import InputError
 
