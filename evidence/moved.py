@@ -26,7 +26,10 @@ def renamed() -> dict[str, str]:
 
 @cache
 def renamed_names() -> dict[str, dict[str, str]]:
-    """New module name to a map from old names in the module to new ones."""
+    """New module name to a map from old names in the module to new ones.
+
+    A name that moved to another module is written ``module:name``.
+    """
     by_module: dict[str, dict[str, str]] = {}
     for module, old, new in _rows("moved_names.tsv"):
         by_module.setdefault(module, {})[old] = new
@@ -94,7 +97,8 @@ def names_of(module: str) -> Callable[[str], Any]:
         if name not in changed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         _warn(f"{module}.{name}", changed[name], stacklevel=2)
-        return getattr(import_module(module), changed[name])
+        home, _, new = changed[name].rpartition(":")
+        return getattr(import_module(home or module), new)
 
     return __getattr__
 
