@@ -1,4 +1,4 @@
-"""Logits of image classifiers, and their states at sites."""
+"""Logits and activations of image classifiers, with optional edits at sites."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ BATCH = 256
 
 
 def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(image, class) logits of an image classifier, or of a plain network."""
+    """(image, class) logits of an image classifier or a plain network."""
     out: Any = model(pixels)
     return out if isinstance(out, Tensor) else out.logits
 
@@ -30,32 +30,32 @@ def logits_with_edits(
 def pixel_logits(
     model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
 ) -> Tensor:
-    """(image, class) logits of images that have no names, as ``logits_with_edits``."""
-    device, found = model_device(model), []
+    """``logits_with_edits`` for a tensor of pixels."""
+    device, logits = model_device(model), []
     with (
         torch.no_grad(),
         evaluation_mode(model),
         patch(model, edits, known_sites=where),
     ):
         for start in range(0, len(pixels), BATCH):
-            part = pixels[start : start + BATCH].to(device)
-            found.append(class_logits(model, part).float().cpu())
-    return torch.cat(found)
+            batch = pixels[start : start + BATCH].to(device)
+            logits.append(class_logits(model, batch).float().cpu())
+    return torch.cat(logits)
 
 
 def image_states(
     model: nn.Module, images: ImageSet, sites: list[str], where: Sites
 ) -> dict[str, Tensor]:
-    """Site to (image, ...) whole states, on the CPU."""
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+    """Site to (image, ...) activations, on the CPU."""
+    batches: dict[str, list[Tensor]] = {site: [] for site in sites}
 
-    def keep(site: str) -> Edit:
+    def recorder(site: str) -> Edit:
         def edit(value: Tensor) -> Tensor:
-            found[site].append(value.detach().float().cpu())
+            batches[site].append(value.detach().float().cpu())
             return value
 
         return edit
 
-    edits = {site: keep(site) for site in sites}
+    edits = {site: recorder(site) for site in sites}
     logits_with_edits(model, images, edits, where)
-    return {site: torch.cat(parts) for site, parts in found.items()}
+    return {site: torch.cat(values) for site, values in batches.items()}
