@@ -296,7 +296,7 @@ NOT_UNDERSTOOD = {
     "whisper": "whisper. is not understood: it is an encoder-decoder",
     "mamba": "mamba. is not understood: its blocks are not of one class",
     "mamba2": "mamba2. is not understood: its blocks are not of one class",
-    "rwkv": "rwkv. is not understood: its blocks hand on a recurrent state",
+    "rwkv": "rwkv. is not understood: its blocks have a recurrent state",
     "jamba": "jamba. is not understood: its blocks are not of one class",
     "recurrent-gemma": "recurrent_gemma. is not understood: its blocks are not of one",
     "bamba": "bamba. is not understood: it is a hybrid: block 0",
