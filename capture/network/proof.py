@@ -166,7 +166,7 @@ def _explain_unlinked_blocks(trace: ForwardTrace, blocks: Sequence[nn.Module]) -
     for layer, (block, following) in enumerate(pairwise(blocks)):
         gave, read = trace.of(block).output, trace.of(following).input
         if gave is None or read is None or not _allclose(read, gave):
-            return f"what leaves block {layer} is not what enters the next"
+            return f"the output of block {layer} is not the input of the next"
     return ""
 
 

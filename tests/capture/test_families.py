@@ -133,7 +133,7 @@ def test_other_structures_are_refused_in_one_sentence(family):
 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])
 def test_neurons_before_a_norm_have_no_value_vectors(family):
-    with pytest.raises(InputError, match="not what is added to the stream"):
+    with pytest.raises(InputError, match="is changed before it is added"):
         neuron_projection(find_sites(tiny(family)), 0)
 
 
@@ -277,11 +277,11 @@ class Looking(Counted):
     [
         (Skipping, "information bypasses its parts"),
         (Reaching, "information bypasses its parts"),
-        (Scaling, "is not what enters the next"),
+        (Scaling, "is not the input of the next"),
         (Backward, "do not run in the order"),
         (Twice, "runs one part several times"),
         (Idle, "does not pass through"),
-        (Looking, "is not what enters the next|something passes by"),
+        (Looking, "is not the input of the next|information bypasses"),
     ],
 )
 def test_a_stack_that_is_no_chain_is_refused(kind, message):

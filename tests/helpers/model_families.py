@@ -302,7 +302,7 @@ NOT_UNDERSTOOD = {
     "bamba": "bamba. is not understood: it is a hybrid: block 0",
     "bamba-first": "bamba. is not understood: it is a hybrid: block 1",
     "lfm2": "lfm2. is not understood: it is a hybrid: block 0",
-    "gemma3n": "gemma3n_text. is not understood: what passes between its parts",
+    "gemma3n": "gemma3n_text. is not understood: the values between its parts",
     "albert": "albert. is not understood: it runs one part several times",
     "xlnet": "xlnet. is not understood: its blocks are not of one class",
     "swin": "swin. is not understood: it has several stacks",
