@@ -6,7 +6,7 @@ they were opened. Of two edits of one site, the one opened last acts first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -310,14 +310,10 @@ def _hooked(
     front: bool,
 ) -> Iterator[None]:
     """Call ``callback`` with each place's value; a returned tensor replaces the value."""
-    handles: list[RemovableHandle] = []
-    try:
+    with ExitStack() as stack:
         for place in places:
-            handles.append(_register(place, callback, front=front))
+            stack.enter_context(_register(place, callback, front=front))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _register(

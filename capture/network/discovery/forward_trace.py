@@ -142,15 +142,11 @@ def _tracing(module: nn.Module, trace: ForwardTrace) -> Iterator[None]:
         trace.n_ended += 1
         record.end_index = trace.n_ended
 
-    handles = [
+    with (
         module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -179,15 +175,12 @@ def _swapping(cut: Cut, row: int, trace: ForwardTrace) -> Iterator[None]:
             return None
         return value if whole else (value, *output[1:])
 
-    handle = (
-        cut.module.register_forward_pre_hook(before, with_kwargs=True)
-        if cut.side == "in"
-        else cut.module.register_forward_hook(after)
-    )
-    try:
+    if cut.side == "in":
+        handle = cut.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = cut.module.register_forward_hook(after)
+    with handle:
         yield
-    finally:
-        handle.remove()
 
 
 def _first(output: Any) -> Tensor | None:
