@@ -1,8 +1,8 @@
-"""Running a model with some of its edges cut: the intervention that scores estimate.
+"""Edge ablation: run a model with some edges of its graph ablated.
 
-A cut edge gives its reader what its writer would have added under ablation; every
-other edge carries what the writer adds in this very run. Readers none of whose edges
-are cut are left alone, so cutting one edge costs little more than a plain pass.
+An ablated edge passes its reader a fixed value in place of the writer's output; every other edge
+passes the writer's output in the same run. Readers without ablated edges are computed as usual, so
+ablating one edge costs little more than a plain forward pass.
 """
 
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ AblationName = Literal["corrupt", "mean", "zero"]
 
 
 def check_ablation(name: str) -> AblationName:
-    """``name`` if it is a way to ablate.
+    """Return ``name`` if it is a supported ablation.
 
     Raises:
-        InputError: it is not.
+        InputError: It is not.
     """
     for known in get_args(AblationName):
         if name == known:
@@ -51,12 +51,10 @@ def ablated_values(
     ablation: AblationName,
     mean: Tensor | None,
 ) -> Tensor:
-    """(row, writer, position, d_model) what cut edges carry.
+    """(row, writer, position, d_model) values that ablated edges carry.
 
     Args:
-        instrumented: The model.
-        batch: The pairs.
-        ablation: "corrupt" takes the corrupt run, "zero" nothing, "mean" ``mean``.
+        ablation: "corrupt" takes the corrupt run, "zero" is 0, "mean" takes ``mean``.
         mean: (writer, d_model), from ``mean_values``.
     """
     if ablation == "corrupt":
@@ -73,10 +71,7 @@ def ablated_values(
 
 
 def mean_values(instrumented: InstrumentedModel, batches: list[PairBatch]) -> Tensor:
-    """(writer, d_model) what each writer adds on average.
-
-    Over all real positions of clean and corrupt prompts.
-    """
+    """(writer, d_model) mean output of each writer over all tokens of clean and corrupt prompts."""
     total, count = torch.zeros(()), 0.0
     for batch in batches:
         for rows in (batch.clean, batch.corrupt):
@@ -95,16 +90,14 @@ def run_ablated(
     edge_mask: np.ndarray,
     values: Tensor,
 ) -> ForwardPass:
-    """Run the clean prompts with edges cut.
+    """Run the clean prompts with edges ablated.
 
     Args:
-        instrumented: The model.
-        batch: The pairs.
-        edge_mask: (edge,) bool, the edges to cut.
-        values: (row, writer, position, d_model) what they carry instead.
+        edge_mask: (edge,) bool, the edges to ablate.
+        values: (row, writer, position, d_model) values that they carry instead.
 
     Raises:
-        InputError: ``edge_mask`` does not have one entry an edge.
+        InputError: ``edge_mask`` does not have one entry per edge.
     """
     if edge_mask.shape != (instrumented.graph.n_edges,):
         raise InputError(
@@ -118,7 +111,7 @@ def run_ablated(
 
 @dataclass
 class _EdgeCutter:
-    """Follows one pass: learns what writers add, and tells readers what they see."""
+    """Records what writers add during one pass and edits the inputs of readers accordingly."""
 
     subject: InstrumentedModel
     cut: np.ndarray
@@ -131,7 +124,7 @@ class _EdgeCutter:
         self.gaps = torch.zeros_like(self.values, memory_format=torch.contiguous_format)
 
     def edits(self) -> dict[str, Edit]:
-        """The edits that make up the whole intervention."""
+        """The edits that make up the intervention."""
         anatomy, graph = self.subject.structure, self.subject.graph
         found: dict[str, Edit] = {"embed": self._write("embed", 0)}
         reader, writer = 0, 1
@@ -184,7 +177,7 @@ class _EdgeCutter:
         return any(self.cut[starts[s.start] : starts[s.stop]].any() for s in spans)
 
     def _write(self, place: str, writer: int) -> Edit:
-        """Note how far what is written is from what a cut edge carries."""
+        """Record how far the writer's output is from the value that an ablated edge carries."""
 
         def note(value: Tensor) -> Tensor:
             if place.startswith("z."):
@@ -201,20 +194,20 @@ class _EdgeCutter:
 
     def _see(self, place: str) -> Edit:
         def keep(value: Tensor) -> Tensor:
-            if not self.reading:  # a norm called by this class reads another stream
+            if not self.reading:  # self._normed calls norms on other streams
                 self.streams[place] = value
             return value
 
         return keep
 
     def _seen(self, stream: Tensor, first: int, stop: int) -> Tensor:
-        """(reader, row, position, d_model) what readers of the same writers see."""
+        """(reader, row, position, d_model) inputs of readers that share their writers."""
         graph = self.subject.graph
         count = graph.n_upstream[first]
         cut = self.cut[graph.edge_offsets[first] : graph.edge_offsets[stop]].reshape(
             -1, count
         )
-        # A circuit's own mask is read-only, which as_tensor warns of.
+        # as_tensor warns of the read-only mask of a circuit.
         weights = torch.tensor(cut, device=stream.device).to(self.gaps.dtype)
         shift = torch.einsum("hw,rwpd->hrpd", weights, self.gaps[:, :count])
         return stream + shift.to(stream.dtype)

@@ -1,9 +1,8 @@
-"""Circuits: the few edges that carry an answer, held to real ablation.
+"""Circuits: the smallest set of edges that carries an answer, measured by ablation.
 
-Edges are taken in order of absolute score, those without a path to the logits are left
-out, and the smallest set counts that keeps enough of the metric when *only* its edges
-carry what they carry and every other edge is cut. Selection by score and measure by
-intervention are two things: a score never vouches for itself.
+Edges are ordered by absolute score and edges without a path to the logits are dropped. The smallest
+set is selected whose faithfulness reaches a target, with every other edge ablated. Scores only
+order the edges; faithfulness is always measured by intervention.
 """
 
 from dataclasses import dataclass
@@ -34,19 +33,19 @@ from capture.network.hooks import evaluation_mode
 from capture.network.sites import model_device
 from evidence.errors import InputError
 
-# Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.
+# Circuit sizes tried: a logarithmic grid of this many, from this share of the edges to all.
 N_SIZES, MIN_SHARE = 24, 0.002
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What a circuit does under real ablation; means over pairs, in metric units.
+    """A metric under ablation, mean over pairs.
 
     Attributes:
-        full: The metric with no edge cut.
-        empty: The metric with every edge cut.
-        kept: With every edge cut but the circuit's.
-        without: With the circuit's edges cut and no other.
+        full: No edge ablated.
+        empty: Every edge ablated.
+        kept: Every edge ablated except the circuit's.
+        without: Only the circuit's edges ablated.
     """
 
     full: float
@@ -61,20 +60,20 @@ class Faithfulness:
 
     @property
     def completeness(self) -> float:
-        """Share of the metric that goes when the circuit goes: 1 for all of it."""
+        """Share of the metric that is lost without the circuit: 1 for all of it."""
         return (self.full - self.without) / (self.full - self.empty)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
-    """Edges that carry an answer, with what ablation says of them.
+    """Edges that carry an answer, with their faithfulness under ablation.
 
     Attributes:
-        graph: The graph they are part of.
+        graph: The graph of all edges.
         edge_mask: (edge,) bool, read-only.
-        measured: Under the ablation it was selected by.
-        ablation: Which.
-        target: The faithfulness that was asked for.
+        measured: The metric under the ablation that the circuit was selected by.
+        ablation: That ablation.
+        target: The requested faithfulness.
     """
 
     graph: EdgeGraph
@@ -95,14 +94,14 @@ class Circuit:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """Names of the chosen edges, in the order of the graph."""
+        """Names of the circuit's edges, in graph order."""
         return tuple(
             self.graph.edges[place] for place in np.flatnonzero(self.edge_mask)
         )
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
-    """(edge,) bool: the ``count`` best edges, those that lead to the logits."""
+    """(edge,) mask of the ``count`` edges of largest |score|, without dead ends."""
     return scores.graph.connected_to_logits(
         scores.graph.mask(scores.top(count).tolist())
     )
@@ -118,24 +117,24 @@ def select_circuit(
     structure: TransformerStructure | None = None,
     max_bytes: int = 2 * GIB,
 ) -> Circuit:
-    """The smallest top-|score| circuit whose faithfulness reaches ``target``.
+    """The smallest set of top-|score| edges whose faithfulness reaches ``target``.
 
-    Sizes lie on a grid that is searched by halving, as faithfulness grows with size
-    but for small dips; the circuit found does reach the target.
+    Bisection over a grid of sizes, which assumes that faithfulness grows with size up to small
+    dips; the selected circuit itself is measured to reach the target.
 
     Args:
         model: The model that was scored.
-        pairs: Prompt pairs to measure on; other ones than the scores were made with
-            give an honest figure.
-        scores: Of ``score_edges``; its metric is what is measured.
-        target: Share of the metric the circuit must carry, above 0 and at most 1.
-        ablation: What cut edges carry: the "corrupt" run, the "mean", or "zero".
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
+        pairs: Prompt pairs to measure on. Use other pairs than those of the scores for an unbiased
+            figure.
+        scores: From ``score_edges``; its metric is measured.
+        target: Share of the metric that the circuit must carry, in (0, 1].
+        ablation: What ablated edges carry: values of the "corrupt" run, the "mean", or "zero".
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: the target or the ablation is not one; the scores are another
-            model's; or as ``measure_circuit``.
+        InputError: The target or ablation is invalid, or the scores belong to another graph; or as
+            ``measure_circuit``.
     """
     if not 0 < target <= 1:
         raise InputError(
@@ -178,20 +177,18 @@ def measure_circuit(
     structure: TransformerStructure | None = None,
     max_bytes: int = 2 * GIB,
 ) -> Faithfulness:
-    """What a set of edges carries, and what is left without it, by real ablation.
+    """Measure the faithfulness and completeness of a set of edges by ablation.
 
     Args:
-        model: The model.
-        pairs: Prompt pairs.
         edge_mask: (edge,) bool.
-        metric: What is measured.
-        ablation: What cut edges carry.
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
+        metric: The metric to measure.
+        ablation: What ablated edges carry.
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: cutting every edge does not lower the metric, so that no share of
-            it can be stated; ``edge_mask`` does not fit; or as ``score_edges``.
+        InputError: Ablating every edge does not lower the metric, so no share of it is defined;
+            ``edge_mask`` has another length; or as ``score_edges``.
     """
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(
         edge_mask
@@ -208,19 +205,17 @@ def ablated_metric(
     structure: TransformerStructure | None = None,
     max_bytes: int = 2 * GIB,
 ) -> np.ndarray:
-    """(cut, pair) the metric with edges cut.
+    """(mask, pair) metric with the edges of each mask ablated.
 
     Args:
-        model: The model.
-        pairs: Prompt pairs.
-        edge_masks: Each an (edge,) bool mask of the edges to cut.
-        metric: What is measured.
-        ablation: What cut edges carry.
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
+        edge_masks: (edge,) bool masks of the edges to ablate.
+        metric: The metric to measure.
+        ablation: What ablated edges carry.
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: as ``measure_circuit``.
+        InputError: As ``measure_circuit``.
     """
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).values(
         edge_masks
@@ -228,7 +223,7 @@ def ablated_metric(
 
 
 class _AblationRuns:
-    """A model, pairs and a way to ablate: asked again and again with other cuts."""
+    """A model with pairs, metric and ablation, measured under many edge masks."""
 
     def __init__(
         self,
@@ -249,7 +244,7 @@ class _AblationRuns:
         self.full, self.empty = self.values([none, ~none]).mean(1).tolist()
 
     def values(self, cuts: list[np.ndarray]) -> np.ndarray:
-        """(cut, pair) metric."""
+        """(mask, pair) metric with the edges of each mask ablated."""
         found = np.zeros((len(cuts), len(self.pairs)))
         device = model_device(self.subject.model)
         with evaluation_mode(self.subject.model):
@@ -270,7 +265,7 @@ class _AblationRuns:
         return found
 
     def measure(self, chosen: np.ndarray) -> Faithfulness:
-        """Full, empty, kept and without."""
+        """The metric with all edges, with none, with the circuit alone and without it."""
         if not self.full - self.empty > 1e-6 * abs(self.full):
             raise InputError(
                 "the metric does not fall when every edge is cut, so no share of it "

@@ -1,11 +1,10 @@
-"""Edge attribution patching, and its integrated-gradients forms.
+"""Edge attribution patching (EAP) and its variants with integrated gradients (EAP-IG).
 
-An edge's score is the difference between what its writer adds in the corrupt and in
-the clean prompt, times the slope of the metric at its reader. Plain attribution takes
-the slope in the clean run (EAP, Syed et al., arXiv 2310.10348); integrated gradients
-average it between corrupt and clean (EAP-IG, Hanna et al., arXiv 2403.17806), over
-interpolated embeddings ("inputs") or over interpolated outputs of the writer's own
-layer part ("activations", after Marks et al., arXiv 2403.19647).
+The score of an edge is the writer's output in the corrupt prompt minus that in the clean prompt,
+times the gradient of the metric at the reader. EAP takes the gradient in the clean run (Syed et
+al., arXiv 2310.10348). EAP-IG averages it between corrupt and clean (Hanna et al., arXiv
+2403.17806), over interpolated embeddings ("inputs") or over interpolated outputs of the writer's
+own component ("activations", after Marks et al., arXiv 2403.19647).
 """
 
 from collections.abc import Iterator, Mapping
@@ -51,22 +50,21 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class EapMethod:
-    """How edges are scored.
+    """Attribution method and its options.
 
     Attributes:
-        name: "eap" takes the slope in the clean run; "inputs" and "activations"
-            average it along a path from corrupt to clean.
-        steps: Points of the path; "eap" has one.
-        rule: Where the points lie: in the middle of each step, or at its end towards
-            clean, as published. The middle needs fewer for the same error.
-        qk_fix: Follow a changed query or key through the softmax of its attention,
-            instead of along its tangent there (AtP*, arXiv 2403.00745).
-        grad_drop: Average absolute scores over runs in which one block after another
-            passes no gradient, so that effects that cancel do not hide (the same).
+        name: "eap" takes the gradient in the clean run; "inputs" and "activations" average it along
+            a path from corrupt to clean.
+        steps: Points of the path; not used by "eap".
+        rule: Quadrature rule: "midpoint", or "right" as published. The midpoint rule needs fewer
+            steps for the same error.
+        qk_fix: Recompute the attention pattern for a changed query or key instead of linearizing
+            the softmax (AtP*, arXiv 2403.00745).
+        grad_drop: Average absolute scores over runs in which one block after another passes no
+            gradient, so that canceling effects show (AtP*).
 
     Raises:
-        InputError: a name is unknown, steps below one, or options that exclude each
-            other.
+        InputError: A name is unknown, steps is below 1, or two options exclude each other.
     """
 
     name: MethodName = "inputs"
@@ -104,7 +102,7 @@ class EapMethod:
 
     @property
     def path_fractions(self) -> list[float]:
-        """Shares of clean, from corrupt at 0 to clean at 1, that are averaged over."""
+        """Positions on the path, from 0 (corrupt) to 1 (clean), that are averaged over."""
         shift = 0.5 if self.rule == "midpoint" else 0.0
         return [(step - shift) / self.steps for step in range(1, self.steps + 1)]
 
@@ -120,25 +118,23 @@ def score_edges(
     max_bytes: int = 2 * GIB,
     progress: Progress = SILENT,
 ) -> EdgeScores:
-    """Score every edge on every pair.
+    """Score every edge of the model's graph on every prompt pair.
 
-    Neither the model nor its parameters' gradients are changed, and no hook stays.
+    The model, its gradients and its hooks are unchanged afterwards.
 
     Args:
-        model: A causal language model of the Llama, GPT-2 or GPT-NeoX shape.
+        model: A causal language model of the Llama, GPT-2 or GPT-NeoX type.
         pairs: Aligned prompt pairs.
-        metric: What to attribute.
-        method: How; EAP-IG over inputs in five steps by default.
-        readout: Final norm and head of another model, to read the last residual
-            stream with; the model's own by default.
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
-        progress: Where to show progress.
+        metric: The metric to attribute.
+        method: By default EAP-IG over inputs with five steps.
+        readout: Final norm and head of another model, applied to the last residual stream; the
+            model's own by default.
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: the model's edges cannot be followed, one pair needs more than
-            ``max_bytes``, the metric has no slope or no finite value; or as
-            ``check_metric``.
+        InputError: The structure is not supported, one pair exceeds ``max_bytes``, or the metric
+            has no gradient or no finite value; or as ``check_metric``.
     """
     how = method or EapMethod()
     check_metric(metric)
@@ -171,10 +167,10 @@ def score_edges(
 
 
 def bytes_per_position(structure: TransformerStructure) -> int:
-    """Bytes that one position of one pair takes while its edges are scored.
+    """Bytes that one position of one pair needs while its edges are scored.
 
-    What every writer adds, three times over (clean, corrupt, their difference), and
-    what the backward pass keeps: about forty vectors of the stream's width a block.
+    Three copies of all writers' outputs (clean, corrupt and their difference), and about forty
+    vectors of the stream's width per block for the backward pass.
     """
     graph = build_graph(structure)
     kept = 3 * len(graph.writers) + 40 * structure.n_layers
@@ -184,10 +180,10 @@ def bytes_per_position(structure: TransformerStructure) -> int:
 def row_batches(
     instrumented: InstrumentedModel, pairs: PromptPairs, max_bytes: int
 ) -> Iterator[list[int]]:
-    """Rows that fit the memory together, of like length.
+    """Batches of pairs of similar length that fit into the memory limit.
 
     Raises:
-        InputError: one pair alone does not fit.
+        InputError: A single pair does not fit.
     """
     each = bytes_per_position(instrumented.structure)
     longest = max(len(ids) for ids in pairs.clean.ids)
@@ -205,15 +201,14 @@ def row_batches(
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """One batch on its way.
+    """One batch with its clean and corrupt forward passes.
 
     Attributes:
-        instrumented: The model.
         batch: Padded pairs.
-        metric: Their metric.
-        clean: Values of the clean run.
-        corrupt: Values of the corrupt run.
-        delta: (row, writer, position * d_model) corrupt less clean.
+        metric: Metric of the batch.
+        clean: Clean forward pass.
+        corrupt: Corrupt forward pass.
+        delta: (row, writer, position * d_model) corrupt minus clean.
     """
 
     instrumented: InstrumentedModel
@@ -231,7 +226,7 @@ def _prepare(
     corrupt = run_forward(subject, batch.corrupt, batch.metric_mask)
     delta = writer_outputs(subject, corrupt.by_site)
     delta -= writer_outputs(subject, clean.by_site)
-    # Padding has no slope; a value that is not finite there must not count either.
+    # Gradients are 0 at padding, but a NaN times 0 would still be NaN.
     delta *= batch.token_mask[:, None, :, None]
     function = make_metric(metric, batch, clean.logits)
     return PreparedBatch(subject, batch, function, clean, corrupt, delta.flatten(2))
@@ -239,12 +234,12 @@ def _prepare(
 
 @dataclass(frozen=True)
 class PathPoint:
-    """One place on a path: what to change there, how much it counts, and for whom.
+    """One point of an integration path.
 
     Attributes:
-        edits: Changes that lead there.
-        weight: Share of the average.
-        writers: Which writers' edges it speaks of.
+        edits: Edits that move the run to the point.
+        weight: Weight in the average.
+        writers: Writers whose edges the point contributes to.
     """
 
     edits: Mapping[str, Edit]
@@ -284,14 +279,14 @@ def _score(job: PreparedBatch, how: EapMethod) -> Tensor:
             f"{part}.{layer}": torch.detach for part in ("attn", "mlp")
         }
         total += _integrate(job, how, drop).abs()
-    # A reader in the block that passes no gradient has no score in that run.
+    # Edges into a block have no score in the run that drops the block's gradient.
     counts = np.full(graph.n_edges, layers - 1)
     counts[graph.edges_into(len(graph.readers) - 1)] = layers
     return total / torch.as_tensor(counts, device=total.device)
 
 
 def _integrate(job: PreparedBatch, how: EapMethod, edits: Mapping[str, Edit]) -> Tensor:
-    """(row, edge) difference times average slope."""
+    """(row, edge) difference of the writers' outputs times the averaged gradient."""
     subject, graph = job.instrumented, job.instrumented.graph
     rows = len(job.delta)
     scores = job.delta.new_zeros(rows, graph.n_edges)

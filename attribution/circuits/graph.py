@@ -1,11 +1,9 @@
-"""The graph of a transformer: what writes to the residual stream, what reads it.
+"""The edge graph of a transformer: writers to and readers of the residual stream.
 
-Writers are the embedding, attention heads and feed-forward parts. Readers are the
-query input of each head, the key and value input of each group of heads that shares
-them (grouped-query attention), the feed-forward parts and the logits. There is an edge
-from each writer to each reader after it.
-
-In a model whose heads cannot be told apart, whole attention parts stand for heads.
+Writers are the embedding, the attention heads and the MLPs. Readers are the query input of each
+head, the key and value inputs of each group of heads that shares them (grouped-query attention),
+the MLPs and the logits. An edge runs from each writer to each later reader. If a model's heads
+cannot be separated, whole attention layers take their place.
 """
 
 from dataclasses import dataclass
@@ -19,18 +17,18 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class EdgeGraph:
-    """Writers, readers and the edges between them; it holds no scores.
+    """Writers, readers and the edges between them.
 
-    Edges are numbered reader by reader; those of one reader come from the first so
-    many writers, so that a slice holds them.
+    Edges are numbered by reader. The edges of one reader come from the first ``n_upstream``
+    writers, so they form a slice.
 
     Attributes:
-        writers: In the order in which the forward pass computes them.
-        readers: In the same order.
-        n_upstream: (reader,) how many writers come before each reader.
-        sources: (reader,) the writers whose output depends on what each reader
-            reads; empty for the logits.
-        note: Why whole attention parts stand for heads; empty where heads do.
+        writers: Names, in the order of the forward pass.
+        readers: Names, in the order of the forward pass.
+        n_upstream: (reader,) number of writers before each reader.
+        sources: (reader,) the writers whose output depends on each reader's input; empty for the
+            logits.
+        note: Why whole attention layers stand for heads; empty if heads are separate.
     """
 
     writers: tuple[str, ...]
@@ -47,22 +45,22 @@ class EdgeGraph:
 
     @cached_property
     def edge_offsets(self) -> tuple[int, ...]:
-        """(reader + 1,) number of the first edge of each reader, and of edges."""
+        """(reader + 1,) index of each reader's first edge, and the number of edges."""
         return (0, *np.cumsum(self.n_upstream).tolist())
 
     @property
     def n_edges(self) -> int:
-        """How many edges there are."""
+        """Number of edges."""
         return self.edge_offsets[-1]
 
     @cached_property
     def edge_writers(self) -> np.ndarray:
-        """(edge,) which writer each edge starts from."""
+        """(edge,) index of each edge's writer."""
         return np.concatenate([np.arange(count) for count in self.n_upstream])
 
     @cached_property
     def edge_readers(self) -> np.ndarray:
-        """(edge,) which reader each edge ends at."""
+        """(edge,) index of each edge's reader."""
         return np.repeat(np.arange(len(self.readers)), self.n_upstream)
 
     @cached_property
@@ -74,14 +72,14 @@ class EdgeGraph:
         )
 
     def edges_into(self, reader: int) -> slice:
-        """The edges of one reader."""
+        """Slice of the edges into one reader."""
         return slice(self.edge_offsets[reader], self.edge_offsets[reader + 1])
 
     def edge_index(self, edge: str) -> int:
-        """The number of an edge by its name.
+        """Index of an edge by its name.
 
         Raises:
-            InputError: the graph has no such edge.
+            InputError: The graph has no such edge.
         """
         writer, _, reader = edge.partition("->")
         if reader in self.readers and writer in self.writers:
@@ -97,21 +95,14 @@ class EdgeGraph:
         )
 
     def mask(self, edges: np.ndarray | list[int] | list[str]) -> np.ndarray:
-        """(edge,) True at the edges given by number or by name."""
+        """(edge,) mask of edges given by index or by name."""
         numbers = [self.edge_index(e) if isinstance(e, str) else int(e) for e in edges]
         chosen = np.zeros(self.n_edges, dtype=bool)
         chosen[numbers] = True
         return chosen
 
     def connected_to_logits(self, edge_mask: np.ndarray) -> np.ndarray:
-        """The chosen edges from which chosen edges lead on to the logits.
-
-        Args:
-            edge_mask: (edge,) bool.
-
-        Returns:
-            (edge,) bool, a part of ``edge_mask``.
-        """
+        """The part of ``edge_mask`` (edge,) from which a path of its edges leads to the logits."""
         kept = np.zeros_like(edge_mask)
         alive = np.zeros(len(self.writers), dtype=bool)
         for reader in reversed(range(len(self.readers))):
@@ -125,11 +116,7 @@ class EdgeGraph:
 
 
 def build_graph(structure: TransformerStructure) -> EdgeGraph:
-    """The graph of a model, by heads where they can be told apart.
-
-    Args:
-        structure: The model's, from ``find_structure``.
-    """
+    """The edge graph of a model, by heads if they can be separated."""
     heads, groups = structure.n_heads, structure.n_groups
     writers, readers = ["embed"], []
     upstream: list[int] = []

@@ -1,8 +1,8 @@
-"""Prompt pairs: a clean prompt, and a corrupt one that differs in the entity alone.
+"""Prompt pairs: a clean prompt and a corrupt prompt that differs in the entity alone.
 
-Attribution compares a position of one prompt with the same position of the other, so
-both must have the same tokens up to the entity and after it. Pairs that do not line up
-are refused, or left out and counted, never padded into line.
+Attribution compares equal positions of both prompts, so the two must have the same tokens before
+and after the entity. Pairs that do not align are rejected, or skipped and counted; they are never
+padded into alignment.
 """
 
 from collections import Counter, defaultdict
@@ -29,12 +29,12 @@ class PromptPairs:
     """Aligned pairs of prompts.
 
     Attributes:
-        clean: Prompt and answer, one row a pair.
-        corrupt: The corrupt prompt and the same answer, token for token as long.
+        clean: Prompt and answer, one row per pair.
+        corrupt: The corrupt prompt with the same answer and the same number of tokens.
         foils: (pair,) first token of the corrupt prompt's own answer.
-        entities: (pair,) whom the clean prompt is about.
+        entities: (pair,) entity of the clean prompt.
         ids: (pair,) name of each pair.
-        skipped: Items that could not be paired, with the reason.
+        skipped: (item id, reason) of items that could not be paired.
     """
 
     clean: Sequences
@@ -48,7 +48,7 @@ class PromptPairs:
         return len(self.foils)
 
     def __getitem__(self, rows: Sequence[int]) -> "PromptPairs":
-        """The pairs asked for, in the order asked for."""
+        """The selected pairs, in the given order."""
         return PromptPairs(
             self.clean[rows],
             self.corrupt[rows],
@@ -69,20 +69,19 @@ def make_pairs(
     entities: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
 ) -> PromptPairs:
-    """Pairs from texts.
+    """Make pairs from texts.
 
     Args:
-        tokenizer: The model's tokenizer.
         prompts: (pair,) clean prompts.
         corrupt: (pair,) prompts that differ in the entity alone.
         answers: (pair,) answers to the clean prompts.
         foils: (pair,) answers to the corrupt prompts.
-        entities: (pair,) whom the clean prompts are about; numbers by default.
-        ids: (pair,) names of the pairs; numbers by default.
+        entities: (pair,) entities of the clean prompts; the pair's number by default.
+        ids: (pair,) names of the pairs; the pair's number by default.
 
     Raises:
-        InputError: lists of unequal length, a pair that does not line up or does not
-            differ, an answer that begins with the token of its foil; or as ``encode``.
+        InputError: The lists differ in length, a pair does not align or has equal prompts, or an
+            answer and its foil begin with the same token; or as ``encode``.
     """
     count = len(prompts)
     if count == 0 or any(len(x) != count for x in (corrupt, answers, foils)):
@@ -125,25 +124,22 @@ def pair_items(
     per_prompt: int = 1,
     partners: Mapping[str, str] | None = None,
 ) -> PromptPairs:
-    """Pair each item's prompt with itself about another entity of the same set.
+    """Pair each item's prompt with the same prompt about another entity of the set.
 
-    The other entity has an item of the same relation (of the same prompt but for the
-    name, where items have none) with another answer, and a name of as many tokens, in
-    its place. Both entities come from ``items``, so that what was forgotten is
-    forgotten on both sides.
+    The other entity has an item of the same relation (of the same prompt except for the name, if
+    items have no relation), another answer, and a name of the same token length. Both entities come
+    from ``items``, so in a forget set both sides were forgotten.
 
     Args:
-        tokenizer: The model's tokenizer.
         items: The facts.
-        rng: Chooses among the entities that fit.
-        prompt_indices: None for an item's own prompt, or which paraphrase; one pair
-            each.
-        per_prompt: Corrupt prompts for each clean one, fewer where fewer fit.
-        partners: Entity to the only one it may be paired with, as ``pair_entities`` gives;
-            by default any.
+        rng: Draws among the matching entities.
+        prompt_indices: None for an item's own prompt, or the index of a paraphrase; one pair each.
+        per_prompt: Corrupt prompts per clean prompt; fewer if fewer match.
+        partners: Entity to the only entity it may be paired with, from ``pair_entities``; any by
+            default.
 
     Raises:
-        InputError: not one item could be paired, with the reasons counted.
+        InputError: No item could be paired; the reasons are counted.
     """
     items = list(items)
     by_relation: dict[str, list[Item]] = defaultdict(list)
@@ -203,7 +199,7 @@ def _find_partners(
     rng: np.random.Generator,
     wanted: int,
 ) -> tuple[list[tuple[str, str]], str]:
-    """(corrupt prompt, its answer) of rivals that fit, and why there are none."""
+    """(corrupt prompt, its answer) of matching rivals, and the reason if there are none."""
     try:
         rename_entity(item, prompt, item.entity)
     except InputError:
@@ -235,7 +231,7 @@ def _find_partners(
 
 
 def _is_prompt_of(item: Item, text: str) -> bool:
-    """Whether ``text`` is one of the item's own prompts."""
+    """Whether ``text`` is one of the item's prompts."""
     return normalize_text(text) in {
         normalize_text(each) for each in (item.prompt, *item.paraphrases)
     }
@@ -246,19 +242,18 @@ def pair_entities(
     items: ItemSet | Sequence[Item],
     rng: np.random.Generator,
 ) -> dict[str, str]:
-    """Entities two by two, each to the other, with names of as many tokens.
+    """Match entities two by two, each to the other, with names of equal token length.
 
-    A pair's score speaks of both its entities. Where each entity meets many others,
-    scores of different entities depend on each other, and intervals over entities
-    come out too narrow; couples are independent of each other.
+    The score of a pair depends on both its entities. If each entity met many others, the scores of
+    different entities would be correlated and intervals over entities too narrow; disjoint couples
+    are independent.
 
     Args:
-        tokenizer: The model's tokenizer.
         items: The facts.
-        rng: Chooses who goes with whom.
+        rng: Draws the matching.
 
     Returns:
-        Entity to entity; those without a match are left out.
+        Entity to entity; unmatched entities are left out.
     """
     items = list(items)
     first = next(

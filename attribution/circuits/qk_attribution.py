@@ -1,9 +1,8 @@
-"""Queries and keys followed through the softmax of their attention (the QK fix).
+"""QK fix of AtP*: attribute queries and keys through the softmax of their attention.
 
-A saturated softmax is flat: its tangent says that a query does not matter where a real
-change of it would move attention elsewhere. The fix of AtP* (Kramar et al., arXiv
-2403.00745) recomputes the attention pattern with the changed query or key, and goes on
-along the tangent only from the head's output.
+A saturated softmax has almost no gradient, so linearization says that a query does not matter
+although a real change of it would move attention. AtP* (Kramar et al., arXiv 2403.00745) recomputes
+the attention pattern with the changed query or key and linearizes only from the head's output on.
 """
 
 from collections.abc import Mapping
@@ -26,20 +25,19 @@ def apply_qk_fix(
     gradients: Mapping[str, Tensor],
     scores: Tensor,
 ) -> None:
-    """Write the scores of edges into queries and keys anew.
+    """Recompute the scores of the edges into queries and keys, in place.
 
-    One attention part is run once for each edge into it, queries of all its heads
-    together, as no head sees another's.
+    Each attention layer is run once per upstream writer, for the queries of all heads at once, as
+    no head depends on another's.
 
     Args:
-        instrumented: The model.
         batch: Clean rows.
-        delta: (row, writer, position * d_model) corrupt less clean.
-        gradients: "z.L" to slopes (row, position, head * size) at heads' outputs.
+        delta: (row, writer, position * d_model) corrupt minus clean.
+        gradients: "z.L" to gradients (row, position, head * size) at the heads' outputs.
         scores: (row, edge), changed in place.
 
     Raises:
-        InputError: heads cannot be told apart in this model.
+        InputError: The model's heads cannot be separated.
     """
     anatomy, graph = instrumented.structure, instrumented.graph
     if not anatomy.n_heads:
@@ -51,7 +49,7 @@ def apply_qk_fix(
     reader, heads = 0, anatomy.n_heads
     for layer in range(anatomy.n_layers):
         slope = gradients.get(f"z.{layer}")
-        if slope is not None:  # none where the block passes no gradient
+        if slope is not None:  # None if the block's gradient was dropped
             before = delta[:, : graph.n_upstream[reader]]
             call = calls[layer]
             effects = _query_key_scores(
@@ -91,7 +89,7 @@ def _query_key_scores(
 def _projection_edits(
     subject: InstrumentedModel, layer: int, kind: str, stream: Tensor
 ) -> dict[str, Edit]:
-    """Edits that give a block the queries, or keys, of another stream."""
+    """Edits that replace a block's queries, or keys, by those of another stream."""
     anatomy, block = subject.structure, subject.structure.blocks[layer]
     maps = block.qkv
     assert maps is not None  # heads can be told apart
@@ -116,7 +114,7 @@ def _head_values(
     call: tuple[tuple, dict[str, Any]],
     edits: Mapping[str, Edit],
 ) -> Tensor:
-    """(row, position, head * size) outputs of a block's heads, called once more."""
+    """(row, position, head * size) outputs of a block's heads, with one more call of the layer."""
     attention, where = (
         subject.structure.blocks[layer].attention,
         subject.structure.sites,
@@ -134,7 +132,7 @@ def _head_values(
 def _attention_calls(
     subject: InstrumentedModel, batch: Padded
 ) -> tuple[list[tuple[tuple, dict[str, Any]]], list[Tensor]]:
-    """With what each attention part was called, and the stream its norm had read."""
+    """Arguments of each attention layer's call, and the stream that its norm read."""
     calls: list[tuple[tuple, dict[str, Any]]] = []
     handles = [
         block.attention.register_forward_pre_hook(

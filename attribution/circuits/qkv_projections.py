@@ -1,9 +1,9 @@
-"""Query, key and value maps of an attention part, found and proved by one small pass.
+"""Find the query, key and value maps of an attention layer and verify them numerically.
 
-Maps may be three or one; in one, queries, keys and values may come one after another
-(GPT-2, Phi) or group by group (GPT-NeoX, Falcon). Which it is, the model says itself:
-a first token can attend to nothing but itself, so each head's output there is the
-value it read, and a query at one token moves its own head at that token alone.
+The maps may be three or fused into one, with queries, keys and values in sequence (GPT-2, Phi) or
+grouped by head (GPT-NeoX, Falcon). The layout is verified on a small forward pass: the first token
+attends only to itself, so each head's output there equals its value; and a query affects only its
+own head at its own token.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,20 +17,20 @@ from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Place, Sites, model_device
 from evidence.seeds import torch_rng
 
-# Two computations of one value may differ by rounding, relative to the largest.
+# Relative tolerance for two computations of one value.
 REL_TOL = 1e-3
 KINDS: tuple[str, ...] = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
 class QkvProjections:
-    """The three maps of one attention part.
+    """The query, key and value maps of one attention layer.
 
     Attributes:
-        names: "q", "k", "v" to the linear map's name inside the attention part.
+        names: "q", "k", "v" to the linear map's name within the attention layer.
         columns: The same to (head or group, size) indices into the map's output.
         linears: The same to the map itself.
-        n_groups: Key and value heads.
+        n_groups: Number of key and value heads.
     """
 
     names: Mapping[str, str]
@@ -39,13 +39,13 @@ class QkvProjections:
     n_groups: int
 
     def for_attention(self, attention: nn.Module) -> "QkvProjections":
-        """The same maps in another block's attention part."""
+        """The same maps in another block's attention layer."""
         linears = {kind: attention.get_submodule(n) for kind, n in self.names.items()}
         return QkvProjections(self.names, self.columns, linears, self.n_groups)
 
 
 def rows_close(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape are equal up to rounding, vector by vector."""
+    """Whether two tensors of one shape agree up to rounding, vector by vector."""
     if one.shape != other.shape:
         return False
     one, other, share = one.double(), other.double(), _relative_tolerance(other.dtype)
@@ -54,7 +54,7 @@ def rows_close(one: Tensor, other: Tensor) -> bool:
 
 
 def _relative_tolerance(dtype: torch.dtype) -> float:
-    """How far apart two computations may be; half precision rounds coarsely."""
+    """Tolerance for two computations of one value; half precision needs more."""
     return max(REL_TOL, 8 * torch.finfo(dtype).eps)
 
 
@@ -67,10 +67,9 @@ def small_input(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weight_matrix(linear: nn.Module) -> Tensor:
-    """The (output, input) matrix that a linear map applies, its bias left out.
+    """The (output, input) matrix of a linear map, without its bias.
 
-    GPT-2's layers hold it transposed; an adapter or a quantised layer holds none, and
-    is asked what it does to each unit vector.
+    Conv1D stores it transposed. Adapters and quantized layers are evaluated on unit vectors.
     """
     weight = getattr(linear, "weight", None)
     if type(linear) is nn.Linear and isinstance(weight, Tensor):
@@ -92,14 +91,14 @@ def find_qkv(
     n_heads: int,
     sites: Sites,
 ) -> tuple[QkvProjections | None, str]:
-    """The maps of the first block's attention, or None and why not.
+    """The QKV maps of the first block's attention layer, or None and the reason.
 
     Args:
-        model: The model, run on a few tokens.
-        attention: The first block's attention part.
+        model: Run on a few tokens.
+        attention: The first block's attention layer.
         projection: Its output projection.
-        n_heads: Query heads.
-        sites: Sites of the model, ``z.0`` among them.
+        n_heads: Number of query heads.
+        sites: Sites of the model, including ``z.0``.
     """
     if n_heads == 0:
         return None, "the number of heads is not known"
@@ -158,7 +157,7 @@ def _candidates(
 
 
 def _output_width(module: nn.Module) -> int:
-    """Outputs of a linear map; 0 for anything else."""
+    """Output width of a linear map; 0 for any other module."""
     if type(module).__name__ == "Conv1D":
         return int(module.nf)  # pyright: ignore[reportArgumentType]
     return int(getattr(module, "out_features", 0) or 0)
@@ -167,7 +166,7 @@ def _output_width(module: nn.Module) -> int:
 def _verified(
     model: nn.Module, maps: QkvProjections, n_heads: int, places: Sites
 ) -> bool:
-    """Whether values pass at the first token, and each head has its own columns."""
+    """Whether the maps and columns are right: values at the first token, heads by gradient."""
     extra = {f"{k}.0": Place(f"{k}.0", m, "out") for k, m in maps.linears.items()}
     where = Sites(places.places | extra, places.n_layers, None, n_heads, None)
     got: dict[str, Tensor] = {}
@@ -178,8 +177,8 @@ def _verified(
         def keep(value: Tensor) -> Tensor:
             got[name] = value
             if name != "z.0":
-                # Drawn at random: what a map gives may be too plain to tell, as in a
-                # head that was pruned, and it is the code behind it that is asked.
+                # Use random outputs: the outputs of a pruned head would be constant, and
+                # only the code after the map is under test.
                 drawn = torch.randn(value.shape, generator=rng).to(value)
                 got[name] = drawn.requires_grad_()
             return got[name]
@@ -221,7 +220,7 @@ def _verified(
             others = torch.arange(each.shape[1], device=z.device) != own[kind]
             if each[:, others].any() or not each[-1, own[kind]] > 0:
                 return False
-        # An earlier query has no say at the last token; an earlier key has.
+        # The last token depends on earlier keys but on no earlier query.
         if moved["q"][:-1].any() or not moved["k"][0, own["k"]] > 0:
             return False
     return True

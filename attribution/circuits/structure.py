@@ -1,8 +1,8 @@
-"""Where a transformer's parts read the residual stream, and where they write to it.
+"""The structure of a transformer: where its components read and write the residual stream.
 
-Nothing is taken from names of families. One small pass of the model shows which norm
-feeds which part, whether attention and feed-forward part run side by side, and that
-the stream is the sum of what is written to it; a model where it is not is refused.
+Nothing depends on names of model families. One small forward pass shows which norm feeds which
+component, whether attention and MLP run in parallel, and whether the stream is the sum of the
+components' outputs; other models are rejected.
 """
 
 import inspect
@@ -29,7 +29,7 @@ SUPPORTED = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"
 
 @dataclass(frozen=True)
 class Readout:
-    """What turns the last residual stream into logits: the final norm and the head."""
+    """The final norm and the output head, which map the last residual stream to logits."""
 
     norm: nn.Module
     head: nn.Module
@@ -41,15 +41,15 @@ class Readout:
 
 @dataclass(frozen=True)
 class Block:
-    """The parts of one block.
+    """The components of one block.
 
     Attributes:
-        attention: Called with what ``attention_norm`` gives.
-        attention_norm: Norm of the stream that attention reads.
+        attention: Reads the output of ``attention_norm``.
+        attention_norm: Norm of the stream before attention.
         output_projection: Output projection of attention.
-        mlp: The feed-forward part, called with what ``mlp_norm`` gives.
-        mlp_norm: Norm of the stream that the feed-forward part reads.
-        qkv: Query, key and value maps; None where they cannot be told apart.
+        mlp: Reads the output of ``mlp_norm``.
+        mlp_norm: Norm of the stream before the MLP.
+        qkv: Query, key and value maps; None if they cannot be separated.
     """
 
     attention: nn.Module
@@ -62,22 +62,21 @@ class Block:
 
 @dataclass(frozen=True)
 class TransformerStructure:
-    """The parts of one model and the places to hook.
+    """The components of a model and its hook sites.
 
     Attributes:
-        blocks: From the first to the last.
-        parallel: Whether a block's feed-forward part reads the stream before the
-            block's attention has written to it (GPT-NeoX), not after.
-        n_heads: Query heads a block; 0 where heads cannot be told apart.
-        n_groups: Key and value heads a block, fewer with grouped queries.
+        blocks: From first to last.
+        parallel: Whether a block's MLP reads the stream before the block's attention is added
+            (GPT-NeoX).
+        n_heads: Query heads per block; 0 if heads cannot be separated.
+        n_groups: Key and value heads per block.
         d_model: Width of the stream.
         readout: The final norm and the head.
-        sites: Sites by name: those of ``capture.network.sites``, and for each layer L
-            ``z.L`` (input of the output projection), ``q.L``, ``k.L``, ``v.L``
-            (outputs of the maps), ``attn_in.L`` and ``mlp_in.L`` (what the norms
-            give), ``attn_read.L``, ``mlp_read.L`` and ``final_read`` (the stream
-            that the norms read).
-        note: Why heads cannot be told apart; empty where they can.
+        sites: Sites by name: those of ``capture.network.sites``, and for each layer L ``z.L``
+            (input of the output projection), ``q.L``, ``k.L``, ``v.L`` (outputs of the maps),
+            ``attn_in.L`` and ``mlp_in.L`` (outputs of the norms), ``attn_read.L``, ``mlp_read.L``
+            and ``final_read`` (inputs of the norms).
+        note: Why heads cannot be separated; empty if they can.
     """
 
     blocks: tuple[Block, ...]
@@ -96,14 +95,14 @@ class TransformerStructure:
 
 
 def find_structure(model: nn.Module) -> TransformerStructure:
-    """Look at the model's structure, and check it with one pass over a few tokens.
+    """Find the model's structure and verify it with one forward pass over a few tokens.
 
     Args:
-        model: A causal language model of Hugging Face, or one built alike.
+        model: A Hugging Face causal language model, or one built like it.
 
     Raises:
-        InputError: the model is not a pre-norm transformer with a head, or its
-            residual stream is not the sum of what its parts write.
+        InputError: The model is not a pre-norm transformer with a head, or its residual stream is
+            not the sum of its components' outputs.
     """
     sites = find_sites(model)
     for why in sites.refused.values():
@@ -148,7 +147,7 @@ def find_structure(model: nn.Module) -> TransformerStructure:
 
 @dataclass(frozen=True)
 class _ForwardTrace:
-    """What went into and came out of every module in one pass, by the module's id."""
+    """Input and output of every module in one forward pass, by the module's id."""
 
     before: Mapping[int, Tensor]
     after: Mapping[int, Tensor]
@@ -156,7 +155,7 @@ class _ForwardTrace:
     logits: Tensor
 
     def producing_norm(self, value: Tensor) -> nn.Module | None:
-        """The norm that gave this very tensor, or one this is a view of."""
+        """The norm whose output is this tensor, or a view of it."""
         return self.norm_of_output.get((value.data_ptr(), value.shape))
 
 
@@ -194,7 +193,7 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
 
 
 def _is_norm(module: nn.Module, sites: Sites) -> bool:
-    """Whether a module has nothing but vectors of the stream's width, as norms do."""
+    """Whether all parameters are vectors of the stream's width, as in a norm."""
     own = list(module.parameters())
     return bool(own) and all(p.shape == (sites.d_model,) for p in own)
 
@@ -202,7 +201,7 @@ def _is_norm(module: nn.Module, sites: Sites) -> bool:
 def _block(
     model: nn.Module, sites: Sites, layer: int, look: _ForwardTrace
 ) -> tuple[Block, bool]:
-    """One block's parts, and whether they run side by side."""
+    """The components of one block, and whether they run in parallel."""
     whole = sites.places[f"resid.{layer}"].module
     projection = sites.places[f"attn.{layer}"].module
     mlp = sites.places[f"mlp.{layer}"].module
@@ -225,7 +224,7 @@ def _block(
     start = look.before[id(whole)]
     first, second = (look.before[id(norm)] for norm in norms)
     written = look.after[id(projection)], look.after[id(mlp)]
-    # Side by side both read the very same stream; otherwise attention has added to it.
+    # In parallel both norms read one stream; otherwise attention was added before the second.
     parallel = (
         bool((second - first).norm() < (second - start - written[0]).norm())
         or second.data_ptr() == first.data_ptr()
@@ -244,7 +243,7 @@ def _block(
 
 
 def _places(anatomy: TransformerStructure) -> Sites:
-    """The model's sites and those that edges need."""
+    """The model's sites and the additional sites of edges."""
     places = dict(anatomy.sites.places)
 
     def add(name: str, module: nn.Module, side: Any) -> None:
@@ -266,7 +265,7 @@ def _places(anatomy: TransformerStructure) -> Sites:
 def _with_heads(
     model: nn.Module, anatomy: TransformerStructure
 ) -> TransformerStructure:
-    """Query, key and value maps of every block, tried in the first; or a note."""
+    """Add the QKV maps of every block, found in the first block, or a note."""
     heads = anatomy.sites.n_heads
     first = anatomy.blocks[0]
     found, note = find_qkv(
@@ -288,13 +287,13 @@ def _with_heads(
 
 
 def head_outputs(structure: TransformerStructure, layer: int, z: Tensor) -> Tensor:
-    """What each head adds to the stream: (head, row, position, d_model).
+    """(head, row, position, d_model) that each head adds to the residual stream.
 
-    The bias of the output projection belongs to no head.
+    The bias of the output projection is assigned to no head.
 
     Args:
-        structure: The model's.
-        layer: Which block.
+        structure: The model's structure.
+        layer: Index of the block.
         z: (row, position, head * size), the input of the output projection.
     """
     weight = weight_matrix(
