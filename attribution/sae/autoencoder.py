@@ -1,6 +1,6 @@
-"""Sparse autoencoders at our sites: encode, decode, splice and steer.
+"""Sparse autoencoders of model sites: encode, decode, splice, steer, and measure quality.
 
-The models themselves are sae-lens's; ``attribution.sae.files`` reads them.
+The models are sae-lens's; ``attribution.sae.files`` reads them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +23,9 @@ class Sae:
 
     Attributes:
         module: The sae-lens model, in evaluation mode.
-        site: Site whose states it reconstructs.
-        metadata: What was written down when it was trained: "kind", "model" (hash of the
-            weights it belongs to), "dead" (latents that never fire), "prefixes"; empty
-            for one from elsewhere.
+        site: Name of the site whose states it reconstructs.
+        metadata: Written by ``train_sae``: "kind", "model" (hash of the weights), "dead" (latents
+            that never fire) and "prefixes"; empty for an autoencoder from elsewhere.
     """
 
     module: Any
@@ -49,14 +48,14 @@ class Sae:
 
     @property
     def decoder(self) -> Tensor:
-        """(latent, d) what one unit of each latent adds to the reconstruction."""
+        """(latent, d) direction that one unit of each latent adds to the reconstruction."""
         return self.module.W_dec.detach()
 
     def encode(self, states: Tensor) -> Tensor:
-        """(..., latent) from (..., d).
+        """(..., latent) activations of (..., d) states.
 
         Raises:
-            InputError: states of another width.
+            InputError: The states have another width.
         """
         if states.shape[-1] != self.d_in:
             raise InputError(
@@ -83,20 +82,18 @@ def spliced(
     first_position: int = 1,
     sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
-    """Run the model's states through an autoencoder: a context manager, as ``patch``.
+    """Context manager that routes the model's states at a site through the autoencoder.
 
     Args:
-        model: Run by the caller, inside the block.
-        sae: The autoencoder.
-        edit: From latents (row, position, latent) to latents; none by default.
-        keep_error: Add what the autoencoder does not reconstruct, so that without an
-            edit nothing changes.
-        first_position: Positions below this one are left alone: the state of the first token
-            is an outlier in most language models, and no autoencoder is trained on it.
+        model: Run by the caller inside the context.
+        edit: Maps latents (row, position, latent) to latents; no edit by default.
+        keep_error: Add the reconstruction error, so that without an edit nothing changes.
+        first_position: Earlier positions are left unchanged. The first token's state is an outlier
+            in most language models, and no autoencoder is trained on it.
         sites: The model's sites, if already found.
 
     Raises:
-        InputError: the site does not exist in the model, or has another width.
+        InputError: The site does not exist in the model, or has another width.
     """
     found = sites if sites is not None else find_sites(model)
     found.resolve(sae.site)
@@ -109,7 +106,7 @@ def spliced(
         )
 
     def through(value: Tensor) -> Tensor:
-        # Decoding steps of a generation hold one position, which is never the first.
+        # A decoding step of a generation has one position, which is never the first.
         rest = value[:, first_position:] if value.shape[1] > 1 else value
         if rest.shape[1] == 0:
             return value
@@ -129,19 +126,19 @@ def steer_latents(
     *,
     sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
-    """Add to latents at every position but the first, the rest of the state kept.
+    """Context manager that adds constants to latents at every position but the first.
 
-    Adding c to a latent moves the state by c times its decoder row.
+    Adding c to a latent moves the state by c times its decoder row; the reconstruction error is
+    kept.
 
     Args:
-        model: Run by the caller, inside the block.
-        sae: The autoencoder.
-        amounts: Latent to what is added to it, in latent units.
+        model: Run by the caller inside the context.
+        amounts: Latent index to the amount added, in latent units.
         sites: The model's sites, if already found.
 
     Raises:
-        InputError: a latent that does not exist or never fires, or an amount that is
-            not a finite number; or as ``spliced``.
+        InputError: A latent does not exist or is dead, or an amount is not finite; or as
+            ``spliced``.
     """
     for latent, amount in amounts.items():
         check_latent(sae, latent)
@@ -160,10 +157,10 @@ def steer_latents(
 
 
 def check_latent(sae: Sae, latent: int) -> None:
-    """Refuse a latent that is not there or never fires.
+    """Check that a latent exists and is not dead.
 
     Raises:
-        InputError: saying which.
+        InputError: It does not exist, or it never fired in training.
     """
     if not 0 <= latent < sae.d_sae:
         raise InputError(
@@ -179,14 +176,14 @@ def check_latent(sae: Sae, latent: int) -> None:
 
 @dataclass(frozen=True)
 class SaeQuality:
-    """What an autoencoder loses.
+    """Reconstruction quality and sparsity.
 
     Attributes:
-        fvu: Fraction of variance unexplained: squared error over squared distance
-            from the mean. 0 is perfect, 1 what the mean alone would give.
-        l0: Mean number of latents that fire.
-        dead: Share of latents that fire on no row.
-        rows: Rows it was measured on.
+        fvu: Fraction of variance unexplained: squared error over squared distance from the mean. 0
+            is perfect; the mean alone gives 1.
+        l0: Mean number of active latents per row.
+        dead: Share of latents that are active on no row.
+        rows: Number of rows measured.
     """
 
     fvu: float
@@ -196,10 +193,10 @@ class SaeQuality:
 
 
 def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
-    """Measure an autoencoder on states (row, d), given chunk by chunk.
+    """Measure an autoencoder on states (row, d), given in chunks.
 
     Raises:
-        InputError: no rows, states of another width, or states that do not vary.
+        InputError: There are no rows, the states have another width, or they do not vary.
     """
     error, count, fired = 0.0, 0, None
     total, square, active = torch.zeros(sae.d_in, dtype=torch.float64), 0.0, 0.0
@@ -226,14 +223,14 @@ def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
 
 @dataclass(frozen=True)
 class LossRecovered:
-    """What is left of the next-token loss when states pass through an autoencoder.
+    """Next-token loss with the states replaced by their reconstructions.
 
     Attributes:
-        plain: Mean loss of the model, nats a token.
+        plain: Mean loss of the model, nats per token.
         spliced: With reconstructions in place of the states.
         ablated: With the mean state in their place.
-        recovered: (ablated - spliced) / (ablated - plain); 1 is perfect. NaN where
-            the site does not matter.
+        recovered: (ablated - spliced) / (ablated - plain); 1 is perfect, NaN if the site does not
+            matter.
     """
 
     plain: float
@@ -245,12 +242,12 @@ class LossRecovered:
 def loss_recovered(
     model: nn.Module, sae: Sae, sequences: Sequences, *, tokens: int = 4096
 ) -> LossRecovered:
-    """Splice an autoencoder in, without its error, and see what the model loses.
+    """Next-token loss with the reconstruction, and with the mean state, in place of the state.
 
-    The first position is left as it is in every arm.
+    The first position is left unchanged throughout.
 
     Raises:
-        InputError: as ``spliced``.
+        InputError: As ``spliced``.
     """
     where = find_sites(model)
     total, count = torch.zeros(sae.d_in), 0

@@ -1,7 +1,6 @@
-"""Reading sparse autoencoders that nobody vouches for.
+"""Read sparse autoencoders from untrusted folders and from the Hugging Face Hub.
 
-The models themselves are sae-lens's; importing this file does not import it, as that
-takes seconds. Only safetensors and JSON are read.
+Only safetensors and JSON are read. sae-lens is imported on first use, which takes seconds.
 """
 
 import importlib
@@ -23,15 +22,15 @@ WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = (
 )
 PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.npz")
 MAX_JSON_BYTES = 1 << 20
-"""Bytes of a file of settings, and of a note."""
+"""Largest size of a configuration or metadata file, in bytes."""
 MAX_WIDTH = 1 << 24
 
 
 def sae_lens() -> Any:
-    """The library, imported when it is first needed.
+    """Import sae-lens on first use.
 
     Raises:
-        InputError: it is not installed.
+        InputError: It is not installed.
     """
     try:
         return importlib.import_module("sae_lens")
@@ -52,15 +51,14 @@ def load_sae(
     """Read a sae-lens autoencoder.
 
     Args:
-        source: A folder with ``cfg.json`` and ``sae_weights.safetensors``, or a hub id
-            "owner/name" or "owner/name:folder inside".
-        site: Which site it belongs to; as written beside it if None.
-        revision: Branch, tag or commit, for hub ids.
-        device: Where to.
+        source: A folder with ``cfg.json`` and ``sae_weights.safetensors``, or a Hub id "owner/name"
+            or "owner/name:folder inside".
+        site: The site it belongs to; by default the one in its metadata.
+        revision: Branch, tag or commit, for Hub ids.
+        device: Where to load it.
 
     Raises:
-        InputError: nothing is there, it is a pickle, it is damaged, or no site is
-            known.
+        InputError: The autoencoder is missing, a pickle or damaged, or its site is unknown.
     """
     folder = as_path(source, "the autoencoder")
     device = choose_device(device)
@@ -91,7 +89,7 @@ def load_sae(
     library = sae_lens()
     try:
         module = library.SAE.load_from_disk(folder, device=device)
-    # Its settings may name anything: the library raises what it likes.
+    # An untrusted configuration can make the library raise any exception.
     except Exception as error:
         raise InputError(
             f"the autoencoder in {folder} cannot be read ({error})",
@@ -106,7 +104,7 @@ def load_sae(
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
-    """What was written down when it was trained; empty for one from elsewhere."""
+    """Metadata written by ``train_sae``; empty for an autoencoder from elsewhere."""
     path = folder / METADATA_FILE
     if not path.exists():
         return {}
@@ -126,7 +124,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _check_settings(folder: Path) -> None:
-    """Refuse widths that are no widths before the library makes tensors of them."""
+    """Check the widths before sae-lens allocates tensors of them."""
     settings = read_json(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES)
     for name in ("d_in", "d_sae"):
         width = settings.get(name)
@@ -139,7 +137,7 @@ def _check_settings(folder: Path) -> None:
 
 
 def _download(source: str, revision: str | None) -> Path:
-    """A hub folder with nothing but safetensors and JSON."""
+    """Download the safetensors and JSON files of a Hub folder."""
     repo, _, inside = source.partition(":")
     if repo.count("/") != 1 or ".." in inside.split("/") or inside.startswith("/"):
         raise InputError(

@@ -1,8 +1,8 @@
-"""Latents of an autoencoder as a change of states: made louder, or put in from outside.
+"""Edits of states along autoencoder latents, each with a control of other latents.
 
-Two changes, and for each its control of other latents that write as much:
-``LatentAmplifier`` makes louder what a state holds already, the same for every input;
-``decode_difference`` is what the published test injects from another model's state.
+``LatentAmplifier`` amplifies latents that are already active in a state, with the same map for
+every input. ``decode_difference`` is the change that the published state-injection test adds from
+another model's state.
 """
 
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ from evidence.errors import InputError
 
 
 def live_latents(sae: Sae) -> NDArray[np.int64]:
-    """Latents that fired on some row the autoencoder was trained on."""
+    """Indices of the latents that fired on some training row."""
     return np.setdiff1d(np.arange(sae.d_sae), sae.metadata.get("dead", ()))
 
 
 def draw_control_latents(
     sae: Sae, latents: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """As many live latents that are not among ``latents``.
+    """Draw as many live latents that are not among ``latents``, sorted.
 
     Raises:
-        InputError: there are too few.
+        InputError: There are too few.
     """
     free = np.setdiff1d(live_latents(sae), latents)
     if len(free) < len(latents):
@@ -42,17 +42,16 @@ def draw_control_latents(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentAmplifier:
-    """The map h -> h + strength * sum over latents (z - centre) decoder.
+    """The map h -> h + strength * sum over latents of (z - center) * decoder row.
 
-    It is the same for every input: what it writes depends on how strongly latents fire
-    in the state itself, never on a label.
+    The map is the same for every input: the change depends on the activations z of the state
+    itself, never on a label.
 
     Attributes:
-        sae: The autoencoder.
-        latents: (n,) latents.
+        latents: (n,) latent indices.
         center: (n,) their mean activation on ``rows``.
         rows: (row, d) states the mean was taken over.
-        scale: Factor on all that is written.
+        scale: Factor on the change.
     """
 
     sae: Sae
@@ -65,16 +64,15 @@ class LatentAmplifier:
     def fit(
         cls, sae: Sae, latents: NDArray[np.int64], rows: NDArray
     ) -> "LatentAmplifier":
-        """An amplifier of some latents.
+        """Center the amplifier of some latents on given states.
 
         Args:
-            sae: The autoencoder.
-            latents: Which.
-            rows: (row, d) states of the model that is to be changed.
+            latents: Latent indices.
+            rows: (row, d) states of the model that is to be edited.
 
         Raises:
-            InputError: no latents, one that does not exist or is dead, or one that
-                fires alike on every row, so that there is nothing to make louder.
+            InputError: There are no latents, one does not exist or is dead, or all are constant
+                over the rows.
         """
         if not len(latents):
             raise InputError("there are no latents to amplify", expected="one or more")
@@ -93,12 +91,12 @@ class LatentAmplifier:
         return cls(sae, index, own.mean(0), table)
 
     def apply(self, states: Tensor) -> Tensor:
-        """(row, d) what is added to each state at strength 1."""
+        """(row, d) change of each state at strength 1."""
         own = self.sae.encode(states.float())[..., self.latents] - self.center
         return (self.scale * own @ self.sae.decoder[self.latents]).to(states)
 
     def randomly_rotated(self, rng: np.random.Generator) -> "LatentAmplifier":
-        """The control: as many other live latents, which write as much on average."""
+        """The control: as many other live latents, scaled to the same root mean square change."""
         drawn = torch.from_numpy(
             draw_control_latents(self.sae, self.latents.numpy(), rng)
         )
@@ -115,19 +113,17 @@ class LatentAmplifier:
 def decode_difference(
     sae: Sae, difference: Tensor, latents: NDArray[np.int64]
 ) -> Tensor:
-    """What a difference between two states amounts to in some latents, decoded.
+    """Encode a difference of two states in some latents and decode it, without nonlinearity.
 
-    As in the published code neither biases nor the choice of the strongest latents
-    enter: this is ``difference`` times the encoder's columns times the decoder's rows,
-    a linear map of low rank.
+    As in the published code, neither biases nor top-k selection enter: the result is ``difference``
+    times the latents' encoder columns times their decoder rows, a linear map of low rank.
 
     Args:
-        sae: The autoencoder.
         difference: (..., d).
-        latents: Which.
+        latents: Latent indices.
 
     Raises:
-        InputError: the difference has another width, or there is no such latent.
+        InputError: The difference has another width, or a latent does not exist.
 
     Source: Suppression or Deletion, arXiv 2602.18505.
     """
@@ -147,11 +143,11 @@ def decode_difference(
 
 
 def match_norms(change: Tensor, reference: Tensor) -> Tensor:
-    """``change`` with the length of ``reference``, vector by vector; zero stays zero."""
+    """Rescale each vector of ``change`` to the norm of ``reference``; zero stays zero."""
     length = change.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return change * reference.norm(dim=-1, keepdim=True) / length
 
 
 def _rms_norm(rows: Tensor) -> float:
-    """Root mean square length of rows."""
+    """Root mean square norm of the rows."""
     return float(rows.double().square().sum(-1).mean().sqrt())

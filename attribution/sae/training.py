@@ -1,4 +1,4 @@
-"""Training sparse autoencoders on stored activations, with sae-lens's objectives."""
+"""Train sparse autoencoders on stored activations, with the objectives of sae-lens."""
 
 import hashlib
 import json
@@ -23,26 +23,27 @@ from evidence.storage.removal import delete_owned_folder
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
 KINDS: tuple[Kind, ...] = ("topk", "batchtopk", "jumprelu", "matryoshka")
-VERSION = 1  # raise it when the same request would give other weights
+VERSION = 1  # increment whenever the same request would give other weights
 CHUNK_ROWS = 1 << 16
 PART_FILES = re.compile(r"sae\.safetensors|trainer_state\.pt|activation_scaler\.json")
 MAX_NORM_RATIO = 10.0
-"""Rows longer than so many median lengths are left out: attention sinks dominate."""
+"""Rows with a norm above this many medians are left out, as attention sinks would dominate."""
 
 
 @dataclass(frozen=True)
 class SaeConfig:
-    """How an autoencoder is trained.
+    """Training settings of an autoencoder.
 
     Attributes:
-        kind: "topk" (arXiv 2406.04093), "batchtopk" (arXiv 2412.06410), "jumprelu"
-            (arXiv 2407.14435) or "matryoshka" (arXiv 2503.17547).
-        expansion: Latents over the width of the site.
-        k: Latents that fire a row; for "jumprelu" the number aimed at.
-        epochs: Times each row is seen.
-        batch_size: Rows a step. Steps, not rows, limit quality: keep it small.
-        lr: Highest learning rate; it falls to a tenth over the last fifth.
-        seed: Of starting weights and order.
+        kind: "topk" (arXiv 2406.04093), "batchtopk" (arXiv 2412.06410), "jumprelu" (arXiv
+            2407.14435) or "matryoshka" (arXiv 2503.17547).
+        expansion: Number of latents over the width of the site.
+        k: Active latents per row; for "jumprelu" the target number.
+        epochs: Passes over the rows.
+        batch_size: Rows per step. The number of steps limits quality, not the number of rows, so
+            keep batches small.
+        lr: Peak learning rate; it decays to a tenth over the last fifth of the steps.
+        seed: Seed of the initial weights and of the order of rows.
     """
 
     kind: Kind = "topk"
@@ -79,23 +80,21 @@ def train_sae(
     checkpoint_every: int = 200,
     progress: Progress = SILENT,
 ) -> Sae:
-    """Train an autoencoder, or find it trained.
+    """Train an autoencoder, or load it if it was trained before.
 
-    The folder's name is the hash of rows and settings. Interrupted, the same call
-    goes on from the last checkpoint and ends with the same weights.
+    The folder is named by a hash of the rows and settings. An interrupted run resumes from its last
+    checkpoint and ends with the same weights.
 
     Args:
         rows: (row, d) array, in memory or on disk; read in chunks.
-        site: Where the rows come from.
+        site: Name of the site the rows come from.
         root: Folder of all autoencoders.
-        config: Settings.
         model: Hash of the weights of the model the rows come from.
         checkpoint_every: Steps between checkpoints.
-        progress: Where to show progress.
 
     Raises:
-        InputError: fewer rows than a batch, rows that are not (row, d), finite and
-            different from each other.
+        InputError: There are fewer rows than one batch, or the rows are not (row, d), not finite or
+            constant.
     """
     key = _cache_key(rows, site, config, model)
     folder = Path(root) / key
@@ -159,7 +158,7 @@ def _train(
             lr=config.lr,
             lr_end=config.lr / 10,
             lr_decay_steps=steps // 5,
-            # Counted in steps: latents silent for a tenth of the run are revived.
+            # Counted in steps: revive latents that were silent for a tenth of the run.
             dead_feature_window=max(20, steps // 10),
         ),
         sae=sae,
@@ -184,7 +183,7 @@ def _train(
 
 
 def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
-    """A fresh training model of sae-lens."""
+    """A new sae-lens training model."""
     library = sae_lens()
     latents = config.expansion * width
     shared: dict[str, Any] = {
@@ -222,7 +221,7 @@ def matryoshka_widths(latents: int) -> list[int]:
 
 
 def _norm_statistics(rows: Any) -> tuple[Tensor, float, float]:
-    """Mean state, longest distance from it that is used, and the scale to sqrt(d)."""
+    """Mean state, largest norm that is used, and the scale to norm sqrt(d)."""
     sample = np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32)
     length = np.linalg.norm(sample - np.median(sample, axis=0), axis=1)
     limit = MAX_NORM_RATIO * float(np.median(length))
@@ -239,7 +238,7 @@ def _norm_statistics(rows: Any) -> tuple[Tensor, float, float]:
 
 
 def _inlier_rows(rows: Any, limit: float) -> list[np.ndarray]:
-    """For each chunk the rows that are no outliers."""
+    """Indices of the rows that are no outliers, by chunk."""
     median = np.median(np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32), axis=0)
     found = []
     for start in range(0, rows.shape[0], CHUNK_ROWS):
@@ -252,7 +251,7 @@ def _inlier_rows(rows: Any, limit: float) -> list[np.ndarray]:
 def _batches(
     rows: Any, usable: list[np.ndarray], config: SaeConfig
 ) -> Iterator[Tensor]:
-    """Batches in an order that depends on the seed and nothing else."""
+    """Batches in an order that depends on the seed alone."""
     for epoch in range(config.epochs):
         rng = numpy_rng(config.seed, "sae", "order", str(epoch))
         for number in rng.permutation(len(usable)):
@@ -282,20 +281,20 @@ def _delete_checkpoint(part: Path) -> None:
 
 
 def _resume(trainer: Any, part: Path) -> None:
-    """Go on from a checkpoint of ours, where there is one."""
+    """Load the last checkpoint, if there is one."""
     if not part.is_dir():
         return
     from safetensors.torch import load_file
 
     try:
         trainer.sae.load_state_dict(load_file(part / "sae.safetensors"))
-        # torch.load reads it with weights_only, so nothing in it is run.
+        # torch.load uses weights_only here, so no code in the file is run.
         trainer.load_trainer_state(part)
-    except Exception as error:  # torch meets bad bytes with errors of any kind
+    except Exception as error:  # damaged files make torch raise many types of errors
         raise InputError(
-            f"the training that was interrupted in {part} cannot go on "
+            f"the interrupted training in {part} cannot be resumed "
             f"({type(error).__name__})",
-            fix="Delete that folder to begin anew",
+            fix="Delete that folder to start again",
         ) from error
 
 
@@ -308,7 +307,7 @@ def _save(
     config: SaeConfig,
     model: str,
 ) -> None:
-    """Save for inference, with a threshold that fits, and note what it is."""
+    """Save the inference model with a calibrated threshold, and its metadata."""
     sae.save_inference_model(str(scratch))
     note = {"site": site, "kind": config.kind, "model": model} | {
         "config": asdict(config)
@@ -340,14 +339,14 @@ def _save(
 
 
 def _calibrate_threshold(sae: Sae, rows: np.ndarray, k: int) -> None:
-    """Set the threshold at which k latents fire a row.
+    """Set the threshold at which k latents per row are active on average.
 
-    The one learned in training is a running mean that lags behind short runs.
+    The threshold learned in training is a running mean, which lags behind in short runs.
     """
     module = sae.module
     with torch.no_grad():
         x = module.process_sae_in(torch.as_tensor(rows, dtype=torch.float32))
         latents = torch.relu(x @ module.W_enc + module.b_enc).flatten()
         at = torch.topk(latents, min(k * len(rows), len(latents))).values[-1]
-        # A latent fires above its threshold; the last one has to fire as well.
+        # Latents are active strictly above the threshold; include the k-th.
         module.threshold.fill_(float(at) * (1 - 1e-6))

@@ -1,4 +1,4 @@
-"""Stored activations as the plain table of rows that autoencoders are trained on."""
+"""A (row, d) view of stored activations, for training autoencoders."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from evidence.errors import InputError
 
 
 class StoredRows:
-    """The values at one site, one row a kept position, read when they are sliced.
+    """The activations at one site, one row per stored position, read when sliced.
 
     Attributes:
         shape: (row, d), as of an array.
     """
 
     def __init__(self, activations: Activations, site: str):
-        """Look at how many positions each item has; no value is read yet.
+        """Count the positions of each item; no value is read yet.
 
         Args:
-            activations: In memory or in the store; one or several positions an item.
-            site: Which values.
+            activations: In memory or in the store; one or several positions per item.
+            site: Name of the site.
 
         Raises:
-            InputError: the site was not captured, or has no rows of one width.
+            InputError: The site was not captured, or its values do not have one width.
         """
         if site not in activations.arrays:
             raise InputError(
@@ -45,7 +45,7 @@ class StoredRows:
         if len(shape) == 3 and activations.mask is not None:
             mask = activations.mask
         self._mask: NDArray[np.bool_] = mask
-        # Rows before each item, and after the last.
+        # Index of the first row of each item, and the number of rows.
         self._starts = np.concatenate([[0], mask.sum(1).cumsum()])
         self.shape = (int(self._starts[-1]), int(shape[-1]))
 
@@ -53,10 +53,10 @@ class StoredRows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        """(row, d) float32 values of a run of rows.
+        """(row, d) float32 values of a contiguous range of rows.
 
         Raises:
-            InputError: rows that are not a plain run.
+            InputError: The slice has a step other than 1.
         """
         start, stop, step = rows.indices(len(self))
         if step != 1:
