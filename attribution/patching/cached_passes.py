@@ -1,8 +1,7 @@
-"""Passes of a receiver from donors' states, with what comes before them run once.
+"""Score many patches of one receiver, with the common prefix of each row computed once.
 
-A pass that is patched at the positions that predict the answer differs from the plain
-one only there: earlier positions cannot see the patch. Their keys and values are kept,
-and each donor and site then costs a pass over the few positions that are left.
+A patch at the positions that predict the answer changes nothing before them. The keys and values of
+the earlier positions are cached, so each patch costs a pass over the few positions that remain.
 """
 
 import copy
@@ -24,19 +23,19 @@ from capture.scoring.answers import AnswerScores, score_answers
 from capture.scoring.token_statistics import reduce_logits
 from evidence.progress import SILENT, Progress
 
-# Rounding moves a log-probability by far less than this, in nats.
+# The cached pass is used if it agrees with the full pass up to this, in nats.
 MAX_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One donor's values at one site.
+    """One donor's activations at one site.
 
     Attributes:
-        donor: Its name.
-        site: Where they are put.
-        values: float32 (row, place, d).
-        needed: (row,) False where the scores are not needed.
+        donor: Name of the donor.
+        site: Where the activations are written.
+        values: float32 (row, position, d).
+        needed: (row,) False for rows whose scores are not needed.
     """
 
     donor: str
@@ -55,16 +54,14 @@ def score_patches(
     tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> list[AnswerScores]:
-    """The receiver's answer scores with each put in place; zeros where not needed.
+    """Answer scores of the receiver under each patch; zeros for rows that are not needed.
 
     Args:
         model: The receiver.
         sequences: Rows with answers.
-        patches: What is put where.
-        positions: The positions, with their mask.
+        positions: The patched positions, with their mask.
         watch: As in ``score_answers``.
-        tokens: Padded positions a batch.
-        progress: Where to show progress.
+        tokens: Padded positions per batch.
     """
     n_tokens = np.array([len(ids) for ids in sequences.ids]) - sequences.answer_start
     count = len(sequences)
@@ -102,11 +99,11 @@ def _choose_passes(
     wanted: PositionSelection,
     tokens: int,
 ) -> Callable[..., PatchedRows]:
-    """Passes that go on from kept keys and values, where two rows give the same."""
+    """Use the cached passes if they reproduce the full passes on two rows and two patches."""
     starts, index = np.array(sequences.answer_start), wanted.index
     assert index is not None and wanted.mask is not None
     before = np.where(wanted.mask, index, starts[:, None]).min(1)
-    # One place before the answer must be left to run first, and one to go on from.
+    # The prefix and the rest of the prompt need one position each before the answer.
     if not puts or (before < starts - 1).any() or starts.min() < 2:
         return _full_passes
     if not supports_prefix_cache(model):
@@ -139,7 +136,7 @@ def _full_passes(
     watch: Sequence[int],
     tokens: int,
 ) -> PatchedRows:
-    """Every position of every row, once a put."""
+    """Run every position of every row, once per patch."""
     where = find_sites(model)
     for number, put in enumerate(puts):
         rows = np.flatnonzero(put.needed)
@@ -170,7 +167,7 @@ def _cached_passes(
     watch: Sequence[int],
     tokens: int,
 ) -> PatchedRows:
-    """What comes before the last token of the prompt once, and the rest once a put."""
+    """Run each prompt up to its last token once, and the remaining positions once per patch."""
     needed = np.flatnonzero(np.any([put.needed for put in puts], axis=0))
     if not len(needed):
         return
@@ -201,7 +198,7 @@ def _cached_batch(
     device = model_device(model)
     cuts = [sequences.answer_start[row] - 1 for row in rows]
     heads = _pad([sequences.ids[r][:c] for r, c in zip(rows, cuts, strict=True)])
-    # The last answer token predicts nothing that is scored.
+    # The last answer token predicts no scored token.
     rest = _pad([sequences.ids[r][c:-1] for r, c in zip(rows, cuts, strict=True)])
     heads, rest = pad(heads, device=device), pad(rest, device=device)
     owner = torch.arange(len(rows), device=device)
@@ -247,7 +244,7 @@ def _patched(
     offset: np.ndarray | int,
     where: Sites,
 ) -> AbstractContextManager[None]:
-    """Put the values of ``rows`` in place, at positions less ``offset``."""
+    """Write the values of ``rows`` at the patched positions, shifted by ``-offset``."""
     assert wanted.index is not None and wanted.mask is not None
     row, place = np.nonzero(wanted.mask[rows])
     position = (wanted.index[rows] - offset)[row, place]
