@@ -1,4 +1,4 @@
-"""Pictures of circuits: a Plotly figure, and text for Graphviz."""
+"""Draw circuits: a Plotly figure and Graphviz source."""
 
 import math
 from typing import TYPE_CHECKING
@@ -13,24 +13,21 @@ from evidence.errors import InputError
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# An answer hangs on edges that lower the metric when corrupted; others work against it.
+# Corrupting a supporting edge lowers the metric; corrupting an opposing edge raises it.
 SUPPORTING_COLOR, OPPOSING_COLOR = "#2a6fbb", "#c8553d"
 READER_NAMES = {"q": "query", "k": "key", "v": "value"}
-MAX_EDGES = 2000  # edges a picture can show and still be read
+MAX_EDGES = 2000  # more edges cannot be told apart in a picture
 
 
 def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
-    """The circuit layer by layer, embedding below and logits above.
+    """Draw the circuit by layer, with the embedding at the bottom and the logits at the top.
 
-    Blue edges carry the answer, red ones work against it; the wider, the larger the
-    score. Points tell what they are, and lines which input they go into.
-
-    Args:
-        circuit: What to draw.
-        scores: Of the same graph.
+    Blue edges support the answer and red edges oppose it; line width grows with the score. Hovering
+    shows the name and score of an edge.
 
     Raises:
-        InputError: another graph's scores, or too many edges to see anything.
+        InputError: The scores belong to another graph, or the circuit has too many edges to be
+            legible.
     """
     import plotly.graph_objects as go
 
@@ -79,14 +76,10 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
 
 
 def to_dot(circuit: Circuit, scores: EdgeScores) -> str:
-    """The circuit in Graphviz's language, from bottom to top.
-
-    Args:
-        circuit: What to draw.
-        scores: Of the same graph.
+    """Return the circuit as Graphviz source, drawn from bottom to top.
 
     Raises:
-        InputError: as ``draw_circuit``.
+        InputError: As ``draw_circuit``.
     """
     links = _drawn_edges(circuit, scores)
     lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
@@ -105,7 +98,7 @@ def to_dot(circuit: Circuit, scores: EdgeScores) -> str:
 def _drawn_edges(
     circuit: Circuit, scores: EdgeScores
 ) -> list[tuple[str, str, str, float, float]]:
-    """(from, to, edge, score, width); an input of several heads leads to each."""
+    """(start node, end node, edge, score, line width); shared inputs are drawn to every head."""
     graph = circuit.graph
     if graph != scores.graph:
         raise InputError(
@@ -138,7 +131,7 @@ def _drawn_edges(
 def _node_positions(
     graph: EdgeGraph, nodes: set[str]
 ) -> dict[str, tuple[float, float]]:
-    """Where each node goes: heads of a layer side by side, its MLP above them."""
+    """(x, y) of each node: the heads of a layer side by side, its MLP above them."""
     spots = {}
     for node in [*graph.writers, "logits"]:
         if node not in nodes:

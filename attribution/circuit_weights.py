@@ -1,9 +1,9 @@
-"""The weights that a circuit's edges run through.
+"""Map the edges of a circuit to the weights that implement them.
 
-An edge runs from what its writer adds to the stream to what its reader takes from it.
-Its weights are the columns of the output map that belong to the head, the rows of the
-query, key or value map that belong to the reading head or group, and all matrices of a
-feed-forward part at either end. Embedding and output head belong to no circuit here.
+An edge runs from a writer's output to a reader's input. Its weights are the columns of the output
+projection that belong to the writing head, the rows of the query, key or value projection that
+belong to the reading head or group, and all matrices of an MLP at either end. The embedding and the
+output head belong to no circuit.
 """
 
 from typing import cast
@@ -23,15 +23,15 @@ def circuit_weights(
     *,
     structure: TransformerStructure | None = None,
 ) -> dict[str, Tensor]:
-    """Name of a matrix to a bool mask of its shape, for matrices the circuit touches.
+    """Boolean masks of the weights that a circuit uses, by parameter name.
 
     Args:
-        model: The model.
         edge_mask: (edge,) bool.
-        structure: The model's, if already found.
+        structure: The model's structure, if already found.
 
     Raises:
-        InputError: heads cannot be told apart, or ``edge_mask`` is of another graph.
+        InputError: The model's heads cannot be separated, or ``edge_mask`` belongs to another
+            graph.
     """
     parts = structure or find_structure(model)
     graph = build_graph(parts)
@@ -78,7 +78,7 @@ def circuit_weights(
 
 
 def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Tensor:
-    """The mask of a matrix, made when it is first asked for."""
+    """The mask of one matrix, created on first use."""
     name = names[id(weight)]
     if name not in masks:
         masks[name] = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
@@ -86,7 +86,7 @@ def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Te
 
 
 def _oriented(mask: Tensor, linear: nn.Module) -> Tensor:
-    """(out, in), a view; GPT-2's layers hold their matrices turned."""
+    """A view of shape (out, in); GPT-2's Conv1D stores its matrix transposed."""
     return mask.T if type(linear).__name__ == "Conv1D" else mask
 
 

@@ -1,8 +1,8 @@
-"""Parametric knowledge traces: the value vectors that carry an answer.
+"""Find the MLP value vectors that carry an answer (parametric knowledge traces).
 
-A feed-forward neuron adds its activation times its value vector to the residual
-stream. Traces are found in the original, and always looked at through the original's
-unembedding, so that a changed output layer cannot fake a change of a trace.
+An MLP neuron adds its activation times its value vector to the residual stream. Traces are found in
+the original and always projected with the original's unembedding, so a changed output layer cannot
+imitate a changed trace.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ from evidence.progress import SILENT, Progress
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KnowledgeTraces:
-    """The strongest neurons of each concept, the strongest first.
+    """The top neurons of each concept, strongest first.
 
     Attributes:
         concepts: (concept,) names.
-        tokens: (concept,) the tokens that stand for each.
+        tokens: (concept,) token ids of each concept.
         layers: (concept, k) block of each neuron.
-        neurons: (concept, k) its index there.
-        scores: (concept, k) what they were ranked by.
+        neurons: (concept, k) index of each neuron in its block.
+        scores: (concept, k) ranking score.
         method: "value vectors" or "knowledge neurons".
     """
 
@@ -47,11 +47,11 @@ class KnowledgeTraces:
 
     @property
     def k(self) -> int:
-        """Neurons a concept."""
+        """Neurons per concept."""
         return self.layers.shape[1]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a neuron: concept, rank, layer, neuron, score."""
+        """One row per neuron: concept, rank, layer, neuron, score."""
         count, k = self.layers.shape
         return pd.DataFrame(
             {
@@ -71,20 +71,21 @@ def find_value_vectors(
     k: int = 10,
     sites: Sites | None = None,
 ) -> KnowledgeTraces:
-    """Value vectors that write a concept's tokens more than the rest of the vocabulary.
+    """Value vectors that promote a concept's tokens over the rest of the vocabulary.
 
-    The score is the mean logit that a value vector alone gives the concept's tokens,
-    in standard deviations of the logits it gives all tokens. The paper asks a language
-    model whether the top tokens make a concept; here the tokens are known.
+    The score is the mean logit that the value vector gives the concept's tokens, in standard
+    deviations of the logits it gives all tokens. The paper lets a language model judge whether the
+    top tokens form a concept; here the tokens are known.
 
     Args:
         model: The original.
         concepts: Name to token ids.
-        k: Neurons a concept.
+        k: Neurons per concept.
         sites: The model's sites, if already found.
 
     Raises:
-        InputError: no concepts, a token the model lacks, or fewer than ``k`` neurons.
+        InputError: There are no concepts, a token is not in the vocabulary, or the model has fewer
+            than ``k`` neurons.
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
@@ -115,27 +116,25 @@ def find_knowledge_neurons(
     tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> KnowledgeTraces:
-    """Neurons whose activation times gradient speaks for a concept's answers.
+    """Neurons with the largest activation times gradient for a concept's answers.
 
-    The gradient is that of the log-probability of the first answer token; products
-    are summed over the prompt's positions and averaged over a concept's rows. With a
-    ``baseline`` its attributions are taken off: what a neuron does for the answer
-    whoever the prompt is about is not knowledge of the fact.
+    The gradient is that of the log-probability of the first answer token; products are summed over
+    prompt positions and averaged over a concept's rows. The attributions of ``baseline`` rows are
+    subtracted: an effect on the answer for any entity is not knowledge of the fact.
 
     Args:
         model: The original.
         sequences: Rows with answers.
         row_concepts: (row,) concept of each row.
-        baseline: Rows that ask for the same answers without the facts' context, such
-            as about invented entities; every concept needs one or more.
-        baseline_concepts: (baseline row,) concept of each.
-        k: Neurons a concept.
+        baseline: Rows with the same answers without knowledge of the facts, such as prompts about
+            invented entities; at least one row per concept.
+        baseline_concepts: (baseline row,) concept of each row.
+        k: Neurons per concept.
         sites: The model's sites, if already found.
-        tokens: Padded positions a batch.
-        progress: Where to show progress.
+        tokens: Padded positions per batch.
 
     Raises:
-        InputError: rows and concepts that do not match, or a concept without baseline.
+        InputError: Rows and concepts differ in number, or a concept has no baseline row.
 
     Source: FaithUn's KLUE, arXiv 2502.19207; knowledge neurons, arXiv 2104.08696.
     """
@@ -166,7 +165,7 @@ def unembedding_matrix(sites: Sites) -> Tensor:
     """(token, d) float64 rows of the output layer.
 
     Raises:
-        InputError: the model has no linear output layer.
+        InputError: The model has no linear output layer.
     """
     weight = getattr(sites.head, "weight", None)
     if sites.head is None or not isinstance(weight, Tensor):
@@ -206,7 +205,7 @@ def _top_neurons(
     k: int,
     method: str,
 ) -> KnowledgeTraces:
-    """The top ``k`` over all layers; ``scores`` holds (neuron, concept) a layer."""
+    """The top ``k`` neurons over all layers; ``scores`` holds (neuron, concept) per layer."""
     layer = torch.cat([torch.full((len(s),), at) for at, s in enumerate(scores)])
     index = torch.cat([torch.arange(len(s)) for s in scores])
     table = torch.cat([s.cpu() for s in scores]).T
@@ -236,7 +235,7 @@ def _neuron_attribution(
     tokens: int,
     progress: Progress,
 ) -> list[Tensor]:
-    """One (neuron, concept) table a layer, means over the rows of each concept."""
+    """One (neuron, concept) table per layer, means over the rows of each concept."""
     if len(row_concepts) != len(sequences) or not len(sequences):
         raise InputError(
             "every row needs a concept",

@@ -1,4 +1,4 @@
-"""Do traces carry an answer, and what did a change of weights do to them?"""
+"""Test whether knowledge traces carry an answer, and compare them between two checkpoints."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,23 +20,23 @@ from evidence.hypothesis_tests import unpaired_max_test
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, torch_rng
 
-# A log-probability lower than this is lost in any case, and would swamp a mean.
+# Log-probabilities are floored here: anything lower is lost and would dominate a mean.
 MIN_LOGPROB = -20.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TraceConfirmation:
-    """What noise on a concept's traces does to its answers and to the others'.
+    """Effect of noise on a concept's traces on its own answers and on other concepts' answers.
 
     Attributes:
         concepts: (concept,) names.
-        own: (concept,) mean fall of the concept's answers' log-probability, in nats.
-        others: (concept,) the same of the other concepts' answers.
-        random: (concept,) fall of the concept's answers when as many other neurons of
-            the same blocks are noised.
-        p_value: (concept,) do its own answers fall more than the others'? Rows are
-            exchanged.
-        confirmed: (concept,) p below the level, and a larger fall than at random.
+        own: (concept,) mean fall of the log-probability of the concept's answers, in nats.
+        others: (concept,) the same for the other concepts' answers.
+        random: (concept,) fall of the concept's answers when as many other neurons of the same
+            blocks are noised.
+        p_value: (concept,) permutation test over rows: do its own answers fall more than the
+            others'?
+        confirmed: (concept,) p below the level, and a larger fall than with random neurons.
     """
 
     concepts: tuple[str, ...]
@@ -47,7 +47,7 @@ class TraceConfirmation:
     confirmed: NDArray[np.bool_]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a concept."""
+        """One row per concept."""
         names = ("own", "others", "random", "p_value", "confirmed")
         table = {name: getattr(self, name) for name in names}
         return pd.DataFrame({"concept": self.concepts} | table)
@@ -55,19 +55,19 @@ class TraceConfirmation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TraceSurvival:
-    """How each trace of the original looks in another checkpoint.
+    """Comparison of the original's traces with another checkpoint.
 
     Attributes:
-        traces: Whose.
-        cosine: (concept, k) of the value vector before and after.
-        distance: (concept, k) length of the change over the length before.
-        jaccard: (concept, k) shared part of the top tokens before and after, both
-            under the original's unembedding.
-        kept_tokens: (concept, k) share of the concept's tokens among the top tokens
-            before that are there afterwards; NaN where none was.
-        top: How many top tokens were compared.
-        layer_mean_cosine: (layer,) mean cosine of all neurons of each block: a trace has been
-            edited only if its cosine is lower.
+        traces: The original's traces.
+        cosine: (concept, k) cosine of the value vector before and after.
+        distance: (concept, k) norm of the change over the norm before.
+        jaccard: (concept, k) Jaccard index of the top tokens before and after, both under the
+            original's unembedding.
+        kept_tokens: (concept, k) share of the concept's tokens among the top tokens before that are
+            still among them after; NaN if there were none.
+        top: Number of top tokens compared.
+        layer_mean_cosine: (layer,) mean cosine of all neurons of each block: a trace was edited
+            only if its cosine is lower.
     """
 
     traces: KnowledgeTraces
@@ -79,7 +79,7 @@ class TraceSurvival:
     layer_mean_cosine: NDArray[np.float64]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a neuron."""
+        """One row per neuron."""
         names = ("cosine", "distance", "jaccard", "kept_tokens")
         extra = {name: getattr(self, name).ravel() for name in names}
         typical = self.layer_mean_cosine[self.traces.layers.ravel()]
@@ -95,13 +95,13 @@ def noisy_value_vectors(
     rng: torch.Generator,
     sites: Sites,
 ) -> Iterator[None]:
-    """Gaussian noise on some value vectors for the length of a block.
+    """Context manager that adds Gaussian noise to some value vectors.
 
     Args:
-        model: Changed, and afterwards bit for bit as before.
+        model: Restored bit for bit on exit.
         layers: (n,) block of each neuron.
-        neurons: (n,) its index.
-        scale: Standard deviation, in root mean squares of the vector's own entries.
+        neurons: (n,) index of each neuron in its block.
+        scale: Standard deviation, in root mean squares of the vector's entries.
         rng: Source of the noise.
         sites: The model's sites.
     """
@@ -135,24 +135,23 @@ def confirm_traces(
     sites: Sites | None = None,
     progress: Progress = SILENT,
 ) -> TraceConfirmation:
-    """Noise each concept's value vectors and see whose answers break.
+    """Add noise to each concept's value vectors and test whose answers become less likely.
 
     Args:
-        model: The original; left as it was found.
-        traces: What to noise, all neurons of a concept together.
+        model: The original; unchanged afterwards.
+        traces: Noised concept by concept, all neurons of a concept together.
         sequences: Rows with answers.
-        row_concepts: (row,) concept of each.
-        scale: Of the noise, see ``noisy_value_vectors``. The paper's 0.1 is about five root mean
-            squares of the weights of the models it was used on.
+        row_concepts: (row,) concept of each row.
+        scale: See ``noisy_value_vectors``. The paper's 0.1 is about five root mean squares of the
+            weights of its models.
         alpha: Level of the test.
-        draws: Noises averaged over.
-        permutations: Of the test.
-        seed: Of noise, random neurons and permutations.
+        draws: Number of noise draws averaged over.
+        permutations: Number of permutations of the test.
+        seed: Seed of noise, random neurons and permutations.
         sites: The model's sites, if already found.
-        progress: Shows one unit a concept.
 
     Raises:
-        InputError: a concept without rows, or the only one with any.
+        InputError: A concept has no rows, or all of them.
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
@@ -206,17 +205,17 @@ def trace_survival(
     *,
     top: int = 200,
 ) -> TraceSurvival:
-    """What became of the original's traces in a candidate.
+    """Compare the original's traces with the same neurons of a candidate.
 
     Args:
-        original: Where the traces were found; its unembedding is used for both.
+        original: The model of the traces; its unembedding is used for both models.
         candidate: A model of the same shape.
-        traces: What to follow.
-        top: Top tokens compared; at most a quarter of the vocabulary, beyond which
-            any two lists share much by luck.
+        traces: The traces.
+        top: Number of top tokens compared; at most a quarter of the vocabulary, as longer lists
+            overlap by chance.
 
     Raises:
-        InputError: the models differ in shape.
+        InputError: The models differ in shape.
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
@@ -260,7 +259,7 @@ def trace_survival(
 def random_traces(
     traces: KnowledgeTraces, model: nn.Module, seed: int = 0
 ) -> KnowledgeTraces:
-    """As many other neurons of the same blocks: the control of a survival."""
+    """The control of a survival comparison: as many other neurons of the same blocks."""
     sites = find_sites(model)
     rng = numpy_rng(seed, "random traces")
     neurons = np.stack(
