@@ -1,4 +1,4 @@
-"""Iterative nullspace projection: fit a reader, project off what it reads, again."""
+"""Iterative nullspace projection (INLP)."""
 
 import torch
 from numpy.typing import ArrayLike
@@ -13,21 +13,20 @@ from erasure.inputs import RowsError, class_codes
 
 
 class IterativeNullspace(MomentEraser):
-    """INLP: projects off the weights of one linear reader after another.
+    """INLP: project out the weights of one linear probe after another.
 
-    The "ridge" reader is solved from moments, for all sites at once, for classes and
-    for numbers; the "logistic" one, for classes, from rows. Both stop where the next
-    reader finds next to nothing *in the rows of the fit*, or after ``rounds``.
+    The "ridge" probe is solved from moments, for all sites at once, for classes and numbers; the
+    "logistic" probe is fitted on rows, for classes. Both stop when the next probe finds almost
+    nothing *on the training rows*, or after ``rounds``.
 
     Args:
-        reader: "ridge" or "logistic".
-        rounds: Readers at most. Each removes as many dimensions as the concept has
-            columns that are free (one for two classes).
-        penalty: On the reader's weights: for "ridge" in units of the mean variance of
-            the activations, for "logistic" on standardised activations, beside the
-            mean cross-entropy.
-        tolerance: Where to stop: for "ridge" the share of the concept's variance that
-            is explained, for "logistic" how far accuracy is above the largest class.
+        reader: Type of probe, "ridge" or "logistic".
+        rounds: Maximum number of probes. Each removes as many dimensions as the concept has
+            independent columns (one for two classes).
+        penalty: L2 penalty on the probe's weights: for "ridge" in units of the activations' mean
+            variance, for "logistic" on standardized activations, added to the mean cross-entropy.
+        tolerance: When to stop: for "ridge" the explained share of the concept's variance, for
+            "logistic" the accuracy above that of the largest class.
 
     Source: Ravfogel et al. (2020), arXiv 2004.07667.
     """
@@ -48,7 +47,8 @@ class IterativeNullspace(MomentEraser):
         """Fit on (item, d) or (site, item, d) activations and the concept ``y``.
 
         Raises:
-            RowsError: a parameter is out of range; a logistic reader of numbers.
+            RowsError: A parameter is out of range, or the probe is logistic and the concept
+                numeric.
         """
         self._check()
         if self.reader == "ridge":
@@ -67,10 +67,10 @@ class IterativeNullspace(MomentEraser):
         return self
 
     def solve(self, moments: Moments) -> AffineEraser:
-        """The eraser for what ``moments`` has gathered, with ridge readers.
+        """Solve with ridge probes.
 
         Raises:
-            RowsError: a parameter is out of range, or the reader needs rows.
+            RowsError: A parameter is out of range, or the probe is logistic.
         """
         self._check()
         if self.reader != "ridge":
@@ -91,7 +91,7 @@ class IterativeNullspace(MomentEraser):
             off = eye - basis @ basis.mT
             penal = (self.penalty * unit)[:, None, None] * eye
             coef = torch.linalg.solve(off @ cov @ off + penal, off @ cross)
-            # Columns of the concept have variance one and are uncorrelated.
+            # The whitened concept has uncorrelated columns of variance one.
             explained = (coef * cross).sum((1, 2)) / free
             going &= explained > self.tolerance
             room = min(free, d - basis.shape[2])
@@ -105,7 +105,7 @@ class IterativeNullspace(MomentEraser):
         )
 
     def _logistic(self, rows: Tensor, member: Tensor) -> Tensor:
-        """(d, rank) orthonormal directions for the rows of one site."""
+        """(d, rank) orthonormal directions of one site."""
         rows = rows - rows.mean(0)
         d = rows.shape[1]
         basis = rows.new_zeros(d, 0)
@@ -113,7 +113,7 @@ class IterativeNullspace(MomentEraser):
         for _ in range(self.rounds):
             left = rows - (rows @ basis) @ basis.T
             scale = left.square().mean(0).sqrt()
-            # Features already projected away are rounding and must not be blown up.
+            # Features already projected out are rounding errors; do not rescale them.
             real = scale > 1e-9 * scale.max()
             scale = torch.where(real, scale, torch.inf)
             reader = fit_logistic_probe(left / scale, member, self.penalty)
@@ -141,15 +141,15 @@ class IterativeNullspace(MomentEraser):
 
 
 def _new_directions(basis: Tensor, coef: Tensor, room: int) -> Tensor:
-    """Orthonormal (site, d, room) directions of ``coef`` at right angles to ``basis``.
+    """Orthonormal (site, d, room) directions of ``coef`` orthogonal to ``basis``.
 
-    Directions that ``coef`` does not have are zero.
+    Missing directions are zero.
     """
     off = coef - basis @ (basis.mT @ coef)
     new, sizes, _ = torch.linalg.svd(off, full_matrices=False)
     kept = (sizes > 1e-6 * sizes[:, :1]) & (sizes > 0)
     new = new * kept[:, None]
-    # Once more: readers of what is nearly gone lie along the basis but for rounding.
+    # Orthogonalize twice: late probes lie along the basis up to rounding.
     new = new - basis @ (basis.mT @ new)
     size = new.norm(dim=1, keepdim=True)
     new = torch.where(size > 0.5, new / size.clamp(min=0.5), 0.0)

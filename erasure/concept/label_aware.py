@@ -1,4 +1,4 @@
-"""Erasure by those who know the label: what any eraser is measured against."""
+"""Oracle LEACE: erasure with known labels, a lower bound for erasers without them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,15 @@ from evidence.storage.serialization import eraser_errors, read_eraser, write_era
 class OracleLeace:
     """Oracle LEACE: x -> x - coef (z - mean of z), the least-squares residual.
 
-    Knowing each row's concept, it takes away just what the concept predicts. No eraser
-    after which linear readers are at chance, with or without labels, moves the rows of
-    the fit less. For measuring, not for use: the label goes in, and what comes out is
-    no function of x.
+    Given each row's concept, it removes exactly the part of x that the concept predicts linearly.
+    No eraser that leaves linear probes at chance, with or without labels, changes the training rows
+    less. It is for measurement only: the result is not a function of x.
 
     Attributes:
         coef: (d, k) or (site, d, k) float64.
         mean_z: (k,).
-        classes: Sorted classes, or None for a concept made of numbers.
-        rank_: Dimensions of the concept's span; one number a site.
+        classes: Sorted classes, or None for a numeric concept.
+        rank_: Dimensions of the concept's span; one per site.
 
     Source: Belrose et al. (2023), arXiv 2306.03819, section 5 on oracle erasure.
     """
@@ -44,7 +43,7 @@ class OracleLeace:
 
     @classmethod
     def fit_moments(cls, moments: Moments) -> "OracleLeace":
-        """Fit on what has been gathered chunk by chunk."""
+        """Fit on moments accumulated in chunks."""
         whiten = concept_whitening(moments.cov_zz)
         apart = moments.cov_xz @ whiten
         coef = apart @ whiten.T
@@ -59,14 +58,14 @@ class OracleLeace:
         )
 
     def transform(self, x, z: ArrayLike | Tensor):
-        """Activations less what ``z``, each row's concept, predicts of them.
+        """Activations minus their linear prediction from the concept.
 
         Args:
             x: (item, d), or (site, item, d) if fitted so.
-            z: As in ``fit``, one an item.
+            z: The concept of each item, as in ``fit``.
 
         Raises:
-            RowsError: shapes do not fit, or there is a class that was not fitted.
+            RowsError: The shapes do not fit, or a class was not fitted.
         """
         tables, single = site_tables(x)
         sites = 1 if self.coef.ndim == 2 else len(self.coef)
@@ -84,7 +83,7 @@ class OracleLeace:
             target = torch.nn.functional.one_hot(codes, len(self.classes)).double()
         if target is None or target.shape[1] != len(self.mean_z):
             raise RowsError(
-                "the concept is unlike the one fitted on",
+                "the concept differs from the fitted one",
                 expected=f"{len(self.mean_z)} column(s) of floating-point numbers",
             )
         apart = (target.to(self.mean_z.device) - self.mean_z) @ self.coef.mT

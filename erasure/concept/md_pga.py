@@ -1,11 +1,11 @@
 """MD-PGA: project out the k directions in which two classes differ most.
 
-In standardised coordinates the symmetric matrix
+In standardized coordinates the symmetric matrix
 
     (mu_m - mu_c)(mu_m - mu_c)' + (Sigma_m - Sigma_c)
 
-holds the difference of means and of covariances between memorised and clean states.
-Its k eigenvectors of largest absolute eigenvalue are projected out; nothing is trained.
+holds the differences of means and covariances between memorized and clean states. The k
+eigenvectors of largest absolute eigenvalue are projected out; nothing is trained.
 
 Source: arXiv 2605.01699 and its public code, where k is 2.
 """
@@ -25,12 +25,12 @@ from evidence.storage.serialization import eraser_errors, read_tensors
 
 @dataclass(frozen=True, eq=False)
 class MdPgaProjection:
-    """The eraser of one or several sites.
+    """The fitted projection of one or several sites.
 
     Attributes:
-        centre: (site, d) mean of the rows fitted on.
+        center: (site, d) mean of the training rows.
         scale: (site, d) their standard deviation, 1 where it is 0.
-        basis: (site, k, d) orthonormal, in standardised coordinates.
+        basis: (site, k, d) orthonormal, in standardized coordinates.
         share: (site, k) each direction's share of the sum of absolute eigenvalues.
     """
 
@@ -41,18 +41,18 @@ class MdPgaProjection:
 
     @property
     def rank_(self) -> int:
-        """Directions removed at each site."""
+        """Number of directions removed at each site."""
         return self.basis.shape[1]
 
     def transform(self, x: Tensor, site: int | None = None) -> Tensor:
-        """Rows without those directions, in the type they came in.
+        """Project the directions out of rows, in the rows' type.
 
         Args:
-            x: (site, row, d); with ``site`` any (..., d) at that one.
-            site: Number of the site ``x`` is from.
+            x: (site, row, d), or (..., d) of one site.
+            site: Index of that site.
 
         Raises:
-            InputError: sites or widths differ from those fitted on.
+            InputError: The sites or widths differ from those fitted.
         """
         sites, width = self.centre.shape
         good = x.shape[-1] == width and (
@@ -60,7 +60,7 @@ class MdPgaProjection:
         )
         if not good:
             raise InputError(
-                "the rows do not go with this projection",
+                "the rows do not fit this projection",
                 expected=f"({sites}, row, {width}), or (..., {width}) with its site",
                 got=str(tuple(x.shape)),
             )
@@ -89,10 +89,10 @@ class MdPgaProjection:
 
     @staticmethod
     def load(path: Path) -> "MdPgaProjection":
-        """Read what ``save`` wrote.
+        """Read the projection that ``save`` wrote.
 
         Raises:
-            InputError: there is no such file, or it is something else.
+            InputError: The file does not exist or is not such a projection.
         """
         with eraser_errors(path):
             return MdPgaProjection(**read_tensors(as_path(path, "the projection"))[1])
@@ -103,12 +103,11 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
 
     Args:
         states: (site, row, d).
-        labels: (row,), 1 for memorised and 0 for clean.
-        k: Directions to remove, at most d.
+        labels: (row,), 1 for memorized and 0 for clean.
+        k: Number of directions to remove, at most d.
 
     Raises:
-        InputError: shapes that do not fit, fewer than two rows of a class, or k out
-            of range.
+        InputError: The shapes do not fit, a class has fewer than two rows, or k is out of range.
     """
     if states.ndim != 3 or labels.shape != states.shape[1:2]:
         raise InputError(
@@ -146,6 +145,6 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
 
 
 def _covariance(rows: Tensor) -> Tensor:
-    """(site, d, d)."""
+    """(site, d, d) covariances."""
     rows = rows - rows.mean(1, keepdim=True)
     return rows.transpose(1, 2) @ rows / rows.shape[1]

@@ -1,4 +1,4 @@
-"""Quadratic erasure: one mean and one covariance for every class, given the label."""
+"""QLEACE: give every class the same mean and covariance, with known labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +14,21 @@ from evidence.storage.serialization import eraser_errors, read_eraser, write_era
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuadraticLeace:
-    """QLEACE: moves every class by optimal transport to one Gaussian between them.
+    """QLEACE: move every class by optimal transport to one common Gaussian.
 
-    On the rows of the fit all classes then have the same mean and covariance, so no
-    quadratic reader beats a constant either. Like ``OracleLeace`` it needs each row's
-    class: a measure of what second moments tell, not an eraser for use. Classes need
-    not be Gaussian for that; the change is the least there is when they are.
+    On the training rows all classes then have the same mean and covariance, so no quadratic probe
+    beats a constant either. Like ``OracleLeace`` it needs each row's class and is for measurement
+    only. The change is minimal if the classes are Gaussian.
 
     Attributes:
         maps: (class, d, d) or (site, class, d, d) symmetric float64.
         means: (class, d) or (site, class, d).
-        centre: (d,) or (site, d), the mean of all rows.
+        center: (d,) or (site, d), the mean of all rows.
         classes: Sorted classes.
-        rank_: Dimensions that are moved; one number a site.
+        rank_: Number of changed dimensions; one per site.
 
-    Source: Belrose et al. (2023), arXiv 2306.03819, appendix on quadratic erasure;
-    Alvarez-Esteban et al. (2016), arXiv 1511.05355, for the barycenter.
+    Source: Belrose et al. (2023), arXiv 2306.03819, appendix on quadratic erasure; Alvarez-Esteban
+    et al. (2016), arXiv 1511.05355, for the barycenter.
     """
 
     maps: Tensor
@@ -43,8 +42,8 @@ class QuadraticLeace:
         """Fit on (item, d) or (site, item, d) activations and classes.
 
         Raises:
-            RowsError: a class spans fewer dimensions than all of them together (as a
-                rule it has fewer than d + 1 rows): no map can give it their covariance.
+            RowsError: A class spans fewer dimensions than all classes together (usually because it
+                has fewer than d + 1 rows), so no map can give it the common covariance.
         """
         tables, single = site_tables(x)
         classes, codes = class_codes(z, tables.shape[1], None)
@@ -58,14 +57,14 @@ class QuadraticLeace:
         return cls(maps, means, centre, classes, tuple(ranks))
 
     def transform(self, x, z: ArrayLike | Tensor):
-        """Rows moved according to their class.
+        """Move every row according to its class.
 
         Args:
             x: (item, d), or (site, item, d) if fitted so.
             z: (item,) classes.
 
         Raises:
-            RowsError: shapes do not fit, or there is a class that was not fitted.
+            RowsError: The shapes do not fit, or a class was not fitted.
         """
         tables, single = site_tables(x)
         alone = self.maps.ndim == 3
@@ -109,7 +108,7 @@ class QuadraticLeace:
 def _transport_maps(
     rows: Tensor, codes: Tensor, classes: NDArray
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps (class, d, d), means (class, d) and the mean of all (d,) of one site."""
+    """Maps (class, d, d), means (class, d) and the overall mean (d,) of one site."""
     centre = rows.mean(0)
     if not bool(torch.isfinite(centre).all()):
         raise RowsError("there are NaN or infinite activations")
@@ -119,8 +118,7 @@ def _transport_maps(
     covs = torch.stack(
         [group.T.cov(correction=0).reshape(2 * [len(centre)]) for group in groups]
     )
-    # Within the span of all the classes' own variation; beyond it nothing is moved
-    # but the means.
+    # Work in the span of the within-class variation; outside it only the means differ.
     sizes, axes = torch.linalg.eigh((shares[:, None, None] * covs).sum(0))
     axes = axes[:, sizes > 1e-12 * len(sizes) * sizes[-1].clamp(min=1e-300)]
     inner = axes.T @ covs @ axes
@@ -146,10 +144,10 @@ def _transport_maps(
 
 
 def _barycenter(covs: Tensor, shares: Tensor, max_iter: int = 500) -> Tensor:
-    """The Gaussian's covariance with the least mean transport cost to all.
+    """Covariance of the Gaussian with the least mean transport cost, by fixed-point iteration.
 
-    A goal that has not quite settled costs a little more change, no guardedness: every
-    class is given whatever covariance this is.
+    If the iteration has not converged, the change is a little larger, but all classes still get the
+    same covariance.
     """
     goal = (shares[:, None, None] * covs).sum(0)
     for _ in range(max_iter):

@@ -1,4 +1,4 @@
-"""R-LACE: the projection against which the best linear reader does worst."""
+"""R-LACE: the orthogonal projection after which the best linear probe does worst."""
 
 import torch
 from numpy.typing import ArrayLike
@@ -11,27 +11,26 @@ from erasure.inputs import RowsError, class_codes
 
 
 class RelaxedAdversarial(ConceptEraser):
-    """R-LACE: an orthogonal projection of given rank, found as a game with a reader.
+    """R-LACE: an orthogonal projection of given rank from a minimax game with a probe.
 
-    The reader, a logistic regression, lowers its loss on the projected rows; the
-    projection, relaxed to symmetric matrices with eigenvalues from 0 to 1 and trace
-    ``rank``, raises it. Every few steps the relaxed matrix is made a projection (its
-    first eigenvectors), a new reader is fitted to the end on what is left, and the
-    projection with the highest such loss is kept. For classes; a closed form of the
-    same game for numbers is ``SpectralRemoval``.
+    The probe, a logistic regression, minimizes its loss on the projected rows; the projection,
+    relaxed to symmetric matrices with eigenvalues in [0, 1] and trace ``rank``, maximizes it. Every
+    few steps the relaxed matrix is rounded to a projection (its leading eigenvectors), a new probe
+    is fitted to convergence, and the projection with the highest probe loss is kept. For classes;
+    ``SpectralRemoval`` is a closed form of the same game for numeric concepts.
 
-    The game is not convex: unlike LEACE nothing is promised, and ``loss_`` says how
-    far it came (the entropy of the classes is the most there is).
+    The game is not convex, so unlike LEACE nothing is guaranteed. ``loss_`` tells how far it got;
+    its maximum is the entropy of the classes.
 
     Args:
-        rank: Dimensions to remove.
-        steps: Moves of the projection.
-        rate: Size of the moves; the rows have unit variance on average.
-        penalty: On the reader's weights, beside the mean cross-entropy.
-        every: Steps between trials with a new reader.
+        rank: Number of removed dimensions.
+        steps: Number of projection updates.
+        rate: Step size; the rows have unit variance on average.
+        penalty: L2 penalty on the probe's weights, added to the mean cross-entropy.
+        every: Steps between evaluations with a new probe.
 
     Fitted:
-        loss_: (site,) mean cross-entropy of the last reader, in nats.
+        loss_: (site,) mean cross-entropy of the last probe, in nats.
 
     Source: Ravfogel et al. (2022), arXiv 2201.12091.
     """
@@ -54,7 +53,7 @@ class RelaxedAdversarial(ConceptEraser):
         """Fit on (item, d) or (site, item, d) activations and classes ``y``.
 
         Raises:
-            RowsError: a parameter is out of range.
+            RowsError: A parameter is out of range.
         """
         tables, single = self._finite_tables(X, y)
         d = tables.shape[2]
@@ -80,8 +79,8 @@ class RelaxedAdversarial(ConceptEraser):
         return self
 
     def _solve_game(self, rows: Tensor, member: Tensor) -> tuple[Tensor, float]:
-        """(d, rank) directions and the loss of the best reader after them."""
-        # With fewer rows than features the game is played in the span of the rows.
+        """(d, rank) directions and the loss of the best probe after them."""
+        # Work in the span of the rows, which may have fewer dimensions than the features.
         left, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
         real = sizes > 1e-12 * sizes[0]
         if int(real.sum()) < self.rank:
@@ -104,8 +103,8 @@ class RelaxedAdversarial(ConceptEraser):
             slope = (
                 inner.T @ reader.residuals(kept, member) @ reader.coef.T / len(inner)
             )
-            # Removing more of a direction changes the loss by minus this; a matrix
-            # that must stay symmetric moves along the symmetric part.
+            # The gradient of the loss by the projection is minus this; take its symmetric
+            # part, as the matrix must stay symmetric.
             move = -(slope + slope.T) / 2
             size = move.norm()
             if size > 0:
@@ -121,10 +120,10 @@ class RelaxedAdversarial(ConceptEraser):
 
 
 def project_to_fantope(matrix: Tensor, rank: int) -> Tensor:
-    """The nearest symmetric matrix with eigenvalues from 0 to 1 and trace ``rank``.
+    """The nearest symmetric matrix with eigenvalues in [0, 1] and trace ``rank``.
 
-    The eigenvectors stay; eigenvalues all move by one number and are clipped, and the
-    number is found by halving.
+    The eigenvectors are unchanged; all eigenvalues are shifted by one number, found by bisection,
+    and clipped.
     """
     sizes, axes = torch.linalg.eigh(matrix)
     low, high = sizes[0] - 1, sizes[-1]

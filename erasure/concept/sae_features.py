@@ -1,13 +1,12 @@
-"""Erasing features of a dictionary: from activations, or from what neurons write.
+"""Erase autoencoder features from activations, or from MLP value vectors.
 
-A sparse autoencoder splits an activation into features, each with a direction it
-writes. Features that are active on rows of a concept and on few others are taken out.
-On activations that is a change at run time, and so a suppression; on the value vectors
-of an MLP (``pisces_``) it is a change of weights.
+A sparse autoencoder decomposes an activation into features, each with a decoder direction. Features
+that are active on rows of the concept and on few others are removed. On activations this is a
+runtime edit, and so a suppression; on the value vectors of an MLP (``pisces_``) it changes weights.
 
-Source: after PISCES (github.com/yoavgur/PISCES), as its abstract and settings have it:
-count and value of the features. It chooses features by automated interpretation; ours
-are chosen by F1 on labelled rows, as expert features are in arXiv 2602.18505.
+Source: after PISCES (github.com/yoavgur/PISCES), from its abstract and settings. PISCES selects
+features by automated interpretation; here they are selected by F1 on labeled rows, like the expert
+features of arXiv 2602.18505.
 """
 
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ from evidence.storage.serialization import eraser_errors, read_eraser, write_era
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """An autoencoder's tensors; latent f is relu(encoder_f . (x - centre) + bias_f).
+    """Tensors of an autoencoder; latent f is relu(encoder_f . (x - center) + bias_f).
 
     Attributes:
         encoder: (feature, d).
         bias: (feature,).
-        decoder: (feature, d), the direction each feature writes.
-        centre: (d,).
+        decoder: (feature, d), the direction of each feature.
+        center: (d,).
     """
 
     encoder: Tensor
@@ -59,21 +58,21 @@ class Dictionary:
             object.__setattr__(self, name, value.detach().double().contiguous())
 
     def latents(self, offsets: Tensor) -> Tensor:
-        """(row, feature) of (row, d) offsets from the centre."""
+        """(row, feature) activations of (row, d) offsets from the center."""
         return torch.relu(offsets @ self.encoder.mT + self.bias)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DictionaryEraser:
-    """Takes chosen features of a dictionary out.
+    """Removes selected features of a dictionary.
 
     Attributes:
-        dictionary: The chosen features alone.
-        features: Their numbers in the whole dictionary, the best first.
-        scores: (feature,) F1 of each on the rows of the fit.
-        strength: 0 removes a feature; more pushes the other way by that share.
-        size: Median length of the fitted rows' offsets, to which value vectors are
-            scaled before they are split.
+        dictionary: The selected features only.
+        features: Their indices in the full dictionary, best first.
+        scores: (feature,) F1 on the training rows.
+        strength: 0 removes a feature; more inverts it by that share.
+        size: Median norm of the training rows' offsets, to which value vectors are scaled before
+            they are encoded.
     """
 
     dictionary: Dictionary
@@ -84,7 +83,7 @@ class DictionaryEraser:
 
     @property
     def rank_(self) -> int:
-        """How many features are taken out; as many dimensions at most."""
+        """Number of removed features, an upper bound of the removed dimensions."""
         return len(self.features)
 
     @classmethod
@@ -97,18 +96,18 @@ class DictionaryEraser:
         n_features: int = 10,
         strength: float = 0.0,
     ) -> "DictionaryEraser":
-        """Choose features on (item, d) activations.
+        """Select features on (item, d) activations.
 
         Args:
             x: Activations of the site the dictionary was trained on.
             z: Two classes; the larger one in sorting order is the concept.
-            dictionary: Handed in, however it was trained.
-            n_features: Features to take out.
-            strength: As the attribute.
+            dictionary: A trained autoencoder.
+            n_features: Number of features to remove.
+            strength: See the attribute.
 
         Raises:
-            RowsError: rows that do not fit the dictionary, not two classes, or a count
-                or strength that cannot be used.
+            RowsError: The rows do not fit the dictionary, there are not two classes, or a parameter
+                is out of range.
         """
         tables, single = site_tables(x)
         if not single or tables.shape[2] != dictionary.centre.numel():
@@ -132,7 +131,7 @@ class DictionaryEraser:
         concept = (codes == 1).cpu()
         hits = (active & concept[:, None]).sum(0).double()
         f1 = 2 * hits / (active.sum(0) + concept.sum()).clamp(min=1)
-        # A stable order: of equal features the first is taken.
+        # Stable, so that ties go to the feature of lower index.
         chosen = torch.sort(f1, descending=True, stable=True).indices[:n_features]
         part = Dictionary(
             dictionary.encoder[chosen],
@@ -144,7 +143,7 @@ class DictionaryEraser:
         return cls(part, tuple(chosen.tolist()), f1[chosen], float(strength), size)
 
     def transform(self, x):
-        """(..., d) activations without the features: same shape, type and device."""
+        """(..., d) activations without the features, of the same shape, type and device."""
         rows = x if isinstance(x, Tensor) else torch.as_tensor(x)
         flat = rows.detach().reshape(-1, rows.shape[-1]).double().cpu()
         left = flat - self._reconstruct(flat - self.dictionary.centre)
@@ -152,11 +151,11 @@ class DictionaryEraser:
         return found if isinstance(x, Tensor) else found.numpy()
 
     def transform_vectors(self, values: Tensor) -> Tensor:
-        """(vector, d) directions without what they write of the features.
+        """(vector, d) directions without their components along the features.
 
-        A neuron may be active with either sign, so what a vector writes and what its
-        opposite writes are both taken out. Vectors are scaled to the size of the
-        activations the dictionary knows.
+        A neuron can be active with either sign, so the features of a vector and of its opposite are
+        both removed. Vectors are scaled to the norm of the activations that the dictionary was
+        trained on.
         """
         flat = values.detach().double().cpu()
         size = flat.norm(dim=1, keepdim=True)
@@ -184,10 +183,10 @@ class DictionaryEraser:
 
     @classmethod
     def load(cls, path: Path | str) -> "DictionaryEraser":
-        """The eraser that ``save`` wrote.
+        """Read the eraser that ``save`` wrote.
 
         Raises:
-            InputError: no such file, or another eraser.
+            InputError: The file does not exist or is not such an eraser.
         """
         tensors, facts = read_eraser(path, cls.__name__)
         with eraser_errors(path):
@@ -202,18 +201,18 @@ class DictionaryEraser:
 
 
 def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
-    """Take the features out of every value vector of one block's MLP, in place.
+    """Remove the features from every value vector of one block's MLP, in place.
 
     Args:
         model: A Hugging Face causal language model.
-        layer: Number of the block.
+        layer: Index of the block.
         eraser: Fitted on that MLP's output.
 
     Returns:
-        How many vectors changed by more than rounding.
+        Number of vectors that changed by more than rounding.
 
     Raises:
-        InputError: no such block, or another width.
+        InputError: The block does not exist, or the width differs.
     """
     blocks = find_blocks(model)
     if not 0 <= layer < len(blocks):
@@ -225,7 +224,7 @@ def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
     _, module = down_projection(blocks[layer])
     weight = module.weight
     assert isinstance(weight, nn.Parameter)  # down_projection looked
-    # Conv1D keeps (in, out), Linear (out, in); a value vector is what one input writes.
+    # A value vector is the output of one input unit: a row of Conv1D's (in, out) weight.
     values = weight.data if isinstance(module, Conv1D) else weight.data.T
     if values.shape[1] != eraser.dictionary.centre.numel():
         raise InputError(
