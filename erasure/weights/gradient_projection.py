@@ -1,8 +1,8 @@
-"""Unlearning steps kept off the directions that would change what is to stay.
+"""Gradient-projected unlearning (GU): ascent steps orthogonal to recent retain gradients.
 
-Source: gradient-projected unlearning after "GU" (Lemutisme/geo-unlearning), read as its
-public description has it: the forget update keeps only what is orthogonal to the span
-of recent retain gradients, and a step that harms the retain loss is shortened.
+Source: after "GU" (Lemutisme/geo-unlearning), from its public description: the forget update is
+projected onto the orthogonal complement of the span of recent retain gradients, and a step that
+harms the retain loss is shortened.
 """
 
 from collections import deque
@@ -29,20 +29,20 @@ from evidence.seeds import numpy_rng
 
 @dataclass(frozen=True)
 class GradientProjectionConfig:
-    """How steps are taken.
+    """Settings of ``projected_ascent_``.
 
     Attributes:
-        step_norm: Norm of a step before projection, over all weights. Steps on the bare
-            gradient, which grows as the rows are forgotten, run away.
-        steps: Most steps.
-        batch_size: Forget rows a step; None for all.
-        retain_batch_size: Retain rows a gradient; None for all.
-        history: Retain gradients whose span is left alone.
-        tolerance: A retain gradient adds a direction if more than this share of it
-            lies off the others.
-        max_retain_rise: Rise of the retain loss, in nats, that one step may cause on
-            the rows of the latest retain gradient.
-        max_halvings: How often a step over budget is halved before it is left out.
+        step_norm: Norm of a step over all weights, before projection. The forget gradient grows as
+            the rows are forgotten, so steps of fixed rate would diverge.
+        steps: Maximum number of steps.
+        batch_size: Forget rows per step; None for all.
+        retain_batch_size: Retain rows per gradient; None for all.
+        history: Number of retain gradients that are projected out.
+        tolerance: A retain gradient adds a direction if more than this share of it is orthogonal to
+            the others.
+        max_retain_rise: Rise of the retain loss, in nats, that one step may cause on the rows of
+            the latest retain gradient.
+        max_halvings: Number of times such a step is halved before it is skipped.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """
 
@@ -73,11 +73,11 @@ class GradientProjectionConfig:
 
 
 def orthonormal_span(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
-    """Orthonormal (direction, weight) rows that span the gradients.
+    """Orthonormal (direction, weight) basis of the gradients, by Gram-Schmidt.
 
     Args:
         gradients: (weight,) each.
-        tolerance: Share of a gradient off the earlier ones below which it adds none.
+        tolerance: Smallest relative remainder that adds a direction.
     """
     rows: list[Tensor] = []
     size = 0
@@ -85,8 +85,7 @@ def orthonormal_span(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
         size = len(gradient)
         rest = gradient.clone()
         before = rest.norm()
-        # Twice: after one pass a nearly dependent gradient is orthogonal to no more
-        # than its own rounding.
+        # Twice is enough: one pass leaves rounding errors relative to the gradient.
         for _ in range(2):
             for row in rows:
                 rest = rest - (row @ rest) * row
@@ -96,7 +95,7 @@ def orthonormal_span(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
 
 
 def project_out(gradient: Tensor, span: Tensor) -> Tensor:
-    """The part of ``gradient`` (weight,) at right angles to the rows of ``span``."""
+    """The part of ``gradient`` (weight,) orthogonal to the rows of ``span``."""
     span = span.to(gradient)
     for _ in range(2):
         gradient = gradient - span.T @ (span @ gradient)
@@ -112,28 +111,25 @@ def projected_ascent_(
     seed: int,
     progress: Progress = SILENT,
 ) -> TrainLog:
-    """Raise the forget loss in steps that leave the retain loss alone to first order.
+    """Gradient ascent on the forget loss that keeps the retain loss to first order, in place.
 
-    Each step takes one more retain gradient, projects the forget gradient off the span
-    of the last ``config.history`` of them, and moves along what is left. A step after
-    which the retain loss has risen beyond the budget is halved, and in the end left
-    out.
+    Each step computes one more retain gradient, projects the forget gradient onto the orthogonal
+    complement of the last ``config.history`` retain gradients, and moves along the result. A step
+    that raises the retain loss too much is halved, and finally skipped.
 
     Args:
         model: A causal language model; changed in place.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        config: Settings.
-        seed: Fixes the order of rows.
-        progress: Where progress is shown.
+        seed: Seed of the order of rows.
 
     Returns:
-        A row a step: ``forget_loss`` and ``retain_loss`` before it, ``kept`` (share of
-        the forget gradient's norm that the projection leaves), ``scale`` of the step
-        taken (0 where it was left out), and ``rise`` of the retain loss by it.
+        One row per step: ``forget_loss`` and ``retain_loss`` before it, ``kept`` (share of the
+            forget gradient's norm that remains after projection), ``scale`` of the step (0 if
+            skipped), and ``rise`` of the retain loss.
 
     Raises:
-        InputError: there are no rows to forget or to keep.
+        InputError: There are no rows to forget or to keep.
     """
     for rows, name in ((forget, "forget"), (retain, "retain")):
         if len(rows) == 0:
@@ -158,7 +154,7 @@ def projected_ascent_(
             for step in range(config.steps):
                 kept_rows = retain[next(keep)]
                 retain_loss, gradient = slope(kept_rows)
-                # The newest first: where gradients depend on each other, it counts.
+                # Newest first: of dependent gradients the first determines the span.
                 history.appendleft(gradient)
                 forget_loss, upward = slope(forget[next(order)])
                 off = project_out(upward, orthonormal_span(history, config.tolerance))

@@ -1,9 +1,9 @@
-"""One gradient, one layer: a single step on one matrix, chosen and measured.
+"""SLUG: unlearning with one gradient step on a single layer.
 
-Source: SLUG (CSIPlab/SLUG), as its public code has it: importance of a layer is the
-norm of its forget gradient over the norm of its weights, alignment the absolute cosine
-of its forget and retain gradients; layers on the Pareto front of the two are tried,
-with a step found by bisection.
+Source: SLUG (CSIPlab/SLUG), from its public code: the importance of a layer is the norm of its
+forget gradient over the norm of its weights, its alignment the absolute cosine of its forget and
+retain gradients. The layers on the Pareto front of the two are tried, with a step size found by
+bisection.
 """
 
 import math
@@ -27,7 +27,7 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class LayerScore:
-    """How one matrix takes part.
+    """Importance and alignment of one matrix.
 
     Attributes:
         name: The parameter's name.
@@ -45,11 +45,11 @@ class SlugEdit:
     """The edit that was made.
 
     Attributes:
-        layer: The matrix that was moved.
-        step: How far along its forget gradient.
-        forget_loss: Mean loss on the forget rows afterwards, in nats a token.
+        layer: The matrix that was changed.
+        step: Step size along its forget gradient.
+        forget_loss: Mean loss on the forget rows afterwards, in nats per token.
         retain_loss: The same on the retain rows.
-        retain_losses: Retain loss of each layer on the front that reached the goal.
+        retain_losses: Retain loss of each tried layer that reached the target loss.
         pareto_front: The layers that were tried.
     """
 
@@ -62,9 +62,9 @@ class SlugEdit:
 
 
 def pareto_front(scores: list[LayerScore]) -> list[LayerScore]:
-    """Those than which no other is at least as important and aligned as little.
+    """Layers that no other layer dominates in importance (high) and alignment (low).
 
-    Of equals all are kept. In falling order of importance.
+    Equal layers are all kept. Sorted by falling importance.
     """
     front = [
         one
@@ -91,23 +91,23 @@ def slug_(
 ) -> SlugEdit:
     """Move one matrix along its forget gradient until the forget loss is ``target_loss``.
 
-    Gradients are taken once. Of the layers on the Pareto front each is moved as little
-    as brings the loss to the goal, found by doubling from a tenth of the ratio of
-    norms and halving the last interval; the one with the lowest retain loss stays.
+    Gradients are computed once. Each layer on the Pareto front is moved by the smallest step that
+    reaches the target, found by doubling from a tenth of the ratio of norms and bisection; the
+    layer with the lowest retain loss is kept.
 
     Args:
         model: A causal language model; changed in place.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        target_loss: Mean loss on the forget rows to reach, in nats a token; the
-            logarithm of the number of possible answers is that of a guess.
-        max_doublings: How often the step is doubled before a layer is given up.
-        n_bisections: How often the interval is halved.
+        target_loss: Mean loss on the forget rows to reach, in nats per token; guessing has the
+            logarithm of the number of possible answers.
+        max_doublings: Doublings of the step before a layer is given up.
+        n_bisections: Number of bisections.
         loss_on: ``"answer"`` or ``"all"`` tokens.
 
     Raises:
-        InputError: no rows, a goal that is reached already, or no layer that reaches
-            it; the model is then as it was.
+        InputError: There are no rows, the loss is above the target already, or no layer reaches it;
+            the model is unchanged then.
     """
     for rows, name in ((forget, "forget"), (retain, "retain")):
         if len(rows) == 0:
@@ -181,7 +181,7 @@ def slug_(
 
 
 def _matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The matrices inside the blocks, by name."""
+    """Matrices within the blocks, by name."""
     inside = {id(p) for block in find_blocks(model) for p in block.parameters()}
     return {
         name: parameter
@@ -213,7 +213,7 @@ def _smallest_step(
     doublings: int,
     bisections: int,
 ) -> float | None:
-    """The least step that reaches the goal, taken; None if doubling does not."""
+    """Apply the smallest step that reaches the target; None if doubling does not reach it."""
 
     def at(step: float) -> float:
         _set_weight(weight, before + step * gradient)
