@@ -1,4 +1,4 @@
-"""Selective synaptic dampening: shrink the weights that matter to the forget rows.
+"""SSD (selective synaptic dampening): shrink the weights that matter most to the forget rows.
 
 Source: Foster, Schoepf, Brintrup (2023), arXiv 2308.07707.
 """
@@ -13,12 +13,12 @@ from erasure.unlearning.training.loop import backward_nll, logit_reader_for
 def diagonal_fisher(
     model: nn.Module, parameters: list[nn.Parameter], rows: Sequences, loss_on: str
 ) -> list[Tensor]:
-    """Mean over the rows of the squared gradient of a row's loss, as the parameters.
+    """Diagonal Fisher information: mean over rows of the squared gradient of a row's loss.
 
     Args:
-        model: A causal language model whose gradients are wanted.
-        parameters: Of which; each takes gradients.
-        rows: With the true answers.
+        model: A causal language model.
+        parameters: The parameters, which take gradients.
+        rows: Rows with the true answers.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """
     reader = logit_reader_for(model, rows)
@@ -38,10 +38,9 @@ def diagonal_fisher(
 def dampen_(
     weights: Tensor, forget: Tensor, overall: Tensor, above: float, by: float
 ) -> int:
-    """Shrink the weights that matter much more to the forget rows than to all.
+    """Shrink the weights that are much more important to the forget rows than to all rows.
 
-    Where ``forget > above * overall`` a weight is multiplied by
-    ``min(by * overall / forget, 1)``.
+    A weight with ``forget > above * overall`` is multiplied by ``min(by * overall / forget, 1)``.
 
     Args:
         weights: Changed in place.
@@ -51,7 +50,7 @@ def dampen_(
         by: The authors' lambda, > 0.
 
     Returns:
-        How many weights were chosen.
+        Number of dampened weights.
     """
     chosen = forget > above * overall
     factor = (by * overall / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(

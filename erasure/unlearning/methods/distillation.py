@@ -1,4 +1,4 @@
-"""Terms of the methods that follow, or flee, the logits of a frozen model."""
+"""Terms of the methods that move towards or away from the logits of a frozen model."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from erasure.unlearning.training.objectives import (
 )
 from erasure.unlearning.training.task import Losses
 
-# Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
+# Maps a batch to the target logits (token, vocabulary) of its scored tokens.
 Target = Callable[[Padded], Tensor]
 
 
@@ -38,15 +38,14 @@ def distillation_losses(
 ) -> Losses:
     """Both terms of ``config.method``, one of ``DISTILLATION_METHODS``.
 
-    The teacher is a copy of ``model`` as it is now.
+    The teacher is a copy of the current ``model``.
 
     Args:
-        model: In training.
+        model: The model in training.
         forget: Rows to forget.
         retain: Rows to keep.
-        novice: For ``elm``: as ``forget``, about somebody unknown, row by row.
-        config: Method and settings.
-        seed: Of the weights of the bad teacher.
+        novice: For ``elm``: the forget rows about an unknown entity, row by row.
+        seed: Seed of the bad teacher's weights.
     """
     reader = logit_reader_for(model, forget)
     teacher = _frozen(copy.deepcopy(model), forget)

@@ -1,16 +1,15 @@
-"""Published methods of class forgetting, for image classifiers.
+"""Published methods of class unlearning, for image classifiers.
 
 Sources: gradient ascent and gradient difference as for language models
-(``erasure.unlearning.run``); random labels and SalUn (Fan et al. 2023, arXiv
-2310.12508); SSD (Foster et al. 2023, arXiv 2308.07707); SCRUB (Kurmanji et al. 2023,
-arXiv 2302.09880); bad teacher (Chundawat et al. 2022, arXiv 2205.08096); boundary
-shrink (Chen et al. 2023, arXiv 2303.11570); DUCK (Cotogni et al. 2023, arXiv
-2312.02052); CF-k and EU-k (Goel et al. 2022, arXiv 2201.06640); L1-sparse (Jia et al.
-2023, arXiv 2304.04934); RMU (Li et al. 2024, arXiv 2403.03218), carried over from
-language models to the states of a block. FAMR is built from its abstract alone: the
-forget loss to the uniform distribution and an L2 anchor at the original weights; its
-influence-function step is not here. All take AdamW, where some of the authors take SGD,
-and learning rates for networks of this size.
+(``erasure.unlearning.run``); random labels and SalUn (Fan et al. 2023, arXiv 2310.12508); SSD
+(Foster et al. 2023, arXiv 2308.07707); SCRUB (Kurmanji et al. 2023, arXiv 2302.09880); bad teacher
+(Chundawat et al. 2022, arXiv 2205.08096); boundary shrink (Chen et al. 2023, arXiv 2303.11570);
+DUCK (Cotogni et al. 2023, arXiv 2312.02052); CF-k and EU-k (Goel et al. 2022, arXiv 2201.06640);
+L1-sparse (Jia et al. 2023, arXiv 2304.04934); RMU (Li et al. 2024, arXiv 2403.03218), transferred
+from language models to the states of a block. FAMR is built from its abstract alone: the forget
+loss to the uniform distribution and an L2 anchor at the original weights, without its
+influence-function step. All use AdamW, where some of the authors use SGD, and learning rates for
+networks of this size.
 """
 
 import copy
@@ -67,19 +66,18 @@ def unlearn_images_(
     seed: int,
     progress: Progress = SILENT,
 ) -> TrainLog:
-    """Make ``model`` forget a class, in place.
+    """Unlearn one class, in place.
 
     Args:
         model: An image classifier.
         forget: Training images of the class, all with one label.
         retain: Training images of the other classes; not read by ``grad_ascent``,
             ``boundary_shrink`` and ``famr``.
-        config: Method and settings.
-        seed: Fixes order, wrong labels, control vector and fresh weights.
-        progress: Where progress is shown.
+        seed: Seed of the order, wrong labels, control vector and new weights.
 
     Raises:
-        InputError: no images, several classes to forget, or one of them to keep.
+        InputError: There are no images, the forget images have several labels, or a retain image
+            has theirs.
     """
     _check(forget, retain)
     if config.method == "ssd":
@@ -124,7 +122,7 @@ def _check(forget: LabeledImages, retain: LabeledImages) -> None:
 
 
 def _scope(model: nn.Module, config: ImageUnlearnConfig) -> list[nn.Parameter]:
-    """The parameters the method may change."""
+    """The parameters that the method may change."""
     if config.method in ("cf_k", "eu_k"):
         return last_parameters(model, config.last_k)
     if config.method == "rmu":
@@ -140,10 +138,10 @@ def _scope(model: nn.Module, config: ImageUnlearnConfig) -> list[nn.Parameter]:
 
 
 def last_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
-    """Parameters of the last ``count`` blocks and of all that follows them.
+    """Parameters of the last ``count`` blocks and of everything after them.
 
     Raises:
-        InputError: the model has fewer blocks.
+        InputError: The model has fewer blocks.
     """
     blocks = find_blocks(model)
     if count > len(blocks):
@@ -170,7 +168,7 @@ def _losses(
     trained: list[nn.Parameter],
     seed: int,
 ) -> Losses:
-    """Both terms of the method; each adds its gradient and returns its value."""
+    """Forget and retain terms of the method."""
     wanted, method = _forget_term(model, forget, retain, config, trained, seed)
     before = (
         frozen_features(model, retain[0])[0]
@@ -230,7 +228,7 @@ def _forget_term(
     trained: list[nn.Parameter],
     seed: int,
 ) -> tuple[Callable[[list[int]], Tensor] | None, str]:
-    """Row numbers to the loss on those forget images, and the method's name."""
+    """The loss on forget images by their row numbers, and the method's name."""
     method, (pixels, labels) = config.method, forget
     if method in ("grad_ascent", "grad_diff"):
         return lambda rows: -_image_loss(model, pixels[rows], labels[rows]), method
@@ -288,7 +286,7 @@ def _forget_term(
 
 
 def _features_last(states: Tensor) -> Tensor:
-    """Feature maps with their features last, other states as they are."""
+    """Feature maps with the feature axis last; other states unchanged."""
     return states.movedim(1, -1) if states.dim() == 4 else states
 
 
@@ -316,10 +314,7 @@ def _wrong_labels(
     config: ImageUnlearnConfig,
     seed: int,
 ) -> Tensor:
-    """(image,) a wrong class for every forget image, drawn once or across the boundary.
-
-    Among the classes that are kept.
-    """
+    """(image,) a wrong retain class for every forget image, random or from an FGSM step."""
     pixels, labels = forget
     if config.method == "boundary_shrink":
         return fgsm_target_class(model, pixels, labels, config.step)
@@ -334,7 +329,7 @@ def _ssd_(
     retain: LabeledImages,
     config: ImageUnlearnConfig,
 ) -> TrainLog:
-    """SSD: no step is taken, weights are shrunk once."""
+    """SSD: dampen weights once, without training."""
     with only_training(model, model.parameters()) as parameters:
         gone = image_fisher(model, parameters, forget)
         kept = image_fisher(model, parameters, retain)
@@ -355,7 +350,7 @@ def _ssd_(
 def image_fisher(
     model: nn.Module, parameters: list[nn.Parameter], images: LabeledImages
 ) -> list[Tensor]:
-    """Mean squared gradient of one image's loss over images, as the parameters."""
+    """Diagonal Fisher information: mean squared gradient of one image's loss."""
     names = {id(p): name for name, p in model.named_parameters()}
     values = {names[id(p)]: p.detach() for p in parameters}
 
@@ -364,10 +359,10 @@ def image_fisher(
         logits = out if isinstance(out, Tensor) else out.logits
         return functional.cross_entropy(logits, label[None])
 
-    # All images' gradients at once: one image at a time takes ten times as long.
+    # Vectorize over images: one image at a time takes ten times as long.
     slopes = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in values.items()}
-    # Fused attention has no rule for many images' gradients at once.
+    # Fused attention cannot be vectorized by vmap.
     with sdpa_kernel(SDPBackend.MATH):
         for start in range(0, len(images[0]), 64):
             part = slopes(values, *(each[start : start + 64] for each in images))

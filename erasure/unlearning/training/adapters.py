@@ -1,4 +1,4 @@
-"""Low-rank training that ends in a plain model."""
+"""Low-rank training (LoRA) that ends in a plain model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from evidence.seeds import stage_seed
 
 
 def linear_names(model: nn.Module, scope: list[nn.Module]) -> list[str]:
-    """Full names of the matrices inside ``scope`` that low-rank updates can take.
+    """Full names of the matrices within ``scope`` that LoRA can adapt.
 
     The output head is left out unless it is itself in ``scope``.
     """
@@ -33,20 +33,20 @@ def linear_names(model: nn.Module, scope: list[nn.Module]) -> list[str]:
 def low_rank_(
     model: nn.Module, scope: list[nn.Module], rank: int, alpha: float, seed: int
 ) -> Iterator[list[nn.Parameter]]:
-    """Adapters on the matrices of ``scope``: their parameters, to be trained.
+    """Context manager with LoRA adapters on the matrices of ``scope``; yields their parameters.
 
-    At the end they are added to the weights, and ``model`` is as plain as before. If
-    the block fails, they are dropped and the weights are as before.
+    On exit the adapters are merged into the weights and the model is plain again. If the context
+    fails, they are dropped and the weights are unchanged.
 
     Args:
         model: Changed in place.
-        scope: Modules to adapt, with all inside them.
+        scope: Modules to adapt, including their submodules.
         rank: Rank of each update, >= 1.
         alpha: The update is scaled by ``alpha / rank``.
-        seed: Fixes the starting values.
+        seed: Seed of the initial values.
 
     Raises:
-        InputError: there is nothing to adapt.
+        InputError: There is nothing to adapt.
 
     Source: Hu et al. (2021), arXiv 2106.09685.
     """
@@ -72,7 +72,7 @@ def low_rank_(
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(stage_seed(seed, "low-rank"))
-        # The tuner itself, not a PeftModel: nothing else about the model changes.
+        # Use the tuner without a PeftModel, which would change more of the model.
         wrapped = LoraModel(model, config, "default")
     done = False
     try:

@@ -1,4 +1,4 @@
-"""In what order a method sees what is to go and what is to stay."""
+"""Order of forget and retain batches."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,28 +10,28 @@ from evidence.seeds import numpy_rng
 
 
 class BatchOrder(Protocol):
-    """The settings that fix the order."""
+    """The settings that determine the order."""
 
     @property
     def batch_size(self) -> int | None:
-        """Forget rows a step; None for all of them."""
+        """Forget rows per step; None for all of them."""
         ...
 
     @property
     def retain_batch_size(self) -> int | None:
-        """Retain rows a step; None for as many as forget rows."""
+        """Retain rows per step; None for as many as forget rows."""
         ...
 
     @property
     def ascents(self) -> int:
-        """Rounds over the forget rows before only the rest is learned."""
+        """Epochs of forget rows before only retain rows are learned."""
         ...
 
 
 def paired_steps(
     losses: Losses, targets: int, retained: int, config: BatchOrder, seed: int
 ) -> Callable[[], dict[str, float]]:
-    """One step: a batch of forget rows and, unless there are none, of retain rows."""
+    """Steps with one batch of forget rows and, if there are any, one of retain rows."""
     forget_order, retain_order = _batch_iterators(targets, retained, config, seed)
 
     def backward() -> dict[str, float]:
@@ -48,9 +48,9 @@ def paired_steps(
 def alternating_steps(
     losses: Losses, targets: int, retained: int, config: BatchOrder, seed: int
 ) -> Callable[[], dict[str, float]]:
-    """SCRUB's order: rounds over the forget rows, each followed by one over the rest.
+    """SCRUB's order: epochs of forget rows, each followed by an epoch of retain rows.
 
-    After ``config.ascents`` of them the rounds over the rest go on alone.
+    After ``config.ascents`` of them only retain rows follow.
     """
     size = min(config.batch_size or targets, targets)
     kept = min(config.retain_batch_size or size, retained) if retained else 1

@@ -1,4 +1,4 @@
-"""What methods of class forgetting minimise, on pixels and class numbers."""
+"""Logits, features and losses of image classifiers, for class unlearning."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ CHUNK_IMAGES = 256
 
 
 def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(image, class) logits of an image classifier, or of a plain network."""
+    """(image, class) logits of an image classifier or a plain network."""
     out: Any = model(pixels)
     return out if isinstance(out, Tensor) else out.logits
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The linear layer that gives the class logits: the last one of the model.
+    """The last linear layer of the model, which outputs the class logits.
 
     Raises:
-        InputError: the model ends in no linear layer.
+        InputError: The model has no linear layer.
     """
     found = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not found:
@@ -36,7 +36,7 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and what the classifier receives, (image, class) and (image, d)."""
+    """(image, class) logits and (image, d) inputs of the final linear layer."""
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -53,7 +53,7 @@ def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tenso
 def logits_and_states(
     model: nn.Module, pixels: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits and what a block gives, in the model's own shape."""
+    """(image, class) logits and a block's output, in the model's own shape."""
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -68,7 +68,7 @@ def logits_and_states(
 
 
 def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and features of the model as it is now, without gradients."""
+    """Logits and features of the current model, without gradients."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(pixels), CHUNK_IMAGES):
@@ -80,13 +80,13 @@ def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_centroids(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(class, d) mean features; a class without images is NaN."""
+    """(class, d) mean features; NaN for a class without images."""
     one_hot = functional.one_hot(labels, classes).to(features)
     return (one_hot.T @ features) / one_hot.sum(0)[:, None]
 
 
 def nearest_centroid_loss(features: Tensor, centres: Tensor) -> Tensor:
-    """Mean cosine distance of each row to the nearest of some centres.
+    """Mean cosine distance of each row to its nearest centroid.
 
     Source: DUCK (Cotogni et al. 2023, arXiv 2312.02052).
     """
@@ -97,10 +97,10 @@ def nearest_centroid_loss(features: Tensor, centres: Tensor) -> Tensor:
 def fgsm_target_class(
     model: nn.Module, pixels: Tensor, labels: Tensor, step: float
 ) -> Tensor:
-    """(image,) the wrong class a step of FGSM leads towards.
+    """(image,) the most likely wrong class after one FGSM step.
 
-    The highest wrong class of ``pixels + step * sign(gradient of the loss)``: the
-    neighbour across the nearest boundary, also where the step stays short of it.
+    The most likely wrong class at ``pixels + step * sign(gradient of the loss)``: the neighbor
+    across the nearest decision boundary, even if the step does not cross it.
 
     Source: boundary shrink (Chen et al. 2023, arXiv 2303.11570).
     """
@@ -114,10 +114,10 @@ def fgsm_target_class(
 
 
 def uniform_loss(logits: Tensor) -> Tensor:
-    """Mean cross-entropy of the uniform distribution with the model's, nats."""
+    """Mean cross-entropy of the uniform distribution with the model's, in nats."""
     return -logits.log_softmax(1).mean()
 
 
 def mean_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over images of ``distillation``."""
+    """Mean of ``distillation`` over images."""
     return distillation(logits, teacher, temperature).mean()

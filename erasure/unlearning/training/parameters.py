@@ -1,4 +1,4 @@
-"""Which weights a method may change."""
+"""Select the parameters that a method trains."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from evidence.errors import InputError
 def trained_parameters(
     model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None, seed: int
 ) -> Iterator[list[nn.Parameter]]:
-    """The parameters the method may change, low-rank or whole."""
+    """Context manager with the parameters that the method trains, LoRA's or the model's."""
     scope, whole = _scope(model, config, rmu_module)
     if config.lora_rank is None:
         yield whole
@@ -35,7 +35,7 @@ def trained_parameters(
 def _scope(
     model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None
 ) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Modules and parameters the method may change."""
+    """Modules and parameters that the method may change."""
     if config.method == "last_block_relabel":
         modules = [find_blocks(model)[-1]]
         if config.train_head:
@@ -47,7 +47,7 @@ def _scope(
         last = blocks.index(rmu_block(model, config, rmu_module))
         chosen = blocks[max(0, last - 2) : last + 1]
         modules = [down_projection(block)[1] for block in chosen]
-        # The authors train the matrix alone, also where it has a bias.
+        # The authors train only the matrix, even if there is a bias.
         return modules, [module.get_parameter("weight") for module in modules]
     else:
         modules = [model]
@@ -58,10 +58,10 @@ def _scope(
 def rmu_block(
     model: nn.Module, config: UnlearnConfig, chosen: nn.Module | None
 ) -> nn.Module:
-    """The block RMU pushes: ``chosen``, or block ``config.rmu_layer``.
+    """The block RMU steers: ``chosen``, or block ``config.rmu_layer``.
 
     Raises:
-        InputError: the model has no such block.
+        InputError: The model has no such block.
     """
     blocks = find_blocks(model)
     if chosen is not None:
@@ -81,7 +81,7 @@ def rmu_block(
 
 
 def reinitialize_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> None:
-    """Give ``parameters`` the values of a model that was never trained."""
+    """Reset ``parameters`` to the values of a newly initialized model."""
     chosen = {id(parameter) for parameter in parameters}
     fresh = dict(random_like(model, seed).named_parameters())
     with torch.no_grad():

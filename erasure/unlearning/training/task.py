@@ -1,4 +1,4 @@
-"""The forget and the retain term of each method, ready to be trained on."""
+"""Forget and retain terms of each method."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,9 +29,10 @@ from evidence.seeds import torch_rng
 
 @dataclass(frozen=True)
 class Losses:
-    """Each adds its weighted gradient for the given rows and returns the plain loss.
+    """Forget and retain terms of a method.
 
-    ``forget`` is None where a method never reads the forget rows.
+    Each adds its weighted gradient for some rows and returns the unweighted loss. ``forget`` is
+    None if the method never reads the forget rows.
     """
 
     forget: Callable[[list[int]], float] | None
@@ -41,7 +42,7 @@ class Losses:
 def likelihood_losses(
     model: nn.Module, target: Sequences, retain: Sequences, config: UnlearnConfig
 ) -> Losses:
-    """The terms of the methods that act on answer likelihoods."""
+    """Terms of the methods that act on answer likelihoods."""
     reader = logit_reader_for(model, target)
     loss_on = config.loss_on
 
@@ -89,7 +90,7 @@ def preference_losses(
     retain: Sequences,
     config: UnlearnConfig,
 ) -> Losses:
-    """Prefer another answer to the true one, row by row; keep the rest."""
+    """DPO: prefer another answer to the true one, row by row; keep the retain rows."""
     reader, loss_on = logit_reader_for(model, target), config.loss_on
     before = [frozen_logprobs(reader, rows, loss_on) for rows in (preferred, target)]
 
@@ -115,7 +116,7 @@ def preference_losses(
 
 
 def frozen_logprobs(reader: LogitReader, data: Sequences, loss_on: str) -> Tensor:
-    """Log-probability of every row under the model as it is now, (row,), nats."""
+    """(row,) log-probability of every row under the current model, nats."""
     found = torch.zeros(len(data))
     with torch.no_grad():
         for batch in _chunks(reader.model, data):
@@ -131,7 +132,7 @@ def rmu_losses(
     config: UnlearnConfig,
     seed: int,
 ) -> Losses:
-    """Push forget states to the control vector, hold retain states where they were."""
+    """RMU: move forget states to the control vector and keep retain states."""
     before: dict[int, Tensor] = {}
     with torch.no_grad():
         first = pad(target, [0], device=device_of(model))
