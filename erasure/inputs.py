@@ -1,4 +1,4 @@
-"""Activations and concepts as people have them, as tensors, or refused."""
+"""Validate activations and concepts and convert them to tensors."""
 
 import numpy as np
 import torch
@@ -9,17 +9,17 @@ from evidence.errors import InputError
 
 
 class RowsError(InputError, ValueError):
-    """Rows or concepts no eraser can be fitted on; a ``ValueError`` to scikit-learn."""
+    """Rows or concepts that no eraser can be fitted on; a ``ValueError`` for scikit-learn."""
 
 
 def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
-    """(site, item, d) floating-point tensor, and whether one site came as (item, d).
+    """(site, item, d) floating-point tensor, and whether the input was (item, d).
 
-    Floating-point input keeps its type, device and, where it can, its memory; other
-    numbers become float64. Whether values are finite is not looked at here.
+    Floating-point input keeps its type, device and, where possible, its memory; other numbers
+    become float64. Finite values are not checked here.
 
     Raises:
-        RowsError: neither (item, d) nor (site, item, d), empty, or not real numbers.
+        RowsError: The input is neither (item, d) nor (site, item, d), is empty, or is not numeric.
     """
     tensor = x.detach() if isinstance(x, Tensor) else from_numpy(np.asarray(x))
     if tensor.ndim not in (2, 3) or 0 in tensor.shape:
@@ -35,10 +35,10 @@ def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
 
 
 def from_numpy(array: NDArray) -> Tensor:
-    """A tensor of the array, sharing its memory where that may be written.
+    """A tensor that shares the array's memory if that is writable.
 
     Raises:
-        RowsError: the array does not hold real numbers.
+        RowsError: The array does not hold real numbers.
     """
     if array.dtype.kind not in "fiub":
         raise RowsError(
@@ -52,12 +52,12 @@ def from_numpy(array: NDArray) -> Tensor:
 
 
 def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
-    """(item, k) float64 of a concept made of numbers; None if it is made of classes.
+    """(item, k) float64 values of a numeric concept; None for a concept of classes.
 
-    Floating-point values are numbers; integers, booleans and text are classes.
+    Floating-point values are numeric; integers, booleans and text are classes.
 
     Raises:
-        RowsError: another number of items, NaN or infinite values, no column.
+        RowsError: The number of items differs, there are no columns, or values are not finite.
     """
     if isinstance(z, Tensor):
         given = z.detach()
@@ -82,15 +82,16 @@ def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
 def class_codes(
     z: ArrayLike | Tensor, items: int, classes: NDArray | None
 ) -> tuple[NDArray, Tensor]:
-    """Sorted classes and (item,) codes of a concept made of classes.
+    """Sorted classes and (item,) codes of a concept of classes.
 
     Args:
         z: (item,) labels.
-        items: How many there must be.
-        classes: Every class there may be, sorted; by default those in ``z``.
+        items: Expected number of items.
+        classes: All possible classes, sorted; by default those in ``z``.
 
     Raises:
-        RowsError: another shape, fewer than two classes, or one not in ``classes``.
+        RowsError: The shape differs, there are fewer than two classes, or a label is not in
+            ``classes``.
     """
     labels = z.detach().cpu().numpy() if isinstance(z, Tensor) else np.asarray(z)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -114,7 +115,7 @@ def class_codes(
     strange = sorted(set(found.tolist()) - set(classes.tolist()))
     if strange:
         raise RowsError(
-            "there is a class that was not announced",
+            "a label is not one of the known classes",
             expected=f"one of {classes.tolist()}",
             got=repr(strange[0]),
             fix="Fit on all classes; for chunks, Moments(classes=[...])",
