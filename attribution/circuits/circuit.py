@@ -6,9 +6,11 @@ order the edges; faithfulness is always measured by intervention.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from attribution.circuits.ablation import (
     AblationName,
@@ -275,3 +277,86 @@ class _AblationRuns:
             )
         kept, without = self.values([~chosen, chosen]).mean(1).tolist()
         return Faithfulness(self.full, self.empty, kept, without)
+
+
+def circuit_weights(
+    model: nn.Module,
+    edge_mask: np.ndarray,
+    *,
+    structure: TransformerStructure | None = None,
+) -> dict[str, Tensor]:
+    """Boolean masks of the weights that implement a circuit, by parameter name.
+
+    They are the columns of the output projection that belong to a writing head, the rows of the
+    query, key or value projection that belong to a reading head or group, and all matrices of an
+    MLP at either end. The embedding and the output head belong to no circuit.
+
+    Args:
+        edge_mask: (edge,) bool.
+        structure: The model's structure, if already found.
+
+    Raises:
+        InputError: The model's heads cannot be separated, or ``edge_mask`` belongs to another
+            graph.
+    """
+    parts = structure or find_structure(model)
+    graph = build_graph(parts)
+    if not parts.n_heads:
+        raise InputError(
+            "a circuit's weights need separate heads",
+            expected="queries, keys and values that can be told apart",
+            got=parts.note,
+        )
+    if edge_mask.shape != (graph.n_edges,):
+        raise InputError(
+            "the circuit belongs to another graph",
+            expected=f"{graph.n_edges} edges",
+            got=str(edge_mask.shape),
+        )
+    names = {id(p): name for name, p in model.named_parameters()}
+    masks: dict[str, Tensor] = {}
+    ends = {graph.writers[i] for i in graph.edge_writers[edge_mask]}
+    ends |= {graph.readers[i] for i in graph.edge_readers[edge_mask]}
+    for end in sorted(ends):
+        kind, *rest = end.split(".")
+        if kind in ("embed", "logits"):
+            continue
+        block = parts.blocks[int(rest[0])]
+        if kind == "mlp":
+            for parameter in block.mlp.parameters():
+                if parameter.dim() == 2:
+                    _mask(masks, names, parameter).fill_(True)
+            continue
+        which = int(rest[1])
+        if kind == "head":
+            linear = block.output_projection
+            size = _width(linear) // parts.n_heads
+            weight = cast(Tensor, linear.weight)
+            mask = _oriented(_mask(masks, names, weight), linear)
+            mask[:, which * size : (which + 1) * size] = True
+        else:
+            assert block.qkv is not None
+            linear = block.qkv.linears[kind]
+            rows = block.qkv.columns[kind][which]
+            weight = cast(Tensor, linear.weight)
+            _oriented(_mask(masks, names, weight), linear)[rows] = True
+    return masks
+
+
+def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Tensor:
+    """The mask of one matrix, created on first use."""
+    name = names[id(weight)]
+    if name not in masks:
+        masks[name] = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+    return masks[name]
+
+
+def _oriented(mask: Tensor, linear: nn.Module) -> Tensor:
+    """A view of shape (out, in); GPT-2's Conv1D stores its matrix transposed."""
+    return mask.T if type(linear).__name__ == "Conv1D" else mask
+
+
+def _width(linear: nn.Module) -> int:
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0 if type(linear).__name__ == "Conv1D" else 1]

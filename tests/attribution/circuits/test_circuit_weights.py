@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attribution.circuit_weights import circuit_weights
+from attribution.circuits.circuit import circuit_weights
 from attribution.circuits.forward_backward import run_forward
 from attribution.circuits.graph import build_graph
 from attribution.circuits.structure import find_structure, head_outputs

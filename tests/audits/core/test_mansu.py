@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from attribution.circuit_weights import circuit_weights
-from attribution.circuits.circuit import select_circuit
+from attribution.circuits.circuit import circuit_weights, select_circuit
 from attribution.circuits.divergence import retained_mass
 from attribution.circuits.eap import score_edges
 from attribution.circuits.prompt_pairs import pair_items
