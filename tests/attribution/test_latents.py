@@ -11,7 +11,7 @@ from attribution.sae.latents import (
     live_latents,
     match_norms,
 )
-from attribution.sae.training_rows import StoredRows
+from attribution.sae.training import StoredRows
 from capture.activations.capture import Activations
 from evidence.errors import InputError
 from tests.attribution.test_features import sae
