@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from erasure.concept.affine import AffineEraser
 from erasure.concept.inlp import IterativeNullspace
-from erasure.concept.label_aware import OracleLeace
+from erasure.concept.label_aware import OracleLeace, QuadraticLeace
 from erasure.concept.leace import Leace
 from erasure.concept.moments import Moments
 from erasure.concept.projections import (
@@ -21,7 +21,6 @@ from erasure.concept.projections import (
     RandomProjection,
     SpectralRemoval,
 )
-from erasure.concept.quadratic import QuadraticLeace
 from erasure.concept.rlace import RelaxedAdversarial
 from erasure.inputs import RowsError
 from evidence.errors import InputError

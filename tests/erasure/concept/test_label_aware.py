@@ -7,9 +7,8 @@ from scipy.linalg import sqrtm
 from sklearn.linear_model import LinearRegression
 from torch.testing import assert_close
 
-from erasure.concept.label_aware import OracleLeace
+from erasure.concept.label_aware import OracleLeace, QuadraticLeace
 from erasure.concept.moments import Moments
-from erasure.concept.quadratic import QuadraticLeace
 from erasure.inputs import RowsError
 from tests.helpers.concept_rows import labelled, mean_gap, peer
 
