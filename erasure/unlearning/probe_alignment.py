@@ -28,7 +28,6 @@ from capture.activations.hidden_states import (
     states_at,
 )
 from capture.data.sequences import Padded, Sequences, pad
-from erasure.unlearning.training.adapters import low_rank_
 from erasure.unlearning.training.loop import (
     Evaluate,
     Schedule,
@@ -40,6 +39,7 @@ from erasure.unlearning.training.loop import (
     train_steps,
 )
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
+from erasure.unlearning.training.parameters import low_rank_
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress

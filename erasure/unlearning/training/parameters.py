@@ -10,12 +10,13 @@ from capture.network.structure import (
     blocks_and_after,
     down_projection,
     find_blocks,
+    output_head,
     own_head_,
     random_like,
 )
-from erasure.unlearning.training.adapters import low_rank_
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from evidence.errors import InputError
+from evidence.seeds import stage_seed
 
 
 @contextmanager
@@ -88,3 +89,82 @@ def reinitialize_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -
         for name, parameter in model.named_parameters():
             if id(parameter) in chosen:
                 parameter.copy_(fresh[name])
+
+
+def linear_names(model: nn.Module, scope: list[nn.Module]) -> list[str]:
+    """Full names of the matrices within ``scope`` that LoRA can adapt.
+
+    The output head is left out unless it is itself in ``scope``.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    inside = {id(inner) for module in scope for inner in module.modules()}
+    head = output_head(model)
+    if head is not None and not any(module is head for module in scope):
+        inside.discard(id(head))
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside and isinstance(module, nn.Linear | Conv1D)
+    ]
+
+
+@contextmanager
+def low_rank_(
+    model: nn.Module, scope: list[nn.Module], rank: int, alpha: float, seed: int
+) -> Iterator[list[nn.Parameter]]:
+    """Context manager with LoRA adapters on the matrices of ``scope``; yields their parameters.
+
+    On exit the adapters are merged into the weights and the model is plain again. If the context
+    fails, they are dropped and the weights are unchanged.
+
+    Args:
+        model: Changed in place.
+        scope: Modules to adapt, including their submodules.
+        rank: Rank of each update, >= 1.
+        alpha: The update is scaled by ``alpha / rank``.
+        seed: Seed of the initial values.
+
+    Raises:
+        InputError: There is nothing to adapt.
+
+    Source: Hu et al. (2021), arXiv 2106.09685.
+    """
+    from peft import LoraConfig, LoraModel
+    from transformers.pytorch_utils import Conv1D
+
+    names = linear_names(model, scope)
+    if not names:
+        raise InputError(
+            "there is no matrix to adapt",
+            expected="linear layers in the trained part",
+            fix="Train without lora_rank",
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=names,
+        fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
+    )
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(stage_seed(seed, "low-rank"))
+        # Use the tuner without a PeftModel, which would change more of the model.
+        wrapped = LoraModel(model, config, "default")
+    done = False
+    try:
+        yield [p for name, p in wrapped.named_parameters() if "lora_" in name]
+        done = True
+    finally:
+        if done:
+            wrapped.merge_and_unload()
+        else:
+            wrapped.unload()
+        for name in ("peft_config", "_hf_peft_config_loaded"):
+            if name in vars(model):
+                delattr(model, name)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
