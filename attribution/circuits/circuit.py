@@ -144,11 +144,11 @@ def select_circuit(
             expected="a target above 0 and at most 1",
             got=str(target),
         )
-    cutter = _AblationRuns(model, pairs, scores.metric, ablation, structure, max_bytes)
-    if cutter.graph != scores.graph:
+    runs = _AblationRuns(model, pairs, scores.metric, ablation, structure, max_bytes)
+    if runs.graph != scores.graph:
         raise InputError(
             "the scores belong to another graph",
-            expected=repr(cutter.graph),
+            expected=repr(runs.graph),
             got=repr(scores.graph),
         )
     grid = np.geomspace(MIN_SHARE, 1, N_SIZES) * scores.graph.n_edges
@@ -157,15 +157,15 @@ def select_circuit(
     best: tuple[np.ndarray, Faithfulness] | None = None
     while high - low > 1:
         middle = (low + high) // 2
-        chosen = top_edges(scores, int(sizes[middle]))
-        measured = cutter.measure(chosen)
+        edge_mask = top_edges(scores, int(sizes[middle]))
+        measured = runs.measure(edge_mask)
         if measured.faithfulness >= target:
-            high, best = middle, (chosen, measured)
+            high, best = middle, (edge_mask, measured)
         else:
             low = middle
     if best is None:
-        chosen = top_edges(scores, scores.graph.n_edges)
-        best = chosen, cutter.measure(chosen)
+        edge_mask = top_edges(scores, scores.graph.n_edges)
+        best = edge_mask, runs.measure(edge_mask)
     return Circuit(scores.graph, *best, ablation, target)
 
 
@@ -233,40 +233,44 @@ class _AblationRuns:
         pairs: PromptPairs,
         metric: MetricName,
         ablation: AblationName,
-        anatomy: TransformerStructure | None,
-        memory: int,
+        structure: TransformerStructure | None,
+        max_bytes: int,
     ):
-        self.pairs, self.memory = pairs, memory
+        self.pairs, self.max_bytes = pairs, max_bytes
         self.metric: MetricName = check_metric(metric)
         self.ablation: AblationName = check_ablation(ablation)
-        parts = anatomy or find_structure(model)
+        parts = structure or find_structure(model)
         self.graph = build_graph(parts)
-        self.subject = InstrumentedModel(model, parts, self.graph, parts.readout)
-        none = np.zeros(self.graph.n_edges, dtype=bool)
-        self.full, self.empty = self.values([none, ~none]).mean(1).tolist()
+        self.instrumented = InstrumentedModel(model, parts, self.graph, parts.readout)
+        no_edges = np.zeros(self.graph.n_edges, dtype=bool)
+        self.full, self.empty = self.values([no_edges, ~no_edges]).mean(1).tolist()
 
-    def values(self, cuts: list[np.ndarray]) -> np.ndarray:
+    def values(self, edge_masks: list[np.ndarray]) -> np.ndarray:
         """(mask, pair) metric with the edges of each mask ablated."""
-        found = np.zeros((len(cuts), len(self.pairs)))
-        device = model_device(self.subject.model)
-        with evaluation_mode(self.subject.model):
-            parts = [
+        metrics = np.zeros((len(edge_masks), len(self.pairs)))
+        device = model_device(self.instrumented.model)
+        with evaluation_mode(self.instrumented.model):
+            prepared = [
                 (rows, make_batch(self.pairs, rows, self.metric, device))
-                for rows in row_batches(self.subject, self.pairs, self.memory)
+                for rows in row_batches(self.instrumented, self.pairs, self.max_bytes)
             ]
             mean = None
             if self.ablation == "mean":
-                mean = mean_values(self.subject, [batch for _, batch in parts])
-            for rows, batch in parts:
-                clean = run_forward(self.subject, batch.clean, batch.metric_mask).logits
+                mean = mean_values(self.instrumented, [batch for _, batch in prepared])
+            for rows, batch in prepared:
+                clean = run_forward(
+                    self.instrumented, batch.clean, batch.metric_mask
+                ).logits
                 metric = make_metric(self.metric, batch, clean)
-                values = ablated_values(self.subject, batch, self.ablation, mean)
-                for place, cut in enumerate(cuts):
-                    logits = run_ablated(self.subject, batch, cut, values).logits
-                    found[place, rows] = metric(logits).double().cpu()
-        return found
+                values = ablated_values(self.instrumented, batch, self.ablation, mean)
+                for number, edge_mask in enumerate(edge_masks):
+                    logits = run_ablated(
+                        self.instrumented, batch, edge_mask, values
+                    ).logits
+                    metrics[number, rows] = metric(logits).double().cpu()
+        return metrics
 
-    def measure(self, chosen: np.ndarray) -> Faithfulness:
+    def measure(self, edge_mask: np.ndarray) -> Faithfulness:
         """The metric with all edges, with none, with the circuit alone and without it."""
         if not self.full - self.empty > 1e-6 * abs(self.full):
             raise InputError(
@@ -275,7 +279,7 @@ class _AblationRuns:
                 expected="a model that gives the answers of these pairs",
                 got=f"{self.full:.3g} with every edge, {self.empty:.3g} with none",
             )
-        kept, without = self.values([~chosen, chosen]).mean(1).tolist()
+        kept, without = self.values([~edge_mask, edge_mask]).mean(1).tolist()
         return Faithfulness(self.full, self.empty, kept, without)
 
 
@@ -315,29 +319,29 @@ def circuit_weights(
         )
     names = {id(p): name for name, p in model.named_parameters()}
     masks: dict[str, Tensor] = {}
-    ends = {graph.writers[i] for i in graph.edge_writers[edge_mask]}
-    ends |= {graph.readers[i] for i in graph.edge_readers[edge_mask]}
-    for end in sorted(ends):
-        kind, *rest = end.split(".")
+    nodes = {graph.writers[i] for i in graph.edge_writers[edge_mask]}
+    nodes |= {graph.readers[i] for i in graph.edge_readers[edge_mask]}
+    for node in sorted(nodes):
+        kind, *indices = node.split(".")
         if kind in ("embed", "logits"):
             continue
-        block = parts.blocks[int(rest[0])]
+        block = parts.blocks[int(indices[0])]
         if kind == "mlp":
             for parameter in block.mlp.parameters():
                 if parameter.dim() == 2:
                     _mask(masks, names, parameter).fill_(True)
             continue
-        which = int(rest[1])
+        head = int(indices[1])
         if kind == "head":
             linear = block.output_projection
-            size = _width(linear) // parts.n_heads
+            head_width = _width(linear) // parts.n_heads
             weight = cast(Tensor, linear.weight)
             mask = _oriented(_mask(masks, names, weight), linear)
-            mask[:, which * size : (which + 1) * size] = True
+            mask[:, head * head_width : (head + 1) * head_width] = True
         else:
             assert block.qkv is not None
             linear = block.qkv.linears[kind]
-            rows = block.qkv.columns[kind][which]
+            rows = block.qkv.columns[kind][head]
             weight = cast(Tensor, linear.weight)
             _oriented(_mask(masks, names, weight), linear)[rows] = True
     return masks

@@ -56,8 +56,8 @@ def retained_mass(
         InputError: The circuit is empty or all its scores are 0.
     """
     _check(scores, original, edge_mask)
-    base = original[edge_mask]
-    return scores[:, edge_mask] @ np.sign(base) / np.abs(base).sum()
+    circuit_scores = original[edge_mask]
+    return scores[:, edge_mask] @ np.sign(circuit_scores) / np.abs(circuit_scores).sum()
 
 
 def divergence(
@@ -75,33 +75,35 @@ def divergence(
     """
     _check(scores, original, edge_mask)
     before, after = np.abs(original), np.abs(scores.mean(0))
-    own = np.zeros_like(edge_mask)
-    own[np.argsort(-after, kind="stable")[: edge_mask.sum()]] = True
-    both = edge_mask | own
+    candidate_mask = np.zeros_like(edge_mask)
+    candidate_mask[np.argsort(-after, kind="stable")[: edge_mask.sum()]] = True
+    union = edge_mask | candidate_mask
     # If all scores are 0 the shape is undefined; count it as fully changed.
-    silent = after[both].sum() == 0
-    shape = 1.0 if silent else jensenshannon(before[both], after[both], base=2) ** 2
+    no_mass = after[union].sum() == 0
+    shape = 1.0 if no_mass else jensenshannon(before[union], after[union], base=2) ** 2
     # Spearman's correlation is Pearson's of the ranks; it is undefined for constants.
-    flat = after.std() == 0 or before.std() == 0
-    ranks = np.corrcoef(rankdata(before), rankdata(after))[0, 1] if not flat else 0.0
+    constant = after.std() == 0 or before.std() == 0
+    correlation = (
+        np.corrcoef(rankdata(before), rankdata(after))[0, 1] if not constant else 0.0
+    )
     return Divergence(
         mass_lost=float(1 - after[edge_mask].sum() / before[edge_mask].sum()),
         shape=float(shape),
-        rank=float(ranks),
-        overlap=float((edge_mask & own).sum() / both.sum()),
+        rank=float(correlation),
+        overlap=float((edge_mask & candidate_mask).sum() / union.sum()),
     )
 
 
-def _check(scores: np.ndarray, original: np.ndarray, chosen: np.ndarray) -> None:
-    if scores.shape[1:] != original.shape or chosen.shape != original.shape:
+def _check(scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray) -> None:
+    if scores.shape[1:] != original.shape or edge_mask.shape != original.shape:
         raise InputError(
             "scores, original and circuit belong to different graphs",
             expected=str(original.shape),
-            got=f"{scores.shape[1:]} and {chosen.shape}",
+            got=f"{scores.shape[1:]} and {edge_mask.shape}",
         )
-    if not np.abs(original[chosen]).sum() > 0:
+    if not np.abs(original[edge_mask]).sum() > 0:
         raise InputError(
             "the original's circuit carries nothing, so nothing can be lost",
             expected="a circuit of one edge or more with a score that is not 0",
-            got=f"{int(chosen.sum())} edges",
+            got=f"{int(edge_mask.sum())} edges",
         )

@@ -96,9 +96,9 @@ class EapMethod:
 
     def __str__(self) -> str:
         steps = "" if self.name == "eap" else f", {self.steps} {self.rule} steps"
-        fixes = [", QK fix"] * self.qk_fix + [", gradient drop"] * self.grad_drop
+        options = [", QK fix"] * self.qk_fix + [", gradient drop"] * self.grad_drop
         base = "EAP" if self.name == "eap" else f"EAP-IG ({self.name}{steps})"
-        return base + "".join(fixes)
+        return base + "".join(options)
 
     @property
     def path_fractions(self) -> list[float]:
@@ -136,33 +136,35 @@ def score_edges(
         InputError: The structure is not supported, one pair exceeds ``max_bytes``, or the metric
             has no gradient or no finite value; or as ``check_metric``.
     """
-    how = method or EapMethod()
+    method = method or EapMethod()
     check_metric(metric)
-    if metric == "kl" and how.name == "eap":
+    if metric == "kl" and method.name == "eap":
         raise InputError(
-            "the divergence from the clean run has no slope in the clean run",
+            "the divergence from the clean run has no gradient in the clean run",
             expected="integrated gradients, or another metric",
             got='metric "kl" with method "eap"',
         )
     with evaluation_mode(model):
-        parts = structure or find_structure(model)
-        if how.grad_drop and parts.n_layers < 2:
+        structure = structure or find_structure(model)
+        if method.grad_drop and structure.n_layers < 2:
             raise InputError("gradient drop needs a model of two blocks or more")
-        graph = build_graph(parts)
-        subject = InstrumentedModel(model, parts, graph, readout or parts.readout)
+        graph = build_graph(structure)
+        instrumented = InstrumentedModel(
+            model, structure, graph, readout or structure.readout
+        )
         values = np.zeros((len(pairs), graph.n_edges), dtype=np.float32)
         clean, corrupt = np.zeros((2, len(pairs)))
         with progress.task("score edges", len(pairs)) as done:
-            for rows in row_batches(subject, pairs, max_bytes):
+            for rows in row_batches(instrumented, pairs, max_bytes):
                 batch = make_batch(pairs, rows, metric, model_device(model))
-                job = _prepare(subject, batch, metric)
-                clean[rows] = job.metric(job.clean.logits).double().cpu()
-                corrupt[rows] = job.metric(job.corrupt.logits).double().cpu()
+                prepared = _prepare(instrumented, batch, metric)
+                clean[rows] = prepared.metric(prepared.clean.logits).double().cpu()
+                corrupt[rows] = prepared.metric(prepared.corrupt.logits).double().cpu()
                 _check_finite(clean[rows], corrupt[rows], pairs, rows)
-                values[rows] = _score(job, how).cpu().numpy()
+                values[rows] = _score(prepared, method).cpu().numpy()
                 done(len(rows))
     return EdgeScores(
-        graph, values, clean, corrupt, pairs.entities, pairs.ids, metric, str(how)
+        graph, values, clean, corrupt, pairs.entities, pairs.ids, metric, str(method)
     )
 
 
@@ -173,8 +175,8 @@ def bytes_per_position(structure: TransformerStructure) -> int:
     vectors of the stream's width per block for the backward pass.
     """
     graph = build_graph(structure)
-    kept = 3 * len(graph.writers) + 40 * structure.n_layers
-    return 4 * structure.d_model * kept
+    n_vectors = 3 * len(graph.writers) + 40 * structure.n_layers
+    return 4 * structure.d_model * n_vectors
 
 
 def row_batches(
@@ -185,17 +187,17 @@ def row_batches(
     Raises:
         InputError: A single pair does not fit.
     """
-    each = bytes_per_position(instrumented.structure)
+    per_position = bytes_per_position(instrumented.structure)
     longest = max(len(ids) for ids in pairs.clean.ids)
-    if longest * each > max_bytes:
+    if longest * per_position > max_bytes:
         raise InputError(
             "scoring the edges of one prompt pair needs more memory than allowed",
             expected=f"at most {max_bytes / GIB:.1f} GiB",
-            got=f"{longest * each / GIB:.1f} GiB for {longest} tokens",
+            got=f"{longest * per_position / GIB:.1f} GiB for {longest} tokens",
             fix="Shorten the prompts, or raise the memory budget",
         )
-    plain = Sequences(pairs.clean.ids, pairs.clean.answer_start)
-    for batch in batches(plain, batch_tokens=max(longest, max_bytes // each)):
+    prompts = Sequences(pairs.clean.ids, pairs.clean.answer_start)
+    for batch in batches(prompts, batch_tokens=max(longest, max_bytes // per_position)):
         yield batch.rows.tolist()
 
 
@@ -220,16 +222,18 @@ class PreparedBatch:
 
 
 def _prepare(
-    subject: InstrumentedModel, batch: PairBatch, metric: MetricName
+    instrumented: InstrumentedModel, batch: PairBatch, metric: MetricName
 ) -> PreparedBatch:
-    clean = run_forward(subject, batch.clean, batch.metric_mask)
-    corrupt = run_forward(subject, batch.corrupt, batch.metric_mask)
-    delta = writer_outputs(subject, corrupt.by_site)
-    delta -= writer_outputs(subject, clean.by_site)
+    clean = run_forward(instrumented, batch.clean, batch.metric_mask)
+    corrupt = run_forward(instrumented, batch.corrupt, batch.metric_mask)
+    delta = writer_outputs(instrumented, corrupt.by_site)
+    delta -= writer_outputs(instrumented, clean.by_site)
     # Gradients are 0 at padding, but a NaN times 0 would still be NaN.
     delta *= batch.token_mask[:, None, :, None]
-    function = make_metric(metric, batch, clean.logits)
-    return PreparedBatch(subject, batch, function, clean, corrupt, delta.flatten(2))
+    batch_metric = make_metric(metric, batch, clean.logits)
+    return PreparedBatch(
+        instrumented, batch, batch_metric, clean, corrupt, delta.flatten(2)
+    )
 
 
 @dataclass(frozen=True)
@@ -247,20 +251,22 @@ class PathPoint:
     writers: slice
 
 
-def _path(job: PreparedBatch, how: EapMethod) -> Iterator[PathPoint]:
-    everyone = slice(0, len(job.instrumented.graph.writers))
-    if how.name == "eap":
-        yield PathPoint({}, 1.0, everyone)
+def _path(prepared: PreparedBatch, method: EapMethod) -> Iterator[PathPoint]:
+    all_writers = slice(0, len(prepared.instrumented.graph.writers))
+    if method.name == "eap":
+        yield PathPoint({}, 1.0, all_writers)
         return
-    places = writer_sites(job.instrumented.structure)
+    sites = writer_sites(prepared.instrumented.structure)
     first = 0
-    for place in places if how.name == "activations" else places[:1]:
-        count = job.instrumented.structure.n_heads if place.startswith("z.") else 1
-        own = slice(first, first + count)
-        for share in how.path_fractions:
-            blend = _blend(job.clean.by_site[place], job.corrupt.by_site[place], share)
-            writers = everyone if how.name == "inputs" else own
-            yield PathPoint({place: blend}, 1 / how.steps, writers)
+    for site in sites if method.name == "activations" else sites[:1]:
+        count = prepared.instrumented.structure.n_heads if site.startswith("z.") else 1
+        own_writers = slice(first, first + count)
+        for share in method.path_fractions:
+            blend = _blend(
+                prepared.clean.by_site[site], prepared.corrupt.by_site[site], share
+            )
+            writers = all_writers if method.name == "inputs" else own_writers
+            yield PathPoint({site: blend}, 1 / method.steps, writers)
         first += count
 
 
@@ -268,66 +274,75 @@ def _blend(clean: Tensor, corrupt: Tensor, share: float) -> Edit:
     return lambda value: torch.lerp(corrupt, clean, share)
 
 
-def _score(job: PreparedBatch, how: EapMethod) -> Tensor:
+def _score(prepared: PreparedBatch, method: EapMethod) -> Tensor:
     """(row, edge) scores of one batch."""
-    if not how.grad_drop:
-        return _integrate(job, how, {})
-    graph, layers = job.instrumented.graph, job.instrumented.structure.n_layers
-    total = job.delta.new_zeros(len(job.delta), graph.n_edges)
+    if not method.grad_drop:
+        return _integrate(prepared, method, {})
+    graph, layers = (
+        prepared.instrumented.graph,
+        prepared.instrumented.structure.n_layers,
+    )
+    total = prepared.delta.new_zeros(len(prepared.delta), graph.n_edges)
     for layer in range(layers):
         drop: dict[str, Edit] = {
             f"{part}.{layer}": torch.detach for part in ("attn", "mlp")
         }
-        total += _integrate(job, how, drop).abs()
+        total += _integrate(prepared, method, drop).abs()
     # Edges into a block have no score in the run that drops the block's gradient.
     counts = np.full(graph.n_edges, layers - 1)
     counts[graph.edges_into(len(graph.readers) - 1)] = layers
     return total / torch.as_tensor(counts, device=total.device)
 
 
-def _integrate(job: PreparedBatch, how: EapMethod, edits: Mapping[str, Edit]) -> Tensor:
+def _integrate(
+    prepared: PreparedBatch, method: EapMethod, edits: Mapping[str, Edit]
+) -> Tensor:
     """(row, edge) difference of the writers' outputs times the averaged gradient."""
-    subject, graph = job.instrumented, job.instrumented.graph
-    rows = len(job.delta)
-    scores = job.delta.new_zeros(rows, graph.n_edges)
-    layers = range(subject.structure.n_layers)
-    heads = tuple(f"z.{layer}" for layer in layers) if how.qk_fix else ()
-    behind: dict[str, Tensor] = {}
-    for point in _path(job, how):
-        slopes = run_backward(
-            subject,
-            job.batch.clean,
-            job.batch.metric_mask,
-            job.metric,
+    instrumented, graph = prepared.instrumented, prepared.instrumented.graph
+    rows = len(prepared.delta)
+    scores = prepared.delta.new_zeros(rows, graph.n_edges)
+    layers = range(instrumented.structure.n_layers)
+    heads = tuple(f"z.{layer}" for layer in layers) if method.qk_fix else ()
+    head_gradients: dict[str, Tensor] = {}
+    for point in _path(prepared, method):
+        gradients = run_backward(
+            instrumented,
+            prepared.batch.clean,
+            prepared.batch.metric_mask,
+            prepared.metric,
             {**edits, **point.edits},
             heads,
         )
-        for reader, count, slope in reader_gradients(subject, slopes):
-            own = slice(point.writers.start, min(point.writers.stop, count))
-            if own.start >= own.stop:
+        for reader, count, gradient in reader_gradients(instrumented, gradients):
+            usable = slice(point.writers.start, min(point.writers.stop, count))
+            if usable.start >= usable.stop:
                 continue
-            part = slope.flatten(2) @ job.delta[:, own].transpose(1, 2)
+            contribution = gradient.flatten(2) @ prepared.delta[:, usable].transpose(
+                1, 2
+            )
             start = graph.edge_offsets[reader]
-            here = scores[:, start : start + slope.shape[1] * count]
-            by_reader = here.unflatten(1, (-1, count))
-            by_reader[:, :, own] += point.weight * part
+            block_scores = scores[:, start : start + gradient.shape[1] * count]
+            by_reader = block_scores.unflatten(1, (-1, count))
+            by_reader[:, :, usable] += point.weight * contribution
         for name in heads:
-            slope = slopes.by_site[name]
-            if slope is not None:
-                before = behind.get(name, torch.zeros_like(slope))
-                behind[name] = before + point.weight * slope
+            gradient = gradients.by_site[name]
+            if gradient is not None:
+                before = head_gradients.get(name, torch.zeros_like(gradient))
+                head_gradients[name] = before + point.weight * gradient
     if heads:
-        apply_qk_fix(subject, job.batch.clean, job.delta, behind, scores)
+        apply_qk_fix(
+            instrumented, prepared.batch.clean, prepared.delta, head_gradients, scores
+        )
     return scores
 
 
 def _check_finite(
     clean: np.ndarray, corrupt: np.ndarray, pairs: PromptPairs, rows: list[int]
 ) -> None:
-    bad = ~(np.isfinite(clean) & np.isfinite(corrupt))
-    if bad.any():
+    not_finite = ~(np.isfinite(clean) & np.isfinite(corrupt))
+    if not_finite.any():
         raise InputError(
-            f"the metric of pair {pairs.ids[rows[int(bad.argmax())]]!r} is not finite",
+            f"the metric of pair {pairs.ids[rows[int(not_finite.argmax())]]!r} is not finite",
             expected="a model whose logits are numbers",
-            got=f"{int(bad.sum())} such pairs",
+            got=f"{int(not_finite.sum())} such pairs",
         )

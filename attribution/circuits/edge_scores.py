@@ -55,11 +55,11 @@ class EdgeScores:
     def by_entity(self) -> np.ndarray:
         """(entity, edge) mean over each entity's pairs, in order of first appearance."""
         names = tuple(dict.fromkeys(self.entities))
-        place = {name: index for index, name in enumerate(names)}
-        index = np.array([place[entity] for entity in self.entities])
+        position = {name: entity_idx for entity_idx, name in enumerate(names)}
+        entity_idx = np.array([position[entity] for entity in self.entities])
         sums = np.zeros((len(names), self.values.shape[1]))
-        np.add.at(sums, index, self.values)
-        return sums / np.bincount(index)[:, None]
+        np.add.at(sums, entity_idx, self.values)
+        return sums / np.bincount(entity_idx)[:, None]
 
     def node_scores(self) -> np.ndarray:
         """(pair, writer) sum over the edges that leave each writer.
@@ -79,14 +79,16 @@ class EdgeScores:
     def to_frame(self) -> pd.DataFrame:
         """One row per edge, largest absolute mean first."""
         order = self.top(self.graph.n_edges)
-        entity = self.by_entity()
-        spread = entity.std(0, ddof=1) if len(entity) > 1 else np.full(len(order), 0.0)
+        by_entity = self.by_entity()
+        spread = (
+            by_entity.std(0, ddof=1) if len(by_entity) > 1 else np.full(len(order), 0.0)
+        )
         frame = pd.DataFrame(
             {
                 "edge": self.graph.edges,
                 "writer": [self.graph.writers[i] for i in self.graph.edge_writers],
                 "reader": [self.graph.readers[i] for i in self.graph.edge_readers],
-                "score": entity.mean(0),
+                "score": by_entity.mean(0),
                 "standard_deviation": spread,
             }
         )

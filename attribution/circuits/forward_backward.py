@@ -75,11 +75,11 @@ def run_forward(
         metric_mask: (row, position) bool, positions whose logits are needed.
         edits: As for ``capture.network.hooks.patch``.
     """
-    places = [*writer_sites(instrumented.structure), "final_read"]
+    sites = [*writer_sites(instrumented.structure), "final_read"]
     with torch.no_grad():
-        got = _forward(instrumented, batch, places, edits or {})
-        logits = instrumented.readout(got.pop("final_read")[metric_mask])
-    return ForwardPass(got, logits)
+        recorded = _forward(instrumented, batch, sites, edits or {})
+        logits = instrumented.readout(recorded.pop("final_read")[metric_mask])
+    return ForwardPass(recorded, logits)
 
 
 def writer_outputs(
@@ -87,10 +87,10 @@ def writer_outputs(
 ) -> Tensor:
     """(row, writer, position, d_model) that each writer adds to the residual stream."""
     parts = []
-    for place in writer_sites(instrumented.structure):
-        value = raw[place]
-        if place.startswith("z."):
-            layer = int(place.split(".")[1])
+    for site in writer_sites(instrumented.structure):
+        value = raw[site]
+        if site.startswith("z."):
+            layer = int(site.split(".")[1])
             parts.append(
                 head_outputs(instrumented.structure, layer, value).transpose(0, 1)
             )
@@ -148,27 +148,32 @@ def run_backward(
         edits: As for ``capture.network.hooks.patch``.
         extra_sites: Further sites whose gradients are needed.
     """
-    anatomy, taps = instrumented.structure, _ConsumerTaps()
-    reads = [
+    structure, taps = instrumented.structure, _ConsumerTaps()
+    stream_sites = [
         f"{part}_read.{layer}"
-        for layer in range(anatomy.n_layers)
+        for layer in range(structure.n_layers)
         for part in ("attn", "mlp")
     ]
-    names = [*gradient_sites(anatomy), *extra_sites]
+    names = [*gradient_sites(structure), *extra_sites]
     with torch.enable_grad(), ExitStack() as stack:
         # Of two edits of one site, the one registered last runs first.
-        watch = {"embed": _start_graph} | {name: taps.at(name) for name in names}
-        stack.enter_context(patch(instrumented.model, watch, known_sites=anatomy.sites))
-        got = _forward(instrumented, batch, [*reads, "final_read"], edits)
-        final = got["final_read"]
+        taps_by_site = {"embed": _start_graph} | {name: taps.at(name) for name in names}
+        stack.enter_context(
+            patch(instrumented.model, taps_by_site, known_sites=structure.sites)
+        )
+        recorded = _forward(instrumented, batch, [*stream_sites, "final_read"], edits)
+        final = recorded["final_read"]
         total = metric(instrumented.readout(final[metric_mask])).sum()
-        wanted = [*taps.captured.items(), ("final_read", final)]
-        slopes = torch.autograd.grad(
-            total, [value for _, value in wanted], allow_unused=True
+        targets = [*taps.captured.items(), ("final_read", final)]
+        gradients = torch.autograd.grad(
+            total, [value for _, value in targets], allow_unused=True
         )
     return Gradients(
-        {name: slope for (name, _), slope in zip(wanted, slopes, strict=True)},
-        {name: got[name].detach() for name in reads},
+        {
+            name: gradient
+            for (name, _), gradient in zip(targets, gradients, strict=True)
+        },
+        {name: recorded[name].detach() for name in stream_sites},
     )
 
 
@@ -205,20 +210,32 @@ def reader_gradients(
         Index of the first reader, number of upstream writers, and gradients (row, reader, position,
             d_model).
     """
-    anatomy, upstream = instrumented.structure, instrumented.graph.n_upstream
+    structure, upstream = instrumented.structure, instrumented.graph.n_upstream
     reader = 0
-    for layer, block in enumerate(anatomy.blocks):
-        read = gradients.streams[f"attn_read.{layer}"]
-        behind = _gradients_after_attention_norm(anatomy, layer, gradients)
-        if behind is not None:
-            here = backward_through_norm(block.attention_norm, read, behind)
-            yield reader, upstream[reader], at_least_float32(here.transpose(0, 1))
-        reader += anatomy.n_heads + 2 * anatomy.n_groups if anatomy.n_heads else 1
-        behind = gradients.by_site[f"mlp_in.{layer}"]
-        if behind is not None:
-            read = gradients.streams[f"mlp_read.{layer}"]
-            here = backward_through_norm(block.mlp_norm, read, behind[None])
-            yield reader, upstream[reader], at_least_float32(here.transpose(0, 1))
+    for layer, block in enumerate(structure.blocks):
+        stream = gradients.streams[f"attn_read.{layer}"]
+        after_norm = _gradients_after_attention_norm(structure, layer, gradients)
+        if after_norm is not None:
+            before_norm = backward_through_norm(
+                block.attention_norm, stream, after_norm
+            )
+            yield (
+                reader,
+                upstream[reader],
+                at_least_float32(before_norm.transpose(0, 1)),
+            )
+        reader += structure.n_heads + 2 * structure.n_groups if structure.n_heads else 1
+        after_norm = gradients.by_site[f"mlp_in.{layer}"]
+        if after_norm is not None:
+            stream = gradients.streams[f"mlp_read.{layer}"]
+            before_norm = backward_through_norm(
+                block.mlp_norm, stream, after_norm[None]
+            )
+            yield (
+                reader,
+                upstream[reader],
+                at_least_float32(before_norm.transpose(0, 1)),
+            )
         reader += 1
     final = gradients.by_site["final_read"]
     if final is not None:
@@ -226,29 +243,29 @@ def reader_gradients(
 
 
 def _gradients_after_attention_norm(
-    anatomy: TransformerStructure, layer: int, slopes: Gradients
+    structure: TransformerStructure, layer: int, gradients: Gradients
 ) -> Tensor | None:
     """(reader, row, position, d_model) gradients at the output of the norm, by reader."""
-    maps = anatomy.blocks[layer].qkv
+    maps = structure.blocks[layer].qkv
     if maps is None:
-        slope = slopes.by_site[f"attn_in.{layer}"]
-        return None if slope is None else slope[None]
+        gradient = gradients.by_site[f"attn_in.{layer}"]
+        return None if gradient is None else gradient[None]
     by_kind: dict[str, Tensor] = {}
-    for first, kinds in kinds_by_map(anatomy, layer).items():
-        slope = slopes.by_site[f"{first}.{layer}"]
-        if slope is None:
+    for first, kinds in kinds_by_map(structure, layer).items():
+        gradient = gradients.by_site[f"{first}.{layer}"]
+        if gradient is None:
             continue
         weight = weight_matrix(maps.linears[first])
         for kind in kinds:
             columns = maps.columns[kind]
             by_kind[kind] = torch.einsum(
-                "rphs,hsd->hrpd", slope[..., columns], weight[columns]
+                "rphs,hsd->hrpd", gradient[..., columns], weight[columns]
             )
     if not by_kind:
         return None
-    some = next(iter(by_kind.values()))
+    example = next(iter(by_kind.values()))
     absent = {
-        kind: some.new_zeros(len(maps.columns[kind]), *some.shape[1:])
+        kind: example.new_zeros(len(maps.columns[kind]), *example.shape[1:])
         for kind in KINDS
         if kind not in by_kind
     }
@@ -270,17 +287,17 @@ def backward_through_norm(norm: nn.Module, stream: Tensor, gradients: Tensor) ->
 
 
 def _forward(
-    subject: InstrumentedModel,
+    instrumented: InstrumentedModel,
     batch: Padded,
-    places: list[str],
+    sites: list[str],
     edits: Mapping[str, Tensor | Edit],
 ) -> dict[str, Tensor]:
     """Run until the last of the sites and return their values."""
-    model, where = subject.model, subject.structure.sites
+    model, where = instrumented.model, instrumented.structure.sites
     inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
     with (
         patch(model, edits, known_sites=where),
-        record(model, places, stop=True, known_sites=where) as got,
+        record(model, sites, stop=True, known_sites=where) as recorded,
     ):
         model(**inputs)
-    return got
+    return recorded

@@ -83,10 +83,10 @@ class EdgeGraph:
         """
         writer, _, reader = edge.partition("->")
         if reader in self.readers and writer in self.writers:
-            place = self.writers.index(writer)
-            at = self.readers.index(reader)
-            if place < self.n_upstream[at]:
-                return self.edge_offsets[at] + place
+            writer_idx = self.writers.index(writer)
+            reader_idx = self.readers.index(reader)
+            if writer_idx < self.n_upstream[reader_idx]:
+                return self.edge_offsets[reader_idx] + writer_idx
         raise InputError(
             f"the graph has no edge {edge!r}",
             expected="WRITER->READER with the writer before the reader, such as "
@@ -96,23 +96,23 @@ class EdgeGraph:
 
     def mask(self, edges: np.ndarray | list[int] | list[str]) -> np.ndarray:
         """(edge,) mask of edges given by index or by name."""
-        numbers = [self.edge_index(e) if isinstance(e, str) else int(e) for e in edges]
-        chosen = np.zeros(self.n_edges, dtype=bool)
-        chosen[numbers] = True
-        return chosen
+        indices = [self.edge_index(e) if isinstance(e, str) else int(e) for e in edges]
+        edge_mask = np.zeros(self.n_edges, dtype=bool)
+        edge_mask[indices] = True
+        return edge_mask
 
     def connected_to_logits(self, edge_mask: np.ndarray) -> np.ndarray:
         """The part of ``edge_mask`` (edge,) from which a path of its edges leads to the logits."""
-        kept = np.zeros_like(edge_mask)
-        alive = np.zeros(len(self.writers), dtype=bool)
+        connected = np.zeros_like(edge_mask)
+        needed = np.zeros(len(self.writers), dtype=bool)
         for reader in reversed(range(len(self.readers))):
-            feeds = self.sources[reader]
-            if feeds and not alive[list(feeds)].any():
+            sources = self.sources[reader]
+            if sources and not needed[list(sources)].any():
                 continue
-            here = self.edges_into(reader)
-            kept[here] = edge_mask[here]
-            alive[: self.n_upstream[reader]] |= edge_mask[here]
-        return kept
+            edges = self.edges_into(reader)
+            connected[edges] = edge_mask[edges]
+            needed[: self.n_upstream[reader]] |= edge_mask[edges]
+        return connected
 
 
 def build_graph(structure: TransformerStructure) -> EdgeGraph:
@@ -122,7 +122,7 @@ def build_graph(structure: TransformerStructure) -> EdgeGraph:
     upstream: list[int] = []
     sources: list[tuple[int, ...]] = []
 
-    def read(name: str, before: int, feeds: tuple[int, ...]) -> None:
+    def add_reader(name: str, before: int, feeds: tuple[int, ...]) -> None:
         readers.append(name)
         upstream.append(before)
         sources.append(feeds)
@@ -131,21 +131,21 @@ def build_graph(structure: TransformerStructure) -> EdgeGraph:
         before = len(writers)
         if heads:
             writers += [f"head.{layer}.{head}" for head in range(heads)]
-            each = heads // groups
+            heads_per_group = heads // groups
             for head in range(heads):
-                read(f"q.{layer}.{head}", before, (before + head,))
+                add_reader(f"q.{layer}.{head}", before, (before + head,))
             for kind in ("k", "v"):
                 for group in range(groups):
-                    first = before + group * each
-                    feeds = tuple(range(first, first + each))
-                    read(f"{kind}.{layer}.{group}", before, feeds)
+                    first = before + group * heads_per_group
+                    feeds = tuple(range(first, first + heads_per_group))
+                    add_reader(f"{kind}.{layer}.{group}", before, feeds)
         else:
             writers.append(f"attn.{layer}")
-            read(f"attn.{layer}", before, (before,))
-        seen = before if structure.parallel else len(writers)
-        read(f"mlp.{layer}", seen, (len(writers),))
+            add_reader(f"attn.{layer}", before, (before,))
+        n_before = before if structure.parallel else len(writers)
+        add_reader(f"mlp.{layer}", n_before, (len(writers),))
         writers.append(f"mlp.{layer}")
-    read("logits", len(writers), ())
+    add_reader("logits", len(writers), ())
     return EdgeGraph(
         tuple(writers),
         tuple(readers),

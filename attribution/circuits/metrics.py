@@ -72,17 +72,17 @@ def make_batch(
     chosen = pairs[rows]
     starts = chosen.clean.answer_start
 
-    def cut(sequences: Sequences) -> Padded:
+    def cut_off(sequences: Sequences) -> Padded:
         ends = [
             len(ids) if metric == "answer_logprob" else start + 1
             for ids, start in zip(sequences.ids, starts, strict=True)
         ]
         # The logits at one position predict the next token.
         shorter = [ids[: end - 1] for ids, end in zip(sequences.ids, ends, strict=True)]
-        before = tuple(start - 1 for start in starts)
-        return pad(Sequences(tuple(shorter), before), device=device)
+        prompt_lengths = tuple(start - 1 for start in starts)
+        return pad(Sequences(tuple(shorter), prompt_lengths), device=device)
 
-    clean, corrupt = cut(chosen.clean), cut(chosen.corrupt)
+    clean, corrupt = cut_off(chosen.clean), cut_off(chosen.corrupt)
     owner, position = clean.answer_mask.nonzero(as_tuple=True)
     targets = [
         chosen.clean.ids[row][place + 1]
@@ -122,20 +122,22 @@ def make_metric(name: MetricName, batch: PairBatch, clean_logits: Tensor) -> Met
     """
     rows = len(batch.foils)
     clean_logits = at_least_float32(clean_logits.detach())
-    places = torch.arange(len(batch.targets), device=batch.targets.device)
+    positions = torch.arange(len(batch.targets), device=batch.targets.device)
 
     def difference(logits: Tensor) -> Tensor:
-        return logits[places, batch.targets] - logits[places, batch.foils]
+        return logits[positions, batch.targets] - logits[positions, batch.foils]
 
     def logprob(logits: Tensor) -> Tensor:
-        each = logits.log_softmax(-1)[places, batch.targets]
-        return each.new_zeros(rows).index_add(0, batch.row_idx, each)
+        token_logprobs = logits.log_softmax(-1)[positions, batch.targets]
+        return token_logprobs.new_zeros(rows).index_add(
+            0, batch.row_idx, token_logprobs
+        )
 
     reference = clean_logits.log_softmax(-1)
 
     def divergence(logits: Tensor) -> Tensor:
-        apart = reference - logits.log_softmax(-1)
-        return -(reference.exp() * apart).sum(-1)
+        log_ratio = reference - logits.log_softmax(-1)
+        return -(reference.exp() * log_ratio).sum(-1)
 
     chosen = {
         "logit_difference": difference,

@@ -92,24 +92,24 @@ def make_pairs(
         )
     clean_rows = encode(tokenizer, prompts, answers)
     corrupt_rows = encode(tokenizer, corrupt, answers)
-    other = encode(tokenizer, corrupt, foils)
-    firsts = []
+    foil_rows = encode(tokenizer, corrupt, foils)
+    foil_tokens = []
     for row in range(count):
         _check_aligned(prompts[row], corrupt[row], clean_rows, corrupt_rows, row)
-        first = other.ids[row][other.answer_start[row]]
-        if first == clean_rows.ids[row][clean_rows.answer_start[row]]:
+        foil_token = foil_rows.ids[row][foil_rows.answer_start[row]]
+        if foil_token == clean_rows.ids[row][clean_rows.answer_start[row]]:
             raise InputError(
                 f"the answers {answers[row]!r} and {foils[row]!r} begin with the same "
                 "token, so their logits cannot be told apart",
                 expected="answers that differ in their first token",
                 fix="Choose another corrupt prompt for this pair",
             )
-        firsts.append(first)
+        foil_tokens.append(foil_token)
     names = [str(row) for row in range(count)]
     return PromptPairs(
         clean_rows,
         corrupt_rows,
-        tuple(firsts),
+        tuple(foil_tokens),
         tuple(names if entities is None else entities),
         tuple(names if ids is None else ids),
     )
@@ -146,9 +146,9 @@ def pair_items(
     for item in items:
         by_relation[item.relation].append(item)
     rows: list[tuple[Item, str, str, str]] = []
-    left_out: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
     for item in items:
-        rivals = [
+        candidates = [
             other
             for other in by_relation[item.relation]
             if normalize_text(other.entity) != normalize_text(item.entity)
@@ -157,15 +157,15 @@ def pair_items(
         ]
         for index in prompt_indices:
             prompt = prompt_of(item, index)
-            found, why = _find_partners(
-                tokenizer, item, prompt, rivals, rng, per_prompt
+            partners_found, reason = _find_partners(
+                tokenizer, item, prompt, candidates, rng, per_prompt
             )
-            rows += [(item, prompt, text, foil) for text, foil in found]
-            if not found:
-                left_out.append((item.id, why))
+            rows += [(item, prompt, text, foil) for text, foil in partners_found]
+            if not partners_found:
+                skipped.append((item.id, reason))
     if not rows:
-        reasons = Counter(why for _, why in left_out)
-        counted = "; ".join(f"{why} ({n})" for why, n in reasons.most_common())
+        reasons = Counter(reason for _, reason in skipped)
+        counted = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
         raise InputError(
             "no prompt pairs can be made of these items",
             expected="two entities of one relation with names of equal token length",
@@ -187,7 +187,7 @@ def pair_items(
         pairs.foils,
         pairs.entities,
         pairs.ids,
-        tuple(left_out),
+        tuple(skipped),
     )
 
 
@@ -195,39 +195,52 @@ def _find_partners(
     tokenizer: PreTrainedTokenizerBase,
     item: Item,
     prompt: str,
-    rivals: Sequence[Item],
+    candidates: Sequence[Item],
     rng: np.random.Generator,
-    wanted: int,
+    n_wanted: int,
 ) -> tuple[list[tuple[str, str]], str]:
     """(corrupt prompt, its answer) of matching rivals, and the reason if there are none."""
     try:
         rename_entity(item, prompt, item.entity)
     except InputError:
         return [], NOT_NAMED
-    drawn = [rivals[place] for place in rng.permutation(len(rivals))]
-    named = [(o, rename_entity(item, prompt, o.entity)) for o in drawn]
+    drawn = [candidates[position] for position in rng.permutation(len(candidates))]
+    named = [
+        (candidate, rename_entity(item, prompt, candidate.entity))
+        for candidate in drawn
+    ]
     if not item.relation:
-        named = [(o, text) for o, text in named if _is_prompt_of(o, text)]
+        named = [
+            (candidate, text)
+            for candidate, text in named
+            if _is_prompt_of(candidate, text)
+        ]
     if not named:
         return [], NO_PARTNER
-    order, texts = [o for o, _ in named], [text for _, text in named]
-    size = len(order)
+    named_items, texts = (
+        [candidate for candidate, _ in named],
+        [text for _, text in named],
+    )
+    size = len(named_items)
     rows = encode(tokenizer, [prompt, *texts], [item.answer] * (size + 1))
-    others = encode(tokenizer, texts, [other.answer for other in order])
-    own, start = rows.ids[0], rows.answer_start[0]
-    found, aligned = [], False
-    for place, other in enumerate(order):
-        ids = rows.ids[place + 1]
-        fits = rows.answer_start[place + 1] == start and ids[start:] == own[start:]
-        if not fits or ids == own:
+    others = encode(tokenizer, texts, [other.answer for other in named_items])
+    answer_ids, start = rows.ids[0], rows.answer_start[0]
+    partners, any_aligned = [], False
+    for position, other in enumerate(named_items):
+        ids = rows.ids[position + 1]
+        fits = (
+            rows.answer_start[position + 1] == start
+            and ids[start:] == answer_ids[start:]
+        )
+        if not fits or ids == answer_ids:
             continue
-        aligned = True
-        if others.ids[place][others.answer_start[place]] == own[start]:
+        any_aligned = True
+        if others.ids[position][others.answer_start[position]] == answer_ids[start]:
             continue
-        found.append((texts[place], other.answer))
-        if len(found) == wanted:
+        partners.append((texts[position], other.answer))
+        if len(partners) == n_wanted:
             break
-    return found, SAME_TOKEN if aligned else NOT_ALIGNED
+    return partners, SAME_TOKEN if any_aligned else NOT_ALIGNED
 
 
 def _is_prompt_of(item: Item, text: str) -> bool:
@@ -256,22 +269,22 @@ def pair_entities(
         Entity to entity; unmatched entities are left out.
     """
     items = list(items)
-    first = next(
+    example = next(
         (i for i in items if normalize_text(i.entity) in normalize_text(i.prompt)), None
     )
-    if first is None:
+    if example is None:
         return {}
     names = list(dict.fromkeys(item.entity for item in items))
-    texts = [rename_entity(first, first.prompt, name) for name in names]
+    texts = [rename_entity(example, example.prompt, name) for name in names]
     by_length: dict[int, list[str]] = defaultdict(list)
-    for place in rng.permutation(len(names)):
-        length = len(encode(tokenizer, [texts[place]]).ids[0])
-        by_length[length].append(names[place])
-    found = {}
-    for alike in by_length.values():
-        for one, other in zip(alike[::2], alike[1::2], strict=False):
-            found |= {one: other, other: one}
-    return found
+    for position in rng.permutation(len(names)):
+        length = len(encode(tokenizer, [texts[position]]).ids[0])
+        by_length[length].append(names[position])
+    partners = {}
+    for same_length in by_length.values():
+        for first, other in zip(same_length[::2], same_length[1::2], strict=False):
+            partners |= {first: other, other: first}
+    return partners
 
 
 def _check_aligned(

@@ -44,13 +44,17 @@ class QkvProjections:
         return QkvProjections(self.names, self.columns, linears, self.n_groups)
 
 
-def rows_close(one: Tensor, other: Tensor) -> bool:
+def rows_close(actual: Tensor, expected: Tensor) -> bool:
     """Whether two tensors of one shape agree up to rounding, vector by vector."""
-    if one.shape != other.shape:
+    if actual.shape != expected.shape:
         return False
-    one, other, share = one.double(), other.double(), _relative_tolerance(other.dtype)
-    apart = (one - other).norm(dim=-1)
-    return bool((apart <= share * other.norm(dim=-1) + 1e-30).all())
+    actual, expected, tolerance = (
+        actual.double(),
+        expected.double(),
+        _relative_tolerance(expected.dtype),
+    )
+    error = (actual - expected).norm(dim=-1)
+    return bool((error <= tolerance * expected.norm(dim=-1) + 1e-30).all())
 
 
 def _relative_tolerance(dtype: torch.dtype) -> float:
@@ -103,12 +107,12 @@ def find_qkv(
     if n_heads == 0:
         return None, "the number of heads is not known"
     width = weight_matrix(projection).shape[1]
-    tried = 0
-    for each in _candidates(attention, projection, n_heads, width // n_heads):
-        tried += 1
-        if _verified(model, each, n_heads, sites):
-            return each, ""
-    if tried:
+    n_candidates = 0
+    for candidate in _candidates(attention, projection, n_heads, width // n_heads):
+        n_candidates += 1
+        if _verified(model, candidate, n_heads, sites):
+            return candidate, ""
+    if n_candidates:
         return None, "heads do not read separate queries, keys and values"
     return None, "no query, key and value maps were found in its attention"
 
@@ -142,16 +146,18 @@ def _candidates(
         groups = (heads - n_heads) // 2
         if groups < 1 or n_heads % groups or n_heads + 2 * groups != heads:
             continue
-        whole = torch.arange(heads * size).unflatten(0, (heads, size))
-        in_turn = dict(zip(KINDS, whole.split([n_heads, groups, groups]), strict=True))
-        each = n_heads // groups
-        grouped = whole.unflatten(0, (groups, each + 2))
-        by_group = {
-            "q": grouped[:, :each].flatten(0, 1),
-            "k": grouped[:, each],
-            "v": grouped[:, each + 1],
+        columns_by_head = torch.arange(heads * size).unflatten(0, (heads, size))
+        sequential = dict(
+            zip(KINDS, columns_by_head.split([n_heads, groups, groups]), strict=True)
+        )
+        queries_per_group = n_heads // groups
+        grouped = columns_by_head.unflatten(0, (groups, queries_per_group + 2))
+        interleaved = {
+            "q": grouped[:, :queries_per_group].flatten(0, 1),
+            "k": grouped[:, queries_per_group],
+            "v": grouped[:, queries_per_group + 1],
         }
-        for columns in (in_turn, by_group):
+        for columns in (sequential, interleaved):
             names = dict.fromkeys(KINDS, name)
             yield QkvProjections(names, columns, dict.fromkeys(KINDS, linear), groups)
 
@@ -169,19 +175,19 @@ def _verified(
     """Whether the maps and columns are right: values at the first token, heads by gradient."""
     extra = {f"{k}.0": Place(f"{k}.0", m, "out") for k, m in maps.linears.items()}
     where = Sites(places.places | extra, places.n_layers, None, n_heads, None)
-    got: dict[str, Tensor] = {}
+    recorded: dict[str, Tensor] = {}
 
     rng = torch_rng(0, "projections")
 
     def tap(name: str):
         def keep(value: Tensor) -> Tensor:
-            got[name] = value
+            recorded[name] = value
             if name != "z.0":
                 # Use random outputs: the outputs of a pruned head would be constant, and
                 # only the code after the map is under test.
                 drawn = torch.randn(value.shape, generator=rng).to(value)
-                got[name] = drawn.requires_grad_()
-            return got[name]
+                recorded[name] = drawn.requires_grad_()
+            return recorded[name]
 
         return keep
 
@@ -193,34 +199,36 @@ def _verified(
         patch(model, edits, known_sites=where),
     ):
         model(**small_input(model), use_cache=False)
-    read = {k: got[distinct[id(m)]] for k, m in maps.linears.items()}
-    z = got["z.0"].unflatten(-1, (n_heads, -1))
-    group = n_heads // maps.n_groups
-    values = read["v"][0, 0][maps.columns["v"]]
-    if not rows_close(z[0, 0], values.repeat_interleave(group, 0)):
+    outputs_by_kind = {k: recorded[distinct[id(m)]] for k, m in maps.linears.items()}
+    z = recorded["z.0"].unflatten(-1, (n_heads, -1))
+    group_size = n_heads // maps.n_groups
+    values = outputs_by_kind["v"][0, 0][maps.columns["v"]]
+    if not rows_close(z[0, 0], values.repeat_interleave(group_size, 0)):
         return False
     weights = torch.linspace(0.5, 1.5, z.shape[-1], device=z.device, dtype=z.dtype)
     for head in sorted({0, 1 % n_heads, n_heads - 1}):
-        outputs = list({id(each): each for each in read.values()}.values())
-        slopes = torch.autograd.grad(
+        outputs = list(
+            {id(by_head): by_head for by_head in outputs_by_kind.values()}.values()
+        )
+        gradients = torch.autograd.grad(
             (z[0, -1, head] * weights).sum(),
             outputs,
             retain_graph=True,
             allow_unused=True,
         )
-        by_id = {id(o): s for o, s in zip(outputs, slopes, strict=True)}
-        moved: dict[str, Tensor] = {}
-        for kind, output in read.items():
-            slope = by_id[id(output)]
-            if slope is None:
+        by_id = {id(o): s for o, s in zip(outputs, gradients, strict=True)}
+        influence: dict[str, Tensor] = {}
+        for kind, output in outputs_by_kind.items():
+            gradient = by_id[id(output)]
+            if gradient is None:
                 return False
-            moved[kind] = slope[0][:, maps.columns[kind]].abs().sum(-1)
-        own = {"q": head, "k": head // group, "v": head // group}
-        for kind, each in moved.items():
-            others = torch.arange(each.shape[1], device=z.device) != own[kind]
-            if each[:, others].any() or not each[-1, own[kind]] > 0:
+            influence[kind] = gradient[0][:, maps.columns[kind]].abs().sum(-1)
+        own_head = {"q": head, "k": head // group_size, "v": head // group_size}
+        for kind, by_head in influence.items():
+            is_other = torch.arange(by_head.shape[1], device=z.device) != own_head[kind]
+            if by_head[:, is_other].any() or not by_head[-1, own_head[kind]] > 0:
                 return False
         # The last token depends on earlier keys but on no earlier query.
-        if moved["q"][:-1].any() or not moved["k"][0, own["k"]] > 0:
+        if influence["q"][:-1].any() or not influence["k"][0, own_head["k"]] > 0:
             return False
     return True

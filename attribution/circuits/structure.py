@@ -116,33 +116,33 @@ def find_structure(model: nn.Module) -> TransformerStructure:
         )
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise _refuse(model, "it does not read tokens")
-    look = _trace_forward(model, sites)
-    if not look.logits.isfinite().all():
+    trace = _trace_forward(model, sites)
+    if not trace.logits.isfinite().all():
         raise InputError(
             f"{type(model).__name__} gives logits that are not finite",
             expected="a model whose logits are numbers",
         )
     blocks, parallel = [], []
     for layer in range(sites.n_layers):
-        block, side_by_side = _block(model, sites, layer, look)
+        block, side_by_side = _block(model, sites, layer, trace)
         blocks.append(block)
         parallel.append(side_by_side)
     if len(set(parallel)) > 1:
         raise _refuse(model, "some blocks are parallel and some are not")
-    last = look.after[id(sites.places[f"resid.{sites.n_layers - 1}"].module)]
-    norm = look.producing_norm(look.before[id(sites.head)])
-    if norm is None or not rows_close(look.before[id(norm)], last):
+    last = trace.after[id(sites.places[f"resid.{sites.n_layers - 1}"].module)]
+    norm = trace.producing_norm(trace.before[id(sites.head)])
+    if norm is None or not rows_close(trace.before[id(norm)], last):
         raise _refuse(model, "no norm lies between its last block and its head")
     readout = Readout(norm, sites.head)
     with torch.no_grad():
         logits = readout(last)
-    if look.logits.shape != logits.shape or not rows_close(look.logits, logits):
+    if trace.logits.shape != logits.shape or not rows_close(trace.logits, logits):
         raise _refuse(model, "it changes its logits after the head")
     assert sites.d_model is not None  # a model with attention has one width
-    anatomy = TransformerStructure(
+    structure = TransformerStructure(
         tuple(blocks), parallel[0], 0, 0, sites.d_model, readout, sites
     )
-    return _with_heads(model, replace(anatomy, sites=_places(anatomy)))
+    return _with_heads(model, replace(structure, sites=_places(structure)))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
     after: dict[int, Tensor] = {}
     makers: dict[tuple[int, torch.Size], nn.Module] = {}
 
-    def see(module: nn.Module, args: tuple, named: dict[str, Any], output: Any) -> None:
+    def record(
+        module: nn.Module, args: tuple, named: dict[str, Any], output: Any
+    ) -> None:
         first = named.get("hidden_states") if not args else args[0]
         result = output if isinstance(output, Tensor) else None
         if result is None and isinstance(output, tuple | list) and output:
@@ -177,7 +179,7 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
                 makers[result.data_ptr(), result.shape] = module
 
     handles = [
-        module.register_forward_hook(see, with_kwargs=True)
+        module.register_forward_hook(record, with_kwargs=True)
         for module in model.modules()
     ]
     try:
@@ -194,36 +196,36 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
 
 def _is_norm(module: nn.Module, sites: Sites) -> bool:
     """Whether all parameters are vectors of the stream's width, as in a norm."""
-    own = list(module.parameters())
-    return bool(own) and all(p.shape == (sites.d_model,) for p in own)
+    parameters = list(module.parameters())
+    return bool(parameters) and all(p.shape == (sites.d_model,) for p in parameters)
 
 
 def _block(
-    model: nn.Module, sites: Sites, layer: int, look: _ForwardTrace
+    model: nn.Module, sites: Sites, layer: int, trace: _ForwardTrace
 ) -> tuple[Block, bool]:
     """The components of one block, and whether they run in parallel."""
-    whole = sites.places[f"resid.{layer}"].module
+    block = sites.places[f"resid.{layer}"].module
     projection = sites.places[f"attn.{layer}"].module
     mlp = sites.places[f"mlp.{layer}"].module
     attention = next(
         (
             child
-            for child in whole.children()
+            for child in block.children()
             if any(module is projection for module in child.modules())
         ),
         None,
     )
-    parts = (attention, mlp, whole, projection)
-    if attention is None or any(id(each) not in look.before for each in parts):
+    parts = (attention, mlp, block, projection)
+    if attention is None or any(id(each) not in trace.before for each in parts):
         raise _refuse(model, f"the parts of block {layer} cannot be told apart")
-    norms = [look.producing_norm(look.before[id(each)]) for each in (attention, mlp)]
+    norms = [trace.producing_norm(trace.before[id(each)]) for each in (attention, mlp)]
     if norms[0] is None or norms[1] is None:
         raise _refuse(
             model, f"block {layer} has a part that does not read the stream by a norm"
         )
-    start = look.before[id(whole)]
-    first, second = (look.before[id(norm)] for norm in norms)
-    written = look.after[id(projection)], look.after[id(mlp)]
+    start = trace.before[id(block)]
+    first, second = (trace.before[id(norm)] for norm in norms)
+    written = trace.after[id(projection)], trace.after[id(mlp)]
     # In parallel both norms read one stream; otherwise attention was added before the second.
     parallel = (
         bool((second - first).norm() < (second - start - written[0]).norm())
@@ -233,7 +235,7 @@ def _block(
     if not (
         rows_close(first, start)
         and rows_close(second, between)
-        and rows_close(look.after[id(whole)], start + written[0] + written[1])
+        and rows_close(trace.after[id(block)], start + written[0] + written[1])
     ):
         raise _refuse(
             model,
@@ -242,14 +244,14 @@ def _block(
     return Block(attention, norms[0], projection, mlp, norms[1], None), parallel
 
 
-def _places(anatomy: TransformerStructure) -> Sites:
+def _places(structure: TransformerStructure) -> Sites:
     """The model's sites and the additional sites of edges."""
-    places = dict(anatomy.sites.places)
+    places = dict(structure.sites.places)
 
     def add(name: str, module: nn.Module, side: Any) -> None:
         places[name] = Place(name, module, side)
 
-    for layer, block in enumerate(anatomy.blocks):
+    for layer, block in enumerate(structure.blocks):
         add(f"z.{layer}", block.output_projection, "in")
         add(f"attn_in.{layer}", block.attention, "in")
         add(f"mlp_in.{layer}", block.mlp, "in")
@@ -258,32 +260,32 @@ def _places(anatomy: TransformerStructure) -> Sites:
         if block.qkv is not None:
             for kind, linear in block.qkv.linears.items():
                 add(f"{kind}.{layer}", linear, "out")
-    add("final_read", anatomy.readout.norm, "in")
-    return replace(anatomy.sites, places=places)
+    add("final_read", structure.readout.norm, "in")
+    return replace(structure.sites, places=places)
 
 
 def _with_heads(
-    model: nn.Module, anatomy: TransformerStructure
+    model: nn.Module, structure: TransformerStructure
 ) -> TransformerStructure:
     """Add the QKV maps of every block, found in the first block, or a note."""
-    heads = anatomy.sites.n_heads
-    first = anatomy.blocks[0]
-    found, note = find_qkv(
-        model, first.attention, first.output_projection, heads, anatomy.sites
+    n_heads = structure.sites.n_heads
+    first = structure.blocks[0]
+    qkv, note = find_qkv(
+        model, first.attention, first.output_projection, n_heads, structure.sites
     )
-    if found is None:
-        return replace(anatomy, note=note)
+    if qkv is None:
+        return replace(structure, note=note)
     blocks = []
-    for block in anatomy.blocks:
+    for block in structure.blocks:
         try:
-            alike = found.for_attention(block.attention)
+            block_qkv = qkv.for_attention(block.attention)
         except AttributeError:
-            return replace(anatomy, note="blocks are not alike")
-        blocks.append(replace(block, qkv=alike))
-    whole = replace(
-        anatomy, blocks=tuple(blocks), n_heads=heads, n_groups=found.n_groups
+            return replace(structure, note="blocks are not alike")
+        blocks.append(replace(block, qkv=block_qkv))
+    with_qkv = replace(
+        structure, blocks=tuple(blocks), n_heads=n_heads, n_groups=qkv.n_groups
     )
-    return replace(whole, sites=_places(whole))
+    return replace(with_qkv, sites=_places(with_qkv))
 
 
 def head_outputs(structure: TransformerStructure, layer: int, z: Tensor) -> Tensor:

@@ -170,37 +170,43 @@ def score_patched(
     Raises:
         InputError: The donors' states do not match the rows; or as ``score_answers``.
     """
-    wanted = patch_positions(sequences, positions)
-    assert wanted.index is not None
+    selection = patch_positions(sequences, positions)
+    assert selection.index is not None
     for name, states in donors.items():
-        if wanted.mask is None or not np.array_equal(wanted.mask, states.mask):
+        if selection.mask is None or not np.array_equal(selection.mask, states.mask):
             raise InputError(
                 f"the states of {name} do not fit the rows they are put into",
                 expected=f"states of {len(sequences)} rows at the same places",
                 got=f"states of {len(states)} rows",
                 fix="Read them from rows with the same answers, at the same places",
             )
-    puts, copies = [], []
+    patches, copies = [], []
     names = list(donors)
     for number, name in enumerate(names):
         for site, values in donors[name].values.items():
-            todo = np.ones(len(sequences), dtype=bool)
+            needed = np.ones(len(sequences), dtype=bool)
             for earlier in names[:number]:
                 if site not in donors[earlier].values:
                     continue
-                same = (values == donors[earlier].values[site]).all((1, 2)) & todo
-                copies.append((name, earlier, site, same))
-                todo &= ~same
-            puts.append(Patch(name, site, values, todo))
+                equal = (values == donors[earlier].values[site]).all((1, 2)) & needed
+                copies.append((name, earlier, site, equal))
+                needed &= ~equal
+            patches.append(Patch(name, site, values, needed))
     scores = score_patches(
-        model, sequences, puts, wanted, watch=watch, tokens=tokens, progress=progress
+        model,
+        sequences,
+        patches,
+        selection,
+        watch=watch,
+        tokens=tokens,
+        progress=progress,
     )
-    found: dict[str, dict[str, AnswerScores]] = {name: {} for name in names}
-    for put, each in zip(puts, scores, strict=True):
-        found[put.donor][put.site] = each
+    by_donor: dict[str, dict[str, AnswerScores]] = {name: {} for name in names}
+    for patch, patch_scores in zip(patches, scores, strict=True):
+        by_donor[patch.donor][patch.site] = patch_scores
     # Copy in donor order, so that every source is complete.
-    for name, earlier, site, same in copies:
-        to, source = found[name][site], found[earlier][site]
+    for name, earlier, site, equal in copies:
+        target, source = by_donor[name][site], by_donor[earlier][site]
         for field in ("logprob", "mean_logprob", "greedy", "watched"):
-            getattr(to, field)[same] = getattr(source, field)[same]
-    return found
+            getattr(target, field)[equal] = getattr(source, field)[equal]
+    return by_donor

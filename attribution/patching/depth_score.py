@@ -61,26 +61,26 @@ def unlearning_depth(
     Raises:
         InputError: The tables differ in shape or are empty.
     """
-    first = np.asarray(reference_loss, dtype=np.float64)
-    second = np.asarray(unlearned_loss, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 2 or not first.size:
+    reference = np.asarray(reference_loss, dtype=np.float64)
+    unlearned = np.asarray(unlearned_loss, dtype=np.float64)
+    if reference.shape != unlearned.shape or reference.ndim != 2 or not reference.size:
         raise InputError(
             "the two tables of losses do not fit each other",
             expected="the same items and layers in both, one at least",
-            got=f"{first.shape} and {second.shape}",
+            got=f"{reference.shape} and {unlearned.shape}",
         )
-    holds = first > threshold
-    whole = np.where(holds, first, 0.0)
+    encodes = reference > threshold
+    encoded = np.where(encodes, reference, 0.0)
     # Clip the loss, not the ratio: dividing by a loss near 0 would amplify noise.
-    lost = np.where(holds, np.clip(second, 0.0, first), 0.0)
+    erased = np.where(encodes, np.clip(unlearned, 0.0, reference), 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        score = lost.sum(1) / whole.sum(1)
-        share = np.where(holds, second, 0.0).sum(0) / whole.sum(0)
-    some = holds.any()
+        score = erased.sum(1) / encoded.sum(1)
+        loss_ratio = np.where(encodes, unlearned, 0.0).sum(0) / encoded.sum(0)
+    any_encoded = encodes.any()
     return DepthScore(
         score,
-        float(np.nanmean(score)) if some else float("nan"),
-        share,
-        float(np.nanmin(share)) if some else float("nan"),
-        float((second > first)[holds].mean()) if some else float("nan"),
+        float(np.nanmean(score)) if any_encoded else float("nan"),
+        loss_ratio,
+        float(np.nanmin(loss_ratio)) if any_encoded else float("nan"),
+        float((unlearned > reference)[encodes].mean()) if any_encoded else float("nan"),
     )

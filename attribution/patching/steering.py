@@ -47,7 +47,7 @@ def score_edited(
     Raises:
         InputError: As ``patch`` and ``score_answers``.
     """
-    found = sites if sites is not None else find_sites(model)
+    model_sites = sites if sites is not None else find_sites(model)
     starts = np.array(sequences.answer_start)
     lengths = np.array([len(ids) for ids in sequences.ids])
     parts: list[tuple[np.ndarray, AnswerScores]] = []
@@ -56,10 +56,10 @@ def score_edited(
         rows = np.flatnonzero(starts == start)
         # score_answers batches rows from the longest to the shortest.
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        at = int(start) - 1
-        place = at if span == "end" else slice(0, at + 1)
-        hooks = {site: _row_hook(edit, rows, place) for site, edit in edits.items()}
-        with patch(model, hooks, known_sites=found):
+        last = int(start) - 1
+        positions = last if span == "end" else slice(0, last + 1)
+        hooks = {site: _row_hook(edit, rows, positions) for site, edit in edits.items()}
+        with patch(model, hooks, known_sites=model_sites):
             scores = score_answers(
                 model, sequences[rows.tolist()], watch=watch, batch_tokens=tokens
             )
@@ -87,14 +87,14 @@ def _row_hook(
     edit: RowEdit, rows: np.ndarray, position: int | slice
 ) -> Callable[[Tensor], Tensor]:
     """A hook that passes ``edit`` the row numbers of each batch, in batch order."""
-    done = 0
+    n_done = 0
 
     def hook(value: Tensor) -> Tensor:
-        nonlocal done
-        here = rows[done : done + len(value)]
-        done += len(value)
+        nonlocal n_done
+        batch_rows = rows[n_done : n_done + len(value)]
+        n_done += len(value)
         changed = value.clone()
-        changed[:, position] = edit(value[:, position], here).to(value)
+        changed[:, position] = edit(value[:, position], batch_rows).to(value)
         return changed
 
     return hook

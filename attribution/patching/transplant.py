@@ -39,21 +39,21 @@ def temporarily_replaced(
     Raises:
         InputError: The parameter names or shapes differ.
     """
-    own = dict(block.named_parameters())
-    alike = {name: tuple(value.shape) for name, value in parameters.items()}
-    if {name: tuple(p.shape) for name, p in own.items()} != alike:
+    current = dict(block.named_parameters())
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    if {name: tuple(p.shape) for name, p in current.items()} != shapes:
         raise InputError(
             "the last block cannot be replaced by one with other parameters",
             expected="the same parameter names and shapes",
-            got=f"{len(own)} parameters here and {len(alike)} there",
+            got=f"{len(current)} parameters here and {len(shapes)} there",
         )
-    kept = copy_parameters(block)
+    saved = copy_parameters(block)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in current.items():
             parameter.copy_(parameters[name])
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(kept[name])
+            for name, parameter in current.items():
+                parameter.copy_(saved[name])

@@ -95,28 +95,28 @@ def spliced(
     Raises:
         InputError: The site does not exist in the model, or has another width.
     """
-    found = sites if sites is not None else find_sites(model)
-    found.resolve(sae.site)
-    if found.d_model not in (None, sae.d_in):
+    model_sites = sites if sites is not None else find_sites(model)
+    model_sites.resolve(sae.site)
+    if model_sites.d_model not in (None, sae.d_in):
         raise InputError(
             f"the autoencoder has another width than {sae.site} of the model",
-            expected=str(found.d_model),
+            expected=str(model_sites.d_model),
             got=str(sae.d_in),
             fix="Use one that was trained on this model",
         )
 
-    def through(value: Tensor) -> Tensor:
+    def splice(value: Tensor) -> Tensor:
         # A decoding step of a generation has one position, which is never the first.
-        rest = value[:, first_position:] if value.shape[1] > 1 else value
-        if rest.shape[1] == 0:
+        body = value[:, first_position:] if value.shape[1] > 1 else value
+        if body.shape[1] == 0:
             return value
-        latents = sae.encode(rest)
+        latents = sae.encode(body)
         new = sae.decode(edit(latents.clone()) if edit else latents)
         if keep_error:
-            new = new + rest - sae.decode(latents)
-        return torch.cat([value[:, : value.shape[1] - rest.shape[1]], new], 1)
+            new = new + body - sae.decode(latents)
+        return torch.cat([value[:, : value.shape[1] - body.shape[1]], new], 1)
 
-    return patch(model, {sae.site: through}, known_sites=found)
+    return patch(model, {sae.site: splice}, known_sites=model_sites)
 
 
 def steer_latents(
@@ -146,11 +146,11 @@ def steer_latents(
             raise InputError(
                 "the steering strength is not a finite number", got=str(amount)
             )
-    index = torch.tensor(list(amounts), dtype=torch.long)
-    size = torch.tensor([float(each) for each in amounts.values()])
+    indices = torch.tensor(list(amounts), dtype=torch.long)
+    added = torch.tensor([float(each) for each in amounts.values()])
 
     def edit(latents: Tensor) -> Tensor:
-        latents[..., index.to(latents.device)] += size.to(latents)
+        latents[..., indices.to(latents.device)] += added.to(latents)
         return latents
 
     return spliced(model, sae, edit, sites=sites)
@@ -198,27 +198,29 @@ def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
     Raises:
         InputError: There are no rows, the states have another width, or they do not vary.
     """
-    error, count, fired = 0.0, 0, None
-    total, square, active = torch.zeros(sae.d_in, dtype=torch.float64), 0.0, 0.0
+    squared_error, count, ever_active = 0.0, 0, None
+    total, squared_norm, n_active = torch.zeros(sae.d_in, dtype=torch.float64), 0.0, 0.0
     for chunk in chunks:
         x = torch.as_tensor(chunk, dtype=torch.float32)
         latents = sae.encode(x)
-        error += float((sae.decode(latents) - x).double().square().sum())
-        on = latents > 0
-        active += float(on.sum())
-        fired = on.any(0) if fired is None else fired | on.any(0)
+        squared_error += float((sae.decode(latents) - x).double().square().sum())
+        is_active = latents > 0
+        n_active += float(is_active.sum())
+        ever_active = (
+            is_active.any(0) if ever_active is None else ever_active | is_active.any(0)
+        )
         total += x.double().sum(0)
-        square += float(x.double().square().sum())
+        squared_norm += float(x.double().square().sum())
         count += len(x)
-    variance = square - float(total.square().sum()) / max(count, 1)
-    if fired is None or variance <= 1e-9 * max(square, 1e-300):
+    variance = squared_norm - float(total.square().sum()) / max(count, 1)
+    if ever_active is None or variance <= 1e-9 * max(squared_norm, 1e-300):
         raise InputError(
             "an autoencoder cannot be measured on these states",
             expected="rows that differ",
             got=f"{count} rows",
         )
-    dead = 1 - float(fired.double().mean())
-    return SaeQuality(error / variance, active / count, dead, count)
+    dead = 1 - float(ever_active.double().mean())
+    return SaeQuality(squared_error / variance, n_active / count, dead, count)
 
 
 @dataclass(frozen=True)
@@ -249,32 +251,34 @@ def loss_recovered(
     Raises:
         InputError: As ``spliced``.
     """
-    where = find_sites(model)
+    sites = find_sites(model)
     total, count = torch.zeros(sae.d_in), 0
 
-    def see(latents_of: Tensor) -> Tensor:
+    def accumulate(latents_of: Tensor) -> Tensor:
         nonlocal total, count
-        rest = latents_of[:, 1:]
-        total = total.to(rest) + rest.sum((0, 1))
-        count += rest.shape[0] * rest.shape[1]
+        body = latents_of[:, 1:]
+        total = total.to(body) + body.sum((0, 1))
+        count += body.shape[0] * body.shape[1]
         return latents_of
 
-    with patch(model, {sae.site: see}, known_sites=where):
+    with patch(model, {sae.site: accumulate}, known_sites=sites):
         plain = _loss(model, sequences, tokens)
     mean = total / max(count, 1)
 
-    def flat(value: Tensor) -> Tensor:
+    def to_mean(value: Tensor) -> Tensor:
         out = value.clone()
         out[:, 1:] = mean
         return out
 
-    with spliced(model, sae, keep_error=False, sites=where):
-        through = _loss(model, sequences, tokens)
-    with patch(model, {sae.site: flat}, known_sites=where):
-        without = _loss(model, sequences, tokens)
-    span = without - plain
-    recovered = (without - through) / span if abs(span) > 1e-6 else float("nan")
-    return LossRecovered(plain, through, without, recovered)
+    with spliced(model, sae, keep_error=False, sites=sites):
+        spliced_loss = _loss(model, sequences, tokens)
+    with patch(model, {sae.site: to_mean}, known_sites=sites):
+        ablated_loss = _loss(model, sequences, tokens)
+    damage = ablated_loss - plain
+    recovered = (
+        (ablated_loss - spliced_loss) / damage if abs(damage) > 1e-6 else float("nan")
+    )
+    return LossRecovered(plain, spliced_loss, ablated_loss, recovered)
 
 
 def _loss(model: nn.Module, sequences: Sequences, tokens: int) -> float:
@@ -284,10 +288,10 @@ def _loss(model: nn.Module, sequences: Sequences, tokens: int) -> float:
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits
-            there = batch.attention_mask[:, 1:].bool()
+            mask = batch.attention_mask[:, 1:].bool()
             loss = nn.functional.cross_entropy(
-                logits[:, :-1][there].float(), batch.input_ids[:, 1:][there]
+                logits[:, :-1][mask].float(), batch.input_ids[:, 1:][mask]
             )
-            total += float(loss) * int(there.sum())
-            count += int(there.sum())
+            total += float(loss) * int(mask.sum())
+            count += int(mask.sum())
     return total / max(count, 1)

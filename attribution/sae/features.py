@@ -55,9 +55,10 @@ class LatentRanking:
     def to_frame(self, concept: str) -> pd.DataFrame:
         """One row per latent of a concept, best F1 first."""
         order = self.top(concept, self.f1.shape[1])
-        at = self.concepts.index(concept)
+        concept_idx = self.concepts.index(concept)
         columns = {
-            name: getattr(self, name)[at, order] for name in (*CRITERIA, "active")
+            name: getattr(self, name)[concept_idx, order]
+            for name in (*CRITERIA, "active")
         }
         return pd.DataFrame({"latent": order} | columns)
 
@@ -77,29 +78,29 @@ def rank_latents(
         InputError: A mask has another number of rows, or is all True or all False.
     """
     z = np.asarray(latents, dtype=np.float64)
-    table = np.stack([np.asarray(each, dtype=bool) for each in concept_masks.values()])
-    if z.ndim != 2 or table.shape[1] != len(z):
+    masks = np.stack([np.asarray(mask, dtype=bool) for mask in concept_masks.values()])
+    if z.ndim != 2 or masks.shape[1] != len(z):
         raise InputError(
             "latents and marks differ in rows",
-            expected=str(table.shape[1]),
+            expected=str(masks.shape[1]),
             got=str(z.shape),
         )
-    for name, row in zip(concept_masks, table, strict=True):
+    for name, row in zip(concept_masks, masks, strict=True):
         if row.all() or not row.any():
             raise InputError(
                 f"concept {name!r} has rows of one kind only",
                 expected="rows that show it and rows that do not",
                 got=f"{int(row.sum())} of {len(row)} show it",
             )
-    yes = table.astype(float)
-    n1, n0 = yes.sum(1)[:, None], (1 - yes).sum(1)[:, None]
-    on = (z > 0).astype(float)
-    both, fired = yes @ on, on.sum(0)
-    f1 = 2 * both / np.maximum(n1 + fired, 1)
+    present = masks.astype(float)
+    n_present, n_absent = present.sum(1)[:, None], (1 - present).sum(1)[:, None]
+    is_active = (z > 0).astype(float)
+    n_both, n_active = present @ is_active, is_active.sum(0)
+    f1 = 2 * n_both / np.maximum(n_present + n_active, 1)
     ranks = pd.DataFrame(z).rank(axis=0).to_numpy()
-    auc = (yes @ ranks - n1 * (n1 + 1) / 2) / (n1 * n0)
-    difference = yes @ z / n1 - (1 - yes) @ z / n0
-    return LatentRanking(tuple(concept_masks), f1, auc, difference, both / n1)
+    auc = (present @ ranks - n_present * (n_present + 1) / 2) / (n_present * n_absent)
+    difference = present @ z / n_present - (1 - present) @ z / n_absent
+    return LatentRanking(tuple(concept_masks), f1, auc, difference, n_both / n_present)
 
 
 def expert_sets(
@@ -124,26 +125,28 @@ def expert_sets(
 
     Source: Suppression or Deletion, arXiv 2602.18505.
     """
-    served = (ranking.active >= min_active).sum(0)
-    found = {}
+    n_concepts = (ranking.active >= min_active).sum(0)
+    sets = {}
     for concept in ranking.concepts:
         chosen = ranking.top(concept, count)
         if shared_by is not None:
-            chosen = chosen[served[chosen] < shared_by]
+            chosen = chosen[n_concepts[chosen] < shared_by]
         if not len(chosen):
             raise InputError(
                 f"no latent is left that stands for {concept!r}",
                 expected=f"one of the top {count} active in fewer than {shared_by}",
                 fix="Raise shared_by or count, or train a wider autoencoder",
             )
-        found[concept] = chosen
-    return found
+        sets[concept] = chosen
+    return sets
 
 
 def jaccard_overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.float64]:
     """(concept, concept) Jaccard index of the concepts' latent sets."""
-    members = [set(map(int, each)) for each in sets.values()]
-    return np.array([[len(a & b) / len(a | b) for b in members] for a in members])
+    members = [set(map(int, latents)) for latents in sets.values()]
+    return np.array(
+        [[len(one & other) / len(one | other) for other in members] for one in members]
+    )
 
 
 def latent_attribution(
@@ -162,18 +165,18 @@ def latent_attribution(
     Raises:
         InputError: The site does not exist in the model.
     """
-    where, out = find_sites(model), np.zeros((len(sequences), sae.d_sae))
+    sites, attribution = find_sites(model), np.zeros((len(sequences), sae.d_sae))
     device = next(model.parameters()).device
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def keep(value: Tensor) -> Tensor:
-        seen.append(value if value.requires_grad else value.requires_grad_())
-        return seen[-1]
+    def capture(value: Tensor) -> Tensor:
+        captured.append(value if value.requires_grad else value.requires_grad_())
+        return captured[-1]
 
     with (
         torch.enable_grad(),
         evaluation_mode(model),
-        patch(model, {sae.site: keep}, known_sites=where),
+        patch(model, {sae.site: capture}, known_sites=sites),
     ):
         for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits.float()
@@ -181,12 +184,14 @@ def latent_attribution(
             row = torch.arange(len(start), device=device)
             target = batch.input_ids[row, start]
             logprob = logits[row, start - 1].log_softmax(1)[row, target].sum()
-            states = seen.pop()
-            (slope,) = torch.autograd.grad(logprob, states)
-            at = states[row, start - 1].detach()
-            along = slope[row, start - 1] @ sae.decoder.T.to(slope)
-            out[batch.rows.numpy()] = (sae.encode(at) * along).cpu().numpy()
-    return out
+            states = captured.pop()
+            (gradient,) = torch.autograd.grad(logprob, states)
+            last_states = states[row, start - 1].detach()
+            directional = gradient[row, start - 1] @ sae.decoder.T.to(gradient)
+            attribution[batch.rows.numpy()] = (
+                (sae.encode(last_states) * directional).cpu().numpy()
+            )
+    return attribution
 
 
 def ablation_effect(
@@ -206,14 +211,14 @@ def ablation_effect(
     """
     for latent in latents:
         check_latent(sae, int(latent))
-    index = torch.as_tensor(list(latents), dtype=torch.long)
+    latent_idx = torch.as_tensor(list(latents), dtype=torch.long)
 
-    def off(states: Tensor, rows: np.ndarray) -> Tensor:
-        own = sae.encode(states)[:, index]
-        return states - own @ sae.decoder[index].to(states)
+    def switch_off(states: Tensor, rows: np.ndarray) -> Tensor:
+        activations = sae.encode(states)[:, latent_idx]
+        return states - activations @ sae.decoder[latent_idx].to(states)
 
     plain = score_edited(model, sequences, {}, tokens=tokens)
-    without = score_edited(model, sequences, {sae.site: off}, tokens=tokens)
+    without = score_edited(model, sequences, {sae.site: switch_off}, tokens=tokens)
     return plain.logprob - without.logprob
 
 
@@ -305,5 +310,5 @@ def best_score_by_prefix(
             got=repr(sae),
         )
     z, y = np.asarray(latents), np.asarray(concept_mask, dtype=bool)
-    each = np.array([score(y, z[:, latent]) for latent in range(z.shape[1])])
-    return {int(width): float(each[:width].max()) for width in prefixes}
+    latent_scores = np.array([score(y, z[:, latent]) for latent in range(z.shape[1])])
+    return {int(width): float(latent_scores[:width].max()) for width in prefixes}

@@ -77,13 +77,13 @@ def load_sae(
             f"{folder} holds no autoencoder",
             expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}",
         )
-    note = _read_metadata(folder)
-    place = site if site is not None else note.get("site")
-    if not isinstance(place, str):
+    metadata = _read_metadata(folder)
+    found_site = site if site is not None else metadata.get("site")
+    if not isinstance(found_site, str):
         raise InputError(
             "it is not known which site this autoencoder belongs to",
             expected="site=, such as 'resid.12'",
-            got=None if place is None else quoted(place),
+            got=None if found_site is None else quoted(found_site),
         )
     _check_settings(folder)
     library = sae_lens()
@@ -100,7 +100,7 @@ def load_sae(
             f"the autoencoder in {folder} holds NaN or infinity",
             fix="Have it trained again",
         )
-    return Sae(module.eval().requires_grad_(False), place, note)
+    return Sae(module.eval().requires_grad_(False), found_site, metadata)
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
@@ -108,9 +108,9 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     path = folder / METADATA_FILE
     if not path.exists():
         return {}
-    note = read_json(path, max_bytes=MAX_JSON_BYTES)
-    dead = note.get("dead", [])
-    texts = (note.get(name, "") for name in ("kind", "model"))
+    metadata = read_json(path, max_bytes=MAX_JSON_BYTES)
+    dead = metadata.get("dead", [])
+    texts = (metadata.get(name, "") for name in ("kind", "model"))
     if (
         not all(isinstance(each, str) for each in texts)
         or not isinstance(dead, list)
@@ -120,7 +120,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
             f"{path} is not a note on an autoencoder",
             expected="kind and model in words, dead as whole numbers",
         )
-    return note
+    return metadata
 
 
 def _check_settings(folder: Path) -> None:

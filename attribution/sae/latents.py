@@ -29,15 +29,15 @@ def draw_control_latents(
     Raises:
         InputError: There are too few.
     """
-    free = np.setdiff1d(live_latents(sae), latents)
-    if len(free) < len(latents):
+    candidates = np.setdiff1d(live_latents(sae), latents)
+    if len(candidates) < len(latents):
         raise InputError(
             "the autoencoder has too few other latents to compare with",
             expected=f"{len(latents)} that fire",
-            got=str(len(free)),
+            got=str(len(candidates)),
             fix="Take fewer latents, or train a wider autoencoder",
         )
-    return np.sort(rng.permutation(free)[: len(latents)])
+    return np.sort(rng.permutation(candidates)[: len(latents)])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,35 +79,37 @@ class LatentAmplifier:
         for latent in latents:
             check_latent(sae, int(latent))
         index = torch.as_tensor(latents, dtype=torch.long)
-        table = torch.as_tensor(rows, dtype=torch.float32)
-        own = sae.encode(table)[:, index]
-        same = own.amax(0) == own.amin(0)
-        if bool(same.all()):
+        states = torch.as_tensor(rows, dtype=torch.float32)
+        activations = sae.encode(states)[:, index]
+        is_constant = activations.amax(0) == activations.amin(0)
+        if bool(is_constant.all()):
             raise InputError(
                 f"latent {int(index[0])} is constant: it fires alike on every row",
                 expected="one or more latents that differ between rows",
                 fix="Choose other latents, or give other rows",
             )
-        return cls(sae, index, own.mean(0), table)
+        return cls(sae, index, activations.mean(0), states)
 
     def apply(self, states: Tensor) -> Tensor:
         """(row, d) change of each state at strength 1."""
-        own = self.sae.encode(states.float())[..., self.latents] - self.center
-        return (self.scale * own @ self.sae.decoder[self.latents]).to(states)
+        activations = self.sae.encode(states.float())[..., self.latents] - self.center
+        return (self.scale * activations @ self.sae.decoder[self.latents]).to(states)
 
     def randomly_rotated(self, rng: np.random.Generator) -> "LatentAmplifier":
         """The control: as many other live latents, scaled to the same root mean square change."""
-        drawn = torch.from_numpy(
+        control_latents = torch.from_numpy(
             draw_control_latents(self.sae, self.latents.numpy(), rng)
         )
-        other = replace(
+        control = replace(
             self,
-            latents=drawn,
-            center=self.sae.encode(self.rows)[:, drawn].mean(0),
+            latents=control_latents,
+            center=self.sae.encode(self.rows)[:, control_latents].mean(0),
             scale=1.0,
         )
-        mine, theirs = (_rms_norm(each.apply(self.rows)) for each in (self, other))
-        return replace(other, scale=mine / max(theirs, 1e-12))
+        norm, control_norm = (
+            _rms_norm(each.apply(self.rows)) for each in (self, control)
+        )
+        return replace(control, scale=norm / max(control_norm, 1e-12))
 
 
 def decode_difference(

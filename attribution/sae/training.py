@@ -144,15 +144,15 @@ def _train(
     library = sae_lens()
     from sae_lens.config import SAETrainerConfig
 
-    centre, limit, scale = _norm_statistics(rows)
+    mean, limit, scale = _norm_statistics(rows)
     usable = _inlier_rows(rows, limit)
-    per_epoch = sum(len(kept) // config.batch_size for kept in usable)
+    per_epoch = sum(len(inliers) // config.batch_size for inliers in usable)
     steps = max(1, per_epoch * config.epochs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(config.seed, "sae") % 2**31)
         sae = _training_model(config, rows.shape[1], steps)
     with torch.no_grad():
-        sae.b_dec.copy_(centre * scale)
+        sae.b_dec.copy_(mean * scale)
     trainer = library.SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * config.batch_size,
@@ -194,17 +194,17 @@ def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
         "apply_b_dec_to_input": True,
     }
     if config.kind == "topk":
-        made = library.TopKTrainingSAEConfig(k=config.k, **shared)
-        return library.TopKTrainingSAE(made)
+        sae_config = library.TopKTrainingSAEConfig(k=config.k, **shared)
+        return library.TopKTrainingSAE(sae_config)
     if config.kind == "batchtopk":
-        made = library.BatchTopKTrainingSAEConfig(k=config.k, **shared)
-        return library.BatchTopKTrainingSAE(made)
+        sae_config = library.BatchTopKTrainingSAEConfig(k=config.k, **shared)
+        return library.BatchTopKTrainingSAE(sae_config)
     if config.kind == "matryoshka":
-        made = library.MatryoshkaBatchTopKTrainingSAEConfig(
+        sae_config = library.MatryoshkaBatchTopKTrainingSAEConfig(
             k=config.k, matryoshka_widths=matryoshka_widths(latents), **shared
         )
-        return library.MatryoshkaBatchTopKTrainingSAE(made)
-    made = library.JumpReLUTrainingSAEConfig(
+        return library.MatryoshkaBatchTopKTrainingSAE(sae_config)
+    sae_config = library.JumpReLUTrainingSAEConfig(
         jumprelu_sparsity_loss_mode="quadratic",
         target_l0=float(config.k),
         l0_warm_up_steps=steps // 4,
@@ -213,7 +213,7 @@ def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
         jumprelu_ste_to_input=True,
         **shared,
     )
-    return library.JumpReLUTrainingSAE(made)
+    return library.JumpReLUTrainingSAE(sae_config)
 
 
 def matryoshka_widths(latents: int) -> list[int]:
@@ -225,29 +225,35 @@ def matryoshka_widths(latents: int) -> list[int]:
 def _norm_statistics(rows: Any) -> tuple[Tensor, float, float]:
     """Mean state, largest norm that is used, and the scale to norm sqrt(d)."""
     sample = np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32)
-    length = np.linalg.norm(sample - np.median(sample, axis=0), axis=1)
-    limit = MAX_NORM_RATIO * float(np.median(length))
-    kept = sample[length <= limit]
+    norms = np.linalg.norm(sample - np.median(sample, axis=0), axis=1)
+    limit = MAX_NORM_RATIO * float(np.median(norms))
+    inliers = sample[norms <= limit]
     spread = (
-        float(np.linalg.norm(kept - kept.mean(0), axis=1).mean()) if len(kept) else 0
+        float(np.linalg.norm(inliers - inliers.mean(0), axis=1).mean())
+        if len(inliers)
+        else 0
     )
     if spread <= 1e-6 * max(float(np.abs(sample).max()), 1e-12):
         raise InputError(
             "the states do not vary, so there is nothing to learn",
             expected="rows that differ",
         )
-    return torch.from_numpy(kept.mean(0)), limit, float(sample.shape[1] ** 0.5 / spread)
+    return (
+        torch.from_numpy(inliers.mean(0)),
+        limit,
+        float(sample.shape[1] ** 0.5 / spread),
+    )
 
 
 def _inlier_rows(rows: Any, limit: float) -> list[np.ndarray]:
     """Indices of the rows that are no outliers, by chunk."""
     median = np.median(np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32), axis=0)
-    found = []
+    inliers = []
     for start in range(0, rows.shape[0], CHUNK_ROWS):
         chunk = np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
-        length = np.linalg.norm(chunk - median, axis=1)
-        found.append(np.flatnonzero(length <= limit))
-    return found
+        norms = np.linalg.norm(chunk - median, axis=1)
+        inliers.append(np.flatnonzero(norms <= limit))
+    return inliers
 
 
 def _batches(
@@ -311,33 +317,35 @@ def _save(
 ) -> None:
     """Save the inference model with a calibrated threshold, and its metadata."""
     sae.save_inference_model(str(scratch))
-    note = {"site": site, "kind": config.kind, "model": model} | {
+    metadata = {"site": site, "kind": config.kind, "model": model} | {
         "config": asdict(config)
     }
-    write_atomic(scratch / METADATA_FILE, json.dumps(note))
-    found = load_sae(scratch)
+    write_atomic(scratch / METADATA_FILE, json.dumps(metadata))
+    trained = load_sae(scratch)
 
-    def chunks(most: int = 4) -> Iterator[np.ndarray]:
-        for number, kept in enumerate(usable[:most]):
+    def chunks(max_chunks: int = 4) -> Iterator[np.ndarray]:
+        for number, inliers in enumerate(usable[:max_chunks]):
             chunk = np.asarray(rows[number * CHUNK_ROWS : (number + 1) * CHUNK_ROWS])
-            for first in range(0, len(kept), 4096):
-                yield chunk[kept[first : first + 4096]]
+            for first in range(0, len(inliers), 4096):
+                yield chunk[inliers[first : first + 4096]]
 
     if config.kind in ("batchtopk", "matryoshka"):
-        _calibrate_threshold(found, next(chunks()), config.k)
-        found.module.save_model(str(scratch))
-    on = torch.zeros(found.d_sae, dtype=torch.bool)
+        _calibrate_threshold(trained, next(chunks()), config.k)
+        trained.module.save_model(str(scratch))
+    is_active = torch.zeros(trained.d_sae, dtype=torch.bool)
     for chunk in chunks():
-        on |= (found.encode(torch.as_tensor(chunk, dtype=torch.float32)) > 0).any(0)
-    reached = measure_quality(found, chunks())
-    note |= {
-        "dead": (~on).nonzero()[:, 0].tolist(),
-        "prefixes": matryoshka_widths(found.d_sae)
+        is_active |= (
+            trained.encode(torch.as_tensor(chunk, dtype=torch.float32)) > 0
+        ).any(0)
+    quality = measure_quality(trained, chunks())
+    metadata |= {
+        "dead": (~is_active).nonzero()[:, 0].tolist(),
+        "prefixes": matryoshka_widths(trained.d_sae)
         if config.kind == "matryoshka"
         else [],
-        "quality": asdict(reached),
+        "quality": asdict(quality),
     }
-    write_atomic(scratch / METADATA_FILE, json.dumps(note))
+    write_atomic(scratch / METADATA_FILE, json.dumps(metadata))
 
 
 def _calibrate_threshold(sae: Sae, rows: np.ndarray, k: int) -> None:
@@ -349,9 +357,9 @@ def _calibrate_threshold(sae: Sae, rows: np.ndarray, k: int) -> None:
     with torch.no_grad():
         x = module.process_sae_in(torch.as_tensor(rows, dtype=torch.float32))
         latents = torch.relu(x @ module.W_enc + module.b_enc).flatten()
-        at = torch.topk(latents, min(k * len(rows), len(latents))).values[-1]
+        kth_largest = torch.topk(latents, min(k * len(rows), len(latents))).values[-1]
         # Latents are active strictly above the threshold; include the k-th.
-        module.threshold.fill_(float(at) * (1 - 1e-6))
+        module.threshold.fill_(float(kth_largest) * (1 - 1e-6))
 
 
 class StoredRows:
@@ -385,8 +393,8 @@ class StoredRows:
                 expected="(item, d) or (item, position, d)",
                 got=str(shape),
             )
-        places = shape[1] if len(shape) == 3 else 1
-        mask = np.ones((shape[0], places), dtype=bool)
+        n_positions = shape[1] if len(shape) == 3 else 1
+        mask = np.ones((shape[0], n_positions), dtype=bool)
         if len(shape) == 3 and activations.mask is not None:
             mask = activations.mask
         self._mask: NDArray[np.bool_] = mask

@@ -92,9 +92,9 @@ def find_value_vectors(
     sites = sites if sites is not None else find_sites(model)
     unembedding = unembedding_matrix(sites)
     names, tokens = _tokens_of(concepts, len(unembedding))
-    centred = unembedding - unembedding.mean(0)
-    covariance = centred.T @ centred / len(centred)
-    targets = torch.stack([centred[list(each)].mean(0) for each in tokens])
+    centered = unembedding - unembedding.mean(0)
+    covariance = centered.T @ centered / len(centered)
+    targets = torch.stack([centered[list(token_ids)].mean(0) for token_ids in tokens])
     scores = []
     for layer in range(sites.n_layers):
         values = value_vectors(down_projection(sites, layer)).detach().double()
@@ -140,7 +140,7 @@ def find_knowledge_neurons(
     """
     sites = with_neurons(sites if sites is not None else find_sites(model))
     names = tuple(dict.fromkeys(row_concepts))
-    own = _neuron_attribution(
+    attribution = _neuron_attribution(
         model, sites, sequences, row_concepts, names, tokens, progress
     )
     if baseline is not None:
@@ -150,15 +150,18 @@ def find_knowledge_neurons(
                 f"concept {min(missing)!r} has no baseline row",
                 expected="one or more rows of each concept",
             )
-        chance = _neuron_attribution(
+        baseline_attribution = _neuron_attribution(
             model, sites, baseline, baseline_concepts, names, tokens, progress
         )
-        own = [mine - theirs for mine, theirs in zip(own, chance, strict=True)]
-    first: dict[str, set[int]] = {name: set() for name in names}
+        attribution = [
+            one - other
+            for one, other in zip(attribution, baseline_attribution, strict=True)
+        ]
+    first_tokens: dict[str, set[int]] = {name: set() for name in names}
     for row, name in enumerate(row_concepts):
-        first[name].add(sequences.ids[row][sequences.answer_start[row]])
-    kept = tuple(tuple(sorted(first[name])) for name in names)
-    return _top_neurons(names, kept, own, k, "knowledge neurons")
+        first_tokens[name].add(sequences.ids[row][sequences.answer_start[row]])
+    concept_tokens = tuple(tuple(sorted(first_tokens[name])) for name in names)
+    return _top_neurons(names, concept_tokens, attribution, k, "knowledge neurons")
 
 
 def unembedding_matrix(sites: Sites) -> Tensor:
@@ -181,19 +184,21 @@ def unembedding_matrix(sites: Sites) -> Tensor:
 def _tokens_of(
     concepts: Mapping[str, Sequence[int]], vocabulary: int
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    tokens = tuple(tuple(int(token) for token in each) for each in concepts.values())
-    if not tokens or any(not each for each in tokens):
+    tokens = tuple(
+        tuple(int(token) for token in token_ids) for token_ids in concepts.values()
+    )
+    if not tokens or any(not token_ids for token_ids in tokens):
         raise InputError(
             "every concept needs tokens",
             expected="one or more concepts, each with one or more token ids",
             got=str(len(tokens)) + " concepts",
         )
-    for name, each in zip(concepts, tokens, strict=True):
-        if not all(0 <= token < vocabulary for token in each):
+    for name, token_ids in zip(concepts, tokens, strict=True):
+        if not all(0 <= token < vocabulary for token in token_ids):
             raise InputError(
                 f"concept {name!r} has a token that the model lacks",
                 expected=f"ids from 0 to {vocabulary - 1}",
-                got=str(each),
+                got=str(token_ids),
             )
     return tuple(concepts), tokens
 
@@ -207,7 +212,7 @@ def _top_neurons(
 ) -> KnowledgeTraces:
     """The top ``k`` neurons over all layers; ``scores`` holds (neuron, concept) per layer."""
     layer = torch.cat([torch.full((len(s),), at) for at, s in enumerate(scores)])
-    index = torch.cat([torch.arange(len(s)) for s in scores])
+    neuron = torch.cat([torch.arange(len(s)) for s in scores])
     table = torch.cat([s.cpu() for s in scores]).T
     if not 1 <= k <= table.shape[1]:
         raise InputError(
@@ -215,12 +220,12 @@ def _top_neurons(
             expected=f"1 to {table.shape[1]}",
             got=str(k),
         )
-    top, place = table.topk(k, dim=1)
+    top, best = table.topk(k, dim=1)
     return KnowledgeTraces(
         names,
         tokens,
-        layer[place].numpy(),
-        index[place].numpy(),
+        layer[best].numpy(),
+        neuron[best].numpy(),
         top.double().numpy(),
         method,
     )
@@ -242,18 +247,18 @@ def _neuron_attribution(
             expected=str(len(sequences)),
             got=str(len(row_concepts)),
         )
-    place = {name: at for at, name in enumerate(names)}
-    concept = torch.tensor([place.get(name, -1) for name in row_concepts])
+    concept_idx = {name: concept_number for concept_number, name in enumerate(names)}
+    concept = torch.tensor([concept_idx.get(name, -1) for name in row_concepts])
     counts = torch.bincount(concept[concept >= 0], minlength=len(names))
     device = next(model.parameters()).device
-    wanted = [f"neurons.{layer}" for layer in range(sites.n_layers)]
+    neuron_sites = [f"neurons.{layer}" for layer in range(sites.n_layers)]
     totals: list[Tensor] = []
-    seen: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
-    def keep(name: str):
+    def capture(name: str):
         def edit(value: Tensor) -> Tensor:
-            seen[name] = value if value.requires_grad else value.requires_grad_()
-            return seen[name]
+            captured[name] = value if value.requires_grad else value.requires_grad_()
+            return captured[name]
 
         return edit
 
@@ -261,7 +266,7 @@ def _neuron_attribution(
         torch.enable_grad(),
         evaluation_mode(model),
         progress.task("attribution to neurons", len(sequences)) as advance,
-        patch(model, {name: keep(name) for name in wanted}, known_sites=sites),
+        patch(model, {name: capture(name) for name in neuron_sites}, known_sites=sites),
     ):
         for batch in batches(sequences, batch_tokens=tokens, device=device):
             inputs = batch.model_inputs | {"use_cache": False}
@@ -270,15 +275,26 @@ def _neuron_attribution(
             row = torch.arange(len(start), device=device)
             target = batch.input_ids[row, start]
             logprob = logits[row, start - 1].log_softmax(1)[row, target].sum()
-            slopes = torch.autograd.grad(logprob, [seen[name] for name in wanted])
+            gradients = torch.autograd.grad(
+                logprob, [captured[name] for name in neuron_sites]
+            )
             prompt = torch.arange(logits.shape[1], device=device) < start[:, None]
-            own = concept[batch.rows]
-            for layer, (name, slope) in enumerate(zip(wanted, slopes, strict=True)):
-                product = (seen[name] * slope * prompt[..., None]).sum(1).detach().cpu()
+            row_concept = concept[batch.rows]
+            for layer, (name, gradient) in enumerate(
+                zip(neuron_sites, gradients, strict=True)
+            ):
+                product = (
+                    (captured[name] * gradient * prompt[..., None])
+                    .sum(1)
+                    .detach()
+                    .cpu()
+                )
                 if len(totals) <= layer:
                     totals.append(torch.zeros(product.shape[1], len(names)))
-                for at in own[own >= 0].unique().tolist():
-                    totals[layer][:, at] += product[own == at].sum(0)
-            seen.clear()
+                for concept_number in row_concept[row_concept >= 0].unique().tolist():
+                    totals[layer][:, concept_number] += product[
+                        row_concept == concept_number
+                    ].sum(0)
+            captured.clear()
             advance(len(batch.rows))
     return [total / counts.clamp(min=1) for total in totals]

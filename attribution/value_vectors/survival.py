@@ -110,15 +110,15 @@ def noisy_value_vectors(
         with torch.no_grad():
             for layer, neuron in zip(layers, neurons, strict=True):
                 values = value_vectors(down_projection(sites, int(layer)))
-                own = values[int(neuron)]
-                saved.append((values, int(neuron), own.clone()))
-                noise = torch.randn(own.shape, generator=rng).to(own)
-                own += scale * own.square().mean().sqrt() * noise
+                value = values[int(neuron)]
+                saved.append((values, int(neuron), value.clone()))
+                noise = torch.randn(value.shape, generator=rng).to(value)
+                value += scale * value.square().mean().sqrt() * noise
         yield
     finally:
         with torch.no_grad():
-            for values, neuron, old in reversed(saved):
-                values[neuron] = old
+            for values, neuron, original in reversed(saved):
+                values[neuron] = original
 
 
 def confirm_traces(
@@ -165,37 +165,43 @@ def confirm_traces(
                 got=f"{int((named == concept).sum())} of {len(named)} rows",
             )
 
-    def heard() -> NDArray:
+    def mean_logprobs() -> NDArray:
         return np.maximum(score_answers(model, sequences).mean_logprob, MIN_LOGPROB)
 
-    before = heard()
+    before = mean_logprobs()
     table = np.zeros((len(traces.concepts), 3))
     p_value = np.ones(len(traces.concepts))
     with progress.task("noise on traces", len(traces.concepts)) as advance:
-        for at, concept in enumerate(traces.concepts):
+        for number, concept in enumerate(traces.concepts):
             rng = torch_rng(seed, "noise", concept)
-            pick = numpy_rng(seed, "other neurons", concept)
-            layers, own = traces.layers[at], traces.neurons[at]
-            fall, by_luck = np.zeros((2, len(named)))
+            neuron_rng = numpy_rng(seed, "other neurons", concept)
+            layers, neurons = traces.layers[number], traces.neurons[number]
+            fall, random_fall = np.zeros((2, len(named)))
             for _ in range(draws):
-                with noisy_value_vectors(model, layers, own, scale, rng, sites):
-                    fall += (before - heard()) / draws
-                others = _control_neurons(sites, layers, own, pick)
-                with noisy_value_vectors(model, layers, others, scale, rng, sites):
-                    by_luck += (before - heard()) / draws
-            mine = named == concept
+                with noisy_value_vectors(model, layers, neurons, scale, rng, sites):
+                    fall += (before - mean_logprobs()) / draws
+                control = _control_neurons(sites, layers, neurons, neuron_rng)
+                with noisy_value_vectors(model, layers, control, scale, rng, sites):
+                    random_fall += (before - mean_logprobs()) / draws
+            in_concept = named == concept
             test = unpaired_max_test(
-                fall[mine, None],
-                fall[~mine, None],
+                fall[in_concept, None],
+                fall[~in_concept, None],
                 numpy_rng(seed, "confirm", concept),
                 permutations,
             )
-            table[at] = fall[mine].mean(), fall[~mine].mean(), by_luck[mine].mean()
-            p_value[at] = test.p_value
+            table[number] = (
+                fall[in_concept].mean(),
+                fall[~in_concept].mean(),
+                random_fall[in_concept].mean(),
+            )
+            p_value[number] = test.p_value
             advance(1)
-    own, others, random = table.T
-    confirmed = (p_value < alpha) & (own > random)
-    return TraceConfirmation(traces.concepts, own, others, random, p_value, confirmed)
+    neurons, control, random = table.T
+    confirmed = (p_value < alpha) & (neurons > random)
+    return TraceConfirmation(
+        traces.concepts, neurons, control, random, p_value, confirmed
+    )
 
 
 def trace_survival(
@@ -223,8 +229,8 @@ def trace_survival(
     unembedding = unembedding_matrix(old_sites)
     top = max(1, min(top, len(unembedding) // 4))
     shape = traces.layers.shape
-    cosine, distance, jaccard, kept = (np.full(shape, np.nan) for _ in range(4))
-    typical = np.ones(old_sites.n_layers)
+    cosine, distance, jaccard, kept_tokens = (np.full(shape, np.nan) for _ in range(4))
+    layer_mean = np.ones(old_sites.n_layers)
     for layer in range(old_sites.n_layers):
         old, new = (
             value_vectors(down_projection(sites, layer)).detach().double().cpu()
@@ -238,22 +244,26 @@ def trace_survival(
                 expected=str(tuple(old.shape)),
                 got=str(tuple(new.shape)),
             )
-        alike = torch.cosine_similarity(old, new, dim=1)
-        typical[layer] = float(alike.mean())
-        for at, rank in np.argwhere(traces.layers == layer):
-            neuron = int(traces.neurons[at, rank])
+        cosines = torch.cosine_similarity(old, new, dim=1)
+        layer_mean[layer] = float(cosines.mean())
+        for concept, rank in np.argwhere(traces.layers == layer):
+            neuron = int(traces.neurons[concept, rank])
             before, after = old[neuron], new[neuron]
-            cosine[at, rank] = float(alike[neuron])
-            distance[at, rank] = float((after - before).norm() / before.norm())
+            cosine[concept, rank] = float(cosines[neuron])
+            distance[concept, rank] = float((after - before).norm() / before.norm())
             first, second = (
                 set((unembedding.cpu() @ each).topk(top).indices.tolist())
                 for each in (before, after)
             )
-            jaccard[at, rank] = len(first & second) / len(first | second)
-            mine = first & set(traces.tokens[at])
-            if mine:
-                kept[at, rank] = len(mine & second) / len(mine)
-    return TraceSurvival(traces, cosine, distance, jaccard, kept, top, typical)
+            jaccard[concept, rank] = len(first & second) / len(first | second)
+            found_tokens = first & set(traces.tokens[concept])
+            if found_tokens:
+                kept_tokens[concept, rank] = len(found_tokens & second) / len(
+                    found_tokens
+                )
+    return TraceSurvival(
+        traces, cosine, distance, jaccard, kept_tokens, top, layer_mean
+    )
 
 
 def random_traces(
@@ -276,17 +286,17 @@ def _control_neurons(
     sites: Sites, layers: NDArray, neurons: NDArray, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """(n,) neurons of the same blocks that are not among ``neurons``."""
-    out = np.zeros(len(layers), dtype=np.int64)
+    control = np.zeros(len(layers), dtype=np.int64)
     for layer in np.unique(layers):
-        here = layers == layer
+        in_layer = layers == layer
         count = len(value_vectors(down_projection(sites, int(layer))))
-        free = np.setdiff1d(np.arange(count), neurons[here])
-        if len(free) < here.sum():
+        candidates = np.setdiff1d(np.arange(count), neurons[in_layer])
+        if len(candidates) < in_layer.sum():
             raise InputError(
                 f"block {layer} has too few other neurons to compare with",
-                expected=str(int(here.sum())),
-                got=str(len(free)),
+                expected=str(int(in_layer.sum())),
+                got=str(len(candidates)),
                 fix="Ask for fewer traces",
             )
-        out[here] = rng.permutation(free)[: here.sum()]
-    return out
+        control[in_layer] = rng.permutation(candidates)[: in_layer.sum()]
+    return control
