@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attribution.value_vectors.find import KnowledgeTraces, unembedding_matrix
 from capture.data.sequences import Sequences
-from capture.network.neurons import down_projection, value_vectors
-from capture.network.sites import Sites, find_sites
+from capture.network.sites import Sites, find_sites, neuron_projection
+from capture.network.structure import value_vectors
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
@@ -109,7 +109,7 @@ def noisy_value_vectors(
     try:
         with torch.no_grad():
             for layer, neuron in zip(layers, neurons, strict=True):
-                values = value_vectors(down_projection(sites, int(layer)))
+                values = value_vectors(neuron_projection(sites, int(layer)))
                 value = values[int(neuron)]
                 saved.append((values, int(neuron), value.clone()))
                 noise = torch.randn(value.shape, generator=rng).to(value)
@@ -233,7 +233,7 @@ def trace_survival(
     layer_mean = np.ones(old_sites.n_layers)
     for layer in range(old_sites.n_layers):
         old, new = (
-            value_vectors(down_projection(sites, layer)).detach().double().cpu()
+            value_vectors(neuron_projection(sites, layer)).detach().double().cpu()
             if layer < sites.n_layers
             else torch.zeros(0, 0)
             for sites in (old_sites, new_sites)
@@ -289,7 +289,7 @@ def _control_neurons(
     control = np.zeros(len(layers), dtype=np.int64)
     for layer in np.unique(layers):
         in_layer = layers == layer
-        count = len(value_vectors(down_projection(sites, int(layer))))
+        count = len(value_vectors(neuron_projection(sites, int(layer))))
         candidates = np.setdiff1d(np.arange(count), neurons[in_layer])
         if len(candidates) < in_layer.sum():
             raise InputError(

@@ -221,7 +221,7 @@ def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
             expected=f"0 to {len(blocks) - 1}",
             got=str(layer),
         )
-    _, module = down_projection(blocks[layer])
+    module = down_projection(blocks[layer])
     weight = module.weight
     assert isinstance(weight, nn.Parameter)  # down_projection looked
     # A value vector is the output of one input unit: a row of Conv1D's (in, out) weight.
