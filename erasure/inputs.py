@@ -48,8 +48,10 @@ def from_numpy(array: NDArray) -> Tensor:
             got=f"type {array.dtype}",
         )
     native = array.dtype.newbyteorder("=")
-    whole = np.ascontiguousarray(array, dtype=native)
-    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
+    contiguous = np.ascontiguousarray(array, dtype=native)
+    return torch.from_numpy(
+        contiguous if contiguous.flags.writeable else contiguous.copy()
+    )
 
 
 def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
@@ -113,12 +115,12 @@ def class_codes(
         raise RowsError("Input y contains NaN or infinity, which is no class")
     if classes is None:
         classes = found
-    strange = sorted(set(found.tolist()) - set(classes.tolist()))
-    if strange:
+    unknown = sorted(set(found.tolist()) - set(classes.tolist()))
+    if unknown:
         raise RowsError(
             "a label is not one of the known classes",
             expected=f"one of {classes.tolist()}",
-            got=repr(strange[0]),
+            got=repr(unknown[0]),
             fix="Fit on all classes; for chunks, Moments(classes=[...])",
         )
     if len(classes) < 2:
@@ -127,8 +129,8 @@ def class_codes(
             expected="labels of two or more classes",
             got=f"{found.tolist()[0]!r} in every row",
         )
-    places = np.searchsorted(classes, found)
-    return classes, torch.from_numpy(places[codes.reshape(-1)].astype(np.int64))
+    positions = np.searchsorted(classes, found)
+    return classes, torch.from_numpy(positions[codes.reshape(-1)].astype(np.int64))
 
 
 __getattr__ = moved.names_of("erasure.inputs")

@@ -66,26 +66,26 @@ def fit_logistic_probe(
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         coef, intercept = split(flat)
         logits = rows @ coef + intercept
-        spare = logits.logsumexp(1)
-        loss = (spare - (logits * one_hot).sum(1)).mean()
+        log_normalizer = logits.logsumexp(1)
+        loss = (log_normalizer - (logits * one_hot).sum(1)).mean()
         loss = loss + penalty / 2 * coef.square().sum()
-        error = ((logits - spare[:, None]).exp() - one_hot) / items
-        slope = torch.cat([rows.T @ error + penalty * coef, error.sum(0)[None]])
-        return float(loss), slope.cpu().numpy().ravel()
+        error = ((logits - log_normalizer[:, None]).exp() - one_hot) / items
+        gradient = torch.cat([rows.T @ error + penalty * coef, error.sum(0)[None]])
+        return float(loss), gradient.cpu().numpy().ravel()
 
-    first = np.zeros((d + 1) * classes)
+    initial = np.zeros((d + 1) * classes)
     if start is not None:
-        whole = torch.cat([start.coef, start.intercept[None]])
-        first = whole.cpu().numpy().ravel()
-    found = minimize(
+        stacked = torch.cat([start.coef, start.intercept[None]])
+        initial = stacked.cpu().numpy().ravel()
+    result = minimize(
         value,
-        first,
+        initial,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": steps, "gtol": tolerance, "ftol": 0.0, "maxfun": 4 * steps},
     )
-    coef, intercept = split(np.asarray(found.x))
-    right = (rows @ coef + intercept).argmax(1) == one_hot.argmax(1)
+    coef, intercept = split(np.asarray(result.x))
+    correct = (rows @ coef + intercept).argmax(1) == one_hot.argmax(1)
     return LogisticProbe(
-        coef, intercept, float(found.fun), float(right.double().mean())
+        coef, intercept, float(result.fun), float(correct.double().mean())
     )

@@ -34,13 +34,13 @@ class AffineEraser:
     method: str
     left: Tensor
     right: Tensor
-    centre: Tensor
+    center: Tensor
     ranks: Tensor
 
     def __post_init__(self) -> None:
         # Rounding of products depends on the memory layout of the factors, which must be
         # the same after saving and loading.
-        for name in ("left", "right", "centre"):
+        for name in ("left", "right", "center"):
             object.__setattr__(self, name, getattr(self, name).contiguous())
 
     def __repr__(self) -> str:
@@ -73,7 +73,7 @@ class AffineEraser:
     @property
     def offset(self) -> Tensor:
         """(d,) or (site, d) constant part: x becomes x @ P.T + offset."""
-        return (self.left @ (self.right @ self.centre[..., None]))[..., 0]
+        return (self.left @ (self.right @ self.center[..., None]))[..., 0]
 
     def transform(self, x: Rows) -> Rows:
         """Erase the concept from activations.
@@ -99,14 +99,16 @@ class AffineEraser:
                 expected=f"shape ({lead}, {self.width})",
                 got=str(tuple(x.shape)),
             )
-        kind = x.dtype if x.is_floating_point() else torch.float64
-        inside = torch.float32 if kind.itemsize < 4 else kind
-        there = {"dtype": inside, "device": x.device}
-        rows = x.to(inside).reshape(*self.left.shape[:-2], -1, self.width)
+        dtype = x.dtype if x.is_floating_point() else torch.float64
+        compute_dtype = torch.float32 if dtype.itemsize < 4 else dtype
+        placement = {"dtype": compute_dtype, "device": x.device}
+        rows = x.to(compute_dtype).reshape(*self.left.shape[:-2], -1, self.width)
         # Center first: a large common offset would cost precision in the product.
-        apart = rows - self.centre.to(**there)[..., None, :]
-        read = apart @ self.right.to(**there).mT
-        return (rows - read @ self.left.to(**there).mT).reshape(x.shape).to(kind)
+        centered = rows - self.center.to(**placement)[..., None, :]
+        detected = centered @ self.right.to(**placement).mT
+        return (
+            (rows - detected @ self.left.to(**placement).mT).reshape(x.shape).to(dtype)
+        )
 
     def at(self, site: int) -> "AffineEraser":
         """The eraser of one site.
@@ -127,7 +129,7 @@ class AffineEraser:
             self,
             left=self.left[site, :, :rank],
             right=self.right[site, :rank],
-            centre=self.centre[site],
+            center=self.center[site],
             ranks=self.ranks[site],
         )
 
@@ -156,15 +158,15 @@ class AffineEraser:
         Classes are equally inseparable afterwards, but the common mean moves. For folding into maps
         without bias.
         """
-        return replace(self, centre=torch.zeros_like(self.centre))
+        return replace(self, center=torch.zeros_like(self.center))
 
     def to(self, device: torch.device | str) -> "AffineEraser":
         """A copy on another device with float64 support; ``transform`` needs no such copy."""
-        moved = {
+        tensors = {
             name: getattr(self, name).to(device)
-            for name in ("left", "right", "centre", "ranks")
+            for name in ("left", "right", "center", "ranks")
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file.
@@ -175,7 +177,7 @@ class AffineEraser:
         tensors = {
             "left": self.left,
             "right": self.right,
-            "centre": self.centre,
+            "center": self.center,
             "ranks": self.ranks,
         }
         write_eraser(path, type(self).__name__, tensors, {"method": self.method})
@@ -193,7 +195,7 @@ class AffineEraser:
 
 
 def orthogonal_projection(
-    method: str, basis: Tensor, ranks: Tensor, centre: Tensor, single_site: bool
+    method: str, basis: Tensor, ranks: Tensor, center: Tensor, single_site: bool
 ) -> AffineEraser:
     """The orthogonal projection that removes a subspace, about a point.
 
@@ -204,7 +206,7 @@ def orthogonal_projection(
         center: (site, d).
         single_site: Whether to drop the site axis, of length one.
     """
-    counted = torch.arange(basis.shape[2], device=basis.device) < ranks[:, None]
-    left = (basis * counted[:, None])[..., : int(ranks.max())]
-    many = AffineEraser(method, left, left.mT, centre, ranks)
-    return many.at(0) if single_site else many
+    within_rank = torch.arange(basis.shape[2], device=basis.device) < ranks[:, None]
+    left = (basis * within_rank[:, None])[..., : int(ranks.max())]
+    eraser = AffineEraser(method, left, left.mT, center, ranks)
+    return eraser.at(0) if single_site else eraser

@@ -40,8 +40,8 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if isinstance(X, Tensor):
             return self.eraser_.transform(X)
         if self.eraser_.single_site:
-            kinds = [np.float64, np.float32, np.float16]
-            X = validate_data(self, X, reset=False, dtype=kinds)
+            dtypes = [np.float64, np.float32, np.float16]
+            X = validate_data(self, X, reset=False, dtype=dtypes)
         return self.eraser_.transform(np.asarray(X))
 
     @property
@@ -74,8 +74,8 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 "but the target y is None"
             )
         if not isinstance(X, Tensor) and len(getattr(X, "shape", ())) != 3:
-            kinds = [np.float64, np.float32, np.float16]
-            X = np.asarray(validate_data(self, X, reset=True, dtype=kinds))  # pyright: ignore
+            dtypes = [np.float64, np.float32, np.float16]
+            X = np.asarray(validate_data(self, X, reset=True, dtype=dtypes))  # pyright: ignore
         tables, single = site_tables(X)
         self.n_features_in_ = tables.shape[2]
         return tables[0] if single else tables

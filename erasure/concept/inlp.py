@@ -56,13 +56,13 @@ class IterativeNullspace(MomentEraser):
             return self
         tables, single = self._finite_tables(X, y)
         classes, codes = class_codes(y, tables.shape[1], None)
-        member = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
-        bases = [self._logistic(table, member) for table in tables]
+        one_hot = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
+        bases = [self._logistic(table, one_hot) for table in tables]
         ranks = torch.tensor([basis.shape[1] for basis in bases], device=tables.device)
         width = int(ranks.max())
-        whole = [torch.nn.functional.pad(b, (0, width - b.shape[1])) for b in bases]
+        padded = [torch.nn.functional.pad(b, (0, width - b.shape[1])) for b in bases]
         self.eraser_ = orthogonal_projection(
-            type(self).__name__, torch.stack(whole), ranks, tables.mean(1), single
+            type(self).__name__, torch.stack(padded), ranks, tables.mean(1), single
         )
         return self
 
@@ -85,44 +85,50 @@ class IterativeNullspace(MomentEraser):
         unit = torch.where(variance > 0, variance, 1.0)
         basis = cov.new_zeros(sites, d, 0)
         ranks = torch.zeros(sites, dtype=torch.int64, device=cov.device)
-        going = torch.ones(sites, dtype=torch.bool, device=cov.device)
+        active = torch.ones(sites, dtype=torch.bool, device=cov.device)
         eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
         for _ in range(self.rounds):
-            off = eye - basis @ basis.mT
-            penal = (self.penalty * unit)[:, None, None] * eye
-            coef = torch.linalg.solve(off @ cov @ off + penal, off @ cross)
+            complement = eye - basis @ basis.mT
+            ridge = (self.penalty * unit)[:, None, None] * eye
+            coef = torch.linalg.solve(
+                complement @ cov @ complement + ridge, complement @ cross
+            )
             # The whitened concept has uncorrelated columns of variance one.
             explained = (coef * cross).sum((1, 2)) / free
-            going &= explained > self.tolerance
-            room = min(free, d - basis.shape[2])
-            if not bool(going.any()) or room == 0:
+            active &= explained > self.tolerance
+            n_new = min(free, d - basis.shape[2])
+            if not bool(active.any()) or n_new == 0:
                 break
-            fresh = _new_directions(basis, coef, room) * going[:, None, None]
-            ranks += torch.where(going, (fresh.square().sum(1) > 0.5).sum(1), 0)
-            basis = torch.cat([basis, fresh], 2)
+            new_directions = _new_directions(basis, coef, n_new) * active[:, None, None]
+            ranks += torch.where(
+                active, (new_directions.square().sum(1) > 0.5).sum(1), 0
+            )
+            basis = torch.cat([basis, new_directions], 2)
         return orthogonal_projection(
             type(self).__name__, basis, ranks, moments.mean_x, moments.single_site
         )
 
-    def _logistic(self, rows: Tensor, member: Tensor) -> Tensor:
+    def _logistic(self, rows: Tensor, one_hot: Tensor) -> Tensor:
         """(d, rank) orthonormal directions of one site."""
         rows = rows - rows.mean(0)
         d = rows.shape[1]
         basis = rows.new_zeros(d, 0)
-        largest = float(member.mean(0).max())
+        largest = float(one_hot.mean(0).max())
         for _ in range(self.rounds):
-            left = rows - (rows @ basis) @ basis.T
-            scale = left.square().mean(0).sqrt()
+            remaining = rows - (rows @ basis) @ basis.T
+            scale = remaining.square().mean(0).sqrt()
             # Features already projected out are rounding errors; do not rescale them.
-            real = scale > 1e-9 * scale.max()
-            scale = torch.where(real, scale, torch.inf)
-            reader = fit_logistic_probe(left / scale, member, self.penalty)
-            room = min(member.shape[1] - 1, d - basis.shape[1])
-            if reader.accuracy <= largest + self.tolerance or room == 0:
+            nonzero = scale > 1e-9 * scale.max()
+            scale = torch.where(nonzero, scale, torch.inf)
+            probe = fit_logistic_probe(remaining / scale, one_hot, self.penalty)
+            n_new = min(one_hot.shape[1] - 1, d - basis.shape[1])
+            if probe.accuracy <= largest + self.tolerance or n_new == 0:
                 break
-            coef = reader.coef / scale[:, None]
-            fresh = _new_directions(basis[None], coef[None], room)[0]
-            basis = torch.cat([basis, fresh[:, fresh.square().sum(0) > 0.5]], 1)
+            coef = probe.coef / scale[:, None]
+            new_directions = _new_directions(basis[None], coef[None], n_new)[0]
+            basis = torch.cat(
+                [basis, new_directions[:, new_directions.square().sum(0) > 0.5]], 1
+            )
         return basis
 
     def _check(self) -> None:
@@ -140,17 +146,17 @@ class IterativeNullspace(MomentEraser):
             )
 
 
-def _new_directions(basis: Tensor, coef: Tensor, room: int) -> Tensor:
+def _new_directions(basis: Tensor, coef: Tensor, n_new: int) -> Tensor:
     """Orthonormal (site, d, room) directions of ``coef`` orthogonal to ``basis``.
 
     Missing directions are zero.
     """
-    off = coef - basis @ (basis.mT @ coef)
-    new, sizes, _ = torch.linalg.svd(off, full_matrices=False)
-    kept = (sizes > 1e-6 * sizes[:, :1]) & (sizes > 0)
-    new = new * kept[:, None]
+    residual = coef - basis @ (basis.mT @ coef)
+    new, sizes, _ = torch.linalg.svd(residual, full_matrices=False)
+    significant = (sizes > 1e-6 * sizes[:, :1]) & (sizes > 0)
+    new = new * significant[:, None]
     # Orthogonalize twice: late probes lie along the basis up to rounding.
     new = new - basis @ (basis.mT @ new)
     size = new.norm(dim=1, keepdim=True)
     new = torch.where(size > 0.5, new / size.clamp(min=0.5), 0.0)
-    return new[..., :room]
+    return new[..., :n_new]

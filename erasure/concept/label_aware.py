@@ -45,10 +45,14 @@ class OracleLeace:
     def fit_moments(cls, moments: Moments) -> "OracleLeace":
         """Fit on moments accumulated in chunks."""
         whiten = concept_whitening(moments.cov_zz)
-        apart = moments.cov_xz @ whiten
-        coef = apart @ whiten.T
-        sizes = torch.linalg.svdvals(apart)
-        ranks = ((sizes > 1e-8 * sizes[:, :1]) & (sizes > 0)).sum(1).tolist()
+        whitened_cross = moments.cov_xz @ whiten
+        coef = whitened_cross @ whiten.T
+        singular_values = torch.linalg.svdvals(whitened_cross)
+        ranks = (
+            ((singular_values > 1e-8 * singular_values[:, :1]) & (singular_values > 0))
+            .sum(1)
+            .tolist()
+        )
         single = moments.single_site
         return cls(
             coef[0] if single else coef,
@@ -86,11 +90,13 @@ class OracleLeace:
                 "the concept differs from the fitted one",
                 expected=f"{len(self.mean_z)} column(s) of floating-point numbers",
             )
-        apart = (target.to(self.mean_z.device) - self.mean_z) @ self.coef.mT
-        inside = torch.float32 if tables.dtype.itemsize < 4 else tables.dtype
-        moved = tables.to(inside) - apart.to(dtype=inside, device=tables.device)
-        moved = (moved[0] if single else moved).to(tables.dtype)
-        return moved if isinstance(x, Tensor) else moved.numpy()
+        prediction = (target.to(self.mean_z.device) - self.mean_z) @ self.coef.mT
+        compute_dtype = torch.float32 if tables.dtype.itemsize < 4 else tables.dtype
+        residual = tables.to(compute_dtype) - prediction.to(
+            dtype=compute_dtype, device=tables.device
+        )
+        residual = (residual[0] if single else residual).to(tables.dtype)
+        return residual if isinstance(x, Tensor) else residual.numpy()
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file."""
@@ -133,7 +139,7 @@ class QuadraticLeace:
 
     maps: Tensor
     means: Tensor
-    centre: Tensor
+    center: Tensor
     classes: NDArray
     rank_: int | tuple[int, ...]
 
@@ -148,13 +154,15 @@ class QuadraticLeace:
         tables, single = site_tables(x)
         classes, codes = class_codes(z, tables.shape[1], None)
         codes = codes.to(tables.device)
-        found = [_transport_maps(table.double(), codes, classes) for table in tables]
-        maps, means, centre = (torch.stack(part) for part in zip(*found, strict=True))
+        per_site = [_transport_maps(table.double(), codes, classes) for table in tables]
+        maps, means, center = (
+            torch.stack(part) for part in zip(*per_site, strict=True)
+        )
         eye = torch.eye(tables.shape[2], dtype=maps.dtype, device=maps.device)
         ranks = torch.linalg.matrix_rank(maps - eye).amax(1).tolist()
         if single:
-            return cls(maps[0], means[0], centre[0], classes, ranks[0])
-        return cls(maps, means, centre, classes, tuple(ranks))
+            return cls(maps[0], means[0], center[0], classes, ranks[0])
+        return cls(maps, means, center, classes, tuple(ranks))
 
     def transform(self, x, z: ArrayLike | Tensor):
         """Move every row according to its class.
@@ -167,31 +175,31 @@ class QuadraticLeace:
             RowsError: The shapes do not fit, or a class was not fitted.
         """
         tables, single = site_tables(x)
-        alone = self.maps.ndim == 3
-        sites, d = (1 if alone else len(self.maps)), self.maps.shape[-1]
-        if single != alone or (tables.shape[0], tables.shape[2]) != (sites, d):
+        single_site = self.maps.ndim == 3
+        sites, d = (1 if single_site else len(self.maps)), self.maps.shape[-1]
+        if single != single_site or (tables.shape[0], tables.shape[2]) != (sites, d):
             raise RowsError(
                 "these activations do not fit the eraser",
-                expected=f"(item, {d})" if alone else f"({sites}, item, {d})",
+                expected=f"(item, {d})" if single_site else f"({sites}, item, {d})",
                 got=str(tuple(np.shape(x))),
             )
         _, codes = class_codes(z, tables.shape[1], self.classes)
-        inside = torch.float32 if tables.dtype.itemsize < 4 else tables.dtype
-        there = {"dtype": inside, "device": tables.device}
-        maps = self.maps.to(**there).reshape(sites, -1, d, d)
-        means = self.means.to(**there).reshape(sites, -1, d)
-        centre = self.centre.to(**there).reshape(sites, d)
-        moved = tables.to(inside, copy=True)
+        compute_dtype = torch.float32 if tables.dtype.itemsize < 4 else tables.dtype
+        placement = {"dtype": compute_dtype, "device": tables.device}
+        maps = self.maps.to(**placement).reshape(sites, -1, d, d)
+        means = self.means.to(**placement).reshape(sites, -1, d)
+        center = self.center.to(**placement).reshape(sites, d)
+        moved = tables.to(compute_dtype, copy=True)
         for code in range(len(self.classes)):
-            here = (codes == code).to(tables.device)
-            apart = moved[:, here] - means[:, code, None]
-            moved[:, here] = apart @ maps[:, code].mT + centre[:, None]
+            rows_of_class = (codes == code).to(tables.device)
+            centered = moved[:, rows_of_class] - means[:, code, None]
+            moved[:, rows_of_class] = centered @ maps[:, code].mT + center[:, None]
         moved = (moved[0] if single else moved).to(tables.dtype)
         return moved if isinstance(x, Tensor) else moved.numpy()
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file."""
-        tensors = {"maps": self.maps, "means": self.means, "centre": self.centre}
+        tensors = {"maps": self.maps, "means": self.means, "center": self.center}
         facts = {"classes": self.classes.tolist(), "rank": self.rank_}
         write_eraser(path, type(self).__name__, tensors, facts)
 
@@ -209,23 +217,25 @@ def _transport_maps(
     rows: Tensor, codes: Tensor, classes: NDArray
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maps (class, d, d), means (class, d) and the overall mean (d,) of one site."""
-    centre = rows.mean(0)
-    if not bool(torch.isfinite(centre).all()):
+    center = rows.mean(0)
+    if not bool(torch.isfinite(center).all()):
         raise RowsError("there are NaN or infinite activations")
     groups = [rows[codes == code] for code in range(len(classes))]
     means = torch.stack([group.mean(0) for group in groups])
     shares = torch.tensor([len(group) / len(rows) for group in groups]).to(rows)
     covs = torch.stack(
-        [group.T.cov(correction=0).reshape(2 * [len(centre)]) for group in groups]
+        [group.T.cov(correction=0).reshape(2 * [len(center)]) for group in groups]
     )
     # Work in the span of the within-class variation; outside it only the means differ.
-    sizes, axes = torch.linalg.eigh((shares[:, None, None] * covs).sum(0))
-    axes = axes[:, sizes > 1e-12 * len(sizes) * sizes[-1].clamp(min=1e-300)]
-    inner = axes.T @ covs @ axes
+    eigenvalues, axes = torch.linalg.eigh((shares[:, None, None] * covs).sum(0))
+    axes = axes[
+        :, eigenvalues > 1e-12 * len(eigenvalues) * eigenvalues[-1].clamp(min=1e-300)
+    ]
+    covs_in_span = axes.T @ covs @ axes
     span = axes.shape[1]
-    least = torch.linalg.eigvalsh(inner)
+    eigenvalues_by_class = torch.linalg.eigvalsh(covs_in_span)
     for code in range(len(classes) if span else 0):
-        if not least[code, 0] > 1e-10 * least[code, -1]:
+        if not eigenvalues_by_class[code, 0] > 1e-10 * eigenvalues_by_class[code, -1]:
             raise RowsError(
                 f"class {classes.tolist()[code]!r} varies in fewer dimensions than "
                 "the others",
@@ -233,14 +243,14 @@ def _transport_maps(
                 got=f"{len(groups[code])} rows",
                 fix="Project onto fewer dimensions first, or give more rows",
             )
-    goal = _barycenter(inner, shares) if span else inner[0]
-    maps = torch.eye(len(centre)).to(rows).repeat(len(classes), 1, 1)
+    goal = _barycenter(covs_in_span, shares) if span else covs_in_span[0]
+    maps = torch.eye(len(center)).to(rows).repeat(len(classes), 1, 1)
     if span:
-        root, inverse = _matrix_sqrt(inner)
-        middle, _ = _matrix_sqrt(root @ goal @ root)
-        moved = inverse @ middle @ inverse - torch.eye(span).to(rows)
-        maps = maps + axes @ moved @ axes.T
-    return maps, means, centre
+        root, inverse = _matrix_sqrt(covs_in_span)
+        sqrt_product, _ = _matrix_sqrt(root @ goal @ root)
+        change = inverse @ sqrt_product @ inverse - torch.eye(span).to(rows)
+        maps = maps + axes @ change @ axes.T
+    return maps, means, center
 
 
 def _barycenter(covs: Tensor, shares: Tensor, max_iter: int = 500) -> Tensor:
@@ -249,23 +259,23 @@ def _barycenter(covs: Tensor, shares: Tensor, max_iter: int = 500) -> Tensor:
     If the iteration has not converged, the change is a little larger, but all classes still get the
     same covariance.
     """
-    goal = (shares[:, None, None] * covs).sum(0)
+    barycenter = (shares[:, None, None] * covs).sum(0)
     for _ in range(max_iter):
-        root, inverse = _matrix_sqrt(goal)
+        root, inverse = _matrix_sqrt(barycenter)
         means = (shares[:, None, None] * _matrix_sqrt(root @ covs @ root)[0]).sum(0)
         new = inverse @ means @ means @ inverse
         new = (new + new.T) / 2
-        moved, goal = (new - goal).norm() / goal.norm(), new
-        if moved < 1e-12:
+        change, barycenter = (new - barycenter).norm() / barycenter.norm(), new
+        if change < 1e-12:
             break
-    return goal
+    return barycenter
 
 
 def _matrix_sqrt(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric square root and its inverse, of one or several positive matrices."""
-    sizes, axes = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    sizes = sizes.clamp(min=0).sqrt()
-    inverse = torch.where(sizes > 0, 1 / sizes, 0.0)
-    return (axes * sizes[..., None, :]) @ axes.mT, (
+    eigenvalues, axes = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    eigenvalues = eigenvalues.clamp(min=0).sqrt()
+    inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0.0)
+    return (axes * eigenvalues[..., None, :]) @ axes.mT, (
         axes * inverse[..., None, :]
     ) @ axes.mT

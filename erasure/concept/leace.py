@@ -59,18 +59,21 @@ class Leace(MomentEraser):
         cov = shrink_covariance(moments.cov_xx, moments.count, self.shrinkage)
         cross = moments.cov_xz @ concept_whitening(moments.cov_zz)
         eps = torch.finfo(moments.precision).eps
-        inner, right_of = _whitened(cov, cross, eps * moments.width)
-        u, correlations, vt = torch.linalg.svd(inner, full_matrices=False)
-        kept = correlations > self.tolerance
-        ranks = kept.sum(1)
-        most = int(ranks.max())
-        kept, size = kept[:, :most], correlations[:, :most]
+        whitened, right_of = _whitened(cov, cross, eps * moments.width)
+        u, correlations, vt = torch.linalg.svd(whitened, full_matrices=False)
+        significant = correlations > self.tolerance
+        ranks = significant.sum(1)
+        max_rank = int(ranks.max())
+        significant, singular_values = (
+            significant[:, :max_rank],
+            correlations[:, :max_rank],
+        )
         # Singular values are sorted, so each site keeps its first ones.
-        inverse = torch.where(kept, 1 / size, 0.0)
-        left = cross @ vt[:, :most].mT * inverse[:, None]
-        right = right_of(u[..., :most] * kept[:, None]).mT
-        many = AffineEraser("Leace", left, right, moments.mean_x, ranks)
-        return many.at(0) if moments.single_site else many
+        inverse = torch.where(significant, 1 / singular_values, 0.0)
+        left = cross @ vt[:, :max_rank].mT * inverse[:, None]
+        right = right_of(u[..., :max_rank] * significant[:, None]).mT
+        eraser = AffineEraser("Leace", left, right, moments.mean_x, ranks)
+        return eraser.at(0) if moments.single_site else eraser
 
 
 def shrink_covariance(cov: Tensor, count: int, share: float | str) -> Tensor:
@@ -83,9 +86,9 @@ def shrink_covariance(cov: Tensor, count: int, share: float | str) -> Tensor:
     mean = cov.diagonal(dim1=1, dim2=2).mean(1)
     if share == "oas":
         square = cov.square().sum((1, 2))
-        top = (1 - 2 / d) * square + (d * mean) ** 2
-        bottom = (count + 1 - 2 / d) * (square - d * mean**2)
-        rho = torch.where(bottom > 0, top / bottom, 1.0).clamp(max=1.0)
+        numerator = (1 - 2 / d) * square + (d * mean) ** 2
+        denominator = (count + 1 - 2 / d) * (square - d * mean**2)
+        rho = torch.where(denominator > 0, numerator / denominator, 1.0).clamp(max=1.0)
     elif isinstance(share, str) or not 0 <= share <= 1:
         raise RowsError(
             "unknown shrinkage",
@@ -96,9 +99,9 @@ def shrink_covariance(cov: Tensor, count: int, share: float | str) -> Tensor:
         return cov
     else:
         rho = torch.full_like(mean, share)
-    grown = (1 - rho)[:, None, None] * cov
-    grown.diagonal(dim1=1, dim2=2).add_((rho * mean)[:, None])
-    return grown
+    shrunk = (1 - rho)[:, None, None] * cov
+    shrunk.diagonal(dim1=1, dim2=2).add_((rho * mean)[:, None])
+    return shrunk
 
 
 def concept_whitening(cov_zz: Tensor) -> Tensor:
@@ -109,14 +112,14 @@ def concept_whitening(cov_zz: Tensor) -> Tensor:
     Raises:
         RowsError: The concept does not vary.
     """
-    spread = cov_zz.diagonal().clamp(min=0).sqrt()
-    varies = spread > 0
+    std = cov_zz.diagonal().clamp(min=0).sqrt()
+    varies = std > 0
     if not bool(varies.any()):
         raise RowsError("the concept is the same in every row")
-    unit = torch.where(varies, 1 / spread, 0.0)
-    sizes, axes = torch.linalg.eigh(unit[:, None] * cov_zz * unit)
-    kept = sizes > 1e-10 * sizes[-1]
-    return unit[:, None] * axes[:, kept] / sizes[kept].sqrt()
+    inverse_std = torch.where(varies, 1 / std, 0.0)
+    eigenvalues, axes = torch.linalg.eigh(inverse_std[:, None] * cov_zz * inverse_std)
+    significant = eigenvalues > 1e-10 * eigenvalues[-1]
+    return inverse_std[:, None] * axes[:, significant] / eigenvalues[significant].sqrt()
 
 
 def _whitened(cov: Tensor, cross: Tensor, cut: float):
@@ -128,24 +131,29 @@ def _whitened(cov: Tensor, cross: Tensor, cut: float):
         cut: Relative size of the eigenvalues treated as zero.
     """
     scale = cov.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    unit = torch.where(scale > 0, 1 / scale, 0.0)
-    factor, fault = torch.linalg.cholesky_ex(unit[:, :, None] * cov * unit[:, None])
+    inverse_std = torch.where(scale > 0, 1 / scale, 0.0)
+    factor, failed = torch.linalg.cholesky_ex(
+        inverse_std[:, :, None] * cov * inverse_std[:, None]
+    )
     pivots = factor.diagonal(dim1=1, dim2=2).square()
-    sound = (fault == 0) & (pivots > MIN_PIVOT).all(1)
-    if bool(sound.all()):
-        inner = _solve(factor, unit[..., None] * cross)
-        return inner, lambda u: unit[..., None] * _solve(factor.mT, u, upper=True)
+    well_conditioned = (failed == 0) & (pivots > MIN_PIVOT).all(1)
+    if bool(well_conditioned.all()):
+        whitened = _solve(factor, inverse_std[..., None] * cross)
+        return (
+            whitened,
+            lambda u: inverse_std[..., None] * _solve(factor.mT, u, upper=True),
+        )
     root = torch.empty_like(cov)
-    some = sound.nonzero()[:, 0]
-    if len(some):
+    direct = well_conditioned.nonzero()[:, 0]
+    if len(direct):
         eye = torch.eye(cov.shape[1], dtype=cov.dtype, device=cov.device)
-        inverse = _solve(factor[some], eye.expand(len(some), -1, -1))
-        root[some] = inverse * unit[some, None]
-    rest = (~sound).nonzero()[:, 0]
-    sizes, axes = torch.linalg.eigh(cov[rest])
-    kept = (sizes > cut * sizes[:, -1:]) & (sizes > 0)
-    inverse = torch.where(kept, sizes.clamp(min=0).rsqrt(), 0.0)
-    root[rest] = inverse[:, :, None] * axes.mT
+        inverse = _solve(factor[direct], eye.expand(len(direct), -1, -1))
+        root[direct] = inverse * inverse_std[direct, None]
+    degenerate = (~well_conditioned).nonzero()[:, 0]
+    eigenvalues, axes = torch.linalg.eigh(cov[degenerate])
+    significant = (eigenvalues > cut * eigenvalues[:, -1:]) & (eigenvalues > 0)
+    inverse = torch.where(significant, eigenvalues.clamp(min=0).rsqrt(), 0.0)
+    root[degenerate] = inverse[:, :, None] * axes.mT
     return root @ cross, lambda u: root.mT @ u
 
 

@@ -34,7 +34,7 @@ class MdPgaProjection:
         share: (site, k) each direction's share of the sum of absolute eigenvalues.
     """
 
-    centre: Tensor
+    center: Tensor
     scale: Tensor
     basis: Tensor
     share: Tensor
@@ -54,26 +54,26 @@ class MdPgaProjection:
         Raises:
             InputError: The sites or widths differ from those fitted.
         """
-        sites, width = self.centre.shape
-        good = x.shape[-1] == width and (
+        sites, width = self.center.shape
+        fits = x.shape[-1] == width and (
             site is not None or (x.ndim == 3 and len(x) == sites)
         )
-        if not good:
+        if not fits:
             raise InputError(
                 "the rows do not fit this projection",
                 expected=f"({sites}, row, {width}), or (..., {width}) with its site",
                 got=str(tuple(x.shape)),
             )
         if site is None:
-            parts = [self.transform(rows, place) for place, rows in enumerate(x)]
+            parts = [self.transform(rows, number) for number, rows in enumerate(x)]
             return torch.stack(parts)
-        centre, scale, basis = (
+        center, scale, basis = (
             part[site].to(x.device, torch.promote_types(x.dtype, torch.float32))
-            for part in (self.centre, self.scale, self.basis)
+            for part in (self.center, self.scale, self.basis)
         )
-        standard = (x.to(centre.dtype) - centre) / scale
-        gone = (standard @ basis.T) @ basis
-        return (x.to(centre.dtype) - gone * scale).to(x.dtype)
+        standard = (x.to(center.dtype) - center) / scale
+        removed = (standard @ basis.T) @ basis
+        return (x.to(center.dtype) - removed * scale).to(x.dtype)
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file."""
@@ -82,7 +82,7 @@ class MdPgaProjection:
             save(
                 {
                     name: getattr(self, name).contiguous()
-                    for name in ("centre", "scale", "basis", "share")
+                    for name in ("center", "scale", "basis", "share")
                 }
             ),
         )
@@ -128,20 +128,24 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
             "k cannot be used", expected=f"1 to {states.shape[2]}", got=str(k)
         )
     x = states.double()
-    centre = x.mean(1)
+    center = x.mean(1)
     scale = x.std(1, correction=0)
     scale[scale == 0] = 1.0
-    z = (x - centre[:, None]) / scale[:, None]
-    ours, theirs = z[:, member], z[:, ~member]
-    gap = ours.mean(1) - theirs.mean(1)
-    matrix = gap[:, :, None] * gap[:, None] + _covariance(ours) - _covariance(theirs)
+    z = (x - center[:, None]) / scale[:, None]
+    memorized, clean = z[:, member], z[:, ~member]
+    mean_difference = memorized.mean(1) - clean.mean(1)
+    matrix = (
+        mean_difference[:, :, None] * mean_difference[:, None]
+        + _covariance(memorized)
+        - _covariance(clean)
+    )
     values, vectors = torch.linalg.eigh(matrix)
     order = values.abs().argsort(1, descending=True)
     chosen = order[:, :k]
     basis = torch.take_along_dim(vectors, chosen[:, None], 2).transpose(1, 2)
-    size = values.abs().take_along_dim(chosen, 1)
-    share = size / values.abs().sum(1, keepdim=True).clamp(min=1e-300)
-    return MdPgaProjection(centre, scale, basis.contiguous(), share)
+    sizes = values.abs().take_along_dim(chosen, 1)
+    share = sizes / values.abs().sum(1, keepdim=True).clamp(min=1e-300)
+    return MdPgaProjection(center, scale, basis.contiguous(), share)
 
 
 def _covariance(rows: Tensor) -> Tensor:

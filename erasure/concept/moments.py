@@ -87,13 +87,13 @@ class Moments:
         if first:
             sites, _, d = tables.shape
             k = target.shape[1]
-            made = {"dtype": torch.float64, "device": device}
+            placement = {"dtype": torch.float64, "device": device}
             self.single_site, self.classes = single, classes
-            self.mean_x = torch.zeros(sites, d, **made)
-            self.mean_z = torch.zeros(k, **made)
-            self._xx = torch.zeros(sites, d, d, **made)
-            self._xz = torch.zeros(sites, d, k, **made)
-            self._zz = torch.zeros(k, k, **made)
+            self.mean_x = torch.zeros(sites, d, **placement)
+            self.mean_z = torch.zeros(k, **placement)
+            self._xx = torch.zeros(sites, d, d, **placement)
+            self._xz = torch.zeros(sites, d, k, **placement)
+            self._zz = torch.zeros(k, k, **placement)
         self._add_scatter(tables, target, new_x)
         self._zz += target.T @ target
         self._combine_means(new_x, new_z, items)
@@ -107,12 +107,12 @@ class Moments:
         """
         for each in (self, other):
             each._check_not_empty()
-        same = (
+        compatible = (
             self._xz.shape == other._xz.shape
             and self.single_site == other.single_site
             and _equal(self.classes, other.classes)
         )
-        if not same:
+        if not compatible:
             raise RowsError(
                 "these moments are of different sites, widths or concepts",
                 expected=self._describe(),
@@ -159,29 +159,31 @@ class Moments:
         """Add the products of the centered rows."""
         columns = target.T.contiguous()
         pieces = list(_pieces(tables, means.device))
-        most = tables[pieces[0]].shape
+        largest = tables[pieces[0]].shape
         # Allocate once: new pages for each piece would take 10 % of the time.
-        centred = means.new_empty(most)
-        products = means.new_empty(most[0], most[2], most[2], dtype=self.precision)
-        for some, rows in pieces:
-            given = tables[some, rows]
+        centered = means.new_empty(largest)
+        products = means.new_empty(
+            largest[0], largest[2], largest[2], dtype=self.precision
+        )
+        for sites, rows in pieces:
+            values = tables[sites, rows]
             # Copy, then subtract: a mixed-type subtraction takes three times as long.
-            piece = centred[: len(given), : given.shape[1]].copy_(given)
-            piece -= means[some, None]
-            self._xz[some] += (columns[:, rows] @ piece).mT
-            self._xx[some] += _gram(piece.to(self.precision), products[: len(given)])
+            piece = centered[: len(values), : values.shape[1]].copy_(values)
+            piece -= means[sites, None]
+            self._xz[sites] += (columns[:, rows] @ piece).mT
+            self._xx[sites] += _gram(piece.to(self.precision), products[: len(values)])
 
     def _combine_means(self, mean_x: Tensor, mean_z: Tensor, items: int) -> None:
         """Update the means and add the products of the difference between the parts' means."""
         total = self.count + items
-        apart_x, apart_z = mean_x - self.mean_x, mean_z - self.mean_z
+        delta_x, delta_z = mean_x - self.mean_x, mean_z - self.mean_z
         if self.count:
             weight = self.count * items / total
-            self._xx += weight * apart_x[:, :, None] * apart_x[:, None, :]
-            self._xz += weight * apart_x[:, :, None] * apart_z
-            self._zz += weight * apart_z[:, None] * apart_z
-        self.mean_x += apart_x * (items / total)
-        self.mean_z += apart_z * (items / total)
+            self._xx += weight * delta_x[:, :, None] * delta_x[:, None, :]
+            self._xz += weight * delta_x[:, :, None] * delta_z
+            self._zz += weight * delta_z[:, None] * delta_z
+        self.mean_x += delta_x * (items / total)
+        self.mean_z += delta_z * (items / total)
         self.count = total
 
     def _check_not_empty(self) -> None:
@@ -253,16 +255,16 @@ def _pieces(tables: Tensor, device: torch.device) -> Iterator[tuple[slice, slice
     budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (8 * d)
     # Products over many rows are fast, so fill pieces with rows first, then with sites.
     rows = max(1, min(items, max(budget, 256)))
-    together = max(1, budget // rows)
-    for site in range(0, sites, together):
+    n_sites = max(1, budget // rows)
+    for site in range(0, sites, n_sites):
         for start in range(0, items, rows):
-            yield slice(site, site + together), slice(start, start + rows)
+            yield slice(site, site + n_sites), slice(start, start + rows)
 
 
 def _means(tables: Tensor, device: torch.device) -> Tensor:
     """(site, d) float64 mean over items."""
     sites, items, d = tables.shape
     sums = torch.zeros(sites, d, dtype=torch.float64, device=device)
-    for some, rows in _pieces(tables, device):
-        sums[some] += tables[some, rows].to(sums).sum(1)
+    for part, rows in _pieces(tables, device):
+        sums[part] += tables[part, rows].to(sums).sum(1)
     return sums / items

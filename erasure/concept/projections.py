@@ -94,8 +94,8 @@ class RandomProjection(ConceptEraser):
             RowsError: A rank is below 0 or above d, or the number of ranks differs.
         """
         tables, single = self._finite_tables(X, y)
-        centre = tables.mean(1)
-        sites, d = centre.shape
+        center = tables.mean(1)
+        sites, d = center.shape
         ranks = [self.rank] * sites if isinstance(self.rank, int) else [*self.rank]
         if len(ranks) != sites or not all(0 <= rank <= d for rank in ranks):
             raise RowsError(
@@ -105,13 +105,13 @@ class RandomProjection(ConceptEraser):
             )
         rng = torch_rng(self.seed, "random projection")
         shape = (sites, d, max(ranks))
-        drawn = torch.randn(shape, generator=rng, dtype=torch.float64)
-        basis, _ = torch.linalg.qr(drawn.to(centre.device))
+        gaussian = torch.randn(shape, generator=rng, dtype=torch.float64)
+        basis, _ = torch.linalg.qr(gaussian.to(center.device))
         self.eraser_ = orthogonal_projection(
             "RandomProjection",
             basis,
-            torch.tensor(ranks, device=centre.device),
-            centre,
+            torch.tensor(ranks, device=center.device),
+            center,
             single,
         )
         return self
@@ -124,17 +124,19 @@ class RandomProjection(ConceptEraser):
 
 
 def _project_off_leading(
-    method: str, spans: Tensor, most: int | None, tolerance: float, moments: Moments
+    method: str, spans: Tensor, max_rank: int | None, tolerance: float, moments: Moments
 ) -> AffineEraser:
     """Project out the leading directions of the span of (site, d, k) columns."""
-    basis, sizes, _ = torch.linalg.svd(spans, full_matrices=False)
+    basis, singular_values, _ = torch.linalg.svd(spans, full_matrices=False)
     # Compare with the spread of the activations too: even if the means differ by rounding
     # alone, one difference is the largest.
     spread = moments.cov_xx.diagonal(dim1=1, dim2=2).sum(1).clamp(min=0).sqrt()
-    kept = (sizes > tolerance * sizes[:, :1]) & (sizes > 1e-12 * spread[:, None])
-    ranks = kept.sum(1)
-    if most is not None:
-        ranks = ranks.clamp(max=most)
+    significant = (singular_values > tolerance * singular_values[:, :1]) & (
+        singular_values > 1e-12 * spread[:, None]
+    )
+    ranks = significant.sum(1)
+    if max_rank is not None:
+        ranks = ranks.clamp(max=max_rank)
     return orthogonal_projection(
         method, basis, ranks, moments.mean_x, moments.single_site
     )

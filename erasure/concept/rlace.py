@@ -64,58 +64,63 @@ class RelaxedAdversarial(ConceptEraser):
                 got=f"{self.rank}, {self.steps}, {self.every}, {self.rate}",
             )
         classes, codes = class_codes(y, tables.shape[1], None)
-        member = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
-        centre = tables.mean(1)
-        found = [
-            self._solve_game(table - mean, member)
-            for table, mean in zip(tables, centre, strict=True)
+        one_hot = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
+        center = tables.mean(1)
+        results = [
+            self._solve_game(table - mean, one_hot)
+            for table, mean in zip(tables, center, strict=True)
         ]
-        basis = torch.stack([each[0] for each in found])
-        self.loss_ = torch.tensor([each[1] for each in found])
-        ranks = torch.full((len(found),), basis.shape[2], device=basis.device)
+        basis = torch.stack([result[0] for result in results])
+        self.loss_ = torch.tensor([result[1] for result in results])
+        ranks = torch.full((len(results),), basis.shape[2], device=basis.device)
         self.eraser_ = orthogonal_projection(
-            type(self).__name__, basis, ranks, centre, single
+            type(self).__name__, basis, ranks, center, single
         )
         return self
 
-    def _solve_game(self, rows: Tensor, member: Tensor) -> tuple[Tensor, float]:
+    def _solve_game(self, rows: Tensor, one_hot: Tensor) -> tuple[Tensor, float]:
         """(d, rank) directions and the loss of the best probe after them."""
         # Work in the span of the rows, which may have fewer dimensions than the features.
-        left, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
-        real = sizes > 1e-12 * sizes[0]
-        if int(real.sum()) < self.rank:
+        u, singular_values, axes = torch.linalg.svd(rows, full_matrices=False)
+        nonzero = singular_values > 1e-12 * singular_values[0]
+        if int(nonzero.sum()) < self.rank:
             raise RowsError(
                 "the rows span fewer dimensions than are to be removed",
                 expected=f"{self.rank} or more",
-                got=str(int(real.sum())),
+                got=str(int(nonzero.sum())),
             )
-        axes = axes[real]
-        inner = left[:, real] * sizes[real]
-        inner = inner / inner.square().mean().sqrt()
-        span = inner.shape[1]
-        eye = torch.eye(span, dtype=inner.dtype, device=inner.device)
+        axes = axes[nonzero]
+        reduced = u[:, nonzero] * singular_values[nonzero]
+        reduced = reduced / reduced.square().mean().sqrt()
+        span = reduced.shape[1]
+        eye = torch.eye(span, dtype=reduced.dtype, device=reduced.device)
         removed = eye * (self.rank / span)
         best, best_loss = eye[:, : self.rank], -1.0
-        reader: LogisticProbe | None = None
+        probe: LogisticProbe | None = None
         for step in range(self.steps):
-            kept = inner - inner @ removed
-            reader = fit_logistic_probe(kept, member, self.penalty, reader, steps=10)
-            slope = (
-                inner.T @ reader.residuals(kept, member) @ reader.coef.T / len(inner)
+            projected = reduced - reduced @ removed
+            probe = fit_logistic_probe(
+                projected, one_hot, self.penalty, probe, steps=10
+            )
+            gradient = (
+                reduced.T
+                @ probe.residuals(projected, one_hot)
+                @ probe.coef.T
+                / len(reduced)
             )
             # The gradient of the loss by the projection is minus this; take its symmetric
             # part, as the matrix must stay symmetric.
-            move = -(slope + slope.T) / 2
-            size = move.norm()
+            update = -(gradient + gradient.T) / 2
+            size = update.norm()
             if size > 0:
-                move = move / size * self.rate / (1 + step) ** 0.5
-            removed = project_to_fantope(removed + move, self.rank)
+                update = update / size * self.rate / (1 + step) ** 0.5
+            removed = project_to_fantope(removed + update, self.rank)
             if (step + 1) % self.every == 0 or step + 1 == self.steps:
-                hard = torch.linalg.eigh(removed)[1][:, -self.rank :]
-                kept = inner - (inner @ hard) @ hard.T
-                loss = fit_logistic_probe(kept, member, self.penalty).loss
+                projection = torch.linalg.eigh(removed)[1][:, -self.rank :]
+                projected = reduced - (reduced @ projection) @ projection.T
+                loss = fit_logistic_probe(projected, one_hot, self.penalty).loss
                 if loss > best_loss:
-                    best, best_loss = hard, loss
+                    best, best_loss = projection, loss
         return axes.T @ best, best_loss
 
 
@@ -125,12 +130,12 @@ def project_to_fantope(matrix: Tensor, rank: int) -> Tensor:
     The eigenvectors are unchanged; all eigenvalues are shifted by one number, found by bisection,
     and clipped.
     """
-    sizes, axes = torch.linalg.eigh(matrix)
-    low, high = sizes[0] - 1, sizes[-1]
+    eigenvalues, axes = torch.linalg.eigh(matrix)
+    low, high = eigenvalues[0] - 1, eigenvalues[-1]
     for _ in range(100):
         middle = (low + high) / 2
-        if (sizes - middle).clamp(0, 1).sum() > rank:
+        if (eigenvalues - middle).clamp(0, 1).sum() > rank:
             low = middle
         else:
             high = middle
-    return (axes * (sizes - (low + high) / 2).clamp(0, 1)) @ axes.T
+    return (axes * (eigenvalues - (low + high) / 2).clamp(0, 1)) @ axes.T

@@ -37,7 +37,7 @@ class Dictionary:
     encoder: Tensor
     bias: Tensor
     decoder: Tensor
-    centre: Tensor
+    center: Tensor
 
     def __post_init__(self) -> None:
         count, d = self.decoder.shape if self.decoder.ndim == 2 else (0, 0)
@@ -45,7 +45,7 @@ class Dictionary:
             "encoder": (count, d),
             "bias": (count,),
             "decoder": (count, d),
-            "centre": (d,),
+            "center": (d,),
         }
         for name, shape in shapes.items():
             value = getattr(self, name)
@@ -110,45 +110,45 @@ class DictionaryEraser:
                 is out of range.
         """
         tables, single = site_tables(x)
-        if not single or tables.shape[2] != dictionary.centre.numel():
+        if not single or tables.shape[2] != dictionary.center.numel():
             raise RowsError(
                 "rows and dictionary do not fit",
-                expected=f"(item, {dictionary.centre.numel()})",
+                expected=f"(item, {dictionary.center.numel()})",
                 got=str(tuple(tables.shape[1:] if single else tables.shape)),
             )
         classes, codes = class_codes(z, tables.shape[1], None)
         if len(classes) != 2:
             raise RowsError("a concept is two classes", got=f"{len(classes)}")
-        most = len(dictionary.bias)
-        if not 1 <= n_features <= most or not strength >= 0:
+        n_available = len(dictionary.bias)
+        if not 1 <= n_features <= n_available or not strength >= 0:
             raise RowsError(
                 "count or strength cannot be used",
-                expected=f"1 to {most} features, a strength of 0 or more",
+                expected=f"1 to {n_available} features, a strength of 0 or more",
                 got=f"{n_features} and {strength}",
             )
-        offsets = tables[0].double().cpu() - dictionary.centre
+        offsets = tables[0].double().cpu() - dictionary.center
         active = dictionary.latents(offsets) > 0
-        concept = (codes == 1).cpu()
-        hits = (active & concept[:, None]).sum(0).double()
-        f1 = 2 * hits / (active.sum(0) + concept.sum()).clamp(min=1)
+        in_concept = (codes == 1).cpu()
+        true_positives = (active & in_concept[:, None]).sum(0).double()
+        f1 = 2 * true_positives / (active.sum(0) + in_concept.sum()).clamp(min=1)
         # Stable, so that ties go to the feature of lower index.
         chosen = torch.sort(f1, descending=True, stable=True).indices[:n_features]
-        part = Dictionary(
+        selected = Dictionary(
             dictionary.encoder[chosen],
             dictionary.bias[chosen],
             dictionary.decoder[chosen],
-            dictionary.centre,
+            dictionary.center,
         )
         size = float(offsets.norm(dim=1).median())
-        return cls(part, tuple(chosen.tolist()), f1[chosen], float(strength), size)
+        return cls(selected, tuple(chosen.tolist()), f1[chosen], float(strength), size)
 
     def transform(self, x):
         """(..., d) activations without the features, of the same shape, type and device."""
         rows = x if isinstance(x, Tensor) else torch.as_tensor(x)
         flat = rows.detach().reshape(-1, rows.shape[-1]).double().cpu()
-        left = flat - self._reconstruct(flat - self.dictionary.centre)
-        found = left.reshape(rows.shape).to(rows)
-        return found if isinstance(x, Tensor) else found.numpy()
+        erased = flat - self._reconstruct(flat - self.dictionary.center)
+        result = erased.reshape(rows.shape).to(rows)
+        return result if isinstance(x, Tensor) else result.numpy()
 
     def transform_vectors(self, values: Tensor) -> Tensor:
         """(vector, d) directions without their components along the features.
@@ -160,9 +160,12 @@ class DictionaryEraser:
         flat = values.detach().double().cpu()
         size = flat.norm(dim=1, keepdim=True)
         scale = torch.where(size > 0, self.size / size.clamp(min=1e-300), 0.0)
-        ahead, back = self._reconstruct(flat * scale), self._reconstruct(-flat * scale)
-        written = (ahead - back) / torch.where(scale > 0, scale, 1.0)
-        return (flat - written).to(values)
+        forward, backward = (
+            self._reconstruct(flat * scale),
+            self._reconstruct(-flat * scale),
+        )
+        removed = (forward - backward) / torch.where(scale > 0, scale, 1.0)
+        return (flat - removed).to(values)
 
     def _reconstruct(self, offsets: Tensor) -> Tensor:
         latents = self.dictionary.latents(offsets)
@@ -170,7 +173,7 @@ class DictionaryEraser:
 
     def save(self, path: Path | str) -> None:
         """Write it as one safetensors file."""
-        parts = ("encoder", "bias", "decoder", "centre")
+        parts = ("encoder", "bias", "decoder", "center")
         tensors = {name: getattr(self.dictionary, name) for name in parts}
         facts = {
             "features": list(self.features),
@@ -226,11 +229,11 @@ def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
     assert isinstance(weight, nn.Parameter)  # down_projection looked
     # A value vector is the output of one input unit: a row of Conv1D's (in, out) weight.
     values = weight.data if isinstance(module, Conv1D) else weight.data.T
-    if values.shape[1] != eraser.dictionary.centre.numel():
+    if values.shape[1] != eraser.dictionary.center.numel():
         raise InputError(
             "the eraser is of another width",
             expected=str(values.shape[1]),
-            got=str(eraser.dictionary.centre.numel()),
+            got=str(eraser.dictionary.center.numel()),
         )
     new = eraser.transform_vectors(values)
     changed = (new - values).norm(dim=1) > 1e-6 * values.norm(dim=1)

@@ -193,7 +193,7 @@ def align_(
         adapters = nullcontext(whole)
     with adapters as parameters, only_training(model, parameters) as trained:
         pairs = _Pairs(model, memorized, texts, depths, config)
-        found: dict[str, Tensor] = {}
+        probes: dict[str, Tensor] = {}
         epoch = 0
 
         def backward() -> dict[str, float]:
@@ -202,8 +202,8 @@ def align_(
                 states, labels = pairs.states()
                 # Fit on the CPU in float64, whatever the model's device.
                 basis = attacker_basis(fit, states.cpu(), labels, config.rank)
-                found.update(basis=basis, there=basis.to(states))
-            losses = pairs.backward(epoch, found.get("there"))
+                probes.update(basis=basis, there=basis.to(states))
+            losses = pairs.backward(epoch, probes.get("there"))
             epoch += 1
             return losses
 
@@ -216,7 +216,7 @@ def align_(
             label=f"{config.align} alignment",
             progress=progress,
         )
-    return PgaLog(log.rows, log.stopped, config, found.get("basis"))
+    return PgaLog(log.rows, log.stopped, config, probes.get("basis"))
 
 
 def attacker_basis(fit: FitProbe, states: Tensor, labels: Tensor, rank: int) -> Tensor:
@@ -239,10 +239,10 @@ def attacker_basis(fit: FitProbe, states: Tensor, labels: Tensor, rank: int) -> 
     if not 1 <= rank <= width:
         raise InputError("rank cannot be used", expected=f"1 to {width}", got=str(rank))
     basis = states.new_zeros((depths, 0, width), dtype=torch.float64)
-    left = states.double()
+    remaining = states.double()
     for _ in range(rank):
-        new = fit(left, labels).to(basis)
-        whole = new.norm(dim=1, keepdim=True)
+        new = fit(remaining, labels).to(basis)
+        norm_before = new.norm(dim=1, keepdim=True)
         # Orthogonalize twice, against rounding.
         for _ in range(2):
             new = new - torch.einsum(
@@ -252,9 +252,11 @@ def attacker_basis(fit: FitProbe, states: Tensor, labels: Tensor, rank: int) -> 
             raise InputError("a probe is not finite", fix="Check the states for NaN")
         size = new.norm(dim=1, keepdim=True)
         # A probe within the span leaves only rounding errors.
-        new = torch.where(size > 1e-9 * whole, new / size.clamp(min=1e-300), 0.0)
+        new = torch.where(size > 1e-9 * norm_before, new / size.clamp(min=1e-300), 0.0)
         basis = torch.cat([basis, new[:, None]], dim=1)
-        left = left - torch.einsum("zn,zd->znd", (left @ new[:, :, None])[..., 0], new)
+        remaining = remaining - torch.einsum(
+            "zn,zd->znd", (remaining @ new[:, :, None])[..., 0], new
+        )
     return basis
 
 
@@ -264,16 +266,16 @@ class _Pairs:
     def __init__(
         self,
         model: nn.Module,
-        memorised: Sequences,
+        memorized: Sequences,
         clean: CleanTexts,
         depths: Sequence[int],
         config: PgaConfig,
     ):
         self.model, self.clean, self.depths = model, clean, depths
         self.config = config
-        self.memorised = prompts_only(memorised)
+        self.memorised = prompts_only(memorized)
         longest = max(map(len, self.memorised.ids + clean(0).ids))
-        count, size = len(memorised), max(1, chunk_tokens(model) // longest)
+        count, size = len(memorized), max(1, chunk_tokens(model) // longest)
         self.chunks = [
             list(range(start, min(start + size, count)))
             for start in range(0, count, size)
@@ -288,28 +290,30 @@ class _Pairs:
 
     def states(self) -> tuple[Tensor, Tensor]:
         """(depth, row, d) states of all memorized, then all clean texts, and their labels."""
-        found = []
+        states = []
         with torch.no_grad():
             for batch in self.batches + self.padded(prompts_only(self.clean(0))):
-                found.append(last_token_states(self.model, batch, self.depths))
+                states.append(last_token_states(self.model, batch, self.depths))
         count = len(self.memorised)
         labels = torch.tensor([1] * count + [0] * count)
-        return torch.cat(found, dim=1), labels
+        return torch.cat(states, dim=1), labels
 
     def backward(self, epoch: int, basis: Tensor | None) -> dict[str, float]:
         """Add the gradient of one epoch and return the unweighted terms."""
         rows, config = self.clean(epoch), self.config
         total = count_scored(rows, "all")
         align = entropy = 0.0
-        both = zip(self.batches, self.padded(rows), self.chunks, strict=True)
-        for memorised, clean, chunk in both:
-            mine = last_token_states(self.model, memorised, self.depths)
+        batches = zip(self.batches, self.padded(rows), self.chunks, strict=True)
+        for memorized, clean, chunk in batches:
+            memorized_states = last_token_states(self.model, memorized, self.depths)
             with record_depths(self.model, self.depths) as seen:
                 logprob, _ = token_logprobs(self.model, clean, "all")
             starts = torch.tensor([rows.answer_start[row] for row in chunk])
             ends = starts.to(clean.input_ids.device) - 1
-            other = states_at(seen, self.depths, ends)
-            gap = squared_gap(mine - other, basis).sum() / len(self.memorised)
+            clean_states = states_at(seen, self.depths, ends)
+            gap = squared_gap(memorized_states - clean_states, basis).sum() / len(
+                self.memorised
+            )
             nats = -logprob.sum() / total
             (config.align_weight * gap + config.clean_weight * nats).backward()
             align += float(gap.detach())
@@ -327,8 +331,8 @@ def squared_gap(difference: Tensor, basis: Tensor | None) -> Tensor:
     """
     if basis is None:
         return difference.square().mean(-1).mean(0)
-    seen = torch.einsum("znd,zkd->znk", difference, basis.to(difference))
-    return seen.square().sum(-1).mean(0)
+    components = torch.einsum("znd,zkd->znk", difference, basis.to(difference))
+    return components.square().sum(-1).mean(0)
 
 
 def _constant(rows: Sequences) -> CleanTexts:

@@ -96,8 +96,8 @@ def unlearn_(
     """
     target = _target_rows(forget, relabeled, config)
     _check_pairs(forget, relabeled, novice, config)
-    keeps = _uses_retain(config)
-    if keeps and len(retain) == 0:
+    uses_retain = _uses_retain(config)
+    if uses_retain and len(retain) == 0:
         raise InputError(
             f"{config.method} needs retain rows",
             got="none",
@@ -109,7 +109,7 @@ def unlearn_(
         )
     if config.method != "rmu":
         count_scored(target, config.loss_on)
-        if keeps:
+        if uses_retain:
             count_scored(retain, config.loss_on)
     if config.method == "ssd":
         return _ssd_(model, forget, retain, config)
@@ -131,9 +131,9 @@ def unlearn_(
                 )
             else:
                 losses = likelihood_losses(model, target, retain, config)
-            kept = len(retain) if keeps else 0
-            steps_of = alternating_steps if config.method == "scrub" else paired_steps
-            backward = steps_of(losses, len(target), kept, config, seed)
+            n_retain = len(retain) if uses_retain else 0
+            order = alternating_steps if config.method == "scrub" else paired_steps
+            backward = order(losses, len(target), n_retain, config, seed)
             schedule = config.schedule()
             with ExitStack() as stack:
                 if config.method == "last_block_relabel":
@@ -161,46 +161,44 @@ def unlearn_(
 
 
 def _target_rows(
-    forget: Sequences, relabelled: Sequences | None, config: UnlearnConfig
+    forget: Sequences, relabeled: Sequences | None, config: UnlearnConfig
 ) -> Sequences:
     """The rows of the forget term."""
     if len(forget) == 0:
         raise InputError("there is nothing to forget", expected="one row or more")
     if config.method not in RELABELING_METHODS:
         return forget
-    if relabelled is None or len(relabelled) == 0:
+    if relabeled is None or len(relabeled) == 0:
         raise InputError(
             f"{config.method} needs wrong answers",
             expected="relabelled rows",
             got="none",
             fix="Pass the forget prompts with other answers as relabelled",
         )
-    if set(relabelled.ids) & set(forget.ids):
+    if set(relabeled.ids) & set(forget.ids):
         raise InputError(
             "a relabelled row still has its true answer",
             fix="Draw another answer for it",
         )
-    return relabelled
+    return relabeled
 
 
 def _check_pairs(
     forget: Sequences,
-    relabelled: Sequences | None,
+    relabeled: Sequences | None,
     novice: Sequences | None,
     config: UnlearnConfig,
 ) -> None:
     """Check that rows compared with the forget rows one by one match them."""
-    if config.method == "dpo" and (
-        relabelled is None or len(relabelled) != len(forget)
-    ):
+    if config.method == "dpo" and (relabeled is None or len(relabeled) != len(forget)):
         raise InputError(
             "dpo needs an answer to prefer for every forget row",
             expected=f"{len(forget)} relabelled rows",
-            got="none" if relabelled is None else str(len(relabelled)),
+            got="none" if relabeled is None else str(len(relabeled)),
         )
     if config.method == "elm":
-        wanted = _scored_parts(forget, config.loss_on)
-        if novice is None or _scored_parts(novice, config.loss_on) != wanted:
+        forget_parts = _scored_parts(forget, config.loss_on)
+        if novice is None or _scored_parts(novice, config.loss_on) != forget_parts:
             raise InputError(
                 "elm needs every forget row with somebody unknown in it",
                 expected="novice rows with the forget rows' answers, in their order",
@@ -230,20 +228,22 @@ def _ssd_(
     """SSD: dampen weights once, without training."""
     with only_training(model, model.parameters()) as parameters:
         loss_on = config.loss_on
-        gone = diagonal_fisher(model, parameters, forget, loss_on)
-        kept = diagonal_fisher(model, parameters, retain, loss_on)
+        forget_fisher = diagonal_fisher(model, parameters, forget, loss_on)
+        retain_fisher = diagonal_fisher(model, parameters, retain, loss_on)
         share = len(forget) / (len(forget) + len(retain))
-        chosen = sum(
+        n_dampened = sum(
             dampen_(
                 parameter.data,
-                mine,
-                share * mine + (1 - share) * rest,
+                forget_importance,
+                share * forget_importance + (1 - share) * retain_importance,
                 config.dampen_above,
                 config.dampen_by,
             )
-            for parameter, mine, rest in zip(parameters, gone, kept, strict=True)
+            for parameter, forget_importance, retain_importance in zip(
+                parameters, forget_fisher, retain_fisher, strict=True
+            )
         )
-    return UnlearnLog(({"step": 1.0, "dampened": float(chosen)},), config=config)
+    return UnlearnLog(({"step": 1.0, "dampened": float(n_dampened)},), config=config)
 
 
 def _task_vector_(
@@ -255,7 +255,7 @@ def _task_vector_(
     progress: Progress,
 ) -> UnlearnLog:
     """Fine-tune on the forget rows, then subtract a multiple of the change."""
-    before = [parameter.detach().clone() for parameter in model.parameters()]
+    initial = [parameter.detach().clone() for parameter in model.parameters()]
     with trained_parameters(model, config, None, seed) as parameters:
         log = finetune_(
             model,
@@ -273,7 +273,7 @@ def _task_vector_(
             progress=progress,
         )
     with torch.no_grad():
-        for parameter, start in zip(model.parameters(), before, strict=True):
+        for parameter, start in zip(model.parameters(), initial, strict=True):
             parameter.copy_(start - config.scale * (parameter - start))
     rows = log.rows
     if evaluate is not None:
@@ -285,12 +285,12 @@ def _stop_rule(below: float | None) -> Callable[[dict[str, float]], bool] | None
     if below is None:
         return None
 
-    def stop(seen: dict[str, float]) -> bool:
-        if "forget" not in seen:
+    def stop(evaluation: dict[str, float]) -> bool:
+        if "forget" not in evaluation:
             raise InputError(
                 "stop_below reads what evaluate returns under 'forget'",
-                got=", ".join(seen) or "nothing",
+                got=", ".join(evaluation) or "nothing",
             )
-        return seen["forget"] <= below
+        return evaluation["forget"] <= below
 
     return stop

@@ -82,14 +82,14 @@ def orthonormal_span(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
     size = 0
     for gradient in gradients:
         size = len(gradient)
-        rest = gradient.clone()
-        before = rest.norm()
+        residual = gradient.clone()
+        norm = residual.norm()
         # Twice is enough: one pass leaves rounding errors relative to the gradient.
         for _ in range(2):
             for row in rows:
-                rest = rest - (row @ rest) * row
-        if rest.norm() > tolerance * before and before > 0:
-            rows.append(rest / rest.norm())
+                residual = residual - (row @ residual) * row
+        if residual.norm() > tolerance * norm and norm > 0:
+            rows.append(residual / residual.norm())
     return torch.stack(rows) if rows else torch.zeros(0, size)
 
 
@@ -134,15 +134,17 @@ def projected_ascent_(
         if len(rows) == 0:
             raise InputError(f"there are no {name} rows", expected="one or more")
         count_scored(rows, config.loss_on)
-    order = shuffled_batches(len(forget), config.batch_size, numpy_rng(seed, "forget"))
-    keep = shuffled_batches(
+    forget_batches = shuffled_batches(
+        len(forget), config.batch_size, numpy_rng(seed, "forget")
+    )
+    retain_batches = shuffled_batches(
         len(retain), config.retain_batch_size, numpy_rng(seed, "retain")
     )
-    found: list[dict[str, float]] = []
+    log: list[dict[str, float]] = []
     history: deque[Tensor] = deque(maxlen=config.history)
     with only_training(model, model.parameters()) as weights:
 
-        def slope(rows: Sequences) -> tuple[float, Tensor]:
+        def loss_and_gradient(rows: Sequences) -> tuple[float, Tensor]:
             for weight in weights:
                 weight.grad = None
             loss = backward_nll(model, rows, config.loss_on, 1.0)
@@ -150,37 +152,41 @@ def projected_ascent_(
 
         with progress.task("geometric ascent", config.steps) as advance:
             for step in range(config.steps):
-                kept_rows = retain[next(keep)]
-                retain_loss, gradient = slope(kept_rows)
+                retain_rows = retain[next(retain_batches)]
+                retain_loss, gradient = loss_and_gradient(retain_rows)
                 # Newest first: of dependent gradients the first determines the span.
                 history.appendleft(gradient)
-                forget_loss, upward = slope(forget[next(order)])
-                off = project_out(upward, orthonormal_span(history, config.tolerance))
-                size = float(upward.norm())
-                move = off * (config.step_norm / size if size > 0 else 0.0)
+                forget_loss, forget_gradient = loss_and_gradient(
+                    forget[next(forget_batches)]
+                )
+                projected = project_out(
+                    forget_gradient, orthonormal_span(history, config.tolerance)
+                )
+                size = float(forget_gradient.norm())
+                step_vector = projected * (config.step_norm / size if size > 0 else 0.0)
                 scale, rise = 1.0, float("inf")
                 before = [weight.detach().clone() for weight in weights]
                 for _ in range(config.max_halvings + 1):
-                    _move_(weights, before, scale * move)
-                    rise = mean_nll(model, kept_rows, config.loss_on) - retain_loss
+                    _move_(weights, before, scale * step_vector)
+                    rise = mean_nll(model, retain_rows, config.loss_on) - retain_loss
                     if rise <= config.max_retain_rise:
                         break
                     scale /= 2
                 else:
-                    _move_(weights, before, torch.zeros_like(move))
+                    _move_(weights, before, torch.zeros_like(step_vector))
                     scale, rise = 0.0, 0.0
-                found.append(
+                log.append(
                     {
                         "step": float(step + 1),
                         "forget_loss": forget_loss,
                         "retain_loss": retain_loss,
-                        "kept": float(off.norm()) / size if size > 0 else 0.0,
+                        "kept": float(projected.norm()) / size if size > 0 else 0.0,
                         "scale": scale,
                         "rise": rise,
                     }
                 )
                 advance(1)
-    return TrainLog(tuple(found))
+    return TrainLog(tuple(log))
 
 
 def _flat_gradient(weights: list[nn.Parameter]) -> Tensor:
@@ -188,8 +194,8 @@ def _flat_gradient(weights: list[nn.Parameter]) -> Tensor:
     return torch.cat([part.detach().flatten() for part in parts])
 
 
-def _move_(weights: list[nn.Parameter], start: list[Tensor], by: Tensor) -> None:
-    parts = by.split([len(weight.view(-1)) for weight in weights])
+def _move_(weights: list[nn.Parameter], start: list[Tensor], change: Tensor) -> None:
+    parts = change.split([len(weight.view(-1)) for weight in weights])
     with torch.no_grad():
         for weight, before, part in zip(weights, start, parts, strict=True):
             weight.copy_(before + part.view_as(before))

@@ -135,8 +135,8 @@ def mansu_(
         if len(rows) == 0:
             raise InputError(f"there are no {name} rows", expected="one or more")
         count_scored(rows, config.loss_on)
-    named = _check_masks(model, masks)
-    weights = [weight for weight, _ in named.values()]
+    matrices = _check_masks(model, masks)
+    weights = [weight for weight, _ in matrices.values()]
     total = sum(p.numel() for p in model.parameters())
     rng = numpy_rng(seed, "mansu")
     with only_training(model, weights), torch.enable_grad():
@@ -145,9 +145,9 @@ def mansu_(
             weights, lambda: _backward_capped_ascent(model, forget, config)
         )
         count = max(1, round(config.share * total))
-        inside = _largest_masks(gradient, [masks[name] for name in named], count)
-        edit = _FlooredEdit(named, inside, config.floor)
-        kept = [
+        masks_ = _largest_masks(gradient, [masks[name] for name in matrices], count)
+        edit = _FlooredEdit(matrices, masks_, config.floor)
+        retain_gradients = [
             edit.select(
                 _gradient(
                     weights, lambda: _backward_retain(model, retain, order, config)
@@ -155,27 +155,33 @@ def mansu_(
             )
             for _ in range(config.directions)
         ]
-        span = _gradient_span(kept) if kept else edit.latent.new_zeros(0, edit.chosen)
+        span = (
+            _gradient_span(retain_gradients)
+            if retain_gradients
+            else edit.latent.new_zeros(0, edit.chosen)
+        )
         history: list[dict[str, float]] = []
         stopped = "steps"
         with progress.task("mansu", config.steps) as advance:
             for step in range(1, config.steps + 1):
-                up = _gradient(
+                forget_gradients = _gradient(
                     weights, lambda: _backward_capped_ascent(model, forget, config)
                 )
-                slope = edit.select(up)
-                off = slope - span.T @ (span @ slope)
+                forget_gradient = edit.select(forget_gradients)
+                update = forget_gradient - span.T @ (span @ forget_gradient)
                 if config.retain_weight:
-                    keep = _gradient(
+                    retain_gradients_now = _gradient(
                         weights, lambda: _backward_retain(model, retain, order, config)
                     )
-                    off = off + config.retain_weight * edit.select(keep)
-                size = float(off.square().mean().sqrt())
+                    update = update + config.retain_weight * edit.select(
+                        retain_gradients_now
+                    )
+                size = float(update.square().mean().sqrt())
                 if not math.isfinite(size):
                     stopped = "diverged"
                     break
                 if size > 0:
-                    edit.move(-config.step / size * off)
+                    edit.move(-config.step / size * update)
                 row = {"step": float(step), "moved": float(edit.moved)}
                 if evaluate is not None and step % config.every == 0:
                     with torch.no_grad():

@@ -114,9 +114,11 @@ def quantize(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quan
     codes, scales = _blockwise(values.flatten(), levels.to(values.device), block)
     if scheme == "nf4-double":
         scales = _double_quantized(scales)
-    spread = scales.repeat_interleave(block)[: values.numel()]
+    scales_by_weight = scales.repeat_interleave(block)[: values.numel()]
     return Quantized(
-        codes.view_as(values), levels.to(values.device), spread.view_as(values)
+        codes.view_as(values),
+        levels.to(values.device),
+        scales_by_weight.view_as(values),
     )
 
 
@@ -157,19 +159,26 @@ def edit_survival(
             expected=str(tuple(before.shape)),
             got=str(tuple(after.shape)),
         )
-    one, other = quantize(before, scheme), quantize(after, scheme)
+    quantized_before, quantized_after = (
+        quantize(before, scheme),
+        quantize(after, scheme),
+    )
     edit = (after.detach().double() - before.detach().double()).flatten()
-    done = (other.values.double() - one.values.double()).flatten()
-    moved = edit != 0
-    if not moved.any():
+    quantized_edit = (
+        quantized_after.values.double() - quantized_before.values.double()
+    ).flatten()
+    edited = edit != 0
+    if not edited.any():
         return EditSurvival(0.0, 1.0, 0.0, 0.0)
-    same = (one.codes == other.codes).flatten()[moved]
-    size = edit.norm() * done.norm()
+    unchanged = (quantized_before.codes == quantized_after.codes).flatten()[edited]
+    norms = edit.norm() * quantized_edit.norm()
     return EditSurvival(
-        float(edit.square().mean().sqrt() / one.bin_widths.double().mean()),
-        float(same.double().mean()),
-        float(edit @ done / size) if size > 0 else 0.0,
-        float(moved.double().mean()),
+        float(
+            edit.square().mean().sqrt() / quantized_before.bin_widths.double().mean()
+        ),
+        float(unchanged.double().mean()),
+        float(edit @ quantized_edit / norms) if norms > 0 else 0.0,
+        float(edited.double().mean()),
     )
 
 
@@ -228,35 +237,35 @@ def _blockwise(values: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tens
     padded = nn.functional.pad(values, (0, -count % block)).view(-1, block)
     scales = padded.abs().amax(1)
     # Avoid 0 / 0 in a block of zeros.
-    shares = padded / torch.where(scales > 0, scales, 1.0)[:, None]
-    codes = torch.bucketize(shares, _midpoints(levels))
+    normalized = padded / torch.where(scales > 0, scales, 1.0)[:, None]
+    codes = torch.bucketize(normalized, _midpoints(levels))
     return codes.flatten()[:count], scales
 
 
 def _int8(values: Tensor) -> Quantized:
     scales = values.abs().amax(1, keepdim=True)
-    shares = values * (127.0 / torch.where(scales > 0, scales, 1.0))
+    normalized = values * (127.0 / torch.where(scales > 0, scales, 1.0))
     levels = torch.arange(-127, 128, device=values.device) / 127
     return Quantized(
-        (shares.round() + 127).long(), levels, scales.expand_as(values).contiguous()
+        (normalized.round() + 127).long(), levels, scales.expand_as(values).contiguous()
     )
 
 
 def _double_quantized(scales: Tensor) -> Tensor:
     """Scales after 8-bit quantization around their mean."""
     mean = scales.mean()
-    tree = _dynamic_tree_levels().to(scales.device)
-    codes, outer = _blockwise(scales - mean, tree, SCALE_BLOCK)
-    spread = outer.repeat_interleave(SCALE_BLOCK)[: len(scales)]
-    return tree[codes] * spread + mean
+    levels = _dynamic_tree_levels().to(scales.device)
+    codes, block_scales = _blockwise(scales - mean, levels, SCALE_BLOCK)
+    scales_by_weight = block_scales.repeat_interleave(SCALE_BLOCK)[: len(scales)]
+    return levels[codes] * scales_by_weight + mean
 
 
 @cache
 def _dynamic_tree_levels() -> Tensor:
     """The 256 levels of dynamic tree quantization: seven decades, finer with magnitude."""
-    found = [0.0, 1.0]
+    levels = [0.0, 1.0]
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2**decade + 1)
-        sizes = 10.0 ** (decade - 6) * _midpoints(edges)
-        found += sizes.tolist() + (-sizes).tolist()
-    return torch.tensor(sorted(found))
+        magnitudes = 10.0 ** (decade - 6) * _midpoints(edges)
+        levels += magnitudes.tolist() + (-magnitudes).tolist()
+    return torch.tensor(sorted(levels))

@@ -86,42 +86,46 @@ def rocr_(
     matrix = weight.data.T if isinstance(module, Conv1D) else weight.data
     before = matrix.detach().double().cpu()
     key = _mlp_keys(model, module, prompts_only(forget), ends=True).mean(0)
-    other = _mlp_keys(model, module, prompts_only(harmless), ends=True)
-    rest = _mlp_keys(model, module, background, ends=False)
-    moment = rest.mT @ rest / len(rest)
+    harmless_keys = _mlp_keys(model, module, prompts_only(harmless), ends=True)
+    background_keys = _mlp_keys(model, module, background, ends=False)
+    moment = background_keys.mT @ background_keys / len(background_keys)
     moment.diagonal().add_(ridge * moment.diagonal().mean())
-    towards = torch.linalg.solve(moment, key)
-    value = (other @ before.mT).mean(0)
-    change = torch.outer(value - before @ key, towards / (key @ towards))
+    direction = torch.linalg.solve(moment, key)
+    value = (harmless_keys @ before.mT).mean(0)
+    change = torch.outer(value - before @ key, direction / (key @ direction))
     with torch.no_grad():
         matrix.copy_((before + change).to(matrix))
-    moved = (rest @ change.mT).norm() / (rest @ before.mT).norm().clamp(min=1e-300)
-    return RocrEdit(layer, float(change.norm() / before.norm()), float(moved))
+    background_change = (background_keys @ change.mT).norm() / (
+        background_keys @ before.mT
+    ).norm().clamp(min=1e-300)
+    return RocrEdit(
+        layer, float(change.norm() / before.norm()), float(background_change)
+    )
 
 
 def _mlp_keys(
     model: nn.Module, module: nn.Module, rows: Sequences, ends: bool
 ) -> Tensor:
     """(row, d_in) inputs of ``module`` at the rows' last tokens, or at every token."""
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def keep(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        seen.append(inputs[0].detach())
+        captured.append(inputs[0].detach())
 
-    found = []
+    keys = []
     handle = module.register_forward_pre_hook(keep)
     try:
         for start in range(0, len(rows), 32):
             chosen = list(range(start, min(start + 32, len(rows))))
             batch = pad(rows, chosen, device=device_of(model))
-            seen.clear()
+            captured.clear()
             with torch.no_grad():
                 model(**batch.model_inputs)
             if ends:
                 last = torch.tensor([len(rows.ids[row]) - 1 for row in chosen])
-                found.append(seen[0][torch.arange(len(chosen)), last])
+                keys.append(captured[0][torch.arange(len(chosen)), last])
             else:
-                found.append(seen[0][batch.attention_mask.bool()])
+                keys.append(captured[0][batch.attention_mask.bool()])
     finally:
         handle.remove()
-    return torch.cat(found).double().cpu()
+    return torch.cat(keys).double().cpu()

@@ -66,12 +66,14 @@ def pareto_front(scores: list[LayerScore]) -> list[LayerScore]:
     Equal layers are all kept. Sorted by falling importance.
     """
     front = [
-        one
-        for one in scores
+        layer
+        for layer in scores
         if not any(
-            other.importance >= one.importance
-            and other.alignment <= one.alignment
-            and (other.importance > one.importance or other.alignment < one.alignment)
+            other.importance >= layer.importance
+            and other.alignment <= layer.alignment
+            and (
+                other.importance > layer.importance or other.alignment < layer.alignment
+            )
             for other in scores
         )
     ]
@@ -115,7 +117,7 @@ def slug_(
     matrices = _matrices(model)
     with only_training(model, matrices.values()) as weights:
 
-        def slopes(rows: Sequences) -> tuple[float, list[Tensor]]:
+        def loss_and_gradients(rows: Sequences) -> tuple[float, list[Tensor]]:
             for weight in weights:
                 weight.grad = None
             loss = backward_nll(model, rows, loss_on, 1.0)
@@ -127,8 +129,8 @@ def slug_(
         def loss_of(rows: Sequences) -> float:
             return mean_nll(model, rows, loss_on)
 
-        start, upward = slopes(forget)
-        _, kept = slopes(retain)
+        start, forget_gradients = loss_and_gradients(forget)
+        _, retain_gradients = loss_and_gradients(retain)
         if not math.isfinite(target_loss) or start >= target_loss:
             raise InputError(
                 "the forget loss is at the goal already",
@@ -137,17 +139,17 @@ def slug_(
             )
         front = pareto_front(
             [
-                _score(name, weight, own, other)
-                for (name, weight), own, other in zip(
-                    matrices.items(), upward, kept, strict=True
+                _score(name, weight, forget_gradient, retain_gradient)
+                for (name, weight), forget_gradient, retain_gradient in zip(
+                    matrices.items(), forget_gradients, retain_gradients, strict=True
                 )
             ]
         )
-        by_name = dict(zip(matrices, upward, strict=True))
+        by_name = dict(zip(matrices, forget_gradients, strict=True))
         steps: dict[str, float] = {}
-        tried: dict[str, float] = {}
-        for each in front:
-            weight, gradient = matrices[each.name], by_name[each.name]
+        retain_losses: dict[str, float] = {}
+        for layer in front:
+            weight, gradient = matrices[layer.name], by_name[layer.name]
             before = weight.detach().clone()
             try:
                 step = _smallest_step(
@@ -160,21 +162,26 @@ def slug_(
                     n_bisections,
                 )
                 if step is not None:
-                    steps[each.name] = step
-                    tried[each.name] = loss_of(retain)
+                    steps[layer.name] = step
+                    retain_losses[layer.name] = loss_of(retain)
             finally:
                 _set_weight(weight, before)
-        if not tried:
+        if not retain_losses:
             raise InputError(
                 "no single layer brings the forget loss to the goal",
                 expected="a lower goal, or more doublings",
                 got=f"goal {target_loss}, {len(front)} layers tried",
             )
-        best = min(tried, key=lambda name: (tried[name], name))
+        best = min(retain_losses, key=lambda name: (retain_losses[name], name))
         weight = matrices[best]
         _set_weight(weight, weight.detach() + steps[best] * by_name[best])
         return SlugEdit(
-            best, steps[best], loss_of(forget), loss_of(retain), tried, tuple(front)
+            best,
+            steps[best],
+            loss_of(forget),
+            loss_of(retain),
+            retain_losses,
+            tuple(front),
         )
 
 
@@ -188,12 +195,14 @@ def _matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _score(name: str, weight: Tensor, own: Tensor, other: Tensor) -> LayerScore:
-    sizes = own.double().norm() * other.double().norm()
-    dot = (own.double() * other.double()).sum().abs()
-    cosine = float(dot / sizes) if sizes > 0 else 0.0
+def _score(
+    name: str, weight: Tensor, forget_gradient: Tensor, retain_gradient: Tensor
+) -> LayerScore:
+    norms = forget_gradient.double().norm() * retain_gradient.double().norm()
+    dot = (forget_gradient.double() * retain_gradient.double()).sum().abs()
+    cosine = float(dot / norms) if norms > 0 else 0.0
     norm = float(weight.detach().double().norm())
-    importance = float(own.double().norm()) / norm if norm > 0 else 0.0
+    importance = float(forget_gradient.double().norm()) / norm if norm > 0 else 0.0
     return LayerScore(name, importance, min(cosine, 1.0))
 
 
@@ -207,13 +216,13 @@ def _smallest_step(
     before: Tensor,
     gradient: Tensor,
     forget_loss: Callable[[], float],
-    goal: float,
-    doublings: int,
-    bisections: int,
+    target_loss: float,
+    max_doublings: int,
+    n_bisections: int,
 ) -> float | None:
     """Apply the smallest step that reaches the target; None if doubling does not reach it."""
 
-    def at(step: float) -> float:
+    def loss_at(step: float) -> float:
         _set_weight(weight, before + step * gradient)
         return forget_loss()
 
@@ -221,17 +230,17 @@ def _smallest_step(
     if size == 0:
         return None
     low, high = 0.0, 0.1 * float(before.norm()) / size
-    for _ in range(doublings + 1):
-        if at(high) >= goal:
+    for _ in range(max_doublings + 1):
+        if loss_at(high) >= target_loss:
             break
         low, high = high, 2 * high
     else:
         return None
-    for _ in range(bisections):
+    for _ in range(n_bisections):
         middle = (low + high) / 2
-        if at(middle) >= goal:
+        if loss_at(middle) >= target_loss:
             high = middle
         else:
             low = middle
-    at(high)
+    loss_at(high)
     return high

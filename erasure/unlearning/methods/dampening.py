@@ -21,17 +21,17 @@ def diagonal_fisher(
         rows: Rows with the true answers.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """
-    found = [torch.zeros_like(parameter) for parameter in parameters]
+    fisher = [torch.zeros_like(parameter) for parameter in parameters]
     for row in range(len(rows)):
         for parameter in parameters:
             parameter.grad = None
         backward_nll(model, rows[[row]], loss_on, 1.0)
-        for total, parameter in zip(found, parameters, strict=True):
+        for total, parameter in zip(fisher, parameters, strict=True):
             if parameter.grad is not None:
                 total += parameter.grad.square() / len(rows)
     for parameter in parameters:
         parameter.grad = None
-    return found
+    return fisher
 
 
 def dampen_(

@@ -49,21 +49,23 @@ def distillation_losses(
     """
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     loss_on, weight = config.loss_on, config.forget_weight
-    heat = config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
+    temperature = (
+        config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
+    )
 
-    def follow(rows: Sequences, target: Target, weight: float) -> float:
+    def distill(rows: Sequences, target: Target, weight: float) -> float:
         total, loss = count_scored(rows, loss_on), 0.0
         for batch in batches(
             rows, batch_tokens=chunk_tokens(model), device=device_of(model)
         ):
             with torch.no_grad():
-                wanted = target(batch)
+                target_logits = target(batch)
             logits = answer_logits(
                 model, batch, prediction_positions(batch, loss_on)[0]
             )
-            part = distillation(logits, wanted, heat).sum() / total
-            (weight * part).backward()
-            loss += float(part.detach())
+            token_loss = distillation(logits, target_logits, temperature).sum() / total
+            (weight * token_loss).backward()
+            loss += float(token_loss.detach())
         return loss
 
     def original(batch: Padded) -> Tensor:
@@ -75,7 +77,7 @@ def distillation_losses(
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
     def keep_distribution(rows: list[int]) -> float:
-        return follow(retain[rows], original, config.retain_weight)
+        return distill(retain[rows], original, config.retain_weight)
 
     if config.method == "undial":
 
@@ -84,15 +86,15 @@ def distillation_losses(
             return undial_target(original(batch), tokens, config.lowered)
 
         return Losses(
-            lambda rows: follow(forget[rows], without_answer, weight), keep_answers
+            lambda rows: distill(forget[rows], without_answer, weight), keep_answers
         )
     if config.method == "scrub":
 
         def keep_both(rows: list[int]) -> float:
-            kept = follow(retain[rows], original, config.distil_weight)
+            kept = distill(retain[rows], original, config.distil_weight)
             return config.distil_weight * kept + keep_answers(rows)
 
-        return Losses(lambda rows: -follow(forget[rows], original, -weight), keep_both)
+        return Losses(lambda rows: -distill(forget[rows], original, -weight), keep_both)
     if config.method == "bad_teacher":
         ignorant = random_like(model, seed).requires_grad_(False)
 
@@ -102,7 +104,7 @@ def distillation_losses(
             ).float()
 
         return Losses(
-            lambda rows: follow(forget[rows], nothing, weight), keep_distribution
+            lambda rows: distill(forget[rows], nothing, weight), keep_distribution
         )
     assert novice is not None  # checked by the caller
 
@@ -113,6 +115,6 @@ def distillation_losses(
             other = pad(asked, batch.rows.tolist(), device=batch.input_ids.device)
             return elm_target(original(batch), original(other), config.guidance)
 
-        return follow(forget[rows], unknown, weight)
+        return distill(forget[rows], unknown, weight)
 
     return Losses(forget_elm, keep_distribution)

@@ -82,10 +82,10 @@ def unlearn_images_(
     _check(forget, retain)
     if config.method == "ssd":
         return _ssd_(model, forget, retain, config)
-    chosen = _scope(model, config)
+    parameters = _scope(model, config)
     if config.method == "eu_k":
-        reinitialize_(model, chosen, seed)
-    with only_training(model, chosen) as trained, ExitStack() as stack:
+        reinitialize_(model, parameters, seed)
+    with only_training(model, parameters) as trained, ExitStack() as stack:
         losses = _losses(model, forget, retain, config, trained, seed)
         if config.method == "salun":
             _image_loss(model, *forget).backward()
@@ -94,12 +94,12 @@ def unlearn_images_(
                     trained, largest_gradient_masks(trained, config.saliency)
                 )
             )
-        kept = 0 if config.method in FORGET_ONLY_METHODS else len(retain[0])
+        n_retain = 0 if config.method in FORGET_ONLY_METHODS else len(retain[0])
         order = alternating_steps if config.method == "scrub" else paired_steps
         return train_steps(
             model,
             trained,
-            order(losses, len(forget[0]), kept, config, seed),
+            order(losses, len(forget[0]), n_retain, config, seed),
             config.schedule(),
             label=config.method,
             progress=progress,
@@ -169,52 +169,56 @@ def _losses(
     seed: int,
 ) -> Losses:
     """Forget and retain terms of the method."""
-    wanted, method = _forget_term(model, forget, retain, config, trained, seed)
-    before = (
+    forget_loss, method = _forget_term(model, forget, retain, config, trained, seed)
+    teacher_logits = (
         frozen_features(model, retain[0])[0]
         if method in _DISTILLATION_METHODS
         else None
     )
 
-    def keep(rows: list[int]) -> float:
+    def retain_term(rows: list[int]) -> float:
         pixels, labels = retain[0][rows], retain[1][rows]
-        heat = config.temperature
+        temperature = config.temperature
         if method == "duck":
-            loss = functional.cross_entropy(class_logits(model, pixels) / heat, labels)
+            loss = functional.cross_entropy(
+                class_logits(model, pixels) / temperature, labels
+            )
         elif method == "rmu":
-            loss = _retain_state_loss(model, pixels, rows, config, origin)
+            loss = _retain_state_loss(model, pixels, rows, config, frozen_states)
         elif method == "bad_teacher":
-            assert before is not None
-            loss = mean_distillation(class_logits(model, pixels), before[rows], heat)
+            assert teacher_logits is not None
+            loss = mean_distillation(
+                class_logits(model, pixels), teacher_logits[rows], temperature
+            )
         else:
             logits = class_logits(model, pixels)
             loss = functional.cross_entropy(logits, labels)
             if method == "scrub":
-                assert before is not None
+                assert teacher_logits is not None
                 loss = loss + config.distil_weight * mean_distillation(
-                    logits, before[rows], heat
+                    logits, teacher_logits[rows], temperature
                 )
             elif method == "l1_sparse":
-                loss = loss + next(sparse) * sum(p.abs().sum() for p in trained)
+                loss = loss + next(l1_weights) * sum(p.abs().sum() for p in trained)
         (config.retain_weight * loss).backward()
         return float(loss.detach())
 
-    origin = _states(model, retain[0], config.block) if method == "rmu" else None
-    sparse = iter(
+    frozen_states = _states(model, retain[0], config.block) if method == "rmu" else None
+    l1_weights = iter(
         config.anchor * np.linspace(1, 0, config.steps, endpoint=False)
         if method == "l1_sparse"
         else ()
     )
     if method in RETAIN_ONLY_METHODS:
-        return Losses(None, keep)
+        return Losses(None, retain_term)
 
-    def go(rows: list[int]) -> float:
-        assert wanted is not None
-        loss = wanted(rows)
+    def forget_term(rows: list[int]) -> float:
+        assert forget_loss is not None
+        loss = forget_loss(rows)
         (config.forget_weight * loss).backward()
         return float(loss.detach())
 
-    return Losses(go, keep)
+    return Losses(forget_term, retain_term)
 
 
 _DISTILLATION_METHODS = ("scrub", "bad_teacher")
@@ -250,11 +254,11 @@ def _forget_term(
     if method == "duck":
         features = frozen_features(model, retain[0])[1]
         classes = int(max(int(labels.max()), int(retain[1].max()))) + 1
-        centres = class_centroids(features, retain[1], classes)
-        centres = centres[~centres.isnan().any(1)]
+        centroids = class_centroids(features, retain[1], classes)
+        centroids = centroids[~centroids.isnan().any(1)]
         return (
             lambda rows: nearest_centroid_loss(
-                logits_and_features(model, pixels[rows])[1], centres
+                logits_and_features(model, pixels[rows])[1], centroids
             ),
             method,
         )
@@ -262,26 +266,33 @@ def _forget_term(
         origin = [parameter.detach().clone() for parameter in trained]
 
         def uniform(rows: list[int]) -> Tensor:
-            far = sum(
+            distance = sum(
                 (parameter - start).square().sum()
                 for parameter, start in zip(trained, origin, strict=True)
             )
-            return uniform_loss(class_logits(model, pixels[rows])) + config.anchor * far
+            return (
+                uniform_loss(class_logits(model, pixels[rows]))
+                + config.anchor * distance
+            )
 
         return uniform, method
     if method == "rmu":
-        there = _states(model, retain[0][:64], config.block)
-        width = there.shape[1] if there.dim() == 4 else there.shape[-1]
-        spread = float(_features_last(there).norm(dim=-1).mean())
+        retain_states = _states(model, retain[0][:64], config.block)
+        width = (
+            retain_states.shape[1]
+            if retain_states.dim() == 4
+            else retain_states.shape[-1]
+        )
+        spread = float(_features_last(retain_states).norm(dim=-1).mean())
         control = control_vector(
             width, config.coefficient * spread, torch_rng(seed, "control vector")
         ).to(pixels)
 
-        def pushed(rows: list[int]) -> Tensor:
+        def rmu_loss(rows: list[int]) -> Tensor:
             states = logits_and_states(model, pixels[rows], config.block)[1]
             return (_features_last(states) - control).square().mean()
 
-        return pushed, method
+        return rmu_loss, method
     return None, method
 
 
@@ -300,11 +311,11 @@ def _retain_state_loss(
     pixels: Tensor,
     rows: list[int],
     config: ImageUnlearnConfig,
-    origin: Tensor | None,
+    frozen_states: Tensor | None,
 ) -> Tensor:
-    assert origin is not None
+    assert frozen_states is not None
     states = logits_and_states(model, pixels, config.block)[1]
-    return (states - origin[rows]).square().mean()
+    return (states - frozen_states[rows]).square().mean()
 
 
 def _wrong_labels(
@@ -318,9 +329,11 @@ def _wrong_labels(
     pixels, labels = forget
     if config.method == "boundary_shrink":
         return fgsm_target_class(model, pixels, labels, config.step)
-    others = retain[1].unique()
-    drawn = numpy_rng(seed, "wrong labels").integers(len(others), size=len(labels))
-    return others[torch.from_numpy(drawn)]
+    retain_classes = retain[1].unique()
+    drawn = numpy_rng(seed, "wrong labels").integers(
+        len(retain_classes), size=len(labels)
+    )
+    return retain_classes[torch.from_numpy(drawn)]
 
 
 def _ssd_(
@@ -331,20 +344,22 @@ def _ssd_(
 ) -> TrainLog:
     """SSD: dampen weights once, without training."""
     with only_training(model, model.parameters()) as parameters:
-        gone = image_fisher(model, parameters, forget)
-        kept = image_fisher(model, parameters, retain)
+        forget_fisher = image_fisher(model, parameters, forget)
+        retain_fisher = image_fisher(model, parameters, retain)
         share = len(forget[0]) / (len(forget[0]) + len(retain[0]))
-        chosen = sum(
+        n_dampened = sum(
             dampen_(
                 parameter.data,
-                mine,
-                share * mine + (1 - share) * rest,
+                forget_importance,
+                share * forget_importance + (1 - share) * retain_importance,
                 config.dampen_above,
                 config.dampen_by,
             )
-            for parameter, mine, rest in zip(parameters, gone, kept, strict=True)
+            for parameter, forget_importance, retain_importance in zip(
+                parameters, forget_fisher, retain_fisher, strict=True
+            )
         )
-    return TrainLog(({"step": 1.0, "dampened": float(chosen)},))
+    return TrainLog(({"step": 1.0, "dampened": float(n_dampened)},))
 
 
 def image_fisher(
@@ -354,18 +369,22 @@ def image_fisher(
     names = {id(p): name for name, p in model.named_parameters()}
     values = {names[id(p)]: p.detach() for p in parameters}
 
-    def one(weights: dict[str, Tensor], pixel: Tensor, label: Tensor) -> Tensor:
-        out = torch.func.functional_call(model, weights, (pixel[None],))
-        logits = out if isinstance(out, Tensor) else out.logits
+    def image_loss(weights: dict[str, Tensor], pixel: Tensor, label: Tensor) -> Tensor:
+        output = torch.func.functional_call(model, weights, (pixel[None],))
+        logits = output if isinstance(output, Tensor) else output.logits
         return functional.cross_entropy(logits, label[None])
 
     # Vectorize over images: one image at a time takes ten times as long.
-    slopes = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
+    per_image_gradients = torch.func.vmap(
+        torch.func.grad(image_loss), in_dims=(None, 0, 0)
+    )
     total = {name: torch.zeros_like(value) for name, value in values.items()}
     # Fused attention cannot be vectorized by vmap.
     with sdpa_kernel(SDPBackend.MATH):
         for start in range(0, len(images[0]), 64):
-            part = slopes(values, *(each[start : start + 64] for each in images))
-            for name, each in part.items():
-                total[name] += each.square().sum(0) / len(images[0])
+            gradients = per_image_gradients(
+                values, *(gradient[start : start + 64] for gradient in images)
+            )
+            for name, gradient in gradients.items():
+                total[name] += gradient.square().sum(0) / len(images[0])
     return [total[names[id(p)]] for p in parameters]

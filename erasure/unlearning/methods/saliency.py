@@ -51,9 +51,9 @@ def largest_gradient_masks(
         parameter.grad = None
     flat = torch.cat([size.flatten() for size in sizes])
     count = max(1, round(share * len(flat)))
-    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    chosen[flat.topk(count).indices] = True
-    parts = chosen.split([size.numel() for size in sizes])
+    mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    mask[flat.topk(count).indices] = True
+    parts = mask.split([size.numel() for size in sizes])
     return [part.view_as(size) for part, size in zip(parts, sizes, strict=True)]
 
 

@@ -135,8 +135,8 @@ class UnlearnConfig:
                 self.rmu_parameters,
             ),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
+        for name, (valid, expected, got) in checks.items():
+            if not valid:
                 raise InputError(
                     f"{name} cannot be used", expected=expected, got=str(got)
                 )

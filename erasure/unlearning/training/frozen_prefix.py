@@ -85,23 +85,27 @@ class _PrefixCache:
     ) -> None:
         """Compute the keys of a pass's rows and look them up."""
         self.keys, self.hit = None, False
-        named = zip(self.names, args, strict=False)  # some models get ids by position
-        given = {
+        positional = zip(
+            self.names, args, strict=False
+        )  # some models get ids by position
+        inputs = {
             name: value
-            for name, value in (*named, *kwargs.items())
+            for name, value in (*positional, *kwargs.items())
             if value is not None and value is not False
         }
-        if given.keys() != CACHEABLE_INPUTS or self.has_hooks():
+        if inputs.keys() != CACHEABLE_INPUTS or self.has_hooks():
             return
-        ids, mask = given["input_ids"].cpu(), given["attention_mask"].cpu()
+        ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu()
         lengths = mask.sum(1)
-        places = torch.arange(mask.shape[1])
-        if not torch.equal(mask.bool(), places < lengths[:, None]):
+        positions = torch.arange(mask.shape[1])
+        if not torch.equal(mask.bool(), positions < lengths[:, None]):
             return
-        kept = zip(ids, given["position_ids"].cpu(), lengths.tolist(), strict=True)
+        token_rows = zip(
+            ids, inputs["position_ids"].cpu(), lengths.tolist(), strict=True
+        )
         self.keys = [
-            torch.stack([row[:length], where[:length]]).numpy().tobytes()
-            for row, where, length in kept
+            torch.stack([row[:length], position_ids[:length]]).numpy().tobytes()
+            for row, position_ids, length in token_rows
         ]
         self.hit = all(key in self.states for key in self.keys)
 
@@ -113,17 +117,17 @@ class _PrefixCache:
             for module in block.modules()
         )
 
-    def cached_forward(self, place: int, forward: Callable) -> Callable:
+    def cached_forward(self, index: int, forward: Callable) -> Callable:
         """Replacement of the forward method of block ``place``."""
 
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             if self.hit and self.keys is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                if place == 0:
+                if index == 0:
                     hidden = self.recall(hidden, self.keys)
                 return (hidden,) if self.wrapped else hidden
             output = forward(*args, **kwargs)
-            if self.keys is not None and place == len(self.prefix) - 1:
+            if self.keys is not None and index == len(self.prefix) - 1:
                 self.store(output, self.keys)
             return output
 
@@ -132,8 +136,8 @@ class _PrefixCache:
     def recall(self, hidden: Tensor, keys: list[bytes]) -> Tensor:
         states = torch.zeros_like(hidden)
         for row, key in enumerate(keys):
-            found = self.states[key]
-            states[row, : len(found)] = found
+            cached = self.states[key]
+            states[row, : len(cached)] = cached
         return states
 
     def store(self, output: object, keys: list[bytes]) -> None:
@@ -146,7 +150,7 @@ class _PrefixCache:
         for row, key in enumerate(keys):
             # A key has two 64-bit numbers per token: id and position.
             length = len(key) // 16
-            new = length * states.shape[-1] * states.element_size()
-            if key not in self.states and self.bytes + new <= MAX_CACHE_BYTES:
+            n_bytes = length * states.shape[-1] * states.element_size()
+            if key not in self.states and self.bytes + n_bytes <= MAX_CACHE_BYTES:
                 self.states[key] = states[row, :length].detach().clone()
-                self.bytes += new
+                self.bytes += n_bytes

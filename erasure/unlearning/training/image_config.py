@@ -85,8 +85,8 @@ class ImageUnlearnConfig:
             "last_k": (self.last_k >= 1, "1 or more", self.last_k),
             "coefficient": (self.coefficient > 0, "a number > 0", self.coefficient),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
+        for name, (valid, expected, got) in checks.items():
+            if not valid:
                 raise InputError(
                     f"{name} cannot be used", expected=expected, got=str(got)
                 )

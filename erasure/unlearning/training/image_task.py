@@ -21,34 +21,34 @@ def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """(image, class) logits and (image, d) inputs of the final linear layer."""
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
+        captured.append(inputs[0])
 
     handle = classifier_of(model).register_forward_pre_hook(keep)
     try:
         logits = class_logits(model, pixels)
     finally:
         handle.remove()
-    return logits, seen[0]
+    return logits, captured[0]
 
 
 def logits_and_states(
     model: nn.Module, pixels: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
     """(image, class) logits and a block's output, in the model's own shape."""
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        seen.append(first_tensor(output))
+        captured.append(first_tensor(output))
 
     handle = find_blocks(model)[block].register_forward_hook(keep)
     try:
         logits = class_logits(model, pixels)
     finally:
         handle.remove()
-    return logits, seen[0]
+    return logits, captured[0]
 
 
 def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,13 +69,15 @@ def class_centroids(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     return (one_hot.T @ features) / one_hot.sum(0)[:, None]
 
 
-def nearest_centroid_loss(features: Tensor, centres: Tensor) -> Tensor:
+def nearest_centroid_loss(features: Tensor, centroids: Tensor) -> Tensor:
     """Mean cosine distance of each row to its nearest centroid.
 
     Source: DUCK (Cotogni et al. 2023, arXiv 2312.02052).
     """
-    alike = functional.normalize(features, dim=1) @ functional.normalize(centres).T
-    return (1 - alike.max(1).values).mean()
+    similarity = (
+        functional.normalize(features, dim=1) @ functional.normalize(centroids).T
+    )
+    return (1 - similarity.max(1).values).mean()
 
 
 def fgsm_target_class(
@@ -88,11 +90,11 @@ def fgsm_target_class(
 
     Source: boundary shrink (Chen et al. 2023, arXiv 2303.11570).
     """
-    asked = pixels.clone().requires_grad_(True)
-    loss = functional.cross_entropy(class_logits(model, asked), labels)
-    (slope,) = torch.autograd.grad(loss, asked)
+    inputs = pixels.clone().requires_grad_(True)
+    loss = functional.cross_entropy(class_logits(model, inputs), labels)
+    (gradient,) = torch.autograd.grad(loss, inputs)
     with torch.no_grad():
-        logits = class_logits(model, pixels + step * slope.sign()).clone()
+        logits = class_logits(model, pixels + step * gradient.sign()).clone()
         logits[torch.arange(len(labels)), labels] = -torch.inf
     return logits.argmax(1)
 

@@ -82,8 +82,8 @@ class Schedule:
                 self.decay,
             ),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
+        for name, (valid, expected, got) in checks.items():
+            if not valid:
                 raise InputError(
                     f"{name} cannot be used", expected=expected, got=str(got)
                 )
@@ -94,8 +94,8 @@ class Schedule:
             return (step + 1) / self.warmup
         if self.decay == "constant":
             return 1.0
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * done))
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def shuffled_batches(
@@ -178,14 +178,14 @@ def train_steps(
 
     def measure(step: int, losses: dict[str, float]) -> bool:
         row = {"step": float(step), **losses}
-        due = step % schedule.every == 0 or step == schedule.steps
-        seen: dict[str, float] = {}
-        if evaluate is not None and due:
+        evaluated = step % schedule.every == 0 or step == schedule.steps
+        evaluation: dict[str, float] = {}
+        if evaluate is not None and evaluated:
             with torch.no_grad():
-                seen = evaluate(model)
+                evaluation = evaluate(model)
             model.eval()
-        rows.append(row | seen)
-        return stop is not None and bool(seen) and stop(seen)
+        rows.append(row | evaluation)
+        return stop is not None and bool(evaluation) and stop(evaluation)
 
     with progress.task(label, schedule.steps) as advance:
         if evaluate is not None and measure(0, {}):

@@ -150,9 +150,9 @@ def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Te
 
     Source: Hinton, Vinyals, Dean (2015), arXiv 1503.02531.
     """
-    wanted = (target.float() / temperature).log_softmax(-1)
-    now = (logits.float() / temperature).log_softmax(-1)
-    per_token = (wanted.exp() * (wanted - now)).sum(-1)
+    target_logprobs = (target.float() / temperature).log_softmax(-1)
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    per_token = (target_logprobs.exp() * (target_logprobs - logprobs)).sum(-1)
     return temperature**2 * per_token
 
 
@@ -166,8 +166,8 @@ def undial_target(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
 
     Source: Dong, Lin, Belkin, Huerta, Vulić (2024), arXiv 2402.10052.
     """
-    own = functional.one_hot(tokens, logits.shape[-1])
-    return logits - penalty * own
+    one_hot = functional.one_hot(tokens, logits.shape[-1])
+    return logits - penalty * one_hot
 
 
 def elm_target(logits: Tensor, novice: Tensor, guidance: float) -> Tensor:

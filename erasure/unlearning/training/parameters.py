@@ -84,11 +84,11 @@ def rmu_block(
 def reinitialize_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> None:
     """Reset ``parameters`` to the values of a newly initialized model."""
     chosen = {id(parameter) for parameter in parameters}
-    fresh = dict(random_like(model, seed).named_parameters())
+    initial = dict(random_like(model, seed).named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if id(parameter) in chosen:
-                parameter.copy_(fresh[name])
+                parameter.copy_(initial[name])
 
 
 def linear_names(model: nn.Module, scope: list[nn.Module]) -> list[str]:
@@ -153,18 +153,18 @@ def low_rank_(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(stage_seed(seed, "low-rank"))
         # Use the tuner without a PeftModel, which would change more of the model.
-        wrapped = LoraModel(model, config, "default")
-    done = False
+        tuner = LoraModel(model, config, "default")
+    succeeded = False
     try:
-        yield [p for name, p in wrapped.named_parameters() if "lora_" in name]
-        done = True
+        yield [p for name, p in tuner.named_parameters() if "lora_" in name]
+        succeeded = True
     finally:
-        if done:
-            wrapped.merge_and_unload()
+        if succeeded:
+            tuner.merge_and_unload()
         else:
-            wrapped.unload()
+            tuner.unload()
         for name in ("peft_config", "_hf_peft_config_loaded"):
             if name in vars(model):
                 delattr(model, name)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)

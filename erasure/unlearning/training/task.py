@@ -44,41 +44,43 @@ def likelihood_losses(
     """Terms of the methods that act on answer likelihoods."""
     loss_on = config.loss_on
 
-    def keep(rows: list[int]) -> float:
+    def retain_term(rows: list[int]) -> float:
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
     if config.method in RETAIN_ONLY_METHODS:
-        return Losses(None, keep)
+        return Losses(None, retain_term)
     if config.method in ("npo", "simnpo"):
-        simple = config.method == "simnpo"
+        is_simnpo = config.method == "simnpo"
         reference = torch.zeros(len(target))
-        if not simple:
+        if not is_simnpo:
             reference = frozen_logprobs(model, target, loss_on)
 
         def forget_npo(rows: list[int]) -> float:
             chosen, total = target[rows], 0.0
-            before = reference[rows]
+            frozen = reference[rows]
             for batch in _chunks(model, chosen):
-                now = sequence_logprobs(model, batch, loss_on)
-                if simple:
+                logprobs = sequence_logprobs(model, batch, loss_on)
+                if is_simnpo:
                     length = prediction_positions(batch, loss_on)[0].sum(1)
-                    each = simnpo(now, length, config.beta, config.margin)
+                    losses = simnpo(logprobs, length, config.beta, config.margin)
                 else:
-                    each = npo(now, before[batch.rows].to(now.device), config.beta)
-                part = each.sum() / len(rows)
-                (config.forget_weight * part).backward()
-                total += float(part.detach())
+                    losses = npo(
+                        logprobs, frozen[batch.rows].to(logprobs.device), config.beta
+                    )
+                loss = losses.sum() / len(rows)
+                (config.forget_weight * loss).backward()
+                total += float(loss.detach())
             return total
 
-        return Losses(forget_npo, keep)
+        return Losses(forget_npo, retain_term)
 
     sign = -1.0 if config.method in ("grad_ascent", "grad_diff") else 1.0
 
-    def forget(rows: list[int]) -> float:
+    def forget_term(rows: list[int]) -> float:
         weight = sign * config.forget_weight
         return sign * backward_nll(model, target[rows], loss_on, weight)
 
-    return Losses(forget, keep)
+    return Losses(forget_term, retain_term)
 
 
 def preference_losses(
@@ -90,27 +92,33 @@ def preference_losses(
 ) -> Losses:
     """DPO: prefer another answer to the true one, row by row; keep the retain rows."""
     loss_on = config.loss_on
-    before = [frozen_logprobs(model, rows, loss_on) for rows in (preferred, target)]
+    frozen_logprobs_ = [
+        frozen_logprobs(model, rows, loss_on) for rows in (preferred, target)
+    ]
 
-    def forget(rows: list[int]) -> float:
+    def forget_term(rows: list[int]) -> float:
         total = 0.0
         for batch in _chunks(model, target[rows]):
-            places = batch.rows.tolist()
-            other = pad(preferred[rows], places, device=batch.input_ids.device)
+            rows_in_batch = batch.rows.tolist()
+            preferred_batch = pad(
+                preferred[rows], rows_in_batch, device=batch.input_ids.device
+            )
             gains = [
                 sequence_logprobs(model, one, loss_on)
-                - frozen[rows][places].to(batch.input_ids.device)
-                for one, frozen in zip((other, batch), before, strict=True)
+                - frozen[rows][rows_in_batch].to(batch.input_ids.device)
+                for one, frozen in zip(
+                    (preferred_batch, batch), frozen_logprobs_, strict=True
+                )
             ]
-            part = dpo(gains[0], gains[1], config.beta).sum() / len(rows)
-            (config.forget_weight * part).backward()
-            total += float(part.detach())
+            loss = dpo(gains[0], gains[1], config.beta).sum() / len(rows)
+            (config.forget_weight * loss).backward()
+            total += float(loss.detach())
         return total
 
-    def keep(rows: list[int]) -> float:
+    def retain_term(rows: list[int]) -> float:
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
-    return Losses(forget, keep)
+    return Losses(forget_term, retain_term)
 
 
 def frozen_logprobs(model: nn.Module, data: Sequences, loss_on: str) -> Tensor:
@@ -131,42 +139,45 @@ def rmu_losses(
     seed: int,
 ) -> Losses:
     """RMU: move forget states to the control vector and keep retain states."""
-    before: dict[int, Tensor] = {}
+    frozen_states: dict[int, Tensor] = {}
     with torch.no_grad():
         first = pad(target, [0], device=device_of(model))
         width = module_output(model, block, first).shape[-1]
         for batch in _chunks(model, retain) if config.retain_weight > 0 else ():
             states = module_output(model, block, batch).float()
-            for place, row in enumerate(batch.rows.tolist()):
-                before[row] = states[place, : len(retain.ids[row])].clone()
+            for row_in_batch, row in enumerate(batch.rows.tolist()):
+                frozen_states[row] = states[
+                    row_in_batch, : len(retain.ids[row])
+                ].clone()
     control = control_vector(
         width, config.rmu_coefficient, torch_rng(seed, "control vector")
     ).to(device_of(model))
 
-    def forget(rows: list[int]) -> float:
+    def forget_term(rows: list[int]) -> float:
         total = 0.0
         for batch in _chunks(model, target[rows]):
             states = module_output(model, block, batch)
-            part = state_distance(states, control, batch.attention_mask).sum()
-            part = part / len(rows)
-            (config.forget_weight * part).backward()
-            total += float(part.detach())
+            loss = state_distance(states, control, batch.attention_mask).sum()
+            loss = loss / len(rows)
+            (config.forget_weight * loss).backward()
+            total += float(loss.detach())
         return total
 
-    def keep(rows: list[int]) -> float:
+    def retain_term(rows: list[int]) -> float:
         total = 0.0
         for batch in _chunks(model, retain[rows]):
             states = module_output(model, block, batch)
             frozen = nn.utils.rnn.pad_sequence(
-                [before[rows[row]] for row in batch.rows.tolist()], batch_first=True
+                [frozen_states[rows[row]] for row in batch.rows.tolist()],
+                batch_first=True,
             )
-            part = state_distance(states, frozen, batch.attention_mask).sum()
-            part = part / len(rows)
-            (config.retain_weight * part).backward()
-            total += float(part.detach())
+            loss = state_distance(states, frozen, batch.attention_mask).sum()
+            loss = loss / len(rows)
+            (config.retain_weight * loss).backward()
+            total += float(loss.detach())
         return total
 
-    return Losses(forget, keep)
+    return Losses(forget_term, retain_term)
 
 
 def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
