@@ -177,7 +177,7 @@ class AffineEraser:
         tensors = {
             "left": self.left,
             "right": self.right,
-            "center": self.center,
+            "centre": self.center,
             "ranks": self.ranks,
         }
         write_eraser(path, type(self).__name__, tensors, {"method": self.method})
@@ -191,7 +191,7 @@ class AffineEraser:
         """
         tensors, facts = read_eraser(path, cls.__name__)
         with eraser_errors(path):
-            return cls(method=facts["method"], **tensors)
+            return cls(method=facts["method"], center=tensors.pop("centre"), **tensors)
 
 
 def orthogonal_projection(

@@ -17,11 +17,11 @@ class IterativeNullspace(MomentEraser):
 
     The "ridge" probe is solved from moments, for all sites at once, for classes and numbers; the
     "logistic" probe is fitted on rows, for classes. Both stop when the next probe finds almost
-    nothing *on the training rows*, or after ``rounds``.
+    nothing *on the training rows*, or after ``max_iter``.
 
     Args:
-        reader: Type of probe, "ridge" or "logistic".
-        rounds: Maximum number of probes. Each removes as many dimensions as the concept has
+        probe: Type of probe, "ridge" or "logistic".
+        max_iter: Maximum number of probes. Each removes as many dimensions as the concept has
             independent columns (one for two classes).
         penalty: L2 penalty on the probe's weights: for "ridge" in units of the activations' mean
             variance, for "logistic" on standardized activations, added to the mean cross-entropy.
@@ -33,13 +33,13 @@ class IterativeNullspace(MomentEraser):
 
     def __init__(
         self,
-        reader: str = "ridge",
-        rounds: int = 20,
+        probe: str = "ridge",
+        max_iter: int = 20,
         penalty: float = 1e-3,
         tolerance: float = 1e-2,
     ):
-        self.reader = reader
-        self.rounds = rounds
+        self.probe = probe
+        self.max_iter = max_iter
         self.penalty = penalty
         self.tolerance = tolerance
 
@@ -51,7 +51,7 @@ class IterativeNullspace(MomentEraser):
                 numeric.
         """
         self._check()
-        if self.reader == "ridge":
+        if self.probe == "ridge":
             super().fit(X, y)
             return self
         tables, single = self._finite_tables(X, y)
@@ -73,10 +73,10 @@ class IterativeNullspace(MomentEraser):
             RowsError: A parameter is out of range, or the probe is logistic.
         """
         self._check()
-        if self.reader != "ridge":
+        if self.probe != "ridge":
             raise RowsError(
-                "a logistic reader cannot be fitted on moments",
-                fix='Use fit(x, z), or reader="ridge"',
+                "a logistic probe cannot be fitted on moments",
+                fix='Use fit(x, z), or probe="ridge"',
             )
         cov = moments.cov_xx
         cross = moments.cov_xz @ concept_whitening(moments.cov_zz)
@@ -87,7 +87,7 @@ class IterativeNullspace(MomentEraser):
         ranks = torch.zeros(sites, dtype=torch.int64, device=cov.device)
         active = torch.ones(sites, dtype=torch.bool, device=cov.device)
         eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
-        for _ in range(self.rounds):
+        for _ in range(self.max_iter):
             complement = eye - basis @ basis.mT
             ridge = (self.penalty * unit)[:, None, None] * eye
             coef = torch.linalg.solve(
@@ -114,7 +114,7 @@ class IterativeNullspace(MomentEraser):
         d = rows.shape[1]
         basis = rows.new_zeros(d, 0)
         largest = float(one_hot.mean(0).max())
-        for _ in range(self.rounds):
+        for _ in range(self.max_iter):
             remaining = rows - (rows @ basis) @ basis.T
             scale = remaining.square().mean(0).sqrt()
             # Features already projected out are rounding errors; do not rescale them.
@@ -132,17 +132,17 @@ class IterativeNullspace(MomentEraser):
         return basis
 
     def _check(self) -> None:
-        if self.reader not in ("ridge", "logistic"):
+        if self.probe not in ("ridge", "logistic"):
             raise RowsError(
-                "unknown reader",
+                "unknown probe",
                 expected='"ridge" or "logistic"',
-                got=repr(self.reader),
+                got=repr(self.probe),
             )
-        if self.rounds < 1 or not self.penalty > 0 or self.tolerance < 0:
+        if self.max_iter < 1 or not self.penalty > 0 or self.tolerance < 0:
             raise RowsError(
                 "a parameter is out of range",
-                expected="rounds from 1, penalty above 0, tolerance from 0",
-                got=f"{self.rounds}, {self.penalty}, {self.tolerance}",
+                expected="max_iter from 1, penalty above 0, tolerance from 0",
+                got=f"{self.max_iter}, {self.penalty}, {self.tolerance}",
             )
 
 

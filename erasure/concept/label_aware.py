@@ -199,7 +199,7 @@ class QuadraticLeace:
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file."""
-        tensors = {"maps": self.maps, "means": self.means, "center": self.center}
+        tensors = {"maps": self.maps, "means": self.means, "centre": self.center}
         facts = {"classes": self.classes.tolist(), "rank": self.rank_}
         write_eraser(path, type(self).__name__, tensors, facts)
 
@@ -210,7 +210,12 @@ class QuadraticLeace:
         with eraser_errors(path):
             rank = facts["rank"]
             rank = rank if isinstance(rank, int) else tuple(rank)
-            return cls(**tensors, classes=np.array(facts["classes"]), rank_=rank)
+            return cls(
+                center=tensors.pop("centre"),
+                classes=np.array(facts["classes"]),
+                rank_=rank,
+                **tensors,
+            )
 
 
 def _transport_maps(

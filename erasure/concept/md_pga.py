@@ -77,15 +77,13 @@ class MdPgaProjection:
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file."""
-        write_atomic(
-            path,
-            save(
-                {
-                    name: getattr(self, name).contiguous()
-                    for name in ("center", "scale", "basis", "share")
-                }
-            ),
-        )
+        tensors = {
+            "centre": self.center,
+            "scale": self.scale,
+            "basis": self.basis,
+            "share": self.share,
+        }
+        write_atomic(path, save({name: t.contiguous() for name, t in tensors.items()}))
 
     @staticmethod
     def load(path: Path) -> "MdPgaProjection":
@@ -95,7 +93,8 @@ class MdPgaProjection:
             InputError: The file does not exist or is not such a projection.
         """
         with eraser_errors(path):
-            return MdPgaProjection(**read_tensors(as_path(path, "the projection"))[1])
+            tensors = read_tensors(as_path(path, "the projection"))[1]
+            return MdPgaProjection(center=tensors.pop("centre"), **tensors)
 
 
 def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:

@@ -25,9 +25,9 @@ class RelaxedAdversarial(ConceptEraser):
     Args:
         rank: Number of removed dimensions.
         steps: Number of projection updates.
-        rate: Step size; the rows have unit variance on average.
+        lr: Step size; the rows have unit variance on average.
         penalty: L2 penalty on the probe's weights, added to the mean cross-entropy.
-        every: Steps between evaluations with a new probe.
+        eval_every: Steps between evaluations with a new probe.
 
     Fitted:
         loss_: (site,) mean cross-entropy of the last probe, in nats.
@@ -39,15 +39,15 @@ class RelaxedAdversarial(ConceptEraser):
         self,
         rank: int = 1,
         steps: int = 200,
-        rate: float = 1.0,
+        lr: float = 1.0,
         penalty: float = 1e-3,
-        every: int = 20,
+        eval_every: int = 20,
     ):
         self.rank = rank
         self.steps = steps
-        self.rate = rate
+        self.lr = lr
         self.penalty = penalty
-        self.every = every
+        self.eval_every = eval_every
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> "RelaxedAdversarial":
         """Fit on (item, d) or (site, item, d) activations and classes ``y``.
@@ -57,11 +57,15 @@ class RelaxedAdversarial(ConceptEraser):
         """
         tables, single = self._finite_tables(X, y)
         d = tables.shape[2]
-        if not 1 <= self.rank <= d or min(self.steps, self.every) < 1 or self.rate <= 0:
+        if (
+            not 1 <= self.rank <= d
+            or min(self.steps, self.eval_every) < 1
+            or self.lr <= 0
+        ):
             raise RowsError(
                 "a parameter is out of range",
-                expected=f"rank from 1 to {d}, steps and every from 1, rate above 0",
-                got=f"{self.rank}, {self.steps}, {self.every}, {self.rate}",
+                expected=f"rank from 1 to {d}, steps and eval_every from 1, lr above 0",
+                got=f"{self.rank}, {self.steps}, {self.eval_every}, {self.lr}",
             )
         classes, codes = class_codes(y, tables.shape[1], None)
         one_hot = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
@@ -113,9 +117,9 @@ class RelaxedAdversarial(ConceptEraser):
             update = -(gradient + gradient.T) / 2
             size = update.norm()
             if size > 0:
-                update = update / size * self.rate / (1 + step) ** 0.5
+                update = update / size * self.lr / (1 + step) ** 0.5
             removed = project_to_fantope(removed + update, self.rank)
-            if (step + 1) % self.every == 0 or step + 1 == self.steps:
+            if (step + 1) % self.eval_every == 0 or step + 1 == self.steps:
                 projection = torch.linalg.eigh(removed)[1][:, -self.rank :]
                 projected = reduced - (reduced @ projection) @ projection.T
                 loss = fit_logistic_probe(projected, one_hot, self.penalty).loss

@@ -173,16 +173,19 @@ class DictionaryEraser:
 
     def save(self, path: Path | str) -> None:
         """Write it as one safetensors file."""
-        parts = ("encoder", "bias", "decoder", "center")
-        tensors = {name: getattr(self.dictionary, name) for name in parts}
+        tensors = {
+            "encoder": self.dictionary.encoder,
+            "bias": self.dictionary.bias,
+            "decoder": self.dictionary.decoder,
+            "centre": self.dictionary.center,
+            "scores": self.scores,
+        }
         facts = {
             "features": list(self.features),
             "strength": self.strength,
             "size": self.size,
         }
-        write_eraser(
-            path, type(self).__name__, tensors | {"scores": self.scores}, facts
-        )
+        write_eraser(path, type(self).__name__, tensors, facts)
 
     @classmethod
     def load(cls, path: Path | str) -> "DictionaryEraser":
@@ -195,7 +198,7 @@ class DictionaryEraser:
         with eraser_errors(path):
             scores = tensors.pop("scores")
             return cls(
-                Dictionary(**tensors),
+                Dictionary(center=tensors.pop("centre"), **tensors),
                 tuple(facts["features"]),
                 scores,
                 facts["strength"],

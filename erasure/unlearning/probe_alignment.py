@@ -32,6 +32,7 @@ from erasure.unlearning.training.loop import (
     Evaluate,
     Schedule,
     TrainLog,
+    check_values,
     chunk_tokens,
     device_of,
     only_training,
@@ -94,11 +95,7 @@ class PgaConfig:
                 self.lora_rank,
             ),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+        check_values(checks)
         self.schedule()
 
     def schedule(self) -> Schedule:
@@ -178,7 +175,7 @@ def align_(
     first = texts(0)
     if len(memorized) == 0 or len(memorized) != len(first):
         raise InputError(
-            "memorised and clean texts must pair up",
+            "memorized and clean texts must pair up",
             expected="as many of one as of the other, and at least one",
             got=f"{len(memorized)} and {len(first)}",
         )

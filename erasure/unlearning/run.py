@@ -20,7 +20,10 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
+from erasure.unlearning.methods.dampening import (
+    dampen_parameters_,
+    diagonal_fisher,
+)
 from erasure.unlearning.methods.distillation import distillation_losses
 from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
@@ -171,13 +174,13 @@ def _target_rows(
     if relabeled is None or len(relabeled) == 0:
         raise InputError(
             f"{config.method} needs wrong answers",
-            expected="relabelled rows",
+            expected="relabeled rows",
             got="none",
-            fix="Pass the forget prompts with other answers as relabelled",
+            fix="Pass the forget prompts with other answers as relabeled",
         )
     if set(relabeled.ids) & set(forget.ids):
         raise InputError(
-            "a relabelled row still has its true answer",
+            "a relabeled row still has its true answer",
             fix="Draw another answer for it",
         )
     return relabeled
@@ -193,14 +196,14 @@ def _check_pairs(
     if config.method == "dpo" and (relabeled is None or len(relabeled) != len(forget)):
         raise InputError(
             "dpo needs an answer to prefer for every forget row",
-            expected=f"{len(forget)} relabelled rows",
+            expected=f"{len(forget)} relabeled rows",
             got="none" if relabeled is None else str(len(relabeled)),
         )
     if config.method == "elm":
         forget_parts = _scored_parts(forget, config.loss_on)
         if novice is None or _scored_parts(novice, config.loss_on) != forget_parts:
             raise InputError(
-                "elm needs every forget row with somebody unknown in it",
+                "elm needs every forget row with an unknown entity",
                 expected="novice rows with the forget rows' answers, in their order",
                 got="none" if novice is None else "other rows",
             )
@@ -231,17 +234,13 @@ def _ssd_(
         forget_fisher = diagonal_fisher(model, parameters, forget, loss_on)
         retain_fisher = diagonal_fisher(model, parameters, retain, loss_on)
         share = len(forget) / (len(forget) + len(retain))
-        n_dampened = sum(
-            dampen_(
-                parameter.data,
-                forget_importance,
-                share * forget_importance + (1 - share) * retain_importance,
-                config.dampen_above,
-                config.dampen_by,
-            )
-            for parameter, forget_importance, retain_importance in zip(
-                parameters, forget_fisher, retain_fisher, strict=True
-            )
+        n_dampened = dampen_parameters_(
+            parameters,
+            forget_fisher,
+            retain_fisher,
+            share,
+            config.dampen_above,
+            config.dampen_by,
         )
     return UnlearnLog(({"step": 1.0, "dampened": float(n_dampened)},), config=config)
 

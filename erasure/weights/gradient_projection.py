@@ -20,7 +20,7 @@ from erasure.unlearning.training.loop import (
     only_training,
     shuffled_batches,
 )
-from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.objectives import check_rows
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -130,10 +130,7 @@ def projected_ascent_(
     Raises:
         InputError: There are no rows to forget or to keep.
     """
-    for rows, name in ((forget, "forget"), (retain, "retain")):
-        if len(rows) == 0:
-            raise InputError(f"there are no {name} rows", expected="one or more")
-        count_scored(rows, config.loss_on)
+    check_rows(config.loss_on, forget=forget, retain=retain)
     forget_batches = shuffled_batches(
         len(forget), config.batch_size, numpy_rng(seed, "forget")
     )

@@ -32,7 +32,11 @@ from erasure.unlearning.training.loop import (
     only_training,
     shuffled_batches,
 )
-from erasure.unlearning.training.objectives import count_scored, token_logprobs
+from erasure.unlearning.training.objectives import (
+    check_rows,
+    count_scored,
+    token_logprobs,
+)
 from erasure.weights.quantization import linear_weights, quantize
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -131,10 +135,7 @@ def mansu_(
     Raises:
         InputError: There are no rows, or the masks do not fit the model's linear maps.
     """
-    for rows, name in ((forget, "forget"), (retain, "retain")):
-        if len(rows) == 0:
-            raise InputError(f"there are no {name} rows", expected="one or more")
-        count_scored(rows, config.loss_on)
+    check_rows(config.loss_on, forget=forget, retain=retain)
     matrices = _check_masks(model, masks)
     weights = [weight for weight, _ in matrices.values()]
     total = sum(p.numel() for p in model.parameters())
@@ -145,8 +146,8 @@ def mansu_(
             weights, lambda: _backward_capped_ascent(model, forget, config)
         )
         count = max(1, round(config.share * total))
-        masks_ = _largest_masks(gradient, [masks[name] for name in matrices], count)
-        edit = _FlooredEdit(matrices, masks_, config.floor)
+        selected = _largest_masks(gradient, [masks[name] for name in matrices], count)
+        edit = _FlooredEdit(matrices, selected, config.floor)
         retain_gradients = [
             edit.select(
                 _gradient(
@@ -170,12 +171,10 @@ def mansu_(
                 forget_gradient = edit.select(forget_gradients)
                 update = forget_gradient - span.T @ (span @ forget_gradient)
                 if config.retain_weight:
-                    retain_gradients_now = _gradient(
+                    retain_update = _gradient(
                         weights, lambda: _backward_retain(model, retain, order, config)
                     )
-                    update = update + config.retain_weight * edit.select(
-                        retain_gradients_now
-                    )
+                    update = update + config.retain_weight * edit.select(retain_update)
                 size = float(update.square().mean().sqrt())
                 if not math.isfinite(size):
                     stopped = "diverged"

@@ -20,7 +20,7 @@ from erasure.unlearning.training.loop import (
     mean_nll,
     only_training,
 )
-from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.objectives import check_rows
 from evidence.errors import InputError
 
 
@@ -110,10 +110,7 @@ def slug_(
         InputError: There are no rows, the loss is above the target already, or no layer reaches it;
             the model is unchanged then.
     """
-    for rows, name in ((forget, "forget"), (retain, "retain")):
-        if len(rows) == 0:
-            raise InputError(f"there are no {name} rows", expected="one or more")
-        count_scored(rows, loss_on)
+    check_rows(loss_on, forget=forget, retain=retain)
     matrices = _matrices(model)
     with only_training(model, matrices.values()) as weights:
 

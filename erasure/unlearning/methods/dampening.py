@@ -3,6 +3,8 @@
 Source: Foster, Schoepf, Brintrup (2023), arXiv 2308.07707.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,38 @@ def diagonal_fisher(
     for parameter in parameters:
         parameter.grad = None
     return fisher
+
+
+def dampen_parameters_(
+    parameters: Iterable[nn.Parameter],
+    forget_fisher: Iterable[Tensor],
+    retain_fisher: Iterable[Tensor],
+    forget_share: float,
+    above: float,
+    by: float,
+) -> int:
+    """Apply ``dampen_`` to every parameter and return the number of dampened weights.
+
+    Args:
+        parameters: Changed in place.
+        forget_fisher: Diagonal Fisher information on the forget data, as the parameters.
+        retain_fisher: The same on the retain data.
+        forget_share: Share of the forget data in all data, for the overall information.
+        above: The authors' alpha, > 0.
+        by: The authors' lambda, > 0.
+    """
+    return sum(
+        dampen_(
+            parameter.data,
+            forget,
+            forget_share * forget + (1 - forget_share) * retain,
+            above,
+            by,
+        )
+        for parameter, forget, retain in zip(
+            parameters, forget_fisher, retain_fisher, strict=True
+        )
+    )
 
 
 def dampen_(

@@ -11,6 +11,7 @@ from capture.network.logits import answer_logits
 from capture.network.structure import random_like
 from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import (
+    backward_mean,
     backward_nll,
     chunk_tokens,
     device_of,
@@ -53,25 +54,22 @@ def distillation_losses(
         config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
     )
 
+    def scored_logits(model: nn.Module, batch: Padded) -> Tensor:
+        return answer_logits(model, batch, prediction_positions(batch, loss_on)[0])
+
     def distill(rows: Sequences, target: Target, weight: float) -> float:
-        total, loss = count_scored(rows, loss_on), 0.0
-        for batch in batches(
-            rows, batch_tokens=chunk_tokens(model), device=device_of(model)
-        ):
+        def losses(batch: Padded) -> Tensor:
             with torch.no_grad():
                 target_logits = target(batch)
-            logits = answer_logits(
-                model, batch, prediction_positions(batch, loss_on)[0]
-            )
-            token_loss = distillation(logits, target_logits, temperature).sum() / total
-            (weight * token_loss).backward()
-            loss += float(token_loss.detach())
-        return loss
+            logits = scored_logits(model, batch)
+            return distillation(logits, target_logits, temperature)
+
+        tokens, device = chunk_tokens(model), device_of(model)
+        chunks = batches(rows, batch_tokens=tokens, device=device)
+        return backward_mean(chunks, losses, count_scored(rows, loss_on), weight)
 
     def original(batch: Padded) -> Tensor:
-        return answer_logits(
-            teacher, batch, prediction_positions(batch, loss_on)[0]
-        ).float()
+        return scored_logits(teacher, batch).float()
 
     def keep_answers(rows: list[int]) -> float:
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
@@ -99,9 +97,7 @@ def distillation_losses(
         ignorant = random_like(model, seed).requires_grad_(False)
 
         def nothing(batch: Padded) -> Tensor:
-            return answer_logits(
-                ignorant, batch, prediction_positions(batch, loss_on)[0]
-            ).float()
+            return scored_logits(ignorant, batch).float()
 
         return Losses(
             lambda rows: distill(forget[rows], nothing, weight), keep_distribution

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import find_blocks, random_like
-from erasure.unlearning.methods.dampening import dampen_
+from erasure.unlearning.methods.dampening import dampen_parameters_
 from erasure.unlearning.methods.saliency import (
     largest_gradient_masks,
     masked_gradients,
@@ -347,17 +347,13 @@ def _ssd_(
         forget_fisher = image_fisher(model, parameters, forget)
         retain_fisher = image_fisher(model, parameters, retain)
         share = len(forget[0]) / (len(forget[0]) + len(retain[0]))
-        n_dampened = sum(
-            dampen_(
-                parameter.data,
-                forget_importance,
-                share * forget_importance + (1 - share) * retain_importance,
-                config.dampen_above,
-                config.dampen_by,
-            )
-            for parameter, forget_importance, retain_importance in zip(
-                parameters, forget_fisher, retain_fisher, strict=True
-            )
+        n_dampened = dampen_parameters_(
+            parameters,
+            forget_fisher,
+            retain_fisher,
+            share,
+            config.dampen_above,
+            config.dampen_by,
         )
     return TrainLog(({"step": 1.0, "dampened": float(n_dampened)},))
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.training.loop import Schedule
-from evidence.errors import InputError
+from erasure.unlearning.training.loop import Schedule, check_values
 from evidence.fields import check_fields
 
 # Methods trained on wrong answers in place of the true ones.
@@ -135,11 +134,7 @@ class UnlearnConfig:
                 self.rmu_parameters,
             ),
         }
-        for name, (valid, expected, got) in checks.items():
-            if not valid:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+        check_values(checks)
         self.schedule()
 
     def schedule(self) -> Schedule:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.training.loop import Schedule
-from evidence.errors import InputError
+from erasure.unlearning.training.loop import Schedule, check_values
 from evidence.fields import check_fields
 
 IMAGE_METHODS = (
@@ -85,11 +84,7 @@ class ImageUnlearnConfig:
             "last_k": (self.last_k >= 1, "1 or more", self.last_k),
             "coefficient": (self.coefficient > 0, "a number > 0", self.coefficient),
         }
-        for name, (valid, expected, got) in checks.items():
-            if not valid:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+        check_values(checks)
         self.schedule()
 
     def schedule(self) -> Schedule:

@@ -1,14 +1,14 @@
 """The training loop, used by everything that changes weights by gradients."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
@@ -47,6 +47,20 @@ class TrainLog:
         return {key: value for row in self.rows for key, value in row.items()}
 
 
+def check_values(checks: Mapping[str, tuple[bool, str, object]]) -> None:
+    """Check settings.
+
+    Args:
+        checks: Name to whether the value is valid, what is expected, and the value.
+
+    Raises:
+        InputError: Naming the first invalid setting.
+    """
+    for name, (valid, expected, got) in checks.items():
+        if not valid:
+            raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Learning-rate schedule and settings of the optimizer.
@@ -82,11 +96,7 @@ class Schedule:
                 self.decay,
             ),
         }
-        for name, (valid, expected, got) in checks.items():
-            if not valid:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+        check_values(checks)
 
     def factor(self, step: int) -> float:
         """Share of ``lr`` used in step ``step``, counted from 0."""
@@ -246,6 +256,28 @@ def backward_nll(
         (weight * part).backward()
         loss += float(part.detach())
     return loss
+
+
+def backward_mean(
+    batches: Iterable[Padded],
+    losses: Callable[[Padded], Tensor],
+    count: int,
+    weight: float,
+) -> float:
+    """Add the gradient of ``weight`` times the mean loss, batch by batch; return that mean.
+
+    Args:
+        batches: All batches of the mean.
+        losses: Losses of a batch, of any shape.
+        count: Number of losses in all batches.
+        weight: Factor on the gradient.
+    """
+    mean = 0.0
+    for batch in batches:
+        loss = losses(batch).sum() / count
+        (weight * loss).backward()
+        mean += float(loss.detach())
+    return mean
 
 
 def mean_nll(model: nn.Module, data: Sequences, loss_on: str) -> float:

@@ -46,6 +46,18 @@ def count_scored(sequences: Sequences, loss_on: str = "answer") -> int:
     return total
 
 
+def check_rows(loss_on: str, **rows: Sequences) -> None:
+    """Check that there are rows of every kind and that each has tokens in the loss.
+
+    Raises:
+        InputError: Naming the kind without rows; or as ``count_scored``.
+    """
+    for name, sequences in rows.items():
+        if len(sequences) == 0:
+            raise InputError(f"there are no {name} rows", expected="one or more")
+        count_scored(sequences, loss_on)
+
+
 def token_logprobs(
     model: nn.Module, batch: Padded, loss_on: str = "answer"
 ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from capture.activations.hidden_states import module_output
 from capture.data.sequences import Padded, Sequences, batches, pad
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from erasure.unlearning.training.loop import (
+    backward_mean,
     backward_nll,
     chunk_tokens,
     device_of,
@@ -56,21 +57,18 @@ def likelihood_losses(
             reference = frozen_logprobs(model, target, loss_on)
 
         def forget_npo(rows: list[int]) -> float:
-            chosen, total = target[rows], 0.0
             frozen = reference[rows]
-            for batch in _chunks(model, chosen):
+
+            def losses(batch: Padded) -> Tensor:
                 logprobs = sequence_logprobs(model, batch, loss_on)
                 if is_simnpo:
                     length = prediction_positions(batch, loss_on)[0].sum(1)
-                    losses = simnpo(logprobs, length, config.beta, config.margin)
-                else:
-                    losses = npo(
-                        logprobs, frozen[batch.rows].to(logprobs.device), config.beta
-                    )
-                loss = losses.sum() / len(rows)
-                (config.forget_weight * loss).backward()
-                total += float(loss.detach())
-            return total
+                    return simnpo(logprobs, length, config.beta, config.margin)
+                before = frozen[batch.rows].to(logprobs.device)
+                return npo(logprobs, before, config.beta)
+
+            chunks = _chunks(model, target[rows])
+            return backward_mean(chunks, losses, len(rows), config.forget_weight)
 
         return Losses(forget_npo, retain_term)
 
@@ -92,28 +90,21 @@ def preference_losses(
 ) -> Losses:
     """DPO: prefer another answer to the true one, row by row; keep the retain rows."""
     loss_on = config.loss_on
-    frozen_logprobs_ = [
-        frozen_logprobs(model, rows, loss_on) for rows in (preferred, target)
-    ]
+    reference = [frozen_logprobs(model, rows, loss_on) for rows in (preferred, target)]
 
     def forget_term(rows: list[int]) -> float:
-        total = 0.0
-        for batch in _chunks(model, target[rows]):
-            rows_in_batch = batch.rows.tolist()
-            preferred_batch = pad(
-                preferred[rows], rows_in_batch, device=batch.input_ids.device
-            )
+        def losses(batch: Padded) -> Tensor:
+            device, in_batch = batch.input_ids.device, batch.rows.tolist()
+            pair = pad(preferred[rows], in_batch, device=device), batch
             gains = [
                 sequence_logprobs(model, one, loss_on)
-                - frozen[rows][rows_in_batch].to(batch.input_ids.device)
-                for one, frozen in zip(
-                    (preferred_batch, batch), frozen_logprobs_, strict=True
-                )
+                - frozen[rows][in_batch].to(device)
+                for one, frozen in zip(pair, reference, strict=True)
             ]
-            loss = dpo(gains[0], gains[1], config.beta).sum() / len(rows)
-            (config.forget_weight * loss).backward()
-            total += float(loss.detach())
-        return total
+            return dpo(gains[0], gains[1], config.beta)
+
+        chunks = _chunks(model, target[rows])
+        return backward_mean(chunks, losses, len(rows), config.forget_weight)
 
     def retain_term(rows: list[int]) -> float:
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
@@ -145,37 +136,31 @@ def rmu_losses(
         width = module_output(model, block, first).shape[-1]
         for batch in _chunks(model, retain) if config.retain_weight > 0 else ():
             states = module_output(model, block, batch).float()
-            for row_in_batch, row in enumerate(batch.rows.tolist()):
-                frozen_states[row] = states[
-                    row_in_batch, : len(retain.ids[row])
-                ].clone()
+            for state, row in zip(states, batch.rows.tolist(), strict=True):
+                frozen_states[row] = state[: len(retain.ids[row])].clone()
     control = control_vector(
         width, config.rmu_coefficient, torch_rng(seed, "control vector")
     ).to(device_of(model))
 
     def forget_term(rows: list[int]) -> float:
-        total = 0.0
-        for batch in _chunks(model, target[rows]):
+        def losses(batch: Padded) -> Tensor:
             states = module_output(model, block, batch)
-            loss = state_distance(states, control, batch.attention_mask).sum()
-            loss = loss / len(rows)
-            (config.forget_weight * loss).backward()
-            total += float(loss.detach())
-        return total
+            return state_distance(states, control, batch.attention_mask)
+
+        chunks = _chunks(model, target[rows])
+        return backward_mean(chunks, losses, len(rows), config.forget_weight)
 
     def retain_term(rows: list[int]) -> float:
-        total = 0.0
-        for batch in _chunks(model, retain[rows]):
+        def losses(batch: Padded) -> Tensor:
             states = module_output(model, block, batch)
             frozen = nn.utils.rnn.pad_sequence(
                 [frozen_states[rows[row]] for row in batch.rows.tolist()],
                 batch_first=True,
             )
-            loss = state_distance(states, frozen, batch.attention_mask).sum()
-            loss = loss / len(rows)
-            (config.retain_weight * loss).backward()
-            total += float(loss.detach())
-        return total
+            return state_distance(states, frozen, batch.attention_mask)
+
+        chunks = _chunks(model, retain[rows])
+        return backward_mean(chunks, losses, len(rows), config.retain_weight)
 
     return Losses(forget_term, retain_term)
 

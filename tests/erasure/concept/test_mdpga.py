@@ -110,7 +110,7 @@ def test_bad_input_is_one_clear_error(states, change, message):
 
 def test_rows_of_another_width_are_refused(states):
     found = fit_md_pga(states, LABELS)
-    with pytest.raises(InputError, match="do not go with this projection"):
+    with pytest.raises(InputError, match="do not fit this projection"):
         found.transform(states[:, :, :3])
-    with pytest.raises(InputError, match="do not go with this projection"):
+    with pytest.raises(InputError, match="do not fit this projection"):
         found.transform(states[0])

@@ -137,9 +137,9 @@ def test_bad_rows_are_refused_in_one_sentence(x, z, words):
 @pytest.mark.parametrize(
     ("x", "z", "words"),
     [
-        (X[:, :3], Z, "unlike the earlier ones"),
-        (X[None], Z, "unlike the earlier ones"),
-        (X, Z + 1, "not announced"),
+        (X[:, :3], Z, "does not fit the earlier ones"),
+        (X[None], Z, "does not fit the earlier ones"),
+        (X, Z + 1, "not one of the known"),
         (X, X[:, :2], r"\(20,\) labels"),
         (np.full_like(X, np.nan), Z, "NaN"),
     ],
@@ -156,7 +156,7 @@ def test_a_chunk_that_does_not_fit_changes_nothing(x, z, words):
 def test_classes_do_not_follow_numbers():
     moments = Moments().update(X, X[:, :2])
     for target in (Z, X[:, :1]):
-        with pytest.raises(RowsError, match="unlike the earlier ones"):
+        with pytest.raises(RowsError, match="does not fit the earlier ones"):
             moments.update(X, target)
 
 
