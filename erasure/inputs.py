@@ -28,7 +28,7 @@ def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
             "an eraser needs rows of activations",
             expected="(item, d) or (site, item, d), with at least one of each",
             got=f"shape {tuple(tensor.shape)}",
-            fix="Reshape your data: one vector an item",
+            fix="Reshape your data to one vector per item",
         )
     if not tensor.is_floating_point():
         tensor = tensor.double()
@@ -78,7 +78,7 @@ def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
             got=f"shape {tuple(given.shape)}",
         )
     if not bool(torch.isfinite(given).all()):
-        raise RowsError("Input y contains NaN or infinity, which is no value")
+        raise RowsError("Input y contains NaN or infinity")
     return given.double().reshape(items, -1)
 
 
@@ -109,10 +109,10 @@ def class_codes(
         found, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:
         raise RowsError(
-            "the labels are of several types", expected="all text, or all integers"
+            "the labels have several types", expected="all text, or all integers"
         ) from error
     if found.dtype.kind == "f" and not np.isfinite(found).all():
-        raise RowsError("Input y contains NaN or infinity, which is no class")
+        raise RowsError("Input y contains NaN or infinity")
     if classes is None:
         classes = found
     unknown = sorted(set(found.tolist()) - set(classes.tolist()))
@@ -125,7 +125,7 @@ def class_codes(
         )
     if len(classes) < 2:
         raise RowsError(
-            "there is one class only",
+            "the concept has only one class",
             expected="labels of two or more classes",
             got=f"{found.tolist()[0]!r} in every row",
         )

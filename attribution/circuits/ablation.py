@@ -102,7 +102,7 @@ def run_ablated(
     """
     if edge_mask.shape != (instrumented.graph.n_edges,):
         raise InputError(
-            "the edges to cut do not fit the graph",
+            "the edge mask does not fit the graph",
             expected=f"({instrumented.graph.n_edges},)",
             got=str(edge_mask.shape),
         )

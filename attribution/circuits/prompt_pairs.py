@@ -86,8 +86,8 @@ def make_pairs(
     count = len(prompts)
     if count == 0 or any(len(x) != count for x in (corrupt, answers, foils)):
         raise InputError(
-            "prompts, corrupt prompts, answers and foils must be of one number",
-            expected="one or more of each, as many of one as of the other",
+            "prompts, corrupt prompts, answers and foils differ in number",
+            expected="the same number of each, one or more",
             got=f"{count}, {len(corrupt)}, {len(answers)}, {len(foils)}",
         )
     clean_rows = encode(tokenizer, prompts, answers)

@@ -62,7 +62,7 @@ def patch_positions(
         return PositionSelection(index, np.ones_like(index, dtype=bool), False)
     if positions not in ("predicting", "all"):
         raise InputError(
-            "the places to patch have an unknown name",
+            "the positions to patch are unknown",
             expected="predicting, all, or a negative index",
             got=repr(positions),
         )
@@ -175,10 +175,10 @@ def score_patched(
     for name, states in donors.items():
         if selection.mask is None or not np.array_equal(selection.mask, states.mask):
             raise InputError(
-                f"the states of {name} do not fit the rows they are put into",
-                expected=f"states of {len(sequences)} rows at the same places",
+                f"the states of {name} do not fit the rows they are patched into",
+                expected=f"states of {len(sequences)} rows at the same positions",
                 got=f"states of {len(states)} rows",
-                fix="Read them from rows with the same answers, at the same places",
+                fix="Read them from rows with the same answers, at the same positions",
             )
     patches, copies = [], []
     names = list(donors)

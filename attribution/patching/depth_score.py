@@ -65,8 +65,8 @@ def unlearning_depth(
     unlearned = np.asarray(unlearned_loss, dtype=np.float64)
     if reference.shape != unlearned.shape or reference.ndim != 2 or not reference.size:
         raise InputError(
-            "the two tables of losses do not fit each other",
-            expected="the same items and layers in both, one at least",
+            "the two tables of losses differ in shape or are empty",
+            expected="the same items and layers in both, at least one of each",
             got=f"{reference.shape} and {unlearned.shape}",
         )
     encodes = reference > threshold

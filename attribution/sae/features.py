@@ -81,14 +81,14 @@ def rank_latents(
     masks = np.stack([np.asarray(mask, dtype=bool) for mask in concept_masks.values()])
     if z.ndim != 2 or masks.shape[1] != len(z):
         raise InputError(
-            "latents and marks differ in rows",
+            "latents and concept masks differ in rows",
             expected=str(masks.shape[1]),
             got=str(z.shape),
         )
     for name, row in zip(concept_masks, masks, strict=True):
         if row.all() or not row.any():
             raise InputError(
-                f"concept {name!r} has rows of one kind only",
+                f"concept {name!r} is shown by all rows or by none",
                 expected="rows that show it and rows that do not",
                 got=f"{int(row.sum())} of {len(row)} show it",
             )
@@ -133,7 +133,7 @@ def expert_sets(
             chosen = chosen[n_concepts[chosen] < shared_by]
         if not len(chosen):
             raise InputError(
-                f"no latent is left that stands for {concept!r}",
+                f"no latent is left for concept {concept!r}",
                 expected=f"one of the top {count} active in fewer than {shared_by}",
                 fix="Raise shared_by or count, or train a wider autoencoder",
             )

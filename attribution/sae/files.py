@@ -71,7 +71,7 @@ def load_sae(
                 f"{pickles[0]} may run code when it is opened, and is not read",
                 expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}",
                 got=", ".join(sorted(pickles)[:3]),
-                fix="Have it saved by sae-lens 6 or later, which writes safetensors",
+                fix="Save it with sae-lens 6 or later, which writes safetensors",
             )
         raise InputError(
             f"{folder} holds no autoencoder",
@@ -81,7 +81,7 @@ def load_sae(
     found_site = site if site is not None else metadata.get("site")
     if not isinstance(found_site, str):
         raise InputError(
-            "it is not known which site this autoencoder belongs to",
+            "the site of this autoencoder is not known",
             expected="site=, such as 'resid.12'",
             got=None if found_site is None else quoted(found_site),
         )
@@ -93,12 +93,12 @@ def load_sae(
     except Exception as error:
         raise InputError(
             f"the autoencoder in {folder} cannot be read ({error})",
-            fix="Have it saved again by sae-lens",
+            fix="Save it again with sae-lens",
         ) from error
     if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
         raise InputError(
             f"the autoencoder in {folder} holds NaN or infinity",
-            fix="Have it trained again",
+            fix="Train it again",
         )
     return Sae(module.eval().requires_grad_(False), found_site, metadata)
 
@@ -117,7 +117,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         or not all(type(each) is int for each in dead)
     ):
         raise InputError(
-            f"{path} is not a note on an autoencoder",
+            f"{path} is not the metadata of an autoencoder",
             expected="kind and model in words, dead as whole numbers",
         )
     return metadata
@@ -130,7 +130,7 @@ def _check_settings(folder: Path) -> None:
         width = settings.get(name)
         if type(width) is not int or not 0 < width <= MAX_WIDTH:
             raise InputError(
-                f"{folder / CONFIG_FILE} does not say how wide the autoencoder is",
+                f"{folder / CONFIG_FILE} has no valid width",
                 expected=f"{name}, a whole number up to {MAX_WIDTH:,}",
                 got=quoted(width),
             )
@@ -155,7 +155,7 @@ def _download(source: str, revision: str | None) -> Path:
         )
     except Exception as error:
         raise InputError(
-            f"the hub did not give {repo!r} ({type(error).__name__})",
+            f"{repo!r} could not be downloaded from the Hub ({type(error).__name__})",
             fix="Check the name and the network, or download it and give its folder",
         ) from error
     return Path(root) / inside

@@ -84,7 +84,7 @@ class LatentAmplifier:
         is_constant = activations.amax(0) == activations.amin(0)
         if bool(is_constant.all()):
             raise InputError(
-                f"latent {int(index[0])} is constant: it fires alike on every row",
+                f"latent {int(index[0])} is constant over the rows",
                 expected="one or more latents that differ between rows",
                 fix="Choose other latents, or give other rows",
             )

@@ -108,7 +108,7 @@ def train_sae(
 def _cache_key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
     if len(rows.shape) != 2 or rows.shape[0] < config.batch_size:
         raise InputError(
-            "there are too few states to train an autoencoder on",
+            "there are too few states to train an autoencoder",
             expected=f"(row, d) with at least {config.batch_size} rows",
             got=str(tuple(rows.shape)),
             fix="Capture more text, or lower batch_size",
@@ -389,7 +389,7 @@ class StoredRows:
         shape = tuple(self._values.shape)
         if len(shape) not in (2, 3):
             raise InputError(
-                f"the values at {site} are no rows of one width",
+                f"the values at {site} do not have one width",
                 expected="(item, d) or (item, position, d)",
                 got=str(shape),
             )
@@ -414,7 +414,9 @@ class StoredRows:
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise InputError(
-                "stored rows are read as runs", expected="a step of 1", got=str(step)
+                "stored rows are read as contiguous slices",
+                expected="a step of 1",
+                got=str(step),
             )
         if stop <= start:
             return np.zeros((0, self.shape[1]), dtype=np.float32)

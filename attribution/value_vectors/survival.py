@@ -160,7 +160,7 @@ def confirm_traces(
     for concept in traces.concepts:
         if not (named == concept).any() or (named == concept).all():
             raise InputError(
-                f"concept {concept!r} cannot be told from others",
+                f"concept {concept!r} has no rows, or all of them",
                 expected="rows of this concept, and rows of others",
                 got=f"{int((named == concept).sum())} of {len(named)} rows",
             )

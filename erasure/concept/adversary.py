@@ -55,7 +55,9 @@ def fit_logistic_probe(
         RowsError: The penalty is not above 0.
     """
     if not penalty > 0:
-        raise RowsError("unknown penalty", expected="above 0", got=repr(penalty))
+        raise RowsError(
+            "the penalty is out of range", expected="above 0", got=repr(penalty)
+        )
     items, d = rows.shape
     classes = one_hot.shape[1]
 

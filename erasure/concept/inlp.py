@@ -17,11 +17,11 @@ class IterativeNullspace(MomentEraser):
 
     The "ridge" probe is solved from moments, for all sites at once, for classes and numbers; the
     "logistic" probe is fitted on rows, for classes. Both stop when the next probe finds almost
-    nothing *on the training rows*, or after ``max_iter``.
+    nothing *on the training rows*, or after ``max_probes``.
 
     Args:
         probe: Type of probe, "ridge" or "logistic".
-        max_iter: Maximum number of probes. Each removes as many dimensions as the concept has
+        max_probes: Maximum number of probes. Each removes as many dimensions as the concept has
             independent columns (one for two classes).
         penalty: L2 penalty on the probe's weights: for "ridge" in units of the activations' mean
             variance, for "logistic" on standardized activations, added to the mean cross-entropy.
@@ -34,12 +34,12 @@ class IterativeNullspace(MomentEraser):
     def __init__(
         self,
         probe: str = "ridge",
-        max_iter: int = 20,
+        max_probes: int = 20,
         penalty: float = 1e-3,
         tolerance: float = 1e-2,
     ):
         self.probe = probe
-        self.max_iter = max_iter
+        self.max_probes = max_probes
         self.penalty = penalty
         self.tolerance = tolerance
 
@@ -87,7 +87,7 @@ class IterativeNullspace(MomentEraser):
         ranks = torch.zeros(sites, dtype=torch.int64, device=cov.device)
         active = torch.ones(sites, dtype=torch.bool, device=cov.device)
         eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
-        for _ in range(self.max_iter):
+        for _ in range(self.max_probes):
             complement = eye - basis @ basis.mT
             ridge = (self.penalty * unit)[:, None, None] * eye
             coef = torch.linalg.solve(
@@ -114,7 +114,7 @@ class IterativeNullspace(MomentEraser):
         d = rows.shape[1]
         basis = rows.new_zeros(d, 0)
         largest = float(one_hot.mean(0).max())
-        for _ in range(self.max_iter):
+        for _ in range(self.max_probes):
             remaining = rows - (rows @ basis) @ basis.T
             scale = remaining.square().mean(0).sqrt()
             # Features already projected out are rounding errors; do not rescale them.
@@ -138,11 +138,11 @@ class IterativeNullspace(MomentEraser):
                 expected='"ridge" or "logistic"',
                 got=repr(self.probe),
             )
-        if self.max_iter < 1 or not self.penalty > 0 or self.tolerance < 0:
+        if self.max_probes < 1 or not self.penalty > 0 or self.tolerance < 0:
             raise RowsError(
                 "a parameter is out of range",
-                expected="max_iter from 1, penalty above 0, tolerance from 0",
-                got=f"{self.max_iter}, {self.penalty}, {self.tolerance}",
+                expected="max_probes from 1, penalty above 0, tolerance from 0",
+                got=f"{self.max_probes}, {self.penalty}, {self.tolerance}",
             )
 
 

@@ -52,8 +52,8 @@ class Leace(MomentEraser):
         """
         if not 0 <= self.tolerance < 1:
             raise RowsError(
-                "unknown tolerance",
-                expected="a correlation from 0 to below 1",
+                "the tolerance is out of range",
+                expected="0 or more, and below 1",
                 got=repr(self.tolerance),
             )
         cov = shrink_covariance(moments.cov_xx, moments.count, self.shrinkage)

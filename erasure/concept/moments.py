@@ -188,7 +188,7 @@ class Moments:
 
     def _check_not_empty(self) -> None:
         if not self.count:
-            raise RowsError("no rows were gathered", fix="Call update(x, z) first")
+            raise RowsError("the moments are empty", fix="Call update(x, z) first")
 
     def _check_compatible(
         self, tables: Tensor, target: Tensor, single: bool, classes: NDArray | None

@@ -123,7 +123,7 @@ def fold_(
         gap = (got - wanted).abs().max()
         if not gap <= MAX_ERROR_SHARE * effect + rounding:
             raise InputError(
-                "the folded model is not the hooked one",
+                "the folded model differs from the hooked one",
                 expected="maps that feed their site directly and are used once, in a "
                 "model without norms in between",
                 got=f"a difference of {gap:.1e} in outputs that the erasers change by "
@@ -272,10 +272,10 @@ def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
         )
     if not weight.is_floating_point():
         raise InputError(
-            f"{name} cannot be folded into quantised weights",
+            f"{name} cannot be folded into quantized weights",
             expected="floating-point weights",
             got=str(weight.dtype),
-            fix="De-quantise first",
+            fix="Dequantize first",
         )
     owners = [m for m in model.modules() if getattr(m, "weight", None) is weight]
     if len(owners) > 1 and any(owner is output_head(model) for owner in owners):
@@ -320,7 +320,7 @@ def _random_batch(model: nn.Module) -> dict[str, Any]:
     table = ask() if callable(ask) else None
     if not isinstance(table, nn.Embedding):
         raise InputError(
-            "it is not known what to run this model on, to check the folding",
+            "no input is known to verify the folding with",
             expected="a language model",
             got=type(model).__name__,
             fix="Give inputs: a small batch as keyword arguments",

@@ -65,8 +65,8 @@ class GradientProjectionConfig:
         if not good:
             raise InputError(
                 "a setting is out of range",
-                expected="length > 0, steps and history from 1, tolerance from 0 to 1, "
-                "budget and halvings from 0",
+                expected="step_norm > 0, steps and history from 1, tolerance from 0 to 1, "
+                "max_retain_rise and max_halvings from 0",
                 got=repr(self),
             )
 

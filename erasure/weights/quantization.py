@@ -97,13 +97,13 @@ def quantize(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quan
     """
     if scheme not in SCHEMES or block < 1:
         raise InputError(
-            "the weights cannot be quantised like that",
+            "the quantization scheme or block size is unknown",
             expected=f"one of {', '.join(SCHEMES)}, and a block of at least 1",
             got=f"{scheme!r} in blocks of {block}",
         )
     if weight.dim() != 2 or not weight.numel() or not weight.isfinite().all():
         raise InputError(
-            "only a matrix of finite numbers can be quantised",
+            "only a matrix of finite numbers can be quantized",
             expected="(out, in)",
             got=str(tuple(weight.shape)),
         )
@@ -215,7 +215,7 @@ def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
     weights = linear_weights(model)
     if not weights:
         raise InputError(
-            "the model has no linear maps to quantise",
+            "the model has no linear maps to quantize",
             expected="a transformer with linear layers beside its output head",
             got=type(model).__name__,
         )

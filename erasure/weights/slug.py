@@ -130,8 +130,8 @@ def slug_(
         _, retain_gradients = loss_and_gradients(retain)
         if not math.isfinite(target_loss) or start >= target_loss:
             raise InputError(
-                "the forget loss is at the goal already",
-                expected=f"a goal above {start:.3g}",
+                "the forget loss has reached the target already",
+                expected=f"a target above {start:.3g}",
                 got=str(target_loss),
             )
         front = pareto_front(
@@ -165,8 +165,8 @@ def slug_(
                 _set_weight(weight, before)
         if not retain_losses:
             raise InputError(
-                "no single layer brings the forget loss to the goal",
-                expected="a lower goal, or more doublings",
+                "no single layer reaches the target forget loss",
+                expected="a lower target, or more doublings",
                 got=f"goal {target_loss}, {len(front)} layers tried",
             )
         best = min(retain_losses, key=lambda name: (retain_losses[name], name))

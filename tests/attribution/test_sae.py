@@ -266,7 +266,7 @@ def test_unsafe_missing_and_damaged_files_are_refused(tmp_path):
     assert load_sae(folder).site == good.site == "resid.1"
     note = json.loads((folder / "exhume.json").read_text())
     (folder / "exhume.json").unlink()
-    with pytest.raises(InputError, match="not known which site"):
+    with pytest.raises(InputError, match="site of this autoencoder"):
         load_sae(folder)
     assert load_sae(folder, note["site"]).site == "resid.1"
     (folder / "sae_weights.safetensors").write_bytes(b"broken")

@@ -110,7 +110,7 @@ def _check(forget: LabeledImages, retain: LabeledImages) -> None:
     classes = forget[1].unique().tolist()
     if len(classes) != 1 or len(retain[0]) == 0:
         raise InputError(
-            "class forgetting needs images of one class, and images of others",
+            "class unlearning needs images of one class, and images of others",
             expected="one class to forget, one image or more to keep",
             got=f"{len(classes)} classes to forget, {len(retain[0])} images to keep",
         )

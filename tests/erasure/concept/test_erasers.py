@@ -33,8 +33,8 @@ ERASERS = {
     "sal": SpectralRemoval(),
     "sal, one direction": SpectralRemoval(rank=1),
     "random": RandomProjection(rank=2, seed=3),
-    "inlp, ridge": IterativeNullspace(max_iter=3),
-    "inlp, logistic": IterativeNullspace("logistic", max_iter=3),
+    "inlp, ridge": IterativeNullspace(max_probes=3),
+    "inlp, logistic": IterativeNullspace("logistic", max_probes=3),
     "r-lace": RelaxedAdversarial(rank=2, steps=12, eval_every=6),
 }
 STREAMED = ("leace", "leace, oas", "mean difference", "sal", "inlp, ridge")
@@ -51,8 +51,8 @@ def fitted(name, rows, labels):
         MeanDifference(),
         SpectralRemoval(),
         RandomProjection(rank=1),
-        IterativeNullspace(max_iter=2),
-        IterativeNullspace("logistic", max_iter=2),
+        IterativeNullspace(max_probes=2),
+        IterativeNullspace("logistic", max_probes=2),
         RelaxedAdversarial(steps=4, eval_every=2),
     ]
 )
@@ -199,11 +199,11 @@ def test_a_file_of_something_else_is_refused(rng, tmp_path):
         (RandomProjection(rank=11), "unknown rank"),
         (RandomProjection(rank=(1, 1)), "unknown rank"),
         (IterativeNullspace("svm"), "unknown probe"),
-        (IterativeNullspace(max_iter=0), "out of range"),
+        (IterativeNullspace(max_probes=0), "out of range"),
         (IterativeNullspace("logistic", penalty=0.0), "out of range"),
         (RelaxedAdversarial(rank=0), "out of range"),
         (RelaxedAdversarial(lr=-1.0), "out of range"),
-        (RelaxedAdversarial(penalty=0.0), "unknown penalty"),
+        (RelaxedAdversarial(penalty=0.0), "penalty is out of range"),
     ],
 )
 def test_parameters_out_of_range_are_refused(eraser, words, rng):
