@@ -239,8 +239,7 @@ def _block(
         and rows_close(trace.after[id(block)], start + written[0] + written[1])
     ):
         raise _refuse(
-            model,
-            f"what leaves block {layer} is not the sum of what its parts write",
+            model, f"what leaves block {layer} is not the sum of what its parts write"
         )
     return Block(attention, norms[0], projection, mlp, norms[1], None), parallel
 
@@ -309,6 +308,5 @@ def head_outputs(structure: TransformerStructure, layer: int, z: Tensor) -> Tens
 
 def _refuse(model: nn.Module, why: str) -> InputError:
     return InputError(
-        f"edges of {type(model).__name__} cannot be followed: {why}",
-        expected=SUPPORTED,
+        f"edges of {type(model).__name__} cannot be followed: {why}", expected=SUPPORTED
     )

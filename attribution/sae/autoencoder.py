@@ -164,8 +164,7 @@ def check_latent(sae: Sae, latent: int) -> None:
     """
     if not 0 <= latent < sae.d_sae:
         raise InputError(
-            f"the autoencoder has no latent {latent}",
-            expected=f"0 to {sae.d_sae - 1}",
+            f"the autoencoder has no latent {latent}", expected=f"0 to {sae.d_sae - 1}"
         )
     if latent in set(sae.metadata.get("dead", ())):
         raise InputError(

@@ -97,8 +97,7 @@ def load_sae(
         ) from error
     if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
         raise InputError(
-            f"the autoencoder in {folder} holds NaN or infinity",
-            fix="Train it again",
+            f"the autoencoder in {folder} holds NaN or infinity", fix="Train it again"
         )
     return Sae(module.eval().requires_grad_(False), found_site, metadata)
 

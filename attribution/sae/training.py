@@ -125,8 +125,7 @@ def _cache_key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
         chunk = np.ascontiguousarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
         if not np.isfinite(chunk).all():
             raise InputError(
-                "the states hold NaN or infinity",
-                fix="Capture them in float32",
+                "the states hold NaN or infinity", fix="Capture them in float32"
             )
         digest.update(chunk.tobytes())
     return digest.hexdigest()[:32]

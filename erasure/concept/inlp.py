@@ -134,9 +134,7 @@ class IterativeNullspace(MomentEraser):
     def _check(self) -> None:
         if self.probe not in ("ridge", "logistic"):
             raise RowsError(
-                "unknown probe",
-                expected='"ridge" or "logistic"',
-                got=repr(self.probe),
+                "unknown probe", expected='"ridge" or "logistic"', got=repr(self.probe)
             )
         if self.max_probes < 1 or not self.penalty > 0 or self.tolerance < 0:
             raise RowsError(

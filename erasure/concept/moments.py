@@ -40,9 +40,7 @@ class Moments:
     mean_z: Tensor
 
     def __init__(
-        self,
-        classes: ArrayLike | None = None,
-        precision: torch.dtype = torch.float64,
+        self, classes: ArrayLike | None = None, precision: torch.dtype = torch.float64
     ):
         if precision not in (torch.float32, torch.float64):
             raise RowsError(

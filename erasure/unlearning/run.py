@@ -20,10 +20,7 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.methods.dampening import (
-    dampen_parameters_,
-    diagonal_fisher,
-)
+from erasure.unlearning.methods.dampening import dampen_parameters_, diagonal_fisher
 from erasure.unlearning.methods.distillation import distillation_losses
 from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps

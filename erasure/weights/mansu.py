@@ -334,10 +334,7 @@ def _backward_capped_ascent(
 
 
 def _backward_retain(
-    model: nn.Module,
-    rows: Sequences,
-    order: Iterator[list[int]],
-    config: MansuConfig,
+    model: nn.Module, rows: Sequences, order: Iterator[list[int]], config: MansuConfig
 ) -> None:
     backward_nll(model, rows[next(order)], config.loss_on, 1.0)
 

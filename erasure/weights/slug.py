@@ -15,11 +15,7 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
 from capture.network.structure import find_blocks
-from erasure.unlearning.training.loop import (
-    backward_nll,
-    mean_nll,
-    only_training,
-)
+from erasure.unlearning.training.loop import backward_nll, mean_nll, only_training
 from erasure.unlearning.training.objectives import check_rows
 from evidence.errors import InputError
 

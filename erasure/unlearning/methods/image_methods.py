@@ -24,10 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import find_blocks, random_like
 from erasure.unlearning.methods.dampening import dampen_parameters_
-from erasure.unlearning.methods.saliency import (
-    largest_gradient_masks,
-    masked_gradients,
-)
+from erasure.unlearning.methods.saliency import largest_gradient_masks, masked_gradients
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
 from erasure.unlearning.training.image_config import (
     FORGET_ONLY_METHODS,

@@ -68,8 +68,7 @@ def rmu_block(
     if chosen is not None:
         if not any(chosen is block for block in blocks):
             raise InputError(
-                "rmu_module is not one of the model's blocks",
-                got=type(chosen).__name__,
+                "rmu_module is not one of the model's blocks", got=type(chosen).__name__
             )
         return chosen
     if not 0 <= config.rmu_layer < len(blocks):
