@@ -1,6 +1,4 @@
-"""Logits, features and losses of image classifiers, for class unlearning."""
-
-from typing import Any
+"""Features and losses of image classifiers, for class unlearning."""
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +6,10 @@ from torch.nn import functional
 
 from capture.network.hooks import first_tensor
 from capture.network.structure import classifier_of, find_blocks
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.objectives import distillation
 
 CHUNK_IMAGES = 256
-
-
-def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(image, class) logits of an image classifier or a plain network."""
-    out: Any = model(pixels)
-    return out if isinstance(out, Tensor) else out.logits
 
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
