@@ -105,6 +105,22 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     raise unsupported(model, "it has no list of blocks")
 
 
+def block_at(model: nn.Module, index: int, name: str = "layer") -> nn.Module:
+    """One block by its index; ``name`` is the setting that errors are about.
+
+    Raises:
+        InputError: The model has no such block.
+    """
+    blocks = find_blocks(model)
+    if not 0 <= index < len(blocks):
+        raise InputError(
+            f"{name} is not the index of a block of this model",
+            expected=f"0 to {len(blocks) - 1}",
+            got=str(index),
+        )
+    return blocks[index]
+
+
 def residual_units(model: nn.Module) -> list[nn.Module]:
     """The innermost listed modules with two or more layers with weights, in depth order."""
     listed = [

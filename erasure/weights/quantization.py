@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from capture.network.structure import is_transposed
 from evidence.errors import InputError
 
 Scheme = Literal["nf4", "nf4-double", "fp4", "int8"]
@@ -190,27 +191,26 @@ def linear_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
     """
     ask = getattr(model, "get_output_embeddings", None)
     head = ask() if callable(ask) else None
-    found = {}
+    weights = {}
     for name, module in model.named_modules():
-        turned = type(module).__name__ == "Conv1D"
-        if (isinstance(module, nn.Linear) or turned) and module is not head:
+        transposed = is_transposed(module)
+        if (isinstance(module, nn.Linear) or transposed) and module is not head:
             weight = module.weight
             if isinstance(weight, nn.Parameter):
-                found[f"{name}.weight"] = weight, turned
-    return found
+                weights[f"{name}.weight"] = weight, transposed
+    return weights
 
 
 def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
-    """Put the quantised values in place of the linear weights of ``model``.
+    """Round the linear weights of ``model`` to their quantized values, in place.
 
-    Embeddings, norms, biases and the output head stay as they are, as they do when a
-    checkpoint is loaded in four bits.
+    As in 4-bit loading, embeddings, norms, biases and the output head are unchanged.
 
     Returns:
         Names of the changed parameters.
 
     Raises:
-        InputError: the model has no linear maps, or as ``quantize``.
+        InputError: The model has no linear maps; or as ``quantize``.
     """
     weights = linear_weights(model)
     if not weights:
@@ -220,10 +220,10 @@ def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
             got=type(model).__name__,
         )
     with torch.no_grad():
-        for weight, turned in weights.values():
-            matrix = weight.T if turned else weight
+        for weight, transposed in weights.values():
+            matrix = weight.T if transposed else weight
             values = quantize(matrix, scheme).values
-            weight.copy_(values.T if turned else values)
+            weight.copy_(values.T if transposed else values)
     return list(weights)
 
 

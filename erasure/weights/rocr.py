@@ -21,11 +21,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import down_projection, find_blocks
+from capture.network.structure import block_at, down_projection, matrix_view
 from erasure.unlearning.training.loop import device_of
 from evidence.errors import InputError
 
@@ -68,23 +67,14 @@ def rocr_(
     Raises:
         InputError: The block does not exist, rows are missing, or the ridge is not above 0.
     """
-    blocks = find_blocks(model)
-    if not 0 <= layer < len(blocks):
-        raise InputError(
-            "the model has no such block",
-            expected=f"0 to {len(blocks) - 1}",
-            got=str(layer),
-        )
+    module = down_projection(block_at(model, layer))
     if not ridge > 0 or min(map(len, (forget, harmless, background))) == 0:
         raise InputError(
-            "a redirection needs rows of three kinds and a ridge > 0",
+            "ROCR needs forget, harmless and background rows and a ridge > 0",
             got=f"{len(forget)}, {len(harmless)}, {len(background)} rows, {ridge}",
         )
-    module = down_projection(blocks[layer])
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)  # down_projection looked
-    matrix = weight.data.T if isinstance(module, Conv1D) else weight.data
-    before = matrix.detach().double().cpu()
+    matrix = matrix_view(module).detach()
+    before = matrix.double().cpu()
     key = _mlp_keys(model, module, prompts_only(forget), ends=True).mean(0)
     harmless_keys = _mlp_keys(model, module, prompts_only(harmless), ends=True)
     background_keys = _mlp_keys(model, module, background, ends=False)

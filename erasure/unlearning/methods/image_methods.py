@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capture.network.structure import find_blocks, random_like
+from capture.network.structure import block_at, find_blocks, random_like
 from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.dampening import dampen_parameters_
 from erasure.unlearning.methods.saliency import largest_gradient_masks, masked_gradients
@@ -123,14 +123,9 @@ def _scope(model: nn.Module, config: ImageUnlearnConfig) -> list[nn.Parameter]:
     if config.method in ("cf_k", "eu_k"):
         return last_parameters(model, config.last_k)
     if config.method == "rmu":
-        blocks = find_blocks(model)
-        if not 0 <= config.block < len(blocks):
-            raise InputError(
-                "block is not one of this model's",
-                expected=f"0 to {len(blocks) - 1}",
-                got=str(config.block),
-            )
-        return [p for each in blocks[: config.block + 1] for p in each.parameters()]
+        block_at(model, config.block, "block")
+        trained_blocks = find_blocks(model)[: config.block + 1]
+        return [p for block in trained_blocks for p in block.parameters()]
     return list(model.parameters())
 
 

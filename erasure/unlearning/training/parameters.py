@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from capture.network.structure import (
+    block_at,
     blocks_and_after,
     down_projection,
     find_blocks,
@@ -64,20 +65,13 @@ def rmu_block(
     Raises:
         InputError: The model has no such block.
     """
-    blocks = find_blocks(model)
     if chosen is not None:
-        if not any(chosen is block for block in blocks):
+        if not any(chosen is block for block in find_blocks(model)):
             raise InputError(
                 "rmu_module is not one of the model's blocks", got=type(chosen).__name__
             )
         return chosen
-    if not 0 <= config.rmu_layer < len(blocks):
-        raise InputError(
-            "rmu_layer is not a block of this model",
-            expected=f"0 to {len(blocks) - 1}",
-            got=str(config.rmu_layer),
-        )
-    return blocks[config.rmu_layer]
+    return block_at(model, config.rmu_layer, "rmu_layer")
 
 
 def reinitialize_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> None:
