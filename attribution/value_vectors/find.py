@@ -69,7 +69,7 @@ def find_value_vectors(
     concepts: Mapping[str, Sequence[int]],
     *,
     k: int = 10,
-    sites: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> KnowledgeTraces:
     """Value vectors that promote a concept's tokens over the rest of the vocabulary.
 
@@ -81,7 +81,7 @@ def find_value_vectors(
         model: The original.
         concepts: Name to token ids.
         k: Neurons per concept.
-        sites: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Raises:
         InputError: There are no concepts, a token is not in the vocabulary, or the model has fewer
@@ -89,7 +89,7 @@ def find_value_vectors(
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
-    sites = sites if sites is not None else find_sites(model)
+    sites = known_sites if known_sites is not None else find_sites(model)
     unembedding = unembedding_matrix(sites)
     names, tokens = _tokens_of(concepts, len(unembedding))
     centered = unembedding - unembedding.mean(0)
@@ -112,8 +112,8 @@ def find_knowledge_neurons(
     baseline: Sequences | None = None,
     baseline_concepts: Sequence[str] = (),
     k: int = 10,
-    sites: Sites | None = None,
-    tokens: int = 4096,
+    known_sites: Sites | None = None,
+    batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> KnowledgeTraces:
     """Neurons with the largest activation times gradient for a concept's answers.
@@ -130,18 +130,18 @@ def find_knowledge_neurons(
             invented entities; at least one row per concept.
         baseline_concepts: (baseline row,) concept of each row.
         k: Neurons per concept.
-        sites: The model's sites, if already found.
-        tokens: Padded positions per batch.
+        known_sites: The model's sites, if already found.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: Rows and concepts differ in number, or a concept has no baseline row.
 
     Source: FaithUn's KLUE, arXiv 2502.19207; knowledge neurons, arXiv 2104.08696.
     """
-    sites = with_neurons(sites if sites is not None else find_sites(model))
+    sites = with_neurons(known_sites if known_sites is not None else find_sites(model))
     names = tuple(dict.fromkeys(row_concepts))
     attribution = _neuron_attribution(
-        model, sites, sequences, row_concepts, names, tokens, progress
+        model, sites, sequences, row_concepts, names, batch_tokens, progress
     )
     if baseline is not None:
         missing = set(names) - set(baseline_concepts)
@@ -151,7 +151,7 @@ def find_knowledge_neurons(
                 expected="one or more rows of each concept",
             )
         baseline_attribution = _neuron_attribution(
-            model, sites, baseline, baseline_concepts, names, tokens, progress
+            model, sites, baseline, baseline_concepts, names, batch_tokens, progress
         )
         attribution = [
             one - other
@@ -237,7 +237,7 @@ def _neuron_attribution(
     sequences: Sequences,
     row_concepts: Sequence[str],
     names: tuple[str, ...],
-    tokens: int,
+    batch_tokens: int,
     progress: Progress,
 ) -> list[Tensor]:
     """One (neuron, concept) table per layer, means over the rows of each concept."""
@@ -268,7 +268,7 @@ def _neuron_attribution(
         progress.task("attribution to neurons", len(sequences)) as advance,
         patch(model, {name: capture(name) for name in neuron_sites}, known_sites=sites),
     ):
-        for batch in batches(sequences, batch_tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
             inputs = batch.model_inputs | {"use_cache": False}
             logits = model(**inputs).logits.float()
             start = batch.answer_mask.int().argmax(1)

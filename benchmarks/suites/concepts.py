@@ -126,7 +126,7 @@ def overhead_rows(rows: Rows, clock: Clock) -> None:
                 model(**batch.model_inputs, use_cache=False)
 
     def through() -> None:
-        with spliced(model, sae, keep_error=False, sites=where):
+        with spliced(model, sae, keep_error=False, known_sites=where):
             run()
 
     run()
