@@ -135,11 +135,15 @@ def read_states(
     Raises:
         InputError: A site is unknown; or as ``patch_positions``.
     """
-    wanted = patch_positions(sequences, positions)
-    assert wanted.mask is not None
-    seen = Sequences(tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start)
-    arrays = capture_selected(model, seen, sites, wanted, batch_tokens=batch_tokens)
-    return DonorStates(arrays, wanted.mask)
+    selection = patch_positions(sequences, positions)
+    assert selection.mask is not None
+    without_last = Sequences(
+        tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start
+    )
+    arrays = capture_selected(
+        model, without_last, sites, selection, batch_tokens=batch_tokens
+    )
+    return DonorStates(arrays, selection.mask)
 
 
 def score_patched(

@@ -211,7 +211,7 @@ def _top_neurons(
     method: str,
 ) -> KnowledgeTraces:
     """The top ``k`` neurons over all layers; ``scores`` holds (neuron, concept) per layer."""
-    layer = torch.cat([torch.full((len(s),), at) for at, s in enumerate(scores)])
+    layer = torch.cat([torch.full((len(s),), index) for index, s in enumerate(scores)])
     neuron = torch.cat([torch.arange(len(s)) for s in scores])
     table = torch.cat([s.cpu() for s in scores]).T
     if not 1 <= k <= table.shape[1]:

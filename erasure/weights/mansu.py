@@ -296,10 +296,10 @@ def _largest_masks(
     gradient: list[Tensor], masks: list[Tensor], count: int
 ) -> list[Tensor]:
     """Masks of the ``count`` masked weights with the largest absolute gradient."""
-    kept = [mask for mask in masks if mask.any()]
-    sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, kept, strict=True)]
+    nonempty = [mask for mask in masks if mask.any()]
+    sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, nonempty, strict=True)]
     flat = torch.cat([size.flatten() for size in sizes])
-    count = min(count, int(sum(int(mask.sum()) for mask in kept)))
+    count = min(count, int(sum(int(mask.sum()) for mask in nonempty)))
     chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     chosen[flat.topk(count).indices] = True
     parts = chosen.split([size.numel() for size in sizes])

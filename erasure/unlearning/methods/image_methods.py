@@ -144,8 +144,10 @@ def last_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
         )
     modules = list(model.modules())
     first = modules.index(blocks[-count])
-    found = {id(p): p for m in modules[first:] for p in m.parameters(recurse=False)}
-    return list(found.values())
+    parameters = {
+        id(p): p for m in modules[first:] for p in m.parameters(recurse=False)
+    }
+    return list(parameters.values())
 
 
 def _image_loss(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
@@ -229,8 +231,8 @@ def _forget_term(
     if method in ("grad_ascent", "grad_diff"):
         return lambda rows: -_image_loss(model, pixels[rows], labels[rows]), method
     if method in ("relabel", "salun", "boundary_shrink"):
-        others = _wrong_labels(model, forget, retain, config, seed)
-        return lambda rows: _image_loss(model, pixels[rows], others[rows]), method
+        wrong_labels = _wrong_labels(model, forget, retain, config, seed)
+        return lambda rows: _image_loss(model, pixels[rows], wrong_labels[rows]), method
     if method in _DISTILLATION_METHODS:
         source = model if method == "scrub" else random_like(model, seed)
         teacher = frozen_features(copy.deepcopy(source), pixels)[0]

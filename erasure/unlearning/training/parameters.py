@@ -25,12 +25,12 @@ def trained_parameters(
     model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None, seed: int
 ) -> Iterator[list[nn.Parameter]]:
     """Context manager with the parameters that the method trains, LoRA's or the model's."""
-    scope, whole = _scope(model, config, rmu_module)
+    modules, all_parameters = _scope(model, config, rmu_module)
     if config.lora_rank is None:
-        yield whole
+        yield all_parameters
         return
     alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
-    with low_rank_(model, scope, config.lora_rank, alpha, seed) as parameters:
+    with low_rank_(model, modules, config.lora_rank, alpha, seed) as parameters:
         yield parameters
 
 
