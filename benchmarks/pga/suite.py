@@ -28,12 +28,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from benchmarks.harness.pga_page import write_page
 from benchmarks.harness.results import commit, machine
 from benchmarks.pga.curve import NEVER, curve_rows, settings
 from benchmarks.pga.devices import devices
 from benchmarks.pga.equivalence import equivalence
 from benchmarks.pga.membership_axis import axis, axis_rows
+from benchmarks.pga.page import PAGE
 from benchmarks.pga.passages import passages
 from benchmarks.pga.recipes import take_reasons
 from benchmarks.pga.simulated import noise, power, row
@@ -175,7 +175,7 @@ def main() -> None:
             }
         )
         RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        write_page(document)
+        PAGE.write()
 
     if asked.take is not None:
         take(asked.take, parts)

@@ -62,32 +62,3 @@ def views(root: Path, progress: Progress) -> dict:
                 ]
             advance(1)
     return {"rows": [], "points": points}
-
-
-def views_text(part: dict) -> str:
-    """A table: one row a model and view, seeds side by side."""
-    points = part["points"]
-    depths = range(len(points[0]["auc"]))
-    text = TEXT.format(
-        band=max(each["band"] for each in points),
-        heads=" | ".join(f"depth {depth}" for depth in depths),
-        rule="---|" * (2 + len(depths)),
-    )
-    for name, view in dict.fromkeys((p["model"], p["view"]) for p in points):
-        mine = [p["auc"] for p in points if (p["model"], p["view"]) == (name, view)]
-        cells = [" ".join(f"{each[depth]:.2f}" for each in mine) for depth in depths]
-        text += f"| {name} | {view} | {' | '.join(cells)} |\n"
-    return text
-
-
-TEXT = """
-### Where it is left
-
-Best AUC of the seven families, by view and depth, on 200 + 200 keys, seeds side by
-side; over all columns the null's 95 % is at most {band:.2f}. The eraser shown comes
-closest among the settings whose cost is allowed. The alignments see the last sign's
-state, the battery also the mean over all signs.
-
-| model | view | {heads} |
-|{rule}
-"""

@@ -14,10 +14,10 @@ import pytest
 from benchmarks.harness import (
     circuit_page,
     performance_page,
-    pga_page,
     restoration_page,
     vision_page,
 )
+from benchmarks.pga.page import PAGE
 from benchmarks.suites import erasers
 from benchmarks.suites.circuits import suite as circuits
 from benchmarks.suites.verdict import suite as verdict
@@ -47,8 +47,7 @@ def performance(folder, patch):
 
 
 def pga(folder, patch):
-    patch.setattr(pga_page, "PAGE", folder / "pga.md")
-    pga_page.write_page(results(pga_page.RESULT))
+    PAGE.write(folder)
 
 
 def restoration(folder, patch):

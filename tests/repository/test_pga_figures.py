@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from benchmarks.harness.pga_worlds_page import _one_size
+from benchmarks.harness.pages import render
 from benchmarks.pga import recipes
 from benchmarks.pga.curve import NEVER
 from benchmarks.pga.devices import devices
 from benchmarks.pga.equivalence import equivalence_rows
+from benchmarks.pga.page import WORDS, curve_of
 from benchmarks.pga.suite import ORDER, take
-from benchmarks.pga.views import views_text
 from evidence.errors import InputError
 from evidence.progress import SILENT
 from testbeds.memorized_codes.config import SIZES
@@ -63,6 +63,10 @@ def test_reasons_measured_elsewhere_keep_what_was_there(tmp_path, monkeypatch):
     assert kept["variants"]["b"] == {"seed": 1} | FACTS
 
 
+def curve_text(seeds):
+    return render("pga/curve", {"words": WORDS, "curve": curve_of("forty", seeds)})
+
+
 def test_seeds_stand_side_by_side_and_passing_once_is_not_passing_always():
     seeds = {
         seed: FACTS
@@ -77,7 +81,7 @@ def test_seeds_stand_side_by_side_and_passing_once_is_not_passing_always():
         }
         for seed, reach in ((0, 0.15), (1, 0.25))
     }
-    text = _one_size("forty", seeds)
+    text = curve_text(seeds)
     assert "| 2 | a | 0.60 0.60 | 0.70 0.70 | 0.10 0.10 | 0.001 0.001 " in text
     assert "can be shown in 1 of 2 worlds" in text and "0.15 0.25" in text
     assert "in every world pass: a; in some: b (1)" in text
@@ -87,7 +91,7 @@ def test_seeds_stand_side_by_side_and_passing_once_is_not_passing_always():
     assert "costs least is a: perplexity 1.01 1.01" in text
     assert "Cut off" not in text
     seeds[1]["finished"] = False
-    assert "every setting was tried: seed 1." in _one_size("forty", seeds)
+    assert "every setting was tried: seed 1." in curve_text(seeds)
 
 
 @pytest.mark.parametrize(("powers", "value"), [((0.1, 0.8), 40), ((0.9, 1.0), 20)])
@@ -120,6 +124,6 @@ def test_views_stand_apart_and_seeds_side_by_side():
         for s in (0, 1)
         for view, auc in (("last", 0.51), ("mean", 0.6 + s / 10))
     ]
-    text = views_text({"points": points})
+    text = render("pga/views", {"points": points})
     assert "| m | last | 0.50 0.50 | 0.51 0.51 |" in text
     assert "| m | mean | 0.50 0.50 | 0.60 0.70 |" in text
