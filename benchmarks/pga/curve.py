@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pga.simulated import row
+from benchmarks.harness.results import Row, at_least, row
 from evidence.progress import Progress
 from experiments.pga.claims import LEVEL, YES, shown_gone
 from experiments.pga.config import PgaExperiment, make_config
@@ -152,33 +152,23 @@ def curve(
     return found()
 
 
-def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
+def curve_rows(points: list[dict], size: str, seed: int) -> list[Row]:
     """How many pass, and how many would if silence were enough."""
     tried = [each for each in points if "ratio" in each]
     passing = [each["eraser"] for each in tried if each["passes"]]
     quiet = [each["eraser"] for each in tried if each["quiet"]]
+    figure = (
+        f"erasers that pass on codes, {size}, seed {seed}: recall under {RECALL}, "
+        f"perplexity within {UTILITY} times, equivalent to chance"
+    )
+    silent = f"the same, {size}, seed {seed}, were not finding it enough"
     return [
-        row(
-            f"erasers that pass on codes, {size}, seed {seed}: recall under "
-            f"{RECALL}, perplexity within {UTILITY} times, equivalent to chance",
-            len(passing),
-            1,
-            ">=",
-            ", ".join(passing) or "none",
-            len(tried),
-            seed=seed,
-            unit="erasers",
-        ),
-        row(
-            f"the same, {size}, seed {seed}, were not finding it enough",
-            len(quiet),
-            None,
-            ">=",
-            ", ".join(quiet) or "none",
-            len(tried),
-            seed=seed,
-            unit="erasers",
-        ),
+        row(name, len(found), goal, "erasers", peer, len(tried), seed=seed)
+        for name, found, goal in (
+            (figure, passing, at_least(1)),
+            (silent, quiet, at_least()),
+        )
+        for peer in [", ".join(found) or "none"]
     ]
 
 

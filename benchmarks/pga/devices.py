@@ -7,8 +7,8 @@ trained again on the CPU, and the same battery is held against what came back.
 
 from pathlib import Path
 
+from benchmarks.harness.results import at_most, row
 from benchmarks.pga.curve import NEVER, point, settings
-from benchmarks.pga.simulated import row
 from benchmarks.pga.worlds import EPOCHS
 from evidence.errors import InputError
 from evidence.progress import Progress
@@ -44,7 +44,7 @@ def devices(root: Path, there: dict | None, progress: Progress) -> dict:
         raise InputError(
             "there is nothing to compare with",
             expected="the part curve:forty:0, measured on a GPU",
-            fix="Take one in with --take first",
+            fix="Take one in with --only others --source first",
         )
     world = build_codes(SIZES["forty"], 0, root, twin=True, progress=progress)
     if world.card().get("device") != "cuda":
@@ -80,16 +80,10 @@ def devices(root: Path, there: dict | None, progress: Progress) -> dict:
             for name, mine in here.items()
             if key in mine
         ]
-        rows.append(
-            row(
-                f"GPU against CPU from the same models, forty keys: largest difference "
-                f"of {words}",
-                max(apart),
-                CLOSE,
-                "<=",
-                there["machine"]["cuda"],
-                len(apart),
-                unit="difference",
-            )
+        figure = (
+            "GPU against CPU from the same models, forty keys: largest difference of "
+            f"{words}"
         )
+        peer, n = there["machine"]["cuda"], len(apart)
+        rows.append(row(figure, max(apart), at_most(CLOSE), "difference", peer, n))
     return {"rows": rows, "points": list(here.values())}

@@ -10,7 +10,7 @@ from audits.axes.membership.readers import capture, cast
 from audits.core.config import make_config
 from audits.core.subjects import Subject
 from audits.run.planting import plant, planted_subject
-from benchmarks.pga.simulated import row
+from benchmarks.harness.results import at_least, at_most, row
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
@@ -132,43 +132,27 @@ def axis_rows(found: list[dict]) -> list[dict]:
     for part in dict.fromkeys(each["part"] for each in found):
         mine = [each for each in found if each["part"] == part]
         silent = [each for each in mine if not each["floors"]]
-        rows.append(
-            row(
-                f"membership axis, {part}: silent, the original not told apart",
-                len(silent) / len(mine),
-                None,
-                "<=",
-                ", ".join(dict.fromkeys(each["family"] for each in silent)) or "none",
-                len(mine),
-                unit="of models",
-            )
-        )
+        figure = f"membership axis, {part}: silent, the original not told apart"
+        shapes = ", ".join(dict.fromkeys(each["family"] for each in silent)) or "none"
+        share, n = len(silent) / len(mine), len(mine)
+        rows.append(row(figure, share, at_most(), "of models", shapes, n))
         for floor in ("never_taught", "reference"):
             here = [
                 (each["kind"], each["floors"][floor])
                 for each in found
                 if each["part"] == part and floor in each["floors"]
             ]
-            for name, kinds, wanted in (
-                ("knows: retained", KNOWS, 1.0),
-                ("never knew: retained", NEVER_KNEW, 0.0),
+            for name, kinds, goal in (
+                ("knows: retained", KNOWS, at_least(1.0)),
+                ("never knew: retained", NEVER_KNEW, at_most(0.0)),
             ):
                 mine = [seen for kind, seen in here if kind in kinds]
                 if not mine:
                     continue
                 share = np.mean([seen["status"] == "retained" for seen in mine])
-                rows.append(
-                    row(
-                        f"membership axis, {part}, {floor.replace('_', '-')} floor, "
-                        f"{name}",
-                        share,
-                        wanted,
-                        ">=" if wanted else "<=",
-                        "AUC "
-                        f"{min(s['auc'] for s in mine):.2f} to "
-                        f"{max(s['auc'] for s in mine):.2f}",
-                        len(mine),
-                        unit="of models",
-                    )
-                )
+                areas = [seen["auc"] for seen in mine]
+                words, n = floor.replace("_", "-"), len(mine)
+                figure = f"membership axis, {part}, {words} floor, {name}"
+                peer = f"AUC {min(areas):.2f} to {max(areas):.2f}"
+                rows.append(row(figure, share, goal, "of models", peer, n))
     return rows

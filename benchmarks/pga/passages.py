@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.pga.simulated import row
+from benchmarks.harness.results import at_least, at_most, row
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_sites
@@ -50,18 +50,12 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
     states = {
         name: views_of(model, tokenizer, texts) for name, (texts, _) in pools.items()
     }
-    rows = [
-        row(
-            "SmolLM2-135M-Instruct: passages known (mean log-probability a token "
-            ">= -2) whose paraphrase is not (<= -3)",
-            len(good),
-            7,
-            ">=",
-            f"of {len(found.passages)}; the paper has 7 for Pythia-70M",
-            1,
-            unit="passages",
-        )
-    ]
+    figure = (
+        "SmolLM2-135M-Instruct: passages known (mean log-probability a token >= -2) "
+        "whose paraphrase is not (<= -3)"
+    )
+    peer = f"of {len(found.passages)}; the paper has 7 for Pythia-70M"
+    rows = [row(figure, len(good), at_least(7), "passages", peer)]
     comparisons = {}
     for name, first, second, matched in (
         ("memorised against paraphrases", "memorised", "paraphrase", False),
@@ -90,18 +84,12 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
             gap = pools[first][1][pairs[:, 0]] - pools[second][1][pairs[:, 1]]
             comparisons[f"{name}, {label}"] = _summary(seen, float(gap.mean()))
     for name, each in comparisons.items():
-        rows.append(
-            row(
-                f"SmolLM2-135M-Instruct, {name}: p",
-                each["p"],
-                None,
-                "<=",
-                f"{each['reading']}; best AUC {each['best']:.2f}, null's 95 % "
-                f"{each['band']:.2f}; surprisal apart by {each['gap']:+.2f} nats a "
-                "token",
-                each["pairs"],
-            )
+        figure = f"SmolLM2-135M-Instruct, {name}: p"
+        peer = (
+            f"{each['reading']}; best AUC {each['best']:.2f}, null's 95 % "
+            f"{each['band']:.2f}; surprisal apart by {each['gap']:+.2f} nats a token"
         )
+        rows.append(row(figure, each["p"], at_most(), "", peer, each["pairs"]))
     return {
         "rows": rows,
         "comparisons": comparisons,

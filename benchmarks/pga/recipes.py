@@ -1,27 +1,28 @@
 """Why the toy's figures differ from the paper's: one thing varied at a time.
 
-Run by hand: ``python -m benchmarks.pga.recipes``; each variant is kept as it is done
-in ``benchmarks/results/pga_reasons.json``, and ``make bench-pga`` shows them. What the
-paper does and we do not know (its texts, its batches, its weight of the clean loss) is
+Each variant is kept as it is done, and docs/pga.md shows them. What the paper does and
+we do not know (its texts, its batches, its weight of the clean loss) is
 set here to what its code suggests, and the seeds say how much is luck.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness.results import commit, machine
+from benchmarks.harness.results import Row, commit, machine, read
+from benchmarks.harness.runner import Run, Suite
+from benchmarks.pga.page import PAGE
 from capture.activations.capture import capture_activations
 from capture.checkpoints.cache import cache_root
 from erasure.unlearning.probe_alignment import TOY, PgaConfig, align_
-from evidence.progress import SILENT, Bars, Progress
+from evidence.errors import InputError
+from evidence.progress import Progress
 from experiments.pga.published_protocol import published_scores
 from experiments.pga.readouts import logistic_readouts
 from experiments.pga.states import pool_states
@@ -35,11 +36,75 @@ from testbeds.memorized_codes.world import (
 )
 from testbeds.worlds.code_text import make_pools, prompts
 
-RESULT = Path(__file__).parents[1] / "results" / "pga_reasons.json"
 # One step an epoch on all rows, Adam at 3e-4, until the probability the paper reached.
 THEIRS = replace(PUBLISHED, batch_size=180, lr=3e-4, epochs=1000, enough=0.978)
 RECIPES = {"batches of 60": PUBLISHED, "one step an epoch": THEIRS}
 ALIGNED = {"pga": TOY, "isotropic": replace(TOY, align="isotropic")}
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
+    parser.add_argument("--draws", type=int, default=100, help="of texts")
+    parser.add_argument("--source", type=Path, help="folder of results, for others")
+
+
+def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, Any]:
+    """Texts carry the stamps of the result, every variant its own."""
+    if run.part == "texts":
+        return run.document | stamps | run.payload
+    return run.document
+
+
+SUITE = Suite(
+    "pga-reasons",
+    "Why the published toy comes out otherwise: its texts, its training, its seeds.",
+    result="pga_reasons",
+    pages=(PAGE,),
+    options=_options,
+    devices=("cpu", "cuda"),
+    bars=True,
+    keep=_keep,
+)
+
+
+@SUITE.part("texts")
+def depth_0(run: Run) -> Iterator[Row]:
+    """Depth 0 over draws of the texts."""
+    run.payload["texts"] = texts(run.asked.draws, run.asked.root, run.progress)
+    yield from ()
+
+
+@SUITE.part("variants", keyed=True, keys=("0",))
+def variants(run: Run) -> Iterator[Row]:
+    """Recipes of the original and alignments at one seed, "variants:SEED"."""
+    done = run.document.setdefault("variants", {})
+    facts = {"commit": commit(), "machine": machine()}
+    facts |= {"device": run.clock.device, "threads": run.clock.threads}
+
+    def keep(found: dict[str, dict]) -> None:
+        done.update({k: v | facts for k, v in found.items() if k not in done})
+        run.save()
+
+    seed, device = int(run.key[0]), run.clock.device
+    reasons_of(seed, run.asked.root, run.progress, device, dict(done), keep)
+    yield from ()
+
+
+@SUITE.part(default=False)
+def others(run: Run) -> Iterator[Row]:
+    """Variants measured elsewhere, from the results in --source."""
+    if run.asked.source is None:
+        raise InputError("there is nothing to take in", fix="Name a folder by --source")
+    run.document["variants"] = taken(run.asked.source, run.document.get("variants", {}))
+    yield from ()
+
+
+def taken(folder: Path, variants: dict[str, dict]) -> dict[str, dict]:
+    """Variants with those of the results in a folder in their places."""
+    found = dict(variants)
+    for path in sorted(folder.glob("*.json")):
+        found |= read(path).get("variants", {})
+    return found
 
 
 def reasons_of(
@@ -49,7 +114,7 @@ def reasons_of(
     device: str = "cpu",
     done: Mapping[str, dict] | None = None,
     keep: Callable[[dict], None] = lambda found: None,
-) -> dict:
+) -> dict[str, dict]:
     """Both recipes of the original and both alignments at one seed.
 
     Args:
@@ -69,8 +134,8 @@ def reasons_of(
             found = variant(config, seed, align, root, progress, device)
             named = {"recipe": recipe, "align": name, "seed": seed}
             variants[key] = named | found
-            keep({"rows": [], "variants": variants})
-    return {"rows": [], "variants": variants}
+            keep(variants)
+    return variants
 
 
 def variant(
@@ -163,45 +228,3 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
         }
         for name, each in found.items()
     }
-
-
-def take_reasons(variants: dict[str, dict]) -> None:
-    """Put variants among those that were measured."""
-    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    document.setdefault("variants", {}).update(variants)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    """Depth 0 over texts, if it is not there yet, and the seeds asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--draws", type=int, default=100)
-    asked = parser.parse_args()
-    facts = {
-        "commit": commit(),
-        "machine": machine(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-    }
-    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    if "texts" not in document:
-        document["texts"] = texts(asked.draws, asked.root, SILENT)
-        document |= facts | {
-            "command": "python -m benchmarks.pga.recipes " + " ".join(sys.argv[1:])
-        }
-        RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    done = document.get("variants", {})
-    with Bars() as progress:
-        for seed in map(int, asked.seeds.split(",")):
-
-            def keep(found: dict) -> None:
-                new = {k: v for k, v in found["variants"].items() if k not in done}
-                take_reasons({name: each | facts for name, each in new.items()})
-
-            reasons_of(seed, asked.root, progress, done=done, keep=keep)
-
-
-if __name__ == "__main__":
-    main()

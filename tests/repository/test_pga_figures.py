@@ -8,9 +8,9 @@ from benchmarks.harness.pages import render
 from benchmarks.pga import recipes
 from benchmarks.pga.curve import NEVER
 from benchmarks.pga.devices import devices
-from benchmarks.pga.equivalence import equivalence_rows
 from benchmarks.pga.page import WORDS, curve_of
-from benchmarks.pga.suite import ORDER, take
+from benchmarks.pga.simulated import equivalence_rows
+from benchmarks.pga.suite import ORDER, taken
 from evidence.errors import InputError
 from evidence.progress import SILENT
 from testbeds.memorized_codes.config import SIZES
@@ -29,8 +29,9 @@ def point(name, *, reach, passes=None, quiet=False):
 
 
 def shard(folder, turn, points, key="curve:forty:1"):
-    found = {"key": key, "points": points, "rows": [], "margin": 0.2, "seconds": 10}
-    (folder / f"{turn}.json").write_text(json.dumps(FACTS | found | {"finished": True}))
+    found = {"points": points, "rows": [], "margin": 0.2, "seconds": 10}
+    parts = {key: FACTS | found | {"finished": True}}
+    (folder / f"{turn}.json").write_text(json.dumps({"parts": parts}))
 
 
 def test_shards_of_a_curve_become_one_part_in_the_order_of_the_settings(tmp_path):
@@ -38,29 +39,21 @@ def test_shards_of_a_curve_become_one_part_in_the_order_of_the_settings(tmp_path
     untouched = [point("original", reach=0.6), point(NEVER, reach=0.1)]
     shard(tmp_path, 0, [*untouched, point(second, reach=0.1, passes=True)])
     shard(tmp_path, 1, [*untouched, point(first, reach=0.3, passes=False, quiet=True)])
-    parts = {"noise": {"rows": []}}
-    take(tmp_path, parts)
+    parts = taken(tmp_path, {"noise": {"rows": []}})
     whole = parts["curve:forty:1"]
     assert [p["eraser"] for p in whole["points"]] == [*ORDER[:2], first, second]
     assert whole["seconds"] == 20 and not whole["finished"]
     passing, silent = whole["rows"]
     assert (passing["value"], passing["peer"], passing["n"]) == (1, second, 2)
     assert (silent["value"], silent["peer"]) == (2, f"{first}, {second}")
-    assert "key" not in whole and list(parts) == ["noise", "curve:forty:1"]
+    assert list(parts) == ["noise", "curve:forty:1"]
 
 
-def test_reasons_measured_elsewhere_keep_what_was_there(tmp_path, monkeypatch):
-    result = tmp_path / "reasons.json"
-    result.write_text(json.dumps({"texts": 1, "variants": {"a": {"seed": 0}}}))
-    monkeypatch.setattr(recipes, "RESULT", result)
-    folder = tmp_path / "in"
-    folder.mkdir()
-    found = {"key": "reasons:published:1", "variants": {"b": {"seed": 1}}, "rows": []}
-    (folder / "x.json").write_text(json.dumps(FACTS | found))
-    take(folder, {})
-    kept = json.loads(result.read_text())
-    assert kept["texts"] == 1 and kept["variants"]["a"] == {"seed": 0}
-    assert kept["variants"]["b"] == {"seed": 1} | FACTS
+def test_reasons_measured_elsewhere_keep_what_was_there(tmp_path):
+    found = {"variants": {"b": {"seed": 1} | FACTS}}
+    (tmp_path / "x.json").write_text(json.dumps(found))
+    kept = recipes.taken(tmp_path, {"a": {"seed": 0}})
+    assert kept == {"a": {"seed": 0}, "b": {"seed": 1} | FACTS}
 
 
 def curve_text(seeds):
@@ -107,7 +100,7 @@ def test_the_least_number_with_enough_power_is_named(powers, value):
 
 @pytest.mark.parametrize("there", [None, {"device": "cpu", "points": []}])
 def test_only_a_gpu_s_points_are_compared_with_the_cpu(there, tmp_path):
-    with pytest.raises(InputError, match=r"nothing to compare with.*--take"):
+    with pytest.raises(InputError, match=r"nothing to compare with.*--source"):
         devices(tmp_path, there, SILENT)
 
 

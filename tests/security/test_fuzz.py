@@ -38,7 +38,7 @@ def check(tried, case: Case) -> bool:
         case, outcome = smallest(case, outcome, tried.tried)
         pytest.fail(
             f"{', '.join(outcome.faults)}: {outcome.details}\n{outcome.frame}\n"
-            f"python -m benchmarks.suites.bad_inputs --case '{case.text()}'",
+            f"python -m benchmarks bad-inputs --case '{case.text()}'",
             pytrace=False,
         )
     return outcome.accepted
