@@ -31,7 +31,7 @@ def zoo_options(parser: argparse.ArgumentParser, **defaults: Sequence[Any]) -> N
     )
 
 
-def check_part(part: str, world: str = "bios", **asked: Sequence[Any]) -> None:
+def check_part(part: str, world: str = "bios", **asked: Any) -> None:
     """Refuse what lies outside a part of the zoo: thresholds were set on the other.
 
     Args:

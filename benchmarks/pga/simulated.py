@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kstest, norm
 
 from benchmarks.harness.results import at_least, at_most, row
-from erasure.concept.md_pga import fit_md
+from erasure.concept.md_pga import fit_md_pga
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng, torch_rng
 from experiments.pga.published_protocol import published_scores
@@ -38,15 +38,15 @@ def noise(repeats: int, permutations: int, progress: Progress) -> dict:
                 x = x.double()
                 labels = torch.from_numpy(np.repeat([1, 0], n))
                 seen = x[:, : 2 * n]
-                erased = fit_md(seen, labels, 1).transform(seen)
+                erased = fit_md_pga(seen, labels, 1).transform(seen)
                 pools = erased[:, :n, None], erased[:, n:, None]
                 shown.append(published_scores(*pools, shuffles=0).true.accuracy[0])
                 # The sound protocol erases with as many, and tests on as many others.
                 found = membership(
-                    {"last": fit_md(seen, labels, 1).transform(x[:, 2 * n :])},
+                    {"last": fit_md_pga(seen, labels, 1).transform(x[:, 2 * n :])},
                     labels.numpy(),
-                    permutations=permutations,
-                    folds=min(n, 5),
+                    n_permutations=permutations,
+                    n_folds=min(n, 5),
                     seed=seed,
                 )
                 areas.append(found.auc.mean())
@@ -126,11 +126,11 @@ def power(
                     found = membership(
                         {"last": planted(n, width, falling, seed)},
                         np.repeat([1, 0], n),
-                        permutations=permutations,
+                        n_permutations=permutations,
                         seed=seed,
                     )
                     hits += found.p_above <= 0.05
-                    areas.append(found.best)
+                    areas.append(found.max_auc)
                     advance(1)
             curve.append(
                 {
@@ -203,7 +203,7 @@ def equivalence(draws: int, root: Path, progress: Progress) -> dict:
     phrases = make_pools({"any": 2 * most}, 1)["any"].prefixes
     # Depth 0 is left out: it holds no more than the letters of a prefix.
     states = {
-        view: pool_states(model, phrases, world.taught, view).mean(2)[1:]
+        view: pool_states(model, phrases, world.trained_lead_ins, view).mean(2)[1:]
         for view in VIEWS
     }
     curve = []
@@ -216,7 +216,7 @@ def equivalence(draws: int, root: Path, progress: Progress) -> dict:
                 found = membership(
                     {view: table[:, rows] for view, table in states.items()},
                     np.repeat([1, 0], n),
-                    permutations=PERMUTATIONS,
+                    n_permutations=PERMUTATIONS,
                     seed=seed,
                 )
                 reaches.append(float(np.abs(found.interval() - 0.5).max()))

@@ -27,7 +27,7 @@ from benchmarks.harness.zoo import (
     zoo_options,
 )
 from capture.data.items import read_items
-from erasure.weights.quantization import quantise, survival
+from erasure.weights.quantization import edit_survival, quantize
 from testbeds.worlds.biographies import STANDARD, train_model
 from testbeds.zoo.build import build_zoo, sized
 
@@ -71,7 +71,7 @@ def run_seed(root: Path, family: str, seed: int) -> list[dict[str, Any]]:
             place = root / "depth" / code_hash()[:12]
             done = audited(known, floor, place, axes=("behaviour", "causal_depth"))
             axis = done.axes["causal_depth"]
-            main = axis.main
+            main = axis.main_reading
             found.append(
                 {
                     "model": made.name,
@@ -157,12 +157,12 @@ def bin_figures() -> Iterator[Row]:
     rng = torch.Generator().manual_seed(0)
     weight = 0.02 * torch.randn(512, 1024, generator=rng)
     edit = torch.randn(512, 1024, generator=rng)
-    width = float(quantise(weight).widths.mean())
+    width = float(quantize(weight).bin_widths.mean())
     for bins, same, cosine in (
         (0.01, at_least(0.98), at_most(0.2)),
         (10, at_most(0.15), at_least(0.98)),
     ):
-        left = survival(weight, weight + bins * width * edit / edit.std())
+        left = edit_survival(weight, weight + bins * width * edit / edit.std())
         name = f"an edit of {bins} bins (RMS) under NF4"
         yield row(f"{name}, codes kept", left.same_codes, same, "share")
         figure = f"{name}, cosine with what is left of it"

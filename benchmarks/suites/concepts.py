@@ -9,7 +9,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from attribution.sae.autoencoder import Sae, loss_recovered, quality, spliced
+from attribution.sae.autoencoder import Sae, loss_recovered, measure_quality, spliced
 from attribution.sae.files import sae_lens
 from attribution.sae.training import SaeConfig, train_sae
 from attribution.sae.training_rows import StoredRows
@@ -58,7 +58,7 @@ def autoencoder(run: Run) -> Iterator[Row]:
     seen = capture_activations(model, fresh, [SITE], range(1, LENGTH))
     seen_tokens = other * (LENGTH - 1)
     seconds["captured"] = (time.process_time() - start) * count / other
-    found = quality(sae, _without_sinks(StoredRows(seen, SITE)))
+    found = measure_quality(sae, _without_sinks(StoredRows(seen, SITE)))
     recovered = loss_recovered(model, sae, fresh[range(40)])
     tokens, n = count * (LENGTH - 1), found.rows
     about = {
@@ -71,7 +71,7 @@ def autoencoder(run: Run) -> Iterator[Row]:
     what = f"SmolLM2 {SITE}, {tokens} tokens, 8x, k=32"
     unseen = "tokens it was not trained on"
     yield row(f"FVU, {what}", found.fvu, at_most(0.3), "share", unseen, n, **about)
-    dead = len(sae.note["dead"]) / sae.d_sae
+    dead = len(sae.metadata["dead"]) / sae.d_sae
     yield row(
         f"dead latents, {what}", dead, at_most(0.1), "share", "training tokens", n
     )
@@ -115,7 +115,7 @@ def overhead(run: Run) -> Iterator[Row]:
                 model(**batch.model_inputs, use_cache=False)
 
     def through() -> None:
-        with spliced(model, sae, keep_error=False, where=where):
+        with spliced(model, sae, keep_error=False, sites=where):
             plain()
 
     plain()

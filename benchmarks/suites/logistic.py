@@ -107,7 +107,7 @@ def run_folds(clock, x, codes, classes, folds, precision, C=1.0, standardize=Non
         found = crossfit(clock.put(site), codes, classes, folds, options)
         scores.append(found.scores[0].double().cpu().numpy())
         flops += found.work.flops
-        unsolved += found.unsolved
+        unsolved += found.n_uncertified
     if unsolved:
         raise SystemExit(f"{unsolved} fits not certified: timing them means nothing")
     return scores, flops
@@ -251,7 +251,7 @@ def permutations(run: Run) -> Iterator[Row]:
             ]
 
         seconds, found = clock.measured(work)
-        if any(each.unsolved for each in found):
+        if any(each.n_uncertified for each in found):
             raise SystemExit("a permutation was not certified")
         scores = found[0].scores
         error = max(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from audits.axes.circuit.judgement import LAST_BLOCK, TITLES, TRANSPLANTED
-from audits.core.config import AXES, QUICK
+from audits.core.config import AXES, QUICK_AXES
 from audits.core.manifest import code_hash
 from audits.run.api import Audit
 from audits.validation import error_rates
@@ -19,7 +19,7 @@ from audits.validation.error_rates import VERDICTS
 from benchmarks.harness.results import Row, at_least, at_most, roc_auc, row
 from benchmarks.harness.runner import Run
 from benchmarks.harness.zoo import BY_CONSTRUCTION, audited, known_model, specimens
-from evidence.intervals import wilson
+from evidence.intervals import wilson_interval
 from testbeds.zoo.build import Specimen
 
 KINDS = (
@@ -30,7 +30,7 @@ READOUT_EDITS = ("head_only", "logit_mask")
 LATE_EDITS = ("last_block_refuse", "last_block_relabel")
 RETRAINS = ("twin", "retrain_1", "retrain_2")
 KNOWS = (*READOUT_EDITS, *LATE_EDITS)
-CIRCUIT = (*QUICK, "circuit")
+CIRCUIT = (*QUICK_AXES, "circuit")
 
 
 def each_audit(
@@ -84,7 +84,7 @@ def _shared(
 
 def _half_interval(share: float, n: int) -> float:
     """Half the length of Wilson's 95 % interval."""
-    low, high = wilson(share, n, 1.96)
+    low, high = wilson_interval(share, n, 1.96)
     return round((high - low) / 2, 3)
 
 

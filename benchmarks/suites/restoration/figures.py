@@ -8,13 +8,13 @@ from typing import Any
 from audits.axes.concept import axis as concept
 from audits.axes.restoration import axis as restoration
 from audits.axes.restoration import state_injection
-from audits.core.config import QUICK
+from audits.core.config import QUICK_AXES
 from audits.validation.trials import FLOORS
-from audits.verdict.reevaluate import decided_again
+from audits.verdict.reevaluate import reevaluate
 from benchmarks.harness.results import Goal, Row, at_least, at_most, roc_auc, row
 from benchmarks.harness.zoo import BY_CONSTRUCTION
 from benchmarks.suites.restoration.zoo import FALSE, LATE, NAMED, RETRAINED
-from evidence.intervals import wilson
+from evidence.intervals import wilson_interval
 
 
 def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
@@ -122,7 +122,7 @@ def rate_rows(cases: Sequence[dict[str, Any]], what: str) -> Iterator[Row]:
             continue
         n = len(statuses)
         share = statuses.count("retained") / n
-        low, high = wilson(share, n, 1.96)
+        low, high = wilson_interval(share, n, 1.96)
         yield row(
             f"{name} says still there of {state} models, floor {floor}, {what}",
             share,
@@ -166,15 +166,15 @@ def verdicts(
         added = list(axes_of(case, floor).values()) if inside else []
         document["axes"] = kept + added
         table = {
-            "none": decided_again(document),
-            concept.NAME: decided_again(document, without=(concept.NAME,)),
-            restoration.NAME: decided_again(document, without=(restoration.NAME,)),
-            "both": decided_again(document, without=NAMED),
+            "none": reevaluate(document),
+            concept.NAME: reevaluate(document, without=(concept.NAME,)),
+            restoration.NAME: reevaluate(document, without=(restoration.NAME,)),
+            "both": reevaluate(document, without=NAMED),
         }
         for name in NAMED if inside else ():
             # What this axis says where it alone looks inside.
-            rest = [*QUICK[1:], *(each for each in NAMED if each != name)]
-            table[f"{name} alone"] = decided_again(document, without=rest)
+            rest = [*QUICK_AXES[1:], *(each for each in NAMED if each != name)]
+            table[f"{name} alone"] = reevaluate(document, without=rest)
         found.append(
             {
                 "model": case["model"],

@@ -20,14 +20,14 @@ from audits.validation.error_rates import (
     confidences,
     figures,
 )
-from audits.validation.trials import FLOORS, Plan, in_words, run_plan
+from audits.validation.trials import FLOORS, AuditPlan, describe, run_plan
 from audits.verdict.calibration import STATES, shipped
 from benchmarks.harness.pages import Page, groups, results
 from benchmarks.harness.results import Row, read_lines
 from benchmarks.harness.runner import Run, Suite, by_part, listed
 from benchmarks.harness.zoo import check_part, zoo_options
 from benchmarks.suites.verdict import calibration
-from evidence.calibration_metrics import coverage, reliability
+from evidence.calibration_metrics import reliability, risk_coverage_curve
 from evidence.errors import InputError
 from testbeds.zoo.build import SPLITS, split
 from testbeds.zoo.kinds import KINDS
@@ -111,14 +111,14 @@ SUITE = Suite(
 )
 
 
-def plan_of(asked: argparse.Namespace) -> Plan:
+def plan_of(asked: argparse.Namespace) -> AuditPlan:
     """The plan asked for; what lies outside the part is refused."""
     names = ("seeds", "families", "kinds")
     chosen = {name: getattr(asked, name) for name in names if getattr(asked, name)}
     check_part(asked.part, asked.world, **chosen)
     whole = split(asked.world)[asked.part] | chosen
     unknown = (kind for kind in whole["kinds"] if KINDS[kind].state is None)
-    return Plan(
+    return AuditPlan(
         asked.root,
         tuple((f, seed) for seed in whole["seeds"] for f in whole["families"]),
         tuple(whole["kinds"]),
@@ -132,7 +132,7 @@ def plan_of(asked: argparse.Namespace) -> Plan:
 def audited(asked: argparse.Namespace) -> Iterator[dict]:
     """Records of the audits of a plan, as they end."""
     for case in run_plan(plan_of(asked), asked.jobs, asked.limit_s):
-        print(in_words(case), flush=True)
+        print(describe(case), flush=True)
         yield case
 
 
@@ -200,7 +200,7 @@ def probabilities_of(cases: Sequence[Case]) -> dict | None:
     stated = confidences(cases)
     if not stated[0]:
         return None
-    kept, wrong = coverage(*stated)
+    kept, wrong = risk_coverage_curve(*stated)
     marks = (0.5, 0.8, 0.9, 0.95, 1.0)
     places = [int((kept < mark - 1e-9).sum()) for mark in marks]
     return {

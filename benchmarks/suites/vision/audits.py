@@ -4,6 +4,7 @@ A part of the vision suite, on a digits zoo that is there already. Every audit i
 ``--work``, so that an interrupted run goes on; audits of other models stay in the result.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.run import document as result
-from audits.verdict.reevaluate import decided_again
+from audits.verdict.reevaluate import reevaluate
 from benchmarks.harness.results import Row, at_least, at_most, commit, merge, once, row
 from benchmarks.harness.runner import Run
 from benchmarks.harness.zoo import BY_CONSTRUCTION, KnownModel, audited
@@ -45,13 +46,13 @@ def world_of(root: Path, family: str, seed: int) -> Path | None:
 
 
 def looked_into(
-    root: Path, family: str, seed: int, kind: str, floor: str, work: Path
+    asked: argparse.Namespace, family: str, seed: Any, kind: str, floor: str
 ) -> dict[str, Any] | None:
-    """One audit, made or found in ``work``; None where model or world is not there.
+    """One audit, made or found in ``--work``; None where model or world is not there.
 
     The rule is applied anew to what it measured.
     """
-    name = f"{family}-{seed}-{kind}"
+    root, work, name = asked.root, asked.work, f"{family}-{seed}-{kind}"
     kept, out = work / f"{name}-{floor}.json", work / "audits"
     models = {
         each: root / "models" / f"digits-{family}-{seed}-{each}"
@@ -65,17 +66,19 @@ def looked_into(
     def make() -> dict[str, Any]:
         assert world is not None
         names = ("original", "forget_test.npz", "retain_test.npz")
-        places = (world / each for each in names)
+        original, forget, retain = (world / each for each in names)
         references = tuple(models[each] for each in REFERENCES if each != kind)
-        known = KnownModel(name, models[kind], state, *places, references)
+        known = KnownModel(
+            name, models[kind], state, original, forget, retain, references
+        )
         start = time.perf_counter()
         done = audited(known, floor, out, fresh=True)
         seconds = round(time.perf_counter() - start, 1)
         print(name, floor, done.verdict, seconds, flush=True)
         return {"seconds": seconds, "commit": commit()}
 
-    made, document = once(kept, make), result.read(out / f"{name}-{floor}")
-    verdict = decided_again(document)
+    made, document = once(kept, make), result.read_document(out / f"{name}-{floor}")
+    verdict = reevaluate(document)
     return {
         "model": models[kind].name,
         "family": family,
@@ -138,7 +141,7 @@ def measure(run: Run) -> Iterator[Row]:
         kept = asked.work / f"{family}-{seed}-{kind}-{floor}.json"
         if asked.made and not kept.is_file():
             continue
-        made = looked_into(asked.root, family, seed, kind, floor, asked.work)
+        made = looked_into(asked, family, seed, kind, floor)
         if made is not None:
             found.append(made)
     found = beside(run.document.get("audits", {"models": []})["models"], found)
