@@ -1,4 +1,4 @@
-"""Pages of docs/ and their plots, rendered from the kept results and a template each.
+"""Pages of docs/results and their plots, rendered from the kept results and a template each.
 
 The text of a page is in ``benchmarks/pages/NAME.md.j2``; figures come from
 ``benchmarks/results/``. ``python -m benchmarks pages`` writes every page anew.
@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 BENCHMARKS = Path(__file__).parents[1]
 RESULTS = BENCHMARKS / "results"
-DOCS = BENCHMARKS.parent / "docs"
+DOCS = BENCHMARKS.parent / "docs" / "results"
 TEMPLATES = BENCHMARKS / "pages"
 
 STATES = {"not_unlearned": 0, "suppressed": 1, "deleted": 2, "damaged": 3}
@@ -33,7 +33,7 @@ def results(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of docs/ with its plots.
+    """A page of docs/results with its plots.
 
     Attributes:
         name: Of the page, and of its template where ``template`` does not say.

@@ -1,4 +1,4 @@
-"""What docs/pga.md shows of the results."""
+"""What docs/results/pga.md shows of the results."""
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Why the toy's figures differ from the paper's: one thing varied at a time.
 
-Each variant is kept as it is done, and docs/pga.md shows them. What the paper does and
+Each variant is kept as it is done, and docs/results/pga.md shows them. What the paper does and
 we do not know (its texts, its batches, its weight of the clean loss) is
 set here to what its code suggests, and the seeds say how much is luck.
 """

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Iterator
 
 from benchmarks.harness.clock import matmul_peak
-from benchmarks.harness.pages import RESULTS, Page, results
+from benchmarks.harness.pages import DOCS, Page, results
 from benchmarks.harness.plots import draw_costs
 from benchmarks.harness.results import Row, at_least, row
 from benchmarks.harness.runner import Run, Suite
@@ -35,7 +35,7 @@ PAGE = Page(
     "performance",
     _context,
     {
-        RESULTS / "kernels.svg": lambda v, path: draw_costs(
+        DOCS / "kernels.svg": lambda v, path: draw_costs(
             v["runs"]["cpu"]["curves"], path
         )
     },
