@@ -118,9 +118,12 @@ def by_part(
         stamps: Command, commit and machine.
     """
     order = list(suite.parts)
-    before = run.document.get("rows", ())
-    known = [row for row in before if row.get("part") in suite.parts]
-    merged = merge(known, rows, ["part"], lambda row: order.index(row["part"]))
+
+    def name(row: Row) -> str:
+        return row.get("part", "").split(":")[0]
+
+    known = [row for row in run.document.get("rows", ()) if name(row) in order]
+    merged = merge(known, rows, ["part"], lambda row: order.index(name(row)))
     commands = run.document.get("commands", {}) | {run.part: stamps["command"]}
     return run.document | run.payload | stamps | {"commands": commands, "rows": merged}
 

@@ -2,7 +2,7 @@
 
 An input that is not read must be refused: exit code 2, one clear line, no code run, no
 process, no network, nothing written but what was asked for.
-``benchmarks.suites.bad_inputs`` tries thousands.
+``python -m benchmarks bad-inputs`` tries thousands.
 """
 
 import pytest

@@ -28,7 +28,7 @@ from testbeds.zoo.build import build_zoo
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     zoo_options(parser, seeds=(12,), families=("llama", "gpt2"), kinds=KINDS_ASKED)
-    add("--make", action="store_true", help="make models that lack")
+    add("--made", action="store_true", help="only models that are there")
     add("--others", type=Path, help="audits by the part audits of the verdict suite")
     add("--work", type=Path, default=cache_root() / "restoration")
 
@@ -73,7 +73,7 @@ for name, measure in (
 def _axes(run: Run, which: str) -> Iterator[Row]:
     """The axes on models of the zoo that are there, or are made."""
     asked = run.asked
-    if asked.make:
+    if not asked.made:
         build_zoo(
             asked.root, seeds=asked.seeds, families=asked.families, only=asked.kinds
         )
