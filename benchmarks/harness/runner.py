@@ -36,7 +36,7 @@ class Run:
         part: The part that is measured, with its key.
         payload: What that part keeps besides its rows.
         start: When it began, on ``time.perf_counter``.
-        path: File of the result; None where nothing is written.
+        keep: Keeps the part with these rows; a long part calls it on its way.
         progress: Where progress is shown.
     """
 
@@ -46,7 +46,7 @@ class Run:
     part: str = ""
     payload: dict[str, Any] = field(default_factory=dict)
     start: float = 0.0
-    path: Path | None = None
+    keep: Callable[[Sequence[Row]], None] = lambda rows: None
     progress: Progress = SILENT
 
     @property
@@ -58,11 +58,6 @@ class Run:
     def seconds(self) -> int:
         """Since the part began."""
         return round(time.perf_counter() - self.start)
-
-    def save(self) -> None:
-        """Write the result so far."""
-        if self.path is not None:
-            write(self.path, self.document)
 
     def share(self, tasks: Iterable[Any]) -> list[Any]:
         """Of tasks that can be divided, those of this process."""
@@ -232,21 +227,24 @@ class Suite:
             torch.set_num_threads(asked.threads)
         clock = Clock(torch.get_num_threads(), asked.repeats, asked.device)
         path = asked.result or self.path(asked)
-        run = Run(asked, clock, read(path), path=None if asked.dry else path)
+        run = Run(asked, clock, read(path))
         command = f"python -m benchmarks {self.name} {_shown(arguments)}".strip()
+
+        def keep(rows: Sequence[Row]) -> None:
+            stamps = {"command": command, "commit": commit(), "machine": machine()}
+            stamps |= {"device": clock.device, "clock": clock.name}
+            stamps["threads"] = clock.threads
+            run.document = self.keep(run, self, list(rows), stamps)
+            write(path, run.document)
+
+        if not asked.dry:
+            run.keep = keep
         bars = Bars() if self.bars else nullcontext(SILENT)
         with threadpool_limits(asked.threads), bars as run.progress:
             for run.part in self.chosen(parser, asked.only):
                 run.payload, run.start = {}, time.perf_counter()
-                rows = list(self._measured(run))
-                if asked.dry:
-                    continue
-                stamps = {"command": command, "commit": commit(), "machine": machine()}
-                stamps |= {"device": clock.device, "clock": clock.name}
-                stamps["threads"] = clock.threads
-                run.document = self.keep(run, self, rows, stamps)
-                run.save()
-                if path == self.path(asked):
+                run.keep(list(self._measured(run)))
+                if not asked.dry and path == self.path(asked):
                     self.write_pages()
 
     def _measured(self, run: Run) -> Iterable[Row]:

@@ -92,7 +92,7 @@ def drawn(worlds: Mapping[str, Any]) -> str:
 def curve_of(size: str, seeds: dict[int, Part]) -> dict[str, Any]:
     """Every eraser at several strengths in worlds of one size, seed beside seed."""
     points = [point for part in seeds.values() for point in part["points"]]
-    settings = {p["eraser"]: of(points, eraser=p["eraser"]) for p in points}
+    settings: Any = {p["eraser"]: of(points, eraser=p["eraser"]) for p in points}
     tried = {name: here for name, here in settings.items() if "ratio" in here[0]}
     margin = next(iter(seeds.values()))["margin"]
     never = at(settings.get(NEVER, ()), "reach")

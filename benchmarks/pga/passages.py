@@ -1,22 +1,23 @@
 """A signature of memorised passages in a real model, with surprisal matched and not."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.harness.results import at_least, at_most, row
+from benchmarks.harness.results import Row, at_least, at_most, row
+from benchmarks.harness.runner import Run
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_sites
-from evidence.progress import Progress
 from probes.sweeps.membership_test import Membership, matched_pairs, membership
 from testbeds.memorized_codes.passages import PREDICTABLE, screen, text_rows
 from testbeds.worlds.smollm2 import fetch
 
 CALIPER = 0.5
+PERMUTATIONS = 499
 
 
 def views_of(
@@ -34,9 +35,9 @@ def views_of(
     }
 
 
-def passages(permutations: int, progress: Progress, folder: Path | None = None) -> dict:
-    """Screening of SmolLM2, then three comparisons of its states."""
-    checkpoint = open_checkpoint(fetch() if folder is None else folder)
+def passages(run: Run) -> Iterator[Row]:
+    """A signature of passages that SmolLM2 knows, after screening them."""
+    checkpoint = open_checkpoint(fetch())
     model, tokenizer = checkpoint.load(), checkpoint.tokenizer
     found = screen(model, tokenizer)
     good = np.flatnonzero(found.valid)
@@ -55,7 +56,7 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
         "whose paraphrase is not (<= -3)"
     )
     peer = f"of {len(found.passages)}; the paper has 7 for Pythia-70M"
-    rows = [row(figure, len(good), at_least(7), "passages", peer)]
+    yield row(figure, len(good), at_least(7), "passages", peer)
     comparisons = {}
     for name, first, second, matched in (
         ("memorised against paraphrases", "memorised", "paraphrase", False),
@@ -78,8 +79,8 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
             seen = membership(
                 views,
                 np.repeat([1, 0], len(pairs)),
-                n_permutations=permutations,
-                progress=progress,
+                n_permutations=PERMUTATIONS,
+                progress=run.progress,
             )
             gap = pools[first][1][pairs[:, 0]] - pools[second][1][pairs[:, 1]]
             comparisons[f"{name}, {label}"] = _summary(seen, float(gap.mean()))
@@ -89,23 +90,18 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
             f"{each['reading']}; best AUC {each['best']:.2f}, null's 95 % "
             f"{each['band']:.2f}; surprisal apart by {each['gap']:+.2f} nats a token"
         )
-        rows.append(row(figure, each["p"], at_most(), "", peer, each["pairs"]))
-    return {
-        "rows": rows,
+        yield row(figure, each["p"], at_most(), "", peer, each["pairs"])
+    run.payload = {
         "comparisons": comparisons,
         "screened": [
             {
                 "key": passage.key,
-                "known": round(float(a), 3),
-                "paraphrase": round(float(b), 3),
-                "valid": bool(good),
+                "known": round(float(known), 3),
+                "paraphrase": round(float(paraphrase), 3),
+                "valid": bool(valid),
             }
-            for passage, a, b, good in zip(
-                found.passages,
-                found.known,
-                found.paraphrase,
-                found.valid,
-                strict=True,
+            for passage, known, paraphrase, valid in zip(
+                found.passages, found.known, found.paraphrase, found.valid, strict=True
             )
         ],
         "predictable": [round(float(each), 3) for each in found.predictable],

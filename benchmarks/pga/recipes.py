@@ -6,7 +6,7 @@ set here to what its code suggests, and the seeds say how much is luck.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness.results import Row, commit, machine, read
+from benchmarks.harness.results import Row, read
 from benchmarks.harness.runner import Run, Suite
 from benchmarks.pga.page import PAGE
 from capture.activations.capture import capture_activations
 from capture.checkpoints.cache import cache_root
 from erasure.unlearning.probe_alignment import TOY, PgaConfig, align_
 from evidence.errors import InputError
-from evidence.progress import Progress
 from experiments.pga.published_protocol import published_scores
 from experiments.pga.readouts import logistic_readouts
 from experiments.pga.states import pool_states
@@ -52,7 +51,13 @@ def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, An
     """Texts carry the stamps of the result, every variant its own."""
     if run.part == "texts":
         return run.document | stamps | run.payload
-    return run.document
+    if run.part == "others":
+        return run.document | {"variants": run.payload}
+    known = ("commit", "machine", "device", "threads")
+    facts = {name: stamps[name] for name in known}
+    done = run.document["variants"]
+    fresh = {key: each | facts for key, each in run.payload.items() if key not in done}
+    return run.document | {"variants": done | fresh}
 
 
 SUITE = Suite(
@@ -67,26 +72,17 @@ SUITE = Suite(
 )
 
 
-@SUITE.part("texts")
-def depth_0(run: Run) -> Iterator[Row]:
-    """Depth 0 over draws of the texts."""
-    run.payload["texts"] = texts(run.asked.draws, run.asked.root, run.progress)
-    yield from ()
-
-
-@SUITE.part("variants", keyed=True, keys=("0",))
+@SUITE.part(keyed=True, keys=("0",))
 def variants(run: Run) -> Iterator[Row]:
     """Recipes of the original and alignments at one seed, "variants:SEED"."""
-    done = run.document.setdefault("variants", {})
-    facts = {"commit": commit(), "machine": machine()}
-    facts |= {"device": run.clock.device, "threads": run.clock.threads}
-
-    def keep(found: dict[str, dict]) -> None:
-        done.update({k: v | facts for k, v in found.items() if k not in done})
-        run.save()
-
-    seed, device = int(run.key[0]), run.clock.device
-    reasons_of(seed, run.asked.root, run.progress, device, dict(done), keep)
+    done, seed = run.document.setdefault("variants", {}), int(run.key[0])
+    for recipe, config in RECIPES.items():
+        for name, align in ALIGNED.items():
+            key = f"{recipe}, {name}, seed {seed}"
+            if key not in done:
+                about = {"recipe": recipe, "align": name, "seed": seed}
+                run.payload[key] = about | variant(run, config, seed, align)
+                run.keep([])
     yield from ()
 
 
@@ -95,7 +91,7 @@ def others(run: Run) -> Iterator[Row]:
     """Variants measured elsewhere, from the results in --source."""
     if run.asked.source is None:
         raise InputError("there is nothing to take in", fix="Name a folder by --source")
-    run.document["variants"] = taken(run.asked.source, run.document.get("variants", {}))
+    run.payload = taken(run.asked.source, run.document.get("variants", {}))
     yield from ()
 
 
@@ -107,46 +103,9 @@ def taken(folder: Path, variants: dict[str, dict]) -> dict[str, dict]:
     return found
 
 
-def reasons_of(
-    seed: int,
-    root: Path,
-    progress: Progress,
-    device: str = "cpu",
-    done: Mapping[str, dict] | None = None,
-    keep: Callable[[dict], None] = lambda found: None,
-) -> dict[str, dict]:
-    """Both recipes of the original and both alignments at one seed.
-
-    Args:
-        seed: Of world and alignment.
-        root: Where worlds are kept.
-        progress: Where progress is shown.
-        device: Where models are trained.
-        done: Variants that are there already.
-        keep: Given what there is after every variant.
-    """
-    variants = dict(done or {})
-    for recipe, config in RECIPES.items():
-        for name, align in ALIGNED.items():
-            key = f"{recipe}, {name}, seed {seed}"
-            if key in variants:
-                continue
-            found = variant(config, seed, align, root, progress, device)
-            named = {"recipe": recipe, "align": name, "seed": seed}
-            variants[key] = named | found
-            keep(variants)
-    return variants
-
-
-def variant(
-    config: CodesConfig,
-    seed: int,
-    align: PgaConfig,
-    root: Path,
-    progress: Progress,
-    device: str = "cpu",
-) -> dict:
+def variant(run: Run, config: CodesConfig, seed: int, align: PgaConfig) -> dict:
     """Probes before, and at every fit of the readout during, an alignment."""
+    root, device, progress = run.asked.root, run.clock.device, run.progress
     world = build_codes(config, seed, root, device=device, progress=progress)
     model = world.load(device=device)
     rows = world.memorised()
@@ -193,12 +152,14 @@ def _probes(model: nn.Module, world: CodesWorld) -> list[float]:
     return [round(float(value), 4) for value in accuracy]
 
 
-def texts(draws: int, root: Path, progress: Progress) -> dict:
+@SUITE.part()
+def texts(run: Run) -> Iterator[Row]:
     """Depth 0 of the same network over other draws of the texts.
 
     Depth 0 knows a text's last sign and its length and nothing of training, so that
     texts of another length or ending give another score of the same model.
     """
+    draws, root, progress = run.asked.draws, run.asked.root, run.progress
     world = build_codes(PUBLISHED, 0, root, progress=progress)
     networks = {"trained": world.load(), "untrained": untrained_model(world, 1)}
     found: dict[str, list[float]] = {}
@@ -218,7 +179,7 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
                     states.append(table.reshape(1, 9, len(world.trained_lead_ins), -1))
                 scored = published_scores(*states, shuffles=0).true.accuracy
                 scores.append(round(float(scored[0]), 4))
-    return {
+    run.payload["texts"] = {
         name: {
             "mean": float(np.mean(each)),
             "sd": float(np.std(each)),
@@ -228,3 +189,4 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
         }
         for name, each in found.items()
     }
+    yield from ()

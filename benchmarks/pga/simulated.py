@@ -1,14 +1,14 @@
 """Both protocols where the truth is known: no information, or a planted signal."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from scipy.stats import kstest, norm
 
-from benchmarks.harness.results import at_least, at_most, row
+from benchmarks.harness.results import Row, at_least, at_most, row
+from benchmarks.harness.runner import Run
 from erasure.concept.md_pga import fit_md_pga
-from evidence.progress import Progress
 from evidence.seeds import numpy_rng, torch_rng
 from experiments.pga.published_protocol import published_scores
 from experiments.pga.states import VIEWS, pool_states
@@ -25,12 +25,12 @@ DRAWS = 30
 """Of points that do not say how many."""
 
 
-def noise(repeats: int, permutations: int, progress: Progress) -> dict:
-    """No information at all: both protocols on the same erased noise."""
-    rows, samples = [], {}
+def noise(run: Run) -> Iterator[Row]:
+    """States without information: both protocols on the same erased noise."""
+    repeats, samples = run.asked.draws, run.payload.setdefault("samples", {})
     for n in SIZES:
         shown, areas, ps = [], [], []
-        with progress.task(f"noise, {n} + {n}", repeats) as advance:
+        with run.progress.task(f"noise, {n} + {n}", repeats) as advance:
             for seed in range(repeats):
                 x = torch.randn(
                     1, 4 * n, WIDTH, generator=torch_rng(seed, "noise", str(n))
@@ -45,7 +45,7 @@ def noise(repeats: int, permutations: int, progress: Progress) -> dict:
                 found = membership(
                     {"last": fit_md_pga(seen, labels, 1).transform(x[:, 2 * n :])},
                     labels.numpy(),
-                    n_permutations=permutations,
+                    n_permutations=run.asked.permutations,
                     n_folds=min(n, 5),
                     seed=seed,
                 )
@@ -55,23 +55,20 @@ def noise(repeats: int, permutations: int, progress: Progress) -> dict:
         name = f"pure noise, n = {n} + {n}"
         figure = f"{name}: published protocol, accuracy after erasing"
         spread = float(np.std(shown))
-        rows.append(
-            row(figure, np.mean(shown), at_most(0.5), "", "chance 0.5", repeats, spread)
+        yield row(
+            figure, np.mean(shown), at_most(0.5), "", "chance 0.5", repeats, spread
         )
         figure = f"{name}: sound protocol, distance of the mean AUC from 0.5"
         mean, spread = float(np.mean(areas)), float(np.std(areas))
         gap = abs(mean - 0.5)
-        rows.append(
-            row(figure, gap, at_most(0.05), n=repeats, spread=spread, ours=mean)
-        )
+        yield row(figure, gap, at_most(0.05), n=repeats, spread=spread, ours=mean)
         figure = f"{name}: sound protocol, p uniform (Kolmogorov-Smirnov p)"
         value = kstest(ps, "uniform").pvalue
-        rows.append(row(figure, value, at_least(0.01), n=repeats))
+        yield row(figure, value, at_least(0.01), n=repeats)
         figure = f"{name}: sound protocol, share of p at or under 0.05"
         value = np.mean(np.array(ps) <= 0.05)
-        rows.append(row(figure, value, at_most(0.1), "", "level 0.05", repeats))
+        yield row(figure, value, at_most(0.1), "", "level 0.05", repeats)
         samples[str(n)] = {"published": shown, "auc": areas, "p": ps}
-    return {"rows": rows, "samples": samples}
 
 
 CASES = {
@@ -100,18 +97,14 @@ def planted(n: int, width: int, falling: bool, seed: int) -> torch.Tensor:
     return x[None]
 
 
-def power(
-    repeats: int, permutations: int, progress: Progress, done: list[dict]
-) -> dict:
+def power(run: Run) -> Iterator[Row]:
     """How often a planted signal is found, by number of sequences.
 
-    Args:
-        repeats: Draws a point.
-        permutations: Of each test.
-        progress: Shows draws.
-        done: Points of the curve that are there already, and are not drawn again.
+    Points of the curve that are there already are not drawn again.
     """
-    curve = []
+    repeats = run.asked.draws // 4
+    done = run.document.get("parts", {}).get("power", {}).get("curve", [])
+    curve = run.payload.setdefault("curve", [])
     before = {(each["case"], each["n"]): each for each in done}
     for case, (width, falling) in CASES.items():
         for n in (10, 20, 40, 80, 160, 320):
@@ -121,12 +114,12 @@ def power(
                 if n >= 40 and before[case, n]["power"] >= ENOUGH:
                     break
                 continue
-            with progress.task(f"power, n = {n}, {case}", repeats) as advance:
+            with run.progress.task(f"power, n = {n}, {case}", repeats) as advance:
                 for seed in range(repeats):
                     found = membership(
                         {"last": planted(n, width, falling, seed)},
                         np.repeat([1, 0], n),
-                        n_permutations=permutations,
+                        n_permutations=run.asked.permutations,
                         seed=seed,
                     )
                     hits += found.p_above <= 0.05
@@ -143,12 +136,11 @@ def power(
             )
             if n >= 40 and hits >= ENOUGH * repeats:
                 break  # larger n find it as well
-    return {"rows": power_rows(curve), "curve": curve}
+    yield from power_rows(curve)
 
 
-def power_rows(curve: list[dict]) -> list[dict]:
+def power_rows(curve: list[dict]) -> Iterator[Row]:
     """Power at 40 + 40 and the n that gives 0.8, state by state."""
-    rows = []
     for case in dict.fromkeys(each["case"] for each in curve):
         mine = [each for each in curve if each["case"] == case]
         here = next(each for each in mine if each["n"] == 40)
@@ -157,10 +149,9 @@ def power_rows(curve: list[dict]) -> list[dict]:
         peer = f"power {ENOUGH} at n = {enough} + {enough}, "
         peer += "interpolated" if inside else "extrapolated"
         figure, draws = f"power at n = 40 + 40, {case}", here.get("draws", DRAWS)
-        rows.append(
-            row(figure, here["power"], at_least(ENOUGH), "", peer, draws, enough=enough)
+        yield row(
+            figure, here["power"], at_least(ENOUGH), "", peer, draws, enough=enough
         )
-    return rows
 
 
 def sequences_for(points: list[dict]) -> int:
@@ -185,20 +176,16 @@ PERMUTATIONS = 39
 """They give the spread of each reader's AUC under exchanged labels, not a p."""
 
 
-def equivalence(draws: int, root: Path, progress: Progress) -> dict:
-    """Power of the equivalence test by number of sequences and margin.
+def equivalence(run: Run) -> Iterator[Row]:
+    """No signal: how many sequences show that, by margin.
 
     An eraser that truly removes leaves states that have nothing to do with the labels.
     So states of a real network that was never taught a code get labels drawn at random,
     and what is counted is how often every reader is equivalent to chance: that is the
     power of the test behind "removes the signature", and no eraser can do better.
-
-    Args:
-        draws: Of sequences and labels, a number.
-        root: Where worlds are kept.
-        progress: Shows draws.
     """
-    world = build_codes(WORLDS["small"], 0, root, twin=True, progress=progress)
+    draws, root = run.asked.draws // 4, run.asked.root
+    world = build_codes(WORLDS["small"], 0, root, twin=True, progress=run.progress)
     model, most = world.load("twin"), max(NUMBERS)
     phrases = make_pools({"any": 2 * most}, 1)["any"].prefixes
     # Depth 0 is left out: it holds no more than the letters of a prefix.
@@ -206,10 +193,10 @@ def equivalence(draws: int, root: Path, progress: Progress) -> dict:
         view: pool_states(model, phrases, world.trained_lead_ins, view).mean(2)[1:]
         for view in VIEWS
     }
-    curve = []
+    curve = run.payload.setdefault("curve", [])
     for n in NUMBERS:
         reaches = []
-        with progress.task(f"equivalence, n = {n}", draws) as advance:
+        with run.progress.task(f"equivalence, n = {n}", draws) as advance:
             for seed in range(draws):
                 chosen = numpy_rng(seed, "equivalence", str(n)).permutation(2 * most)
                 rows = torch.from_numpy(chosen[: 2 * n])
@@ -231,12 +218,11 @@ def equivalence(draws: int, root: Path, progress: Progress) -> dict:
                 "power": power,
             }
         )
-    return {"rows": equivalence_rows(curve), "curve": curve}
+    yield from equivalence_rows(curve)
 
 
-def equivalence_rows(curve: list[dict]) -> list[dict]:
+def equivalence_rows(curve: list[dict]) -> Iterator[Row]:
     """By margin the number of sequences that shows it four times in five."""
-    rows = []
     for margin in MARGINS:
         enough = [e["n"] for e in curve if e["power"][f"{margin:g}"] >= ENOUGH]
         if not enough:
@@ -247,5 +233,4 @@ def equivalence_rows(curve: list[dict]) -> list[dict]:
         )
         peer = f"the least of {', '.join(str(each['n']) for each in curve)}"
         draws = curve[0]["draws"]
-        rows.append(row(figure, min(enough), at_most(), "sequences", peer, draws))
-    return rows
+        yield row(figure, min(enough), at_most(), "sequences", peer, draws)

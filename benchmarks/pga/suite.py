@@ -9,7 +9,8 @@ eraser of it, about twenty minutes on one core; ``claims:small:0`` is ``exhume p
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from benchmarks.harness.results import (
-    Row,
-    at_least,
-    at_most,
-    commit,
-    machine,
-    merge,
-    read,
-    row,
-)
-from benchmarks.harness.runner import Run, Suite
+from benchmarks.harness.results import Row, at_least, at_most, merge, read, row
+from benchmarks.harness.runner import Measure, Run, Suite
 from benchmarks.pga import simulated, worlds
 from benchmarks.pga.curve import NEVER, curve, curve_rows, settings
 from benchmarks.pga.devices import devices
-from benchmarks.pga.membership_axis import axis, axis_rows
+from benchmarks.pga.membership_axis import axis
 from benchmarks.pga.page import PAGE
 from benchmarks.pga.passages import passages
 from benchmarks.pga.views import views
-from benchmarks.pga.worlds import EPOCHS, SHARES
+from benchmarks.pga.worlds import EPOCHS
 from capture.checkpoints.cache import cache_root
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import SILENT
 from evidence.seeds import torch_rng
 from probes.sweeps.membership_test import FAMILIES, membership
 
@@ -62,34 +54,22 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--commit", default="", help="where there is no repository")
 
 
-def facts(run: Run, stamps: dict[str, Any]) -> dict[str, Any]:
-    """What a part keeps of how it was made."""
-    known = stamps["commit"]
-    return {
-        "commit": run.asked.commit if known == "unknown" else known,
-        "machine": stamps["machine"],
-        "device": run.clock.device,
-        "threads": run.clock.threads,
-    }
-
-
 def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, Any]:
     """The part in the place of an earlier one, and the rows of all parts."""
     if run.part == "others":
         parts = run.payload
     else:
+        known = ("commit", "machine", "device", "threads")
         part = {"rows": rows, "seconds": run.seconds, "finished": True}
-        part |= facts(run, stamps) | run.payload
+        part |= {name: stamps[name] for name in known} | run.payload
+        if not run.key:  # All but the parts of a world are measured on the CPU.
+            part["device"] = "cpu"
+        if part["commit"] == "unknown":
+            part["commit"] = run.asked.commit
         parts = run.document.get("parts", {}) | {run.part: part}
-    return (
-        run.document
-        | stamps
-        | {
-            "families": list(FAMILIES),
-            "rows": [row for part in parts.values() for row in part["rows"]],
-            "parts": parts,
-        }
-    )
+    rows = [row for part in parts.values() for row in part["rows"]]
+    whole = {"families": list(FAMILIES), "rows": rows, "parts": parts}
+    return run.document | stamps | whole
 
 
 SUITE = Suite(
@@ -105,145 +85,6 @@ SUITE = Suite(
 )
 
 
-def kept(name: str = "", **more: Any) -> Callable:
-    """Make a function a part that is kept whole: rows, and all else it gives."""
-
-    def add(make: Callable[[Run], dict[str, Any]]) -> Callable:
-        def measure(run: Run) -> Iterator[Row]:
-            found = dict(make(run))
-            rows = found.pop("rows")
-            run.payload |= found
-            yield from rows
-
-        measure.__doc__ = make.__doc__
-        SUITE.part(name or make.__name__, **more)(measure)
-        return make
-
-    return add
-
-
-def earlier(run: Run) -> dict[str, Any]:
-    """What there is of a part that is to go on; empty where it is to be made anew."""
-    return run.document.get("parts", {}).get(run.part, {}) if run.asked.resume else {}
-
-
-def keeping(run: Run) -> Callable[[dict], None]:
-    """Keeps what there is of a part after every model."""
-    stamps = {"commit": commit(), "machine": machine()}
-    run.start -= earlier(run).get("seconds", 0)
-
-    def keep(found: dict) -> None:
-        part = found | facts(run, stamps) | {"seconds": run.seconds, "finished": False}
-        run.document.setdefault("parts", {})[run.part] = part
-        run.save()
-
-    return keep
-
-
-@kept()
-def noise(run: Run) -> dict[str, Any]:
-    """States without information."""
-    return simulated.noise(run.asked.draws, run.asked.permutations, run.progress)
-
-
-@kept("speed")
-def speed_part(run: Run) -> dict[str, Any]:
-    """A full sound evaluation, and readers in loops."""
-    return speed(SILENT)
-
-
-@kept()
-def power(run: Run) -> dict[str, Any]:
-    """A planted signal, by number of sequences."""
-    done = run.document.get("parts", {}).get("power", {}).get("curve", [])
-    draws, permutations = run.asked.draws // 4, run.asked.permutations
-    return simulated.power(draws, permutations, run.progress, done)
-
-
-@kept()
-def equivalence(run: Run) -> dict[str, Any]:
-    """No signal: how many sequences show that."""
-    return simulated.equivalence(run.asked.draws // 4, run.asked.root, run.progress)
-
-
-@kept("claims", keyed=True, keys=("small:0", "forty:0"))
-def claims_part(run: Run) -> dict[str, Any]:
-    """``exhume pga``: which claims survive."""
-    size, seed = run.key
-    out = run.asked.root.parent / "bench-pga" / f"{size}-{seed}"
-    device = run.clock.device
-    return worlds.claims(run.asked.root, out, int(seed), size, run.progress, device)
-
-
-@kept("curve", keyed=True, keys=("forty:0",))
-def curve_part(run: Run) -> dict[str, Any]:
-    """Every eraser at several strengths."""
-    size, seed = run.key
-    before = earlier(run)
-    return (
-        before
-        if before.get("finished")
-        else curve(
-            size,
-            int(seed),
-            run.asked.root,
-            run.progress,
-            epochs=EPOCHS,
-            permutations=run.asked.permutations,
-            share=SHARES.get(size, 0.5),
-            device=run.clock.device,
-            shard=run.asked.take,
-            done=before.get("points", []),
-            keep=keeping(run),
-        )
-    )
-
-
-@kept("passages")
-def passages_part(run: Run) -> dict[str, Any]:
-    """A signature of passages that SmolLM2 knows."""
-    return passages(499, run.progress)
-
-
-@kept("toy", keyed=True, keys=("published:0",))
-def toy_part(run: Run) -> dict[str, Any]:
-    """The published toy: every eraser scored on the keys it saw."""
-    _, seed = run.key
-    root, device = run.asked.root, run.clock.device
-    return worlds.toy(root, int(seed), run.progress, device, keeping(run))
-
-
-@kept("world", keyed=True)
-def world_part(run: Run) -> dict[str, Any]:
-    """A world with its twin, and what its models know."""
-    size, seed = run.key
-    device = run.clock.device
-    return worlds.make_world(run.asked.root, int(seed), size, run.progress, device)
-
-
-@kept("axis", default=False)
-def axis_part(run: Run) -> dict[str, Any]:
-    """The membership axis on models of the zoo, which must be there."""
-    held_out, tuning = [("llama", 10), ("gpt2", 10)], [("llama", 0), ("llama", 1)]
-    models = axis(run.asked.zoo, "held out", held_out, run.progress)
-    models += axis(run.asked.tuning_zoo, "tuning", tuning, run.progress)
-    return {"rows": axis_rows(models), "models": models}
-
-
-@kept("devices", default=False)
-def devices_part(run: Run) -> dict[str, Any]:
-    """Points of a GPU again, on the CPU."""
-    there = run.document.get("parts", {}).get("curve:forty:0")
-    return devices(run.asked.root, there, run.progress)
-
-
-@kept("views", default=False)
-def views_part(run: Run) -> dict[str, Any]:
-    """Where what an eraser leaves is found."""
-    return views(run.asked.root, run.progress)
-
-
-@SUITE.part(default=False)
 def others(run: Run) -> Iterator[Row]:
     """Parts measured elsewhere, from the results in --source."""
     if run.asked.source is None:
@@ -279,40 +120,37 @@ def taken(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def speed(progress: Progress) -> dict:
+def speed(run: Run) -> Iterator[Row]:
     """A full sound evaluation of captured states, and a sample of it by loops."""
     rng = torch_rng(0, "speed")
     labels = np.repeat([1, 0], 40)
     models = [torch.randn(31, 80, 576, generator=rng) for _ in range(11)]
     start = time.perf_counter()
-    membership({"last": models[0]}, labels, n_permutations=1000, progress=progress)
+    membership({"last": models[0]}, labels, n_permutations=1000, progress=SILENT)
     first = time.perf_counter() - start
     for states in models[1:]:
-        membership({"last": states}, labels, n_permutations=1000, progress=progress)
+        membership({"last": states}, labels, n_permutations=1000, progress=SILENT)
     seconds = time.perf_counter() - start
     loops = _one_label_vector_by_loops(models[0][0].numpy(), labels)
     whole = loops * 31 * 1001 * len(models)
-    rows = [
-        row(
-            "full sound evaluation: 31 sites, 80 sequences, 7 families, 1,000 "
-            "permutations of each of 11 models",
-            seconds,
-            at_most(600),
-            "s",
-            first_model=round(first, 1),
-            threads=torch.get_num_threads(),
-        ),
-        row(
-            "times faster than scikit-learn's readers in loops (extrapolated from one "
-            "site and label vector)",
-            whole / seconds,
-            at_least(),
-            "ratio",
-            "LogisticRegression, 2 MLPClassifier, SVC, KNeighbors; no forest",
-            loop_seconds=round(loops, 2),
-        ),
-    ]
-    return {"rows": rows}
+    yield row(
+        "full sound evaluation: 31 sites, 80 sequences, 7 families, 1,000 "
+        "permutations of each of 11 models",
+        seconds,
+        at_most(600),
+        "s",
+        first_model=round(first, 1),
+        threads=run.clock.threads,
+    )
+    yield row(
+        "times faster than scikit-learn's readers in loops (extrapolated from one "
+        "site and label vector)",
+        whole / seconds,
+        at_least(),
+        "ratio",
+        "LogisticRegression, 2 MLPClassifier, SVC, KNeighbors; no forest",
+        loop_seconds=round(loops, 2),
+    )
 
 
 def _one_label_vector_by_loops(x: np.ndarray, labels: np.ndarray) -> float:
@@ -335,3 +173,36 @@ def _one_label_vector_by_loops(x: np.ndarray, labels: np.ndarray) -> float:
                 )
             model.predict(x[test])
     return time.perf_counter() - start
+
+
+def unless_finished(measure: Measure) -> Measure:
+    """With --resume a part that is finished stays as it is."""
+
+    @wraps(measure)
+    def resumed(run: Run) -> Iterator[Row]:
+        before = run.document.get("parts", {}).get(run.part, {})
+        if run.asked.resume and before.get("finished"):
+            run.payload = before
+            yield from before["rows"]
+        else:
+            yield from measure(run)
+
+    return resumed
+
+
+for measure, more in (
+    (simulated.noise, {}),
+    (speed, {}),
+    (simulated.power, {}),
+    (simulated.equivalence, {}),
+    (worlds.claims, {"keyed": True, "keys": ("small:0", "forty:0")}),
+    (curve, {"keyed": True, "keys": ("forty:0",)}),
+    (passages, {}),
+    (worlds.toy, {"keyed": True, "keys": ("published:0",)}),
+    (worlds.world, {"keyed": True}),
+    (axis, {"default": False}),
+    (devices, {"default": False}),
+    (views, {"default": False}),
+    (others, {"default": False}),
+):
+    SUITE.part(measure.__name__, **more)(unless_finished(measure))

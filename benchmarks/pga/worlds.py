@@ -8,11 +8,10 @@ where a GPU is, many at once, each into a file of its own:
     python -m benchmarks pga --only others --source DIR
 """
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 
 from benchmarks.harness.results import Row, at_least, at_most, row
-from evidence.progress import Progress
+from benchmarks.harness.runner import Run
 from experiments.pga.config import make_config
 from experiments.pga.erasers import ERASERS
 from experiments.pga.run import criterion, measure_published, pga
@@ -39,12 +38,13 @@ LEFT = {
 }
 """Highest probe the paper's baselines leave on its toy."""
 SOUND = ("pga", "isotropic", "md-pga", "gradient ascent")
-Keep = Callable[[dict], None]
 
 
-def toy(root: Path, seed: int, progress: Progress, device: str, keep: Keep) -> dict:
+def toy(run: Run) -> Iterator[Row]:
     """The published toy: every eraser scored on the keys it saw."""
-    config = make_config({"size": "published", "seed": seed, "device": device})
+    seed, root, progress = int(run.key[1]), run.asked.root, run.progress
+    settings = {"size": "published", "seed": seed, "device": run.clock.device}
+    config = make_config(settings)
     before = measure_published(config, root, None, progress)
     models = [{"seed": seed, "eraser": None, **before}]
     rows = [
@@ -68,8 +68,10 @@ def toy(root: Path, seed: int, progress: Progress, device: str, keep: Keep) -> d
         if name in LEFT:
             figure = f"{name}, highest probe left"
             rows.append(_near(figure, max(true), LEFT[name], seed))
-        keep({"rows": rows, "models": models})
-    return {"rows": rows, "models": models}
+        run.payload = {"models": models, "finished": False}
+        run.keep(rows)
+    run.payload["finished"] = True
+    yield from rows
 
 
 def _near(figure: str, ours: float, published: float, seed: int) -> Row:
@@ -79,20 +81,22 @@ def _near(figure: str, ours: float, published: float, seed: int) -> Row:
     return row(figure, gap, at_most(NEAR), "difference", peer, **more)
 
 
-def claims(
-    root: Path, out: Path, seed: int, size: str, progress: Progress, device: str
-) -> dict:
+def claims(run: Run) -> Iterator[Row]:
     """``exhume pga``: which claims survive, and every model's p."""
+    size, seed = run.key[0], int(run.key[1])
+    root = run.asked.root
     settings = {
         "size": size,
         "seed": seed,
         "erasers": SOUND if size == "small" else (*SOUND, "leace"),
         "epochs": 200 if size == "small" else EPOCHS,
         "erase_share": SHARES.get(size, 0.5),
-        "device": device,
+        "device": run.clock.device,
     }
-    document = pga(make_config(settings), out, root=root, progress=progress)
-    rows = []
+    out = root.parent / "bench-pga" / f"{size}-{seed}"
+    document = pga(make_config(settings), out, root=root, progress=run.progress)
+    for name in ("claims", "interventions", "config"):
+        run.payload[name] = document[name]
     for each in document["rows"]:
         name = each["eraser"] or each["model"]
         if "sound" not in each or name.startswith("untrained"):
@@ -107,18 +111,21 @@ def claims(
         )
         more = {"best": sound["best"], "worst": sound["worst"], "seed": seed}
         goal, n = goals.get(name, at_least()), sound["sequences"]
-        rows.append(row(figure, sound["p"], goal, "", peer, n, **more))
-    kept = {key: document[key] for key in ("claims", "interventions", "config")}
-    return {"rows": rows, **kept}
+        yield row(figure, sound["p"], goal, "", peer, n, **more)
 
 
-def make_world(
-    root: Path, seed: int, size: str, progress: Progress, device: str
-) -> dict:
-    """The world with its twin, and what its models know."""
+def world(run: Run) -> Iterator[Row]:
+    """A world with its twin, and what its models know."""
+    size, seed = run.key[0], int(run.key[1])
+    device = run.clock.device
     config = make_config({"size": size, "seed": seed, "device": device})
-    world = build_codes(
-        SIZES[size], seed, root, twin=True, device=config.device, progress=progress
+    made = build_codes(
+        SIZES[size],
+        seed,
+        run.asked.root,
+        twin=True,
+        device=config.device,
+        progress=run.progress,
     )
-    cards = {name: world.card(name) for name in ("original", "twin")}
-    return {"rows": [], "cards": cards}
+    run.payload["cards"] = {name: made.card(name) for name in ("original", "twin")}
+    yield from ()

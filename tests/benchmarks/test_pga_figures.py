@@ -1,10 +1,13 @@
 """The probe-geometry page's figures, from points whose numbers are known."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
+from benchmarks.harness.clock import Clock
 from benchmarks.harness.pages import render
+from benchmarks.harness.runner import Run
 from benchmarks.pga import recipes
 from benchmarks.pga.curve import NEVER
 from benchmarks.pga.devices import devices
@@ -12,7 +15,6 @@ from benchmarks.pga.page import WORDS, curve_of
 from benchmarks.pga.simulated import equivalence_rows
 from benchmarks.pga.suite import ORDER, taken
 from evidence.errors import InputError
-from evidence.progress import SILENT
 from testbeds.memorized_codes.config import SIZES
 
 FACTS = {"commit": "abc", "machine": {"cpu": "c"}, "device": "cpu", "threads": 1}
@@ -93,22 +95,27 @@ def test_the_least_number_with_enough_power_is_named(powers, value):
         {"n": n, "draws": 5, "power": {"0.1": 0.0, "0.15": 0.0, "0.2": power}}
         for n, power in zip((20, 40), powers, strict=True)
     ]
-    rows = equivalence_rows(curve)
+    rows = list(equivalence_rows(curve))
     assert [row["value"] for row in rows] == [value]
     assert "0.2 of chance" in rows[0]["figure"]
 
 
-@pytest.mark.parametrize("there", [None, {"device": "cpu", "points": []}])
+def run(root, there):
+    asked = Namespace(root=root, permutations=199)
+    return Run(asked, Clock(1), {"parts": {"curve:forty:0": there}}, "devices")
+
+
+@pytest.mark.parametrize("there", [{}, {"device": "cpu", "points": []}])
 def test_only_a_gpu_s_points_are_compared_with_the_cpu(there, tmp_path):
     with pytest.raises(InputError, match=r"nothing to compare with.*--source"):
-        devices(tmp_path, there, SILENT)
+        list(devices(run(tmp_path, there)))
 
 
 def test_a_world_of_this_cpu_is_not_taken_for_a_gpu_s(tiny_codes, monkeypatch):
     there = {"device": "cuda", "points": []}
     monkeypatch.setitem(SIZES, "forty", tiny_codes.config)
     with pytest.raises(InputError, match="not made on a GPU"):
-        devices(tiny_codes.root.parent, there, SILENT)
+        list(devices(run(tiny_codes.root.parent, there)))
 
 
 def test_views_stand_apart_and_seeds_side_by_side():
