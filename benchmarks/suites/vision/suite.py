@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.axes.restoration.image_state_injection import find_experts, inject_states
-from audits.axes.restoration.image_steering import image_sites, named_as_class
+from audits.axes.restoration.image_steering import named_as_class
 from audits.axes.restoration.image_trial import (
     net_rate,
     restore_images,
@@ -28,6 +28,7 @@ from benchmarks.suites.vision import audits
 from benchmarks.suites.vision.audits import RETRAINED, SUPPRESSED
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
+from capture.network.sites import find_image_sites
 from capture.network.structure import random_like
 from testbeds.zoo.build import Specimen, build_zoo
 
@@ -128,7 +129,7 @@ def figures(
     experts = None if ours else find_experts(original, taught, root / "saes", seed)
     label = int(forget.labels[0])
     never = unseen_classes(original, retain, label, len(forget), seed)
-    known = named_as_class(original, forget, {}, image_sites(original))
+    known = named_as_class(original, forget, {}, find_image_sites(original))
     untrained = None
     if experts is not None:
         fresh = random_like(original, seed)
