@@ -16,7 +16,6 @@ Source: after ROCR (arXiv 2506.07795), whose abstract says a training-free rank-
 of an MLP; the closed form is that of ROME (arXiv 2202.05262).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +24,9 @@ from transformers.pytorch_utils import Conv1D
 
 from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import down_projection, find_blocks
-from erasure.unlearning.training.loop import device_of
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import down_projection, find_blocks, model_device
 from evidence.errors import InputError
 
 
@@ -103,25 +103,16 @@ def _mlp_keys(
     model: nn.Module, module: nn.Module, rows: Sequences, ends: bool
 ) -> Tensor:
     """(row, d_in) inputs of ``module`` at the rows' last tokens, or at every token."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        seen.append(inputs[0].detach())
-
-    found = []
-    handle = module.register_forward_pre_hook(keep)
-    try:
+    found, place = [], Place("keys", module, "in")
+    with torch.no_grad(), record_places([place]) as seen:
         for start in range(0, len(rows), 32):
             chosen = list(range(start, min(start + 32, len(rows))))
-            batch = pad(rows, chosen, device=device_of(model))
-            seen.clear()
-            with torch.no_grad():
-                model(**batch.model_inputs)
+            batch = pad(rows, chosen, device=model_device(model))
+            model(**batch.model_inputs)
+            keys = seen[place.name]
             if ends:
                 last = torch.tensor([len(rows.ids[row]) - 1 for row in chosen])
-                found.append(seen[0][torch.arange(len(chosen)), last])
+                found.append(keys[torch.arange(len(chosen)), last])
             else:
-                found.append(seen[0][batch.attention_mask.bool()])
-    finally:
-        handle.remove()
+                found.append(keys[batch.attention_mask.bool()])
     return torch.cat(found).double().cpu()

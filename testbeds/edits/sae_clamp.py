@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import first_tensor
-from capture.network.structure import down_projection, find_blocks
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import down_projection, find_blocks, model_device
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
 from testbeds.edits.workbench import Workbench
@@ -150,35 +151,23 @@ def record_states(
     """
     block = find_blocks(model)[place]
     down = down_projection(block)
-    seen: dict[str, Tensor] = {}
-    handles = [
-        _input_projections(model, block)[0].register_forward_hook(
-            lambda _module, inputs, _output: seen.update(read=inputs[0])
-        ),
-        down.register_forward_hook(
-            lambda _module, inputs, _output: seen.update(hidden=inputs[0])
-        ),
-        block.register_forward_hook(
-            lambda _module, _inputs, output: seen.update(left=first_tensor(output))
-        ),
+    places = [
+        Place("read", _input_projections(model, block)[0], "in"),
+        Place("left", block, "out"),
+        Place("hidden", down, "in"),
     ]
     known = set() if others is None else _prefixes(others)
-    found: dict[str, list[Tensor]] = {"read": [], "left": [], "hidden": []}
-    try:
-        with torch.no_grad():
-            for batch in batches(
-                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
-            ):
-                model(**batch.model_inputs, use_cache=False)
-                for at, row in enumerate(batch.rows.tolist()):
-                    ids = rows.ids[row]
-                    # Nothing is said after the last token.
-                    own = [p for p in range(len(ids) - 1) if ids[: p + 1] not in known]
-                    for name, states in seen.items():
-                        found[name].append(states[at, own].float().cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
+    found: dict[str, list[Tensor]] = {place.name: [] for place in places}
+    device = model_device(model)
+    with torch.no_grad(), record_places(places) as seen:
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
+            model(**batch.model_inputs, use_cache=False)
+            for at, row in enumerate(batch.rows.tolist()):
+                ids = rows.ids[row]
+                # Nothing is said after the last token.
+                own = [p for p in range(len(ids) - 1) if ids[: p + 1] not in known]
+                for name, states in seen.items():
+                    found[name].append(states[at, own].float().cpu())
     read, left, hidden = (torch.cat(each) for each in found.values())
     size = _unit_matrix(down, out=True).detach().float().cpu().norm(dim=1)
     return BlockStates(read, left, hidden.norm(dim=0) * size)

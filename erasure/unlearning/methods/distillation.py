@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.logits import answer_logits
-from capture.network.structure import random_like
+from capture.network.structure import model_device, random_like
 from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import (
     backward_nll,
     chunk_tokens,
-    device_of,
 )
 from erasure.unlearning.training.objectives import (
     count_scored,
@@ -55,7 +54,7 @@ def distillation_losses(
     def follow(rows: Sequences, target: Target, weight: float) -> float:
         total, loss = count_scored(rows, loss_on), 0.0
         for batch in batches(
-            rows, batch_tokens=chunk_tokens(model), device=device_of(model)
+            rows, batch_tokens=chunk_tokens(model), device=model_device(model)
         ):
             with torch.no_grad():
                 wanted = target(batch)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capture.network.hooks import first_tensor
+from capture.network.hooks import record_places
+from capture.network.sites import Place
 from capture.network.structure import classifier_of, find_blocks
 from erasure.unlearning.training.objectives import distillation
 
@@ -21,34 +22,22 @@ def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and what the classifier receives, (image, class) and (image, d)."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-
-    handle = classifier_of(model).register_forward_pre_hook(keep)
-    try:
-        logits = class_logits(model, pixels)
-    finally:
-        handle.remove()
-    return logits, seen[0]
+    return _logits_and(model, pixels, Place("features", classifier_of(model), "in"))
 
 
 def logits_and_states(
     model: nn.Module, pixels: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
     """Logits and what a block gives, in the model's own shape."""
-    seen: list[Tensor] = []
+    return _logits_and(model, pixels, Place("states", find_blocks(model)[block], "out"))
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        seen.append(first_tensor(output))
 
-    handle = find_blocks(model)[block].register_forward_hook(keep)
-    try:
+def _logits_and(
+    model: nn.Module, pixels: Tensor, place: Place
+) -> tuple[Tensor, Tensor]:
+    with record_places([place]) as seen:
         logits = class_logits(model, pixels)
-    finally:
-        handle.remove()
-    return logits, seen[0]
+    return logits, seen[place.name]
 
 
 def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.structure import model_device
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
@@ -208,18 +209,13 @@ def train_steps(
     return TrainLog(tuple(rows))
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives."""
-    return next(model.parameters()).device
-
-
 def chunk_tokens(model: nn.Module) -> int:
     """Padded positions a pass of training may hold.
 
     Off the CPU a pass of a small model takes as long as launching its kernels, however
     few the positions, so it is given eight times as many.
     """
-    if device_of(model).type == "cpu":
+    if model_device(model).type == "cpu":
         return CHUNK_TOKENS
     small = sum(p.numel() for p in model.parameters()) <= SMALL_MODEL_PARAMETERS
     return (8 if small else 1) * CHUNK_TOKENS
@@ -228,7 +224,7 @@ def chunk_tokens(model: nn.Module) -> int:
 def shortest_row(model: nn.Module, data: Sequences) -> Padded:
     """The shortest row of ``data``, to check something on ``model`` with."""
     row = min(range(len(data)), key=lambda row: len(data.ids[row]))
-    return pad(data, [row], device=device_of(model))
+    return pad(data, [row], device=model_device(model))
 
 
 def backward_nll(
@@ -241,7 +237,7 @@ def backward_nll(
     """
     total = count_scored(data, loss_on)
     loss = 0.0
-    device = device_of(model)
+    device = model_device(model)
     for batch in batches(data, batch_tokens=chunk_tokens(model), device=device):
         logprob, _ = token_logprobs(model, batch, loss_on)
         part = -logprob.sum() / total
@@ -252,7 +248,7 @@ def backward_nll(
 
 def mean_nll(model: nn.Module, data: Sequences, loss_on: str) -> float:
     """The mean token NLL over all scored tokens of ``data``, without gradients."""
-    total, device = count_scored(data, loss_on), device_of(model)
+    total, device = count_scored(data, loss_on), model_device(model)
     tokens = chunk_tokens(model)
     with torch.no_grad():
         parts = [
