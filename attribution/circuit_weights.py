@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attribution.circuits.graph import build_graph
 from attribution.circuits.structure import TransformerStructure, find_structure
+from capture.network.structure import is_transposed, matrix_view
 from evidence.errors import InputError
 
 
@@ -64,7 +65,7 @@ def circuit_weights(
         which = int(rest[1])
         if kind == "head":
             linear = block.output_projection
-            size = _width(linear) // parts.n_heads
+            size = matrix_view(linear).shape[1] // parts.n_heads
             weight = cast(Tensor, linear.weight)
             mask = _oriented(_mask(masks, names, weight), linear)
             mask[:, which * size : (which + 1) * size] = True
@@ -87,10 +88,4 @@ def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Te
 
 def _oriented(mask: Tensor, linear: nn.Module) -> Tensor:
     """(out, in), a view; GPT-2's layers hold their matrices turned."""
-    return mask.T if type(linear).__name__ == "Conv1D" else mask
-
-
-def _width(linear: nn.Module) -> int:
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0 if type(linear).__name__ == "Conv1D" else 1]
+    return mask.T if is_transposed(linear) else mask

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from capture.network.discovery.position_limit import position_limit
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Place, Sites
-from capture.network.structure import model_device
+from capture.network.structure import (
+    input_embedding,
+    is_transposed,
+    matrix_view,
+    model_device,
+)
 from evidence.seeds import torch_rng
 
 # Two computations of one value may differ by rounding, relative to the largest.
@@ -61,8 +66,7 @@ def _relative_tolerance(dtype: torch.dtype) -> float:
 
 def small_input(model: nn.Module) -> dict[str, Tensor]:
     """A row of a few different tokens, as keyword arguments of the model."""
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    size = getattr(embedding, "weight", torch.zeros(6)).shape[0]
+    size = getattr(input_embedding(model), "weight", torch.zeros(6)).shape[0]
     count = min(6, position_limit(model) or 6)
     return {"input_ids": torch.arange(count, device=model_device(model))[None] % size}
 
@@ -74,10 +78,9 @@ def weight_matrix(linear: nn.Module) -> Tensor:
     is asked what it does to each unit vector.
     """
     weight = getattr(linear, "weight", None)
-    if type(linear) is nn.Linear and isinstance(weight, Tensor):
-        return weight.detach()
-    if type(linear).__name__ == "Conv1D" and isinstance(weight, Tensor):
-        return weight.detach().T
+    plain = type(linear) is nn.Linear or is_transposed(linear)
+    if plain and isinstance(weight, Tensor):
+        return matrix_view(linear).detach()
     parameter = next(linear.parameters())
     inputs = getattr(linear, "in_features", None)
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
@@ -160,7 +163,7 @@ def _candidates(
 
 def _output_width(module: nn.Module) -> int:
     """Outputs of a linear map; 0 for anything else."""
-    if type(module).__name__ == "Conv1D":
+    if is_transposed(module):
         return int(module.nf)  # pyright: ignore[reportArgumentType]
     return int(getattr(module, "out_features", 0) or 0)
 

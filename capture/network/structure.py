@@ -225,6 +225,11 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a module is a plain linear map, with no adapter around it."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
 def is_transposed(linear: nn.Module) -> bool:
     """Whether a linear map keeps its matrix as (in, out), as GPT-2's Conv1D does."""
     return type(linear).__name__ == "Conv1D"
@@ -289,10 +294,10 @@ def stack_owner(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
 
 def final_norm(model: nn.Module) -> nn.Module | None:
     """The first norm with weights that is registered after the blocks, or None."""
-    return next(filter(_is_norm, _after(model, find_blocks(model))), None)
+    return next(filter(is_norm, _after(model, find_blocks(model))), None)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     """Whether a module holds nothing but vectors of one length."""
     shapes = {parameter.shape for parameter in module.parameters()}
     return len(shapes) == 1 and len(next(iter(shapes))) == 1

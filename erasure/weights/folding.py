@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.network.hooks import evaluation_mode, first_tensor, patch
 from capture.network.sites import Place, Sites
 from capture.network.structure import (
     find_blocks,
     input_embedding,
+    is_linear_map,
     output_head,
     own_head_,
 )
@@ -152,12 +152,10 @@ def _targets(
     """The modules whose weights take up the eraser."""
     if _blocks(model)[:1] == [place.module]:
         return _stream_embeddings(model, name, eraser)
-    if place.side == "in" or isinstance(place.module, nn.Linear | Conv1D):
+    if place.side == "in" or is_linear_map(place.module):
         return [place.module]
     # That a part of a block ends with its last map is checked by running.
-    maps: list[nn.Module] = [
-        m for m in place.module.modules() if isinstance(m, nn.Linear | Conv1D)
-    ]
+    maps: list[nn.Module] = [m for m in place.module.modules() if is_linear_map(m)]
     if not maps:
         raise InputError(
             f"{name} cannot be folded: {type(place.module).__name__} holds no linear "
@@ -212,7 +210,7 @@ def _fold_one(
 def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
     """Give ``module`` weights of its own, of numbers that can be written."""
     weight = getattr(module, "weight", None)
-    plain = isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+    plain = is_linear_map(module) or isinstance(module, nn.Embedding)
     if not plain or not isinstance(weight, nn.Parameter):
         raise InputError(
             f"{name} cannot be folded into {type(module).__name__}",

@@ -20,13 +20,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
 from capture.network.hooks import record_places
 from capture.network.sites import Place
-from capture.network.structure import down_projection, find_blocks, model_device
+from capture.network.structure import (
+    down_projection,
+    find_blocks,
+    matrix_view,
+    model_device,
+)
 from evidence.errors import InputError
 
 
@@ -81,10 +85,8 @@ def rocr_(
             got=f"{len(forget)}, {len(harmless)}, {len(background)} rows, {ridge}",
         )
     module = down_projection(blocks[layer])
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)  # down_projection looked
-    matrix = weight.data.T if isinstance(module, Conv1D) else weight.data
-    before = matrix.detach().double().cpu()
+    matrix = matrix_view(module).detach()
+    before = matrix.double().cpu()
     key = _mlp_keys(model, module, prompts_only(forget), ends=True).mean(0)
     other = _mlp_keys(model, module, prompts_only(harmless), ends=True)
     rest = _mlp_keys(model, module, background, ends=False)

@@ -6,12 +6,11 @@ the map computes what it computed.
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import record_places
 from capture.network.sites import Place
-from capture.network.structure import model_device
+from capture.network.structure import is_linear_map, matrix_view, model_device
 from erasure.unlearning.training.loop import CHUNK_TOKENS
 from evidence.errors import InputError
 
@@ -72,7 +71,7 @@ def fold_edit_(
     Source: the closed form of linear memory edits (MEMIT, Meng et al. 2022, arXiv
     2210.07229).
     """
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not is_linear_map(module):
         raise InputError(
             "this module has no matrix to fold an edit into",
             expected="a linear layer",
@@ -81,6 +80,6 @@ def fold_edit_(
     second = moved.T @ moved + hold * held.T @ held
     second += ridge * second.diagonal().mean() * torch.eye(len(second))
     update = torch.linalg.solve(second, moved.T @ change)  # (in, out)
-    update = update if isinstance(module, Conv1D) else update.T
     with torch.no_grad():
-        module.weight += update.to(module.weight)
+        matrix = matrix_view(module)
+        matrix += update.T.to(matrix)
