@@ -18,7 +18,7 @@ from capture.network.discovery.position_limit import (
     position_limit,
 )
 from capture.network.logits import answer_logits
-from capture.network.structure import output_head
+from capture.network.structure import model_device, output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -332,7 +332,7 @@ def _ratio(own: float, rest: Sequence[float]) -> float:
 
 def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Padded]:
     """Batches within the token budget and, after the head, the logit budget."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
     weight = getattr(output_head(model), "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else 50_000
     most = max(1, MAX_LOGITS // vocabulary)
@@ -373,7 +373,7 @@ def _continue(
     """New token ids a row. Left padding, so that all rows go on from one position."""
     from transformers import GenerationConfig
 
-    device = next(model.parameters()).device
+    device = model_device(model)
     width = max(len(ids) for ids in sequences.ids)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros_like(ids)

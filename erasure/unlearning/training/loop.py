@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.hooks import evaluation_mode
 from capture.network.structure import model_device
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
@@ -131,20 +132,17 @@ def only_training(
     if not chosen:
         raise InputError("there are no parameters to train", expected="one or more")
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        model.eval()
-        yield chosen
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model):
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            for parameter in chosen:
+                parameter.requires_grad_(True)
+            yield chosen
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+                parameter.grad = None
 
 
 def train_steps(
