@@ -1,8 +1,8 @@
-"""Erasers written into the weights, where a map can take them up exactly.
+"""Fold erasers into the weights of a model, exactly.
 
-A linear map takes up an eraser of its output or of its input, an embedding one of its
-output. What a block leaves in the residual stream is a sum, which no single map gives:
-there, ``stream_erasers`` erases every part of the sum, and that folds.
+A linear map can absorb an eraser of its output or of its input, an embedding one of its output. The
+residual stream after a block is a sum that no single map writes; ``stream_erasers`` erases every
+summand instead, and those can be folded.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,19 +25,18 @@ from erasure.concept.affine import AffineEraser
 from erasure.weights.linear_maps import fold_embeddings_, fold_input_, fold_output_
 from evidence.errors import InputError
 
-# A folded model may differ from the hooked one by rounding: this many units in the
-# last place of the largest output, or this share of what the erasers change.
+# Tolerance between the folded and the hooked model: units in the last place of the
+# largest output, plus a share of the change that the erasers make.
 MAX_ULPS, MAX_ERROR_SHARE = 200, 1e-3
 
 
 def stream_erasers(
     names: Iterable[str], eraser: AffineEraser
 ) -> dict[str, AffineEraser]:
-    """The same eraser for the whole residual stream, at each part of its sum.
+    """Erasers of every summand of the residual stream, equivalent to erasing the whole stream.
 
-    The stream enters block 0 erased, and what attention and feed-forward parts add has
-    its linear part alone applied; so at every depth, between a block's parts too, the
-    stream is an erased one.
+    The embedding is erased with the affine map and the outputs of attention and MLP with its linear
+    part, so the stream is erased at every depth, within blocks too.
 
     Args:
         names: Every site of the model (``Sites.names``).
@@ -47,7 +46,7 @@ def stream_erasers(
         Site name to eraser, for ``patch`` (its ``transform``) and for ``fold_``.
 
     Raises:
-        InputError: the sites are not a transformer's.
+        InputError: The sites are not a transformer's.
     """
     added = [name for name in names if name.split(".")[0] in ("attn", "mlp")]
     kinds = {name.split(".")[0] for name in added}
@@ -65,25 +64,23 @@ def fold_(
     where: Sites,
     inputs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write erasers into the weights of ``model``, in place.
+    """Fold erasers into the weights of ``model``, in place.
 
-    Afterwards the model computes, without hooks, what it computed with
-    ``patch(model, {name: eraser.transform})`` in evaluation mode. That is checked on a
-    small batch; where it does not hold, the weights are put back.
-
-    An output layer that shares its weights with the embedding is given its own.
+    The folded model computes, without hooks, what the model computes with ``patch(model, {name:
+    eraser.transform})`` in evaluation mode. This is verified on a small batch; if it does not hold,
+    the weights are restored. An output layer that shares its weights with the embedding gets its
+    own copy.
 
     Args:
-        model: The model.
         erasers: Site name to the eraser of one site.
         where: The model's sites.
-        inputs: A small batch to check with, as keyword arguments of the model; by
-            default random tokens.
+        inputs: A small batch for verification, as keyword arguments of the model; by default random
+            tokens.
 
     Raises:
-        InputError: a site is the sum of several maps, or not next to a linear map; a
-            map has no bias for the constant part; weights are quantised or shared; or
-            the folded model differs from the hooked one. The model is as it was.
+        InputError: A site is the sum of several maps or not adjacent to a linear map, a map lacks a
+            bias for the constant part, weights are quantized or shared, or the folded model differs
+            from the hooked one. The model is unchanged then.
     """
     batch = _random_batch(model) if inputs is None else dict(inputs)
     places = {name: where.resolve(name) for name in erasers}
@@ -106,7 +103,7 @@ def fold_(
         gap = (got - wanted).abs().max()
         if not gap <= MAX_ERROR_SHARE * effect + rounding:
             raise InputError(
-                "the folded model is not the hooked one",
+                "the folded model differs from the hooked one",
                 expected="maps that feed their site directly and are used once, in a "
                 "model without norms in between",
                 got=f"a difference of {gap:.1e} in outputs that the erasers change by "
@@ -139,7 +136,7 @@ def _check(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> N
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's blocks; none where it has no stack of them."""
+    """The model's blocks; empty if it has no list of blocks."""
     try:
         return find_blocks(model)
     except InputError:
@@ -149,12 +146,12 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 def _targets(
     model: nn.Module, name: str, place: Place, eraser: AffineEraser
 ) -> list[nn.Module]:
-    """The modules whose weights take up the eraser."""
+    """The modules whose weights absorb the eraser."""
     if _blocks(model)[:1] == [place.module]:
         return _stream_embeddings(model, name, eraser)
     if place.side == "in" or is_linear_map(place.module):
         return [place.module]
-    # That a part of a block ends with its last map is checked by running.
+    # fold_ verifies that the component ends with its last linear map.
     maps: list[nn.Module] = [m for m in place.module.modules() if is_linear_map(m)]
     if not maps:
         raise InputError(
@@ -168,7 +165,7 @@ def _targets(
 def _stream_embeddings(
     model: nn.Module, name: str, eraser: AffineEraser
 ) -> list[nn.Module]:
-    """Every embedding of the stream outside the blocks, the tokens' first."""
+    """All embeddings of the stream's width outside the blocks, the token embedding first."""
     inside = {id(m) for block in _blocks(model) for m in block.modules()}
     tokens = input_embedding(model)
     if not isinstance(tokens, nn.Embedding) or tokens.embedding_dim != eraser.width:
@@ -208,7 +205,7 @@ def _fold_one(
 
 
 def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
-    """Give ``module`` weights of its own, of numbers that can be written."""
+    """Give ``module`` its own floating-point weights."""
     weight = getattr(module, "weight", None)
     plain = is_linear_map(module) or isinstance(module, nn.Embedding)
     if not plain or not isinstance(weight, nn.Parameter):
@@ -219,10 +216,10 @@ def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
         )
     if not weight.is_floating_point():
         raise InputError(
-            f"{name} cannot be folded into quantised weights",
+            f"{name} cannot be folded into quantized weights",
             expected="floating-point weights",
             got=str(weight.dtype),
-            fix="De-quantise first",
+            fix="Dequantize first",
         )
     owners = [m for m in model.modules() if getattr(m, "weight", None) is weight]
     if len(owners) > 1 and any(owner is output_head(model) for owner in owners):
@@ -239,7 +236,7 @@ def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
 def _restored_on_error(
     model: nn.Module, targets: Iterable[nn.Module]
 ) -> Iterator[None]:
-    """Put back what folding into ``targets`` may change, if the block fails."""
+    """Restore the parameters that folding may change if the context fails."""
     head = output_head(model)
     some = {id(m): m for m in (*targets, *([head] if head is not None else []))}
     owners = [
@@ -262,11 +259,11 @@ def _restored_on_error(
 
 
 def _random_batch(model: nn.Module) -> dict[str, Any]:
-    """Random tokens, the same every time."""
+    """The same random tokens on every call."""
     table = input_embedding(model)
     if not isinstance(table, nn.Embedding):
         raise InputError(
-            "it is not known what to run this model on, to check the folding",
+            "no input is known to verify the folding with",
             expected="a language model",
             got=type(model).__name__,
             fix="Give inputs: a small batch as keyword arguments",
@@ -277,7 +274,7 @@ def _random_batch(model: nn.Module) -> dict[str, Any]:
 
 
 def _first_output(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The model's first output in evaluation mode."""
+    """The model's logits, last hidden state or first output, in evaluation mode."""
     with torch.no_grad(), evaluation_mode(model):
         output = model(**batch)
     logits = getattr(output, "logits", None)

@@ -190,7 +190,7 @@ def test_a_norm_after_the_map_is_found_out_and_nothing_is_changed():
     layers = model.model.layers
     layers[0].mlp = Normed(layers[0].mlp)
     before, where = state(model), find_sites(model)
-    with pytest.raises(InputError, match="folded model is not the hooked one"):
+    with pytest.raises(InputError, match="folded model differs from the hooked one"):
         fold_(model, {"mlp.0": eraser_of(WIDTH).linear()}, where)
     assert unchanged(before, model)
     assert count_hooks(model) == 0
@@ -201,7 +201,7 @@ def test_an_embedding_that_is_scaled_is_found_out():
     plain = model.model.embed_tokens.forward
     model.model.embed_tokens.forward = lambda ids: 3 * plain(ids)
     before = state(model)
-    with pytest.raises(InputError, match="folded model is not the hooked one"):
+    with pytest.raises(InputError, match="folded model differs from the hooked one"):
         fold_(model, {"embed": eraser_of(WIDTH)}, find_sites(model))
     assert unchanged(before, model)
     # Its linear part does not mind a scale.
@@ -224,7 +224,7 @@ def test_shared_and_quantised_weights_are_refused():
     projection = model.model.layers[0].self_attn.o_proj
     projection.weight = whole
     projection.forward = lambda x: x @ whole.float().T
-    with pytest.raises(InputError, match="quantised weights"):
+    with pytest.raises(InputError, match="quantized weights"):
         fold_(model, erasers, find_sites(model))
 
 
