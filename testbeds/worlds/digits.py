@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.image_files import read_images
 from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
