@@ -1,4 +1,4 @@
-"""Logits, features and losses of image classifiers, for class unlearning."""
+"""Features and losses of image classifiers, for class unlearning."""
 
 import torch
 from torch import Tensor, nn
