@@ -32,7 +32,7 @@ from attribution.circuits.metrics import (
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
-from capture.network.structure import model_device
+from capture.network.structure import is_transposed, matrix_view, model_device
 from evidence.errors import InputError
 
 # Circuit sizes tried: a logarithmic grid of this many, from this share of the edges to all.
@@ -334,7 +334,7 @@ def circuit_weights(
         head = int(indices[1])
         if kind == "head":
             linear = block.output_projection
-            head_width = _width(linear) // parts.n_heads
+            head_width = matrix_view(linear).shape[1] // parts.n_heads
             weight = cast(Tensor, linear.weight)
             mask = _oriented(_mask(masks, names, weight), linear)
             mask[:, head * head_width : (head + 1) * head_width] = True
@@ -357,10 +357,4 @@ def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Te
 
 def _oriented(mask: Tensor, linear: nn.Module) -> Tensor:
     """A view of shape (out, in); GPT-2's Conv1D stores its matrix transposed."""
-    return mask.T if type(linear).__name__ == "Conv1D" else mask
-
-
-def _width(linear: nn.Module) -> int:
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0 if type(linear).__name__ == "Conv1D" else 1]
+    return mask.T if is_transposed(linear) else mask

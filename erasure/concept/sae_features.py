@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from capture.network.structure import down_projection, find_blocks
+from capture.network.structure import down_projection, find_blocks, value_vectors
 from erasure.inputs import RowsError, class_codes, site_tables
 from evidence.errors import InputError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
@@ -227,11 +226,7 @@ def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
             expected=f"0 to {len(blocks) - 1}",
             got=str(layer),
         )
-    module = down_projection(blocks[layer])
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)  # down_projection looked
-    # A value vector is the output of one input unit: a row of Conv1D's (in, out) weight.
-    values = weight.data if isinstance(module, Conv1D) else weight.data.T
+    values = value_vectors(down_projection(blocks[layer])).detach()
     if values.shape[1] != eraser.dictionary.center.numel():
         raise InputError(
             "the eraser is of another width",
