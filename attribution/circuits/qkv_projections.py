@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from capture.network.discovery.position_limit import position_limit
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Place, Sites
-from capture.network.structure import model_device
+from capture.network.structure import (
+    input_embedding,
+    is_transposed,
+    matrix_view,
+    model_device,
+)
 from evidence.seeds import torch_rng
 
 # Relative tolerance for two computations of one value.
@@ -65,8 +70,7 @@ def _relative_tolerance(dtype: torch.dtype) -> float:
 
 def small_input(model: nn.Module) -> dict[str, Tensor]:
     """A row of a few different tokens, as keyword arguments of the model."""
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    size = getattr(embedding, "weight", torch.zeros(6)).shape[0]
+    size = getattr(input_embedding(model), "weight", torch.zeros(6)).shape[0]
     count = min(6, position_limit(model) or 6)
     return {"input_ids": torch.arange(count, device=model_device(model))[None] % size}
 
@@ -77,10 +81,9 @@ def weight_matrix(linear: nn.Module) -> Tensor:
     Conv1D stores it transposed. Adapters and quantized layers are evaluated on unit vectors.
     """
     weight = getattr(linear, "weight", None)
-    if type(linear) is nn.Linear and isinstance(weight, Tensor):
-        return weight.detach()
-    if type(linear).__name__ == "Conv1D" and isinstance(weight, Tensor):
-        return weight.detach().T
+    plain = type(linear) is nn.Linear or is_transposed(linear)
+    if plain and isinstance(weight, Tensor):
+        return matrix_view(linear).detach()
     parameter = next(linear.parameters())
     inputs = getattr(linear, "in_features", None)
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
@@ -165,7 +168,7 @@ def _candidates(
 
 def _output_width(module: nn.Module) -> int:
     """Output width of a linear map; 0 for any other module."""
-    if type(module).__name__ == "Conv1D":
+    if is_transposed(module):
         return int(module.nf)  # pyright: ignore[reportArgumentType]
     return int(getattr(module, "out_features", 0) or 0)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Sites, find_sites
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 
@@ -290,7 +291,7 @@ def loss_recovered(
 
 def _loss(model: nn.Module, sequences: Sequences, batch_tokens: int) -> float:
     """Mean next-token loss in nats."""
-    device = next(model.parameters()).device
+    device = model_device(model)
     total, count = 0.0, 0
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(sequences, batch_tokens=batch_tokens, device=device):

@@ -14,6 +14,7 @@ from attribution.sae.autoencoder import Sae, check_latent
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 CRITERIA = ("f1", "auc", "difference")
@@ -166,7 +167,7 @@ def latent_attribution(
         InputError: The site does not exist in the model.
     """
     sites, attribution = find_sites(model), np.zeros((len(sequences), sae.d_sae))
-    device = next(model.parameters()).device
+    device = model_device(model)
     captured: list[Tensor] = []
 
     def capture(value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Sites, find_sites, neuron_projection, with_neurons
-from capture.network.structure import linear_shape, value_vectors
+from capture.network.structure import linear_shape, model_device, value_vectors
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
@@ -250,7 +250,7 @@ def _neuron_attribution(
     concept_idx = {name: concept_number for concept_number, name in enumerate(names)}
     concept = torch.tensor([concept_idx.get(name, -1) for name in row_concepts])
     counts = torch.bincount(concept[concept >= 0], minlength=len(names))
-    device = next(model.parameters()).device
+    device = model_device(model)
     neuron_sites = [f"neurons.{layer}" for layer in range(sites.n_layers)]
     totals: list[Tensor] = []
     captured: dict[str, Tensor] = {}

@@ -28,13 +28,13 @@ from capture.activations.hidden_states import (
     states_at,
 )
 from capture.data.sequences import Padded, Sequences, pad
+from capture.network.structure import model_device
 from erasure.unlearning.training.loop import (
     Evaluate,
     Schedule,
     TrainLog,
     check_values,
     chunk_tokens,
-    device_of,
     only_training,
     train_steps,
 )
@@ -282,7 +282,7 @@ class _Pairs:
 
     def padded(self, rows: Sequences) -> list[Padded]:
         """The chunks of ``rows``, padded, on the model's device."""
-        device = device_of(self.model)
+        device = model_device(self.model)
         return [pad(rows, chunk, device=device) for chunk in self.chunks]
 
     def states(self) -> tuple[Tensor, Tensor]:

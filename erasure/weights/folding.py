@@ -6,15 +6,21 @@ summand instead, and those can be folded.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from capture.network.hooks import first_tensor
-from capture.network.structure import find_blocks, output_head, own_head_
+from capture.network.hooks import evaluation_mode, first_tensor, patch
+from capture.network.sites import Place, Sites
+from capture.network.structure import (
+    find_blocks,
+    input_embedding,
+    is_linear_map,
+    output_head,
+    own_head_,
+)
 from erasure.concept.affine import AffineEraser
 from erasure.weights.linear_maps import fold_embeddings_, fold_input_, fold_output_
 from evidence.errors import InputError
@@ -22,33 +28,6 @@ from evidence.errors import InputError
 # Tolerance between the folded and the hooked model: units in the last place of the
 # largest output, plus a share of the change that the erasers make.
 MAX_ULPS, MAX_ERROR_SHARE = 200, 1e-3
-
-
-class Place(Protocol):
-    """Where a site's value is carried, as ``capture.network.sites.Place`` says it."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module whose input or output carries the value."""
-        ...
-
-    @property
-    def side(self) -> str:
-        """Either "in" or "out"."""
-        ...
-
-    @property
-    def part(self) -> slice | int | None:
-        """Which of the features."""
-        ...
-
-
-class Places(Protocol):
-    """A model's sites by name, as ``capture.network.sites.Sites`` has them."""
-
-    def resolve(self, name: str) -> Place:
-        """The place of a site."""
-        ...
 
 
 def stream_erasers(
@@ -82,7 +61,7 @@ def stream_erasers(
 def fold_(
     model: nn.Module,
     erasers: Mapping[str, AffineEraser],
-    where: Places,
+    where: Sites,
     inputs: Mapping[str, Any] | None = None,
 ) -> None:
     """Fold erasers into the weights of ``model``, in place.
@@ -108,7 +87,8 @@ def fold_(
     for name, eraser in erasers.items():
         _check(model, name, places[name], eraser)
     plain = _first_output(model, batch)
-    with erased_by_hooks((places[name], eraser) for name, eraser in erasers.items()):
+    edits = {name: eraser.transform for name, eraser in erasers.items()}
+    with patch(model, edits, known_sites=where):
         hooked = _first_output(model, batch)
     targets = {
         name: _targets(model, name, places[name], eraser)
@@ -132,38 +112,6 @@ def fold_(
             )
 
 
-@contextmanager
-def erased_by_hooks(pairs: Iterable[tuple[Place, AffineEraser]]) -> Iterator[None]:
-    """Context manager that applies erasers as hooks."""
-    with ExitStack() as stack:
-        for place, eraser in pairs:
-            stack.callback(_hook(place, eraser).remove)
-        yield
-
-
-def _hook(place: Place, eraser: AffineEraser):
-    def change(carried: Tensor) -> Tensor:
-        if place.part is None:
-            return eraser.transform(carried)
-        changed = carried.clone()
-        changed[..., place.part] = eraser.transform(carried[..., place.part])
-        return changed
-
-    def before(_module: nn.Module, args: tuple, named: dict[str, Any]):
-        if args:
-            return (change(args[0]), *args[1:]), named
-        key = "hidden_states" if "hidden_states" in named else next(iter(named))
-        return args, named | {key: change(named[key])}
-
-    def after(_module: nn.Module, _args: tuple, output: Any):
-        new = change(first_tensor(output))
-        return new if isinstance(output, Tensor) else (new, *output[1:])
-
-    if place.side == "in":
-        return place.module.register_forward_pre_hook(before, with_kwargs=True)
-    return place.module.register_forward_hook(after)
-
-
 def _check(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> None:
     if not eraser.single_site:
         raise InputError(
@@ -176,7 +124,7 @@ def _check(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> N
             f"{name} cannot be folded: its module keeps heads on an axis of their own",
             fix="Use the eraser as a hook",
         )
-    blocks = _transformer_blocks(model)
+    blocks = _blocks(model)
     first = place.side == "in" and blocks[:1] == [place.module]
     if not first and any(place.module is block for block in blocks):
         raise InputError(
@@ -187,27 +135,24 @@ def _check(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> N
         )
 
 
-def _transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """Transformer blocks; empty for a list of plain maps, or if there is no list."""
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The model's blocks; empty if it has no list of blocks."""
     try:
-        blocks = find_blocks(model)
+        return find_blocks(model)
     except InputError:
         return []
-    return [] if isinstance(blocks[0], nn.Linear | Conv1D) else blocks
 
 
 def _targets(
     model: nn.Module, name: str, place: Place, eraser: AffineEraser
 ) -> list[nn.Module]:
     """The modules whose weights absorb the eraser."""
-    if _transformer_blocks(model)[:1] == [place.module]:
+    if _blocks(model)[:1] == [place.module]:
         return _stream_embeddings(model, name, eraser)
-    if place.side == "in" or isinstance(place.module, nn.Linear | Conv1D):
+    if place.side == "in" or is_linear_map(place.module):
         return [place.module]
     # fold_ verifies that the component ends with its last linear map.
-    maps: list[nn.Module] = [
-        m for m in place.module.modules() if isinstance(m, nn.Linear | Conv1D)
-    ]
+    maps: list[nn.Module] = [m for m in place.module.modules() if is_linear_map(m)]
     if not maps:
         raise InputError(
             f"{name} cannot be folded: {type(place.module).__name__} holds no linear "
@@ -221,9 +166,8 @@ def _stream_embeddings(
     model: nn.Module, name: str, eraser: AffineEraser
 ) -> list[nn.Module]:
     """All embeddings of the stream's width outside the blocks, the token embedding first."""
-    inside = {id(m) for block in _transformer_blocks(model) for m in block.modules()}
-    ask = getattr(model, "get_input_embeddings", None)
-    tokens = ask() if callable(ask) else None
+    inside = {id(m) for block in _blocks(model) for m in block.modules()}
+    tokens = input_embedding(model)
     if not isinstance(tokens, nn.Embedding) or tokens.embedding_dim != eraser.width:
         raise InputError(
             f"{name} cannot be folded: no embedding of tokens has its width",
@@ -263,7 +207,7 @@ def _fold_one(
 def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
     """Give ``module`` its own floating-point weights."""
     weight = getattr(module, "weight", None)
-    plain = isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+    plain = is_linear_map(module) or isinstance(module, nn.Embedding)
     if not plain or not isinstance(weight, nn.Parameter):
         raise InputError(
             f"{name} cannot be folded into {type(module).__name__}",
@@ -316,8 +260,7 @@ def _restored_on_error(
 
 def _random_batch(model: nn.Module) -> dict[str, Any]:
     """The same random tokens on every call."""
-    ask = getattr(model, "get_input_embeddings", None)
-    table = ask() if callable(ask) else None
+    table = input_embedding(model)
     if not isinstance(table, nn.Embedding):
         raise InputError(
             "no input is known to verify the folding with",
@@ -332,14 +275,8 @@ def _random_batch(model: nn.Module) -> dict[str, Any]:
 
 def _first_output(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The model's logits, last hidden state or first output, in evaluation mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(**batch)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), evaluation_mode(model):
+        output = model(**batch)
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from capture.network.structure import is_linear_map, matrix_view
 from erasure.concept.affine import AffineEraser
 from evidence.errors import InputError
 
@@ -72,19 +72,17 @@ def fold_embeddings_(tables: Sequence[nn.Embedding], eraser: AffineEraser) -> No
 
 def _weight(module: nn.Module, name: str) -> Tensor:
     """(out, in) float64 copy of a linear map's weight."""
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not is_linear_map(module):
         raise InputError(
             f"{name} cannot be folded into {type(module).__name__}",
             expected="a linear layer",
             got=type(module).__name__,
         )
-    weight = module.weight.detach().double()
-    return weight.T.clone() if isinstance(module, Conv1D) else weight.clone()
+    return matrix_view(module).detach().double().clone()
 
 
 def _set_weight(module: nn.Module, weight: Tensor) -> None:
-    stored = weight.T if isinstance(module, Conv1D) else weight
-    module.get_parameter("weight").data.copy_(stored)
+    matrix_view(module).data.copy_(weight)
 
 
 def _bias(module: nn.Module, constant: Tensor, name: str) -> nn.Parameter | None:

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
+from capture.network.structure import model_device
 from erasure.unlearning.training.loop import (
     CHUNK_TOKENS,
     Evaluate,
     TrainLog,
     backward_nll,
-    device_of,
     only_training,
     shuffled_batches,
 )
@@ -330,7 +330,7 @@ def _backward_capped_ascent(
 ) -> None:
     """Add the gradient of minus the forget loss, with each token's loss capped."""
     total = count_scored(rows, config.loss_on)
-    device = device_of(model)
+    device = model_device(model)
     for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
         logprob, _ = token_logprobs(model, batch, config.loss_on)
         (-(-logprob).clamp(max=config.cap).sum() / total).backward()

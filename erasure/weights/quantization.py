@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from capture.network.structure import is_transposed
+from capture.network.structure import is_linear_map, is_transposed, output_head
 from evidence.errors import InputError
 
 Scheme = Literal["nf4", "nf4-double", "fp4", "int8"]
@@ -189,15 +189,13 @@ def linear_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
     Returns:
         Parameter name to the parameter and whether it is stored transposed, as (in, out).
     """
-    ask = getattr(model, "get_output_embeddings", None)
-    head = ask() if callable(ask) else None
+    head = output_head(model)
     weights = {}
     for name, module in model.named_modules():
-        transposed = is_transposed(module)
-        if (isinstance(module, nn.Linear) or transposed) and module is not head:
+        if is_linear_map(module) and module is not head:
             weight = module.weight
             if isinstance(weight, nn.Parameter):
-                weights[f"{name}.weight"] = weight, transposed
+                weights[f"{name}.weight"] = weight, is_transposed(module)
     return weights
 
 

@@ -16,7 +16,6 @@ Source: after ROCR (arXiv 2506.07795), whose abstract describes a training-free 
 MLP; the closed form is that of ROME (arXiv 2202.05262).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +23,14 @@ from torch import Tensor, nn
 
 from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import block_at, down_projection, matrix_view
-from erasure.unlearning.training.loop import device_of
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import (
+    block_at,
+    down_projection,
+    matrix_view,
+    model_device,
+)
 from evidence.errors import InputError
 
 
@@ -97,25 +102,16 @@ def _mlp_keys(
     model: nn.Module, module: nn.Module, rows: Sequences, ends: bool
 ) -> Tensor:
     """(row, d_in) inputs of ``module`` at the rows' last tokens, or at every token."""
-    captured: list[Tensor] = []
-
-    def keep(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        captured.append(inputs[0].detach())
-
-    keys = []
-    handle = module.register_forward_pre_hook(keep)
-    try:
+    keys, place = [], Place("keys", module, "in")
+    with torch.no_grad(), record_places([place]) as captured:
         for start in range(0, len(rows), 32):
             chosen = list(range(start, min(start + 32, len(rows))))
-            batch = pad(rows, chosen, device=device_of(model))
-            captured.clear()
-            with torch.no_grad():
-                model(**batch.model_inputs)
+            batch = pad(rows, chosen, device=model_device(model))
+            model(**batch.model_inputs)
+            inputs = captured[place.name]
             if ends:
                 last = torch.tensor([len(rows.ids[row]) - 1 for row in chosen])
-                keys.append(captured[0][torch.arange(len(chosen)), last])
+                keys.append(inputs[torch.arange(len(chosen)), last])
             else:
-                keys.append(captured[0][batch.attention_mask.bool()])
-    finally:
-        handle.remove()
+                keys.append(inputs[batch.attention_mask.bool()])
     return torch.cat(keys).double().cpu()

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.logits import answer_logits
-from capture.network.structure import random_like
+from capture.network.structure import model_device, random_like
 from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import (
     backward_mean,
     backward_nll,
     chunk_tokens,
-    device_of,
 )
 from erasure.unlearning.training.objectives import (
     count_scored,
@@ -64,7 +63,7 @@ def distillation_losses(
             logits = scored_logits(model, batch)
             return distillation(logits, target_logits, temperature)
 
-        tokens, device = chunk_tokens(model), device_of(model)
+        tokens, device = chunk_tokens(model), model_device(model)
         chunks = batches(rows, batch_tokens=tokens, device=device)
         return backward_mean(chunks, losses, count_scored(rows, loss_on), weight)
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capture.network.hooks import first_tensor
+from capture.network.hooks import record_places
+from capture.network.sites import Place
 from capture.network.structure import classifier_of, find_blocks
 from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.objectives import distillation
@@ -14,34 +15,22 @@ CHUNK_IMAGES = 256
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """(image, class) logits and (image, d) inputs of the final linear layer."""
-    captured: list[Tensor] = []
-
-    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        captured.append(inputs[0])
-
-    handle = classifier_of(model).register_forward_pre_hook(keep)
-    try:
-        logits = class_logits(model, pixels)
-    finally:
-        handle.remove()
-    return logits, captured[0]
+    return _logits_and(model, pixels, Place("features", classifier_of(model), "in"))
 
 
 def logits_and_states(
     model: nn.Module, pixels: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
     """(image, class) logits and a block's output, in the model's own shape."""
-    captured: list[Tensor] = []
+    return _logits_and(model, pixels, Place("states", find_blocks(model)[block], "out"))
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        captured.append(first_tensor(output))
 
-    handle = find_blocks(model)[block].register_forward_hook(keep)
-    try:
+def _logits_and(
+    model: nn.Module, pixels: Tensor, place: Place
+) -> tuple[Tensor, Tensor]:
+    with record_places([place]) as captured:
         logits = class_logits(model, pixels)
-    finally:
-        handle.remove()
-    return logits, captured[0]
+    return logits, captured[place.name]
 
 
 def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

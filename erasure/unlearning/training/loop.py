@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.hooks import evaluation_mode
+from capture.network.structure import model_device
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
@@ -140,20 +142,17 @@ def only_training(
     if not chosen:
         raise InputError("there are no parameters to train", expected="one or more")
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        model.eval()
-        yield chosen
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model):
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            for parameter in chosen:
+                parameter.requires_grad_(True)
+            yield chosen
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+                parameter.grad = None
 
 
 def train_steps(
@@ -216,18 +215,13 @@ def train_steps(
     return TrainLog(tuple(rows))
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter."""
-    return next(model.parameters()).device
-
-
 def chunk_tokens(model: nn.Module) -> int:
     """Padded positions per training pass.
 
     Off the CPU, kernel launches dominate the time of a small model whatever the number of
     positions, so it gets eight times as many.
     """
-    if device_of(model).type == "cpu":
+    if model_device(model).type == "cpu":
         return CHUNK_TOKENS
     small = sum(p.numel() for p in model.parameters()) <= SMALL_MODEL_PARAMETERS
     return (8 if small else 1) * CHUNK_TOKENS
@@ -236,7 +230,7 @@ def chunk_tokens(model: nn.Module) -> int:
 def shortest_row(model: nn.Module, data: Sequences) -> Padded:
     """The shortest row of ``data``, padded for ``model``."""
     row = min(range(len(data)), key=lambda row: len(data.ids[row]))
-    return pad(data, [row], device=device_of(model))
+    return pad(data, [row], device=model_device(model))
 
 
 def backward_nll(
@@ -249,7 +243,7 @@ def backward_nll(
     """
     total = count_scored(data, loss_on)
     loss = 0.0
-    device = device_of(model)
+    device = model_device(model)
     for batch in batches(data, batch_tokens=chunk_tokens(model), device=device):
         logprob, _ = token_logprobs(model, batch, loss_on)
         part = -logprob.sum() / total
@@ -282,7 +276,7 @@ def backward_mean(
 
 def mean_nll(model: nn.Module, data: Sequences, loss_on: str) -> float:
     """Mean token NLL over all scored tokens of ``data``, without gradients."""
-    total, device = count_scored(data, loss_on), device_of(model)
+    total, device = count_scored(data, loss_on), model_device(model)
     tokens = chunk_tokens(model)
     with torch.no_grad():
         parts = [

@@ -11,6 +11,8 @@ from capture.network.structure import (
     blocks_and_after,
     down_projection,
     find_blocks,
+    is_linear_map,
+    is_transposed,
     output_head,
     own_head_,
     random_like,
@@ -89,8 +91,6 @@ def linear_names(model: nn.Module, scope: list[nn.Module]) -> list[str]:
 
     The output head is left out unless it is itself in ``scope``.
     """
-    from transformers.pytorch_utils import Conv1D
-
     inside = {id(inner) for module in scope for inner in module.modules()}
     head = output_head(model)
     if head is not None and not any(module is head for module in scope):
@@ -98,7 +98,7 @@ def linear_names(model: nn.Module, scope: list[nn.Module]) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if id(module) in inside and isinstance(module, nn.Linear | Conv1D)
+        if id(module) in inside and is_linear_map(module)
     ]
 
 
@@ -124,7 +124,6 @@ def low_rank_(
     Source: Hu et al. (2021), arXiv 2106.09685.
     """
     from peft import LoraConfig, LoraModel
-    from transformers.pytorch_utils import Conv1D
 
     names = linear_names(model, scope)
     if not names:
@@ -139,7 +138,7 @@ def low_rank_(
         lora_dropout=0.0,
         bias="none",
         target_modules=names,
-        fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
+        fan_in_fan_out=is_transposed(model.get_submodule(names[0])),
     )
     flags = [(p, p.requires_grad) for p in model.parameters()]
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]

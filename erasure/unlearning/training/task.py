@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from capture.activations.hidden_states import module_output
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.structure import model_device
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from erasure.unlearning.training.loop import (
     backward_mean,
     backward_nll,
     chunk_tokens,
-    device_of,
 )
 from erasure.unlearning.training.objectives import (
     control_vector,
@@ -132,7 +132,7 @@ def rmu_losses(
     """RMU: move forget states to the control vector and keep retain states."""
     frozen_states: dict[int, Tensor] = {}
     with torch.no_grad():
-        first = pad(target, [0], device=device_of(model))
+        first = pad(target, [0], device=model_device(model))
         width = module_output(model, block, first).shape[-1]
         for batch in _chunks(model, retain) if config.retain_weight > 0 else ():
             states = module_output(model, block, batch).float()
@@ -140,7 +140,7 @@ def rmu_losses(
                 frozen_states[row] = state[: len(retain.ids[row])].clone()
     control = control_vector(
         width, config.rmu_coefficient, torch_rng(seed, "control vector")
-    ).to(device_of(model))
+    ).to(model_device(model))
 
     def forget_term(rows: list[int]) -> float:
         def losses(batch: Padded) -> Tensor:
@@ -166,4 +166,4 @@ def rmu_losses(
 
 
 def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
-    return batches(data, batch_tokens=chunk_tokens(model), device=device_of(model))
+    return batches(data, batch_tokens=chunk_tokens(model), device=model_device(model))

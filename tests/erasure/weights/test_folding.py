@@ -13,7 +13,7 @@ from erasure.concept.affine import AffineEraser
 from erasure.concept.leace import Leace
 from erasure.concept.projections import MeanDifference
 from erasure.inputs import RowsError
-from erasure.weights.folding import erased_by_hooks, fold_, stream_erasers
+from erasure.weights.folding import fold_, stream_erasers
 from evidence.errors import InputError
 from testbeds.worlds.random_models import FAMILIES, random_model
 from tests.helpers.model_families import Cnn, pixels
@@ -301,17 +301,12 @@ def test_an_eraser_of_several_sites_is_hooked_at_each(family):
     assert (plain[labels == 0].mean(0) - plain[labels == 1].mean(0)).abs().max() > 1e-2
 
 
-def test_hooks_of_our_own_are_those_of_capture_and_go_after_a_failure():
+def test_hooks_go_after_a_failure():
     model = model_of("neox")
-    where = find_sites(model)
-    for name in ("embed", "attn.0", "mlp.1", "head.0.1", "resid.0", "final"):
-        eraser = eraser_of(width_of(name))
-        with erased_by_hooks([(where.resolve(name), eraser)]):
-            own = logits(model)
-        assert torch.equal(own, hooked_logits(model, {name: eraser}))
     with pytest.raises(RowsError, match="do not fit"):
-        with erased_by_hooks([(where.resolve("attn.0"), eraser_of(3))]):
-            logits(model)
+        hooked_logits(model, {"attn.0": eraser_of(3)})
+    with pytest.raises(RowsError, match="do not fit"):
+        fold_(model, {"attn.0": eraser_of(3)}, find_sites(model))
     assert count_hooks(model) == 0
 
 
