@@ -76,6 +76,8 @@ class Part:
         always: Whether it is measured in every run.
         keyed: Whether it is named with a key, such as "curve:forty:0".
         keys: Of a keyed part: those that are measured where none is named.
+        divided: Whether it divides its own work where processes share a run.
+        devices: Where it can be measured; wherever its suite can where empty.
     """
 
     name: str
@@ -84,13 +86,20 @@ class Part:
     always: bool = False
     keyed: bool = False
     keys: tuple[str, ...] = ()
+    divided: bool = False
+    devices: tuple[str, ...] = ()
 
-    @property
-    def names(self) -> list[str]:
+    def names(self, device: str) -> list[str]:
         """What is measured of it where none is named."""
-        if self.keyed:
-            return [f"{self.name}:{key}" for key in self.keys]
-        return [self.name] if self.default else []
+        if not self.default or not self.runs_on(device):
+            return []
+        return (
+            [f"{self.name}:{key}" for key in self.keys] if self.keyed else [self.name]
+        )
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it can be measured there."""
+        return not self.devices or device in self.devices
 
     @property
     def about(self) -> str:
@@ -183,16 +192,11 @@ class Suite:
         add("--only", nargs="+", metavar="PART", default=[], help="parts to measure")
         add("--device", choices=self.devices, default=self.devices[0])
         add("--dry", action="store_true", help="print, write nothing")
-        add("--take", type=shares, default=(0, 1), metavar="I/N", help=(
-            "this share alone of what can be divided among processes, such as 0/4"
-        ))  # fmt: skip
+        divided = "this share of the parts alone, such as 0/4: processes divide them"
+        add("--take", type=shares, default=(0, 1), metavar="I/N", help=divided)
         add("--threads", type=int, default=self.threads)
         add("--repeats", type=int, default=3, help="of each measurement")
-        add(
-            "--result",
-            type=Path,
-            help="another file for the result; no page is written",
-        )
+        add("--result", type=Path, help="another file; no page is written then")
         add("--page", action="store_true", help="only write the pages anew")
         self.options(parser)
         return parser
@@ -202,17 +206,29 @@ class Suite:
         width = max(map(len, self.parts))
         return [f"  {part.name:{width}}  {part.about}" for part in self.parts.values()]
 
-    def chosen(self, parser: argparse.ArgumentParser, only: Sequence[str]) -> list[str]:
-        """Parts to measure, in order."""
-        for name in only:
+    def chosen(
+        self, parser: argparse.ArgumentParser, asked: argparse.Namespace
+    ) -> list[str]:
+        """Parts to measure, in order: those asked for, or all of the device."""
+        for name in asked.only:
             part = self.parts.get(name.split(":")[0])
             if part is None or (":" in name) != part.keyed:
-                parser.error(
-                    f"there is no part {name!r}; parts: {', '.join(self.parts)}"
-                )
-        always = [part.name for part in self.parts.values() if part.always]
-        default = [name for part in self.parts.values() for name in part.names]
-        return list(dict.fromkeys([*always, *(only or default)]))
+                every = ", ".join(self.parts)
+                parser.error(f"there is no part {name!r}; parts: {every}")
+            if not part.runs_on(asked.device):
+                parser.error(f"{name} is not measured on {asked.device}")
+        parts = self.parts.values()
+        always = [part.name for part in parts if part.always]
+        default = [name for part in parts for name in part.names(asked.device)]
+        turn, processes = asked.take
+        names = [name for name in asked.only or default if name not in always]
+        dealt = [name for name in names if not self.part_of(name).divided]
+        mine = dealt[turn::processes]
+        return always + [name for name in names if name not in dealt or name in mine]
+
+    def part_of(self, name: str) -> Part:
+        """The part that a name with its key means."""
+        return self.parts[name.split(":")[0]]
 
     def run(self, arguments: Sequence[str]) -> None:
         """Measure the parts asked for, and keep each as it is done."""
@@ -234,41 +250,49 @@ class Suite:
             stamps = {"command": command, "commit": commit(), "machine": machine()}
             stamps |= {"device": clock.device, "clock": clock.name}
             stamps["threads"] = clock.threads
-            run.document = self.keep(run, self, list(rows), stamps)
+            # Another process may have kept parts of its own.
+            run.document = read(path)
+            stamp = {"part": run.part, "commit": stamps["commit"]}
+            rows = [stamp | self.stated(row, clock.device) for row in rows]
+            run.document = self.keep(run, self, rows, stamps)
             write(path, run.document)
 
         if not asked.dry:
             run.keep = keep
         bars = Bars() if self.bars else nullcontext(SILENT)
         with threadpool_limits(asked.threads), bars as run.progress:
-            for run.part in self.chosen(parser, asked.only):
+            for run.part in self.chosen(parser, asked):
                 run.payload, run.start = {}, time.perf_counter()
-                run.keep(list(self._measured(run)))
+                rows = []
+                for row in self.part_of(run.part).measure(run):
+                    print(in_words(self.stated(row, clock.device)), flush=True)
+                    rows.append(row)
+                run.keep(rows)
                 if not asked.dry and path == self.path(asked):
                     self.write_pages()
 
-    def _measured(self, run: Run) -> Iterable[Row]:
-        """Rows of one part, printed as they come."""
-        stamp = {"part": run.part, "commit": commit()}
-        part = self.parts[run.part.split(":")[0]]
-        for row in part.measure(run):
-            if self.digits is not None and row["value"] is not None:
-                row["value"] = round(float(row["value"]), self.digits)
-            if self.cpu_targets and run.clock.device != "cpu":
-                row["target"] = None
-            goal = (
-                ""
-                if row["target"] is None
-                else f" (target {row['sense']} {row['target']:g})"
-            )
-            value = "-" if row["value"] is None else f"{row['value']:.4g}"
-            print(f"{row['figure']}: {value} {row['unit']}{goal}", flush=True)
-            yield stamp | row
+    def stated(self, row: Row, device: str) -> Row:
+        """A row as it is kept: rounded, and without a target that is another device's."""
+        value, target = row["value"], row["target"]
+        if self.digits is not None and value is not None:
+            value = round(float(value), self.digits)
+        if self.cpu_targets and device != "cpu":
+            target = None
+        return row | {"value": value, "target": target}
 
     def write_pages(self) -> None:
         """Write its pages anew."""
         for page in self.pages:
             page.write()
+
+
+def in_words(row: Row) -> str:
+    """One line about a row."""
+    value = "-" if row["value"] is None else f"{row['value']:.4g}"
+    line = f"{row['figure']}: {value} {row['unit']}"
+    if row["target"] is None:
+        return line
+    return f"{line} (target {row['sense']} {row['target']:g})"
 
 
 def shares(text: str) -> tuple[int, int]:

@@ -196,7 +196,7 @@ for measure, more in (
     (simulated.power, {}),
     (simulated.equivalence, {}),
     (worlds.claims, {"keyed": True, "keys": ("small:0", "forty:0")}),
-    (curve, {"keyed": True, "keys": ("forty:0",)}),
+    (curve, {"keyed": True, "keys": ("forty:0",), "divided": True}),
     (passages, {}),
     (worlds.toy, {"keyed": True, "keys": ("published:0",)}),
     (worlds.world, {"keyed": True}),

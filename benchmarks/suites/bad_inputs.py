@@ -23,6 +23,7 @@ from audits.core.manifest import code_hash
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run, Suite
 from capture.checkpoints.cache import cache_root
+from evidence.errors import InputError
 from tests.security.fuzz.generate import draw, sample
 from tests.security.fuzz.inputs.case import Case
 from tests.security.fuzz.inputs.catalogue import Kind
@@ -180,6 +181,10 @@ def measure(run: Run) -> Iterator[Row]:
     if asked.case:
         raise SystemExit(one(asked.case, root))
     kinds = [kind for name, kind in ALL.items() if asked.kinds in name]
+    if not kinds:
+        raise InputError(
+            "no kind of input has such a name", expected=", ".join(ALL), got=asked.kinds
+        )
     log = Log(root)
     cases = cases_of(kinds, asked.inputs, asked.seed, root)
     left = [case for case in cases if case.key not in log.known]

@@ -1,7 +1,6 @@
 """The runner: which parts run, what is kept of them and what stays as it was."""
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ def suite():
         run.payload["curves"] = [1, 2]
         yield row("value", 2.0, at_least(1), "x", "a peer", 3)
 
-    @made.part(keyed=True)
+    @made.part(keyed=True, divided=True)
     def world(run):
         size, seed = run.key
         yield row(f"{size} {seed}", 3, at_most(2), shared=run.share("abcde"))
@@ -63,6 +62,40 @@ def test_a_part_takes_the_place_of_its_earlier_rows_alone(suite, tmp_path, capsy
     assert value["commit"] == found["commit"] and value["spread"] is None
     assert (value["target"], value["sense"], value["n"]) == (1, ">=", 3)
     assert "value: 2 x (target >= 1)" in capsys.readouterr().out
+
+
+def test_processes_divide_parts_and_keep_each_others(suite, tmp_path):
+    path = tmp_path / "toy.json"
+    for name in ("third", "fourth"):
+
+        @suite.part(name)
+        def more(run, name=name):
+            yield row(name, 1, at_least())
+
+    @suite.part(divided=True)
+    def within(run):
+        run.keep([row("so far", 1, at_least())])
+        assert "so far" in figures(path)
+        yield row("within", 1, at_least(), tasks=run.share("ab"))
+
+    suite.run(["--take", "0/2", "--result", str(path)])
+    assert figures(path) == ["peak", "value", "fourth", "within"]
+    suite.run(["--take", "1/2", "--result", str(path)])
+    assert figures(path) == ["peak", "value", "third", "fourth", "within"]
+    assert read(path)["rows"][-1]["tasks"] == ["b"]
+
+
+def test_a_part_that_is_not_for_the_device_is_left_out(suite, capsys):
+    suite.part("here", devices=("cpu",))(lambda run: ())
+    parser = suite.parser()
+    here = parser.parse_args([])
+    there = parser.parse_args(["--device", "cuda"])
+    assert suite.chosen(parser, here) == ["machine", "plain", "here"]
+    assert suite.chosen(parser, there) == ["machine", "plain"]
+    there.only = ["here"]
+    with pytest.raises(SystemExit):
+        suite.chosen(parser, there)
+    assert "here is not measured on cuda" in capsys.readouterr().err
 
 
 def test_what_is_only_tried_is_not_written(suite, tmp_path, capsys):
@@ -94,10 +127,9 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(suite, monkeypatch, capsys):
 
 
 def test_targets_of_a_cpu_are_none_elsewhere(suite):
-    clock = Namespace(device="cuda")
-    run = Namespace(part="plain", clock=clock, payload={})
-    (found,) = suite._measured(run)
-    assert found["target"] is None
+    found = row("value", 2.0, at_least(1))
+    assert suite.stated(found, "cuda")["target"] is None
+    assert suite.stated(found, "cpu") == found
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b"])

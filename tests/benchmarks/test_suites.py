@@ -27,7 +27,7 @@ def test_a_suite_has_options_parts_and_a_result(name):
     parser = found.parser()
     asked = parser.parse_args([])
     assert found.path(asked).is_file()
-    chosen = found.chosen(parser, [])
+    chosen = found.chosen(parser, asked)
     assert chosen and all(part.split(":")[0] in found.parts for part in chosen)
     assert all(part.about for part in found.parts.values())
 
