@@ -30,7 +30,7 @@ class Run:
     """One run of some parts.
 
     Attributes:
-        asked: Options of the command line.
+        args: Options of the command line.
         clock: For all times.
         document: The result so far.
         part: The part that is measured, with its key.
@@ -40,7 +40,7 @@ class Run:
         progress: Where progress is shown.
     """
 
-    asked: argparse.Namespace
+    args: argparse.Namespace
     clock: Clock
     document: dict[str, Any]
     part: str = ""
@@ -61,7 +61,7 @@ class Run:
 
     def share(self, tasks: Iterable[Any]) -> list[Any]:
         """Of tasks that can be divided, those of this process."""
-        turn, processes = self.asked.take
+        turn, processes = self.args.take
         return list(tasks)[turn::processes]
 
 
@@ -175,9 +175,9 @@ class Suite:
 
         return add
 
-    def path(self, asked: argparse.Namespace) -> Path:
+    def path(self, args: argparse.Namespace) -> Path:
         """Where the result is kept."""
-        name = self.result if isinstance(self.result, str) else self.result(asked)
+        name = self.result if isinstance(self.result, str) else self.result(args)
         return RESULTS / f"{name}.json"
 
     def parser(self) -> argparse.ArgumentParser:
@@ -193,7 +193,7 @@ class Suite:
         add("--device", choices=self.devices, default=self.devices[0])
         add("--dry", action="store_true", help="print, write nothing")
         divided = "this share of the parts alone, such as 0/4: processes divide them"
-        add("--take", type=shares, default=(0, 1), metavar="I/N", help=divided)
+        add("--take", type=share_option, default=(0, 1), metavar="I/N", help=divided)
         add("--threads", type=int, default=self.threads)
         add("--repeats", type=int, default=3, help="of each measurement")
         add("--result", type=Path, help="another file; no page is written then")
@@ -207,24 +207,24 @@ class Suite:
         return [f"  {part.name:{width}}  {part.about}" for part in self.parts.values()]
 
     def chosen(
-        self, parser: argparse.ArgumentParser, asked: argparse.Namespace
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace
     ) -> list[str]:
         """Parts to measure, in order: those asked for, or all of the device."""
-        for name in asked.only:
+        for name in args.only:
             part = self.parts.get(name.split(":")[0])
             if part is None or (":" in name) != part.keyed:
                 every = ", ".join(self.parts)
                 parser.error(f"there is no part {name!r}; parts: {every}")
-            if not part.runs_on(asked.device):
-                parser.error(f"{name} is not measured on {asked.device}")
+            if not part.runs_on(args.device):
+                parser.error(f"{name} is not measured on {args.device}")
         parts = self.parts.values()
         always = [part.name for part in parts if part.always]
-        default = [name for part in parts for name in part.names(asked.device)]
-        turn, processes = asked.take
-        names = [name for name in asked.only or default if name not in always]
-        dealt = [name for name in names if not self.part_of(name).divided]
-        mine = dealt[turn::processes]
-        return always + [name for name in names if name not in dealt or name in mine]
+        default = [name for part in parts for name in part.names(args.device)]
+        turn, processes = args.take
+        names = [name for name in args.only or default if name not in always]
+        undivided = [name for name in names if not self.part_of(name).divided]
+        skipped = set(undivided) - set(undivided[turn::processes])
+        return always + [name for name in names if name not in skipped]
 
     def part_of(self, name: str) -> Part:
         """The part that a name with its key means."""
@@ -233,17 +233,17 @@ class Suite:
     def run(self, arguments: Sequence[str]) -> None:
         """Measure the parts asked for, and keep each as it is done."""
         parser = self.parser()
-        asked = parser.parse_args(arguments)
-        if asked.page:
+        args = parser.parse_args(arguments)
+        if args.page:
             self.write_pages()
             return
-        if asked.device == "cuda" and not torch.cuda.is_available():
+        if args.device == "cuda" and not torch.cuda.is_available():
             parser.error("--device cuda needs a CUDA device, and there is none here")
-        if asked.threads:
-            torch.set_num_threads(asked.threads)
-        clock = Clock(torch.get_num_threads(), asked.repeats, asked.device)
-        path = asked.result or self.path(asked)
-        run = Run(asked, clock, read(path))
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        clock = Clock(torch.get_num_threads(), args.repeats, args.device)
+        path = args.result or self.path(args)
+        run = Run(args, clock, read(path))
         command = f"python -m benchmarks {self.name} {_shown(arguments)}".strip()
 
         def keep(rows: Sequence[Row]) -> None:
@@ -253,25 +253,25 @@ class Suite:
             # Another process may have kept parts of its own.
             run.document = read(path)
             stamp = {"part": run.part, "commit": stamps["commit"]}
-            rows = [stamp | self.stated(row, clock.device) for row in rows]
+            rows = [stamp | self.as_kept(row, clock.device) for row in rows]
             run.document = self.keep(run, self, rows, stamps)
             write(path, run.document)
 
-        if not asked.dry:
+        if not args.dry:
             run.keep = keep
         bars = Bars() if self.bars else nullcontext(SILENT)
-        with threadpool_limits(asked.threads), bars as run.progress:
-            for run.part in self.chosen(parser, asked):
+        with threadpool_limits(args.threads), bars as run.progress:
+            for run.part in self.chosen(parser, args):
                 run.payload, run.start = {}, time.perf_counter()
                 rows = []
                 for row in self.part_of(run.part).measure(run):
-                    print(in_words(self.stated(row, clock.device)), flush=True)
+                    print(describe(self.as_kept(row, clock.device)), flush=True)
                     rows.append(row)
                 run.keep(rows)
-                if not asked.dry and path == self.path(asked):
+                if not args.dry and path == self.path(args):
                     self.write_pages()
 
-    def stated(self, row: Row, device: str) -> Row:
+    def as_kept(self, row: Row, device: str) -> Row:
         """A row as it is kept: rounded, and without a target that is another device's."""
         value, target = row["value"], row["target"]
         if self.digits is not None and value is not None:
@@ -286,7 +286,7 @@ class Suite:
             page.write()
 
 
-def in_words(row: Row) -> str:
+def describe(row: Row) -> str:
     """One line about a row."""
     value = "-" if row["value"] is None else f"{row['value']:.4g}"
     line = f"{row['figure']}: {value} {row['unit']}"
@@ -295,7 +295,7 @@ def in_words(row: Row) -> str:
     return f"{line} (target {row['sense']} {row['target']:g})"
 
 
-def shares(text: str) -> tuple[int, int]:
+def share_option(text: str) -> tuple[int, int]:
     """A share of the work, such as "0/4"."""
     turn, processes = map(int, text.split("/"))
     if not 0 <= turn < processes:
@@ -303,7 +303,7 @@ def shares(text: str) -> tuple[int, int]:
     return turn, processes
 
 
-def listed(kind: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
+def list_option(kind: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
     """For an option with several values: "a,b"."""
     return lambda text: [kind(each) for each in text.split(",") if each]
 

@@ -81,11 +81,11 @@ def experiment(
 ) -> Experiment:
     """A world of codes with its twin, and erasers that see a share of the keys."""
     settings = {"size": size, "seed": seed, "erase_share": share, "device": device}
-    config = make_config(settings | {"permutations": run.asked.permutations})
+    config = make_config(settings | {"permutations": run.args.permutations})
     world = build_codes(
         SIZES[size],
         seed,
-        run.asked.root,
+        run.args.root,
         twin=True,
         device=config.device,
         progress=run.progress,
@@ -120,7 +120,7 @@ def curve(run: Run) -> Iterator[Row]:
     share = SHARES.get(size, 0.5)
     tried = experiment(run, size, seed, share, run.clock.device)
     original = tried.sound_scores(untouched(tried))
-    done = run.document.get("parts", {}).get(run.part, {}) if run.asked.resume else {}
+    done = run.document.get("parts", {}).get(run.part, {}) if run.args.resume else {}
     run.start -= done.get("seconds", 0)
     points = {each["eraser"]: each for each in done.get("points", ())}
     if NEVER not in points:

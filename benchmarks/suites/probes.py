@@ -43,7 +43,7 @@ SUITE = Suite(
     "probes",
     "Solvers, closed forms, CKA and capture against scikit-learn and other peers. With "
     "--device cuda ours runs on a GPU, copies to it included; scikit-learn stays on the CPU.",
-    result=lambda asked: FILES[asked.device],
+    result=lambda args: FILES[args.device],
     pages=(PAGE,),
     options=_options,
     devices=tuple(FILES),

@@ -38,7 +38,7 @@ GRID = "NF4, block 64"
 
 def bins(run: Run) -> Iterator[Row]:
     """Codes against bitsandbytes; edits inside the bins and far beyond them."""
-    world = build_bios(STANDARD, run.asked.seeds[0], run.asked.root / "worlds")
+    world = build_bios(STANDARD, run.args.seeds[0], run.args.root / "worlds")
     yield from _codes(open_checkpoint(world.original).load())
     hidden, size, said, codes = hide(world)
     yield row(

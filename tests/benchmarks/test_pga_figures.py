@@ -101,8 +101,8 @@ def test_the_least_number_with_enough_power_is_named(powers, value):
 
 
 def run(root, there):
-    asked = Namespace(root=root, permutations=199)
-    return Run(asked, Clock(1), {"parts": {"curve:forty:0": there}}, "devices")
+    args = Namespace(root=root, permutations=199)
+    return Run(args, Clock(1), {"parts": {"curve:forty:0": there}}, "devices")
 
 
 @pytest.mark.parametrize("there", [{}, {"device": "cpu", "points": []}])

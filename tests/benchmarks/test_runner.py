@@ -16,7 +16,7 @@ from benchmarks.harness.results import (
     roc_auc,
     row,
 )
-from benchmarks.harness.runner import Suite, listed, shares
+from benchmarks.harness.runner import Suite, list_option, share_option
 
 
 @pytest.fixture
@@ -128,18 +128,18 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(suite, monkeypatch, capsys):
 
 def test_targets_of_a_cpu_are_none_elsewhere(suite):
     found = row("value", 2.0, at_least(1))
-    assert suite.stated(found, "cuda")["target"] is None
-    assert suite.stated(found, "cpu") == found
+    assert suite.as_kept(found, "cuda")["target"] is None
+    assert suite.as_kept(found, "cpu") == found
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b"])
 def test_only_a_share_of_something_is_a_share(text):
     with pytest.raises(ValueError):
-        shares(text)
+        share_option(text)
 
 
 def test_lists_of_options():
-    assert listed(int)("1,2") == [1, 2] and listed()("") == []
+    assert list_option(int)("1,2") == [1, 2] and list_option()("") == []
 
 
 def test_records_are_merged_by_their_keys_and_fresh_ones_win():

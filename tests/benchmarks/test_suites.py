@@ -25,9 +25,9 @@ def test_a_suite_has_options_parts_and_a_result(name):
     found = suite(name)
     assert found.name == name
     parser = found.parser()
-    asked = parser.parse_args([])
-    assert found.path(asked).is_file()
-    chosen = found.chosen(parser, asked)
+    args = parser.parse_args([])
+    assert found.path(args).is_file()
+    chosen = found.chosen(parser, args)
     assert chosen and all(part.split(":")[0] in found.parts for part in chosen)
     assert all(part.about for part in found.parts.values())
 
