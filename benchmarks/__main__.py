@@ -25,6 +25,7 @@ SUITES = {
     "bad-inputs": "benchmarks.suites.bad_inputs",
     "pga": "benchmarks.pga.suite",
     "pga-reasons": "benchmarks.pga.recipes",
+    "house": "benchmarks.suites.house",
 }
 
 

@@ -11,8 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from attribution.sae.autoencoder import Sae, loss_recovered, measure_quality, spliced
 from attribution.sae.files import sae_lens
-from attribution.sae.training import SaeConfig, train_sae
-from attribution.sae.training_rows import StoredRows
+from attribution.sae.training import SaeConfig, StoredRows, train_sae
 from benchmarks.harness.fixtures import python_texts, token_rows
 from benchmarks.harness.results import Row, at_least, at_most, once, ratio, row
 from benchmarks.harness.runner import Run
