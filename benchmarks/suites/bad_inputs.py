@@ -75,10 +75,10 @@ class Log:
         row |= asdict(outcome)
         if outcome.faults:
             row["case"] = case.text()
-            said = json.dumps(row, indent=1)
+            text = json.dumps(row, indent=1)
             command = f"python -m benchmarks bad-inputs --case '{case.text()}'"
             (self.failures / f"{case.key}.txt").write_text(
-                f"{command}\n\n{said}\n", encoding="utf-8"
+                f"{command}\n\n{text}\n", encoding="utf-8"
             )
             print(f"BAD {case.kind}: {', '.join(outcome.faults)}: {case.text()[:300]}")
         self.known[case.key] = row

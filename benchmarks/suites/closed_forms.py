@@ -111,13 +111,13 @@ def cka(run: Run) -> Iterator[Row]:
     x, _ = activations(n, 576, 31)
     own, matrix = clock.measured(partial(cka_matrix, x, device=clock.device))
     tables = torch.from_numpy(x)
-    centred = tables - tables.mean(1, keepdim=True)
-    centred = centred / centred.norm(dim=(1, 2), keepdim=True) * n**0.5
-    there = centred.to(clock.device)
+    centered = tables - tables.mean(1, keepdim=True)
+    centered = centered / centered.norm(dim=(1, 2), keepdim=True) * n**0.5
+    there = centered.to(clock.device)
     name = there.device.type.upper()
     error = float(np.abs(matrix - cka_matrix(x, precision=torch.float64)).max())
     figure = f"all-pairs debiased CKA, 31 x 31, n={n}, d=576, float32"
-    for where, pair in {"CPU": centred[[3, 17]], name: there[[3, 17]]}.items():
+    for where, pair in {"CPU": centered[[3, 17]], name: there[[3, 17]]}.items():
         peer = [seconds * 496 for seconds in clock.times(partial(textbook_pair, *pair))]
         against = f"textbook loop on the {where}, extrapolated from one pair"
         yield ratio(figure, peer, own, 50, against, agreement=error)

@@ -23,7 +23,7 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOOP = "scikit-learn lbfgs loop, extrapolated"
 
 
-def standardised(x: np.ndarray) -> np.ndarray:
+def standardize(x: np.ndarray) -> np.ndarray:
     """Once over all rows of a site, as most users do."""
     return (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
 
@@ -31,7 +31,7 @@ def standardised(x: np.ndarray) -> np.ndarray:
 def states(n: int, d: int, sites: int, scaling: str) -> tuple[np.ndarray, np.ndarray]:
     """(site, n, d) rows, standardised or raw, and (n,) labels."""
     x, y = activations(n, d, sites)
-    return (standardised(x) if scaling == "standardised" else x), y
+    return (standardize(x) if scaling == "standardised" else x), y
 
 
 def user_fit(x, y, train, test, C=1.0, scaled: bool = False) -> None:
@@ -290,7 +290,7 @@ def many_classes(run: Run) -> Iterator[Row]:
     for scaling in ("standardised", "raw"):
         x, _ = activations(200, 576, sites)
         signal = marks if scaling == "standardised" else marks * x.std(1, keepdims=True)
-        x = (standardised(x) if scaling == "standardised" else x) + signal
+        x = (standardize(x) if scaling == "standardised" else x) + signal
         peer = user_seconds(x, codes, folds, clock, 2)
         work = partial(run_folds, clock, x, codes, 20, folds, "float64")
         own, (scores, products) = clock.measured(work)

@@ -47,7 +47,7 @@ def bins(run: Run) -> Iterator[Row]:
         at_least(1),
         "share",
         GRID,
-        said=exact_match[str(NEAR_SIZES[0])],
+        **{"said": exact_match[str(NEAR_SIZES[0])]},
     )
     yield row(
         "answers still said after the least edit that hides them, or the largest",
@@ -198,15 +198,15 @@ def _judged(
         "original": _subject("original", _on_grid(world)),
         "unlearned": _subject("unlearned", candidate),
     }
-    scores, quantised = {}, {}
+    scores, quantized_scores = {}, {}
     for role, each in subjects.items():
         with each.loaded("cpu") as model:
             scores[role] = score_question_sets(model, tokenizer, sets, SILENT)
-        quantised[role] = score_quantized(
+        quantized_scores[role] = score_quantized(
             each, tokenizer, sets, config, device="cpu", progress=SILENT
         )
     bins = edit_in_bins(subjects["original"], subjects["unlearned"], config, "cpu")
-    axis = judge(sets, scores, quantised, bins, True, config, ())
+    axis = judge(sets, scores, quantized_scores, bins, True, config, ())
     gap: dict[str, Any] = axis.details["gap"]["unlearned"][0]
     edit = axis.details["edit"]["nf4"]
     figure = f"{name}: answers said after rounding less before"

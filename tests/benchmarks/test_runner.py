@@ -181,6 +181,8 @@ def test_the_area_needs_values_on_both_sides():
 
 def test_every_suite_is_listed_and_an_unknown_one_is_refused(capsys):
     assert main(["nothing"]) == 2
-    told = capsys.readouterr().err
-    assert "there is no such suite" in told and all(name in told for name in SUITES)
+    printed = capsys.readouterr().err
+    assert "there is no such suite" in printed and all(
+        name in printed for name in SUITES
+    )
     assert main([]) == 0
