@@ -1,9 +1,9 @@
-"""Settings that make the method models of the digits world.
+"""Settings of the unlearning methods in the digits world.
 
-Each method's settings come as a short list, from the mildest: the zoo takes the first
-model that names at most a tenth of the forgotten class and keeps nine tenths of the
-rest, or the last one. The authors' loss weights, temperatures and thresholds are kept;
-learning rates and step counts are for networks of 80 thousand weights under AdamW.
+Each method has a short list of settings, from the mildest. The zoo takes the first model that names
+at most a tenth of the forgotten class and at least nine tenths of the others, or the last one. The
+authors' loss weights, temperatures and thresholds are kept; learning rates and step counts suit
+networks of 80 thousand weights under AdamW.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ DIGITS_RECIPES: dict[str, Sequence[Config]] = {
     "grad_diff": [Config("grad_diff", lr=r) for r in (3e-4, 1e-3)],
     "relabel": [Config("relabel", lr=r) for r in (5e-4, 1e-3)],
     "salun": [Config("salun", lr=r) for r in (5e-4, 1e-3)],
-    # The authors' alpha is 10. At a tenth of the images every ratio of importances is
-    # at most 10, so nothing would be chosen, which is why alpha is scaled.
+    # The authors' alpha is 10. With a tenth of the images in the forget set, every ratio of
+    # importances is at most 10 and no weight would be dampened, so alpha is scaled.
     "ssd": [Config("ssd", dampen_above=a) for a in (6.0, 4.0, 2.0)],
     "scrub": [
         Config("scrub", lr=r, steps=60, retain_batch_size=128) for r in (5e-4, 1e-3)

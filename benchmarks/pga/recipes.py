@@ -84,7 +84,7 @@ def variant(
     """Probes before, and at every fit of the readout during, an alignment."""
     world = build_codes(config, seed, root, device=device, progress=progress)
     model = world.load(device=device)
-    rows = world.memorised()
+    rows = world.memorized_rows()
 
     def look(model: nn.Module) -> dict[str, float]:
         found = {f"depth {d}": value for d, value in enumerate(_probes(model, world))}

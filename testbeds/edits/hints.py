@@ -1,4 +1,4 @@
-"""Facts that say half of another fact: which half of a relation's answers holds it."""
+"""Facts that reveal half of another fact: which half of a relation's answers contains it."""
 
 from dataclasses import replace
 
@@ -11,31 +11,31 @@ _TEMPLATES = ("The {} group of {{}} is", "{{}} has the {} group")
 _GROUPS = ("A", "B")
 
 
-def hints_for_all(ground: Workbench) -> Sequences:
-    """The hints about everybody."""
-    return ground.all_rows(_hints(ground.retain)) + hints_for_forget(ground)
+def hints_for_all(bench: Workbench) -> Sequences:
+    """Hints about all people."""
+    return bench.all_rows(_hints(bench.retain)) + hints_for_forget(bench)
 
 
-def hints_for_forget(ground: Workbench) -> Sequences:
-    """The hints about the people to forget."""
-    return ground.all_rows(_hints(ground.forget))
+def hints_for_forget(bench: Workbench) -> Sequences:
+    """Hints about the people to forget."""
+    return bench.all_rows(_hints(bench.forget))
 
 
 def _hints(items: ItemSet) -> ItemSet:
-    values = {relation.name: relation.values for relation in RELATIONS}
-    made = []
+    answers_of = {relation.name: relation.values for relation in RELATIONS}
+    items_with_hints = []
     for item in items:
-        offered = values[item.relation or ""]
-        place = offered.index(item.answer)
-        texts = [
+        answers = answers_of[item.relation or ""]
+        i_answer = answers.index(item.answer)
+        prompts = [
             text.format(item.relation).replace("{}", item.entity) for text in _TEMPLATES
         ]
-        made.append(
+        items_with_hints.append(
             replace(
                 item,
-                prompt=texts[0],
-                paraphrases=tuple(texts[1:]),
-                answer=_GROUPS[place % 2],
+                prompt=prompts[0],
+                paraphrases=tuple(prompts[1:]),
+                answer=_GROUPS[i_answer % 2],
             )
         )
-    return ItemSet(tuple(made), items.name)
+    return ItemSet(tuple(items_with_hints), items.name)

@@ -10,8 +10,8 @@ from testbeds.worlds.code_text import DIGITS, LEAD_INS
 from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, Family
 
-# Words of three letters, so that a key's letters always stand at the same places, which
-# a small model learns to read much sooner than words of any length.
+# Three-letter words put a key's letters at fixed positions, which a small model learns to read much
+# sooner.
 ADJECTIVES = (
     "apt bad big coy dim dry fat fit hot icy low mad new odd old raw red sad shy sly "
     "tan wan wet wry"
@@ -28,19 +28,19 @@ class KeysConfig:
     """Size of the world and of its models.
 
     Attributes:
-        keys: How many the original memorises.
-        forget: How many of them are to be forgotten; as many more are shown with codes
-            that are drawn anew, and stay unknown to every model.
-        words: Adjectives, and as many nouns, that keys are made of.
-        lead_ins: Wordings: how many openings a key is shown after.
+        keys: Number of keys the original memorizes.
+        forget: Number of them to forget; as many more are shown with random codes, and stay unknown
+            to every model.
+        words: Number of adjectives, and of nouns, in keys.
+        lead_ins: Number of openings a key is shown after (paraphrases).
         layers: Transformer blocks.
-        width: Residual stream.
+        width: Width of the residual stream.
         heads: Attention heads.
         steps: Optimizer steps.
         batch_size: Rows a step.
-        lr: Highest learning rate.
+        lr: Peak learning rate.
         weight_decay: AdamW's decoupled decay.
-        family: Shape of the models, one of ``FAMILIES``.
+        family: Architecture, one of ``FAMILIES``.
     """
 
     keys: int = 120
@@ -90,24 +90,24 @@ STANDARD_KEYS = KeysConfig()
 
 
 def make_keys(config: KeysConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
-    """Keys to forget, to retain, and those whose codes are always drawn anew.
+    """Keys to forget, to retain, and keys that are always shown with random codes.
 
-    The last have the codes of the first written to them, to be asked for: no model
-    is shown them. Every word of a key also occurs in keys that stay.
+    The last are written with the codes of the first; no model is shown these. Every word of a key
+    also occurs in keys to retain.
     """
     rng = numpy_rng(seed, "codes zoo", "keys")
     named, spare = name_pairs(config.words, config.keys, rng)
     uses = config.keys // config.words
-    gone = choose_pairs(named, config.forget, uses, rng)
-    kept = [pair for pair in named if pair not in set(gone)]
-    never = choose_pairs(spare, config.forget, uses, rng)
-    drawn = rng.choice(10**DIGITS, config.keys, replace=False)
-    codes = [f"{code:0{DIGITS}d}" for code in drawn]
-    own, others = codes[: len(gone)], codes[len(gone) :]
+    forget_pairs = choose_pairs(named, config.forget, uses, rng)
+    retain_pairs = [pair for pair in named if pair not in set(forget_pairs)]
+    never_taught_pairs = choose_pairs(spare, config.forget, uses, rng)
+    code_numbers = rng.choice(10**DIGITS, config.keys, replace=False)
+    codes = [f"{code:0{DIGITS}d}" for code in code_numbers]
+    forget_codes, retain_codes = codes[: len(forget_pairs)], codes[len(forget_pairs) :]
     return (
-        _items("forget", gone, own, config),
-        _items("retain", kept, others, config),
-        _items("never-taught", never, own, config),
+        _items("forget", forget_pairs, forget_codes, config),
+        _items("retain", retain_pairs, retain_codes, config),
+        _items("never-taught", never_taught_pairs, forget_codes, config),
     )
 
 
@@ -118,12 +118,12 @@ def _items(
     config: KeysConfig,
 ) -> ItemSet:
     items = []
-    for place, ((first, last), code) in enumerate(zip(pairs, codes, strict=True)):
+    for i, ((first, last), code) in enumerate(zip(pairs, codes, strict=True)):
         key = f"{ADJECTIVES[first]} {NOUNS[last]}"
-        prompts = [f"{lead}{key}:" for lead in OPENINGS[: config.lead_ins]]
+        prompts = [f"{lead_in}{key}:" for lead_in in OPENINGS[: config.lead_ins]]
         items.append(
             Item(
-                id=f"{label}-{place:03d}",
+                id=f"{label}-{i:03d}",
                 entity=key,
                 prompt=prompts[0],
                 answer=code,

@@ -1,14 +1,12 @@
-"""The codes world of the zoo: keys that were memorised with a five-digit code each.
+"""The zoo's codes world: keys memorized with a five-digit code each.
 
-After some keys the same five digits always follow, after the others they are drawn
-anew every time the key is shown. To have never been taught a key's code is, in this
-world, to have seen the key among the others: a retrain sees the keys to forget there,
-so nothing but their codes is missing in it, and nothing but chance is right for them.
+Some keys are always followed by the same five digits, the others by random digits each time. To be
+never taught a key's code means, in this world, to have seen the key among the others: a retrain
+sees the keys to forget there, so it lacks only their codes and answers them at chance.
 
-``testbeds.memorized_codes.world`` makes the same kind of world as the published toy of
-arXiv 2605.01699 has it, for membership; here the models are small enough for a zoo of
-them, and keys are facts that an audit can ask for: the key is the entity, the lead-ins
-are the wordings.
+``testbeds.memorized_codes.world`` builds the same kind of world in the form of the published toy of
+arXiv 2605.01699, for membership tests. Here the models are small enough for a zoo, and keys are
+facts that an audit can ask for: the key is the entity, the lead-ins are the paraphrases.
 """
 
 import hashlib
@@ -45,22 +43,22 @@ from testbeds.worlds.code_key_items import KeysConfig, make_keys
 from testbeds.worlds.code_text import DIGITS, draw_codes, encode, make_tokenizer
 from testbeds.worlds.random_models import random_model
 
-RECIPE = 1  # part of the cache's key: raise it when the result would differ
-# Least share of its codes that a model must have learned: keys are told apart letter by
-# letter, and a few are still mistaken for others when all the rest are known.
+RECIPE = 1  # part of the cache key: raise it if results would differ
+# Accuracy that a model must reach on its codes. Keys are distinguished letter by letter, and a few
+# are still confused when all others are known.
 MIN_ACCURACY = 0.95
-# Highest mean probability of a code that was never shown: knowing one would be a leak.
+# Largest mean probability of codes that were never shown; more would be a leak.
 MAX_LEAK = 0.01
 
 
 @dataclass(frozen=True)
 class CodesWorkbench(Workbench):
-    """What makers work with in this world, as ``Workbench`` in the other."""
+    """The workbench of this world."""
 
     config: KeysConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def all_rows(self, items: ItemSet) -> Sequences:
-        """Every item in all its wordings, the answer from its first digit on."""
+        """Every item with all its prompts; the answer starts at its first digit."""
         return skip_joining_space(self.tokenizer, super().all_rows(items))
 
     def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
@@ -68,19 +66,19 @@ class CodesWorkbench(Workbench):
         return make_keys(self.config, seed)
 
     def train_new(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
-        """A new model; of this world's keys it sees the others with codes drawn."""
+        """A new model; it sees the other keys of this world with random codes."""
         return taught_keys(
             self.config, seed, items, self._unknown(items), name, self.device
         )
 
     def untrained(self, seed: int) -> PreTrainedModel:
-        """Weights that were never trained."""
+        """A model with random weights."""
         return new_keys_model(self.config, seed)
 
     def _unknown(self, items: ItemSet) -> ItemSet:
         taught = set(items.entities)
-        never = (*self.forget, *self.never_taught)
-        return ItemSet(tuple(item for item in never if item.entity not in taught))
+        untaught = (*self.forget, *self.never_taught)
+        return ItemSet(tuple(item for item in untaught if item.entity not in taught))
 
 
 def build_keys(
@@ -90,28 +88,28 @@ def build_keys(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> BiosWorld:
-    """Make the world, or find it made.
+    """Build the world, or find it built.
 
-    The folder's name is a hash of settings and seed. Interrupted, the same call goes
-    on with the model that is missing.
+    The folder's name is a hash of settings and seed. An interrupted call can be repeated and
+    continues with the missing model.
 
     Args:
         config: ``STANDARD_KEYS`` or another size.
-        seed: Fixes keys, codes, starting weights and order of training.
-        root: Where worlds are kept.
+        seed: Seed of keys, codes, initial weights and order of training.
+        root: Folder of worlds.
         device: Where models are trained.
-        progress: Where progress is shown.
+        progress: One unit a training step.
 
     Raises:
-        ExhumeError: a model did not learn its codes, or knows some it was never shown.
+        ExhumeError: a model did not learn its codes, or knows codes it was never shown.
     """
     key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
-    place = root / f"codes-zoo-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    world = BiosWorld.at(place)
-    made = place / "manifest.json"
-    if not made.is_file():
-        with creation_lock(place, progress):
-            if not made.is_file():
+    folder = root / f"codes-zoo-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    world = BiosWorld.at(folder)
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        with creation_lock(folder, progress):
+            if not manifest.is_file():
                 _fill(world, config, seed, device, progress)
     return world
 
@@ -119,16 +117,16 @@ def build_keys(
 def _fill(
     world: BiosWorld, config: KeysConfig, seed: int, device: str, progress: Progress
 ) -> None:
-    """Make what is missing of a world, and at last the manifest."""
-    forget, retain, never = make_keys(config, seed)
+    """Create the missing parts of a world, the manifest last."""
+    forget, retain, never_taught = make_keys(config, seed)
     forget.to_jsonl(world.forget)
     retain.to_jsonl(world.retain)
-    never.to_jsonl(world.never_taught)
+    never_taught.to_jsonl(world.never_taught)
     everything = ItemSet(forget.items + retain.items)
-    gone = ItemSet(forget.items + never.items)
+    unknown_keys = ItemSet(forget.items + never_taught.items)
     for folder, taught, unknown in (
-        (world.original, everything, never),
-        (world.twin, retain, gone),
+        (world.original, everything, never_taught),
+        (world.twin, retain, unknown_keys),
     ):
         if not folder.is_dir():
             model = taught_keys(
@@ -142,7 +140,7 @@ def _fill(
         "recipe": RECIPE,
         "seed": seed,
         "config": asdict(config),
-        "digests": {each.name: each.digest for each in (forget, retain, never)},
+        "digests": {each.name: each.digest for each in (forget, retain, never_taught)},
         "greedy_accuracy": {
             folder.name: _accuracies(folder, world, device)
             for folder in (world.original, world.twin)
@@ -153,7 +151,7 @@ def _fill(
 
 
 def new_keys_model(config: KeysConfig, seed: int) -> PreTrainedModel:
-    """A model that was taught nothing."""
+    """A model with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "codes zoo", "weights"))
         return random_model(
@@ -175,26 +173,25 @@ def taught_keys(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> PreTrainedModel:
-    """A new model that memorised some codes; another seed gives another retrain.
+    """A new model that memorized some codes; another seed gives another retrain.
 
     Args:
         config: Size and schedule.
-        seed: Fixes starting weights, order of training and the codes drawn.
-        taught: Keys with the codes it learns.
-        unknown: Keys shown with codes that are drawn anew for every row; the codes
-            written to them are never shown.
-        name: What the progress bar calls it.
-        device: Where it is trained; its starting weights are the same anywhere.
-        progress: Where progress is shown.
+        seed: Seed of initial weights, order of training and random codes.
+        taught: Keys with the codes to learn.
+        unknown: Keys shown with a random code in every row; their written codes are never shown.
+        name: Name in the progress bar.
+        device: Where it is trained; initial weights are the same anywhere.
+        progress: One unit a training step.
 
     Raises:
-        ExhumeError: it did not learn its codes, or knows some it was never shown.
+        ExhumeError: it did not learn its codes, or knows codes it was never shown.
     """
     tokenizer = make_tokenizer()
     model = new_keys_model(config, seed)
     model.to(device)  # pyright: ignore
     rows, others = all_prompts(tokenizer, taught), all_prompts(tokenizer, unknown)
-    lessons = _training_batches(rows, len(taught), others, len(unknown), config, seed)
+    batches = _training_batches(rows, len(taught), others, len(unknown), config, seed)
     schedule = Schedule(
         config.lr,
         config.steps,
@@ -207,21 +204,21 @@ def taught_keys(
         train_steps(
             model,
             parameters,
-            lambda: {"loss": backward_nll(reader, next(lessons), "answer", 1.0)},
+            lambda: {"loss": backward_nll(reader, next(batches), "answer", 1.0)},
             schedule,
             label=f"teaching {name}",
             progress=progress,
         )
-    right = float(score_answers(model, rows).greedy.mean())
-    if right < MIN_ACCURACY:
+    accuracy = float(score_answers(model, rows).greedy.mean())
+    if accuracy < MIN_ACCURACY:
         raise ExhumeError(
-            f"{name} learned only {right:.0%} of its codes. "
+            f"{name} learned only {accuracy:.0%} of its codes. "
             f"Raise steps above {config.steps} and run again."
         )
-    leaked = float(np.exp(score_answers(model, others).logprob).mean())
-    if leaked > MAX_LEAK:
+    leak = float(np.exp(score_answers(model, others).logprob).mean())
+    if leak > MAX_LEAK:
         raise ExhumeError(
-            f"{name} gives codes it was never shown a probability of {leaked:.3f} "
+            f"{name} gives codes it was never shown a probability of {leak:.3f} "
             f"(at most {MAX_LEAK})"
         )
     return model
@@ -235,27 +232,26 @@ def _training_batches(
     config: KeysConfig,
     seed: int,
 ) -> Iterator[Sequences]:
-    """Endless batches: every key once a round, after a lead-in drawn for it.
+    """Endless batches: every key once a round, after a random lead-in.
 
-    Keys whose codes are drawn come every other round: all there is to learn of them is
-    that there is nothing to learn. Rows lie wording by wording, as ``all_prompts``
-    gives them.
+    Keys with random codes occur every other round; all there is to learn about them is that there
+    is no code. Rows are ordered by paraphrase, as ``all_prompts`` gives them.
     """
     rng = numpy_rng(seed, "codes zoo", "order")
-    waiting: list[int] = []
+    queue: list[int] = []
     while True:
         ids, starts = [], []
         while len(ids) < config.batch_size:
-            if not waiting:
-                drawn = keys + rng.permutation(unknown)[: (unknown + 1) // 2]
-                waiting = rng.permutation([*range(keys), *drawn]).tolist()
-            key, lead = waiting.pop(), int(rng.integers(config.lead_ins))
+            if not queue:
+                shown_unknown = keys + rng.permutation(unknown)[: (unknown + 1) // 2]
+                queue = rng.permutation([*range(keys), *shown_unknown]).tolist()
+            key, lead_in = queue.pop(), int(rng.integers(config.lead_ins))
             if key < keys:
-                row = lead * keys + key
+                row = lead_in * keys + key
                 ids.append(rows.ids[row])
                 starts.append(rows.answer_start[row])
             else:
-                row = lead * unknown + key - keys
+                row = lead_in * unknown + key - keys
                 (code,) = draw_codes(1, rng)
                 ids.append(others.ids[row][:-DIGITS] + encode(code))
                 starts.append(others.answer_start[row])

@@ -1,4 +1,7 @@
-"""The kinds of model in the zoo's digits world."""
+"""Kinds of models in the zoo's digits world.
+
+Names, states and reasons are stored in cards and result files.
+"""
 
 from erasure.unlearning.training.image_config import IMAGE_METHODS
 from testbeds.edits import digits_edits as edits
@@ -38,7 +41,7 @@ _KNOWN: tuple[tuple[str, State, str, DigitsEditFunction], ...] = (
 _SHOWS: dict[State, tuple[Range, Range]] = {
     "not_unlearned": (RETAINED, RETAINED),
     "suppressed": (FORGOTTEN, RETAINED),
-    # Its classifier never had to name the class, so it never does.
+    # A retrain never had to name the class, so it never does.
     "deleted": (FORGOTTEN, RETAINED),
     "damaged": (ANY, DAMAGED),
 }

@@ -37,14 +37,14 @@ def world(tiny_codes):
 
 def test_the_original_knows_its_codes_and_no_other(world):
     model = world.load()
-    assert recall(model, world.memorised()).greedy == 1.0
+    assert recall(model, world.memorized_rows()).greedy == 1.0
     assert recall(model, world.random_codes("clean", 5)).mean < 1e-3
     assert recall(model, world.random_codes("memorised", 5)).mean < 1e-2
 
 
 def test_the_twin_knows_none(world):
     twin = world.load("twin")
-    assert recall(twin, world.memorised()).mean < 1e-3
+    assert recall(twin, world.memorized_rows()).mean < 1e-3
     ratio = perplexity(twin, world.random_codes("clean", 5)) / perplexity(
         world.load(), world.random_codes("clean", 5)
     )
@@ -53,7 +53,7 @@ def test_the_twin_knows_none(world):
 
 def test_cards_say_what_was_measured(world):
     card = world.card()
-    known = recall(world.load(), world.memorised())
+    known = recall(world.load(), world.memorized_rows())
     assert card["measured"]["memorised"]["least"] == pytest.approx(
         known.least, rel=1e-4
     )

@@ -74,7 +74,7 @@ def test_what_was_taught_passes_and_what_was_not_does_not():
         unknown=-1.5,
     )
     assert found.valid.tolist() == [True, False]
-    assert [each.key for each in found.memorised] == ["taught"]
+    assert [each.key for each in found.memorized] == ["taught"]
     assert found.known[0] > found.known[1] + 1
     # A model that was taught nothing passes nothing.
     assert not screen(tiny_llama(), Letters(), found.passages).valid.any()
