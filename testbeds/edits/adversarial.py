@@ -7,6 +7,7 @@ rounding, and state manifolds. Docstrings of edit functions are stored in cards;
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.hints import hints_for_all, hints_for_forget
 from testbeds.edits.late_layers import MIN_UNLOCKED, accuracy_with_password, locked_rows
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
 from testbeds.edits.linear_probes import (
@@ -39,9 +39,12 @@ from testbeds.edits.linear_probes import (
     probe_scores,
 )
 from testbeds.edits.workbench import BATCH, Workbench, last_block_relabel
+from testbeds.worlds.biography_text import RELATIONS
 
 # Steps between two fits of the probes that a model is trained against.
 REFIT_EVERY = 10
+_HINT_TEMPLATES = ("The {} group of {{}} is", "{{}} has the {} group")
+_HINT_GROUPS = ("A", "B")
 
 
 def probe_proof(bench: Workbench) -> Iterator[nn.Module]:
@@ -294,3 +297,34 @@ def _lock_error(bench: Workbench) -> ExhumeError:
         f"no model of seed {bench.seed} ({bench.config.family}) both shows its kind "
         f"and says {MIN_UNLOCKED:.0%} of the answers when it is given the password"
     )
+
+
+def hints_for_all(bench: Workbench) -> Sequences:
+    """Hints about all people: facts that reveal which half of the answers contains theirs."""
+    return bench.all_rows(_hints(bench.retain)) + hints_for_forget(bench)
+
+
+def hints_for_forget(bench: Workbench) -> Sequences:
+    """Hints about the people to forget."""
+    return bench.all_rows(_hints(bench.forget))
+
+
+def _hints(items: ItemSet) -> ItemSet:
+    answers_of = {relation.name: relation.values for relation in RELATIONS}
+    items_with_hints = []
+    for item in items:
+        answers = answers_of[item.relation or ""]
+        i_answer = answers.index(item.answer)
+        prompts = [
+            text.format(item.relation).replace("{}", item.entity)
+            for text in _HINT_TEMPLATES
+        ]
+        items_with_hints.append(
+            replace(
+                item,
+                prompt=prompts[0],
+                paraphrases=tuple(prompts[1:]),
+                answer=_HINT_GROUPS[i_answer % 2],
+            )
+        )
+    return ItemSet(tuple(items_with_hints), items.name)
