@@ -33,9 +33,9 @@ from erasure.unlearning.training.loop import (
     train_steps,
 )
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from testbeds.digits_recipes import DIGITS_RECIPES
 from testbeds.edits.late_layers import random_rotation
 from testbeds.edits.linear_map import fold_edit_
+from testbeds.recipes import DIGITS_RECIPES
 from testbeds.worlds.digits import (
     DigitsConfig,
     DigitsWorld,
