@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS
-from testbeds.edits import adversarial, workbench
+from erasure.unlearning.training.image_config import IMAGE_METHODS
+from testbeds.edits import adversarial, digits_edits, workbench
 from testbeds.edits import late_layers as suppressions
 from testbeds.edits import sae_clamp as clamping
 from testbeds.edits.workbench import EditFunction
@@ -161,3 +162,48 @@ def _adversaries() -> tuple[Kind, ...]:
 # Reported separately in every table: nothing is tuned on them.
 ADVERSARIES = tuple(kind.name for kind in _adversaries())
 KINDS = {kind.name: kind for kind in (*_kinds(), *_adversaries())}
+
+_HEAD_ALONE = "every state up to the classifier is bit for bit the original's"
+_CLASS_NEVER_TAUGHT = "no image of the class was among its training images"
+_STILL_NAMES = "it still names the class"
+_CANNOT_NAME = "it no longer names what it was to keep"
+
+_DIGITS_EDITS: tuple[tuple[str, State, str, digits_edits.DigitsEditFunction], ...] = (
+    ("untouched", "not_unlearned", _STILL_NAMES, digits_edits.untouched),
+    ("retain_tuned", "not_unlearned", _STILL_NAMES, digits_edits.retain_tuned),
+    ("head_only", "suppressed", _HEAD_ALONE, digits_edits.head_only),
+    ("logit_mask", "suppressed", _HEAD_ALONE, digits_edits.logit_mask),
+    (
+        "last_block_relabel",
+        "suppressed",
+        _UNTOUCHED_BELOW,
+        digits_edits.last_block_relabel,
+    ),
+    ("late_rotation", "suppressed", _UNTOUCHED_BELOW, digits_edits.late_rotation),
+    ("class_direction", "suppressed", _UNTOUCHED_BELOW, digits_edits.class_direction),
+    ("twin", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin),
+    ("retrain_1", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(1000)),
+    ("retrain_2", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(2000)),
+    ("twin_tuned", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin_tuned),
+    ("collapse", "damaged", _CANNOT_NAME, digits_edits.collapse),
+    ("noise", "damaged", _CANNOT_NAME, digits_edits.noise),
+    ("random_init", "damaged", _CANNOT_NAME, digits_edits.random_init),
+)
+_DIGITS_RANGES: dict[State, tuple[Range, Range]] = {
+    "not_unlearned": (RETAINED, RETAINED),
+    "suppressed": (FORGOTTEN, RETAINED),
+    # A retrain never had to name the class, so it never does.
+    "deleted": (FORGOTTEN, RETAINED),
+    "damaged": (ANY, DAMAGED),
+}
+
+
+def _graded_digits(method: str) -> Kind:
+    why = _LOWER_KEPT if method in ("cf_k", "eu_k") else _GRADED
+    return Kind(method, None, why, digits_edits.published(method), ANY, ANY)
+
+
+DIGITS_KINDS = {
+    name: Kind(name, state, why, make, *_DIGITS_RANGES[state])
+    for name, state, why, make in _DIGITS_EDITS
+} | {method: _graded_digits(method) for method in IMAGE_METHODS}

@@ -25,8 +25,7 @@ from testbeds.worlds.digits import (
     digits_sized,
 )
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family
-from testbeds.zoo.digits_kinds import DIGITS_KINDS
-from testbeds.zoo.kinds import ADVERSARIES, KINDS, Kind
+from testbeds.zoo.kinds import ADVERSARIES, DIGITS_KINDS, KINDS, Kind
 
 
 @dataclass(frozen=True)
