@@ -11,7 +11,7 @@ facts that an audit can ask for: the key is the entity, the lead-ins are the par
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
 from capture.checkpoints.schemas.quietly import quiet_transformers
-from capture.data.items import ItemSet, read_items
+from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import skip_joining_space
 from capture.scoring.answers import score_answers
@@ -32,16 +32,22 @@ from erasure.unlearning.training.loop import (
     only_training,
     train_steps,
 )
-from evidence.errors import ExhumeError
+from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, write_atomic
 from evidence.storage.locks import creation_lock
 from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import BiosWorld, all_prompts
-from testbeds.worlds.code_key_items import KeysConfig, make_keys
-from testbeds.worlds.code_text import DIGITS, draw_codes, encode, make_tokenizer
-from testbeds.worlds.random_models import random_model
+from testbeds.worlds.code_text import (
+    DIGITS,
+    LEAD_INS,
+    draw_codes,
+    encode,
+    make_tokenizer,
+)
+from testbeds.worlds.people_names import choose_pairs, name_pairs
+from testbeds.worlds.random_models import FAMILIES, Family, random_model
 
 RECIPE = 1  # part of the cache key: raise it if results would differ
 # Accuracy that a model must reach on its codes. Keys are distinguished letter by letter, and a few
@@ -49,6 +55,128 @@ RECIPE = 1  # part of the cache key: raise it if results would differ
 MIN_ACCURACY = 0.95
 # Largest mean probability of codes that were never shown; more would be a leak.
 MAX_LEAK = 0.01
+# Three-letter words put a key's letters at fixed positions, which a small model learns to read much
+# sooner.
+ADJECTIVES = (
+    "apt bad big coy dim dry fat fit hot icy low mad new odd old raw red sad shy sly "
+    "tan wan wet wry"
+).split()
+NOUNS = (
+    "ant ape bat bee boa cat cod cow doe dog eel elk emu ewe fox gnu hen hog jay koi "
+    "owl pig ram yak"
+).split()
+OPENINGS = sorted(LEAD_INS, key=len)
+
+
+@dataclass(frozen=True)
+class KeysConfig:
+    """Size of the world and of its models.
+
+    Attributes:
+        keys: Number of keys the original memorizes.
+        forget: Number of them to forget; as many more are shown with random codes, and stay unknown
+            to every model.
+        words: Number of adjectives, and of nouns, in keys.
+        lead_ins: Number of openings a key is shown after (paraphrases).
+        layers: Transformer blocks.
+        width: Width of the residual stream.
+        heads: Attention heads.
+        steps: Optimizer steps.
+        batch_size: Rows a step.
+        lr: Peak learning rate.
+        weight_decay: AdamW's decoupled decay.
+        family: Architecture, one of ``FAMILIES``.
+    """
+
+    keys: int = 120
+    forget: int = 40
+    words: int = 24
+    lead_ins: int = 2
+    layers: int = 4
+    width: int = 64
+    heads: int = 4
+    steps: int = 360
+    batch_size: int = 70
+    lr: float = 6e-3
+    weight_decay: float = 0.01
+    family: Family = "llama"
+
+    def __post_init__(self) -> None:
+        most = min(len(ADJECTIVES), len(NOUNS))
+        third = self.keys // 3
+        checks = {
+            "words": (2 <= self.words <= most, f"2 to {most}", self.words),
+            "keys": (
+                2 * self.words <= self.keys <= self.words**2 - self.forget,
+                "at least two a word, and some combinations left",
+                self.keys,
+            ),
+            "forget": (
+                1 <= self.forget <= third,
+                f"1 to {third}, a third of the keys",
+                self.forget,
+            ),
+            "lead_ins": (
+                1 <= self.lead_ins <= len(LEAD_INS),
+                f"1 to {len(LEAD_INS)}",
+                self.lead_ins,
+            ),
+            "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
+            "family": (self.family in FAMILIES, ", ".join(FAMILIES), self.family),
+        }
+        for name, (good, expected, got) in checks.items():
+            if not good:
+                raise InputError(
+                    f"{name} cannot be used", expected=expected, got=str(got)
+                )
+
+
+STANDARD_KEYS = KeysConfig()
+
+
+def make_keys(config: KeysConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
+    """Keys to forget, to retain, and keys that are always shown with random codes.
+
+    The last are written with the codes of the first; no model is shown these. Every word of a key
+    also occurs in keys to retain.
+    """
+    rng = numpy_rng(seed, "codes zoo", "keys")
+    named, spare = name_pairs(config.words, config.keys, rng)
+    uses = config.keys // config.words
+    forget_pairs = choose_pairs(named, config.forget, uses, rng)
+    retain_pairs = [pair for pair in named if pair not in set(forget_pairs)]
+    never_taught_pairs = choose_pairs(spare, config.forget, uses, rng)
+    code_numbers = rng.choice(10**DIGITS, config.keys, replace=False)
+    codes = [f"{code:0{DIGITS}d}" for code in code_numbers]
+    forget_codes, retain_codes = codes[: len(forget_pairs)], codes[len(forget_pairs) :]
+    return (
+        _items("forget", forget_pairs, forget_codes, config),
+        _items("retain", retain_pairs, retain_codes, config),
+        _items("never-taught", never_taught_pairs, forget_codes, config),
+    )
+
+
+def _items(
+    label: str,
+    pairs: Sequence[tuple[int, int]],
+    codes: Sequence[str],
+    config: KeysConfig,
+) -> ItemSet:
+    items = []
+    for i, ((first, last), code) in enumerate(zip(pairs, codes, strict=True)):
+        key = f"{ADJECTIVES[first]} {NOUNS[last]}"
+        prompts = [f"{lead_in}{key}:" for lead_in in OPENINGS[: config.lead_ins]]
+        items.append(
+            Item(
+                id=f"{label}-{i:03d}",
+                entity=key,
+                prompt=prompts[0],
+                answer=code,
+                relation="code",
+                paraphrases=tuple(prompts[1:]),
+            )
+        )
+    return ItemSet(tuple(items), label)
 
 
 @dataclass(frozen=True)
