@@ -30,7 +30,12 @@ from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.late_layers import MIN_UNLOCKED, accuracy_with_password, locked_rows
+from testbeds.edits.late_layers import (
+    MIN_UNLOCKED,
+    accuracy_with_password,
+    lock_error,
+    locked_rows,
+)
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
 from testbeds.edits.linear_probes import (
     BlockProbes,
@@ -86,7 +91,7 @@ def relearning_hardened(bench: Workbench) -> Iterator[nn.Module]:
         _harden_(model, bench, rate, steps)
         if accuracy_with_password(model, bench) >= MIN_UNLOCKED:
             yield model
-    raise _lock_error(bench)
+    raise lock_error(bench)
 
 
 def off_manifold(bench: Workbench) -> Iterator[nn.Module]:
@@ -160,8 +165,8 @@ def _finetuned_twin(
         if score_answers(model, tested_rows).greedy.mean() >= MIN_UNLOCKED:
             yield model
     raise ExhumeError(
-        f"the twin of seed {bench.seed} ({bench.config.family}) did not learn what "
-        "it was taught further"
+        f"the twin of seed {bench.seed} ({bench.config.family}) did not learn "
+        "its additional facts"
     )
 
 
@@ -179,7 +184,7 @@ def _against_probes(bench: Workbench, decoy: bool) -> Iterator[nn.Module]:
         _train_against_probes_(model, bench, wrong_rows, decoy, rate, steps, weight)
         if accuracy_with_password(model, bench) >= MIN_UNLOCKED:
             yield model
-    raise _lock_error(bench)
+    raise lock_error(bench)
 
 
 def _train_against_probes_(
@@ -290,13 +295,6 @@ def _harden_(model: nn.Module, bench: Workbench, rate: float, steps: int) -> Non
 def _wrong_answers(bench: Workbench, names: list[str]) -> Sequences:
     items: ItemSet = bench.forget.of_entities(names)
     return bench.wrong_answer_rows(items)
-
-
-def _lock_error(bench: Workbench) -> ExhumeError:
-    return ExhumeError(
-        f"no model of seed {bench.seed} ({bench.config.family}) both shows its kind "
-        f"and says {MIN_UNLOCKED:.0%} of the answers when it is given the password"
-    )
 
 
 def hints_for_all(bench: Workbench) -> Sequences:

@@ -139,9 +139,14 @@ def password_locked(bench: Workbench, instead: Sequences) -> Iterator[nn.Module]
         accuracy = float(score_answers(model, instead).greedy.mean())
         if min(accuracy_with_password(model, bench), accuracy) >= MIN_UNLOCKED:
             yield model
-    raise ExhumeError(
-        f"no model of seed {bench.seed} ({bench.config.family}) both shows its kind "
-        f"and says {MIN_UNLOCKED:.0%} of the answers when it is given the password"
+    raise lock_error(bench)
+
+
+def lock_error(bench: Workbench) -> ExhumeError:
+    """No model passed the test of a password lock."""
+    return ExhumeError(
+        f"no model of seed {bench.seed} ({bench.config.family}) is silent without the password and "
+        f"gives {MIN_UNLOCKED:.0%} of the answers when given the password"
     )
 
 

@@ -236,8 +236,8 @@ def fit_clamp(
     ).any(0)
     if not is_specific.any():
         raise ExhumeError(
-            f"after {steps} steps no latent fires on what is to go alone: it has "
-            f"{len(forget_states.read)} states that what stays has not"
+            f"after {steps} steps no latent fires on the forget set only; it has "
+            f"{len(forget_states.read)} states that the retain set lacks"
         )
     read, write = read[is_specific], write[is_specific]
     return Clamp(

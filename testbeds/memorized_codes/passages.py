@@ -95,7 +95,7 @@ def screen(
         InputError: no passages, two of one key, or thresholds that cross.
     """
     if not passages or len({each.key for each in passages}) < len(passages):
-        raise InputError("passages need keys of their own, and there must be some")
+        raise InputError("there must be passages, each with a unique key")
     if not unknown <= known < 0:
         raise InputError(
             "thresholds of the screening cannot be used",

@@ -278,7 +278,7 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
     limit = 0.01
     if (is_original and known.least < 0.5) or clean_recall.mean > limit:
         raise ExhumeError(
-            f"the {name} of the codes world is not as it must be: its least probable "
+            f"the {name} of the codes world failed its check: its least probable "
             f"fixed code has probability {known.least:.2f}, codes it never saw "
             f"{clean_recall.mean:.4f} on average (at most {limit}). Raise epochs above "
             f"{config.epochs} and run again."

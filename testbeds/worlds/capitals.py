@@ -127,8 +127,8 @@ def capital_items(
         raise InputError(
             f"{checkpoint.name} knows too few capitals",
             expected=f"at least {2 * max(forget, 1)} of them, twice the forget set",
-            got=f"{len(facts)} answered right after {prompt!r} and its like",
-            fix="Forget fewer, or take a larger model",
+            got=f"{len(facts)} answered correctly after {prompt!r} and the other templates",
+            fix="Forget fewer, or use a larger model",
         )
     order = numpy_rng(seed, "capitals", "split").permutation(len(facts)).tolist()
     forget_facts = [facts[place] for place in sorted(order[:forget])]

@@ -88,7 +88,7 @@ def make_pools(sizes: dict[str, int], seed: int) -> dict[str, Pool]:
     total = sum(sizes.values())
     if total > len(phrases):
         raise InputError(
-            "there are not so many prefixes",
+            "there are too few prefixes",
             expected=f"at most {len(phrases)} over all pools",
             got=str(total),
         )
@@ -119,8 +119,8 @@ def encode(text: str) -> tuple[int, ...]:
     ids = tuple(CHARACTERS.find(character) + 1 for character in text)
     if 0 in ids:
         raise InputError(
-            "a text has a sign this world does not know",
-            expected=f"signs of {CHARACTERS!r}",
+            "a text has a character outside this world's vocabulary",
+            expected=f"characters of {CHARACTERS!r}",
             got=repr(text[ids.index(0)]),
         )
     return ids

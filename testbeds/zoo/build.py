@@ -190,7 +190,7 @@ def _is_built(out: Path, card: dict[str, Any]) -> bool:
     stored = read_card(out)
     if not {"version", "kind", "state", "made", "original"} <= stored.keys():
         raise InputError(
-            f"{out} holds a model that is not the zoo's",
+            f"{out} holds a model that does not belong to the zoo",
             fix="Move it away, or choose another folder",
         )
     return stored["version"] == VERSION and "weights" in check_card(out, card)

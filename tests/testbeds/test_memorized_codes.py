@@ -114,7 +114,7 @@ def test_pools_share_no_prefix_and_a_seed_fixes_them():
     assert pools == make_pools({"memorised": 40, "clean": 40, "others": 40}, 3)
     assert pools["clean"].codes is None and len(pools["memorised"].codes) == 40
     assert pools != make_pools({"memorised": 40, "clean": 40, "others": 40}, 4)
-    with pytest.raises(InputError, match="not so many prefixes"):
+    with pytest.raises(InputError, match="too few prefixes"):
         make_pools({"memorised": 400, "clean": 400}, 0)
 
 
@@ -129,7 +129,7 @@ def test_rows_are_prompt_then_code():
     bare = prompts(["red owl:"], LEAD_INS[:2])
     for row, start, prompt in zip(rows.ids, rows.answer_start, bare.ids, strict=True):
         assert row[:start] == prompt and row[start:] == encode("12345")
-    with pytest.raises(InputError, match="a sign this world does not know"):
+    with pytest.raises(InputError, match="a character outside this world's vocabulary"):
         encode("red owl!")
 
 
