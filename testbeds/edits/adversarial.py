@@ -218,8 +218,8 @@ def _train_against_probes_(
         states_now = answer_states(model, rows)
         probe_loss = torch.stack(
             [
-                _probe_loss(readers, states_now, rows if decoy else None)
-                for readers in opponents
+                _probe_loss(probes, states_now, rows if decoy else None)
+                for probes in opponents
             ]
         ).mean()
         (weight * probe_loss).backward()

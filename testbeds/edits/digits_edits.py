@@ -283,10 +283,10 @@ def published(method: str) -> DigitsEditFunction:
         model = bench.load_original()
         for config in DIGITS_RECIPES[method]:
             model = unlearned(bench, config, method)
-            gone, kept = (
-                accuracy(model, each) for each in (bench.forget, bench.retain)
+            forget_accuracy, retain_accuracy = (
+                accuracy(model, images) for images in (bench.forget, bench.retain)
             )
-            if gone <= 0.1 and kept >= 0.9:
+            if forget_accuracy <= 0.1 and retain_accuracy >= 0.9:
                 break
         yield model
 

@@ -67,25 +67,25 @@ def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
     return BlockProbes(answers, means, all_weights, priors.float(), spread)
 
 
-def probe_scores(readers: BlockProbes, block_states: Sequence[Tensor]) -> list[Tensor]:
+def probe_scores(probes: BlockProbes, block_states: Sequence[Tensor]) -> list[Tensor]:
     """Each block's predictions, (row, answer); 0 is the prior."""
     return [
         (state.float() - mean.to(state.device)) @ matrix.to(state.device)
         for state, mean, matrix in zip(
-            block_states, readers.means, readers.weights, strict=True
+            block_states, probes.means, probes.weights, strict=True
         )
     ]
 
 
 def probe_accuracy(
-    readers: BlockProbes, model: nn.Module, rows: Sequences
+    probes: BlockProbes, model: nn.Module, rows: Sequences
 ) -> list[float]:
     """Share of the rows whose answer scores highest, for each block."""
     with torch.no_grad():
-        block_scores = probe_scores(readers, answer_states(model, rows))
+        block_scores = probe_scores(probes, answer_states(model, rows))
     true_tokens = _first_answer_tokens(rows)
     return [
-        float((readers.answers[scores.argmax(1).cpu()] == true_tokens).float().mean())
+        float((probes.answers[scores.argmax(1).cpu()] == true_tokens).float().mean())
         for scores in block_scores
     ]
 

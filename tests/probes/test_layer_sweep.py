@@ -226,7 +226,7 @@ def test_battery_reads_what_a_line_cannot(rng):
     x = rng.standard_normal((160, 2))
     labels = (x[:, 0] * x[:, 1] > 0).astype(int)
     found = refit_battery({"last": x, "mean": x[:, ::-1]}, labels, draws=50)
-    frame = found.to_frame().set_index(["view", "reader"])
+    frame = found.to_frame().set_index(["view", "classifier"])
     assert len(frame) == 20
     assert frame.loc[("last", "svm rbf"), "auc"] > 0.9
     assert frame.loc[("last", "logistic C=1"), "auc"] < 0.75
