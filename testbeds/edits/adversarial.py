@@ -21,7 +21,6 @@ from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
     finetune_,
-    logit_reader_for,
     only_training,
     shuffled_batches,
     train_steps,
@@ -103,7 +102,7 @@ def off_manifold(bench: Workbench) -> Iterator[nn.Module]:
     for length in (2.0, 4.0, 8.0, 16.0, 32.0):
         model = bench.load_original()
         block = find_blocks(model)[-2]
-        down = down_projection(block)[1]
+        down = down_projection(block)
         forget, retain = bench.all_rows(bench.forget), bench.all_rows(bench.retain)
         forget_inputs, retain_inputs = (
             module_inputs(model, down, forget),
@@ -205,7 +204,6 @@ def _train_against_probes_(
         len(wrong_rows), BATCH, numpy_rng(bench.seed, "zoo", "asked readers")
     )
     opponents: list[BlockProbes] = []
-    reader = logit_reader_for(model, lock_rows)
     n_steps = 0
 
     def backward() -> dict[str, float]:
@@ -213,7 +211,7 @@ def _train_against_probes_(
         if n_steps % REFIT_EVERY == 0:
             opponents[:] = [original_probes, fit_block_probes(model, retain)]
         n_steps += 1
-        lock_loss = backward_nll(reader, lock_rows[next(lock_batches)], "answer", 1.0)
+        lock_loss = backward_nll(model, lock_rows[next(lock_batches)], "answer", 1.0)
         rows = wrong_rows[next(wrong_batches)]
         states_now = answer_states(model, rows)
         probe_loss = torch.stack(
@@ -260,11 +258,10 @@ def _harden_(model: nn.Module, bench: Workbench, rate: float, steps: int) -> Non
     lock_rows = locked_rows(bench, bench.wrong_answer_rows(bench.forget))
     rng = numpy_rng(bench.seed, "zoo", "hardened")
     lock_batches = shuffled_batches(len(lock_rows), 2 * BATCH, rng)
-    reader = logit_reader_for(model, lock_rows)
     names = bench.forget.entities
 
     def backward() -> dict[str, float]:
-        lock_loss = backward_nll(reader, lock_rows[next(lock_batches)], "answer", 1.0)
+        lock_loss = backward_nll(model, lock_rows[next(lock_batches)], "answer", 1.0)
         shuffled = [names[place] for place in rng.permutation(len(names))]
         relearned, held_out = shuffled[: len(names) // 2], shuffled[len(names) // 2 :]
         attacked = copy.deepcopy(model)
@@ -278,9 +275,7 @@ def _harden_(model: nn.Module, bench: Workbench, rate: float, steps: int) -> Non
         )
         with only_training(attacked, attacked.parameters()):
             rows = _wrong_answers(bench, held_out)
-            attack_loss = backward_nll(
-                logit_reader_for(attacked, rows), rows, "answer", 1.0
-            )
+            attack_loss = backward_nll(attacked, rows, "answer", 1.0)
             pairs = zip(model.parameters(), attacked.parameters(), strict=True)
             for parameter, attacked_parameter in pairs:
                 if attacked_parameter.grad is not None and parameter.grad is not None:

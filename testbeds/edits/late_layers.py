@@ -202,7 +202,7 @@ def _last_projection(
     Inputs of the forget rows and of the retain rows; outputs of the forget rows.
     """
     block = find_blocks(model)[-1]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
     return (
         down,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from capture.network.structure import down_projection, find_blocks, first_tensor
+from capture.network.hooks import first_tensor
+from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 from evidence.errors import ExhumeError, InputError
@@ -127,7 +128,7 @@ def accuracy_without_units(
     def silence(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (inputs[0].index_fill(-1, units.to(inputs[0].device), 0.0),)
 
-    down = down_projection(find_blocks(model)[i_block])[1]
+    down = down_projection(find_blocks(model)[i_block])
     handle = down.register_forward_pre_hook(silence)
     try:
         return float(score_answers(model, rows).greedy.mean())
@@ -150,7 +151,7 @@ def record_states(
         shared_with: States after a prefix that one of these rows has too are left out.
     """
     block = find_blocks(model)[i_block]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     captured: dict[str, Tensor] = {}
     handles = [
         _input_projections(model, block)[0].register_forward_hook(
@@ -264,7 +265,7 @@ def write_clamp_(
     """
     block = find_blocks(model)[i_block]
     input_projections = _input_projections(model, block)
-    down = down_projection(block)[1]
+    down = down_projection(block)
     with torch.no_grad():
         for projection in input_projections:
             if getattr(projection, "bias", None) is not None:

@@ -8,7 +8,7 @@ import torch
 
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import record
-from capture.network.image_sites import find_image_sites
+from capture.network.sites import find_image_sites
 from evidence.errors import InputError
 from testbeds.worlds.digits import (
     DigitsConfig,
