@@ -13,14 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from audits.core.config import Budget
 from audits.core.subjects import AuditedModel
 from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.weights.weight_files import ANY_SIZE
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.config import UnlearnConfig
 from evidence.progress import Progress
-from evidence.results import Control
 from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import open_regular
@@ -148,19 +146,12 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
         return model
 
     found = hashlib.sha256()
-    with open_regular(path, ANY_SIZE, fix=again) as file:
+    with open_regular(path, fix=again) as file:
         while block := file.read(1 << 22):
             found.update(block)
     digest = found.hexdigest()
     return AuditedModel(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
-    )
-
-
-def planted_control(p_value: float, alpha: float) -> Control:
-    """The plant must be seen, or silence says nothing."""
-    return Control(
-        "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
     )
 
 

@@ -14,14 +14,17 @@ from torch.nn import functional
 
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
+from capture.network.hooks import record_places
+from capture.network.sites import Place
 from capture.network.structure import classifier_of, down_projection, find_blocks
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.image_methods import (
     LabeledImages,
     last_parameters,
     unlearn_images_,
 )
 from erasure.unlearning.training.image_config import ImageUnlearnConfig
-from erasure.unlearning.training.image_task import CHUNK_IMAGES, class_logits
+from erasure.unlearning.training.image_task import CHUNK_IMAGES
 from erasure.unlearning.training.loop import (
     Schedule,
     only_training,
@@ -362,31 +365,20 @@ def projection_change(model: nn.Module, change: Tensor) -> Tensor:
 def _projection_states(
     model: nn.Module, down: nn.Module, block: nn.Module, pixels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    captured: dict[str, list[Tensor]] = {"in": [], "out": []}
+    """Inputs of ``down`` and outputs of ``block``, pooled as the classifier reads them."""
+    places = [Place("in", down, "in"), Place("out", block, "out")]
+    states: dict[str, list[Tensor]] = {"in": [], "out": []}
 
-    def capture_input(
-        _module: nn.Module, inputs: tuple[Tensor, ...], _output: object
-    ) -> None:
-        value = inputs[0]
-        # (image, height, width, d) in a CNN, (image, position, d) in a transformer.
-        pooled = value.mean((1, 2)) if value.dim() == 4 else value[:, 0]
-        captured["in"].append(pooled.double().cpu())
+    def pool(name: str, value: Tensor) -> Tensor:
+        # A CNN has (image, height, width, d) in a block and (image, d, height, width)
+        # between blocks, a transformer (image, position, d).
+        axes = (1, 2) if name == "in" else (2, 3)
+        pooled = value.mean(axes) if value.dim() == 4 else value[:, 0]
+        return pooled.double().cpu()
 
-    def capture_output(_module: nn.Module, _inputs: object, output: object) -> None:
-        value = output[0] if isinstance(output, tuple) else output
-        assert isinstance(value, Tensor)
-        pooled = value.mean((2, 3)) if value.dim() == 4 else value[:, 0]
-        captured["out"].append(pooled.double().cpu())
-
-    handles = [
-        down.register_forward_hook(capture_input),
-        block.register_forward_hook(capture_output),
-    ]
-    try:
-        with torch.no_grad():
-            for start in range(0, len(pixels), CHUNK_IMAGES):
-                model(pixels[start : start + CHUNK_IMAGES])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.cat(captured["in"]), torch.cat(captured["out"])
+    with torch.no_grad(), record_places(places, pool) as captured:
+        for start in range(0, len(pixels), CHUNK_IMAGES):
+            model(pixels[start : start + CHUNK_IMAGES])
+            for name, value in captured.items():
+                states[name].append(value)
+    return torch.cat(states["in"]), torch.cat(states["out"])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches, pad
-from capture.network.hooks import first_tensor
-from capture.network.structure import find_blocks
-from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import find_blocks, model_device
+from erasure.unlearning.training.loop import CHUNK_TOKENS
 
 # Ridge penalty of a probe, relative to the mean variance of the states.
 RIDGE = 0.03
@@ -45,7 +46,9 @@ def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
     batch_states: list[list[Tensor]] = []
     row_order: list[int] = []
     with torch.no_grad():
-        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)):
+        for batch in batches(
+            rows, batch_tokens=CHUNK_TOKENS, device=model_device(model)
+        ):
             chosen = batch.rows.tolist()
             row_order += chosen
             batch_states.append(answer_states(model, rows[chosen]))
@@ -93,21 +96,14 @@ def probe_accuracy(
 
 def answer_states(model: nn.Module, rows: Sequences) -> list[Tensor]:
     """Each block's output where the rows' answers begin, (row, width)."""
-    captured: list[Tensor] = []
-
-    def capture(_module: nn.Module, _inputs: object, output: object) -> None:
-        captured.append(first_tensor(output))
-
-    handles = [block.register_forward_hook(capture) for block in find_blocks(model)]
-    try:
-        batch = pad(rows, device=device_of(model))
+    blocks = find_blocks(model)
+    places = [Place(str(layer), block, "out") for layer, block in enumerate(blocks)]
+    batch = pad(rows, device=model_device(model))
+    with record_places(places) as captured:
         model(**batch.model_inputs, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     last = torch.tensor(rows.answer_start, device=batch.input_ids.device) - 1
     row_idx = torch.arange(len(rows), device=last.device)
-    return [state[row_idx, last] for state in captured]
+    return [captured[place.name][row_idx, last] for place in places]
 
 
 def _first_answer_tokens(rows: Sequences) -> Tensor:

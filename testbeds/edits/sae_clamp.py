@@ -11,13 +11,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import first_tensor
-from capture.network.structure import down_projection, find_blocks
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import (
+    down_projection,
+    feed_forward_of,
+    find_blocks,
+    linears,
+    matrix_view,
+    model_device,
+    value_vectors,
+)
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
 from testbeds.edits.workbench import Workbench
@@ -34,13 +42,9 @@ MAX_UNIT_SHARE = 3 / 8
 MAX_FIRING_RATE = 0.01
 # Input scale of the hidden units: the larger, the closer their activation is to a rectifier.
 SLOPE = 1000.0
-# Matrices that read the state in each family's feed-forward part. Of two, the second multiplies
-# the activation of the first (gating).
-_INPUT_PROJECTIONS = {
-    "llama": ("mlp.gate_proj", "mlp.up_proj"),
-    "gpt2": ("mlp.c_fc",),
-    "gpt_neox": ("mlp.dense_h_to_4h",),
-}
+# Families whose hidden units can act as rectifiers. Where two maps read the state, the second
+# multiplies the activation of the first (gating).
+FAMILIES = ("llama", "gpt2", "gpt_neox")
 
 
 @dataclass(frozen=True)
@@ -152,41 +156,29 @@ def record_states(
     """
     block = find_blocks(model)[i_block]
     down = down_projection(block)
-    captured: dict[str, Tensor] = {}
-    handles = [
-        _input_projections(model, block)[0].register_forward_hook(
-            lambda _module, inputs, _output: captured.update(read=inputs[0])
-        ),
-        down.register_forward_hook(
-            lambda _module, inputs, _output: captured.update(hidden=inputs[0])
-        ),
-        block.register_forward_hook(
-            lambda _module, _inputs, output: captured.update(left=first_tensor(output))
-        ),
+    places = [
+        Place("read", _input_projections(model, block)[0], "in"),
+        Place("left", block, "out"),
+        Place("hidden", down, "in"),
     ]
     shared_prefixes = set() if shared_with is None else _prefixes(shared_with)
-    collected: dict[str, list[Tensor]] = {"read": [], "left": [], "hidden": []}
-    try:
-        with torch.no_grad():
-            for batch in batches(
-                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
-            ):
-                model(**batch.model_inputs, use_cache=False)
-                for i_row, row in enumerate(batch.rows.tolist()):
-                    ids = rows.ids[row]
-                    # The last position predicts nothing.
-                    positions = [
-                        p
-                        for p in range(len(ids) - 1)
-                        if ids[: p + 1] not in shared_prefixes
-                    ]
-                    for name, states in captured.items():
-                        collected[name].append(states[i_row, positions].float().cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
+    collected: dict[str, list[Tensor]] = {i_block.name: [] for i_block in places}
+    device = model_device(model)
+    with torch.no_grad(), record_places(places) as captured:
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
+            model(**batch.model_inputs, use_cache=False)
+            for i_row, row in enumerate(batch.rows.tolist()):
+                ids = rows.ids[row]
+                # The last position predicts nothing.
+                positions = [
+                    p
+                    for p in range(len(ids) - 1)
+                    if ids[: p + 1] not in shared_prefixes
+                ]
+                for name, states in captured.items():
+                    collected[name].append(states[i_row, positions].float().cpu())
     read, left, hidden = (torch.cat(each) for each in collected.values())
-    size = _unit_matrix(down, out=True).detach().float().cpu().norm(dim=1)
+    size = value_vectors(down).detach().float().cpu().norm(dim=1)
     return BlockStates(read, left, hidden.norm(dim=0) * size)
 
 
@@ -270,13 +262,13 @@ def write_clamp_(
         for projection in input_projections:
             if getattr(projection, "bias", None) is not None:
                 projection.get_parameter("bias")[units] = 0.0
-        _set_units(input_projections[0], units, SLOPE * clamp.read)
+        _set_units(matrix_view(input_projections[0]), units, SLOPE * clamp.read)
         writes = -(1 + multiple) * clamp.write
         if len(input_projections) == 2:
-            _set_units(input_projections[1], units, clamp.gate / SLOPE)
-            _set_units(down, units, writes, out=True)
+            _set_units(matrix_view(input_projections[1]), units, clamp.gate / SLOPE)
+            _set_units(value_vectors(down), units, writes)
         else:
-            _set_units(down, units, writes / SLOPE, out=True)
+            _set_units(value_vectors(down), units, writes / SLOPE)
 
 
 def _train(
@@ -350,24 +342,16 @@ def _prefixes(rows: Sequences) -> set[tuple[int, ...]]:
 
 def _input_projections(model: nn.Module, block: nn.Module) -> list[nn.Module]:
     model_type = getattr(getattr(model, "config", None), "model_type", "")
-    if model_type not in _INPUT_PROJECTIONS:
+    if model_type not in FAMILIES:
         raise InputError(
             "no clamp can be written into the feed-forward parts of this family",
-            expected=", ".join(_INPUT_PROJECTIONS),
+            expected=", ".join(FAMILIES),
             got=str(model_type or type(model).__name__),
         )
-    return [block.get_submodule(name) for name in _INPUT_PROJECTIONS[model_type]]
+    part, down = feed_forward_of(block), down_projection(block)
+    return [] if part is None else [m for m in linears(part) if m is not down]
 
 
-def _unit_matrix(module: nn.Module, out: bool = False) -> Tensor:
-    """A matrix into hidden units, or out of them (``out``), as (unit, width)."""
-    weight = module.get_parameter("weight")
-    # GPT-2 stores its matrices transposed.
-    return weight if isinstance(module, Conv1D) == out else weight.T
-
-
-def _set_units(
-    module: nn.Module, units: Tensor, rows: Tensor, out: bool = False
-) -> None:
-    matrix = _unit_matrix(module, out)
+def _set_units(matrix: Tensor, units: Tensor, rows: Tensor) -> None:
+    """Write the rows of chosen units into a (unit, width) view of a weight."""
     matrix[units.to(matrix.device)] = rows.to(matrix)

@@ -20,10 +20,9 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
-from capture.data.tokenization import skip_joining_space
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import (
     Schedule,
@@ -36,7 +35,6 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, write_atomic
 from evidence.storage.locks import creation_lock
-from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import BiosWorld, all_prompts
 from testbeds.worlds.code_text import (
     DIGITS,
@@ -176,36 +174,6 @@ def _items(
             )
         )
     return ItemSet(tuple(items), label)
-
-
-@dataclass(frozen=True)
-class CodesWorkbench(Workbench):
-    """The workbench of this world."""
-
-    config: KeysConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def all_rows(self, items: ItemSet) -> Sequences:
-        """Every item with all its prompts; the answer starts at its first digit."""
-        return skip_joining_space(self.tokenizer, super().all_rows(items))
-
-    def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
-        """As ``make_keys``."""
-        return make_keys(self.config, seed)
-
-    def train_new(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
-        """A new model; it sees the other keys of this world with random codes."""
-        return taught_keys(
-            self.config, seed, items, self._unknown(items), name, self.device
-        )
-
-    def untrained(self, seed: int) -> PreTrainedModel:
-        """A model with random weights."""
-        return new_keys_model(self.config, seed)
-
-    def _unknown(self, items: ItemSet) -> ItemSet:
-        taught = set(items.entities)
-        untaught = (*self.forget, *self.never_taught)
-        return ItemSet(tuple(item for item in untaught if item.entity not in taught))
 
 
 def build_keys(
