@@ -80,29 +80,42 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     """
     if _is_encoder_decoder(model):
         raise unsupported(model, "it is an encoder-decoder model")
-    stacks = _attention_stacks(model)
-    if len(stacks) > 1:
-        raise _several(model, stacks)
-    attention_blocks = stacks[0][1] if stacks else []
-    if not reads_tokens(model):
-        blocks = attention_blocks or residual_units(model)
-        if blocks:
-            return blocks
-    inside = set(attention_blocks)
-    others = [
-        (name, children)
-        for name, children in _outer_lists(model)
-        if not any(m in inside for child in children for m in child.modules())
-    ]
-    if stacks and not others:
-        return attention_blocks
-    if any(not _alike(children) for _, children in others):
+    lists = _attention_stacks(model)
+    tokens = reads_tokens(model)
+    if not lists and not tokens and (units := residual_units(model)):
+        return units
+    if tokens or not lists:
+        # Beside a stack for images there may be one for tokens that has no attention.
+        known = {block for _, blocks in lists for block in blocks}
+        lists += [
+            (name, blocks)
+            for name, blocks in _outer_lists(model)
+            if not any(m in known for block in blocks for m in block.modules())
+        ]
+    if not lists:
+        raise unsupported(model, "it has no list of blocks")
+    if not all(_alike(blocks) for _, blocks in lists):
         raise unsupported(model, "it has a list of blocks of several classes")
-    if not stacks and len(others) == 1:
-        return others[0][1]
-    if others:
-        raise _several(model, [*stacks, *others])
-    raise unsupported(model, "it has no list of blocks")
+    if len(lists) > 1:
+        names = " and ".join(f"{name!r} ({len(each)})" for name, each in lists[:2])
+        raise unsupported(model, f"it has several stacks of blocks: {names}")
+    return lists[0][1]
+
+
+def block_at(model: nn.Module, index: int, name: str = "layer") -> nn.Module:
+    """One block by its index; ``name`` is the setting that errors are about.
+
+    Raises:
+        InputError: The model has no such block.
+    """
+    blocks = find_blocks(model)
+    if not 0 <= index < len(blocks):
+        raise InputError(
+            f"{name} is not the index of a block of this model",
+            expected=f"0 to {len(blocks) - 1}",
+            got=str(index),
+        )
+    return blocks[index]
 
 
 def residual_units(model: nn.Module) -> list[nn.Module]:
@@ -225,6 +238,11 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a module is a plain linear map, with no adapter around it."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
 def is_transposed(linear: nn.Module) -> bool:
     """Whether a linear map stores its matrix as (in, out), as GPT-2's Conv1D."""
     return type(linear).__name__ == "Conv1D"
@@ -289,10 +307,10 @@ def stack_owner(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
 
 def final_norm(model: nn.Module) -> nn.Module | None:
     """The first norm with weights registered after the blocks, or None."""
-    return next(filter(_is_norm, _after(model, find_blocks(model))), None)
+    return next(filter(is_norm, _after(model, find_blocks(model))), None)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     """Whether all parameters of a module are vectors of one length."""
     shapes = {parameter.shape for parameter in module.parameters()}
     return len(shapes) == 1 and len(next(iter(shapes))) == 1
@@ -366,11 +384,6 @@ def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
             found.append((name, children))
             inside |= set(module.modules())
     return found
-
-
-def _several(model: nn.Module, stacks: list[tuple[str, list[nn.Module]]]) -> InputError:
-    names = " and ".join(f"{name!r} ({len(each)})" for name, each in stacks[:2])
-    return unsupported(model, f"it has several stacks of blocks: {names}")
 
 
 def own_head_(model: nn.Module) -> nn.Module:

@@ -1,18 +1,17 @@
-"""Few weights, off the retain set, each moved by more than a four-bit bin.
+"""MANSU: unlearn by moving a few weights of a circuit by more than their quantization bin.
 
-Published (MANSU, arXiv 2605.15138): edits are kept to the parameters of a circuit that
-EAP-IG finds, about 0.5 % of all; updates are projected into the null space of the
-retain set's Fisher matrix inside it; every weight that moves, moves by more than the
-width of its NF4 bin, so that rounding does not take the edit back. Four things are
-asked of the result: it forgets, it keeps the rest, four-bit rounding brings nothing
-back, and the circuit's edges changed.
+Published (MANSU, arXiv 2605.15138): edits are restricted to the parameters of a circuit found by
+EAP-IG, about 0.5 % of all; updates are projected into the null space of the retain set's Fisher
+matrix; every changed weight moves by more than the width of its NF4 bin, so that quantization does
+not revert the edit. Four properties are required: the model forgets, it keeps the rest, 4-bit
+quantization restores nothing, and the circuit's edges changed.
 
-No code, constants or order of steps are public. Ours: which weights of the circuit are
-taken (those of largest forget gradient), capped ascent on the forget answers beside a
-retain term, the Fisher matrix as the span of the retain gradients of small batches at
-the start, and the floor at every step instead of at the end: the model always carries
-the floored edit while a latent one is moved under it, so that what is trained is what
-is deployed. The floor is 1.05 local bins; an edit below half of that is none.
+Code, constants and the order of steps are not public. Ours: the weights of largest forget gradient
+within the circuit, capped ascent on the forget answers with a retain term, the span of retain
+gradients of small batches at the start for the Fisher matrix, and the floor applied at every step:
+the model always carries the floored edit while a latent edit is trained (straight-through), so that
+the trained model is the deployed one. The floor is 1.05 local bins; latent edits below half of that
+are zero.
 """
 
 import math
@@ -24,16 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
+from capture.network.structure import model_device
 from erasure.unlearning.training.loop import (
     CHUNK_TOKENS,
     Evaluate,
     TrainLog,
     backward_nll,
-    device_of,
     only_training,
     shuffled_batches,
 )
-from erasure.unlearning.training.objectives import count_scored, token_logprobs
+from erasure.unlearning.training.objectives import (
+    check_rows,
+    count_scored,
+    token_logprobs,
+)
 from erasure.weights.quantization import linear_weights, quantize
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -46,19 +49,19 @@ class MansuConfig:
 
     Attributes:
         share: Share of all parameters that may move.
-        steps: Most steps.
+        steps: Maximum number of steps.
         step: Root mean square of a step, in mean local bins.
-        floor: Least move of a weight that moves, in its own bins; above 1.
-        cap: Forget rows count up to this loss, in nats a token.
+        floor: Smallest move of a changed weight, in its own bins; above 1.
+        cap: Forget tokens contribute up to this loss, in nats.
         retain_weight: Weight of the retain term.
-        batch_size: Retain rows a step, and rows of one retain gradient.
-        directions: Most retain gradients whose span is projected off.
+        batch_size: Retain rows per step and per retain gradient.
+        directions: Number of retain gradients whose span is projected out.
         loss_on: ``"answer"`` or ``"all"`` tokens.
         stop_below: Stop once ``evaluate(model)["forget"]`` is at most this.
         every: Steps between evaluations.
 
     Raises:
-        InputError: a setting is out of range.
+        InputError: A setting is out of range.
     """
 
     share: float = 0.005
@@ -93,13 +96,13 @@ class MansuConfig:
 
 @dataclass(frozen=True)
 class MansuLog(TrainLog):
-    """What happened.
+    """Training log and statistics of the edit.
 
     Attributes:
-        n_selected: Weights that might move.
-        n_moved: Weights that did.
-        n_parameters: Parameters of the model.
-        same_codes: Share of the moved weights whose NF4 code is the old one.
+        n_selected: Number of weights that may move.
+        n_moved: Number of weights that moved.
+        n_parameters: Number of parameters of the model.
+        same_codes: Share of the moved weights whose NF4 code is unchanged.
     """
 
     n_selected: int = 0
@@ -119,27 +122,22 @@ def mansu_(
     seed: int,
     progress: Progress = SILENT,
 ) -> MansuLog:
-    """Unlearn by moving a few weights of a circuit beyond their bins, in place.
+    """Unlearn by moving a few weights of a circuit beyond their NF4 bins, in place.
 
     Args:
         model: A causal language model.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        masks: Name of a linear map's weight to bool of its shape: the circuit's.
-        config: Settings.
-        evaluate: Model to named numbers; ``stop_below`` reads ``"forget"``.
-        seed: Fixes the order of retain rows.
-        progress: Where progress is shown.
+        masks: Name of a linear map's weight to a bool mask of its shape: the circuit.
+        evaluate: Maps the model to named numbers; ``stop_below`` reads ``"forget"``.
+        seed: Seed of the order of retain rows.
 
     Raises:
-        InputError: no rows, or masks that do not fit the model's linear maps.
+        InputError: There are no rows, or the masks do not fit the model's linear maps.
     """
-    for rows, name in ((forget, "forget"), (retain, "retain")):
-        if len(rows) == 0:
-            raise InputError(f"there are no {name} rows", expected="one or more")
-        count_scored(rows, config.loss_on)
-    named = _check_masks(model, masks)
-    weights = [weight for weight, _ in named.values()]
+    check_rows(config.loss_on, forget=forget, retain=retain)
+    matrices = _check_masks(model, masks)
+    weights = [weight for weight, _ in matrices.values()]
     total = sum(p.numel() for p in model.parameters())
     rng = numpy_rng(seed, "mansu")
     with only_training(model, weights), torch.enable_grad():
@@ -148,9 +146,9 @@ def mansu_(
             weights, lambda: _backward_capped_ascent(model, forget, config)
         )
         count = max(1, round(config.share * total))
-        inside = _largest_masks(gradient, [masks[name] for name in named], count)
-        edit = _FlooredEdit(named, inside, config.floor)
-        kept = [
+        selected = _largest_masks(gradient, [masks[name] for name in matrices], count)
+        edit = _FlooredEdit(matrices, selected, config.floor)
+        retain_gradients = [
             edit.select(
                 _gradient(
                     weights, lambda: _backward_retain(model, retain, order, config)
@@ -158,28 +156,32 @@ def mansu_(
             )
             for _ in range(config.directions)
         ]
-        span = _gradient_span(kept) if kept else edit.latent.new_zeros(0, edit.chosen)
+        span = (
+            _gradient_span(retain_gradients)
+            if retain_gradients
+            else edit.latent.new_zeros(0, edit.n_selected)
+        )
         history: list[dict[str, float]] = []
         stopped = "steps"
         with progress.task("mansu", config.steps) as advance:
             for step in range(1, config.steps + 1):
-                up = _gradient(
+                forget_gradients = _gradient(
                     weights, lambda: _backward_capped_ascent(model, forget, config)
                 )
-                slope = edit.select(up)
-                off = slope - span.T @ (span @ slope)
+                forget_gradient = edit.select(forget_gradients)
+                update = forget_gradient - span.T @ (span @ forget_gradient)
                 if config.retain_weight:
-                    keep = _gradient(
+                    retain_update = _gradient(
                         weights, lambda: _backward_retain(model, retain, order, config)
                     )
-                    off = off + config.retain_weight * edit.select(keep)
-                size = float(off.square().mean().sqrt())
+                    update = update + config.retain_weight * edit.select(retain_update)
+                size = float(update.square().mean().sqrt())
                 if not math.isfinite(size):
                     stopped = "diverged"
                     break
                 if size > 0:
-                    edit.move(-config.step / size * off)
-                row = {"step": float(step), "moved": float(edit.moved)}
+                    edit.move(-config.step / size * update)
+                row = {"step": float(step), "moved": float(edit.n_moved)}
                 if evaluate is not None and step % config.every == 0:
                     with torch.no_grad():
                         row |= evaluate(model)
@@ -191,53 +193,55 @@ def mansu_(
                     stopped = "criterion"
                     break
     return MansuLog(
-        tuple(history), stopped, edit.chosen, edit.moved, total, edit.same_codes()
+        tuple(history), stopped, edit.n_selected, edit.n_moved, total, edit.same_codes()
     )
 
 
 class _FlooredEdit:
-    """The weights that may move, as one vector in units of their own bins.
+    """The movable weights as one vector, in units of their own bins.
 
-    ``latent`` is what is trained; the model carries ``floored(latent)``.
+    ``latent`` is trained; the model carries the floored ``latent``.
     """
 
     def __init__(
         self,
-        named: Mapping[str, tuple[nn.Parameter, bool]],
-        inside: list[Tensor],
+        matrices: Mapping[str, tuple[nn.Parameter, bool]],
+        masks: list[Tensor],
         floor: float,
     ):
-        self.named, self.masks, self.floor = named, inside, floor
-        self.start = [w.detach().clone() for w, _ in named.values()]
+        self.matrices, self.masks, self.floor = matrices, masks, floor
+        self.start = [w.detach().clone() for w, _ in matrices.values()]
         widths = [
-            _transposed(quantize(_transposed(start, turned)).bin_widths, turned)
-            for start, (_, turned) in zip(self.start, named.values(), strict=True)
+            _oriented(quantize(_oriented(start, transposed)).bin_widths, transposed)
+            for start, (_, transposed) in zip(
+                self.start, matrices.values(), strict=True
+            )
         ]
         self.widths = self.select(widths)
         self.latent = torch.zeros_like(self.widths)
 
     @property
-    def chosen(self) -> int:
-        """How many weights may move."""
+    def n_selected(self) -> int:
+        """Number of weights that may move."""
         return len(self.latent)
 
     @property
-    def moved(self) -> int:
-        """How many have."""
+    def n_moved(self) -> int:
+        """Number of weights that moved."""
         return int((self._floored() != 0).sum())
 
     def select(self, values: list[Tensor]) -> Tensor:
-        """The chosen entries of tensors of the weights' shapes, as one vector."""
+        """The movable entries of tensors of the weights' shapes, as one vector."""
         return torch.cat([v[m] for v, m in zip(values, self.masks, strict=True)])
 
     def move(self, change: Tensor) -> None:
-        """Add to the latent edit, in bins, and put the floored one into the model."""
+        """Add to the latent edit, in bins, and write the floored edit into the model."""
         self.latent += change
-        done = self._floored() * self.widths
-        parts = done.split([int(mask.sum()) for mask in self.masks])
+        change_by_weight = self._floored() * self.widths
+        parts = change_by_weight.split([int(mask.sum()) for mask in self.masks])
         with torch.no_grad():
             for (weight, _), start, mask, part in zip(
-                self.named.values(), self.start, self.masks, parts, strict=True
+                self.matrices.values(), self.start, self.masks, parts, strict=True
             ):
                 weight.copy_(start)
                 weight[mask] += part
@@ -248,23 +252,24 @@ class _FlooredEdit:
         return torch.where(size >= self.floor / 2, raised, 0.0)
 
     def same_codes(self) -> float:
-        """Share of the moved weights that round to the code they had."""
+        """Share of the moved weights that quantize to their old code."""
         same = moved = 0
-        for (weight, turned), start in zip(
-            self.named.values(), self.start, strict=True
+        for (weight, transposed), start in zip(
+            self.matrices.values(), self.start, strict=True
         ):
             now = weight.detach()
-            one, two = (
-                quantize(_transposed(each, turned)).codes for each in (start, now)
+            before, after = (
+                quantize(_oriented(w, transposed)).codes for w in (start, now)
             )
-            changed = _transposed(now != start, turned)
-            same += int((one == two)[changed].sum())
+            changed = _oriented(now != start, transposed)
+            same += int((before == after)[changed].sum())
             moved += int(changed.sum())
         return same / moved if moved else 0.0
 
 
-def _transposed(matrix: Tensor, turned: bool) -> Tensor:
-    return matrix.T if turned else matrix
+def _oriented(matrix: Tensor, transposed: bool) -> Tensor:
+    """The matrix as (out, in), or back."""
+    return matrix.T if transposed else matrix
 
 
 def _check_masks(
@@ -290,11 +295,11 @@ def _check_masks(
 def _largest_masks(
     gradient: list[Tensor], masks: list[Tensor], count: int
 ) -> list[Tensor]:
-    """Masks of the ``count`` masked weights of largest gradient."""
-    kept = [mask for mask in masks if mask.any()]
-    sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, kept, strict=True)]
+    """Masks of the ``count`` masked weights with the largest absolute gradient."""
+    nonempty = [mask for mask in masks if mask.any()]
+    sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, nonempty, strict=True)]
     flat = torch.cat([size.flatten() for size in sizes])
-    count = min(count, int(sum(int(mask.sum()) for mask in kept)))
+    count = min(count, int(sum(int(mask.sum()) for mask in nonempty)))
     chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     chosen[flat.topk(count).indices] = True
     parts = chosen.split([size.numel() for size in sizes])
@@ -323,24 +328,21 @@ def _cleared_gradients(weights: list[nn.Parameter]) -> Iterator[None]:
 def _backward_capped_ascent(
     model: nn.Module, rows: Sequences, config: MansuConfig
 ) -> None:
-    """Adds the gradient of minus the forget loss, each token's up to the cap."""
+    """Add the gradient of minus the forget loss, with each token's loss capped."""
     total = count_scored(rows, config.loss_on)
-    device = device_of(model)
+    device = model_device(model)
     for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
         logprob, _ = token_logprobs(model, batch, config.loss_on)
         (-(-logprob).clamp(max=config.cap).sum() / total).backward()
 
 
 def _backward_retain(
-    model: nn.Module,
-    rows: Sequences,
-    order: Iterator[list[int]],
-    config: MansuConfig,
+    model: nn.Module, rows: Sequences, order: Iterator[list[int]], config: MansuConfig
 ) -> None:
     backward_nll(model, rows[next(order)], config.loss_on, 1.0)
 
 
 def _gradient_span(gradients: list[Tensor]) -> Tensor:
-    """(direction, weight) orthonormal rows that span the gradients."""
+    """(direction, weight) orthonormal basis of the gradients, by SVD."""
     _, sizes, rows = torch.linalg.svd(torch.stack(gradients), full_matrices=False)
     return rows[sizes > 1e-6 * sizes.max()]

@@ -1,6 +1,7 @@
 """The faults of the published protocols, and that ours does not have them.
 
-``benchmarks.pga.statements`` lists each with its tests; docs/results/pga.md shows the list.
+``benchmarks/pga/statements.toml`` lists each with its tests; docs/results/pga.md shows
+the list.
 """
 
 import ast
@@ -12,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.pga.statements import STATEMENTS
+from benchmarks.pga.page import STATEMENTS
 from capture.network.structure import own_head_
 from evidence.seeds import torch_rng
 from experiments.pga.claims import NO, YES, claims_of
@@ -25,11 +26,10 @@ from tests.experiments.test_pga import eraser_rows, signed
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda each: each[0][:30])
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda each: each["text"][:30])
 def test_every_statement_names_tests_that_exist(statement):
-    _, names = statement
-    assert names
-    for name in names:
+    assert statement["tests"]
+    for name in statement["tests"]:
         path, test = name.split("::")
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         found = {each.name for each in tree.body if isinstance(each, ast.FunctionDef)}
@@ -94,8 +94,8 @@ def test_recall_is_read_at_the_output_and_the_signature_is_not(tiny_codes):
     head = own_head_(silent)
     with torch.no_grad():
         head.weight.neg_()  # pyright: ignore
-    assert recall(model, world.memorised()).mean > 0.5
-    assert recall(silent, world.memorised()).mean < 1e-3
+    assert recall(model, world.memorized_rows()).mean > 0.5
+    assert recall(silent, world.memorized_rows()).mean < 1e-3
     own, other = (
         all_states(each, world, world.trained_lead_ins) for each in (model, silent)
     )

@@ -2,13 +2,13 @@
 
 The axes are those of an audit, item for item and seed for seed. What all candidates of
 a world share (the planted suppression, the autoencoder, states of the original) is
-made once for them. The other axes come from audits made already
-(``benchmarks.suites.verdict.zoo_audits``), of the same models with the same seed and
-profile.
+made once for them. The other axes come from audits made already (the part audits of the
+verdict suite), of the same models with the same seed and profile.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from audits.run import baseline
 from audits.run.inner_axes import capture_tasks, plant_suppression
 from audits.run.pipeline import start
 from audits.run.planting import planted_model
-from benchmarks.harness.results import commit
+from benchmarks.harness.results import commit, once
 from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT
 from evidence.results import AxisResult
-from evidence.storage.files import write_atomic
 from testbeds.planted import read_card
 from testbeds.zoo.kinds import KINDS
 
@@ -74,16 +73,16 @@ def world_of(root: Path, model: Path) -> Path:
 def measured(models: Sequence[Path], root: Path, out: Path) -> Iterator[dict[str, Any]]:
     """Both axes of each model, kept in ``out`` as they come and not computed twice."""
     worlds: dict[Path, World] = {}
+
+    def axes(model: Path) -> dict[str, Any]:
+        place = world_of(root, model)
+        if place not in worlds:
+            worlds.clear()  # One at a time.
+            worlds[place] = World(place, model, out / place.name)
+        return worlds[place].axes(model)
+
     for model in models:
-        kept = out / f"{model.name}.json"
-        if not kept.is_file():
-            place = world_of(root, model)
-            if place not in worlds:
-                worlds = {place: World(place, model, out / place.name)}
-            found = worlds[place].axes(model)
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomic(kept, json.dumps(found) + "\n")
-        yield json.loads(kept.read_text(encoding="utf-8"))
+        yield once(out / f"{model.name}.json", partial(axes, model))
 
 
 class World:
@@ -116,7 +115,7 @@ class World:
         self.planted = planted_model(self.original, run.workspace.work)
         wordings, seed = run.config.budget.prompts_per_item, run.config.seed
         fit, check = split_retain(self.retain, wordings, run.tokenizer, seed)
-        self.coder, self.missing = train_autoencoder(
+        self.autoencoder, self.missing = train_autoencoder(
             self.original,
             fit,
             check,
@@ -125,7 +124,7 @@ class World:
             device="cpu",
             progress=SILENT,
         )
-        self.plant_run = self._restore(self.planted)
+        self.planted_run = self._restore(self.planted)
         self.references: dict[str, AuditedModel] = {}
         if (place / "reference").is_dir():
             reference = open_checkpoint(place / "reference", name="reference-1")
@@ -134,19 +133,19 @@ class World:
             role: self._restore(each) for role, each in self.references.items()
         }
         self.untrained = state_injection.untrained_model(self.original, seed)
-        self.shown: dict[str, Any] | None = None
+        self.injected: dict[str, Any] | None = None
 
-    def _restore(self, subject: AuditedModel) -> dict[str, Any]:
+    def _restore(self, candidate: AuditedModel) -> dict[str, Any]:
         return restore(
             self.original,
-            subject,
+            candidate,
             self.run.tokenizer,
             self.forget,
             self.retain,
             self.never,
             self.run.config.budget.prompts_per_item,
             self.run.config.seed,
-            autoencoder=self.coder,
+            autoencoder=self.autoencoder,
             device="cpu",
             progress=SILENT,
         )
@@ -176,37 +175,41 @@ class World:
         if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
             # The quick profile looks into neither the same weights nor wreckage.
             return found
-        runs = {"unlearned": self._restore(unlearned), "planted": self.plant_run}
+        runs = {"unlearned": self._restore(unlearned), "planted": self.planted_run}
         others = {"unlearned": unlearned}
-        if self.shown is None and self.untrained is not None:
+        if self.injected is None and self.untrained is not None:
             others[state_injection.UNTRAINED] = self.untrained
         known = restoration.original_scores(
             self.original, run.tokenizer, self.forget, run.config, "cpu"
         )
-        shown = restoration.run_state_injection(
+        injected = restoration.run_state_injection(
             self.original,
             others,
             runs,
             run.tokenizer,
             self.forget,
-            self.coder,
+            self.autoencoder,
             run.config,
             device="cpu",
         )
-        if self.shown is None:
-            self.shown = shown["roles"].get(state_injection.UNTRAINED)
-        if self.shown is not None:
-            shown["roles"][state_injection.UNTRAINED] = self.shown
+        if self.injected is None:
+            self.injected = injected["roles"].get(state_injection.UNTRAINED)
+        if self.injected is not None:
+            injected["roles"][state_injection.UNTRAINED] = self.injected
         notes = tuple(self.missing)
-        back = restoration.judge(runs, known, run.config, notes, shown)
-        found["axes"] = self._both(named, back)
+        restored = restoration.judge(runs, known, run.config, notes, injected)
+        found["axes"] = self._both_axes(named, restored)
         if self.references:
             runs |= self.reference_runs
-            back = restoration.judge(runs, known, run.config, notes, shown)
-            found["beside_reference"] = self._both(named | self.references, back)
+            restored = restoration.judge(runs, known, run.config, notes, injected)
+            found["beside_reference"] = self._both_axes(
+                named | self.references, restored
+            )
         return found
 
-    def _both(self, named: dict[str, AuditedModel], back: AxisResult) -> dict[str, Any]:
+    def _both_axes(
+        self, named: dict[str, AuditedModel], restored: AxisResult
+    ) -> dict[str, Any]:
         """Restoration as given and concept as computed, JSON-ready by name."""
         run = self.run
         states = capture_tasks(
@@ -230,4 +233,4 @@ class World:
             notes=states.notes,
             progress=SILENT,
         )
-        return {each.name: each.to_dict() for each in (vectors, back)}
+        return {each.name: each.to_dict() for each in (vectors, restored)}
