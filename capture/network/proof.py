@@ -81,20 +81,20 @@ def find_chain(
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     if len(layers) < 2:
         raise unsupported(model, f"it has {len(layers)} layers with weights")
-    ways = [tuple(Cut(layer, "in") for layer in layers)]
+    candidates = [tuple(Cut(layer, "in") for layer in layers)]
     units = residual_units(model)
     if len(units) >= 2:
         cuts = Cut(units[0], "in"), *(Cut(unit, "out") for unit in units)
-        ways.insert(0 if units_first else 1, cuts)
+        candidates.insert(0 if units_first else 1, cuts)
     faults = []
-    for cuts in ways:
-        faults.append(_fault(model, cuts, example))
+    for cuts in candidates:
+        faults.append(_chain_fault(model, cuts, example))
         if not faults[-1]:
             return Chain(cuts, layers[-1])
     raise unsupported(model, faults[0])
 
 
-def _fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
+def _chain_fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
     """Reason why the cuts do not form a chain; empty if they do."""
     names = {module: name for name, module in model.named_modules()}
     about = tuple((names[cut.module], cut.side) for cut in cuts)
@@ -164,8 +164,8 @@ def _explain_broken_cuts(trace: ForwardTrace, cuts: Sequence[Cut]) -> str:
 def _explain_unlinked_blocks(trace: ForwardTrace, blocks: Sequence[nn.Module]) -> str:
     """Reason why the output of a block is not the input of the next; empty if it is."""
     for layer, (block, following) in enumerate(pairwise(blocks)):
-        gave, read = trace.of(block).output, trace.of(following).input
-        if gave is None or read is None or not _allclose(read, gave):
+        output, next_input = trace.of(block).output, trace.of(following).input
+        if output is None or next_input is None or not _allclose(next_input, output):
             return f"the output of block {layer} is not the input of the next"
     return ""
 
@@ -180,48 +180,58 @@ def _block_parts(
     for layer, block in enumerate(transformer.blocks):
         attention_module = transformer.attentions[layer]
         projection = _last_called(trace, list(linears(attention_module)))
-        rest = [
+        mlp_linears = [
             m for m in linears(block, skip=attention_module) if _outputs(m) == width
         ]
-        whole = transformer.feed_forwards[layer]
-        others = [
+        mlp_module = transformer.feed_forwards[layer]
+        either_candidates = [
             child
             for child in block.children()
             if child is not attention_module
-            and child is not whole
+            and child is not mlp_module
             and trace.of(child).calls == 1
         ]
-        others.sort(key=lambda child: trace.of(child).end_index)
-        ones = [each for each in (projection, attention_module) if each is not None]
-        twos = [each for each in (whole, _last_called(trace, rest)) if each is not None]
-        # A failing search is slow, and one refused block is enough.
-        given_up = len(refused) == 2
-        chosen = (
-            None if given_up else _find_added_outputs(trace, block, ones, twos, others)
-        )
+        either_candidates.sort(key=lambda child: trace.of(child).end_index)
+        attention_candidates = _present(projection, attention_module)
+        mlp_candidates = _present(mlp_module, _last_called(trace, mlp_linears))
+        place = f"in block {layer} of {type(model).__name__}"
+        chosen = None
+        if (
+            len(refused) < 2
+        ):  # a failing search is slow, and one refused block is enough
+            chosen = _find_added_outputs(
+                trace, block, attention_candidates, mlp_candidates, either_candidates
+            )
+            if chosen is None:
+                reason = (
+                    f"{place} no module outputs the contribution to the stream: it is "
+                    "scaled or changed first"
+                )
+                refused = {"attn": reason, "mlp": reason} | refused
         projections.append("" if projection is None else names[projection])
         attention.append(names[chosen[0] if chosen else attention_module])
         feed_forward.append(names[chosen[1] if chosen else block])
-        place = f"in block {layer} of {type(model).__name__}"
-        if not chosen and not given_up:
-            why = (
-                f"{place} no module outputs the contribution to the stream: it is "
-                "scaled or changed first"
-            )
-            refused = {"attn": why, "mlp": why} | refused
         for kind, module in zip(("attn", "mlp"), chosen or (), strict=False):
-            gave, stream = trace.of(module).output, trace.of(block).output
-            if gave is not None and stream is not None and gave.shape != stream.shape:
-                why = f"{place} its rows are flattened, so it has no positions"
-                refused.setdefault(kind, why)
+            output, stream = trace.of(module).output, trace.of(block).output
+            if (
+                output is not None
+                and stream is not None
+                and output.shape != stream.shape
+            ):
+                reason = f"{place} its rows are flattened, so it has no positions"
+                refused.setdefault(kind, reason)
     return BlockParts(
         tuple(projections), tuple(attention), tuple(feed_forward), width, refused
     )
 
 
+def _present(*modules: nn.Module | None) -> list[nn.Module]:
+    return [module for module in modules if module is not None]
+
+
 def _width(transformer: Transformer, trace: ForwardTrace) -> int:
-    gave = trace.of(transformer.blocks[0]).output
-    return 0 if gave is None else int(gave.shape[-1])
+    output = trace.of(transformer.blocks[0]).output
+    return 0 if output is None else int(output.shape[-1])
 
 
 def _outputs(module: nn.Module) -> int:
@@ -256,19 +266,19 @@ def _find_added_outputs(
         each: _reshaped(trace.of(each).output, end)
         for each in (*attention_candidates, *mlp_candidates, *either_candidates)
     }
-    for one, two in product(
+    for attention, mlp in product(
         [*attention_candidates, *either_candidates],
         [*mlp_candidates, *either_candidates],
     ):
-        a, b = outputs[one], outputs[two]
-        if one is not two and a is not None and b is not None:
+        a, b = outputs[attention], outputs[mlp]
+        if attention is not mlp and a is not None and b is not None:
             if _is_sum(end, start, a, b):
-                return one, two
+                return attention, mlp
     inside = [trace.of(module) for module in block.modules()]
-    for one, two in product(attention_candidates, mlp_candidates):
-        a, b = outputs[one], outputs[two]
+    for attention, mlp in product(attention_candidates, mlp_candidates):
+        a, b = outputs[attention], outputs[mlp]
         if a is not None and b is not None and _is_normed_sum(inside, start, a, b, end):
-            return one, two
+            return attention, mlp
     return None
 
 
@@ -299,22 +309,26 @@ def _is_normed_sum(
 
 def _is_sum(total: Tensor, *terms: Tensor) -> bool:
     """Whether ``total`` is the sum of ``terms`` up to rounding."""
-    eps = max(torch.finfo(each.dtype).eps for each in (total, *terms))
-    wide = [each.double() for each in (total, *terms)]
-    size = sum(each.abs() for each in wide)
-    apart = (wide[0] - sum(wide[1:])).abs()
-    return bool((apart <= 4 * eps * size).masked_fill(~apart.isfinite(), True).all())
+    eps = max(torch.finfo(value.dtype).eps for value in (total, *terms))
+    values = [value.double() for value in (total, *terms)]
+    magnitude = sum(value.abs() for value in values)
+    difference = (values[0] - sum(values[1:])).abs()
+    return bool(
+        (difference <= 4 * eps * magnitude)
+        .masked_fill(~difference.isfinite(), True)
+        .all()
+    )
 
 
-def _allclose(one: Tensor, other: Tensor) -> bool:
+def _allclose(first: Tensor, second: Tensor) -> bool:
     """Whether two values agree vector by vector, up to rounding."""
-    if one.shape != other.shape:
+    if first.shape != second.shape:
         return False
-    share = RELATIVE_TOL
-    if one.is_floating_point():
-        share = max(RELATIVE_TOL, 8 * torch.finfo(one.dtype).eps)
-    one, other = one.double(), other.double()
-    apart = (one - other).norm(dim=-1)
-    near = apart <= share * other.norm(dim=-1) + 1e-30
+    tolerance = RELATIVE_TOL
+    if first.is_floating_point():
+        tolerance = max(RELATIVE_TOL, 8 * torch.finfo(first.dtype).eps)
+    first, second = first.double(), second.double()
+    distance = (first - second).norm(dim=-1)
+    is_close = distance <= tolerance * second.norm(dim=-1) + 1e-30
     # NaN from broken weights says nothing about the structure.
-    return bool(near.masked_fill(~apart.isfinite(), True).all())
+    return bool(is_close.masked_fill(~distance.isfinite(), True).all())
