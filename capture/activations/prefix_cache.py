@@ -215,8 +215,6 @@ def run_with_prefix_cache(
     """Yield suffix batches with their values at the selected positions.
 
     Args:
-        model: The model.
-        shared: Prefixes and suffixes.
         run: Runs one pass with a selecting function and inputs; returns the selected values by
             site.
     """

@@ -157,7 +157,6 @@ def open_checkpoint(
         base: The base model of an adapter, in place of the one the adapter names. The latter is
             looked up on this machine only.
         cache: Folder for converted weights; ``cache_root()`` by default.
-        progress: Progress display.
 
     Raises:
         InputError: there is no model, or it is unsafe, damaged or incomplete.

@@ -43,7 +43,6 @@ def record(
 
     Args:
         model: The model; the caller runs it inside the block.
-        sites: Site names.
         select: Function of a site's name and value, (row, position, d) in a language model, that
             returns what to record. By default the whole value.
         stop: Stop the pass once all sites have been recorded. The call of the model then does

@@ -162,7 +162,6 @@ def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
     beside a shortcut.
 
     Args:
-        model: The model.
         example: As ``find_sites``.
 
     Raises:

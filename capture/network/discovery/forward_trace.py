@@ -86,7 +86,6 @@ def trace_forward(
     """Run the pass in evaluation mode, with the network's own hooks disabled.
 
     Args:
-        model: The network.
         cuts: Points at which values are swapped.
         traced: Modules whose values are recorded.
         example: Two rows of input; generated if None.
