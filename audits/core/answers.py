@@ -15,7 +15,9 @@ from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.discovery.position_limit import position_limit
 from capture.scoring import contrast
-from capture.scoring.answers import generate_greedy, score_answers, score_choices
+from capture.scoring.answers import score_answers
+from capture.scoring.choices import score_choices
+from capture.scoring.generation import generate_greedy
 from evidence.progress import Progress
 
 # JSON has no infinity; below this a log-probability says no more.

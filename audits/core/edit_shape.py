@@ -4,8 +4,12 @@ from typing import Any
 
 from audits.core.context import Run
 from capture.activations.loss_gradients import loss_gradients
-from capture.checkpoints.safetensors_files import compare_weights
-from capture.checkpoints.weight_change import LossGradients, by_component, update_shapes
+from capture.checkpoints.weight_change import (
+    LossGradients,
+    by_component,
+    compare_weights,
+    update_shapes,
+)
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode_items
 from evidence.seeds import numpy_rng

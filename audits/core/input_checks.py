@@ -26,7 +26,7 @@ from capture.data.questions import check_entity_count
 from capture.data.tokenization import encode
 from capture.network.discovery.position_limit import context_limit
 from capture.network.network_size import network_size
-from capture.scoring.answers import alternatives_of
+from capture.scoring.choices import alternatives_of
 from capture.scoring.set_validation import ValidationReport, validate_items
 from evidence.errors import InputError
 

@@ -14,7 +14,7 @@ from audits.core.answers import (
 from audits.core.context import ImageRun, Run
 from audits.core.preflight import spread
 from capture.activations.capture import capture_activations
-from capture.checkpoints.safetensors_files import compare_weights
+from capture.checkpoints.weight_change import compare_weights
 from capture.data.items import ItemSet
 from capture.data.questions import Questions, build_questions
 from capture.data.tokenization import encode

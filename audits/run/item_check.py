@@ -10,7 +10,8 @@ from audits.core.item_sets import invent_never_taught, select_known_items, withi
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet
 from capture.data.questions import build_questions
-from capture.scoring.answers import alternatives_of, score_answers
+from capture.scoring.answers import score_answers
+from capture.scoring.choices import alternatives_of
 from capture.scoring.set_validation import PairScores, ValidationReport, validate_items
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress

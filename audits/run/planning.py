@@ -22,11 +22,11 @@ from audits.run.disk_space import GIB, ActivationSize, activation_size, check_di
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.safetensors_files import (
     NamedTensors,
-    compare_weights,
     file_tensors,
-    find_shards,
     module_tensors,
 )
+from capture.checkpoints.weight_change import compare_weights
+from capture.checkpoints.weights.weight_files import find_shards
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode
 from capture.network.network_size import NetworkSize, network_size

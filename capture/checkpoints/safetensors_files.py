@@ -1,4 +1,4 @@
-"""Weights: reading from validated files or modules, hashing, comparison.
+"""Weights: reading from validated files or modules, and hashing.
 
 ``capture.checkpoints.weights.weight_files.find_shards`` alone decides which files belong to a
 checkpoint.
@@ -6,13 +6,11 @@ checkpoint.
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.weights.safetensors_headers import read_header
-from capture.checkpoints.weights.weight_files import find_shards, refuse_pickle
+from capture.checkpoints.weights.weight_files import refuse_pickle
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
@@ -216,156 +214,3 @@ def check_finite(name: str, tensor: Tensor, *, allow_infinite: bool = False) -> 
         got=f"{invalid.numel()} of {tensor.numel()} that are not",
         fix="Training probably diverged; audit an earlier checkpoint",
     )
-
-
-class HasWeights(Protocol):
-    """The interface of a checkpoint that ``compare_weights`` needs."""
-
-    @property
-    def name(self) -> str:
-        """Name in reports."""
-        ...
-
-    @property
-    def path(self) -> Path | None:
-        """Folder with the weights, if there is one."""
-        ...
-
-    @property
-    def adapter(self) -> Path | None:
-        """Folder of an adapter on top, if there is one."""
-        ...
-
-    def load(self) -> nn.Module:
-        """The model itself, in float32."""
-        ...
-
-
-@dataclass(frozen=True)
-class TensorChange:
-    """Change of one tensor.
-
-    Attributes:
-        name: Name of the tensor.
-        layer: Index of its block; None outside the blocks.
-        relative: Frobenius norm of the change relative to that of the first tensor; infinite if
-            only the first tensor is zero.
-        size: Number of entries.
-    """
-
-    name: str
-    layer: int | None
-    relative: float
-    size: int
-
-
-@dataclass(frozen=True)
-class WeightChange:
-    """Difference between the weights of two checkpoints.
-
-    Attributes:
-        tensors: One entry per tensor, sorted by name.
-        layers: Block index to the relative change of all its tensors; -1 for all tensors outside
-            the blocks.
-        relative: Relative change of all tensors.
-        identical: Whether all values are equal.
-    """
-
-    tensors: tuple[TensorChange, ...]
-    layers: dict[int, float]
-    relative: float
-    identical: bool
-
-
-def compare_weights(
-    a: HasWeights, b: HasWeights, progress: Progress = SILENT
-) -> WeightChange:
-    """Relative Frobenius distance of the weights of ``b`` from those of ``a``.
-
-    Tensors are read from the files, one pair at a time. Adapters, live models and checkpoints
-    that store the same architecture under different names are loaded.
-
-    Raises:
-        InputError: the checkpoints differ in names or shapes of tensors.
-    """
-    with paired_tensors(a, b) as (first, second):
-        return _weight_change(a.name, b.name, first, second, progress)
-
-
-@contextmanager
-def paired_tensors(
-    a: HasWeights, b: HasWeights
-) -> Iterator[tuple[NamedTensors, NamedTensors]]:
-    """The tensors of two checkpoints of one architecture, under the same names.
-
-    Read from the files if both have files with the same names of tensors.
-    """
-    if a.path and b.path and not a.adapter and not b.adapter:
-        with (
-            file_tensors(find_shards(a.path)) as first,
-            file_tensors(find_shards(b.path)) as second,
-        ):
-            if first.names == second.names:
-                yield first, second
-                return
-    model_a, model_b = a.load(), b.load()
-    first, second = module_tensors(model_a), module_tensors(model_b)
-    if first.names != second.names:
-        # The output layer of one model may have been untied from its embedding.
-        first, second = (
-            module_tensors(model_a, keep_tied=True),
-            module_tensors(model_b, keep_tied=True),
-        )
-    yield first, second
-
-
-def _weight_change(
-    a: str, b: str, first: NamedTensors, second: NamedTensors, progress: Progress
-) -> WeightChange:
-    unshared = sorted(set(first.names) ^ set(second.names))
-    if unshared:
-        owner = a if unshared[0] in first.readers else b
-        raise InputError(
-            f"{a} and {b} have different architectures",
-            expected="the same tensors in both",
-            got=f"{len(unshared)} tensors in only one, such as {unshared[0]} in {owner}",
-        )
-    rows: list[TensorChange] = []
-    sums: dict[int, list[float]] = {}
-    identical = True
-    with progress.task("comparing weights", len(first)) as advance:
-        for name in first.names:
-            advance(1)
-            x, y = first.read(name), second.read(name)
-            if x.shape != y.shape:
-                raise InputError(
-                    f"{a} and {b} have different architectures",
-                    expected=f"{name} of shape {tuple(x.shape)}",
-                    got=str(tuple(y.shape)),
-                )
-            if name in first.mask_names and not x.isfinite().all():
-                identical = identical and torch.equal(x, y)
-                continue
-            x, y = x.double(), y.double()
-            moved, size = float((y - x).square().sum()), float(x.square().sum())
-            identical = identical and moved == 0
-            layer = block_index(name)
-            rows.append(TensorChange(name, layer, _ratio(moved, size), x.numel()))
-            total = sums.setdefault(-1 if layer is None else layer, [0.0, 0.0])
-            total[0] += moved
-            total[1] += size
-    layers = {layer: _ratio(*sums[layer]) for layer in sorted(sums)}
-    moved, size = (sum(part) for part in zip(*sums.values(), strict=True))
-    return WeightChange(tuple(rows), layers, _ratio(moved, size), identical)
-
-
-def block_index(name: str) -> int | None:
-    """Index of a tensor's block, the first number in its name; None if there is none."""
-    match = re.search(r"(?:^|\.)(\d+)\.", name)
-    return int(match[1]) if match else None
-
-
-def _ratio(moved: float, size: float) -> float:
-    if moved == 0:
-        return 0.0
-    return math.inf if size == 0 else math.sqrt(moved / size)

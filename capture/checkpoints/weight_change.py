@@ -1,11 +1,12 @@
-"""Geometry of weight updates: size, stable rank, and alignment with weights and gradients.
+"""Change of weights between checkpoints: distances, and the geometry of updates.
 
-For each changed matrix: the norm and the stable rank of its update, and the share of the update in
-the leading singular directions of the original matrix. Adapters and closed-form edits leave
-low-rank updates in one component; an update that avoids the leading directions preserves their
-function. If gradients of the answer loss are given: the cosine of the update with the gradient,
-and the share of the update that reads from the gradient's leading directions. Localized unlearning
-ascends the forget gradient and is orthogonal to the retain gradient.
+``compare_weights`` gives relative distances by tensor and block. ``update_shapes`` describes the
+update of each changed matrix: its norm and stable rank, and its share in the leading singular
+directions of the original matrix. Adapters and closed-form edits leave low-rank updates in one
+component; an update that avoids the leading directions preserves their function. If gradients of
+the answer loss are given: the cosine of the update with the gradient, and the share of the update
+that reads from the gradient's leading directions. Localized unlearning ascends the forget gradient
+and is orthogonal to the retain gradient.
 
 Sources: stable rank, Rudelson and Vershynin (2007), J. ACM 54:4; randomized subspace iteration,
 Halko, Martinsson and Tropp (arXiv 0909.4061). Alignment of an update with the principal subspaces
@@ -13,23 +14,170 @@ of the weights as a sign of locality: SLUG (arXiv 2407.11867), which also choose
 angle between forget and retain gradients.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from capture.checkpoints.safetensors_files import (
-    HasWeights,
-    block_index,
-    paired_tensors,
+    NamedTensors,
+    file_tensors,
+    module_tensors,
 )
+from capture.checkpoints.weights.weight_files import find_shards
+from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import torch_rng
 
 # Number of leading directions, and of subspace iterations.
 N_LEADING, N_ITERATIONS = 16, 6
+
+
+class HasWeights(Protocol):
+    """The interface of a checkpoint that ``compare_weights`` needs."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """Folder with the weights, if there is one."""
+        ...
+
+    @property
+    def adapter(self) -> Path | None:
+        """Folder of an adapter on top, if there is one."""
+        ...
+
+    def load(self) -> nn.Module:
+        """The model itself, in float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """Change of one tensor.
+
+    Attributes:
+        name: Name of the tensor.
+        layer: Index of its block; None outside the blocks.
+        relative: Frobenius norm of the change relative to that of the first tensor; infinite if
+            only the first tensor is zero.
+        size: Number of entries.
+    """
+
+    name: str
+    layer: int | None
+    relative: float
+    size: int
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """Difference between the weights of two checkpoints.
+
+    Attributes:
+        tensors: One entry per tensor, sorted by name.
+        layers: Block index to the relative change of all its tensors; -1 for all tensors outside
+            the blocks.
+        relative: Relative change of all tensors.
+        identical: Whether all values are equal.
+    """
+
+    tensors: tuple[TensorChange, ...]
+    layers: dict[int, float]
+    relative: float
+    identical: bool
+
+
+def compare_weights(
+    a: HasWeights, b: HasWeights, progress: Progress = SILENT
+) -> WeightChange:
+    """Relative Frobenius distance of the weights of ``b`` from those of ``a``.
+
+    Tensors are read from the files, one pair at a time. Adapters, live models and checkpoints
+    that store the same architecture under different names are loaded.
+
+    Raises:
+        InputError: the checkpoints differ in names or shapes of tensors.
+    """
+    with paired_tensors(a, b) as (first, second):
+        return _weight_change(a.name, b.name, first, second, progress)
+
+
+@contextmanager
+def paired_tensors(
+    a: HasWeights, b: HasWeights
+) -> Iterator[tuple[NamedTensors, NamedTensors]]:
+    """The tensors of two checkpoints of one architecture, under the same names.
+
+    Read from the files if both have files with the same names of tensors.
+    """
+    if a.path and b.path and not a.adapter and not b.adapter:
+        with (
+            file_tensors(find_shards(a.path)) as first,
+            file_tensors(find_shards(b.path)) as second,
+        ):
+            if first.names == second.names:
+                yield first, second
+                return
+    model_a, model_b = a.load(), b.load()
+    first, second = module_tensors(model_a), module_tensors(model_b)
+    if first.names != second.names:
+        # The output layer of one model may have been untied from its embedding.
+        first, second = (
+            module_tensors(model_a, keep_tied=True),
+            module_tensors(model_b, keep_tied=True),
+        )
+    yield first, second
+
+
+def _weight_change(
+    a: str, b: str, first: NamedTensors, second: NamedTensors, progress: Progress
+) -> WeightChange:
+    unshared = sorted(set(first.names) ^ set(second.names))
+    if unshared:
+        owner = a if unshared[0] in first.readers else b
+        raise InputError(
+            f"{a} and {b} have different architectures",
+            expected="the same tensors in both",
+            got=f"{len(unshared)} tensors in only one, such as {unshared[0]} in {owner}",
+        )
+    rows: list[TensorChange] = []
+    sums: dict[int, list[float]] = {}
+    identical = True
+    with progress.task("comparing weights", len(first)) as advance:
+        for name in first.names:
+            advance(1)
+            x, y = first.read(name), second.read(name)
+            if x.shape != y.shape:
+                raise InputError(
+                    f"{a} and {b} have different architectures",
+                    expected=f"{name} of shape {tuple(x.shape)}",
+                    got=str(tuple(y.shape)),
+                )
+            if name in first.mask_names and not x.isfinite().all():
+                identical = identical and torch.equal(x, y)
+                continue
+            x, y = x.double(), y.double()
+            moved, size = float((y - x).square().sum()), float(x.square().sum())
+            identical = identical and moved == 0
+            layer = block_index(name)
+            rows.append(TensorChange(name, layer, _ratio(moved, size), x.numel()))
+            total = sums.setdefault(-1 if layer is None else layer, [0.0, 0.0])
+            total[0] += moved
+            total[1] += size
+    layers = {layer: _ratio(*sums[layer]) for layer in sorted(sums)}
+    moved, size = (sum(part) for part in zip(*sums.values(), strict=True))
+    return WeightChange(tuple(rows), layers, _ratio(moved, size), identical)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +248,7 @@ def update_shapes(
 
     Args:
         a: The checkpoint before the update, of the same architecture as ``b`` (checked by
-            ``capture.checkpoints.safetensors_files.compare_weights``).
+            ``compare_weights``).
         b: The checkpoint after the update.
         n_leading: Number of leading directions; fewer for small matrices.
         gradients: Gradients in the model before the update.
@@ -249,3 +397,15 @@ def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tenso
 def _is_stored_transposed(name: str) -> bool:
     """Whether a matrix is stored as (in, out), as in GPT-2's Conv1D."""
     return name.rsplit(".", 2)[-2] in ("c_attn", "c_proj", "c_fc")
+
+
+def block_index(name: str) -> int | None:
+    """Index of a tensor's block, the first number in its name; None if there is none."""
+    match = re.search(r"(?:^|\.)(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
+def _ratio(moved: float, size: float) -> float:
+    if moved == 0:
+        return 0.0
+    return math.inf if size == 0 else math.sqrt(moved / size)

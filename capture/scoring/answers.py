@@ -1,4 +1,4 @@
-"""Answer scores: log-probability, greedy exact match, choices, and greedy generation."""
+"""Answer scores: log-probability, greedy exact match, logits of watched tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,14 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.data.tokenization import encode, prompt_of
 from capture.network.discovery.position_limit import (
     explain_length_error,
-    position_limit,
 )
 from capture.network.hooks import evaluation_mode
 from capture.network.logits import answer_logits
@@ -23,7 +19,6 @@ from capture.network.structure import model_device, output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.seeds import numpy_rng
 
 # Maximum number of logits in memory: 256 MiB in float32.
 MAX_LOGITS = 2**26
@@ -57,37 +52,6 @@ class AnswerScores:
         """One row per answer, one column per attribute other than ``watched``."""
         names = [f.name for f in fields(self) if f.name != "watched"]
         return pd.DataFrame({name: getattr(self, name) for name in names})
-
-
-@dataclass(frozen=True, eq=False)
-class ChoiceScores:
-    """Scores of each answer against its alternatives.
-
-    Attributes:
-        correct: (row,) bool, whether the answer has a higher mean log-probability per token
-            than every alternative.
-        truth_ratio: (row,) mean over alternatives of the length-normalized probability
-            P(a)^(1/tokens), divided by that of the answer: near 0 if the model knows the
-            answer, 1 without a preference. Equation 1 of TOFU (arXiv 2401.06121), with the
-            answer in place of TOFU's paraphrase of it, and the arithmetic mean of the paper. 1
-            if both are 0, as for NaN logits.
-        answer: (row,) mean log-probability per token of the answer, in nats.
-        best_alternative: (row,) highest mean log-probability of an alternative, in nats.
-        n_alternatives: (row,) int, number of alternatives.
-    """
-
-    correct: np.ndarray
-    truth_ratio: np.ndarray
-    answer: np.ndarray
-    best_alternative: np.ndarray
-    n_alternatives: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.correct)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per item, one column per attribute."""
-        return pd.DataFrame({f.name: getattr(self, f.name) for f in fields(self)})
 
 
 def score_answers(
@@ -152,172 +116,6 @@ def score_answers(
     return AnswerScores(logprob, mean, greedy, n_tokens, watched)
 
 
-def score_choices(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    items: ItemSet | Sequence[Item],
-    *,
-    prompt_index: int | None = None,
-    batch_tokens: int = 4096,
-    progress: Progress = SILENT,
-) -> ChoiceScores:
-    """Score each item's answer against its alternatives (see ``alternatives_of``).
-
-    Args:
-        model: A causal language model.
-        prompt_index: None for ``Item.prompt``, else an index into ``Item.paraphrases``.
-        batch_tokens: Maximum number of padded positions per batch.
-
-    Raises:
-        InputError: an item has no alternatives and none can be drawn; or as ``encode``.
-    """
-    items = list(items)
-    others = alternatives_of(items)
-    prompts, answers = [], []
-    for item, wrong in zip(items, others, strict=True):
-        prompts += [prompt_of(item, prompt_index)] * (1 + len(wrong))
-        answers += [item.answer, *wrong]
-    scores = score_answers(
-        model,
-        encode(tokenizer, prompts, answers),
-        batch_tokens=batch_tokens,
-        progress=progress,
-    ).mean_logprob
-    right, best, truth_ratio = np.zeros((3, len(items)))
-    start = 0
-    for row, wrong in enumerate(others):
-        answer_score, *alternative_scores = scores[start : start + 1 + len(wrong)]
-        start += 1 + len(wrong)
-        right[row], best[row] = answer_score, max(alternative_scores)
-        mean = np.mean(np.exp(alternative_scores))
-        truth_ratio[row] = (
-            1.0
-            if np.exp(answer_score) == mean == 0
-            else _truth_ratio(answer_score, alternative_scores)
-        )
-    return ChoiceScores(
-        correct=right > best,
-        truth_ratio=truth_ratio,
-        answer=right,
-        best_alternative=best,
-        n_alternatives=np.array([len(wrong) for wrong in others], dtype=int),
-    )
-
-
-def alternatives_of(
-    items: ItemSet | Sequence[Item], *, max_drawn: int = 3
-) -> tuple[tuple[str, ...], ...]:
-    """Wrong answers of each item: its alternatives, else up to ``max_drawn`` drawn ones.
-
-    These are drawn from the answers of other items of the same relation, without those that are
-    correct for an item with the same prompt or the same entity and relation. The draw depends on
-    the item's id and the set of answers, not on their order.
-
-    Raises:
-        InputError: an item has no alternatives and its relation has no other answer.
-    """
-    items = list(items)
-    offered: dict[str, dict[str, str]] = {}
-    true_answers: dict[tuple[str, ...], set[str]] = {}
-    for item in items:
-        offered.setdefault(item.relation, {}).setdefault(
-            normalize_text(item.answer), item.answer
-        )
-        for key in _fact_keys(item):
-            true_answers.setdefault(key, set()).add(normalize_text(item.answer))
-    chosen = []
-    for item in items:
-        right = set().union(*(true_answers[key] for key in _fact_keys(item)))
-        wrong = tuple(a for a in item.alternatives if normalize_text(a) not in right)
-        if not wrong:
-            pool = sorted(
-                a for k, a in offered[item.relation].items() if k not in right
-            )
-            rng = numpy_rng(0, "alternatives", item.id)
-            order = rng.permutation(len(pool))[:max_drawn]
-            wrong = tuple(pool[index] for index in order)
-        if not wrong:
-            raise InputError(
-                f"item {item.id!r} has no wrong answer to compare with",
-                expected="alternatives, or other answers of the same relation",
-                got=f"one answer in relation {item.relation!r}",
-                fix="Add alternatives to the item",
-            )
-        chosen.append(wrong)
-    return tuple(chosen)
-
-
-def generate_greedy(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    *,
-    batch_tokens: int = 4096,
-    progress: Progress = SILENT,
-) -> list[str]:
-    """Continue each prompt by greedy decoding.
-
-    Args:
-        model: A Hugging Face causal language model.
-        prompts: One text per row.
-        max_new_tokens: Maximum number of new tokens, also limited by the position table.
-        batch_tokens: Maximum number of padded positions per batch, new ones included.
-
-    Returns:
-        The new text of each prompt, without special tokens.
-
-    Raises:
-        InputError: the model cannot generate, or as ``encode``.
-    """
-    if not hasattr(model, "generate"):
-        raise InputError(
-            "this model cannot generate text",
-            expected="a Hugging Face model with a language-model head",
-            got=type(model).__name__,
-        )
-    sequences = encode(tokenizer, prompts)
-    texts = [""] * len(sequences)
-    lengths = [len(ids) for ids in sequences.ids]
-    order = sorted(range(len(sequences)), key=lambda row: lengths[row])
-    limit = position_limit(model)
-    with (
-        evaluation_mode(model),
-        torch.inference_mode(),
-        progress.task("generate", len(order)) as advance,
-    ):
-        while order:
-            # The last row is the longest and determines the width of the batch.
-            longest = lengths[order[-1]]
-            size = max(1, batch_tokens // (longest + max_new_tokens))
-            n_new = max_new_tokens
-            if limit is not None and longest + n_new > limit:
-                # Do not shorten the continuations of shorter rows.
-                size = min(size, sum(lengths[row] == longest for row in order))
-                n_new = limit - longest
-                if n_new < 0:
-                    raise explain_length_error(model, pad(sequences[[order[-1]]]))
-            rows, order = order[-size:], order[:-size]
-            if n_new > 0:
-                new = _generate(model, tokenizer, sequences[rows], n_new)
-                for row, ids in zip(rows, new, strict=True):
-                    text = tokenizer.decode(ids, skip_special_tokens=True)
-                    texts[row] = text if isinstance(text, str) else "".join(text)
-            advance(len(rows))
-    return texts
-
-
-def _fact_keys(item: Item) -> tuple[tuple[str, ...], ...]:
-    return (normalize_text(item.prompt),), (normalize_text(item.entity), item.relation)
-
-
-def _truth_ratio(answer_score: float, alternative_scores: Sequence[float]) -> float:
-    scores = np.asarray(alternative_scores)
-    log_mean = np.logaddexp.reduce(scores) - np.log(len(scores))
-    # exp(700) is just below the largest float64.
-    return float(np.exp(min(log_mean - answer_score, 700.0)))
-
-
 def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Padded]:
     """Batches within the limits on tokens and on logits."""
     device = model_device(model)
@@ -348,37 +146,3 @@ def _score_batch(
     row_idx = batch.answer_mask.nonzero()[:, 0]
     scores = reduce_logits(logits, target_ids, row_idx, len(batch.rows), watch)
     return batch.rows.numpy(), *scores
-
-
-def _generate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequences,
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """New token ids by row; left-padded, so that all rows continue at one position."""
-    from transformers import GenerationConfig
-
-    device = model_device(model)
-    width = max(len(ids) for ids in sequences.ids)
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(sequences.ids):
-        ids[row, width - len(tokens) :] = torch.tensor(tokens)
-        mask[row, width - len(tokens) :] = 1
-    generation_config = getattr(model, "generation_config", None)
-    end = getattr(generation_config, "eos_token_id", None)
-    end = tokenizer.eos_token_id if end is None else end
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        bos_token_id=getattr(generation_config, "bos_token_id", None),
-        pad_token_id=end[0] if isinstance(end, list) else (end or 0),
-    )
-    out = model.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=config,
-    )
-    return out[:, width:].tolist()

@@ -10,12 +10,9 @@ from capture.data.sequences import Sequences, pad
 from capture.network import logits as heads
 from capture.network.logits import answer_logits
 from capture.scoring import answers
-from capture.scoring.answers import (
-    alternatives_of,
-    generate_greedy,
-    score_answers,
-    score_choices,
-)
+from capture.scoring.answers import score_answers
+from capture.scoring.choices import alternatives_of, score_choices
+from capture.scoring.generation import generate_greedy
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 from tests.helpers.tiny_models import FAMILIES, byte_level

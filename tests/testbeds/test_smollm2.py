@@ -103,7 +103,7 @@ def test_a_download_that_does_not_work_is_one_clear_error(how, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_the_real_model_is_fetched_and_answers(tmp_path):
-    from capture.scoring.answers import generate_greedy
+    from capture.scoring.generation import generate_greedy
 
     checkpoint = open_checkpoint(smollm2.fetch(cache=tmp_path))
     said = generate_greedy(

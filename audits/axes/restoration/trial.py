@@ -27,7 +27,7 @@ from capture.data.items import ItemSet, normalize_text
 from capture.data.questions import build_questions
 from capture.network.hooks import patch
 from capture.network.sites import Sites, find_sites
-from capture.scoring.answers import generate_greedy
+from capture.scoring.generation import generate_greedy
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 

@@ -7,10 +7,10 @@ import torch
 
 from capture.activations.loss_gradients import loss_gradients
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.safetensors_files import compare_weights
 from capture.checkpoints.weight_change import (
     LossGradients,
     by_component,
+    compare_weights,
     leading_directions,
     update_shapes,
 )

@@ -9,11 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.safetensors_files import (
-    check_finite,
-    compare_weights,
-    refuse_pickle,
-)
+from capture.checkpoints.safetensors_files import check_finite, refuse_pickle
+from capture.checkpoints.weight_change import compare_weights
 from evidence.errors import InputError
 from tests.helpers.model_families import LAYERS, tiny
 

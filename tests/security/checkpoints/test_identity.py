@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.safetensors_files import compare_weights
+from capture.checkpoints.weight_change import compare_weights
 from tests.helpers.model_families import Cnn, tiny
 from tests.security.checkpoints.spoiled import copy_of, edited
 
