@@ -9,6 +9,7 @@ intervention are two things: a score never vouches for itself.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
 from attribution.circuits.ablation import (
@@ -32,6 +33,7 @@ from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import Anatomy, find_anatomy
 from capture.network.hooks import evaluating
 from capture.network.sites import model_device
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 # Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.
@@ -92,6 +94,16 @@ class Circuit:
             f"faithfulness {self.measured.faithfulness:.2f}, "
             f"completeness {self.measured.completeness:.2f}, {self.ablation})"
         )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a chosen edge: its name, writer and reader."""
+        pairs = [edge.split("->") for edge in self.edges]
+        frame = pd.DataFrame(pairs, columns=["writer", "reader"])
+        frame.insert(0, "edge", self.edges)
+        return frame
 
     @property
     def edges(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from attribution.circuits.graph import EdgeGraph
 from attribution.circuits.metrics import MetricName
+from evidence.display.html_table import frame_html
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,6 +48,10 @@ class EdgeScores:
             f"EdgeScores({self.method}, {self.metric}: {len(self.ids)} pairs, "
             f"{self.graph.n_edges} edges, |mean| {low:.2g} to {high:.2g})"
         )
+
+    def _repr_html_(self) -> str:
+        columns = ["edge", "score", "standard_deviation"]
+        return frame_html(repr(self), self.to_frame()[columns])
 
     @property
     def mean(self) -> np.ndarray:

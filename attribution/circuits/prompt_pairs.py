@@ -24,7 +24,7 @@ NOT_ALIGNED = "no other entity's name has as many tokens in its place"
 SAME_TOKEN = "every other answer begins with the same token"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptPairs:
     """Aligned pairs of prompts.
 
@@ -46,6 +46,12 @@ class PromptPairs:
 
     def __len__(self) -> int:
         return len(self.foils)
+
+    def __repr__(self) -> str:
+        return (
+            f"PromptPairs({len(self)} pairs of {len(set(self.entities))} entities, "
+            f"{len(self.left_out)} items left out)"
+        )
 
     def __getitem__(self, rows: Sequence[int]) -> "PromptPairs":
         """The pairs asked for, in the order asked for."""

@@ -74,7 +74,7 @@ def places_of(sequences: Sequences, places: Places) -> Wanted:
     return Wanted(np.where(mask, first[:, None] + steps, 0), mask, False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class States:
     """What a donor gives: its values at sites, at certain places of rows.
 
@@ -88,6 +88,9 @@ class States:
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def __repr__(self) -> str:
+        return f"States({len(self)} rows at {len(self.sites)} sites)"
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from evidence.errors import InputError
 ENCODES = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Depth:
     """How much of what each layer holds an unlearned model has lost.
 
@@ -46,6 +46,13 @@ class Depth:
     share: NDArray[np.float64]
     smallest: float
     beyond: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Depth(mean {self.mean:.2f} over {int(np.isfinite(self.score).sum())} of "
+            f"{len(self.score)} items, smallest share {self.smallest:.2f} of "
+            f"{len(self.share)} layers)"
+        )
 
 
 def unlearning_depth(

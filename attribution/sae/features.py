@@ -14,6 +14,7 @@ from attribution.sae.autoencoder import Sae, check_latent
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluating, patch
 from capture.network.sites import find_sites
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 BY = ("f1", "auc", "difference")
@@ -51,6 +52,14 @@ class Ranking:
             )
         table = getattr(self, by)[self.concepts.index(concept)]
         return np.argsort(-table, kind="stable")[:count]
+
+    def __repr__(self) -> str:
+        return f"Ranking({len(self.concepts)} concepts, {self.f1.shape[1]} latents)"
+
+    def _repr_html_(self) -> str:
+        best = [self.to_frame(name).head(3) for name in self.concepts]
+        frame = pd.concat(best, keys=self.concepts, names=["concept"])
+        return frame_html(repr(self), frame.reset_index(level=0))
 
     def to_frame(self, concept: str) -> pd.DataFrame:
         """One row a latent of a concept, the best F1 first."""

@@ -18,6 +18,7 @@ from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluating, patch
 from capture.network.neurons import down_projection, value_vectors, with_neurons
 from capture.network.sites import Sites, find_sites, linear_shape
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
@@ -44,6 +45,9 @@ class Traces:
 
     def __repr__(self) -> str:
         return f"Traces({self.method}, {len(self.concepts)} concepts x {self.k})"
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     @property
     def k(self) -> int:

@@ -15,6 +15,7 @@ from capture.data.sequences import Sequences
 from capture.network.neurons import down_projection, value_vectors
 from capture.network.sites import Sites, find_sites
 from capture.scoring.answers import score_answers
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.progress import SILENT, Progress
@@ -45,6 +46,15 @@ class Confirmation:
     random: NDArray[np.float64]
     p_value: NDArray[np.float64]
     confirmed: NDArray[np.bool_]
+
+    def __repr__(self) -> str:
+        return (
+            f"Confirmation({int(self.confirmed.sum())} of {len(self.concepts)} "
+            "concepts confirmed)"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a concept."""
@@ -77,6 +87,16 @@ class Survival:
     kept_tokens: NDArray[np.float64]
     top: int
     typical: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        concepts, k = self.cosine.shape
+        return (
+            f"Survival({concepts} concepts x {k}: mean cosine {self.cosine.mean():.2f}, "
+            f"relative distance {self.distance.mean():.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a neuron."""

@@ -18,7 +18,8 @@ import pandas as pd
 from audits.report.formatting import tail
 from audits.report.glossary import of_images
 from audits.run.api import Audit, load
-from evidence.errors import InputError, listed
+from evidence.display.html_table import frame_html
+from evidence.errors import InputError, listed, printable
 from evidence.storage.files import readable
 from evidence.storage.regular_files import as_path
 
@@ -56,7 +57,11 @@ class Comparison:
             f"{name}: {each.verdict}"
             for name, each in zip(self.names, self.audits, strict=True)
         ]
-        return "\n".join([*lines, *(f"! {each}" for each in self.differences)])
+        lines += [f"! {each}" for each in self.differences]
+        return "\n".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        return frame_html("\n".join(self.differences) or "Audits", self.to_frame())
 
 
 def compare(folders: Sequence[Path | str]) -> Comparison:

@@ -1,9 +1,10 @@
 """``exhume audit`` in Python: one call from two checkpoints to a verdict."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,11 +15,16 @@ from audits.run.image_pipeline import collect_images, start_images
 from audits.run.pipeline import collect, start
 from audits.verdict.rule import decide
 from capture.data.image_files import holds_images
+from evidence.display.html_table import frame_html
+from evidence.errors import printable
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import write_together
 from evidence.storage.regular_files import as_path, is_folder
 from evidence.storage.runs import sole_run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,10 +82,51 @@ class Audit:
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        lines = [f"Audit: {self.verdict} ({self.path})"]
-        lines += [f"  {reason}" for reason in self.reasons[:2]]
-        lines += [f"  {axis}" for axis in self.axes.values()]
-        return "\n".join(lines)
+        lines = [*self._heading(), *map(str, self.axes.values())]
+        return "\n  ".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        columns = ["axis", "status", "reading", "statistic", "floor", "ceiling"]
+        columns += ["residual", "residual_low", "residual_high", "p_value", "where"]
+        frame = self.to_frame().reindex(columns=columns)
+        return frame_html("\n".join(self._heading()), frame)
+
+    def _heading(self) -> list[str]:
+        return [f"Audit: {self.verdict} ({self.path})", *self.reasons[:2]]
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of the residual of every reading, with its 90 % interval.
+
+        0 is the floor (nothing was ever known), 1 the original.
+        """
+        import plotly.graph_objects as go
+
+        frame = self.to_frame()
+        names = [
+            html.escape(f"{row.axis}: {row.reading}") for row in frame.itertuples()
+        ]
+        figure = go.Figure(
+            go.Scatter(
+                x=frame["residual"],
+                y=names,
+                mode="markers",
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": frame["residual_high"] - frame["residual"],
+                    "arrayminus": frame["residual"] - frame["residual_low"],
+                },
+            )
+        )
+        figure.add_vline(x=0, line_dash="dot", annotation_text="floor")
+        figure.add_vline(x=1, line_dash="dot", annotation_text="original")
+        figure.update_layout(
+            template="plotly_white",
+            title=f"{self.verdict}: residual of each reading",
+            xaxis_title="residual between floor and original, 90 % interval",
+            yaxis={"autorange": "reversed"},
+        )
+        return figure
 
 
 def audit(

@@ -30,6 +30,7 @@ from capture.checkpoints.safetensors_files import (
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode
 from capture.network.unloaded import Structure, structure_of
+from evidence.display.html_table import table_html
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
@@ -43,7 +44,7 @@ TRAINED = 4
 BESIDE = int(2.25 * GIB)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What an audit takes at most.
 
@@ -76,6 +77,13 @@ class Plan:
     work: float
     rate: float
     device: str
+
+    def __repr__(self) -> str:
+        lines = [f"{what}: {amount}" for what, amount in self.rows()]
+        return "\n  ".join(["An audit of this pair takes", *lines])
+
+    def _repr_html_(self) -> str:
+        return table_html("An audit of this pair", ("what", "how much"), self.rows())
 
     def rows(self) -> list[tuple[str, str]]:
         """What a table shows of it."""

@@ -13,6 +13,7 @@ from capture.activations.positions import Positions, Wanted, wanted_positions
 from capture.data.sequences import Sequences
 from capture.network.hooks import evaluating
 from capture.network.sites import find_sites, model_device
+from evidence.display.html_table import MAX_ROWS, table_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Advance, Progress
 
@@ -42,6 +43,12 @@ class Activations:
         shape = tuple(self.arrays[self.sites[0]].shape)
         first, last = self.sites[0], self.sites[-1]
         return f"Activations({len(self.sites)} sites, {first} to {last}; {shape})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, str(tuple(self.arrays[name].shape))) for name in self.sites]
+        return table_html(
+            repr(self), ("site", "shape"), rows[:MAX_ROWS], len(rows) - MAX_ROWS
+        )
 
     def site(self, name: str) -> np.ndarray:
         """The values at one site, float32, (item, d) or (item, position, d).

@@ -44,7 +44,7 @@ from capture.checkpoints.weights.weight_files import (
     refuse_pickle,
     shards,
 )
-from evidence.errors import InputError
+from evidence.errors import InputError, printable, quoted
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import read_json
 from evidence.storage.regular_files import as_path, is_file, is_folder
@@ -67,7 +67,7 @@ class Change:
     files: Checked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A checked model that has not been loaded yet.
 
@@ -99,6 +99,13 @@ class Checkpoint:
     files: Checked | None = field(default=None, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
     change: Change | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        kinds = self.config.get("architectures") or ["live model"]
+        return (
+            f"Checkpoint({self.name!r}, {printable(kinds[0])}, weights "
+            f"{self.weights_hash[:12]}, from {quoted(self.source)})"
+        )
 
     @property
     def adapter(self) -> Path | None:

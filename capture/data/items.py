@@ -11,9 +11,11 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from capture.data.formats import Fact, understand
 from capture.data.tables import read_rows
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
@@ -78,7 +80,7 @@ class Item:
                     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ItemSet:
     """Items in file order, with unique ids.
 
@@ -116,6 +118,19 @@ class ItemSet:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+    def __repr__(self) -> str:
+        return (
+            f"ItemSet({self.name!r}, {len(self)} items, {len(self.entities)} entities)"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an item, one column a field."""
+        return pd.DataFrame(list(map(asdict, self.items)))
+
+    def _repr_html_(self) -> str:
+        columns = ["entity", "relation", "prompt", "answer"]
+        return frame_html(repr(self), self.to_frame().reindex(columns=columns))
 
     @cached_property
     def entities(self) -> tuple[str, ...]:

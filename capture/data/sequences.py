@@ -15,7 +15,7 @@ from evidence.errors import InputError
 PASS = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sequences:
     """Tokenised prompts, each with the answer that follows it.
 
@@ -38,6 +38,15 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        lengths = [len(ids) for ids in self.ids] or [0]
+        pairs = zip(self.ids, self.answer_start, strict=True)
+        answers = any(len(ids) > start for ids, start in pairs)
+        return (
+            f"Sequences({len(self)} rows of {min(lengths)} to {max(lengths)} tokens, "
+            f"{'with' if answers else 'without'} answers)"
+        )
 
     def __getitem__(self, rows: Sequence[int]) -> "Sequences":
         """The rows asked for, in the order asked for."""

@@ -16,6 +16,7 @@ from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.data.tokenization import encode, prompt_of
 from capture.network.logits import answer_logits, output_head
 from capture.scoring.token_statistics import Watched, reduce_logits
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -24,7 +25,7 @@ from evidence.seeds import numpy_rng
 LOGIT_BUDGET = 2**26
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AnswerScores:
     """What a model makes of each row's answer, given the true text before it.
 
@@ -49,6 +50,17 @@ class AnswerScores:
 
     def __len__(self) -> int:
         return len(self.logprob)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "AnswerScores(0 answers)"
+        return (
+            f"AnswerScores({len(self)} answers, exact match {self.greedy.mean():.0%}, "
+            f"mean log-probability {self.mean_logprob.mean():.2f} nats a token)"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row an answer, one column an attribute (watched tokens left out)."""

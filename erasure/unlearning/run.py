@@ -43,7 +43,7 @@ from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnlearnLog(TrainLog):
     """What happened in unlearning: a ``TrainLog`` and the settings it came from.
 

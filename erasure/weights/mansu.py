@@ -93,7 +93,7 @@ class MansuConfig:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MansuLog(TrainLog):
     """What happened.
 

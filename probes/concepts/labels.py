@@ -12,7 +12,7 @@ from probes.splits.folds import Folds, group_codes, k_fold
 from probes.splits.nulls import permuted_labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Concepts:
     """Rows marked for several concepts at once.
 
@@ -49,6 +49,10 @@ class Concepts:
                         got=f"{int((row == 1).sum())} and {int((row == 0).sum())}",
                         fix="Give other items, or leave the concept out",
                     )
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.names[:3])) + ", ..." * (len(self) > 3)
+        return f"Concepts({len(self)} concepts, {self.rows} rows: {shown})"
 
     @property
     def rows(self) -> int:

@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -53,6 +54,16 @@ class Separability:
         some = ~np.isnan(table).all(2)
         out[some] = np.nanmin(table[some], axis=1)
         return out
+
+    def __repr__(self) -> str:
+        sites, concepts = self.auc.shape
+        return (
+            f"Separability({sites} sites, {concepts} concepts: AUC "
+            f"{np.nanmin(self.auc):.2f} to {np.nanmax(self.auc):.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept."""

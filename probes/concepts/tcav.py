@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from probes.concepts.labels import Concepts, random_concepts
@@ -31,6 +33,19 @@ class Tcav:
     score: NDArray[np.float64]
     random: NDArray[np.float64]
     p_value: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return (
+            f"Tcav({len(self.sites)} sites, {len(self.concepts)} concepts: smallest p "
+            f"{self.p_value.min():.2g})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site and concept: score, and p over all sites."""
+        return _by_site(self.sites, self.concepts, score=self.score, p=self.p_value)
 
 
 def tcav(
@@ -88,6 +103,20 @@ class Shifts:
     vectors: NDArray[np.float64]
     size: NDArray[np.float64]
     p_value: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return (
+            f"Shifts({len(self.sites)} sites, {len(self.concepts)} concepts: size "
+            f"{self.size.min():.2g} to {self.size.max():.2g}, smallest p "
+            f"{self.p_value.min():.2g})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site and concept: size, and p over all sites."""
+        return _by_site(self.sites, self.concepts, size=self.size, p=self.p_value)
 
 
 def shift_vectors(
@@ -156,6 +185,16 @@ def shift_vectors(
         np.array(size),
         (1 + beyond) / (1 + draws),
     )
+
+
+def _by_site(
+    sites: tuple[str, ...], concepts: tuple[str, ...], **columns: NDArray[np.float64]
+) -> pd.DataFrame:
+    """One row a site and concept of tables (site, concept), or (concept,) repeated."""
+    index = pd.MultiIndex.from_product([sites, concepts], names=["site", "concept"])
+    shape = len(sites), len(concepts)
+    flat = {name: np.broadcast_to(t, shape).ravel() for name, t in columns.items()}
+    return pd.DataFrame(flat, index=index).reset_index()
 
 
 def _contrast(marks: NDArray[np.int8]) -> NDArray[np.float64]:

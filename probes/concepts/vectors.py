@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -49,6 +50,9 @@ class ConceptVectors:
         if self.uncertified:
             text += f", {len(self.uncertified)} fits uncertified"
         return text + ")"
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def vector(self, site: str, concept: str) -> Tensor:
         """(d,) float32 unit vector of one concept at one site.

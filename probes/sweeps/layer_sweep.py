@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from evidence.display.html_table import frame_html
 from probes.solvers.uncertified import Uncertified
 
 
@@ -79,6 +80,10 @@ class LayerSweep:
         if self.uncertified:
             text += f", {len(self.uncertified)} fits uncertified"
         return text + ")"
+
+    def _repr_html_(self) -> str:
+        columns = ["site", "auc", "auc_low", "auc_high", "accuracy", "control_auc", "p"]
+        return frame_html(repr(self), self.to_frame()[columns])
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site, in plain Python numbers."""

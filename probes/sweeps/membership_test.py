@@ -11,9 +11,11 @@ An eraser that saw a test sequence drives probes of it below one half on pure no
 erase on one part (``split_sequences``), test on the other.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import comb, prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -32,6 +35,9 @@ from probes.estimators.logistic import LogisticProbe
 from probes.solvers.uncertified import Uncertified
 from probes.splits import metrics
 from probes.splits.folds import Folds
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 FAMILIES = ("logistic", *SMOOTHERS)
 """Seven readers that are fitted anew, on whatever states they are given."""
@@ -120,6 +126,27 @@ class Membership:
             f"Membership({self.sequences} sequences, {self.auc.size} columns: best AUC "
             f"{self.best:.2f}, null's 95 % {self.band:.2f}, p {self.p_value:.3g})"
         )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of the AUC over sites, and what the best reader must beat."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure()
+        for view, families in zip(self.views, self.auc, strict=True):
+            for family, values in zip(self.families, families, strict=True):
+                name = html.escape(f"{view}, {family}")
+                figure.add_scatter(x=[*range(len(values))], y=values, name=name)
+        if len(self.null):
+            text = "95 % of the null's maximum"
+            figure.add_hline(y=self.band, line_dash="dash", annotation_text=text)
+        figure.add_hline(y=0.5, line_dash="dot")
+        figure.update_layout(
+            template="plotly_white", xaxis_title="site", yaxis_title="held-out AUC"
+        )
+        return figure
 
     def to_frame(self) -> pd.DataFrame:
         """One row a view, family and site."""

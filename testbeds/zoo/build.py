@@ -37,7 +37,7 @@ SPLITS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Specimen:
     """A model of the zoo.
 
@@ -56,6 +56,9 @@ class Specimen:
     model: Path
     world: Any
     card: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Specimen({self.name!r}, state {self.state or 'to be graded'!r})"
 
     @property
     def name(self) -> str:
