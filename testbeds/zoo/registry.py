@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
@@ -158,6 +159,22 @@ WORLDS: dict[str, ZooWorld] = {
         lambda ground, folder: None,
     ),
 }
+
+
+def list_kinds(world: str = "bios") -> pd.DataFrame:
+    """The kinds of model that a world has: kind, true state, why that is certain.
+
+    The state is missing where it has to be graded, as for published methods.
+
+    Args:
+        world: "bios", "smol", "codes" or "digits".
+
+    Raises:
+        InputError: there is no such world.
+    """
+    kinds = WORLDS[known(world, WORLDS, "world")].kinds.values()
+    rows = [(each.name, each.state, each.why) for each in kinds]
+    return pd.DataFrame(rows, columns=["kind", "state", "why"])
 
 
 def known(name: Any, among: Mapping[str, Any] | Sequence[str], what: str) -> Any:
