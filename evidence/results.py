@@ -32,6 +32,11 @@ class Control:
         expected: What should have been, in words.
         passed: Whether it was.
         required: False for a control that is shown but does not silence the axis.
+
+    Examples:
+        >>> control = exhume.load("finished").axes["decodability"].controls[0]
+        >>> control.passed
+        True
     """
 
     name: str
@@ -60,6 +65,11 @@ class Reading:
         smallest_p: The least p-value that could have come out.
         where: Name of the column with the largest difference.
         columns: One dict a column: name, statistic, floor, ceiling, p, intervals.
+
+    Examples:
+        >>> reading = exhume.load("finished").axes["behaviour"].main
+        >>> reading
+        Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual ...)
     """
 
     name: str
@@ -116,6 +126,18 @@ class AxisResult:
         seconds: Wall time.
         peak_memory_bytes: Peak resident memory of the process up to then.
         notes: Limits and oddities, in sentences.
+
+    Examples:
+        >>> axis = exhume.load("finished").axes["decodability"]
+        >>> axis
+        AxisResult(decodability: retained, accuracy 0.89 (floor 0.12, original 0.89), residual ...)
+        >>> axis.votes, axis.main.where
+        (True, 'resid.0')
+        >>> axis.to_frame()[["reading", "name", "statistic", "floor"]].round(2).head(3)
+                  reading     name  statistic  floor
+        0  refitted probe    embed       0.12   0.12
+        1  refitted probe  resid.0       0.89   0.12
+        2  refitted probe  resid.1       0.44   0.17
     """
 
     name: str

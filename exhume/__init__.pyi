@@ -89,6 +89,7 @@ from probes.subspaces import (
 )
 
 # Concepts: directions in activations, and how good they are.
+from probes.splits.folds import k_fold as k_fold
 from probes.concepts.labels import (
     concepts_of as concepts_of,
     Concepts as Concepts,

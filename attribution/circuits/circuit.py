@@ -77,6 +77,13 @@ class Circuit:
         measured: Under the ablation it was selected by.
         ablation: Which.
         target: The faithfulness that was asked for.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> circuit.to_frame().columns.tolist()
+        ['edge', 'writer', 'reader']
     """
 
     graph: EdgeGraph
@@ -144,6 +151,13 @@ def select_circuit(
     Raises:
         InputError: the target or the ablation is not one; the scores are another
             model's; or as ``measure_circuit``.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.8)
+        >>> circuit.measured.faithfulness >= 0.8, len(circuit.edges) < scores.graph.n_edges
+        (True, True)
     """
     if not 0 < target <= 1:
         raise InputError(
@@ -200,6 +214,13 @@ def measure_circuit(
     Raises:
         InputError: cutting every edge does not lower the metric, so that no share of
             it can be stated; ``chosen`` does not fit; or as ``score_edges``.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> everything = np.ones(scores.graph.n_edges, dtype=bool)
+        >>> exhume.measure_circuit(model, pairs, everything).faithfulness
+        1.0
     """
     return _Cuts(model, pairs, metric, ablation, anatomy, memory).measure(chosen)
 

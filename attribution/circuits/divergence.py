@@ -53,6 +53,14 @@ def kept_mass(
 
     Raises:
         InputError: the circuit is empty or carries nothing.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> mass = exhume.kept_mass(scores.by_entity(), scores.mean, circuit.chosen)
+        >>> round(float(mass.mean()), 6)
+        1.0
     """
     _check(scores, original, chosen)
     base = original[chosen]
@@ -71,6 +79,13 @@ def divergence(
 
     Raises:
         InputError: the circuit is empty or carries nothing.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> exhume.divergence(scores.by_entity(), scores.mean, circuit.chosen).overlap
+        1.0
     """
     _check(scores, original, chosen)
     before, after = np.abs(original), np.abs(scores.mean(0))

@@ -27,6 +27,14 @@ class EdgeScores:
         ids: (pair,) name of each pair.
         metric: What was attributed.
         method: How, in words.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs, method=exhume.Method("eap"))
+        >>> scores.to_frame().columns.tolist()
+        ['edge', 'writer', 'reader', 'score', 'standard_deviation']
+        >>> scores.by_entity().shape
+        (8, 110)
     """
 
     graph: EdgeGraph

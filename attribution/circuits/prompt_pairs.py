@@ -35,6 +35,11 @@ class PromptPairs:
         entities: (pair,) whom the clean prompt is about.
         ids: (pair,) name of each pair.
         left_out: Items that could not be paired, with the reason.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> len(pairs[[0, 1, 2]]), pairs.clean
+        (3, Sequences(12 rows of 6 to 6 tokens, with answers))
     """
 
     clean: Sequences
@@ -89,6 +94,11 @@ def make_pairs(
     Raises:
         InputError: lists of unequal length, a pair that does not line up or does not
             differ, an answer that begins with the token of its foil; or as ``encode``.
+
+    Examples:
+        >>> prompts = [item.prompt for item in births[:2]]
+        >>> exhume.make_pairs(tokenizer, prompts, prompts[::-1], cities[:2], cities[1::-1])
+        PromptPairs(2 pairs of 2 entities, 0 items left out)
     """
     count = len(prompts)
     if count == 0 or any(len(x) != count for x in (corrupt, answers, foils)):
@@ -150,6 +160,11 @@ def pairs_of_items(
 
     Raises:
         InputError: not one item could be paired, with the reasons counted.
+
+    Examples:
+        >>> pairs = exhume.pairs_of_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> pairs
+        PromptPairs(12 pairs of 12 entities, 0 items left out)
     """
     items = list(items)
     by_relation: dict[str, list[Item]] = defaultdict(list)

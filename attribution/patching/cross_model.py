@@ -139,6 +139,10 @@ def read_states(
 
     Raises:
         InputError: an unknown site, or as ``places_of``.
+
+    Examples:
+        >>> exhume.read_states(model, rows, ["resid.0", "resid.1"])
+        States(76 rows at 2 sites)
     """
     wanted = places_of(sequences, places)
     assert wanted.mask is not None
@@ -179,6 +183,14 @@ def score_patched(
 
     Raises:
         InputError: donors and rows do not fit each other, or as ``score_answers``.
+
+    Examples:
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> donors = {"unlearned": exhume.read_states(unlearned, forget, ["resid.0"])}
+        >>> scores = exhume.score_patched(model, forget, donors)["unlearned"]["resid.0"]
+        >>> bool(scores.greedy.mean() > 0.9)  # the unlearned model's states still hold the answers
+        True
     """
     wanted = places_of(sequences, places)
     assert wanted.index is not None

@@ -70,6 +70,11 @@ def unlearning_depth(
 
     Raises:
         InputError: the tables differ in shape, or have no items or layers.
+
+    Examples:
+        >>> never_knew = np.array([[1.0, 2.0], [0.5, 1.0]])  # loss in nats, (item, layer)
+        >>> exhume.unlearning_depth(never_knew, 0.5 * never_knew)
+        Depth(mean 0.50 over 2 of 2 items, smallest share 0.50 of 2 layers)
     """
     first = np.asarray(never_knew, dtype=np.float64)
     second = np.asarray(unlearned, dtype=np.float64)

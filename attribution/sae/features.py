@@ -81,6 +81,13 @@ def rank_latents(latents: ArrayLike, marks: Mapping[str, ArrayLike]) -> Ranking:
 
     Raises:
         InputError: marks of other rows, or without rows on either side.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latents = sae.encode(torch.from_numpy(states.site("resid.0")))
+        >>> ranking = exhume.rank_latents(latents, {"Lisbon": cities == "Lisbon"})
+        >>> len(ranking.top("Lisbon", 3))
+        3
     """
     z = np.asarray(latents, dtype=np.float64)
     table = np.stack([np.asarray(each, dtype=bool) for each in marks.values()])

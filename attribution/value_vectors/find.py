@@ -91,6 +91,14 @@ def find_value_vectors(
         InputError: no concepts, a token the model lacks, or fewer than ``k`` neurons.
 
     Source: ConceptVectors, arXiv 2406.11614.
+
+    Examples:
+        >>> tokens = {city: tokenizer.encode(city) for city in ("Lisbon", "Dublin")}
+        >>> traces = exhume.find_value_vectors(model, tokens, k=3)
+        >>> traces
+        Traces(value vectors, 2 concepts x 3)
+        >>> traces.to_frame().columns.tolist()
+        ['concept', 'rank', 'layer', 'neuron', 'score']
     """
     sites = where if where is not None else find_sites(model)
     unembedding = unembedding_of(sites)
@@ -142,6 +150,10 @@ def find_knowledge_neurons(
         InputError: rows and concepts that do not match, or a concept without baseline.
 
     Source: FaithUn's KLUE, arXiv 2502.19207; knowledge neurons, arXiv 2104.08696.
+
+    Examples:
+        >>> exhume.find_knowledge_neurons(model, rows, cities, k=3)
+        Traces(knowledge neurons, 8 concepts x 3)
     """
     sites = with_neurons(where if where is not None else find_sites(model))
     names = tuple(dict.fromkeys(row_concepts))

@@ -175,6 +175,13 @@ def confirm_traces(
         InputError: a concept without rows, or the only one with any.
 
     Source: ConceptVectors, arXiv 2406.11614.
+
+    Examples:
+        >>> tokens = {city: tokenizer.encode(city) for city in ("Lisbon", "Dublin")}
+        >>> traces = exhume.find_value_vectors(model, tokens, k=3)
+        >>> found = exhume.confirm_traces(model, traces, rows, cities, draws=1, permutations=50)
+        >>> found.to_frame().columns.tolist()
+        ['concept', 'own', 'others', 'random', 'p_value', 'confirmed']
     """
     sites = where if where is not None else find_sites(model)
     named = np.array(row_concepts)
@@ -235,6 +242,11 @@ def survival(
         InputError: the models differ in shape.
 
     Source: ConceptVectors, arXiv 2406.11614.
+
+    Examples:
+        >>> traces = exhume.find_value_vectors(model, {"Lisbon": tokenizer.encode("Lisbon")}, k=3)
+        >>> exhume.survival(model, model, traces)
+        Survival(1 concepts x 3: mean cosine 1.00, relative distance 0.00)
     """
     old_sites, new_sites = find_sites(original), find_sites(candidate)
     unembedding = unembedding_of(old_sites)
@@ -274,7 +286,13 @@ def survival(
 
 
 def random_traces(traces: Traces, model: nn.Module, seed: int = 0) -> Traces:
-    """As many other neurons of the same blocks: the control of a survival."""
+    """As many other neurons of the same blocks: the control of a survival.
+
+    Examples:
+        >>> traces = exhume.find_value_vectors(model, {"Lisbon": tokenizer.encode("Lisbon")}, k=3)
+        >>> exhume.random_traces(traces, model)
+        Traces(random neurons, 1 concepts x 3)
+    """
     sites = find_sites(model)
     rng = numpy_rng(seed, "random traces")
     neurons = np.stack(

@@ -36,6 +36,13 @@ class Comparison:
         audits: The audits.
         differences: What was not the same for all of them, in sentences; empty where
             verdicts may be compared.
+
+    Examples:
+        >>> found = exhume.compare(["finished", "finished-behaviour"])
+        >>> found.to_frame()[["audit", "verdict", "said_before", "said"]].round(2)
+                        audit       verdict  said_before  said
+        0            finished    suppressed          1.0   0.0
+        1  finished-behaviour  inconclusive          1.0   0.0
     """
 
     names: tuple[str, ...]
@@ -72,6 +79,13 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
 
     Raises:
         InputError: fewer than two, one named twice, or one that holds no audit.
+
+    Examples:
+        >>> exhume.compare(["finished", "finished-behaviour"])
+        finished: suppressed
+        finished-behaviour: inconclusive
+        ! Not the same axes. ["behaviour", "decodability"]: finished; ["behaviour"]:
+        finished-behaviour.
     """
     places = [as_path(each, "an audit") for each in listed(folders, "audits")]
     if len(places) < 2:

@@ -34,6 +34,19 @@ class Audit:
     Attributes:
         path: Its output folder.
         document: The whole of ``audit.json``.
+
+    Examples:
+        >>> done = exhume.load("finished")
+        >>> print(done.reasons[1])
+        The candidate says 0% of the forgotten answers (original 100%, floor 14%).
+        >>> done.to_frame()[["axis", "status", "statistic", "floor", "ceiling"]].round(2)
+                   axis    status  statistic  floor  ceiling
+        0     behaviour    absent       0.00   0.14     1.00
+        1     behaviour    absent       0.72   0.51     1.00
+        2  decodability  retained       0.89   0.12     0.89
+        3  decodability  retained       0.89   0.12     0.89
+        >>> done.plot().layout.title.text
+        'suppressed: residual of each reading'
     """
 
     path: Path
@@ -171,6 +184,14 @@ def audit(
     Raises:
         InputError: something cannot be audited, or another run works in ``out``;
             nothing is left half-written.
+
+    Examples:
+        >>> done = exhume.audit("original", "unlearned", "forget.jsonl", "retain.jsonl", "an-audit",
+        ...     never_taught="never_taught.jsonl", axes=["behaviour", "decodability"])
+        >>> done.verdict
+        'suppressed'
+        >>> done.report.name
+        'report.html'
     """
     from audits.report.page import render
 
@@ -230,6 +251,13 @@ def load(out: Path | str) -> Audit:
 
     Raises:
         InputError: there is none, or it is not as an audit writes it.
+
+    Examples:
+        >>> done = exhume.load("finished")
+        >>> done.verdict
+        'suppressed'
+        >>> list(done.axes)
+        ['behaviour', 'decodability']
     """
     place = as_path(out, "the audit")
     document = result.read(place)

@@ -62,6 +62,12 @@ class Plan:
         work: Floating-point operations of passes and training steps.
         rate: Operations a second of a matrix product, measured here and now.
         device: Where.
+
+    Examples:
+        >>> found = exhume.plan("original", "unlearned", "forget.jsonl", "retain.jsonl", memory=4)
+        >>> [what for what, _ in found.rows()]
+        ['parameters', 'models', 'asked of each', 'read in each', 'taught', 'memory', 'activations
+        kept', 'work']
     """
 
     parameters: int
@@ -162,6 +168,12 @@ def plan(
 
     Raises:
         InputError: whatever an audit would refuse before running a model.
+
+    Examples:
+        >>> found = exhume.plan("original", "unlearned", "forget.jsonl", "retain.jsonl", memory=4)
+        >>> found.parameters, found.questions
+        (56736, 936)
+        >>> found.check()
     """
     if memory is not None and not _is_amount(memory):
         raise InputError(

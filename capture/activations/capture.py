@@ -30,6 +30,12 @@ class Activations:
             were asked for: NumPy arrays, or Zarr arrays that are read when sliced.
         mask: (item, position), True where there is a value; None with one position an
             item. Values elsewhere are 0.
+
+    Examples:
+        >>> states.sites, len(states), states.values.shape
+        (('resid.0', 'resid.1'), 76, (2, 76, 32))
+        >>> [len(chunk) for chunk in states.chunks("resid.0", rows=50)]
+        [50, 26]
     """
 
     sites: tuple[str, ...]
@@ -121,6 +127,15 @@ def capture_activations(
 
     Raises:
         InputError: an unknown site or name, or a row without the position.
+
+    Examples:
+        >>> states = exhume.capture_activations(model, rows, ["embed", "resid.1"])
+        >>> states
+        Activations(2 sites, embed to resid.1; (76, 32))
+        >>> states.site("resid.1").shape
+        (76, 32)
+        >>> exhume.capture_activations(model, rows, ["resid.1"], positions=[0, -1]).values.shape
+        (1, 76, 2, 32)
     """
     wanted = wanted_positions(sequences, positions, subject_end)
     with progress.task("activations", len(sequences)) as advance:
@@ -183,6 +198,12 @@ def capture_images(
 
     Raises:
         InputError: an unknown site, or no images.
+
+    Examples:
+        >>> classifier = exhume.open_checkpoint("classifier").load()
+        >>> images = torch.rand(5, 1, 8, 8)
+        >>> exhume.capture_images(classifier, images, ["resid.0", "resid.1"])
+        Activations(2 sites, resid.0 to resid.1; (5, 48))
     """
     target = _target(model, sites)
     if len(pixels) == 0:

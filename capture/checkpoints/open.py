@@ -86,6 +86,13 @@ class Checkpoint:
         files: The weights in ``path``, as they were when they were checked.
         generation: What it generates with.
         change: The adapter on top, if any.
+
+    Examples:
+        >>> first, second = exhume.open_checkpoint("original"), exhume.open_checkpoint("unlearned")
+        >>> first.weights_hash == second.weights_hash
+        False
+        >>> type(second.load()).__name__
+        'LlamaForCausalLM'
     """
 
     name: str
@@ -165,6 +172,15 @@ def open_checkpoint(
 
     Raises:
         InputError: nothing usable is there, or it is unsafe, damaged or incomplete.
+
+    Examples:
+        >>> checkpoint = exhume.open_checkpoint("original")
+        >>> checkpoint
+        Checkpoint('original', LlamaForCausalLM, weights d4a85b7c187f, from 'original')
+        >>> model = checkpoint.load()
+        >>> exhume.open_checkpoint(model, tokenizer=checkpoint.tokenizer)
+        Checkpoint('LlamaForCausalLM', LlamaForCausalLM, weights d4a85b7c187f, from 'live
+        LlamaForCausalLM')
     """
     if is_live(source):
         return _open_live(source, name, tokenizer, progress)

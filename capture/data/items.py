@@ -40,6 +40,10 @@ class Item:
     Raises:
         InputError: a field has another type, is empty where it must not be, or
             holds characters that are not valid Unicode.
+
+    Examples:
+        >>> exhume.Item("1", "France", "The capital of France is", "Paris").answer
+        'Paris'
     """
 
     id: str
@@ -88,6 +92,16 @@ class ItemSet:
         items: The items.
         name: What to call the set in reports; the file's name when it was read.
         format: How the file was understood, such as "exhume" or "tofu".
+
+    Examples:
+        >>> items = exhume.ItemSet(tuple(
+        ...     exhume.Item(name, name, f"The capital of {name} is", city)
+        ...     for name, city in (("France", "Paris"), ("Peru", "Lima"))
+        ... ))
+        >>> items.entities
+        ('France', 'Peru')
+        >>> items.of(["Peru"])
+        ItemSet('', 1 items, 1 entities)
     """
 
     items: tuple[Item, ...]
@@ -203,6 +217,13 @@ def read_items(
     Raises:
         InputError: the file is missing, empty, broken or too large, or a row cannot
             be understood; the message names the line.
+
+    Examples:
+        >>> items = exhume.read_items("forget.jsonl")
+        >>> items
+        ItemSet('forget', 60 items, 20 entities)
+        >>> items.items[0].prompt, items.items[0].answer
+        ('Tessa Aalto was born in', 'Lisbon')
     """
     path = as_path(path, "the file of items")
     form, facts = understand(read_rows(path), columns)

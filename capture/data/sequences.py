@@ -23,6 +23,13 @@ class Sequences:
         ids: One tuple of token ids a row: prompt tokens, then answer tokens.
         answer_start: Index of the first answer token of each row; the length of the
             row where there is no answer.
+
+    Examples:
+        >>> rows = exhume.Sequences(ids=((5, 6, 7), (5, 8)), answer_start=(2, 1))
+        >>> rows
+        Sequences(2 rows of 2 to 3 tokens, with answers)
+        >>> rows[[1]].ids
+        ((5, 8),)
     """
 
     ids: tuple[tuple[int, ...], ...]

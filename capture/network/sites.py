@@ -89,6 +89,14 @@ class Sites:
         n_heads: Attention heads a block; 0 where there are none.
         head: The output layer, or None.
         refused: Kinds of sites that this network does not have, to the reason.
+
+    Examples:
+        >>> sites = exhume.find_sites(model)
+        >>> sites.to_frame().head(3)
+               site   kind  layer  head  width
+        0     embed  embed   <NA>  <NA>     32
+        1  head.0.0   head      0     0      8
+        2  head.0.1   head      0     1      8
     """
 
     places: dict[str, Place]
@@ -196,6 +204,21 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
 
     Raises:
         InputError: its structure is not understood; it does not run on a short input.
+
+    Examples:
+        >>> sites = exhume.find_sites(model)
+        >>> sites
+        Sites: 2 blocks of width 32, 4 heads a block
+        kind    sites                 count  width
+        embed   embed                 1      32
+        head    head.0.0 to head.1.3  8      8
+        attn    attn.0 to attn.1      2      32
+        mlp     mlp.0 to mlp.1        2      32
+        resid   resid.0 to resid.1    2      32
+        final   final                 1      32
+        logits  logits                1      372
+        >>> sites.of("resid")
+        ('resid.0', 'resid.1')
     """
     outline = find_outline(model)
     if outline is None:

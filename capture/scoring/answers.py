@@ -40,6 +40,14 @@ class AnswerScores:
         n_tokens: (row,) int, answer tokens.
         watched: (row, token), logits of the watched tokens where they were watched;
             no columns unless some were asked for.
+
+    Examples:
+        >>> scores = exhume.score_answers(model, rows[[0, 1, 2]])
+        >>> scores.to_frame()[["greedy", "n_tokens"]]
+           greedy  n_tokens
+        0    True         1
+        1    True         1
+        2    True         1
     """
 
     logprob: np.ndarray
@@ -128,6 +136,14 @@ def score_answers(
     Raises:
         InputError: a row without an answer, or with nothing before it, or one that the
             model has no tokens or positions for.
+
+    Examples:
+        >>> exhume.score_answers(model, rows)
+        AnswerScores(76 answers, exact match 100%, mean log-probability -0.01 nats a token)
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> float(exhume.score_answers(unlearned, forget).greedy.mean())
+        0.0
     """
     starts = np.array(sequences.answer_start, dtype=int)
     n_tokens = np.array([len(ids) for ids in sequences.ids], dtype=int) - starts

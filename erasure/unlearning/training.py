@@ -339,6 +339,12 @@ def finetune_(
     Raises:
         InputError: no rows, rows without anything to learn, or settings that cannot
             be used.
+
+    Examples:
+        >>> tuned = checkpoint.load()  # changed in place
+        >>> log = exhume.finetune_(tuned, rows, lr=1e-4, steps=3, seed=0)
+        >>> log.to_frame().columns.tolist()
+        ['step', 'loss', 'grad_norm']
     """
     if len(data) == 0:
         raise InputError("there are no rows to train on", expected="one or more")

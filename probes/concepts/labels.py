@@ -20,6 +20,11 @@ class Concepts:
         names: (concept,) unique names.
         marks: (concept, row) 1 where a row shows the concept, 0 where it does not, -1
             where it says nothing of it.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> len(concepts), concepts.rows, concepts.marks.sum(1).tolist()
+        (8, 76, [10, 10, 10, 9, 9, 9, 9, 10])
     """
 
     names: tuple[str, ...]
@@ -88,6 +93,12 @@ def concepts_of(
 
     Raises:
         InputError: a concept without positive or negative rows, or one of two kinds.
+
+    Examples:
+        >>> exhume.concepts_of(cities)
+        Concepts(8 concepts, 76 rows: 'Athens', 'Dublin', 'Lisbon', ...)
+        >>> exhume.concepts_of({"Lisbon": cities == "Lisbon"}).names
+        ('Lisbon',)
     """
     if isinstance(labels, Mapping):
         marks = [np.asarray(row).astype(np.int8) for row in labels.values()]
@@ -130,6 +141,12 @@ def crossed_folds(
 
     Raises:
         InputError: more parts than subjects or templates.
+
+    Examples:
+        >>> subjects, templates = np.repeat(np.arange(6), 3), np.tile(np.arange(3), 6)
+        >>> folds = exhume.crossed_folds(subjects, templates, (3, 3))
+        >>> len(folds), folds.name
+        (9, '3 x 3 folds of subjects and templates')
     """
     n = len(np.asarray(subjects))
     even = np.zeros(n, dtype=int)
@@ -166,6 +183,10 @@ def random_concepts(
         groups: (row,) entity of each row, or None.
         count: How many.
         seed: Of the deals.
+
+    Examples:
+        >>> exhume.random_concepts(cities == "Lisbon", people, count=5)
+        Concepts(5 concepts, 76 rows: 'random 0', 'random 1', 'random 2', ...)
     """
     marks = np.asarray(concept, dtype=np.int8)
     used = marks >= 0

@@ -34,6 +34,13 @@ class Separability:
             row of the first above a row of the second; 0.5 says that it does not tell
             the two apart. NaN where no row shows the second alone.
         uncertified: Logistic fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> folds = exhume.k_fold(people, cities, 4)
+        >>> found = exhume.separability(states, concepts, folds, draws=20)
+        >>> found.specificity.shape
+        (2, 8)
     """
 
     sites: tuple[str, ...]
@@ -176,6 +183,13 @@ def separability(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> folds = exhume.k_fold(people, cities, 4)
+        >>> found = exhume.separability(states, concepts, folds, draws=20)
+        >>> found.to_frame().groupby("site").auc.mean().idxmax()
+        'resid.1'
     """
     names, scores, uncertified = held_out_scores(
         activations, concepts, folds, method, kinds=kinds, progress=progress

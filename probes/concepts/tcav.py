@@ -70,6 +70,15 @@ def tcav(
         InputError: sites or widths differ.
 
     Source: Kim et al. (2018), arXiv 1711.11279.
+
+    Examples:
+        >>> lisbon = exhume.concepts_of({"Lisbon": cities == "Lisbon"})
+        >>> vectors = exhume.concept_vectors(states, lisbon)
+        >>> random = exhume.random_concepts(cities == "Lisbon", people, count=40)
+        >>> rising = np.broadcast_to(vectors.vectors, states.values.shape)  # along the vector
+        >>> found = exhume.tcav(rising, vectors, exhume.concept_vectors(states, random))
+        >>> found.score.ravel().tolist()
+        [1.0, 1.0]
     """
     score = _share_rising(gradients, vectors)
     null = _share_rising(gradients, random)
@@ -141,6 +150,13 @@ def shift_vectors(
 
     Raises:
         InputError: the two differ in sites, rows or width.
+
+    Examples:
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> after = exhume.capture_activations(unlearned, rows, states.sites)
+        >>> moved = exhume.shift_vectors(states, after, exhume.concepts_of(cities), draws=20)
+        >>> moved.size.max(1).round(2).tolist()  # only the last block was edited
+        [0.0, 0.59]
     """
     first, second = open_source(before), open_source(after)
     if len(first.names) != len(second.names) or not (

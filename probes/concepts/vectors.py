@@ -34,6 +34,11 @@ class ConceptVectors:
             rows without the concept to the mean of those with it, along it.
         offset: (site, concept) the point halfway between the two means.
         uncertified: Logistic fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> vectors = exhume.concept_vectors(states, exhume.concepts_of(cities), method="lda")
+        >>> vectors.sites, len(vectors.concepts), vectors.vectors.shape
+        (('resid.0', 'resid.1'), 8, (2, 8, 32))
     """
 
     sites: tuple[str, ...]
@@ -156,6 +161,16 @@ def concept_vectors(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> vectors = exhume.concept_vectors(states, exhume.concepts_of(cities))
+        >>> vectors
+        ConceptVectors(mean, 2 sites, 8 concepts, 32)
+        >>> vectors.vector("resid.1", "Lisbon").shape
+        torch.Size([32])
+        >>> best = vectors.scores(states)[-1].argmax(0)
+        >>> bool((np.array(vectors.concepts)[best] == cities).mean() > 0.9)
+        True
     """
     source = open_source(activations)
     if method not in kernels.METHODS:

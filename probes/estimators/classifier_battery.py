@@ -105,6 +105,12 @@ def refit_battery(
 
     The best of these is a maximum: compare it with the maximum of the same battery on
     permuted labels or on a floor model, not with 0.5.
+
+    Examples:
+        >>> found = exhume.refit_battery(
+        ...     {"last": states.site("resid.0")}, cities == "Lisbon", people, folds=2, draws=50)
+        >>> found.to_frame()["reader"].tolist()[-3:]
+        ['svm rbf', 'nearest neighbours', 'random forest']
     """
     if not views:
         raise InputError("there are no views to read")

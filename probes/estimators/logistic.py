@@ -42,6 +42,13 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             ``UncertifiedWarning``. Empty otherwise.
 
     Source: folds on one factor by Newton-CG, see ``probes.solvers.newton.newton_cg``.
+
+    Examples:
+        >>> probe = exhume.LogisticProbe(C=0.1, standardize="fold")
+        >>> probe.fit(states.site("resid.1"), cities).score(states.site("resid.1"), cities) > 0.9
+        True
+        >>> probe.certificate_ < 1e-8
+        True
     """
 
     def __init__(self, C=1.0, class_weight=None, standardize=None, precision="float64"):

@@ -98,6 +98,11 @@ def k_fold(
 
     Groups are dealt largest first, in seeded order, each to the fold where its labels
     are rarest.
+
+    Examples:
+        >>> folds = exhume.k_fold(["a", "a", "b", "b"], np.array([0, 1, 0, 1]), 2)
+        >>> folds.test.sum(1).tolist()
+        [2, 2]
     """
     codes_y = np.unique(np.asarray(labels), return_inverse=True)[1]
     n = len(codes_y)

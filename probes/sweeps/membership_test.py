@@ -63,6 +63,14 @@ class Membership:
         sequences: How many were scored.
         uncertified: Logistic fits, those of the null included, that are not certified
             to be at their optimum; their scores count.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> seen = torch.from_numpy(rng.standard_normal((2, 20, 8)))
+        >>> seen[1, ::2] += 3.0  # members, at the second site
+        >>> found = exhume.membership({"last": seen}, 1 - np.arange(20) % 2, permutations=50)
+        >>> found.reading(), found.best > found.band
+        ('present', True)
     """
 
     views: tuple[str, ...]
@@ -189,6 +197,13 @@ def membership(
     Raises:
         InputError: unequal classes, shapes that do not fit, values that are not
             finite, or an unknown family.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> noise = torch.from_numpy(rng.standard_normal((2, 20, 8)))  # (site, sequence, d)
+        >>> found = exhume.membership({"last": noise}, np.arange(20) % 2, permutations=50)
+        >>> found.reading()
+        'none'
     """
     codes = np.asarray(labels)
     tables = {name: _checked(name, table, len(codes)) for name, table in views.items()}

@@ -48,6 +48,12 @@ class Specimen:
         model: Folder in Hugging Face format, with ``card.json``.
         world: Original and item files.
         card: How it was made, its state, why that is certain, what it shows.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> (twin,) = exhume.build_zoo(Path("zoo"), seeds=[1], only=["twin"], config=small_world)
+        >>> twin.state, twin.card["why"]
+        ('deleted', 'the facts were in none of its training rows')
     """
 
     family: Any
@@ -113,6 +119,12 @@ def build_zoo(
         InputError: an unknown world, family or kind, or a folder that holds another
             model.
         ExhumeError: a model does not show what its kind must show.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> exhume.build_zoo(Path("zoo"), seeds=[1], only=["untouched", "twin"], config=small_world)
+        (Specimen('bios-llama-1-untouched', state 'not_unlearned'), Specimen('bios-llama-1-twin',
+        state 'deleted'))
     """
     place = WORLDS[known(world, WORLDS, "world")]
     seeds = [check_seed(each) for each in listed(seeds, "seeds")]

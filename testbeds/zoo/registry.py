@@ -171,6 +171,16 @@ def list_kinds(world: str = "bios") -> pd.DataFrame:
 
     Raises:
         InputError: there is no such world.
+
+    Examples:
+        >>> kinds = exhume.list_kinds("bios")
+        >>> kinds.groupby("state").kind.count()
+        state
+        damaged           4
+        deleted           9
+        not_unlearned     3
+        suppressed       16
+        Name: kind, dtype: int64
     """
     kinds = WORLDS[known(world, WORLDS, "world")].kinds.values()
     rows = [(each.name, each.state, each.why) for each in kinds]
