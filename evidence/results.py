@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # Below this distance between original and floor a residual has no meaning.
-SMALLEST_SPAN = 0.05
+MIN_RANGE = 0.05
 
 COLORS = {"candidate": "#c8553d", "floor": "#888888", "original": "#2a6fbb"}
 """Line colors of a figure by role."""
@@ -67,7 +67,7 @@ class Reading:
         columns: One dict a column: name, statistic, floor, ceiling, p, intervals.
 
     Examples:
-        >>> reading = exhume.load("finished").axes["behaviour"].main
+        >>> reading = exhume.load("finished").axes["behaviour"].main_reading
         >>> reading
         Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual ...)
     """
@@ -95,13 +95,13 @@ class Reading:
         )
 
     @property
-    def surely(self) -> Interval:
+    def residual_interval_at_peak(self) -> Interval:
         """90 % interval of ``residual`` alone: each end is a one-sided 95 % bound.
 
         Not corrected for the choice of the column; ``p_value`` is.
         """
         found = next(each for each in self.columns if each["name"] == self.where)
-        span = max(self.ceiling - self.floor, SMALLEST_SPAN)
+        span = max(self.ceiling - self.floor, MIN_RANGE)
         low, high = found["tost"]
         return low / span, high / span
 
@@ -131,7 +131,7 @@ class AxisResult:
         >>> axis = exhume.load("finished").axes["decodability"]
         >>> axis
         AxisResult(decodability: retained, accuracy 0.89 (floor 0.12, original 0.89), residual ...)
-        >>> axis.votes, axis.main.where
+        >>> axis.votes, axis.main_reading.where
         (True, 'resid.0')
         >>> axis.to_frame()[["reading", "name", "statistic", "floor"]].round(2).head(3)
                   reading     name  statistic  floor
@@ -166,7 +166,7 @@ class AxisResult:
         return self.status in ("retained", "absent")
 
     @property
-    def main(self) -> Reading | None:
+    def main_reading(self) -> Reading | None:
         """The reading the axis is judged by."""
         return self.readings[0] if self.readings else None
 
@@ -175,7 +175,7 @@ class AxisResult:
         return next((each for each in self.readings if each.name == name), None)
 
     def __str__(self) -> str:
-        main = self.main
+        main = self.main_reading
         if main is None:
             return f"{self.name}: {self.status}"
         low, high = main.residual_interval
@@ -243,7 +243,7 @@ class AxisResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; cost (seconds, memory) is left out, as it differs by run."""
-        main = self.main
+        main = self.main_reading
         top = {
             "statistic": main.statistic if main else None,
             "interval": list(main.interval) if main else None,

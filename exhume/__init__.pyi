@@ -116,19 +116,19 @@ from attribution.value_vectors.find import (
 )
 from attribution.value_vectors.survival import (
     confirm_traces as confirm_traces,
-    survival as survival,
+    trace_survival as trace_survival,
     random_traces as random_traces,
 )
 
 # Circuits: the edges that carry an answer.
 from attribution.circuits.prompt_pairs import (
     make_pairs as make_pairs,
-    pairs_of_items as pairs_of_items,
+    pair_items as pair_items,
     PromptPairs as PromptPairs,
 )
 from attribution.circuits.eap import (
     score_edges as score_edges,
-    Method as Method,
+    EapMethod as EapMethod,
 )
 from attribution.circuits.edge_scores import EdgeScores as EdgeScores
 from attribution.circuits.circuit import (
@@ -138,7 +138,7 @@ from attribution.circuits.circuit import (
 )
 from attribution.circuits.divergence import (
     divergence as divergence,
-    kept_mass as kept_mass,
+    retained_mass as retained_mass,
 )
 from attribution.circuit_plots import draw_circuit as draw_circuit
 
@@ -150,7 +150,7 @@ from attribution.patching.cross_model import (
 from attribution.patching.depth_score import unlearning_depth as unlearning_depth
 from attribution.patching.steering import (
     score_edited as score_edited,
-    adding as adding,
+    add_vector as add_vector,
 )
 
 # Sparse autoencoders.
@@ -176,7 +176,7 @@ from erasure.concept.projections import (
 )
 from erasure.concept.inlp import IterativeNullspace as IterativeNullspace
 from erasure.concept.rlace import RelaxedAdversarial as RelaxedAdversarial
-from erasure.concept.md_pga import fit_md as fit_md
+from erasure.concept.md_pga import fit_md_pga as fit_md_pga
 from erasure.concept.affine import AffineEraser as AffineEraser
 from erasure.weights.folding import (
     fold_ as fold_,
@@ -185,11 +185,13 @@ from erasure.weights.folding import (
 
 # Unlearning: published methods, and what deployment does to their edits.
 from erasure.unlearning.run import unlearn_ as unlearn_
-from erasure.unlearning.config import UnlearnConfig as UnlearnConfig
+from erasure.unlearning.training.config import UnlearnConfig as UnlearnConfig
 from erasure.unlearning.methods.image_methods import unlearn_images_ as unlearn_images_
-from erasure.unlearning.image_config import ImageUnlearnConfig as ImageUnlearnConfig
-from erasure.unlearning.training import finetune_ as finetune_
-from erasure.weights.quantization import quantise_ as quantise_
+from erasure.unlearning.training.image_config import (
+    ImageUnlearnConfig as ImageUnlearnConfig,
+)
+from erasure.unlearning.training.loop import finetune_ as finetune_
+from erasure.weights.quantization import quantize_ as quantize_
 
 # Models whose state is known by construction.
 from testbeds.zoo.build import (

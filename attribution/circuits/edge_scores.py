@@ -29,8 +29,8 @@ class EdgeScores:
         method: How, in words.
 
     Examples:
-        >>> pairs = exhume.pairs_of_items(tokenizer, births[:8], np.random.default_rng(0))
-        >>> scores = exhume.score_edges(model, pairs, method=exhume.Method("eap"))
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs, method=exhume.EapMethod("eap"))
         >>> scores.to_frame().columns.tolist()
         ['edge', 'writer', 'reader', 'score', 'standard_deviation']
         >>> scores.by_entity().shape
@@ -59,7 +59,7 @@ class EdgeScores:
 
     def _repr_html_(self) -> str:
         columns = ["edge", "score", "standard_deviation"]
-        return frame_html(repr(self), self.to_frame()[columns])
+        return frame_html(repr(self), self.to_frame().reindex(columns=columns))
 
     @property
     def mean(self) -> np.ndarray:
@@ -75,15 +75,15 @@ class EdgeScores:
         np.add.at(sums, index, self.values)
         return sums / np.bincount(index)[:, None]
 
-    def nodes(self) -> np.ndarray:
+    def node_scores(self) -> np.ndarray:
         """(pair, writer) sum over the edges that leave each writer.
 
         For scores that are linear in the gradient (all but those with corrections)
         it is the score of the writer itself: corrupting it everywhere at once.
         """
         sums = np.zeros((len(self.ids), len(self.graph.writers)))
-        for reader, count in enumerate(self.graph.upstream):
-            sums[:, :count] += self.values[:, self.graph.of(reader)]
+        for reader, count in enumerate(self.graph.n_upstream):
+            sums[:, :count] += self.values[:, self.graph.edges_into(reader)]
         return sums
 
     def top(self, count: int) -> np.ndarray:

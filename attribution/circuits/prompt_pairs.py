@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from capture.data.invented_entities import rename_entity
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, prompt_of
 from evidence.errors import InputError
@@ -34,10 +34,10 @@ class PromptPairs:
         foils: (pair,) first token of the corrupt prompt's own answer.
         entities: (pair,) whom the clean prompt is about.
         ids: (pair,) name of each pair.
-        left_out: Items that could not be paired, with the reason.
+        skipped: Items that could not be paired, with the reason.
 
     Examples:
-        >>> pairs = exhume.pairs_of_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> pairs = exhume.pair_items(tokenizer, births[:12], np.random.default_rng(0))
         >>> len(pairs[[0, 1, 2]]), pairs.clean
         (3, Sequences(12 rows of 6 to 6 tokens, with answers))
     """
@@ -47,7 +47,7 @@ class PromptPairs:
     foils: tuple[int, ...]
     entities: tuple[str, ...]
     ids: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.foils)
@@ -55,7 +55,7 @@ class PromptPairs:
     def __repr__(self) -> str:
         return (
             f"PromptPairs({len(self)} pairs of {len(set(self.entities))} entities, "
-            f"{len(self.left_out)} items left out)"
+            f"{len(self.skipped)} items skipped)"
         )
 
     def __getitem__(self, rows: Sequence[int]) -> "PromptPairs":
@@ -66,7 +66,7 @@ class PromptPairs:
             tuple(self.foils[row] for row in rows),
             tuple(self.entities[row] for row in rows),
             tuple(self.ids[row] for row in rows),
-            self.left_out,
+            self.skipped,
         )
 
 
@@ -98,7 +98,7 @@ def make_pairs(
     Examples:
         >>> prompts = [item.prompt for item in births[:2]]
         >>> exhume.make_pairs(tokenizer, prompts, prompts[::-1], cities[:2], cities[1::-1])
-        PromptPairs(2 pairs of 2 entities, 0 items left out)
+        PromptPairs(2 pairs of 2 entities, 0 items skipped)
     """
     count = len(prompts)
     if count == 0 or any(len(x) != count for x in (corrupt, answers, foils)):
@@ -132,7 +132,7 @@ def make_pairs(
     )
 
 
-def pairs_of_items(
+def pair_items(
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | Sequence[Item],
     rng: np.random.Generator,
@@ -155,16 +155,16 @@ def pairs_of_items(
         prompt_indices: None for an item's own prompt, or which paraphrase; one pair
             each.
         per_prompt: Corrupt prompts for each clean one, fewer where fewer fit.
-        partners: Entity to the only one it may be paired with, as ``couples`` gives;
+        partners: Entity to the only one it may be paired with, as ``pair_entities`` gives;
             by default any.
 
     Raises:
         InputError: not one item could be paired, with the reasons counted.
 
     Examples:
-        >>> pairs = exhume.pairs_of_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> pairs = exhume.pair_items(tokenizer, births[:12], np.random.default_rng(0))
         >>> pairs
-        PromptPairs(12 pairs of 12 entities, 0 items left out)
+        PromptPairs(12 pairs of 12 entities, 0 items skipped)
     """
     items = list(items)
     by_relation: dict[str, list[Item]] = defaultdict(list)
@@ -176,13 +176,15 @@ def pairs_of_items(
         rivals = [
             other
             for other in by_relation[item.relation]
-            if fold(other.entity) != fold(item.entity)
-            and fold(other.answer) != fold(item.answer)
+            if normalize_text(other.entity) != normalize_text(item.entity)
+            and normalize_text(other.answer) != normalize_text(item.answer)
             and (partners is None or partners.get(item.entity) == other.entity)
         ]
         for index in prompt_indices:
             prompt = prompt_of(item, index)
-            found, why = _partners(tokenizer, item, prompt, rivals, rng, per_prompt)
+            found, why = _find_partners(
+                tokenizer, item, prompt, rivals, rng, per_prompt
+            )
             rows += [(item, prompt, text, foil) for text, foil in found]
             if not found:
                 left_out.append((item.id, why))
@@ -214,7 +216,7 @@ def pairs_of_items(
     )
 
 
-def _partners(
+def _find_partners(
     tokenizer: PreTrainedTokenizerBase,
     item: Item,
     prompt: str,
@@ -230,7 +232,7 @@ def _partners(
     drawn = [rivals[place] for place in rng.permutation(len(rivals))]
     named = [(o, rename_entity(item, prompt, o.entity)) for o in drawn]
     if not item.relation:
-        named = [(o, text) for o, text in named if _asks(o, text)]
+        named = [(o, text) for o, text in named if _is_prompt_of(o, text)]
     if not named:
         return [], NO_PARTNER
     order, texts = [o for o, _ in named], [text for _, text in named]
@@ -253,12 +255,14 @@ def _partners(
     return found, SAME_TOKEN if aligned else NOT_ALIGNED
 
 
-def _asks(item: Item, text: str) -> bool:
+def _is_prompt_of(item: Item, text: str) -> bool:
     """Whether ``text`` is one of the item's own prompts."""
-    return fold(text) in {fold(each) for each in (item.prompt, *item.paraphrases)}
+    return normalize_text(text) in {
+        normalize_text(each) for each in (item.prompt, *item.paraphrases)
+    }
 
 
-def couples(
+def pair_entities(
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | Sequence[Item],
     rng: np.random.Generator,
@@ -278,7 +282,9 @@ def couples(
         Entity to entity; those without a match are left out.
     """
     items = list(items)
-    first = next((i for i in items if fold(i.entity) in fold(i.prompt)), None)
+    first = next(
+        (i for i in items if normalize_text(i.entity) in normalize_text(i.prompt)), None
+    )
     if first is None:
         return {}
     names = list(dict.fromkeys(item.entity for item in items))

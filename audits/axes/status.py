@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 
 from audits.core.config import Rule
-from evidence.comparison import below_floor, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.comparison import below_floor_notes, explain_no_power
+from evidence.equivalence import is_equivalent, readings_above_floor
 from evidence.results import Control, Reading, Status
 
 
-def failures(controls: Sequence[Control]) -> list[str]:
+def failed_controls(controls: Sequence[Control]) -> list[str]:
     """Names of the required controls that did not come out as they must."""
     return [each.name for each in controls if each.required and not each.passed]
 
 
-def controlled(
+def status_with_controls(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """``standing`` of an axis that has no say where a control failed.
+    """``status_from_readings`` of an axis that has no say where a control failed.
 
     Args:
         readings: Those against the primary floor first; none where the axis could not
@@ -24,19 +24,19 @@ def controlled(
         controls: Its controls.
         rule: Thresholds.
     """
-    failed = failures(controls)
+    failed = failed_controls(controls)
     if failed:
         status: Status = "control_failed" if readings else "no_power"
         return status, [f"Control failed: {name}." for name in failed]
-    return standing(readings[:2], rule)
+    return status_from_readings(readings[:2], rule)
 
 
-def standing(
+def status_from_readings(
     readings: Sequence[Reading],
     rule: Rule,
     *,
     failed: Sequence[str] = (),
-    level: float | None = None,
+    alpha: float | None = None,
 ) -> tuple[Status, list[str]]:
     """Retained, absent, or why neither can be said.
 
@@ -45,14 +45,16 @@ def standing(
         rule: Thresholds.
         failed: Controls whose failure silences the axis, but not what it found: what
             comes back has come back, whether or not the plant did.
-        level: Of the test, after Holm over the readings; the rule's by default.
+        alpha: Of the test, after Holm over the readings; the rule's by default.
     """
-    notes = below_floor(readings, rule.alpha)
+    notes = below_floor_notes(readings, rule.alpha)
     named = {each.name: each for each in readings}
-    if recovered(named, rule.recovery if level is None else level, rule.still_there):
+    if readings_above_floor(
+        named, rule.recovery if alpha is None else alpha, rule.still_there
+    ):
         return "retained", notes
     if failed:
         return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
-    if all(equivalent(each.residual_interval, rule.margin) for each in readings):
+    if all(is_equivalent(each.residual_interval, rule.margin) for each in readings):
         return "absent", notes
-    return "no_power", [*notes, undecided(readings, rule.margin)]
+    return "no_power", [*notes, explain_no_power(readings, rule.margin)]

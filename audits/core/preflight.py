@@ -38,7 +38,7 @@ class Damage:
         return bool(self.reasons)
 
 
-def check_rows(model: Checkpoint) -> None:
+def check_embedding_rows(model: Checkpoint) -> None:
     """A model has a row in its embedding for every token of its vocabulary.
 
     Tokens that were added to the vocabulary later may lack one while no text has them.
@@ -82,7 +82,9 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     )
 
 
-def utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> Damage:
+def compare_utility(
+    original: dict[str, Any], candidate: dict[str, Any], rule: Rule
+) -> Damage:
     """Compare what both models still can do, item by item where the original could.
 
     Args:

@@ -29,22 +29,22 @@ from evidence.results import AxisResult, Reading
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 # Axes that look inside: those that ``deleted`` cannot do without, and all.
-NEEDED = (decodability.NAME, relearning.NAME)
-INNER = (*NEEDED, causal_depth.NAME)
+REQUIRED_AXES = (decodability.NAME, relearning.NAME)
+INNER_AXES = (*REQUIRED_AXES, causal_depth.NAME)
 # Residuals beyond these ends say no more than the ends do.
 LOWEST, HIGHEST = -0.5, 1.5
 # Most chance of suppressed or deleted that may be halved between them unseen.
-UNTOLD = 0.2
+MAX_UNSPLIT = 0.2
 # How far out of the zoo's range a case may lie, in parts of that range.
 SLACK = 0.1
 
 
 @dataclass(frozen=True)
-class Question:
+class LogisticQuestion:
     """One logistic regression.
 
     Attributes:
-        figures: Names of what it looks at, of ``figures_of``.
+        figures: Names of what it looks at, of ``calibration_features``.
         mean: Centre of each.
         scale: Scale of each.
         weights: One a figure.
@@ -59,7 +59,7 @@ class Question:
     intercept: float
     models: tuple[int, int]
 
-    def chance(self, found: Mapping[str, float]) -> float | None:
+    def probability(self, found: Mapping[str, float]) -> float | None:
         """Probability of yes; None where a figure is missing.
 
         Never surer of an answer than the rule of succession allows after that many
@@ -84,29 +84,29 @@ class Calibration:
         damaged: Does it no longer work?
         said: If it works, does it still say the answers?
         inside: If it does not say them, does it hold the knowledge?
-        ranges: Least and most of each of ``facts_of`` among the audits.
+        ranges: Least and most of each of ``case_facts`` among the audits.
     """
 
     version: str
-    damaged: Question
-    said: Question
-    inside: Question
+    damaged: LogisticQuestion
+    said: LogisticQuestion
+    inside: LogisticQuestion
     ranges: dict[str, tuple[float, float]]
 
-    def chances(self, found: Mapping[str, float]) -> dict[str, float] | None:
+    def probabilities(self, found: Mapping[str, float]) -> dict[str, float] | None:
         """Probability of each state, or None where the figures do not say.
 
         Args:
-            found: From ``figures_of``. Without figures from inside, suppressed and
+            found: From ``calibration_features``. Without figures from inside, suppressed and
                 deleted cannot be told apart; that matters only where one is likely.
         """
-        damaged, said = self.damaged.chance(found), self.said.chance(found)
-        inside = self.inside.chance(found)
+        damaged, said = self.damaged.probability(found), self.said.probability(found)
+        inside = self.inside.probability(found)
         if damaged is None or said is None:
             return None
         gone = (1 - damaged) * (1 - said)
         if inside is None:
-            if gone > UNTOLD:
+            if gone > MAX_UNSPLIT:
                 return None
             inside = 0.5
         return {
@@ -124,7 +124,7 @@ class Calibration:
     def from_dict(cls, saved: Mapping[str, Any]) -> "Calibration":
         """The inverse of ``to_dict``."""
         parts = {
-            name: Question(**{k: _frozen(v) for k, v in saved[name].items()})
+            name: LogisticQuestion(**{k: _frozen(v) for k, v in saved[name].items()})
             for name in ("damaged", "said", "inside")
         }
         ranges = {name: (low, high) for name, (low, high) in saved["ranges"].items()}
@@ -144,7 +144,7 @@ def shipped() -> Calibration:
     return Calibration.from_dict(json.loads(text))
 
 
-def figures_of(
+def calibration_features(
     axes: Mapping[str, AxisResult], shares: Mapping[str, float]
 ) -> dict[str, float]:
     """What the calibration looks at, as far as the audit has it.
@@ -171,11 +171,11 @@ def figures_of(
     kind = said[0].floor_kind if said else None
     inner = {
         name: [each for each in _readings(axes, name) if each.floor_kind == kind]
-        for name in INNER
+        for name in INNER_AXES
     }
     inner = {name: readings for name, readings in inner.items() if readings}
-    if set(NEEDED) <= set(inner):
-        told = axes[behaviour.NAME].reading(behaviour.TOLD)
+    if set(REQUIRED_AXES) <= set(inner):
+        told = axes[behaviour.NAME].reading(behaviour.CONTRAST)
         read = [each for readings in inner.values() for each in readings]
         read += [told] if told is not None else []
         found["inside"] = max(abs(each.residual) for each in read)
@@ -191,12 +191,12 @@ def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
     return axes[name].readings
 
 
-def facts_of(
+def case_facts(
     axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
 ) -> dict[str, float]:
     """What a case is like, to tell whether the zoo has anything like it."""
     behaviour_found = axes.get(behaviour.NAME)
-    main = behaviour_found.main if behaviour_found is not None else None
+    main = behaviour_found.main_reading if behaviour_found is not None else None
     blocks = {each["layer"] for each in preflight["weight_difference"]["layers"]}
     known = preflight["known"]
     facts = {
@@ -216,13 +216,13 @@ def estimate(
 ) -> dict[str, Any]:
     """What ``audit.json`` says of it: chances, version, and what lies out of range."""
     shares = preflight["utility"]["shares"]
-    chances = calibration.chances(figures_of(axes, shares))
+    chances = calibration.probabilities(calibration_features(axes, shares))
     outside = [
         f"{name} found the answers, and no model of the zoo was fitted with that axis"
         for name, axis in axes.items()
-        if name not in (behaviour.NAME, *INNER) and axis.status == "retained"
+        if name not in (behaviour.NAME, *INNER_AXES) and axis.status == "retained"
     ]
-    for name, value in facts_of(axes, preflight).items():
+    for name, value in case_facts(axes, preflight).items():
         low, high = calibration.ranges[name]
         slack = SLACK * (high - low if high > low else abs(high))
         if not low - slack <= value <= high + slack:

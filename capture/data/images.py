@@ -38,7 +38,7 @@ class ImageSet:
         >>> images = exhume.ImageSet(torch.rand(3, 1, 8, 8), np.array([0, 1, 1]), ("a", "b", "c"))
         >>> images
         ImageSet('', 3 images, 1 x 8 x 8)
-        >>> images.rows([2]).ids
+        >>> images.select([2]).ids
         ('c',)
     """
 
@@ -101,7 +101,7 @@ class ImageSet:
         digest.update("\x1f".join(self.ids).encode())
         return digest.hexdigest()
 
-    def rows(self, chosen: Sequence[int] | NDArray, name: str = "") -> "ImageSet":
+    def select(self, chosen: Sequence[int] | NDArray, name: str = "") -> "ImageSet":
         """Some of the images, by number or by a mask."""
         index = np.arange(len(self))[np.asarray(chosen)]
         return ImageSet(
@@ -137,7 +137,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Eye:
+class ImagePreprocessor:
     """How a model takes raw images.
 
     Attributes:
@@ -157,7 +157,9 @@ class Eye:
     classes: int | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], folder: Path | None) -> "Eye":
+    def from_config(
+        cls, config: Mapping[str, Any], folder: Path | None
+    ) -> "ImagePreprocessor":
         """From a model's configuration and its ``preprocessor_config.json``.
 
         Raises:
@@ -211,7 +213,7 @@ class Eye:
                 got=str(int(images.labels[outside][0])),
             )
 
-    def ready(self, raw: NDArray) -> Tensor:
+    def preprocess(self, raw: NDArray) -> Tensor:
         """(image, channel, height, width) pixels from raw or ready images.
 
         Args:
@@ -284,7 +286,7 @@ def _are_images(pixels: Any, labels: Any, ids: Any) -> bool:
         return False
 
 
-def names_images(config: Mapping[str, Any]) -> bool:
+def is_image_classifier(config: Mapping[str, Any]) -> bool:
     """Whether a model's configuration is that of an image classifier."""
     kinds = config.get("architectures") or []
     return any(str(kind).endswith("ForImageClassification") for kind in kinds)

@@ -1,7 +1,7 @@
 """Results as small HTML tables, for the ``_repr_html_`` that Jupyter calls.
 
-Names in a result come from files, models and tensors that nobody vouches for. All text
-is made printable and escaped, so that it can hold neither markup nor invisible signs.
+Names in a result come from untrusted files and models. All text is escaped: markup as
+HTML, invisible and control characters as in a Python string.
 """
 
 import html
@@ -11,9 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from evidence.errors import printable
-
-MAX_ROWS = 20
+MAX_ROWS, MAX_CHARACTERS = 20, 600
 _NUMBER = ' style="text-align: right"'
 
 
@@ -54,7 +52,10 @@ def table_html(
 
 
 def _text(value: object) -> str:
-    return html.escape(printable(value))
+    text = str(value)
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]} ..."
+    return html.escape(text if text.isprintable() else repr(text)[1:-1])
 
 
 def _cell(value: Any) -> str:

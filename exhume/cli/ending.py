@@ -20,7 +20,7 @@ SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if hasattr(signal, name)
 ]
-KEPT = "Finished stages are kept; run the same command again to go on."
+STAGES_KEPT = "Finished stages are kept; run the same command again to go on."
 TRACEBACK = "EXHUME_TRACEBACK"
 """Set to 1, this variable of the environment has tracebacks shown and not filed."""
 
@@ -29,7 +29,7 @@ class Interrupted(BaseException):
     """A signal to stop. No ``KeyboardInterrupt``, which typer would end in its way."""
 
 
-def end_in_words(command: Callable[[], Any]) -> NoReturn:
+def run_and_exit(command: Callable[[], Any]) -> NoReturn:
     """Run a command to its end, and end the process with an exit code and one line.
 
     For a process's own start: signals are taken from then on and not given back, so
@@ -62,16 +62,18 @@ def _code_of(command: Callable[[], Any]) -> int:
         say(str(error))
         return error.exit_code
     except Interrupted:
-        say(f"interrupted. {KEPT}")
+        say(f"interrupted. {STAGES_KEPT}")
         return 2
     except OSError as error:
         said = (error.strerror or str(error)).lower()
         place = f" ({error.filename})" if error.filename else ""
-        say(f"the system refused: {said}{place}. {KEPT}{_filed(error)}")
+        say(f"the system refused: {said}{place}. {STAGES_KEPT}{_filed(error)}")
         return 2
     except Exception as error:
         if _lacks_memory(error):
-            say(f"the memory does not suffice. exhume plan says what is needed. {KEPT}")
+            say(
+                f"the memory does not suffice. exhume plan says what is needed. {STAGES_KEPT}"
+            )
             return 2
         name = type(error).__name__
         said = " ".join(str(error).split())[:200]
@@ -116,7 +118,7 @@ def _stop_at_once(*_: object) -> None:
     import psutil
 
     with suppress(OSError):
-        os.write(2, f"\nexhume: stopped at once. {KEPT}\n".encode())
+        os.write(2, f"\nexhume: stopped at once. {STAGES_KEPT}\n".encode())
     with suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

@@ -23,7 +23,7 @@ class Concepts:
 
     Examples:
         >>> concepts = exhume.concepts_of(cities)
-        >>> len(concepts), concepts.rows, concepts.marks.sum(1).tolist()
+        >>> len(concepts), concepts.n_rows, concepts.marks.sum(1).tolist()
         (8, 76, [10, 10, 10, 9, 9, 9, 9, 10])
     """
 
@@ -57,17 +57,17 @@ class Concepts:
 
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self.names[:3])) + ", ..." * (len(self) > 3)
-        return f"Concepts({len(self)} concepts, {self.rows} rows: {shown})"
+        return f"Concepts({len(self)} concepts, {self.n_rows} rows: {shown})"
 
     @property
-    def rows(self) -> int:
+    def n_rows(self) -> int:
         """Number of rows."""
         return self.marks.shape[1]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def within(self, rows: NDArray[np.bool_]) -> "Concepts":
+    def restrict_to(self, rows: NDArray[np.bool_]) -> "Concepts":
         """The same concepts with every other row's mark taken away.
 
         Raises:

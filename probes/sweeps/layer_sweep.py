@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evidence.display.html_table import frame_html
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.uncertified import UncertifiedFit
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,7 +71,7 @@ class LayerSweep:
     coef: NDArray[np.float64] | None = field(default=None)
     intercept: NDArray[np.float64] | None = field(default=None)
     unscored: int = 0
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     def __repr__(self) -> str:
         # No best site: it would have been chosen on the rows it is scored on.
@@ -90,7 +90,7 @@ class LayerSweep:
 
     def _repr_html_(self) -> str:
         columns = ["site", "auc", "auc_low", "auc_high", "accuracy", "control_auc", "p"]
-        return frame_html(repr(self), self.to_frame()[columns])
+        return frame_html(repr(self), self.to_frame().reindex(columns=columns))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site, in plain Python numbers."""

@@ -24,22 +24,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.circuits.circuit import Circuit, select_circuit
-from attribution.circuits.divergence import divergence, kept_mass
+from attribution.circuits.divergence import divergence, retained_mass
 from attribution.circuits.eap import score_edges
 from attribution.circuits.edge_scores import EdgeScores
-from attribution.circuits.prompt_pairs import PromptPairs, couples, pairs_of_items
-from attribution.circuits.structure import Readout, find_anatomy
-from attribution.patching.transplant import borrowed, last_block, weights_of
+from attribution.circuits.prompt_pairs import PromptPairs, pair_entities, pair_items
+from attribution.circuits.structure import Readout, find_structure
+from attribution.patching.transplant import (
+    copy_parameters,
+    last_block,
+    temporarily_replaced,
+)
 from audits.axes.circuit.judgement import (
     LAST_BLOCK,
     TITLES,
     TRANSPLANTED,
-    Kept,
+    CircuitMass,
     copy_suppression,
     judge,
 )
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.data.items import ItemSet
 from evidence.errors import InputError
 from evidence.progress import Progress
@@ -49,13 +53,13 @@ from evidence.seeds import numpy_rng
 NAME = "circuit"
 QUESTION = "Do the edges that computed the forgotten answers still carry them?"
 # Share of the answer that a circuit has to carry alone, under real ablation.
-FAITHFUL = 0.85
+MIN_FAITHFULNESS = 0.85
 # Wordings of an item that are paired; more add cost and hardly entities.
-WORDINGS = 2
+MAX_WORDINGS = 2
 
 
 @dataclass(frozen=True)
-class Base:
+class OriginalCircuits:
     """The original, with all that others are held against.
 
     Attributes:
@@ -64,7 +68,7 @@ class Base:
         means: (half, edge) mean scores of each half.
         circuits: One a half, chosen on that half.
         readout: A copy of its final norm and head.
-        last: A copy of its last block's weights.
+        last_block: A copy of its last block's weights.
         note: Why whole attention parts stand for heads; empty where heads do.
     """
 
@@ -73,14 +77,14 @@ class Base:
     means: np.ndarray
     circuits: tuple[Circuit, Circuit]
     readout: Readout
-    last: Mapping[str, Tensor]
+    last_block: Mapping[str, Tensor]
     note: str
 
-    def kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
+    def mass_kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
         """(couple,) mass kept, forgotten couples by the half they are not in."""
         each = np.stack(
             [
-                kept_mass(table, mean, circuit.chosen)
+                retained_mass(table, mean, circuit.edge_mask)
                 for mean, circuit in zip(self.means, self.circuits, strict=True)
             ]
         )
@@ -95,12 +99,12 @@ class Base:
             zip(self.means, self.circuits, strict=True)
         ):
             rows = self.half != number if forgotten else np.ones(len(table), bool)
-            found.append(asdict(divergence(table[rows], mean, circuit.chosen)))
+            found.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
         return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
 
 def run_circuit(
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     never: ItemSet,
@@ -113,7 +117,7 @@ def run_circuit(
     """The axis, from items to status.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where there are any
+        models: Models by role: "original", "unlearned", and where there are any
             "planted" and "reference-N".
         tokenizer: The tokenizer of all of them.
         forget: Forgotten items that the original knows.
@@ -128,11 +132,11 @@ def run_circuit(
             "forget": _pairs(tokenizer, forget, config, "forget"),
             "never_taught": _pairs(tokenizer, never, config, "never taught"),
         }
-        with subjects["original"].loaded(device) as model:
+        with models["original"].loaded(device) as model:
             base, kept, figures = _base(model, pairs, config, progress)
     except InputError as error:
         return AxisResult(NAME, QUESTION, "no_power", notes=(str(error), *notes))
-    others = {role: each for role, each in subjects.items() if role != "original"}
+    others = {role: each for role, each in models.items() if role != "original"}
     tables: dict[str, np.ndarray] = {}
     for role, subject in others.items():
         try:
@@ -145,15 +149,17 @@ def run_circuit(
         for (part, readout), scores in found.items():
             table = scores.by_entity()
             forgotten = part == "forget"
-            kept[role, part, readout] = base.kept(table, forgotten)
+            kept[role, part, readout] = base.mass_kept(table, forgotten)
             figures[f"{role}, {part}, {readout}"] = base.divergence(table, forgotten)
             if (role, part, readout) == ("unlearned", "forget", "native"):
                 tables[role] = table
     told = _details(base, pairs, figures, tables["unlearned"])
-    left = len(pairs["forget"].left_out)
+    left = len(pairs["forget"].skipped)
     extra = [f"{left} prompts of forgotten items could not be paired."] * (left > 0)
     result = judge(
-        Kept(kept, [c.measured.faithfulness for c in base.circuits]), config, FAITHFUL
+        CircuitMass(kept, [c.measured.faithfulness for c in base.circuits]),
+        config,
+        MIN_FAITHFULNESS,
     )
     return AxisResult(
         NAME,
@@ -182,10 +188,10 @@ def _pairs(
     A pair speaks of both its entities, so couples are the unit from here on.
     """
     spare = min((len(item.paraphrases) for item in items), default=0)
-    more = min(spare, WORDINGS - 1, config.budget.prompts_per_item - 1)
+    more = min(spare, MAX_WORDINGS - 1, config.budget.prompts_per_item - 1)
     rng = numpy_rng(config.seed, NAME, "pairs", name)
-    partners = couples(tokenizer, items, rng)
-    pairs = pairs_of_items(
+    partners = pair_entities(tokenizer, items, rng)
+    pairs = pair_items(
         tokenizer,
         items,
         rng,
@@ -201,9 +207,13 @@ def _base(
     pairs: Mapping[str, PromptPairs],
     config: AuditConfig,
     progress: Progress,
-) -> tuple[Base, dict[tuple[str, str, str], np.ndarray], dict[str, dict[str, float]]]:
+) -> tuple[
+    OriginalCircuits,
+    dict[tuple[str, str, str], np.ndarray],
+    dict[str, dict[str, float]],
+]:
     """The original's circuits, and what it keeps of them itself."""
-    anatomy = find_anatomy(model)
+    anatomy = find_structure(model)
     forget = pairs["forget"]
     names = list(dict.fromkeys(forget.entities))
     if len(names) < 4:
@@ -216,7 +226,7 @@ def _base(
     order = numpy_rng(config.seed, NAME, "halves").permutation(len(names))
     half[order[len(names) // 2 :]] = 1
     of_pair = half[[names.index(entity) for entity in forget.entities]]
-    scores = score_edges(model, forget, anatomy=anatomy, progress=progress)
+    scores = score_edges(model, forget, structure=anatomy, progress=progress)
     table = scores.by_entity()
     circuits = []
     for number in (0, 1):
@@ -230,26 +240,28 @@ def _base(
             ids=forget[rows].ids,
         )
         circuits.append(
-            select_circuit(model, forget[rows], part, target=FAITHFUL, anatomy=anatomy)
+            select_circuit(
+                model, forget[rows], part, target=MIN_FAITHFULNESS, structure=anatomy
+            )
         )
     readout = Readout(
         copy.deepcopy(anatomy.readout.norm), copy.deepcopy(anatomy.readout.head)
     )
-    base = Base(
+    base = OriginalCircuits(
         scores,
         half,
         np.stack([table[half == number].mean(0) for number in (0, 1)]),
         (circuits[0], circuits[1]),
         readout,
-        weights_of(last_block(anatomy)),
+        copy_parameters(last_block(anatomy)),
         scores.graph.note,
     )
     invented = score_edges(
-        model, pairs["never_taught"], anatomy=anatomy, progress=progress
+        model, pairs["never_taught"], structure=anatomy, progress=progress
     ).by_entity()
     kept = {
-        ("original", "forget", "native"): base.kept(table, True),
-        ("original", "never_taught", "native"): base.kept(invented, False),
+        ("original", "forget", "native"): base.mass_kept(table, True),
+        ("original", "never_taught", "native"): base.mass_kept(invented, False),
     }
     figures = {
         "original, forget, native": base.divergence(table, True),
@@ -261,12 +273,12 @@ def _base(
 def _scores(
     model: nn.Module,
     role: str,
-    base: Base,
+    base: OriginalCircuits,
     pairs: Mapping[str, PromptPairs],
     progress: Progress,
 ) -> dict[tuple[str, str], EdgeScores]:
     """Edge scores of one model by part and readout."""
-    anatomy = find_anatomy(model)
+    anatomy = find_structure(model)
     block = last_block(anatomy)
     parts = ["forget"] if role.startswith("reference") else ["forget", "never_taught"]
     # The plant is a control of one reading: with the original's last block in place of
@@ -275,13 +287,13 @@ def _scores(
     found = {}
     for readout in readouts:
         whole = readout == LAST_BLOCK
-        with borrowed(block, base.last) if whole else nullcontext():
+        with temporarily_replaced(block, base.last_block) if whole else nullcontext():
             for part in parts:
                 found[part, readout] = score_edges(
                     model,
                     pairs[part],
                     readout=None if readout == "native" else base.readout,
-                    anatomy=anatomy,
+                    structure=anatomy,
                     progress=progress,
                 )
     return found
@@ -307,7 +319,7 @@ def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
 
 
 def _details(
-    base: Base,
+    base: OriginalCircuits,
     pairs: Mapping[str, PromptPairs],
     figures: dict[str, dict[str, float]],
     candidate: np.ndarray,
@@ -315,7 +327,7 @@ def _details(
     """JSON-ready: circuits, CAD's figures, the edges that lost most, heads."""
     graph = base.scores.graph
     before, after = base.scores.mean, candidate.mean(0)
-    chosen = base.circuits[0].chosen | base.circuits[1].chosen
+    chosen = base.circuits[0].edge_mask | base.circuits[1].edge_mask
     loss = np.where(chosen, np.abs(before) - np.sign(before) * after, -np.inf)
     worst = [place for place in np.argsort(-loss)[:20].tolist() if chosen[place]]
     drop = float(base.scores.clean.mean() - base.scores.corrupt.mean())
@@ -325,7 +337,8 @@ def _details(
         "pairs": {name: len(each) for name, each in pairs.items()},
         "edges": graph.n_edges,
         "circuits": [
-            {"edges": int(c.chosen.sum()), **asdict(c.measured)} for c in base.circuits
+            {"edges": int(c.edge_mask.sum()), **asdict(c.measured)}
+            for c in base.circuits
         ],
         "cad": figures,
         "edges_that_lost_most": [

@@ -20,24 +20,29 @@ from transformers import PreTrainedTokenizerBase
 from audits.axes.concept.reading import (
     METHODS,
     fit_concepts,
-    likeness,
-    reader_of,
+    mean_cosine,
+    probe_of,
 )
-from audits.axes.concept.writing import trace_report, writing
-from audits.axes.decodability.label_permutation import deal_test
+from audits.axes.concept.writing import trace_report, write_report
+from audits.axes.decodability.label_permutation import answer_permutation_test
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import Probing, read_all
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
-from audits.axes.status import failures, standing
+from audits.axes.decodability.text_probes import ProbingData, read_all_states
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    informative_columns,
+)
+from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
-from audits.run.planting import planted_seen
+from audits.core.subjects import AuditedModel
+from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.items import Item
-from evidence.comparison import below_floor
+from evidence.comparison import below_floor_notes
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
@@ -45,12 +50,12 @@ from probes.concepts.vectors import ConceptVectors
 
 NAME = "concept"
 QUESTION = "Do the concept vectors of the answers still read and write?"
-READ = "original's concept vectors"
+READING = "original's concept vectors"
 SHUFFLES = 5
 
 
 def run_concept(
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
@@ -66,7 +71,7 @@ def run_concept(
     """The axis, from captured states to status.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where there are any
+        models: Models by role: "original", "unlearned", and where there are any
             "planted" and "reference-N".
         tokenizer: The tokenizer of all of them.
         tasks: What to read, as for decodability.
@@ -81,14 +86,14 @@ def run_concept(
     """
     traces: dict[str, Any] = {}
     try:
-        traces = trace_report(subjects, tokenizer, forget, retain, config, device)
+        traces = trace_report(models, tokenizer, forget, retain, config, device)
     except InputError as error:  # as in a mixture of experts; vectors are read anyway
         notes = (f"Value vectors are not traced: {error}", *notes)
     if not tasks:
         return AxisResult(
             NAME, QUESTION, "no_power", details={"traces": traces}, notes=tuple(notes)
         )
-    states, broken = read_all(subjects, tokenizer, tasks, sites, store)
+    states, broken = read_all_states(models, tokenizer, tasks, sites, store)
     if broken:
         return AxisResult(
             NAME,
@@ -96,9 +101,9 @@ def run_concept(
             "error",
             notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
         )
-    probing = Probing(tasks, tuple(sites), states)
+    probing = ProbingData(tasks, tuple(sites), states)
     method, vectors = _choose_method(probing, progress)
-    states["original"].readers = [reader_of(each) for each in vectors]
+    states["original"].probes = [probe_of(each) for each in vectors]
     power = _power(probing, config)
     details: dict[str, Any] = {
         "form": sorted({task.form for task in tasks}),
@@ -107,16 +112,16 @@ def run_concept(
         "relations": [task.relation for task in tasks],
         "original_p": power.p_value,
         "traces": traces,
-        "cosine_of_refitted": likeness(
+        "cosine_of_refitted": mean_cosine(
             vectors, fit_concepts(probing, "unlearned", method)
         ),
     }
-    use = telling(power, config.rule)
+    use = informative_columns(power, config.rule)
     controls = [
         Control(
             "the original is read beyond never-taught items",
             power.p_value,
-            f"p < {config.rule.alpha} and at least {LEAST_SPAN} apart",
+            f"p < {config.rule.alpha} and at least {MIN_SPAN} apart",
             bool(use.any()),
         )
     ]
@@ -137,8 +142,8 @@ def run_concept(
                 *notes,
             ),
         )
-    details["write"] = writing(
-        subjects, tokenizer, probing, vectors, use, config, device
+    details["write"] = write_report(
+        models, tokenizer, probing, vectors, use, config, device
     )
     controls += _controls(probing, config, use, ceiling, method)
     readings = _readings(probing, config, use, ceiling)
@@ -157,20 +162,20 @@ def run_concept(
 
 
 def _choose_method(
-    probing: Probing, progress: Progress
+    probing: ProbingData, progress: Progress
 ) -> tuple[str, list[ConceptVectors]]:
     """The way of fitting that reads held-out *retain* entities of the original best."""
     best, chosen = -1.0, (METHODS[0], [])
     for method in METHODS:
         vectors = fit_concepts(probing, "original", method, progress=progress)
-        readers = [reader_of(each) for each in vectors]
+        readers = [probe_of(each) for each in vectors]
         mean = float(probing.score(readers, "original", "check").mean.mean())
         if mean > best + 1e-9:
             best, chosen = mean, (method, vectors)
     return chosen
 
 
-def _power(probing: Probing, config: AuditConfig):
+def _power(probing: ProbingData, config: AuditConfig):
     """Is the original itself read beyond never-taught items, site by site?"""
     return unpaired_max_test(
         probing.values("original", "original", "forget").values,
@@ -181,7 +186,7 @@ def _power(probing: Probing, config: AuditConfig):
 
 
 def _controls(
-    probing: Probing,
+    probing: ProbingData,
     config: AuditConfig,
     use: np.ndarray,
     ceiling: EntityValues,
@@ -189,8 +194,8 @@ def _controls(
 ) -> list[Control]:
     """Never-taught answers, shuffled answers, planted suppression, readable retain."""
     rule, permutations = config.rule, config.budget.permutations
-    own = probing.states["original"].readers
-    dealt, chance = deal_test(
+    own = probing.states["original"].probes
+    dealt, chance = answer_permutation_test(
         probing,
         own,
         "original",
@@ -201,13 +206,10 @@ def _controls(
     )
     spans = ceiling.mean[use] - chance
     leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
-    shuffles = mean_of(
+    shuffles = average_models(
         [
             probing.score(
-                [
-                    reader_of(v)
-                    for v in fit_concepts(probing, "original", method, rng=r)
-                ],
+                [probe_of(v) for v in fit_concepts(probing, "original", method, rng=r)],
                 "original",
                 "forget",
             )
@@ -238,7 +240,7 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             permutations,
         )
-        found.append(planted_seen(test.p_value, rule.alpha))
+        found.append(planted_control(test.p_value, rule.alpha))
     here, there = (
         probing.values("original", role, "check").mean[use].max()
         for role in ("unlearned", "original")
@@ -257,19 +259,19 @@ def _controls(
 
 
 def _readings(
-    probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+    probing: ProbingData, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
     """Against the reference where there is one, and against never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
-    wanted = Wanted(
-        READ,
-        READ,
+    wanted = MetricComparison(
+        READING,
+        READING,
         probing.values("original", "unlearned", "forget"),
         ceiling,
         [probing.values("original", role, "forget") for role in references],
         probing.values("original", "unlearned", "never_taught"),
     )
-    return against_floors(NAME, [wanted], probing.sites, config, use)
+    return compare_to_floors(NAME, [wanted], probing.sites, config, use)
 
 
 def _status(
@@ -281,16 +283,16 @@ def _status(
     says nothing of what was forgotten: the model has another code.
     """
     main = readings[:1]
-    failed = failures(controls)
+    failed = failed_controls(controls)
     if failed == [controls[-1].name]:
         return "no_power", [
-            *below_floor(main, config.rule.alpha),
+            *below_floor_notes(main, config.rule.alpha),
             "The candidate has another code: the original's vectors do not read the "
             "answers of retain entities in it.",
         ]
     if failed:
         return "control_failed", [f"Control failed: {name}." for name in failed]
-    return standing(main, config.rule)
+    return status_from_readings(main, config.rule)
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:

@@ -10,14 +10,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.steering import RowEdit, score_edited
-from attribution.value_vectors.find import Traces, find_value_vectors
-from attribution.value_vectors.survival import random_traces, survival
+from attribution.value_vectors.find import KnowledgeTraces, find_value_vectors
+from attribution.value_vectors.survival import random_traces, trace_survival
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import Probing
+from audits.axes.decodability.text_probes import ProbingData
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
-from capture.data.items import Item, fold
-from capture.data.tokenization import encode, past_joint
+from audits.core.subjects import AuditedModel
+from capture.data.items import Item, normalize_text
+from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.contrast import first_tokens
 from evidence.seeds import numpy_rng, stage_seed
@@ -25,14 +25,14 @@ from probes.concepts.vectors import ConceptVectors
 
 AXIS = "concept"
 STRENGTHS = (1.0, 2.0, 4.0)
-WRITTEN = 0.9
+MIN_WRITTEN_SHARE = 0.9
 """Share of answers the original must be made to say before a strength is enough."""
-MOST_WRITTEN = 24
+MAX_ENTITIES = 24
 """Entities whose prompts are written into, a part."""
 
 
 @dataclass(frozen=True)
-class Deal:
+class WriteTargets:
     """Questions of one relation, each with an answer of that relation.
 
     Attributes:
@@ -46,38 +46,40 @@ class Deal:
     targets: np.ndarray
 
 
-def deal_targets(
+def write_targets(
     tasks: Sequence[Task],
     part: str,
-    most: int,
+    max_entities: int,
     rng: np.random.Generator,
     *,
-    own: bool = False,
-) -> list[Deal]:
+    own_answers: bool = False,
+) -> list[WriteTargets]:
     """For each entity of a part and relation one question and another's answer.
 
     Relations whose classes no model says as they are spelled are left out.
 
-    With ``own`` the answer is the entity's own.
+    With ``own_answers`` the answer is the entity's own.
     """
     dealt = []
     for number, task in enumerate(tasks):
-        if task.form == "unique" or not task.said:
+        if task.form == "unique" or not task.writable:
             continue
         texts = task.parts[part]
         rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]
-        rows = [rows[at] for at in sorted(rng.permutation(len(rows))[:most])]
-        steps = 0 if own else rng.integers(1, task.n_classes, len(rows))
+        rows = [rows[at] for at in sorted(rng.permutation(len(rows))[:max_entities])]
+        steps = 0 if own_answers else rng.integers(1, task.n_classes, len(rows))
         targets = (texts.labels[rows] + steps) % task.n_classes
-        dealt.append(Deal(number, tuple(texts.prompts[row] for row in rows), targets))
+        dealt.append(
+            WriteTargets(number, tuple(texts.prompts[row] for row in rows), targets)
+        )
     return dealt
 
 
-def written(
+def write_rate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
-    dealt: Sequence[Deal],
+    targets: Sequence[WriteTargets],
     vectors: Sequence[ConceptVectors],
     site: int,
     name: str,
@@ -95,7 +97,7 @@ def written(
         model: Any model of the audit.
         tokenizer: Its tokenizer.
         tasks: The tasks.
-        dealt: Questions and answers to write.
+        targets: Questions and answers to write.
         vectors: One set a task.
         site: Its number among the sites of the vectors.
         name: Its name.
@@ -103,7 +105,7 @@ def written(
         rng: Draws directions at random instead, of the same length: the control.
     """
     hits = []
-    for deal in dealt:
+    for deal in targets:
         found = vectors[deal.task]
         push = found.vectors[site, deal.targets]
         if rng is not None:
@@ -118,11 +120,11 @@ def written(
     return float(np.mean(hits)) if hits else 0.0
 
 
-def ablated(
+def ablation_rate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
-    dealt: Sequence[Deal],
+    targets: Sequence[WriteTargets],
     vectors: Sequence[ConceptVectors],
     site: int,
     name: str,
@@ -138,14 +140,14 @@ def ablated(
         model: Any model of the audit.
         tokenizer: Its tokenizer.
         tasks: The tasks.
-        dealt: Questions with the answers that are taken out.
+        targets: Questions with the answers that are taken out.
         vectors: One set a task.
         site: Its number among the sites of the vectors.
         name: Its name.
         rng: Moves as far in directions drawn at random instead: the control.
     """
     hits = []
-    for deal in dealt:
+    for deal in targets:
         found = vectors[deal.task]
         along = found.vectors[site, deal.targets]
         gap, middle = (each[site, deal.targets] for each in (found.gap, found.offset))
@@ -172,29 +174,29 @@ def _first_of_all(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
-    deal: Deal,
+    deal: WriteTargets,
     edits: Mapping[str, RowEdit],
 ) -> list[bool]:
     """(row,) does the dealt answer's first token outrank those of all others?"""
     classes = list(task.classes)
     # The token that begins an answer can depend on what it follows.
     starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
-    watch = first_tokens(past_joint(tokenizer, starts))
+    watch = first_tokens(skip_joining_space(tokenizer, starts))
     wanted = [classes[at] for at in deal.targets]
-    sequences = past_joint(tokenizer, encode(tokenizer, deal.prompts, wanted))
-    scores = score_edited(model, sequences, edits, watch=watch, where=find_sites(model))
+    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, wanted))
+    scores = score_edited(model, sequences, edits, watch=watch, sites=find_sites(model))
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
     return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
 
 
-def choose_write(
+def choose_site_and_strength(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     vectors: Sequence[ConceptVectors],
     sites: Sequence[str],
-    allowed: np.ndarray,
-    dealt: Sequence[Deal],
+    mask: np.ndarray,
+    targets: Sequence[WriteTargets],
 ) -> dict[str, Any]:
     """Where and how strongly the original writes, decided on retain entities alone.
 
@@ -203,10 +205,10 @@ def choose_write(
     """
     names = list(sites)
     best: dict[str, Any] = {"rate": -1.0}
-    for site in np.flatnonzero(allowed)[::-1].tolist():
+    for site in np.flatnonzero(mask)[::-1].tolist():
         for strength in STRENGTHS:
-            rate = written(
-                model, tokenizer, tasks, dealt, vectors, site, names[site], strength
+            rate = write_rate(
+                model, tokenizer, tasks, targets, vectors, site, names[site], strength
             )
             if rate > best["rate"]:
                 best = {
@@ -215,7 +217,7 @@ def choose_write(
                     "strength": strength,
                     "rate": rate,
                 }
-            if rate >= WRITTEN:
+            if rate >= MIN_WRITTEN_SHARE:
                 return best
     return best
 
@@ -225,7 +227,7 @@ def answer_traces(
     tokenizer: PreTrainedTokenizerBase,
     answers: Sequence[tuple[str, str]],
     k: int,
-) -> Traces:
+) -> KnowledgeTraces:
     """The value vectors that write each answer's first token.
 
     Args:
@@ -234,20 +236,22 @@ def answer_traces(
         answers: (prompt, answer) pairs; answers met again are left out.
         k: Neurons an answer.
     """
-    once = {fold(answer): (prompt, answer) for prompt, answer in reversed(answers)}
+    once = {
+        normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)
+    }
     pairs = list(once.values())
     rows = encode(tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
-    tokens = first_tokens(past_joint(tokenizer, rows))
+    tokens = first_tokens(skip_joining_space(tokenizer, rows))
     concepts = {a: [t] for (_, a), t in zip(pairs, tokens, strict=True)}
     return find_value_vectors(original, concepts, k=k)
 
 
-def followed(
-    original: nn.Module, candidate: nn.Module, traces: Traces, seed: int
+def mean_trace_survival(
+    original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, seed: int
 ) -> dict[str, float]:
     """Means over traces of what became of them, beside as many other neurons."""
-    own = survival(original, candidate, traces)
-    other = survival(original, candidate, random_traces(traces, original, seed))
+    own = trace_survival(original, candidate, traces)
+    other = trace_survival(original, candidate, random_traces(traces, original, seed))
     kept = own.kept_tokens[~np.isnan(own.kept_tokens)]
     return {
         "cosine": float(own.cosine.mean()),
@@ -260,12 +264,12 @@ def followed(
     }
 
 
-def writing(
-    subjects: Mapping[str, Subject],
+def write_report(
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
-    probing: Probing,
+    probing: ProbingData,
     vectors: Sequence[ConceptVectors],
-    use: np.ndarray,
+    mask: np.ndarray,
     config: AuditConfig,
     device: str,
 ) -> dict[str, Any]:
@@ -273,15 +277,15 @@ def writing(
 
     def dealt(part: str):
         rng = numpy_rng(config.seed, AXIS, "targets", part)
-        return deal_targets(probing.tasks, part, MOST_WRITTEN, rng)
+        return write_targets(probing.tasks, part, MAX_ENTITIES, rng)
 
     parts = {part: dealt(part) for part in ("check", "forget", "never_taught")}
     if not any(parts.values()):
         return {}
-    allowed = use & np.array([site != "embed" for site in probing.sites])
+    allowed = mask & np.array([site != "embed" for site in probing.sites])
     found: dict[str, Any] = {}
-    with subjects["original"].loaded(device) as model:
-        found = choose_write(
+    with models["original"].loaded(device) as model:
+        found = choose_site_and_strength(
             model,
             tokenizer,
             probing.tasks,
@@ -294,33 +298,33 @@ def writing(
             return {}
         rng = numpy_rng(config.seed, AXIS, "random directions")
         place = (found["number"], found["site"], found["strength"])
-        found["random"] = written(
+        found["random"] = write_rate(
             model, tokenizer, probing.tasks, parts["check"], vectors, *place, rng=rng
         )
-        own = deal_targets(
+        own = write_targets(
             probing.tasks,
             "check",
-            MOST_WRITTEN,
+            MAX_ENTITIES,
             numpy_rng(config.seed, AXIS, "targets", "own"),
-            own=True,
+            own_answers=True,
         )
         found["ablated"] = {
-            what: ablated(
+            what: ablation_rate(
                 model, tokenizer, probing.tasks, own, vectors, *place[:2], rng=drawn
             )
             for what, drawn in (("own vector", None), ("random direction", rng))
         }
-    for role, subject in subjects.items():
+    for role, subject in models.items():
         with subject.loaded(device) as model:
             found[role] = {
-                part: written(model, tokenizer, probing.tasks, each, vectors, *place)
+                part: write_rate(model, tokenizer, probing.tasks, each, vectors, *place)
                 for part, each in parts.items()
             }
     return found
 
 
 def trace_report(
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     forget: Sequence[Item],
     retain: Sequence[Item],
@@ -339,13 +343,13 @@ def trace_report(
         ],
     }
     found: dict[str, Any] = {"neurons": k}
-    with subjects["original"].loaded(device) as original:
-        for role, subject in subjects.items():
+    with models["original"].loaded(device) as original:
+        for role, subject in models.items():
             if role == "original":
                 continue
             with subject.loaded(device) as model:
                 found[role] = {
-                    what: followed(
+                    what: mean_trace_survival(
                         original,
                         model,
                         answer_traces(original, tokenizer, pairs, k),

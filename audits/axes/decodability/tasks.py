@@ -19,22 +19,22 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import Item, ItemSet, fold
-from capture.data.questions import Questions, ask
+from capture.data.items import Item, ItemSet, normalize_text
+from capture.data.questions import Questions, build_questions
 from capture.data.sequences import Sequences
-from capture.data.tokenization import encode, encode_items, past_joint
+from capture.data.tokenization import encode, encode_items, skip_joining_space
 
 Form = Literal["shared", "unique"]
 PARTS = ("fit", "check", "forget", "never_taught")
 
 # A forgotten answer counts as shared when this many fitting entities have it too.
-LEAST_SHARERS = 3
+MIN_SHARERS = 3
 # ... and the form is chosen when this share of forgotten items has a shared answer.
-LEAST_SHARED = 0.8
+MIN_SHARED_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
-class Part:
+class TaskPart:
     """Texts to read, with what is true of them.
 
     Attributes:
@@ -44,7 +44,7 @@ class Part:
         entities: (row,) entity the text is about.
         groups: (row,) number of the block and wording (unique), else 0.
         columns: (row,) number of the answer within the block (unique), else 0.
-        whole: Whether the text is read with its answer, or up to where that begins.
+        with_answer: Whether the text is read with its answer, or up to where that begins.
     """
 
     prompts: tuple[str, ...]
@@ -53,7 +53,7 @@ class Part:
     entities: tuple[str, ...]
     groups: np.ndarray
     columns: np.ndarray
-    whole: bool
+    with_answer: bool
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -62,8 +62,8 @@ class Part:
         """Whole texts without a marked answer: the last token is what is read."""
         rows = encode(tokenizer, self.prompts, self.answers)
         ids = rows.ids
-        if not self.whole:
-            starts = past_joint(tokenizer, rows).answer_start
+        if not self.with_answer:
+            starts = skip_joining_space(tokenizer, rows).answer_start
             pairs = zip(ids, starts, strict=True)
             ids = tuple(each[:start] for each, start in pairs)
         return Sequences(ids, tuple(map(len, ids)))
@@ -79,30 +79,31 @@ class Task:
         n_classes: Answers (shared form), or true and false.
         parts: Texts by part.
         classes: (class,) the answers themselves, or what they begin with (shared form).
-        said: Whether a model says a class as it is spelled: where classes are the signs
+        writable: Whether a model says a class as it is spelled: where classes are the signs
             that answers begin with, only if these are tokens of their own.
     """
 
     relation: str
     form: Form
     n_classes: int
-    parts: dict[str, Part]
+    parts: dict[str, TaskPart]
     classes: tuple[str, ...] = ()
-    said: bool = True
+    writable: bool = True
 
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
     """Shared when most forgotten answers belong to several fitting entities too."""
     holders: dict[str, set[str]] = {}
     for item in fit:
-        holders.setdefault(fold(item.answer), set()).add(item.entity)
+        holders.setdefault(normalize_text(item.answer), set()).add(item.entity)
     shared = [
-        len(holders.get(fold(item.answer), ())) >= LEAST_SHARERS for item in forget
+        len(holders.get(normalize_text(item.answer), ())) >= MIN_SHARERS
+        for item in forget
     ]
-    return "shared" if np.mean(shared) >= LEAST_SHARED else "unique"
+    return "shared" if np.mean(shared) >= MIN_SHARED_FRACTION else "unique"
 
 
-def spelled_alike(
+def answers_are_codes(
     items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
     """Whether the answers are codes: of one length, and first signs tell some apart.
@@ -127,7 +128,9 @@ def spelled_alike(
         part: [replace(item, answer=item.answer[0]) for item in items[part]]
         for part in ("forget", "fit")
     }
-    common = Counter(fold(item.answer) for item in first["fit"]).most_common(1)
+    common = Counter(normalize_text(item.answer) for item in first["fit"]).most_common(
+        1
+    )
     if common[0][1] > 0.5 * len(first["fit"]):
         return False
     return choose_form(first["forget"], first["fit"]) == "shared"
@@ -137,7 +140,7 @@ def _answer_tokens(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> list[tuple[int, ...]]:
     """Each answer's tokens, less a joining space that is a token of its own."""
-    rows = past_joint(tokenizer, encode_items(tokenizer, items))
+    rows = skip_joining_space(tokenizer, encode_items(tokenizer, items))
     return [ids[at:] for ids, at in zip(rows.ids, rows.answer_start, strict=True)]
 
 
@@ -147,7 +150,7 @@ def make_tasks(
     *,
     wordings: int,
     statement_wordings: int,
-    block: int,
+    block_size: int,
     rng: np.random.Generator,
 ) -> tuple[list[Task], list[str]]:
     """One task a relation that has enough items in every part.
@@ -157,7 +160,7 @@ def make_tasks(
         tokenizer: Splits answers.
         wordings: Wordings a question is asked in (shared form).
         statement_wordings: Wordings a statement is built from (unique form).
-        block: Answers an entity is paired with (unique form).
+        block_size: Answers an entity is paired with (unique form).
         rng: Draws the blocks.
 
     Returns:
@@ -173,7 +176,7 @@ def make_tasks(
         form = choose_form(items["forget"], items["fit"])
         if form == "shared":
             task = _shared(relation, items, wordings, str)
-        elif spelled_alike(items, tokenizer):
+        elif answers_are_codes(items, tokenizer):
             length = len(items["forget"][0].answer)
             notes.append(
                 f"relation {relation!r}: no answer is shared and all are {length} "
@@ -181,9 +184,9 @@ def make_tasks(
                 "answer"
             )
             task = _shared(relation, items, wordings, _first_sign)
-            task = replace(task, said=_begin_with_a_sign(items, tokenizer))
+            task = replace(task, writable=_begin_with_a_sign(items, tokenizer))
         else:
-            task = _unique(relation, items, statement_wordings, block, rng)
+            task = _unique(relation, items, statement_wordings, block_size, rng)
         short = [part for part in PARTS if len(set(task.parts[part].entities)) < 4]
         if short or task.n_classes < 2:
             notes.append(
@@ -218,21 +221,27 @@ def _shared(
     kind: Callable[[str], str],
 ) -> Task:
     """The task of naming an answer's kind: itself, or the sign it begins with."""
-    spelled = {fold(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])}
+    spelled = {
+        normalize_text(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])
+    }
     classes = {answer: number for number, answer in enumerate(sorted(spelled))}
     parts = {}
     for name, members in items.items():
-        questions: Questions = ask(members, wordings)
-        kept = questions.keep([fold(kind(a)) in classes for a in questions.answers])
+        questions: Questions = build_questions(members, wordings)
+        kept = questions.select(
+            [normalize_text(kind(a)) in classes for a in questions.answers]
+        )
         zeros = np.zeros(len(kept), dtype=int)
-        parts[name] = Part(
+        parts[name] = TaskPart(
             prompts=kept.prompts,
             answers=tuple(kept.answers),
-            labels=np.array([classes[fold(kind(a))] for a in kept.answers], dtype=int),
+            labels=np.array(
+                [classes[normalize_text(kind(a))] for a in kept.answers], dtype=int
+            ),
             entities=tuple(kept.entities),
             groups=zeros,
             columns=zeros,
-            whole=False,
+            with_answer=False,
         )
     names = tuple(spelled[answer] for answer in classes)
     return Task(relation, "shared", len(classes), parts, names)
@@ -254,11 +263,11 @@ def _unique(
 
 def _statements(
     items: list[Item], wordings: int, block: int, rng: np.random.Generator
-) -> Part:
+) -> TaskPart:
     """Every entity of a block with every answer of the block, in each wording."""
     prompts, answers, labels, entities, groups, columns = [], [], [], [], [], []
     group = 0
-    for members in blocks(items, block, rng):
+    for members in make_blocks(items, block, rng):
         for wording in range(wordings):
             for item in members:
                 texts = (item.prompt, *item.paraphrases)
@@ -272,18 +281,18 @@ def _statements(
                     groups.append(group)
                     columns.append(column)
             group += 1
-    return Part(
+    return TaskPart(
         tuple(prompts),
         tuple(answers),
         np.array(labels, dtype=int),
         tuple(entities),
         np.array(groups, dtype=int),
         np.array(columns, dtype=int),
-        whole=True,
+        with_answer=True,
     )
 
 
-def blocks(
+def make_blocks(
     items: Sequence[Item], size: int, rng: np.random.Generator
 ) -> list[list[Item]]:
     """Items in blocks of about ``size``; no entity and no answer twice in a block.
@@ -298,7 +307,8 @@ def blocks(
             members
             for members in found
             if all(
-                other.entity != item.entity and fold(other.answer) != fold(item.answer)
+                other.entity != item.entity
+                and normalize_text(other.answer) != normalize_text(item.answer)
                 for other in members
             )
         ]
@@ -312,7 +322,7 @@ def blocks(
     return [members for members in found if len(members) > 1]
 
 
-def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
+def row_scores(task: Task, part: TaskPart, scores: np.ndarray) -> np.ndarray:
     """How well each row's question was answered, site by site.
 
     Args:
@@ -322,16 +332,16 @@ def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
 
     Returns:
         (row, site) in [0, 1]. Shared: 1 where the right answer scores highest.
-        Unique: the row of a true statement as in ``standings``; rows of false ones
+        Unique: the row of a true statement as in ``within_entity_rank``; rows of false ones
         are NaN.
     """
     if task.form == "shared":
         return (scores.argmax(2) == part.labels).T.astype(float)
-    found = standings(part, scores[:, :, 0])
+    found = within_entity_rank(part, scores[:, :, 0])
     return np.where((part.labels == 1)[:, None], found, np.nan)
 
 
-def standings(part: Part, values: np.ndarray) -> np.ndarray:
+def within_entity_rank(part: TaskPart, values: np.ndarray) -> np.ndarray:
     """Where each statement stands among those about its entity (unique form).
 
     Args:
