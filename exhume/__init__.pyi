@@ -103,6 +103,8 @@ from probes.concepts.vectors import (
 from probes.concepts.quality import (
     separability as separability,
     Separability as Separability,
+    stability as stability,
+    alignment as alignment,
 )
 from probes.concepts.tcav import (
     tcav as tcav,
@@ -134,6 +136,7 @@ from attribution.circuits.edge_scores import EdgeScores as EdgeScores
 from attribution.circuits.circuit import (
     select_circuit as select_circuit,
     measure_circuit as measure_circuit,
+    top_edges as top_edges,
     Circuit as Circuit,
 )
 from attribution.circuits.divergence import (

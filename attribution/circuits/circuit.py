@@ -121,7 +121,14 @@ class Circuit:
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
-    """(edge,) bool: the ``count`` best edges, those that lead to the logits."""
+    """(edge,) bool: the ``count`` best edges, those that lead to the logits.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> bool(0 < exhume.top_edges(scores, 20).sum() <= 20)
+        True
+    """
     return scores.graph.connected_to_logits(
         scores.graph.mask(scores.top(count).tolist())
     )

@@ -260,6 +260,12 @@ def stability(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> cosines = exhume.stability(states, concepts, groups=people, draws=5)
+        >>> cosines.shape, bool(cosines.min() > 0)
+        ((2, 8), True)
     """
     with suppress_warnings():
         whole = concept_vectors(activations, concepts, method, kinds=kinds)
@@ -297,6 +303,13 @@ def alignment(first: ConceptVectors, second: ConceptVectors) -> NDArray[np.float
 
     Raises:
         InputError: other concepts, sites or widths.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> mean = exhume.concept_vectors(states, concepts)
+        >>> lda = exhume.concept_vectors(states, concepts, method="lda", shrinkage=1.0)
+        >>> bool(exhume.alignment(mean, lda).min() > 0.99)
+        True
     """
     if first.concepts != second.concepts or first.vectors.shape != second.vectors.shape:
         raise InputError(
