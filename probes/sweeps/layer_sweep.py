@@ -1,5 +1,6 @@
 """What a sweep of probes over sites found."""
 
+import html
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,7 +120,7 @@ class LayerSweep:
         """A Plotly figure: AUC by site with its interval, null and control."""
         import plotly.graph_objects as go
 
-        names, figure = list(self.sites), go.Figure()
+        names, figure = [*map(html.escape, self.sites)], go.Figure()
         low, high = self.auc_interval.T
         figure.add_scatter(
             x=names + names[::-1],
@@ -130,7 +131,9 @@ class LayerSweep:
             opacity=0.3,
             hoverinfo="skip",
         )
-        figure.add_scatter(x=names, y=self.auc.tolist(), name=f"AUC, {self.target}")
+        figure.add_scatter(
+            x=names, y=self.auc.tolist(), name=html.escape(f"AUC, {self.target}")
+        )
         if np.isfinite(self.control_auc).any():
             figure.add_scatter(
                 x=names, y=self.control_auc.tolist(), name="control task"
