@@ -14,8 +14,8 @@ from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.discovery.position_limit import position_limit
+from capture.scoring import contrast
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
-from capture.scoring.contrast import score_questions
 from evidence.progress import Progress
 
 # JSON has no infinity; below this a log-probability says no more.
@@ -52,7 +52,7 @@ def score_question_sets(
     """Score named question sets; JSON-ready."""
     result = {}
     for name, each in questions.items():
-        heard = score_questions(model, each, each.encoded(tokenizer), progress)
+        heard = contrast.score_questions(model, each, each.encoded(tokenizer), progress)
         result[name] = {
             "greedy": [int(hit) for hit in heard.exact_match],
             "mean_logprob": _finite(heard.mean_logprob),
