@@ -180,6 +180,7 @@ from erasure.concept.projections import (
 from erasure.concept.inlp import IterativeNullspace as IterativeNullspace
 from erasure.concept.rlace import RelaxedAdversarial as RelaxedAdversarial
 from erasure.concept.md_pga import fit_md_pga as fit_md_pga
+from erasure.concept.moments import Moments as Moments
 from erasure.concept.affine import AffineEraser as AffineEraser
 from erasure.weights.folding import (
     fold_ as fold_,

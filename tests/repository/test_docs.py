@@ -126,8 +126,8 @@ def exists(name: str) -> bool:
             rest = parts[at + 1 :]
             return not rest or rest[0] in defined(module)
         if not (place / part).is_dir():
-            package = place / "__init__.py"
-            return at > 0 and package.is_file() and part in text_of(package)
+            packages = place.glob("__init__.py*")
+            return at > 0 and any(part in text_of(each) for each in packages)
         place /= part
     return True
 
