@@ -209,4 +209,4 @@ from testbeds.worlds.biographies import (
 )
 from testbeds.planted import plant as plant
 from testbeds.worlds.random_models import random_model as random_model
-from testbeds.worlds.smollm2 import fetch as fetch_smollm2
+from testbeds.worlds.smollm2 import fetch_smollm2 as fetch_smollm2

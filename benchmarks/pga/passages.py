@@ -14,7 +14,7 @@ from capture.network.sites import find_sites
 from evidence.progress import Progress
 from probes.sweeps.membership_test import Membership, matched_pairs, membership
 from testbeds.memorized_codes.passages import PREDICTABLE, screen, text_rows
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 CALIPER = 0.5
 
@@ -36,7 +36,7 @@ def views_of(
 
 def passages(permutations: int, progress: Progress, folder: Path | None = None) -> dict:
     """Screening of SmolLM2, then three comparisons of its states."""
-    checkpoint = open_checkpoint(fetch() if folder is None else folder)
+    checkpoint = open_checkpoint(fetch_smollm2() if folder is None else folder)
     model, tokenizer = checkpoint.load(), checkpoint.tokenizer
     found = screen(model, tokenizer)
     good = np.flatnonzero(found.valid)

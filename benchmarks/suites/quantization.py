@@ -248,9 +248,12 @@ def _codes(rows: Rows, model: nn.Module) -> None:
     except ImportError:
         print("bins: bitsandbytes is not installed; its rows are left out")
         return
-    from testbeds.worlds.smollm2 import fetch
+    from testbeds.worlds.smollm2 import fetch_smollm2
 
-    for name, each in (("bios", model), ("SmolLM2", open_checkpoint(fetch()).load())):
+    for name, each in (
+        ("bios", model),
+        ("SmolLM2", open_checkpoint(fetch_smollm2()).load()),
+    ):
         for kind in ("nf4", "fp4"):
             wrong, total = 0, 0
             for weight, turned in _matrices(each):

@@ -21,7 +21,7 @@ from capture.data.items import ItemSet, read_items
 from testbeds.planted import plant
 from testbeds.worlds.biographies import STANDARD, BiosWorld, build_bios, train_model
 from testbeds.worlds.capitals import CapitalWorld, capital_items
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 RESULT = Path(__file__).parents[2] / "results" / "known_pairs.json"
 # Starting weights and order of the second retrain, the reference.
@@ -104,7 +104,7 @@ def run_bios(seeds: list[int], root: Path) -> list[dict]:
 def run_smol(seeds: list[int], root: Path) -> list[dict]:
     """Every pair of every split of the capitals."""
     rows = []
-    checkpoint = open_checkpoint(fetch())
+    checkpoint = open_checkpoint(fetch_smollm2())
     for seed in seeds:
         world = capital_items(checkpoint, seed=seed)
         sets: dict[str, ItemSet] = {
