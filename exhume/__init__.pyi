@@ -170,8 +170,11 @@ from attribution.sae.features import rank_latents as rank_latents
 
 # Concept erasers: what no linear reader finds any more.
 from erasure.concept.leace import Leace as Leace
-from erasure.concept.label_aware import OracleLeace as OracleLeace
-from erasure.concept.quadratic import QuadraticLeace as QuadraticLeace
+from erasure.concept.label_aware import (
+    OracleLeace as OracleLeace,
+    QuadraticLeace as QuadraticLeace,
+)
+
 from erasure.concept.projections import (
     MeanDifference as MeanDifference,
     SpectralRemoval as SpectralRemoval,
