@@ -24,13 +24,14 @@ from tests.repository import cli_page
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-WRITTEN = [page for page in [*PAGES, *NOTEBOOKS] if RESULTS not in page.parents]
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {
     "benchmarks",
     "tests",
 }
+READMES = [page for top in sorted(PACKAGES) for page in (ROOT / top).rglob("README.md")]
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *READMES])
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WRITTEN = [page for page in [*PAGES, *NOTEBOOKS] if RESULTS not in page.parents]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
