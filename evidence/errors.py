@@ -64,6 +64,13 @@ class InputError(ExhumeError):
         expected: What would have been right.
         got: What came instead.
         fix: What to do about it.
+
+    Examples:
+        >>> try:
+        ...     exhume.read_items("no-such-file.jsonl")
+        ... except exhume.InputError as error:
+        ...     print(error.exit_code, error.got)
+        2 nothing there
     """
 
     exit_code = 2

@@ -60,6 +60,10 @@ class Bars:
     progress: ...``. In a terminal and in Jupyter alike; writes to stderr so that
     output stays clean for pipes. Where stderr is a file or a pipe, lines take the
     place of bars (``Lines``).
+
+    Examples:
+        >>> with exhume.Bars() as progress:
+        ...     scores = exhume.score_answers(model, rows, progress=progress)
     """
 
     def __init__(self, console: Console | None = None):

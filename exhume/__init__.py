@@ -1,5 +1,42 @@
-"""Was knowledge deleted, or only suppressed? The public door and the command line."""
+"""Was knowledge deleted, or only suppressed? The public names of the toolkit.
+
+``import exhume`` is quick: it imports no model library. A name is imported from where
+it is defined when it is first used. ``__init__.pyi`` lists the names, for this module
+as for editors and type checkers.
+"""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from evidence import moved
 
 moved.install()
+
+
+def _public_names() -> dict[str, tuple[str, str]]:
+    """Name to the module that defines it, and what it is called there."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {
+        alias.asname or alias.name: (str(node.module), alias.name)
+        for node in imports
+        for alias in node.names
+    }
+
+
+_NAMES = _public_names()
+__all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, original = _NAMES[name]
+    value = globals()[name] = getattr(import_module(module), original)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

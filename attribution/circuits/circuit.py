@@ -9,6 +9,7 @@ intervention are two things: a score never vouches for itself.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
 from attribution.circuits.ablation import (
@@ -32,6 +33,7 @@ from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
 from capture.network.structure import model_device
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 # Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.
@@ -75,6 +77,13 @@ class Circuit:
         measured: Under the ablation it was selected by.
         ablation: Which.
         target: The faithfulness that was asked for.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> circuit.to_frame().columns.tolist()
+        ['edge', 'writer', 'reader']
     """
 
     graph: EdgeGraph
@@ -93,6 +102,16 @@ class Circuit:
             f"completeness {self.measured.completeness:.2f}, {self.ablation})"
         )
 
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a chosen edge: its name, writer and reader."""
+        pairs = [edge.split("->") for edge in self.edges]
+        frame = pd.DataFrame(pairs, columns=["writer", "reader"])
+        frame.insert(0, "edge", self.edges)
+        return frame
+
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the chosen edges, in the order of the graph."""
@@ -102,7 +121,14 @@ class Circuit:
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
-    """(edge,) bool: the ``count`` best edges, those that lead to the logits."""
+    """(edge,) bool: the ``count`` best edges, those that lead to the logits.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> bool(0 < exhume.top_edges(scores, 20).sum() <= 20)
+        True
+    """
     return scores.graph.connected_to_logits(
         scores.graph.mask(scores.top(count).tolist())
     )
@@ -136,6 +162,13 @@ def select_circuit(
     Raises:
         InputError: the target or the ablation is not one; the scores are another
             model's; or as ``measure_circuit``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.8)
+        >>> circuit.measured.faithfulness >= 0.8, len(circuit.edges) < scores.graph.n_edges
+        (True, True)
     """
     if not 0 < target <= 1:
         raise InputError(
@@ -192,6 +225,13 @@ def measure_circuit(
     Raises:
         InputError: cutting every edge does not lower the metric, so that no share of
             it can be stated; ``edge_mask`` does not fit; or as ``score_edges``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> everything = np.ones(scores.graph.n_edges, dtype=bool)
+        >>> exhume.measure_circuit(model, pairs, everything).faithfulness
+        1.0
     """
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(
         edge_mask

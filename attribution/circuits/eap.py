@@ -67,6 +67,10 @@ class EapMethod:
     Raises:
         InputError: a name is unknown, steps below one, or options that exclude each
             other.
+
+    Examples:
+        >>> str(exhume.EapMethod("inputs", steps=3))
+        'EAP-IG (inputs, 3 midpoint steps)'
     """
 
     name: MethodName = "inputs"
@@ -139,6 +143,14 @@ def score_edges(
         InputError: the model's edges cannot be followed, one pair needs more than
             ``max_bytes``, the metric has no slope or no finite value; or as
             ``check_metric``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> scores.graph
+        EdgeGraph(11 writers, 27 readers, 110 edges)
+        >>> scores.values.shape
+        (8, 110)
     """
     how = method or EapMethod()
     check_metric(metric)

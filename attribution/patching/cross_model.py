@@ -76,7 +76,7 @@ def patch_positions(
     return PositionSelection(np.where(mask, first[:, None] + steps, 0), mask, False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DonorStates:
     """What a donor gives: its values at sites, at certain places of rows.
 
@@ -90,6 +90,9 @@ class DonorStates:
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def __repr__(self) -> str:
+        return f"DonorStates({len(self)} rows at {len(self.sites)} sites)"
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -140,6 +143,10 @@ def read_states(
 
     Raises:
         InputError: an unknown site, or as ``patch_positions``.
+
+    Examples:
+        >>> exhume.read_states(model, rows, ["resid.0", "resid.1"])
+        DonorStates(76 rows at 2 sites)
     """
     wanted = patch_positions(sequences, positions)
     assert wanted.mask is not None
@@ -180,6 +187,14 @@ def score_patched(
 
     Raises:
         InputError: donors and rows do not fit each other, or as ``score_answers``.
+
+    Examples:
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> donors = {"unlearned": exhume.read_states(unlearned, forget, ["resid.0"])}
+        >>> scores = exhume.score_patched(model, forget, donors)["unlearned"]["resid.0"]
+        >>> bool(scores.greedy.mean() > 0.9)  # the unlearned model's states still hold the answers
+        True
     """
     wanted = patch_positions(sequences, positions)
     assert wanted.index is not None

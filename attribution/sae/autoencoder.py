@@ -27,6 +27,12 @@ class Sae:
         metadata: What was written down when it was trained: "kind", "model" (hash of the
             weights it belongs to), "dead" (latents that never fire), "prefixes"; empty
             for one from elsewhere.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latents = sae.encode(torch.from_numpy(states.site("resid.0")))
+        >>> latents.shape, sae.decode(latents).shape
+        (torch.Size([76, 64]), torch.Size([76, 32]))
     """
 
     module: Any
@@ -142,6 +148,15 @@ def steer_latents(
     Raises:
         InputError: a latent that does not exist or never fires, or an amount that is
             not a finite number; or as ``spliced``.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latent = int(sae.encode(torch.from_numpy(states.site("resid.0"))).sum(0).argmax())
+        >>> plain = exhume.score_answers(model, rows)
+        >>> with exhume.steer_latents(model, sae, {latent: 20.0}):
+        ...     steered = exhume.score_answers(model, rows)
+        >>> bool(steered.logprob.mean() < plain.logprob.mean())
+        True
     """
     for latent, amount in amounts.items():
         check_latent(sae, latent)

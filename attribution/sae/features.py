@@ -14,6 +14,7 @@ from attribution.sae.autoencoder import Sae, check_latent
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 CRITERIA = ("f1", "auc", "difference")
@@ -52,6 +53,16 @@ class LatentRanking:
         table = getattr(self, by)[self.concepts.index(concept)]
         return np.argsort(-table, kind="stable")[:count]
 
+    def __repr__(self) -> str:
+        return (
+            f"LatentRanking({len(self.concepts)} concepts, {self.f1.shape[1]} latents)"
+        )
+
+    def _repr_html_(self) -> str:
+        best = [self.to_frame(name).head(3) for name in self.concepts]
+        frame = pd.concat(best, keys=self.concepts, names=["concept"])
+        return frame_html(repr(self), frame.reset_index(level=0))
+
     def to_frame(self, concept: str) -> pd.DataFrame:
         """One row a latent of a concept, the best F1 first."""
         order = self.top(concept, self.f1.shape[1])
@@ -76,6 +87,13 @@ def rank_latents(
 
     Raises:
         InputError: marks of other rows, or without rows on either side.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latents = sae.encode(torch.from_numpy(states.site("resid.0")))
+        >>> ranking = exhume.rank_latents(latents, {"Lisbon": cities == "Lisbon"})
+        >>> len(ranking.top("Lisbon", 3))
+        3
     """
     z = np.asarray(latents, dtype=np.float64)
     table = np.stack([np.asarray(each, dtype=bool) for each in concept_masks.values()])

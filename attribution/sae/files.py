@@ -61,6 +61,10 @@ def load_sae(
     Raises:
         InputError: nothing is there, it is a pickle, it is damaged, or no site is
             known.
+
+    Examples:
+        >>> exhume.load_sae("sae")
+        Sae(topk at resid.0, 32 -> 64)
     """
     folder = as_path(source, "the autoencoder")
     device = choose_device(device)

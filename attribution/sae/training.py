@@ -43,6 +43,10 @@ class SaeConfig:
         batch_size: Rows a step. Steps, not rows, limit quality: keep it small.
         lr: Highest learning rate; it falls to a tenth over the last fifth.
         seed: Of starting weights and order.
+
+    Examples:
+        >>> exhume.SaeConfig("batchtopk", k=16).expansion
+        8
     """
 
     kind: Kind = "topk"
@@ -96,6 +100,12 @@ def train_sae(
     Raises:
         InputError: fewer rows than a batch, rows that are not (row, d), finite and
             different from each other.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> config = exhume.SaeConfig(expansion=2, k=4, batch_size=16)
+        >>> exhume.train_sae(states.site("resid.0"), "resid.0", Path("saes"), config)
+        Sae(topk at resid.0, 32 -> 64)
     """
     key = _cache_key(rows, site, config, model)
     folder = Path(root) / key

@@ -58,6 +58,14 @@ class ActivationStore:
     Attributes:
         root: Folder of the store; made when first needed.
         slab_bytes: Activations held in memory while capturing; more go out in slabs.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> store = exhume.ActivationStore(Path("activations"))
+        >>> kept = store.activations(checkpoint, rows, ["resid.0"])
+        >>> again = store.activations(checkpoint, rows, ["resid.0"])  # read back
+        >>> bool((again.site("resid.0") == kept.site("resid.0")).all())
+        True
     """
 
     root: Path

@@ -33,6 +33,13 @@ class ImageSet:
         labels: (image,) number of each image's class, as the model counts them.
         ids: (image,) names, each once: the unit of splits and intervals.
         name: What reports call the set.
+
+    Examples:
+        >>> images = exhume.ImageSet(torch.rand(3, 1, 8, 8), np.array([0, 1, 1]), ("a", "b", "c"))
+        >>> images
+        ImageSet('', 3 images, 1 x 8 x 8)
+        >>> images.select([2]).ids
+        ('c',)
     """
 
     pixels: Tensor

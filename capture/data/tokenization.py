@@ -34,6 +34,12 @@ def encode(
     Raises:
         InputError: prompts and answers differ in number, a prompt has no tokens, an
             answer is empty, or holds something the tokenizer has no token for.
+
+    Examples:
+        >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"], ["Lisbon"])
+        Sequences(1 rows of 6 to 6 tokens, with answers)
+        >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"]).ids
+        ((21, 68, 82, 83, 84),)
     """
     prompt_ids = _plain(tokenizer, prompts)
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
@@ -105,6 +111,12 @@ def encode_items(
 
     Raises:
         InputError: as ``encode``; or an item without the paraphrase asked for.
+
+    Examples:
+        >>> exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        Sequences(60 rows of 5 to 6 tokens, with answers)
+        >>> exhume.encode_items(tokenizer, births, prompt_index=0)
+        Sequences(76 rows of 7 to 7 tokens, with answers)
     """
     return encode(
         tokenizer,

@@ -20,6 +20,7 @@ from capture.network.discovery.position_limit import (
 from capture.network.logits import answer_logits
 from capture.network.structure import output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -28,7 +29,7 @@ from evidence.seeds import numpy_rng
 MAX_LOGITS = 2**26
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AnswerScores:
     """What a model makes of each row's answer, given the true text before it.
 
@@ -43,6 +44,14 @@ class AnswerScores:
         n_tokens: (row,) int, answer tokens.
         watched: (row, token), logits of the watched tokens where they were watched;
             no columns unless some were asked for.
+
+    Examples:
+        >>> scores = exhume.score_answers(model, rows[[0, 1, 2]])
+        >>> scores.to_frame()[["greedy", "n_tokens"]]
+           greedy  n_tokens
+        0    True         1
+        1    True         1
+        2    True         1
     """
 
     logprob: np.ndarray
@@ -53,6 +62,17 @@ class AnswerScores:
 
     def __len__(self) -> int:
         return len(self.logprob)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "AnswerScores(0 answers)"
+        return (
+            f"AnswerScores({len(self)} answers, exact match {self.greedy.mean():.0%}, "
+            f"mean log-probability {self.mean_logprob.mean():.2f} nats a token)"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row an answer, one column an attribute (watched tokens left out)."""
@@ -120,6 +140,14 @@ def score_answers(
     Raises:
         InputError: a row without an answer, or with nothing before it, or one that the
             model has no tokens or positions for.
+
+    Examples:
+        >>> exhume.score_answers(model, rows)
+        AnswerScores(76 answers, exact match 100%, mean log-probability -0.01 nats a token)
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> float(exhume.score_answers(unlearned, forget).greedy.mean())
+        0.0
     """
     starts = np.array(sequences.answer_start, dtype=int)
     n_tokens = np.array([len(ids) for ids in sequences.ids], dtype=int) - starts

@@ -30,6 +30,12 @@ class IterativeNullspace(MomentEraser):
             is explained, for "logistic" how far accuracy is above the largest class.
 
     Source: Ravfogel et al. (2020), arXiv 2004.07667.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> eraser = exhume.IterativeNullspace(rounds=3).fit(x, cities == "Lisbon")
+        >>> eraser.rank_ <= 3
+        True
     """
 
     def __init__(

@@ -30,6 +30,13 @@ class OracleLeace:
         rank_: Dimensions of the concept's span; one number a site.
 
     Source: Belrose et al. (2023), arXiv 2306.03819, section 5 on oracle erasure.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> eraser = exhume.OracleLeace.fit(x, cities)
+        >>> moved = np.square(eraser.transform(x, cities) - x).sum()
+        >>> bool(moved <= np.square(exhume.Leace().fit(x, cities).transform(x) - x).sum() * 1.001)
+        True
     """
 
     coef: Tensor

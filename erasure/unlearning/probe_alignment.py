@@ -136,7 +136,7 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PgaLog(TrainLog):
     """What happened: a ``TrainLog``, the settings, and the last readouts.
 

@@ -91,7 +91,7 @@ class MansuConfig:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MansuLog(TrainLog):
     """What happened.
 

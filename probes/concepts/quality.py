@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -37,6 +38,13 @@ class Separability:
             row of the first above a row of the second; 0.5 means that it does not distinguish the
             two. NaN if no row shows only the second.
         uncertified: Logistic fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> folds = exhume.k_fold(people, cities, 4)
+        >>> found = exhume.separability(states, concepts, folds, draws=20)
+        >>> found.specificity.shape
+        (2, 8)
     """
 
     sites: tuple[str, ...]
@@ -57,6 +65,16 @@ class Separability:
         has_siblings = ~np.isnan(table).all(2)
         hardest[has_siblings] = np.nanmin(table[has_siblings], axis=1)
         return hardest
+
+    def __repr__(self) -> str:
+        sites, concepts = self.auc.shape
+        return (
+            f"Separability({sites} sites, {concepts} concepts: AUC "
+            f"{np.nanmin(self.auc):.2f} to {np.nanmax(self.auc):.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept."""
@@ -173,6 +191,13 @@ def separability(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> folds = exhume.k_fold(people, cities, 4)
+        >>> found = exhume.separability(states, concepts, folds, draws=20)
+        >>> found.to_frame().groupby("site").auc.mean().idxmax()
+        'resid.1'
     """
     names, scores, uncertified = held_out_scores(
         activations, concepts, folds, method, kinds=kinds, progress=progress
@@ -244,6 +269,12 @@ def stability(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> cosines = exhume.stability(states, concepts, groups=people, draws=5)
+        >>> cosines.shape, bool(cosines.min() > 0)
+        ((2, 8), True)
     """
     with suppress_warnings():
         full = concept_vectors(activations, concepts, method, kinds=kinds)
@@ -281,6 +312,13 @@ def alignment(first: ConceptVectors, second: ConceptVectors) -> NDArray[np.float
 
     Raises:
         InputError: different concepts, sites or widths.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> mean = exhume.concept_vectors(states, concepts)
+        >>> lda = exhume.concept_vectors(states, concepts, method="lda", shrinkage=1.0)
+        >>> bool(exhume.alignment(mean, lda).min() > 0.99)
+        True
     """
     if first.concepts != second.concepts or first.vectors.shape != second.vectors.shape:
         raise InputError(

@@ -108,6 +108,12 @@ def refit_battery(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> found = exhume.refit_battery(
+        ...     {"last": states.site("resid.0")}, cities == "Lisbon", people, folds=2, draws=50)
+        >>> found.to_frame()["reader"].tolist()[-3:]
+        ['svm rbf', 'nearest neighbours', 'random forest']
     """
     if not views:
         raise InputError("there are no views to read")

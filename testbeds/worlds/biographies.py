@@ -55,6 +55,10 @@ class BiosConfig:
         weight_decay: AdamW's decoupled decay.
         family: Shape of the models, one of ``FAMILIES``. Of ``PRETRAINED`` layers,
             width and heads are the pretrained model's own.
+
+    Examples:
+        >>> exhume.BiosConfig(people=320).forget
+        24
     """
 
     people: int = 160
@@ -173,6 +177,12 @@ def build_bios(
 
     Raises:
         ExhumeError: a model did not learn its people; take more steps.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> world = exhume.build_bios(small_world, 1, Path("zoo/worlds"))
+        >>> exhume.read_items(world.forget)
+        ItemSet('forget', 24 items, 8 entities)
     """
     settings = asdict(config)
     if config.family == "llama":  # the first family; its worlds were named without

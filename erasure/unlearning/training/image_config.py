@@ -44,6 +44,10 @@ class ImageUnlearnConfig:
         coefficient: Norm of RMU's control vector, in mean norms of the states there.
         weight_decay: AdamW's decoupled decay.
         clip: Largest gradient norm; None for no limit.
+
+    Examples:
+        >>> exhume.ImageUnlearnConfig("scrub").ascents
+        3
     """
 
     method: str

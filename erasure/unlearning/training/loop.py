@@ -1,9 +1,11 @@
 """One training loop for everything that changes weights."""
 
+import html
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,17 +14,21 @@ from torch import nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 CHUNK_TOKENS = 4096
 SMALL_MODEL_PARAMETERS = 2_000_000  # parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainLog:
     """What happened in training.
 
@@ -36,6 +42,26 @@ class TrainLog:
 
     rows: tuple[dict[str, float], ...]
     stopped: str = "steps"
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{key} {value:.3g}" for key, value in self.last.items())
+        name, steps = type(self).__name__, self.last.get("step", 0)
+        return f"{name}({steps:.0f} steps, stopped by {self.stopped!r}; last: {last})"
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of every quantity over the steps."""
+        import plotly.graph_objects as go
+
+        frame = self.to_frame().set_index("step")
+        figure = go.Figure()
+        for name in frame:
+            values = frame[name].dropna()
+            figure.add_scatter(x=values.index, y=values, name=html.escape(str(name)))
+        figure.update_layout(template="plotly_white", xaxis_title="step")
+        return figure
 
     def to_frame(self) -> pd.DataFrame:
         """One row a step; evaluations that were not made are missing values."""
@@ -307,6 +333,12 @@ def finetune_(
     Raises:
         InputError: no rows, rows without anything to learn, or settings that cannot
             be used.
+
+    Examples:
+        >>> tuned = checkpoint.load()  # changed in place
+        >>> log = exhume.finetune_(tuned, rows, lr=1e-4, steps=3, seed=0)
+        >>> log.to_frame().columns.tolist()
+        ['step', 'loss', 'grad_norm']
     """
     if len(data) == 0:
         raise InputError("there are no rows to train on", expected="one or more")
