@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import exhume
 from tests.repository import cli_page
 
 ROOT = Path(__file__).parents[2]
@@ -127,8 +128,7 @@ def exists(name: str) -> bool:
             rest = parts[at + 1 :]
             return not rest or rest[0] in defined(module)
         if not (place / part).is_dir():
-            package = place / "__init__.py"
-            return at > 0 and package.is_file() and part in text_of(package)
+            return name.startswith("exhume.") and parts[1] in exhume.__all__
         place /= part
     return True
 
@@ -196,6 +196,9 @@ def test_examples_parse_and_import_what_exists(page, code):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             wrong += [name for name in names if not exists(name)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id == "exhume" and node.attr not in exhume.__all__:
+                wrong.append(f"exhume.{node.attr}")
     assert not wrong
 
 
