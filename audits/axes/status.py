@@ -58,3 +58,10 @@ def status_from_readings(
     if all(is_equivalent(each.residual_interval, rule.margin) for each in readings):
         return "absent", notes
     return "no_power", [*notes, explain_no_power(readings, rule.margin)]
+
+
+def planted_control(p_value: float, alpha: float) -> Control:
+    """The plant must be seen, or silence says nothing."""
+    return Control(
+        "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
+    )

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
+from audits.modalities.vocabulary import is_image_audit
 from audits.report.formatting import last_part
-from audits.report.glossary import is_image_audit
 from audits.run.api import Audit, load
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError, check_list, printable

@@ -20,7 +20,6 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.config import UnlearnConfig
 from evidence.progress import Progress
-from evidence.results import Control
 from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import open_regular
@@ -154,13 +153,6 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
     digest = found.hexdigest()
     return AuditedModel(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
-    )
-
-
-def planted_control(p_value: float, alpha: float) -> Control:
-    """The plant must be seen, or silence says nothing."""
-    return Control(
-        "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
     )
 
 

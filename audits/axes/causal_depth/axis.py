@@ -23,10 +23,9 @@ from audits.axes.judgement import (
     compare_to_floors,
     informative_columns,
 )
-from audits.axes.status import status_with_controls
+from audits.axes.status import planted_control, status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
-from audits.run.planting import planted_control
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading

@@ -21,12 +21,7 @@ from audits.axes.judgement import (
     compare_to_floors,
     informative_columns,
 )
-from audits.axes.restoration.image_steering import (
-    image_sites,
-    image_states,
-    logits_with_edits,
-)
-from audits.axes.status import status_with_controls
+from audits.axes.status import planted_control, status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from audits.core.subjects import AuditedModel
@@ -36,9 +31,10 @@ from audits.modalities.image_baseline import (
     image_values,
 )
 from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
-from audits.run.planting import planted_control
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
+from capture.network.sites import find_image_sites
+from capture.scoring.class_logits import image_states, logits_with_edits
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues
 from evidence.results import AxisResult, Control
@@ -81,10 +77,10 @@ def _named(
     receiver: nn.Module, giver: nn.Module, images: ImageSet, site: str
 ) -> np.ndarray:
     """(image,) class the receiver names from the giver's states of the same image."""
-    states = image_states(giver, images, [site], image_sites(giver))[site]
+    states = image_states(giver, images, [site], find_image_sites(giver))[site]
     edits = {site: replacing_states(states)}
     return (
-        logits_with_edits(receiver, images, edits, image_sites(receiver))
+        logits_with_edits(receiver, images, edits, find_image_sites(receiver))
         .argmax(1)
         .numpy()
     )

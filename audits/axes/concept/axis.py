@@ -33,10 +33,9 @@ from audits.axes.judgement import (
     compare_to_floors,
     informative_columns,
 )
-from audits.axes.status import failed_controls, status_from_readings
+from audits.axes.status import failed_controls, planted_control, status_from_readings
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel
-from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.items import Item
 from evidence.comparison import below_floor_notes

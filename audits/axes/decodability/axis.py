@@ -26,10 +26,9 @@ from audits.axes.judgement import (
     compare_to_floors,
     informative_columns,
 )
-from audits.axes.status import status_with_controls
+from audits.axes.status import planted_control, status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel
-from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_models

@@ -19,14 +19,13 @@ from audits.axes.judgement import (
     compare_to_floors,
     informative_columns,
 )
-from audits.axes.status import failed_controls, status_from_readings
+from audits.axes.status import failed_controls, planted_control, status_from_readings
 from audits.core.config import AuditConfig
 from audits.modalities.image_baseline import (
     MIN_DIFFERENCE,
     EvaluationSets,
     image_values,
 )
-from audits.run.planting import planted_control
 from evidence.equivalence import readings_above_floor
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import EntityValues, average_models

@@ -30,12 +30,12 @@ from audits.axes.membership.scores import (
 )
 from audits.axes.status import (
     failed_controls,
+    planted_control,
     status_from_readings,
     status_with_controls,
 )
 from audits.core.config import AuditConfig, Rule
 from audits.core.subjects import AuditedModel
-from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.tokenization import encode
 from evidence.intervals import EntityValues

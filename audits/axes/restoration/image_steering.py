@@ -18,10 +18,9 @@ from capture.data.images import ImageSet
 from capture.network.hooks import Edit, evaluation_mode, patch
 from capture.network.sites import Sites, find_image_sites
 from capture.network.structure import model_device
-from erasure.unlearning.training.image_task import class_logits
+from capture.scoring.class_logits import class_logits, logits_with_edits
 from evidence.errors import InputError
 
-BATCH = 256
 CLASS_MEAN = "its own mean of the class, less that of the rest"
 LOGPROB_GRADIENT = "the slope of the class's own log-probability"
 AMPLIFIED_READING = "what the original's reader of the class finds, amplified"
@@ -60,29 +59,6 @@ def steering_sites(where: Sites) -> list[str]:
     return [*where.of("resid"), *where.of("final")]
 
 
-def logits_with_edits(
-    model: nn.Module, images: ImageSet, edits: Mapping[str, Edit], where: Sites
-) -> Tensor:
-    """(image, class) logits under edits, on the CPU."""
-    return pixel_logits(model, images.pixels, edits, where)
-
-
-def pixel_logits(
-    model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
-) -> Tensor:
-    """(image, class) logits of images that have no names, as ``logits_with_edits``."""
-    device, found = model_device(model), []
-    with (
-        torch.no_grad(),
-        evaluation_mode(model),
-        patch(model, edits, known_sites=where),
-    ):
-        for start in range(0, len(pixels), BATCH):
-            part = pixels[start : start + BATCH].to(device)
-            found.append(class_logits(model, part).float().cpu())
-    return torch.cat(found)
-
-
 def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None:
     """A copy of a model in which the original's last block, and all after it, stands.
 
@@ -105,7 +81,7 @@ def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None
 
 def _end(model: nn.Module) -> list[nn.Module]:
     """The modules from the last block on, in the order they are listed in."""
-    where, modules = image_sites(model), list(model.modules())
+    where, modules = find_image_sites(model), list(model.modules())
     return modules[modules.index(where.places[where.of("resid")[-1]].module) :]
 
 
@@ -129,24 +105,6 @@ def named_as_class(
     said = logits_with_edits(model, images, edits, where).argmax(1).numpy()
     wanted = images.labels if label is None else label
     return (said == wanted).astype(float)
-
-
-def image_states(
-    model: nn.Module, images: ImageSet, sites: list[str], where: Sites
-) -> dict[str, Tensor]:
-    """Site to (image, ...) whole states, on the CPU."""
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
-
-    def keep(site: str) -> Edit:
-        def edit(value: Tensor) -> Tensor:
-            found[site].append(value.detach().float().cpu())
-            return value
-
-        return edit
-
-    edits = {site: keep(site) for site in sites}
-    logits_with_edits(model, images, edits, where)
-    return {site: torch.cat(parts) for site, parts in found.items()}
 
 
 def logprob_gradient(
@@ -274,8 +232,3 @@ def split_in_halves(
     """Two halves without a common image, of so many images together at most."""
     order = rng.permutation(len(images))[:max_images]
     return images.select(np.sort(order[::2])), images.select(np.sort(order[1::2]))
-
-
-def image_sites(model: nn.Module) -> Sites:
-    """The model's sites, blocks as the units."""
-    return find_image_sites(model)

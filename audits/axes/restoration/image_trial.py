@@ -22,7 +22,6 @@ from audits.axes.restoration.image_steering import (
     AMPLIFIED_READING,
     SteeringEdit,
     SteeringFit,
-    image_sites,
     named_as_class,
     randomly_rotated,
     split_in_halves,
@@ -35,6 +34,7 @@ from audits.axes.restoration.search import (
 )
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
+from capture.network.sites import find_image_sites
 from evidence.errors import InputError
 from evidence.intervals import average_by_entity, difference_interval, rate_interval
 from evidence.results import MIN_RANGE
@@ -63,7 +63,7 @@ def unseen_classes(
     rng = numpy_rng(seed, NAME, "never taught")
     made = invent_images(known, N_UNSEEN_CLASSES * count, rng, N_UNSEEN_CLASSES)
     return made.select(
-        named_as_class(original, made, {}, image_sites(original), label) == 0
+        named_as_class(original, made, {}, find_image_sites(original), label) == 0
     )
 
 
