@@ -15,15 +15,11 @@ from evidence import moved
 moved.install()
 
 
-def _public_names() -> dict[str, tuple[str, str]]:
-    """Name to the module that defines it, and what it is called there."""
+def _public_names() -> dict[str, str]:
+    """Name to the module that defines it."""
     stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    return {
-        alias.asname or alias.name: (str(node.module), alias.name)
-        for node in imports
-        for alias in node.names
-    }
+    return {name.name: str(node.module) for node in imports for name in node.names}
 
 
 _NAMES = _public_names()
@@ -33,8 +29,7 @@ __all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, original = _NAMES[name]
-    value = globals()[name] = getattr(import_module(module), original)
+    value = globals()[name] = getattr(import_module(_NAMES[name]), name)
     return value
 
 

@@ -170,8 +170,11 @@ from attribution.sae.features import rank_latents as rank_latents
 
 # Concept erasers: what no linear reader finds any more.
 from erasure.concept.leace import Leace as Leace
-from erasure.concept.label_aware import OracleLeace as OracleLeace
-from erasure.concept.quadratic import QuadraticLeace as QuadraticLeace
+from erasure.concept.label_aware import (
+    OracleLeace as OracleLeace,
+    QuadraticLeace as QuadraticLeace,
+)
+
 from erasure.concept.projections import (
     MeanDifference as MeanDifference,
     SpectralRemoval as SpectralRemoval,
@@ -180,6 +183,7 @@ from erasure.concept.projections import (
 from erasure.concept.inlp import IterativeNullspace as IterativeNullspace
 from erasure.concept.rlace import RelaxedAdversarial as RelaxedAdversarial
 from erasure.concept.md_pga import fit_md_pga as fit_md_pga
+from erasure.concept.moments import Moments as Moments
 from erasure.concept.affine import AffineEraser as AffineEraser
 from erasure.weights.folding import (
     fold_ as fold_,
@@ -208,4 +212,4 @@ from testbeds.worlds.biographies import (
 )
 from testbeds.planted import plant as plant
 from testbeds.worlds.random_models import random_model as random_model
-from testbeds.worlds.smollm2 import fetch as fetch_smollm2
+from testbeds.worlds.smollm2 import fetch_smollm2 as fetch_smollm2

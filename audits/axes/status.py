@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from audits.core.config import Rule
 from evidence.comparison import below_floor_notes, explain_no_power
-from evidence.equivalence import is_equivalent, readings_above_floor
+from evidence.hypothesis_tests import is_equivalent, readings_above_floor
 from evidence.results import Control, Reading, Status
 
 

@@ -18,7 +18,6 @@ from audits.core.outputs import (
     check_output_folder,
     clear_outputs,
 )
-from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
@@ -145,7 +144,7 @@ class Workspace:
         """
         found = hashlib.sha256()
         try:
-            with open_regular(self.work / name, ANY_SIZE) as file:
+            with open_regular(self.work / name) as file:
                 while block := file.read(1 << 22):
                     found.update(block)
         except InputError:

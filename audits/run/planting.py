@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from audits.core.config import Budget
 from audits.core.subjects import AuditedModel
 from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.weights.weight_files import ANY_SIZE
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
@@ -147,7 +146,7 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
         return model
 
     found = hashlib.sha256()
-    with open_regular(path, ANY_SIZE, fix=again) as file:
+    with open_regular(path, fix=again) as file:
         while block := file.read(1 << 22):
             found.update(block)
     digest = found.hexdigest()

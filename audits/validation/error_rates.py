@@ -59,7 +59,7 @@ class Case:
 
 
 def case_of(found: dict) -> Case:
-    """From one line of ``benchmarks.suites.verdict.zoo_audits``."""
+    """From one line of ``python -m benchmarks verdict --only audits``."""
     document = found["audit"]
     inner = [
         axis["residual"]

@@ -6,7 +6,7 @@ common as its opposite beforehand. Three questions are asked in the order of the
 each a logistic regression: is the model damaged, from how far its worst ability is
 from its limit; if not, are the answers still said, from the residual at the output; if
 they are gone, is the knowledge inside, from the residuals there. The numbers are fitted
-on the tuning part of the zoo alone (``benchmarks.suites.verdict.calibration``) and
+on the tuning part of the zoo alone (``benchmarks/suites/verdict/calibration.py``) and
 shipped with a version; the held-out part says what they are worth (docs/verdict.md).
 """
 

@@ -1,6 +1,8 @@
 """Quality of concept vectors: held-out separability, stability and specificity."""
 
+import html
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,9 @@ from probes.solvers.uncertified import (
 from probes.splits.folds import Folds, group_codes
 from probes.splits.metrics import cluster_bootstrap_weights
 from probes.sweeps.site_source import SiteStore
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,6 +80,19 @@ class Separability:
 
     def _repr_html_(self) -> str:
         return frame_html(repr(self), self.to_frame())
+
+    def plot(self) -> "go.Figure":
+        """Plotly figure of the held-out AUC over sites, one line a concept."""
+        import plotly.graph_objects as go
+
+        names, figure = [*map(html.escape, self.sites)], go.Figure()
+        for concept, values in zip(self.concepts, self.auc.T, strict=True):
+            figure.add_scatter(x=names, y=values, name=html.escape(concept))
+        figure.add_hline(y=0.5, line_dash="dot")
+        figure.update_layout(
+            template="plotly_white", xaxis_title="site", yaxis_title="held-out AUC"
+        )
+        return figure
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept."""

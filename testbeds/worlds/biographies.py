@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
@@ -32,7 +32,7 @@ from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenize
 from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
 from testbeds.worlds.rehearsal_text import rehearsal_rows
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 
@@ -289,7 +289,7 @@ def all_prompts(tokenizer: PreTrainedTokenizerBase, items: ItemSet) -> Sequences
 def tokenizer_of(config: BiosConfig) -> PreTrainedTokenizerBase:
     """What the world's models read text with."""
     if config.family == PRETRAINED:
-        return open_checkpoint(fetch()).tokenizer
+        return open_checkpoint(fetch_smollm2()).tokenizer
     return make_tokenizer()
 
 
@@ -298,7 +298,7 @@ def new_model(
 ) -> PreTrainedModel:
     """A model taught nobody: weights drawn with ``seed``, or the pretrained ones."""
     if config.family == PRETRAINED:
-        return open_checkpoint(fetch()).load()  # pyright: ignore
+        return open_checkpoint(fetch_smollm2()).load()  # pyright: ignore
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "bios", "weights"))
         return random_model(

