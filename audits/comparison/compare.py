@@ -18,7 +18,8 @@ import pandas as pd
 from audits.modalities.vocabulary import is_image_audit
 from audits.report.formatting import last_part
 from audits.run.api import Audit, load
-from evidence.errors import InputError, check_list
+from evidence.display.html_table import frame_html
+from evidence.errors import InputError, check_list, printable
 from evidence.storage.files import utf8_path
 from evidence.storage.regular_files import as_path
 
@@ -35,6 +36,13 @@ class Comparison:
         audits: The audits.
         differences: What was not the same for all of them, in sentences; empty where
             verdicts may be compared.
+
+    Examples:
+        >>> found = exhume.compare(["finished", "finished-behaviour"])
+        >>> found.to_frame()[["audit", "verdict", "said_before", "said"]].round(2)
+                        audit       verdict  said_before  said
+        0            finished    suppressed          1.0   0.0
+        1  finished-behaviour  inconclusive          1.0   0.0
     """
 
     names: tuple[str, ...]
@@ -56,7 +64,11 @@ class Comparison:
             f"{name}: {each.verdict}"
             for name, each in zip(self.names, self.audits, strict=True)
         ]
-        return "\n".join([*lines, *(f"! {each}" for each in self.differences)])
+        lines += [f"! {each}" for each in self.differences]
+        return "\n".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        return frame_html("\n".join(self.differences) or "Audits", self.to_frame())
 
 
 def compare(folders: Sequence[Path | str]) -> Comparison:
@@ -67,6 +79,13 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
 
     Raises:
         InputError: fewer than two, one named twice, or one that holds no audit.
+
+    Examples:
+        >>> exhume.compare(["finished", "finished-behaviour"])
+        finished: suppressed
+        finished-behaviour: inconclusive
+        ! Not the same axes. ["behaviour", "decodability"]: finished; ["behaviour"]:
+        finished-behaviour.
     """
     places = [as_path(each, "an audit") for each in check_list(folders, "audits")]
     if len(places) < 2:

@@ -164,8 +164,8 @@ def original_scores(
     with original.loaded(device) as model:
         heard = score_questions(model, questions, questions.encoded(tokenizer))
     return {
-        what: average_by_entity(getattr(heard, what), questions.entities)
-        for what in ("said", "contrast")
+        "said": average_by_entity(heard.exact_match, questions.entities),
+        "contrast": average_by_entity(heard.contrast, questions.entities),
     }
 
 

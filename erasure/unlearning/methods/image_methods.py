@@ -75,6 +75,15 @@ def unlearn_images_(
     Raises:
         InputError: There are no images, the forget images have several labels, or a retain image
             has theirs.
+
+    Examples:
+        >>> classifier = exhume.open_checkpoint("classifier").load()
+        >>> with np.load("forget.npz") as forget, np.load("retain.npz") as retain:
+        ...     sets = [(torch.from_numpy(f["image"]), torch.from_numpy(f["label"]))
+        ...             for f in (forget, retain)]
+        >>> config = exhume.ImageUnlearnConfig("grad_ascent", steps=2)
+        >>> exhume.unlearn_images_(classifier, *sets, config, seed=0).stopped
+        'steps'
     """
     _check(forget, retain)
     if config.method == "ssd":
