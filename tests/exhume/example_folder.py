@@ -1,7 +1,7 @@
 """The folder in which the examples of docstrings are run, and what is there before.
 
 Its models are the packed ones of the golden audits: small, trained, and the same
-everywhere. ``SETUP`` is what ``docs/reference/api.md`` says was typed first.
+everywhere. ``SETUP`` is the setup that ``docs/reference/api.md`` shows.
 """
 
 import shutil
