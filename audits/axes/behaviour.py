@@ -1,4 +1,4 @@
-"""Is it gone at the output, and does it stay gone in other words?"""
+"""Behaviour axis: are the answers gone at the output, under every paraphrase?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ SAID, TOLD = "said in full", "told from the others"
 
 
 def kept_rows(questions: Questions, original: dict[str, Any]) -> np.ndarray:
-    """(row,) True where the original itself gives the answer in that wording."""
+    """(row,) True where the original itself gives the answer to that prompt."""
     return said(original).greedy > 0
 
 
@@ -29,15 +29,13 @@ def run_behaviour(
     config: AuditConfig,
     notes: Sequence[str],
 ) -> AxisResult:
-    """The axis, from scores already taken.
+    """Judge the axis from baseline scores.
 
     Args:
-        forget: Forget questions in every wording.
+        forget: Forget questions with every paraphrase.
         never: Never-taught questions.
-        scores: By role: ``forget`` and ``never_taught`` (as ``score_questions``) and
-            ``ratios`` (as ``truth_ratios``).
-        config: Settings.
-        notes: Sentences to pass on.
+        scores: By role: ``forget`` and ``never_taught`` (as ``score_questions``) and ``ratios``
+            (as ``truth_ratios``).
     """
     known = kept_rows(forget, scores["original"]["forget"])
     asked = forget.keep(known)
@@ -141,15 +139,15 @@ def run_behaviour(
 def status_of(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """Kept, gone, or between the two."""
+    """Decide between retained, absent and neither."""
     if not all(each.passed for each in controls if each.required):
         return "control_failed", []
     main = readings[0]
     low, high = main.residual_interval
     if main.p_value < rule.alpha and low > rule.still_there:
         return "retained", []
-    # At the output only what is left counts: an answer said less often than by a
-    # model that never knew it is as gone as one said equally often.
+    # One-sided: an answer given less often than by a model that never knew it is as absent as
+    # one given equally often.
     if high < rule.margin:
         return "absent", []
     return "no_power", [

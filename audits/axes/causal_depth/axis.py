@@ -1,13 +1,13 @@
-"""Do the original's later blocks still find the forgotten facts in the candidate?
+"""Causal-depth axis: cross-model activation patching from the candidate into the original.
 
-The candidate's states where it would begin to answer are put into the original while
-the original reads the same question about an invented entity. Answers it then gives
-beyond the floor came with those states. What an edit of later blocks hides is carried
-in full by every layer before it: the largest reading over layers, which is one less
-the smallest loss, is the telling one. Beside it stands the Unlearning Depth Score.
+The candidate's hidden states at the last prompt token replace the original's while the original
+reads the same question about an invented entity. Answers beyond the floor can only come from
+those states. An edit of later blocks leaves every earlier layer intact, so the largest reading
+over layers (one minus the smallest loss) decides. The Unlearning Depth Score is reported beside
+it.
 
-Source: activation patching between models after UDS (arXiv 2605.24614); that the
-receiver reads of somebody else is ours, so that it cannot answer from its own memory.
+Source: cross-model patching after UDS (arXiv 2605.24614). The unrelated receiver prompt is
+ours; it keeps the original from answering from its own memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,16 +32,16 @@ QUESTION = "Do the original's later blocks still find the facts in the candidate
 TOLD = "carried states, told from the others"
 SAID = "carried states, said"
 LABEL = "share of other answers outranked from carried states (chance 0.5)"
-# Of the original's excess over chance on facts to keep, what a layer must carry over.
+# Share of the original's excess over chance on retain facts that a layer must transfer.
 CHANNEL = 0.5
 
 
 class Carried:
-    """The tables of ``audits.axes.causal_depth.state_transfer.carry`` by entity.
+    """Patched scores (``state_transfer.transfer_states``) by entity.
 
     Args:
-        exams: The exams by name.
-        found: What ``carry`` returned for them.
+        exams: Patching prompts by part.
+        found: The result of ``transfer_states`` for them.
     """
 
     def __init__(self, exams: Mapping[str, Exam], found: dict[str, Any]):
@@ -49,7 +49,7 @@ class Carried:
         self.sites: list[str] = found["sites"]
 
     def roles(self, exam: str) -> list[str]:
-        """Roles whose states were put in."""
+        """Roles whose states were patched in."""
         return list(self.found["scores"][exam])
 
     def table(self, exam: str, role: str, what: str) -> np.ndarray:
@@ -57,12 +57,12 @@ class Carried:
         return np.array(self.found["scores"][exam][role][what], dtype=np.float64)
 
     def values(self, exam: str, role: str, what: str) -> EntityValues:
-        """(entity, site) ``said`` or ``told``."""
+        """(entity, site) ``said`` (exact match) or ``told`` (contrast)."""
         entities = self.exams[exam].questions.entities
         return by_entity(self.table(exam, role, what), entities)
 
     def mean(self, exam: str, role: str, what: str = "told") -> np.ndarray:
-        """(site,), every entity counting once."""
+        """(site,) mean over entities."""
         return self.values(exam, role, what).mean
 
 
@@ -73,15 +73,13 @@ def judge(
     notes: Sequence[str],
     reverse: Carried | None = None,
 ) -> AxisResult:
-    """The axis result from the tables.
+    """Judge the axis from the patched scores.
 
     Args:
-        carried: Exams "forget", "never_taught", "retain", "own" and "stranger", and
-            "other" where entities have several facts.
-        config: Settings.
-        damage: What preflight found of the candidate's usefulness.
-        notes: Sentences to pass on.
-        reverse: Exam "own" with the candidate as the receiver.
+        carried: Parts "forget", "never_taught", "retain", "own" and "stranger", and "other"
+            where entities have several facts.
+        damage: Utility of the candidate.
+        reverse: Part "own" with the candidate as the receiver.
     """
     alpha = config.rule.alpha
     ceiling = carried.values("forget", "original", "told")
@@ -92,7 +90,7 @@ def judge(
         numpy_rng(config.seed, NAME, "original"),
         config.budget.permutations,
     )
-    # Only layers whose states carry the facts in the original itself say anything.
+    # Only layers whose states carry the facts in the original itself are informative.
     strong = telling(power, config.rule)
     own, recalled = _recalled(carried, strong)
     channel, kept = _channel(carried)
@@ -139,11 +137,14 @@ def judge(
 
 
 def _recalled(carried: Carried, strong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(site,) layers in use, and what the original says that no state was asked for.
+    """Mask of usable sites, and the share that the original recalls by itself.
 
-    States that were read where another fact of the entity was asked for hold who is
-    meant. Where they make the original say this fact all the same, its later blocks
-    recall it, whoever's states they are, and the layer says nothing of the candidate.
+    States read from a question about another fact of the entity identify the entity, not the
+    scored fact. Where they make the original give this fact all the same, its later blocks
+    recall the fact by themselves, and the layer says nothing about the candidate.
+
+    Returns:
+        (site,) mask and (site,) share of the original's exact match.
     """
     if "other" not in carried.exams:
         return strong, np.zeros(len(carried.sites))
@@ -153,10 +154,13 @@ def _recalled(carried: Carried, strong: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _channel(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
-    """(site,) where the candidate's states can be read at all, and the share kept.
+    """Sites where the candidate's states are readable at all, and the share transferred.
 
-    A model trained from other starting weights keeps its facts in other directions;
-    that nothing forgotten is found in them there says nothing.
+    A model trained from other starting weights uses a different representation basis. Its
+    states transfer nothing, and finding no forgotten fact in them is no evidence.
+
+    Returns:
+        (site,) mask and (site,) share of the original's excess over chance on retain facts.
     """
     here = carried.mean("retain", "unlearned") - 0.5
     there = carried.mean("retain", "original") - 0.5
@@ -167,7 +171,7 @@ def _channel(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
 def _controls(
     carried: Carried, config: AuditConfig, use: np.ndarray, recalled: np.ndarray
 ) -> list[Control]:
-    """Never-taught items, other facts of the same entity, the planted suppression."""
+    """Controls: never-taught items, another fact of the entity, the planted suppression."""
     ceiling = carried.mean("forget", "original")[use] - 0.5
     leak = carried.mean("never_taught", "original")[use] - 0.5
     worst = float((leak / ceiling).max())
@@ -200,7 +204,7 @@ def _controls(
 
 
 def _readings(carried: Carried, config: AuditConfig, use: np.ndarray) -> list[Reading]:
-    """Told apart and said, against the references if there are any and never-taught."""
+    """Contrast and exact match against references (if any) and never-taught items."""
     roles = carried.roles("forget")
     references = [role for role in roles if role.startswith("reference")]
     wanted = [
@@ -211,8 +215,8 @@ def _readings(carried: Carried, config: AuditConfig, use: np.ndarray) -> list[Re
             carried.values("forget", "original", what),
             [carried.values("forget", role, what) for role in references],
             carried.values("never_taught", "unlearned", what),
-            # States that hold who is meant, and no fact, are understood a little by an
-            # original that has learned facts of them.
+            # States that encode only the entity, without the fact, still give the original a
+            # small advantage. So the test is against the margin, not the floor.
             least=config.rule.margin,
         )
         for name, what in ((TOLD, "told"), (SAID, "said"))
@@ -223,7 +227,7 @@ def _readings(carried: Carried, config: AuditConfig, use: np.ndarray) -> list[Re
 def _details(
     carried: Carried, reverse: Carried | None, use: np.ndarray
 ) -> dict[str, Any]:
-    """Losses by item and layer, UDS against each model that never knew, norms."""
+    """Loss by item and layer, UDS against each model that never knew the facts, norms."""
     clean = carried.table("own", "original", "logprob")
     roles = [role for role in carried.roles("own") if role != "original"]
     losses = {role: clean - carried.table("own", role, "logprob") for role in roles}
@@ -260,7 +264,7 @@ def _details(
 
 
 def _depth(depth: Depth) -> dict[str, Any]:
-    """JSON-ready; a figure that is not defined becomes None."""
+    """The depth score, JSON-ready; undefined figures are None."""
 
     def figure(value: float) -> float | None:
         return None if np.isnan(value) else round(float(value), 4)
@@ -277,7 +281,7 @@ def _depth(depth: Depth) -> dict[str, Any]:
 
 
 def _norm_notes(carried: Carried) -> list[str]:
-    """A sentence where states were rescaled."""
+    """A note where states were rescaled to the original's norms."""
     if "raw" not in carried.found["scores"]["forget"]["unlearned"]:
         return []
     ratios = carried.found["norms"]["unlearned"]

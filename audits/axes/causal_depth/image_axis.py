@@ -1,11 +1,11 @@
-"""Do the original's later blocks still find the class in the candidate's states?
+"""Causal-depth axis for image classifiers: patch the candidate's states into the original.
 
-The candidate's states of an image, at one site and whole, are put into the original;
-what it then names came with those states. From the first half of the blocks no site is
-used: what leaves them still is the picture, which a retrain from the same starting
-weights computes alike (``image_look.late_sites``).
+The candidate's states of an image, at one site and at all positions, replace the original's;
+the class that the original then predicts comes from those states. Sites in the first half of
+the blocks are left out: their states still encode the picture itself, and a retrain from the
+same starting weights computes the same (``image_baseline.late_sites``).
 
-Source: activation patching between models, as ``audits.axes.causal_depth.axis``.
+Source: as ``audits.axes.causal_depth.axis``.
 """
 
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ LABEL = "share of images named as the class from carried states"
 def carry(
     original: Subject, subject: Subject, sets: Cast, sites: list[str], device: str
 ) -> dict[str, Any]:
-    """What the original names from a model's states; (image, site) 1.0, JSON-ready.
+    """Class predictions of the original from a model's states; JSON-ready.
 
     Returns:
-        ``forget`` and ``never``: whether it is the class; ``check``: whether it is the
-        image's own.
+        (image, site) tables of 1.0 and 0.0: ``forget`` and ``never``: predicted as the
+        forgotten class; ``check``: predicted as the image's own class.
     """
     found: dict[str, Any] = {}
     with subject.loaded(device) as giver, original.loaded(device) as receiver:
@@ -63,14 +63,14 @@ def carry(
 def _named(
     receiver: nn.Module, giver: nn.Module, images: ImageSet, site: str
 ) -> np.ndarray:
-    """(image,) class the receiver names from the giver's states of the same image."""
+    """(image,) class the receiver predicts from the giver's states of the same image."""
     states = states_of(giver, images, [site], image_sites(giver))[site]
     edits = {site: replacing(states)}
     return read_logits(receiver, images, edits, image_sites(receiver)).argmax(1).numpy()
 
 
 def replacing(states: Tensor) -> Edit:
-    """The edit that puts ``states`` in, image by image in the order they are asked."""
+    """An edit that substitutes ``states`` image by image, in the order of the batches."""
     done = 0
 
     def edit(value: Tensor) -> Tensor:
@@ -90,15 +90,11 @@ def judge(
     damage: Damage,
     notes: tuple[str, ...],
 ) -> AxisResult:
-    """The axis result from the tables.
+    """Judge the axis from the tables.
 
     Args:
-        sets: The images.
-        sites: Where.
-        carried: By role, as ``carry``.
-        config: Settings.
-        damage: What preflight found of the candidate's usefulness.
-        notes: Sentences to pass on.
+        carried: By role, as ``transfer_states``.
+        damage: Utility of the candidate.
     """
 
     def of(role: str, part: str) -> EntityValues:
@@ -181,7 +177,7 @@ def judge(
 
 
 def _kept(carried: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
-    """(site,) share of the original's carried namings of other classes."""
+    """(site,) share of the original's transferred accuracy on other classes."""
     here, there = (np.mean(carried[who]["check"], axis=0) for who in (role, "original"))
     return here / np.maximum(there, 1e-9)
 
@@ -189,7 +185,7 @@ def _kept(carried: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
 def _controls(
     of, carried: Mapping[str, dict[str, Any]], strong: np.ndarray, config: AuditConfig
 ) -> list[Control]:
-    """Never-taught images, and the planted suppression."""
+    """Controls: never-taught images and the planted suppression."""
     ceiling, never = of("original", "forget"), of("original", "never")
     leak = float((never.mean[strong] / ceiling.mean[strong]).max())
     found = [

@@ -1,8 +1,8 @@
-"""What models' states carry into the original: exams, and one round of patched passes.
+"""Patching prompts, and cross-model activation patching of answer states.
 
-The states with which a model would answer a question are put into the original while
-it reads the same question about an invented person. What it then says of the first
-person can only have come with the states: the rest of the prompt names someone else.
+Donor states at the last prompt token are patched into a receiver that reads the same question
+about an invented entity. An answer about the first entity can only come from the donor states,
+because the receiver prompt names another one.
 """
 
 from collections import defaultdict
@@ -23,18 +23,18 @@ from capture.scoring.answers import AnswerScores
 from capture.scoring.contrast import contrast_of, first_tokens
 from evidence.progress import Progress
 
-# Beyond this factor a donor's norms are no longer those the receiver works with.
+# Donor states whose norms are off by more than this factor are rescaled.
 OFF_NORM = 2.0
 
 
 @dataclass(frozen=True)
 class Exam:
-    """Questions, with the prompts that give the states and those that take them.
+    """Questions with their donor and receiver prompts.
 
     Attributes:
-        questions: What is asked of each row; its answer is scored.
-        donors: (row,) prompt the states are read at.
-        receivers: (row,) prompt the original reads when they are put in.
+        questions: The questions; the answer of each row is scored.
+        donors: (row,) prompt at whose end states are read.
+        receivers: (row,) prompt that the receiver reads while they are patched in.
     """
 
     questions: Questions
@@ -45,16 +45,16 @@ class Exam:
         return len(self.donors)
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, which: str) -> Sequences:
-        """Rows of ``which`` prompts, "donors" or "receivers", with the answers."""
+        """The "donors" or the "receivers" prompts with the answers, as token rows."""
         texts = getattr(self, which)
         return past_joint(tokenizer, encode(tokenizer, texts, self.questions.answers))
 
 
 def strangers(questions: Questions, never: Questions) -> Exam:
-    """Each question with its like about an invented entity as the receiver.
+    """Pair each question with the same question about an invented entity as receiver.
 
-    The receiver has the relation and, where there is one, the wording of the question,
-    and another entity. Questions whose relation no invented entity has are left out.
+    The receiver has the same relation, the same paraphrase where there is one, and another
+    entity. Questions whose relation no invented entity has are dropped.
     """
     by_form: dict[tuple[str, int | None], list[int]] = defaultdict(list)
     for row, (index, wording) in enumerate(
@@ -74,8 +74,8 @@ def strangers(questions: Questions, never: Questions) -> Exam:
             for row in by_form.get(form, ())
             if never.items[never.item_index[row]].entity != item.entity
         ]
-        # In turn, so that no stranger's own leaning counts for many questions. The
-        # invented follow the order of what they mirror: one step away is another.
+        # Receivers take turns, so that no single invented entity biases many questions. They
+        # are in the order of the items they mirror, so one step further is another entity.
         turns[form] += 1
         found.append(
             never.prompts[others[turns[form] % len(others)]] if others else None
@@ -85,10 +85,10 @@ def strangers(questions: Questions, never: Questions) -> Exam:
 
 
 def other_facts(exam: Exam) -> Exam:
-    """The same questions, with states read where another fact of the entity is asked.
+    """The same questions with donor prompts that ask for another fact of the entity.
 
-    Such states hold who is meant and another answer, not the one scored. Where the
-    original gives the scored one all the same, it recalled it after that layer.
+    Such states identify the entity and carry another answer. Where the original still gives the
+    scored answer, it recalled the answer after that layer.
     """
     questions = exam.questions
     prompts = {
@@ -116,7 +116,7 @@ def other_facts(exam: Exam) -> Exam:
 
 
 def choose_sites(names: Sequence[str], most: int) -> list[str]:
-    """At most ``most`` of the names, evenly spaced, from the first to the last."""
+    """At most ``max_sites`` names, evenly spaced, the first and the last included."""
     places = np.linspace(0, len(names) - 1, min(most, len(names)))
     chosen: list[int] = places.round().astype(int).tolist()
     return [names[place] for place in chosen]
@@ -133,24 +133,21 @@ def carry(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Read every model's states and put them into one of them; JSON-ready.
+    """Read the states of every model and patch them into one model; JSON-ready.
 
     Args:
         subjects: Models by role, "original" among them.
-        tokenizer: The tokenizer of all of them.
-        exams: By name.
-        asked: Roles whose states are read, by exam; "original" first where it is read.
-        most_sites: How many layers are patched at most.
-        receiver: Role of the model they are put into.
-        device: Where the models run.
-        progress: Where to show progress.
+        exams: Patching prompts by part.
+        asked: Roles whose states are read, by part; "original" first where it is read.
+        most_sites: Maximum number of layers patched.
+        receiver: Role of the model that is patched.
 
     Returns:
-        ``sites``; ``norms``: by role (site,) median norm of its states over the
-        original's, on the first exam; ``scores``: by exam and role, ``said``, ``told``
-        (contrast) and ``logprob`` (nats, the whole answer) as (row, site) tables. Where
-        a role's norms are off by more than ``OFF_NORM`` at a site, its states are put
-        in with the original's norms there, and ``raw`` holds the tables without that.
+        ``sites``; ``norms``: by role (site,) median ratio of state norms to the original's, on
+        the first part; ``scores``: by part and role, (row, site) tables ``said`` (exact match),
+        ``told`` (contrast) and ``logprob`` (nats, whole answer). Where the norm ratio of a role
+        exceeds ``MAX_NORM_RATIO`` at a site, its states are rescaled to the original's norms
+        there, and ``raw`` holds the tables without rescaling.
     """
     rows = {name: exam.encoded(tokenizer, "donors") for name, exam in exams.items()}
     states: dict[str, dict[str, States]] = {name: {} for name in exams}
@@ -211,7 +208,7 @@ def _tables(
     sites: Sequence[str],
     right: np.ndarray,
 ) -> dict[str, Any]:
-    """The tables of one role, norm-matched where that was done, else as they are."""
+    """The tables of one role, rescaled where states were rescaled."""
     matched = found.get(f"{role}, matched", {})
 
     def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
