@@ -1,16 +1,16 @@
-"""Do the edges that computed the forgotten answers still carry them?
+"""Circuit axis: do the edges that computed the forgotten answers still carry them?
 
-Edges are scored by EAP-IG on pairs of prompts about forgotten entities, two by two. The
-original's circuit is chosen on one half of the couples, by real ablation, and read on
-the other half; then the halves change places. The candidate is read three times: with
-its own final norm and head, with the original's put in their place, which undoes an
-edit of the readout, and with the original's last block before them as well, which
-undoes an edit of that block: every slope runs through it, so such an edit takes the
-mass of edges far below it though nothing below it was touched.
+Edges are scored by EAP-IG on prompt pairs of two forgotten entities each. The original's
+circuit is selected on one half of the pairs by real ablation and read on the other half; then
+the halves are swapped. The candidate is read three times: with its own final norm and head;
+with the original's, which undoes an edit of the unembedding; and with the original's last block
+as well, which undoes an edit of that block. The third is needed because every gradient runs
+through the last block: an edit there lowers the scores of edges far below it that were never
+changed.
 
-The measure is CAD, our definition (``attribution.circuits.divergence``). This axis
-informs and can stand against deletion. It is never enough for a verdict: circuits of
-equal function differ, and where a fact is computed is not where it can be recovered.
+The measure is CAD, our definition (``attribution.circuits.divergence``). The axis informs and
+can block deletion. It never decides a verdict alone: circuits of equal function differ, and
+where a fact is computed is not where it can be recovered.
 """
 
 import copy
@@ -48,24 +48,24 @@ from evidence.seeds import numpy_rng
 
 NAME = "circuit"
 QUESTION = "Do the edges that computed the forgotten answers still carry them?"
-# Share of the answer that a circuit has to carry alone, under real ablation.
+# Minimum share of the metric that a circuit keeps under real ablation of all other edges.
 FAITHFUL = 0.85
-# Wordings of an item that are paired; more add cost and hardly entities.
+# Prompts per item that are paired; more cost time and hardly add entities.
 WORDINGS = 2
 
 
 @dataclass(frozen=True)
 class Base:
-    """The original, with all that others are held against.
+    """The original's circuits and edge scores, against which every model is compared.
 
     Attributes:
-        scores: Of the forget pairs.
-        half: (couple,) which half each couple of forgotten entities is in.
-        means: (half, edge) mean scores of each half.
-        circuits: One a half, chosen on that half.
-        readout: A copy of its final norm and head.
-        last: A copy of its last block's weights.
-        note: Why whole attention parts stand for heads; empty where heads do.
+        scores: Edge scores of the forget pairs.
+        half: (couple,) half, 0 or 1, of each pair of forgotten entities.
+        means: (half, edge) mean edge scores of each half.
+        circuits: One circuit a half, selected on that half.
+        readout: Copy of its final norm and head.
+        last: Copy of its last block's weights.
+        note: Why whole attention outputs replace heads; empty where heads are used.
     """
 
     scores: EdgeScores
@@ -77,7 +77,7 @@ class Base:
     note: str
 
     def kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
-        """(couple,) mass kept, forgotten couples by the half they are not in."""
+        """(couple,) circuit mass kept; forgotten pairs by the circuit of the other half."""
         each = np.stack(
             [
                 kept_mass(table, mean, circuit.chosen)
@@ -89,7 +89,7 @@ class Base:
         return each[1 - self.half, np.arange(len(self.half))]
 
     def divergence(self, table: np.ndarray, forgotten: bool) -> dict[str, float]:
-        """CAD's figures, the mean over halves."""
+        """CAD figures, the mean over halves."""
         found = []
         for number, (mean, circuit) in enumerate(
             zip(self.means, self.circuits, strict=True)
@@ -110,18 +110,13 @@ def run_circuit(
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from items to status.
+    """Run the axis on items.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where there are any
-            "planted" and "reference-N".
-        tokenizer: The tokenizer of all of them.
+        subjects: Models by role: "original", "unlearned", and where available "planted" and
+            "reference-N".
         forget: Forgotten items that the original knows.
-        never: Items about entities that no model has met.
-        config: Settings.
-        device: Where models are run.
-        notes: Sentences to pass on.
-        progress: Where to show progress.
+        never: Items about invented entities.
     """
     try:
         pairs = {
@@ -139,7 +134,7 @@ def run_circuit(
             with subject.loaded(device) as model:
                 found = _scores(model, role, base, pairs, progress)
         except InputError as error:
-            # A model whose logits are no numbers, for one.
+            # For example, a model with non-finite logits.
             text = f"{role}: {error}"
             return AxisResult(NAME, QUESTION, "error", notes=(text, *notes))
         for (part, readout), scores in found.items():
@@ -177,9 +172,9 @@ def run_circuit(
 def _pairs(
     tokenizer: PreTrainedTokenizerBase, items: ItemSet, config: AuditConfig, name: str
 ) -> PromptPairs:
-    """Pairs within couples of one set: what was forgotten is so on both sides.
+    """Prompt pairs within one set, so that both entities of a pair have the same status.
 
-    A pair speaks of both its entities, so couples are the unit from here on.
+    A pair is about both entities, so the couple is the statistical unit from here on.
     """
     spare = min((len(item.paraphrases) for item in items), default=0)
     more = min(spare, WORDINGS - 1, config.budget.prompts_per_item - 1)
@@ -202,7 +197,7 @@ def _base(
     config: AuditConfig,
     progress: Progress,
 ) -> tuple[Base, dict[tuple[str, str, str], np.ndarray], dict[str, dict[str, float]]]:
-    """The original's circuits, and what it keeps of them itself."""
+    """The original's circuits, with its own circuit mass and CAD figures."""
     anatomy = find_anatomy(model)
     forget = pairs["forget"]
     names = list(dict.fromkeys(forget.entities))
@@ -269,8 +264,8 @@ def _scores(
     anatomy = find_anatomy(model)
     block = last_block(anatomy)
     parts = ["forget"] if role.startswith("reference") else ["forget", "never_taught"]
-    # The plant is a control of one reading: with the original's last block in place of
-    # the one that was planted, nothing would be left to find.
+    # The suppression is planted in the last block, so it is a control of one reading only:
+    # with the original's last block nothing would be left to find.
     readouts = (TRANSPLANTED,) if role == "planted" else tuple(TITLES)
     found = {}
     for readout in readouts:
@@ -288,7 +283,7 @@ def _scores(
 
 
 def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """A sentence where heads that work against the answer came or went."""
+    """A note on heads whose direct effect against the answer appeared or disappeared."""
     before, after = (
         {each["head"] for each in found[role]} for role in ("original", "unlearned")
     )
@@ -312,7 +307,7 @@ def _details(
     figures: dict[str, dict[str, float]],
     candidate: np.ndarray,
 ) -> dict[str, Any]:
-    """JSON-ready: circuits, CAD's figures, the edges that lost most, heads."""
+    """JSON-ready: circuits, CAD figures, edges with the largest loss, heads."""
     graph = base.scores.graph
     before, after = base.scores.mean, candidate.mean(0)
     chosen = base.circuits[0].chosen | base.circuits[1].chosen

@@ -1,4 +1,4 @@
-"""From circuit mass kept, couple by couple, to readings, controls and a status."""
+"""From circuit mass per couple to readings, controls and a status."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ TITLES = {
     LAST_BLOCK: "circuit mass kept, original's last block and readout",
     "native": "circuit mass kept, own readout",
 }
-# Below this distance between original and floor a residual would be noise over noise.
+# Minimum distance of ceiling and floor: below it, a residual is noise divided by noise.
 LEAST_SPAN = 0.25
-# A head is named where its direct effect against the answer is this share of what
-# corrupting the whole prompt does to the original.
+# A head is listed where its direct effect against the answer is at least this share of the
+# effect of corrupting the whole prompt in the original.
 STRONG = 0.05
 RESAMPLES = 2000
 
@@ -35,11 +35,11 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Kept:
-    """What was measured.
+    """Measured circuit mass.
 
     Attributes:
-        values: (couple,) mass kept by each two entities paired with each other, by
-            role, part ("forget" or "never_taught") and readout.
+        values: (couple,) mass kept of each pair of entities, by role, part ("forget" or
+            "never_taught") and readout.
         faithfulness: Of each circuit, under real ablation.
     """
 
@@ -49,7 +49,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Judged:
-    """The axis but for its name and what was measured on the way."""
+    """The axis result without its name and the measured details."""
 
     status: Status
     readings: tuple[Reading, ...]
@@ -59,12 +59,10 @@ class Judged:
 
 
 def judge(kept: Kept, config: AuditConfig, faithful: float) -> Judged:
-    """Controls, readings and status.
+    """Compute controls, readings and status.
 
     Args:
-        kept: What was measured.
-        config: Settings.
-        faithful: Share of the answer that a circuit must carry.
+        faithful: Minimum share of the metric that a circuit must keep.
     """
     controls = _controls(kept, config, faithful)
     power = controls[0]
@@ -141,7 +139,7 @@ def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
 
 
 def _readings(kept: Kept, config: AuditConfig) -> list[Reading]:
-    """Every way to read out, against references if there are any, and never-taught."""
+    """One reading a readout, against references (if any) and never-taught items."""
     references = sorted({r for r, _, _ in kept.values if r.startswith("reference")})
     kinds = ["reference", "never_taught"] if references else ["never_taught"]
     readings = []
@@ -174,10 +172,10 @@ def _reading(
     kind: str,
     config: AuditConfig,
 ) -> Reading:
-    """One comparison; couples are resampled, those of one model's forget set alike.
+    """One comparison, with couples as the bootstrap unit; paired where both share couples.
 
-    Intervals are those of Student's t around the figure, with the standard error of
-    the bootstrap: percentiles of a handful of couples would be too narrow.
+    Intervals are Student t intervals around the estimate with the bootstrap standard error:
+    bootstrap percentiles of a handful of couples would be too narrow.
     """
     paired = kind == "reference"
     rng = numpy_rng(config.seed, "circuit", kind, name)
@@ -238,17 +236,17 @@ def _reading(
 def _status(
     readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said.
+    """Decide between retained, absent and neither.
 
-    Beyond the floor is not enough: the original's readout was itself trained on the
-    forgotten entities, and brings a little of them to a model that never knew.
+    A reading beyond the floor is not enough: the original's readout was itself trained on the
+    forgotten entities and gives a model that never knew them a small advantage.
     """
     planted = [c.name for c in controls if "planted" in c.name and not c.passed]
     failed = [c.name for c in controls if not c.passed and c.name not in planted]
     if failed:
         return "control_failed", [f"Control failed: {name}." for name in failed]
-    # Couples are half as many as entities, too few for the level of a verdict; this
-    # axis makes none.
+    # There are half as many couples as entities, too few for the level of a verdict, and this
+    # axis decides none.
     rule = config.rule
     return standing(readings[: len(TITLES)], rule, failed=planted, level=rule.alpha)
 
@@ -258,14 +256,13 @@ def copy_suppression(
 ) -> list[dict[str, Any]]:
     """Heads whose direct effect on the logits works against the answer.
 
-    Those where corrupting the edge into the logits *raises* the metric, by at least
-    ``STRONG`` of ``drop`` and surely so over couples (Bonferroni over heads). Named
-    after copy suppression (McDougall et al., arXiv 2310.04625).
+    A head is listed where corrupting its edge into the logits *raises* the metric by at least
+    ``STRONG`` times ``drop``, significantly over couples (one-sided t, Bonferroni over heads).
+    Named after copy suppression (McDougall et al., arXiv 2310.04625).
 
     Args:
-        graph: The edges.
         scores: (couple, edge).
-        drop: What corrupting the whole prompt takes from the original's metric.
+        drop: Fall of the original's metric when the whole prompt is corrupted.
     """
     into = graph.of(len(graph.readers) - 1)
     direct = scores[:, into]
