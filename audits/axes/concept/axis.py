@@ -1,14 +1,14 @@
-"""Do the original's concept vectors still read and write in the candidate?
+"""Concept axis: do the original's concept vectors still read and write in the candidate?
 
-A concept is an answer ("born in Lisbon"), or the truth of a statement where every
-entity has an answer of its own. Its vector is fitted on the original's states of retain
-entities, so it has seen no forgotten answer, and is used unchanged in the candidate.
+A concept is an answer ("born in Lisbon"), or the truth of a statement where every entity has
+its own answer. Its vector is fitted on the original's states of retain entities, so it has seen
+no forgotten answer, and is applied unchanged to the candidate.
 
-*Reading* is what the axis is judged by: do forgotten entities lie towards their own
-answers, more than never-taught ones do? *Writing* (does an added vector still bring out
-its answer?) and the value vectors that carry answers are shown beside it: a model that
-never knew a person writes the answers of others just as well, so neither can vote.
-After KIF (arXiv 2601.10566) and ConceptVectors (arXiv 2406.11614).
+*Reading* decides the axis: do forgotten entities project onto their own answers, more than
+never-taught ones do? *Writing* (does an added vector still elicit its answer?) and the value
+vectors of answers are reported beside it. They do not vote: a model that never knew a person
+writes other people's answers equally well. After KIF (arXiv 2601.10566) and ConceptVectors
+(arXiv 2406.11614).
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,26 +63,20 @@ def run_concept(
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from captured states to status.
+    """Run the axis on captured states.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where there are any
-            "planted" and "reference-N".
-        tokenizer: The tokenizer of all of them.
-        tasks: What to read, as for decodability.
-        sites: Where; as ``capture_states`` gave them.
-        forget: Forgotten items, for traces.
-        retain: Retain items, for traces.
-        store: Where activations are kept.
-        config: Settings.
-        device: Where models run.
-        notes: Sentences to pass on.
-        progress: Where to show progress.
+        subjects: Models by role: "original", "unlearned", and where available "planted" and
+            "reference-N".
+        tasks: The tasks of decodability.
+        sites: As returned by ``capture_states``.
+        forget: Forgotten items, whose value vectors are traced.
+        retain: Retain items, likewise.
     """
     traces: dict[str, Any] = {}
     try:
         traces = trace_report(subjects, tokenizer, forget, retain, config, device)
-    except InputError as error:  # as in a mixture of experts; vectors are read anyway
+    except InputError as error:  # e.g. a mixture of experts; concept vectors still work
         notes = (f"Value vectors are not traced: {error}", *notes)
     if not tasks:
         return AxisResult(
@@ -159,7 +153,7 @@ def run_concept(
 def _choose_method(
     probing: Probing, progress: Progress
 ) -> tuple[str, list[ConceptVectors]]:
-    """The way of fitting that reads held-out *retain* entities of the original best."""
+    """The fitting method that best reads held-out *retain* entities of the original."""
     best, chosen = -1.0, (METHODS[0], [])
     for method in METHODS:
         vectors = fit_concepts(probing, "original", method, progress=progress)
@@ -171,7 +165,7 @@ def _choose_method(
 
 
 def _power(probing: Probing, config: AuditConfig):
-    """Is the original itself read beyond never-taught items, site by site?"""
+    """Test, site by site, whether the original is read beyond never-taught items."""
     return unpaired_max_test(
         probing.values("original", "original", "forget").values,
         probing.values("original", "original", "never_taught").values,
@@ -187,7 +181,7 @@ def _controls(
     ceiling: EntityValues,
     method: str,
 ) -> list[Control]:
-    """Never-taught answers, shuffled answers, planted suppression, readable retain."""
+    """Controls: never-taught and shuffled answers, planted suppression, held-out retain."""
     rule, permutations = config.rule, config.budget.permutations
     own = probing.states["original"].readers
     dealt, chance = deal_test(
@@ -246,7 +240,7 @@ def _controls(
     readable = (here - chance.mean()) / max(there - chance.mean(), 1e-9)
     found.append(
         Control(
-            # Siblings: where not even kept answers are read, the code itself changed.
+            # Where not even retain answers are read, the representation basis itself changed.
             "answers of held-out retain entities are read in the candidate",
             float(readable),
             "at least half of the original's excess",
@@ -259,7 +253,7 @@ def _controls(
 def _readings(
     probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
-    """Against the reference where there is one, and against never-taught items."""
+    """Against references (if any) and against never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
     wanted = Wanted(
         READ,
@@ -275,10 +269,10 @@ def _readings(
 def _status(
     readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said.
+    """Decide between retained, absent and neither.
 
-    A vector that reads nothing in a model whose kept answers it cannot read either
-    says nothing of what was forgotten: the model has another code.
+    Where the vectors cannot read retain answers either, the candidate uses a different
+    representation basis, and a missing forgotten answer is no evidence.
     """
     main = readings[:1]
     failed = failures(controls)
@@ -294,7 +288,7 @@ def _status(
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:
-    """Sentences about what is shown but does not vote."""
+    """Notes on measurements that do not vote."""
     remarks = []
     write = details.get("write") or {}
     if write:

@@ -1,4 +1,4 @@
-"""Concept vectors of answers as readers of hidden states."""
+"""Concept vectors of answers as linear probes of hidden states."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ METHODS = ("mean", "lda")
 
 
 def answer_concepts(task: Task, labels: np.ndarray) -> Concepts:
-    """One concept an answer (shared form), or the truth of a statement (unique)."""
+    """One concept an answer (shared form), or the truth of a statement (unique form)."""
     if task.form == "unique":
         return Concepts(("true",), (labels == 1).astype(np.int8)[None])
     marks = (labels == np.arange(task.n_classes)[:, None]).astype(np.int8)
@@ -30,14 +30,12 @@ def fit_concepts(
     rng: np.random.Generator | None = None,
     progress: Progress = SILENT,
 ) -> list[ConceptVectors]:
-    """One set of vectors a task, from a model's states of the fitting entities.
+    """One set of concept vectors a task, from a model's states of the fitting entities.
 
     Args:
-        probing: Tasks and states.
-        role: Whose states.
+        role: Role of the model whose states are used.
         method: As in ``concept_vectors``.
-        rng: Deals the answers anew first: the control that must read nothing.
-        progress: Where to show progress.
+        rng: Shuffles the answers first: a control that must read nothing.
     """
     found = []
     for number, task in enumerate(probing.tasks):
@@ -46,15 +44,15 @@ def fit_concepts(
         states = probing.states[role].parts[number, "fit"]
         concepts = answer_concepts(task, labels)
         found.append(
-            # What enters the first block is the last prompt token alone, whose rows
-            # are the same whatever the answer: such a site reads nothing.
+            # The embedding of the last prompt token is the same whatever the answer, so that
+            # site reads nothing.
             concept_vectors(states, concepts, method, flat="zero", progress=progress)
         )
     return found
 
 
 def reader_of(vectors: ConceptVectors) -> Reader:
-    """Concept vectors as a reader: a row's distance towards each, in gaps."""
+    """Concept vectors as a probe: the projection on each, in units of its gap."""
     live = vectors.gap != 0
     gap = np.where(live, vectors.gap, 1.0)
     weights = np.where(live[..., None], vectors.vectors / gap[..., None], 0.0)

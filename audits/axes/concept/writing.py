@@ -1,4 +1,4 @@
-"""Do concept vectors write their answers, and what became of the value vectors?"""
+"""Writing with concept vectors, and the survival of the answers' value vectors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ from probes.concepts.vectors import ConceptVectors
 AXIS = "concept"
 STRENGTHS = (1.0, 2.0, 4.0)
 WRITTEN = 0.9
-"""Share of answers the original must be made to say before a strength is enough."""
+"""The search for a strength stops where the original gives this share of the answers."""
 MOST_WRITTEN = 24
-"""Entities whose prompts are written into, a part."""
+"""Entities of each part whose prompts are steered."""
 
 
 @dataclass(frozen=True)
 class Deal:
-    """Questions of one relation, each with an answer of that relation.
+    """Questions of one relation, each with a target answer of that relation.
 
     Attributes:
-        task: Number of the task.
+        task: Index of the task.
         prompts: (row,) questions.
-        targets: (row,) class to be written or taken away.
+        targets: (row,) class to write or to ablate.
     """
 
     task: int
@@ -54,11 +54,12 @@ def deal_targets(
     *,
     own: bool = False,
 ) -> list[Deal]:
-    """For each entity of a part and relation one question and another's answer.
+    """For each entity and relation of a part, one question and another entity's answer.
 
-    Relations whose classes no model says as they are spelled are left out.
+    Relations are skipped whose classes are not what a model's answer begins with.
 
-    With ``own`` the answer is the entity's own.
+    Args:
+        own: Use the entity's own answer instead.
     """
     dealt = []
     for number, task in enumerate(tasks):
@@ -85,22 +86,19 @@ def written(
     *,
     rng: np.random.Generator | None = None,
 ) -> float:
-    """Share of questions at which an added concept vector makes its answer the first.
+    """Share of questions at which an added concept vector makes its answer rank first.
 
-    The vector of another's answer is added where the prompt ends; the answer counts
-    as written when its first token then outranks those of all other answers of the
-    relation. Nothing here asks what a model knows of anyone.
+    The vector of another entity's answer is added at the last prompt token. The answer counts
+    as written when its first token outranks those of all other answers of the relation. No
+    knowledge about any entity is needed for this.
 
     Args:
-        model: Any model of the audit.
-        tokenizer: Its tokenizer.
-        tasks: The tasks.
-        dealt: Questions and answers to write.
+        dealt: Questions with the answers to write.
         vectors: One set a task.
-        site: Its number among the sites of the vectors.
-        name: Its name.
-        strength: Multiples of the gap between the means.
-        rng: Draws directions at random instead, of the same length: the control.
+        site: Index of the site among those of the vectors.
+        name: Name of that site.
+        strength: In units of the gap between class means.
+        rng: Use random directions of equal norm instead: the control.
     """
     hits = []
     for deal in dealt:
@@ -129,20 +127,17 @@ def ablated(
     *,
     rng: np.random.Generator | None = None,
 ) -> float:
-    """Share of questions still answered once the answer's concept vector is taken out.
+    """Share of questions still answered after the answer's concept vector is ablated.
 
-    Where the prompt ends, a state is moved along its own answer's vector to the mean of
-    the rows without that answer. A low share says that the direction is used.
+    At the last prompt token, the state is moved along its own answer's vector to the mean of
+    the rows without that answer. A low share means that the direction is used.
 
     Args:
-        model: Any model of the audit.
-        tokenizer: Its tokenizer.
-        tasks: The tasks.
-        dealt: Questions with the answers that are taken out.
+        dealt: Questions with the answers to ablate.
         vectors: One set a task.
-        site: Its number among the sites of the vectors.
-        name: Its name.
-        rng: Moves as far in directions drawn at random instead: the control.
+        site: Index of the site among those of the vectors.
+        name: Name of that site.
+        rng: Move equally far in random directions instead: the control.
     """
     hits = []
     for deal in dealt:
@@ -175,7 +170,7 @@ def _first_of_all(
     deal: Deal,
     edits: Mapping[str, RowEdit],
 ) -> list[bool]:
-    """(row,) does the dealt answer's first token outrank those of all others?"""
+    """(row,) whether the target answer's first token outranks those of all others."""
     classes = list(task.classes)
     # The token that begins an answer can depend on what it follows.
     starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
@@ -196,10 +191,10 @@ def choose_write(
     allowed: np.ndarray,
     dealt: Sequence[Deal],
 ) -> dict[str, Any]:
-    """Where and how strongly the original writes, decided on retain entities alone.
+    """Site and strength at which the original writes, chosen on retain entities alone.
 
-    The latest site that reads is tried with growing strengths, then earlier ones,
-    until nine of ten answers are written; the best otherwise.
+    Sites are tried from the last to the first, each with growing strengths, until the share in
+    ``WRITTEN`` is reached; otherwise the best is taken.
     """
     names = list(sites)
     best: dict[str, Any] = {"rate": -1.0}
@@ -229,10 +224,8 @@ def answer_traces(
     """The value vectors that write each answer's first token.
 
     Args:
-        original: The original.
-        tokenizer: Its tokenizer.
-        answers: (prompt, answer) pairs; answers met again are left out.
-        k: Neurons an answer.
+        answers: (prompt, answer) pairs; duplicate answers are dropped.
+        k: Neurons per answer.
     """
     once = {fold(answer): (prompt, answer) for prompt, answer in reversed(answers)}
     pairs = list(once.values())
@@ -245,7 +238,7 @@ def answer_traces(
 def followed(
     original: nn.Module, candidate: nn.Module, traces: Traces, seed: int
 ) -> dict[str, float]:
-    """Means over traces of what became of them, beside as many other neurons."""
+    """Mean survival of value vectors in the candidate, and of as many random neurons."""
     own = survival(original, candidate, traces)
     other = survival(original, candidate, random_traces(traces, original, seed))
     kept = own.kept_tokens[~np.isnan(own.kept_tokens)]
@@ -328,7 +321,7 @@ def trace_report(
     device: str,
     k: int = 5,
 ) -> dict[str, Any]:
-    """What became of the value vectors of forgotten answers, and of all others'."""
+    """Survival of the value vectors of forgotten answers and of all other answers."""
     gone = {item.answer.casefold() for item in forget}
     sets = {
         "forgotten answers": [(item.prompt, item.answer) for item in forget],
