@@ -1,8 +1,8 @@
-"""Can a linear reader of the hidden states still tell the forgotten answers?
+"""Decodability axis: can a linear probe still read the forgotten answers?
 
-Probes are fitted on retain entities and read forgotten ones, so a probe cannot have
-learned a forgotten answer. Two probes read the candidate: one fitted anew on the
-candidate's own states, and the original's, unchanged.
+Probes are fitted on retain entities and evaluated on forgotten ones, so no probe has seen a
+forgotten answer. Two probes read the candidate: one refitted on its own states, and the
+original's, unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,18 +49,13 @@ def run_decodability(
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from captured states to status.
+    """Run the axis on captured states.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where there are any
-            "planted" and "reference-N".
-        tokenizer: The tokenizer of all of them.
-        tasks: What to probe.
-        sites: Where; as ``capture_states`` gave them.
-        store: Where activations are kept.
-        config: Settings.
-        notes: Sentences to pass on.
-        progress: Where to show progress.
+        subjects: Models by role: "original", "unlearned", and where available "planted" and
+            "reference-N".
+        tasks: The probing tasks.
+        sites: As returned by ``capture_states``.
     """
     if not tasks:
         return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
@@ -92,7 +87,7 @@ def _judge(
     penalty: float,
     notes: Sequence[str],
 ) -> AxisResult:
-    """Controls, readings and status from the fitted probes."""
+    """Compute controls, readings and status from the fitted probes."""
     rule, budget = config.rule, config.budget
     forms = sorted({task.form for task in probing.tasks})
     ceiling = probing.values("original", "original", "forget")
@@ -103,7 +98,7 @@ def _judge(
         numpy_rng(config.seed, NAME, "original"),
         budget.permutations,
     )
-    # Only layers where the original itself is read say anything of the candidate.
+    # Only layers at which the original itself is decodable are informative.
     use = telling(power, rule)
     shuffles = mean_of([probing.score(each, "original", "forget") for each in shuffled])
     details = {
@@ -160,9 +155,9 @@ def _controls(
     never: EntityValues,
     shuffles: EntityValues,
 ) -> list[Control]:
-    """Floor, shuffled labels, planted suppression, embedding, readable retain."""
+    """Controls: never-taught, shuffled labels, planted suppression, embedding, retain."""
     alpha, permutations = config.rule.alpha, config.budget.permutations
-    # Two controls ask for a null to hold; together they may fail by luck this often.
+    # Two controls require a null hypothesis to hold: each is tested at half the level.
     by_luck = alpha / 2
 
     def beyond(x: EntityValues, y: EntityValues, columns: np.ndarray, name: str):
@@ -173,8 +168,8 @@ def _controls(
             permutations,
         )
 
-    # What the original's probes read of answers dealt anew is chance; comparing with
-    # a few fits on shuffled labels would take the luck of those few fits for it.
+    # Chance is the score on permuted answers. A few fits on shuffled labels would be a noisy
+    # estimate of it.
     own = probing.states["original"].readers
     dealt, chance = deal_test(
         probing,
@@ -244,7 +239,7 @@ def _controls(
 def _readings(
     probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
-    """Both probes against the reference (where there is one) and never-taught items."""
+    """Both probes against references (if any) and never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
     wanted = [
         Wanted(

@@ -1,10 +1,10 @@
-"""Can a linear reader of an image model's states still tell the forgotten class?
+"""Decodability axis for image classifiers: can a linear probe still read the class?
 
-As ``audits.axes.decodability.axis``, with readers of one class
-(``audits.axes.decodability.image_readers``). One class is one direction, however many
-images there are: a model with another code puts them on either side of it by chance. So
-the original's reader counts only at sites where its readers of the classes that stay
-read those in the candidate.
+As ``audits.axes.decodability.axis``, with probes of one class
+(``audits.axes.decodability.image_readers``). One class is one direction, however many images
+there are: a model with a different representation basis puts them on either side of it by
+chance. So the original's probe counts only at sites where its probes of the retain classes
+still read those classes in the candidate.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from evidence.seeds import numpy_rng
 QUESTION = "Can a linear reader of the states still tell the forgotten class?"
 LABEL = "other classes' images outranked (chance 0.5)"
 CODE = 0.5
-"""Of the original's excess on classes that stay, what still counts as its code."""
+"""Minimum share of the original's excess on retain classes for a shared basis."""
 
 
 def judge(
@@ -38,15 +38,11 @@ def judge(
     config: AuditConfig,
     notes: tuple[str, ...],
 ) -> AxisResult:
-    """The axis result from what the readers found.
+    """Judge the axis from the probes' scores.
 
     Args:
-        sets: The images.
-        sites: Where.
-        own: By role, as ``image_probes.read_own``.
-        refitted: By role, as ``image_probes.read_refitted``.
-        config: Settings.
-        notes: Sentences to pass on.
+        own: By role, as ``image_readers.read_own``.
+        refitted: By role, as ``image_readers.read_refitted``.
     """
 
     def of(found: Mapping[str, dict[str, Any]], role: str, part: str) -> EntityValues:
@@ -62,7 +58,7 @@ def judge(
     code = {role: code_kept(own, role) for role in own}
     use = strong & (code["unlearned"] >= CODE)
     references = [role for role in own if role.startswith("reference")]
-    # Where a reference has another code, what its states give says nothing of a floor.
+    # A reference with a different representation basis gives no floor.
     alike = [role for role in references if (code[role][use] >= CODE).all()]
     extra: list[str] = []
     first: list[Reading] = []
@@ -122,7 +118,7 @@ def judge(
 
 
 def code_kept(own: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
-    """(site,) share of the original's excess on classes that stay, in a model."""
+    """(site,) share of the original's excess on retain classes that a model keeps."""
     here = np.array(own[role]["classes"]) - 0.5
     there = np.array(own["original"]["classes"]) - 0.5
     return here / np.maximum(there, 1e-9)
@@ -131,7 +127,7 @@ def code_kept(own: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
 def _refitted(
     of, refitted: Mapping[str, dict[str, Any]], references: list[str], sites, config
 ) -> tuple[list[Reading], list[str]]:
-    """Readings of the refitted probe, against floors that leave it something to say."""
+    """Readings of the refitted probe, against the floors at which it has power."""
     ceiling = of(refitted, "original", "forget")
     known = [of(refitted, role, "forget") for role in references]
     never = of(refitted, "original", "never")
@@ -174,7 +170,7 @@ def _controls(
     ceiling: EntityValues,
     config: AuditConfig,
 ) -> list[Control]:
-    """Power, labels dealt anew, random directions, the planted suppression."""
+    """Controls: power, shuffled labels, random directions, the planted suppression."""
     alpha, never = config.rule.alpha, of(own, "original", "never")
     rng = numpy_rng(config.seed, NAME, "original")
     power = unpaired_max_test(
@@ -211,10 +207,10 @@ def _controls(
 def _status(
     first: list[Reading], controls: list[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said.
+    """Decide between retained, absent and neither.
 
-    Only the refitted probe can show that nothing is left: what the original's finds is
-    one direction, and no floor says where that lies in a model that never knew.
+    Only the refitted probe can show absence. The original's probe is a single direction, and no
+    floor says where that direction lies in a model that never knew the class.
     """
     failed = failures(controls)
     if failed:

@@ -1,11 +1,11 @@
-"""Linear readers of a class in the states of image models.
+"""Linear probes of one class in the states of image models.
 
-The original's own reader is a linear discriminant of the class against the others,
-fitted on half of its images and read on the other half. A refitted one is made from a
-single image of the class under the covariance of the classes that stay: from many, it
-reads a class that no model ever saw just as well, since what tells the other classes
-apart tells it from them. What either gives is the share of the other classes' images
-that an image of the class outranks.
+The original's probe is a linear discriminant of the class against the others, fitted on half of
+its images and evaluated on the other half. A refitted probe is made from a single image of the
+class, whitened by the within-class covariance of the retain classes. From many images it would
+read a class that no model ever saw equally well, since the features that separate the other
+classes separate an unseen one too. The score is the share of the other classes' images that an
+image of the class outranks.
 """
 
 from collections.abc import Mapping
@@ -24,25 +24,25 @@ from probes.concepts.directions import discriminant
 SHRINKAGE = 0.1
 SHUFFLES, DIRECTIONS = 5, 20
 SHOTS = 20
-"""Single images a refitted reader is made from, one after the other."""
+"""Number of single-image refitted probes, over which scores are averaged."""
 KIND_SHOTS = 3
 MOST_CLASSES, LEAST_FIT, LEAST_CHECK = 12, 4, 2
 
 States = Mapping[str, Mapping[str, np.ndarray]]
-"""Part of the cast to site to (image, d)."""
+"""Set name to site to (image, d)."""
 
 
 @dataclass(frozen=True)
 class OwnReaders:
-    """The original's readers, site by site.
+    """The original's probes, site by site.
 
     Attributes:
-        halves: (image,) which half of the forget images each belongs to.
+        halves: (image,) half, 0 or 1, of each forget image.
         own: Site to (half, d): fitted without the images of that half.
-        shuffled: Site to (shuffle, d): the same on labels dealt anew.
-        random: Site to (direction, d): fitted on nothing.
-        classes: Site to (class, d): of some of the classes that stay.
-        labels: (class,) their numbers.
+        shuffled: Site to (shuffle, d): fitted on shuffled labels.
+        random: Site to (direction, d): random directions.
+        classes: Site to (class, d): probes of retain classes.
+        labels: (class,) their class indices.
     """
 
     halves: np.ndarray
@@ -56,7 +56,7 @@ class OwnReaders:
 def read_parts(
     subject: Subject, sets: Cast, sites: list[str], device: str
 ) -> dict[str, dict[str, np.ndarray]]:
-    """States of every set at every site."""
+    """States of every image set at every site."""
     with subject.loaded(device) as model:
         return {
             name: features(model, getattr(sets, name), sites)
@@ -65,12 +65,12 @@ def read_parts(
 
 
 def finite(states: States) -> bool:
-    """Whether no state is NaN or infinite."""
+    """Whether all states are finite."""
     return all(np.isfinite(x).all() for part in states.values() for x in part.values())
 
 
 def fit_own(states: States, sets: Cast, seed: int) -> OwnReaders:
-    """Fit the original's readers of the class, of others, and of nothing."""
+    """Fit the original's probes of the class, of retain classes, and the controls."""
     count = len(sets.forget)
     halves = np.zeros(count, dtype=int)
     halves[numpy_rng(seed, "decodability", "halves").permutation(count)[::2]] = 1
@@ -95,7 +95,7 @@ def fit_own(states: States, sets: Cast, seed: int) -> OwnReaders:
 
 
 def _common(sets: Cast) -> np.ndarray:
-    """Classes that stay with images enough to fit and check a reader of them."""
+    """Retain classes with enough images to fit and check a probe."""
     found = [
         label
         for label in np.unique(sets.fit.labels)
@@ -106,7 +106,7 @@ def _common(sets: Cast) -> np.ndarray:
 
 
 def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
-    """(concept, d) unit-free directions, one a row of ``marks`` (concept, image)."""
+    """(concept, d) discriminant directions, one a row of ``marks`` (concept, image)."""
     if len(marks) == 0:
         return np.zeros((0, rows.shape[1]))
     x = torch.from_numpy(rows)
@@ -116,12 +116,12 @@ def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
 
 
 def read_own(readers: OwnReaders, states: States, sets: Cast) -> dict[str, Any]:
-    """What the original's readers find in a model's states; JSON-ready.
+    """Scores of the original's probes on a model's states; JSON-ready.
 
     Returns:
-        ``forget`` and ``never``: (image, site) shares outranked, each forget image by
-        the reader that has not seen it; ``classes``: (site,) the mean of the same over
-        other classes and their images; ``shuffled`` and ``random``: (site,) means.
+        ``forget`` and ``never``: (image, site) shares outranked, each forget image by the probe
+        that has not seen it; ``classes``: (site,) the mean of the same over retain classes and
+        their images; ``shuffled`` and ``random``: (site,) means.
     """
     columns: dict[str, list[Any]] = {
         name: [] for name in ("forget", "never", "classes", "shuffled", "random")
@@ -158,7 +158,7 @@ def _of_classes(
 
 
 def read_refitted(states: States, sets: Cast, seed: int) -> dict[str, Any]:
-    """What readers made from one image find; (image, site) "forget" and "never"."""
+    """Scores of single-image probes; (image, site) "forget" and "never"."""
     rng = numpy_rng(seed, "decodability", "shots")
     count = len(sets.forget)
     shots = rng.permutation(count)[:SHOTS]
@@ -168,7 +168,7 @@ def read_refitted(states: States, sets: Cast, seed: int) -> dict[str, Any]:
     groups = [(np.arange(count), shots, "forget")] + [
         (kind, kind[:KIND_SHOTS], "never") for kind in kinds if len(kind) > 1
     ]
-    # A kind of which there is one image alone has nothing to be asked about.
+    # A never-taught class with a single image cannot be scored and stays at chance.
     result = {
         part: np.full((len(getattr(sets, part)), len(states["fit"])), 0.5)
         for part in ("forget", "never")
@@ -189,7 +189,7 @@ def read_refitted(states: States, sets: Cast, seed: int) -> dict[str, Any]:
 
 
 def _whitener(rest: np.ndarray, labels: np.ndarray):
-    """Solves with the covariance within the classes that stay, shrunk."""
+    """Solve with the shrunk within-class covariance of the retain classes."""
     means = {label: rest[labels == label].mean(0) for label in np.unique(labels)}
     inner = rest - np.stack([means[label] for label in labels])
     within = inner.T @ inner / len(rest)

@@ -1,9 +1,8 @@
-"""Would other answers have been read as well? A null made by dealing answers anew.
+"""Permutation test: are the true answers decoded better than permuted ones?
 
-A probe finds a direction, and along it all entities move together, so entities alone
-understate how far a score strays from chance by luck. Dealing the answers anew among
-the entities of a part keeps the probe and its directions and breaks nothing but which
-answer belongs to whom.
+A probe finds one direction, along which all entities move together, so resampling entities
+understates the chance deviation of a score. Permuting the answers among the entities of a part
+keeps the probe and its directions and breaks only which answer belongs to whom.
 """
 
 from collections.abc import Sequence
@@ -26,23 +25,20 @@ def deal_test(
     rng: np.random.Generator,
     deals: int,
 ) -> tuple[MaxTest, np.ndarray]:
-    """Are the true answers read better than answers dealt anew to the entities?
+    """Test the true answers against answers permuted among the entities.
 
-    Exact where the answers of the entities could have been dealt in any order, as
-    those of invented ones were.
+    Exact where the entities' answers are exchangeable, as those of invented entities are.
 
     Args:
-        probing: Tasks and states.
-        readers: One a task.
+        readers: One probe a task.
         states: Role whose states are read.
-        part: Part of the tasks to read.
-        use: (site,) which sites to look at.
-        rng: Deals.
-        deals: How many.
+        part: Part of the tasks.
+        use: (site,) mask of the sites tested.
+        deals: Number of permutations.
 
     Returns:
-        The test over the sites used, its differences taken from the mean over deals,
-        and that mean (used site,).
+        The max test over the masked sites, with differences from the permutation mean, and that
+        mean (masked site,).
     """
     names = [e for task in probing.tasks for e in scored_entities(task, part)]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
@@ -77,9 +73,9 @@ def _deal_shared(
     rng: np.random.Generator,
     deals: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weighted hits (site,), the same under each deal, and how many deals there are.
+    """Weighted hits (site,), (permutation, site) hits, and the number of permutations.
 
-    Entities exchange their answers; all rows of one entity go together.
+    Entities exchange their answers; all rows of one entity move together.
     """
     own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
     place = {name: index for index, name in enumerate(own)}
@@ -103,7 +99,7 @@ def _deal_unique(
     rng: np.random.Generator,
     deals: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """As ``_deal_shared``: the entities of a block exchange their answers."""
+    """As ``_deal_shared``: entities of one block exchange their answers."""
     found = standings(part, scores[:, :, 0])
     true = (weights * (part.labels == 1)) @ found
     null = np.zeros((deals, len(scores)))
@@ -115,7 +111,7 @@ def _deal_unique(
         table = found[rows].reshape(-1, width, found.shape[1])
         own = part.labels[rows].reshape(-1, width).argmax(1)
         answers = tuple(part.answers[row] for row in rows[:width])
-        if answers not in orders:  # every wording of a block is dealt alike
+        if answers not in orders:  # all paraphrases of a block share a permutation
             orders[answers] = rng.permuted(
                 np.tile(np.arange(width), (deals, 1)), axis=1
             )

@@ -1,14 +1,14 @@
-"""What a probe is asked: which answer (shared answers), or true or false (unique).
+"""Probing tasks: predict the answer (shared form), or true against false (unique form).
 
-*Shared answers*: several entities share each answer, so a multi-class probe fitted on
-retain entities can name the answer of a forgotten one. Codes are each somebody's own,
-but all of one length and spelled with the same few signs: then the probe names the sign
-an answer begins with. Words that happen to be of one length are not codes.
+*Shared answers*: several entities share each answer, so a multi-class probe fitted on retain
+entities can predict the answer of a forgotten one. Codes are unique to an entity, but all have
+one length and few distinct first characters: then the probe predicts the first character. Words
+that merely have equal length are not codes.
 
-*Unique answers*: every entity has its own, so no class is ever shared. The probe then
-reads the truth of statements. Entities are put in blocks and every entity of a block is
-paired with every answer of it: each answer is true once and false equally often
-*within* the block, so neither entity nor answer word tells which pairs are true.
+*Unique answers*: every entity has its own answer, so classes are never shared. The probe then
+predicts the truth of statements. Entities are grouped into blocks, and every entity of a block
+is paired with every answer of the block. Each answer is true once and false equally often
+*within* the block, so neither the entity nor the answer alone reveals the true pairs.
 """
 
 from collections import Counter
@@ -27,24 +27,24 @@ from capture.data.tokenization import encode, encode_items, past_joint
 Form = Literal["shared", "unique"]
 PARTS = ("fit", "check", "forget", "never_taught")
 
-# A forgotten answer counts as shared when this many fitting entities have it too.
+# A forgotten answer counts as shared when at least this many fitting entities have it.
 LEAST_SHARERS = 3
-# ... and the form is chosen when this share of forgotten items has a shared answer.
+# The shared form is used when at least this share of the forgotten items has a shared answer.
 LEAST_SHARED = 0.8
 
 
 @dataclass(frozen=True)
 class Part:
-    """Texts to read, with what is true of them.
+    """Texts to probe, with their labels.
 
     Attributes:
         prompts: (row,) text before the answer.
-        answers: (row,) answer put after it.
-        labels: (row,) class (shared) or 1 for a true statement (unique).
-        entities: (row,) entity the text is about.
-        groups: (row,) number of the block and wording (unique), else 0.
-        columns: (row,) number of the answer within the block (unique), else 0.
-        whole: Whether the text is read with its answer, or up to where that begins.
+        answers: (row,) answer appended to it.
+        labels: (row,) class (shared form), or 1 for a true statement (unique form).
+        entities: (row,) entity that the text is about.
+        groups: (row,) index of block and paraphrase (unique form), else 0.
+        columns: (row,) index of the answer within the block (unique form), else 0.
+        whole: Whether the text is read with its answer, or up to where the answer begins.
     """
 
     prompts: tuple[str, ...]
@@ -59,7 +59,7 @@ class Part:
         return len(self.prompts)
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-        """Whole texts without a marked answer: the last token is what is read."""
+        """Whole texts without a marked answer; the probe reads the last token."""
         rows = encode(tokenizer, self.prompts, self.answers)
         ids = rows.ids
         if not self.whole:
@@ -71,16 +71,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """One relation's probing task, with the same parts for every model.
+    """The probing task of one relation, the same for every model.
 
     Attributes:
-        relation: Kind of fact.
-        form: How it is asked.
-        n_classes: Answers (shared form), or true and false.
+        form: "shared" or "unique".
+        n_classes: Number of answers (shared form), or 2.
         parts: Texts by part.
-        classes: (class,) the answers themselves, or what they begin with (shared form).
-        said: Whether a model says a class as it is spelled: where classes are the signs
-            that answers begin with, only if these are tokens of their own.
+        classes: (class,) the answers, or their first characters (shared form).
+        said: Whether a class can be written as it is spelled: first characters can only where
+            they are tokens of their own.
     """
 
     relation: str
@@ -92,7 +91,7 @@ class Task:
 
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
-    """Shared when most forgotten answers belong to several fitting entities too."""
+    """ "shared" where most forgotten answers belong to several fitting entities too."""
     holders: dict[str, set[str]] = {}
     for item in fit:
         holders.setdefault(fold(item.answer), set()).add(item.entity)
@@ -105,16 +104,14 @@ def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
 def spelled_alike(
     items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Whether the answers are codes: of one length, and first signs tell some apart.
+    """Whether the answers are codes: of one length, with shared first characters.
 
-    Words of one length are no codes: answers with letters in them need several tokens
-    each, and all as many. First signs must be shared as ``choose_form`` asks, none of
-    them by more than half of the fitting items: what is nearly always the same sign
-    tells nothing.
+    Words of equal length are not codes, so answers with letters must also have equal numbers of
+    tokens, more than one. First characters must be shared as ``choose_form`` asks, none of them
+    by more than half of the fitting items: a nearly constant character carries no information.
 
     Args:
         items: Items of one relation by part.
-        tokenizer: Splits the answers.
     """
     every = [item for part in items.values() for item in part]
     if len({len(item.answer) for item in every}) != 1 or not items["fit"]:
@@ -136,7 +133,7 @@ def spelled_alike(
 def _answer_tokens(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> list[tuple[int, ...]]:
-    """Each answer's tokens, less a joining space that is a token of its own."""
+    """Tokens of each answer, without a joining space that is its own token."""
     rows = past_joint(tokenizer, encode_items(tokenizer, items))
     return [ids[at:] for ids, at in zip(rows.ids, rows.answer_start, strict=True)]
 
@@ -150,18 +147,17 @@ def make_tasks(
     block: int,
     rng: np.random.Generator,
 ) -> tuple[list[Task], list[str]]:
-    """One task a relation that has enough items in every part.
+    """One task for each relation with enough items in every part.
 
     Args:
         sets: Items by part ("fit", "check", "forget", "never_taught").
-        tokenizer: Splits answers.
-        wordings: Wordings a question is asked in (shared form).
-        statement_wordings: Wordings a statement is built from (unique form).
-        block: Answers an entity is paired with (unique form).
+        wordings: Prompts per item (shared form).
+        statement_wordings: Prompts per statement (unique form).
+        block: Answers each entity is paired with (unique form).
         rng: Draws the blocks.
 
     Returns:
-        The tasks, and sentences about relations left out.
+        The tasks, and notes on relations that were left out.
     """
     relations = tuple(dict.fromkeys(item.relation for item in sets["forget"]))
     tasks, notes = [], []
@@ -202,7 +198,7 @@ def _first_sign(answer: str) -> str:
 def _begin_with_a_sign(
     items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Whether each answer's first token is its first sign and no more."""
+    """Whether the first token of every answer is its first character alone."""
     every = [item for part in items.values() for item in part]
     answers = _answer_tokens(tokenizer, every)
     return all(
@@ -217,7 +213,7 @@ def _shared(
     wordings: int,
     kind: Callable[[str], str],
 ) -> Task:
-    """The task of naming an answer's kind: itself, or the sign it begins with."""
+    """The task of predicting the answer, or its first character (``kind``)."""
     spelled = {fold(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])}
     classes = {answer: number for number, answer in enumerate(sorted(spelled))}
     parts = {}
@@ -255,7 +251,7 @@ def _unique(
 def _statements(
     items: list[Item], wordings: int, block: int, rng: np.random.Generator
 ) -> Part:
-    """Every entity of a block with every answer of the block, in each wording."""
+    """Every entity of a block with every answer of the block, for each paraphrase."""
     prompts, answers, labels, entities, groups, columns = [], [], [], [], [], []
     group = 0
     for members in blocks(items, block, rng):
@@ -286,9 +282,9 @@ def _statements(
 def blocks(
     items: Sequence[Item], size: int, rng: np.random.Generator
 ) -> list[list[Item]]:
-    """Items in blocks of about ``size``; no entity and no answer twice in a block.
+    """Group items into blocks of about ``size`` without repeated entities or answers.
 
-    Items that fit in no block of two or more are left out.
+    Items that fit in no block of two or more are dropped.
     """
     order = [items[place] for place in rng.permutation(len(items))]
     wanted = max(1, len(order) // size)
@@ -313,17 +309,14 @@ def blocks(
 
 
 def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
-    """How well each row's question was answered, site by site.
+    """Score of each row, site by site.
 
     Args:
-        task: The task.
-        part: The part that was read.
         scores: (site, row, output) decision values.
 
     Returns:
-        (row, site) in [0, 1]. Shared: 1 where the right answer scores highest.
-        Unique: the row of a true statement as in ``standings``; rows of false ones
-        are NaN.
+        (row, site) in [0, 1]. Shared form: 1 where the right answer scores highest. Unique
+        form: true statements as in ``standings``, false ones NaN.
     """
     if task.form == "shared":
         return (scores.argmax(2) == part.labels).T.astype(float)
@@ -332,17 +325,16 @@ def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
 
 
 def standings(part: Part, values: np.ndarray) -> np.ndarray:
-    """Where each statement stands among those about its entity (unique form).
+    """Within-entity rank of each statement (unique form): a rank AUC with chance 0.5.
 
     Args:
-        part: The part that was read.
         values: (site, row) decision values.
 
     Returns:
-        (row, site): the share of the other statements about the same entity, in the
-        same wording, that score lower, after each answer's mean over its block is
-        taken off, so that a liking for the answer word cannot count. Ties count one
-        half; chance is 0.5, and exactly the mean over an entity's statements.
+        (row, site): the share of the other statements about the same entity, for the same
+        paraphrase, that score lower. Each answer's mean over its block is subtracted first,
+        which removes answer-frequency bias. Ties count one half, so the mean over an entity's
+        statements is exactly 0.5.
     """
     result = np.zeros((len(part), len(values)))
     names = np.array(part.entities)
@@ -352,8 +344,7 @@ def standings(part: Part, values: np.ndarray) -> np.ndarray:
         for column in np.unique(part.columns[rows]):
             same = part.columns[rows] == column
             here[:, same] -= here[:, same].mean(1, keepdims=True)
-        # Statements that tie up to rounding (a site that sees only the answer) are
-        # ties, not evidence.
+        # Differences at rounding level (a site that sees only the answer) count as ties.
         tie = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1), 1e-12)
         for name in dict.fromkeys(names[rows]):
             mine = np.flatnonzero(names[rows] == name)

@@ -20,7 +20,7 @@ from evidence.seeds import numpy_rng
 from probes.solvers.uncertified import Uncertified, in_words
 
 PENALTIES = (0.003, 0.03, 0.3)
-# Probes are fitted on this share of the retain entities and checked on the rest.
+# Share of the retain entities that probes are fitted on; the rest is held out ("check").
 FIT_SHARE = 0.8
 
 
@@ -31,14 +31,12 @@ def tasks_of(
     tokenizer: PreTrainedTokenizerBase,
     config: AuditConfig,
 ) -> tuple[list[Task], list[str]]:
-    """The tasks of an audit, its retain entities divided; as ``make_tasks``.
+    """Split the retain entities and build the tasks of an audit, as ``make_tasks``.
 
     Args:
         forget: Forgotten items that the original knows.
-        retain: Retain items that it knows, cut to the budget.
-        never: Items about entities that no model has met.
-        tokenizer: Splits answers.
-        config: Settings.
+        retain: Retain items that it knows, within the budget.
+        never: Items about invented entities.
     """
     budget, seed = config.budget, config.seed
     names = retain.entities
@@ -61,13 +59,13 @@ def tasks_of(
 
 @dataclass
 class States:
-    """Hidden states of one model, and the readers fitted on them.
+    """Hidden states of one model, and the probes fitted on them.
 
     Attributes:
-        parts: States (site, row, d_model) by task number and part.
-        readers: One reader a task.
-        uncertified: Fits on these states, those that were not chosen and those of
-            answers dealt anew included, that are not certified to be at their optimum.
+        parts: States (site, row, d_model) by task index and part.
+        readers: One probe a task.
+        uncertified: Fits on these states without a certificate of optimality, including those
+            of other penalties and of shuffled labels.
     """
 
     parts: dict[tuple[int, str], np.ndarray]
@@ -77,7 +75,7 @@ class States:
 
 @dataclass(frozen=True)
 class Probing:
-    """Everything read so far, by role."""
+    """Tasks, sites, and states by role."""
 
     tasks: Sequence[Task]
     sites: tuple[str, ...]
@@ -85,16 +83,16 @@ class Probing:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence on fits that are not certified to be at their optimum, if any."""
+        """A note on fits without a certificate of optimality, if any."""
         found = in_words([fit for s in self.states.values() for fit in s.uncertified])
         return [f"Of the probes, {found}."] if found else []
 
     def values(self, reader: str, states: str, part: str) -> EntityValues:
-        """(entity, site) success of ``reader``'s probes on ``states``' rows."""
+        """(entity, site) score of one role's probes on another role's states."""
         return self.score(self.states[reader].readers, states, part)
 
     def score(self, readers: Sequence[Reader], states: str, part: str) -> EntityValues:
-        """As ``values`` for readers given directly."""
+        """As ``values``, for given probes."""
         rows, entities = [], []
         for number, (task, reader) in enumerate(zip(self.tasks, readers, strict=True)):
             texts = task.parts[part]
@@ -114,10 +112,10 @@ def capture_states(
     device: str,
     progress: Progress,
 ) -> list[str]:
-    """Read every text of every task at every residual site into the store.
+    """Capture every text of every task at every residual site into the store.
 
     Returns:
-        The sites read.
+        The site names.
     """
     with subject.loaded(device) as model:
         names = find_sites(model).names
@@ -134,7 +132,7 @@ def read_states(
     sites: Sequence[str],
     store: ActivationStore,
 ) -> States:
-    """What ``capture_states`` put into the store; captured anew where it is gone."""
+    """Read the captured states back; states missing from the store are captured again."""
     rows, bounds = _all_texts(tokenizer, tasks)
     values = np.asarray(store.activations(subject, rows, sites, "last").values)
     return States({key: values[:, part] for key, part in bounds.items()})
@@ -147,7 +145,7 @@ def read_all(
     sites: Sequence[str],
     store: ActivationStore,
 ) -> tuple[dict[str, States], list[str]]:
-    """``read_states`` of every role, and the roles whose states are not all finite."""
+    """``read_states`` of every role, and the roles with non-finite states."""
     states = {
         role: read_states(subject, tokenizer, tasks, sites, store)
         for role, subject in subjects.items()
@@ -163,7 +161,7 @@ def read_all(
 def _all_texts(
     tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]
 ) -> tuple[Sequences, dict[tuple[int, str], slice]]:
-    """Every text of every task in one set, and where each part lies in it."""
+    """Token rows of all tasks in one set, and the slice of each part."""
     whole = Sequences((), ())
     bounds: dict[tuple[int, str], slice] = {}
     for number, task in enumerate(tasks):
@@ -177,13 +175,11 @@ def _all_texts(
 def fit_probes(
     probing: Probing, role: str, penalty: float, progress: Progress
 ) -> list[Reader]:
-    """One reader a task, fitted on a model's states of the fitting entities.
+    """One probe a task, fitted on a model's states of the fitting entities.
 
     Args:
-        probing: Tasks and states.
-        role: Whose states.
-        penalty: Inverse regularisation strength.
-        progress: Where to show progress.
+        role: Role of the model whose states are used.
+        penalty: Inverse regularization strength.
     """
     return [
         _fitted(probing, role, number, [task.parts["fit"].labels], penalty, progress)[0]
@@ -198,10 +194,7 @@ def fit_shuffled(
     rngs: Sequence[np.random.Generator],
     progress: Progress,
 ) -> list[list[Reader]]:
-    """As ``fit_probes`` with the answers dealt anew first, once a generator.
-
-    The control that must read nothing.
-    """
+    """As ``fit_probes`` on shuffled answers, once a generator: the control."""
     by_task = []
     for number, task in enumerate(probing.tasks):
         labels = [shuffled_labels(task, rng) for rng in rngs]
@@ -217,7 +210,7 @@ def _fitted(
     penalty: float,
     progress: Progress,
 ) -> list[Reader]:
-    """A reader for each label vector of a task; keeps count of what is uncertified."""
+    """One probe for each label vector of a task; records uncertified fits."""
     states = probing.states[role]
     found = fit_readers(states.parts[number, "fit"], labels, penalty, progress)
     name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
@@ -230,7 +223,7 @@ def _fitted(
 
 
 def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
-    """Labels with the answers dealt anew to whole entities (shared) or blocks."""
+    """Labels with answers permuted among entities (shared) or within blocks (unique)."""
     part: Part = task.parts["fit"]
     labels = part.labels.copy()
     if task.form == "shared":
@@ -249,7 +242,7 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
 
 
 def choose_penalty(probing: Probing, progress: Progress) -> float:
-    """The penalty that reads held-out *retain* entities of the original best."""
+    """The penalty that best reads held-out *retain* entities of the original."""
     best, chosen = -1.0, PENALTIES[0]
     for penalty in PENALTIES:
         readers = fit_probes(probing, "original", penalty, progress)
