@@ -1,17 +1,16 @@
-"""The membership axis: are forgotten items still told from never-taught ones?
+"""Membership axis: can forgotten items be distinguished from never-taught ones?
 
-A model's states differ between names it has met and names it has not, whatever it says
-of them. A reader of that difference is fitted on retain entities against invented ones
-that mirror them, and scores forgotten entities against never-taught ones: neither of
-those has been seen by it, so their labels can be exchanged afterwards and the test is
-exact, the maximum over layers included. Both kinds share relations, wordings and
-answers; only the names differ.
+Hidden states differ between names that a model has met and names it has not, whatever the model
+says about them. A classifier of this difference is fitted on retain entities against invented
+mirrors of them. It then scores forgotten against never-taught entities, neither of which it has
+seen. Their labels are exchangeable, so the permutation test is exact, including the maximum
+over layers. Both groups share relations, templates and answers; only the names differ.
 
-What it finds is a residual trace. It blocks ``deleted``; it makes nothing
-``suppressed``: a model may know that a name was in its training and nothing else.
+A finding is a residual trace. It blocks ``deleted`` and never makes ``suppressed``: a model may
+recognize a training name and know nothing else about it.
 
-Source: the cross-sequence signature of arXiv 2605.01699, with erase, fit and test sets
-apart.
+Source: the cross-sequence signature of arXiv 2605.01699, with disjoint erase, fit and test
+sets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,7 @@ QUESTION = "Does a signature tell forgotten items from never-taught ones?"
 STATISTIC = "AUC (chance 0.5)"
 READER = "refitted reader"
 SHUFFLES = 20
-# Two controls ask for a null to hold; together they may fail by luck at half the level.
+# Two controls require a null hypothesis, two-sided: together they fail by chance at half alpha.
 BY_LUCK = 0.25
 KEPT = "held-out retain entities are told from invented ones in the candidate"
 
@@ -54,18 +53,13 @@ def run_signature(
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from captured states to status.
+    """Run the axis on captured states.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where there are any
-            "planted" and "reference-N".
-        tokenizer: The tokenizer of all of them.
-        asked: Who is compared.
-        sites: As ``capture`` gave them.
-        store: Where activations are kept.
-        config: Settings.
-        notes: Sentences to pass on.
-        progress: Where to show progress.
+        subjects: Models by role: "original", "unlearned", and where available "planted" and
+            "reference-N".
+        asked: The entities compared.
+        sites: As returned by ``capture``.
     """
     rows = encode(tokenizer, asked.prompts)
 
@@ -83,7 +77,7 @@ def run_signature(
         for family in FAMILIES:
             tried[family] = read(states["original"], asked, family, config.seed)
             advance(1)
-        # Chosen on entities that neither fit nor test has seen.
+        # Chosen on held-out entities that are in neither the fit nor the test.
         chosen = max(
             FAMILIES, key=lambda name: tried[name].auc("check", "check_invented").mean()
         )
@@ -153,10 +147,10 @@ def run_signature(
 def status_of(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said.
+    """Decide between retained, absent and neither.
 
-    A candidate in which not even retain entities are told apart may have no such
-    signature at all: then silence says nothing, and a finding still is one.
+    A candidate whose retain entities are not recognized either may lack the signature
+    altogether: a null result is then no evidence, but a finding still is.
     """
     if failures(controls) == [KEPT] and readings:
         return standing(readings[:2], rule, failed=[KEPT])
@@ -164,17 +158,17 @@ def status_of(
 
 
 def _places(scores: Scores) -> EntityValues:
-    """(forgotten entity, site) share of never-taught ones that score lower."""
+    """(forgotten entity, site) share of never-taught entities that score lower."""
     table = scores.wins("forget", "never_taught").mean(1)
     names = tuple(dict.fromkeys(scores.asked.questions["forget"].entities))
     return EntityValues(table, len(table), names, table.var(0))
 
 
 def _chance(scores: Scores) -> EntityValues:
-    """One half, as spread out as the never-taught entities' own places are.
+    """One half, with the spread of the never-taught entities' own ranks.
 
-    An AUC varies with the entities of either kind (DeLong 1988, Biometrics 44:837);
-    the interval of its difference from one half must count both.
+    An AUC varies with the entities of both groups (DeLong 1988, Biometrics 44:837), so the
+    interval of its difference from one half must include both.
     """
     share = scores.wins("forget", "never_taught").mean(0)
     table = np.clip(0.5 + share.mean(0) - share, 0, 1)
@@ -189,7 +183,7 @@ def _readings(
     sites: Sequence[str],
     config: AuditConfig,
 ) -> list[Reading]:
-    """Against the reference where there is one, and against never-taught items."""
+    """Against references (if any) and never-taught items."""
     wanted = Wanted(
         READER,
         READER,
@@ -203,7 +197,7 @@ def _readings(
     found = []
     for reading in against_floors(NAME, [wanted], list(sites), config, use):
         if reading.floor_kind == "never_taught":
-            # A place depends on who the others are: exchange entities, then rank.
+            # A rank depends on the other entities: permute entities first, then rank.
             columns = tuple(
                 {**each, "p_value": next(p_used) if each["used"] else None}
                 for each in reading.columns
@@ -222,7 +216,7 @@ def _readings(
 def _controls(
     scores: Mapping[str, Scores], use: NDArray[np.bool_], config: AuditConfig
 ) -> list[Control]:
-    """Shuffled labels, invented against never-taught, the plant, retain entities."""
+    """Controls: shuffled labels, invented against never-taught, planted, retain."""
     alpha = config.rule.alpha
     original, candidate = scores["original"], scores["unlearned"]
     lead = original.auc("forget", "never_taught")[use] - 0.5
@@ -265,7 +259,7 @@ def _controls(
 def _names_alone(
     names: NDArray[np.float32], asked: Cast, family: str, config: AuditConfig
 ) -> Control:
-    """The register: a bag of the name's tokens must not give its owner away."""
+    """Control for surface form: a bag of the name's token embeddings must not suffice."""
     alone = read(names, asked, family, config.seed)
     test = alone.test("forget", "never_taught", np.ones(1, dtype=bool), config)
     either = min(1.0, 2 * min(test.p_value, test.p_below))

@@ -1,7 +1,7 @@
-"""Readers of membership: who is read, and what a reader makes of a model's states.
+"""Membership scores: the entities compared, and a classifier's scores of a model's states.
 
-Fitted on retain entities against invented ones that mirror them item for item; scored
-on everybody else. ``audits.axes.membership.axis`` is the axis made of it.
+The classifier is fitted on retain entities against invented entities that mirror them item by
+item, and evaluated on all others. ``audits.axes.membership.axis`` builds the axis on it.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from probes.splits.folds import Folds
 
 NAME = "membership"
 LEAST_ENTITIES = 6
-# Beyond this many the reader gains little, and its kernel grows with the square.
+# More entities help little, and the kernel matrix grows quadratically.
 MOST_FITTED = 200
 FIT_SHARE = 0.8
 PARTS = ("fit", "fit_invented", "check", "check_invented", "forget", "never_taught")
@@ -37,10 +37,10 @@ PARTS = ("fit", "fit_invented", "check", "check_invented", "forget", "never_taug
 
 @dataclass(frozen=True)
 class Cast:
-    """What is read.
+    """The questions compared.
 
     Attributes:
-        questions: By part of ``PARTS``; those to fit on in one wording.
+        questions: By part of ``PARTS``; fitting parts with one prompt per item.
     """
 
     questions: Mapping[str, Questions]
@@ -59,14 +59,12 @@ class Cast:
 def cast(
     forget: ItemSet, retain: ItemSet, never: ItemSet, wordings: int, seed: int
 ) -> Cast:
-    """Choose whom to fit on, and invent their counterparts.
+    """Choose the fitting entities and invent their counterparts.
 
     Args:
-        forget: Forgotten items the original knows.
-        retain: Items that stay.
-        never: Items of the same relations about entities no model saw.
-        wordings: Prompts an item of those that are scored.
-        seed: Of every draw.
+        forget: Forgotten items that the original knows.
+        never: Never-taught items.
+        wordings: Prompts per item of the evaluated parts.
 
     Raises:
         InputError: too few entities, or no names can be invented for the retain ones.
@@ -88,7 +86,7 @@ def cast(
     )
     chosen = alike.of([names[place] for place in sorted(order)])
     mirror = invent_items(chosen, known, numpy_rng(seed, NAME, "invented"))
-    # Item by item the mirror is its original: the same cut keeps pairs together.
+    # The mirror follows its original item by item, so the same cut keeps pairs together.
     cut = set(list(chosen.entities)[: int(FIT_SHARE * len(chosen.entities))])
 
     def of(items: ItemSet, inside: bool) -> list[Item]:
@@ -119,7 +117,7 @@ def capture(
     device: str,
     progress: Progress,
 ) -> list[str]:
-    """Read every prompt at every residual site, and the names at the embedding."""
+    """Capture every prompt at every residual site, and the names at the embedding."""
     rows = encode(tokenizer, asked.prompts)
     with subject.loaded(device) as model:
         names = find_sites(model).names
@@ -135,12 +133,12 @@ def capture(
 
 @dataclass(frozen=True)
 class Scores:
-    """What one reader makes of one model's states.
+    """A classifier's scores of one model's states.
 
     Attributes:
-        rows: (label vector, site, row) scores, the true labels first, then shuffled
-            ones; only rows of parts that are not fitted on are scored.
-        asked: Which rows those are.
+        rows: (label vector, site, row) scores, true labels first, then shuffled ones; only
+            evaluated rows are scored.
+        asked: The entities compared.
     """
 
     rows: NDArray[np.float64]
@@ -157,7 +155,7 @@ class Scores:
         return total / np.bincount(owner)[:, None]
 
     def wins(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
-        """(entity, other entity, site) whether the first scores higher; ties half."""
+        """(entity, other entity, site) 1 where the first scores higher, ties one half."""
         high, low = self.of(part, labels), self.of(other, labels)
         size = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
         lead = high[:, None] - low[None]
@@ -170,14 +168,14 @@ class Scores:
     def test(
         self, part: str, other: str, use: NDArray[np.bool_], config: AuditConfig
     ) -> MaxTest:
-        """Exact test of that AUC, entities exchanged, over the sites in use."""
+        """Exact permutation test of that AUC over the masked sites."""
         high, low = self.of(part)[:, use], self.of(other)[:, use]
         pooled = np.concatenate([high, low])
         size = np.maximum(np.abs(pooled).max(0), 1e-300)
         pooled = np.round(pooled / size, 9)  # ties up to rounding are ties
         below = (pooled[None] < pooled[:, None]).sum(1)
         equal = (pooled[None] == pooled[:, None]).sum(1)
-        # The difference of mean ranks is AUC - 0.5, whoever the members are.
+        # The difference of mean ranks is AUC - 0.5 for every labeling.
         ranks = (below + 0.5 * equal) / len(pooled)
         rng = numpy_rng(config.seed, NAME, part, other)
         return unpaired_max_test(
@@ -192,14 +190,13 @@ def read(
     seed: int,
     shuffles: int = 0,
 ) -> Scores:
-    """Fit a family on retain entities against invented ones, site by site.
+    """Fit a classifier family on retain against invented entities, site by site.
 
     Args:
-        states: (site, row, d) of ``asked.prompts``.
-        asked: Whose they are.
-        family: Out of ``probes.estimators.kernel_smoothers.FAMILIES``.
-        seed: Of shuffles and ferns.
-        shuffles: How often the two labels of each pair are exchanged at random as well.
+        states: (site, row, d) of the prompts of ``asked``.
+        family: One of ``probes.estimators.kernel_smoothers.FAMILIES``.
+        seed: Of shuffles and random features.
+        shuffles: Number of label vectors with the labels of each pair exchanged at random.
     """
     part = asked.part
     member = np.isin(part, ("fit", "check", "forget"))
@@ -210,7 +207,7 @@ def read(
     pair = np.array([pairs[name] for name in owners])
     labels = np.repeat(np.where(member, 1.0, -1.0)[None], 1 + shuffles, 0)
     flips = numpy_rng(seed, NAME, "shuffle").choice((-1.0, 1.0), (shuffles, len(pairs)))
-    # The mirror's items follow those of the originals, one for one.
+    # The mirror's items are in the order of the originals.
     labels[1:, fitted] *= np.tile(flips[:, pair], 2)
     signs = torch.from_numpy(labels.T)
     scores = []
