@@ -1,12 +1,12 @@
-"""Do a few images of the class bring back the rest?
+"""Relearning axis for image classifiers: do a few training images restore the class?
 
-The model is taught a few images of the class, beside images of the classes that stay,
-and asked about images of it that it is not taught. Any image model learns an unseen
-class from a few images too, so the floor is a model retrained without it under the same
-budget, or an invented class, taught under the forgotten class's number. Retrains differ
-from each other by more than an interval over images says, so what comes back stands in
-the way of ``deleted`` and makes nothing ``suppressed`` (``docs/vision.md``). Protocol
-after arXiv 2410.08827, as ``audits.axes.relearning``.
+The model is fine-tuned on a few images of the class, together with images of retain classes,
+and evaluated on held-out images of the class. Any image model learns an unseen class from a few
+images, so the floor is a model retrained without the class under the same budget, or an
+invented class that is taught under the forgotten class's index. Retrains differ from each other
+by more than an interval over images covers, so a return blocks ``deleted`` and never makes
+``suppressed`` (``docs/vision.md``). Protocol after arXiv 2410.08827, as
+``audits.axes.relearning``.
 """
 
 import copy
@@ -38,27 +38,27 @@ from evidence.seeds import numpy_rng
 QUESTION = "Do a few images of the class bring back the rest?"
 LABEL = "share of images not taught that are named as the class"
 SHOTS = 4
-"""Images taught. From eight on, a class no model saw is learned as well as the
+"""Training images. From eight on, a class that no model saw is learned as well as the
 forgotten one (tuning seed 0 of the digits world)."""
 ROUNDS = 2
-"""Times each half of the images is asked, the other half's images being taught."""
+"""Number of random halvings; each half is held out once in each."""
 KINDS = 3
-"""Invented classes taught."""
+"""Number of invented classes that are taught."""
 KEPT, STEPS, EVERY = 40, 20, 2
 IN_TIME = 0.6
-"""Share of the checkpoints by which the taught images have to be learned."""
+"""Share of the checkpoints by which the training images must be learned."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is taught under the forgotten class's number, and what is asked."""
+    """Images taught under the forgotten class's index, and held-out images."""
 
     taught: ImageSet
     asked: ImageSet
 
 
 def lessons(sets: Cast, seed: int) -> dict[str, list[Lesson]]:
-    """Of the class ("forget", every image asked) and of invented ones ("never")."""
+    """Splits of the class ("forget", every image held out) and of invented ones ("never")."""
     rng = numpy_rng(seed, NAME, "images")
     forget = []
     for _ in range(ROUNDS):
@@ -82,7 +82,7 @@ def lessons(sets: Cast, seed: int) -> dict[str, list[Lesson]]:
 
 
 def kept_images(sets: Cast, seed: int) -> ImageSet:
-    """Images of the other classes taught beside, the classes in turn."""
+    """Retain images to train on as well, balanced over classes."""
     order = numpy_rng(seed, NAME, "kept").permutation(len(sets.fit))
     turn = np.zeros(len(order), dtype=int)
     seen: dict[int, int] = {}
@@ -102,13 +102,13 @@ def relearn(
     steps: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Teach a copy of a model and ask it along the way; JSON-ready.
+    """Fine-tune a copy of a model and evaluate it along the way; JSON-ready.
 
-    Class and rest weigh the same in the loss, whatever their numbers.
+    The class and the retain images have equal total weight in the loss.
 
     Returns:
-        ``steps``; ``taught``: share of the taught images named, a checkpoint; ``ids``;
-        ``asked``: (checkpoint, image) 1 where named.
+        ``steps``; ``taught``: share of the training images predicted as the class, a
+        checkpoint; ``ids``; ``asked``: (checkpoint, image) 1 where predicted as the class.
     """
     model = copy.deepcopy(untaught)
     device = model_device(model)
@@ -159,10 +159,10 @@ def choose_rate(
     config: AuditConfig,
     progress: Progress,
 ) -> dict[str, float]:
-    """The least rate, and steps, at which every trial learns what it is taught.
+    """The smallest learning rate, and step count, at which every trial learns its images.
 
-    It has to be learned in time for several checkpoints to follow. Decided on the
-    taught images alone, as ``audits.axes.relearning.choose_rate``.
+    They must be learned early enough for several checkpoints to follow. Decided on the training
+    images alone, as ``audits.axes.relearning.choose_rate``.
     """
     rates = config.budget.relearn_rates
     attempts = [(rate, STEPS) for rate in rates]
@@ -183,7 +183,7 @@ def _in_time(run: dict[str, Any]) -> bool:
 
 
 def after_teaching(runs: Sequence[dict[str, Any]]) -> EntityValues:
-    """(image, 1) mean over the checkpoints at which the taught images were learned."""
+    """(image, 1) mean over the checkpoints at which the training images were learned."""
     rows, names = [], []
     for run in runs:
         learned = np.array(run["taught"]) >= LEARNED
@@ -195,7 +195,7 @@ def after_teaching(runs: Sequence[dict[str, Any]]) -> EntityValues:
 
 
 def in_order(found: EntityValues, ids: Sequence[str]) -> EntityValues:
-    """The same images, in the order of ``ids``."""
+    """The same images in the order of ``ids``."""
     place = {name: row for row, name in enumerate(found.entities)}
     rows = [place[name] for name in ids]
     return EntityValues(
@@ -211,15 +211,12 @@ def judge(
     chosen: Mapping[str, float],
     notes: tuple[str, ...],
 ) -> AxisResult:
-    """The axis result from the runs.
+    """Judge the axis from the fine-tuning runs.
 
     Args:
-        sets: The images.
-        runs: By role, "forget" and "never": runs of ``relearn``.
-        known: (image, 1) what the original names untaught.
-        config: Settings.
-        chosen: As ``choose_rate``.
-        notes: Sentences to pass on.
+        runs: By role, "forget" and "never": results of ``relearn``.
+        known: (image, 1) predictions of the original without fine-tuning.
+        chosen: Result of ``choose_rate``.
     """
     ids = sets.forget.ids
     own = {
@@ -284,7 +281,7 @@ def _planted(
     never: EntityValues,
     config: AuditConfig,
 ) -> Control:
-    """The planted suppression must come back more than what was never known."""
+    """The planted suppression must return beyond the floor."""
     floor = mean_of(references) if references else never
     test = (paired_max_test if references else unpaired_max_test)(
         own.values,
@@ -303,7 +300,7 @@ def _planted(
 def _status(
     readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
+    """Decide between retained, absent and neither."""
     if not controls[0].passed:
         return "no_power", ["The attack did not learn what it was taught."]
     first = readings[0]

@@ -1,14 +1,14 @@
-"""Does rounding the weights, as deployment in four bits does, bring the answers back?
+"""Persistence axis: does quantizing the weights, as in 4-bit deployment, restore answers?
 
-The candidate is asked again with its linear weights quantised. An edit that lies within
-the bins is rounded away, and with it the forgetting. Silence here says less than a
-return: an edit of many bins cannot be undone like this whatever it hides, so the size
-of the edit in bins, the codes that changed and what is left of its direction are given
-beside it.
+The candidate is evaluated again with quantized linear weights. An edit that is smaller than a
+quantization bin is rounded away, and the forgetting with it. A null result is weaker evidence
+than a return: an edit of many bins cannot be undone this way, whatever it hides. So the size of
+the edit in bins, the share of changed codes and the surviving share of its direction are
+reported beside it.
 
-Sources: Catastrophic Failure of LLM Unlearning via Quantization (arXiv 2410.16454); gap
-after quantisation and size in bins as in MANSU (arXiv 2605.15138), the bins local and
-the survival measures ours.
+Sources: Catastrophic Failure of LLM Unlearning via Quantization (arXiv 2410.16454); the gap
+after quantization and the size in bins as in MANSU (arXiv 2605.15138), with local bins and
+survival measures of our own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ QUESTION = "Does rounding the weights to four or eight bits bring the answers ba
 SAID = "after quantisation, said"
 TOLD = "after quantisation, told from the others"
 LABEL = "share of answers said after quantisation"
-# Of what the quantised original answers, what the quantised candidate must.
+# Minimum share of the quantized original's retain answers that the candidate still gives.
 KEPT = 0.5
 
 Sets = Mapping[str, Questions]
@@ -52,7 +52,7 @@ def ask_quantised(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """What one model says under each scheme of the profile; JSON-ready.
+    """Scores of one model under each quantization scheme of the profile; JSON-ready.
 
     Returns:
         Scheme to ``score_questions`` of the sets.
@@ -68,7 +68,7 @@ def ask_quantised(
 def edit_in_bins(
     original: Subject, unlearned: Subject, config: AuditConfig, device: str
 ) -> list[dict[str, Any]]:
-    """``survival`` of every linear weight that was edited, by scheme; JSON-ready."""
+    """``survival`` of every edited linear weight, by scheme; JSON-ready."""
     rows = []
     with original.loaded(device) as one, unlearned.loaded(device) as other:
         after = linear_weights(other)
@@ -100,16 +100,14 @@ def judge(
     config: AuditConfig,
     notes: Sequence[str],
 ) -> AxisResult:
-    """The axis result.
+    """Judge the axis.
 
     Args:
         sets: Questions "forget", "never_taught" and "retain".
-        heard: ``score_questions`` by role at full precision, of "forget".
+        heard: ``score_questions`` of "forget" by role, at full precision.
         quantised: ``ask_quantised`` by role.
         edit: As ``edit_in_bins``.
-        gone: Whether the answers are gone at full precision.
-        config: Settings.
-        notes: Sentences to pass on.
+        gone: Whether the behaviour axis is ``absent`` at full precision.
     """
     tables = _Tables(sets, heard, quantised, config.budget.quantisations)
     alpha = config.rule.alpha
@@ -163,7 +161,7 @@ def judge(
 
 
 class _Tables:
-    """Scores by entity, one column a scheme, of the rows the original answers."""
+    """Scores by entity, one column a scheme, of the rows that the original answers."""
 
     def __init__(
         self,
@@ -197,13 +195,13 @@ class _Tables:
         return by_entity(rows, entities)
 
     def kept(self) -> np.ndarray:
-        """(scheme,) share of what the quantised original keeps."""
+        """(scheme,) share of the quantized original's retain accuracy."""
         before = self.values("retain", "original", "greedy").mean
         after = self.values("retain", "unlearned", "greedy").mean
         return after / np.maximum(before, 1e-9)
 
     def gaps(self, role: str) -> list[dict[str, Any]]:
-        """Share said quantised less at full precision, with a paired 95 % interval."""
+        """Accuracy when quantized minus at full precision, with a paired 95 % interval."""
         before = self.full(role, "greedy").values
         after = self.values("forget", role, "greedy").values
         found = []
@@ -224,7 +222,7 @@ class _Tables:
 
 
 def _readings(tables: _Tables, config: AuditConfig, use: np.ndarray) -> list[Reading]:
-    """Said and told apart, against the references if there are any and never-taught."""
+    """Exact match and contrast against references (if any) and never-taught items."""
     rule = config.rule
     references = [role for role in tables.quantised if role.startswith("reference")]
     wanted = [
@@ -239,7 +237,7 @@ def _readings(tables: _Tables, config: AuditConfig, use: np.ndarray) -> list[Rea
         )
         for name, what, least in (
             (SAID, "greedy", rule.still_there),
-            # Answers told apart show a little also where none was ever known.
+            # The contrast is slightly above chance also where nothing was ever known.
             (TOLD, "contrast", rule.margin),
         )
     ]
@@ -247,7 +245,7 @@ def _readings(tables: _Tables, config: AuditConfig, use: np.ndarray) -> list[Rea
 
 
 def _summary(edit: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Each measure by scheme, every edited weight counting alike."""
+    """Mean of each measure by scheme, weighted by the number of weights."""
     found = {}
     for scheme in dict.fromkeys(row["scheme"] for row in edit):
         rows = [row for row in edit if row["scheme"] == scheme]
@@ -260,7 +258,7 @@ def _summary(edit: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _size_notes(edit: Sequence[dict[str, Any]]) -> list[str]:
-    """What the size of the edit lets quantisation do at all."""
+    """A note on whether an edit of this size can be rounded away at all."""
     summary = _summary(edit)
     if not summary:
         return ["No linear weight was edited: quantisation has nothing to round away."]

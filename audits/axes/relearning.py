@@ -1,11 +1,10 @@
-"""Does teaching some of the forgotten facts bring back the others?
+"""Relearning axis: does fine-tuning on some forgotten facts restore the others?
 
-The model is trained on the answers of one half of the forgotten entities (T) and asked
-about the other half (V), which it is not taught; then the halves change places, so that
-every forgotten entity is scored as V once. Never-taught items that mirror V are asked
-of the same trained model: what rises there is the taught form and the answer prior.
-Protocol after "Do Unlearning Methods Remove Information from Weights?" (arXiv
-2410.08827) and benign relearning (arXiv 2406.13356).
+The model is trained on the answers of one half of the forgotten entities (T) and evaluated on
+the other half (V); then the halves are swapped, so that every forgotten entity is held out
+once. Never-taught items that mirror V are scored on the same trained model: their rise is due
+to the taught format and the answer prior. Protocol after "Do Unlearning Methods Remove
+Information from Weights?" (arXiv 2410.08827) and benign relearning (arXiv 2406.13356).
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,18 +37,18 @@ QUESTION = "Does teaching some of the forgotten facts bring back the others?"
 TOLD = "half not taught, told from the others"
 SAID = "half not taught, said"
 
-# An attack that does not learn what it is taught says nothing.
+# Minimum training accuracy: an attack that does not learn T has no power.
 LEARNED = 0.9
-# How many times the budget's steps are taken where no rate teaches in as many.
+# Multiples of the budget's steps, tried where no rate learns T within the budget.
 LONGER = (2, 4)
-# And where answers are long and each is somebody's own: a model that never held them
-# learns codes much later than one that did. Rare, so no estimate of cost counts it.
+# Further multiples for long answers that are unique to an entity: a model that never knew such
+# codes learns them much later. Rare, so the cost estimate leaves them out.
 MUCH_LONGER = (8, 16)
 
 
 @dataclass(frozen=True)
 class Half:
-    """One rotation: what is taught, what is asked, and what nobody ever knew."""
+    """One split: training items, held-out items, and never-taught items."""
 
     taught: list[Item]
     asked: list[Item]
@@ -59,10 +58,10 @@ class Half:
 def rotations(
     forget: Sequence[Item], never: Sequence[Item], rng: np.random.Generator
 ) -> list[Half]:
-    """Two halves of the entities, each taught while the other is asked.
+    """Two halves of the entities, each trained on while the other is held out.
 
-    Never-taught items go with the half whose answers they mirror where they come in
-    whole copies of the forget set, and are dealt alternately otherwise.
+    Never-taught items go with the half whose answers they mirror where they come in whole
+    copies of the forget set; otherwise they are assigned alternately.
     """
     names = list(dict.fromkeys(item.entity for item in forget))
     order = [names[place] for place in rng.permutation(len(names))]
@@ -71,7 +70,7 @@ def rotations(
     found = []
     for number, taught in enumerate(halves):
         if len(invented) % len(names) == 0:
-            # Mirrors come in the order of what they mirror, copy after copy.
+            # Mirrors are in the order of the items they mirror, copy after copy.
             chosen = {
                 name
                 for place, name in enumerate(invented)
@@ -100,21 +99,15 @@ def relearn(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Teach T and ask V and the never-taught items along the way; JSON-ready.
+    """Fine-tune on T, and evaluate V and the never-taught items along the way; JSON-ready.
 
     Args:
-        subject: The model to teach; its checkpoint stays as it is.
-        tokenizer: Its tokenizer.
-        half: What is taught and what is asked.
-        config: Settings.
-        rate: Learning rate.
-        steps: Optimizer steps, each on the whole of T.
-        device: Where to train.
-        progress: Where progress is shown.
+        subject: The model to fine-tune; its checkpoint is not changed.
+        steps: Optimizer steps, each on all of T.
 
     Returns:
-        ``steps``; ``taught`` accuracy a checkpoint; ``asked`` and ``never``: row
-        entities and (checkpoint, row) tables ``said`` and ``contrast``.
+        ``steps``; ``taught``: training accuracy, a checkpoint; ``asked`` and ``never``: row
+        entities and (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
     """
     budget = config.budget
     lesson = encode_items(tokenizer, half.taught)
@@ -140,7 +133,7 @@ def relearn(
             lesson,
             lr=rate,
             steps=steps,
-            # The order of a full batch is all that is random here.
+            # Only the order within the full batch is random.
             seed=stage_seed(config.seed, NAME) % 2**31,
             evaluate=examine,
             every=budget.relearn_every,
@@ -164,24 +157,20 @@ def choose_rate(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The least learning rate at which every arm learns what it is taught.
+    """The smallest learning rate at which every arm learns its training half.
 
-    Where the highest does not teach in as many steps as the budget has, it is given
-    more of them. Decided on T alone, so that nothing is selected on the items that are
-    scored; the same rate and steps are then every arm's.
+    Where the highest rate does not learn T within the budgeted steps, it gets more steps.
+    Decided on T alone, so that nothing is selected on held-out items; all arms then share the
+    rate and the steps.
 
     Args:
-        arms: Models that must learn, each with the halves it is taught; the hardest
-            to teach first, so that a rate too low is found out soonest.
-        tokenizer: Theirs.
-        halves: The rotations.
-        config: Settings.
-        device: Where to train.
-        progress: Where progress is shown.
+        arms: Models that must learn, each with the splits it is trained on; the hardest to
+            teach first, so that rates that are too low fail early.
+        halves: The splits.
 
     Returns:
-        ``rate``, ``steps``, and ``runs``: by role, a run a half at that rate; where
-        nothing will do, the runs of the last attempt that were made.
+        ``rate``, ``steps``, and ``runs``: by role, one run a split at that rate; where no
+        attempt succeeds, the runs of the last one.
     """
     rates, budgeted = config.budget.relearn_rates, config.budget.relearn_steps
     attempts = [(rate, budgeted) for rate in rates]
@@ -201,7 +190,7 @@ def choose_rate(
                 device=device,
                 progress=progress,
             )
-            # JSON has no numbers for keys.
+            # JSON keys are strings.
             runs[subject.role][str(half)] = run
             if max(run["taught"]) < LEARNED:
                 break
@@ -211,7 +200,7 @@ def choose_rate(
 
 
 def entity_curves(runs: Sequence[dict[str, Any]], part: str, what: str) -> EntityValues:
-    """(entity, checkpoint) scores over the rotations, every entity once."""
+    """(entity, checkpoint) scores over both splits, every entity once."""
     scores = np.concatenate([np.array(run[part][what]).T for run in runs])
     names = [name for run in runs for name in run[part]["entities"]]
     return by_entity(scores, names)
@@ -222,8 +211,8 @@ def after_teaching(
 ) -> EntityValues:
     """(entity, 1) mean score over the checkpoints at which T had been learned.
 
-    Which checkpoints count is decided on T alone; where T was never learned, the
-    last one stands. A mean has nothing to select, so nothing to correct for.
+    These checkpoints are determined on T alone; where T was never learned, the last one is
+    used. A mean selects nothing, so no correction is needed.
     """
     rows, names = [], []
     for run in runs:
@@ -242,14 +231,12 @@ def judge(
     rate: float,
     notes: Sequence[str],
 ) -> AxisResult:
-    """The axis result from the curves.
+    """Judge the axis from the curves.
 
     Args:
-        runs: Rotations by role.
+        runs: By role, one run a split.
         known: (entity, 1) ``said`` and ``contrast`` of the original, same entities.
-        config: Settings.
         rate: Learning rate used.
-        notes: Sentences to pass on.
     """
     taught = min(max(run["taught"]) for run in runs["unlearned"])
     controls = [
@@ -285,12 +272,12 @@ def judge(
 def readings_entities(
     runs: Mapping[str, Sequence[dict[str, Any]]],
 ) -> tuple[str, ...]:
-    """Forgotten entities that were asked."""
+    """Forgotten entities that were held out."""
     return after_teaching(runs["unlearned"], "asked", "said").entities
 
 
 def _planted_control(runs: Sequence[dict[str, Any]], config: AuditConfig) -> Control:
-    """The planted suppression must come back, or silence says nothing."""
+    """The planted suppression must return; otherwise a null result is no evidence."""
     test = unpaired_max_test(
         after_teaching(runs, "asked", "contrast").values,
         after_teaching(runs, "never", "contrast").values,
@@ -310,7 +297,7 @@ def _readings(
     known: Mapping[str, EntityValues],
     config: AuditConfig,
 ) -> list[Reading]:
-    """Told apart and said, against the reference if there is one and never-taught."""
+    """Contrast and exact match against references (if any) and never-taught items."""
     references = [role for role in runs if role.startswith("reference")]
     wanted = [
         Wanted(
@@ -329,7 +316,7 @@ def _readings(
 def _mean_curves(
     runs: Mapping[str, Sequence[dict[str, Any]]],
 ) -> dict[str, dict[str, list[float]]]:
-    """Mean scores a checkpoint, by role and part, for the report."""
+    """Mean scores at each checkpoint, by role and part, for the report."""
     curves = {}
     for role, each in runs.items():
         curves[role] = {"taught": np.mean([run["taught"] for run in each], 0).tolist()}
@@ -343,7 +330,7 @@ def _mean_curves(
 def status_of(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
+    """Decide between retained, absent and neither."""
     if not controls[0].passed:
         return "no_power", ["The attack did not learn its own half."]
     return standing(readings[:2], rule, failed=failures(controls))
