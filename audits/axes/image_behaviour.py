@@ -1,4 +1,4 @@
-"""Is the class still named, and does its logit still rise on its own images?"""
+"""Behaviour axis for image classifiers: is the class still predicted?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from evidence.results import AxisResult, Control
 
 QUESTION = "Is the class still named at the output?"
 MOST_NEVER = 0.25
-"""Share of never-taught images that the original may call the class."""
+"""Maximum share of never-taught images that the original may predict as the class."""
 
 
 def run_behaviour(
@@ -23,18 +23,16 @@ def run_behaviour(
     never_called: float,
     config: AuditConfig,
 ) -> AxisResult:
-    """The axis, from what each model named.
+    """Judge the axis from the predictions of each model.
 
-    The rank of the logit is shown and decides nothing: what a classifier that never saw
-    a class puts on its images is an accident of its seed (mean ranks of 0.5 to 0.8 in
-    retrains of tuning seed 0), far from that of images of another kind.
+    The rank of the logit is reported and decides nothing: the logit that a classifier gives a
+    class it never saw depends on its seed (mean ranks of 0.5 to 0.8 in retrains of tuning seed
+    0), and differs from that of other unseen images.
 
     Args:
-        sets: The images.
-        heard: By role, as ``image_look.listen``.
-        never_called: Share of all never-taught images that the original calls the
-            class; these are left out of the floor.
-        config: Settings.
+        heard: By role, as ``image_baseline.listen``.
+        never_called: Share of all never-taught images that the original predicts as the class;
+            these are left out of the floor.
     """
     references = [role for role in heard if role.startswith("reference")]
 

@@ -1,4 +1,4 @@
-"""A candidate's figures against its floors, the same way for every axis."""
+"""Compare the candidate's figures with their floors, the same way for every axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from evidence.intervals import EntityValues, mean_of
 from evidence.results import Reading
 from evidence.seeds import numpy_rng
 
-# Below this distance between original and floor a residual would be noise over noise.
+# Minimum distance of ceiling and floor: below it, a residual is noise divided by noise.
 LEAST_SPAN = 0.15
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One figure of the candidate.
+    """One figure of the candidate, with what it is compared to.
 
     Attributes:
-        name: Of the reading.
-        stream: Names the permutations' stream of random numbers.
+        name: Name of the reading.
+        stream: Name of the random stream of its permutations.
         candidate: (entity, column) of the forgotten entities.
         ceiling: The same of the original.
-        references: The same of each model retrained without them, if there are any.
-        never: (other entity, column) of never-taught items in the candidate.
+        references: The same of each reference.
+        never: (never-taught entity, column) of the candidate.
         least: As in ``evidence.comparison.compare``.
     """
 
@@ -47,17 +47,14 @@ def against_floors(
     config: AuditConfig,
     use: NDArray[np.bool_] | None = None,
 ) -> list[Reading]:
-    """Each figure against the primary floor, then each against the other.
+    """Compare each figure with the primary floor, then with the other.
 
-    The primary floor is the references, where there are any; never-taught items are
-    then shown beside it.
+    The primary floor is the mean of the references where there are any; never-taught items are
+    then reported as well.
 
     Args:
-        axis: Its name, for the random numbers.
-        wanted: The figures.
-        columns: Names of the columns.
-        config: Settings.
-        use: (column,) which columns count; all by default.
+        axis: Name of the axis, for its random streams.
+        use: (column,) mask of the columns that count; all by default.
     """
     paired = bool(wanted[0].references)
     readings = []
@@ -82,11 +79,10 @@ def against_floors(
 
 
 def telling(power: MaxTest, rule: Rule) -> NDArray[np.bool_]:
-    """(column,) where the original itself is read, so that silence says something.
+    """(column,) mask where the original itself is read, so that a null result is evidence.
 
     Args:
-        power: The original's forgotten entities against never-taught ones.
-        rule: Thresholds.
+        power: Test of the original's forgotten entities against never-taught ones.
     """
     strong = power.difference >= 0.5 * power.difference.max()
     return strong & (power.p_column < rule.alpha) & (power.difference > LEAST_SPAN)

@@ -1,4 +1,4 @@
-"""Where an axis stands: beyond its floor, at it, or neither. One rule for all axes."""
+"""Axis status from readings and controls. One rule for all axes."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,18 @@ from evidence.results import Control, Reading, Status
 
 
 def failures(controls: Sequence[Control]) -> list[str]:
-    """Names of the required controls that did not come out as they must."""
+    """Names of the required controls that failed."""
     return [each.name for each in controls if each.required and not each.passed]
 
 
 def controlled(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """``standing`` of an axis that has no say where a control failed.
+    """``standing``, or no vote where a required control failed.
 
     Args:
-        readings: Those against the primary floor first; none where the axis could not
-            look, and then nothing can have failed.
-        controls: Its controls.
-        rule: Thresholds.
+        readings: Those against the primary floor first; empty where the axis could not measure,
+            which is no failure of a control.
     """
     failed = failures(controls)
     if failed:
@@ -38,14 +36,13 @@ def standing(
     failed: Sequence[str] = (),
     level: float | None = None,
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said.
+    """Retained, absent, or why neither is decided.
 
     Args:
-        readings: Those the axis is judged by.
-        rule: Thresholds.
-        failed: Controls whose failure silences the axis, but not what it found: what
-            comes back has come back, whether or not the plant did.
-        level: Of the test, after Holm over the readings; the rule's by default.
+        readings: The readings that decide the axis.
+        failed: Failed controls that forbid ``absent`` but not ``retained``: a recovery is a
+            recovery, whether or not the planted suppression was found.
+        level: Level of the recovery test, after Holm over the readings; the rule's by default.
     """
     notes = below_floor(readings, rule.alpha)
     named = {each.name: each for each in readings}
