@@ -91,7 +91,7 @@ class Task:
 
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
-    """ "shared" where most forgotten answers belong to several fitting entities too."""
+    """The shared form, where most forgotten answers belong to several fitting entities too."""
     holders: dict[str, set[str]] = {}
     for item in fit:
         holders.setdefault(fold(item.answer), set()).add(item.entity)

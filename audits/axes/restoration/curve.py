@@ -1,4 +1,4 @@
-"""What steering brings back at each strength, with what its controls bring back."""
+"""Restoration as a function of steering strength, with its controls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from evidence.intervals import by_entity, rate_interval
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 Curve = dict[str, tuple[list[str], np.ndarray]]
-"""Who was asked, and what was said: (entity of each row, (strength, row))."""
+"""By arm: (entity of each row, exact match (strength, row))."""
 
 
 def pooled(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Shares said over strengths, the halves together, with intervals by entity.
+    """Exact match by strength, both halves pooled, with intervals over entities.
 
     Returns:
-        One dict a strength: ``strength``, and for the change, each control,
-        never-taught and retain questions [share, low, high].
+        One dict a strength: ``strength``, and [share, low, high] of the edit, each control,
+        never-taught and retain questions.
     """
     table: list[dict[str, Any]] = [{"strength": each} for each in (0.0, *STRENGTHS)]
     for what in curves[0]:

@@ -1,8 +1,8 @@
-"""The restoration axis of an image audit: steering, held against its floors.
+"""Restoration axis for image classifiers.
 
-It informs and can stand in the way of ``deleted``; by itself it makes nothing
-``suppressed``: retrains from the original's starting weights were steered to a quarter
-of a class they never saw (``docs/vision.md``).
+It informs and can block ``deleted`` but never makes ``suppressed``: retrains from the
+original's starting weights were steered to a quarter of a class they never saw
+(``docs/vision.md``).
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ LABEL = "share of images named as the class under steering"
 def run_restoration(
     run: ImageRun, subjects: dict[str, Subject], sets: Cast, notes: tuple[str, ...]
 ) -> AxisResult:
-    """The axis, from models to status."""
+    """Run the axis on models."""
     runs: dict[str, dict[str, Any]] = {}
     with subjects["original"].loaded(run.device) as original:
         never = run.inputs.never_taught
@@ -101,7 +101,7 @@ def run_restoration(
 
 
 def _never(run: dict[str, Any]) -> EntityValues:
-    """(never-taught image, 1) called the class, steered to its own kind."""
+    """(never-taught image, 1) predicted as the class under an edit fitted to its own class."""
     return by_entity(np.array(run["never"]), run["never_ids"])
 
 
@@ -111,7 +111,7 @@ def _controls(
     sets: Cast,
     run: ImageRun,
 ) -> list[Control]:
-    """Steering without knowledge restores little; the planted suppression returns."""
+    """Controls: uninformed steering restores little; the planted suppression returns."""
     found = []
     if net is not None:
         worst = max(net["controls"][what] for what in ("random", "others"))

@@ -1,9 +1,8 @@
-"""Fixed changes of an image model's states, and what a model calls images under them.
+"""Steering edits of image states, and a model's predictions under them.
 
-Nothing here reads a label at test time: a change is fitted on some images and then
-made to the states of *every* image, whatever it shows. It is one vector, or one vector
-in proportion to what a fixed reader finds in the image's own state; all that tells
-images apart is then the candidate's.
+No label is used at test time: an edit is fitted on some images and then applied to the states
+of *every* image. It is either one vector, or one vector scaled by a fixed linear reading of the
+image's own state, so that any information about the image is the candidate's.
 """
 
 import copy
@@ -26,24 +25,23 @@ MEAN = "its own mean of the class, less that of the rest"
 SLOPE = "the slope of the class's own log-probability"
 READ = "what the original's reader of the class finds, amplified"
 ROUTES = (MEAN, SLOPE, READ)
-# The original may read, and nothing of its states is added: its mean of the class, or
-# what the class lost in the mean, put back, named 42 % of the class in a retrain from
-# its starting weights that never saw it (tuning seed 1).
-# Its reader is tried on what enters the classifier alone. Early states still hold the
-# picture: there it would be a classifier of its own, and name the class in such a
-# retrain as well.
+# The original supplies at most the linear reading, never a direction to add. Adding its class
+# mean, or the mean difference of the class between the models, steered a retrain that never saw
+# the class to 42 % of it (same starting weights, tuning seed 1).
+# Its reading is tried at the classifier's input alone. Earlier states still encode the picture,
+# where the reading would itself act as a classifier, in such a retrain too.
 RIDGE = 0.1
-"""Penalty of the original's reader, in mean variances of a coordinate."""
+"""Ridge penalty of the original's discriminant, in units of the mean coordinate variance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Amplified:
-    """A change in proportion to what a fixed reader finds in an image's state.
+    """A steering edit proportional to a fixed linear reading of an image's state.
 
     Attributes:
-        reader: (coordinate,) over the flattened state.
-        middle: What is taken off before the reader, likewise flattened.
-        write: What is added, of one image's state's shape, where it reads 1.
+        reader: (coordinate,) weights over the flattened state.
+        middle: (coordinate,) subtracted before the reading.
+        write: Added per unit of the reading; shape of one image's state.
     """
 
     reader: Tensor
@@ -52,11 +50,11 @@ class Amplified:
 
 
 Push = Tensor | Amplified
-"""What is added: the same for every image, or in proportion to a reading."""
+"""A constant vector, or a vector proportional to a reading."""
 
 
 def state_sites(where: Sites) -> list[str]:
-    """What leaves each block, and what enters the classifier."""
+    """The output of each block, and the input of the classifier."""
     return [*where.of("resid"), *where.of("final")]
 
 
@@ -70,7 +68,7 @@ def read_logits(
 def pixel_logits(
     model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
 ) -> Tensor:
-    """(image, class) logits of images that have no names, as ``read_logits``."""
+    """(image, class) logits of raw pixels under edits, on the CPU."""
     device, found = model_device(model), []
     with torch.no_grad(), evaluating(model), patch(model, edits, where=where):
         for start in range(0, len(pixels), BATCH):
@@ -80,13 +78,13 @@ def pixel_logits(
 
 
 def with_end_of(model: nn.Module, original: nn.Module) -> nn.Module | None:
-    """A copy of a model in which the original's last block, and all after it, stands.
+    """A copy of a model with the original's last block and everything after it.
 
-    The images' twin of ``attribution.patching.transplant``: an edit of the last block
-    or of the classifier is undone, and only what reaches that block speaks.
+    The counterpart of ``attribution.patching.transplant`` for images: it undoes an edit of the
+    last block or of the classifier.
 
     Returns:
-        The copy; None where the two ends are not built alike.
+        The copy; None where the two ends differ in structure.
     """
     ended = copy.deepcopy(model)
     here, there = _end(ended), _end(original)
@@ -100,13 +98,13 @@ def with_end_of(model: nn.Module, original: nn.Module) -> nn.Module | None:
 
 
 def _end(model: nn.Module) -> list[nn.Module]:
-    """The modules from the last block on, in the order they are listed in."""
+    """The modules from the last block on, in registration order."""
     where, modules = image_sites(model), list(model.modules())
     return modules[modules.index(where.places[where.of("resid")[-1]].module) :]
 
 
 def _held(module: nn.Module) -> list[Tensor]:
-    """A module's own weights and running figures, its children's left out."""
+    """A module's own parameters and buffers, without its children's."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
@@ -121,7 +119,7 @@ def named(
     where: Sites,
     label: int | None = None,
 ) -> np.ndarray:
-    """(image,) 1.0 where the model names an image's class, or ``label`` if given."""
+    """(image,) 1.0 where the prediction is the image's class, or ``label`` if given."""
     said = read_logits(model, images, edits, where).argmax(1).numpy()
     wanted = images.labels if label is None else label
     return (said == wanted).astype(float)
@@ -130,7 +128,7 @@ def named(
 def states_of(
     model: nn.Module, images: ImageSet, sites: list[str], where: Sites
 ) -> dict[str, Tensor]:
-    """Site to (image, ...) whole states, on the CPU."""
+    """Site to (image, ...) full states, on the CPU."""
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
 
     def keep(site: str) -> Edit:
@@ -148,11 +146,11 @@ def states_of(
 def slope_of(
     model: nn.Module, images: ImageSet, label: int, site: str, where: Sites
 ) -> Tensor:
-    """The mean slope of a class's log-probability over the images' states at a site."""
+    """Mean gradient of a class's log-probability with respect to the states at a site."""
     held: list[Tensor] = []
 
     def keep(value: Tensor) -> Tensor:
-        # Cut from below: nothing beneath the site is differentiated.
+        # Detached: nothing below the site is differentiated.
         held.append(value.detach().requires_grad_(True))
         return held[0]
 
@@ -168,14 +166,13 @@ def slope_of(
 
 
 def adding(push: Push, strength: float | Tensor) -> Edit:
-    """The edit that makes the same change to the states of every image.
+    """The edit that applies a steering edit to the states of every image.
 
     Args:
-        push: The change.
-        strength: How much of it; (row,) of one batch, to try several at once.
+        strength: Scalar, or (row,) of one batch to try several at once.
 
     Raises:
-        InputError: the strength or the change is not finite.
+        InputError: the strength or the edit is not finite.
     """
     write = push.write if isinstance(push, Amplified) else push
     size = torch.as_tensor(strength)
@@ -189,7 +186,7 @@ def adding(push: Push, strength: float | Tensor) -> Edit:
         if not isinstance(push, Amplified):
             return value + step
         read = (value.flatten(1) - push.middle.to(value)) @ push.reader.to(value)
-        # Below the mean of the rest nothing was found, and nothing is taken away.
+        # Readings below the mean of the other classes count as 0; nothing is subtracted.
         found = read.clamp(min=0.0).reshape(-1, *[1] * (value.dim() - 1))
         return value + found * step
 
@@ -198,12 +195,12 @@ def adding(push: Push, strength: float | Tensor) -> Edit:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """States of the images that changes are fitted on.
+    """States of the fitting images, from which steering edits are made.
 
     Attributes:
         own: Site to (image, ...) states in the candidate.
-        first: The same in the original, of what enters the classifier.
-        slope: From a class and a site to the slope in the candidate.
+        first: The same in the original, at the classifier's input.
+        slope: From a class and a site to the gradient in the candidate.
         labels: (image,) class of each.
     """
 
@@ -215,13 +212,13 @@ class Fitted:
     def push(
         self, route: str, site: str, label: int, read: int | None = None
     ) -> Push | None:
-        """What the route adds at strength 1; None where it would add nothing.
+        """The edit of a method at strength 1; None where it would change nothing.
 
         Args:
             route: One of ``ROUTES``.
-            site: Where.
-            label: The class that is to be named.
-            read: The class that an amplified reading reads; ``label`` by default.
+            site: Where it is applied.
+            label: The class to steer to.
+            read: The class of the linear reading; ``label`` by default.
         """
         mine = torch.from_numpy(self.labels == label)
         states = self.own[site]
@@ -238,7 +235,7 @@ class Fitted:
         return push
 
     def _amplified(self, site: str, label: int, write: Tensor) -> Amplified:
-        """The original's discriminant of a class, 0 on the rest and 1 on its mean."""
+        """The original's discriminant of a class: 0 on the other classes' mean, 1 on its own."""
         states = self.first[site].flatten(1).double()
         mine = torch.from_numpy(self.labels == label)
         one, rest = states[mine].mean(0), states[~mine].mean(0)
@@ -251,7 +248,7 @@ class Fitted:
 
 
 def turned(push: Push, rng: np.random.Generator) -> Push:
-    """Another change of the same size: what is added, or read, drawn at random."""
+    """A random edit of equal norm: the constant vector or the reading is drawn anew."""
     if isinstance(push, Amplified):
         return replace(push, reader=_turned(push.reader, rng))
     return _turned(push, rng)
@@ -265,11 +262,11 @@ def _turned(push: Tensor, rng: np.random.Generator) -> Tensor:
 def halves(
     images: ImageSet, rng: np.random.Generator, most: int | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Two halves without a common image, of so many images together at most."""
+    """Two disjoint halves, of at most ``most`` images together."""
     order = rng.permutation(len(images))[:most]
     return images.rows(np.sort(order[::2])), images.rows(np.sort(order[1::2]))
 
 
 def image_sites(model: nn.Module) -> Sites:
-    """The model's sites, blocks as the units."""
+    """The model's sites, with blocks as units."""
     return find_image_sites(model)

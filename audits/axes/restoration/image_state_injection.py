@@ -1,15 +1,15 @@
-"""Restoration of a class as published, with the controls that it lacks beside it.
+"""The published class-restoration test for images, with the controls it lacks.
 
-On images of the forgotten class (the true label decides which), the original's own
-states of the same image are carried into the candidate: the coordinates of the class's
-expert latents at every patch, and the class token. What comes back shows that the rest
-of the candidate still reads the original's states. It says nothing of what the
-candidate itself holds, since the class is supplied from outside, so it does not vote:
-the arms show how much each part of what is carried does.
+On images of the forgotten class, selected by their true label, the original's states of the
+same image are patched into the candidate: the coordinates of the class's expert latents at
+every patch, and the class token. A restoration shows that the rest of the candidate still reads
+the original's states. It says nothing about what the candidate holds, since the class is
+supplied from outside. So the test does not vote; its arms show the contribution of each patched
+part.
 
-The published encoding is linear, without bias or TopK. Its decoding is not described;
-here the change in the expert coordinates is decoded and added, so that what the
-autoencoder does not reconstruct stays.
+The published encoding is linear, without bias or TopK. The decoding is not described; here the
+change of the expert coordinates is decoded and added, so that the autoencoder's reconstruction
+error is left in place.
 
 Source: "Suppression or Deletion" (arXiv 2602.18505) and its public evaluation code.
 """
@@ -37,20 +37,20 @@ from evidence.seeds import numpy_rng
 ALPHAS = (1.0, 5.0, 10.0)
 ARMS = ("published", "cls", "latents", "random", "other_class", "other_images")
 K = 16
-"""Latents a patch, and 1.25 times as many experts a class: the CIFAR-10 setting."""
+"""Active latents per patch; 1.25 times as many experts per class (the CIFAR-10 setting)."""
 SHARED_BY = 7
-"""A latent active in so many classes stands for none."""
+"""A latent that is active in this many classes is an expert of none."""
 MOST_FVU = 0.3
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """The autoencoder of one site of the original, and what stands for each class.
+    """The autoencoder of one site of the original, with the expert latents of each class.
 
     Attributes:
         sae: The autoencoder.
-        sets: Class to the numbers of its expert latents.
-        fvu: Fraction of variance of the original's states it leaves unexplained.
+        sets: Class to the indices of its expert latents.
+        fvu: Fraction of variance unexplained of the original's states.
     """
 
     sae: Sae
@@ -59,7 +59,7 @@ class Experts:
 
 
 def published_site(layers: int) -> str:
-    """The site as deep as the published one, block 9 of 0 to 11."""
+    """The site at the published relative depth, block 9 of 0 to 11."""
     return f"resid.{round(9 / 11 * (layers - 1))}"
 
 
@@ -71,17 +71,16 @@ def find_experts(
     *,
     progress: Progress = SILENT,
 ) -> Experts:
-    """Train the original's autoencoder, or find it trained, and choose the experts.
+    """Train or load the original's autoencoder, and select the expert latents.
 
     Args:
         original: Model before unlearning.
-        images: Of all classes, not those to be tested on.
+        images: Images of all classes, none of them test images.
         root: Where autoencoders are kept.
-        seed: Of starting weights and order.
-        progress: Where to show progress.
+        seed: Of initial weights and row order.
 
     Raises:
-        InputError: it leaves more than 0.3 of the variance unexplained.
+        InputError: the fraction of variance unexplained exceeds 0.3.
     """
     where = image_sites(original)
     site = published_site(where.n_layers)
@@ -121,14 +120,14 @@ def inject(
         original: Model before unlearning.
         model: The candidate.
         forget: Test images of the forgotten class.
-        retain: Test images of other classes: what ``other_images`` are drawn from.
-        experts: As ``find_experts``.
+        retain: Test images of other classes, from which ``other_images`` are drawn.
+        experts: Result of ``find_experts``.
         seed: Of the controls.
 
     Returns:
-        ``rates``: arm to one rate an alpha (see ``ARMS``; those with a class token are
-        None for a network without one), ``best``: arm to the largest, ``before`` and
-        ``lost``; None where the candidate lost less than a tenth.
+        ``rates``: by arm, one rate an alpha (see ``ARMS``; arms with a class token are None for
+        a network without one), ``best``: the largest by arm, ``before`` and ``lost``; None
+        where the candidate lost less than a tenth.
     """
     where, site = image_sites(model), experts.sae.site
     label = int(forget.labels[0])
@@ -193,7 +192,7 @@ def inject(
 
 
 def _first_patch(states: Tensor) -> int:
-    """1 where the first place is a class token, 0 in a network without one."""
+    """Index of the first patch: 1 after a class token, else 0."""
     return 1 if states.dim() == 3 else 0
 
 
@@ -206,16 +205,15 @@ def _carrying(
     patches: bool,
     size: np.ndarray | None,
 ) -> Edit:
-    """The published edit, for images asked in the donor's order.
+    """The published edit, for images in the donor's order.
 
     Args:
-        sae: The original's autoencoder.
-        donor: (image, ...) states to carry over.
-        latents: Whose coordinates are carried.
-        alpha: How far, 1 being all the way.
-        cls: Whether the class token is carried as well.
-        patches: Whether the latents are.
-        size: Latents whose change the change is scaled to in norm, patch by patch.
+        donor: (image, ...) states to patch in.
+        latents: Latents whose coordinates are patched.
+        alpha: Strength; 1 replaces the coordinates entirely.
+        cls: Whether the class token is patched as well.
+        patches: Whether the latents are patched.
+        size: Latents whose change sets the norm of the edit, patch by patch.
     """
     done = 0
 

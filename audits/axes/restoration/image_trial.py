@@ -1,13 +1,11 @@
-"""Can an image model be steered back to a class it was made to forget?
+"""Restoration trial of one image model: choose an edit on one half, test on the other.
 
-One fixed change, the same rule for every image, is fitted on half of the images and
-chosen there within limits on what it does to everything else
-(``audits.axes.restoration.search``); what it brings back is counted on the other half,
-and then the halves change places. The same search, as free, for classes that no model
-was taught, among random changes and among those made for other classes, and the same in
-a model retrained without the class, say how much of that comes of searching. After
-arXiv 2602.18505, whose own test is in
-``audits.axes.restoration.image_state_injection``.
+One fixed edit is fitted on half of the forgotten class's images and chosen there within limits
+on its side effects (``audits.axes.restoration.search``). It is tested on the other half; then
+the halves are swapped. The same search, with equal freedom, is run for classes that no model
+was taught, among random edits, among edits made for other classes, and in a model retrained
+without the class. These show how much of the restoration is due to the search alone. After
+arXiv 2602.18505, whose own test is in ``audits.axes.restoration.image_state_injection``.
 """
 
 from collections.abc import Sequence
@@ -38,21 +36,20 @@ from evidence.seeds import numpy_rng
 NAME = "restoration"
 MOST_KEPT = 240
 KINDS = 3
-"""Never-taught classes that are searched for, each like the forgotten one."""
+"""Number of never-taught classes for which the search is repeated."""
 LEAST_IMAGES = 8
 
 
 def unseen_classes(
     original: nn.Module, known: ImageSet, label: int, count: int, seed: int
 ) -> ImageSet:
-    """``KINDS`` classes nobody was taught, ``count`` images each or a few less.
+    """``KINDS`` invented classes, at most ``count`` images each.
 
     Args:
-        original: What it calls the forgotten class itself is left out.
-        known: Images of the classes that stay.
+        original: Images that it predicts as the forgotten class are left out.
+        known: Images of the retain classes.
         label: The forgotten class.
-        count: As many as there are forgotten images: a class of fewer would be a
-            weaker control.
+        count: Number of forgotten images: a smaller class would be a weaker control.
         seed: Of the choice.
     """
     rng = numpy_rng(seed, NAME, "never taught")
@@ -68,27 +65,27 @@ def restore_images(
     never: ImageSet,
     seed: int,
 ) -> dict[str, Any]:
-    """Try to steer ``model`` back, every forgotten image tested once; JSON-ready.
+    """Search for steering edits of ``model``, every forgotten image tested once; JSON-ready.
 
     Args:
         original: Model before unlearning.
         model: The candidate.
         forget: Images of the forgotten class that no model was trained on.
         retain: The same of the other classes.
-        never: Images of classes that no model saw, by class; the largest are used.
+        never: Images of classes that no model saw; the largest classes are used.
         seed: Of halves and controls.
 
     Returns:
-        ``ids`` (image,); ``plain``, ``steered``, ``own``, ``random`` and ``others``:
-        (image,) 1.0 where the image is called the class, plainly, under the change
-        chosen, under the strongest but for the original's end, or under the strongest
-        of random changes or of another class's; ``never``: the
-        same of never-taught images, each under the strongest change for its own kind;
-        ``never_ids`` and ``never_kinds`` of those; ``choices`` and ``never_choices``.
+        ``ids`` (image,); ``plain``, ``steered``, ``own``, ``random`` and ``others``: (image,)
+        1.0 where the image is predicted as the class without an edit, under the chosen edit,
+        under the best edit that keeps the candidate's last block, or under the best of random
+        edits or of edits for another class; ``never``: the same of never-taught images, each
+        under the best edit for its own class; ``never_ids`` and ``never_kinds`` of those;
+        ``choices`` and ``never_choices``.
 
     Raises:
-        InputError: the forget images are of several classes, or too few; no
-            never-taught class is large enough.
+        InputError: the forget images are of several classes, or too few; no never-taught class
+            is large enough.
     """
     label = one_class(forget)
     kinds = _kinds(never)
@@ -119,7 +116,7 @@ def restore_images(
         found = {
             "steered": steered,
             "own": alone,
-            # An end drawn at random would name nothing: these keep the candidate's.
+            # A random last block would predict nothing, so controls keep the candidate's.
             "random": strongest(bodies[:1], fit, guard, _at_random(fitted, label, rng)),
             "others": strongest(
                 bodies[:1], fit, guard, _of_other(fitted, label, other)
@@ -130,7 +127,7 @@ def restore_images(
             said = chosen.called(test, label).tolist()
             tried[what].update(zip(test.ids, said, strict=True))
         for place, each in enumerate(unknown):
-            # The same search for a class nobody was taught, the others guarding.
+            # The same search for a never-taught class; the others limit side effects.
             mine = replace(half[place], labels=np.full(len(half[place]), label))
             fitted = fit_changes(own, original, mine + kept[number])
             others = _joined([h for at, h in enumerate(half) if at != place])
@@ -155,7 +152,7 @@ def restore_images(
 
 
 def _kinds(never: ImageSet) -> list[ImageSet]:
-    """The largest never-taught classes, each a set of its own.
+    """The largest never-taught classes, each as its own set.
 
     Raises:
         InputError: none is large enough to be halved.
@@ -192,7 +189,7 @@ def _of_class(fitted: Fitted, label: int):
 
 
 def _at_random(fitted: Fitted, label: int, rng: np.random.Generator):
-    """As large a change as that of the class, in a direction drawn anew each time."""
+    """Edits as large as those of the class, each in a new random direction."""
 
     def make(route: str, site: str) -> Push | None:
         push = fitted.push(route, site, label)
@@ -202,11 +199,11 @@ def _at_random(fitted: Fitted, label: int, rng: np.random.Generator):
 
 
 def _of_other(fitted: Fitted, label: int, other: int):
-    """The change made for another class."""
+    """Edits made for another class."""
 
     def make(route: str, site: str) -> Push | None:
         if route == READ:
-            # Another class is read; what is written still names the forgotten one.
+            # The reading is of another class; the direction is still that of the forgotten one.
             return fitted.push(route, site, label, read=other)
         return fitted.push(route, site, other)
 
@@ -214,10 +211,10 @@ def _of_other(fitted: Fitted, label: int, other: int):
 
 
 def one_class(forget: ImageSet) -> int:
-    """The class the forget images are of.
+    """The single class of the forget images.
 
     Raises:
-        InputError: they are of several, or too few to halve.
+        InputError: they are of several classes, or too few to halve.
     """
     found = np.unique(forget.labels)
     if len(found) != 1 or len(forget) < LEAST_IMAGES:
@@ -234,26 +231,23 @@ def net_of_controls(
     known: np.ndarray,
     references: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any] | None:
-    """Share of the lost namings that steering restores, less the worst control.
+    """Share of the lost predictions that steering restores, minus the worst control.
 
-    As ``audits.axes.restoration.axis.net_rate``: rate = (named steered - named before)
-    / (named by the original - named before), the same for each control. Never-taught
-    kinds and references, which are models that never saw the class, are steered by
-    changes of their own; what is then called the class counts in full, as nothing was
-    lost there.
+    As ``audits.axes.restoration.axis.net_rate``: rate = (named steered - named before) / (named
+    by the original - named before); controls likewise. Never-taught classes and references,
+    which never had the class, are steered by edits of their own; all of their predictions of
+    the class count, as nothing was lost there.
 
     Args:
-        run: As ``restore_images``.
-        known: (image,) 1.0 where the original names the class.
-        references: The same of models retrained without the class.
+        run: Result of ``restore_images``.
+        known: (image,) 1.0 where the original predicts the class.
+        references: Results for models retrained without the class.
 
     Returns:
-        ``rate``, ``own_rate`` (without the original's end, which undoes an edit of the
-        end alone), ``controls``, ``worst_control``, ``net`` and its ``interval``,
-        ``residual`` (of what the worst control leaves, the share restored: 0 is no more
-        than it, 1 as much as the original names), ``kinds`` (the rate of each
-        never-taught class by itself) and ``lost``; None where the candidate lost less
-        than a tenth.
+        ``rate``, ``own_rate`` (with the candidate's own last block), ``controls``,
+        ``worst_control``, ``net`` and its ``interval``, ``residual`` (0 is the worst control, 1
+        the original), ``kinds`` (the rate of each never-taught class) and ``lost``; None where
+        the candidate lost less than a tenth.
     """
     before = float(np.mean(run["plain"]))
     lost = float(known.mean()) - before

@@ -1,12 +1,11 @@
-"""The strongest fixed change of an image model that leaves everything else alone.
+"""Search for the strongest fixed edit of an image model within side-effect limits.
 
-It is a change of the candidate's states, or the original's last block and classifier in
-place of the candidate's own. Route, site and strength are those by which most of the
-images fitted on are called the class, within two limits: of the images that stay, at
-most two points fewer are named rightly, and of never-taught ones at most two points
-more are called the class. Without the second limit a change that names whatever is
-unfamiliar passes for one that brings a class back: networks that never saw the class
-were steered to it that way (``docs/vision.md``).
+The edit changes the candidate's states, or replaces the candidate's last block and classifier
+by the original's. Method, site and strength maximize the share of fitting images predicted as
+the class, within two limits: accuracy on retain images falls by at most two points, and at most
+two points more never-taught images are predicted as the class. Without the second limit, an
+edit that predicts the class for anything unfamiliar would pass as a restoration: networks that
+never saw the class were steered to it that way (``docs/vision.md``).
 """
 
 from collections.abc import Callable, Sequence
@@ -40,12 +39,12 @@ from capture.network.sites import Sites
 OWN = "its own last block"
 ENDED = "the original's last block in place"
 EARLY = 64
-"""Images asked before the rest, to see whether a change is out of the question."""
+"""Retain images checked first, to reject costly edits early."""
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A network to run: the candidate, or the candidate with the original's end.
+    """A network variant: the candidate, or the candidate with the original's last block.
 
     Attributes:
         name: ``OWN`` or ``ENDED``.
@@ -60,19 +59,19 @@ class Body:
     def called(
         self, images: ImageSet, label: int | None, edits: dict[str, Edit]
     ) -> np.ndarray:
-        """(image,) 1.0 where ``label``, or the image's own class, is named."""
+        """(image,) 1.0 where ``label``, or the image's own class, is predicted."""
         return named(self.model, images, edits, self.where, label)
 
 
 def bodies_of(model: nn.Module, original: nn.Module) -> list[Body]:
-    """The candidate, and with the original's end where the two are built alike."""
+    """The candidate, and its variant with the original's end where structures agree."""
     ended = with_end_of(model, original)
     found = [Body(OWN, model, image_sites(model))]
     return found if ended is None else [*found, Body(ENDED, ended, image_sites(ended))]
 
 
 def fit_changes(body: Body, original: nn.Module, both: ImageSet) -> Fitted:
-    """Fit changes of the candidate's states on images of the class and of others."""
+    """Fit steering edits of the candidate on images of the class and of others."""
     sites = state_sites(body.where)
 
     def slope(label: int, site: str) -> torch.Tensor:
@@ -88,14 +87,14 @@ def fit_changes(body: Body, original: nn.Module, both: ImageSet) -> Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """Images that a change has to leave alone, and how far it may not.
+    """Limits on the side effects of an edit.
 
     Attributes:
-        kept: Of the classes that stay.
-        unknown: Of classes that nobody was taught, where there are any.
-        label: What none of the unknown may be called because of it.
-        wrong: Most of the kept that may be named wrongly.
-        strange: Most of the unknown that may be called ``label``.
+        kept: Images of the retain classes.
+        unknown: Images of never-taught classes, if any.
+        label: The class to steer to.
+        wrong: Maximum number of retain images predicted wrongly.
+        strange: Maximum number of never-taught images predicted as ``label``.
     """
 
     kept: ImageSet
@@ -108,7 +107,7 @@ class Guard:
     def of(
         cls, body: Body, kept: ImageSet, unknown: ImageSet | None, label: int
     ) -> "Guard":
-        """Two points more of either than the candidate does unchanged."""
+        """Two points above the unedited candidate, for both limits."""
         wrong = float((1 - body.called(kept, None, {})).sum())
         strange, count = 0.0, 0
         if unknown is not None:
@@ -122,10 +121,9 @@ class Guard:
         )
 
     def cost(self, body: Body, edits: dict[str, Edit]) -> dict[str, float] | None:
-        """What the change costs, or None where that is too much.
+        """The side effects of an edit, or None where they exceed a limit.
 
-        Faults only add up, so some images are asked first, and the others only where
-        these leave it open.
+        Errors only accumulate, so some images are checked first and the others only if needed.
         """
         strange, wrong = 0.0, 0.0
         if self.unknown is not None:
@@ -145,17 +143,17 @@ class Guard:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """A change, ready to be made to any image.
+    """A chosen edit, ready to be applied to any image.
 
     Attributes:
-        body: What it is made in.
-        said: Share of the images it was chosen on that are called the class.
-        cost: ``retain``, share of the kept named rightly, and ``unknown``, share of the
-            guard's never-taught images called the class; None where nothing is done.
-        route: How it was fitted; None where nothing is added.
-        site: Where it is made.
-        strength: How much of it.
-        push: What is added at strength 1.
+        body: The network variant it is applied to.
+        said: Share of the fitting images predicted as the class.
+        cost: ``retain``, accuracy on retain images, and ``unknown``, share of never-taught
+            images predicted as the class; None for no edit.
+        route: Steering method; None for no steering.
+        site: Where it is applied.
+        strength: Multiple of the edit.
+        push: The edit at strength 1.
     """
 
     body: Body
@@ -167,7 +165,7 @@ class Chosen:
     push: Push | None = field(default=None, repr=False)
 
     def called(self, images: ImageSet, label: int) -> np.ndarray:
-        """(image,) 1.0 where the class is named under the change."""
+        """(image,) 1.0 where the class is predicted under the edit."""
         edits = {}
         if self.push is not None and self.site is not None:
             edits = {self.site: adding(self.push, self.strength)}
@@ -185,18 +183,18 @@ def strongest(
     guard: Guard,
     make: Callable[[str, str], Push | None],
 ) -> Chosen:
-    """The change by which most of ``images`` are called the class, within the limits.
+    """The edit with the most ``images`` predicted as the class, within the limits.
 
-    Of two equals the earlier stands: the original's end before anything added, early
-    sites before late, little before much. To that end nothing is added: with end and
-    direction both the original's, a retrain from its starting weights that never saw
-    the class named 82 % of it (tuning seed 1), and 18 % with the end alone.
+    Ties go to the earlier candidate: the original's end before steering, early sites before
+    late ones, small strengths before large ones. Steering is never combined with the original's
+    end: with end and direction both the original's, a retrain from its starting weights that
+    never saw the class predicted 82 % of it (tuning seed 1), and 18 % with the end alone.
 
     Args:
-        bodies: The candidate, and with the original's end if that may be put in.
-        images: What is to be called the class.
-        guard: What is to be left alone.
-        make: From a route and a site to the change at strength 1, if there is one.
+        bodies: The candidate, and its variant with the original's end if there is one.
+        images: Images to steer to the class.
+        guard: The limits.
+        make: From a method and a site to the edit at strength 1, if there is one.
     """
     own, label = bodies[0], guard.label
     best = Chosen(own, float(own.called(images, label, {}).mean()))
@@ -226,11 +224,11 @@ def strongest(
 def _said(
     body: Body, images: ImageSet, label: int, site: str, push: Push
 ) -> list[float]:
-    """(strength,) share called the class; every strength in the same passes."""
+    """(strength,) share predicted as the class; all strengths share the forward passes."""
     hits = torch.zeros(len(STRENGTHS))
     most = max(1, BATCH // len(STRENGTHS))
     for part in images.pixels.split(most):
-        # One pass holds every image once a strength, strength after strength.
+        # One pass holds every image once per strength, strength after strength.
         sizes = torch.tensor(STRENGTHS).repeat_interleave(len(part))
         rows = part.repeat(len(STRENGTHS), 1, 1, 1)
         edits = {site: adding(push, sizes)}

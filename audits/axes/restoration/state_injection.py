@@ -1,14 +1,13 @@
-"""The published restoration test, with the controls it lacks: is the readout intact?
+"""The published state-injection test, with the controls it lacks.
 
-Wherever the true answer is a forgotten one, the original's state replaces the
-candidate's where the prompt ends, and what the original's state at earlier tokens
-differs by is injected along the latents that stand for that answer. The knowledge is
-supplied from outside and told apart by the true answer: what comes back shows that the
-candidate's later layers still read the original's code, not that the candidate holds
-anything. It is reported and never votes.
+Wherever the true answer is a forgotten one, the original's state replaces the candidate's at
+the last prompt token. At earlier tokens, the difference of the original's state is injected
+along the latents of that answer. The knowledge is supplied from outside and selected by the
+true answer, so a restoration shows that the candidate's later layers still read the original's
+representation, not that the candidate holds anything. The test is reported and never votes.
 
-After arXiv 2602.18505, whose class token is here the last prompt token and whose
-patches are the tokens before it.
+After arXiv 2602.18505; here the last prompt token takes the part of the class token, and
+earlier tokens that of the patches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,19 +38,19 @@ ARMS = (
     "other items' states",
 )
 CONTROLS = ARMS[3:]
-"""What knows nothing of the item: as many other latents, another answer's, another's
-states."""
+"""Arms without information about the item: as many random latents, another answer's latents,
+another item's states."""
 WITH_STATE = (PUBLISHED, STATE, ARMS[5])
 LEAST_LOST = 0.1
-"""Where a model says nearly as much as the original there is no rate to give."""
+"""Minimum share of answers lost for a restoration rate to be defined."""
 UNTRAINED = "never-trained"
 
 
 def untrained_subject(original: Subject, seed: int) -> Subject | None:
-    """A model of the same shape whose weights were drawn and never trained.
+    """A model of the same architecture with random, untrained weights.
 
     Returns:
-        None where the model's class cannot make one from its configuration.
+        None where the model class cannot be made from a configuration.
     """
 
     def load(device: str) -> nn.Module:
@@ -81,23 +80,22 @@ def read_out(
     *,
     device: str,
 ) -> dict[str, Any]:
-    """The published test on every model; JSON-ready.
+    """Run the published test on every model; JSON-ready.
 
     Args:
-        original: Where states come from.
-        subjects: Models that are to be restored, by role.
-        asked: The forget questions; all have a true answer, which gates the injection.
-        coder: An autoencoder of the original; without one, states alone are put in. As
-            published, how well it fits the other models is not asked here.
-        site: Where, if there is no autoencoder.
-        seed: Of random latents and exchanged items.
-        device: Where models run.
+        original: Model whose states are injected.
+        subjects: Models to restore, by role.
+        asked: The forget questions; their true answers select the injection.
+        coder: Autoencoder of the original; without one, only whole states are injected. As
+            published, its fit to the other models is not checked here.
+        site: Site where there is no autoencoder.
+        seed: Of random latents and permuted items.
 
     Returns:
-        ``site``, ``alphas``, ``latents`` (an answer, on average), and by role and arm
-        ``said`` (share by alpha), ``rate`` (share of the lost answers restored, by
-        alpha; None where nothing was lost), ``best`` (largest rate) and, for what was
-        published, ``interval`` of the share said at the best alpha.
+        ``site``, ``alphas``, ``latents`` (mean number per answer), and by role and arm ``said``
+        (exact match by alpha), ``rate`` (share of the lost answers restored, by alpha; None
+        where nothing was lost), ``best`` (largest rate) and ``interval`` of the exact match at
+        the best alpha.
     """
     place = coder.sae.site if coder is not None else site
     with original.loaded(device) as model:
@@ -127,7 +125,7 @@ def _arms(
     known: float,
     before: NDArray,
 ) -> dict[str, Any]:
-    """Every arm that can be run on one model, over all strengths."""
+    """Every arm that can be run on one model, at all strengths."""
     lost = float(known - before.mean())
     table: dict[str, Any] = {}
     for arm in ARMS if coder is not None else (STATE, ARMS[5]):
@@ -159,15 +157,14 @@ def injection(
     alpha: float,
     seed: int,
 ) -> RowEdit:
-    """The edit of whole prompts (row, position, d) that one arm makes.
+    """The edit of whole prompts (row, position, d) of one arm.
 
     Args:
         arm: One of ``ARMS``.
-        asked: The questions.
         given: (row,) the original's states (position, d) of each prompt.
-        coder: The autoencoder; arms of states alone need none.
-        alpha: Strength: at 1 the state that is put in replaces the own one.
-        seed: Of random latents and exchanged items.
+        coder: The autoencoder; arms of whole states need none.
+        alpha: Strength; 1 replaces the state entirely.
+        seed: Of random latents and permuted items.
     """
     rng = numpy_rng(seed, "readout", arm)
     classes = [str(each) for each in asked.classes]
@@ -188,7 +185,7 @@ def injection(
                     model = linear_part(coder.sae, delta, coder.experts[classes[row]])
                     change = as_long(change, model)
             if arm in WITH_STATE:
-                # The last state is copied, not decoded, in the published test.
+                # The published test copies the last state without decoding.
                 change[-1] = delta[-1]
             out[place] = own + alpha * change
         return out
@@ -199,7 +196,7 @@ def injection(
 def _latents_of(
     arm: str, coder: Coder | None, rng: np.random.Generator
 ) -> Mapping[str, NDArray[np.int64]]:
-    """Relation and answer to the latents an arm writes along."""
+    """Class to the latents that an arm injects."""
     if coder is None or arm == STATE:
         return {}
     experts = coder.experts
@@ -209,7 +206,7 @@ def _latents_of(
         return experts
     dealt = {}
     for name in experts:
-        # Classes are named relation, separator, answer.
+        # Class names are relation, separator, answer.
         relation = name.split("\x1f")[0] + "\x1f"
         same = [e for e in experts if e != name and e.startswith(relation)]
         if same:
@@ -218,7 +215,7 @@ def _latents_of(
 
 
 def _aligned(given: NDArray[np.float32], own: Tensor) -> Tensor:
-    """Another prompt's states, last on last; the own ones where it has none."""
+    """Another prompt's states, aligned at the end; the prompt's own where it has none."""
     out = own.clone()
     length = min(len(given), len(own))
     out[len(own) - length :] = torch.from_numpy(given[len(given) - length :]).to(own)
@@ -228,17 +225,14 @@ def _aligned(given: NDArray[np.float32], own: Tensor) -> Tensor:
 def _said(
     model: nn.Module, asked: Asked, edits: Mapping[str, RowEdit]
 ) -> NDArray[np.float64]:
-    """(row,) whether the answer is said."""
+    """(row,) exact match."""
     where = find_sites(model)
     scores = score_edited(model, asked.rows, edits, span="prompt", where=where)
     return scores.greedy.astype(float)
 
 
 def in_words(found: Mapping[str, Any], role: str = "unlearned") -> list[str]:
-    """What the published test gives on a candidate, and beside it what knows nothing.
-
-    Sentences for the notes of the axis.
-    """
+    """Notes for the axis: the published rate of a candidate, its controls, other models."""
     arms = found["roles"][role]["arms"]
     main = arms.get(PUBLISHED) or arms[STATE]
     if main["best"] is None:

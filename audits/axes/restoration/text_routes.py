@@ -1,8 +1,8 @@
-"""Ways to steer an answer back: the same change for every input, fitted elsewhere.
+"""Steering edits of text states: the same edit for every input, fitted on other items.
 
-None of them sees the items it is tried on, and none is told which inputs concern
-what was forgotten. A route offers, at a site, what it would add to a state at strength
-1, and controls that add as much without what was learned about the state or the set.
+No edit sees the items it is tested on, and none is told which inputs concern the forgotten
+facts. A method gives, at a site, the edit at strength 1, and control edits of equal size
+without information about the state or the set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from probes.concepts.answer_map import Amplifier, fit_amplifier
 
 Map = Amplifier | LatentAmplifier
 Push = Map | Tensor
-"""What is added: a map of the state, or one vector (d,)."""
+"""A linear map of the state, or a constant vector (d,)."""
 
 ROUTES = (
     "its own answer directions, amplified",
@@ -40,19 +40,14 @@ BY_LATENTS = ROUTES[4]
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions, their token rows, and what they are about.
-
-    Attributes:
-        questions: The questions.
-        rows: Their token rows.
-    """
+    """Questions with their token rows."""
 
     questions: Questions
     rows: Sequences
 
     @classmethod
     def of(cls, questions: Questions, tokenizer: PreTrainedTokenizerBase) -> "Asked":
-        """Questions with their rows."""
+        """Encode questions."""
         return cls(questions, questions.encoded(tokenizer))
 
     @property
@@ -68,7 +63,7 @@ class Asked:
         return np.array([f"{kind}\x1f{fold(answer)}" for kind, answer in pairs])
 
     def first(self, most: int | None = None) -> "Asked":
-        """The rows in an item's own wording, so many of them at most."""
+        """The rows of items' main prompts, at most ``most`` of them."""
         rows = [row for row, w in enumerate(self.questions.wording) if w == 0][:most]
         keep = np.isin(np.arange(len(self.rows)), rows)
         return Asked(self.questions.keep(keep.tolist()), self.rows[rows])
@@ -85,7 +80,7 @@ class Asked:
         return Asked(both, self.rows + other.rows)
 
     def about(self, entities: Sequence[str]) -> "Asked":
-        """The rows about some entities."""
+        """The rows about the given entities."""
         wanted = set(entities)
         keep = [name in wanted for name in self.questions.entities]
         return Asked(
@@ -95,7 +90,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Heard:
-    """What was heard of some questions.
+    """Scores of steered questions.
 
     Attributes:
         said: (row,) 1.0 where greedy decoding gives the answer.
@@ -112,7 +107,7 @@ def hear_steered(
     edits: Mapping[str, RowEdit],
     where: Sites,
 ) -> Heard:
-    """As ``capture.scoring.contrast.hear`` under an edit where the prompts end."""
+    """As ``capture.scoring.contrast.hear``, under an edit at the last prompt token."""
     own = first_tokens(asked.rows)
     tokens = sorted(set(own))
     scores = score_edited(model, asked.rows, edits, watch=tokens, where=where)
@@ -122,13 +117,13 @@ def hear_steered(
 
 
 def steering(push: Push, strength: float, others: np.ndarray | None = None) -> RowEdit:
-    """The edit that adds ``strength`` times a push.
+    """The edit that adds ``strength`` times a steering edit.
 
     Args:
-        push: What is added.
-        strength: How much of it.
-        others: (row, d) states a map reads in place of the row's own: another
-            item's, as a control.
+        push: Map or vector.
+        strength: Multiple of it.
+        others: (row, d) states that a map reads in place of the row's own: another item's, as a
+            control.
 
     Raises:
         InputError: the strength is not a finite number.
@@ -150,7 +145,7 @@ def steering(push: Push, strength: float, others: np.ndarray | None = None) -> R
 
 
 def exchanged(asked: "Asked", rng: np.random.Generator) -> np.ndarray:
-    """(row,) another row in the same words, with another answer where there is one."""
+    """(row,) a donor row with the same relation and paraphrase, and preferably another answer."""
     answers = asked.classes
     words = list(zip(asked.kinds, asked.questions.wording, strict=True))
     result = np.arange(len(answers))
@@ -166,18 +161,16 @@ def exchanged(asked: "Asked", rng: np.random.Generator) -> np.ndarray:
 
 @dataclass
 class Fitted:
-    """States of one model that routes are fitted on, and the routes themselves.
+    """States of one model, from which steering edits are fitted.
 
     Attributes:
-        fit: Retain questions fitted on.
+        fit: Retain questions to fit on.
         check: Retain questions of other entities.
         own: Site to states of ``fit`` and of ``check`` in the candidate.
         first: The same in the original.
-        forget: Site to states of all forget questions in the candidate, and in the
-            original.
-        latents: Answer latents of an autoencoder, amplified in the candidate; None
-            where there is no autoencoder, or it is refused.
-        amplifiers: Kept, as they do not depend on who is tested.
+        forget: Site to states of all forget questions in the candidate, and in the original.
+        latents: Amplifier of the autoencoder's answer latents; None without an accepted one.
+        amplifiers: Cache of answer maps, which do not depend on the tested half.
     """
 
     fit: Asked
@@ -189,12 +182,12 @@ class Fitted:
     amplifiers: dict[tuple[str, str], Push | None] = field(default_factory=dict)
 
     def push(self, route: str, site: str, known: np.ndarray) -> Push | None:
-        """What a route adds at a site, or None where it cannot be fitted.
+        """The edit of a method at a site, or None where it cannot be fitted.
 
         Args:
             route: One of ``ROUTES``.
-            site: A site.
-            known: (forget row,) True for the entities it may be fitted on.
+            site: Where it is applied.
+            known: (forget row,) mask of the rows it may be fitted on.
         """
         if route in ROUTES[:2]:
             if (route, site) not in self.amplifiers:
@@ -214,14 +207,14 @@ class Fitted:
         return torch.from_numpy(vector)
 
     def turned(self, push: Push, rng: np.random.Generator) -> Push:
-        """As much added, in directions turned at random."""
+        """An edit of equal size in random directions."""
         if not isinstance(push, Tensor):
             return push.turned(rng)
         noise = torch.from_numpy(rng.standard_normal(len(push)))
         return noise * push.norm() / noise.norm()
 
     def of_retain(self, push: Tensor, site: str, rng: np.random.Generator) -> Tensor:
-        """What retain entities drawn at random have in common, as long as ``push``."""
+        """Mean difference of random retain entities, scaled to the norm of ``push``."""
         retain = self.own[site][0]
         names = np.array(self.fit.questions.entities)
         unique = list(dict.fromkeys(names.tolist()))
@@ -232,7 +225,7 @@ class Fitted:
 
     def _amplifier(self, states: np.ndarray, check: np.ndarray) -> Push | None:
         classes, kinds = self.fit.classes, self.fit.kinds
-        # An answer of one entity alone would amplify that entity.
+        # An answer of a single entity would amplify that entity instead.
         holders: dict[str, set[str]] = {}
         for name, entity in zip(classes, self.fit.questions.entities, strict=True):
             holders.setdefault(name, set()).add(entity)
@@ -249,6 +242,6 @@ class Fitted:
 
 
 def states_at(model: nn.Module, asked: Asked, sites: Sequence[str]) -> dict:
-    """Site to (row, d) states where the prompts end."""
+    """Site to (row, d) states at the last prompt token."""
     found = capture_activations(model, asked.rows, sites)
     return {site: found.site(site).astype(np.float64) for site in sites}

@@ -1,4 +1,4 @@
-"""Steering one model back: choose on some forgotten entities, try on the others."""
+"""Restoration trial of one model: choose an edit on half of the entities, test on the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,22 +33,22 @@ from evidence.seeds import numpy_rng
 
 NAME = "restoration"
 ALL = 1.099
-"""The worth of saying, and telling apart, everything."""
+"""Objective at which the search stops: every answer given and outranking all others."""
 RETAIN_DROP = 0.02
-"""Most that the share of retain answers may fall, the change applied to all inputs."""
+"""Maximum fall of retain accuracy under the edit."""
 MOST_SITES = 6
 FIT_SHARE = 0.7
 WHATS = ("steered", "random", "others")
-"""The change; as much turned at random; as much taken from other items or entities."""
+"""The edit; a random edit of equal size; one from other items' states or entities."""
 MOST_TEXTS = 24
 TOKENS = 8
-"""New tokens looked at for a model that takes an answer back."""
+"""Generated tokens in which a retraction is looked for."""
 
 
 def chosen_sites(
     where: Sites, most: int = MOST_SITES, also: str | None = None
 ) -> list[str]:
-    """Residual sites, spread evenly and always with the last, and one named."""
+    """Evenly spaced residual sites, the last included, and the site ``also``."""
     sites = where.of("resid")
     places = set(np.linspace(0, len(sites) - 1, most).round().astype(int).tolist())
     return [site for place, site in enumerate(sites) if place in places or site == also]
@@ -57,7 +57,7 @@ def chosen_sites(
 def retain_parts(
     retain: ItemSet, wordings: int, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[Asked, Asked]:
-    """Retain questions to fit on, and those of other entities to check with."""
+    """Retain questions to fit on, and questions of other entities to check with."""
     names = retain.entities
     order = numpy_rng(seed, NAME, "retain").permutation(len(names))
     cut = max(1, int(FIT_SHARE * len(names)))
@@ -83,33 +83,25 @@ def restore(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Try to steer ``subject`` back, every forgotten entity tested once; JSON-ready.
+    """Search for steering edits of ``subject``, every forgotten entity tested once; JSON-ready.
 
-    The forgotten entities are halved. Route, site and strength are chosen on one
-    half, by what they bring back there while retain answers fall by no more than two
-    points, and tried on the other; then the halves change places.
+    The forgotten entities are halved. Method, site and strength are chosen on one half, by the
+    answers restored there while retain accuracy falls by at most two points, and tested on the
+    other; then the halves are swapped.
 
     Args:
-        original: The original.
         subject: The model to steer.
-        tokenizer: The tokenizer of both.
-        forget: Forgotten items.
-        retain: Retain items.
-        never: Never-taught items.
-        wordings: Prompts asked an item.
+        wordings: Prompts per item.
         seed: Of halves and controls.
-        coder: An autoencoder of the original, for the route through its latents;
-            refused where it does not reconstruct this model's states.
-        device: Where models run.
-        progress: Where to show progress.
+        coder: Autoencoder of the original, for the method that amplifies its latents; refused
+            where it does not reconstruct this model's states.
 
     Returns:
-        ``entities`` and ``never_entities`` (row,); ``plain``, ``steered``, ``random``
-        and ``others``: ``said`` and ``contrast`` (row,) of the forgotten; ``never``:
-        the same of never-taught items, steered; ``choices``, one a half; ``curve``:
-        as ``pooled`` gives it, in the items' own wording; ``generation``: what is
-        said at length, and what the original says unsteered; ``autoencoder``: its
-        ``site``, ``fvu`` and why it was ``refused``, if it was.
+        ``entities`` and ``never_entities`` (row,); ``plain``, ``steered``, ``random`` and
+        ``others``: ``said`` and ``contrast`` (row,) of the forgotten; ``never``: the same of
+        never-taught items, steered; ``choices``, one a half; ``curve``: as ``pooled``, for
+        items' main prompts; ``generation``: retractions when steered, and of the unsteered
+        original; ``autoencoder``: its ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
     asked = Asked.of(ask(forget, wordings), tokenizer)
     unknown = Asked.of(ask(never, wordings), tokenizer)
@@ -191,7 +183,7 @@ def restore(
     for what, (said, contrast) in tables.items():
         result[what] = _plain(Heard(said, contrast))
     result["curve"] = pooled(curves)
-    # Never-taught items are asked under both choices; neither was made on them.
+    # Never-taught items are scored under both choices, neither of which was fitted on them.
     result["never"] = _plain(
         Heard(
             np.mean([each.said for each in never_heard], axis=0),
@@ -210,7 +202,7 @@ def _plain(heard: Heard) -> dict[str, list[float]]:
 
 
 def _worth(heard: Heard) -> float:
-    """What is maximised: answers said; told apart where that does not decide."""
+    """The search objective: exact match, with the contrast as tie-breaker."""
     return float(heard.said.mean() + 0.1 * heard.contrast.mean())
 
 
@@ -223,7 +215,7 @@ def _choose(
     where: Sites,
     sites: Sequence[str],
 ) -> dict[str, Any]:
-    """Route, site and strength that bring most back among the entities known."""
+    """The method, site and strength with the highest objective on the known entities."""
     none = hear_steered(model, asked, {}, where)
     best: dict[str, Any] = {"route": None, "site": None, "strength": 0.0}
     best |= {"retain": float(base), "worth": _worth(none)}
@@ -248,12 +240,12 @@ def _choose(
 
 @dataclass(frozen=True)
 class Chosen:
-    """A choice made on one half, ready to be tried on any question.
+    """A choice made on one half, ready to be applied to any question.
 
     Attributes:
         fitted: Where it comes from.
-        choice: Route, site and strength.
-        known: (forget row,) the half it was made on.
+        choice: Method, site and strength.
+        known: (forget row,) mask of the half it was made on.
         rng: Draws the controls.
     """
 
@@ -269,13 +261,13 @@ class Chosen:
         rows=None,
         strength: float | None = None,
     ) -> dict[str, RowEdit]:
-        """The change or one of its controls; nothing where none was chosen.
+        """The chosen edit or one of its controls; empty where none was chosen.
 
         Args:
             what: One of ``WHATS``.
-            asked: The forget questions asked, for "others".
-            rows: (asked row,) their numbers among all forget questions.
-            strength: In place of the one chosen.
+            asked: The forget questions, for "others".
+            rows: (asked row,) their indices among all forget questions.
+            strength: In place of the chosen one.
         """
         route, site = self.choice["route"], self.choice["site"]
         push = None if route is None else self.fitted.push(route, site, self.known)
@@ -301,7 +293,7 @@ def _try(
     unknown: Asked,
     where: Sites,
 ) -> dict[str, Heard]:
-    """The change and its controls on the forgotten, and on never-taught items."""
+    """The edit and its controls on forgotten, and the edit on never-taught, questions."""
     found = {
         what: hear_steered(model, asked, chosen.edits(what, asked, rows), where)
         for what in WHATS
@@ -317,7 +309,7 @@ def _curve(
     unknown: Asked,
     where: Sites,
 ) -> Curve:
-    """What is said over strengths at the chosen place, with every control."""
+    """Exact match over strengths at the chosen site, with every control."""
     asks = dict.fromkeys(WHATS, asked)
     asks |= {"never": unknown, "retain": chosen.fitted.check}
     found: Curve = {}
@@ -326,7 +318,7 @@ def _curve(
         said: list[np.ndarray] = []
         for strength in (0.0, *STRENGTHS):
             if said and chosen.choice["route"] is None:
-                said.append(said[0])  # nothing is added at any strength
+                said.append(said[0])  # no edit at any strength
                 continue
             edits = chosen.edits(of, asked, rows, strength) if strength else {}
             said.append(hear_steered(model, each, edits, where).said)
@@ -341,13 +333,13 @@ def _generate(
     asked: Asked,
     where: Sites,
 ) -> list[str]:
-    """What is said at length after each question, steered or plainly."""
+    """Greedy continuations of each question, steered or not."""
     edits = chosen.edits() if chosen else {}
     if not hasattr(model, "generate"):
         return []
 
     def at_the_end(edit: RowEdit):
-        # Rows are padded on the left here, so every prompt ends in the last place.
+        # Rows are left-padded here, so every prompt ends at the last position.
         def hook(value: Tensor) -> Tensor:
             out = value.clone()
             out[:, -1] = edit(value[:, -1], np.arange(0)).to(value)
@@ -361,9 +353,9 @@ def _generate(
 
 
 def taken_back(texts: Sequence[str], asked: Asked) -> dict[str, float]:
-    """How often the answer is said at length, and then taken back.
+    """Rate of answers given in free text, and of those retracted afterwards.
 
-    It is taken back when another answer of the same kind follows within a few tokens.
+    An answer is retracted when another answer of the same relation follows within a few tokens.
     """
     items = [asked.questions.items[at] for at in asked.questions.item_index]
     offered: dict[str, set[str]] = {}
