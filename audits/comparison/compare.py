@@ -1,8 +1,7 @@
-"""``exhume compare``: several audits side by side, and whether they may be compared.
+"""``exhume compare``: several audits side by side, and whether they are comparable.
 
-Verdicts of two candidates say something about their methods only where the same
-question was asked of both: the same original, items, floor, settings and code. What
-differs is found here and said first; nothing is ranked.
+Verdicts of two candidates are comparable only where both audits used the same original, items,
+floor, settings and code. Differences are found here and reported first; nothing is ranked.
 """
 
 import json
@@ -23,18 +22,17 @@ from evidence.storage.files import readable
 from evidence.storage.regular_files import as_path
 
 LONGEST = 80
-"""Characters of a value that are shown; whole values are compared."""
+"""Characters of a value that are shown; full values are compared."""
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Audits in the order they were given.
+    """Finished audits, in the given order.
 
     Attributes:
-        names: Of the audits: names of their folders, longer where two are the same.
-        audits: The audits.
-        differences: What was not the same for all of them, in sentences; empty where
-            verdicts may be compared.
+        names: Folder names, extended by parent folders where two are equal.
+        differences: Differences of inputs, settings or code, in sentences; empty where verdicts
+            are comparable.
     """
 
     names: tuple[str, ...]
@@ -43,11 +41,11 @@ class Comparison:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names of all axes, in the order in which they were first seen."""
+        """Names of all axes, in order of first appearance."""
         return tuple(dict.fromkeys(name for each in self.audits for name in each.axes))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an audit: verdict, output, utility, and each axis' main residual."""
+        """One row an audit: verdict, output, utility, and the main residual of each axis."""
         pairs = zip(self.names, self.audits, strict=True)
         return pd.DataFrame([_row(name, each, self.axes) for name, each in pairs])
 
@@ -60,13 +58,13 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path | str]) -> Comparison:
-    """Read finished audits and find what differs between them.
+    """Read finished audits and find the differences of their inputs.
 
     Args:
-        folders: Output folders of audits, two or more.
+        folders: Output folders of two or more audits.
 
     Raises:
-        InputError: fewer than two, one named twice, or one that holds no audit.
+        InputError: fewer than two folders, one given twice, or one without an audit.
     """
     places = [as_path(each, "an audit") for each in listed(folders, "audits")]
     if len(places) < 2:
@@ -92,7 +90,7 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
 
 
 def _names(places: Sequence[Path]) -> tuple[str, ...]:
-    """Shortest ends of the paths that tell them apart."""
+    """The shortest path suffixes that are unique."""
     parts = [place.with_suffix("") if place.is_file() else place for place in places]
     for depth in range(1, max(len(place.parts) for place in parts) + 1):
         names = [readable("/".join(place.parts[-depth:])) for place in parts]
@@ -137,7 +135,7 @@ def _source(document: Mapping[str, Any], role: str) -> str:
 def _differences(
     names: Sequence[str], documents: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Sentences: what was not the same, and who stands apart."""
+    """One sentence for each difference, with the audits on each side."""
     asked = [
         {what: read(each) for what, read in _SAME.items()}
         | _settings(each["config"])
@@ -158,7 +156,7 @@ def _differences(
 
 
 def _settings(value: Any, name: str = "") -> dict[str, str]:
-    """Every setting by its dotted name, whole; the settings of an audit are free."""
+    """Every setting by its dotted name; audits may have arbitrary settings."""
     if not isinstance(value, dict):
         return {name: value if isinstance(value, str) else json.dumps(value)}
     return {
@@ -191,7 +189,7 @@ def _references(document: Mapping[str, Any]) -> str:
     return ", ".join(sorted(each["sha256"] for each in others)) or "none"
 
 
-# What must be the same beside settings and code, by its name, and how it is read.
+# What must be equal besides settings and code: its name, and how to read it from a document.
 _SAME = {
     "kind of data": lambda d: "images" if of_images(d) else "texts",
     "original (weights)": _hash_of("original"),

@@ -31,15 +31,14 @@ def write_page(found: Comparison, out: Path | str) -> Path:
     """Write ``compare.html`` and ``compare.csv``.
 
     Args:
-        found: As ``audits.comparison.compare.compare`` returns it.
-        out: Folder, made where it does not exist.
+        out: Folder; created if needed.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: ``out`` is no folder, holds files of these names that are somebody
-            else's, or cannot be written; or an audit holds what cannot be shown.
+        InputError: ``out`` is no folder, cannot be written, or holds files of these names that
+            exhume did not write; or a document cannot be rendered.
     """
     folder = as_path(out, "the output folder")
     if kind_of(folder) not in ("a folder", "nothing there"):
@@ -57,11 +56,10 @@ def write_page(found: Comparison, out: Path | str) -> Path:
 
 
 def render(found: Comparison, folder: Path) -> str:
-    """The page as text; the same audits give the same page.
+    """The page as text; deterministic.
 
     Args:
-        found: Audits and what differs between them.
-        folder: Where the page will be, for links to the reports.
+        folder: Where the page will be, for relative links to reports.
     """
     pairs = zip(found.names, found.audits, strict=True)
     return template("compare.html.j2").render(
@@ -81,7 +79,7 @@ def _question(found: Comparison, name: str) -> str:
 
 
 def _same(found: Comparison) -> list[tuple[str, str]]:
-    """What stands behind all of them, read from the first."""
+    """Inputs shared by all audits, read from the first."""
     document = found.audits[0].document
     models = {each["role"]: each for each in document["manifest"]["models"]}
     config = document["config"]
@@ -122,7 +120,7 @@ def _row(
 
 
 def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
-    """One axis of one audit: its status, and the bar of its first reading."""
+    """One axis of one audit: status, and residual bar of the first reading."""
     if axis is None:
         return None
     symbol, words, _ = STATUSES[axis.status]
@@ -139,7 +137,7 @@ def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
 
 
 def _link(report: Path, folder: Path) -> str | None:
-    """The way from the page to a report, or None where there is no such way."""
+    """Relative link from the page to a report, or None where there is none."""
     if not report.is_file():
         return None
     try:
