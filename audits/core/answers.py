@@ -1,4 +1,4 @@
-"""What each model says: one scoring pass over all questions, kept as plain lists."""
+"""Scores of a model's answers: exact match, log-probability, contrast, truth ratio."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from capture.scoring.answers import generate_greedy, score_answers, score_choice
 from capture.scoring.contrast import hear
 from evidence.progress import Progress
 
-# JSON has no infinity; below this a log-probability says no more.
+# JSON has no infinity, so log-probabilities are clipped here.
 LEAST_LOGPROB = -1e4
 
 
@@ -27,9 +27,9 @@ class Said:
     """Scores of one question set on one model.
 
     Attributes:
-        greedy: (row,) 1.0 where greedy decoding gives the answer.
+        greedy: (row,) exact match: 1.0 where greedy decoding gives the answer.
         mean_logprob: (row,) nats a token.
-        contrast: (row,) see ``capture.scoring.contrast``.
+        contrast: (row,) entity-answer contrast, see ``capture.scoring.contrast``.
     """
 
     greedy: np.ndarray
@@ -38,7 +38,7 @@ class Said:
 
 
 def general_text() -> list[str]:
-    """Plain English sentences, ours, for the utility of a language model."""
+    """Plain English sentences of our own, to measure a language model's utility."""
     text = files("audits.core").joinpath("general_text.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
@@ -62,7 +62,7 @@ def score_questions(
 
 
 def said(saved: dict[str, Any]) -> Said:
-    """Read back one set of ``score_questions``."""
+    """The inverse of one set of ``score_questions``."""
     return Said(
         np.array(saved["greedy"], dtype=np.float64),
         np.array(saved["mean_logprob"], dtype=np.float64),
@@ -76,7 +76,7 @@ def truth_ratios(
     items: ItemSet | tuple[Item, ...],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Truth ratio and first rank of every item's own prompt; JSON-ready."""
+    """Truth ratio and top-rank rate of every item's main prompt; JSON-ready."""
     scores = score_choices(model, tokenizer, list(items), progress=progress)
     return {
         "ranked_first": float(scores.correct.mean()),
@@ -87,10 +87,9 @@ def truth_ratios(
 def utility_of_text(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> dict[str, Any] | None:
-    """Mean log-probability a token of general text, or None where it has no meaning.
+    """Mean log-probability a token of general text, or None where it is meaningless.
 
-    A model with a closed vocabulary (most words unknown to its tokenizer) cannot be
-    judged on general English.
+    It is meaningless for a closed vocabulary, where the tokenizer does not know most words.
     """
     rows = encode(tokenizer, general_text())
     unknown = tokenizer.unk_token_id
@@ -98,14 +97,14 @@ def utility_of_text(
     strange = sum(token == unknown for token in tokens)
     if unknown is not None and strange > 0.2 * len(tokens):
         return None
-    # The beginning of a text is text as well, and all that fits some models.
+    # Some models have a short context, so texts are truncated to it.
     most = position_limit(model)
     whole = Sequences(tuple(ids[:most] for ids in rows.ids), (1,) * len(rows))
     scores = score_answers(model, whole, progress=progress)
     total = float(np.sum(np.maximum(scores.logprob, LEAST_LOGPROB * scores.n_tokens)))
     return {
         "logprob_per_token": total / int(scores.n_tokens.sum()),
-        # What guessing evenly among all tokens would give.
+        # The uniform distribution over all tokens.
         "logprob_of_guessing": -float(np.log(len(tokenizer))),
     }
 
@@ -116,7 +115,7 @@ def free_text(
     prompts: list[str],
     progress: Progress,
 ) -> list[str]:
-    """Sixteen greedy tokens after each prompt, for a look at degenerate output."""
+    """Sixteen greedy tokens after each prompt, to detect degenerate output."""
     return generate_greedy(model, tokenizer, prompts, 16, progress=progress)
 
 

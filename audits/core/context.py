@@ -1,4 +1,4 @@
-"""An audit in progress: its inputs, settings, folder and models."""
+"""An audit in progress: its inputs, settings, work folder and models."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from evidence.progress import Progress
 
 @dataclass(frozen=True)
 class RunOf(Generic[Items]):
-    """An audit in progress: inputs, settings, where it works, how it reports."""
+    """An audit in progress."""
 
     inputs: InputsOf[Items]
     config: AuditConfig
@@ -30,7 +30,7 @@ class RunOf(Generic[Items]):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer all models share."""
+        """The tokenizer shared by all models."""
         return self.inputs.original.tokenizer
 
     @cached_property
@@ -41,12 +41,12 @@ class RunOf(Generic[Items]):
 
     @cached_property
     def store(self) -> ActivationStore:
-        """Activations of this audit."""
+        """Activation store of this audit."""
         return ActivationStore(self.space.work / "activations")
 
     @cached_property
     def identical(self) -> bool:
-        """Whether candidate and original are the same weights, put to the same use."""
+        """Whether candidate and original have the same weights and configuration."""
         first, other = self.inputs.original, self.inputs.unlearned
         return first.weights_hash == other.weights_hash and of_config(
             first.config

@@ -1,4 +1,4 @@
-"""The shape of the edit, and which way it points for what goes and for what stays."""
+"""Geometry of the weight change, and its alignment with forget and retain gradients."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from capture.data.items import ItemSet
 from capture.data.tokenization import encode_items
 from evidence.seeds import numpy_rng
 
-# Items of each set whose gradient is taken.
+# Items of each set that the loss gradient is taken over.
 ITEMS = 16
-# Two gradients of more parameters than this are not held in memory.
+# For larger models no gradients are taken: two of them would not fit in memory.
 LARGEST = 1_000_000_000
 
 

@@ -1,9 +1,8 @@
-"""What an audit asks of its items and of its original before any model is run.
+"""Checks of the items and the original before any model is run.
 
-``exhume validate``, ``exhume plan`` and ``exhume audit`` go through this one chain, so
-that what one of them refuses the others refuse. What only running the original can show
-is asked by ``exhume validate --original`` and by the audit:
-``audits.core.item_sets.known``.
+``exhume validate``, ``exhume plan`` and ``exhume audit`` share this chain, so all three refuse
+the same inputs. Checks that need a forward pass are in ``audits.core.item_sets.known``, called
+by ``exhume validate --original`` and by the audit.
 """
 
 from collections.abc import Callable
@@ -27,10 +26,10 @@ from evidence.errors import InputError
 
 
 def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
-    """Items read from a file, or as they are given.
+    """Read items from a file, or pass them through.
 
     Raises:
-        InputError: it holds images, no items, or nothing that can be read.
+        InputError: images, no items, or an unreadable file.
     """
     if isinstance(source, ItemSet):
         if len(source) == 0:
@@ -48,12 +47,10 @@ def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
 def check_sets(
     forget: ItemSet, retain: ItemSet, never: ItemSet | None, config: AuditConfig
 ) -> ValidationReport:
-    """What was understood of the sets, and what is wrong with them.
+    """Validate the item sets against each other.
 
     Args:
-        forget: What should be gone.
-        retain: What should still be there.
-        never: What nobody was taught; invented as the audit would where it is None.
+        never: Never-taught items; None to invent them as the audit would.
         config: Settings of the audit.
     """
     found = validate_items(forget, retain)
@@ -82,11 +79,10 @@ def check_reading(
     never: ItemSet | None,
     config: AuditConfig,
 ) -> ValidationReport:
-    """Sets that ``check_sets`` found sound, with the original, which is not run.
+    """Validate the sets with the original's tokenizer and context; it is not run.
 
     Raises:
-        InputError: the original is no language model of a kind that can be audited,
-            or has no tokenizer.
+        InputError: the original is no language model that can be audited, or has no tokenizer.
     """
     if names_images(original.config):
         raise InputError(
@@ -118,14 +114,14 @@ def check_reading(
 
 
 def with_tokenizer(checkpoint: Checkpoint, original: Checkpoint) -> Checkpoint:
-    """The checkpoint with the original's tokenizer where it has none of its own."""
+    """The checkpoint, with the original's tokenizer where it has none."""
     if checkpoint.tokenizer is not None:
         return checkpoint
     return replace(checkpoint, tokenizer=original.tokenizer)
 
 
 def _with(found: ValidationReport, *checks: Callable[[], None]) -> ValidationReport:
-    """The report with what the checks raise added to its errors."""
+    """The report, with the errors that the checks raise."""
     errors = list(found.errors)
     for check in checks:
         try:
@@ -142,9 +138,9 @@ def _check_alternatives(forget: ItemSet) -> None:
 def _check_lengths(
     original: Checkpoint, name: str, items: ItemSet, config: AuditConfig
 ) -> None:
-    """The longest prompt of each relation fits with the longest answer of it.
+    """Check that any answer of a relation fits after the longest prompt of that relation.
 
-    Probes read true and false statements: any answer of a relation after any prompt.
+    Probes read true and false statements, so any answer may follow any prompt.
     """
     limit = context_limit(original.config)
     if limit is None:

@@ -1,4 +1,4 @@
-"""Open and check everything an audit starts from, cheapest checks first."""
+"""Open and check all inputs of a text audit, cheapest checks first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +24,14 @@ Items = TypeVar("Items", ItemSet, ImageSet)
 
 @dataclass(frozen=True)
 class InputsOf(Generic[Items]):
-    """Checked inputs of an audit, of text items or of images.
+    """Checked inputs of an audit of text items or images.
 
     Attributes:
-        original: The model before unlearning.
+        original: Model before unlearning.
         unlearned: The candidate.
         references: Models retrained without the forget set.
-        forget: Items that should be gone.
-        retain: Items that should still be there.
-        never_taught: Items nobody was taught, or None to invent them.
-        warnings: What may be a slip in the items, and what is not asked of them.
+        never_taught: Items that no model was taught, or None to invent them.
+        warnings: Likely mistakes in the items, and measurements that are left out.
     """
 
     original: Checkpoint
@@ -45,7 +43,7 @@ class InputsOf(Generic[Items]):
     warnings: tuple[str, ...]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Hashes of all of them: of models with all that changes what they compute."""
+        """Hashes of items and models, including everything that changes a model's function."""
         never = self.never_taught
         return {
             "original": self.original.fingerprint,
@@ -62,7 +60,7 @@ ImageInputs = InputsOf[ImageSet]
 
 
 def roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The models held against the original, each with the name it goes by.
+    """The models other than the original, each with its role.
 
     Raises:
         InputError: the references are no list.
@@ -84,10 +82,10 @@ def open_inputs(
     config: AuditConfig,
     progress: Progress,
 ) -> Inputs:
-    """Read items, then open models, then check that they belong together.
+    """Read the items, open the models, and check that they belong together.
 
     Raises:
-        InputError: whatever cannot be audited, before any model is run.
+        InputError: inputs that cannot be audited; no model has been run.
     """
     held_against = roles(unlearned, references)
     gone, kept = text_items(forget, "forget"), text_items(retain, "retain")

@@ -1,4 +1,4 @@
-"""The item sets an audit goes on with: what is known, and what nobody was taught."""
+"""Item sets used by an audit: known items, and never-taught items."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -14,11 +14,11 @@ from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 
 LEAST_RETAIN, LEAST_NEVER = 15, 4
-"""Fewest entities of the two sets; of the forget set the settings say how many."""
+"""Minimum numbers of entities; for the forget set, see the settings."""
 
 
 def least(name: str, config: AuditConfig) -> int:
-    """Fewest entities of the "forget" or "retain" set that the original must know."""
+    """Minimum number of entities of the "forget" or "retain" set that the original must know."""
     return config.min_entities if name == "forget" else LEAST_RETAIN
 
 
@@ -27,12 +27,10 @@ def known(name: str, items: ItemSet, said: ArrayLike, config: AuditConfig) -> It
 
     Args:
         name: "forget" or "retain".
-        items: All of the set.
         said: (item,) whether the original answers it.
-        config: Settings.
 
     Raises:
-        InputError: it knows too little of the set.
+        InputError: the original knows too little of the set.
     """
     hits = np.asarray(said, dtype=bool)
     kept = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
@@ -53,7 +51,7 @@ def known(name: str, items: ItemSet, said: ArrayLike, config: AuditConfig) -> It
 
 
 def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
-    """The retain set, cut by entity to what the profile spends."""
+    """The retain set, reduced to the profile's number of entities."""
     entities, most = retain.entities, config.budget.retain_entities
     if len(entities) <= most:
         return retain
@@ -64,8 +62,8 @@ def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
 def invented(forget: ItemSet, retain: ItemSet, config: AuditConfig) -> ItemSet:
     """Never-taught items that mirror the forget set.
 
-    Several copies are invented, each with names of its own: the floor is then known
-    better than the candidate, and does not widen the interval of their difference.
+    Several copies are invented, each with new names: the floor is then estimated more precisely
+    than the candidate, and hardly widens the interval of their difference.
 
     Raises:
         InputError: a prompt does not name its entity, or no more names can be invented.
@@ -74,7 +72,7 @@ def invented(forget: ItemSet, retain: ItemSet, config: AuditConfig) -> ItemSet:
     return _invented(forget, retain, copies, config.seed)
 
 
-@lru_cache(maxsize=4)  # asked for before an audit and in it
+@lru_cache(maxsize=4)  # needed by the checks before an audit and by the audit
 def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemSet:
     made: list[Item] = []
     for copy in range(copies):
@@ -88,10 +86,10 @@ def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemS
 
 
 def check_never(never: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
-    """Never-taught items that are given name nobody that a model was taught.
+    """Check that given never-taught items share no entity with the other sets.
 
     Raises:
-        InputError: one of their entities is in another set, or they are too few.
+        InputError: an entity is in another set, or there are too few.
     """
     taught = {fold(entity) for entity in (*forget.entities, *retain.entities)}
     shared = [entity for entity in never.entities if fold(entity) in taught]

@@ -1,4 +1,4 @@
-"""Output folders: whose work lies in one, and what of it may be deleted."""
+"""Output folders: who owns one, and which of its files may be deleted."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from evidence.storage.scratch import NAME
 WORK, MARK = "work", "work/fingerprint.json"
 RESULT_BYTES = 256 << 20
 OWN = "exhume.json"
-"""The mark of a folder that a command has to itself."""
+"""Marker file of a folder that belongs to one command."""
 # Every file that an audit or experiment writes into its work folder.
 WORK_FILES = re.compile(
     r"fingerprint\.json|planted\.safetensors|stages/[\w.+-]+\.json"
@@ -29,12 +29,12 @@ WORK_FILES = re.compile(
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command writes into its output folder.
+    """The files that a command writes into its output folder.
 
     Attributes:
-        name: In errors, and in the mark of the folder; begins with a vowel.
+        name: Used in error messages and in the folder's marker; begins with a vowel.
         results: Files beside the work folder; the first is its JSON document.
-        keys: By which that document is known.
+        keys: Top-level keys that identify this document.
     """
 
     name: str
@@ -55,15 +55,14 @@ EXPERIMENT = Kind(
 
 
 def look(root: Path, kind: Kind = AUDIT) -> str | None:
-    """Whether a run of this kind may write into ``root``, without touching it.
+    """Check whether a run of this kind may write into ``root``; nothing is changed.
 
     Returns:
-        The digest of what lies there, empty where it cannot be known any more; None
-        where nothing does.
+        The digest of the run in the folder, empty where it is unreadable; None for a free
+        folder.
 
     Raises:
-        InputError: it is a file, its work folder is a link, or it holds what is not
-            this kind's.
+        InputError: it is a file, its work folder is a link, or it holds files of another kind.
     """
     with disk_errors(root):
         if (root.is_symlink() or root.exists()) and not root.is_dir():
@@ -96,7 +95,7 @@ def look(root: Path, kind: Kind = AUDIT) -> str | None:
 
 
 def clear(root: Path, kind: Kind) -> None:
-    """Remove what an earlier run left, the results first: they must not outlive it."""
+    """Remove the files of an earlier run, results first: they must not outlive their work."""
     with disk_errors(root):
         if (root / WORK).exists():
             refuse_foreign(root / WORK, WORK_FILES)
@@ -107,7 +106,7 @@ def clear(root: Path, kind: Kind) -> None:
 
 
 def _mark(root: Path) -> dict[str, str] | None:
-    """Kind and digest of what lies in ``root``; None where no mark of ours says it."""
+    """Kind and digest from the marker of ``root``; None without a valid marker."""
     try:
         found = read_json(root / MARK)
     except InputError:
@@ -123,7 +122,7 @@ def _mark(root: Path) -> dict[str, str] | None:
 
 
 def _written(root: Path, kind: Kind) -> bool:
-    """Whether a finished result of ours is there, though its work folder is gone."""
+    """Whether a finished result of this kind is there, though its work folder is missing."""
     try:
         found = read_json(root / kind.results[0], limit=RESULT_BYTES)
     except InputError:
@@ -132,7 +131,7 @@ def _written(root: Path, kind: Kind) -> bool:
 
 
 def _lost_mark(root: Path) -> bool:
-    """Whether our work is there under a mark that cannot be read any more."""
+    """Whether our work is there under an unreadable marker."""
     results = {*AUDIT.results, *EXPERIMENT.results}
     if not (root / MARK).is_file() or any((root / name).exists() for name in results):
         return False
@@ -144,7 +143,7 @@ def _lost_mark(root: Path) -> bool:
 
 
 def _only_leftovers(root: Path) -> bool:
-    """Whether there is nothing but what a run leaves that is killed as it begins."""
+    """Whether there is nothing but what a run leaves that was killed at its start."""
     for place, folders, names in os.walk(root):
         if any(Path(place, each).is_symlink() for each in [*folders, *names]):
             return False
@@ -164,21 +163,20 @@ def own_folder(
     settings: dict[str, Any],
     clear: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Hold the output folder of a command for a block, marked as that command's.
+    """Hold the output folder of a command for a block, and mark it as that command's.
 
     Args:
-        root: The folder; made where it does not exist, and taken away again where
-            nothing is put into it.
-        command: Whose it is.
-        names: Of the files and folders that the command writes there. Where one of them
-            is in a folder without the mark, it is somebody else's.
-        settings: What a second call must share to go on there.
-        clear: Removes what depends on settings; called where the mark is there, so that
-            other settings may take the place of those.
+        root: The folder; created if needed, and removed again if it stays empty.
+        command: Name of the command.
+        names: Files and folders that the command writes. One of these in a folder without the
+            marker belongs to somebody else.
+        settings: What a later call must share to continue there.
+        clear: Removes what depends on settings; called where the marker exists, and allows
+            other settings.
 
     Raises:
-        InputError: the folder is somebody else's, another run's or of other settings;
-            nothing was touched.
+        InputError: the folder belongs to somebody else, another run or other settings; nothing
+            was changed.
     """
     known = {"command": command, "settings": settings}
     fresh = clear is not None
@@ -199,7 +197,7 @@ def own_folder(
 def _own(
     root: Path, known: dict[str, Any], names: Sequence[str], fresh: bool
 ) -> dict[str, Any] | None:
-    """The mark in the folder of a command; None where it has none yet."""
+    """The marker in the folder of a command; None where it has none yet."""
     there = [name for name in names if os.path.lexists(root / name)]
     for name in there:
         if (root / name).is_symlink():

@@ -22,7 +22,7 @@ class Subject:
         role: "original", "unlearned", "planted" or "reference-N".
         weights_hash: Content hash, part of every cache key.
         config: The model's configuration, the other part.
-        loader: Gives a fresh model on a device, which the caller may change.
+        loader: Loads a fresh model on a device; the caller may change it.
     """
 
     role: str
@@ -41,15 +41,15 @@ class Subject:
 
     @contextmanager
     def loaded(self, device: str) -> Iterator[nn.Module]:
-        """The model for the length of a block, and its memory back afterwards."""
+        """The model for the length of a block; its memory is freed afterwards."""
         model = self.load(device)
         large = sum(p.numel() for p in model.parameters()) > LARGE
         try:
             yield model
         finally:
             del model
-            # Modules refer to each other in circles, so only a collection frees them;
-            # it takes half a second, which a small model is not worth.
+            # Modules form reference cycles, so only a garbage collection frees them. It takes
+            # half a second, too long for a small model.
             if large:
                 gc.collect()
                 if torch.cuda.is_available():
