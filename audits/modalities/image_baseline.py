@@ -1,8 +1,8 @@
-"""What the models of an image audit name, and what of it the audit goes on with.
+"""Baseline of an image audit: the evaluation sets, and each model's predictions.
 
-The unit is the image. Images are dealt into sets once: forget images in two halves,
-each the other's fitting part; retain images into a part to fit on and one to compare
-with; never-taught images, made of the latter.
+The unit is the image. Images are assigned to sets once: forget images to two halves, each used
+to fit for the other; retain images to a fitting part and a comparison part; never-taught images
+are made from the latter.
 """
 
 from dataclasses import dataclass
@@ -23,29 +23,30 @@ from evidence.intervals import EntityValues, by_entity
 from evidence.seeds import numpy_rng
 
 RETAIN_TIMES = 4
-"""Retain images used, in times of the budget's retain entities."""
+"""Maximum number of retain images, in multiples of the budget's retain entities."""
 LEAST_RETAIN = 15
 NEVER_TIMES, LEAST_NEVER = 2, 96
-"""Never-taught images made for each forgotten one, and at least."""
+"""Never-taught images made per forgotten image, and their minimum number."""
 HALFWAY = 0.5
-"""How far from its floor to the original what reads the original's code in a candidate
-must find the class. Where one direction lies in a model that never saw it is an
-accident of the model (0.25 to 0.6 in twins of tuning seed 0, whose images agree with
-each other all the same), and the states of a retrain from the same starting weights
-bring an original to name half of the images at times (``docs/vision.md``)."""
+"""Minimum residual for measurements that share the original's representation basis. Where a
+single direction lies in a model that never saw the class is an accident of the model (residuals
+of 0.25 to 0.6 in retrains of tuning seed 0, consistently over images), and patched states of a
+retrain from the same starting weights sometimes lead the original to predict the class for half
+of the images (``docs/vision.md``)."""
 KINDS = 12
-"""Kinds of never-taught images: halves of one pair of classes each."""
+"""Never-taught classes: each composes halves of one pair of retain classes."""
 
 
 @dataclass(frozen=True)
 class Cast:
-    """The images of an audit, all of them known to the original but the invented.
+    """The image sets of an audit; the original predicts all but the invented ones correctly.
 
     Attributes:
-        forget: Of the forgotten class.
-        fit: Of the other classes, for fitting and teaching.
-        check: Of the other classes, for comparing with.
-        never: Of classes that no model saw; none that the original calls the class.
+        forget: Images of the forgotten class.
+        fit: Images of the other classes, for fitting and training.
+        check: Images of the other classes, for comparison.
+        never: Images of classes that no model saw, without those that the original predicts as
+            the class.
     """
 
     forget: ImageSet
@@ -55,7 +56,7 @@ class Cast:
 
     @property
     def label(self) -> int:
-        """Number of the class to forget."""
+        """Index of the class to forget."""
         return int(self.forget.labels[0])
 
     @property
@@ -65,10 +66,10 @@ class Cast:
 
 
 def cast(run: ImageRun) -> dict[str, Any]:
-    """Choose the images; JSON-ready, by number in the sets given.
+    """Choose the images; JSON-ready, as indices into the given sets.
 
     Raises:
-        InputError: the original names too few images of either set.
+        InputError: the original predicts too few images of either set correctly.
     """
     forget, retain = run.inputs.forget, run.inputs.retain
     budget, seed = run.config.budget, run.config.seed
@@ -114,7 +115,7 @@ def cast(run: ImageRun) -> dict[str, Any]:
         "forget": kept["forget"].tolist(),
         "fit": parts["fit"].tolist(),
         "check": parts["check"].tolist(),
-        # What the original itself takes for the class is no floor.
+        # Images that the original predicts as the class are no floor.
         "never": np.flatnonzero(~named_so).tolist(),
     }
 
@@ -153,15 +154,12 @@ def logits_of(model: nn.Module, images: ImageSet) -> np.ndarray:
 
 
 def called(model: nn.Module, images: ImageSet) -> np.ndarray:
-    """(image,) number of the class the model names."""
+    """(image,) predicted class index."""
     return logits_of(model, images).argmax(1)
 
 
 def pooled(states: Tensor) -> np.ndarray:
-    """(image, d) of whole states: a class token beside the mean place, or that mean.
-
-    Without a class token every place counts alike, as for what is pooled anyway.
-    """
+    """(image, d) of full states: class token and mean patch, or the mean over positions."""
     places = as_places(states).double()
     if states.dim() == 3:
         first, rest = places[:, 0], places[:, 1:].mean(1)
@@ -178,11 +176,11 @@ def features(
 
 
 def late_sites(model: nn.Module) -> list[str]:
-    """Blocks from the middle on, and what enters the classifier.
+    """Blocks from the middle on, and the classifier's input.
 
-    What leaves the first blocks still is the picture, and a retrain from the same
-    starting weights computes it alike: there the original's reader would find a class
-    that the model never saw. Chosen on tuning seed 0 of the digits world.
+    The first blocks still encode the picture itself, and a retrain from the same starting
+    weights computes the same: there the original's probe would find a class that the model
+    never saw. Chosen on tuning seed 0 of the digits world.
     """
     where = image_sites(model)
     blocks = where.of("resid")
@@ -190,13 +188,12 @@ def late_sites(model: nn.Module) -> list[str]:
 
 
 def listen(run: ImageRun, role: str, sets: Cast) -> dict[str, Any]:
-    """What one model names, in one loading; JSON-ready.
+    """Predictions of one model; JSON-ready.
 
     Returns:
-        ``named``: (image,) 1 where the class is named, of "forget" and "never_taught";
-        ``rank``: (image,) share of the other classes' images whose logit of the class,
-        against the rest of their logits, is lower; ``useful``: as
-        ``audits.core.preflight.utility`` wants it.
+        ``named``: (image,) 1 where the class is predicted, for "forget" and "never_taught";
+        ``rank``: (image,) share of other classes' images with a lower log-odds of the class;
+        ``useful``: input of ``audits.core.preflight.utility``.
     """
     with run.subjects[role].loaded(run.device) as model:
         logits = {
@@ -235,14 +232,14 @@ def _margin(logits: np.ndarray, label: int) -> np.ndarray:
 
 
 def ranked(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(...,) share of ``others`` below each value, ties counting half; chance 0.5."""
+    """(...,) share of ``others`` below each value, ties counting half; chance is 0.5."""
     order = np.sort(others)
     below = np.searchsorted(order, values, "left")
     return (below + np.searchsorted(order, values, "right")) / (2 * len(order))
 
 
 def check_swap(heard: dict[str, Any]) -> None:
-    """Refuse sets that behaviour shows to be swapped.
+    """Refuse sets that the candidate's predictions show to be swapped.
 
     Raises:
         InputError: the candidate kept the forget images and lost the retain images.
@@ -255,5 +252,5 @@ def check_swap(heard: dict[str, Any]) -> None:
 
 
 def values(found: Any, images: ImageSet) -> EntityValues:
-    """(image, column) scores, every image a unit."""
+    """(image, column) scores with every image as a unit."""
     return by_entity(np.asarray(found, dtype=np.float64), images.ids)

@@ -1,4 +1,4 @@
-"""Open and check everything an audit of image classifiers starts from."""
+"""Open and check all inputs of an audit of image classifiers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +17,9 @@ from evidence.errors import InputError
 from evidence.progress import Progress
 
 LEAST_CLASSES = 2
-"""Classes that stay: never-taught images are made of halves of two."""
+"""Minimum number of retain classes: never-taught images compose halves of two."""
 LEAST_KIND = 8
-"""Images of one class among never-taught ones given."""
+"""Minimum size of the largest class of given never-taught images."""
 
 
 def open_images(
@@ -32,10 +32,10 @@ def open_images(
     never_taught: Path | str | ImageSet | None,
     progress: Progress,
 ) -> ImageInputs:
-    """Open models, read images as the original takes them, check that they fit.
+    """Open the models, read images with the original's preprocessing, check compatibility.
 
     Raises:
-        InputError: whatever cannot be audited, before any model is run.
+        InputError: inputs that cannot be audited; no model has been run.
     """
     held_against = roles(unlearned, references)
     first = open_checkpoint(original, name="original", progress=progress)
@@ -46,7 +46,7 @@ def open_images(
     kept = read_images(retain, eye, "retain")
     never = None
     if never_taught is not None:
-        # Of classes that nobody was taught, so of none that the model has.
+        # Never-taught classes are not among the model's classes.
         eye_never = replace(eye, classes=None)
         never = read_images(never_taught, eye_never, "never_taught")
         eye_never.check(never)
@@ -84,7 +84,7 @@ def _check_classifier(model: Checkpoint) -> None:
 
 
 def _check_same(first: Checkpoint, eye: Eye, other: Checkpoint) -> None:
-    """Models that are compared name the same classes of the same images."""
+    """Check that two models have the same classes, channels and image size."""
     theirs = Eye.of(other.config, other.path)
     for what, ours, own in (
         ("number of classes", eye.classes, theirs.classes),
@@ -102,7 +102,7 @@ def _check_same(first: Checkpoint, eye: Eye, other: Checkpoint) -> None:
 
 
 def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> None:
-    """One class to forget, two or more to keep, no image in two sets."""
+    """Check for one forget class, enough retain classes, and no image in two sets."""
     classes = np.unique(forget.labels)
     if len(classes) != 1:
         raise InputError(
