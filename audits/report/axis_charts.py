@@ -1,4 +1,4 @@
-"""The figures of a report, one function each; their text comes along as a table."""
+"""The charts of a report, one function each, with their numbers as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,9 +26,9 @@ from audits.report.formatting import (
     step_of,
 )
 
-# Log-probabilities below this share the last bin: they all mean "never".
+# Log-probabilities below this share the last bin: the answer is practically impossible.
 LEAST_SHOWN = -20.0
-# More models than this are not drawn.
+# Maximum number of models drawn.
 MOST_MODELS = 20
 
 
@@ -36,7 +36,7 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
     """Candidate, floor and original over the columns (layers, steps) of a reading.
 
     Returns:
-        None for a reading with fewer than two columns, which its table row says all of.
+        None for a reading with fewer than two columns, whose table row says everything.
     """
     columns = reading["columns"]
     if len(columns) < 2:
@@ -51,7 +51,7 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
     shades = [shade(x, index) for index, counts in enumerate(used) if not counts]
     data = [
         *band(x, values("interval"), "candidate"),
-        # Wider marks, so that the original shows where the candidate lies on it.
+        # Larger markers, so that the original stays visible under the candidate.
         line(x, values("ceiling"), "original", "solid", "original", shares)
         | {"marker": {"color": "var(--original)", "size": 10 if len(x) < 13 else 6}},
         line(x, values("floor"), "floor", "dash", "floor", shares),
@@ -112,10 +112,10 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
 
 
 def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
-    """Curves by training step of every model that was taught, the candidate first.
+    """Learning curves of every fine-tuned model, the candidate first.
 
-    Each model has a figure for each way of asking: ``asked_said`` and ``never_said``
-    belong together, as do ``asked_contrast`` and ``never_contrast``.
+    One chart per model and metric: ``asked_said`` and ``never_said`` belong together, as do
+    ``asked_contrast`` and ``never_contrast``.
     """
     details = axis["details"]
     steps, curves = numbers(details.get("steps")), details.get("curves")
@@ -136,17 +136,17 @@ def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
 def _relearning_plot(
     role: str, table: Mapping[str, Any], way: str, steps: list[float]
 ) -> Plot | None:
-    """One model, asked in one way."""
+    """One model, one metric."""
     shares = way != "_contrast"
     words = {"_contrast": "told from the others (chance 0.5)", "_said": "said", "": ""}
     title = ": ".join(filter(None, (name_of(role), words.get(way, way.strip("_")))))
     colour = colour_of(role)
-    # What never-taught items do is the floor, whichever model it is seen in.
+    # Never-taught items are drawn as the floor in every model.
     parts = [
         (f"asked{way}", "half not taught", "solid", colour),
         (f"never{way}", "never-taught items", "dash", "floor"),
     ]
-    if shares:  # what is taught is only ever asked for outright
+    if shares:  # training items have an exact match only
         parts.append(("taught", "half taught", "dot", colour))
     lines = [
         (y, label, dash, wears)
@@ -177,7 +177,7 @@ def _relearning_plot(
 
 
 def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
-    """Share of answers said before and after, wording by wording."""
+    """Share of answers given before and after unlearning, by prompt."""
     table = axis["details"].get("accuracy_by_wording")
     if not isinstance(table, dict):
         return None
@@ -237,7 +237,7 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
 
 
 def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """How likely each answer was before and after, as two histograms."""
+    """Log-probability of the answers before and after unlearning, as two histograms."""
     pairs = {
         role: numbers([item.get(f"logprob_{role}") for item in items])
         for role in ("original", "unlearned")
@@ -294,7 +294,7 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
 
 
 def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """How far the candidate's weights moved, block by block."""
+    """Relative weight change of the candidate, block by block."""
     if not layers or not any(each["relative"] > 0 for each in layers):
         return None
     names = ["rest" if each["layer"] < 0 else str(each["layer"]) for each in layers]

@@ -1,7 +1,7 @@
-"""What all figures of a report share, as plain Plotly JSON with colours named by role.
+"""Building blocks of all charts: plain Plotly JSON with colors named by role.
 
-A colour is written ``var(--candidate)``; the page looks it up in its style sheet, so
-that a role has one colour everywhere, in light, dark and print.
+A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that a role
+has one color everywhere, in light, dark and print.
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from typing import Any
 from audits.report.formatting import in_plot, short_label, step_of
 
 MOST_TICKS = 14
-# Beyond these a plot shows nothing any more.
+# Longer lists and larger values are not drawn.
 MOST_POINTS, LARGEST = 10_000, 1e12
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure with everything needed to read it without seeing it.
+    """One chart with everything needed to read it without seeing it.
 
     Attributes:
         title: Heading.
-        summary: What it shows, in one sentence, for screen readers.
+        summary: One sentence for screen readers.
         data: Plotly traces.
         layout: Plotly layout.
-        keys: (role, line style, label) of each thing drawn.
-        head: Column names of the numbers behind it.
-        rows: Those numbers, as text.
+        keys: (role, line style, label) of each legend entry.
+        head: Column names of the underlying numbers.
+        rows: These numbers, as text.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Plot:
 
 
 def colour_of(role: str) -> str:
-    """The role whose colour a model wears: candidate, original, planted, reference."""
+    """The color role of a model: candidate, original, planted, reference or other."""
     if role.startswith("reference"):
         return "reference"
     return {"unlearned": "candidate"}.get(
@@ -48,14 +48,14 @@ def colour_of(role: str) -> str:
 
 
 def name_of(role: str) -> str:
-    """What a role is called in the report."""
+    """Display name of a role."""
     return {"unlearned": "candidate", "planted": "planted suppression"}.get(role, role)
 
 
 def numbers(value: Any, length: int | None = None) -> list[float] | None:
-    """``value`` where it is a list of numbers (of a given length), or None.
+    """``value`` where it is a list of finite numbers (of the given length), else None.
 
-    Details are free-form: a report drops a plot rather than fail on one.
+    Details are free-form: a report drops a chart rather than fail on one.
     """
     if not isinstance(value, list) or (length is not None and len(value) != length):
         return None
@@ -110,7 +110,7 @@ def band(
 
 
 def x_places(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
-    """X positions and axis settings of columns: steps are numbers, others a row."""
+    """X positions and axis settings of columns: steps are numbers, others are categories."""
     steps = [step_of(name) for name in names]
     if all(step is not None for step in steps) and len(set(steps)) == len(steps):
         return [float(step or 0) for step in steps], {
@@ -123,7 +123,7 @@ def x_places(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
 
 
 def ticks(labels: Sequence[str]) -> dict[str, Any]:
-    """Tick labels for the places 0, 1, ..., thinned so that they do not collide."""
+    """Tick labels for positions 0, 1, ..., thinned so that they do not overlap."""
     every = -(-len(labels) // MOST_TICKS)
     chosen = list(range(0, len(labels), every))
     return {
@@ -134,7 +134,7 @@ def ticks(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def shade(x: Sequence[float], index: int) -> dict[str, Any]:
-    """A grey strip over one column, half-way to its neighbours."""
+    """A gray strip over one column, half-way to its neighbors."""
     left = x[index - 1] if index else 2 * x[0] - x[1]
     right = x[index + 1] if index + 1 < len(x) else 2 * x[-1] - x[-2]
     return {
@@ -152,7 +152,7 @@ def shade(x: Sequence[float], index: int) -> dict[str, Any]:
 
 
 def plain_axis(title: str) -> dict[str, Any]:
-    """An axis without zooming, so that a finger on a plot still scrolls the page."""
+    """An axis without zoom, so that touch scrolling over a chart scrolls the page."""
     return {
         "title": {"text": title},
         "gridcolor": "var(--line)",
@@ -169,7 +169,7 @@ def base_layout(
     shapes: Sequence[dict[str, Any]] = (),
     top: int = 10,
 ) -> dict[str, Any]:
-    """What all figures share; y runs from 0 to 1, so that curves can be compared."""
+    """The shared layout; y runs from 0 to 1, so that charts are comparable."""
     return {
         "xaxis": plain_axis("") | {"zeroline": False, "showgrid": False} | x_axis,
         "yaxis": plain_axis("")
@@ -206,7 +206,7 @@ def residual_bar(
     Args:
         value: The residual, or None for an empty scale.
         bounds: Its interval.
-        margin: What counts as equivalent to the floor.
+        margin: Equivalence margin.
     """
 
     def at(residual: float) -> float:

@@ -1,4 +1,4 @@
-"""The figures of causal depth: loss of every item at every layer."""
+"""Charts of causal depth and of the weight change."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 from audits.report.charts import Plot, base_layout, numbers, plain_axis, x_places
 from audits.report.formatting import in_plot, plain
 
-# More rows than this are thinner than a line of print; the rest is in audit.json.
+# Maximum number of items drawn: more rows would be too thin to see.
 MOST_ROWS = 120
 
 
 def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
-    """Heat map of what the original loses with the candidate's states.
+    """Heat map of the original's loss with the candidate's states, by item and layer.
 
-    The colours end where a stranger's states lose on average, so that what loses more
-    stands out as full.
+    The color scale ends at the mean loss with an unrelated entity's states.
 
     Returns:
         None where the details hold no such table.
@@ -78,7 +77,7 @@ def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
 
 
 def _table(value: Any, width: int) -> list[list[float]] | None:
-    """``value`` where it is rows of so many numbers, or None."""
+    """``value`` where it is rows of the given width, else None."""
     if not isinstance(value, list) or not value:
         return None
     rows = [numbers(row, width) for row in value]
@@ -111,7 +110,7 @@ def component_rows(components: Any) -> Sequence[tuple[str, ...]]:
 
 
 def _along(row: dict[str, Any], what: str) -> str:
-    """Cosine with a gradient and share in its directions; nothing where unknown."""
+    """Cosine with a gradient and share in its directions; empty where unknown."""
     cosine, share = row.get(f"{what}_cosine"), row.get(f"{what}_share")
     if cosine is None or share is None:
         return ""

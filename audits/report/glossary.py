@@ -1,4 +1,4 @@
-"""What a report calls things: verdicts, statuses, floors, units and terms."""
+"""Words of a report: verdicts, statuses, floors, units and glossary terms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ UNITS = (
     ("ranked among", ("other classes' images outranked (chance 0.5)", False)),
 )
 
-# Word, symbol, and what it means to someone who has read nothing else.
+# Word, symbol, and an explanation that needs no other part of the report.
 VERDICTS = {
     "not_unlearned": (
         "Not unlearned",
@@ -135,12 +135,12 @@ CLASS_WORDS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in WORDS
 
 
 def of_images(document: Mapping[str, Any]) -> bool:
-    """Whether what was to be forgotten is a class of images."""
+    """Whether an audit is of an image classifier."""
     items = document.get("manifest", {}).get("items", ())
     return any(each.get("format") == "images" for each in items)
 
 
 def units(count: int, images: bool) -> str:
-    """What is counted, in the number that goes with ``count``."""
+    """The unit of analysis, singular or plural."""
     one, more = ("image", "images") if images else ("entity", "entities")
     return one if count == 1 else more

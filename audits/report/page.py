@@ -1,8 +1,7 @@
 """The report of an audit: one offline HTML page made from ``audit.json``.
 
-Everything in the document is untrusted: texts are cleaned and escaped (``pages``),
-plots are data and never code, and a content security policy forbids the page to load
-anything.
+Everything in the document is untrusted: strings are cleaned and escaped (``templates``), charts
+are data and never code, and a content security policy forbids the page to load anything.
 """
 
 import re
@@ -41,7 +40,7 @@ from audits.report.restoration_charts import restoration_plots
 from audits.report.templates import shown_whole, style, template
 from evidence.storage.files import write_atomic
 
-# More rows than this make a browser slow; the rest stays in audit.json.
+# Maximum number of items listed: more rows make a browser slow.
 MOST_ITEMS = 1000
 
 
@@ -56,7 +55,7 @@ def write_report(root: Path, document: dict[str, Any]) -> Path:
         The path of the page.
 
     Raises:
-        InputError: the document holds what cannot be shown; nothing is written.
+        InputError: the document cannot be rendered; nothing is written.
     """
     path = root / "report.html"
     with shown_whole(str(root / "audit.json")):
@@ -66,13 +65,13 @@ def write_report(root: Path, document: dict[str, Any]) -> Path:
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The page as text; the same document gives the same page."""
+    """The page as text; deterministic."""
     from plotly.offline import get_plotlyjs
 
     figures: list[dict[str, Any]] = []
 
     def place(plot: Plot | None) -> dict[str, Any] | None:
-        """Number a plot; its drawing goes to the end of the page."""
+        """Number a chart; its data go to the end of the page."""
         if plot is None:
             return None
         figures.append({"data": plot.data, "layout": plot.layout})
@@ -130,14 +129,14 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _readable(sentence: str) -> str:
-    """A reason with status codes put in words."""
+    """A reason with status codes replaced by words."""
     for code, (_, words, _) in STATUSES.items():
         sentence = sentence.replace(f": {code}.", f": {words}.")
     return sentence
 
 
 def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is read first beside the reasons: (term, value)."""
+    """Key facts beside the reasons: (term, value)."""
     verdict, known = document["verdict"], document["preflight"]["known"]
     said, config = document["behaviour"], document["config"]
     entities = known.get("forget_entities")
@@ -189,7 +188,7 @@ def _axis(
     place,
     images: bool,
 ) -> dict[str, Any]:
-    """One axis: its table rows, plots, controls and remaining details."""
+    """One axis: its table rows, charts, controls and remaining details."""
     symbol, words, meaning = STATUSES[axis["status"]]
     if axis["name"] == "behaviour":
         said = CLASS_BEHAVIOUR if images else BEHAVIOUR
@@ -278,14 +277,14 @@ def _row(
 
 
 def _unit(reading: str, label: str) -> tuple[str, bool]:
-    """What a reading's figure is, and whether it is a percentage.
+    """Unit of a reading, and whether it is a percentage.
 
-    An axis names the statistic of its first reading; the others may have their own.
+    An axis names the statistic of its first reading; other readings may have their own.
     """
     for part, unit in UNITS:
         if part in reading:
             return unit
-    # Against a chance level, 0.5 reads better than 50 %.
+    # Statistics with a chance level of 0.5 are not written as percentages.
     share = re.search(r"accuracy|share|rate\b", label) and "chance" not in label
     return label or "figure", bool(share)
 
@@ -298,7 +297,7 @@ def _measured(value: float, expected: str) -> str:
 
 
 def _items(saved: Any) -> list[Mapping[str, Any]]:
-    """Rows of the behaviour axis, those still said first."""
+    """Items of the behaviour axis, those still answered first."""
     rows = saved if isinstance(saved, list) else []
     kept = [
         row
@@ -350,7 +349,7 @@ def _preflight(
 
 
 def _texts(free: Mapping[str, Any]) -> Sequence[tuple[Any, Any, Any]]:
-    """Prompt, what the original went on to say, what the candidate does."""
+    """Prompt, the original's continuation, the candidate's continuation."""
     columns = [free.get(name) for name in ("prompts", "original", "unlearned")]
     if not all(isinstance(each, list) for each in columns):
         return []

@@ -1,4 +1,4 @@
-"""The figures of restoration: what comes back over strength, beside what need not."""
+"""Charts of the restoration axis: restored answers by strength, with controls."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ SHOWN = (
     ("never", "floor", "dash", "never-taught items, steered"),
     ("retain", "reference", "solid", "items to keep, steered (the price)"),
 )
-"""Part of the curve, colour, line, words; between the first and last are controls."""
+"""Curve, color, line style, label; all but the first and last are controls."""
 
 
 def restoration_plots(axis: Mapping[str, Any]) -> list[Plot]:
-    """The curve over strength, and the published test; none where details lack them."""
+    """The curve over strength, and the published test; empty where details lack them."""
     if axis["name"] != "restoration":
         return []
     details = axis["details"]
@@ -26,7 +26,7 @@ def restoration_plots(axis: Mapping[str, Any]) -> list[Plot]:
 
 
 def _curve(saved: Any) -> Plot | None:
-    """Shares said at each strength, every control a band of its 95 % interval."""
+    """Exact match at each strength, with 95 % bands of the edit and its controls."""
     rows = saved.get("unlearned") if isinstance(saved, dict) else None
     if not isinstance(rows, list) or len(rows) < 2:
         return None
@@ -123,10 +123,10 @@ def _published(saved: Any) -> Plot | None:
 
 
 def _band_of(colour: str) -> str:
-    """The candidate has a soft colour of its own; controls share one."""
+    """The color of a band: the candidate has its own, controls share one."""
     return "candidate-soft" if colour == "candidate" else "band"
 
 
 def _of(table: Any, name: str) -> Any:
-    """A part of what is saved, where there is one: details are free-form."""
+    """An entry of a saved table, or None: details are free-form."""
     return table.get(name) if isinstance(table, dict) else None
