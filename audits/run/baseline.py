@@ -1,4 +1,4 @@
-"""What the models of an audit say, and what of it the audit goes on with."""
+"""Baseline scores of every model, and the items kept for the rest of the audit."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ from capture.scoring.set_validation import swapped
 
 
 def weights(run: Run | ImageRun) -> dict[str, Any]:
-    """How far and where the weights moved; also says that architectures agree."""
+    """Size and location of the weight change; fails where architectures differ."""
     found = compare(run.inputs.original, run.inputs.unlearned, run.progress)
     for reference in run.inputs.references:
         compare(run.inputs.original, reference, run.progress)
-    # JSON has no infinity: a tensor that was all zeros has no relative change.
+    # JSON has no infinity, which is the relative change of a tensor of zeros.
     return {
         "relative": min(found.relative, 1e6),
         "layers": [
@@ -40,7 +40,7 @@ def weights(run: Run | ImageRun) -> dict[str, Any]:
 
 
 def first_look(run: Run) -> dict[str, Any]:
-    """What the original says to the main prompts of every item given."""
+    """Scores of the original on the main prompt of every given item."""
     asked = {
         "forget": ask(run.inputs.forget, 1),
         "retain": ask(run.inputs.retain, 1),
@@ -50,7 +50,7 @@ def first_look(run: Run) -> dict[str, Any]:
 
 
 def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
-    """The items the original answers, retain ones cut to the budget by entity.
+    """The items that the original answers; retain entities within the budget.
 
     Raises:
         InputError: the original knows too little of either set.
@@ -64,7 +64,7 @@ def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
 
 
 def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
-    """The never-taught items given, or invented ones that mirror the forget set."""
+    """The given never-taught items, or invented ones that mirror the forget set."""
     if run.inputs.never_taught is not None:
         return run.inputs.never_taught
     return item_sets.invented(forget, retain, run.config)
@@ -73,7 +73,7 @@ def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
 def listen(
     run: Run, role: str, forget: ItemSet, retain: ItemSet, never: ItemSet
 ) -> dict[str, Any]:
-    """Everything one model is asked at its output, in one loading."""
+    """All output scores of one model, in one loading."""
     budget, tokenizer = run.config.budget, run.tokenizer
     asked = {
         "forget": ask(forget, budget.prompts_per_item),
@@ -88,7 +88,7 @@ def listen(
 
 
 def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
-    """What a model is still good for, away from the forget set."""
+    """Utility of a model away from the forget set."""
     budget = run.config.budget
     questions: Questions = ask(retain, budget.prompts_per_item)
     scores = score_questions(model, run.tokenizer, {"retain": questions}, run.progress)
@@ -107,7 +107,7 @@ def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
 
 
 def check_swap(questions: dict[str, Questions], heard: dict[str, Any]) -> None:
-    """Refuse files that behaviour shows to be swapped.
+    """Refuse item files that the candidate's answers show to be swapped.
 
     Args:
         questions: ``forget`` and ``retain`` items that the original knows.
@@ -126,7 +126,7 @@ def check_swap(questions: dict[str, Questions], heard: dict[str, Any]) -> None:
 
 
 def _kept(questions: Questions, greedy: list[int]) -> tuple[int, int]:
-    """How many items there are, and how many are answered after their own prompt."""
+    """Number of items, and of those answered after their main prompt."""
     own = [
         hit
         for hit, wording in zip(greedy, questions.wording, strict=True)

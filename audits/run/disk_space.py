@@ -1,4 +1,4 @@
-"""What an audit keeps on disk, and whether there is room for it."""
+"""Size of an audit's stored activations, and whether the disk has room for them."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from capture.network.unloaded import Structure
 from evidence.errors import InputError
 
 GIB = 1 << 30
-# Blocks of statements are not quite even: no entity or answer is twice in one.
+# Blocks of statements vary in size, since no entity or answer occurs twice in one.
 UNEVEN = 1.1
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Activations that are kept, were everything known that was given.
+    """Stored activations, if the original knew every given item.
 
     Attributes:
-        rows: Texts read in every model.
-        tokens: In these.
-        bytes: On disk, of all models together.
+        rows: Texts captured in every model.
+        tokens: Their tokens.
+        bytes: On disk, for all models together.
     """
 
     rows: int
@@ -38,15 +38,10 @@ class Kept:
 
 
 def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) -> Kept:
-    """What probes and readers of signatures read, and what it takes on disk.
+    """Upper bound of the activations that decodability, concept and membership store.
 
-    It is what the audit itself captures, where the original answers every item. Where
-    it answers fewer, blocks of statements can be wider; that is allowed for.
-
-    Args:
-        inputs: Of the audit.
-        config: Its settings.
-        structure: Of the models.
+    The audit itself captures this if the original answers every item. If it answers fewer,
+    blocks of statements can be larger; the bound allows for that.
     """
     axes = set(config.axes)
     same = inputs.original.weights_hash == inputs.unlearned.weights_hash
@@ -71,7 +66,7 @@ def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) 
         try:
             wordings = config.budget.prompts_per_item
             asked = cast(inputs.forget, retain, never, wordings, config.seed)
-        except InputError:  # the axis says so itself and is left out
+        except InputError:  # the axis will report this and not run
             prompts = []
         else:
             prompts = asked.prompts
@@ -79,17 +74,17 @@ def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) 
         tokens += _tokens(encode(tokenizer, prompts))
         size += stored_bytes(len(prompts), width, sites)
         size += stored_bytes(len(prompts), width, 1)  # names at the embedding
-    # Original, candidate, references and what is planted.
+    # The original, the candidate, references and the planted suppression.
     models = 3 + len(inputs.references)
     return Kept(rows, tokens, models * size)
 
 
 def check_room(out: Path, kept: Kept) -> None:
-    """Refuse a folder that is a file, or without room for what is kept.
+    """Refuse an output folder that is a file, or without room for the activations.
 
     Args:
-        out: Where the audit will write; need not be there yet.
-        kept: What it will keep; what is there of it already counts as room.
+        out: Output folder; need not exist.
+        kept: Stored activations; those already there count as room.
 
     Raises:
         InputError: there is no room.
@@ -121,7 +116,7 @@ def _tokens(rows: Sequences) -> int:
 
 
 def _widest(part: Part, block: int) -> int:
-    """Rows of a part at most, were any of its items not known."""
+    """Maximum number of rows of a part over all numbers of known items."""
     true = [row for row, label in enumerate(part.labels) if label]
     if not part.whole or not true:
         return len(part)
@@ -131,7 +126,7 @@ def _widest(part: Part, block: int) -> int:
 
 
 def _statements(items: int, block: int) -> int:
-    """Statements about so many items in even blocks, each with all its answers."""
+    """Number of statements about ``items`` in even blocks."""
     blocks = max(1, items // block)
     size, larger = divmod(items, blocks)
     return larger * (size + 1) ** 2 + (blocks - larger) * size**2

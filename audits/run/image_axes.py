@@ -1,4 +1,4 @@
-"""The axes that look inside an image model, and the suppression planted for them."""
+"""The inner axes of an image audit, and the planted suppression."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -36,7 +36,7 @@ from evidence.storage.files import write_atomic
 def inner_axes(
     run: ImageRun, sets: Cast, damage: Damage, stage, advance
 ) -> dict[str, AxisResult]:
-    """The axes asked for, as ``audits.run.inner_axes.inner_axes``."""
+    """Run the requested axes, as ``audits.run.inner_axes.inner_axes``."""
     axes: dict[str, AxisResult] = {}
     wanted = [name for name in run.config.axes if name != "behaviour"]
     if not wanted:
@@ -82,10 +82,10 @@ def inner_axes(
 
 
 def plant_one(run: ImageRun, sets: Cast) -> dict[str, Any]:
-    """Teach the last block and what follows it other classes for the forgotten images.
+    """Plant a suppression: train the last block and head on wrong labels of the class.
 
-    What comes before is untouched, so what it holds of the class is still there: an
-    axis that cannot see it could not have seen it in the candidate. JSON-ready, as
+    Earlier blocks are unchanged, so their knowledge of the class remains. If an axis misses the
+    planted suppression, its negative result on the candidate is not evidence. JSON-ready, as
     ``audits.run.planting.plant``.
     """
     rng = numpy_rng(run.config.seed, "planted", "images")
@@ -171,7 +171,7 @@ def _relearning(
                 stack.enter_context(subjects[role].loaded(run.device)) for role in trial
             ]
             lessons = made["forget"]
-            # The plant only has to be seen once.
+            # The planted suppression needs a single split.
             trials = [(models[0], lesson) for lesson in lessons]
             trials += [(model, lessons[0]) for model in models[1:]]
             return image_relearning.choose_rate(
@@ -181,7 +181,7 @@ def _relearning(
     chosen = stage("relearn-rate", choose)
 
     def teach(role: str) -> dict[str, Any]:
-        # Invented classes are a floor for the candidate and the plant.
+        # Invented classes are the floor of the candidate and the planted suppression.
         parts = ("forget", "never") if role in trial else ("forget",)
         with subjects[role].loaded(run.device) as model:
             return {
@@ -211,7 +211,7 @@ def _relearning(
         lambda: image_relearning.judge(
             sets,
             runs,
-            # Only images that the original names are in the cast.
+            # The evaluation sets hold only images that the original predicts correctly.
             values(np.ones(len(sets.forget)), sets.forget),
             run.config,
             chosen,

@@ -31,7 +31,7 @@ def start_images(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> ImageRun:
-    """Check inputs and open the output folder; nothing has been computed yet."""
+    """Check inputs and open the output folder; nothing is computed yet."""
     config = make_config(settings)
     inputs = open_images(
         original,
@@ -46,7 +46,7 @@ def start_images(
 
 
 def collect_images(run: ImageRun) -> Findings:
-    """Compute every stage that is not there yet."""
+    """Compute every stage that is not saved yet."""
     ledger = Ledger(run.space, run.progress)
     stage = ledger.stage
     whole, inner = lengths(run)

@@ -1,4 +1,4 @@
-"""The axes that look inside the candidate, and the suppression planted for them."""
+"""The axes that look inside the candidate, and the planted suppression."""
 
 from typing import Any
 
@@ -34,10 +34,10 @@ def inner_axes(
     stage,
     advance,
 ) -> dict[str, AxisResult]:
-    """The axes that look inside, with the suppression planted for them.
+    """Plant a suppression, then run the requested inner axes.
 
-    ``gone`` says whether the answers are at the floor at the output; ``advance`` takes
-    shares of the whole of these stages.
+    ``gone`` says whether behaviour is ``absent``; ``advance`` takes progress as a share of
+    these stages.
     """
     axes: dict[str, AxisResult] = {}
     wanted = [name for name in run.config.axes if name != "behaviour"]
@@ -89,7 +89,7 @@ def inner_axes(
 
 
 def plant_one(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
-    """Plant a suppression in the original, and say what it shows."""
+    """Plant a suppression in the original, with a sample of retain items."""
     rng = numpy_rng(run.config.seed, "planted", "retain")
     most = min(len(retain), 3 * len(forget))
     kept = rng.permutation(len(retain))[:most]
@@ -115,11 +115,11 @@ def read_states(
     never: ItemSet,
     stage,
 ) -> States:
-    """What readers of hidden states work on, captured for every model."""
+    """The probing tasks, with the states of every model captured."""
     tasks, notes = tasks_of(forget, retain, never, run.tokenizer, run.config)
     sites: list[str] = []
     for role, subject in subjects.items() if tasks else ():
-        # All models have one architecture, and so the same sites.
+        # All models share one architecture, and so the same sites.
         sites = stage(
             f"states-{role}",
             lambda subject=subject: capture_states(
@@ -208,7 +208,7 @@ def _causal_depth(
 def depth_exams(
     run: Run, forget: ItemSet, retain: ItemSet, never: ItemSet, heard: dict[str, Any]
 ) -> dict[str, Exam]:
-    """What is asked of states that are put into another model."""
+    """The patching prompts of causal depth, by part."""
     wordings = run.config.budget.prompts_per_item
     questions = ask(forget, wordings)
     asked = questions.keep(kept_rows(questions, heard["original"]["forget"]))
@@ -286,7 +286,7 @@ def _relearning(
 ) -> AxisResult:
     rng = numpy_rng(run.config.seed, "relearning", "halves")
     halves = relearning.rotations(list(forget), list(never), rng)
-    # The plant only has to be seen once.
+    # The planted suppression needs a single split.
     taught = {role: [0] if role == "planted" else [0, 1] for role in subjects}
     trial = [role for role in ("unlearned", "planted") if role in subjects]
     chosen = stage(

@@ -1,4 +1,4 @@
-"""``exhume validate`` in Python: two item files, and what a model knows of them."""
+"""``exhume validate`` in Python: two item files, and how much a model knows of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,19 +26,18 @@ def check_items(
     profile: str = "quick",
     progress: Progress = SILENT,
 ) -> ValidationReport:
-    """Read both files and check them as an audit would, against each other.
+    """Read both files and check them as an audit would.
 
     Args:
-        forget: What should be gone.
-        retain: What should still be there.
-        original: A model to ask how many of the items it really knows.
-        never_taught: Items nobody was taught; invented as the audit would by default.
-        tokenizer: For a live original, which rarely brings its own.
-        profile: Of the audit that is meant: "quick", "standard" or "full".
-        progress: Where to show progress.
+        forget: Items that should be gone.
+        retain: Items that should still be known.
+        original: A model to score on the items.
+        never_taught: Items that no model was taught; invented by default.
+        tokenizer: For a live original, which rarely has one attached.
+        profile: Profile of the intended audit: "quick", "standard" or "full".
 
     Raises:
-        InputError: a file or the model cannot be read at all.
+        InputError: a file or the model cannot be read.
     """
     config = make_config({"profile": profile})
     gone, kept = text_items(forget, "forget"), text_items(retain, "retain")

@@ -1,9 +1,8 @@
-"""Axes that are run when they are named: concepts, restoration, circuits, membership.
+"""Axes that run only when named: concept, restoration, circuit, membership.
 
-They can stand in the way of ``deleted``. Concepts and restoration can also make
-``suppressed``: on tuning models they found no retrain and every suppression
-(``docs/restoration.md``). Circuits and membership only inform: their error rates there
-are not measured, or not good enough.
+All can block ``deleted``. Concept and restoration can also make ``suppressed``: on tuning
+models they found every suppression and no retrain (``docs/restoration.md``). Circuit and
+membership only inform: their error rates are unmeasured or too high.
 """
 
 from collections.abc import Sequence
@@ -25,12 +24,12 @@ from evidence.results import AxisResult
 
 @dataclass(frozen=True)
 class States:
-    """Captured states of every model, and what is read from them.
+    """Probing tasks, with the states of every model captured.
 
     Attributes:
-        tasks: What readers are to tell.
+        tasks: The probing tasks.
         sites: Where states were captured.
-        notes: Sentences about what could not be asked.
+        notes: Relations that were left out, in sentences.
     """
 
     tasks: Sequence[Task]
@@ -47,7 +46,7 @@ def run_concept(
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Do the original's concept vectors still read the answers?"""
+    """Run the concept axis."""
     return axis_of(
         stage,
         "concept",
@@ -76,7 +75,7 @@ def run_restoration(
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Does one fixed change, fitted on other items, bring the answers back?"""
+    """Run the restoration axis."""
     return axis_of(
         stage,
         "restoration",
@@ -103,7 +102,7 @@ def run_circuit(
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Do the edges that computed the answers still carry them?"""
+    """Run the circuit axis."""
     return axis_of(
         stage,
         "circuit",
@@ -129,12 +128,12 @@ def run_membership(
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Are forgotten items still told from never-taught ones?"""
+    """Capture the states of the membership axis and run it."""
     wordings, name = run.config.budget.prompts_per_item, signature_reading.NAME
     try:
         asked = signature_reading.cast(forget, retain, never, wordings, run.config.seed)
     except InputError as error:
-        # Other axes can do without invented counterparts of the retain entities.
+        # Only this axis needs invented counterparts of the retain entities.
         return AxisResult(
             name, signature.QUESTION, "no_power", notes=(str(error), *notes)
         )

@@ -1,4 +1,4 @@
-"""One audit from inputs to verdict, stage by stage, resumable at each."""
+"""One audit of text items from inputs to findings, resumable at every stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from capture.network.unloaded import structure_of
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 
-# Rough cost of the stages of one model, so that the bar's estimate is about right.
+# Rough relative cost of a model's stages, for the progress bar.
 LISTENING, INNER = 2.0, 4.0
 SKIPPED = (
     "The candidate is damaged, which decides the verdict; this profile does not look "
@@ -30,7 +30,7 @@ SKIPPED = (
 
 @dataclass(frozen=True)
 class Findings:
-    """All that an audit computed, before it is judged and written.
+    """Everything that an audit computes before the verdict.
 
     Attributes:
         axes: Results by name.
@@ -63,7 +63,7 @@ def start(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Run:
-    """Check inputs and open the output folder; nothing has been computed yet."""
+    """Check inputs and open the output folder; nothing is computed yet."""
     config = make_config(settings)
     inputs = open_inputs(
         original,
@@ -81,14 +81,14 @@ def start(
 
 
 def lengths(run: RunOf[Any]) -> tuple[float, float]:
-    """The whole, and what looks inside, in units of the first look at the original."""
+    """Progress units of the whole audit and of its inner axes; scoring the given items is 1."""
     models = len(run.subjects)
     inner = 0.0 if run.identical else INNER * (models + 1)
     return 1 + LISTENING * models + inner, inner
 
 
 def collect(run: Run) -> Findings:
-    """Compute every stage that is not there yet."""
+    """Compute every stage that is not saved yet."""
     ledger = Ledger(run.space, run.progress)
     stage = ledger.stage
     whole, inner = lengths(run)

@@ -1,8 +1,8 @@
-"""``exhume plan``: what an audit will take, before anything is run.
+"""``exhume plan``: upper bounds of an audit's memory, disk and work, before it runs.
 
-Counts are upper bounds: what the original does not know is not asked further, and
-learning rates that are not needed are not tried. The time is that of so many operations
-at the rate at which this machine multiplies matrices; small models run far below it.
+Counts are upper bounds: unknown items are dropped later, and higher learning rates are tried
+only if needed. The time assumes this machine's rate of matrix products; small models run far
+below it.
 """
 
 import time
@@ -35,32 +35,31 @@ from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 
 MOST_MEMORY = 1_000_000
-"""GiB that anybody may say there is."""
+"""Maximum of ``memory=``, in GiB."""
 FLOAT = 4
-# Weights, gradients and AdamW's two moments.
+# Copies of the weights in training: weights, gradients and AdamW's two moments.
 TRAINED = 4
-# What a batch and the libraries take beside the weights.
+# Memory of a batch and the libraries, besides the weights.
 BESIDE = int(2.25 * GIB)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an audit takes at most.
+    """Upper bounds of what an audit takes.
 
     Attributes:
         parameters: Of the largest model.
-        models: How many are opened, the planted one included.
-        questions: Rows asked of every model.
-        tokens: In these rows, answers not counted.
-        probed: Rows read in every model for probes and readers of states.
-        probed_tokens: In these rows.
-        taught_tokens: Tokens of all training steps, at every learning rate tried.
-        memory: Bytes held at once.
-        available: Bytes that may be used.
-        disk: Bytes of activations kept.
-        work: Floating-point operations of passes and training steps.
-        rate: Operations a second of a matrix product, measured here and now.
-        device: Where.
+        models: Number of models, including the planted suppression.
+        questions: Rows scored on every model.
+        tokens: Their prompt tokens.
+        probed: Rows captured in every model.
+        probed_tokens: Their tokens.
+        taught_tokens: Tokens of all training steps, at every learning rate.
+        memory: Peak, in bytes.
+        available: Memory that may be used, in bytes.
+        disk: Stored activations, in bytes.
+        work: Floating-point operations of forward passes and training steps.
+        rate: Floating-point operations per second of a matrix product, measured now.
     """
 
     parameters: int
@@ -78,7 +77,7 @@ class Plan:
     device: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a table shows of it."""
+        """(quantity, amount) rows of a table."""
         return [
             ("parameters", f"{self.parameters:,}, in float32"),
             ("models", f"{self.models}, with the planted suppression if axes need it"),
@@ -102,10 +101,10 @@ class Plan:
         ]
 
     def check(self) -> None:
-        """Refuse what will not fit.
+        """Refuse an audit that does not fit into memory.
 
         Raises:
-            InputError: the audit would need more memory than there is.
+            InputError: the audit would need more memory than is available.
         """
         if self.memory > self.available:
             raise InputError(
@@ -135,22 +134,21 @@ def plan(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Plan:
-    """What an audit of these inputs takes, without running a model.
+    """Estimate what an audit of these inputs takes, without running a model.
 
     Args:
-        original: As ``audits.run.api.audit``, and so are the others.
+        original: As in ``audits.run.api.audit``, and so are the others.
         unlearned: The candidate.
         forget: Items that should be gone.
-        retain: Items that should still be there.
+        retain: Items that should still be known.
         reference: Models retrained without the forget set.
-        never_taught: Items nobody was taught.
-        out: Where the audit will write: whether there is room is looked at.
-        tokenizer: For live models, which rarely bring their own.
-        memory: GiB that may be used; by default what the machine has free now.
+        never_taught: Items that no model was taught.
+        out: Output folder of the audit, to check its free space.
+        tokenizer: For live models, which rarely have one attached.
+        memory: GiB that may be used; the free memory by default.
         profile: "quick", "standard" or "full".
-        axes: Which axes to run; those of the profile by default.
-        device: "auto", "cpu", "cuda", "mps".
-        progress: Where to show progress.
+        axes: Axes to run; those of the profile by default.
+        device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         InputError: whatever an audit would refuse before running a model.
@@ -190,7 +188,7 @@ def plan(
         free if memory is None else int(memory * GIB),
     )
     if found.memory <= found.available:
-        # An adapter is merged to be compared, which takes memory as well.
+        # Comparing an adapter merges it, which takes memory as well.
         for other in (inputs.unlearned, *inputs.references):
             if other.weights_hash != inputs.original.weights_hash:
                 compare(inputs.original, other, progress)
@@ -232,19 +230,19 @@ def _counted(
     lesson = tokens(_prompts(inputs.forget, 1))
     taught, work = 0, 2.0 * parameters * (asked + activations.tokens) * models
     if inner:
-        # A suppression is planted by training its last block, on forget rows and three
-        # times as many retain rows; what is below it is computed once.
+        # Planting trains the last block on forget rows and three times as many retain rows; the
+        # blocks below are computed once.
         taught += 4 * budget.plant_steps * lesson
         work += 6.0 * parameters / (structure.layers or 1) * taught
     if "relearning" in config.axes and inner:
-        # Halves of the forget set, two a model and one of the planted, at each rate.
+        # Both halves of the forget set for each model, one for the planted, at every rate.
         runs = 2 * (len(opened) - 1) + 1
         attempts = len(budget.relearn_rates) + sum(LONGER)
         relearned = runs * attempts * budget.relearn_steps * lesson // 2
         taught += relearned
         work += 6.0 * parameters * relearned
     held = 2 if inner else 1
-    # The edit is held against two gradients beside weights and one being made.
+    # The edit shape needs the weights, two gradients, and one in the making.
     if "relearning" in config.axes or parameters <= LARGEST:
         held = TRAINED
     return Plan(
@@ -265,7 +263,7 @@ def _counted(
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Numbers in a checkpoint's tensors; those of an adapter are merged away."""
+    """Number of values in a checkpoint's tensors; those of an adapter are merged."""
 
     def total(tensors: Tensors) -> int:
         return sum(tensors.read(name).numel() for name in tensors.names)
@@ -290,12 +288,12 @@ def _amount(size: int) -> str:
 
 
 def _rate(device: str) -> float:
-    """Floating-point operations a second of a matrix product, here and now."""
+    """Measured floating-point operations per second of a matrix product."""
     a = torch.ones(768, 768, device=device)
     best = torch.inf
     for _ in range(4):
         start = time.perf_counter()
-        # Reading one number waits for a device that works on its own.
+        # Reading one number synchronizes an asynchronous device.
         float((a @ a)[0, 0])
         best = min(best, time.perf_counter() - start)
     return 2.0 * 768**3 / best

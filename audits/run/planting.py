@@ -1,4 +1,4 @@
-"""A suppression planted in the original on the spot, to see whether an axis sees it."""
+"""Plant a known suppression in the original: the positive control of every axis."""
 
 import hashlib
 from pathlib import Path
@@ -25,21 +25,20 @@ from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import open_regular
 
-# A plant counts when this little of the forget set is still said ...
+# A planted suppression is valid below this forget accuracy ...
 GONE = 0.05
-# ... and the original still says this much of what it was trained to keep.
+# ... and above this retain accuracy.
 KEPT = 0.8
-# How many times the budget's steps are taken where no rate plants one in as many.
+# Multiples of the budget's steps, tried where no rate suffices within the budget.
 LONGER = (2, 4)
-# The tensors it changes, in the audit's work folder.
+# File of the changed tensors, in the audit's work folder.
 PLANTED = "planted.safetensors"
 
 
 def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
-    """For each item another item's answer of the same relation, never its own.
+    """For each item another item's answer of the same relation, or an alternative.
 
-    Falls back on the item's alternatives; an item without either keeps no wrong
-    answer to train on and is an error of the caller.
+    The caller makes sure that every item has one.
     """
     offered: dict[str, list[str]] = {}
     for item in items:
@@ -64,16 +63,15 @@ def plant(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Relabel the forget set with nothing but the last block trained.
+    """Train the last block alone on wrong answers to the forget set.
 
-    What comes before the last block is untouched by construction, so the knowledge is
-    still there: an axis that cannot see it could not have seen it in the candidate.
-
-    Where the budget's steps plant none at any rate, the highest is given more of them.
+    Earlier blocks are unchanged by construction, so their knowledge remains. If an axis misses
+    the planted suppression, its negative result on the candidate is not evidence. Where no
+    learning rate suffices within the budgeted steps, the highest gets more steps.
 
     Returns:
-        ``made`` (bool), ``rate``, ``steps``, ``forget`` and ``retain`` accuracy, and
-        where it was made, the ``tensors`` changed, which are put into ``folder``.
+        ``made`` (bool), ``rate``, ``steps``, ``forget`` and ``retain`` accuracy, and where it
+        was made, the names of the changed ``tensors``, which are written into ``folder``.
     """
     rng = numpy_rng(seed, "planted")
     forget_rows = encode_items(tokenizer, forget)
@@ -131,10 +129,10 @@ def plant(
 
 
 def planted_subject(original: Subject, folder: Path) -> Subject:
-    """The original with the planted tensors put in.
+    """The original with the planted tensors loaded.
 
     Raises:
-        InputError: the file of these tensors is gone, damaged, or something else.
+        InputError: the file of these tensors is missing, damaged, or not a regular file.
     """
     path = folder / PLANTED
     again = "Pass --fresh to start over"
@@ -156,14 +154,14 @@ def planted_subject(original: Subject, folder: Path) -> Subject:
 
 
 def planted_seen(p_value: float, alpha: float) -> Control:
-    """The plant must be seen, or silence says nothing."""
+    """The planted suppression must be found; otherwise a null result is no evidence."""
     return Control(
         "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
     )
 
 
 def not_planted(made: dict[str, Any]) -> tuple[str, ...]:
-    """What to note where none could be made, given what ``plant`` returned."""
+    """A note where no suppression could be planted, from the result of ``plant``."""
     if made["made"]:
         return ()
     return (
