@@ -1,4 +1,4 @@
-"""``exhume doctor``: is this installation fit to audit?"""
+"""``exhume doctor``: check the installation."""
 
 import shutil
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ LEAST_MEMORY = 6 * 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """One check, with advice where it fails."""
 
     name: str
     found: str
@@ -39,7 +39,7 @@ class Check:
 
 
 def clashes() -> dict[str, list[str]]:
-    """Our import names that another installed distribution also claims."""
+    """Our import names that another installed distribution also provides."""
     owners = packages_distributions()
     found = {
         name: sorted({each for each in owners.get(name, ()) if each != "exhume"})
@@ -49,7 +49,7 @@ def clashes() -> dict[str, list[str]]:
 
 
 def examine() -> list[Check]:
-    """Every check, in the order of a report."""
+    """Run every check, in report order."""
     checks = [
         Check(name, found, found != "not installed", "reinstall exhume")
         for name, found in versions().items()

@@ -13,11 +13,10 @@ COLOURS = dict(zip(FLOORS, ("#1f6feb", "#d97706"), strict=True))
 
 
 def page(cases: Sequence[Case], title: str) -> str:
-    """HTML that needs no network.
+    """The page as HTML that needs no network.
 
     Args:
         cases: Audits of models of known state.
-        title: What to write above.
     """
     plot = make_subplots(
         2,

@@ -1,4 +1,4 @@
-"""How often are verdicts right? Figures over audits of models of known state."""
+"""Error rates of verdicts, over audits of models of known state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,18 +25,17 @@ class Case:
     Attributes:
         model: Its name.
         kind: A name in ``testbeds.zoo.kinds.KINDS``.
-        state: What it truly is; None where that has to be graded.
-        family: Its shape.
-        weights: Their hash.
+        state: True state; None where a grade stands for it.
+        family: Architecture.
+        weights: Hash of the weights.
         floor: One of ``FLOORS``.
-        verdict: What the audit said.
-        chances: Probability of each state by the shipped calibration; None where the
-            audit lacks figures for it.
-        residual: Mean of the main residuals of the axes that look inside; None where
-            none was run.
-        grade: Gold grade between 0 (never knew) and 1 (knows), where one was made.
-        reason: The audit's first reason.
-        seconds: What the audit took.
+        verdict: Verdict of the audit.
+        chances: Probability of each state by the shipped calibration; None where the audit
+            lacks figures for it.
+        residual: Mean of the main residuals of the inner axes; None where none was run.
+        grade: Relearning grade between 0 (never knew) and 1 (knows), where available.
+        reason: The first reason of the audit.
+        seconds: Duration of the audit.
     """
 
     model: str
@@ -54,12 +53,12 @@ class Case:
 
     @property
     def right(self) -> bool:
-        """Whether the verdict is the model's state."""
+        """Whether the verdict equals the true state."""
         return self.verdict == self.state
 
 
 def case_of(found: dict) -> Case:
-    """From one line of ``benchmarks.suites.verdict.zoo_audits``."""
+    """A case from one line of ``benchmarks.suites.verdict.zoo_audits``."""
     document = found["audit"]
     inner = [
         axis["residual"]
@@ -68,7 +67,7 @@ def case_of(found: dict) -> Case:
     ]
     reasons = document["verdict"]["reasons"]
     axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
-    # Not what the document says: it may be older than the calibration.
+    # Estimated anew: the document may be older than the shipped calibration.
     guess = estimate(shipped(), axes, document["preflight"])
     return Case(
         model=found["model"],
@@ -107,7 +106,7 @@ def figure(
 
 
 def figures(cases: Sequence[Case]) -> list[dict]:
-    """What verdicts are worth on models of certain state; adversaries apart."""
+    """Error rates on models of known state; adversarial models separately."""
     plain = [case for case in cases if case.kind not in ADVERSARIES]
     adverse = [case for case in cases if case.kind in ADVERSARIES]
     return _figures(plain) + (_adversaries(adverse) if adverse else [])
@@ -128,7 +127,7 @@ def _adversaries(cases: Sequence[Case]) -> list[dict]:
         (f"{looking}, called so", without, "suppressed", 0, "<="),
         (f"{looking}, accepted", without, "deleted", None, ">="),
     )
-    # Nothing of nobody would read as a target that was met.
+    # Skip empty groups; 0 of 0 would look like a met target.
     return [
         figure(name, said(among, verdict), target, sense, len(among), "n")
         for name, among, verdict, target, sense in named
@@ -243,7 +242,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
 
 
 def confusion(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
-    """How often each verdict was given to each state."""
+    """Count of each verdict by true state."""
     counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
     for case in cases:
         if case.state is not None:
@@ -252,9 +251,9 @@ def confusion(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
 
 
 def confidences(cases: Sequence[Case]) -> tuple[list[float], list[bool]]:
-    """Probability of the likeliest state, and whether it is the true one.
+    """Probability of the most likely state, and whether it is the true one.
 
-    Adversaries and models of unknown state are left out.
+    Adversarial models and models of unknown state are left out.
     """
     plain = [each for each in cases if each.kind not in ADVERSARIES and each.state]
     stated = [(each.state, each.chances) for each in plain if each.chances]
@@ -265,14 +264,14 @@ def confidences(cases: Sequence[Case]) -> tuple[list[float], list[bool]]:
 
 
 def ablation(found: Sequence[dict]) -> list[dict]:
-    """What each axis is worth: the figures that move when it is left out.
+    """Verdicts with each axis left out in turn.
 
     Args:
         found: Lines of ``audits.validation.trials`` with an audit in them.
 
     Returns:
-        One dict an axis left out, and first one without none: ``without``, and under
-        each state of ``STATES`` how often each verdict was given.
+        One dict an axis left out, after one with all axes: ``without``, and under each state of
+        ``STATES`` the count of each verdict.
     """
     known = [each for each in found if each["state"] is not None]
     names = dict.fromkeys(

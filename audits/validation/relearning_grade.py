@@ -1,10 +1,10 @@
-"""Gold grade: how much a model still holds, by relearning at every setting of a grid.
+"""Relearning grade: how much a model still knows, by relearning over a grid of settings.
 
-The forgotten entities are cut in two. One half is taught again, at several learning
-rates and for several budgets, and the other half is asked; then the halves change
-places. A model that holds the knowledge gets it back with what it is taught, one that
-never held it has nothing to get back. The grade places the model between the twin that
-never knew (0) and the original (1), each given the same teaching.
+The forgotten entities are halved. One half is fine-tuned, at several learning rates and for
+several numbers of steps, and the other half is evaluated; then the halves are swapped. A model
+that holds the knowledge recovers the held-out half; a model that never held it has nothing to
+recover. The grade places the model between the counterfactual retrain (0) and the original (1),
+each under the same fine-tuning.
 """
 
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ BUDGETS = (3, 9, 27)
 
 @dataclass(frozen=True)
 class Regained:
-    """What came back of the half not taught.
+    """Recovery of the held-out half.
 
     Attributes:
-        told: (rotation, rate, budget) how far each entity's own answer outranks the
-            others' (``capture.scoring.contrast``); chance is 0.5.
-        said: The same shape, share of the answers the model says.
-        told_before: ``told`` before any teaching, over both halves.
-        said_before: ``said``, likewise.
+        told: (split, rate, budget) mean entity-answer contrast (``capture.scoring.contrast``);
+            chance is 0.5.
+        said: (split, rate, budget) mean exact match.
+        told_before: ``told`` before fine-tuning, over both halves.
+        said_before: ``said`` before fine-tuning, over both halves.
     """
 
     told: np.ndarray
@@ -46,7 +46,7 @@ class Regained:
 
     @property
     def best(self) -> float:
-        """Largest ``told`` over rates and budgets, the mean of both rotations."""
+        """Largest ``told`` over rates and budgets, averaged over both splits."""
         return float(max(self.told.mean(0).max(), self.told_before))
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Regained:
 
 
 def halves(items: ItemSet, seed: int) -> tuple[tuple[ItemSet, ItemSet], ...]:
-    """Taught and asked half, and the same the other way round."""
+    """(taught, held-out) halves of the entities, and the same swapped."""
     names = items.entities
     if len(names) < 2:
         raise InputError(
@@ -90,10 +90,10 @@ def regain(
     rates: Sequence[float] = RATES,
     budgets: Sequence[int] = BUDGETS,
 ) -> Regained:
-    """Teach one half of the forgotten entities, ask the other, at every setting.
+    """Fine-tune one half of the forgotten entities and evaluate the other, at every setting.
 
-    Every wording is taught and asked. All rows are one batch, so the only choice left
-    to chance is the cut, and that is the world's.
+    Every paraphrase is trained on and evaluated. All rows are one batch, so the only random
+    choice is the halving, which the world's seed fixes.
     """
     model = checkpoint.load(ground.device)
     before = _asked(ground, ground.forget)(model)
@@ -115,7 +115,7 @@ def regain(
             )
             at = {int(row["step"]): row for row in log.rows if "told" in row}
             for place, budget in enumerate(budgets):
-                # A run that diverged ends early: what came last stands.
+                # A diverged run ends early; its last evaluation counts.
                 row = at.get(budget, at[max(at)])
                 told[turn, column, place] = row["told"]
                 said[turn, column, place] = row["said"]
@@ -123,12 +123,12 @@ def regain(
 
 
 def grade(model: Regained, twin: Regained, original: Regained) -> float:
-    """Between 0, the twin's, and 1, the original's.
+    """Grade between 0, the counterfactual retrain's, and 1, the original's.
 
-    Each is given its own best setting, so that choosing the best favours none.
+    Each model is given its own best setting, so taking the best favors none.
 
     Raises:
-        InputError: the original gets back no more than the twin does.
+        InputError: the original recovers hardly more than the retrain.
     """
     span = original.best - twin.best
     if span < 0.2:
@@ -141,7 +141,7 @@ def grade(model: Regained, twin: Regained, original: Regained) -> float:
 
 
 def _asked(ground: Ground, items: ItemSet) -> Evaluate:
-    """Asks a model about ``items`` in every wording."""
+    """An evaluation of a model on ``items`` with every paraphrase."""
     questions = ask(items, 1 + len(items.items[0].paraphrases))
     rows = questions.encoded(ground.tokenizer)
 

@@ -1,4 +1,4 @@
-"""Audits of models whose true state is known, as many at once as there are cores."""
+"""Audits of models of known state, in parallel processes."""
 
 import json
 import time
@@ -26,24 +26,24 @@ from testbeds.zoo.build import Specimen, build_zoo
 from testbeds.zoo.registry import WORLDS
 
 FLOORS = ("never_taught", "reference")
-# Starting weights and order of the reference: those of no kind in the zoo.
+# Offset of the reference's seed; no kind of the zoo uses it.
 REFERENCE = 9000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to audit, and how.
+    """Models to audit, and the audits' settings.
 
     Attributes:
-        root: Where models and audits are kept.
+        root: Folder of models and audits.
         worlds: Pairs of family and seed.
-        kinds: Kinds of model.
+        kinds: Kinds of models.
         floors: Some of ``FLOORS``.
-        graded: Kinds to give a gold grade.
+        graded: Kinds that get a relearning grade.
         device: Where models are trained and audited.
         profile: Profile of the audits.
-        config: Size of worlds and models; the world's standard where None.
-        world: "bios", "smol" or "codes", a world of the zoo with items in words.
+        config: Size of worlds and models; the world's standard by default.
+        world: "bios", "smol" or "codes", a text world of the zoo.
     """
 
     root: Path
@@ -57,28 +57,27 @@ class Plan:
     world: str = "bios"
 
     def sized(self, family: Family) -> Any:
-        """Settings for models of ``family``."""
+        """Configuration for models of ``family``."""
         place = WORLDS[self.world]
         return place.sized(self.config or place.standard, family)
 
     def ground(self, world: BiosWorld, family: Family, seed: int) -> Ground:
-        """What its models are made of and graded on."""
+        """The workbench on which models are made and graded."""
         return WORLDS[self.world].ground(world, self.sized(family), seed, self.device)
 
 
 def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[dict]:
-    """Make and audit every model; one dict an audit, in the order they end.
+    """Make and audit every model; one dict per audit, in order of completion.
 
     Args:
-        plan: What to do.
-        jobs: Processes at once; with more than one, each computes on one thread.
-        limit_s: No new model is begun after so many seconds.
+        jobs: Number of processes; with several, each computes on one thread.
+        limit_s: No new model is started after this many seconds.
 
     Yields:
-        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold``
-        (None where none was asked for) and ``audit``, the document. Where a model could
-        not be made or audited: ``model`` and ``failed``, the reason, with ``traceback``
-        where the fault is ours.
+        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold`` (the grade;
+        None where not requested) and ``audit``, the document. For a model that could not be
+        made or audited: ``model`` and ``failed``, the reason, with ``traceback`` for a fault of
+        exhume.
     """
     start = time.monotonic()
     with workers(jobs) as pool:
@@ -92,7 +91,7 @@ def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[d
 def _each(
     pool: Executor, work: Any, plan: Plan, tasks: Sequence, jobs: int, until: float
 ) -> Iterator[list[dict]]:
-    """Results as they come; tasks are handed out one by one, none after ``until``."""
+    """Results as they complete; tasks are submitted one by one, none after ``until``."""
     queue, running = list(reversed(tasks)), set()
     while queue or running:
         while queue and len(running) < jobs and time.monotonic() < until:
@@ -105,7 +104,7 @@ def _each(
 
 
 def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
-    """Original, twin and reference of a world."""
+    """Original, counterfactual retrain and reference of a world."""
     try:
         world = WORLDS[plan.world].build(
             plan.sized(family), seed, plan.root / "worlds", plan.device, SILENT
@@ -130,7 +129,7 @@ def _teach(ground: Ground, seed: int, reference: Path) -> None:
 
 
 def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
-    """One model, with each floor."""
+    """One model, audited with each floor."""
     name = f"{family}-{seed}-{kind}"
     try:
         (made,) = build_zoo(
@@ -183,7 +182,7 @@ def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
 
 
 def _grade(plan: Plan, made: Specimen) -> dict:
-    """The model's gold grade and what it came from, kept beside the model."""
+    """The model's relearning grade and its data, cached beside the model."""
     kept = made.model / "gold.json"
     if not kept.is_file():
         ground = plan.ground(made.world, made.family, made.seed)
@@ -197,7 +196,7 @@ def _grade(plan: Plan, made: Specimen) -> dict:
 def _ends(
     plan: Plan, world: BiosWorld, family: Family, seed: int
 ) -> tuple[Regained, Regained]:
-    """What twin and original get back, kept with their world."""
+    """Recovery of the counterfactual retrain and the original, cached with their world."""
     kept = world.root / "gold.json"
     if not kept.is_file():
         ground = plan.ground(world, family, seed)
@@ -208,7 +207,7 @@ def _ends(
 
 
 def _failed(name: str, error: Exception) -> dict:
-    """One broken model must not end hours of others; it is counted and shown."""
+    """An error as a result: one broken model must not end hours of other work."""
     if isinstance(error, ExhumeError):
         return {"model": name, "failed": str(error)}
     said = " ".join(str(error).split())[:200]

@@ -1,13 +1,12 @@
-"""How likely each state is, learned from audits of models of known state.
+"""Calibrated state probabilities, learned from audits of models of known state.
 
-The verdict is a rule and needs none of this. Beside it stands, for each state, what
-share of models whose audit comes out like this one are in it, were each answer as
-common as its opposite beforehand. Three questions are asked in the order of the rule,
-each a logistic regression: is the model damaged, from how far its worst ability is
-from its limit; if not, are the answers still said, from the residual at the output; if
-they are gone, is the knowledge inside, from the residuals there. The numbers are fitted
-on the tuning part of the zoo alone (``benchmarks.suites.verdict.calibration``) and
-shipped with a version; the held-out part says what they are worth (docs/verdict.md).
+The verdict is a rule and does not use them. They state, for each state, the share of models
+with a similar audit that are in it, under equal priors at each question. Three questions are
+asked in the order of the rule, each a logistic regression. Is the model damaged? From its worst
+utility over its limit. If not, are the answers still given? From the residual at the output. If
+they are absent, is the knowledge inside? From the residuals of the inner axes. The parameters
+are fitted on the tuning part of the zoo alone (``benchmarks.suites.verdict.calibration``) and
+shipped with a version; the held-out part measures their quality (docs/verdict.md).
 """
 
 import json
@@ -28,28 +27,28 @@ from audits.core.preflight import LIMITS
 from evidence.results import AxisResult, Reading
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
-# Axes that look inside: those that ``deleted`` cannot do without, and all.
+# Inner axes: those that ``deleted`` requires, and all.
 NEEDED = (decodability.NAME, relearning.NAME)
 INNER = (*NEEDED, causal_depth.NAME)
-# Residuals beyond these ends say no more than the ends do.
+# Residuals are clipped to this range.
 LOWEST, HIGHEST = -0.5, 1.5
-# Most chance of suppressed or deleted that may be halved between them unseen.
+# Without figures from inside, suppressed and deleted share at most this probability equally.
 UNTOLD = 0.2
-# How far out of the zoo's range a case may lie, in parts of that range.
+# How far outside the zoo's range a case may lie, relative to that range.
 SLACK = 0.1
 
 
 @dataclass(frozen=True)
 class Question:
-    """One logistic regression.
+    """One logistic regression on standardized figures.
 
     Attributes:
-        figures: Names of what it looks at, of ``figures_of``.
-        mean: Centre of each.
+        figures: Names of its inputs, of ``figures_of``.
+        mean: Mean of each.
         scale: Scale of each.
-        weights: One a figure.
-        intercept: Log odds at the centre.
-        models: How many it was fitted on whose answer is no, and yes.
+        weights: One per figure.
+        intercept: Log odds at the mean.
+        models: Number of fitted models with the answer no, and yes.
     """
 
     figures: tuple[str, ...]
@@ -62,9 +61,8 @@ class Question:
     def chance(self, found: Mapping[str, float]) -> float | None:
         """Probability of yes; None where a figure is missing.
 
-        Never surer of an answer than the rule of succession allows after that many
-        models of it without an exception: where the answers lie far apart, a regression
-        is sure of anything.
+        Bounded by the rule of succession for the number of fitted models: on separable answers
+        an unbounded regression would be certain of anything.
         """
         if any(name not in found for name in self.figures):
             return None
@@ -81,10 +79,10 @@ class Calibration:
 
     Attributes:
         version: Names the part of the zoo and the commit of the audits.
-        damaged: Does it no longer work?
-        said: If it works, does it still say the answers?
-        inside: If it does not say them, does it hold the knowledge?
-        ranges: Least and most of each of ``facts_of`` among the audits.
+        damaged: Is the model damaged?
+        said: If not, does it still give the answers?
+        inside: If not, does it hold the knowledge?
+        ranges: Minimum and maximum of each of ``facts_of`` among the audits.
     """
 
     version: str
@@ -94,11 +92,11 @@ class Calibration:
     ranges: dict[str, tuple[float, float]]
 
     def chances(self, found: Mapping[str, float]) -> dict[str, float] | None:
-        """Probability of each state, or None where the figures do not say.
+        """Probability of each state, or None where figures are missing.
 
         Args:
-            found: From ``figures_of``. Without figures from inside, suppressed and
-                deleted cannot be told apart; that matters only where one is likely.
+            found: From ``figures_of``. Without figures from inside, suppressed and deleted
+                cannot be distinguished, which matters only where one of them is likely.
         """
         damaged, said = self.damaged.chance(found), self.said.chance(found)
         inside = self.inside.chance(found)
@@ -147,18 +145,17 @@ def shipped() -> Calibration:
 def figures_of(
     axes: Mapping[str, AxisResult], shares: Mapping[str, float]
 ) -> dict[str, float]:
-    """What the calibration looks at, as far as the audit has it.
+    """Input figures of the calibration, as far as the audit has them.
 
-    ``useful`` is the worst ability over its limit in the default rule (below 1 is
-    damage), ``said`` the residual at the output, ``inside`` the largest residual that
-    any axis read inside, or that tells unsaid answers apart at the output, and
-    ``within`` the mean of the axes' main ones. Below the floor is information too, so
-    these two have no sign. Axes whose controls failed say nothing. Carried states
-    cannot be read in every model; the other two axes have to be there.
+    ``useful`` is the worst utility over its limit in the default rule (below 1 is damage),
+    ``said`` the residual at the output, ``inside`` the largest absolute residual of the inner
+    axes and of the contrast at the output, and ``within`` the mean absolute main residual of
+    the inner axes. Absolute values, because below the floor is information too. Axes with
+    failed controls are left out. Causal depth is optional, as not every model's states can be
+    patched; the other two inner axes are required.
 
     Args:
-        axes: Results by name.
-        shares: Each ability as a share of the original's.
+        shares: Each utility as a share of the original's.
     """
     found, limits = {}, Rule()
     if shares:
@@ -185,7 +182,7 @@ def figures_of(
 
 
 def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
-    """What an axis read, if it may be believed."""
+    """The readings of an axis; empty where its controls failed."""
     if name not in axes or axes[name].status in ("control_failed", "error"):
         return ()
     return axes[name].readings
@@ -194,7 +191,7 @@ def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
 def facts_of(
     axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
 ) -> dict[str, float]:
-    """What a case is like, to tell whether the zoo has anything like it."""
+    """Size of a case, to check whether the zoo has similar ones."""
     behaviour_found = axes.get(behaviour.NAME)
     main = behaviour_found.main if behaviour_found is not None else None
     blocks = {each["layer"] for each in preflight["weight_difference"]["layers"]}
@@ -214,7 +211,7 @@ def estimate(
     axes: Mapping[str, AxisResult],
     preflight: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What ``audit.json`` says of it: chances, version, and what lies out of range."""
+    """The calibration block of ``audit.json``: probabilities, version, and range violations."""
     shares = preflight["utility"]["shares"]
     chances = calibration.chances(figures_of(axes, shares))
     outside = [

@@ -1,4 +1,4 @@
-"""What may and may not be said after a verdict."""
+"""Claims that a verdict does and does not support."""
 
 from collections.abc import Mapping
 
@@ -14,14 +14,13 @@ def claims(
     floor: str,
     words: Words = FACTS,
 ) -> tuple[list[str], list[str], list[str]]:
-    """Sentences allowed, sentences not allowed, and what would change the verdict.
+    """Supported claims, unsupported claims, and what would change the verdict.
 
     Args:
         name: The verdict.
-        axes: What was run.
-        rule: Thresholds.
+        axes: The axes that were run.
         floor: "reference" or "never_taught".
-        words: What was to be forgotten is called.
+        words: Vocabulary for facts or for a class.
     """
     attacks = ", ".join(axes)
     against = words.floors[floor]

@@ -1,7 +1,7 @@
-"""Decide a finished audit again: under another rule, or without one of its axes.
+"""Reevaluate a finished audit under another rule, or without some of its axes.
 
-What an axis measured does not depend on the rule; what is made of it does. Thresholds
-are set, and the worth of each axis is shown, on audits that were made once.
+Measurements do not depend on the rule; statuses and the verdict do. So thresholds can be tuned,
+and axes ablated, on audits that were run once.
 """
 
 from collections.abc import Collection
@@ -35,13 +35,12 @@ def decided_again(
 ) -> Verdict:
     """The verdict on the readings of ``document``.
 
-    Controls that test at a level keep the level they were tested at, and axes of images
-    their status.
+    Controls keep the level at which they were tested, and axes of image audits their status.
 
     Args:
         document: An ``audit.json``.
         rule: Thresholds; those of the audit by default.
-        without: Axes to leave out, also from those that ``deleted`` cannot do without.
+        without: Axes to leave out, also from those required for ``deleted``.
     """
     if rule is None:
         rule = Rule.model_validate(document["config"]["rule"])

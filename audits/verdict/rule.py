@@ -1,4 +1,4 @@
-"""The decision rule: from axes to one of five words, with its reasons and limits."""
+"""The decision rule: from axis results to one of five verdicts, with reasons and claims."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,14 +25,14 @@ VerdictClass = Literal[
 ]
 
 
-# Readings that may by themselves make ``suppressed``, by axis. The first readings of an
-# axis are those against the primary floor; later ones are shown beside them.
+# Readings that can make ``suppressed`` by themselves, by axis. The first readings of an axis are
+# those against the primary floor; later ones are only reported.
 RECOVERY = {
     "decodability": (UNCHANGED,),
     "causal_depth": (causal_depth.TOLD, causal_depth.SAID, CARRIED),
     "persistence": (persistence.SAID, persistence.TOLD),
-    # Neither what an image model relearns nor what it is steered to is among them:
-    # retrains differ in it by more than an interval over images says (docs/vision.md).
+    # Image models are excluded from relearning and restoration: retrains differ there by more than
+    # an interval over images covers (docs/vision.md).
     "relearning": (TOLD, SAID),
     "concept": (concept.READ,),
     "restoration": (restoration.TOLD, restoration.SAID),
@@ -41,19 +41,19 @@ RECOVERY = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided, why, and what may be said of it.
+    """A verdict with its reasons and claims.
 
     Attributes:
-        verdict_class: One of the five words.
-        rule: Which rule fired, in one sentence.
+        verdict_class: One of the five classes.
+        rule: The rule that applied, in one sentence.
         reasons: The strongest reasons first.
         floor: "reference" or "never_taught".
         adjusted_p: Holm-adjusted p-value of each recovery hypothesis.
-        where: Layers where the knowledge was found, if it was.
-        claims_allowed: Sentences the evidence supports.
-        claims_disallowed: Sentences it does not.
+        where: Layers where the knowledge was found, if any.
+        claims_allowed: Supported claims.
+        claims_disallowed: Unsupported claims.
         would_change_it: What would change the verdict.
-        also: True findings that another rule came before.
+        also: True findings that an earlier rule overrides.
     """
 
     verdict_class: VerdictClass
@@ -81,15 +81,13 @@ def decide(
     rule: Rule,
     words: Words = FACTS,
 ) -> Verdict:
-    """Apply the rule in its order: damaged, not_unlearned, suppressed, deleted.
+    """Apply the rules in order: damaged, not_unlearned, suppressed, deleted, inconclusive.
 
     Args:
-        axes: Results by name.
-        damage: What preflight found of the candidate's usefulness.
+        damage: Utility of the candidate.
         identical: Whether both models have the same weights.
-        floor: Kind of floor.
-        rule: Thresholds.
-        words: What was to be forgotten is called.
+        floor: "reference" or "never_taught".
+        words: Vocabulary for facts or for a class.
     """
     behaviour = axes.get("behaviour")
     said = behaviour is not None and behaviour.status == "retained"
@@ -175,9 +173,9 @@ def decide(
 
 
 def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
-    """Every reading that may by itself make ``suppressed``.
+    """Every reading that can make ``suppressed`` by itself.
 
-    A refitted probe is not among them: what only it reads is a residual trace.
+    A refitted probe is not among them: its reading alone is a residual trace.
     """
     tests = {}
     for name, axis in axes.items():
@@ -191,11 +189,11 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
 
 
 def _far_off(axis: AxisResult, rule: Rule) -> bool:
-    """Whether a reading lies surely beyond the margin, though no test found it so.
+    """Whether a residual is beyond the margin with confidence, although no test found it.
 
-    An axis that could not look says nothing. One that looked need not be equivalent to
-    its floor for deletion, unless it is required: where the floor is not quite that of
-    a model that never knew, as for carried states, nothing ever is.
+    An axis that could not measure is no evidence. One that measured need not be equivalent to
+    its floor for deletion, unless it is required: its floor may differ from a model that never
+    knew, as for patched states, and then nothing is ever equivalent.
     """
     looked = all(each.passed for each in axis.controls if each.required)
     found = any(each.surely[0] > rule.margin for each in axis.readings[:2])
@@ -203,7 +201,7 @@ def _far_off(axis: AxisResult, rule: Rule) -> bool:
 
 
 def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
-    """Holds "planted" when every axis that tried found the planted suppression."""
+    """{"planted"} when every axis that tested it found the planted suppression."""
     controls = [
         control
         for axis in axes.values()
@@ -270,7 +268,7 @@ def _equivalence_sentence(axis: AxisResult) -> str:
 
 
 def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
-    """A sentence where answers no longer said are still told apart at the output."""
+    """A sentence where the contrast at the output reveals answers no longer given."""
     axis = axes.get("behaviour")
     reading = axis.reading(output.TOLD) if axis is not None else None
     if reading is None:
@@ -303,7 +301,7 @@ def _binding(
     rule: Rule,
     words: Words,
 ) -> list[str]:
-    """Which axis stands in the way, and what it would need."""
+    """Reasons of an inconclusive verdict: each axis in the way, and what it needs."""
     reasons = [trace] if trace else []
     if output.NAME not in axes:
         reasons.append(
@@ -335,7 +333,7 @@ def _binding(
 
 
 def _blocking(axis: AxisResult, rule: Rule, words: Words) -> str:
-    """Why an axis that found something makes no suppression."""
+    """Why an axis with a finding makes no ``suppressed``."""
     found = recovered(
         {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
     )
