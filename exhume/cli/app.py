@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit codes out; every command has a Python twin."""
+"""The command line: arguments in, exit codes out. Every command has a Python equivalent."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -348,7 +348,7 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
-# Listed by ``exhume --help`` in the order in which people meet them.
+# Listed by ``exhume --help`` in the order of use.
 for _command in (
     demo,
     validate,
@@ -366,7 +366,7 @@ app.add_typer(zoo, name="zoo")
 
 
 def _words(text: str | None, option: str) -> list[str]:
-    """What a comma-separated option names; one that was given names something."""
+    """The names in a comma-separated option; empty where the option is absent."""
     words = [word.strip() for word in (text or "").split(",")]
     if text is not None and not all(words):
         raise InputError(
@@ -399,7 +399,7 @@ def _names(text: str | None, known: tuple[str, ...], option: str) -> set[str]:
 
 
 def _show(done) -> None:
-    """The verdict, its two strongest reasons, and where the report is."""
+    """Print the verdict, its two strongest reasons, the axes, and the path of the report."""
     colour = {"deleted": "green", "inconclusive": "yellow"}.get(done.verdict, "red")
     output.print("\nVerdict: ", end="")
     show(done.verdict, style=f"bold {colour}")
@@ -411,6 +411,6 @@ def _show(done) -> None:
 
 
 def main() -> None:
-    """Entry point: one clear line and exit code 2 for whatever a user can cause."""
+    """Entry point: user errors end in one line and exit code 2."""
     keep_freed_memory()
     end_in_words(app)

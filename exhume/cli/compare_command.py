@@ -1,4 +1,4 @@
-"""``exhume compare``, the command; ``audits.comparison.compare.compare`` is its Python twin."""
+"""The command ``exhume compare``; in Python: ``audits.comparison.compare.compare``."""
 
 from pathlib import Path
 from typing import Annotated

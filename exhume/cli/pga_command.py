@@ -1,4 +1,4 @@
-"""The command line of ``exhume pga``."""
+"""The command ``exhume pga``; in Python: ``experiments.pga.run.pga``."""
 
 from pathlib import Path
 from typing import Annotated

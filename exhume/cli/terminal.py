@@ -1,7 +1,7 @@
-"""Printing. What is shown may come from outside, so nothing in it is obeyed.
+"""Print to the terminal. Printed text may be untrusted, so nothing in it is interpreted.
 
-Control characters are written out (``evidence.errors.printable``), square brackets are
-never rich's markup, and a character that the terminal lacks is written as its number.
+Control characters are escaped (``evidence.errors.printable``), square brackets are never rich
+markup, and characters that the terminal's encoding lacks are escaped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from rich.text import Text
 from evidence.errors import printable
 
 LONGEST = 4000
-"""Characters of a line that are shown."""
+"""Maximum number of characters printed per line."""
 
 output = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 errors = Console(
@@ -22,12 +22,12 @@ errors = Console(
 
 
 def show(text: object, *, style: str = "", where: Console = output) -> None:
-    """Print one line, whatever line breaks are in it."""
+    """Print one line; line breaks in it are escaped."""
     where.print(_safe(text, where), style=style)
 
 
 def show_lines(text: str, *, where: Console = output) -> None:
-    """Print a text of ours that has lines; what is quoted in it was escaped before."""
+    """Print a multi-line text of our own, whose quotations are escaped already."""
     for line in text.split("\n"):
         show(line, where=where)
 
@@ -39,7 +39,7 @@ def show_table(
     *,
     where: Console = output,
 ) -> None:
-    """Print a table; cells are cut to what a person reads."""
+    """Print a table; long cells are truncated."""
     table = Table(*map(printable, head), title=_safe(title, where))
     for row in rows:
         table.add_row(*(_safe(cell, where, 500) for cell in row))
