@@ -1,4 +1,4 @@
-"""What the published protocol would claim, and whether the sound one bears it out."""
+"""Claims of the published protocol, and whether the held-out protocol supports them."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ YES, NO, OPEN = "survives", "does not survive", "cannot be decided here"
 
 
 def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str, Any]]:
-    """One claim a line, with what each protocol says of it.
+    """One row per claim, with the evidence of each protocol.
 
     Args:
-        rows: As ``experiments.pga.run`` measures them.
-        margin: Largest |AUC - 0.5| that counts as no signature.
+        rows: As measured by ``experiments.pga.run``.
+        margin: Equivalence margin on |AUC - 0.5|.
 
     Returns:
-        Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and
-        ``why``; only what the published protocol would claim is listed.
+        Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and ``why``;
+        only claims that the published protocol would make.
     """
     untouched = {row["model"]: row for row in rows if row["eraser"] is None}
     original, twin = untouched["original"], untouched["twin"]
@@ -36,7 +36,7 @@ def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str,
 
 
 def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:
-    """A signature of memorisation that holds across sequences."""
+    """Claim: a signature of memorization is shared across sequences."""
     shown, tested, floor = original["published"], original["sound"], twin["sound"]
     if tested["smallest_p"] > LEVEL / 2:
         outcome, why = OPEN, f"{tested['sequences']} sequences cannot give a small p"
@@ -56,11 +56,11 @@ def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]
 
 
 def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """An untrained network shows none."""
+    """Claim: an untrained network has no such signature."""
     best = [max(row["published"]["true"]) for row in rows]
     shown = [row["sound"]["p"] for row in rows]
     hits = sum(p <= LEVEL for p in shown)
-    # Under the null hits are binomial; more than this many are no accident.
+    # Under the null, hits are binomial; this bound is three standard deviations above the mean.
     bound = int(np.floor(LEVEL * len(rows) + 3 * np.sqrt(LEVEL * len(rows))))
     return {
         "claim": "an untrained network has no such signature",
@@ -80,7 +80,7 @@ def _of_eraser(
     original: dict[str, Any],
     margin: float,
 ) -> list[dict[str, Any]]:
-    """What would be said of one eraser: signature gone, recall gone, utility kept."""
+    """Claims about one eraser: signature removed, recall removed, utility kept."""
     found = []
     if max(published["true"]) <= PROBE_TARGET:
         lowest = min(published["true"])
@@ -138,11 +138,11 @@ def _of_eraser(
 def shown_gone(
     sound: dict[str, Any], original: dict[str, Any], margin: float
 ) -> tuple[str, str]:
-    """Whether a signature that is no longer found is shown to be absent.
+    """Test whether a signature that is no longer found is absent.
 
-    Two one-sided tests of |AUC - 0.5| < margin for every reader, view and depth that
-    found it in the original; all must pass (intersection-union), so none is corrected.
-    Not finding it is no such test.
+    Two one-sided tests of |AUC - 0.5| < margin for every classifier, view and depth that found
+    it in the original. All must pass (intersection-union), so no correction is needed. Failure
+    to find the signature is no such test.
     """
     told = np.asarray(original["p_column"]) <= LEVEL
     low, high = (np.asarray(each)[told] for each in sound["interval"])
@@ -159,7 +159,7 @@ def shown_gone(
             f"no longer found, nor equivalent to chance: of the {shown} one is at "
             f"{float(centre.max()):.2f} from 0.5, the margin is {margin:g}"
         )
-    # The interval shrinks with the root of the number of sequences.
+    # Interval widths scale with 1 / sqrt(number of sequences).
     needed = int(np.ceil(count * float(((half / (margin - centre)) ** 2).max())))
     return OPEN, (
         f"no longer found, and {count} sequences cannot show equivalence to chance "

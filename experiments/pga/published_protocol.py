@@ -1,8 +1,8 @@
-"""The published evaluation of probe-geometry alignment, number for number.
+"""The published evaluation of probe-geometry alignment, reproduced exactly.
 
-It is here to be repeated and compared, not to be believed: contexts count as samples,
-the eraser has seen the probe's test items, and one difference of two noisy scores is
-the headline. ``probes.sweeps.membership_test`` is what claims rest on.
+It is a reproduction, not evidence: contexts count as samples, the eraser has seen the probe's
+test items, and the headline is one difference of two noisy scores. Claims rest on
+``probes.sweeps.membership_test``.
 
 Source: arXiv 2605.01699, from its public code and results.
 """
@@ -38,12 +38,11 @@ class CrossSequence:
     """Leave-one-key-out probes at every depth.
 
     Attributes:
-        correct: (key, depth) share of the held-out key's rows that are classified
-            rightly at the probe's own threshold.
-        concordance: (key, depth) share of the held-out key's pairs of one row of
-            either class in which the first class scores higher; 0 is an inversion.
-        uncertified: How many logistic fits, of shuffled labels too, are not certified
-            to be at their optimum; their scores count.
+        correct: (key, depth) accuracy on the held-out key's rows, at the probe's own threshold.
+        concordance: (key, depth) share of the held-out key's pairs of one row of either class
+            in which the first class scores higher; 0 is inverted.
+        uncertified: Number of logistic fits, including those of shuffled labels, without a
+            certificate of optimality; their scores count.
     """
 
     correct: NDArray[np.float64]
@@ -71,7 +70,7 @@ class Published:
     """Scores of one model under the published protocol.
 
     Attributes:
-        true: Memorised against clean.
+        true: Memorized against clean.
         pure: Clean against the second clean pool; None where there is none.
         shuffled: (shuffle, depth) accuracies with labels exchanged within keys.
     """
@@ -82,7 +81,7 @@ class Published:
 
     @property
     def gap(self) -> NDArray[np.float64] | None:
-        """(depth,) the memorisation-specific gap: true less pure."""
+        """(depth,) the memorization-specific gap: true minus pure."""
         if self.pure is None:
             return None
         return self.true.accuracy - self.pure.accuracy
@@ -94,12 +93,12 @@ class Published:
 
     @property
     def uncertified(self) -> int:
-        """Logistic fits of all three that are not certified to be at their optimum."""
+        """Number of logistic fits without a certificate of optimality."""
         return self.true.uncertified + (self.pure.uncertified if self.pure else 0)
 
     @property
     def reading(self) -> str:
-        """What the published rule makes of it: signal, none or unclear."""
+        """Outcome by the published rule: signal, none or unclear."""
         gap = self.mean_gap
         if gap is None:
             return "not defined without a second clean pool"
@@ -121,11 +120,10 @@ def published_scores(
 
     Args:
         memorised: (depth, key, context, d) states.
-        clean: The same of clean texts, key by key.
-        others: The same of a second clean pool.
-        C: Inverse penalty of the probe.
-        shuffles: How often labels are exchanged within keys.
-        seed: Of the shuffles.
+        clean: The same for clean texts, key by key.
+        others: The same for a second clean pool.
+        C: Inverse regularization strength of the probe.
+        shuffles: Number of random exchanges of labels within keys.
     """
     true, shuffled = _scored(memorised, clean, C, shuffles, seed)
     pure = None if others is None else _scored(clean, others, C, 0, seed)[0]
@@ -178,7 +176,7 @@ def paired_rows(
 def _by_key(
     scores: NDArray[np.float64], codes: NDArray[np.int64], keys: NDArray[np.int64]
 ) -> CrossSequence:
-    """Held-out (depth, row) scores as accuracy and concordance of every key."""
+    """Accuracy and concordance of every key from held-out (depth, row) scores."""
     right = (scores > 0) == codes.astype(bool)
     correct, concordance = [], []
     for key in np.unique(keys):
@@ -198,18 +196,17 @@ VARIANTS = (
     "network 16",
     "network 32-16",
 )
-"""The six adversarial probes. The first two are one probe: its optimum has no seed."""
+"""The six adversarial probes. The first two are equal: an optimum does not depend on a seed."""
 
 
 def adversarial_probes(
     memorised: Tensor, clean: Tensor, *, progress: Progress = SILENT
 ) -> dict[str, CrossSequence]:
-    """The six published probe variants, all on the eraser's own items.
+    """The six published probe variants, on the eraser's own items.
 
     Args:
-        memorised: (depth, key, context, d).
-        clean: The same of clean texts.
-        progress: Shows fits.
+        memorised: (depth, key, context, d) states.
+        clean: The same for clean texts.
     """
     x, codes, keys = paired_rows(memorised, clean)
     folds = leave_one_group_out(keys, len(keys))
@@ -250,13 +247,12 @@ def token_split(
     """MD-PGA's published score: balanced accuracy on a random split of tokens.
 
     Args:
-        memorised: (token, d) states of one memorised text.
-        clean: (token, d) of clean texts.
-        k: Directions removed.
-        leak: Fit the eraser on all tokens, those the probe is scored on included, as
-            published; else on the probe's training tokens alone.
-        share: Of the tokens that the probe is fitted on.
-        seed: Of the split.
+        memorised: (token, d) states of one memorized text.
+        clean: (token, d) states of clean texts.
+        k: Number of directions removed.
+        leak: Fit the eraser on all tokens, including the probe's test tokens, as published;
+            else on the probe's training tokens alone.
+        share: Share of training tokens.
 
     Returns:
         Balanced accuracy before and after the projection.
@@ -285,10 +281,10 @@ def token_split(
 def toy_verdict(
     least: float, perplexities: tuple[float, float], probes: Sequence[float]
 ) -> dict[str, bool]:
-    """The published criterion of success on the toy, term by term.
+    """The published criterion of success on the toy model, term by term.
 
     Args:
-        least: Probability of the least probable memorised code.
+        least: Probability of the least probable memorized code.
         perplexities: Of the clean texts, before and after.
         probes: Accuracy by depth.
     """

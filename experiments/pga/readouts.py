@@ -1,4 +1,4 @@
-"""Readouts of membership that erasers are aligned against: logistic, at the optimum."""
+"""Membership readouts that erasers are aligned against: exact logistic regression."""
 
 from collections.abc import Callable
 
@@ -10,21 +10,20 @@ from probes.estimators.logistic import LogisticProbe
 
 
 def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """A fitter of unit directions, one a depth, for ``erasure.unlearning.probe_alignment``.
+    """A fitter of unit directions, one per depth, for ``erasure.unlearning.probe_alignment``.
 
-    Columns are standardised for the fit and the direction is taken back to raw
-    activation units. At a depth where all rows are equal it is zero.
+    Columns are standardized for the fit, and the direction is mapped back to raw activation
+    units. At a depth where all rows are equal it is zero.
 
     Args:
-        C: Inverse penalty.
+        C: Inverse regularization strength.
     """
 
     def fit(states: Tensor, labels: Tensor) -> Tensor:
         """(depth, row, d) and (row,) to (depth, d).
 
         Warns:
-            UncertifiedWarning: a fit is not certified to be at its optimum; the
-                direction that was found is kept.
+            UncertifiedWarning: a fit has no certificate of optimality; its direction is used.
         """
         if len(labels.unique()) != 2:
             raise InputError("a readout needs rows of two kinds", got="one kind")

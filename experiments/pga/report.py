@@ -1,4 +1,4 @@
-"""One offline page that shows both protocols side by side."""
+"""The report of ``exhume pga``: one offline page with both protocols side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ HEAD = (
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The page as text; the same document gives the same page."""
+    """The page as text; deterministic."""
     from plotly.offline import get_plotlyjs
 
     rows, world = document["rows"], document["world"]
@@ -48,7 +48,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One line a model or eraser, as text in the order of ``HEAD``."""
+    """One row per model or eraser, as text in the order of ``HEAD``."""
     found = []
     for name, parts in _merged(rows).items():
         shown, tested = parts.get("published"), parts.get("sound")
@@ -97,7 +97,7 @@ def _interventions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _uncertified(document: Mapping[str, Any]) -> int:
-    """How many logistic fits are not certified to be at their optimum."""
+    """Number of logistic fits without a certificate of optimality."""
     parts = [
         row[key]
         for row in document["rows"]

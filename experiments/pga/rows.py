@@ -1,4 +1,4 @@
-"""What ``exhume pga`` keeps of its measurements, as plain values."""
+"""Measurements of ``exhume pga`` as JSON values."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from probes.sweeps.membership_test import Membership
 
 
 def numbers(values: NDArray[np.float64]) -> list[Any]:
-    """Nested lists of numbers that read back as the same text."""
+    """Nested lists of numbers, rounded so that they read back as the same text."""
     return np.asarray(values, float).round(12).tolist()
 
 
 def membership_row(found: Membership) -> dict[str, Any]:
-    """What a model's row keeps of the sound protocol."""
+    """The held-out protocol's entries in a model's row."""
     band = found.band
     return {
         "auc": numbers(found.auc),

@@ -1,9 +1,9 @@
-"""``exhume pga``: erasers of membership, under the published and a sound protocol.
+"""``exhume pga``: erasers of membership, under the published and a held-out protocol.
 
-Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once
-it sees one part of the keys and is scored on the other, by readers that are fitted anew
-and against labels exchanged. Beside it stand the untouched original, the twin that
-never saw a fixed code, and untrained networks.
+Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once it sees
+one part of the keys and is scored on the other, by newly fitted classifiers and against
+permuted labels. The comparison includes the unmodified original, its counterfactual retrain
+without fixed codes ("twin"), and untrained networks.
 """
 
 from dataclasses import asdict
@@ -54,7 +54,7 @@ from testbeds.memorized_codes.world import (
 
 SCHEMA = 2
 UNSEEN = -2
-"""Number of the draw of clean codes that perplexity is measured on."""
+"""Index of the draw of clean codes for perplexity; no training uses it."""
 
 
 def pga(
@@ -65,22 +65,20 @@ def pga(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Run an experiment, or go on with it where it was interrupted.
+    """Run an experiment, or resume it where it was interrupted.
 
     Args:
-        config: What to do.
         out: Folder for ``pga.json`` and ``report.html``.
         root: Where worlds are kept; the cache by default.
         fresh: Replace another experiment in the folder.
-        progress: Where progress is shown.
 
     Returns:
-        The document in ``pga.json``: ``config``, ``world``, ``rows`` (one a model and
+        The document in ``pga.json``: ``config``, ``world``, ``rows`` (one per model and
         protocol), ``interventions``, ``claims``.
 
     Raises:
-        InputError: the folder holds something else or is another run's, or there
-            are too few keys.
+        InputError: the folder holds something else or is another run's, or there are too few
+            keys.
     """
     from experiments.pga.report import render
 
@@ -106,7 +104,7 @@ def pga(
 def _document(
     config: PgaExperiment, out: Path, root: Path, fresh: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Run the stages that are not there yet; ``config`` is resolved."""
+    """Run the stages that are not saved yet; ``config`` is resolved."""
     mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
     ledger = Ledger(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
@@ -166,7 +164,6 @@ def measure_published(
         config: Size, seed and settings.
         root: Where worlds are kept.
         eraser: Sees every key it is scored on, as published.
-        progress: Where progress is shown.
     """
     config = resolved(config)
     world = build_codes(
@@ -179,7 +176,7 @@ def measure_published(
 
 
 class Experiment:
-    """One experiment's models and what is measured on them."""
+    """One experiment: its world, its models and their measurements."""
 
     def __init__(self, config: PgaExperiment, world: CodesWorld, progress: Progress):
         self.config, self.world, self.progress = resolved(config), world, progress
@@ -188,7 +185,7 @@ class Experiment:
         self.seen, self.test = split_sequences(count, config.erase_share, config.seed)
 
     def load(self, name: str = "original") -> PreTrainedModel:
-        """A fresh copy of the original or the twin, where models are run."""
+        """A fresh copy of the original or the twin on the device."""
         return self.world.load(name, self.config.device)
 
     def untouched(self, name: str) -> dict[str, Any]:
@@ -202,7 +199,7 @@ class Experiment:
         }
 
     def untrained(self, number: int) -> dict[str, Any]:
-        """A network that was never trained, under both protocols."""
+        """An untrained network, under both protocols."""
         model = untrained_model(self.world, number)
         model.to(self.config.device)  # pyright: ignore
         erased = Erased(model, {}, {})
@@ -214,7 +211,7 @@ class Experiment:
         }
 
     def published(self, name: str) -> dict[str, Any]:
-        """An eraser that sees every key it is scored on; also tried on the twin."""
+        """An eraser that sees every key it is scored on."""
         erased = self._erase(name, "original", self.all)
         found = self.measure(erased) | self.cost(erased, self.all)
         if self.config.six_probes:
@@ -237,7 +234,7 @@ class Experiment:
         return {"model": "original", "eraser": name, "sound": found}
 
     def interventions(self) -> dict[str, Any]:
-        """The published projection test and re-fit attacker, on the original."""
+        """The published projection test and refit attack, on the original."""
         model, world = self.load(), self.world
         sites = depth_sites(model)
         pools = [world.pools[name].prefixes for name in ("memorised", "clean")]
@@ -320,7 +317,7 @@ class Experiment:
         }
 
     def battery(self, erased: Erased) -> dict[str, Any]:
-        """The sound protocol on the keys that were kept for testing."""
+        """The held-out protocol on the test keys."""
         with erased.running():
             states = self._states(erased.model)
         test = torch.from_numpy(self.test)
@@ -347,7 +344,7 @@ class Experiment:
     def _trained(
         self, views: dict[str, Tensor], labels: NDArray[np.int64]
     ) -> tuple[dict[str, float], int]:
-        """Largest AUC over depths and views, by reader; how many are uncertified."""
+        """Largest AUC over depths and views by classifier, and the number of uncertified fits."""
         tables = {
             f"{view}, depth {depth}": rows
             for view, table in views.items()
@@ -368,7 +365,7 @@ class Experiment:
         return found, len(battery.uncertified)
 
     def cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
-        """Recall of the keys erased, utility, and the criterion of the paper."""
+        """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
         mine = self.world.memorised(chosen)
@@ -396,7 +393,7 @@ class Experiment:
 
 
 def criterion(row: dict[str, Any]) -> dict[str, bool]:
-    """The paper's criterion of success for a published row of an eraser."""
+    """The published criterion of success for a row of an eraser."""
     found = row["published"]
     return toy_verdict(
         found["recall"]["least"],
@@ -406,7 +403,7 @@ def criterion(row: dict[str, Any]) -> dict[str, bool]:
 
 
 def _code_logprob(model: PreTrainedModel, rows: Sequences) -> float:
-    """Mean log-probability of a digit of the rows' codes, nats."""
+    """Mean log-probability a digit of the rows' codes, in nats."""
     total = frozen_logprobs(reader_for(model, rows), rows, "answer")
     return float(total.sum()) / count_scored(rows, "answer")
 

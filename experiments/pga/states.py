@@ -1,4 +1,4 @@
-"""States of the code-recall world's pools, laid out by depth, key and context."""
+"""States of the code-recall world's pools, by depth, key and context."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ VIEWS: tuple[View, ...] = ("last", "mean")
 
 
 def depth_sites(model: nn.Module) -> list[str]:
-    """Site names by depth: the embeddings' output, then each block's."""
+    """Site names by depth: the embedding, then each block's output."""
     names = find_sites(model).names
     return [name for name in names if name == "embed" or name.startswith("resid.")]
 
