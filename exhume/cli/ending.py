@@ -20,7 +20,7 @@ SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if hasattr(signal, name)
 ]
-KEPT = "Finished stages are kept; run the same command again to go on."
+KEPT = "Finished stages are kept; run the same command again to resume."
 TRACEBACK = "EXHUME_TRACEBACK"
 """Environment variable: set to 1, tracebacks are printed instead of written to a file."""
 
@@ -67,16 +67,16 @@ def _code_of(command: Callable[[], Any]) -> int:
     except OSError as error:
         said = (error.strerror or str(error)).lower()
         place = f" ({error.filename})" if error.filename else ""
-        say(f"the system refused: {said}{place}. {KEPT}{_filed(error)}")
+        say(f"the operating system reported: {said}{place}. {KEPT}{_filed(error)}")
         return 2
     except Exception as error:
         if _lacks_memory(error):
-            say(f"the memory does not suffice. exhume plan says what is needed. {KEPT}")
+            say(f"out of memory. exhume plan estimates what an audit needs. {KEPT}")
             return 2
         name = type(error).__name__
         said = " ".join(str(error).split())[:200]
         say(
-            f"this is a fault in exhume ({name}: {said}), not in what it was given. "
+            f"this is a fault in exhume ({name}: {said}), not in its input. "
             f"Please report it.{_filed(error)}"
         )
         return 1

@@ -146,11 +146,11 @@ def command():
 FAULTS = {
     "a fault": ("raise ValueError('no\\nsuch thing')", 1, "this is a fault in exhume"),
     "deep": ("f = lambda: f(); f()", 1, "RecursionError"),
-    "memory": ("raise MemoryError", 2, "the memory does not suffice"),
+    "memory": ("raise MemoryError", 2, "out of memory. exhume plan estimates"),
     "torch": (
         "raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')",
         2,
-        "the memory does not suffice",
+        "out of memory. exhume plan estimates",
     ),
     "disk": ("raise OSError(5, 'Input/output error', '/x')", 2, "/x"),
     "long name": ("open('n' * 300)", 2, "file name too long"),
