@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # An answer hangs on edges that lower the metric when corrupted; others work against it.
-CARRIES, OPPOSES = "#2a6fbb", "#c8553d"
-INPUTS = {"q": "query", "k": "key", "v": "value"}
-MOST = 2000  # edges a picture can show and still be read
+SUPPORTING_COLOR, OPPOSING_COLOR = "#2a6fbb", "#c8553d"
+READER_NAMES = {"q": "query", "k": "key", "v": "value"}
+MAX_EDGES = 2000  # edges a picture can show and still be read
 
 
 def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
@@ -34,8 +34,10 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
     """
     import plotly.graph_objects as go
 
-    links = _links(circuit, scores)
-    spots = _spots(circuit.graph, {node for link in links for node in link[:2]})
+    links = _drawn_edges(circuit, scores)
+    spots = _node_positions(
+        circuit.graph, {node for link in links for node in link[:2]}
+    )
     figure = go.Figure()
     for start, end, name, score, width in links:
         (x, y), (to_x, to_y) = spots[start], spots[end]
@@ -44,7 +46,10 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
                 x=[x, (x + to_x) / 2, to_x],
                 y=[y, (y + to_y) / 2, to_y],
                 mode="lines",
-                line={"width": width, "color": CARRIES if score < 0 else OPPOSES},
+                line={
+                    "width": width,
+                    "color": SUPPORTING_COLOR if score < 0 else OPPOSING_COLOR,
+                },
                 opacity=0.6,
                 hoverinfo="text",
                 text=f"{name}: {score:.3g}",
@@ -83,13 +88,13 @@ def to_dot(circuit: Circuit, scores: EdgeScores) -> str:
     Raises:
         InputError: as ``draw_circuit``.
     """
-    links = _links(circuit, scores)
+    links = _drawn_edges(circuit, scores)
     lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
     nodes = list(dict.fromkeys(node for link in links for node in link[:2]))
     lines += [f'  "{node}";' for node in nodes]
     for start, end, name, score, width in links:
-        kind = INPUTS.get(name.partition("->")[2].split(".")[0], "")
-        colour = CARRIES if score < 0 else OPPOSES
+        kind = READER_NAMES.get(name.partition("->")[2].split(".")[0], "")
+        colour = SUPPORTING_COLOR if score < 0 else OPPOSING_COLOR
         lines.append(
             f'  "{start}" -> "{end}" [color="{colour}", penwidth={width:.2f}, '
             f'label="{kind}", tooltip="{name}: {score:.4g}"];'
@@ -97,7 +102,7 @@ def to_dot(circuit: Circuit, scores: EdgeScores) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _links(
+def _drawn_edges(
     circuit: Circuit, scores: EdgeScores
 ) -> list[tuple[str, str, str, float, float]]:
     """(from, to, edge, score, width); an input of several heads leads to each."""
@@ -108,11 +113,11 @@ def _links(
             expected=repr(graph),
             got=repr(scores.graph),
         )
-    chosen = np.flatnonzero(circuit.chosen)
-    if not 0 < len(chosen) <= MOST:
+    chosen = np.flatnonzero(circuit.edge_mask)
+    if not 0 < len(chosen) <= MAX_EDGES:
         raise InputError(
             "this circuit cannot be drawn",
-            expected=f"1 to {MOST} edges",
+            expected=f"1 to {MAX_EDGES} edges",
             got=str(len(chosen)),
             fix="Select a smaller one",
         )
@@ -130,7 +135,9 @@ def _links(
     return found
 
 
-def _spots(graph: EdgeGraph, nodes: set[str]) -> dict[str, tuple[float, float]]:
+def _node_positions(
+    graph: EdgeGraph, nodes: set[str]
+) -> dict[str, tuple[float, float]]:
     """Where each node goes: heads of a layer side by side, its MLP above them."""
     spots = {}
     for node in [*graph.writers, "logits"]:

@@ -13,24 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from attribution.circuits.graph import build_graph
-from attribution.circuits.structure import Anatomy, find_anatomy
+from attribution.circuits.structure import TransformerStructure, find_structure
 from evidence.errors import InputError
 
 
 def circuit_weights(
-    model: nn.Module, chosen: np.ndarray, *, anatomy: Anatomy | None = None
+    model: nn.Module,
+    edge_mask: np.ndarray,
+    *,
+    structure: TransformerStructure | None = None,
 ) -> dict[str, Tensor]:
     """Name of a matrix to a bool mask of its shape, for matrices the circuit touches.
 
     Args:
         model: The model.
-        chosen: (edge,) bool.
-        anatomy: The model's, if already found.
+        edge_mask: (edge,) bool.
+        structure: The model's, if already found.
 
     Raises:
-        InputError: heads cannot be told apart, or ``chosen`` is of another graph.
+        InputError: heads cannot be told apart, or ``edge_mask`` is of another graph.
     """
-    parts = anatomy or find_anatomy(model)
+    parts = structure or find_structure(model)
     graph = build_graph(parts)
     if not parts.n_heads:
         raise InputError(
@@ -38,16 +41,16 @@ def circuit_weights(
             expected="queries, keys and values that can be told apart",
             got=parts.note,
         )
-    if chosen.shape != (graph.n_edges,):
+    if edge_mask.shape != (graph.n_edges,):
         raise InputError(
             "the circuit belongs to another graph",
             expected=f"{graph.n_edges} edges",
-            got=str(chosen.shape),
+            got=str(edge_mask.shape),
         )
     names = {id(p): name for name, p in model.named_parameters()}
     masks: dict[str, Tensor] = {}
-    ends = {graph.writers[i] for i in graph.edge_writers[chosen]}
-    ends |= {graph.readers[i] for i in graph.edge_readers[chosen]}
+    ends = {graph.writers[i] for i in graph.edge_writers[edge_mask]}
+    ends |= {graph.readers[i] for i in graph.edge_readers[edge_mask]}
     for end in sorted(ends):
         kind, *rest = end.split(".")
         if kind in ("embed", "logits"):
@@ -60,15 +63,15 @@ def circuit_weights(
             continue
         which = int(rest[1])
         if kind == "head":
-            linear = block.projection
+            linear = block.output_projection
             size = _width(linear) // parts.n_heads
             weight = cast(Tensor, linear.weight)
             mask = _oriented(_mask(masks, names, weight), linear)
             mask[:, which * size : (which + 1) * size] = True
         else:
-            assert block.projections is not None
-            linear = block.projections.linears[kind]
-            rows = block.projections.columns[kind][which]
+            assert block.qkv is not None
+            linear = block.qkv.linears[kind]
+            rows = block.qkv.columns[kind][which]
             weight = cast(Tensor, linear.weight)
             _oriented(_mask(masks, names, weight), linear)[rows] = True
     return masks

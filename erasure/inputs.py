@@ -12,7 +12,7 @@ class RowsError(InputError, ValueError):
     """Rows or concepts no eraser can be fitted on; a ``ValueError`` to scikit-learn."""
 
 
-def tables_of(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
+def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
     """(site, item, d) floating-point tensor, and whether one site came as (item, d).
 
     Floating-point input keeps its type, device and, where it can, its memory; other
@@ -51,7 +51,7 @@ def from_numpy(array: NDArray) -> Tensor:
     return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
 
 
-def numbers_of(z: ArrayLike | Tensor, items: int) -> Tensor | None:
+def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
     """(item, k) float64 of a concept made of numbers; None if it is made of classes.
 
     Floating-point values are numbers; integers, booleans and text are classes.
@@ -79,7 +79,7 @@ def numbers_of(z: ArrayLike | Tensor, items: int) -> Tensor | None:
     return given.double().reshape(items, -1)
 
 
-def codes_of(
+def class_codes(
     z: ArrayLike | Tensor, items: int, classes: NDArray | None
 ) -> tuple[NDArray, Tensor]:
     """Sorted classes and (item,) codes of a concept made of classes.

@@ -30,7 +30,7 @@ def as_tensor(array: NDArray) -> Tensor:
     return torch.from_numpy(wanted)
 
 
-def rows_of(estimator, x, *, reset: bool) -> Tensor:
+def validate_rows(estimator, x, *, reset: bool) -> Tensor:
     """(row, d) float64 tensor of what was given, on its own device.
 
     Raises:
@@ -65,7 +65,7 @@ def rows_of(estimator, x, *, reset: bool) -> Tensor:
     return x
 
 
-def labels_of(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
+def validate_labels(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
     """Sorted class names and (row,) codes.
 
     Raises:
@@ -93,7 +93,7 @@ def labels_of(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
     return classes, codes.astype(np.int64)
 
 
-def weights_of(sample_weight, x: Tensor) -> Tensor | None:
+def validate_sample_weight(sample_weight, x: Tensor) -> Tensor | None:
     """(row,) float64 sample weights, or None.
 
     Raises:

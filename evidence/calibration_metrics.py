@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evidence.errors import InputError
-from evidence.intervals import Interval, wilson
+from evidence.intervals import Interval, wilson_interval
 
 
 @dataclass(frozen=True)
-class Bin:
+class ReliabilityBin:
     """Answers given with about the same confidence.
 
     Attributes:
@@ -32,47 +32,47 @@ class Bin:
 
 
 def reliability(
-    confidence: Sequence[float], right: Sequence[bool], bins: int = 10
-) -> list[Bin]:
+    confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
+) -> list[ReliabilityBin]:
     """Answers by confidence, in bins of equal width; empty ones are left out.
 
     Raises:
         InputError: a confidence is no probability, or lengths differ.
     """
-    given, true = _checked(confidence, right)
-    place = np.minimum((given * bins).astype(int), bins - 1)
+    given, true = _checked(confidence, correct)
+    place = np.minimum((given * n_bins).astype(int), n_bins - 1)
     found = []
     for each in np.unique(place):
         here = place == each
         share, n = float(true[here].mean()), int(here.sum())
         found.append(
-            Bin(
-                float(each / bins),
-                float((each + 1) / bins),
+            ReliabilityBin(
+                float(each / n_bins),
+                float((each + 1) / n_bins),
                 n,
                 float(given[here].mean()),
                 share,
-                wilson(share, n, 1.96),
+                wilson_interval(share, n, 1.96),
             )
         )
     return found
 
 
-def calibration_error(
-    confidence: Sequence[float], right: Sequence[bool], bins: int = 10
+def expected_calibration_error(
+    confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
 ) -> float:
     """Expected calibration error of the answers given, between 0 and 1.
 
     The mean distance between confidence and share right over bins of equal width,
     weighted by their answers (Guo et al., arXiv 1706.04599).
     """
-    found = reliability(confidence, right, bins)
+    found = reliability(confidence, correct, n_bins)
     total = sum(each.n for each in found)
     return sum(each.n * abs(each.confidence - each.right) for each in found) / total
 
 
-def coverage(
-    confidence: Sequence[float], right: Sequence[bool]
+def risk_coverage_curve(
+    confidence: Sequence[float], correct: Sequence[bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Error among the answers kept, where only the surest are.
 
@@ -81,7 +81,7 @@ def coverage(
     Returns:
         (point,) share of answers kept, ascending, and (point,) share wrong among them.
     """
-    given, true = _checked(confidence, right)
+    given, true = _checked(confidence, correct)
     order = np.argsort(-given, kind="stable")
     given, wrong = given[order], ~true[order]
     last = np.append(given[1:] < given[:-1], True)

@@ -13,7 +13,7 @@ from evidence.intervals import (
     paired_correlation,
     rate_interval,
 )
-from evidence.results import SMALLEST_SPAN, Reading
+from evidence.results import MIN_RANGE, Reading
 
 
 def compare(
@@ -25,9 +25,9 @@ def compare(
     columns: Sequence[str],
     floor_kind: str,
     rng: np.random.Generator,
-    permutations: int = 2000,
-    use: Sequence[bool] | None = None,
-    least: float = 0.0,
+    n_permutations: int = 2000,
+    mask: Sequence[bool] | None = None,
+    min_residual: float = 0.0,
 ) -> Reading:
     """Place a candidate between floor and original, with a test and intervals.
 
@@ -45,17 +45,17 @@ def compare(
         columns: Their names.
         floor_kind: "never_taught" or "reference".
         rng: Generator of the permutations.
-        permutations: How many are drawn.
-        use: Which columns count; those where the original itself is not beyond the
+        n_permutations: How many are drawn.
+        mask: Which columns count; those where the original itself is not beyond the
             floor say nothing about the candidate. Default: all.
-        least: Superiority is tested over the floor raised by this share of the way to
+        min_residual: Superiority is tested over the floor raised by this share of the way to
             the original: for a statistic whose floor is not quite that of a model that
             never knew.
 
     Raises:
         InputError: shapes differ, or no column is used.
     """
-    used = np.ones(len(columns), bool) if use is None else np.asarray(use, bool)
+    used = np.ones(len(columns), bool) if mask is None else np.asarray(mask, bool)
     widths = {each.values.shape[1] for each in (candidate, floor, ceiling)}
     if widths != {len(columns)} or not used.any():
         raise InputError(
@@ -64,18 +64,18 @@ def compare(
             got=str(sorted(widths)),
         )
     paired = floor_kind == "reference"
-    spans = np.maximum(ceiling.mean - floor.mean, SMALLEST_SPAN)
+    spans = np.maximum(ceiling.mean - floor.mean, MIN_RANGE)
 
     def exchange(raised: float) -> MaxTest:
         return (paired_max_test if paired else unpaired_max_test)(
             candidate.values[:, used] - raised * spans[used],
             floor.values[:, used],
             rng,
-            permutations,
+            n_permutations,
         )
 
-    test = exchange(least)
-    p_below = exchange(0.0).p_below if least else test.p_below
+    test = exchange(min_residual)
+    p_below = exchange(0.0).p_below if min_residual else test.p_below
     rows, p_used = [], iter(test.p_column)
     for index, column in enumerate(columns):
         rows.append(
@@ -115,7 +115,7 @@ def compare(
     )
 
 
-def below_floor(readings: Sequence[Reading], alpha: float) -> list[str]:
+def below_floor_notes(readings: Sequence[Reading], alpha: float) -> list[str]:
     """A sentence for each reading that is significantly *below* its floor."""
     return [
         f"{each.name} reads below its floor (p {each.p_below:.4f}): that is "
@@ -125,7 +125,7 @@ def below_floor(readings: Sequence[Reading], alpha: float) -> list[str]:
     ]
 
 
-def undecided(readings: Sequence[Reading], margin: float) -> str:
+def explain_no_power(readings: Sequence[Reading], margin: float) -> str:
     """Which reading binds, and how many entities would settle it at this spread.
 
     An interval shrinks with the square root of the number of entities, around where

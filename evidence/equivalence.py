@@ -8,7 +8,7 @@ from evidence.intervals import Interval
 from evidence.results import Reading
 
 
-def equivalent(interval: Interval, margin: float) -> bool:
+def is_equivalent(interval: Interval, margin: float) -> bool:
     """Two one-sided tests (TOST): does a 90 % interval lie within +-``margin``?
 
     A 90 % interval makes each of the two tests a 5 % one. Failing to find a
@@ -19,8 +19,8 @@ def equivalent(interval: Interval, margin: float) -> bool:
     return -margin < interval[0] and interval[1] < margin
 
 
-def recovered(
-    readings: Mapping[str, Reading], alpha: float, least: float
+def readings_above_floor(
+    readings: Mapping[str, Reading], alpha: float, min_residual: float
 ) -> dict[str, float]:
     """Readings beyond their floor, by more than could matter: adjusted p by name.
 
@@ -31,17 +31,17 @@ def recovered(
     Args:
         readings: By name; all of them count towards the correction.
         alpha: Level after Holm's correction.
-        least: What the residual must surely exceed.
+        min_residual: What the residual must surely exceed.
     """
-    adjusted = holm({name: each.p_value for name, each in readings.items()})
+    adjusted = holm_adjusted({name: each.p_value for name, each in readings.items()})
     return {
         name: p
         for name, p in adjusted.items()
-        if p < alpha and readings[name].surely[0] > least
+        if p < alpha and readings[name].residual_interval_at_peak[0] > min_residual
     }
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm_adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
     """Adjusted p-values that control the chance of any false rejection.
 
     Source: Holm (1979), Scandinavian Journal of Statistics 6:65.

@@ -8,12 +8,12 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-LONGEST = 600
+MAX_CHARACTERS = 600
 """Characters of a quoted text that are shown."""
 _END = 150
 
 
-def printable(text: object, longest: int | None = LONGEST) -> str:
+def printable(text: object, max_characters: int | None = MAX_CHARACTERS) -> str:
     """``text`` on one line, with everything that could forge output escaped.
 
     Control characters (escape sequences, line breaks), characters that change the
@@ -22,15 +22,15 @@ def printable(text: object, longest: int | None = LONGEST) -> str:
 
     Args:
         text: Anything; what is not text is shown as ``str`` has it.
-        longest: Characters to keep; None for all of them.
+        max_characters: Characters to keep; None for all of them.
     """
     whole = str(text)
-    if longest is not None and len(whole) > longest:
-        whole = f"{whole[: longest - _END - 5]} ... {whole[-_END:]}"
+    if max_characters is not None and len(whole) > max_characters:
+        whole = f"{whole[: max_characters - _END - 5]} ... {whole[-_END:]}"
     shown = whole if whole.isprintable() else "".join(map(_escaped, whole))
-    if longest is None or len(shown) <= longest:
+    if max_characters is None or len(shown) <= max_characters:
         return shown
-    return f"{shown[: longest - _END - 5]} ... {shown[-_END:]}"
+    return f"{shown[: max_characters - _END - 5]} ... {shown[-_END:]}"
 
 
 def quoted(value: object) -> str:
@@ -90,17 +90,17 @@ class InputError(ExhumeError):
         super().__init__(". ".join(parts) + ".")
 
 
-def listed(given: Any, what: str) -> Sequence[Any]:
+def check_list(values: Any, name: str) -> Sequence[Any]:
     """Several of something, where one alone would be taken apart letter by letter.
 
     Raises:
         InputError: it is no list, tuple or range.
     """
-    if not isinstance(given, list | tuple | range):
+    if not isinstance(values, list | tuple | range):
         raise InputError(
-            f"{what} are not a list", expected="a list or tuple", got=quoted(given)
+            f"{name} are not a list", expected="a list or tuple", got=quoted(values)
         )
-    return given
+    return values
 
 
 class NotFittedError(ExhumeError):

@@ -20,7 +20,7 @@ class MaxTest:
         p_below: As ``p_value`` for the most negative difference: small means
             significantly *below* the floor, which is information or leakage.
         smallest_p: The least p these data and this many permutations can give.
-        band: 95th percentile of the maximum under the null.
+        null_quantile: 95th percentile of the maximum under the null.
     """
 
     difference: NDArray[np.float64]
@@ -28,18 +28,18 @@ class MaxTest:
     p_column: NDArray[np.float64]
     p_below: float
     smallest_p: float
-    band: float
+    null_quantile: float
 
 
 def max_test(
-    observed: NDArray[np.float64], null: NDArray[np.float64], distinct: int
+    observed: NDArray[np.float64], null: NDArray[np.float64], n_distinct: int
 ) -> MaxTest:
     """Hold an observed row against its null, the largest column of each draw.
 
     Args:
         observed: (column,) differences.
         null: (permutation, column) the same under the null.
-        distinct: How many different permutations there are: a whole number, for with
+        n_distinct: How many different permutations there are: a whole number, for with
             some hundred entities it is larger than any floating-point number.
     """
     top, bottom = null.max(1), null.min(1)
@@ -52,8 +52,8 @@ def max_test(
         p_value=float(p_column.min()),
         p_column=p_column,
         p_below=float((1 + (bottom <= observed.min() + slack).sum()) / (1 + n)),
-        smallest_p=float(max(1 / (1 + n), 1 / distinct)),
-        band=float(np.quantile(top, 0.95)),
+        smallest_p=float(max(1 / (1 + n), 1 / n_distinct)),
+        null_quantile=float(np.quantile(top, 0.95)),
     )
 
 
@@ -61,7 +61,7 @@ def unpaired_max_test(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     rng: np.random.Generator,
-    permutations: int = 2000,
+    n_permutations: int = 2000,
 ) -> MaxTest:
     """Are the entities of ``x`` higher than those of ``y`` in some column?
 
@@ -72,15 +72,15 @@ def unpaired_max_test(
         x: (entity, column).
         y: (other entity, column).
         rng: Generator of the permutations.
-        permutations: How many are drawn.
+        n_permutations: How many are drawn.
     """
     if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 1:
         raise InputError("groups to compare need entities and the same columns")
     pooled, n = np.concatenate([x, y]), len(x)
     total = pooled.sum(0)
     # One mask a permutation turns the whole null into a single matrix product.
-    order = rng.random((permutations, len(pooled))).argpartition(n - 1, axis=1)
-    chosen = np.zeros((permutations, len(pooled)))
+    order = rng.random((n_permutations, len(pooled))).argpartition(n - 1, axis=1)
+    chosen = np.zeros((n_permutations, len(pooled)))
     np.put_along_axis(chosen, order[:, :n], 1.0, axis=1)
     sums = chosen @ pooled
     null = sums / n - (total - sums) / len(y)
@@ -92,7 +92,7 @@ def paired_max_test(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     rng: np.random.Generator,
-    permutations: int = 2000,
+    n_permutations: int = 2000,
 ) -> MaxTest:
     """As ``unpaired_max_test`` for the same entities scored twice, row by row.
 
@@ -102,5 +102,5 @@ def paired_max_test(
     if x.shape != y.shape or len(x) < 1:
         raise InputError("paired groups need the same entities and columns")
     delta = x - y
-    signs = rng.choice([-1.0, 1.0], size=(permutations, len(delta)))
+    signs = rng.choice([-1.0, 1.0], size=(n_permutations, len(delta)))
     return max_test(delta.mean(0), signs @ delta / len(delta), 2 ** len(delta))

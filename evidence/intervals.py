@@ -36,7 +36,9 @@ class EntityValues:
         return self.values.mean(0)
 
 
-def by_entity(values: NDArray, entities: list[str] | tuple[str, ...]) -> EntityValues:
+def average_by_entity(
+    values: NDArray, entities: list[str] | tuple[str, ...]
+) -> EntityValues:
     """Average item scores within each entity, so that every entity counts once.
 
     Args:
@@ -65,7 +67,7 @@ def by_entity(values: NDArray, entities: list[str] | tuple[str, ...]) -> EntityV
     return EntityValues(sums / counts[:, None], len(table), names, table.var(0))
 
 
-def mean_of(groups: Sequence[EntityValues]) -> EntityValues:
+def average_models(groups: Sequence[EntityValues]) -> EntityValues:
     """The mean of several models' scores on the same entities.
 
     Raises:
@@ -82,7 +84,7 @@ def mean_of(groups: Sequence[EntityValues]) -> EntityValues:
     return EntityValues(values, groups[0].n_items, groups[0].entities, variance)
 
 
-def effective_size(group: EntityValues, column: int) -> float:
+def effective_sample_size(group: EntityValues, column: int) -> float:
     """How many independent yes/no trials carry as much as these entity means.
 
     The variance between entities decides; where it is zero (all right or all wrong)
@@ -103,20 +105,20 @@ def effective_size(group: EntityValues, column: int) -> float:
     return float(min(spread / variance, most))
 
 
-def wilson(mean: float, size: float, quantile: float) -> Interval:
+def wilson_interval(mean: float, n_trials: float, quantile: float) -> Interval:
     """Wilson score interval of a rate; never of zero width, also at 0 and 1.
 
     Args:
         mean: The rate.
-        size: Number of (effective) trials.
+        n_trials: Number of (effective) trials.
         quantile: Critical value, e.g. 1.96 for 95 %.
 
     Source: Wilson (1927), JASA 22:209.
     """
     square = quantile**2
-    centre = (mean + square / (2 * size)) / (1 + square / size)
-    half = np.sqrt(mean * (1 - mean) / size + square / (4 * size**2))
-    half *= quantile / (1 + square / size)
+    centre = (mean + square / (2 * n_trials)) / (1 + square / n_trials)
+    half = np.sqrt(mean * (1 - mean) / n_trials + square / (4 * n_trials**2))
+    half *= quantile / (1 + square / n_trials)
     # At 0 and 1 the bound is exactly there; rounding must not say otherwise.
     low = 0.0 if mean <= 0 else float(centre - half)
     high = 1.0 if mean >= 1 else float(centre + half)
@@ -133,7 +135,9 @@ def rate_interval(
     """
     values = group.values[:, column]
     quantile = float(stats.t.ppf(0.5 + level / 2, max(len(values) - 1, 1)))
-    return wilson(float(values.mean()), effective_size(group, column), quantile)
+    return wilson_interval(
+        float(values.mean()), effective_sample_size(group, column), quantile
+    )
 
 
 def difference_interval(

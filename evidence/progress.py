@@ -24,7 +24,7 @@ Advance = Callable[[float], None]
 
 # Without a terminal: most seconds from one line to the next, and least between those
 # that a task inside another begins.
-QUIET, HASTE = 30.0, 5.0
+MAX_SILENCE_SECONDS, MIN_LINE_SECONDS = 30.0, 5.0
 
 
 class Progress(Protocol):
@@ -160,15 +160,15 @@ class Lines:
         task, begun = _Task(label, total), monotonic()
         outermost = not self._tasks
         self._tasks.append(task)
-        self._tell(0.0 if outermost else HASTE)
+        self._tell(0.0 if outermost else MIN_LINE_SECONDS)
 
         def advance(amount: float) -> None:
             task.done += amount
-            self._tell(QUIET)
+            self._tell(MAX_SILENCE_SECONDS)
 
         try:
             yield advance
-            if outermost and monotonic() - begun > HASTE:
+            if outermost and monotonic() - begun > MIN_LINE_SECONDS:
                 self.note(f"{label}: done")
         finally:
             self._tasks.remove(task)
@@ -185,8 +185,8 @@ class Lines:
             self.note(", ".join(map(str, tuple(self._tasks))))
 
     def _wake(self) -> None:
-        while not self._stopped.wait(QUIET / 10):
-            self._tell(QUIET)
+        while not self._stopped.wait(MAX_SILENCE_SECONDS / 10):
+            self._tell(MAX_SILENCE_SECONDS)
 
 
 SILENT = Silent()

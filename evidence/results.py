@@ -9,7 +9,7 @@ from evidence.errors import InputError
 from evidence.intervals import Interval
 
 # Below this distance between original and floor a residual has no meaning.
-SMALLEST_SPAN = 0.05
+MIN_RANGE = 0.05
 
 Status = Literal["retained", "absent", "no_power", "control_failed", "error"]
 
@@ -69,13 +69,13 @@ class Reading:
     columns: tuple[dict[str, Any], ...] = ()
 
     @property
-    def surely(self) -> Interval:
+    def residual_interval_at_peak(self) -> Interval:
         """90 % interval of ``residual`` alone: each end is a one-sided 95 % bound.
 
         Not corrected for the choice of the column; ``p_value`` is.
         """
         found = next(each for each in self.columns if each["name"] == self.where)
-        span = max(self.ceiling - self.floor, SMALLEST_SPAN)
+        span = max(self.ceiling - self.floor, MIN_RANGE)
         low, high = found["tost"]
         return low / span, high / span
 
@@ -128,7 +128,7 @@ class AxisResult:
         return self.status in ("retained", "absent")
 
     @property
-    def main(self) -> Reading | None:
+    def main_reading(self) -> Reading | None:
         """The reading the axis is judged by."""
         return self.readings[0] if self.readings else None
 
@@ -137,7 +137,7 @@ class AxisResult:
         return next((each for each in self.readings if each.name == name), None)
 
     def __str__(self) -> str:
-        main = self.main
+        main = self.main_reading
         if main is None:
             return f"{self.name}: {self.status}"
         low, high = main.residual_interval
@@ -159,7 +159,7 @@ class AxisResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; cost (seconds, memory) is left out, as it differs by run."""
-        main = self.main
+        main = self.main_reading
         top = {
             "statistic": main.statistic if main else None,
             "interval": list(main.interval) if main else None,

@@ -9,20 +9,20 @@ import torch
 
 from evidence.errors import InputError, quoted
 
-LARGEST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 def check_seed(seed: Any) -> int:
     """A seed as a plain integer.
 
     Raises:
-        InputError: it is no whole number from 0 to ``LARGEST_SEED``.
+        InputError: it is no whole number from 0 to ``MAX_SEED``.
     """
     whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
-    if not whole or not 0 <= operator.index(seed) <= LARGEST_SEED:
+    if not whole or not 0 <= operator.index(seed) <= MAX_SEED:
         raise InputError(
             "the seed cannot be used",
-            expected=f"a whole number from 0 to {LARGEST_SEED}",
+            expected=f"a whole number from 0 to {MAX_SEED}",
             got=quoted(seed),
         )
     return operator.index(seed)

@@ -8,7 +8,7 @@ learning rates and step counts are for networks of 80 thousand weights under Ada
 
 from collections.abc import Sequence
 
-from erasure.unlearning.image_config import ImageUnlearnConfig as Config
+from erasure.unlearning.training.image_config import ImageUnlearnConfig as Config
 
 DIGITS_RECIPES: dict[str, Sequence[Config]] = {
     "collapse": [Config("grad_ascent", lr=r, steps=60) for r in (1e-3, 3e-3, 1e-2)],

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from capture.checkpoints.open import Checkpoint, open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items, split_entities
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, encode_items
@@ -25,9 +25,9 @@ from erasure.unlearning.run import UnlearnLog, unlearn_
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import JSON_LIMIT, folder_atomic
+from evidence.storage.files import MAX_JSON_BYTES, atomic_folder
+from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import is_file, read_text
-from evidence.storage.runs import sole_maker
 from testbeds.recipes import RECIPES, Recipe
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.capitals import CapitalWorld
@@ -50,13 +50,13 @@ class Facts:
     Attributes:
         forget: To forget.
         retain: Used to keep the rest intact.
-        held: Retain facts kept from the run, to see what it does to the rest; None
+        held_out: Retain facts kept from the run, to see what it does to the rest; None
             where all are used.
     """
 
     forget: ItemSet
     retain: ItemSet
-    held: ItemSet | None
+    held_out: ItemSet | None
 
 
 def plant(
@@ -93,7 +93,7 @@ def plant(
     family = "bios" if isinstance(world, BiosWorld) else "capitals"
     if recipe is None and kind != "noop":
         recipe = _preset(family, kind)
-    forget, retain = _sets(world)
+    forget, retain = _world_sets(world)
     if world.original is None:
         raise InputError(
             "the world's original is not on disk",
@@ -113,7 +113,7 @@ def plant(
     if out.exists():
         check_card(out, card)
         return out
-    with sole_maker(out, progress):
+    with creation_lock(out, progress):
         if out.exists():
             check_card(out, card)
         else:
@@ -133,14 +133,14 @@ def _plant(
     model = checkpoint.load()
     if recipe is not None:
         facts = hold_out(*sets, recipe.hold_out, seed)
-        log = forget_with(
+        log = unlearn_with(
             model, checkpoint, facts, recipe, seed=seed, progress=progress
         )
         card["log"] = list(log.rows)
         card["stopped"] = log.stopped
         card["measured"] = measure(model, checkpoint, facts)
-    with folder_atomic(out) as scratch:
-        with quiet():
+    with atomic_folder(out) as scratch:
+        with quiet_transformers():
             model.save_pretrained(scratch)  # pyright: ignore[reportCallIssue]
             checkpoint.tokenizer.save_pretrained(scratch)
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
@@ -170,7 +170,7 @@ def read_card(model: Path) -> dict[str, Any]:
         )
     try:
         # Losses of a model that was broken on purpose may be NaN.
-        card = json.loads(read_text(path, JSON_LIMIT))
+        card = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", got=str(error)) from error
     if not isinstance(card, dict):
@@ -197,7 +197,7 @@ def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:
     return found
 
 
-def _sets(world: BiosWorld | CapitalWorld) -> tuple[ItemSet, ItemSet]:
+def _world_sets(world: BiosWorld | CapitalWorld) -> tuple[ItemSet, ItemSet]:
     if isinstance(world, CapitalWorld):
         return world.forget, world.retain
     return read_items(world.forget), read_items(world.retain)
@@ -214,7 +214,7 @@ def hold_out(forget: ItemSet, retain: ItemSet, share: float, seed: int) -> Facts
     return Facts(forget, parts[1], parts[0])
 
 
-def forget_with(
+def unlearn_with(
     model: nn.Module,
     checkpoint: Checkpoint,
     facts: Facts,
@@ -234,8 +234,8 @@ def forget_with(
         progress: Where progress is shown.
     """
     tokenizer = checkpoint.tokenizer
-    forget = asked(tokenizer, facts.forget, recipe)
-    retain = asked(tokenizer, facts.retain, recipe)
+    forget = training_rows(tokenizer, facts.forget, recipe)
+    retain = training_rows(tokenizer, facts.retain, recipe)
     wrong = mislabel(facts.forget, facts.retain, seed)
 
     def evaluate(now: nn.Module) -> dict[str, float]:
@@ -246,14 +246,14 @@ def forget_with(
         forget,
         retain,
         recipe.config,
-        relabelled=asked(tokenizer, wrong, recipe),
+        relabeled=training_rows(tokenizer, wrong, recipe),
         evaluate=None if recipe.config.stop_below is None else evaluate,
         seed=stage_seed(seed, "planted", recipe.config.method),
         progress=progress,
     )
 
 
-def asked(
+def training_rows(
     tokenizer: PreTrainedTokenizerBase, items: ItemSet, recipe: Recipe
 ) -> Sequences:
     """The rows a recipe trains on: its own prompts, each with every item's answer."""
@@ -283,11 +283,11 @@ def mislabel(items: ItemSet, others: ItemSet, seed: int) -> ItemSet:
                 f"item {item.id!r} has no wrong answer to learn",
                 expected="two different answers or more in its relation",
             )
-        made.append(_answered(item, pool[rng.integers(len(pool))]))
+        made.append(_with_answer(item, pool[rng.integers(len(pool))]))
     return ItemSet(tuple(made), items.name)
 
 
-def _answered(item: Item, answer: str) -> Item:
+def _with_answer(item: Item, answer: str) -> Item:
     return Item(
         item.id,
         item.entity,
@@ -303,20 +303,20 @@ def measure(
     model: nn.Module, checkpoint: Checkpoint, facts: Facts
 ) -> dict[str, dict[str, float]]:
     """Greedy accuracy on each part, and of what was to go over its paraphrases too."""
-    parts = {"forget": facts.forget, "retain": facts.retain, "held": facts.held}
+    parts = {"forget": facts.forget, "retain": facts.retain, "held": facts.held_out}
     found = {
-        name: {"prompt": _right(model, checkpoint, items, [None])}
+        name: {"prompt": _accuracy(model, checkpoint, items, [None])}
         for name, items in parts.items()
         if items is not None
     }
     paraphrases = range(len(facts.forget.items[0].paraphrases))
-    found["forget"]["paraphrases"] = _right(
+    found["forget"]["paraphrases"] = _accuracy(
         model, checkpoint, facts.forget, paraphrases
     )
     return found
 
 
-def _right(
+def _accuracy(
     model: nn.Module,
     checkpoint: Checkpoint,
     items: ItemSet,

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.config import UnlearnConfig
-from testbeds.worlds.capitals import FURTHER
+from erasure.unlearning.training.config import UnlearnConfig
+from testbeds.worlds.capitals import TRAINING_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 stop_below=0.0,
                 every=2,
             ),
-            templates=(FURTHER,),
+            templates=(TRAINING_TEMPLATE,),
         ),
         "collapse": Recipe(
             UnlearnConfig("grad_ascent", lr=5e-5, steps=12, batch_size=20),
-            templates=(FURTHER,),
+            templates=(TRAINING_TEMPLATE,),
         ),
         # beta is ten times the paper's: a fact is left alone once its answer has
         # lost a few nats. With 0.1 the push goes on for tens of nats, and by the time
@@ -240,7 +240,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 stop_below=0.0,
                 every=2,
             ),
-            templates=(FURTHER,),
+            templates=(TRAINING_TEMPLATE,),
             hold_out=1 / 5,
         ),
     },

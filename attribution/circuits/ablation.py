@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from attribution.circuits.forward_backward import (
-    Subject,
-    Values,
-    own_kinds,
-    run,
-    writers_of,
+    ForwardPass,
+    InstrumentedModel,
+    kinds_by_map,
+    run_forward,
+    writer_outputs,
 )
-from attribution.circuits.metrics import Batch, wide
-from attribution.circuits.qkv_projections import matrix
+from attribution.circuits.metrics import PairBatch, at_least_float32
+from attribution.circuits.qkv_projections import weight_matrix
 from attribution.circuits.structure import head_outputs
 from capture.network.hooks import Edit
 from evidence.errors import InputError
@@ -46,27 +46,33 @@ def check_ablation(name: str) -> AblationName:
 
 
 def ablated_values(
-    subject: Subject, batch: Batch, how: AblationName, mean: Tensor | None
+    instrumented: InstrumentedModel,
+    batch: PairBatch,
+    ablation: AblationName,
+    mean: Tensor | None,
 ) -> Tensor:
     """(row, writer, position, d_model) what cut edges carry.
 
     Args:
-        subject: The model.
+        instrumented: The model.
         batch: The pairs.
-        how: "corrupt" takes the corrupt run, "zero" nothing, "mean" ``mean``.
+        ablation: "corrupt" takes the corrupt run, "zero" nothing, "mean" ``mean``.
         mean: (writer, d_model), from ``mean_values``.
     """
-    if how == "corrupt":
-        return writers_of(subject, run(subject, batch.corrupt, batch.where).raw)
-    rows, length = batch.mask.shape
-    width = subject.anatomy.d_model
-    shape = (rows, len(subject.graph.writers), length, width)
-    if how == "zero" or mean is None:
-        return torch.zeros(shape, device=batch.mask.device)
+    if ablation == "corrupt":
+        return writer_outputs(
+            instrumented,
+            run_forward(instrumented, batch.corrupt, batch.metric_mask).by_site,
+        )
+    rows, length = batch.token_mask.shape
+    width = instrumented.structure.d_model
+    shape = (rows, len(instrumented.graph.writers), length, width)
+    if ablation == "zero" or mean is None:
+        return torch.zeros(shape, device=batch.token_mask.device)
     return mean[None, :, None].expand(shape)
 
 
-def mean_values(subject: Subject, batches: list[Batch]) -> Tensor:
+def mean_values(instrumented: InstrumentedModel, batches: list[PairBatch]) -> Tensor:
     """(writer, d_model) what each writer adds on average.
 
     Over all real positions of clean and corrupt prompts.
@@ -74,40 +80,47 @@ def mean_values(subject: Subject, batches: list[Batch]) -> Tensor:
     total, count = torch.zeros(()), 0.0
     for batch in batches:
         for rows in (batch.clean, batch.corrupt):
-            values = writers_of(subject, run(subject, rows, batch.where).raw)
+            values = writer_outputs(
+                instrumented, run_forward(instrumented, rows, batch.metric_mask).by_site
+            )
             weights = rows.attention_mask.to(values.dtype)
             total = torch.einsum("rwpd,rp->wd", values, weights) + total
             count += float(weights.sum())
     return total / count
 
 
-def run_cut(subject: Subject, batch: Batch, cut: np.ndarray, values: Tensor) -> Values:
+def run_ablated(
+    instrumented: InstrumentedModel,
+    batch: PairBatch,
+    edge_mask: np.ndarray,
+    values: Tensor,
+) -> ForwardPass:
     """Run the clean prompts with edges cut.
 
     Args:
-        subject: The model.
+        instrumented: The model.
         batch: The pairs.
-        cut: (edge,) bool, the edges to cut.
+        edge_mask: (edge,) bool, the edges to cut.
         values: (row, writer, position, d_model) what they carry instead.
 
     Raises:
-        InputError: ``cut`` does not have one entry an edge.
+        InputError: ``edge_mask`` does not have one entry an edge.
     """
-    if cut.shape != (subject.graph.n_edges,):
+    if edge_mask.shape != (instrumented.graph.n_edges,):
         raise InputError(
             "the edges to cut do not fit the graph",
-            expected=f"({subject.graph.n_edges},)",
-            got=str(cut.shape),
+            expected=f"({instrumented.graph.n_edges},)",
+            got=str(edge_mask.shape),
         )
-    cutter = _Cutter(subject, cut, values.to(batch.mask.device))
-    return run(subject, batch.clean, batch.where, cutter.edits())
+    cutter = _EdgeCutter(instrumented, edge_mask, values.to(batch.token_mask.device))
+    return run_forward(instrumented, batch.clean, batch.metric_mask, cutter.edits())
 
 
 @dataclass
-class _Cutter:
+class _EdgeCutter:
     """Follows one pass: learns what writers add, and tells readers what they see."""
 
-    subject: Subject
+    subject: InstrumentedModel
     cut: np.ndarray
     values: Tensor
     gaps: Tensor = field(init=False)
@@ -119,13 +132,13 @@ class _Cutter:
 
     def edits(self) -> dict[str, Edit]:
         """The edits that make up the whole intervention."""
-        anatomy, graph = self.subject.anatomy, self.subject.graph
+        anatomy, graph = self.subject.structure, self.subject.graph
         found: dict[str, Edit] = {"embed": self._write("embed", 0)}
         reader, writer = 0, 1
         for layer, block in enumerate(anatomy.blocks):
             norm = f"attn_read.{layer}"
             if anatomy.n_heads:
-                maps = block.projections
+                maps = block.qkv
                 assert maps is not None
                 counts = {
                     "q": anatomy.n_heads,
@@ -135,7 +148,7 @@ class _Cutter:
                 firsts = dict(
                     zip(counts, np.cumsum([reader, *counts.values()]), strict=False)
                 )
-                for name, kinds in own_kinds(anatomy, layer).items():
+                for name, kinds in kinds_by_map(anatomy, layer).items():
                     spans = {
                         kind: range(firsts[kind], firsts[kind] + counts[kind])
                         for kind in kinds
@@ -167,7 +180,7 @@ class _Cutter:
         return found
 
     def _any_cut(self, spans) -> bool:
-        starts = self.subject.graph.starts
+        starts = self.subject.graph.edge_offsets
         return any(self.cut[starts[s.start] : starts[s.stop]].any() for s in spans)
 
     def _write(self, place: str, writer: int) -> Edit:
@@ -176,12 +189,12 @@ class _Cutter:
         def note(value: Tensor) -> Tensor:
             if place.startswith("z."):
                 layer = int(place.split(".")[1])
-                added = head_outputs(self.subject.anatomy, layer, value)
+                added = head_outputs(self.subject.structure, layer, value)
                 added = added.transpose(0, 1)
             else:
                 added = value[:, None]
             here = slice(writer, writer + added.shape[1])
-            self.gaps[:, here] = self.values[:, here] - wide(added)
+            self.gaps[:, here] = self.values[:, here] - at_least_float32(added)
             return value
 
         return note
@@ -197,8 +210,10 @@ class _Cutter:
     def _seen(self, stream: Tensor, first: int, stop: int) -> Tensor:
         """(reader, row, position, d_model) what readers of the same writers see."""
         graph = self.subject.graph
-        count = graph.upstream[first]
-        cut = self.cut[graph.starts[first] : graph.starts[stop]].reshape(-1, count)
+        count = graph.n_upstream[first]
+        cut = self.cut[graph.edge_offsets[first] : graph.edge_offsets[stop]].reshape(
+            -1, count
+        )
         # A circuit's own mask is read-only, which as_tensor warns of.
         weights = torch.tensor(cut, device=stream.device).to(self.gaps.dtype)
         shift = torch.einsum("hw,rwpd->hrpd", weights, self.gaps[:, :count])
@@ -212,8 +227,8 @@ class _Cutter:
             self.reading = False
 
     def _heads(self, layer: int, spans: Mapping[str, range]) -> Edit:
-        block = self.subject.anatomy.blocks[layer]
-        maps = block.projections
+        block = self.subject.structure.blocks[layer]
+        maps = block.qkv
         assert maps is not None
 
         def change(value: Tensor) -> Tensor:
@@ -226,7 +241,7 @@ class _Cutter:
                 seen = self._seen(stream, span.start, span.stop)
                 shift = self._normed(block.attention_norm, seen) - plain
                 columns = maps.columns[kind]
-                weight = matrix(maps.linears[kind])[columns]
+                weight = weight_matrix(maps.linears[kind])[columns]
                 moved = torch.einsum("hrpd,hsd->rphs", shift, weight)
                 new[..., columns.flatten()] += moved.flatten(2)
             return new

@@ -16,11 +16,11 @@ from attribution.circuits.ablation import (
     ablated_values,
     check_ablation,
     mean_values,
-    run_cut,
+    run_ablated,
 )
 from attribution.circuits.eap import GIB, row_batches
 from attribution.circuits.edge_scores import EdgeScores
-from attribution.circuits.forward_backward import Subject, run
+from attribution.circuits.forward_backward import InstrumentedModel, run_forward
 from attribution.circuits.graph import EdgeGraph, build_graph
 from attribution.circuits.metrics import (
     MetricName,
@@ -29,13 +29,13 @@ from attribution.circuits.metrics import (
     make_metric,
 )
 from attribution.circuits.prompt_pairs import PromptPairs
-from attribution.circuits.structure import Anatomy, find_anatomy
-from capture.network.hooks import evaluating
+from attribution.circuits.structure import TransformerStructure, find_structure
+from capture.network.hooks import evaluation_mode
 from capture.network.sites import model_device
 from evidence.errors import InputError
 
 # Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.
-SIZES, SMALLEST = 24, 0.002
+N_SIZES, MIN_SHARE = 24, 0.002
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,24 @@ class Circuit:
 
     Attributes:
         graph: The graph they are part of.
-        chosen: (edge,) bool, read-only.
+        edge_mask: (edge,) bool, read-only.
         measured: Under the ablation it was selected by.
         ablation: Which.
         target: The faithfulness that was asked for.
     """
 
     graph: EdgeGraph
-    chosen: np.ndarray
+    edge_mask: np.ndarray
     measured: Faithfulness
     ablation: AblationName
     target: float
 
     def __post_init__(self) -> None:
-        self.chosen.setflags(write=False)
+        self.edge_mask.setflags(write=False)
 
     def __repr__(self) -> str:
         return (
-            f"Circuit({int(self.chosen.sum())} of {self.graph.n_edges} edges, "
+            f"Circuit({int(self.edge_mask.sum())} of {self.graph.n_edges} edges, "
             f"faithfulness {self.measured.faithfulness:.2f}, "
             f"completeness {self.measured.completeness:.2f}, {self.ablation})"
         )
@@ -96,12 +96,16 @@ class Circuit:
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the chosen edges, in the order of the graph."""
-        return tuple(self.graph.edges[place] for place in np.flatnonzero(self.chosen))
+        return tuple(
+            self.graph.edges[place] for place in np.flatnonzero(self.edge_mask)
+        )
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
     """(edge,) bool: the ``count`` best edges, those that lead to the logits."""
-    return scores.graph.with_path(scores.graph.mask(scores.top(count).tolist()))
+    return scores.graph.connected_to_logits(
+        scores.graph.mask(scores.top(count).tolist())
+    )
 
 
 def select_circuit(
@@ -111,8 +115,8 @@ def select_circuit(
     *,
     target: float = 0.85,
     ablation: AblationName = "corrupt",
-    anatomy: Anatomy | None = None,
-    memory: int = 2 * GIB,
+    structure: TransformerStructure | None = None,
+    max_bytes: int = 2 * GIB,
 ) -> Circuit:
     """The smallest top-|score| circuit whose faithfulness reaches ``target``.
 
@@ -126,8 +130,8 @@ def select_circuit(
         scores: Of ``score_edges``; its metric is what is measured.
         target: Share of the metric the circuit must carry, above 0 and at most 1.
         ablation: What cut edges carry: the "corrupt" run, the "mean", or "zero".
-        anatomy: The model's, if already found.
-        memory: Bytes that the values of one batch may take.
+        structure: The model's, if already found.
+        max_bytes: Bytes that the values of one batch may take.
 
     Raises:
         InputError: the target or the ablation is not one; the scores are another
@@ -139,14 +143,14 @@ def select_circuit(
             expected="a target above 0 and at most 1",
             got=str(target),
         )
-    cutter = _Cuts(model, pairs, scores.metric, ablation, anatomy, memory)
+    cutter = _AblationRuns(model, pairs, scores.metric, ablation, structure, max_bytes)
     if cutter.graph != scores.graph:
         raise InputError(
             "the scores belong to another graph",
             expected=repr(cutter.graph),
             got=repr(scores.graph),
         )
-    grid = np.geomspace(SMALLEST, 1, SIZES) * scores.graph.n_edges
+    grid = np.geomspace(MIN_SHARE, 1, N_SIZES) * scores.graph.n_edges
     sizes = np.unique(grid.round().astype(int).clip(min=1))
     low, high = -1, len(sizes) - 1  # the largest holds every edge
     best: tuple[np.ndarray, Faithfulness] | None = None
@@ -167,59 +171,63 @@ def select_circuit(
 def measure_circuit(
     model: nn.Module,
     pairs: PromptPairs,
-    chosen: np.ndarray,
+    edge_mask: np.ndarray,
     *,
     metric: MetricName = "logit_difference",
     ablation: AblationName = "corrupt",
-    anatomy: Anatomy | None = None,
-    memory: int = 2 * GIB,
+    structure: TransformerStructure | None = None,
+    max_bytes: int = 2 * GIB,
 ) -> Faithfulness:
     """What a set of edges carries, and what is left without it, by real ablation.
 
     Args:
         model: The model.
         pairs: Prompt pairs.
-        chosen: (edge,) bool.
+        edge_mask: (edge,) bool.
         metric: What is measured.
         ablation: What cut edges carry.
-        anatomy: The model's, if already found.
-        memory: Bytes that the values of one batch may take.
+        structure: The model's, if already found.
+        max_bytes: Bytes that the values of one batch may take.
 
     Raises:
         InputError: cutting every edge does not lower the metric, so that no share of
-            it can be stated; ``chosen`` does not fit; or as ``score_edges``.
+            it can be stated; ``edge_mask`` does not fit; or as ``score_edges``.
     """
-    return _Cuts(model, pairs, metric, ablation, anatomy, memory).measure(chosen)
+    return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(
+        edge_mask
+    )
 
 
-def cut_metric(
+def ablated_metric(
     model: nn.Module,
     pairs: PromptPairs,
-    cuts: list[np.ndarray],
+    edge_masks: list[np.ndarray],
     *,
     metric: MetricName = "logit_difference",
     ablation: AblationName = "corrupt",
-    anatomy: Anatomy | None = None,
-    memory: int = 2 * GIB,
+    structure: TransformerStructure | None = None,
+    max_bytes: int = 2 * GIB,
 ) -> np.ndarray:
     """(cut, pair) the metric with edges cut.
 
     Args:
         model: The model.
         pairs: Prompt pairs.
-        cuts: Each an (edge,) bool mask of the edges to cut.
+        edge_masks: Each an (edge,) bool mask of the edges to cut.
         metric: What is measured.
         ablation: What cut edges carry.
-        anatomy: The model's, if already found.
-        memory: Bytes that the values of one batch may take.
+        structure: The model's, if already found.
+        max_bytes: Bytes that the values of one batch may take.
 
     Raises:
         InputError: as ``measure_circuit``.
     """
-    return _Cuts(model, pairs, metric, ablation, anatomy, memory).values(cuts)
+    return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).values(
+        edge_masks
+    )
 
 
-class _Cuts:
+class _AblationRuns:
     """A model, pairs and a way to ablate: asked again and again with other cuts."""
 
     def __init__(
@@ -228,15 +236,15 @@ class _Cuts:
         pairs: PromptPairs,
         metric: MetricName,
         ablation: AblationName,
-        anatomy: Anatomy | None,
+        anatomy: TransformerStructure | None,
         memory: int,
     ):
         self.pairs, self.memory = pairs, memory
         self.metric: MetricName = check_metric(metric)
         self.ablation: AblationName = check_ablation(ablation)
-        parts = anatomy or find_anatomy(model)
+        parts = anatomy or find_structure(model)
         self.graph = build_graph(parts)
-        self.subject = Subject(model, parts, self.graph, parts.readout)
+        self.subject = InstrumentedModel(model, parts, self.graph, parts.readout)
         none = np.zeros(self.graph.n_edges, dtype=bool)
         self.full, self.empty = self.values([none, ~none]).mean(1).tolist()
 
@@ -244,7 +252,7 @@ class _Cuts:
         """(cut, pair) metric."""
         found = np.zeros((len(cuts), len(self.pairs)))
         device = model_device(self.subject.model)
-        with evaluating(self.subject.model):
+        with evaluation_mode(self.subject.model):
             parts = [
                 (rows, make_batch(self.pairs, rows, self.metric, device))
                 for rows in row_batches(self.subject, self.pairs, self.memory)
@@ -253,11 +261,11 @@ class _Cuts:
             if self.ablation == "mean":
                 mean = mean_values(self.subject, [batch for _, batch in parts])
             for rows, batch in parts:
-                clean = run(self.subject, batch.clean, batch.where).logits
+                clean = run_forward(self.subject, batch.clean, batch.metric_mask).logits
                 metric = make_metric(self.metric, batch, clean)
                 values = ablated_values(self.subject, batch, self.ablation, mean)
                 for place, cut in enumerate(cuts):
-                    logits = run_cut(self.subject, batch, cut, values).logits
+                    logits = run_ablated(self.subject, batch, cut, values).logits
                     found[place, rows] = metric(logits).double().cpu()
         return found
 

@@ -38,8 +38,8 @@ class Divergence:
     overlap: float
 
 
-def kept_mass(
-    scores: np.ndarray, original: np.ndarray, chosen: np.ndarray
+def retained_mass(
+    scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray
 ) -> np.ndarray:
     """(entity,) share of the circuit's mass kept in the original's direction.
 
@@ -49,34 +49,34 @@ def kept_mass(
     Args:
         scores: (entity, edge) of the candidate.
         original: (edge,) mean scores of the original.
-        chosen: (edge,) bool, the original's circuit.
+        edge_mask: (edge,) bool, the original's circuit.
 
     Raises:
         InputError: the circuit is empty or carries nothing.
     """
-    _check(scores, original, chosen)
-    base = original[chosen]
-    return scores[:, chosen] @ np.sign(base) / np.abs(base).sum()
+    _check(scores, original, edge_mask)
+    base = original[edge_mask]
+    return scores[:, edge_mask] @ np.sign(base) / np.abs(base).sum()
 
 
 def divergence(
-    scores: np.ndarray, original: np.ndarray, chosen: np.ndarray
+    scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray
 ) -> Divergence:
     """The four figures of a candidate.
 
     Args:
         scores: (entity, edge) of the candidate.
         original: (edge,) mean scores of the original.
-        chosen: (edge,) bool, the original's circuit.
+        edge_mask: (edge,) bool, the original's circuit.
 
     Raises:
         InputError: the circuit is empty or carries nothing.
     """
-    _check(scores, original, chosen)
+    _check(scores, original, edge_mask)
     before, after = np.abs(original), np.abs(scores.mean(0))
-    own = np.zeros_like(chosen)
-    own[np.argsort(-after, kind="stable")[: chosen.sum()]] = True
-    both = chosen | own
+    own = np.zeros_like(edge_mask)
+    own[np.argsort(-after, kind="stable")[: edge_mask.sum()]] = True
+    both = edge_mask | own
     # A candidate whose edges carry nothing at all has no shape, and kept none.
     silent = after[both].sum() == 0
     shape = 1.0 if silent else jensenshannon(before[both], after[both], base=2) ** 2
@@ -84,10 +84,10 @@ def divergence(
     flat = after.std() == 0 or before.std() == 0
     ranks = np.corrcoef(rankdata(before), rankdata(after))[0, 1] if not flat else 0.0
     return Divergence(
-        mass_lost=float(1 - after[chosen].sum() / before[chosen].sum()),
+        mass_lost=float(1 - after[edge_mask].sum() / before[edge_mask].sum()),
         shape=float(shape),
         rank=float(ranks),
-        overlap=float((chosen & own).sum() / both.sum()),
+        overlap=float((edge_mask & own).sum() / both.sum()),
     )
 
 

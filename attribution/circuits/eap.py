@@ -18,28 +18,28 @@ from torch import Tensor, nn
 
 from attribution.circuits.edge_scores import EdgeScores
 from attribution.circuits.forward_backward import (
-    Subject,
-    Values,
-    reader_slopes,
-    run,
-    run_slopes,
-    writer_places,
-    writers_of,
+    ForwardPass,
+    InstrumentedModel,
+    reader_gradients,
+    run_backward,
+    run_forward,
+    writer_outputs,
+    writer_sites,
 )
 from attribution.circuits.graph import build_graph
 from attribution.circuits.metrics import (
-    Batch,
     Metric,
     MetricName,
+    PairBatch,
     check_metric,
     make_batch,
     make_metric,
 )
 from attribution.circuits.prompt_pairs import PromptPairs
-from attribution.circuits.qk_attribution import fix_attention
-from attribution.circuits.structure import Anatomy, Readout, find_anatomy
+from attribution.circuits.qk_attribution import apply_qk_fix
+from attribution.circuits.structure import Readout, TransformerStructure, find_structure
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import Edit, evaluating
+from capture.network.hooks import Edit, evaluation_mode
 from capture.network.sites import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -50,7 +50,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Method:
+class EapMethod:
     """How edges are scored.
 
     Attributes:
@@ -103,7 +103,7 @@ class Method:
         return base + "".join(fixes)
 
     @property
-    def points(self) -> list[float]:
+    def path_fractions(self) -> list[float]:
         """Shares of clean, from corrupt at 0 to clean at 1, that are averaged over."""
         shift = 0.5 if self.rule == "midpoint" else 0.0
         return [(step - shift) / self.steps for step in range(1, self.steps + 1)]
@@ -114,10 +114,10 @@ def score_edges(
     pairs: PromptPairs,
     *,
     metric: MetricName = "logit_difference",
-    method: Method | None = None,
+    method: EapMethod | None = None,
     readout: Readout | None = None,
-    anatomy: Anatomy | None = None,
-    memory: int = 2 * GIB,
+    structure: TransformerStructure | None = None,
+    max_bytes: int = 2 * GIB,
     progress: Progress = SILENT,
 ) -> EdgeScores:
     """Score every edge on every pair.
@@ -131,16 +131,16 @@ def score_edges(
         method: How; EAP-IG over inputs in five steps by default.
         readout: Final norm and head of another model, to read the last residual
             stream with; the model's own by default.
-        anatomy: The model's, if already found.
-        memory: Bytes that the values of one batch may take.
+        structure: The model's, if already found.
+        max_bytes: Bytes that the values of one batch may take.
         progress: Where to show progress.
 
     Raises:
         InputError: the model's edges cannot be followed, one pair needs more than
-            ``memory``, the metric has no slope or no finite value; or as
+            ``max_bytes``, the metric has no slope or no finite value; or as
             ``check_metric``.
     """
-    how = method or Method()
+    how = method or EapMethod()
     check_metric(metric)
     if metric == "kl" and how.name == "eap":
         raise InputError(
@@ -148,18 +148,18 @@ def score_edges(
             expected="integrated gradients, or another metric",
             got='metric "kl" with method "eap"',
         )
-    with evaluating(model):
-        parts = anatomy or find_anatomy(model)
+    with evaluation_mode(model):
+        parts = structure or find_structure(model)
         if how.grad_drop and parts.n_layers < 2:
             raise InputError("gradient drop needs a model of two blocks or more")
         graph = build_graph(parts)
-        subject = Subject(model, parts, graph, readout or parts.readout)
+        subject = InstrumentedModel(model, parts, graph, readout or parts.readout)
         values = np.zeros((len(pairs), graph.n_edges), dtype=np.float32)
         clean, corrupt = np.zeros((2, len(pairs)))
         with progress.task("score edges", len(pairs)) as done:
-            for rows in row_batches(subject, pairs, memory):
+            for rows in row_batches(subject, pairs, max_bytes):
                 batch = make_batch(pairs, rows, metric, model_device(model))
-                job = _job(subject, batch, metric)
+                job = _prepare(subject, batch, metric)
                 clean[rows] = job.metric(job.clean.logits).double().cpu()
                 corrupt[rows] = job.metric(job.corrupt.logits).double().cpu()
                 _check_finite(clean[rows], corrupt[rows], pairs, rows)
@@ -170,45 +170,45 @@ def score_edges(
     )
 
 
-def bytes_a_position(anatomy: Anatomy) -> int:
+def bytes_per_position(structure: TransformerStructure) -> int:
     """Bytes that one position of one pair takes while its edges are scored.
 
     What every writer adds, three times over (clean, corrupt, their difference), and
     what the backward pass keeps: about forty vectors of the stream's width a block.
     """
-    graph = build_graph(anatomy)
-    kept = 3 * len(graph.writers) + 40 * anatomy.n_layers
-    return 4 * anatomy.d_model * kept
+    graph = build_graph(structure)
+    kept = 3 * len(graph.writers) + 40 * structure.n_layers
+    return 4 * structure.d_model * kept
 
 
 def row_batches(
-    subject: Subject, pairs: PromptPairs, memory: int
+    instrumented: InstrumentedModel, pairs: PromptPairs, max_bytes: int
 ) -> Iterator[list[int]]:
     """Rows that fit the memory together, of like length.
 
     Raises:
         InputError: one pair alone does not fit.
     """
-    each = bytes_a_position(subject.anatomy)
+    each = bytes_per_position(instrumented.structure)
     longest = max(len(ids) for ids in pairs.clean.ids)
-    if longest * each > memory:
+    if longest * each > max_bytes:
         raise InputError(
             "scoring the edges of one prompt pair needs more memory than allowed",
-            expected=f"at most {memory / GIB:.1f} GiB",
+            expected=f"at most {max_bytes / GIB:.1f} GiB",
             got=f"{longest * each / GIB:.1f} GiB for {longest} tokens",
             fix="Shorten the prompts, or raise the memory budget",
         )
     plain = Sequences(pairs.clean.ids, pairs.clean.answer_start)
-    for batch in batches(plain, tokens=max(longest, memory // each)):
+    for batch in batches(plain, batch_tokens=max(longest, max_bytes // each)):
         yield batch.rows.tolist()
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedBatch:
     """One batch on its way.
 
     Attributes:
-        subject: The model.
+        instrumented: The model.
         batch: Padded pairs.
         metric: Their metric.
         clean: Values of the clean run.
@@ -216,27 +216,29 @@ class Job:
         delta: (row, writer, position * d_model) corrupt less clean.
     """
 
-    subject: Subject
-    batch: Batch
+    instrumented: InstrumentedModel
+    batch: PairBatch
     metric: Metric
-    clean: Values
-    corrupt: Values
+    clean: ForwardPass
+    corrupt: ForwardPass
     delta: Tensor
 
 
-def _job(subject: Subject, batch: Batch, metric: MetricName) -> Job:
-    clean = run(subject, batch.clean, batch.where)
-    corrupt = run(subject, batch.corrupt, batch.where)
-    delta = writers_of(subject, corrupt.raw)
-    delta -= writers_of(subject, clean.raw)
+def _prepare(
+    subject: InstrumentedModel, batch: PairBatch, metric: MetricName
+) -> PreparedBatch:
+    clean = run_forward(subject, batch.clean, batch.metric_mask)
+    corrupt = run_forward(subject, batch.corrupt, batch.metric_mask)
+    delta = writer_outputs(subject, corrupt.by_site)
+    delta -= writer_outputs(subject, clean.by_site)
     # Padding has no slope; a value that is not finite there must not count either.
-    delta *= batch.mask[:, None, :, None]
+    delta *= batch.token_mask[:, None, :, None]
     function = make_metric(metric, batch, clean.logits)
-    return Job(subject, batch, function, clean, corrupt, delta.flatten(2))
+    return PreparedBatch(subject, batch, function, clean, corrupt, delta.flatten(2))
 
 
 @dataclass(frozen=True)
-class Point:
+class PathPoint:
     """One place on a path: what to change there, how much it counts, and for whom.
 
     Attributes:
@@ -250,20 +252,20 @@ class Point:
     writers: slice
 
 
-def _path(job: Job, how: Method) -> Iterator[Point]:
-    everyone = slice(0, len(job.subject.graph.writers))
+def _path(job: PreparedBatch, how: EapMethod) -> Iterator[PathPoint]:
+    everyone = slice(0, len(job.instrumented.graph.writers))
     if how.name == "eap":
-        yield Point({}, 1.0, everyone)
+        yield PathPoint({}, 1.0, everyone)
         return
-    places = writer_places(job.subject.anatomy)
+    places = writer_sites(job.instrumented.structure)
     first = 0
     for place in places if how.name == "activations" else places[:1]:
-        count = job.subject.anatomy.n_heads if place.startswith("z.") else 1
+        count = job.instrumented.structure.n_heads if place.startswith("z.") else 1
         own = slice(first, first + count)
-        for share in how.points:
-            blend = _blend(job.clean.raw[place], job.corrupt.raw[place], share)
+        for share in how.path_fractions:
+            blend = _blend(job.clean.by_site[place], job.corrupt.by_site[place], share)
             writers = everyone if how.name == "inputs" else own
-            yield Point({place: blend}, 1 / how.steps, writers)
+            yield PathPoint({place: blend}, 1 / how.steps, writers)
         first += count
 
 
@@ -271,11 +273,11 @@ def _blend(clean: Tensor, corrupt: Tensor, share: float) -> Edit:
     return lambda value: torch.lerp(corrupt, clean, share)
 
 
-def _score(job: Job, how: Method) -> Tensor:
+def _score(job: PreparedBatch, how: EapMethod) -> Tensor:
     """(row, edge) scores of one batch."""
     if not how.grad_drop:
         return _integrate(job, how, {})
-    graph, layers = job.subject.graph, job.subject.anatomy.n_layers
+    graph, layers = job.instrumented.graph, job.instrumented.structure.n_layers
     total = job.delta.new_zeros(len(job.delta), graph.n_edges)
     for layer in range(layers):
         drop: dict[str, Edit] = {
@@ -284,43 +286,43 @@ def _score(job: Job, how: Method) -> Tensor:
         total += _integrate(job, how, drop).abs()
     # A reader in the block that passes no gradient has no score in that run.
     counts = np.full(graph.n_edges, layers - 1)
-    counts[graph.of(len(graph.readers) - 1)] = layers
+    counts[graph.edges_into(len(graph.readers) - 1)] = layers
     return total / torch.as_tensor(counts, device=total.device)
 
 
-def _integrate(job: Job, how: Method, edits: Mapping[str, Edit]) -> Tensor:
+def _integrate(job: PreparedBatch, how: EapMethod, edits: Mapping[str, Edit]) -> Tensor:
     """(row, edge) difference times average slope."""
-    subject, graph = job.subject, job.subject.graph
+    subject, graph = job.instrumented, job.instrumented.graph
     rows = len(job.delta)
     scores = job.delta.new_zeros(rows, graph.n_edges)
-    layers = range(subject.anatomy.n_layers)
+    layers = range(subject.structure.n_layers)
     heads = tuple(f"z.{layer}" for layer in layers) if how.qk_fix else ()
     behind: dict[str, Tensor] = {}
     for point in _path(job, how):
-        slopes = run_slopes(
+        slopes = run_backward(
             subject,
             job.batch.clean,
-            job.batch.where,
+            job.batch.metric_mask,
             job.metric,
             {**edits, **point.edits},
             heads,
         )
-        for reader, count, slope in reader_slopes(subject, slopes):
+        for reader, count, slope in reader_gradients(subject, slopes):
             own = slice(point.writers.start, min(point.writers.stop, count))
             if own.start >= own.stop:
                 continue
             part = slope.flatten(2) @ job.delta[:, own].transpose(1, 2)
-            start = graph.starts[reader]
+            start = graph.edge_offsets[reader]
             here = scores[:, start : start + slope.shape[1] * count]
             by_reader = here.unflatten(1, (-1, count))
             by_reader[:, :, own] += point.weight * part
         for name in heads:
-            slope = slopes.at[name]
+            slope = slopes.by_site[name]
             if slope is not None:
                 before = behind.get(name, torch.zeros_like(slope))
                 behind[name] = before + point.weight * slope
     if heads:
-        fix_attention(subject, job.batch.clean, job.delta, behind, scores)
+        apply_qk_fix(subject, job.batch.clean, job.delta, behind, scores)
     return scores
 
 

@@ -62,15 +62,15 @@ class EdgeScores:
         np.add.at(sums, index, self.values)
         return sums / np.bincount(index)[:, None]
 
-    def nodes(self) -> np.ndarray:
+    def node_scores(self) -> np.ndarray:
         """(pair, writer) sum over the edges that leave each writer.
 
         For scores that are linear in the gradient (all but those with corrections)
         it is the score of the writer itself: corrupting it everywhere at once.
         """
         sums = np.zeros((len(self.ids), len(self.graph.writers)))
-        for reader, count in enumerate(self.graph.upstream):
-            sums[:, :count] += self.values[:, self.graph.of(reader)]
+        for reader, count in enumerate(self.graph.n_upstream):
+            sums[:, :count] += self.values[:, self.graph.edges_into(reader)]
         return sums
 
     def top(self, count: int) -> np.ndarray:

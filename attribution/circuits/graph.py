@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from attribution.circuits.structure import Anatomy
+from attribution.circuits.structure import TransformerStructure
 from evidence.errors import InputError
 
 
@@ -27,7 +27,7 @@ class EdgeGraph:
     Attributes:
         writers: In the order in which the forward pass computes them.
         readers: In the same order.
-        upstream: (reader,) how many writers come before each reader.
+        n_upstream: (reader,) how many writers come before each reader.
         sources: (reader,) the writers whose output depends on what each reader
             reads; empty for the logits.
         note: Why whole attention parts stand for heads; empty where heads do.
@@ -35,7 +35,7 @@ class EdgeGraph:
 
     writers: tuple[str, ...]
     readers: tuple[str, ...]
-    upstream: tuple[int, ...]
+    n_upstream: tuple[int, ...]
     sources: tuple[tuple[int, ...], ...]
     note: str = ""
 
@@ -46,24 +46,24 @@ class EdgeGraph:
         )
 
     @cached_property
-    def starts(self) -> tuple[int, ...]:
+    def edge_offsets(self) -> tuple[int, ...]:
         """(reader + 1,) number of the first edge of each reader, and of edges."""
-        return (0, *np.cumsum(self.upstream).tolist())
+        return (0, *np.cumsum(self.n_upstream).tolist())
 
     @property
     def n_edges(self) -> int:
         """How many edges there are."""
-        return self.starts[-1]
+        return self.edge_offsets[-1]
 
     @cached_property
     def edge_writers(self) -> np.ndarray:
         """(edge,) which writer each edge starts from."""
-        return np.concatenate([np.arange(count) for count in self.upstream])
+        return np.concatenate([np.arange(count) for count in self.n_upstream])
 
     @cached_property
     def edge_readers(self) -> np.ndarray:
         """(edge,) which reader each edge ends at."""
-        return np.repeat(np.arange(len(self.readers)), self.upstream)
+        return np.repeat(np.arange(len(self.readers)), self.n_upstream)
 
     @cached_property
     def edges(self) -> tuple[str, ...]:
@@ -73,11 +73,11 @@ class EdgeGraph:
             for writer, reader in zip(self.edge_writers, self.edge_readers, strict=True)
         )
 
-    def of(self, reader: int) -> slice:
+    def edges_into(self, reader: int) -> slice:
         """The edges of one reader."""
-        return slice(self.starts[reader], self.starts[reader + 1])
+        return slice(self.edge_offsets[reader], self.edge_offsets[reader + 1])
 
-    def number(self, edge: str) -> int:
+    def edge_index(self, edge: str) -> int:
         """The number of an edge by its name.
 
         Raises:
@@ -87,8 +87,8 @@ class EdgeGraph:
         if reader in self.readers and writer in self.writers:
             place = self.writers.index(writer)
             at = self.readers.index(reader)
-            if place < self.upstream[at]:
-                return self.starts[at] + place
+            if place < self.n_upstream[at]:
+                return self.edge_offsets[at] + place
         raise InputError(
             f"the graph has no edge {edge!r}",
             expected="WRITER->READER with the writer before the reader, such as "
@@ -98,39 +98,39 @@ class EdgeGraph:
 
     def mask(self, edges: np.ndarray | list[int] | list[str]) -> np.ndarray:
         """(edge,) True at the edges given by number or by name."""
-        numbers = [self.number(e) if isinstance(e, str) else int(e) for e in edges]
+        numbers = [self.edge_index(e) if isinstance(e, str) else int(e) for e in edges]
         chosen = np.zeros(self.n_edges, dtype=bool)
         chosen[numbers] = True
         return chosen
 
-    def with_path(self, chosen: np.ndarray) -> np.ndarray:
+    def connected_to_logits(self, edge_mask: np.ndarray) -> np.ndarray:
         """The chosen edges from which chosen edges lead on to the logits.
 
         Args:
-            chosen: (edge,) bool.
+            edge_mask: (edge,) bool.
 
         Returns:
-            (edge,) bool, a part of ``chosen``.
+            (edge,) bool, a part of ``edge_mask``.
         """
-        kept = np.zeros_like(chosen)
+        kept = np.zeros_like(edge_mask)
         alive = np.zeros(len(self.writers), dtype=bool)
         for reader in reversed(range(len(self.readers))):
             feeds = self.sources[reader]
             if feeds and not alive[list(feeds)].any():
                 continue
-            here = self.of(reader)
-            kept[here] = chosen[here]
-            alive[: self.upstream[reader]] |= chosen[here]
+            here = self.edges_into(reader)
+            kept[here] = edge_mask[here]
+            alive[: self.n_upstream[reader]] |= edge_mask[here]
         return kept
 
 
-def build_graph(anatomy: Anatomy) -> EdgeGraph:
+def build_graph(structure: TransformerStructure) -> EdgeGraph:
     """The graph of a model, by heads where they can be told apart.
 
     Args:
-        anatomy: The model's, from ``find_anatomy``.
+        structure: The model's, from ``find_structure``.
     """
-    heads, groups = anatomy.n_heads, anatomy.n_groups
+    heads, groups = structure.n_heads, structure.n_groups
     writers, readers = ["embed"], []
     upstream: list[int] = []
     sources: list[tuple[int, ...]] = []
@@ -140,7 +140,7 @@ def build_graph(anatomy: Anatomy) -> EdgeGraph:
         upstream.append(before)
         sources.append(feeds)
 
-    for layer in range(anatomy.n_layers):
+    for layer in range(structure.n_layers):
         before = len(writers)
         if heads:
             writers += [f"head.{layer}.{head}" for head in range(heads)]
@@ -155,7 +155,7 @@ def build_graph(anatomy: Anatomy) -> EdgeGraph:
         else:
             writers.append(f"attn.{layer}")
             read(f"attn.{layer}", before, (before,))
-        seen = before if anatomy.parallel else len(writers)
+        seen = before if structure.parallel else len(writers)
         read(f"mlp.{layer}", seen, (len(writers),))
         writers.append(f"mlp.{layer}")
     read("logits", len(writers), ())
@@ -164,7 +164,7 @@ def build_graph(anatomy: Anatomy) -> EdgeGraph:
         tuple(readers),
         tuple(upstream),
         tuple(sources),
-        f"whole attention parts stand for heads: {anatomy.note}"
-        if anatomy.note
+        f"whole attention parts stand for heads: {structure.note}"
+        if structure.note
         else "",
     )

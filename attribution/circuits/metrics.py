@@ -16,7 +16,7 @@ METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 
 @dataclass(frozen=True)
-class Batch:
+class PairBatch:
     """Some pairs, padded, with what their metric needs.
 
     Attributes:
@@ -24,22 +24,22 @@ class Batch:
         corrupt: Corrupt rows, of the same shape.
         targets: (counted position,) the token that should come next.
         foils: (row,) the token that comes next in the corrupt prompt's own answer.
-        owner: (counted position,) row.
+        row_idx: (counted position,) row.
     """
 
     clean: Padded
     corrupt: Padded
     targets: Tensor
     foils: Tensor
-    owner: Tensor
+    row_idx: Tensor
 
     @property
-    def where(self) -> Tensor:
+    def metric_mask(self) -> Tensor:
         """(row, position) bool, the positions whose logits count."""
         return self.clean.answer_mask
 
     @property
-    def mask(self) -> Tensor:
+    def token_mask(self) -> Tensor:
         """(row, position), 1 on real tokens."""
         return self.clean.attention_mask
 
@@ -60,7 +60,7 @@ def check_metric(name: str) -> MetricName:
 
 def make_batch(
     pairs: PromptPairs, rows: list[int], metric: MetricName, device: torch.device
-) -> Batch:
+) -> PairBatch:
     """Pad some pairs; only what comes before the last counted position is run.
 
     Args:
@@ -89,7 +89,7 @@ def make_batch(
         chosen.clean.ids[row][place + 1]
         for row, place in zip(owner.tolist(), position.tolist(), strict=True)
     ]
-    return Batch(
+    return PairBatch(
         clean,
         corrupt,
         torch.tensor(targets, device=device),
@@ -98,7 +98,7 @@ def make_batch(
     )
 
 
-def wide(value: Tensor) -> Tensor:
+def at_least_float32(value: Tensor) -> Tensor:
     """In float32 at least: sums over thousands of products need the digits."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
@@ -106,7 +106,7 @@ def wide(value: Tensor) -> Tensor:
 Metric = Callable[[Tensor], Tensor]
 
 
-def make_metric(name: MetricName, batch: Batch, clean_logits: Tensor) -> Metric:
+def make_metric(name: MetricName, batch: PairBatch, clean_logits: Tensor) -> Metric:
     """The metric of a batch: logits at the counted positions to one value a row.
 
     ========================= ====================================================
@@ -123,7 +123,7 @@ def make_metric(name: MetricName, batch: Batch, clean_logits: Tensor) -> Metric:
         clean_logits: (counted position, token) of the clean run.
     """
     rows = len(batch.foils)
-    clean_logits = wide(clean_logits.detach())
+    clean_logits = at_least_float32(clean_logits.detach())
     places = torch.arange(len(batch.targets), device=batch.targets.device)
 
     def difference(logits: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def make_metric(name: MetricName, batch: Batch, clean_logits: Tensor) -> Metric:
 
     def logprob(logits: Tensor) -> Tensor:
         each = logits.log_softmax(-1)[places, batch.targets]
-        return each.new_zeros(rows).index_add(0, batch.owner, each)
+        return each.new_zeros(rows).index_add(0, batch.row_idx, each)
 
     reference = clean_logits.log_softmax(-1)
 
@@ -144,4 +144,4 @@ def make_metric(name: MetricName, batch: Batch, clean_logits: Tensor) -> Metric:
         "answer_logprob": logprob,
         "kl": divergence,
     }[name]
-    return lambda logits: chosen(wide(logits))
+    return lambda logits: chosen(at_least_float32(logits))

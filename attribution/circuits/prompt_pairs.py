@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from capture.data.invented_entities import rename_entity
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, prompt_of
 from evidence.errors import InputError
@@ -34,7 +34,7 @@ class PromptPairs:
         foils: (pair,) first token of the corrupt prompt's own answer.
         entities: (pair,) whom the clean prompt is about.
         ids: (pair,) name of each pair.
-        left_out: Items that could not be paired, with the reason.
+        skipped: Items that could not be paired, with the reason.
     """
 
     clean: Sequences
@@ -42,7 +42,7 @@ class PromptPairs:
     foils: tuple[int, ...]
     entities: tuple[str, ...]
     ids: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.foils)
@@ -55,7 +55,7 @@ class PromptPairs:
             tuple(self.foils[row] for row in rows),
             tuple(self.entities[row] for row in rows),
             tuple(self.ids[row] for row in rows),
-            self.left_out,
+            self.skipped,
         )
 
 
@@ -116,7 +116,7 @@ def make_pairs(
     )
 
 
-def pairs_of_items(
+def pair_items(
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | Sequence[Item],
     rng: np.random.Generator,
@@ -139,7 +139,7 @@ def pairs_of_items(
         prompt_indices: None for an item's own prompt, or which paraphrase; one pair
             each.
         per_prompt: Corrupt prompts for each clean one, fewer where fewer fit.
-        partners: Entity to the only one it may be paired with, as ``couples`` gives;
+        partners: Entity to the only one it may be paired with, as ``pair_entities`` gives;
             by default any.
 
     Raises:
@@ -155,13 +155,15 @@ def pairs_of_items(
         rivals = [
             other
             for other in by_relation[item.relation]
-            if fold(other.entity) != fold(item.entity)
-            and fold(other.answer) != fold(item.answer)
+            if normalize_text(other.entity) != normalize_text(item.entity)
+            and normalize_text(other.answer) != normalize_text(item.answer)
             and (partners is None or partners.get(item.entity) == other.entity)
         ]
         for index in prompt_indices:
             prompt = prompt_of(item, index)
-            found, why = _partners(tokenizer, item, prompt, rivals, rng, per_prompt)
+            found, why = _find_partners(
+                tokenizer, item, prompt, rivals, rng, per_prompt
+            )
             rows += [(item, prompt, text, foil) for text, foil in found]
             if not found:
                 left_out.append((item.id, why))
@@ -193,7 +195,7 @@ def pairs_of_items(
     )
 
 
-def _partners(
+def _find_partners(
     tokenizer: PreTrainedTokenizerBase,
     item: Item,
     prompt: str,
@@ -209,7 +211,7 @@ def _partners(
     drawn = [rivals[place] for place in rng.permutation(len(rivals))]
     named = [(o, rename_entity(item, prompt, o.entity)) for o in drawn]
     if not item.relation:
-        named = [(o, text) for o, text in named if _asks(o, text)]
+        named = [(o, text) for o, text in named if _is_prompt_of(o, text)]
     if not named:
         return [], NO_PARTNER
     order, texts = [o for o, _ in named], [text for _, text in named]
@@ -232,12 +234,14 @@ def _partners(
     return found, SAME_TOKEN if aligned else NOT_ALIGNED
 
 
-def _asks(item: Item, text: str) -> bool:
+def _is_prompt_of(item: Item, text: str) -> bool:
     """Whether ``text`` is one of the item's own prompts."""
-    return fold(text) in {fold(each) for each in (item.prompt, *item.paraphrases)}
+    return normalize_text(text) in {
+        normalize_text(each) for each in (item.prompt, *item.paraphrases)
+    }
 
 
-def couples(
+def pair_entities(
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | Sequence[Item],
     rng: np.random.Generator,
@@ -257,7 +261,9 @@ def couples(
         Entity to entity; those without a match are left out.
     """
     items = list(items)
-    first = next((i for i in items if fold(i.entity) in fold(i.prompt)), None)
+    first = next(
+        (i for i in items if normalize_text(i.entity) in normalize_text(i.prompt)), None
+    )
     if first is None:
         return {}
     names = list(dict.fromkeys(item.entity for item in items))

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.circuits.forward_backward import Subject, own_kinds
-from capture.activations.passes import accepted
+from attribution.circuits.forward_backward import InstrumentedModel, kinds_by_map
+from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Padded
 from capture.network.hooks import Edit, patch, record
 from evidence.errors import InputError
 
 
-def fix_attention(
-    subject: Subject,
+def apply_qk_fix(
+    instrumented: InstrumentedModel,
     batch: Padded,
     delta: Tensor,
-    slopes: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
     scores: Tensor,
 ) -> None:
     """Write the scores of edges into queries and keys anew.
@@ -32,38 +32,40 @@ def fix_attention(
     together, as no head sees another's.
 
     Args:
-        subject: The model.
+        instrumented: The model.
         batch: Clean rows.
         delta: (row, writer, position * d_model) corrupt less clean.
-        slopes: "z.L" to slopes (row, position, head * size) at heads' outputs.
+        gradients: "z.L" to slopes (row, position, head * size) at heads' outputs.
         scores: (row, edge), changed in place.
 
     Raises:
         InputError: heads cannot be told apart in this model.
     """
-    anatomy, graph = subject.anatomy, subject.graph
+    anatomy, graph = instrumented.structure, instrumented.graph
     if not anatomy.n_heads:
         raise InputError(
             "the query and key fix needs heads that can be told apart",
             got=anatomy.note,
         )
-    calls, streams = _calls(subject, batch)
+    calls, streams = _attention_calls(instrumented, batch)
     reader, heads = 0, anatomy.n_heads
     for layer in range(anatomy.n_layers):
-        slope = slopes.get(f"z.{layer}")
+        slope = gradients.get(f"z.{layer}")
         if slope is not None:  # none where the block passes no gradient
-            before = delta[:, : graph.upstream[reader]]
+            before = delta[:, : graph.n_upstream[reader]]
             call = calls[layer]
-            effects = _effects(subject, layer, call, streams[layer], before, slope)
+            effects = _query_key_scores(
+                instrumented, layer, call, streams[layer], before, slope
+            )
             # Queries come first among a block's readers, then keys.
-            start = graph.starts[reader]
-            stop = graph.starts[reader + heads + anatomy.n_groups]
+            start = graph.edge_offsets[reader]
+            stop = graph.edge_offsets[reader + heads + anatomy.n_groups]
             scores[:, start:stop] = torch.cat(effects, dim=1).flatten(1)
         reader += heads + 2 * anatomy.n_groups + 1
 
 
-def _effects(
-    subject: Subject,
+def _query_key_scores(
+    subject: InstrumentedModel,
     layer: int,
     call: tuple[tuple, dict[str, Any]],
     stream: Tensor,
@@ -71,27 +73,27 @@ def _effects(
     slope: Tensor,
 ) -> list[Tensor]:
     """(row, head or group, writer) scores of a block's queries, and of its keys."""
-    anatomy = subject.anatomy
-    plain = _output(subject, layer, call, {})
+    anatomy = subject.structure
+    plain = _head_values(subject, layer, call, {})
     found = []
     for kind, size in (("q", anatomy.n_heads), ("k", anatomy.n_groups)):
         by_writer = []
         for shift in delta.unbind(1):
             other = stream + shift.view_as(stream).to(stream.dtype)
-            edits = _changed(subject, layer, kind, other)
-            moved = (_output(subject, layer, call, edits) - plain) * slope
+            edits = _projection_edits(subject, layer, kind, other)
+            moved = (_head_values(subject, layer, call, edits) - plain) * slope
             by_head = moved.unflatten(-1, (anatomy.n_heads, -1)).sum((1, 3))
             by_writer.append(by_head.unflatten(1, (size, -1)).sum(-1))
         found.append(torch.stack(by_writer, dim=2))
     return found
 
 
-def _changed(
-    subject: Subject, layer: int, kind: str, stream: Tensor
+def _projection_edits(
+    subject: InstrumentedModel, layer: int, kind: str, stream: Tensor
 ) -> dict[str, Edit]:
     """Edits that give a block the queries, or keys, of another stream."""
-    anatomy, block = subject.anatomy, subject.anatomy.blocks[layer]
-    maps = block.projections
+    anatomy, block = subject.structure, subject.structure.blocks[layer]
+    maps = block.qkv
     assert maps is not None  # heads can be told apart
     columns = maps.columns[kind].flatten()
     with torch.no_grad():
@@ -102,33 +104,35 @@ def _changed(
         new[..., columns] = other[..., columns]
         return new
 
-    name = next(k for k, served in own_kinds(anatomy, layer).items() if kind in served)
+    name = next(
+        k for k, served in kinds_by_map(anatomy, layer).items() if kind in served
+    )
     return {f"{name}.{layer}": edit}
 
 
-def _output(
-    subject: Subject,
+def _head_values(
+    subject: InstrumentedModel,
     layer: int,
     call: tuple[tuple, dict[str, Any]],
     edits: Mapping[str, Edit],
 ) -> Tensor:
     """(row, position, head * size) outputs of a block's heads, called once more."""
     attention, where = (
-        subject.anatomy.blocks[layer].attention,
-        subject.anatomy.places,
+        subject.structure.blocks[layer].attention,
+        subject.structure.sites,
     )
     site = f"z.{layer}"
     with (
         torch.no_grad(),
-        patch(attention, edits, where=where),
-        record(attention, [site], stop=True, where=where) as got,
+        patch(attention, edits, known_sites=where),
+        record(attention, [site], stop=True, known_sites=where) as got,
     ):
         attention(*call[0], **call[1])
     return got[site]
 
 
-def _calls(
-    subject: Subject, batch: Padded
+def _attention_calls(
+    subject: InstrumentedModel, batch: Padded
 ) -> tuple[list[tuple[tuple, dict[str, Any]]], list[Tensor]]:
     """With what each attention part was called, and the stream its norm had read."""
     calls: list[tuple[tuple, dict[str, Any]]] = []
@@ -136,14 +140,14 @@ def _calls(
         block.attention.register_forward_pre_hook(
             lambda module, args, named: calls.append((args, named)), with_kwargs=True
         )
-        for block in subject.anatomy.blocks
+        for block in subject.structure.blocks
     ]
-    names = [f"attn_read.{layer}" for layer in range(subject.anatomy.n_layers)]
-    inputs = accepted(subject.model, batch.model_inputs | {"use_cache": False})
+    names = [f"attn_read.{layer}" for layer in range(subject.structure.n_layers)]
+    inputs = accepted_inputs(subject.model, batch.model_inputs | {"use_cache": False})
     try:
         with (
             torch.no_grad(),
-            record(subject.model, names, where=subject.anatomy.places) as got,
+            record(subject.model, names, known_sites=subject.structure.sites) as got,
         ):
             subject.model(**inputs)
     finally:

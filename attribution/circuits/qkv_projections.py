@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import position_limit
-from capture.network.hooks import evaluating, patch
+from capture.network.discovery.position_limit import position_limit
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Place, Sites, model_device
 from evidence.seeds import torch_rng
 
 # Two computations of one value may differ by rounding, relative to the largest.
-SAME = 1e-3
+REL_TOL = 1e-3
 KINDS: tuple[str, ...] = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
-class Projections:
+class QkvProjections:
     """The three maps of one attention part.
 
     Attributes:
@@ -38,24 +38,24 @@ class Projections:
     linears: Mapping[str, nn.Module]
     n_groups: int
 
-    def in_(self, attention: nn.Module) -> "Projections":
+    def for_attention(self, attention: nn.Module) -> "QkvProjections":
         """The same maps in another block's attention part."""
         linears = {kind: attention.get_submodule(n) for kind, n in self.names.items()}
-        return Projections(self.names, self.columns, linears, self.n_groups)
+        return QkvProjections(self.names, self.columns, linears, self.n_groups)
 
 
-def close(one: Tensor, other: Tensor) -> bool:
+def rows_close(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape are equal up to rounding, vector by vector."""
     if one.shape != other.shape:
         return False
-    one, other, share = one.double(), other.double(), _rounding(other.dtype)
+    one, other, share = one.double(), other.double(), _relative_tolerance(other.dtype)
     apart = (one - other).norm(dim=-1)
     return bool((apart <= share * other.norm(dim=-1) + 1e-30).all())
 
 
-def _rounding(dtype: torch.dtype) -> float:
+def _relative_tolerance(dtype: torch.dtype) -> float:
     """How far apart two computations may be; half precision rounds coarsely."""
-    return max(SAME, 8 * torch.finfo(dtype).eps)
+    return max(REL_TOL, 8 * torch.finfo(dtype).eps)
 
 
 def small_input(model: nn.Module) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def small_input(model: nn.Module) -> dict[str, Tensor]:
     return {"input_ids": torch.arange(count, device=model_device(model))[None] % size}
 
 
-def matrix(linear: nn.Module) -> Tensor:
+def weight_matrix(linear: nn.Module) -> Tensor:
     """The (output, input) matrix that a linear map applies, its bias left out.
 
     GPT-2's layers hold it transposed; an adapter or a quantised layer holds none, and
@@ -85,13 +85,13 @@ def matrix(linear: nn.Module) -> Tensor:
         return (linear(unit) - linear(torch.zeros_like(unit[:1]))).T
 
 
-def find_projections(
+def find_qkv(
     model: nn.Module,
     attention: nn.Module,
     projection: nn.Module,
     n_heads: int,
-    places: Sites,
-) -> tuple[Projections | None, str]:
+    sites: Sites,
+) -> tuple[QkvProjections | None, str]:
     """The maps of the first block's attention, or None and why not.
 
     Args:
@@ -99,15 +99,15 @@ def find_projections(
         attention: The first block's attention part.
         projection: Its output projection.
         n_heads: Query heads.
-        places: Sites of the model, ``z.0`` among them.
+        sites: Sites of the model, ``z.0`` among them.
     """
     if n_heads == 0:
         return None, "the number of heads is not known"
-    width = matrix(projection).shape[1]
+    width = weight_matrix(projection).shape[1]
     tried = 0
     for each in _candidates(attention, projection, n_heads, width // n_heads):
         tried += 1
-        if _proved(model, each, n_heads, places):
+        if _verified(model, each, n_heads, sites):
             return each, ""
     if tried:
         return None, "heads do not read separate queries, keys and values"
@@ -116,11 +116,11 @@ def find_projections(
 
 def _candidates(
     attention: nn.Module, projection: nn.Module, n_heads: int, size: int
-) -> Iterator[Projections]:
+) -> Iterator[QkvProjections]:
     linears = {
         name: module
         for name, module in attention.named_modules()
-        if module is not projection and _outputs(module)
+        if module is not projection and _output_width(module)
     }
     by_kind = {
         kind: name
@@ -129,7 +129,7 @@ def _candidates(
         if name.split(".")[-1].startswith(kind)
     }
     if len(set(by_kind.values())) == 3:
-        outputs = [_outputs(linears[by_kind[kind]]) for kind in KINDS]
+        outputs = [_output_width(linears[by_kind[kind]]) for kind in KINDS]
         groups = outputs[1] // size
         if groups and outputs == [n_heads * size, groups * size, groups * size]:
             columns = {
@@ -137,9 +137,9 @@ def _candidates(
                 for kind, count in zip(KINDS, outputs, strict=True)
             }
             chosen = {kind: linears[by_kind[kind]] for kind in KINDS}
-            yield Projections(by_kind, columns, chosen, groups)
+            yield QkvProjections(by_kind, columns, chosen, groups)
     for name, linear in linears.items():
-        heads = _outputs(linear) // size
+        heads = _output_width(linear) // size
         groups = (heads - n_heads) // 2
         if groups < 1 or n_heads % groups or n_heads + 2 * groups != heads:
             continue
@@ -154,17 +154,19 @@ def _candidates(
         }
         for columns in (in_turn, by_group):
             names = dict.fromkeys(KINDS, name)
-            yield Projections(names, columns, dict.fromkeys(KINDS, linear), groups)
+            yield QkvProjections(names, columns, dict.fromkeys(KINDS, linear), groups)
 
 
-def _outputs(module: nn.Module) -> int:
+def _output_width(module: nn.Module) -> int:
     """Outputs of a linear map; 0 for anything else."""
     if type(module).__name__ == "Conv1D":
         return int(module.nf)  # pyright: ignore[reportArgumentType]
     return int(getattr(module, "out_features", 0) or 0)
 
 
-def _proved(model: nn.Module, maps: Projections, n_heads: int, places: Sites) -> bool:
+def _verified(
+    model: nn.Module, maps: QkvProjections, n_heads: int, places: Sites
+) -> bool:
     """Whether values pass at the first token, and each head has its own columns."""
     extra = {f"{k}.0": Place(f"{k}.0", m, "out") for k, m in maps.linears.items()}
     where = Sites(places.places | extra, places.n_layers, None, n_heads, None)
@@ -186,13 +188,17 @@ def _proved(model: nn.Module, maps: Projections, n_heads: int, places: Sites) ->
 
     distinct = {id(m): f"{k}.0" for k, m in maps.linears.items()}
     edits = {name: tap(name) for name in [*distinct.values(), "z.0"]}
-    with evaluating(model), torch.enable_grad(), patch(model, edits, where=where):
+    with (
+        evaluation_mode(model),
+        torch.enable_grad(),
+        patch(model, edits, known_sites=where),
+    ):
         model(**small_input(model), use_cache=False)
     read = {k: got[distinct[id(m)]] for k, m in maps.linears.items()}
     z = got["z.0"].unflatten(-1, (n_heads, -1))
     group = n_heads // maps.n_groups
     values = read["v"][0, 0][maps.columns["v"]]
-    if not close(z[0, 0], values.repeat_interleave(group, 0)):
+    if not rows_close(z[0, 0], values.repeat_interleave(group, 0)):
         return False
     weights = torch.linspace(0.5, 1.5, z.shape[-1], device=z.device, dtype=z.dtype)
     for head in sorted({0, 1 % n_heads, n_heads - 1}):

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from attribution.circuits.qkv_projections import (
-    Projections,
-    close,
-    find_projections,
-    matrix,
+    QkvProjections,
+    find_qkv,
+    rows_close,
     small_input,
+    weight_matrix,
 )
-from capture.network.hooks import evaluating
+from capture.network.hooks import evaluation_mode
 from capture.network.sites import Place, Sites, find_sites, linear_shape
 from evidence.errors import InputError
 
-SHAPES = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"
+SUPPORTED = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,22 @@ class Block:
     Attributes:
         attention: Called with what ``attention_norm`` gives.
         attention_norm: Norm of the stream that attention reads.
-        projection: Output projection of attention.
+        output_projection: Output projection of attention.
         mlp: The feed-forward part, called with what ``mlp_norm`` gives.
         mlp_norm: Norm of the stream that the feed-forward part reads.
-        projections: Query, key and value maps; None where they cannot be told apart.
+        qkv: Query, key and value maps; None where they cannot be told apart.
     """
 
     attention: nn.Module
     attention_norm: nn.Module
-    projection: nn.Module
+    output_projection: nn.Module
     mlp: nn.Module
     mlp_norm: nn.Module
-    projections: Projections | None
+    qkv: QkvProjections | None
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class TransformerStructure:
     """The parts of one model and the places to hook.
 
     Attributes:
@@ -72,7 +72,7 @@ class Anatomy:
         n_groups: Key and value heads a block, fewer with grouped queries.
         d_model: Width of the stream.
         readout: The final norm and the head.
-        places: Sites by name: those of ``capture.network.sites``, and for each layer L
+        sites: Sites by name: those of ``capture.network.sites``, and for each layer L
             ``z.L`` (input of the output projection), ``q.L``, ``k.L``, ``v.L``
             (outputs of the maps), ``attn_in.L`` and ``mlp_in.L`` (what the norms
             give), ``attn_read.L``, ``mlp_read.L`` and ``final_read`` (the stream
@@ -86,7 +86,7 @@ class Anatomy:
     n_groups: int
     d_model: int
     readout: Readout
-    places: Sites
+    sites: Sites
     note: str = ""
 
     @property
@@ -95,7 +95,7 @@ class Anatomy:
         return len(self.blocks)
 
 
-def find_anatomy(model: nn.Module) -> Anatomy:
+def find_structure(model: nn.Module) -> TransformerStructure:
     """Look at the model's structure, and check it with one pass over a few tokens.
 
     Args:
@@ -117,7 +117,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         )
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise _refuse(model, "it does not read tokens")
-    look = _look(model, sites)
+    look = _trace_forward(model, sites)
     if not look.logits.isfinite().all():
         raise InputError(
             f"{type(model).__name__} gives logits that are not finite",
@@ -131,34 +131,36 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     if len(set(parallel)) > 1:
         raise _refuse(model, "some blocks are parallel and some are not")
     last = look.after[id(sites.places[f"resid.{sites.n_layers - 1}"].module)]
-    norm = look.feeder(look.before[id(sites.head)])
-    if norm is None or not close(look.before[id(norm)], last):
+    norm = look.producing_norm(look.before[id(sites.head)])
+    if norm is None or not rows_close(look.before[id(norm)], last):
         raise _refuse(model, "no norm lies between its last block and its head")
     readout = Readout(norm, sites.head)
     with torch.no_grad():
         logits = readout(last)
-    if look.logits.shape != logits.shape or not close(look.logits, logits):
+    if look.logits.shape != logits.shape or not rows_close(look.logits, logits):
         raise _refuse(model, "it changes its logits after the head")
     assert sites.d_model is not None  # a model with attention has one width
-    anatomy = Anatomy(tuple(blocks), parallel[0], 0, 0, sites.d_model, readout, sites)
-    return _with_heads(model, replace(anatomy, places=_places(anatomy)))
+    anatomy = TransformerStructure(
+        tuple(blocks), parallel[0], 0, 0, sites.d_model, readout, sites
+    )
+    return _with_heads(model, replace(anatomy, sites=_places(anatomy)))
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ForwardTrace:
     """What went into and came out of every module in one pass, by the module's id."""
 
     before: Mapping[int, Tensor]
     after: Mapping[int, Tensor]
-    makers: Mapping[tuple[int, torch.Size], nn.Module]
+    norm_of_output: Mapping[tuple[int, torch.Size], nn.Module]
     logits: Tensor
 
-    def feeder(self, value: Tensor) -> nn.Module | None:
+    def producing_norm(self, value: Tensor) -> nn.Module | None:
         """The norm that gave this very tensor, or one this is a view of."""
-        return self.makers.get((value.data_ptr(), value.shape))
+        return self.norm_of_output.get((value.data_ptr(), value.shape))
 
 
-def _look(model: nn.Module, sites: Sites) -> _Look:
+def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
     before: dict[int, Tensor] = {}
     after: dict[int, Tensor] = {}
     makers: dict[tuple[int, torch.Size], nn.Module] = {}
@@ -180,7 +182,7 @@ def _look(model: nn.Module, sites: Sites) -> _Look:
         for module in model.modules()
     ]
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluation_mode(model):
             output = model(**small_input(model), use_cache=False)
     except TypeError as error:
         raise _refuse(model, f"its call is not understood ({error})") from error
@@ -188,7 +190,7 @@ def _look(model: nn.Module, sites: Sites) -> _Look:
         for handle in handles:
             handle.remove()
     logits = output if isinstance(output, Tensor) else output.logits
-    return _Look(before, after, makers, logits)
+    return _ForwardTrace(before, after, makers, logits)
 
 
 def _is_norm(module: nn.Module, sites: Sites) -> bool:
@@ -198,7 +200,7 @@ def _is_norm(module: nn.Module, sites: Sites) -> bool:
 
 
 def _block(
-    model: nn.Module, sites: Sites, layer: int, look: _Look
+    model: nn.Module, sites: Sites, layer: int, look: _ForwardTrace
 ) -> tuple[Block, bool]:
     """One block's parts, and whether they run side by side."""
     whole = sites.places[f"resid.{layer}"].module
@@ -215,7 +217,7 @@ def _block(
     parts = (attention, mlp, whole, projection)
     if attention is None or any(id(each) not in look.before for each in parts):
         raise _refuse(model, f"the parts of block {layer} cannot be told apart")
-    norms = [look.feeder(look.before[id(each)]) for each in (attention, mlp)]
+    norms = [look.producing_norm(look.before[id(each)]) for each in (attention, mlp)]
     if norms[0] is None or norms[1] is None:
         raise _refuse(
             model, f"block {layer} has a part that does not read the stream by a norm"
@@ -230,9 +232,9 @@ def _block(
     )
     between = start if parallel else start + written[0]
     if not (
-        close(first, start)
-        and close(second, between)
-        and close(look.after[id(whole)], start + written[0] + written[1])
+        rows_close(first, start)
+        and rows_close(second, between)
+        and rows_close(look.after[id(whole)], start + written[0] + written[1])
     ):
         raise _refuse(
             model,
@@ -241,66 +243,70 @@ def _block(
     return Block(attention, norms[0], projection, mlp, norms[1], None), parallel
 
 
-def _places(anatomy: Anatomy) -> Sites:
+def _places(anatomy: TransformerStructure) -> Sites:
     """The model's sites and those that edges need."""
-    places = dict(anatomy.places.places)
+    places = dict(anatomy.sites.places)
 
     def add(name: str, module: nn.Module, side: Any) -> None:
         places[name] = Place(name, module, side)
 
     for layer, block in enumerate(anatomy.blocks):
-        add(f"z.{layer}", block.projection, "in")
+        add(f"z.{layer}", block.output_projection, "in")
         add(f"attn_in.{layer}", block.attention, "in")
         add(f"mlp_in.{layer}", block.mlp, "in")
         add(f"attn_read.{layer}", block.attention_norm, "in")
         add(f"mlp_read.{layer}", block.mlp_norm, "in")
-        if block.projections is not None:
-            for kind, linear in block.projections.linears.items():
+        if block.qkv is not None:
+            for kind, linear in block.qkv.linears.items():
                 add(f"{kind}.{layer}", linear, "out")
     add("final_read", anatomy.readout.norm, "in")
-    return replace(anatomy.places, places=places)
+    return replace(anatomy.sites, places=places)
 
 
-def _with_heads(model: nn.Module, anatomy: Anatomy) -> Anatomy:
+def _with_heads(
+    model: nn.Module, anatomy: TransformerStructure
+) -> TransformerStructure:
     """Query, key and value maps of every block, tried in the first; or a note."""
-    heads = anatomy.places.n_heads
+    heads = anatomy.sites.n_heads
     first = anatomy.blocks[0]
-    found, note = find_projections(
-        model, first.attention, first.projection, heads, anatomy.places
+    found, note = find_qkv(
+        model, first.attention, first.output_projection, heads, anatomy.sites
     )
     if found is None:
         return replace(anatomy, note=note)
     blocks = []
     for block in anatomy.blocks:
         try:
-            alike = found.in_(block.attention)
+            alike = found.for_attention(block.attention)
         except AttributeError:
             return replace(anatomy, note="blocks are not alike")
-        blocks.append(replace(block, projections=alike))
+        blocks.append(replace(block, qkv=alike))
     whole = replace(
         anatomy, blocks=tuple(blocks), n_heads=heads, n_groups=found.n_groups
     )
-    return replace(whole, places=_places(whole))
+    return replace(whole, sites=_places(whole))
 
 
-def head_outputs(anatomy: Anatomy, layer: int, z: Tensor) -> Tensor:
+def head_outputs(structure: TransformerStructure, layer: int, z: Tensor) -> Tensor:
     """What each head adds to the stream: (head, row, position, d_model).
 
     The bias of the output projection belongs to no head.
 
     Args:
-        anatomy: The model's.
+        structure: The model's.
         layer: Which block.
         z: (row, position, head * size), the input of the output projection.
     """
-    weight = matrix(anatomy.blocks[layer].projection)  # (d_model, head * size)
-    heads = z.unflatten(-1, (anatomy.n_heads, -1))
-    split = weight.unflatten(-1, (anatomy.n_heads, -1))
+    weight = weight_matrix(
+        structure.blocks[layer].output_projection
+    )  # (d_model, head * size)
+    heads = z.unflatten(-1, (structure.n_heads, -1))
+    split = weight.unflatten(-1, (structure.n_heads, -1))
     return torch.einsum("rphs,dhs->hrpd", heads, split)
 
 
 def _refuse(model: nn.Module, why: str) -> InputError:
     return InputError(
         f"edges of {type(model).__name__} cannot be followed: {why}",
-        expected=SHAPES,
+        expected=SUPPORTED,
     )

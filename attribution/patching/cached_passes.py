@@ -14,42 +14,42 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import misfit
-from capture.activations.positions import Wanted
-from capture.activations.prefix_cache import Tails, can_share
+from capture.activations.positions import PositionSelection
+from capture.activations.prefix_cache import Suffixes, supports_prefix_cache
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.hooks import evaluating, patch, record
+from capture.network.discovery.position_limit import explain_length_error
+from capture.network.hooks import evaluation_mode, patch, record
 from capture.network.sites import Sites, find_sites, model_device
 from capture.scoring.answers import AnswerScores, score_answers
 from capture.scoring.token_statistics import reduce_logits
 from evidence.progress import SILENT, Progress
 
 # Rounding moves a log-probability by far less than this, in nats.
-AGREE = 1e-3
+MAX_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Put:
+class Patch:
     """One donor's values at one site.
 
     Attributes:
         donor: Its name.
         site: Where they are put.
         values: float32 (row, place, d).
-        todo: (row,) False where the scores are not needed.
+        needed: (row,) False where the scores are not needed.
     """
 
     donor: str
     site: str
     values: np.ndarray
-    todo: np.ndarray
+    needed: np.ndarray
 
 
-def score_puts(
+def score_patches(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Put],
-    wanted: Wanted,
+    patches: Sequence[Patch],
+    positions: PositionSelection,
     *,
     watch: Sequence[int] = (),
     tokens: int = 4096,
@@ -60,8 +60,8 @@ def score_puts(
     Args:
         model: The receiver.
         sequences: Rows with answers.
-        puts: What is put where.
-        wanted: The positions, with their mask.
+        patches: What is put where.
+        positions: The positions, with their mask.
         watch: As in ``score_answers``.
         tokens: Padded positions a batch.
         progress: Where to show progress.
@@ -76,12 +76,12 @@ def score_puts(
             n_tokens,
             np.zeros((count, len(watch))),
         )
-        for _ in puts
+        for _ in patches
     ]
-    way = _way(model, sequences, puts, wanted, tokens)
-    with progress.task("patched passes", max(1, len(puts) * count)) as advance:
+    way = _choose_passes(model, sequences, patches, positions, tokens)
+    with progress.task("patched passes", max(1, len(patches) * count)) as advance:
         for number, rows, (logprob, greedy, watched) in way(
-            model, sequences, puts, wanted, watch, tokens
+            model, sequences, patches, positions, watch, tokens
         ):
             to = found[number]
             to.logprob[rows], to.greedy[rows] = logprob, greedy
@@ -91,103 +91,111 @@ def score_puts(
     return found
 
 
-Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
-Passes = Iterator[tuple[int, np.ndarray, Scored]]
+RowScores = tuple[np.ndarray, np.ndarray, np.ndarray]
+PatchedRows = Iterator[tuple[int, np.ndarray, RowScores]]
 
 
-def _way(
+def _choose_passes(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Put],
-    wanted: Wanted,
+    puts: Sequence[Patch],
+    wanted: PositionSelection,
     tokens: int,
-) -> Callable[..., Passes]:
+) -> Callable[..., PatchedRows]:
     """Passes that go on from kept keys and values, where two rows give the same."""
     starts, index = np.array(sequences.answer_start), wanted.index
     assert index is not None and wanted.mask is not None
     before = np.where(wanted.mask, index, starts[:, None]).min(1)
     # One place before the answer must be left to run first, and one to go on from.
     if not puts or (before < starts - 1).any() or starts.min() < 2:
-        return _whole
-    if not can_share(model):
-        return _whole
+        return _full_passes
+    if not supports_prefix_cache(model):
+        return _full_passes
     order = sorted(range(len(sequences)), key=lambda row: len(sequences.ids[row]))
     pair = [order[0], order[-1]]
     few = [
-        Put(each.donor, each.site, each.values[pair], np.ones(2, dtype=bool))
+        Patch(each.donor, each.site, each.values[pair], np.ones(2, dtype=bool))
         for each in (puts[0], puts[-1])
     ]
     results = []
-    for way in (_whole, _resumed):
+    for way in (_full_passes, _cached_passes):
         got = np.zeros((len(few), 2))
         for number, rows, (logprob, _, _) in way(
             model, sequences[pair], few, wanted.rows(pair), (), tokens
         ):
             got[number, rows] = logprob
         results.append(got)
-    same = np.allclose(*results, rtol=AGREE, atol=AGREE, equal_nan=True)
-    return _resumed if same else _whole
+    same = np.allclose(
+        *results, rtol=MAX_DIFFERENCE, atol=MAX_DIFFERENCE, equal_nan=True
+    )
+    return _cached_passes if same else _full_passes
 
 
-def _whole(
+def _full_passes(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Put],
-    wanted: Wanted,
+    puts: Sequence[Patch],
+    wanted: PositionSelection,
     watch: Sequence[int],
     tokens: int,
-) -> Passes:
+) -> PatchedRows:
     """Every position of every row, once a put."""
     where = find_sites(model)
     for number, put in enumerate(puts):
-        rows = np.flatnonzero(put.todo)
+        rows = np.flatnonzero(put.needed)
         if not len(rows):
             continue
 
         def inside(
-            batch: Padded, put: Put = put, rows: np.ndarray = rows
+            batch: Padded, put: Patch = put, rows: np.ndarray = rows
         ) -> AbstractContextManager[None]:
             here = rows[batch.rows.numpy()]
             return _patched(model, put, here, wanted, 0, where)
 
         scores = score_answers(
-            model, sequences[rows.tolist()], watch=watch, tokens=tokens, inside=inside
+            model,
+            sequences[rows.tolist()],
+            watch=watch,
+            batch_tokens=tokens,
+            context=inside,
         )
         yield number, rows, (scores.logprob, scores.greedy, scores.watched)
 
 
-def _resumed(
+def _cached_passes(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Put],
-    wanted: Wanted,
+    puts: Sequence[Patch],
+    wanted: PositionSelection,
     watch: Sequence[int],
     tokens: int,
-) -> Passes:
+) -> PatchedRows:
     """What comes before the last token of the prompt once, and the rest once a put."""
-    needed = np.flatnonzero(np.any([put.todo for put in puts], axis=0))
+    needed = np.flatnonzero(np.any([put.needed for put in puts], axis=0))
     if not len(needed):
         return
     where = find_sites(model)
     chosen = sequences[needed.tolist()]
-    with torch.inference_mode(), evaluating(model):
-        for batch in batches(chosen, tokens=tokens, device=model_device(model)):
+    with torch.inference_mode(), evaluation_mode(model):
+        for batch in batches(chosen, batch_tokens=tokens, device=model_device(model)):
             rows = needed[batch.rows.numpy()]
             try:
-                yield from _batch(model, sequences, puts, wanted, watch, rows, where)
+                yield from _cached_batch(
+                    model, sequences, puts, wanted, watch, rows, where
+                )
             except IndexError as error:
-                raise misfit(model, batch) from error
+                raise explain_length_error(model, batch) from error
 
 
-def _batch(
+def _cached_batch(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Put],
-    wanted: Wanted,
+    puts: Sequence[Patch],
+    wanted: PositionSelection,
     watch: Sequence[int],
     rows: np.ndarray,
     where: Sites,
-) -> Passes:
+) -> PatchedRows:
     from transformers import DynamicCache
 
     device = model_device(model)
@@ -199,7 +207,7 @@ def _batch(
     owner = torch.arange(len(rows), device=device)
     cache = DynamicCache(config=getattr(model, "config", None))
     inputs = heads.model_inputs | {"past_key_values": cache, "use_cache": True}
-    with record(model, ["final"], lambda _, v: v[:, :0], stop=True, where=where):
+    with record(model, ["final"], lambda _, v: v[:, :0], stop=True, known_sites=where):
         model(**inputs)
     mask = rest.attention_mask.bool()
     target = torch.tensor(
@@ -212,10 +220,10 @@ def _batch(
     )
     answers = mask.nonzero()[:, 0]
     for number, put in enumerate(puts):
-        todo = put.todo[rows]
+        todo = put.needed[rows]
         if not todo.any():
             continue
-        tails = Tails(rest, owner, owner)
+        tails = Suffixes(rest, owner, owner)
         inputs = tails.inputs(heads, copy.deepcopy(cache))
         offset = np.array(cuts)[:, None]
         with _patched(model, put, rows, wanted, offset, where):
@@ -233,9 +241,9 @@ def _pad(ids: list[tuple[int, ...]]) -> Sequences:
 
 def _patched(
     model: nn.Module,
-    put: Put,
+    put: Patch,
     rows: np.ndarray,
-    wanted: Wanted,
+    wanted: PositionSelection,
     offset: np.ndarray | int,
     where: Sites,
 ) -> AbstractContextManager[None]:
@@ -250,4 +258,4 @@ def _patched(
         new[row, position] = values.to(value.device, value.dtype)
         return new
 
-    return patch(model, {put.site: edit}, where=where)
+    return patch(model, {put.site: edit}, known_sites=where)

@@ -16,23 +16,25 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from attribution.patching.cached_passes import Put, score_puts
-from capture.activations.capture import capture_wanted
-from capture.activations.positions import Wanted
+from attribution.patching.cached_passes import Patch, score_patches
+from capture.activations.capture import capture_selected
+from capture.activations.positions import PositionSelection
 from capture.data.sequences import Sequences
 from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
-Places = Literal["predicting", "all"] | int
+PatchPositions = Literal["predicting", "all"] | int
 
 
-def places_of(sequences: Sequences, places: Places) -> Wanted:
+def patch_positions(
+    sequences: Sequences, positions: PatchPositions
+) -> PositionSelection:
     """Which positions of each row are patched.
 
     Args:
         sequences: Rows with answers.
-        places: "predicting", the positions whose outputs are scored: the last token
+        positions: "predicting", the positions whose outputs are scored: the last token
             of the prompt and every answer token but the last (UDS patches these);
             "all", every position that something scored can see; or one position a
             row, counted back from the first answer token: -1 is the last token of
@@ -51,31 +53,31 @@ def places_of(sequences: Sequences, places: Places) -> Wanted:
             if len(lengths) == 0
             else f"{int(((lengths <= starts) | (starts < 1)).sum())} rows without",
         )
-    if isinstance(places, int):
-        index = (starts + places)[:, None]
-        if places >= 0 or index.min() < 0:
+    if isinstance(positions, int):
+        index = (starts + positions)[:, None]
+        if positions >= 0 or index.min() < 0:
             raise InputError(
                 "a row has no token at the position to patch",
                 expected="-1 for the last token of the prompt, -2 for the one before",
-                got=f"{places} in a prompt of {int(starts.min())} tokens",
+                got=f"{positions} in a prompt of {int(starts.min())} tokens",
             )
-        return Wanted(index, np.ones_like(index, dtype=bool), False)
-    if places not in ("predicting", "all"):
+        return PositionSelection(index, np.ones_like(index, dtype=bool), False)
+    if positions not in ("predicting", "all"):
         raise InputError(
             "the places to patch have an unknown name",
             expected="predicting, all, or a negative index",
-            got=repr(places),
+            got=repr(positions),
         )
-    first = starts - 1 if places == "predicting" else np.zeros_like(starts)
+    first = starts - 1 if positions == "predicting" else np.zeros_like(starts)
     # Nothing that is scored sees the last answer token.
     counts = lengths - 1 - first
     steps = np.arange(counts.max())
     mask = steps < counts[:, None]
-    return Wanted(np.where(mask, first[:, None] + steps, 0), mask, False)
+    return PositionSelection(np.where(mask, first[:, None] + steps, 0), mask, False)
 
 
 @dataclass(frozen=True, eq=False)
-class States:
+class DonorStates:
     """What a donor gives: its values at sites, at certain places of rows.
 
     Attributes:
@@ -99,30 +101,32 @@ class States:
         norms = np.linalg.norm(self.values[site].astype(np.float64), axis=-1)
         return np.where(self.mask, norms, 1.0)
 
-    def rescaled(self, own: "States") -> "States":
+    def with_norms_of(self, reference: "DonorStates") -> "DonorStates":
         """The same directions with the norms of another model's states.
 
         Args:
-            own: The receiver's states at the same sites and places.
+            reference: The receiver's states at the same sites and places.
         """
         values = {
             site: (
                 value
-                * (own.norms(site) / np.maximum(self.norms(site), 1e-30))[..., None]
+                * (reference.norms(site) / np.maximum(self.norms(site), 1e-30))[
+                    ..., None
+                ]
             ).astype(np.float32)
             for site, value in self.values.items()
         }
-        return States(values, self.mask)
+        return DonorStates(values, self.mask)
 
 
 def read_states(
     model: nn.Module,
     sequences: Sequences,
     sites: Sequence[str],
-    places: Places = "predicting",
+    positions: PatchPositions = "predicting",
     *,
     tokens: int = 4096,
-) -> States:
+) -> DonorStates:
     """Run the donor and keep its values.
 
     The values of ``resid.L`` are those before the last norm, also in the last layer.
@@ -131,24 +135,24 @@ def read_states(
         model: The donor.
         sequences: Rows with answers.
         sites: Site names, of layers, components or heads.
-        places: As in ``places_of``.
+        positions: As in ``patch_positions``.
         tokens: Padded positions a batch.
 
     Raises:
-        InputError: an unknown site, or as ``places_of``.
+        InputError: an unknown site, or as ``patch_positions``.
     """
-    wanted = places_of(sequences, places)
+    wanted = patch_positions(sequences, positions)
     assert wanted.mask is not None
     seen = Sequences(tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start)
-    arrays = capture_wanted(model, seen, sites, wanted, tokens=tokens)
-    return States(arrays, wanted.mask)
+    arrays = capture_selected(model, seen, sites, wanted, batch_tokens=tokens)
+    return DonorStates(arrays, wanted.mask)
 
 
 def score_patched(
     model: nn.Module,
     sequences: Sequences,
-    donors: Mapping[str, States],
-    places: Places = "predicting",
+    donors: Mapping[str, DonorStates],
+    positions: PatchPositions = "predicting",
     *,
     watch: Sequence[int] = (),
     tokens: int = 4096,
@@ -166,7 +170,7 @@ def score_patched(
         sequences: Rows with answers; each has its donor in the same row of the states,
             which may have been read from another prompt.
         donors: States by donor, all at the same sites and places.
-        places: Where in the rows, as in ``places_of``.
+        positions: Where in the rows, as in ``patch_positions``.
         watch: As in ``score_answers``.
         tokens: Padded positions a batch.
         progress: Where to show progress.
@@ -177,7 +181,7 @@ def score_patched(
     Raises:
         InputError: donors and rows do not fit each other, or as ``score_answers``.
     """
-    wanted = places_of(sequences, places)
+    wanted = patch_positions(sequences, positions)
     assert wanted.index is not None
     for name, states in donors.items():
         if wanted.mask is None or not np.array_equal(wanted.mask, states.mask):
@@ -198,8 +202,8 @@ def score_patched(
                 same = (values == donors[earlier].values[site]).all((1, 2)) & todo
                 copies.append((name, earlier, site, same))
                 todo &= ~same
-            puts.append(Put(name, site, values, todo))
-    scores = score_puts(
+            puts.append(Patch(name, site, values, todo))
+    scores = score_patches(
         model, sequences, puts, wanted, watch=watch, tokens=tokens, progress=progress
     )
     found: dict[str, dict[str, AnswerScores]] = {name: {} for name in names}

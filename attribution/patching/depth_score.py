@@ -22,50 +22,50 @@ from numpy.typing import NDArray
 from evidence.errors import InputError
 
 # A layer holds an item's fact where a model that never knew it loses more, in nats.
-ENCODES = 0.05
+ENCODING_THRESHOLD = 0.05
 
 
 @dataclass(frozen=True)
-class Depth:
+class DepthScore:
     """How much of what each layer holds an unlearned model has lost.
 
     Attributes:
         score: (item,) UDS; NaN where no layer holds the fact.
         mean: Mean of ``score`` over the items that have one; NaN if none has.
-        share: (layer,) mean loss over that of the donor that never knew, over the
+        loss_ratio: (layer,) mean loss over that of the donor that never knew, over the
             items that the layer holds, not clipped: below 0 the answer became
             likelier, above 1 more is lost than was never known. NaN where the layer
             holds none.
-        smallest: Least of ``share``: near 0 where any layer still carries the facts. A
+        min_ratio: Least of ``loss_ratio``: near 0 where any layer still carries the facts. A
             late edit leaves the layers before it at exactly 0.
-        beyond: Share of items and layers that lose more than the donor that never knew.
+        excess_share: Share of items and layers that lose more than the donor that never knew.
     """
 
     score: NDArray[np.float64]
     mean: float
-    share: NDArray[np.float64]
-    smallest: float
-    beyond: float
+    loss_ratio: NDArray[np.float64]
+    min_ratio: float
+    excess_share: float
 
 
 def unlearning_depth(
-    never_knew: NDArray[np.float64],
-    unlearned: NDArray[np.float64],
-    threshold: float = ENCODES,
-) -> Depth:
+    reference_loss: NDArray[np.float64],
+    unlearned_loss: NDArray[np.float64],
+    threshold: float = ENCODING_THRESHOLD,
+) -> DepthScore:
     """UDS and losses by layer from two patching runs of the same items.
 
     Args:
-        never_knew: (item, layer) loss in nats with the states of a model or an item
+        reference_loss: (item, layer) loss in nats with the states of a model or an item
             that never knew.
-        unlearned: (item, layer) loss in nats with the unlearned model's states.
+        unlearned_loss: (item, layer) loss in nats with the unlearned model's states.
         threshold: Least loss, in nats, at which a layer counts as holding an item.
 
     Raises:
         InputError: the tables differ in shape, or have no items or layers.
     """
-    first = np.asarray(never_knew, dtype=np.float64)
-    second = np.asarray(unlearned, dtype=np.float64)
+    first = np.asarray(reference_loss, dtype=np.float64)
+    second = np.asarray(unlearned_loss, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 2 or not first.size:
         raise InputError(
             "the two tables of losses do not fit each other",
@@ -80,7 +80,7 @@ def unlearning_depth(
         score = lost.sum(1) / whole.sum(1)
         share = np.where(holds, second, 0.0).sum(0) / whole.sum(0)
     some = holds.any()
-    return Depth(
+    return DepthScore(
         score,
         float(np.nanmean(score)) if some else float("nan"),
         share,

@@ -26,7 +26,7 @@ def score_edited(
     *,
     watch: Sequence[int] = (),
     span: Span = "end",
-    where: Sites | None = None,
+    sites: Sites | None = None,
     tokens: int = 4096,
 ) -> AnswerScores:
     """As ``score_answers`` with sites edited where every row's prompt ends.
@@ -43,13 +43,13 @@ def score_edited(
         watch: As in ``score_answers``.
         span: "end" for the last prompt token; "prompt" hands an edit the states (row,
             position, d) of the whole prompt. The rows of one call share its length.
-        where: The model's sites, if already found.
+        sites: The model's sites, if already found.
         tokens: Padded positions a batch.
 
     Raises:
         InputError: as ``patch`` and ``score_answers``.
     """
-    found = where if where is not None else find_sites(model)
+    found = sites if sites is not None else find_sites(model)
     starts = np.array(sequences.answer_start)
     lengths = np.array([len(ids) for ids in sequences.ids])
     parts: list[tuple[np.ndarray, AnswerScores]] = []
@@ -60,10 +60,10 @@ def score_edited(
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
         at = int(start) - 1
         place = at if span == "end" else slice(0, at + 1)
-        hooks = {site: _in_order(edit, rows, place) for site, edit in edits.items()}
-        with patch(model, hooks, where=found):
+        hooks = {site: _row_hook(edit, rows, place) for site, edit in edits.items()}
+        with patch(model, hooks, known_sites=found):
             scores = score_answers(
-                model, sequences[rows.tolist()], watch=watch, tokens=tokens
+                model, sequences[rows.tolist()], watch=watch, batch_tokens=tokens
             )
         parts.append((rows, scores))
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
@@ -76,7 +76,7 @@ def score_edited(
     return AnswerScores(**merged)
 
 
-def adding(vector: Tensor) -> RowEdit:
+def add_vector(vector: Tensor) -> RowEdit:
     """The same vector (d,) for every row."""
 
     def edit(states: Tensor, rows: np.ndarray) -> Tensor:
@@ -85,7 +85,7 @@ def adding(vector: Tensor) -> RowEdit:
     return edit
 
 
-def _in_order(
+def _row_hook(
     edit: RowEdit, rows: np.ndarray, position: int | slice
 ) -> Callable[[Tensor], Tensor]:
     """A hook that deals ``rows`` out to batches as they come."""

@@ -12,43 +12,45 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from attribution.circuits.structure import Anatomy
+from attribution.circuits.structure import TransformerStructure
 from evidence.errors import InputError
 
 
-def last_block(anatomy: Anatomy) -> nn.Module:
+def last_block(structure: TransformerStructure) -> nn.Module:
     """The module of the last block."""
-    return anatomy.places.places[f"resid.{anatomy.n_layers - 1}"].module
+    return structure.sites.places[f"resid.{structure.n_layers - 1}"].module
 
 
-def weights_of(block: nn.Module) -> dict[str, Tensor]:
+def copy_parameters(block: nn.Module) -> dict[str, Tensor]:
     """A copy of a block's parameters by name."""
     return {name: p.detach().clone() for name, p in block.named_parameters()}
 
 
 @contextmanager
-def borrowed(block: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def temporarily_replaced(
+    block: nn.Module, parameters: Mapping[str, Tensor]
+) -> Iterator[None]:
     """Run a block with other weights, and give it its own back afterwards.
 
     Args:
         block: The block; it is as before once the context ends.
-        weights: From ``weights_of`` a block of the same build.
+        parameters: From ``copy_parameters`` a block of the same build.
 
     Raises:
         InputError: the two blocks are not built alike.
     """
     own = dict(block.named_parameters())
-    alike = {name: tuple(value.shape) for name, value in weights.items()}
+    alike = {name: tuple(value.shape) for name, value in parameters.items()}
     if {name: tuple(p.shape) for name, p in own.items()} != alike:
         raise InputError(
             "the last block cannot be put in place of one that is built otherwise",
             expected="the same parameters of the same shapes",
             got=f"{len(own)} parameters here and {len(alike)} there",
         )
-    kept = weights_of(block)
+    kept = copy_parameters(block)
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(parameters[name])
     try:
         yield
     finally:

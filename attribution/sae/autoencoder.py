@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Sites, find_sites
 from evidence.errors import InputError
 
@@ -24,17 +24,17 @@ class Sae:
     Attributes:
         module: The sae-lens model, in evaluation mode.
         site: Site whose states it reconstructs.
-        note: What was written down when it was trained: "kind", "model" (hash of the
+        metadata: What was written down when it was trained: "kind", "model" (hash of the
             weights it belongs to), "dead" (latents that never fire), "prefixes"; empty
             for one from elsewhere.
     """
 
     module: Any
     site: str
-    note: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        kind = self.note.get("kind", self.module.cfg.architecture())
+        kind = self.metadata.get("kind", self.module.cfg.architecture())
         return f"Sae({kind} at {self.site}, {self.d_in} -> {self.d_sae})"
 
     @property
@@ -80,8 +80,8 @@ def spliced(
     edit: Callable[[Tensor], Tensor] | None = None,
     *,
     keep_error: bool = True,
-    first: int = 1,
-    where: Sites | None = None,
+    first_position: int = 1,
+    sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
     """Run the model's states through an autoencoder: a context manager, as ``patch``.
 
@@ -91,14 +91,14 @@ def spliced(
         edit: From latents (row, position, latent) to latents; none by default.
         keep_error: Add what the autoencoder does not reconstruct, so that without an
             edit nothing changes.
-        first: Positions below this one are left alone: the state of the first token
+        first_position: Positions below this one are left alone: the state of the first token
             is an outlier in most language models, and no autoencoder is trained on it.
-        where: The model's sites, if already found.
+        sites: The model's sites, if already found.
 
     Raises:
         InputError: the site does not exist in the model, or has another width.
     """
-    found = where if where is not None else find_sites(model)
+    found = sites if sites is not None else find_sites(model)
     found.resolve(sae.site)
     if found.d_model not in (None, sae.d_in):
         raise InputError(
@@ -110,7 +110,7 @@ def spliced(
 
     def through(value: Tensor) -> Tensor:
         # Decoding steps of a generation hold one position, which is never the first.
-        rest = value[:, first:] if value.shape[1] > 1 else value
+        rest = value[:, first_position:] if value.shape[1] > 1 else value
         if rest.shape[1] == 0:
             return value
         latents = sae.encode(rest)
@@ -119,7 +119,7 @@ def spliced(
             new = new + rest - sae.decode(latents)
         return torch.cat([value[:, : value.shape[1] - rest.shape[1]], new], 1)
 
-    return patch(model, {sae.site: through}, where=found)
+    return patch(model, {sae.site: through}, known_sites=found)
 
 
 def steer_latents(
@@ -127,7 +127,7 @@ def steer_latents(
     sae: Sae,
     amounts: Mapping[int, float],
     *,
-    where: Sites | None = None,
+    sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
     """Add to latents at every position but the first, the rest of the state kept.
 
@@ -137,7 +137,7 @@ def steer_latents(
         model: Run by the caller, inside the block.
         sae: The autoencoder.
         amounts: Latent to what is added to it, in latent units.
-        where: The model's sites, if already found.
+        sites: The model's sites, if already found.
 
     Raises:
         InputError: a latent that does not exist or never fires, or an amount that is
@@ -156,7 +156,7 @@ def steer_latents(
         latents[..., index.to(latents.device)] += size.to(latents)
         return latents
 
-    return spliced(model, sae, edit, where=where)
+    return spliced(model, sae, edit, sites=sites)
 
 
 def check_latent(sae: Sae, latent: int) -> None:
@@ -170,7 +170,7 @@ def check_latent(sae: Sae, latent: int) -> None:
             f"the autoencoder has no latent {latent}",
             expected=f"0 to {sae.d_sae - 1}",
         )
-    if latent in set(sae.note.get("dead", ())):
+    if latent in set(sae.metadata.get("dead", ())):
         raise InputError(
             f"latent {latent} is dead: it never fired on the rows it was trained on",
             fix="Choose a latent that fires",
@@ -178,7 +178,7 @@ def check_latent(sae: Sae, latent: int) -> None:
 
 
 @dataclass(frozen=True)
-class Quality:
+class SaeQuality:
     """What an autoencoder loses.
 
     Attributes:
@@ -195,7 +195,7 @@ class Quality:
     rows: int
 
 
-def quality(sae: Sae, chunks: Iterator[Any]) -> Quality:
+def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
     """Measure an autoencoder on states (row, d), given chunk by chunk.
 
     Raises:
@@ -221,7 +221,7 @@ def quality(sae: Sae, chunks: Iterator[Any]) -> Quality:
             got=f"{count} rows",
         )
     dead = 1 - float(fired.double().mean())
-    return Quality(error / variance, active / count, dead, count)
+    return SaeQuality(error / variance, active / count, dead, count)
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def loss_recovered(
         count += rest.shape[0] * rest.shape[1]
         return latents_of
 
-    with patch(model, {sae.site: see}, where=where):
+    with patch(model, {sae.site: see}, known_sites=where):
         plain = _loss(model, sequences, tokens)
     mean = total / max(count, 1)
 
@@ -271,9 +271,9 @@ def loss_recovered(
         out[:, 1:] = mean
         return out
 
-    with spliced(model, sae, keep_error=False, where=where):
+    with spliced(model, sae, keep_error=False, sites=where):
         through = _loss(model, sequences, tokens)
-    with patch(model, {sae.site: flat}, where=where):
+    with patch(model, {sae.site: flat}, known_sites=where):
         without = _loss(model, sequences, tokens)
     span = without - plain
     recovered = (without - through) / span if abs(span) > 1e-6 else float("nan")
@@ -284,8 +284,8 @@ def _loss(model: nn.Module, sequences: Sequences, tokens: int) -> float:
     """Mean next-token loss in nats."""
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    with torch.no_grad(), evaluating(model):
-        for batch in batches(sequences, tokens=tokens, device=device):
+    with torch.no_grad(), evaluation_mode(model):
+        for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits
             there = batch.attention_mask[:, 1:].bool()
             loss = nn.functional.cross_entropy(

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from attribution.patching.steering import score_edited
 from attribution.sae.autoencoder import Sae, check_latent
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 
-BY = ("f1", "auc", "difference")
+CRITERIA = ("f1", "auc", "difference")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ranking:
+class LatentRanking:
     """How well each latent tells rows that show each concept from those that do not.
 
     Attributes:
@@ -43,10 +43,10 @@ class Ranking:
         Raises:
             InputError: an unknown concept or order.
         """
-        if concept not in self.concepts or by not in BY:
+        if concept not in self.concepts or by not in CRITERIA:
             raise InputError(
                 "there is no such ranking",
-                expected=f"a concept such as {self.concepts[0]!r}, by {', '.join(BY)}",
+                expected=f"a concept such as {self.concepts[0]!r}, by {', '.join(CRITERIA)}",
                 got=f"{concept!r} by {by!r}",
             )
         table = getattr(self, by)[self.concepts.index(concept)]
@@ -56,11 +56,15 @@ class Ranking:
         """One row a latent of a concept, the best F1 first."""
         order = self.top(concept, self.f1.shape[1])
         at = self.concepts.index(concept)
-        columns = {name: getattr(self, name)[at, order] for name in (*BY, "active")}
+        columns = {
+            name: getattr(self, name)[at, order] for name in (*CRITERIA, "active")
+        }
         return pd.DataFrame({"latent": order} | columns)
 
 
-def rank_latents(latents: ArrayLike, marks: Mapping[str, ArrayLike]) -> Ranking:
+def rank_latents(
+    latents: ArrayLike, concept_masks: Mapping[str, ArrayLike]
+) -> LatentRanking:
     """Rank latents for each concept on a selection split.
 
     Scores of the rows ranked on are too good: what is claimed of the latents chosen
@@ -68,20 +72,20 @@ def rank_latents(latents: ArrayLike, marks: Mapping[str, ArrayLike]) -> Ranking:
 
     Args:
         latents: (row, latent) activations, >= 0.
-        marks: Name to (row,) booleans: which rows show the concept.
+        concept_masks: Name to (row,) booleans: which rows show the concept.
 
     Raises:
         InputError: marks of other rows, or without rows on either side.
     """
     z = np.asarray(latents, dtype=np.float64)
-    table = np.stack([np.asarray(each, dtype=bool) for each in marks.values()])
+    table = np.stack([np.asarray(each, dtype=bool) for each in concept_masks.values()])
     if z.ndim != 2 or table.shape[1] != len(z):
         raise InputError(
             "latents and marks differ in rows",
             expected=str(table.shape[1]),
             got=str(z.shape),
         )
-    for name, row in zip(marks, table, strict=True):
+    for name, row in zip(concept_masks, table, strict=True):
         if row.all() or not row.any():
             raise InputError(
                 f"concept {name!r} has rows of one kind only",
@@ -96,11 +100,15 @@ def rank_latents(latents: ArrayLike, marks: Mapping[str, ArrayLike]) -> Ranking:
     ranks = pd.DataFrame(z).rank(axis=0).to_numpy()
     auc = (yes @ ranks - n1 * (n1 + 1) / 2) / (n1 * n0)
     difference = yes @ z / n1 - (1 - yes) @ z / n0
-    return Ranking(tuple(marks), f1, auc, difference, both / n1)
+    return LatentRanking(tuple(concept_masks), f1, auc, difference, both / n1)
 
 
 def expert_sets(
-    ranking: Ranking, count: int, *, shared_by: int | None = None, active: float = 0.5
+    ranking: LatentRanking,
+    count: int,
+    *,
+    shared_by: int | None = None,
+    min_active: float = 0.5,
 ) -> dict[str, NDArray[np.int64]]:
     """The best latents of each concept, less those that serve too many.
 
@@ -111,14 +119,14 @@ def expert_sets(
         ranking: From a selection split.
         count: Latents kept a concept before any are dropped.
         shared_by: Drop a latent active in so many concepts or more; none if None.
-        active: Share of a concept's rows a latent must fire on to count as active.
+        min_active: Share of a concept's rows a latent must fire on to count as active.
 
     Raises:
         InputError: a concept is left without latents.
 
     Source: Suppression or Deletion, arXiv 2602.18505.
     """
-    served = (ranking.active >= active).sum(0)
+    served = (ranking.active >= min_active).sum(0)
     found = {}
     for concept in ranking.concepts:
         chosen = ranking.top(concept, count)
@@ -134,7 +142,7 @@ def expert_sets(
     return found
 
 
-def overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.float64]:
+def jaccard_overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.float64]:
     """(concept, concept) share of two expert sets' latents that are in both."""
     members = [set(map(int, each)) for each in sets.values()]
     return np.array([[len(a & b) / len(a | b) for b in members] for a in members])
@@ -167,10 +175,10 @@ def latent_attribution(
 
     with (
         torch.enable_grad(),
-        evaluating(model),
-        patch(model, {sae.site: keep}, where=where),
+        evaluation_mode(model),
+        patch(model, {sae.site: keep}, known_sites=where),
     ):
-        for batch in batches(sequences, tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits.float()
             start = batch.answer_mask.int().argmax(1)
             row = torch.arange(len(start), device=device)
@@ -214,7 +222,7 @@ def ablation_effect(
 
 
 @dataclass(frozen=True)
-class Changed:
+class LatentChange:
     """A latent that fires otherwise in another checkpoint.
 
     Attributes:
@@ -234,7 +242,7 @@ class Changed:
 
 def changed_latents(
     before: ArrayLike, after: ArrayLike, count: int = 20, items: int = 5
-) -> list[Changed]:
+) -> list[LatentChange]:
     """The latents that changed most between two checkpoints, without any labels.
 
     Args:
@@ -261,7 +269,7 @@ def changed_latents(
         return tuple(int(row) for row in rows if table[row, latent] > 0)
 
     return [
-        Changed(
+        LatentChange(
             int(latent),
             float(delta[:, latent].mean()),
             float(delta[:, latent].mean() / max(delta[:, latent].std(), 1e-12)),
@@ -273,9 +281,9 @@ def changed_latents(
     ]
 
 
-def absorbed(
+def best_score_by_prefix(
     sae: Sae,
-    marks: ArrayLike,
+    concept_mask: ArrayLike,
     latents: ArrayLike,
     score: Callable[[NDArray, NDArray], float],
 ) -> dict[int, float]:
@@ -286,20 +294,20 @@ def absorbed(
 
     Args:
         sae: A Matryoshka autoencoder.
-        marks: (row,) which rows show the concept.
+        concept_mask: (row,) which rows show the concept.
         latents: (row, latent) activations.
         score: From marks and one latent's activations to a number, such as an AUC.
 
     Raises:
         InputError: the autoencoder has no prefixes.
     """
-    prefixes = sae.note.get("prefixes") or ()
+    prefixes = sae.metadata.get("prefixes") or ()
     if not prefixes:
         raise InputError(
             "this autoencoder has no nested prefixes",
             expected="one trained with kind 'matryoshka'",
             got=repr(sae),
         )
-    z, y = np.asarray(latents), np.asarray(marks, dtype=bool)
+    z, y = np.asarray(latents), np.asarray(concept_mask, dtype=bool)
     each = np.array([score(y, z[:, latent]) for latent in range(z.shape[1])])
     return {int(width): float(each[:width].max()) for width in prefixes}

@@ -16,11 +16,15 @@ from evidence.machine.devices import choose_device
 from evidence.storage.files import read_json
 from evidence.storage.regular_files import as_path, is_file, is_folder
 
-WEIGHTS, SETTINGS, NOTE = "sae_weights.safetensors", "cfg.json", "exhume.json"
+WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = (
+    "sae_weights.safetensors",
+    "cfg.json",
+    "exhume.json",
+)
 PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.npz")
-LIMIT = 1 << 20
+MAX_JSON_BYTES = 1 << 20
 """Bytes of a file of settings, and of a note."""
-MOST_WIDTH = 1 << 24
+MAX_WIDTH = 1 << 24
 
 
 def sae_lens() -> Any:
@@ -62,19 +66,20 @@ def load_sae(
     device = choose_device(device)
     if not is_folder(folder):
         folder = _download(str(source), revision)
-    if not is_file(folder / WEIGHTS) or not is_file(folder / SETTINGS):
+    if not is_file(folder / WEIGHTS_FILE) or not is_file(folder / CONFIG_FILE):
         pickles = [each.name for kind in PICKLES for each in folder.glob(kind)]
         if pickles:
             raise InputError(
                 f"{pickles[0]} may run code when it is opened, and is not read",
-                expected=f"{WEIGHTS} and {SETTINGS}",
+                expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}",
                 got=", ".join(sorted(pickles)[:3]),
                 fix="Have it saved by sae-lens 6 or later, which writes safetensors",
             )
         raise InputError(
-            f"{folder} holds no autoencoder", expected=f"{WEIGHTS} and {SETTINGS}"
+            f"{folder} holds no autoencoder",
+            expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}",
         )
-    note = _note(folder)
+    note = _read_metadata(folder)
     place = site if site is not None else note.get("site")
     if not isinstance(place, str):
         raise InputError(
@@ -100,12 +105,12 @@ def load_sae(
     return Sae(module.eval().requires_grad_(False), place, note)
 
 
-def _note(folder: Path) -> dict[str, Any]:
+def _read_metadata(folder: Path) -> dict[str, Any]:
     """What was written down when it was trained; empty for one from elsewhere."""
-    path = folder / NOTE
+    path = folder / METADATA_FILE
     if not path.exists():
         return {}
-    note = read_json(path, limit=LIMIT)
+    note = read_json(path, max_bytes=MAX_JSON_BYTES)
     dead = note.get("dead", [])
     texts = (note.get(name, "") for name in ("kind", "model"))
     if (
@@ -122,13 +127,13 @@ def _note(folder: Path) -> dict[str, Any]:
 
 def _check_settings(folder: Path) -> None:
     """Refuse widths that are no widths before the library makes tensors of them."""
-    settings = read_json(folder / SETTINGS, limit=LIMIT)
+    settings = read_json(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES)
     for name in ("d_in", "d_sae"):
         width = settings.get(name)
-        if type(width) is not int or not 0 < width <= MOST_WIDTH:
+        if type(width) is not int or not 0 < width <= MAX_WIDTH:
             raise InputError(
-                f"{folder / SETTINGS} does not say how wide the autoencoder is",
-                expected=f"{name}, a whole number up to {MOST_WIDTH:,}",
+                f"{folder / CONFIG_FILE} does not say how wide the autoencoder is",
+                expected=f"{name}, a whole number up to {MAX_WIDTH:,}",
                 got=quoted(width),
             )
 

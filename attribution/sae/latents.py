@@ -2,7 +2,7 @@
 
 Two changes, and for each its control of other latents that write as much:
 ``LatentAmplifier`` makes louder what a state holds already, the same for every input;
-``linear_part`` is what the published test injects from another model's state.
+``decode_difference`` is what the published test injects from another model's state.
 """
 
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ from evidence.errors import InputError
 
 def live_latents(sae: Sae) -> NDArray[np.int64]:
     """Latents that fired on some row the autoencoder was trained on."""
-    return np.setdiff1d(np.arange(sae.d_sae), sae.note.get("dead", ()))
+    return np.setdiff1d(np.arange(sae.d_sae), sae.metadata.get("dead", ()))
 
 
-def other_latents(
+def draw_control_latents(
     sae: Sae, latents: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """As many live latents that are not among ``latents``.
@@ -49,20 +49,20 @@ class LatentAmplifier:
 
     Attributes:
         sae: The autoencoder.
-        index: (n,) latents.
-        centre: (n,) their mean activation on ``rows``.
+        latents: (n,) latents.
+        center: (n,) their mean activation on ``rows``.
         rows: (row, d) states the mean was taken over.
         scale: Factor on all that is written.
     """
 
     sae: Sae
-    index: Tensor
-    centre: Tensor
+    latents: Tensor
+    center: Tensor
     rows: Tensor
     scale: float = 1.0
 
     @classmethod
-    def of(
+    def fit(
         cls, sae: Sae, latents: NDArray[np.int64], rows: NDArray
     ) -> "LatentAmplifier":
         """An amplifier of some latents.
@@ -92,25 +92,29 @@ class LatentAmplifier:
             )
         return cls(sae, index, own.mean(0), table)
 
-    def written(self, states: Tensor) -> Tensor:
+    def apply(self, states: Tensor) -> Tensor:
         """(row, d) what is added to each state at strength 1."""
-        own = self.sae.encode(states.float())[..., self.index] - self.centre
-        return (self.scale * own @ self.sae.decoder[self.index]).to(states)
+        own = self.sae.encode(states.float())[..., self.latents] - self.center
+        return (self.scale * own @ self.sae.decoder[self.latents]).to(states)
 
-    def turned(self, rng: np.random.Generator) -> "LatentAmplifier":
+    def randomly_rotated(self, rng: np.random.Generator) -> "LatentAmplifier":
         """The control: as many other live latents, which write as much on average."""
-        drawn = torch.from_numpy(other_latents(self.sae, self.index.numpy(), rng))
+        drawn = torch.from_numpy(
+            draw_control_latents(self.sae, self.latents.numpy(), rng)
+        )
         other = replace(
             self,
-            index=drawn,
-            centre=self.sae.encode(self.rows)[:, drawn].mean(0),
+            latents=drawn,
+            center=self.sae.encode(self.rows)[:, drawn].mean(0),
             scale=1.0,
         )
-        mine, theirs = (_length(each.written(self.rows)) for each in (self, other))
+        mine, theirs = (_rms_norm(each.apply(self.rows)) for each in (self, other))
         return replace(other, scale=mine / max(theirs, 1e-12))
 
 
-def linear_part(sae: Sae, difference: Tensor, latents: NDArray[np.int64]) -> Tensor:
+def decode_difference(
+    sae: Sae, difference: Tensor, latents: NDArray[np.int64]
+) -> Tensor:
     """What a difference between two states amounts to in some latents, decoded.
 
     As in the published code neither biases nor the choice of the strongest latents
@@ -142,12 +146,12 @@ def linear_part(sae: Sae, difference: Tensor, latents: NDArray[np.int64]) -> Ten
     return difference @ encoder @ sae.decoder[index].to(difference)
 
 
-def as_long(change: Tensor, model: Tensor) -> Tensor:
-    """``change`` with the length of ``model``, vector by vector; zero stays zero."""
+def match_norms(change: Tensor, reference: Tensor) -> Tensor:
+    """``change`` with the length of ``reference``, vector by vector; zero stays zero."""
     length = change.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return change * model.norm(dim=-1, keepdim=True) / length
+    return change * reference.norm(dim=-1, keepdim=True) / length
 
 
-def _length(rows: Tensor) -> float:
+def _rms_norm(rows: Tensor) -> float:
     """Root mean square length of rows."""
     return float(rows.double().square().sum(-1).mean().sqrt())

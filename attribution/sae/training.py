@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.sae.autoencoder import Sae, quality
-from attribution.sae.files import NOTE, load_sae, sae_lens
+from attribution.sae.autoencoder import Sae, measure_quality
+from attribution.sae.files import METADATA_FILE, load_sae, sae_lens
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, write_atomic
-from evidence.storage.removal import delete_ours
+from evidence.storage.files import atomic_folder, write_atomic
+from evidence.storage.removal import delete_owned_folder
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
 KINDS: tuple[Kind, ...] = ("topk", "batchtopk", "jumprelu", "matryoshka")
 VERSION = 1  # raise it when the same request would give other weights
-CHUNK = 1 << 16
+CHUNK_ROWS = 1 << 16
 PART_FILES = re.compile(r"sae\.safetensors|trainer_state\.pt|activation_scaler\.json")
-OUTLIER = 10.0
+MAX_NORM_RATIO = 10.0
 """Rows longer than so many median lengths are left out: attention sinks dominate."""
 
 
@@ -97,14 +97,14 @@ def train_sae(
         InputError: fewer rows than a batch, rows that are not (row, d), finite and
             different from each other.
     """
-    key = _key(rows, site, config, model)
+    key = _cache_key(rows, site, config, model)
     folder = Path(root) / key
     if not folder.is_dir():
         _train(rows, site, folder, config, model, checkpoint_every, progress)
     return load_sae(folder)
 
 
-def _key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
+def _cache_key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
     if len(rows.shape) != 2 or rows.shape[0] < config.batch_size:
         raise InputError(
             "there are too few states to train an autoencoder on",
@@ -120,8 +120,8 @@ def _key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
         )
     digest = hashlib.sha256()
     digest.update(json.dumps([VERSION, asdict(config), site, model]).encode())
-    for start in range(0, rows.shape[0], CHUNK):
-        chunk = np.ascontiguousarray(rows[start : start + CHUNK], dtype=np.float32)
+    for start in range(0, rows.shape[0], CHUNK_ROWS):
+        chunk = np.ascontiguousarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
         if not np.isfinite(chunk).all():
             raise InputError(
                 "the states hold NaN or infinity",
@@ -143,13 +143,13 @@ def _train(
     library = sae_lens()
     from sae_lens.config import SAETrainerConfig
 
-    centre, limit, scale = _scales(rows)
-    usable = _usable(rows, limit)
+    centre, limit, scale = _norm_statistics(rows)
+    usable = _inlier_rows(rows, limit)
     per_epoch = sum(len(kept) // config.batch_size for kept in usable)
     steps = max(1, per_epoch * config.epochs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(config.seed, "sae") % 2**31)
-        sae = _new(config, rows.shape[1], steps)
+        sae = _training_model(config, rows.shape[1], steps)
     with torch.no_grad():
         sae.b_dec.copy_(centre * scale)
     trainer = library.SAETrainer(
@@ -178,12 +178,12 @@ def _train(
             if trainer.n_training_steps % checkpoint_every == 0:
                 _checkpoint(trainer, part)
     sae.fold_activation_norm_scaling_factor(scale)
-    with folder_atomic(folder) as scratch:
-        _finish(sae, scratch, rows, usable, site, config, model)
-    _drop(part)
+    with atomic_folder(folder) as scratch:
+        _save(sae, scratch, rows, usable, site, config, model)
+    _delete_checkpoint(part)
 
 
-def _new(config: SaeConfig, width: int, steps: int) -> Any:
+def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
     """A fresh training model of sae-lens."""
     library = sae_lens()
     latents = config.expansion * width
@@ -200,7 +200,7 @@ def _new(config: SaeConfig, width: int, steps: int) -> Any:
         return library.BatchTopKTrainingSAE(made)
     if config.kind == "matryoshka":
         made = library.MatryoshkaBatchTopKTrainingSAEConfig(
-            k=config.k, matryoshka_widths=prefixes(latents), **shared
+            k=config.k, matryoshka_widths=matryoshka_widths(latents), **shared
         )
         return library.MatryoshkaBatchTopKTrainingSAE(made)
     made = library.JumpReLUTrainingSAEConfig(
@@ -215,17 +215,17 @@ def _new(config: SaeConfig, width: int, steps: int) -> Any:
     return library.JumpReLUTrainingSAE(made)
 
 
-def prefixes(latents: int) -> list[int]:
+def matryoshka_widths(latents: int) -> list[int]:
     """Widths of the nested prefixes of a Matryoshka autoencoder."""
     widths = {max(1, latents // part) for part in (16, 8, 4, 2)}
     return [*sorted(widths), latents]
 
 
-def _scales(rows: Any) -> tuple[Tensor, float, float]:
+def _norm_statistics(rows: Any) -> tuple[Tensor, float, float]:
     """Mean state, longest distance from it that is used, and the scale to sqrt(d)."""
-    sample = np.asarray(rows[: 4 * CHUNK], dtype=np.float32)
+    sample = np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32)
     length = np.linalg.norm(sample - np.median(sample, axis=0), axis=1)
-    limit = OUTLIER * float(np.median(length))
+    limit = MAX_NORM_RATIO * float(np.median(length))
     kept = sample[length <= limit]
     spread = (
         float(np.linalg.norm(kept - kept.mean(0), axis=1).mean()) if len(kept) else 0
@@ -238,12 +238,12 @@ def _scales(rows: Any) -> tuple[Tensor, float, float]:
     return torch.from_numpy(kept.mean(0)), limit, float(sample.shape[1] ** 0.5 / spread)
 
 
-def _usable(rows: Any, limit: float) -> list[np.ndarray]:
+def _inlier_rows(rows: Any, limit: float) -> list[np.ndarray]:
     """For each chunk the rows that are no outliers."""
-    median = np.median(np.asarray(rows[: 4 * CHUNK], dtype=np.float32), axis=0)
+    median = np.median(np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32), axis=0)
     found = []
-    for start in range(0, rows.shape[0], CHUNK):
-        chunk = np.asarray(rows[start : start + CHUNK], dtype=np.float32)
+    for start in range(0, rows.shape[0], CHUNK_ROWS):
+        chunk = np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
         length = np.linalg.norm(chunk - median, axis=1)
         found.append(np.flatnonzero(length <= limit))
     return found
@@ -257,8 +257,8 @@ def _batches(
         rng = numpy_rng(config.seed, "sae", "order", str(epoch))
         for number in rng.permutation(len(usable)):
             order = rng.permutation(usable[number])
-            start = number * CHUNK
-            chunk = np.asarray(rows[start : start + CHUNK], dtype=np.float32)
+            start = number * CHUNK_ROWS
+            chunk = np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
             for first in range(
                 0, len(order) - config.batch_size + 1, config.batch_size
             ):
@@ -269,16 +269,16 @@ def _batches(
 def _checkpoint(trainer: Any, part: Path) -> None:
     from safetensors.torch import save
 
-    _drop(part)
-    with folder_atomic(part) as scratch:
+    _delete_checkpoint(part)
+    with atomic_folder(part) as scratch:
         state = {k: v.contiguous() for k, v in trainer.sae.state_dict().items()}
         write_atomic(scratch / "sae.safetensors", save(state))
         trainer.save_trainer_state(scratch)
 
 
-def _drop(part: Path) -> None:
+def _delete_checkpoint(part: Path) -> None:
     if os.path.lexists(part):
-        delete_ours(part, PART_FILES)
+        delete_owned_folder(part, PART_FILES)
 
 
 def _resume(trainer: Any, part: Path) -> None:
@@ -299,7 +299,7 @@ def _resume(trainer: Any, part: Path) -> None:
         ) from error
 
 
-def _finish(
+def _save(
     sae: Any,
     scratch: Path,
     rows: Any,
@@ -313,31 +313,33 @@ def _finish(
     note = {"site": site, "kind": config.kind, "model": model} | {
         "config": asdict(config)
     }
-    write_atomic(scratch / NOTE, json.dumps(note))
+    write_atomic(scratch / METADATA_FILE, json.dumps(note))
     found = load_sae(scratch)
 
     def chunks(most: int = 4) -> Iterator[np.ndarray]:
         for number, kept in enumerate(usable[:most]):
-            chunk = np.asarray(rows[number * CHUNK : (number + 1) * CHUNK])
+            chunk = np.asarray(rows[number * CHUNK_ROWS : (number + 1) * CHUNK_ROWS])
             for first in range(0, len(kept), 4096):
                 yield chunk[kept[first : first + 4096]]
 
     if config.kind in ("batchtopk", "matryoshka"):
-        _calibrate(found, next(chunks()), config.k)
+        _calibrate_threshold(found, next(chunks()), config.k)
         found.module.save_model(str(scratch))
     on = torch.zeros(found.d_sae, dtype=torch.bool)
     for chunk in chunks():
         on |= (found.encode(torch.as_tensor(chunk, dtype=torch.float32)) > 0).any(0)
-    reached = quality(found, chunks())
+    reached = measure_quality(found, chunks())
     note |= {
         "dead": (~on).nonzero()[:, 0].tolist(),
-        "prefixes": prefixes(found.d_sae) if config.kind == "matryoshka" else [],
+        "prefixes": matryoshka_widths(found.d_sae)
+        if config.kind == "matryoshka"
+        else [],
         "quality": asdict(reached),
     }
-    write_atomic(scratch / NOTE, json.dumps(note))
+    write_atomic(scratch / METADATA_FILE, json.dumps(note))
 
 
-def _calibrate(sae: Sae, rows: np.ndarray, k: int) -> None:
+def _calibrate_threshold(sae: Sae, rows: np.ndarray, k: int) -> None:
     """Set the threshold at which k latents fire a row.
 
     The one learned in training is a running mean that lags behind short runs.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from capture.network.neurons import down_projection, value_vectors, with_neurons
 from capture.network.sites import Sites, find_sites, linear_shape
 from evidence.errors import InputError
@@ -23,7 +23,7 @@ from evidence.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Traces:
+class KnowledgeTraces:
     """The strongest neurons of each concept, the strongest first.
 
     Attributes:
@@ -69,8 +69,8 @@ def find_value_vectors(
     concepts: Mapping[str, Sequence[int]],
     *,
     k: int = 10,
-    where: Sites | None = None,
-) -> Traces:
+    sites: Sites | None = None,
+) -> KnowledgeTraces:
     """Value vectors that write a concept's tokens more than the rest of the vocabulary.
 
     The score is the mean logit that a value vector alone gives the concept's tokens,
@@ -81,15 +81,15 @@ def find_value_vectors(
         model: The original.
         concepts: Name to token ids.
         k: Neurons a concept.
-        where: The model's sites, if already found.
+        sites: The model's sites, if already found.
 
     Raises:
         InputError: no concepts, a token the model lacks, or fewer than ``k`` neurons.
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
-    sites = where if where is not None else find_sites(model)
-    unembedding = unembedding_of(sites)
+    sites = sites if sites is not None else find_sites(model)
+    unembedding = unembedding_matrix(sites)
     names, tokens = _tokens_of(concepts, len(unembedding))
     centred = unembedding - unembedding.mean(0)
     covariance = centred.T @ centred / len(centred)
@@ -100,7 +100,7 @@ def find_value_vectors(
         # The spread of a vector's logits over the vocabulary needs no logits.
         spread = ((values @ covariance) * values).sum(1).clamp(min=1e-30).sqrt()
         scores.append((values @ targets.T) / spread[:, None])
-    return _strongest(names, tokens, scores, k, "value vectors")
+    return _top_neurons(names, tokens, scores, k, "value vectors")
 
 
 def find_knowledge_neurons(
@@ -111,10 +111,10 @@ def find_knowledge_neurons(
     baseline: Sequences | None = None,
     baseline_concepts: Sequence[str] = (),
     k: int = 10,
-    where: Sites | None = None,
+    sites: Sites | None = None,
     tokens: int = 4096,
     progress: Progress = SILENT,
-) -> Traces:
+) -> KnowledgeTraces:
     """Neurons whose activation times gradient speaks for a concept's answers.
 
     The gradient is that of the log-probability of the first answer token; products
@@ -130,7 +130,7 @@ def find_knowledge_neurons(
             as about invented entities; every concept needs one or more.
         baseline_concepts: (baseline row,) concept of each.
         k: Neurons a concept.
-        where: The model's sites, if already found.
+        sites: The model's sites, if already found.
         tokens: Padded positions a batch.
         progress: Where to show progress.
 
@@ -139,9 +139,11 @@ def find_knowledge_neurons(
 
     Source: FaithUn's KLUE, arXiv 2502.19207; knowledge neurons, arXiv 2104.08696.
     """
-    sites = with_neurons(where if where is not None else find_sites(model))
+    sites = with_neurons(sites if sites is not None else find_sites(model))
     names = tuple(dict.fromkeys(row_concepts))
-    own = _attribution(model, sites, sequences, row_concepts, names, tokens, progress)
+    own = _neuron_attribution(
+        model, sites, sequences, row_concepts, names, tokens, progress
+    )
     if baseline is not None:
         missing = set(names) - set(baseline_concepts)
         if missing:
@@ -149,7 +151,7 @@ def find_knowledge_neurons(
                 f"concept {min(missing)!r} has no baseline row",
                 expected="one or more rows of each concept",
             )
-        chance = _attribution(
+        chance = _neuron_attribution(
             model, sites, baseline, baseline_concepts, names, tokens, progress
         )
         own = [mine - theirs for mine, theirs in zip(own, chance, strict=True)]
@@ -157,10 +159,10 @@ def find_knowledge_neurons(
     for row, name in enumerate(row_concepts):
         first[name].add(sequences.ids[row][sequences.answer_start[row]])
     kept = tuple(tuple(sorted(first[name])) for name in names)
-    return _strongest(names, kept, own, k, "knowledge neurons")
+    return _top_neurons(names, kept, own, k, "knowledge neurons")
 
 
-def unembedding_of(sites: Sites) -> Tensor:
+def unembedding_matrix(sites: Sites) -> Tensor:
     """(token, d) float64 rows of the output layer.
 
     Raises:
@@ -197,13 +199,13 @@ def _tokens_of(
     return tuple(concepts), tokens
 
 
-def _strongest(
+def _top_neurons(
     names: tuple[str, ...],
     tokens: tuple[tuple[int, ...], ...],
     scores: list[Tensor],
     k: int,
     method: str,
-) -> Traces:
+) -> KnowledgeTraces:
     """The top ``k`` over all layers; ``scores`` holds (neuron, concept) a layer."""
     layer = torch.cat([torch.full((len(s),), at) for at, s in enumerate(scores)])
     index = torch.cat([torch.arange(len(s)) for s in scores])
@@ -215,7 +217,7 @@ def _strongest(
             got=str(k),
         )
     top, place = table.topk(k, dim=1)
-    return Traces(
+    return KnowledgeTraces(
         names,
         tokens,
         layer[place].numpy(),
@@ -225,7 +227,7 @@ def _strongest(
     )
 
 
-def _attribution(
+def _neuron_attribution(
     model: nn.Module,
     sites: Sites,
     sequences: Sequences,
@@ -258,11 +260,11 @@ def _attribution(
 
     with (
         torch.enable_grad(),
-        evaluating(model),
+        evaluation_mode(model),
         progress.task("attribution to neurons", len(sequences)) as advance,
-        patch(model, {name: keep(name) for name in wanted}, where=sites),
+        patch(model, {name: keep(name) for name in wanted}, known_sites=sites),
     ):
-        for batch in batches(sequences, tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=tokens, device=device):
             inputs = batch.model_inputs | {"use_cache": False}
             logits = model(**inputs).logits.float()
             start = batch.answer_mask.int().argmax(1)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attribution.value_vectors.find import Traces, unembedding_of
+from attribution.value_vectors.find import KnowledgeTraces, unembedding_matrix
 from capture.data.sequences import Sequences
 from capture.network.neurons import down_projection, value_vectors
 from capture.network.sites import Sites, find_sites
@@ -21,11 +21,11 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, torch_rng
 
 # A log-probability lower than this is lost in any case, and would swamp a mean.
-LEAST = -20.0
+MIN_LOGPROB = -20.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Confirmation:
+class TraceConfirmation:
     """What noise on a concept's traces does to its answers and to the others'.
 
     Attributes:
@@ -54,7 +54,7 @@ class Confirmation:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Survival:
+class TraceSurvival:
     """How each trace of the original looks in another checkpoint.
 
     Attributes:
@@ -66,34 +66,34 @@ class Survival:
         kept_tokens: (concept, k) share of the concept's tokens among the top tokens
             before that are there afterwards; NaN where none was.
         top: How many top tokens were compared.
-        typical: (layer,) mean cosine of all neurons of each block: a trace has been
+        layer_mean_cosine: (layer,) mean cosine of all neurons of each block: a trace has been
             edited only if its cosine is lower.
     """
 
-    traces: Traces
+    traces: KnowledgeTraces
     cosine: NDArray[np.float64]
     distance: NDArray[np.float64]
     jaccard: NDArray[np.float64]
     kept_tokens: NDArray[np.float64]
     top: int
-    typical: NDArray[np.float64]
+    layer_mean_cosine: NDArray[np.float64]
 
     def to_frame(self) -> pd.DataFrame:
         """One row a neuron."""
         names = ("cosine", "distance", "jaccard", "kept_tokens")
         extra = {name: getattr(self, name).ravel() for name in names}
-        typical = self.typical[self.traces.layers.ravel()]
+        typical = self.layer_mean_cosine[self.traces.layers.ravel()]
         return self.traces.to_frame().assign(**extra, typical_cosine=typical)
 
 
 @contextmanager
-def noised(
+def noisy_value_vectors(
     model: nn.Module,
     layers: Sequence[int] | NDArray,
     neurons: Sequence[int] | NDArray,
     scale: float,
     rng: torch.Generator,
-    where: Sites,
+    sites: Sites,
 ) -> Iterator[None]:
     """Gaussian noise on some value vectors for the length of a block.
 
@@ -103,13 +103,13 @@ def noised(
         neurons: (n,) its index.
         scale: Standard deviation, in root mean squares of the vector's own entries.
         rng: Source of the noise.
-        where: The model's sites.
+        sites: The model's sites.
     """
     saved: list[tuple[Tensor, int, Tensor]] = []
     try:
         with torch.no_grad():
             for layer, neuron in zip(layers, neurons, strict=True):
-                values = value_vectors(down_projection(where, int(layer)))
+                values = value_vectors(down_projection(sites, int(layer)))
                 own = values[int(neuron)]
                 saved.append((values, int(neuron), own.clone()))
                 noise = torch.randn(own.shape, generator=rng).to(own)
@@ -123,7 +123,7 @@ def noised(
 
 def confirm_traces(
     model: nn.Module,
-    traces: Traces,
+    traces: KnowledgeTraces,
     sequences: Sequences,
     row_concepts: Sequence[str],
     *,
@@ -132,9 +132,9 @@ def confirm_traces(
     draws: int = 3,
     permutations: int = 999,
     seed: int = 0,
-    where: Sites | None = None,
+    sites: Sites | None = None,
     progress: Progress = SILENT,
-) -> Confirmation:
+) -> TraceConfirmation:
     """Noise each concept's value vectors and see whose answers break.
 
     Args:
@@ -142,13 +142,13 @@ def confirm_traces(
         traces: What to noise, all neurons of a concept together.
         sequences: Rows with answers.
         row_concepts: (row,) concept of each.
-        scale: Of the noise, see ``noised``. The paper's 0.1 is about five root mean
+        scale: Of the noise, see ``noisy_value_vectors``. The paper's 0.1 is about five root mean
             squares of the weights of the models it was used on.
         alpha: Level of the test.
         draws: Noises averaged over.
         permutations: Of the test.
         seed: Of noise, random neurons and permutations.
-        where: The model's sites, if already found.
+        sites: The model's sites, if already found.
         progress: Shows one unit a concept.
 
     Raises:
@@ -156,7 +156,7 @@ def confirm_traces(
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
-    sites = where if where is not None else find_sites(model)
+    sites = sites if sites is not None else find_sites(model)
     named = np.array(row_concepts)
     for concept in traces.concepts:
         if not (named == concept).any() or (named == concept).all():
@@ -167,7 +167,7 @@ def confirm_traces(
             )
 
     def heard() -> NDArray:
-        return np.maximum(score_answers(model, sequences).mean_logprob, LEAST)
+        return np.maximum(score_answers(model, sequences).mean_logprob, MIN_LOGPROB)
 
     before = heard()
     table = np.zeros((len(traces.concepts), 3))
@@ -179,10 +179,10 @@ def confirm_traces(
             layers, own = traces.layers[at], traces.neurons[at]
             fall, by_luck = np.zeros((2, len(named)))
             for _ in range(draws):
-                with noised(model, layers, own, scale, rng, sites):
+                with noisy_value_vectors(model, layers, own, scale, rng, sites):
                     fall += (before - heard()) / draws
-                others = _others(sites, layers, own, pick)
-                with noised(model, layers, others, scale, rng, sites):
+                others = _control_neurons(sites, layers, own, pick)
+                with noisy_value_vectors(model, layers, others, scale, rng, sites):
                     by_luck += (before - heard()) / draws
             mine = named == concept
             test = unpaired_max_test(
@@ -196,12 +196,16 @@ def confirm_traces(
             advance(1)
     own, others, random = table.T
     confirmed = (p_value < alpha) & (own > random)
-    return Confirmation(traces.concepts, own, others, random, p_value, confirmed)
+    return TraceConfirmation(traces.concepts, own, others, random, p_value, confirmed)
 
 
-def survival(
-    original: nn.Module, candidate: nn.Module, traces: Traces, *, top: int = 200
-) -> Survival:
+def trace_survival(
+    original: nn.Module,
+    candidate: nn.Module,
+    traces: KnowledgeTraces,
+    *,
+    top: int = 200,
+) -> TraceSurvival:
     """What became of the original's traces in a candidate.
 
     Args:
@@ -217,7 +221,7 @@ def survival(
     Source: ConceptVectors, arXiv 2406.11614.
     """
     old_sites, new_sites = find_sites(original), find_sites(candidate)
-    unembedding = unembedding_of(old_sites)
+    unembedding = unembedding_matrix(old_sites)
     top = max(1, min(top, len(unembedding) // 4))
     shape = traces.layers.shape
     cosine, distance, jaccard, kept = (np.full(shape, np.nan) for _ in range(4))
@@ -250,16 +254,18 @@ def survival(
             mine = first & set(traces.tokens[at])
             if mine:
                 kept[at, rank] = len(mine & second) / len(mine)
-    return Survival(traces, cosine, distance, jaccard, kept, top, typical)
+    return TraceSurvival(traces, cosine, distance, jaccard, kept, top, typical)
 
 
-def random_traces(traces: Traces, model: nn.Module, seed: int = 0) -> Traces:
+def random_traces(
+    traces: KnowledgeTraces, model: nn.Module, seed: int = 0
+) -> KnowledgeTraces:
     """As many other neurons of the same blocks: the control of a survival."""
     sites = find_sites(model)
     rng = numpy_rng(seed, "random traces")
     neurons = np.stack(
         [
-            _others(sites, layers, own, rng)
+            _control_neurons(sites, layers, own, rng)
             for layers, own in zip(traces.layers, traces.neurons, strict=True)
         ]
     )
@@ -267,7 +273,7 @@ def random_traces(traces: Traces, model: nn.Module, seed: int = 0) -> Traces:
     return replace(traces, neurons=neurons, scores=scores, method="random neurons")
 
 
-def _others(
+def _control_neurons(
     sites: Sites, layers: NDArray, neurons: NDArray, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """(n,) neurons of the same blocks that are not among ``neurons``."""

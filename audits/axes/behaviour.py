@@ -5,21 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from audits.axes.judgement import Wanted, against_floors
-from audits.core.answers import said
+from audits.axes.judgement import MetricComparison, compare_to_floors
+from audits.core.answers import scores_from_json
 from audits.core.config import AuditConfig, Rule
 from capture.data.questions import Questions
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading, Status
 
 NAME = "behaviour"
 QUESTION = "Is the knowledge gone at the output?"
-SAID, TOLD = "said in full", "told from the others"
+EXACT_MATCH, CONTRAST = "said in full", "told from the others"
 
 
-def kept_rows(questions: Questions, original: dict[str, Any]) -> np.ndarray:
+def known_rows(questions: Questions, original_scores: dict[str, Any]) -> np.ndarray:
     """(row,) True where the original itself gives the answer to that prompt."""
-    return said(original).greedy > 0
+    return scores_from_json(original_scores).greedy > 0
 
 
 def run_behaviour(
@@ -34,25 +34,25 @@ def run_behaviour(
     Args:
         forget: Forget questions with every paraphrase.
         never: Never-taught questions.
-        scores: By role: ``forget`` and ``never_taught`` (as ``score_questions``) and ``ratios``
+        scores: By role: ``forget`` and ``never_taught`` (as ``score_question_sets``) and ``ratios``
             (as ``truth_ratios``).
     """
-    known = kept_rows(forget, scores["original"]["forget"])
-    asked = forget.keep(known)
+    known = known_rows(forget, scores["original"]["forget"])
+    asked = forget.select(known)
 
     def forgotten(role: str, what: str) -> EntityValues:
-        values = getattr(said(scores[role]["forget"]), what)
-        return by_entity(values[known], asked.entities)
+        values = getattr(scores_from_json(scores[role]["forget"]), what)
+        return average_by_entity(values[known], asked.entities)
 
     def invented(role: str, what: str) -> EntityValues:
-        values = getattr(said(scores[role]["never_taught"]), what)
-        return by_entity(values, never.entities)
+        values = getattr(scores_from_json(scores[role]["never_taught"]), what)
+        return average_by_entity(values, never.entities)
 
     references = [role for role in scores if role.startswith("reference")]
-    readings = against_floors(
+    readings = compare_to_floors(
         NAME,
         [
-            Wanted(
+            MetricComparison(
                 name,
                 what,
                 forgotten("unlearned", what),
@@ -60,7 +60,7 @@ def run_behaviour(
                 [forgotten(role, what) for role in references],
                 invented("unlearned", what),
             )
-            for name, what in ((SAID, "greedy"), (TOLD, "contrast"))
+            for name, what in ((EXACT_MATCH, "greedy"), (CONTRAST, "contrast"))
         ],
         ["output"],
         config,
@@ -84,7 +84,7 @@ def run_behaviour(
     by_wording = {
         role: [
             float(
-                said(scores[role]["forget"])
+                scores_from_json(scores[role]["forget"])
                 .greedy[known][np.array(asked.wording) == wording]
                 .mean()
             )
@@ -107,7 +107,9 @@ def run_behaviour(
                 for role in scores
             },
             "mean_logprob": {
-                role: float(said(scores[role]["forget"]).mean_logprob[known].mean())
+                role: float(
+                    scores_from_json(scores[role]["forget"]).mean_logprob[known].mean()
+                )
                 for role in scores
             },
             "items": [
@@ -125,9 +127,9 @@ def run_behaviour(
                     asked.entities,
                     asked.prompts,
                     asked.answers,
-                    said(scores["unlearned"]["forget"]).greedy[known],
-                    said(scores["original"]["forget"]).mean_logprob[known],
-                    said(scores["unlearned"]["forget"]).mean_logprob[known],
+                    scores_from_json(scores["unlearned"]["forget"]).greedy[known],
+                    scores_from_json(scores["original"]["forget"]).mean_logprob[known],
+                    scores_from_json(scores["unlearned"]["forget"]).mean_logprob[known],
                     strict=True,
                 )
             ],

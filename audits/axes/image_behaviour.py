@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 
 from audits.axes.behaviour import NAME, status_of
-from audits.axes.judgement import Wanted, against_floors
+from audits.axes.judgement import MetricComparison, compare_to_floors
 from audits.core.config import AuditConfig
-from audits.modalities.image_baseline import Cast, values
+from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import NAMED, RANKED
 from evidence.results import AxisResult, Control
 
 QUESTION = "Is the class still named at the output?"
-MOST_NEVER = 0.25
+MAX_NEVER_TAUGHT_NAMED = 0.25
 """Maximum share of never-taught images that the original may predict as the class."""
 
 
 def run_behaviour(
-    sets: Cast,
-    heard: Mapping[str, dict[str, Any]],
+    sets: EvaluationSets,
+    baseline_scores: Mapping[str, dict[str, Any]],
     never_called: float,
     config: AuditConfig,
 ) -> AxisResult:
@@ -30,40 +30,43 @@ def run_behaviour(
     0), and differs from that of other unseen images.
 
     Args:
-        heard: By role, as ``image_baseline.listen``.
+        baseline_scores: By role, as ``image_baseline.listen``.
         never_called: Share of all never-taught images that the original predicts as the class;
             these are left out of the floor.
     """
-    references = [role for role in heard if role.startswith("reference")]
+    references = [role for role in baseline_scores if role.startswith("reference")]
 
-    def wanted(name: str, what: str) -> Wanted:
+    def wanted(name: str, what: str) -> MetricComparison:
         forgotten = {
-            role: values(heard[role][what]["forget"], sets.forget) for role in heard
+            role: image_values(baseline_scores[role][what]["forget"], sets.forget)
+            for role in baseline_scores
         }
-        return Wanted(
+        return MetricComparison(
             name,
             what,
             forgotten["unlearned"],
             forgotten["original"],
             [forgotten[role] for role in references],
-            values(heard["unlearned"][what]["never_taught"], sets.never),
+            image_values(
+                baseline_scores["unlearned"][what]["never_taught"], sets.never
+            ),
         )
 
-    readings = against_floors(
+    readings = compare_to_floors(
         NAME, [wanted(NAMED, "named"), wanted(RANKED, "rank")], ["output"], config
     )
-    right = float(np.mean(heard["original"]["named"]["forget"]))
+    right = float(np.mean(baseline_scores["original"]["named"]["forget"]))
     controls = [
         Control("the original names it", right, "1 on the images kept", right > 0.5),
         Control(
             "the original does not call never-taught images the class",
             never_called,
-            f"below {MOST_NEVER}",
-            never_called < MOST_NEVER,
+            f"below {MAX_NEVER_TAUGHT_NAMED}",
+            never_called < MAX_NEVER_TAUGHT_NAMED,
         ),
     ]
     status, extra = status_of(readings, controls, config.rule)
-    said = heard["unlearned"]["named"]["forget"]
+    said = baseline_scores["unlearned"]["named"]["forget"]
     return AxisResult(
         NAME,
         QUESTION,

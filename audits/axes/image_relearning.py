@@ -19,45 +19,47 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors
-from audits.axes.relearning import LEARNED, LONGER, NAME
-from audits.axes.status import failures, standing
+from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.relearning import MIN_LEARNED, NAME, STEP_MULTIPLES
+from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
-from audits.modalities.image_baseline import Cast, called
-from audits.modalities.image_vocabulary import REST_NAMED
+from audits.modalities.image_baseline import EvaluationSets, predicted_classes
+from audits.modalities.image_vocabulary import HELD_OUT_NAMED
 from capture.data.images import ImageSet
 from capture.network.sites import model_device
-from erasure.unlearning.image_task import class_logits
-from erasure.unlearning.training import Schedule, only_training, take_steps
+from erasure.unlearning.training.image_task import class_logits
+from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
-from evidence.intervals import EntityValues, by_entity, mean_of
+from evidence.intervals import EntityValues, average_by_entity, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
 QUESTION = "Do a few images of the class bring back the rest?"
-LABEL = "share of images not taught that are named as the class"
+STATISTIC_NAME = "share of images not taught that are named as the class"
 SHOTS = 4
 """Training images. From eight on, a class that no model saw is learned as well as the
 forgotten one (tuning seed 0 of the digits world)."""
 ROUNDS = 2
 """Number of random halvings; each half is held out once in each."""
-KINDS = 3
+N_INVENTED_CLASSES = 3
 """Number of invented classes that are taught."""
-KEPT, STEPS, EVERY = 40, 20, 2
-IN_TIME = 0.6
+N_RETAIN, STEPS, EVAL_EVERY = 40, 20, 2
+LEARNED_BY = 0.6
 """Share of the checkpoints by which the training images must be learned."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RelearningSplit:
     """Images taught under the forgotten class's index, and held-out images."""
 
-    taught: ImageSet
-    asked: ImageSet
+    train: ImageSet
+    held_out: ImageSet
 
 
-def lessons(sets: Cast, seed: int) -> dict[str, list[Lesson]]:
+def relearning_splits(
+    sets: EvaluationSets, seed: int
+) -> dict[str, list[RelearningSplit]]:
     """Splits of the class ("forget", every image held out) and of invented ones ("never")."""
     rng = numpy_rng(seed, NAME, "images")
     forget = []
@@ -66,22 +68,25 @@ def lessons(sets: Cast, seed: int) -> dict[str, list[Lesson]]:
         halves = (order[::2], order[1::2])
         for taught, asked in (halves, halves[::-1]):
             forget.append(
-                Lesson(
-                    sets.forget.rows(taught[:SHOTS]), sets.forget.rows(np.sort(asked))
+                RelearningSplit(
+                    sets.forget.select(taught[:SHOTS]),
+                    sets.forget.select(np.sort(asked)),
                 )
             )
     never = []
     for kind in rng.permutation(np.unique(sets.never.labels)):
         rows = np.flatnonzero(sets.never.labels == kind)
-        if len(rows) > SHOTS and len(never) < KINDS:
+        if len(rows) > SHOTS and len(never) < N_INVENTED_CLASSES:
             some = rng.permutation(rows)
             never.append(
-                Lesson(sets.never.rows(some[:SHOTS]), sets.never.rows(some[SHOTS:]))
+                RelearningSplit(
+                    sets.never.select(some[:SHOTS]), sets.never.select(some[SHOTS:])
+                )
             )
     return {"forget": forget, "never": never}
 
 
-def kept_images(sets: Cast, seed: int) -> ImageSet:
+def retain_images(sets: EvaluationSets, seed: int) -> ImageSet:
     """Retain images to train on as well, balanced over classes."""
     order = numpy_rng(seed, NAME, "kept").permutation(len(sets.fit))
     turn = np.zeros(len(order), dtype=int)
@@ -89,14 +94,14 @@ def kept_images(sets: Cast, seed: int) -> ImageSet:
     for place, row in enumerate(order):
         label = int(sets.fit.labels[row])
         turn[place] = seen[label] = seen.get(label, -1) + 1
-    chosen = order[np.argsort(turn, kind="stable")][:KEPT]
-    return sets.fit.rows(np.sort(chosen))
+    chosen = order[np.argsort(turn, kind="stable")][:N_RETAIN]
+    return sets.fit.select(np.sort(chosen))
 
 
 def relearn(
-    untaught: nn.Module,
-    lesson: Lesson,
-    kept: ImageSet,
+    initial: nn.Module,
+    split: RelearningSplit,
+    retain: ImageSet,
     label: int,
     rate: float,
     steps: int,
@@ -110,21 +115,21 @@ def relearn(
         ``steps``; ``taught``: share of the training images predicted as the class, a
         checkpoint; ``ids``; ``asked``: (checkpoint, image) 1 where predicted as the class.
     """
-    model = copy.deepcopy(untaught)
+    model = copy.deepcopy(initial)
     device = model_device(model)
-    both = lesson.taught.pixels, kept.pixels
+    both = split.train.pixels, retain.pixels
     pixels = torch.cat(both).to(device)
-    own = torch.full((len(lesson.taught),), label)
-    labels = torch.cat([own, torch.from_numpy(kept.labels)]).to(device)
+    own = torch.full((len(split.train),), label)
+    labels = torch.cat([own, torch.from_numpy(retain.labels)]).to(device)
     shares = [torch.full((len(part),), 0.5 / len(part)) for part in both]
     weights = torch.cat(shares).to(device)
     taught: list[float] = []
     asked: list[list[int]] = []
 
     def examine(model: nn.Module) -> dict[str, float]:
-        hits = called(model, lesson.taught + lesson.asked) == label
-        taught.append(float(hits[: len(lesson.taught)].mean()))
-        asked.append(hits[len(lesson.taught) :].astype(int).tolist())
+        hits = predicted_classes(model, split.train + split.held_out) == label
+        taught.append(float(hits[: len(split.train)].mean()))
+        asked.append(hits[len(split.train) :].astype(int).tolist())
         return {"taught": taught[-1]}
 
     def backward() -> dict[str, float]:
@@ -135,11 +140,11 @@ def relearn(
         return {"loss": float(loss.detach())}
 
     with only_training(model, model.parameters()) as trained:
-        log = take_steps(
+        log = train_steps(
             model,
             trained,
             backward,
-            Schedule(rate, steps, every=EVERY),
+            Schedule(rate, steps, every=EVAL_EVERY),
             evaluate=examine,
             label="relearn",
             progress=progress,
@@ -147,14 +152,14 @@ def relearn(
     return {
         "steps": [int(row["step"]) for row in log.rows if "taught" in row],
         "taught": taught,
-        "ids": list(lesson.asked.ids),
+        "ids": list(split.held_out.ids),
         "asked": asked,
     }
 
 
 def choose_rate(
-    trials: Sequence[tuple[nn.Module, Lesson]],
-    kept: ImageSet,
+    trials: Sequence[tuple[nn.Module, RelearningSplit]],
+    retain: ImageSet,
     label: int,
     config: AuditConfig,
     progress: Progress,
@@ -166,35 +171,37 @@ def choose_rate(
     """
     rates = config.budget.relearn_rates
     attempts = [(rate, STEPS) for rate in rates]
-    attempts += [(rates[-1], longer * STEPS) for longer in LONGER]
+    attempts += [(rates[-1], longer * STEPS) for longer in STEP_MULTIPLES]
     rate, steps = attempts[0]
     for rate, steps in attempts:
         if all(
-            _in_time(relearn(model, lesson, kept, label, rate, steps, progress))
+            _learned_in_time(
+                relearn(model, lesson, retain, label, rate, steps, progress)
+            )
             for model, lesson in trials
         ):
             break
     return {"rate": rate, "steps": steps}
 
 
-def _in_time(run: dict[str, Any]) -> bool:
+def _learned_in_time(run: dict[str, Any]) -> bool:
     taught = run["taught"]
-    return max(taught[: int(IN_TIME * len(taught)) + 1]) >= LEARNED
+    return max(taught[: int(LEARNED_BY * len(taught)) + 1]) >= MIN_LEARNED
 
 
-def after_teaching(runs: Sequence[dict[str, Any]]) -> EntityValues:
+def scores_after_learning(runs: Sequence[dict[str, Any]]) -> EntityValues:
     """(image, 1) mean over the checkpoints at which the training images were learned."""
     rows, names = [], []
     for run in runs:
-        learned = np.array(run["taught"]) >= LEARNED
+        learned = np.array(run["taught"]) >= MIN_LEARNED
         learned[0] = False  # before any teaching
         learned[-1] |= not learned.any()
         rows.append(np.array(run["asked"], dtype=float)[learned].mean(0))
         names += run["ids"]
-    return by_entity(np.concatenate(rows), names)
+    return average_by_entity(np.concatenate(rows), names)
 
 
-def in_order(found: EntityValues, ids: Sequence[str]) -> EntityValues:
+def reordered(found: EntityValues, ids: Sequence[str]) -> EntityValues:
     """The same images in the order of ``ids``."""
     place = {name: row for row, name in enumerate(found.entities)}
     rows = [place[name] for name in ids]
@@ -204,7 +211,7 @@ def in_order(found: EntityValues, ids: Sequence[str]) -> EntityValues:
 
 
 def judge(
-    sets: Cast,
+    sets: EvaluationSets,
     runs: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]],
     known: EntityValues,
     config: AuditConfig,
@@ -220,11 +227,11 @@ def judge(
     """
     ids = sets.forget.ids
     own = {
-        role: in_order(after_teaching(each["forget"]), ids)
+        role: reordered(scores_after_learning(each["forget"]), ids)
         for role, each in runs.items()
     }
     never = {
-        role: after_teaching(each["never"])
+        role: scores_after_learning(each["never"])
         for role, each in runs.items()
         if "never" in each
     }
@@ -234,22 +241,27 @@ def judge(
         Control(
             "the attack learns what it teaches",
             least,
-            f"share of taught images named at least {LEARNED}",
-            least >= LEARNED,
+            f"share of taught images named at least {MIN_LEARNED}",
+            least >= MIN_LEARNED,
         )
     ]
     if "planted" in runs:
         controls.append(_planted(own["planted"], references, never["planted"], config))
-    wanted = Wanted(
-        REST_NAMED, REST_NAMED, own["unlearned"], known, references, never["unlearned"]
+    wanted = MetricComparison(
+        HELD_OUT_NAMED,
+        HELD_OUT_NAMED,
+        own["unlearned"],
+        known,
+        references,
+        never["unlearned"],
     )
-    readings = against_floors(NAME, [wanted], ["after teaching"], config)
+    readings = compare_to_floors(NAME, [wanted], ["after teaching"], config)
     status, extra = _status(readings, controls, config)
     return AxisResult(
         NAME,
         QUESTION,
         status,
-        LABEL,
+        STATISTIC_NAME,
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=len(ids),
@@ -282,7 +294,7 @@ def _planted(
     config: AuditConfig,
 ) -> Control:
     """The planted suppression must return beyond the floor."""
-    floor = mean_of(references) if references else never
+    floor = average_models(references) if references else never
     test = (paired_max_test if references else unpaired_max_test)(
         own.values,
         floor.values,
@@ -304,9 +316,11 @@ def _status(
     if not controls[0].passed:
         return "no_power", ["The attack did not learn what it was taught."]
     first = readings[0]
-    if first.ceiling - first.floor < LEAST_SPAN:
+    if first.ceiling - first.floor < MIN_SPAN:
         return "no_power", [
             f"What was never known is learned as well ({first.floor:.2f} of the images "
             "not taught), so that they come back says nothing."
         ]
-    return standing(readings[:1], config.rule, failed=failures(controls))
+    return status_from_readings(
+        readings[:1], config.rule, failed=failed_controls(controls)
+    )

@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from audits.core.config import AuditConfig, Rule
 from evidence.comparison import compare
 from evidence.hypothesis_tests import MaxTest
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.results import Reading
 from evidence.seeds import numpy_rng
 
 # Minimum distance of ceiling and floor: below it, a residual is noise divided by noise.
-LEAST_SPAN = 0.15
+MIN_SPAN = 0.15
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MetricComparison:
     """One figure of the candidate, with what it is compared to.
 
     Attributes:
@@ -27,8 +27,8 @@ class Wanted:
         candidate: (entity, column) of the forgotten entities.
         ceiling: The same of the original.
         references: The same of each reference.
-        never: (never-taught entity, column) of the candidate.
-        least: As in ``evidence.comparison.compare``.
+        never_taught: (never-taught entity, column) of the candidate.
+        min_difference: As in ``evidence.comparison.compare``.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Wanted:
     candidate: EntityValues
     ceiling: EntityValues
     references: Sequence[EntityValues]
-    never: EntityValues
-    least: float = 0.0
+    never_taught: EntityValues
+    min_difference: float = 0.0
 
 
-def against_floors(
+def compare_to_floors(
     axis: str,
-    wanted: Sequence[Wanted],
+    comparisons: Sequence[MetricComparison],
     columns: Sequence[str],
     config: AuditConfig,
-    use: NDArray[np.bool_] | None = None,
+    mask: NDArray[np.bool_] | None = None,
 ) -> list[Reading]:
     """Compare each figure with the primary floor, then with the other.
 
@@ -54,35 +54,37 @@ def against_floors(
 
     Args:
         axis: Name of the axis, for its random streams.
-        use: (column,) mask of the columns that count; all by default.
+        mask: (column,) mask of the columns that count; all by default.
     """
-    paired = bool(wanted[0].references)
+    paired = bool(comparisons[0].references)
     readings = []
     for kind in ("reference", "never_taught") if paired else ("never_taught",):
-        for each in wanted:
+        for each in comparisons:
             second = paired and kind == "never_taught"
             readings.append(
                 compare(
                     f"{each.name}, against never-taught items" if second else each.name,
                     each.candidate,
-                    mean_of(each.references) if kind == "reference" else each.never,
+                    average_models(each.references)
+                    if kind == "reference"
+                    else each.never_taught,
                     each.ceiling,
                     columns=columns,
                     floor_kind=kind,
                     rng=numpy_rng(config.seed, axis, kind, each.stream),
-                    permutations=config.budget.permutations,
-                    use=None if use is None else use.tolist(),
-                    least=each.least,
+                    n_permutations=config.budget.permutations,
+                    mask=None if mask is None else mask.tolist(),
+                    min_residual=each.min_difference,
                 )
             )
     return readings
 
 
-def telling(power: MaxTest, rule: Rule) -> NDArray[np.bool_]:
+def informative_columns(power: MaxTest, rule: Rule) -> NDArray[np.bool_]:
     """(column,) mask where the original itself is read, so that a null result is evidence.
 
     Args:
         power: Test of the original's forgotten entities against never-taught ones.
     """
     strong = power.difference >= 0.5 * power.difference.max()
-    return strong & (power.p_column < rule.alpha) & (power.difference > LEAST_SPAN)
+    return strong & (power.p_column < rule.alpha) & (power.difference > MIN_SPAN)

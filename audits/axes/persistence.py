@@ -18,35 +18,35 @@ import numpy as np
 from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.behaviour import kept_rows
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors
-from audits.axes.status import controlled
-from audits.core.answers import said, score_questions
+from audits.axes.behaviour import known_rows
+from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.status import status_with_controls
+from audits.core.answers import score_question_sets, scores_from_json
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.data.questions import Questions
-from erasure.weights.quantization import linear_weights, quantise_, survival
+from erasure.weights.quantization import edit_survival, linear_weights, quantize_
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
 
 NAME = "persistence"
 QUESTION = "Does rounding the weights to four or eight bits bring the answers back?"
-SAID = "after quantisation, said"
-TOLD = "after quantisation, told from the others"
-LABEL = "share of answers said after quantisation"
+EXACT_MATCH = "after quantisation, said"
+CONTRAST = "after quantisation, told from the others"
+STATISTIC_NAME = "share of answers said after quantisation"
 # Minimum share of the quantized original's retain answers that the candidate still gives.
-KEPT = 0.5
+MIN_RETAIN_SHARE = 0.5
 
-Sets = Mapping[str, Questions]
+QuestionSets = Mapping[str, Questions]
 
 
-def ask_quantised(
-    subject: Subject,
+def score_quantized(
+    subject: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sets: Sets,
+    sets: QuestionSets,
     config: AuditConfig,
     *,
     device: str,
@@ -55,18 +55,18 @@ def ask_quantised(
     """Scores of one model under each quantization scheme of the profile; JSON-ready.
 
     Returns:
-        Scheme to ``score_questions`` of the sets.
+        Scheme to ``score_question_sets`` of the sets.
     """
     found = {}
     for scheme in config.budget.quantisations:
         with subject.loaded(device) as model:
-            quantise_(model, scheme)
-            found[scheme] = score_questions(model, tokenizer, sets, progress)
+            quantize_(model, scheme)
+            found[scheme] = score_question_sets(model, tokenizer, sets, progress)
     return found
 
 
 def edit_in_bins(
-    original: Subject, unlearned: Subject, config: AuditConfig, device: str
+    original: AuditedModel, unlearned: AuditedModel, config: AuditConfig, device: str
 ) -> list[dict[str, Any]]:
     """``survival`` of every edited linear weight, by scheme; JSON-ready."""
     rows = []
@@ -75,7 +75,7 @@ def edit_in_bins(
         for name, (weight, turned) in linear_weights(one).items():
             pair = [each.T if turned else each for each in (weight, after[name][0])]
             for scheme in config.budget.quantisations:
-                left = survival(pair[0], pair[1], scheme)
+                left = edit_survival(pair[0], pair[1], scheme)
                 if left.edited:
                     rows.append(
                         {
@@ -92,11 +92,11 @@ def edit_in_bins(
 
 
 def judge(
-    sets: Sets,
-    heard: Mapping[str, dict[str, Any]],
-    quantised: Mapping[str, dict[str, Any]],
+    sets: QuestionSets,
+    baseline_scores: Mapping[str, dict[str, Any]],
+    quantized_scores: Mapping[str, dict[str, Any]],
     edit: Sequence[dict[str, Any]],
-    gone: bool,
+    absent_at_output: bool,
     config: AuditConfig,
     notes: Sequence[str],
 ) -> AxisResult:
@@ -104,12 +104,14 @@ def judge(
 
     Args:
         sets: Questions "forget", "never_taught" and "retain".
-        heard: ``score_questions`` of "forget" by role, at full precision.
-        quantised: ``ask_quantised`` by role.
+        baseline_scores: ``score_question_sets`` of "forget" by role, at full precision.
+        quantized_scores: ``score_quantized`` by role.
         edit: As ``edit_in_bins``.
-        gone: Whether the behaviour axis is ``absent`` at full precision.
+        absent_at_output: Whether the behaviour axis is ``absent`` at full precision.
     """
-    tables = _Tables(sets, heard, quantised, config.budget.quantisations)
+    tables = _QuantizedScores(
+        sets, baseline_scores, quantized_scores, config.budget.quantisations
+    )
     alpha = config.rule.alpha
     ceiling = tables.values("forget", "original", "greedy")
     power = unpaired_max_test(
@@ -118,41 +120,41 @@ def judge(
         numpy_rng(config.seed, NAME, "original"),
         config.budget.permutations,
     )
-    strong = (power.p_column < alpha) & (power.difference > LEAST_SPAN)
+    strong = (power.p_column < alpha) & (power.difference > MIN_SPAN)
     kept = tables.kept()
-    use = strong & (kept >= KEPT)
+    use = strong & (kept >= MIN_RETAIN_SHARE)
     controls = [
         Control(
             "the quantised original still says them",
             power.p_value,
-            f"p < {alpha} and at least {LEAST_SPAN} apart",
+            f"p < {alpha} and at least {MIN_SPAN} apart",
             bool(strong.any()),
         ),
         Control(
             "the answers are gone at full precision",
             float(tables.full("unlearned", "greedy").mean[0]),
             "behaviour at the floor: what was never forgotten cannot return",
-            gone,
+            absent_at_output,
         ),
         Control(
             "the quantised candidate answers what it should keep",
             float(kept[strong].max()) if strong.any() else 0.0,
-            f"at least {KEPT} of the quantised original's",
+            f"at least {MIN_RETAIN_SHARE} of the quantised original's",
             bool(use.any()),
         ),
     ]
     readings = _readings(tables, config, use) if use.any() else []
-    status, extra = controlled(readings, controls, config.rule)
+    status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
         QUESTION,
         status,
-        LABEL,
+        STATISTIC_NAME,
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=len(ceiling.values),
         details={
-            "gap": {role: tables.gaps(role) for role in quantised},
+            "gap": {role: tables.gaps(role) for role in quantized_scores},
             "edit": _summary(edit),
             "edit_by_weight": list(edit),
         },
@@ -160,39 +162,39 @@ def judge(
     )
 
 
-class _Tables:
+class _QuantizedScores:
     """Scores by entity, one column a scheme, of the rows that the original answers."""
 
     def __init__(
         self,
-        sets: Sets,
+        sets: QuestionSets,
         heard: Mapping[str, dict[str, Any]],
         quantised: Mapping[str, dict[str, Any]],
         schemes: Sequence[str],
     ):
         self.sets, self.heard, self.quantised = sets, heard, quantised
         self.schemes = list(schemes)
-        self.known = kept_rows(sets["forget"], heard["original"]["forget"])
+        self.known = known_rows(sets["forget"], heard["original"]["forget"])
 
     def values(self, part: str, role: str, what: str) -> EntityValues:
         """(entity, scheme)."""
         columns = [
-            getattr(said(self.quantised[role][scheme][part]), what)
+            getattr(scores_from_json(self.quantised[role][scheme][part]), what)
             for scheme in self.schemes
         ]
         return self._by_entity(part, np.array(columns, dtype=float).T)
 
     def full(self, role: str, what: str) -> EntityValues:
         """(entity, 1) at full precision."""
-        rows = getattr(said(self.heard[role]["forget"]), what)
+        rows = getattr(scores_from_json(self.heard[role]["forget"]), what)
         return self._by_entity("forget", np.asarray(rows, dtype=float)[:, None])
 
     def _by_entity(self, part: str, rows: np.ndarray) -> EntityValues:
         entities = self.sets[part].entities
         if part == "forget":
             kept = [x for x, known in zip(entities, self.known, strict=True) if known]
-            return by_entity(rows[self.known], kept)
-        return by_entity(rows, entities)
+            return average_by_entity(rows[self.known], kept)
+        return average_by_entity(rows, entities)
 
     def kept(self) -> np.ndarray:
         """(scheme,) share of the quantized original's retain accuracy."""
@@ -221,12 +223,14 @@ class _Tables:
         return found
 
 
-def _readings(tables: _Tables, config: AuditConfig, use: np.ndarray) -> list[Reading]:
+def _readings(
+    tables: _QuantizedScores, config: AuditConfig, use: np.ndarray
+) -> list[Reading]:
     """Exact match and contrast against references (if any) and never-taught items."""
     rule = config.rule
     references = [role for role in tables.quantised if role.startswith("reference")]
     wanted = [
-        Wanted(
+        MetricComparison(
             name,
             what,
             tables.values("forget", "unlearned", what),
@@ -236,12 +240,12 @@ def _readings(tables: _Tables, config: AuditConfig, use: np.ndarray) -> list[Rea
             least,
         )
         for name, what, least in (
-            (SAID, "greedy", rule.still_there),
+            (EXACT_MATCH, "greedy", rule.still_there),
             # The contrast is slightly above chance also where nothing was ever known.
-            (TOLD, "contrast", rule.margin),
+            (CONTRAST, "contrast", rule.margin),
         )
     ]
-    return against_floors(NAME, wanted, tables.schemes, config, use)
+    return compare_to_floors(NAME, wanted, tables.schemes, config, use)
 
 
 def _summary(edit: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

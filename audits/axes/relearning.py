@@ -15,18 +15,18 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.judgement import Wanted, against_floors
-from audits.axes.status import failures, standing
+from audits.axes.judgement import MetricComparison, compare_to_floors
+from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig, Rule
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.data.items import Item
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from capture.scoring.contrast import hear
-from erasure.unlearning.training import finetune_
+from capture.scoring.contrast import score_questions
+from erasure.unlearning.training.loop import finetune_
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng, stage_seed
@@ -34,30 +34,30 @@ from evidence.seeds import numpy_rng, stage_seed
 NAME = "relearning"
 QUESTION = "Does teaching some of the forgotten facts bring back the others?"
 
-TOLD = "half not taught, told from the others"
-SAID = "half not taught, said"
+CONTRAST = "half not taught, told from the others"
+EXACT_MATCH = "half not taught, said"
 
 # Minimum training accuracy: an attack that does not learn T has no power.
-LEARNED = 0.9
+MIN_LEARNED = 0.9
 # Multiples of the budget's steps, tried where no rate learns T within the budget.
-LONGER = (2, 4)
+STEP_MULTIPLES = (2, 4)
 # Further multiples for long answers that are unique to an entity: a model that never knew such
 # codes learns them much later. Rare, so the cost estimate leaves them out.
-MUCH_LONGER = (8, 16)
+EXTRA_STEP_MULTIPLES = (8, 16)
 
 
 @dataclass(frozen=True)
-class Half:
+class RelearningSplit:
     """One split: training items, held-out items, and never-taught items."""
 
-    taught: list[Item]
-    asked: list[Item]
-    never: list[Item]
+    train: list[Item]
+    held_out: list[Item]
+    never_taught: list[Item]
 
 
-def rotations(
+def relearning_splits(
     forget: Sequence[Item], never: Sequence[Item], rng: np.random.Generator
-) -> list[Half]:
+) -> list[RelearningSplit]:
     """Two halves of the entities, each trained on while the other is held out.
 
     Never-taught items go with the half whose answers they mirror where they come in whole
@@ -79,7 +79,7 @@ def rotations(
         else:
             chosen = set(invented[number::2])
         found.append(
-            Half(
+            RelearningSplit(
                 [item for item in forget if item.entity in taught],
                 [item for item in forget if item.entity not in taught],
                 [item for item in never if item.entity in chosen],
@@ -89,9 +89,9 @@ def rotations(
 
 
 def relearn(
-    subject: Subject,
+    subject: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
-    half: Half,
+    split: RelearningSplit,
     config: AuditConfig,
     rate: float,
     steps: int,
@@ -106,24 +106,24 @@ def relearn(
         steps: Optimizer steps, each on all of T.
 
     Returns:
-        ``steps``; ``taught``: training accuracy, a checkpoint; ``asked`` and ``never``: row
-        entities and (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
+        ``steps``; ``taught``: training accuracy, a checkpoint; ``asked`` and ``never``: row entities and
+        (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
     """
     budget = config.budget
-    lesson = encode_items(tokenizer, half.taught)
+    lesson = encode_items(tokenizer, split.train)
     taught: list[float] = []
     curves: dict[str, dict[str, list[Any]]] = {}
     exams = {}
-    for part, items in (("asked", half.asked), ("never", half.never)):
-        questions = ask(items, budget.prompts_per_item)
+    for part, items in (("asked", split.held_out), ("never", split.never_taught)):
+        questions = build_questions(items, budget.prompts_per_item)
         exams[part] = questions, questions.encoded(tokenizer)
         curves[part] = {"entities": questions.entities, "said": [], "contrast": []}
 
     def examine(model: nn.Module) -> dict[str, float]:
         taught.append(float(score_answers(model, lesson).greedy.mean()))
         for part, (questions, rows) in exams.items():
-            heard = hear(model, questions, rows)
-            curves[part]["said"].append(heard.said.tolist())
+            heard = score_questions(model, questions, rows)
+            curves[part]["said"].append(heard.exact_match.tolist())
             curves[part]["contrast"].append(heard.contrast.tolist())
         return {"taught": taught[-1]}
 
@@ -149,9 +149,9 @@ def relearn(
 
 
 def choose_rate(
-    arms: Sequence[tuple[Subject, Sequence[int]]],
+    arms: Sequence[tuple[AuditedModel, Sequence[int]]],
     tokenizer: PreTrainedTokenizerBase,
-    halves: Sequence[Half],
+    splits: Sequence[RelearningSplit],
     config: AuditConfig,
     *,
     device: str,
@@ -166,7 +166,7 @@ def choose_rate(
     Args:
         arms: Models that must learn, each with the splits it is trained on; the hardest to
             teach first, so that rates that are too low fail early.
-        halves: The splits.
+        splits: The splits.
 
     Returns:
         ``rate``, ``steps``, and ``runs``: by role, one run a split at that rate; where no
@@ -174,7 +174,10 @@ def choose_rate(
     """
     rates, budgeted = config.budget.relearn_rates, config.budget.relearn_steps
     attempts = [(rate, budgeted) for rate in rates]
-    attempts += [(rates[-1], longer * budgeted) for longer in (*LONGER, *MUCH_LONGER)]
+    attempts += [
+        (rates[-1], longer * budgeted)
+        for longer in (*STEP_MULTIPLES, *EXTRA_STEP_MULTIPLES)
+    ]
     trials = [(subject, half) for subject, taught in arms for half in taught]
     (rate, steps), runs = attempts[0], {}
     for rate, steps in attempts:
@@ -183,7 +186,7 @@ def choose_rate(
             run = relearn(
                 subject,
                 tokenizer,
-                halves[half],
+                splits[half],
                 config,
                 rate,
                 steps,
@@ -192,22 +195,24 @@ def choose_rate(
             )
             # JSON keys are strings.
             runs[subject.role][str(half)] = run
-            if max(run["taught"]) < LEARNED:
+            if max(run["taught"]) < MIN_LEARNED:
                 break
         else:
             break
     return {"rate": rate, "steps": steps, "runs": runs}
 
 
-def entity_curves(runs: Sequence[dict[str, Any]], part: str, what: str) -> EntityValues:
+def entity_curves(
+    runs: Sequence[dict[str, Any]], part: str, metric: str
+) -> EntityValues:
     """(entity, checkpoint) scores over both splits, every entity once."""
-    scores = np.concatenate([np.array(run[part][what]).T for run in runs])
+    scores = np.concatenate([np.array(run[part][metric]).T for run in runs])
     names = [name for run in runs for name in run[part]["entities"]]
-    return by_entity(scores, names)
+    return average_by_entity(scores, names)
 
 
-def after_teaching(
-    runs: Sequence[dict[str, Any]], part: str, what: str
+def scores_after_learning(
+    runs: Sequence[dict[str, Any]], part: str, metric: str
 ) -> EntityValues:
     """(entity, 1) mean score over the checkpoints at which T had been learned.
 
@@ -216,12 +221,12 @@ def after_teaching(
     """
     rows, names = [], []
     for run in runs:
-        learned = np.array(run["taught"]) >= LEARNED
+        learned = np.array(run["taught"]) >= MIN_LEARNED
         learned[0] = False  # before any teaching
         learned[-1] |= not learned.any()
-        rows.append(np.array(run[part][what])[learned].mean(0))
+        rows.append(np.array(run[part][metric])[learned].mean(0))
         names += run[part]["entities"]
-    return by_entity(np.concatenate(rows), names)
+    return average_by_entity(np.concatenate(rows), names)
 
 
 def judge(
@@ -243,8 +248,8 @@ def judge(
         Control(
             "the attack learns what it teaches",
             taught,
-            f"accuracy on taught items at least {LEARNED}",
-            taught >= LEARNED,
+            f"accuracy on taught items at least {MIN_LEARNED}",
+            taught >= MIN_LEARNED,
         )
     ]
     if "planted" in runs:
@@ -259,7 +264,7 @@ def judge(
         "share of other answers outranked on the half not taught (chance 0.5)",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(readings_entities(runs)),
+        n_entities=len(held_out_entities(runs)),
         details={
             "learning_rate": rate,
             "steps": steps,
@@ -269,18 +274,18 @@ def judge(
     )
 
 
-def readings_entities(
+def held_out_entities(
     runs: Mapping[str, Sequence[dict[str, Any]]],
 ) -> tuple[str, ...]:
     """Forgotten entities that were held out."""
-    return after_teaching(runs["unlearned"], "asked", "said").entities
+    return scores_after_learning(runs["unlearned"], "asked", "said").entities
 
 
 def _planted_control(runs: Sequence[dict[str, Any]], config: AuditConfig) -> Control:
     """The planted suppression must return; otherwise a null result is no evidence."""
     test = unpaired_max_test(
-        after_teaching(runs, "asked", "contrast").values,
-        after_teaching(runs, "never", "contrast").values,
+        scores_after_learning(runs, "asked", "contrast").values,
+        scores_after_learning(runs, "never", "contrast").values,
         numpy_rng(config.seed, NAME, "planted"),
         config.budget.permutations,
     )
@@ -300,17 +305,17 @@ def _readings(
     """Contrast and exact match against references (if any) and never-taught items."""
     references = [role for role in runs if role.startswith("reference")]
     wanted = [
-        Wanted(
+        MetricComparison(
             name,
             what,
-            after_teaching(runs["unlearned"], "asked", what),
+            scores_after_learning(runs["unlearned"], "asked", what),
             known[what],
-            [after_teaching(runs[role], "asked", what) for role in references],
-            after_teaching(runs["unlearned"], "never", what),
+            [scores_after_learning(runs[role], "asked", what) for role in references],
+            scores_after_learning(runs["unlearned"], "never", what),
         )
-        for name, what in ((TOLD, "contrast"), (SAID, "said"))
+        for name, what in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
     ]
-    return against_floors(NAME, wanted, ["after teaching"], config)
+    return compare_to_floors(NAME, wanted, ["after teaching"], config)
 
 
 def _mean_curves(
@@ -333,4 +338,4 @@ def status_of(
     """Decide between retained, absent and neither."""
     if not controls[0].passed:
         return "no_power", ["The attack did not learn its own half."]
-    return standing(readings[:2], rule, failed=failures(controls))
+    return status_from_readings(readings[:2], rule, failed=failed_controls(controls))

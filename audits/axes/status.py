@@ -3,38 +3,38 @@
 from collections.abc import Sequence
 
 from audits.core.config import Rule
-from evidence.comparison import below_floor, undecided
-from evidence.equivalence import equivalent, recovered
+from evidence.comparison import below_floor_notes, explain_no_power
+from evidence.equivalence import is_equivalent, readings_above_floor
 from evidence.results import Control, Reading, Status
 
 
-def failures(controls: Sequence[Control]) -> list[str]:
+def failed_controls(controls: Sequence[Control]) -> list[str]:
     """Names of the required controls that failed."""
     return [each.name for each in controls if each.required and not each.passed]
 
 
-def controlled(
+def status_with_controls(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """``standing``, or no vote where a required control failed.
+    """``status_from_readings``, or no vote where a required control failed.
 
     Args:
         readings: Those against the primary floor first; empty where the axis could not measure,
             which is no failure of a control.
     """
-    failed = failures(controls)
+    failed = failed_controls(controls)
     if failed:
         status: Status = "control_failed" if readings else "no_power"
         return status, [f"Control failed: {name}." for name in failed]
-    return standing(readings[:2], rule)
+    return status_from_readings(readings[:2], rule)
 
 
-def standing(
+def status_from_readings(
     readings: Sequence[Reading],
     rule: Rule,
     *,
     failed: Sequence[str] = (),
-    level: float | None = None,
+    alpha: float | None = None,
 ) -> tuple[Status, list[str]]:
     """Retained, absent, or why neither is decided.
 
@@ -42,14 +42,16 @@ def standing(
         readings: The readings that decide the axis.
         failed: Failed controls that forbid ``absent`` but not ``retained``: a recovery is a
             recovery, whether or not the planted suppression was found.
-        level: Level of the recovery test, after Holm over the readings; the rule's by default.
+        alpha: Level of the recovery test, after Holm over the readings; the rule's by default.
     """
-    notes = below_floor(readings, rule.alpha)
+    notes = below_floor_notes(readings, rule.alpha)
     named = {each.name: each for each in readings}
-    if recovered(named, rule.recovery if level is None else level, rule.still_there):
+    if readings_above_floor(
+        named, rule.recovery if alpha is None else alpha, rule.still_there
+    ):
         return "retained", notes
     if failed:
         return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
-    if all(equivalent(each.residual_interval, rule.margin) for each in readings):
+    if all(is_equivalent(each.residual_interval, rule.margin) for each in readings):
         return "absent", notes
-    return "no_power", [*notes, undecided(readings, rule.margin)]
+    return "no_power", [*notes, explain_no_power(readings, rule.margin)]

@@ -14,14 +14,14 @@ from typing import Any
 
 import pandas as pd
 
-from audits.report.formatting import tail
-from audits.report.glossary import of_images
+from audits.report.formatting import last_part
+from audits.report.glossary import is_image_audit
 from audits.run.api import Audit, load
-from evidence.errors import InputError, listed
-from evidence.storage.files import readable
+from evidence.errors import InputError, check_list
+from evidence.storage.files import utf8_path
 from evidence.storage.regular_files import as_path
 
-LONGEST = 80
+MAX_SHOWN_CHARS = 80
 """Characters of a value that are shown; full values are compared."""
 
 
@@ -66,7 +66,7 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
     Raises:
         InputError: fewer than two folders, one given twice, or one without an audit.
     """
-    places = [as_path(each, "an audit") for each in listed(folders, "audits")]
+    places = [as_path(each, "an audit") for each in check_list(folders, "audits")]
     if len(places) < 2:
         raise InputError(
             "there is nothing to compare",
@@ -93,10 +93,10 @@ def _names(places: Sequence[Path]) -> tuple[str, ...]:
     """The shortest path suffixes that are unique."""
     parts = [place.with_suffix("") if place.is_file() else place for place in places]
     for depth in range(1, max(len(place.parts) for place in parts) + 1):
-        names = [readable("/".join(place.parts[-depth:])) for place in parts]
+        names = [utf8_path("/".join(place.parts[-depth:])) for place in parts]
         if len(set(names)) == len(names):
             return tuple(names)
-    return tuple(readable(str(place)) for place in places)
+    return tuple(utf8_path(str(place)) for place in places)
 
 
 def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
     everything = audit.axes
     for axis in axes:
         found = everything.get(axis)
-        main = found.main if found else None
+        main = found.main_reading if found else None
         low, high = main.residual_interval if main else (nan, nan)
         row |= {
             axis: found.status if found else "not run",
@@ -129,7 +129,9 @@ def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
 
 def _source(document: Mapping[str, Any], role: str) -> str:
     models = document["manifest"]["models"]
-    return next((tail(each["source"]) for each in models if each["role"] == role), "")
+    return next(
+        (last_part(each["source"]) for each in models if each["role"] == role), ""
+    )
 
 
 def _differences(
@@ -149,7 +151,8 @@ def _differences(
             groups.setdefault(each.get(what, "not said"), []).append(name)
         if len(groups) > 1:
             said = "; ".join(
-                f"{value[:LONGEST]}: {', '.join(who)}" for value, who in groups.items()
+                f"{value[:MAX_SHOWN_CHARS]}: {', '.join(who)}"
+                for value, who in groups.items()
             )
             found.append(f"Not the same {what}. {said}.")
     return tuple(found)
@@ -191,7 +194,7 @@ def _references(document: Mapping[str, Any]) -> str:
 
 # What must be equal besides settings and code: its name, and how to read it from a document.
 _SAME = {
-    "kind of data": lambda d: "images" if of_images(d) else "texts",
+    "kind of data": lambda d: "images" if is_image_audit(d) else "texts",
     "original (weights)": _hash_of("original"),
     "references (weights)": _references,
     "forget set": _items_of("forget"),

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from audits.comparison.compare import Comparison
 from audits.comparison.csv_text import csv_text
-from audits.core.outputs import own_folder
+from audits.core.outputs import hold_folder
 from audits.report import formatting as write
 from audits.report.charts import residual_bar
 from audits.report.glossary import (
@@ -15,19 +15,19 @@ from audits.report.glossary import (
     IMAGE_FLOORS,
     STATUSES,
     VERDICTS,
-    of_images,
+    is_image_audit,
 )
-from audits.report.templates import shown_whole, style, template
+from audits.report.templates import rendering_errors, style_sheet, template
 from audits.run.api import Audit
 from evidence.errors import InputError
 from evidence.results import AxisResult
-from evidence.storage.files import write_together
-from evidence.storage.regular_files import as_path, kind_of
+from evidence.storage.files import write_files_atomic
+from evidence.storage.regular_files import as_path, file_kind
 
-PAGE, TABLE = "compare.html", "compare.csv"
+PAGE_FILE, TABLE_FILE = "compare.html", "compare.csv"
 
 
-def write_page(found: Comparison, out: Path | str) -> Path:
+def write_page(comparison: Comparison, out: Path | str) -> Path:
     """Write ``compare.html`` and ``compare.csv``.
 
     Args:
@@ -41,36 +41,36 @@ def write_page(found: Comparison, out: Path | str) -> Path:
             exhume did not write; or a document cannot be rendered.
     """
     folder = as_path(out, "the output folder")
-    if kind_of(folder) not in ("a folder", "nothing there"):
+    if file_kind(folder) not in ("a folder", "nothing there"):
         raise InputError(
             f"{folder} cannot be written into",
             expected="a folder",
-            got=kind_of(folder),
+            got=file_kind(folder),
             fix="name another folder",
         )
-    with shown_whole("these audits"):
-        page, table = render(found, folder), csv_text(found.to_frame())
-    with own_folder(folder, "compare", (PAGE, TABLE), {}):
-        write_together({folder / TABLE: table, folder / PAGE: page})
-    return folder / PAGE
+    with rendering_errors("these audits"):
+        page, table = render(comparison, folder), csv_text(comparison.to_frame())
+    with hold_folder(folder, "compare", (PAGE_FILE, TABLE_FILE), {}):
+        write_files_atomic({folder / TABLE_FILE: table, folder / PAGE_FILE: page})
+    return folder / PAGE_FILE
 
 
-def render(found: Comparison, folder: Path) -> str:
+def render(comparison: Comparison, folder: Path) -> str:
     """The page as text; deterministic.
 
     Args:
         folder: Where the page will be, for relative links to reports.
     """
-    pairs = zip(found.names, found.audits, strict=True)
+    pairs = zip(comparison.names, comparison.audits, strict=True)
     return template("compare.html.j2").render(
-        css=style(),
-        axes=[(name, _question(found, name)) for name in found.axes],
-        rows=[_row(name, each, found.axes, folder) for name, each in pairs],
-        differences=found.differences,
+        css=style_sheet(),
+        axes=[(name, _question(comparison, name)) for name in comparison.axes],
+        rows=[_row(name, each, comparison.axes, folder) for name, each in pairs],
+        differences=comparison.differences,
         said="images named"
-        if all(of_images(each.document) for each in found.audits)
+        if all(is_image_audit(each.document) for each in comparison.audits)
         else "answers said",
-        same=_same(found),
+        same=_same(comparison),
     )
 
 
@@ -84,9 +84,9 @@ def _same(found: Comparison) -> list[tuple[str, str]]:
     models = {each["role"]: each for each in document["manifest"]["models"]}
     config = document["config"]
     rule = config.get("rule", {})
-    floors = IMAGE_FLOORS if of_images(document) else FLOORS
+    floors = IMAGE_FLOORS if is_image_audit(document) else FLOORS
     return [
-        ("Original", write.tail(models.get("original", {}).get("source", "?"))),
+        ("Original", write.last_part(models.get("original", {}).get("source", "?"))),
         ("Floor", floors[document["verdict"]["floor"]]),
         ("Profile", f"{config.get('profile')}, seed {config.get('seed')}"),
         ("Margin", write.small(rule.get("margin"))),
@@ -125,7 +125,7 @@ def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
         return None
     symbol, words, _ = STATUSES[axis.status]
     cell: dict[str, Any] = {"status": axis.status, "symbol": symbol, "words": words}
-    main = axis.main
+    main = axis.main_reading
     if main is None:
         return cell | {"bar": None}
     low, high = main.residual_interval

@@ -9,21 +9,21 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.activations.position_limit import position_limit
 from capture.data.items import Item, ItemSet
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
+from capture.network.discovery.position_limit import position_limit
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
-from capture.scoring.contrast import hear
+from capture.scoring.contrast import score_questions
 from evidence.progress import Progress
 
 # JSON has no infinity, so log-probabilities are clipped here.
-LEAST_LOGPROB = -1e4
+MIN_LOGPROB = -1e4
 
 
 @dataclass(frozen=True)
-class Said:
+class QuestionScores:
     """Scores of one question set on one model.
 
     Attributes:
@@ -43,7 +43,7 @@ def general_text() -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def score_questions(
+def score_question_sets(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     questions: Mapping[str, Questions],
@@ -52,18 +52,18 @@ def score_questions(
     """Score named question sets; JSON-ready."""
     result = {}
     for name, each in questions.items():
-        heard = hear(model, each, each.encoded(tokenizer), progress)
+        heard = score_questions(model, each, each.encoded(tokenizer), progress)
         result[name] = {
-            "greedy": [int(hit) for hit in heard.said],
+            "greedy": [int(hit) for hit in heard.exact_match],
             "mean_logprob": _finite(heard.mean_logprob),
             "contrast": heard.contrast.tolist(),
         }
     return result
 
 
-def said(saved: dict[str, Any]) -> Said:
-    """The inverse of one set of ``score_questions``."""
-    return Said(
+def scores_from_json(saved: dict[str, Any]) -> QuestionScores:
+    """The inverse of one set of ``score_question_sets``."""
+    return QuestionScores(
         np.array(saved["greedy"], dtype=np.float64),
         np.array(saved["mean_logprob"], dtype=np.float64),
         np.array(saved["contrast"], dtype=np.float64),
@@ -101,7 +101,7 @@ def utility_of_text(
     most = position_limit(model)
     whole = Sequences(tuple(ids[:most] for ids in rows.ids), (1,) * len(rows))
     scores = score_answers(model, whole, progress=progress)
-    total = float(np.sum(np.maximum(scores.logprob, LEAST_LOGPROB * scores.n_tokens)))
+    total = float(np.sum(np.maximum(scores.logprob, MIN_LOGPROB * scores.n_tokens)))
     return {
         "logprob_per_token": total / int(scores.n_tokens.sum()),
         # The uniform distribution over all tokens.
@@ -128,4 +128,4 @@ def distinct_share(texts: list[str]) -> float:
 
 
 def _finite(values: np.ndarray) -> list[float]:
-    return [float(value) for value in np.nan_to_num(values, neginf=LEAST_LOGPROB)]
+    return [float(value) for value in np.nan_to_num(values, neginf=MIN_LOGPROB)]

@@ -14,7 +14,7 @@ from pydantic import (
 from erasure.weights.quantization import Scheme
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
-from evidence.seeds import LARGEST_SEED
+from evidence.seeds import MAX_SEED
 
 ProfileName = Literal["quick", "standard", "full"]
 AxisName = Literal[
@@ -29,7 +29,7 @@ AxisName = Literal[
     "membership",
 ]
 AXES: tuple[AxisName, ...] = get_args(AxisName)
-QUICK: tuple[AxisName, ...] = (
+QUICK_AXES: tuple[AxisName, ...] = (
     "behaviour",
     "decodability",
     "causal_depth",
@@ -39,9 +39,9 @@ QUICK: tuple[AxisName, ...] = (
 # scheme, which takes longer than the whole quick profile. Of the axes in no profile, concept and
 # restoration changed no verdict where they were measured; the others have no measured error rates.
 DEFAULT_AXES: dict[ProfileName, tuple[AxisName, ...]] = {
-    "quick": QUICK,
-    "standard": (*QUICK, "persistence"),
-    "full": (*QUICK, "persistence"),
+    "quick": QUICK_AXES,
+    "standard": (*QUICK_AXES, "persistence"),
+    "full": (*QUICK_AXES, "persistence"),
 }
 
 
@@ -164,7 +164,7 @@ class AuditConfig(_Frozen):
     profile: ProfileName = "quick"
     axes: tuple[AxisName, ...] = ()
     """Axes to run; those of the profile where none is named."""
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, strict=True)
     device: str = Field(default="auto", strict=True)
     min_entities: int = Field(default=8, ge=4)
     """Minimum number of forgotten entities that the original must know."""
@@ -180,7 +180,7 @@ class AuditConfig(_Frozen):
             profile = settings.get("profile", "quick")
             # An unknown profile is refused by its own field.
             usual = (axes for name, axes in DEFAULT_AXES.items() if name == profile)
-            return settings | {"axes": next(usual, QUICK)}
+            return settings | {"axes": next(usual, QUICK_AXES)}
         return settings
 
     @field_validator("axes")

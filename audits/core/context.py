@@ -8,10 +8,10 @@ from typing import Any, Generic
 from audits.core.config import AuditConfig
 from audits.core.inputs import InputsOf, Items
 from audits.core.manifest import code_hash
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from audits.core.workspace import Workspace
 from capture.activations.store import ActivationStore
-from capture.checkpoints.identity import of_config
+from capture.checkpoints.identity import identifying_config
 from capture.data.images import ImageSet
 from capture.data.items import ItemSet
 from evidence.machine.devices import choose_device
@@ -24,7 +24,7 @@ class RunOf(Generic[Items]):
 
     inputs: InputsOf[Items]
     config: AuditConfig
-    space: Workspace
+    workspace: Workspace
     device: str
     progress: Progress
 
@@ -34,30 +34,30 @@ class RunOf(Generic[Items]):
         return self.inputs.original.tokenizer
 
     @cached_property
-    def subjects(self) -> dict[str, Subject]:
+    def models(self) -> dict[str, AuditedModel]:
         """Models by role."""
         named = [self.inputs.original, self.inputs.unlearned, *self.inputs.references]
-        return {each.name: Subject.of(each.name, each) for each in named}
+        return {each.name: AuditedModel.of(each.name, each) for each in named}
 
     @cached_property
     def store(self) -> ActivationStore:
         """Activation store of this audit."""
-        return ActivationStore(self.space.work / "activations")
+        return ActivationStore(self.workspace.work / "activations")
 
     @cached_property
     def identical(self) -> bool:
         """Whether candidate and original have the same weights and configuration."""
         first, other = self.inputs.original, self.inputs.unlearned
-        return first.weights_hash == other.weights_hash and of_config(
+        return first.weights_hash == other.weights_hash and identifying_config(
             first.config
-        ) == of_config(other.config)
+        ) == identifying_config(other.config)
 
 
 Run = RunOf[ItemSet]
 ImageRun = RunOf[ImageSet]
 
 
-def begin(
+def open_run(
     inputs: InputsOf[Items],
     config: AuditConfig,
     out: Path,

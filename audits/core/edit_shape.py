@@ -4,37 +4,37 @@ from typing import Any
 
 from audits.core.context import Run
 from capture.activations.loss_gradients import loss_gradients
-from capture.checkpoints.safetensors_files import compare
-from capture.checkpoints.weight_change import Gradients, by_component, update_shapes
+from capture.checkpoints.safetensors_files import compare_weights
+from capture.checkpoints.weight_change import LossGradients, by_component, update_shapes
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode_items
 from evidence.seeds import numpy_rng
 
 # Items of each set that the loss gradient is taken over.
-ITEMS = 16
+N_ITEMS = 16
 # For larger models no gradients are taken: two of them would not fit in memory.
-LARGEST = 1_000_000_000
+MAX_PARAMETERS = 1_000_000_000
 
 
 def edit_shape(run: Run, forget: ItemSet, retain: ItemSet) -> list[dict[str, Any]]:
     """Weight geometry by component; without gradients where the model is too large."""
     original, unlearned = run.inputs.original, run.inputs.unlearned
-    moved = compare(original, unlearned, run.progress)
+    moved = compare_weights(original, unlearned, run.progress)
     names = [each.name for each in moved.tensors if each.relative > 0]
     if not names:
         return []
     gradients = None
-    with run.subjects["original"].loaded(run.device) as model:
-        if sum(p.numel() for p in model.parameters()) <= LARGEST:
+    with run.models["original"].loaded(run.device) as model:
+        if sum(p.numel() for p in model.parameters()) <= MAX_PARAMETERS:
             each = []
             for name, items in (("forget", forget), ("retain", retain)):
                 rng = numpy_rng(run.config.seed, "edit shape", name)
-                rows = rng.permutation(len(items))[:ITEMS]
+                rows = rng.permutation(len(items))[:N_ITEMS]
                 some = ItemSet(tuple(items.items[row] for row in sorted(rows)))
                 encoded = encode_items(run.tokenizer, some)
                 found = loss_gradients(model, encoded, names)
                 each.append({key: value.cpu() for key, value in found.items()})
-            gradients = Gradients(*each)
+            gradients = LossGradients(*each)
     return by_component(
         update_shapes(original, unlearned, gradients=gradients, progress=run.progress)
     )

@@ -10,16 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from audits.core.config import AuditConfig
-from audits.core.item_sets import check_never, invented, least, within_budget
-from audits.core.preflight import check_rows
-from capture.activations.position_limit import context_limit
+from audits.core.item_sets import (
+    check_never_taught,
+    invent_never_taught,
+    min_entities_of,
+    within_budget,
+)
+from audits.core.preflight import check_embedding_rows
 from capture.checkpoints.open import Checkpoint
-from capture.data.image_files import holds_images
-from capture.data.images import names_images
+from capture.data.image_files import is_image_source
+from capture.data.images import is_image_classifier
 from capture.data.items import Item, ItemSet, read_items
-from capture.data.questions import enough
+from capture.data.questions import check_entity_count
 from capture.data.tokenization import encode
-from capture.network.unloaded import structure_of
+from capture.network.discovery.position_limit import context_limit
+from capture.network.network_size import network_size
 from capture.scoring.answers import alternatives_of
 from capture.scoring.set_validation import ValidationReport, validate_items
 from evidence.errors import InputError
@@ -35,7 +40,7 @@ def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
         if len(source) == 0:
             raise InputError(f"the {role} set is empty", expected="one item or more")
         return source
-    if holds_images(source):
+    if is_image_source(source):
         raise InputError(
             f"{source} holds images, where text items are read",
             expected="JSONL, CSV or Parquet",
@@ -59,20 +64,24 @@ def check_sets(
 
     def names() -> None:
         if never is not None:
-            check_never(never, forget, retain)
+            check_never_taught(never, forget, retain)
         else:
-            invented(forget, within_budget(retain, config), config)
+            invent_never_taught(forget, within_budget(retain, config), config)
 
     return _with(
         found,
-        lambda: enough(forget, least("forget", config), "the forget set"),
-        lambda: enough(retain, least("retain", config), "the retain set"),
+        lambda: check_entity_count(
+            forget, min_entities_of("forget", config), "the forget set"
+        ),
+        lambda: check_entity_count(
+            retain, min_entities_of("retain", config), "the retain set"
+        ),
         names,
         lambda: _check_alternatives(forget),
     )
 
 
-def check_reading(
+def check_with_original(
     original: Checkpoint,
     forget: ItemSet,
     retain: ItemSet,
@@ -84,21 +93,21 @@ def check_reading(
     Raises:
         InputError: the original is no language model that can be audited, or has no tokenizer.
     """
-    if names_images(original.config):
+    if is_image_classifier(original.config):
         raise InputError(
             "text items with an image model",
             expected="images: a folder with one folder a class, or an .npz file",
             got=f"{forget.name} and {retain.name}",
             fix="Pass images to --forget and --retain",
         )
-    structure_of(original)
+    network_size(original)
     if original.tokenizer is None:
         raise InputError(
             f"{original.name} has no tokenizer",
             expected="tokenizer.json and tokenizer_config.json in its folder",
             fix="Put its tokenizer beside it, or pass one with tokenizer=",
         )
-    check_rows(original)
+    check_embedding_rows(original)
     found = validate_items(forget, retain, original.tokenizer)
     if not found.ok:
         return found

@@ -7,16 +7,16 @@ from typing import Any, Generic, TypeVar
 
 from audits.core.config import AuditConfig
 from audits.core.input_checks import (
-    check_reading,
     check_sets,
+    check_with_original,
     text_items,
     with_tokenizer,
 )
-from audits.core.preflight import check_rows, check_same_tokenizer
+from audits.core.preflight import check_embedding_rows, check_same_tokenizer
 from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.images import ImageSet
 from capture.data.items import ItemSet
-from evidence.errors import listed
+from evidence.errors import check_list
 from evidence.progress import Progress
 
 Items = TypeVar("Items", ItemSet, ImageSet)
@@ -59,13 +59,13 @@ Inputs = InputsOf[ItemSet]
 ImageInputs = InputsOf[ImageSet]
 
 
-def roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
+def named_roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
     """The models other than the original, each with its role.
 
     Raises:
         InputError: the references are no list.
     """
-    held = listed(references, "the references")
+    held = check_list(references, "the references")
     named = [(f"reference-{n}", each) for n, each in enumerate(held, start=1)]
     return [("unlearned", unlearned), *named]
 
@@ -87,14 +87,14 @@ def open_inputs(
     Raises:
         InputError: inputs that cannot be audited; no model has been run.
     """
-    held_against = roles(unlearned, references)
+    held_against = named_roles(unlearned, references)
     gone, kept = text_items(forget, "forget"), text_items(retain, "retain")
     never = None if never_taught is None else text_items(never_taught, "never_taught")
     check_sets(gone, kept, never, config).check()
     first = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
-    checked = check_reading(first, gone, kept, never, config)
+    checked = check_with_original(first, gone, kept, never, config)
     checked.check()
     warnings = list(checked.warnings)
     others = []
@@ -106,7 +106,7 @@ def open_inputs(
             warnings.append(f"{role} has no tokenizer: it is asked with the original's")
         other = with_tokenizer(other, first)
         check_same_tokenizer(first, other)
-        check_rows(other)
+        check_embedding_rows(other)
         others.append(other)
     return Inputs(
         first, others[0], tuple(others[1:]), gone, kept, never, tuple(warnings)

@@ -8,34 +8,36 @@ from numpy.typing import ArrayLike
 
 from audits.core.config import AuditConfig
 from capture.data.invented_entities import invent_items
-from capture.data.items import Item, ItemSet, fold
-from capture.data.questions import enough
+from capture.data.items import Item, ItemSet, normalize_text
+from capture.data.questions import check_entity_count
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 
-LEAST_RETAIN, LEAST_NEVER = 15, 4
+MIN_RETAIN_ENTITIES, MIN_NEVER_TAUGHT_ENTITIES = 15, 4
 """Minimum numbers of entities; for the forget set, see the settings."""
 
 
-def least(name: str, config: AuditConfig) -> int:
+def min_entities_of(name: str, config: AuditConfig) -> int:
     """Minimum number of entities of the "forget" or "retain" set that the original must know."""
-    return config.min_entities if name == "forget" else LEAST_RETAIN
+    return config.min_entities if name == "forget" else MIN_RETAIN_ENTITIES
 
 
-def known(name: str, items: ItemSet, said: ArrayLike, config: AuditConfig) -> ItemSet:
+def select_known_items(
+    name: str, items: ItemSet, answered: ArrayLike, config: AuditConfig
+) -> ItemSet:
     """The items that the original answers.
 
     Args:
         name: "forget" or "retain".
-        said: (item,) whether the original answers it.
+        answered: (item,) whether the original answers it.
 
     Raises:
         InputError: the original knows too little of the set.
     """
-    hits = np.asarray(said, dtype=bool)
+    hits = np.asarray(answered, dtype=bool)
     kept = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
     found = ItemSet(kept, items.name, items.format)
-    needed, present = least(name, config), len(found.entities)
+    needed, present = min_entities_of(name, config), len(found.entities)
     if present < needed <= len(items.entities):
         raise InputError(
             f"the original does not know the {name} set: it answers "
@@ -46,7 +48,7 @@ def known(name: str, items: ItemSet, said: ArrayLike, config: AuditConfig) -> It
             "the prompts are in a form it can continue, and that answers are "
             "spelled as it would spell them",
         )
-    enough(found, needed, f"the {name} set")
+    check_entity_count(found, needed, f"the {name} set")
     return found
 
 
@@ -56,10 +58,12 @@ def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
     if len(entities) <= most:
         return retain
     order = numpy_rng(config.seed, "retain").permutation(len(entities))
-    return retain.of([entities[i] for i in order[:most]])
+    return retain.of_entities([entities[i] for i in order[:most]])
 
 
-def invented(forget: ItemSet, retain: ItemSet, config: AuditConfig) -> ItemSet:
+def invent_never_taught(
+    forget: ItemSet, retain: ItemSet, config: AuditConfig
+) -> ItemSet:
     """Never-taught items that mirror the forget set.
 
     Several copies are invented, each with new names: the floor is then estimated more precisely
@@ -85,18 +89,18 @@ def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemS
     return ItemSet(tuple(made), "never taught", "invented")
 
 
-def check_never(never: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
+def check_never_taught(never: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
     """Check that given never-taught items share no entity with the other sets.
 
     Raises:
         InputError: an entity is in another set, or there are too few.
     """
-    taught = {fold(entity) for entity in (*forget.entities, *retain.entities)}
-    shared = [entity for entity in never.entities if fold(entity) in taught]
+    taught = {normalize_text(entity) for entity in (*forget.entities, *retain.entities)}
+    shared = [entity for entity in never.entities if normalize_text(entity) in taught]
     if shared:
         raise InputError(
             f"never-taught items name {shared[0]!r}, which is in the forget or "
             "retain file",
             expected="entities no model was taught",
         )
-    enough(never, LEAST_NEVER, "the never-taught set")
+    check_entity_count(never, MIN_NEVER_TAUGHT_ENTITIES, "the never-taught set")

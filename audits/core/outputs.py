@@ -11,13 +11,13 @@ from typing import Any
 
 from evidence.errors import InputError
 from evidence.storage.files import disk_errors, read_json, write_atomic
-from evidence.storage.removal import delete_ours, refuse_foreign
-from evidence.storage.runs import LOCK, sole_run
-from evidence.storage.scratch import NAME
+from evidence.storage.locks import LOCK, run_lock
+from evidence.storage.removal import check_owned, delete_owned_folder
+from evidence.storage.scratch import SCRATCH_NAME
 
 WORK, MARK = "work", "work/fingerprint.json"
-RESULT_BYTES = 256 << 20
-OWN = "exhume.json"
+MAX_RESULT_BYTES = 256 << 20
+OWNER_MARK = "exhume.json"
 """Marker file of a folder that belongs to one command."""
 # Every file that an audit or experiment writes into its work folder.
 WORK_FILES = re.compile(
@@ -28,7 +28,7 @@ WORK_FILES = re.compile(
 
 
 @dataclass(frozen=True)
-class Kind:
+class OutputKind:
     """The files that a command writes into its output folder.
 
     Attributes:
@@ -42,19 +42,19 @@ class Kind:
     keys: frozenset[str]
 
 
-AUDIT = Kind(
+AUDIT = OutputKind(
     "audit",
     ("audit.json", "report.html"),
     frozenset({"schema_version", "verdict", "manifest"}),
 )
-EXPERIMENT = Kind(
+EXPERIMENT = OutputKind(
     "experiment",
     ("pga.json", "report.html"),
     frozenset({"schema_version", "claims", "interventions"}),
 )
 
 
-def look(root: Path, kind: Kind = AUDIT) -> str | None:
+def check_output_folder(root: Path, kind: OutputKind = AUDIT) -> str | None:
     """Check whether a run of this kind may write into ``root``; nothing is changed.
 
     Returns:
@@ -94,15 +94,15 @@ def look(root: Path, kind: Kind = AUDIT) -> str | None:
     )
 
 
-def clear(root: Path, kind: Kind) -> None:
+def clear_outputs(root: Path, kind: OutputKind) -> None:
     """Remove the files of an earlier run, results first: they must not outlive their work."""
     with disk_errors(root):
         if (root / WORK).exists():
-            refuse_foreign(root / WORK, WORK_FILES)
+            check_owned(root / WORK, WORK_FILES)
         for name in kind.results:
             (root / name).unlink(missing_ok=True)
         if (root / WORK).exists():
-            delete_ours(root / WORK, WORK_FILES)
+            delete_owned_folder(root / WORK, WORK_FILES)
 
 
 def _mark(root: Path) -> dict[str, str] | None:
@@ -121,10 +121,10 @@ def _mark(root: Path) -> dict[str, str] | None:
     return {"kind": kind, "sha256": found["sha256"]}
 
 
-def _written(root: Path, kind: Kind) -> bool:
+def _written(root: Path, kind: OutputKind) -> bool:
     """Whether a finished result of this kind is there, though its work folder is missing."""
     try:
-        found = read_json(root / kind.results[0], limit=RESULT_BYTES)
+        found = read_json(root / kind.results[0], max_bytes=MAX_RESULT_BYTES)
     except InputError:
         return False
     return kind.keys <= found.keys()
@@ -136,7 +136,7 @@ def _lost_mark(root: Path) -> bool:
     if not (root / MARK).is_file() or any((root / name).exists() for name in results):
         return False
     try:
-        refuse_foreign(root / WORK, WORK_FILES)
+        check_owned(root / WORK, WORK_FILES)
     except InputError:
         return False
     return True
@@ -147,16 +147,16 @@ def _only_leftovers(root: Path) -> bool:
     for place, folders, names in os.walk(root):
         if any(Path(place, each).is_symlink() for each in [*folders, *names]):
             return False
-        folders[:] = [each for each in folders if not NAME.fullmatch(each)]
+        folders[:] = [each for each in folders if not SCRATCH_NAME.fullmatch(each)]
         if Path(place) == root and set(folders) - {WORK}:
             return False
-        if not all(NAME.fullmatch(name) or name == LOCK for name in names):
+        if not all(SCRATCH_NAME.fullmatch(name) or name == LOCK for name in names):
             return False
     return True
 
 
 @contextmanager
-def own_folder(
+def hold_folder(
     root: Path,
     command: str,
     names: Sequence[str],
@@ -181,17 +181,17 @@ def own_folder(
     known = {"command": command, "settings": settings}
     fresh = clear is not None
     _own(root, known, names, fresh)
-    with sole_run(root):
+    with run_lock(root):
         found = _own(root, known, names, fresh)
         if clear is not None and found is not None:
             clear()
         if found != known:
-            write_atomic(root / OWN, json.dumps(known) + "\n")
+            write_atomic(root / OWNER_MARK, json.dumps(known) + "\n")
         try:
             yield
         finally:
-            if set(os.listdir(root)) <= {OWN, LOCK}:
-                (root / OWN).unlink(missing_ok=True)
+            if set(os.listdir(root)) <= {OWNER_MARK, LOCK}:
+                (root / OWNER_MARK).unlink(missing_ok=True)
 
 
 def _own(
@@ -205,14 +205,14 @@ def _own(
                 f"{root / name} is a link, and links are not followed",
                 fix="choose another --out",
             )
-    if not os.path.lexists(root / OWN):
+    if not os.path.lexists(root / OWNER_MARK):
         if there:
             raise InputError(
                 f"{root / there[0]} was not written by exhume {known['command']}",
                 fix="move it away, or choose another --out",
             )
         return None
-    found = read_json(root / OWN)
+    found = read_json(root / OWNER_MARK)
     if found.get("command") != known["command"]:
         raise InputError(
             f"{root} holds the work of another command",

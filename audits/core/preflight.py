@@ -38,7 +38,7 @@ class Damage:
         return bool(self.reasons)
 
 
-def check_rows(model: Checkpoint) -> None:
+def check_embedding_rows(model: Checkpoint) -> None:
     """Check that the embedding has a row for every token of the vocabulary.
 
     Added tokens may lack one as long as no text contains them.
@@ -82,7 +82,9 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     )
 
 
-def utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> Damage:
+def compare_utility(
+    original: dict[str, Any], candidate: dict[str, Any], rule: Rule
+) -> Damage:
     """Compare the utility of both models, on items where the original has it.
 
     Args:

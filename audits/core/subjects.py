@@ -11,11 +11,11 @@ from torch import nn
 
 from capture.checkpoints.open import Checkpoint
 
-LARGE = 10_000_000  # parameters
+LARGE_MODEL = 10_000_000  # parameters
 
 
 @dataclass(frozen=True)
-class Subject:
+class AuditedModel:
     """One model of an audit.
 
     Attributes:
@@ -31,7 +31,7 @@ class Subject:
     loader: Callable[[str], nn.Module]
 
     @classmethod
-    def of(cls, role: str, checkpoint: Checkpoint) -> "Subject":
+    def of(cls, role: str, checkpoint: Checkpoint) -> "AuditedModel":
         """A checkpoint in a role."""
         return cls(role, checkpoint.weights_hash, checkpoint.config, checkpoint.load)
 
@@ -43,7 +43,7 @@ class Subject:
     def loaded(self, device: str) -> Iterator[nn.Module]:
         """The model for the length of a block; its memory is freed afterwards."""
         model = self.load(device)
-        large = sum(p.numel() for p in model.parameters()) > LARGE
+        large = sum(p.numel() for p in model.parameters()) > LARGE_MODEL
         try:
             yield model
         finally:

@@ -10,7 +10,14 @@ from typing import Any
 
 import psutil
 
-from audits.core.outputs import AUDIT, MARK, WORK, Kind, clear, look
+from audits.core.outputs import (
+    AUDIT,
+    MARK,
+    WORK,
+    OutputKind,
+    check_output_folder,
+    clear_outputs,
+)
 from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -20,10 +27,10 @@ from evidence.storage.regular_files import open_regular
 
 # Increase when stage contents change meaning, so that old work is not reused.
 STAGE_VERSION = "1"
-STAGE_BYTES = 1 << 30
+MAX_STAGE_BYTES = 1 << 30
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no NaN: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
@@ -50,11 +57,15 @@ class Workspace:
 
     @classmethod
     def open(
-        cls, root: Path, fingerprint: dict[str, Any], fresh: bool, kind: Kind = AUDIT
+        cls,
+        root: Path,
+        fingerprint: dict[str, Any],
+        fresh: bool,
+        kind: OutputKind = AUDIT,
     ) -> "Workspace":
         """Open or create the folder for exactly these inputs.
 
-        The caller holds the folder (``evidence.storage.runs.sole_run``).
+        The caller holds the folder (``evidence.storage.runs.run_lock``).
 
         Args:
             root: The output folder.
@@ -66,9 +77,9 @@ class Workspace:
             InputError: the folder holds another audit, is a file, or holds files that are not
                 an audit's; nothing was changed.
         """
-        text = canonical(fingerprint | {"stage_version": STAGE_VERSION})
+        text = canonical_json(fingerprint | {"stage_version": STAGE_VERSION})
         digest = hashlib.sha256(text.encode()).hexdigest()
-        found = look(root, kind)
+        found = check_output_folder(root, kind)
         if found != digest:
             if found is not None and not fresh:
                 known = "other inputs, settings or version" if found else "damaged"
@@ -76,12 +87,12 @@ class Workspace:
                     f"{root} holds another {kind.name} ({known})",
                     fix="choose another --out, or pass --fresh to replace it",
                 )
-            clear(root, kind)
+            clear_outputs(root, kind)
         elif fresh:
-            clear(root, kind)
+            clear_outputs(root, kind)
         if fresh or found != digest:
             mark = {"kind": kind.name, "sha256": digest, "inputs": fingerprint}
-            write_atomic(root / MARK, canonical(mark))
+            write_atomic(root / MARK, canonical_json(mark))
         return cls(root)
 
     def run(
@@ -101,14 +112,14 @@ class Workspace:
         done = self._saved(path)
         if done is None:
             start = perf_counter()
-            result = json.loads(canonical(compute()))
+            result = json.loads(canonical_json(compute()))
             saved = {
                 "result": result,
                 "seconds": perf_counter() - start,
                 "peak_memory_bytes": peak_memory(),
                 "files": {file: self._hash(file) for file in files},
             }
-            write_atomic(path, canonical(saved | {"sha256": _digest(saved)}))
+            write_atomic(path, canonical_json(saved | {"sha256": _digest(saved)}))
             done = self._saved(path)
             assert done is not None
         return done
@@ -116,7 +127,7 @@ class Workspace:
     def _saved(self, path: Path) -> Stage | None:
         """A saved stage; None where the file is missing or damaged."""
         try:
-            saved = read_json(path, limit=STAGE_BYTES)
+            saved = read_json(path, max_bytes=MAX_STAGE_BYTES)
         except InputError:
             return None
         if saved.pop("sha256", None) != _digest(saved):
@@ -139,14 +150,14 @@ class Workspace:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class StageRunner:
     """Runs the stages of one audit and records their cost.
 
     Attributes:
         cost: Seconds and peak memory by stage.
     """
 
-    space: Workspace
+    workspace: Workspace
     progress: Progress = SILENT
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -155,7 +166,7 @@ class Ledger:
     ) -> Any:
         """The stage's result, computed or loaded; arguments as ``Workspace.run``."""
         start = perf_counter()
-        done = self.space.run(name, compute, files)
+        done = self.workspace.run(name, compute, files)
         self.progress.note(f"stage {name} done in {perf_counter() - start:.0f} s")
         self.cost[name] = {
             "seconds": done.seconds,
@@ -163,7 +174,7 @@ class Ledger:
         }
         return done.result
 
-    def charged(self, axes: dict[str, AxisResult]) -> dict[str, AxisResult]:
+    def with_cost(self, axes: dict[str, AxisResult]) -> dict[str, AxisResult]:
         """The axes, each with the cost of the stage of the same name, if there is one."""
         nothing = {"seconds": 0.0, "peak_memory_bytes": 0}
         spent = {name: self.cost.get(name, nothing) for name in axes}
@@ -177,7 +188,7 @@ class Ledger:
         }
 
 
-def axis_of(
+def axis_stage(
     stage: Callable[[str, Callable[[], Any]], Any],
     name: str,
     compute: Callable[[], AxisResult],
@@ -199,4 +210,4 @@ def peak_memory() -> int:
 
 
 def _digest(saved: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical(saved).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(saved).encode()).hexdigest()

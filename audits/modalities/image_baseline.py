@@ -11,34 +11,38 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from audits.axes.restoration.image_routes import image_sites, read_logits, states_of
+from audits.axes.restoration.image_steering import (
+    image_sites,
+    image_states,
+    logits_with_edits,
+)
 from audits.core.context import ImageRun
 from audits.core.preflight import spread
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
-from capture.network.image_sites import as_places
-from capture.scoring.set_validation import swapped
+from capture.network.image_sites import as_positions
+from capture.scoring.set_validation import swapped_files_error
 from evidence.errors import InputError
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.seeds import numpy_rng
 
-RETAIN_TIMES = 4
+RETAIN_FACTOR = 4
 """Maximum number of retain images, in multiples of the budget's retain entities."""
-LEAST_RETAIN = 15
-NEVER_TIMES, LEAST_NEVER = 2, 96
+MIN_RETAIN = 15
+NEVER_TAUGHT_FACTOR, MIN_NEVER_TAUGHT = 2, 96
 """Never-taught images made per forgotten image, and their minimum number."""
-HALFWAY = 0.5
+MIN_DIFFERENCE = 0.5
 """Minimum residual for measurements that share the original's representation basis. Where a
 single direction lies in a model that never saw the class is an accident of the model (residuals
 of 0.25 to 0.6 in retrains of tuning seed 0, consistently over images), and patched states of a
 retrain from the same starting weights sometimes lead the original to predict the class for half
 of the images (``docs/vision.md``)."""
-KINDS = 12
+N_INVENTED_CLASSES = 12
 """Never-taught classes: each composes halves of one pair of retain classes."""
 
 
 @dataclass(frozen=True)
-class Cast:
+class EvaluationSets:
     """The image sets of an audit; the original predicts all but the invented ones correctly.
 
     Attributes:
@@ -65,7 +69,7 @@ class Cast:
         return self.fit + self.check
 
 
-def cast(run: ImageRun) -> dict[str, Any]:
+def select(run: ImageRun) -> dict[str, Any]:
     """Choose the images; JSON-ready, as indices into the given sets.
 
     Raises:
@@ -73,20 +77,22 @@ def cast(run: ImageRun) -> dict[str, Any]:
     """
     forget, retain = run.inputs.forget, run.inputs.retain
     budget, seed = run.config.budget, run.config.seed
-    with run.subjects["original"].loaded(run.device) as model:
+    with run.models["original"].loaded(run.device) as model:
         kept = {}
         for name, images, most, least in (
             ("forget", forget, budget.retain_entities, run.config.min_entities),
             (
                 "retain",
                 retain,
-                RETAIN_TIMES * budget.retain_entities,
-                LEAST_RETAIN,
+                RETAIN_FACTOR * budget.retain_entities,
+                MIN_RETAIN,
             ),
         ):
             order = numpy_rng(seed, "images", name).permutation(len(images))
             asked = order[: 2 * most]
-            right = called(model, images.rows(asked)) == images.labels[asked]
+            right = (
+                predicted_classes(model, images.select(asked)) == images.labels[asked]
+            )
             kept[name] = np.sort(asked[right][:most])
             if len(kept[name]) < least:
                 raise InputError(
@@ -102,8 +108,8 @@ def cast(run: ImageRun) -> dict[str, Any]:
         parts = {"fit": np.sort(order[:cut]), "check": np.sort(order[cut:])}
         never = run.inputs.never_taught
         if never is None:
-            never = _invented(run, retain.rows(parts["check"]), len(kept["forget"]))
-        named_so = called(model, never) == int(forget.labels[0])
+            never = _invented(run, retain.select(parts["check"]), len(kept["forget"]))
+        named_so = predicted_classes(model, never) == int(forget.labels[0])
     if named_so.mean() > 0.5:
         raise InputError(
             "the original calls most never-taught images the forgotten class",
@@ -120,59 +126,59 @@ def cast(run: ImageRun) -> dict[str, Any]:
     }
 
 
-def cast_of(run: ImageRun, chosen: dict[str, Any]) -> Cast:
-    """The images that ``cast`` chose."""
+def selected_sets(run: ImageRun, chosen: dict[str, Any]) -> EvaluationSets:
+    """The images that ``select`` chose."""
     forget, retain = run.inputs.forget, run.inputs.retain
-    check = retain.rows(chosen["check"], "check")
+    check = retain.select(chosen["check"], "check")
     never = run.inputs.never_taught
     if never is None:
         never = _invented(run, check, len(chosen["forget"]))
-    return Cast(
-        forget.rows(chosen["forget"], "forget"),
-        retain.rows(chosen["fit"], "fit"),
+    return EvaluationSets(
+        forget.select(chosen["forget"], "forget"),
+        retain.select(chosen["fit"], "fit"),
         check,
-        never.rows(chosen["never"], "never_taught"),
+        never.select(chosen["never"], "never_taught"),
     )
 
 
 def _invented(run: ImageRun, known: ImageSet, forgotten: int) -> ImageSet:
-    count = max(NEVER_TIMES * forgotten, LEAST_NEVER)
+    count = max(NEVER_TAUGHT_FACTOR * forgotten, MIN_NEVER_TAUGHT)
     rng = numpy_rng(run.config.seed, "never taught", "images")
-    return invent_images(known, count, rng, KINDS)
+    return invent_images(known, count, rng, N_INVENTED_CLASSES)
 
 
-def logits_of(model: nn.Module, images: ImageSet) -> np.ndarray:
+def finite_logits(model: nn.Module, images: ImageSet) -> np.ndarray:
     """(image, class) logits.
 
     Raises:
         InputError: they are not finite.
     """
-    found = read_logits(model, images, {}, image_sites(model)).numpy()
+    found = logits_with_edits(model, images, {}, image_sites(model)).numpy()
     if not np.isfinite(found).all():
         raise InputError("the model's logits are not finite")
     return found
 
 
-def called(model: nn.Module, images: ImageSet) -> np.ndarray:
+def predicted_classes(model: nn.Module, images: ImageSet) -> np.ndarray:
     """(image,) predicted class index."""
-    return logits_of(model, images).argmax(1)
+    return finite_logits(model, images).argmax(1)
 
 
-def pooled(states: Tensor) -> np.ndarray:
+def pool_places(states: Tensor) -> np.ndarray:
     """(image, d) of full states: class token and mean patch, or the mean over positions."""
-    places = as_places(states).double()
+    places = as_positions(states).double()
     if states.dim() == 3:
         first, rest = places[:, 0], places[:, 1:].mean(1)
         return np.concatenate([first.numpy(), rest.numpy()], axis=1)
     return places.mean(1).numpy()
 
 
-def features(
+def pooled_states(
     model: nn.Module, images: ImageSet, sites: list[str]
 ) -> dict[str, np.ndarray]:
     """Site to (image, d) pooled states."""
-    found = states_of(model, images, sites, image_sites(model))
-    return {site: pooled(states) for site, states in found.items()}
+    found = image_states(model, images, sites, image_sites(model))
+    return {site: pool_places(states) for site, states in found.items()}
 
 
 def late_sites(model: nn.Module) -> list[str]:
@@ -187,7 +193,7 @@ def late_sites(model: nn.Module) -> list[str]:
     return [*blocks[len(blocks) // 2 :], *where.of("final")]
 
 
-def listen(run: ImageRun, role: str, sets: Cast) -> dict[str, Any]:
+def score_baseline(run: ImageRun, role: str, sets: EvaluationSets) -> dict[str, Any]:
     """Predictions of one model; JSON-ready.
 
     Returns:
@@ -195,15 +201,15 @@ def listen(run: ImageRun, role: str, sets: Cast) -> dict[str, Any]:
         ``rank``: (image,) share of other classes' images with a lower log-odds of the class;
         ``useful``: input of ``audits.core.preflight.utility``.
     """
-    with run.subjects[role].loaded(run.device) as model:
+    with run.models[role].loaded(run.device) as model:
         logits = {
-            "forget": logits_of(model, sets.forget),
-            "never_taught": logits_of(model, sets.never),
-            "check": logits_of(model, sets.check),
+            "forget": finite_logits(model, sets.forget),
+            "never_taught": finite_logits(model, sets.never),
+            "check": finite_logits(model, sets.check),
         }
         sites = image_sites(model).of("resid")
         chosen = [sites[len(sites) // 4], sites[len(sites) // 2], sites[-1]]
-        states = features(model, sets.check, chosen)
+        states = pooled_states(model, sets.check, chosen)
     against = _margin(logits["check"], sets.label)
     parts = ("forget", "never_taught")
     return {
@@ -212,7 +218,7 @@ def listen(run: ImageRun, role: str, sets: Cast) -> dict[str, Any]:
             for part in parts
         },
         "rank": {
-            part: ranked(_margin(logits[part], sets.label), against).tolist()
+            part: rank_among(_margin(logits[part], sets.label), against).tolist()
             for part in parts
         },
         "useful": {
@@ -231,26 +237,26 @@ def _margin(logits: np.ndarray, label: int) -> np.ndarray:
     return logits[:, label] - top - np.log(np.exp(rest - top[:, None]).sum(1))
 
 
-def ranked(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+def rank_among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(...,) share of ``others`` below each value, ties counting half; chance is 0.5."""
     order = np.sort(others)
     below = np.searchsorted(order, values, "left")
     return (below + np.searchsorted(order, values, "right")) / (2 * len(order))
 
 
-def check_swap(heard: dict[str, Any]) -> None:
+def check_swap(baseline_scores: dict[str, Any]) -> None:
     """Refuse sets that the candidate's predictions show to be swapped.
 
     Raises:
         InputError: the candidate kept the forget images and lost the retain images.
     """
-    gone = heard["named"]["forget"]
-    kept = heard["useful"]["retain"]
-    error = swapped((len(gone), sum(gone)), (len(kept), sum(kept)))
+    gone = baseline_scores["named"]["forget"]
+    kept = baseline_scores["useful"]["retain"]
+    error = swapped_files_error((len(gone), sum(gone)), (len(kept), sum(kept)))
     if error:
         raise error
 
 
-def values(found: Any, images: ImageSet) -> EntityValues:
+def image_values(found: Any, images: ImageSet) -> EntityValues:
     """(image, column) scores with every image as a unit."""
-    return by_entity(np.asarray(found, dtype=np.float64), images.ids)
+    return average_by_entity(np.asarray(found, dtype=np.float64), images.ids)

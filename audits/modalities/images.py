@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from audits.core.inputs import ImageInputs, roles
-from audits.modalities.image_vocabulary import NOT_ASKED, SKIPPED
+from audits.core.inputs import ImageInputs, named_roles
+from audits.modalities.image_vocabulary import NOT_MEASURED, SKIPPED_AXES
 from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.image_files import read_images
-from capture.data.images import Eye, ImageSet, names_images
-from capture.network.unloaded import structure_of
+from capture.data.images import ImagePreprocessor, ImageSet, is_image_classifier
+from capture.network.network_size import network_size
 from evidence.errors import InputError
 from evidence.progress import Progress
 
-LEAST_CLASSES = 2
+MIN_RETAIN_CLASSES = 2
 """Minimum number of retain classes: never-taught images compose halves of two."""
-LEAST_KIND = 8
+MIN_NEVER_TAUGHT_IMAGES = 8
 """Minimum size of the largest class of given never-taught images."""
 
 
@@ -37,11 +37,11 @@ def open_images(
     Raises:
         InputError: inputs that cannot be audited; no model has been run.
     """
-    held_against = roles(unlearned, references)
+    held_against = named_roles(unlearned, references)
     first = open_checkpoint(original, name="original", progress=progress)
     _check_classifier(first)
-    structure_of(first)
-    eye = Eye.of(first.config, first.path)
+    network_size(first)
+    eye = ImagePreprocessor.from_config(first.config, first.path)
     gone = read_images(forget, eye, "forget")
     kept = read_images(retain, eye, "retain")
     never = None
@@ -59,7 +59,9 @@ def open_images(
         _check_classifier(other)
         _check_same(first, eye, other)
         others.append(other)
-    left_out = [f"{name}: not run on images; {why}." for name, why in SKIPPED.items()]
+    left_out = [
+        f"{name}: not run on images; {why}." for name, why in SKIPPED_AXES.items()
+    ]
     return ImageInputs(
         first,
         others[0],
@@ -67,12 +69,12 @@ def open_images(
         gone,
         kept,
         never,
-        (*left_out, NOT_ASKED),
+        (*left_out, NOT_MEASURED),
     )
 
 
 def _check_classifier(model: Checkpoint) -> None:
-    if names_images(model.config):
+    if is_image_classifier(model.config):
         return
     kinds = model.config.get("architectures") or [model.config.get("model_type")]
     raise InputError(
@@ -83,9 +85,9 @@ def _check_classifier(model: Checkpoint) -> None:
     )
 
 
-def _check_same(first: Checkpoint, eye: Eye, other: Checkpoint) -> None:
+def _check_same(first: Checkpoint, eye: ImagePreprocessor, other: Checkpoint) -> None:
     """Check that two models have the same classes, channels and image size."""
-    theirs = Eye.of(other.config, other.path)
+    theirs = ImagePreprocessor.from_config(other.config, other.path)
     for what, ours, own in (
         ("number of classes", eye.classes, theirs.classes),
         ("number of channels", eye.channels, theirs.channels),
@@ -117,18 +119,18 @@ def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> N
             fix="Remove its images from the retain set",
         )
     kept = np.unique(retain.labels)
-    if len(kept) < LEAST_CLASSES:
+    if len(kept) < MIN_RETAIN_CLASSES:
         raise InputError(
             "too few classes in the retain images",
-            expected=f"at least {LEAST_CLASSES}",
+            expected=f"at least {MIN_RETAIN_CLASSES}",
             got=str(len(kept)),
         )
     if never is not None:
         most = int(np.unique(never.labels, return_counts=True)[1].max())
-        if most < LEAST_KIND:
+        if most < MIN_NEVER_TAUGHT_IMAGES:
             raise InputError(
                 "no class of the never-taught images is large enough to be taught",
-                expected=f"{LEAST_KIND} images of one class",
+                expected=f"{MIN_NEVER_TAUGHT_IMAGES} images of one class",
                 got=str(most),
             )
     seen = {_content(forget, row) for row in range(len(forget))}

@@ -7,14 +7,14 @@ from audits.report.charts import (
     Plot,
     band,
     base_layout,
-    colour_of,
+    color_of,
     line,
     name_of,
     numbers,
     plain_axis,
     shade,
     ticks,
-    x_places,
+    x_positions,
 )
 from audits.report.formatting import (
     figure,
@@ -27,9 +27,9 @@ from audits.report.formatting import (
 )
 
 # Log-probabilities below this share the last bin: the answer is practically impossible.
-LEAST_SHOWN = -20.0
+MIN_LOGPROB_SHOWN = -20.0
 # Maximum number of models drawn.
-MOST_MODELS = 20
+MAX_MODELS = 20
 
 
 def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
@@ -42,7 +42,7 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
     if len(columns) < 2:
         return None
     names = [each["name"] for each in columns]
-    x, axis = x_places(names)
+    x, axis = x_positions(names)
     used = [each["used"] for each in columns]
 
     def values(key: str) -> list[Any]:
@@ -123,7 +123,7 @@ def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
         return []
     found = []
     roles = sorted(curves, key=lambda role: (role != "unlearned", role))
-    for role in roles[:MOST_MODELS]:
+    for role in roles[:MAX_MODELS]:
         table = curves[role] if isinstance(curves[role], dict) else {}
         asked = [name for name in sorted(table) if name.startswith("asked")]
         for name in asked:
@@ -140,7 +140,7 @@ def _relearning_plot(
     shares = way != "_contrast"
     words = {"_contrast": "told from the others (chance 0.5)", "_said": "said", "": ""}
     title = ": ".join(filter(None, (name_of(role), words.get(way, way.strip("_")))))
-    colour = colour_of(role)
+    colour = color_of(role)
     # Never-taught items are drawn as the floor in every model.
     parts = [
         (f"asked{way}", "half not taught", "solid", colour),
@@ -198,7 +198,7 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
             "x": list(range(len(y))),
             "y": y,
             "name": in_plot(name_of(role)),
-            "marker": {"color": f"var(--{colour_of(role)})"},
+            "marker": {"color": f"var(--{color_of(role)})"},
             "text": [percent(each) for each in y],
             "textposition": "outside" if len(y) * len(kept) <= 16 else "none",
             "cliponaxis": False,
@@ -227,7 +227,7 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
         + ".",
         data=data,
         layout=layout,
-        keys=tuple((colour_of(role), "patch", name_of(role)) for role in kept),
+        keys=tuple((color_of(role), "patch", name_of(role)) for role in kept),
         head=("wording", *(name_of(role) for role in kept)),
         rows=tuple(
             (label, *(percent(y[at]) for y in kept.values()))
@@ -245,7 +245,7 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
     if not items or any(each is None for each in pairs.values()):
         return None
     shown = {
-        role: [min(max(each, LEAST_SHOWN), 0.0) for each in y or []]
+        role: [min(max(each, MIN_LOGPROB_SHOWN), 0.0) for each in y or []]
         for role, y in pairs.items()
     }
     width = 1.0
@@ -263,7 +263,7 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
             "x": [edge + width / 2 for edge in edges],
             "y": tables[role],
             "name": name_of(role),
-            "marker": {"color": f"var(--{colour_of(role)})"},
+            "marker": {"color": f"var(--{color_of(role)})"},
             "hovertemplate": "%{y} answers",
         }
         for role in shown
@@ -280,11 +280,11 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
         ),
         data=data,
         layout=layout,
-        keys=tuple((colour_of(role), "patch", name_of(role)) for role in shown),
+        keys=tuple((color_of(role), "patch", name_of(role)) for role in shown),
         head=("from", "to", *(name_of(role) for role in shown)),
         rows=tuple(
             (
-                ("below " if edge == LEAST_SHOWN else "") + plain(edge, 0),
+                ("below " if edge == MIN_LOGPROB_SHOWN else "") + plain(edge, 0),
                 plain(edge + width, 0),
                 *(str(tables[role][at]) for role in shown),
             )

@@ -10,9 +10,9 @@ from typing import Any
 
 from audits.report.formatting import in_plot, short_label, step_of
 
-MOST_TICKS = 14
+MAX_TICKS = 14
 # Longer lists and larger values are not drawn.
-MOST_POINTS, LARGEST = 10_000, 1e12
+MAX_POINTS, MAX_VALUE = 10_000, 1e12
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plot:
     rows: tuple[tuple[str, ...], ...] = ()
 
 
-def colour_of(role: str) -> str:
+def color_of(role: str) -> str:
     """The color role of a model: candidate, original, planted, reference or other."""
     if role.startswith("reference"):
         return "reference"
@@ -59,12 +59,12 @@ def numbers(value: Any, length: int | None = None) -> list[float] | None:
     """
     if not isinstance(value, list) or (length is not None and len(value) != length):
         return None
-    if len(value) > MOST_POINTS:
+    if len(value) > MAX_POINTS:
         return None
     real = all(
         isinstance(each, (int, float))
         and not isinstance(each, bool)
-        and abs(each) <= LARGEST
+        and abs(each) <= MAX_VALUE
         for each in value
     )
     return value if real else None
@@ -109,7 +109,7 @@ def band(
     ]
 
 
-def x_places(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
+def x_positions(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
     """X positions and axis settings of columns: steps are numbers, others are categories."""
     steps = [step_of(name) for name in names]
     if all(step is not None for step in steps) and len(set(steps)) == len(steps):
@@ -124,7 +124,7 @@ def x_places(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
 
 def ticks(labels: Sequence[str]) -> dict[str, Any]:
     """Tick labels for positions 0, 1, ..., thinned so that they do not overlap."""
-    every = -(-len(labels) // MOST_TICKS)
+    every = -(-len(labels) // MAX_TICKS)
     chosen = list(range(0, len(labels), every))
     return {
         "tickmode": "array",

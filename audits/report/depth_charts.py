@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audits.report.charts import Plot, base_layout, numbers, plain_axis, x_places
+from audits.report.charts import Plot, base_layout, numbers, plain_axis, x_positions
 from audits.report.formatting import in_plot, plain
 
 # Maximum number of items drawn: more rows would be too thin to see.
-MOST_ROWS = 120
+MAX_ROWS = 120
 
 
 def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
@@ -27,11 +27,11 @@ def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
     never = _table(losses.get("stranger"), len(sites))
     if not own or not isinstance(items, list) or len(items) != len(own):
         return None
-    items, own = items[:MOST_ROWS], own[:MOST_ROWS]
+    items, own = items[:MAX_ROWS], own[:MAX_ROWS]
     labels = [_label(item, row) for row, item in enumerate(items)]
     whole = [value for row in never or own for value in row]
     most = max(sum(whole) / len(whole), 1e-6)
-    _, x_axis = x_places([str(site) for site in sites])
+    _, x_axis = x_positions([str(site) for site in sites])
     layout = base_layout(x_axis, False) | {
         "height": 150 + 14 * min(len(own), 40),
         "hovermode": "closest",

@@ -6,9 +6,9 @@ from itertools import islice
 from typing import Any
 
 # Longer texts are truncated: one hostile prompt must not make a report unreadable.
-LONGEST = 2000
+MAX_CHARS = 2000
 # Maximum number of settings shown in one table.
-MOST_ROWS = 500
+MAX_ROWS = 500
 
 # Control characters and bidirectional overrides can hide or reorder visible text; lone surrogates
 # cannot be written as UTF-8.
@@ -21,21 +21,21 @@ _STEP = re.compile(r"step (\d+)")
 
 MINUS = "\u2212"
 DASH = "\u2013"
-NOTHING = "\u2014"
+NO_VALUE = "\u2014"
 
 
 def clean(value: Any) -> Any:
     """Make an untrusted string safe to display; other values pass unchanged.
 
     Control characters, bidirectional overrides and lone surrogates become U+FFFD, and strings
-    longer than ``LONGEST`` characters are truncated with a note. HTML escaping is the
+    longer than ``MAX_CHARS`` characters are truncated with a note. HTML escaping is the
     template's task.
     """
     if type(value) is not str:
         return value
-    if len(value) > LONGEST:
-        rest = len(value) - LONGEST
-        value = f"{value[:LONGEST]} \u2026 ({rest:,} more characters)"
+    if len(value) > MAX_CHARS:
+        rest = len(value) - MAX_CHARS
+        value = f"{value[:MAX_CHARS]} \u2026 ({rest:,} more characters)"
     return _HIDDEN.sub("\ufffd", value)
 
 
@@ -49,7 +49,7 @@ def in_plot(text: str) -> str:
 def plain(value: Any, digits: int = 2) -> str:
     """A number with fixed decimals, e.g. "0.88"; a dash for None."""
     if not _is_number(value):
-        return NOTHING
+        return NO_VALUE
     text = f"{abs(value):,.{digits}f}"
     negative = value < 0 and float(text.replace(",", "")) != 0
     return MINUS + text if negative else text
@@ -58,7 +58,7 @@ def plain(value: Any, digits: int = 2) -> str:
 def percent(value: Any) -> str:
     """A share, e.g. "8 %"; values near 0 or 100 % are never rounded to them."""
     if not _is_number(value):
-        return NOTHING
+        return NO_VALUE
     hundred = 100 * value
     near_edge = 0 < hundred < 1 or 99 < hundred < 100
     if near_edge and round(hundred, 1) in (0.0, 100.0):
@@ -69,7 +69,7 @@ def percent(value: Any) -> str:
 def p_text(value: Any) -> str:
     """A p-value with two significant digits; "< 0.001" below that."""
     if not _is_number(value):
-        return NOTHING
+        return NO_VALUE
     if value < 0.001:
         return "< 0.001"
     if value < 0.01:
@@ -95,7 +95,7 @@ def small(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
-        return NOTHING
+        return NO_VALUE
     if isinstance(value, int):
         return str(value) if abs(value) < 10_000 else f"{value:,}"
     if isinstance(value, float):
@@ -106,7 +106,7 @@ def small(value: Any) -> str:
 def seconds(value: Any) -> str:
     """A duration, e.g. "1 min 22 s"."""
     if not _is_number(value):
-        return NOTHING
+        return NO_VALUE
     if value < 1:
         return "under 1 s"
     minutes, rest = divmod(round(value), 60)
@@ -119,16 +119,16 @@ def seconds(value: Any) -> str:
 def share(value: Any, whole: Any) -> str:
     """A part of a whole, e.g. "12 %"."""
     if not _is_number(value) or not _is_number(whole) or whole <= 0:
-        return NOTHING
+        return NO_VALUE
     return "under 1 %" if value < 0.01 * whole else f"{100 * value / whole:.0f} %"
 
 
 def memory(value: Any) -> str:
     """An amount of memory, e.g. "0.57 GB"."""
-    return f"{value / 1e9:,.2f} GB" if _is_number(value) else NOTHING
+    return f"{value / 1e9:,.2f} GB" if _is_number(value) else NO_VALUE
 
 
-def places(names: Sequence[str]) -> str:
+def join_sites(names: Sequence[str]) -> str:
     """Site names with runs joined, e.g. "embed, resid.3\u2013resid.7"."""
     runs: list[list[str]] = []
     for name in names:
@@ -149,7 +149,7 @@ def places(names: Sequence[str]) -> str:
     )
 
 
-def place_in_words(name: str) -> str:
+def describe_site(name: str) -> str:
     """Description of a column, e.g. "output of block 3"; its name where unknown."""
     kinds = {"resid": "output of block", "attn": "attention of", "mlp": "MLP of"}
     fixed = {"embed": "embedding"}
@@ -161,7 +161,7 @@ def place_in_words(name: str) -> str:
     return fixed.get(name, name)
 
 
-def at_place(name: str) -> str:
+def at_site(name: str) -> str:
     """A column as the end of a phrase: "at resid.3", "after teaching"."""
     return name if name.startswith("after ") else f"at {name}"
 
@@ -180,7 +180,9 @@ def step_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def flat(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]:
+def flatten_settings(
+    value: Any, name: str = "", *, depth: int = 6
+) -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) rows; long lists and tables are truncated.
 
     Args:
@@ -192,11 +194,11 @@ def flat(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]
         rows = (
             row
             for key in sorted(value)
-            for row in flat(
+            for row in flatten_settings(
                 value[key], f"{name}.{key}" if name else str(key), depth=depth - 1
             )
         )
-        found = list(islice(rows, MOST_ROWS))
+        found = list(islice(rows, MAX_ROWS))
         more = next(rows, None) is not None
         return [*found, ("\u2026", "more, in audit.json")] if more else found
     if isinstance(value, list):
@@ -208,7 +210,7 @@ def flat(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]
     return [(name, "\u2026" if isinstance(value, dict) else small(value))]
 
 
-def tail(source: str) -> str:
+def last_part(source: str) -> str:
     """The last part of a path or hub id, short enough for one line."""
     tail = next(filter(None, reversed(re.split(r"[/\\]", source))), source)
     return tail if len(tail) <= 40 else tail[:39] + "\u2026"

@@ -72,7 +72,7 @@ CLASS_BEHAVIOUR = {
 IMAGE_FLOORS = FLOORS | {
     "never_taught": "never-taught images: halves of two known classes each",
 }
-WORDS = (
+TERMS = (
     ("original", "The model before unlearning; it knows the forget set."),
     ("candidate", "The unlearned model that is audited here."),
     (
@@ -131,10 +131,10 @@ _IMAGE_WORDS = {
     "probe": "A linear reader of hidden states, fitted on images. Refitted: on the "
     "candidate. The original's own: fitted on the original and unchanged.",
 }
-CLASS_WORDS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in WORDS)
+CLASS_TERMS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in TERMS)
 
 
-def of_images(document: Mapping[str, Any]) -> bool:
+def is_image_audit(document: Mapping[str, Any]) -> bool:
     """Whether an audit is of an image classifier."""
     items = document.get("manifest", {}).get("items", ())
     return any(each.get("format") == "images" for each in items)

@@ -25,23 +25,23 @@ from audits.report.depth_charts import component_rows, depth_plot
 from audits.report.glossary import (
     BEHAVIOUR,
     CLASS_BEHAVIOUR,
+    CLASS_TERMS,
     CLASS_VERDICTS,
-    CLASS_WORDS,
     FLOORS,
     IMAGE_FLOORS,
     STATUSES,
+    TERMS,
     UNITS,
     VERDICTS,
-    WORDS,
-    of_images,
+    is_image_audit,
     units,
 )
 from audits.report.restoration_charts import restoration_plots
-from audits.report.templates import shown_whole, style, template
+from audits.report.templates import rendering_errors, style_sheet, template
 from evidence.storage.files import write_atomic
 
 # Maximum number of items listed: more rows make a browser slow.
-MOST_ITEMS = 1000
+MAX_ITEMS = 1000
 
 
 def write_report(root: Path, document: dict[str, Any]) -> Path:
@@ -58,7 +58,7 @@ def write_report(root: Path, document: dict[str, Any]) -> Path:
         InputError: the document cannot be rendered; nothing is written.
     """
     path = root / "report.html"
-    with shown_whole(str(root / "audit.json")):
+    with rendering_errors(str(root / "audit.json")):
         page = render(document)
     write_atomic(path, page)
     return path
@@ -79,22 +79,22 @@ def render(document: Mapping[str, Any]) -> str:
 
     rule = document["config"].get("rule", {})
     margin = rule.get("margin") or 0.0
-    images = of_images(document)
+    images = is_image_audit(document)
     axes = [
         _axis(axis, number, document["verdict"]["adjusted_p"], margin, place, images)
         for number, axis in enumerate(document["axes"], 1)
     ]
     return template("report.html.j2").render(
-        css=style(),
+        css=style_sheet(),
         plotly=Markup(get_plotlyjs()),
         verdict=_verdict(document),
         facts=_facts(document),
         axes=axes,
         preflight=_preflight(document["preflight"], rule, place),
         manifest=document["manifest"],
-        config=write.flat(document["config"]),
+        config=write.flatten_settings(document["config"]),
         runtime=document["runtime"],
-        words=CLASS_WORDS if images else WORDS,
+        words=CLASS_TERMS if images else TERMS,
         scale=residual_bar(None, None, margin),
         margin=margin,
         figures=figures,
@@ -106,7 +106,7 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict block with its word, symbol and meaning."""
     verdict = document["verdict"]
     word, symbol, meaning = VERDICTS[verdict["class"]]
-    images = of_images(document)
+    images = is_image_audit(document)
     if images:
         meaning = CLASS_VERDICTS.get(verdict["class"], meaning)
     if document["preflight"]["identical_weights"]:
@@ -142,14 +142,14 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     entities = known.get("forget_entities")
     if entities is None:
         entities = max((axis["n_entities"] for axis in document["axes"]), default=0)
-    where = write.places(verdict["where"])
+    where = write.join_sites(verdict["where"])
     if not where:
         where = {
             "suppressed": "no layer named; it came back under attack",
             "not_unlearned": "at the output",
             "deleted": "found in no layer",
         }.get(verdict["class"], "no layer named")
-    images = of_images(document)
+    images = is_image_audit(document)
     floors = IMAGE_FLOORS if images else FLOORS
     facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
     if said["forget_original"] is not None:
@@ -168,7 +168,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts_too = items is not None and not images
     count = f"{entities}" + (f" ({items} facts)" if facts_too else "")
     sources = {
-        each["role"]: write.tail(each["source"])
+        each["role"]: write.last_part(each["source"])
         for each in document["manifest"]["models"]
     }
     models = f"{sources.get('unlearned', '?')}, against {sources.get('original', '?')}"
@@ -238,9 +238,9 @@ def _axis(
             for each in controls
         ],
         "passed": sum(each["passed"] for each in controls),
-        "items": items[:MOST_ITEMS],
+        "items": items[:MAX_ITEMS],
         "items_in_all": len(items),
-        "rest": write.flat(rest) if rest else [],
+        "rest": write.flatten_settings(rest) if rest else [],
     }
 
 

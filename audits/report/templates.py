@@ -21,13 +21,13 @@ def template(name: str) -> Template:
     return _environment().get_template(name)
 
 
-def style() -> Markup:
+def style_sheet() -> Markup:
     """The style sheet, to be embedded in a page."""
     return Markup(_resource("report.css"))
 
 
 @contextmanager
-def shown_whole(what: str) -> Iterator[None]:
+def rendering_errors(what: str) -> Iterator[None]:
     """Turn any failure to render into one ``InputError``.
 
     Args:
@@ -68,8 +68,8 @@ def _environment() -> Environment:
         "share": write.share,
         "memory": write.memory,
         "p": write.p_text,
-        "words": write.place_in_words,
-        "at": write.at_place,
-        "flat": write.flat,
+        "words": write.describe_site,
+        "at": write.at_site,
+        "flat": write.flatten_settings,
     }
     return environment

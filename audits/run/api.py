@@ -7,18 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from audits.core.outputs import look
-from audits.modalities.vocabulary import words_of
+from audits.core.outputs import check_output_folder
+from audits.modalities.vocabulary import vocabulary_for
 from audits.run import document as result
 from audits.run.image_pipeline import collect_images, start_images
 from audits.run.pipeline import collect, start
 from audits.verdict.rule import decide
-from capture.data.image_files import holds_images
+from capture.data.image_files import is_image_source
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
-from evidence.storage.files import write_together
+from evidence.storage.files import write_files_atomic
+from evidence.storage.locks import run_lock
 from evidence.storage.regular_files import as_path, is_folder
-from evidence.storage.runs import sole_run
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,9 +139,9 @@ def audit(
         "progress": progress,
     }
     root = as_path(out, "the output folder")
-    look(root)
-    with sole_run(root):
-        images = holds_images(forget) or holds_images(retain)
+    check_output_folder(root)
+    with run_lock(root):
+        images = is_image_source(forget) or is_image_source(retain)
         if images:
             run = start_images(original, unlearned, forget, retain, root, **shared)
             findings = collect_images(run)
@@ -162,12 +162,12 @@ def audit(
             findings.identical,
             findings.floor,
             run.config.rule,
-            words_of(images),
+            vocabulary_for(images),
         )
-        document = result.build(run, findings, verdict)
-        write_together(
+        document = result.build_document(run, findings, verdict)
+        write_files_atomic(
             {
-                root / result.AUDIT: result.text_of(document),
+                root / result.AUDIT: result.document_text(document),
                 root / result.REPORT: render(document),
             }
         )
@@ -184,5 +184,5 @@ def load(out: Path | str) -> Audit:
         InputError: there is none, or it was not written by an audit.
     """
     place = as_path(out, "the audit")
-    document = result.read(place)
+    document = result.read_document(place)
     return Audit(place if is_folder(place) else place.parent, document)

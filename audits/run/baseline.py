@@ -7,26 +7,26 @@ from torch import nn
 from audits.core import item_sets
 from audits.core.answers import (
     free_text,
-    score_questions,
+    score_question_sets,
     truth_ratios,
     utility_of_text,
 )
 from audits.core.context import ImageRun, Run
 from audits.core.preflight import spread
 from capture.activations.capture import capture_activations
-from capture.checkpoints.safetensors_files import compare
+from capture.checkpoints.safetensors_files import compare_weights
 from capture.data.items import ItemSet
-from capture.data.questions import Questions, ask
+from capture.data.questions import Questions, build_questions
 from capture.data.tokenization import encode
 from capture.network.sites import find_sites
-from capture.scoring.set_validation import swapped
+from capture.scoring.set_validation import swapped_files_error
 
 
-def weights(run: Run | ImageRun) -> dict[str, Any]:
+def weight_difference(run: Run | ImageRun) -> dict[str, Any]:
     """Size and location of the weight change; fails where architectures differ."""
-    found = compare(run.inputs.original, run.inputs.unlearned, run.progress)
+    found = compare_weights(run.inputs.original, run.inputs.unlearned, run.progress)
     for reference in run.inputs.references:
-        compare(run.inputs.original, reference, run.progress)
+        compare_weights(run.inputs.original, reference, run.progress)
     # JSON has no infinity, which is the relative change of a tensor of zeros.
     return {
         "relative": min(found.relative, 1e6),
@@ -39,17 +39,19 @@ def weights(run: Run | ImageRun) -> dict[str, Any]:
     }
 
 
-def first_look(run: Run) -> dict[str, Any]:
+def score_given_items(run: Run) -> dict[str, Any]:
     """Scores of the original on the main prompt of every given item."""
     asked = {
-        "forget": ask(run.inputs.forget, 1),
-        "retain": ask(run.inputs.retain, 1),
+        "forget": build_questions(run.inputs.forget, 1),
+        "retain": build_questions(run.inputs.retain, 1),
     }
-    with run.subjects["original"].loaded(run.device) as model:
-        return score_questions(model, run.tokenizer, asked, run.progress)
+    with run.models["original"].loaded(run.device) as model:
+        return score_question_sets(model, run.tokenizer, asked, run.progress)
 
 
-def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
+def select_known_items(
+    run: Run, given_scores: dict[str, Any]
+) -> tuple[ItemSet, ItemSet]:
     """The items that the original answers; retain entities within the budget.
 
     Raises:
@@ -57,7 +59,9 @@ def known(run: Run, first: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
     """
     given = {"forget": run.inputs.forget, "retain": run.inputs.retain}
     kept = {
-        name: item_sets.known(name, items, first[name]["greedy"], run.config)
+        name: item_sets.select_known_items(
+            name, items, given_scores[name]["greedy"], run.config
+        )
         for name, items in given.items()
     }
     return kept["forget"], item_sets.within_budget(kept["retain"], run.config)
@@ -67,20 +71,20 @@ def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
     """The given never-taught items, or invented ones that mirror the forget set."""
     if run.inputs.never_taught is not None:
         return run.inputs.never_taught
-    return item_sets.invented(forget, retain, run.config)
+    return item_sets.invent_never_taught(forget, retain, run.config)
 
 
-def listen(
+def score_baseline(
     run: Run, role: str, forget: ItemSet, retain: ItemSet, never: ItemSet
 ) -> dict[str, Any]:
     """All output scores of one model, in one loading."""
     budget, tokenizer = run.config.budget, run.tokenizer
     asked = {
-        "forget": ask(forget, budget.prompts_per_item),
-        "never_taught": ask(never, budget.prompts_per_item),
+        "forget": build_questions(forget, budget.prompts_per_item),
+        "never_taught": build_questions(never, budget.prompts_per_item),
     }
-    with run.subjects[role].loaded(run.device) as model:
-        heard = score_questions(model, tokenizer, asked, run.progress)
+    with run.models[role].loaded(run.device) as model:
+        heard = score_question_sets(model, tokenizer, asked, run.progress)
         heard["ratios"] = truth_ratios(model, tokenizer, forget, run.progress)
         if not role.startswith("reference"):
             heard["useful"] = _useful(run, model, retain)
@@ -90,8 +94,10 @@ def listen(
 def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
     """Utility of a model away from the forget set."""
     budget = run.config.budget
-    questions: Questions = ask(retain, budget.prompts_per_item)
-    scores = score_questions(model, run.tokenizer, {"retain": questions}, run.progress)
+    questions: Questions = build_questions(retain, budget.prompts_per_item)
+    scores = score_question_sets(
+        model, run.tokenizer, {"retain": questions}, run.progress
+    )
     prompts = [item.prompt for item in retain][: budget.generate_prompts]
     names = [n for n in find_sites(model).names if n.startswith("resid.")]
     chosen = [names[len(names) // 4], names[len(names) // 2], names[-1]]
@@ -106,18 +112,20 @@ def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
     }
 
 
-def check_swap(questions: dict[str, Questions], heard: dict[str, Any]) -> None:
+def check_swap(
+    questions: dict[str, Questions], baseline_scores: dict[str, Any]
+) -> None:
     """Refuse item files that the candidate's answers show to be swapped.
 
     Args:
         questions: ``forget`` and ``retain`` items that the original knows.
-        heard: ``listen`` by role.
+        baseline_scores: ``score_baseline`` by role.
 
     Raises:
         InputError: the candidate kept the forget file and lost the retain file.
     """
-    said = heard["unlearned"]
-    error = swapped(
+    said = baseline_scores["unlearned"]
+    error = swapped_files_error(
         _kept(questions["forget"], said["forget"]["greedy"]),
         _kept(questions["retain"], said["useful"]["retain"]),
     )

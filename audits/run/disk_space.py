@@ -5,25 +5,25 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from audits.axes.decodability.tasks import Part
-from audits.axes.decodability.text_readers import tasks_of
-from audits.axes.membership.readers import cast
+from audits.axes.decodability.tasks import TaskPart
+from audits.axes.decodability.text_probes import make_audit_tasks
+from audits.axes.membership.scores import select_sets
 from audits.core.config import AuditConfig
 from audits.core.inputs import Inputs
-from audits.core.item_sets import invented, within_budget
+from audits.core.item_sets import invent_never_taught, within_budget
 from capture.activations.store import stored_bytes
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from capture.network.unloaded import Structure
+from capture.network.network_size import NetworkSize
 from evidence.errors import InputError
 
 GIB = 1 << 30
 # Blocks of statements vary in size, since no entity or answer occurs twice in one.
-UNEVEN = 1.1
+BLOCK_SLACK = 1.1
 
 
 @dataclass(frozen=True)
-class Kept:
+class ActivationSize:
     """Stored activations, if the original knew every given item.
 
     Attributes:
@@ -37,7 +37,9 @@ class Kept:
     bytes: int
 
 
-def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) -> Kept:
+def activation_size(
+    inputs: Inputs, config: AuditConfig, structure: NetworkSize
+) -> ActivationSize:
     """Upper bound of the activations that decodability, concept and membership store.
 
     The audit itself captures this if the original answers every item. If it answers fewer,
@@ -46,14 +48,14 @@ def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) 
     axes = set(config.axes)
     same = inputs.original.weights_hash == inputs.unlearned.weights_hash
     if same or not axes & {"decodability", "concept", "membership"}:
-        return Kept(0, 0, 0)
-    width, sites = structure.width or 0, (structure.layers or 0) + 1
+        return ActivationSize(0, 0, 0)
+    width, sites = structure.d_model or 0, (structure.n_layers or 0) + 1
     retain = within_budget(inputs.retain, config)
-    never = inputs.never_taught or invented(inputs.forget, retain, config)
+    never = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
     tokenizer = inputs.original.tokenizer
     rows = tokens = size = 0
     if axes & {"decodability", "concept"}:
-        tasks, _ = tasks_of(inputs.forget, retain, never, tokenizer, config)
+        tasks, _ = make_audit_tasks(inputs.forget, retain, never, tokenizer, config)
         parts = [part for task in tasks for part in task.parts.values()]
         wide = [_widest(part, config.budget.block) for part in parts]
         rows += sum(wide)
@@ -65,7 +67,7 @@ def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) 
     if "membership" in axes:
         try:
             wordings = config.budget.prompts_per_item
-            asked = cast(inputs.forget, retain, never, wordings, config.seed)
+            asked = select_sets(inputs.forget, retain, never, wordings, config.seed)
         except InputError:  # the axis will report this and not run
             prompts = []
         else:
@@ -76,15 +78,15 @@ def kept_activations(inputs: Inputs, config: AuditConfig, structure: Structure) 
         size += stored_bytes(len(prompts), width, 1)  # names at the embedding
     # The original, the candidate, references and the planted suppression.
     models = 3 + len(inputs.references)
-    return Kept(rows, tokens, models * size)
+    return ActivationSize(rows, tokens, models * size)
 
 
-def check_room(out: Path, kept: Kept) -> None:
+def check_disk_space(out: Path, size: ActivationSize) -> None:
     """Refuse an output folder that is a file, or without room for the activations.
 
     Args:
         out: Output folder; need not exist.
-        kept: Stored activations; those already there count as room.
+        size: Stored activations; those already there count as room.
 
     Raises:
         InputError: there is no room.
@@ -102,10 +104,10 @@ def check_room(out: Path, kept: Kept) -> None:
         if path.is_file()
     )
     free = shutil.disk_usage(there).free + done
-    if kept.bytes > free:
+    if size.bytes > free:
         raise InputError(
             f"there is no room for the activations of this audit in {out}",
-            expected=f"{kept.bytes / GIB:.2f} GiB",
+            expected=f"{size.bytes / GIB:.2f} GiB",
             got=f"{free / GIB:.2f} GiB free",
             fix="Choose another --out, a smaller profile, or fewer axes",
         )
@@ -115,14 +117,14 @@ def _tokens(rows: Sequences) -> int:
     return sum(map(len, rows.ids))
 
 
-def _widest(part: Part, block: int) -> int:
+def _widest(part: TaskPart, block: int) -> int:
     """Maximum number of rows of a part over all numbers of known items."""
     true = [row for row, label in enumerate(part.labels) if label]
-    if not part.whole or not true:
+    if not part.with_answer or not true:
         return len(part)
     items = len({(part.entities[row], part.answers[row]) for row in true})
     most = max(_statements(count, block) for count in range(1, items + 1))
-    return ceil(UNEVEN * len(part) * most / _statements(items, block))
+    return ceil(BLOCK_SLACK * len(part) * most / _statements(items, block))
 
 
 def _statements(items: int, block: int) -> int:

@@ -14,8 +14,8 @@ from audits.verdict.calibration import estimate, shipped
 from audits.verdict.rule import Verdict
 from capture.data.images import ImageSet
 from evidence.errors import InputError, printable
-from evidence.storage.files import read_json, readable
-from evidence.storage.regular_files import is_folder, kind_of
+from evidence.storage.files import read_json, utf8_path
+from evidence.storage.regular_files import file_kind, is_folder
 
 SCHEMA_VERSION = "1.1"
 NOT_CALIBRATED = {
@@ -28,7 +28,7 @@ NOT_CALIBRATED = {
     },
 }
 AUDIT, REPORT = "audit.json", "report.html"
-MOST_DEPTH = 30
+MAX_DEPTH = 30
 """Maximum nesting; our documents have ten levels."""
 
 
@@ -64,11 +64,13 @@ def validate_document(document: dict[str, Any]) -> None:
         raise InputError("audit.json has two axes of one name", got=", ".join(names))
 
 
-def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str, Any]:
+def build_document(
+    run: Run | ImageRun, findings: Findings, verdict: Verdict
+) -> dict[str, Any]:
     """The whole document; equal runs differ in ``runtime`` alone."""
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
-    main = behaviour.main if behaviour is not None else None
+    main = behaviour.main_reading if behaviour is not None else None
     document = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict.to_dict()
@@ -91,7 +93,7 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
             "models": [
                 {
                     "role": role.name,
-                    "source": printable(readable(role.source), None),
+                    "source": printable(utf8_path(role.source), None),
                     "sha256": role.weights_hash,
                 }
                 for role in (inputs.original, inputs.unlearned, *inputs.references)
@@ -126,26 +128,26 @@ def build(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def text_of(document: dict[str, Any]) -> str:
+def document_text(document: dict[str, Any]) -> str:
     """The validated text of ``audit.json``."""
     validate_document(document)
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
     return text + "\n"
 
 
-def read(root: Path) -> dict[str, Any]:
+def read_document(root: Path) -> dict[str, Any]:
     """Read and validate the ``audit.json`` of an output folder, or the file itself.
 
     Raises:
         InputError: there is none, or it does not fit the schema.
     """
     path = root / AUDIT if is_folder(root) else root
-    if kind_of(path) == "nothing there":
+    if file_kind(path) == "nothing there":
         raise InputError(
             f"{path} does not exist",
             expected="the output folder of a finished audit",
             fix="run exhume audit first",
         )
-    document = read_json(path, depth=MOST_DEPTH)
+    document = read_json(path, max_depth=MAX_DEPTH)
     validate_document(document)
     return document

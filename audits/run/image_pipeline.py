@@ -6,14 +6,20 @@ from typing import Any
 
 from audits.axes import image_behaviour
 from audits.core.config import make_config
-from audits.core.context import ImageRun, begin
-from audits.core.preflight import utility
-from audits.core.workspace import Ledger
-from audits.modalities.image_baseline import Cast, cast, cast_of, check_swap, listen
+from audits.core.context import ImageRun, open_run
+from audits.core.preflight import compare_utility
+from audits.core.workspace import StageRunner
+from audits.modalities.image_baseline import (
+    EvaluationSets,
+    check_swap,
+    score_baseline,
+    select,
+    selected_sets,
+)
 from audits.modalities.images import open_images
-from audits.run.baseline import weights
-from audits.run.image_axes import inner_axes
-from audits.run.pipeline import LISTENING, SKIPPED, Findings, lengths
+from audits.run.baseline import weight_difference
+from audits.run.image_axes import run_inner_axes
+from audits.run.pipeline import BASELINE_COST, SKIPPED_DAMAGED, Findings, progress_units
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 
@@ -42,28 +48,28 @@ def start_images(
         never_taught=never_taught,
         progress=progress,
     )
-    return begin(inputs, config, out, fresh, progress)
+    return open_run(inputs, config, out, fresh, progress)
 
 
 def collect_images(run: ImageRun) -> Findings:
     """Compute every stage that is not saved yet."""
-    ledger = Ledger(run.space, run.progress)
+    ledger = StageRunner(run.workspace, run.progress)
     stage = ledger.stage
-    whole, inner = lengths(run)
+    whole, inner = progress_units(run)
     with run.progress.task("audit", whole) as advance:
-        difference = stage("weights", lambda: weights(run))
-        chosen = stage("original", lambda: cast(run))
+        difference = stage("weights", lambda: weight_difference(run))
+        chosen = stage("original", lambda: select(run))
         advance(1)
-        sets = cast_of(run, chosen)
+        sets = selected_sets(run, chosen)
         heard = {}
-        for role in run.subjects:
+        for role in run.models:
             heard[role] = stage(
-                f"said-{role}", lambda role=role: listen(run, role, sets)
+                f"said-{role}", lambda role=role: score_baseline(run, role, sets)
             )
-            advance(LISTENING)
+            advance(BASELINE_COST)
         if not run.identical:
             check_swap(heard["unlearned"])
-        damage = utility(
+        damage = compare_utility(
             heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
         )
         axes: dict[str, AxisResult] = {}
@@ -73,7 +79,7 @@ def collect_images(run: ImageRun) -> Findings:
             )
         skipped = damage.found and not run.config.budget.look_inside_damage
         if not run.identical and not skipped:
-            axes |= inner_axes(
+            axes |= run_inner_axes(
                 run, sets, damage, stage, lambda share: advance(share * inner)
             )
     preflight = {
@@ -81,14 +87,14 @@ def collect_images(run: ImageRun) -> Findings:
         "weight_difference": difference,
         "known": _counts(run, sets),
         "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
-        "warnings": [*run.inputs.warnings, *([SKIPPED] if skipped else [])],
+        "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
-    axes = ledger.charged(axes)
+    axes = ledger.with_cost(axes)
     return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)
 
 
-def _counts(run: ImageRun, sets: Cast) -> dict[str, int]:
+def _counts(run: ImageRun, sets: EvaluationSets) -> dict[str, int]:
     return {
         "forget_items": len(sets.forget),
         "forget_items_given": len(run.inputs.forget),

@@ -3,54 +3,61 @@
 from typing import Any
 
 from audits.axes import persistence, relearning
-from audits.axes.behaviour import kept_rows
+from audits.axes.behaviour import known_rows
 from audits.axes.causal_depth import axis as causal_depth
-from audits.axes.causal_depth.state_transfer import Exam, carry, other_facts, strangers
+from audits.axes.causal_depth.state_transfer import (
+    PatchingPrompts,
+    transfer_states,
+    with_other_fact_donor,
+    with_unrelated_receiver,
+)
 from audits.axes.decodability import axis as decodability
-from audits.axes.decodability.text_readers import capture_states, tasks_of
-from audits.core.answers import said
+from audits.axes.decodability.text_probes import capture_states, make_audit_tasks
+from audits.core.answers import scores_from_json
 from audits.core.context import Run
 from audits.core.preflight import Damage
-from audits.core.subjects import Subject
-from audits.core.workspace import axis_of
+from audits.core.subjects import AuditedModel
+from audits.core.workspace import axis_stage
 from audits.run import optional_axes
-from audits.run.optional_axes import States
-from audits.run.planting import PLANTED, not_planted, plant, planted_subject
+from audits.run.optional_axes import CapturedTasks
+from audits.run.planting import PLANTED_FILE, plant, planted_model, planting_notes
 from capture.data.items import Item, ItemSet
-from capture.data.questions import Questions, ask
-from evidence.intervals import by_entity
+from capture.data.questions import Questions, build_questions
+from evidence.intervals import average_by_entity
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
 
 
-def inner_axes(
+def run_inner_axes(
     run: Run,
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
-    heard: dict[str, Any],
+    baseline_scores: dict[str, Any],
     damage: Damage,
-    gone: bool,
+    absent_at_output: bool,
     stage,
     advance,
 ) -> dict[str, AxisResult]:
     """Plant a suppression, then run the requested inner axes.
 
-    ``gone`` says whether behaviour is ``absent``; ``advance`` takes progress as a share of
-    these stages.
+    ``absent_at_output`` says whether behaviour is ``absent``; ``advance`` takes progress as a
+    share of these stages.
     """
     axes: dict[str, AxisResult] = {}
     wanted = [name for name in run.config.axes if name != "behaviour"]
     if not wanted:
         return axes
-    subjects = dict(run.subjects)
-    made = stage("planted", lambda: plant_one(run, forget, retain), [PLANTED])
+    subjects = dict(run.models)
+    made = stage(
+        "planted", lambda: plant_suppression(run, forget, retain), [PLANTED_FILE]
+    )
     if made["made"]:
-        subjects["planted"] = planted_subject(subjects["original"], run.space.work)
-    notes = not_planted(made)
+        subjects["planted"] = planted_model(subjects["original"], run.workspace.work)
+    notes = planting_notes(made)
     advance(0.15)
     if {"decodability", "concept"} & set(wanted):
-        states = read_states(run, subjects, forget, retain, never, stage)
+        states = capture_tasks(run, subjects, forget, retain, never, stage)
         if "decodability" in wanted:
             axes["decodability"] = _decodability(run, subjects, states, notes, stage)
         if "concept" in wanted:
@@ -64,17 +71,17 @@ def inner_axes(
     advance(0.3)
     if "causal_depth" in wanted:
         axes["causal_depth"] = _causal_depth(
-            run, subjects, forget, retain, never, heard, damage, notes, stage
+            run, subjects, forget, retain, never, baseline_scores, damage, notes, stage
         )
     advance(0.05)
     if "persistence" in wanted:
         axes["persistence"] = _persistence(
-            run, forget, retain, never, heard, gone, stage
+            run, forget, retain, never, baseline_scores, absent_at_output, stage
         )
     advance(0.05)
     if "relearning" in wanted:
         axes["relearning"] = _relearning(
-            run, subjects, forget, never, heard, notes, stage
+            run, subjects, forget, never, baseline_scores, notes, stage
         )
     if "restoration" in wanted:
         axes["restoration"] = optional_axes.run_restoration(
@@ -88,37 +95,37 @@ def inner_axes(
     return axes
 
 
-def plant_one(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
+def plant_suppression(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
     """Plant a suppression in the original, with a sample of retain items."""
     rng = numpy_rng(run.config.seed, "planted", "retain")
     most = min(len(retain), 3 * len(forget))
     kept = rng.permutation(len(retain))[:most]
     items: list[Item] = [retain.items[index] for index in sorted(kept)]
     return plant(
-        run.subjects["original"],
+        run.models["original"],
         run.tokenizer,
         list(forget),
         items,
         run.config.budget,
-        run.space.work,
+        run.workspace.work,
         device=run.device,
         seed=run.config.seed,
         progress=run.progress,
     )
 
 
-def read_states(
+def capture_tasks(
     run: Run,
-    subjects: dict[str, Subject],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
     stage,
-) -> States:
+) -> CapturedTasks:
     """The probing tasks, with the states of every model captured."""
-    tasks, notes = tasks_of(forget, retain, never, run.tokenizer, run.config)
+    tasks, notes = make_audit_tasks(forget, retain, never, run.tokenizer, run.config)
     sites: list[str] = []
-    for role, subject in subjects.items() if tasks else ():
+    for role, subject in models.items() if tasks else ():
         # All models share one architecture, and so the same sites.
         sites = stage(
             f"states-{role}",
@@ -126,17 +133,17 @@ def read_states(
                 subject, run.tokenizer, tasks, run.store, run.device, run.progress
             ),
         )
-    return States(tasks, sites, tuple(notes))
+    return CapturedTasks(tasks, sites, tuple(notes))
 
 
 def _decodability(
     run: Run,
-    subjects: dict[str, Subject],
-    states: States,
+    subjects: dict[str, AuditedModel],
+    states: CapturedTasks,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    return axis_of(
+    return axis_stage(
         stage,
         "decodability",
         lambda: decodability.run_decodability(
@@ -154,7 +161,7 @@ def _decodability(
 
 def _causal_depth(
     run: Run,
-    subjects: dict[str, Subject],
+    subjects: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
@@ -163,7 +170,7 @@ def _causal_depth(
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    exams = depth_exams(run, forget, retain, never, heard)
+    exams = patching_prompts(run, forget, retain, never, heard)
     every = list(subjects)
     real = [role for role in every if role != "planted"]
     asked = {
@@ -177,7 +184,7 @@ def _causal_depth(
     most = run.config.budget.depth_sites
 
     def passes(receiver: str, names: list[str], roles: dict[str, list[str]]):
-        return carry(
+        return transfer_states(
             subjects,
             run.tokenizer,
             {name: exams[name] for name in names},
@@ -192,44 +199,50 @@ def _causal_depth(
     into_candidate = stage(
         "carried-back", lambda: passes("unlearned", ["own"], {"own": ["original"]})
     )
-    return axis_of(
+    return axis_stage(
         stage,
         "causal_depth",
         lambda: causal_depth.judge(
-            causal_depth.Carried(exams, into_original),
+            causal_depth.PatchedScores(exams, into_original),
             run.config,
             damage,
             notes,
-            causal_depth.Carried(exams, into_candidate),
+            causal_depth.PatchedScores(exams, into_candidate),
         ),
     )
 
 
-def depth_exams(
-    run: Run, forget: ItemSet, retain: ItemSet, never: ItemSet, heard: dict[str, Any]
-) -> dict[str, Exam]:
+def patching_prompts(
+    run: Run,
+    forget: ItemSet,
+    retain: ItemSet,
+    never: ItemSet,
+    baseline_scores: dict[str, Any],
+) -> dict[str, PatchingPrompts]:
     """The patching prompts of causal depth, by part."""
     wordings = run.config.budget.prompts_per_item
-    questions = ask(forget, wordings)
-    asked = questions.keep(kept_rows(questions, heard["original"]["forget"]))
-    invented = ask(never, wordings)
+    questions = build_questions(forget, wordings)
+    asked = questions.select(
+        known_rows(questions, baseline_scores["original"]["forget"])
+    )
+    invented = build_questions(never, wordings)
     names = retain.entities
     order = numpy_rng(run.config.seed, "causal_depth", "retain").permutation(len(names))
-    few = retain.of([names[place] for place in order[: len(forget.entities)]])
+    few = retain.of_entities([names[place] for place in order[: len(forget.entities)]])
     found = {
-        "forget": strangers(asked, invented),
-        "never_taught": strangers(invented, invented),
-        "retain": strangers(ask(few, 1), invented),
+        "forget": with_unrelated_receiver(asked, invented),
+        "never_taught": with_unrelated_receiver(invented, invented),
+        "retain": with_unrelated_receiver(build_questions(few, 1), invented),
     }
     main = found["forget"]
     first = [wording == 0 for wording in main.questions.wording]
-    own: Questions = main.questions.keep(first)
+    own: Questions = main.questions.select(first)
     away = tuple(
         prompt for prompt, kept in zip(main.receivers, first, strict=True) if kept
     )
-    found["own"] = Exam(own, own.prompts, own.prompts)
-    found["stranger"] = Exam(own, away, own.prompts)
-    other = other_facts(Exam(own, own.prompts, away))
+    found["own"] = PatchingPrompts(own, own.prompts, own.prompts)
+    found["stranger"] = PatchingPrompts(own, away, own.prompts)
+    other = with_other_fact_donor(PatchingPrompts(own, own.prompts, away))
     return found | ({"other": other} if len(other) else {})
 
 
@@ -244,14 +257,14 @@ def _persistence(
 ) -> AxisResult:
     wordings = run.config.budget.prompts_per_item
     sets = {
-        "forget": ask(forget, wordings),
-        "never_taught": ask(never, wordings),
-        "retain": ask(retain, 1),
+        "forget": build_questions(forget, wordings),
+        "never_taught": build_questions(never, wordings),
+        "retain": build_questions(retain, 1),
     }
     quantised = {
         role: stage(
             f"quantised-{role}",
-            lambda subject=subject: persistence.ask_quantised(
+            lambda subject=subject: persistence.score_quantized(
                 subject,
                 run.tokenizer,
                 sets,
@@ -260,15 +273,15 @@ def _persistence(
                 progress=run.progress,
             ),
         )
-        for role, subject in run.subjects.items()
+        for role, subject in run.models.items()
     }
     edit = stage(
         "edit-in-bins",
         lambda: persistence.edit_in_bins(
-            run.subjects["original"], run.subjects["unlearned"], run.config, run.device
+            run.models["original"], run.models["unlearned"], run.config, run.device
         ),
     )
-    return axis_of(
+    return axis_stage(
         stage,
         "persistence",
         lambda: persistence.judge(sets, heard, quantised, edit, gone, run.config, ()),
@@ -277,7 +290,7 @@ def _persistence(
 
 def _relearning(
     run: Run,
-    subjects: dict[str, Subject],
+    subjects: dict[str, AuditedModel],
     forget: ItemSet,
     never: ItemSet,
     heard: dict[str, Any],
@@ -285,7 +298,7 @@ def _relearning(
     stage,
 ) -> AxisResult:
     rng = numpy_rng(run.config.seed, "relearning", "halves")
-    halves = relearning.rotations(list(forget), list(never), rng)
+    halves = relearning.relearning_splits(list(forget), list(never), rng)
     # The planted suppression needs a single split.
     taught = {role: [0] if role == "planted" else [0, 1] for role in subjects}
     trial = [role for role in ("unlearned", "planted") if role in subjects]
@@ -323,13 +336,13 @@ def _relearning(
             )
             for number in taught[role]
         ]
-    questions = ask(forget, run.config.budget.prompts_per_item)
-    first_said = said(heard["original"]["forget"])
+    questions = build_questions(forget, run.config.budget.prompts_per_item)
+    first_said = scores_from_json(heard["original"]["forget"])
     known = {
-        "said": by_entity(first_said.greedy, questions.entities),
-        "contrast": by_entity(first_said.contrast, questions.entities),
+        "said": average_by_entity(first_said.greedy, questions.entities),
+        "contrast": average_by_entity(first_said.contrast, questions.entities),
     }
-    return axis_of(
+    return axis_stage(
         stage,
         "relearning",
         lambda: relearning.judge(runs, known, run.config, chosen["rate"], notes),

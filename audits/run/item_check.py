@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from audits.core.config import make_config
-from audits.core.input_checks import check_reading, check_sets, text_items
-from audits.core.item_sets import invented, known, within_budget
+from audits.core.input_checks import check_sets, check_with_original, text_items
+from audits.core.item_sets import invent_never_taught, select_known_items, within_budget
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.scoring.answers import alternatives_of, score_answers
 from capture.scoring.set_validation import PairScores, ValidationReport, validate_items
 from evidence.errors import InputError
@@ -48,23 +48,27 @@ def check_items(
     checkpoint = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
-    found = check_reading(checkpoint, gone, kept, never, config)
+    found = check_with_original(checkpoint, gone, kept, never, config)
     if not found.ok:
         return found
     model = checkpoint.load()
     scores = [
         score_answers(
-            model, ask(each, 1).encoded(checkpoint.tokenizer), progress=progress
+            model,
+            build_questions(each, 1).encoded(checkpoint.tokenizer),
+            progress=progress,
         )
         for each in (gone, kept)
     ]
     found = validate_items(gone, kept, checkpoint.tokenizer, PairScores(*scores))
     try:
-        forgotten = known("forget", gone, scores[0].greedy, config)
-        stays = within_budget(known("retain", kept, scores[1].greedy, config), config)
+        forgotten = select_known_items("forget", gone, scores[0].greedy, config)
+        stays = within_budget(
+            select_known_items("retain", kept, scores[1].greedy, config), config
+        )
         alternatives_of(forgotten)
         if never is None:
-            invented(forgotten, stays, config)
+            invent_never_taught(forgotten, stays, config)
     except InputError as error:
         found = replace(found, errors=(*found.errors, error))
     return found

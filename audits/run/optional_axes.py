@@ -12,18 +12,18 @@ from audits.axes.circuit import axis as circuit
 from audits.axes.concept import axis as concept
 from audits.axes.decodability.tasks import Task
 from audits.axes.membership import axis as signature
-from audits.axes.membership import readers as signature_reading
+from audits.axes.membership import scores as signature_reading
 from audits.axes.restoration import axis as restoration
 from audits.core.context import Run
-from audits.core.subjects import Subject
-from audits.core.workspace import axis_of
+from audits.core.subjects import AuditedModel
+from audits.core.workspace import axis_stage
 from capture.data.items import ItemSet
 from evidence.errors import InputError
 from evidence.results import AxisResult
 
 
 @dataclass(frozen=True)
-class States:
+class CapturedTasks:
     """Probing tasks, with the states of every model captured.
 
     Attributes:
@@ -39,19 +39,19 @@ class States:
 
 def run_concept(
     run: Run,
-    subjects: dict[str, Subject],
-    states: States,
+    models: dict[str, AuditedModel],
+    states: CapturedTasks,
     forget: ItemSet,
     retain: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
     """Run the concept axis."""
-    return axis_of(
+    return axis_stage(
         stage,
         "concept",
         lambda: concept.run_concept(
-            subjects,
+            models,
             run.tokenizer,
             states.tasks,
             states.sites,
@@ -68,7 +68,7 @@ def run_concept(
 
 def run_restoration(
     run: Run,
-    subjects: dict[str, Subject],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
@@ -76,17 +76,17 @@ def run_restoration(
     stage,
 ) -> AxisResult:
     """Run the restoration axis."""
-    return axis_of(
+    return axis_stage(
         stage,
         "restoration",
         lambda: restoration.run_restoration(
-            subjects,
+            models,
             run.tokenizer,
             forget,
             retain,
             never,
             run.config,
-            run.space.work / "saes",
+            run.workspace.work / "saes",
             device=run.device,
             notes=notes,
             progress=run.progress,
@@ -96,18 +96,18 @@ def run_restoration(
 
 def run_circuit(
     run: Run,
-    subjects: dict[str, Subject],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
     never: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
     """Run the circuit axis."""
-    return axis_of(
+    return axis_stage(
         stage,
         "circuit",
         lambda: circuit.run_circuit(
-            subjects,
+            models,
             run.tokenizer,
             forget,
             never,
@@ -121,7 +121,7 @@ def run_circuit(
 
 def run_membership(
     run: Run,
-    subjects: dict[str, Subject],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
@@ -131,25 +131,27 @@ def run_membership(
     """Capture the states of the membership axis and run it."""
     wordings, name = run.config.budget.prompts_per_item, signature_reading.NAME
     try:
-        asked = signature_reading.cast(forget, retain, never, wordings, run.config.seed)
+        asked = signature_reading.select_sets(
+            forget, retain, never, wordings, run.config.seed
+        )
     except InputError as error:
         # Only this axis needs invented counterparts of the retain entities.
         return AxisResult(
             name, signature.QUESTION, "no_power", notes=(str(error), *notes)
         )
     sites: list[str] = []
-    for role, subject in subjects.items():
+    for role, subject in models.items():
         sites = stage(
             f"membership-states-{role}",
-            lambda subject=subject: signature_reading.capture(
+            lambda subject=subject: signature_reading.capture_states(
                 subject, run.tokenizer, asked, run.store, run.device, run.progress
             ),
         )
-    return axis_of(
+    return axis_stage(
         stage,
         name,
-        lambda: signature.run_signature(
-            subjects,
+        lambda: signature.run_membership(
+            models,
             run.tokenizer,
             asked,
             sites,

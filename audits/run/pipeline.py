@@ -7,22 +7,22 @@ from typing import Any
 
 from audits.axes import behaviour
 from audits.core.config import make_config
-from audits.core.context import Run, RunOf, begin
+from audits.core.context import Run, RunOf, open_run
 from audits.core.edit_shape import edit_shape
 from audits.core.inputs import open_inputs
-from audits.core.preflight import Damage, utility
-from audits.core.workspace import Ledger, axis_of
+from audits.core.preflight import Damage, compare_utility
+from audits.core.workspace import StageRunner, axis_stage
 from audits.run import baseline
-from audits.run.disk_space import check_room, kept_activations
-from audits.run.inner_axes import inner_axes
-from capture.data.questions import ask
-from capture.network.unloaded import structure_of
+from audits.run.disk_space import activation_size, check_disk_space
+from audits.run.inner_axes import run_inner_axes
+from capture.data.questions import build_questions
+from capture.network.network_size import network_size
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 
 # Rough relative cost of a model's stages, for the progress bar.
-LISTENING, INNER = 2.0, 4.0
-SKIPPED = (
+BASELINE_COST, AXES_COST = 2.0, 4.0
+SKIPPED_DAMAGED = (
     "The candidate is damaged, which decides the verdict; this profile does not look "
     "inside wreckage. The standard profile does."
 )
@@ -76,38 +76,42 @@ def start(
         config=config,
         progress=progress,
     )
-    check_room(out, kept_activations(inputs, config, structure_of(inputs.original)))
-    return begin(inputs, config, out, fresh, progress)
+    check_disk_space(
+        out, activation_size(inputs, config, network_size(inputs.original))
+    )
+    return open_run(inputs, config, out, fresh, progress)
 
 
-def lengths(run: RunOf[Any]) -> tuple[float, float]:
+def progress_units(run: RunOf[Any]) -> tuple[float, float]:
     """Progress units of the whole audit and of its inner axes; scoring the given items is 1."""
-    models = len(run.subjects)
-    inner = 0.0 if run.identical else INNER * (models + 1)
-    return 1 + LISTENING * models + inner, inner
+    models = len(run.models)
+    inner = 0.0 if run.identical else AXES_COST * (models + 1)
+    return 1 + BASELINE_COST * models + inner, inner
 
 
 def collect(run: Run) -> Findings:
     """Compute every stage that is not saved yet."""
-    ledger = Ledger(run.space, run.progress)
+    ledger = StageRunner(run.workspace, run.progress)
     stage = ledger.stage
-    whole, inner = lengths(run)
+    whole, inner = progress_units(run)
     with run.progress.task("audit", whole) as advance:
-        difference = stage("weights", lambda: baseline.weights(run))
-        first = stage("original", lambda: baseline.first_look(run))
+        difference = stage("weights", lambda: baseline.weight_difference(run))
+        first = stage("original", lambda: baseline.score_given_items(run))
         advance(1)
-        forget, retain = baseline.known(run, first)
+        forget, retain = baseline.select_known_items(run, first)
         never = baseline.never_taught(run, forget, retain)
         heard = {}
-        for role in run.subjects:
+        for role in run.models:
             heard[role] = stage(
                 f"said-{role}",
-                lambda role=role: baseline.listen(run, role, forget, retain, never),
+                lambda role=role: baseline.score_baseline(
+                    run, role, forget, retain, never
+                ),
             )
-            advance(LISTENING)
+            advance(BASELINE_COST)
         wordings = run.config.budget.prompts_per_item
         questions = {
-            name: ask(items, wordings)
+            name: build_questions(items, wordings)
             for name, items in (
                 ("forget", forget),
                 ("retain", retain),
@@ -119,12 +123,12 @@ def collect(run: Run) -> Findings:
             difference["components"] = stage(
                 "edit-shape", lambda: edit_shape(run, forget, retain)
             )
-        damage = utility(
+        damage = compare_utility(
             heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
         )
         axes = {}
         if "behaviour" in run.config.axes:
-            axes["behaviour"] = axis_of(
+            axes["behaviour"] = axis_stage(
                 stage,
                 "behaviour",
                 lambda: behaviour.run_behaviour(
@@ -137,7 +141,7 @@ def collect(run: Run) -> Findings:
             )
         skipped = damage.found and not run.config.budget.look_inside_damage
         if not run.identical and not skipped:
-            axes |= inner_axes(
+            axes |= run_inner_axes(
                 run,
                 forget,
                 retain,
@@ -165,8 +169,8 @@ def collect(run: Run) -> Findings:
             "original": heard["original"]["useful"]["texts"],
             "unlearned": heard["unlearned"]["useful"]["texts"],
         },
-        "warnings": [*run.inputs.warnings, *([SKIPPED] if skipped else [])],
+        "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
-    axes = ledger.charged(axes)
+    axes = ledger.with_cost(axes)
     return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)

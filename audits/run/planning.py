@@ -14,33 +14,33 @@ from typing import Any
 import psutil
 import torch
 
-from audits.axes.relearning import LONGER
+from audits.axes.relearning import STEP_MULTIPLES
 from audits.core.config import AuditConfig, make_config
-from audits.core.edit_shape import LARGEST
+from audits.core.edit_shape import MAX_PARAMETERS
 from audits.core.inputs import Inputs, open_inputs
-from audits.run.disk_space import GIB, Kept, check_room, kept_activations
+from audits.run.disk_space import GIB, ActivationSize, activation_size, check_disk_space
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.safetensors_files import (
-    Tensors,
-    compare,
+    NamedTensors,
+    compare_weights,
     file_tensors,
+    find_shards,
     module_tensors,
-    shards,
 )
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode
-from capture.network.unloaded import Structure, structure_of
+from capture.network.network_size import NetworkSize, network_size
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 
-MOST_MEMORY = 1_000_000
+MAX_MEMORY_GIB = 1_000_000
 """Maximum of ``memory=``, in GiB."""
-FLOAT = 4
+BYTES_PER_PARAMETER = 4
 # Copies of the weights in training: weights, gradients and AdamW's two moments.
-TRAINED = 4
+TRAINING_COPIES = 4
 # Memory of a batch and the libraries, besides the weights.
-BESIDE = int(2.25 * GIB)
+OVERHEAD_BYTES = int(2.25 * GIB)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Plan:
                 got=f"about {self.memory / GIB:.1f} GiB for "
                 f"{self.parameters / 1e9:.2f} billion parameters",
                 fix="Use a machine with more memory; beyond "
-                f"{LARGEST / 1e9:g} billion parameters, --axes behaviour,decodability "
+                f"{MAX_PARAMETERS / 1e9:g} billion parameters, --axes behaviour,decodability "
                 "halves it, and nothing can be called deleted then",
             )
 
@@ -156,7 +156,7 @@ def plan(
     if memory is not None and not _is_amount(memory):
         raise InputError(
             "the memory that may be used is not an amount",
-            expected=f"GiB, above 0 and at most {MOST_MEMORY:,}",
+            expected=f"GiB, above 0 and at most {MAX_MEMORY_GIB:,}",
             got=quoted(memory),
         )
     config = make_config({"profile": profile, "axes": axes, "device": device})
@@ -171,15 +171,15 @@ def plan(
         config=config,
         progress=progress,
     )
-    structure = structure_of(inputs.original)
-    kept = kept_activations(inputs, config, structure)
+    structure = network_size(inputs.original)
+    kept = activation_size(inputs, config, structure)
     if out is not None:
-        check_room(Path(out), kept)
+        check_disk_space(Path(out), kept)
     chosen = choose_device(config.device)
     free = psutil.virtual_memory().available
     if chosen.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
-    found = _counted(
+    found = _counts(
         inputs,
         config,
         structure,
@@ -191,20 +191,20 @@ def plan(
         # Comparing an adapter merges it, which takes memory as well.
         for other in (inputs.unlearned, *inputs.references):
             if other.weights_hash != inputs.original.weights_hash:
-                compare(inputs.original, other, progress)
+                compare_weights(inputs.original, other, progress)
     return found
 
 
 def _is_amount(memory: Any) -> bool:
     number = isinstance(memory, int | float) and not isinstance(memory, bool)
-    return number and 0 < memory <= MOST_MEMORY
+    return number and 0 < memory <= MAX_MEMORY_GIB
 
 
-def _counted(
+def _counts(
     inputs: Inputs,
     config: AuditConfig,
-    structure: Structure,
-    activations: Kept,
+    structure: NetworkSize,
+    activations: ActivationSize,
     device: str,
     available: int,
 ) -> Plan:
@@ -216,7 +216,7 @@ def _counted(
     models = len(opened) + inner
     copies = budget.never_taught_copies
     forget = _prompts(inputs.forget, budget.prompts_per_item)
-    kept = inputs.retain.of(inputs.retain.entities[: budget.retain_entities])
+    kept = inputs.retain.of_entities(inputs.retain.entities[: budget.retain_entities])
     retain = _prompts(kept, budget.prompts_per_item)
     never = forget * copies
     if inputs.never_taught is not None:
@@ -233,18 +233,18 @@ def _counted(
         # Planting trains the last block on forget rows and three times as many retain rows; the
         # blocks below are computed once.
         taught += 4 * budget.plant_steps * lesson
-        work += 6.0 * parameters / (structure.layers or 1) * taught
+        work += 6.0 * parameters / (structure.n_layers or 1) * taught
     if "relearning" in config.axes and inner:
         # Both halves of the forget set for each model, one for the planted, at every rate.
         runs = 2 * (len(opened) - 1) + 1
-        attempts = len(budget.relearn_rates) + sum(LONGER)
+        attempts = len(budget.relearn_rates) + sum(STEP_MULTIPLES)
         relearned = runs * attempts * budget.relearn_steps * lesson // 2
         taught += relearned
         work += 6.0 * parameters * relearned
     held = 2 if inner else 1
     # The edit shape needs the weights, two gradients, and one in the making.
-    if "relearning" in config.axes or parameters <= LARGEST:
-        held = TRAINED
+    if "relearning" in config.axes or parameters <= MAX_PARAMETERS:
+        held = TRAINING_COPIES
     return Plan(
         parameters=parameters,
         models=models,
@@ -253,7 +253,7 @@ def _counted(
         probed=activations.rows,
         probed_tokens=activations.tokens,
         taught_tokens=taught,
-        memory=held * FLOAT * parameters + BESIDE,
+        memory=held * BYTES_PER_PARAMETER * parameters + OVERHEAD_BYTES,
         available=available,
         disk=activations.bytes,
         work=work,
@@ -265,14 +265,14 @@ def _counted(
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Number of values in a checkpoint's tensors; those of an adapter are merged."""
 
-    def total(tensors: Tensors) -> int:
+    def total(tensors: NamedTensors) -> int:
         return sum(tensors.read(name).numel() for name in tensors.names)
 
     if checkpoint.live is not None:
         return total(module_tensors(checkpoint.live))
     if checkpoint.path is None:
         raise InputError(f"checkpoint {checkpoint.name} has neither folder nor module")
-    with file_tensors(shards(checkpoint.path)) as tensors:
+    with file_tensors(find_shards(checkpoint.path)) as tensors:
         return total(tensors)
 
 

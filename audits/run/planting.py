@@ -11,14 +11,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audits.core.config import Budget
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.weights.weight_files import ANY_SIZE
-from capture.data.items import Item, fold
+from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
+from erasure.unlearning.training.config import UnlearnConfig
 from evidence.progress import Progress
 from evidence.results import Control
 from evidence.seeds import numpy_rng
@@ -26,13 +26,13 @@ from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import open_regular
 
 # A planted suppression is valid below this forget accuracy ...
-GONE = 0.05
+MAX_FORGET_ACCURACY = 0.05
 # ... and above this retain accuracy.
-KEPT = 0.8
+MIN_RETAIN_ACCURACY = 0.8
 # Multiples of the budget's steps, tried where no rate suffices within the budget.
-LONGER = (2, 4)
+STEP_MULTIPLES = (2, 4)
 # File of the changed tensors, in the audit's work folder.
-PLANTED = "planted.safetensors"
+PLANTED_FILE = "planted.safetensors"
 
 
 def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
@@ -46,13 +46,15 @@ def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
     chosen = []
     for item in items:
         pool = [*offered[item.relation], *item.alternatives]
-        others = sorted({a for a in pool if fold(a) != fold(item.answer)})
+        others = sorted(
+            {a for a in pool if normalize_text(a) != normalize_text(item.answer)}
+        )
         chosen.append(others[rng.integers(len(others))])
     return chosen
 
 
 def plant(
-    original: Subject,
+    original: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     forget: list[Item],
     retain: list[Item],
@@ -86,7 +88,7 @@ def plant(
     result: dict[str, Any] = {"made": False}
     rates, budgeted = budget.plant_rates, budget.plant_steps
     attempts = [(rate, budgeted) for rate in rates]
-    attempts += [(rates[-1], longer * budgeted) for longer in LONGER]
+    attempts += [(rates[-1], longer * budgeted) for longer in STEP_MULTIPLES]
     for rate, steps in attempts:
         with original.loaded(device) as model:
             before = {
@@ -107,7 +109,7 @@ def plant(
                 forget_rows,
                 retain_rows,
                 config,
-                relabelled=relabelled,
+                relabeled=relabelled,
                 evaluate=accuracy,
                 seed=seed,
                 progress=progress,
@@ -115,7 +117,7 @@ def plant(
             gone = accuracy(model)["forget"]
             kept = float(score_answers(model, retain_rows).greedy.mean())
             result |= {"rate": rate, "steps": steps, "forget": gone, "retain": kept}
-            if gone > GONE or kept < KEPT:
+            if gone > MAX_FORGET_ACCURACY or kept < MIN_RETAIN_ACCURACY:
                 continue
             changed = {
                 name: tensor.cpu().contiguous()
@@ -123,18 +125,18 @@ def plant(
                 if not torch.equal(tensor, before[name])
             }
             data = save(changed)
-            write_atomic(folder / PLANTED, data)
+            write_atomic(folder / PLANTED_FILE, data)
             return result | {"made": True, "tensors": sorted(changed)}
     return result
 
 
-def planted_subject(original: Subject, folder: Path) -> Subject:
+def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
     """The original with the planted tensors loaded.
 
     Raises:
         InputError: the file of these tensors is missing, damaged, or not a regular file.
     """
-    path = folder / PLANTED
+    path = folder / PLANTED_FILE
     again = "Pass --fresh to start over"
 
     def load(device: str) -> nn.Module:
@@ -148,19 +150,19 @@ def planted_subject(original: Subject, folder: Path) -> Subject:
         while block := file.read(1 << 22):
             found.update(block)
     digest = found.hexdigest()
-    return Subject(
+    return AuditedModel(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
     )
 
 
-def planted_seen(p_value: float, alpha: float) -> Control:
+def planted_control(p_value: float, alpha: float) -> Control:
     """The planted suppression must be found; otherwise a null result is no evidence."""
     return Control(
         "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
     )
 
 
-def not_planted(made: dict[str, Any]) -> tuple[str, ...]:
+def planting_notes(made: dict[str, Any]) -> tuple[str, ...]:
     """A note where no suppression could be planted, from the result of ``plant``."""
     if made["made"]:
         return ()

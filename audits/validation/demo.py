@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from audits.core.outputs import own_folder
+from audits.core.outputs import hold_folder
 from audits.run.api import Audit, audit
 from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.regular_files import as_path
-from evidence.storage.removal import MODEL_FILES, delete_ours
+from evidence.storage.removal import MODEL_FILES, delete_owned_folder
 from testbeds.planted import plant
 from testbeds.worlds.capitals import capital_items
 from testbeds.worlds.smollm2 import fetch
@@ -40,11 +40,11 @@ def run_demo(
 
     def clear() -> None:
         if (root / UNLEARNED).exists():
-            delete_ours(root / UNLEARNED, MODEL_FILES)
+            delete_owned_folder(root / UNLEARNED, MODEL_FILES)
 
     settings = {"method": METHOD, "seed": seed}
     with (
-        own_folder(root, "demo", PARTS, settings, clear if fresh else None),
+        hold_folder(root, "demo", PARTS, settings, clear if fresh else None),
         progress.task("demo", 4) as advance,
     ):
         original = fetch(progress=progress)

@@ -24,8 +24,8 @@ OURS = (
     "testbeds",
 )
 OPTIONAL = ("transformer_lens", "nnsight", "sae_lens")
-LEAST_DISK = 3 * 2**30
-LEAST_MEMORY = 6 * 2**30
+MIN_DISK = 3 * 2**30
+MIN_MEMORY = 6 * 2**30
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def clashes() -> dict[str, list[str]]:
     return {name: others for name, others in found.items() if others}
 
 
-def examine() -> list[Check]:
+def run_checks() -> list[Check]:
     """Run every check, in report order."""
     checks = [
         Check(name, found, found != "not installed", "reinstall exhume")
@@ -75,13 +75,13 @@ def examine() -> list[Check]:
         Check(
             "cache",
             f"{root}, {free / 2**30:.1f} GiB free",
-            free >= LEAST_DISK,
+            free >= MIN_DISK,
             "free some space, or set EXHUME_CACHE to another disk",
         ),
         Check(
             "memory",
             f"{memory / 2**30:.1f} GiB",
-            memory >= LEAST_MEMORY,
+            memory >= MIN_MEMORY,
             "the demo needs 6 GiB",
         ),
         Check(

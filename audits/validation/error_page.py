@@ -7,9 +7,9 @@ from plotly.subplots import make_subplots
 
 from audits.validation.error_rates import STATES, VERDICTS, Case, confidences, confusion
 from audits.validation.trials import FLOORS
-from evidence.calibration_metrics import coverage, reliability
+from evidence.calibration_metrics import reliability, risk_coverage_curve
 
-COLOURS = dict(zip(FLOORS, ("#1f6feb", "#d97706"), strict=True))
+COLORS = dict(zip(FLOORS, ("#1f6feb", "#d97706"), strict=True))
 
 
 def page(cases: Sequence[Case], title: str) -> str:
@@ -63,7 +63,7 @@ def _residuals(plot: go.Figure, cases: Sequence[Case]) -> None:
             x=[c.residual for c in here],
             y=[c.kind.replace("_", " ") for c in here],
             mode="markers",
-            marker={"size": 9, "color": COLOURS[floor]},
+            marker={"size": 9, "color": COLORS[floor]},
             name=f"floor: {floor.replace('_', ' ')}",
         )
         plot.add_trace(dots, 1, 2)
@@ -102,7 +102,7 @@ def _reliability(plot: go.Figure, confidence: list[float], right: list[bool]) ->
 
 
 def _coverage(plot: go.Figure, confidence: list[float], right: list[bool]) -> None:
-    kept, wrong = coverage(confidence, right)
+    kept, wrong = risk_coverage_curve(confidence, right)
     curve = go.Scatter(
         x=kept,
         y=wrong,

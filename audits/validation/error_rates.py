@@ -9,9 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from audits.validation.trials import FLOORS
 from audits.verdict.calibration import STATES, estimate, shipped
-from audits.verdict.reevaluate import decided_again
-from evidence.calibration_metrics import calibration_error
-from evidence.intervals import wilson
+from audits.verdict.reevaluate import reevaluate
+from evidence.calibration_metrics import expected_calibration_error
+from evidence.intervals import wilson_interval
 from evidence.results import AxisResult
 from testbeds.zoo.kinds import ADVERSARIES
 
@@ -91,7 +91,7 @@ def figure(
     """One row of the result."""
     spread = None
     if unit == "share" and n:
-        low, high = wilson(value, n, 1.96)
+        low, high = wilson_interval(value, n, 1.96)
         spread = [round(low, 4), round(high, 4)]
     return {
         "figure": name,
@@ -218,7 +218,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
     stated = confidences(sure)
     if stated[0]:
         name = "expected calibration error of the class probabilities"
-        error = calibration_error(*stated)
+        error = expected_calibration_error(*stated)
         rows.append(figure(name, error, 0.05, "<=", len(stated[0]), "probability"))
     for floor, target in (("reference", 0.995), ("never_taught", 0.99)):
         here = [c for c in sure if c.floor == floor and c.residual is not None]
@@ -281,7 +281,7 @@ def ablation(found: Sequence[dict]) -> list[dict]:
     for without in ((), *((name,) for name in names)):
         counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
         for each in known:
-            verdict = decided_again(each["audit"], without=without)
+            verdict = reevaluate(each["audit"], without=without)
             counts[each["state"]][verdict.verdict_class] += 1
         rows.append({"without": "".join(without), **counts})
     return rows

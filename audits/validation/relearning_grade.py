@@ -16,50 +16,50 @@ from torch import nn
 
 from capture.checkpoints.open import Checkpoint
 from capture.data.items import ItemSet
-from capture.data.questions import ask
-from capture.scoring.contrast import hear
-from erasure.unlearning.training import Evaluate, finetune_
+from capture.data.questions import build_questions
+from capture.scoring.contrast import score_questions
+from erasure.unlearning.training.loop import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
-from testbeds.edits.workbench import Ground
+from testbeds.edits.workbench import Workbench
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 BUDGETS = (3, 9, 27)
 
 
 @dataclass(frozen=True)
-class Regained:
+class RelearningCurve:
     """Recovery of the held-out half.
 
     Attributes:
-        told: (split, rate, budget) mean entity-answer contrast (``capture.scoring.contrast``);
+        contrast: (split, rate, budget) mean entity-answer contrast (``capture.scoring.contrast``);
             chance is 0.5.
-        said: (split, rate, budget) mean exact match.
-        told_before: ``told`` before fine-tuning, over both halves.
-        said_before: ``said`` before fine-tuning, over both halves.
+        exact_match: (split, rate, budget) mean exact match.
+        contrast_before: ``contrast`` before fine-tuning, over both halves.
+        exact_match_before: ``exact_match`` before fine-tuning, over both halves.
     """
 
-    told: np.ndarray
-    said: np.ndarray
-    told_before: float
-    said_before: float
+    contrast: np.ndarray
+    exact_match: np.ndarray
+    contrast_before: float
+    exact_match_before: float
 
     @property
     def best(self) -> float:
-        """Largest ``told`` over rates and budgets, averaged over both splits."""
-        return float(max(self.told.mean(0).max(), self.told_before))
+        """Largest ``contrast`` over rates and budgets, averaged over both splits."""
+        return float(max(self.contrast.mean(0).max(), self.contrast_before))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
-            "told": self.told.tolist(),
-            "said": self.said.tolist(),
-            "told_before": self.told_before,
-            "said_before": self.said_before,
+            "told": self.contrast.tolist(),
+            "said": self.exact_match.tolist(),
+            "told_before": self.contrast_before,
+            "said_before": self.exact_match_before,
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> "Regained":
+    def from_dict(cls, saved: dict[str, Any]) -> "RelearningCurve":
         """The inverse of ``to_dict``."""
         return cls(
             np.array(saved["told"]),
@@ -79,37 +79,37 @@ def halves(items: ItemSet, seed: int) -> tuple[tuple[ItemSet, ItemSet], ...]:
             got=str(len(names)),
         )
     order = numpy_rng(seed, "gold", "halves").permutation(len(names))
-    first = items.of([names[place] for place in order[: len(names) // 2]])
-    second = items.of([names[place] for place in order[len(names) // 2 :]])
+    first = items.of_entities([names[place] for place in order[: len(names) // 2]])
+    second = items.of_entities([names[place] for place in order[len(names) // 2 :]])
     return (first, second), (second, first)
 
 
-def regain(
-    ground: Ground,
+def measure_relearning(
+    workbench: Workbench,
     checkpoint: Checkpoint,
     rates: Sequence[float] = RATES,
     budgets: Sequence[int] = BUDGETS,
-) -> Regained:
+) -> RelearningCurve:
     """Fine-tune one half of the forgotten entities and evaluate the other, at every setting.
 
     Every paraphrase is trained on and evaluated. All rows are one batch, so the only random
     choice is the halving, which the world's seed fixes.
     """
-    model = checkpoint.load(ground.device)
-    before = _asked(ground, ground.forget)(model)
+    model = checkpoint.load(workbench.device)
+    before = _asked(workbench, workbench.forget)(model)
     del model
     shape = (2, len(rates), len(budgets))
     told, said = np.zeros(shape), np.zeros(shape)
     every = int(np.gcd.reduce(budgets))
-    for turn, (taught, asked) in enumerate(halves(ground.forget, ground.seed)):
-        lesson, exam = ground.rows(taught), _asked(ground, asked)
+    for turn, (taught, asked) in enumerate(halves(workbench.forget, workbench.seed)):
+        lesson, exam = workbench.all_rows(taught), _asked(workbench, asked)
         for column, rate in enumerate(rates):
             log = finetune_(
-                checkpoint.load(ground.device),
+                checkpoint.load(workbench.device),
                 lesson,
                 lr=rate,
                 steps=max(budgets),
-                seed=stage_seed(ground.seed, "gold") % 2**31,
+                seed=stage_seed(workbench.seed, "gold") % 2**31,
                 evaluate=exam,
                 every=every,
             )
@@ -119,10 +119,12 @@ def regain(
                 row = at.get(budget, at[max(at)])
                 told[turn, column, place] = row["told"]
                 said[turn, column, place] = row["said"]
-    return Regained(told, said, before["told"], before["said"])
+    return RelearningCurve(told, said, before["told"], before["said"])
 
 
-def grade(model: Regained, twin: Regained, original: Regained) -> float:
+def grade(
+    model: RelearningCurve, twin: RelearningCurve, original: RelearningCurve
+) -> float:
     """Grade between 0, the counterfactual retrain's, and 1, the original's.
 
     Each model is given its own best setting, so taking the best favors none.
@@ -140,16 +142,16 @@ def grade(model: Regained, twin: Regained, original: Regained) -> float:
     return float(np.clip((model.best - twin.best) / span, 0.0, 1.0))
 
 
-def _asked(ground: Ground, items: ItemSet) -> Evaluate:
+def _asked(ground: Workbench, items: ItemSet) -> Evaluate:
     """An evaluation of a model on ``items`` with every paraphrase."""
-    questions = ask(items, 1 + len(items.items[0].paraphrases))
+    questions = build_questions(items, 1 + len(items.items[0].paraphrases))
     rows = questions.encoded(ground.tokenizer)
 
     def exam(model: nn.Module) -> dict[str, float]:
-        heard = hear(model, questions, rows)
+        heard = score_questions(model, questions, rows)
         return {
             "told": float(heard.contrast.mean()),
-            "said": float(heard.said.mean()),
+            "said": float(heard.exact_match.mean()),
         }
 
     return exam

@@ -10,24 +10,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from audits.core.outputs import own_folder
+from audits.core.outputs import hold_folder
 from audits.validation.error_page import page
 from audits.validation.error_rates import Case, ablation, case_of, confusion, figures
-from audits.validation.trials import FLOORS, Plan, run_plan
+from audits.validation.trials import FLOORS, AuditPlan, run_plan
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
-from evidence.storage.files import write_together
+from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path
 from testbeds.worlds.biographies import STANDARD, BiosConfig
 from testbeds.worlds.random_models import Family, known_families
 
 # Seed of a world that is in neither part of the zoo.
 SEED = 100
-MOST_JOBS = 1024
+MAX_JOBS = 1024
 # Maximum share of inconclusive audits.
-MOST_UNDECIDED = 0.25
+MAX_UNDECIDED = 0.25
 # Files and folders written into its folder, including those of the zoo and the audits.
 PARTS = (
     "selftest.json",
@@ -83,7 +83,7 @@ class SelfTest:
 
         The last condition matters because an audit that never decides is never wrong.
         """
-        enough = len(self.undecided) <= MOST_UNDECIDED * len(self.cases)
+        enough = len(self.undecided) <= MAX_UNDECIDED * len(self.cases)
         return bool(self.cases) and enough and not self.wrong and not self.failed
 
 
@@ -116,19 +116,15 @@ def selftest(
     check_seed(seed)
     families = known_families(families)
     device = choose_device(device)
-    if (
-        isinstance(jobs, bool)
-        or not isinstance(jobs, int)
-        or not 1 <= jobs <= MOST_JOBS
-    ):
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MAX_JOBS:
         raise InputError(
             "the number of processes cannot be used",
-            expected=f"a whole number from 1 to {MOST_JOBS}",
+            expected=f"a whole number from 1 to {MAX_JOBS}",
             got=quoted(jobs),
         )
-    with own_folder(out, "selftest", PARTS, {}):
+    with hold_folder(out, "selftest", PARTS, {}):
         worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
-        plan = Plan(out, tuple(worlds), kinds, device=device, config=config)
+        plan = AuditPlan(out, tuple(worlds), kinds, device=device, config=config)
         found, failed, tracebacks = [], [], []
         total = len(worlds) * len(kinds) * len(FLOORS)
         with progress.task("self-test: models made and audited", total) as advance:
@@ -161,7 +157,7 @@ def selftest(
             f"{len(cases)} audits, {len(done.wrong)} wrong verdicts, "
             f"{len(done.undecided)} inconclusive"
         )
-        write_together(
+        write_files_atomic(
             {
                 out / "selftest.json": json.dumps(text, indent=1) + "\n",
                 done.page: page(cases, title),

@@ -11,15 +11,19 @@ from typing import Any
 
 from audits.core.manifest import code_hash
 from audits.run.api import audit
-from audits.validation.relearning_grade import Regained, grade, regain
+from audits.validation.relearning_grade import (
+    RelearningCurve,
+    grade,
+    measure_relearning,
+)
 from audits.validation.workers import workers
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
-from testbeds.edits.workbench import Ground
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.locks import creation_lock
+from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.random_models import Family
 from testbeds.zoo.build import Specimen, build_zoo
@@ -31,7 +35,7 @@ REFERENCE = 9000
 
 
 @dataclass(frozen=True)
-class Plan:
+class AuditPlan:
     """Models to audit, and the audits' settings.
 
     Attributes:
@@ -61,12 +65,16 @@ class Plan:
         place = WORLDS[self.world]
         return place.sized(self.config or place.standard, family)
 
-    def ground(self, world: BiosWorld, family: Family, seed: int) -> Ground:
+    def workbench(self, world: BiosWorld, family: Family, seed: int) -> Workbench:
         """The workbench on which models are made and graded."""
-        return WORLDS[self.world].ground(world, self.sized(family), seed, self.device)
+        return WORLDS[self.world].workbench(
+            world, self.sized(family), seed, self.device
+        )
 
 
-def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[dict]:
+def run_plan(
+    plan: AuditPlan, jobs: int, limit_s: float = float("inf")
+) -> Iterator[dict]:
     """Make and audit every model; one dict per audit, in order of completion.
 
     Args:
@@ -89,7 +97,7 @@ def run_plan(plan: Plan, jobs: int, limit_s: float = float("inf")) -> Iterator[d
 
 
 def _each(
-    pool: Executor, work: Any, plan: Plan, tasks: Sequence, jobs: int, until: float
+    pool: Executor, work: Any, plan: AuditPlan, tasks: Sequence, jobs: int, until: float
 ) -> Iterator[list[dict]]:
     """Results as they complete; tasks are submitted one by one, none after ``until``."""
     queue, running = list(reversed(tasks)), set()
@@ -103,7 +111,7 @@ def _each(
             yield each.result()
 
 
-def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
+def _world(plan: AuditPlan, family: Family, seed: int) -> list[dict]:
     """Original, counterfactual retrain and reference of a world."""
     try:
         world = WORLDS[plan.world].build(
@@ -111,9 +119,9 @@ def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
         )
         reference = world.root / "reference"
         if "reference" in plan.floors and not reference.is_dir():
-            with sole_maker(reference):
+            with creation_lock(reference):
                 if not reference.is_dir():
-                    _teach(plan.ground(world, family, seed), seed, reference)
+                    _teach(plan.workbench(world, family, seed), seed, reference)
         if plan.graded:
             _ends(plan, world, family, seed)
     except Exception as error:
@@ -121,14 +129,14 @@ def _world(plan: Plan, family: Family, seed: int) -> list[dict]:
     return []
 
 
-def _teach(ground: Ground, seed: int, reference: Path) -> None:
-    model = ground.taught(ground.retain, seed + REFERENCE, "a reference")
-    with folder_atomic(reference) as scratch, quiet():
+def _teach(ground: Workbench, seed: int, reference: Path) -> None:
+    model = ground.train_new(ground.retain, seed + REFERENCE, "a reference")
+    with atomic_folder(reference) as scratch, quiet_transformers():
         model.save_pretrained(scratch)  # pyright: ignore
         ground.tokenizer.save_pretrained(scratch)
 
 
-def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
+def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dict]:
     """One model, audited with each floor."""
     name = f"{family}-{seed}-{kind}"
     try:
@@ -181,29 +189,32 @@ def _specimen(plan: Plan, family: Family, seed: int, kind: str) -> list[dict]:
     return found
 
 
-def _grade(plan: Plan, made: Specimen) -> dict:
+def _grade(plan: AuditPlan, made: Specimen) -> dict:
     """The model's relearning grade and its data, cached beside the model."""
     kept = made.model / "gold.json"
     if not kept.is_file():
-        ground = plan.ground(made.world, made.family, made.seed)
+        ground = plan.workbench(made.world, made.family, made.seed)
         twin, original = _ends(plan, made.world, made.family, made.seed)
-        found = regain(ground, open_checkpoint(made.model))
+        found = measure_relearning(ground, open_checkpoint(made.model))
         text = {"grade": grade(found, twin, original)} | found.to_dict()
         write_atomic(kept, json.dumps(text, indent=1) + "\n")
     return read_json(kept)
 
 
 def _ends(
-    plan: Plan, world: BiosWorld, family: Family, seed: int
-) -> tuple[Regained, Regained]:
+    plan: AuditPlan, world: BiosWorld, family: Family, seed: int
+) -> tuple[RelearningCurve, RelearningCurve]:
     """Recovery of the counterfactual retrain and the original, cached with their world."""
     kept = world.root / "gold.json"
     if not kept.is_file():
-        ground = plan.ground(world, family, seed)
-        ends = (regain(ground, ground.twin), regain(ground, ground.original))
+        ground = plan.workbench(world, family, seed)
+        ends = (
+            measure_relearning(ground, ground.twin),
+            measure_relearning(ground, ground.original),
+        )
         write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
     twin, original = read_json(kept, list)
-    return Regained.from_dict(twin), Regained.from_dict(original)
+    return RelearningCurve.from_dict(twin), RelearningCurve.from_dict(original)
 
 
 def _failed(name: str, error: Exception) -> dict:
@@ -218,7 +229,7 @@ def _failed(name: str, error: Exception) -> dict:
     }
 
 
-def in_words(case: dict) -> str:
+def describe(case: dict) -> str:
     """One line about an audit."""
     if "failed" in case:
         return f"FAIL {case['model']}: {case['failed']}\n{case.get('traceback', '')}"

@@ -28,22 +28,22 @@ from evidence.results import AxisResult, Reading
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 # Inner axes: those that ``deleted`` requires, and all.
-NEEDED = (decodability.NAME, relearning.NAME)
-INNER = (*NEEDED, causal_depth.NAME)
+REQUIRED_AXES = (decodability.NAME, relearning.NAME)
+INNER_AXES = (*REQUIRED_AXES, causal_depth.NAME)
 # Residuals are clipped to this range.
 LOWEST, HIGHEST = -0.5, 1.5
 # Without figures from inside, suppressed and deleted share at most this probability equally.
-UNTOLD = 0.2
+MAX_UNSPLIT = 0.2
 # How far outside the zoo's range a case may lie, relative to that range.
 SLACK = 0.1
 
 
 @dataclass(frozen=True)
-class Question:
+class LogisticQuestion:
     """One logistic regression on standardized figures.
 
     Attributes:
-        figures: Names of its inputs, of ``figures_of``.
+        figures: Names of its inputs, of ``calibration_features``.
         mean: Mean of each.
         scale: Scale of each.
         weights: One per figure.
@@ -58,7 +58,7 @@ class Question:
     intercept: float
     models: tuple[int, int]
 
-    def chance(self, found: Mapping[str, float]) -> float | None:
+    def probability(self, found: Mapping[str, float]) -> float | None:
         """Probability of yes; None where a figure is missing.
 
         Bounded by the rule of succession for the number of fitted models: on separable answers
@@ -82,29 +82,29 @@ class Calibration:
         damaged: Is the model damaged?
         said: If not, does it still give the answers?
         inside: If not, does it hold the knowledge?
-        ranges: Minimum and maximum of each of ``facts_of`` among the audits.
+        ranges: Minimum and maximum of each of ``case_facts`` among the audits.
     """
 
     version: str
-    damaged: Question
-    said: Question
-    inside: Question
+    damaged: LogisticQuestion
+    said: LogisticQuestion
+    inside: LogisticQuestion
     ranges: dict[str, tuple[float, float]]
 
-    def chances(self, found: Mapping[str, float]) -> dict[str, float] | None:
+    def probabilities(self, found: Mapping[str, float]) -> dict[str, float] | None:
         """Probability of each state, or None where figures are missing.
 
         Args:
-            found: From ``figures_of``. Without figures from inside, suppressed and deleted
-                cannot be distinguished, which matters only where one of them is likely.
+            found: From ``calibration_features``. Without figures from inside, suppressed and
+                deleted cannot be distinguished, which matters only where one of them is likely.
         """
-        damaged, said = self.damaged.chance(found), self.said.chance(found)
-        inside = self.inside.chance(found)
+        damaged, said = self.damaged.probability(found), self.said.probability(found)
+        inside = self.inside.probability(found)
         if damaged is None or said is None:
             return None
         gone = (1 - damaged) * (1 - said)
         if inside is None:
-            if gone > UNTOLD:
+            if gone > MAX_UNSPLIT:
                 return None
             inside = 0.5
         return {
@@ -122,7 +122,7 @@ class Calibration:
     def from_dict(cls, saved: Mapping[str, Any]) -> "Calibration":
         """The inverse of ``to_dict``."""
         parts = {
-            name: Question(**{k: _frozen(v) for k, v in saved[name].items()})
+            name: LogisticQuestion(**{k: _frozen(v) for k, v in saved[name].items()})
             for name in ("damaged", "said", "inside")
         }
         ranges = {name: (low, high) for name, (low, high) in saved["ranges"].items()}
@@ -142,7 +142,7 @@ def shipped() -> Calibration:
     return Calibration.from_dict(json.loads(text))
 
 
-def figures_of(
+def calibration_features(
     axes: Mapping[str, AxisResult], shares: Mapping[str, float]
 ) -> dict[str, float]:
     """Input figures of the calibration, as far as the audit has them.
@@ -168,11 +168,11 @@ def figures_of(
     kind = said[0].floor_kind if said else None
     inner = {
         name: [each for each in _readings(axes, name) if each.floor_kind == kind]
-        for name in INNER
+        for name in INNER_AXES
     }
     inner = {name: readings for name, readings in inner.items() if readings}
-    if set(NEEDED) <= set(inner):
-        told = axes[behaviour.NAME].reading(behaviour.TOLD)
+    if set(REQUIRED_AXES) <= set(inner):
+        told = axes[behaviour.NAME].reading(behaviour.CONTRAST)
         read = [each for readings in inner.values() for each in readings]
         read += [told] if told is not None else []
         found["inside"] = max(abs(each.residual) for each in read)
@@ -188,12 +188,12 @@ def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
     return axes[name].readings
 
 
-def facts_of(
+def case_facts(
     axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
 ) -> dict[str, float]:
     """Size of a case, to check whether the zoo has similar ones."""
     behaviour_found = axes.get(behaviour.NAME)
-    main = behaviour_found.main if behaviour_found is not None else None
+    main = behaviour_found.main_reading if behaviour_found is not None else None
     blocks = {each["layer"] for each in preflight["weight_difference"]["layers"]}
     known = preflight["known"]
     facts = {
@@ -213,13 +213,13 @@ def estimate(
 ) -> dict[str, Any]:
     """The calibration block of ``audit.json``: probabilities, version, and range violations."""
     shares = preflight["utility"]["shares"]
-    chances = calibration.chances(figures_of(axes, shares))
+    chances = calibration.probabilities(calibration_features(axes, shares))
     outside = [
         f"{name} found the answers, and no model of the zoo was fitted with that axis"
         for name, axis in axes.items()
-        if name not in (behaviour.NAME, *INNER) and axis.status == "retained"
+        if name not in (behaviour.NAME, *INNER_AXES) and axis.status == "retained"
     ]
-    for name, value in facts_of(axes, preflight).items():
+    for name, value in case_facts(axes, preflight).items():
         low, high = calibration.ranges[name]
         slack = SLACK * (high - low if high > low else abs(high))
         if not low - slack <= value <= high + slack:

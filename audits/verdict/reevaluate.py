@@ -12,25 +12,25 @@ from audits.axes import behaviour, persistence, relearning
 from audits.axes.causal_depth import axis as causal_depth
 from audits.axes.decodability import axis as decodability
 from audits.axes.membership import axis as signature
-from audits.axes.status import controlled
+from audits.axes.status import status_with_controls
 from audits.core.config import Rule
 from audits.core.preflight import Damage
-from audits.modalities.vocabulary import words_of
-from audits.report.glossary import of_images
+from audits.modalities.vocabulary import vocabulary_for
+from audits.report.glossary import is_image_audit
 from audits.verdict.rule import Verdict, decide
 from evidence.results import AxisResult
 
 STATUS_OF = {
     behaviour.NAME: behaviour.status_of,
-    decodability.NAME: controlled,
-    causal_depth.NAME: controlled,
-    persistence.NAME: controlled,
+    decodability.NAME: status_with_controls,
+    causal_depth.NAME: status_with_controls,
+    persistence.NAME: status_with_controls,
     relearning.NAME: relearning.status_of,
     signature.NAME: signature.status_of,
 }
 
 
-def decided_again(
+def reevaluate(
     document: dict[str, Any], rule: Rule | None = None, without: Collection[str] = ()
 ) -> Verdict:
     """The verdict on the readings of ``document``.
@@ -51,7 +51,7 @@ def decided_again(
         for each in document["axes"]
         if each["name"] not in without
     ]
-    images = of_images(document)
+    images = is_image_audit(document)
     if not images:
         found = [_judged(axis, rule) for axis in found]
     axes = {axis.name: axis for axis in found}
@@ -63,7 +63,7 @@ def decided_again(
         preflight["identical_weights"],
         document["verdict"]["floor"],
         rule,
-        words_of(images),
+        vocabulary_for(images),
     )
 
 

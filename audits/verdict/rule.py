@@ -9,15 +9,15 @@ from audits.axes import persistence
 from audits.axes.causal_depth import axis as causal_depth
 from audits.axes.concept import axis as concept
 from audits.axes.decodability.axis import UNCHANGED
-from audits.axes.membership.readers import NAME as MEMBERSHIP
-from audits.axes.relearning import SAID, TOLD
+from audits.axes.membership.scores import NAME as MEMBERSHIP
+from audits.axes.relearning import CONTRAST, EXACT_MATCH
 from audits.axes.restoration import axis as restoration
 from audits.core.config import Rule
 from audits.core.preflight import Damage
-from audits.modalities.image_vocabulary import CARRIED
-from audits.modalities.vocabulary import FACTS, RECOVERED, Words
+from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
+from audits.modalities.vocabulary import FACTS, RECOVERY_SENTENCES, Vocabulary
 from audits.verdict.claims import claims
-from evidence.equivalence import holm, recovered
+from evidence.equivalence import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, Reading
 
 VerdictClass = Literal[
@@ -27,15 +27,19 @@ VerdictClass = Literal[
 
 # Readings that can make ``suppressed`` by themselves, by axis. The first readings of an axis are
 # those against the primary floor; later ones are only reported.
-RECOVERY = {
+RECOVERY_READINGS = {
     "decodability": (UNCHANGED,),
-    "causal_depth": (causal_depth.TOLD, causal_depth.SAID, CARRIED),
-    "persistence": (persistence.SAID, persistence.TOLD),
+    "causal_depth": (
+        causal_depth.CONTRAST,
+        causal_depth.EXACT_MATCH,
+        TRANSFERRED_NAMED,
+    ),
+    "persistence": (persistence.EXACT_MATCH, persistence.CONTRAST),
     # Image models are excluded from relearning and restoration: retrains differ there by more than
     # an interval over images covers (docs/vision.md).
-    "relearning": (TOLD, SAID),
-    "concept": (concept.READ,),
-    "restoration": (restoration.TOLD, restoration.SAID),
+    "relearning": (CONTRAST, EXACT_MATCH),
+    "concept": (concept.READING,),
+    "restoration": (restoration.CONTRAST, restoration.EXACT_MATCH),
 }
 
 
@@ -79,7 +83,7 @@ def decide(
     identical: bool,
     floor: str,
     rule: Rule,
-    words: Words = FACTS,
+    vocabulary: Vocabulary = FACTS,
 ) -> Verdict:
     """Apply the rules in order: damaged, not_unlearned, suppressed, deleted, inconclusive.
 
@@ -87,18 +91,18 @@ def decide(
         damage: Utility of the candidate.
         identical: Whether both models have the same weights.
         floor: "reference" or "never_taught".
-        words: Vocabulary for facts or for a class.
+        vocabulary: Vocabulary for facts or for a class.
     """
     behaviour = axes.get("behaviour")
     said = behaviour is not None and behaviour.status == "retained"
     hypotheses = _hypotheses(axes)
-    adjusted = holm({name: each.p_value for name, each in hypotheses.items()})
-    found = recovered(hypotheses, rule.recovery, rule.still_there)
+    adjusted = holm_adjusted({name: each.p_value for name, each in hypotheses.items()})
+    found = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
     where = _where(axes, found, rule)
-    main = behaviour.main if behaviour is not None else None
+    main = behaviour.main_reading if behaviour is not None else None
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
-        allowed, disallowed, change = claims(name, axes, rule, floor, words)
+        allowed, disallowed, change = claims(name, axes, rule, floor, vocabulary)
         return Verdict(
             name,
             fired,
@@ -115,7 +119,7 @@ def decide(
     if damage.found:
         also = []
         if said:
-            also.append(words.still)
+            also.append(vocabulary.still)
         if found:
             also.append(f"recovered by {', '.join(found)}")
         return verdict(
@@ -130,17 +134,17 @@ def decide(
         if identical:
             reasons.append("Both checkpoints have exactly the same weights.")
         if main is not None:
-            reasons.append(_behaviour_sentence(main, words))
+            reasons.append(_behaviour_sentence(main, vocabulary))
         return verdict(
             "not_unlearned",
-            f"Rule 2: {words.thing} {words.are()} still there at the output.",
+            f"Rule 2: {vocabulary.thing} {vocabulary.verb()} still there at the output.",
             reasons,
         )
     gone = behaviour is not None and behaviour.status == "absent"
     if gone and found:
-        reasons = _recovery_reasons(axes, found, words)
+        reasons = _recovery_reasons(axes, found, vocabulary)
         if main is not None:
-            reasons.append(_behaviour_sentence(main, words))
+            reasons.append(_behaviour_sentence(main, vocabulary))
         return verdict(
             "suppressed",
             "Rule 3: gone at the output, yet recovered beyond the floor from inside.",
@@ -168,7 +172,7 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, [*missing, *undecided], power, gone, trace, rule, words),
+        _binding(axes, [*missing, *undecided], power, gone, trace, rule, vocabulary),
     )
 
 
@@ -183,7 +187,7 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
         if not usable or name == "behaviour":
             continue
         for reading in axis.readings:
-            if reading.name in RECOVERY.get(name, ()):
+            if reading.name in RECOVERY_READINGS.get(name, ()):
                 tests[f"{name}: {reading.name}"] = reading
     return tests
 
@@ -196,7 +200,9 @@ def _far_off(axis: AxisResult, rule: Rule) -> bool:
     knew, as for patched states, and then nothing is ever equivalent.
     """
     looked = all(each.passed for each in axis.controls if each.required)
-    found = any(each.surely[0] > rule.margin for each in axis.readings[:2])
+    found = any(
+        each.residual_interval_at_peak[0] > rule.margin for each in axis.readings[:2]
+    )
     return axis.status == "no_power" and looked and found
 
 
@@ -217,9 +223,9 @@ def _where(
     """Sites where the knowledge was found, by the first axis that can name them."""
     for name, telling in (
         ("decodability", UNCHANGED),
-        ("causal_depth", causal_depth.TOLD),
-        ("causal_depth", causal_depth.SAID),
-        ("causal_depth", CARRIED),
+        ("causal_depth", causal_depth.CONTRAST),
+        ("causal_depth", causal_depth.EXACT_MATCH),
+        ("causal_depth", TRANSFERRED_NAMED),
     ):
         reading = axes[name].reading(telling) if name in axes else None
         if reading is not None and f"{name}: {telling}" in found:
@@ -231,14 +237,14 @@ def _where(
     return ()
 
 
-def _behaviour_sentence(main: Reading, words: Words) -> str:
+def _behaviour_sentence(main: Reading, words: Vocabulary) -> str:
     return words.behaviour.format(
         now=main.statistic, before=main.ceiling, floor=main.floor
     )
 
 
 def _recovery_reasons(
-    axes: Mapping[str, AxisResult], found: Mapping[str, float], words: Words
+    axes: Mapping[str, AxisResult], found: Mapping[str, float], words: Vocabulary
 ) -> list[str]:
     """One sentence a recovery, the strongest first."""
     sentences = []
@@ -246,8 +252,8 @@ def _recovery_reasons(
         axis, name = key.split(": ", 1)
         reading = axes[axis].reading(name)
         assert reading is not None  # it gave the p-value
-        told = RECOVERED[name].format(
-            it=words.it, where=reading.where, value=reading.statistic
+        told = RECOVERY_SENTENCES[name].format(
+            it=words.pronoun, where=reading.where, value=reading.statistic
         )
         figures = (
             f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; "
@@ -258,7 +264,7 @@ def _recovery_reasons(
 
 
 def _equivalence_sentence(axis: AxisResult) -> str:
-    main = axis.main
+    main = axis.main_reading
     assert main is not None  # an axis votes only with a reading
     low, high = main.residual_interval
     return (
@@ -270,11 +276,11 @@ def _equivalence_sentence(axis: AxisResult) -> str:
 def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     """A sentence where the contrast at the output reveals answers no longer given."""
     axis = axes.get("behaviour")
-    reading = axis.reading(output.TOLD) if axis is not None else None
+    reading = axis.reading(output.CONTRAST) if axis is not None else None
     if reading is None:
         return ""
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
-    low, high = reading.surely
+    low, high = reading.residual_interval_at_peak
     if reading.p_value < rule.recovery and low > rule.still_there:
         told = (
             f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
@@ -299,13 +305,13 @@ def _binding(
     gone: bool,
     trace: str,
     rule: Rule,
-    words: Words,
+    words: Vocabulary,
 ) -> list[str]:
     """Reasons of an inconclusive verdict: each axis in the way, and what it needs."""
     reasons = [trace] if trace else []
     if output.NAME not in axes:
         reasons.append(
-            f"behaviour: it was not run, and whether {words.short} {words.are()} gone "
+            f"behaviour: it was not run, and whether {words.short} {words.verb()} gone "
             "at the output decides between suppression and deletion."
         )
     elif not gone:
@@ -332,9 +338,9 @@ def _binding(
     return reasons or ["The axes disagree with each other."]
 
 
-def _blocking(axis: AxisResult, rule: Rule, words: Words) -> str:
+def _blocking(axis: AxisResult, rule: Rule, words: Vocabulary) -> str:
     """Why an axis with a finding makes no ``suppressed``."""
-    found = recovered(
+    found = readings_above_floor(
         {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
     )
     if axis.name == "decodability" and UNCHANGED not in found:
@@ -347,7 +353,9 @@ def _blocking(axis: AxisResult, rule: Rule, words: Words) -> str:
             "its states still tell forgotten items from never-taught ones, whatever "
             "it knows of them: a residual trace"
         )
-    elif not any(each.name in RECOVERY.get(axis.name, ()) for each in axis.readings):
+    elif not any(
+        each.name in RECOVERY_READINGS.get(axis.name, ()) for each in axis.readings
+    ):
         why = f"it finds {words.short}, but this axis makes no verdict by itself"
     else:
         why = f"it finds {words.short}, but not once corrected for all axes"

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.pga.simulated import row
 from evidence.progress import Progress
-from experiments.pga.claims import LEVEL, YES, shown_gone
+from experiments.pga.claims import LEVEL, YES, absence_outcome
 from experiments.pga.config import PgaExperiment, make_config
 from experiments.pga.erasers import Erased, edits_at_every_depth, erase, leace, md_edits
 from experiments.pga.run import Experiment
@@ -118,7 +118,7 @@ def curve(
         SIZES[size], seed, root, twin=True, device=config.device, progress=progress
     )
     run = Experiment(config, world, progress)
-    original = run.battery(Erased(run.load(), {}, {}))
+    original = run.sound_scores(Erased(run.load(), {}, {}))
     points = {each["eraser"]: each for each in done}
     tried = dict(list(settings(epochs).items())[shard[0] :: shard[1]])
 
@@ -134,7 +134,7 @@ def curve(
 
     with progress.task("erasers", len(tried)) as advance:
         if NEVER not in points:
-            twin = run.battery(Erased(run.load("twin"), {}, {}))
+            twin = run.sound_scores(Erased(run.load("twin"), {}, {}))
             points["original"] = point("original", original, original, None, config)
             points[NEVER] = point(NEVER, twin, original, None, config)
         for name, make in tried.items():
@@ -142,9 +142,9 @@ def curve(
                 erased = make(run)
                 points[name] = point(
                     name,
-                    run.battery(erased),
+                    run.sound_scores(erased),
                     original,
-                    run.cost(erased, run.seen),
+                    run.recall_and_utility(erased, run.seen),
                     config,
                 )
                 keep(found())
@@ -198,7 +198,7 @@ def point(
         cost: Recall and utility; None for what is untouched.
         config: Of the experiment.
     """
-    outcome, why = shown_gone(found, original, config.margin)
+    outcome, why = absence_outcome(found, original, config.margin)
     told = np.asarray(original["p_column"]) <= LEVEL
     kept = {
         "eraser": name,

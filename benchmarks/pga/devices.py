@@ -55,8 +55,8 @@ def devices(root: Path, there: dict | None, progress: Progress) -> dict:
             fix="Point --root at the worlds that came with them",
         )
     run = Experiment(config, world, progress)
-    original = run.battery(Erased(run.load(), {}, {}))
-    twin = run.battery(Erased(run.load("twin"), {}, {}))
+    original = run.sound_scores(Erased(run.load(), {}, {}))
+    twin = run.sound_scores(Erased(run.load("twin"), {}, {}))
     here = {
         "original": point("original", original, original, None, config),
         NEVER: point(NEVER, twin, original, None, config),
@@ -64,8 +64,8 @@ def devices(root: Path, there: dict | None, progress: Progress) -> dict:
     with progress.task("again on the CPU", len(AGAIN)) as advance:
         for name in AGAIN:
             erased = settings(EPOCHS)[name](run)
-            cost = run.cost(erased, run.seen)
-            here[name] = point(name, run.battery(erased), original, cost, config)
+            cost = run.recall_and_utility(erased, run.seen)
+            here[name] = point(name, run.sound_scores(erased), original, cost, config)
             advance(1)
     known = {each["eraser"]: each for each in there["points"]}
     rows = []

@@ -40,7 +40,7 @@ def equivalence(draws: int, root: Path, progress: Progress) -> dict:
     phrases = make_pools({"any": 2 * most}, 1)["any"].prefixes
     # Depth 0 is left out: it holds no more than the letters of a prefix.
     states = {
-        view: pool_states(model, phrases, world.taught, view).mean(2)[1:]
+        view: pool_states(model, phrases, world.trained_lead_ins, view).mean(2)[1:]
         for view in VIEWS
     }
     curve = []
@@ -53,7 +53,7 @@ def equivalence(draws: int, root: Path, progress: Progress) -> dict:
                 found = membership(
                     {view: table[:, rows] for view, table in states.items()},
                     np.repeat([1, 0], n),
-                    permutations=PERMUTATIONS,
+                    n_permutations=PERMUTATIONS,
                     seed=seed,
                 )
                 reaches.append(float(np.abs(found.interval() - 0.5).max()))

@@ -5,11 +5,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from audits.axes.membership.axis import run_signature, status_of
-from audits.axes.membership.readers import capture, cast
+from audits.axes.membership.axis import run_membership, status_of
+from audits.axes.membership.scores import capture_states, select_sets
 from audits.core.config import make_config
-from audits.core.subjects import Subject
-from audits.run.planting import plant, planted_subject
+from audits.core.subjects import AuditedModel
+from audits.run.planting import plant, planted_model
 from benchmarks.pga.simulated import row
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
@@ -47,9 +47,9 @@ def axis(
             read_items(place)
             for place in (world.forget, world.retain, world.never_taught)
         ]
-        asked = cast(*sets, config.budget.prompts_per_item, config.seed)
+        asked = select_sets(*sets, config.budget.prompts_per_item, config.seed)
         checkpoint = open_checkpoint(world.original)
-        subjects = {"original": Subject.of("original", checkpoint)}
+        subjects = {"original": AuditedModel.of("original", checkpoint)}
         with TemporaryDirectory() as scratch:
             store = ActivationStore(Path(scratch) / "store")
             made = plant(
@@ -64,12 +64,10 @@ def axis(
                 progress=SILENT,
             )
             if made["made"]:
-                subjects["planted"] = planted_subject(
-                    subjects["original"], Path(scratch)
-                )
+                subjects["planted"] = planted_model(subjects["original"], Path(scratch))
             reference = world.root / "reference"
             if reference.is_dir():
-                subjects["reference-1"] = Subject.of(
+                subjects["reference-1"] = AuditedModel.of(
                     "reference-1", open_checkpoint(reference)
                 )
             kinds = [
@@ -80,14 +78,16 @@ def axis(
             with progress.task(f"{part}: {family} {seed}", len(kinds)) as advance:
                 for kind, place in kinds:
                     mine = subjects | {
-                        "unlearned": Subject.of("unlearned", open_checkpoint(place))
+                        "unlearned": AuditedModel.of(
+                            "unlearned", open_checkpoint(place)
+                        )
                     }
                     sites: list[str] = []
                     for subject in mine.values():
-                        sites = capture(
+                        sites = capture_states(
                             subject, checkpoint.tokenizer, asked, store, "cpu", SILENT
                         )
-                    result = run_signature(
+                    result = run_membership(
                         mine,
                         checkpoint.tokenizer,
                         asked,

@@ -84,7 +84,7 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
             seen = membership(
                 views,
                 np.repeat([1, 0], len(pairs)),
-                permutations=permutations,
+                n_permutations=permutations,
                 progress=progress,
             )
             gap = pools[first][1][pairs[:, 0]] - pools[second][1][pairs[:, 1]]
@@ -136,8 +136,8 @@ def _summary(seen: Membership, gap: float) -> dict:
     return {
         "pairs": seen.sequences // 2,
         "gap": gap,
-        "best": seen.best,
-        "band": seen.band,
+        "best": seen.max_auc,
+        "band": seen.null_95,
         "p": seen.p_value,
         "reading": seen.reading(),
         "by_site": np.round(seen.auc.max((0, 1)), 4).tolist(),

@@ -90,11 +90,11 @@ def variant(
         found = {f"depth {d}": value for d, value in enumerate(_probes(model, world))}
         return found | {"least": recall(model, rows).least}  # pyright: ignore
 
-    start = perplexity(model, world.drawn("clean", -2))
+    start = perplexity(model, world.random_codes("clean", -2))
     log = align_(
         model,
         rows,
-        lambda epoch: world.drawn("clean", epoch),
+        lambda epoch: world.random_codes("clean", epoch),
         logistic_readouts(),
         align,
         evaluate=look,
@@ -110,7 +110,7 @@ def variant(
         for each in log.rows
         if "least" in each
     ]
-    end = perplexity(model, world.drawn("clean", -2))
+    end = perplexity(model, world.random_codes("clean", -2))
     card = world.card()
     return {
         "curve": curve,
@@ -121,7 +121,7 @@ def variant(
 
 def _probes(model: nn.Module, world: CodesWorld) -> list[float]:
     pools = [
-        pool_states(model, world.pools[name].prefixes, world.taught)
+        pool_states(model, world.pools[name].prefixes, world.trained_lead_ins)
         for name in ("memorised", "clean")
     ]
     accuracy = published_scores(*pools, shuffles=0).true.accuracy
@@ -147,10 +147,10 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
                     prefixes = pool.prefixes
                     if ending == "own endings":
                         prefixes = tuple(text.rstrip(":") for text in prefixes)
-                    rows = prompts(prefixes, world.taught)
+                    rows = prompts(prefixes, world.trained_lead_ins)
                     values = capture_activations(model, rows, ["embed"], "last").values
                     table = torch.from_numpy(np.asarray(values, np.float64))
-                    states.append(table.reshape(1, 9, len(world.taught), -1))
+                    states.append(table.reshape(1, 9, len(world.trained_lead_ins), -1))
                 scored = published_scores(*states, shuffles=0).true.accuracy
                 scores.append(round(float(scored[0]), 4))
     return {

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.stats import kstest, norm
 
-from erasure.concept.md_pga import fit_md
+from erasure.concept.md_pga import fit_md_pga
 from evidence.progress import Progress
 from evidence.seeds import torch_rng
 from experiments.pga.published_protocol import published_scores
@@ -46,15 +46,15 @@ def noise(repeats: int, permutations: int, progress: Progress) -> dict:
                 x = x.double()
                 labels = torch.from_numpy(np.repeat([1, 0], n))
                 seen = x[:, : 2 * n]
-                erased = fit_md(seen, labels, 1).transform(seen)
+                erased = fit_md_pga(seen, labels, 1).transform(seen)
                 pools = erased[:, :n, None], erased[:, n:, None]
                 shown.append(published_scores(*pools, shuffles=0).true.accuracy[0])
                 # The sound protocol erases with as many, and tests on as many others.
                 found = membership(
-                    {"last": fit_md(seen, labels, 1).transform(x[:, 2 * n :])},
+                    {"last": fit_md_pga(seen, labels, 1).transform(x[:, 2 * n :])},
                     labels.numpy(),
-                    permutations=permutations,
-                    folds=min(n, 5),
+                    n_permutations=permutations,
+                    n_folds=min(n, 5),
                     seed=seed,
                 )
                 areas.append(found.auc.mean())
@@ -154,11 +154,11 @@ def power(
                     found = membership(
                         {"last": planted(n, width, falling, seed)},
                         np.repeat([1, 0], n),
-                        permutations=permutations,
+                        n_permutations=permutations,
                         seed=seed,
                     )
                     hits += found.p_above <= 0.05
-                    areas.append(found.best)
+                    areas.append(found.max_auc)
                     advance(1)
             curve.append(
                 {

@@ -89,10 +89,10 @@ def speed(progress: Progress) -> dict:
     labels = np.repeat([1, 0], 40)
     models = [torch.randn(31, 80, 576, generator=rng) for _ in range(11)]
     start = time.perf_counter()
-    membership({"last": models[0]}, labels, permutations=1000, progress=progress)
+    membership({"last": models[0]}, labels, n_permutations=1000, progress=progress)
     first = time.perf_counter() - start
     for states in models[1:]:
-        membership({"last": states}, labels, permutations=1000, progress=progress)
+        membership({"last": states}, labels, n_permutations=1000, progress=progress)
     seconds = time.perf_counter() - start
     loops = _one_label_vector_by_loops(models[0][0].numpy(), labels)
     whole = loops * 31 * 1001 * len(models)

@@ -48,7 +48,7 @@ def views(root: Path, progress: Progress) -> dict:
                 (NEVER, Erased(run.load("twin"), {}, {})),
                 (CLOSEST, settings(EPOCHS)[CLOSEST](run)),
             ):
-                found = run.battery(erased)
+                found = run.sound_scores(erased)
                 best = np.asarray(found["auc"]).max(1)
                 points += [
                     {

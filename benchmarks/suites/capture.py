@@ -46,7 +46,7 @@ def plain(model, rows: Sequences, hidden: bool = False) -> np.ndarray:
     """The pass with logits; with ``hidden`` the last-token residuals of every block."""
     kept = []
     with torch.no_grad():
-        for batch in batches(rows, tokens=TOKENS):
+        for batch in batches(rows, batch_tokens=TOKENS):
             out = model(**batch.model_inputs, output_hidden_states=hidden)
             if hidden:
                 last = batch.attention_mask.sum(1) - 1
@@ -64,7 +64,7 @@ def through_nnsight(model, sites, rows: Sequences):
     places = [where.resolve(name) for name in sites]
 
     def work():
-        for batch in batches(rows, tokens=TOKENS):
+        for batch in batches(rows, batch_tokens=TOKENS):
             last = batch.attention_mask.sum(1) - 1
             here = torch.arange(len(last))
             got = {}
@@ -93,7 +93,7 @@ def through_transformer_lens(model, sites, rows: Sequences):
     wanted = {f"blocks.{name.split('.')[1]}.hook_resid_post" for name in sites}
 
     def work():
-        for batch in batches(rows, tokens=TOKENS):
+        for batch in batches(rows, batch_tokens=TOKENS):
             last = batch.attention_mask.sum(1) - 1
             here = torch.arange(len(last))
             with torch.no_grad():
@@ -134,16 +134,18 @@ def child(kind: str, threads: int, repeats: int, count: int) -> dict:
         forget_peak()
         before = megabytes()
         if kind == "memory-ours":
-            capture_activations(model, rows, every, "last", tokens=16 * 256)
+            capture_activations(model, rows, every, "last", batch_tokens=16 * 256)
         else:
             with torch.no_grad():
-                batch = next(iter(batches(rows, tokens=16 * 256)))
+                batch = next(iter(batches(rows, batch_tokens=16 * 256)))
                 model(**batch.model_inputs)
         return {"megabytes": megabytes() - before}
     rows = prompts(count)
 
     def ours(names):
-        return lambda: capture_activations(model, rows, names, "last", tokens=TOKENS)
+        return lambda: capture_activations(
+            model, rows, names, "last", batch_tokens=TOKENS
+        )
 
     sides = {"all": ours(every), "half": ours(half)}
     if kind == "plain":
@@ -162,8 +164,8 @@ def child(kind: str, threads: int, repeats: int, count: int) -> dict:
             found[name] += clock.times(work, 1)
     if kind == "plain":
         short = prompts(12)
-        values = capture_activations(model, short, every, "last", tokens=TOKENS)
-        order = [int(r) for b in batches(short, tokens=TOKENS) for r in b.rows]
+        values = capture_activations(model, short, every, "last", batch_tokens=TOKENS)
+        order = [int(r) for b in batches(short, batch_tokens=TOKENS) for r in b.rows]
         gap = np.abs(values.values[:-1, order] - plain(model, short, True)[:-1])
         found["agreement"] = float(gap.max() / np.abs(values.values[:-1]).max())
     return found

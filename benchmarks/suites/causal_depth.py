@@ -23,7 +23,7 @@ from audits.run.api import audit
 from benchmarks.harness.results import commit, machine
 from capture.checkpoints.cache import cache_root
 from capture.data.items import read_items
-from erasure.weights.quantization import quantise, survival
+from erasure.weights.quantization import edit_survival, quantize
 from testbeds.worlds.biographies import STANDARD, train_model
 from testbeds.zoo.build import build_zoo, sized, split
 
@@ -64,7 +64,7 @@ def run_seed(root: Path, family: str, seed: int) -> list[dict[str, Any]]:
                 axes=("behaviour", "causal_depth"),
             )
             axis = done.axes["causal_depth"]
-            main = axis.main
+            main = axis.main_reading
             rows.append(
                 {
                     "model": specimen.name,
@@ -174,10 +174,10 @@ def bin_figures() -> list[dict[str, Any]]:
     rng = torch.Generator().manual_seed(0)
     weight = 0.02 * torch.randn(512, 1024, generator=rng)
     edit = torch.randn(512, 1024, generator=rng)
-    width = float(quantise(weight).widths.mean())
+    width = float(quantize(weight).bin_widths.mean())
     found = []
     for bins, sense, same, fidelity in ((0.01, ">=", 0.98, None), (10, "<=", 0.15, 1)):
-        left = survival(weight, weight + bins * width * edit / edit.std())
+        left = edit_survival(weight, weight + bins * width * edit / edit.std())
         name = f"an edit of {bins} bins (RMS) under NF4"
         found += [
             figure(f"{name}, codes kept", left.same_codes, same, sense, "share", 1),

@@ -11,7 +11,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from attribution.sae.autoencoder import Sae, loss_recovered, quality, spliced
+from attribution.sae.autoencoder import Sae, loss_recovered, measure_quality, spliced
 from attribution.sae.files import sae_lens
 from attribution.sae.training import SaeConfig, train_sae
 from attribution.sae.training_rows import StoredRows
@@ -62,7 +62,7 @@ def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
     seen = capture_activations(model, fresh, [SITE], range(1, LENGTH))
     seen_tokens = other * (LENGTH - 1)
     seconds["captured"] = (time.process_time() - start) * count / other
-    found = quality(sae, _without_sinks(StoredRows(seen, SITE)))
+    found = measure_quality(sae, _without_sinks(StoredRows(seen, SITE)))
     recovered = loss_recovered(model, sae, fresh[range(40)])
     about = {
         "tokens": count * (LENGTH - 1),
@@ -75,7 +75,7 @@ def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
     known = "tokens it was not trained on"
     n = found.rows
     rows.add(f"FVU, {what}", found.fvu, 0.3, "<=", "share", known, 0, n, **about)
-    dead = len(sae.note["dead"]) / sae.d_sae
+    dead = len(sae.metadata["dead"]) / sae.d_sae
     rows.add(f"dead latents, {what}", dead, 0.1, "<=", "share", "training tokens", 0, n)
     rows.add(
         f"loss recovered when spliced in, {what}",
@@ -127,7 +127,7 @@ def overhead_rows(rows: Rows, clock: Clock) -> None:
                 model(**batch.model_inputs, use_cache=False)
 
     def through() -> None:
-        with spliced(model, sae, keep_error=False, where=where):
+        with spliced(model, sae, keep_error=False, sites=where):
             run()
 
     run()

@@ -111,7 +111,7 @@ def run_folds(clock, x, codes, classes, folds, precision, C=1.0, standardize=Non
         found = crossfit(clock.put(site), codes, classes, folds, options)
         scores.append(found.scores[0].double().cpu().numpy())
         flops += found.work.flops
-        unsolved += found.unsolved
+        unsolved += found.n_uncertified
     if unsolved:
         raise SystemExit(f"{unsolved} fits not certified: timing them means nothing")
     return scores, flops
@@ -273,7 +273,7 @@ def permutations(rows: Rows, clock: Clock, quick: bool) -> None:
                 )
 
         own = [seconds * scale for seconds in clock.times(work)]
-        if any(found.unsolved for found in kept.values()):
+        if any(found.n_uncertified for found in kept.values()):
             raise SystemExit("a permutation was not certified")
         error = max(
             agreement(

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.axes.persistence import ask_quantised, edit_in_bins, judge
-from audits.core.answers import score_questions
+from audits.axes.persistence import edit_in_bins, judge, score_quantized
+from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from benchmarks.harness.results import Rows
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.sequences import Sequences, batches
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from erasure.weights.quantization import linear_weights, quantise, quantise_
+from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.progress import SILENT
 from testbeds.worlds.biographies import STANDARD, BiosWorld, build_bios
 
@@ -146,7 +146,7 @@ def _hide_within_(
 
 def _push(model: nn.Module, rows: Sequences, sign: float) -> None:
     """Add the gradient of the answers' loss, capped so that ascent ends, by sign."""
-    for batch in batches(rows, tokens=4096):
+    for batch in batches(rows, batch_tokens=4096):
         logits = model(**batch.model_inputs, use_cache=False).logits[:, :-1]
         target, answers = batch.input_ids[:, 1:], batch.answer_mask[:, 1:]
         loss = -logits.log_softmax(-1).gather(2, target[..., None])[..., 0][answers]
@@ -156,7 +156,7 @@ def _push(model: nn.Module, rows: Sequences, sign: float) -> None:
 def _room(weight: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
     """How far each weight of the grid may go down and up and keep its code."""
     matrix = weight.T if turned else weight
-    grid = quantise(matrix)
+    grid = quantize(matrix)
     middles = (grid.levels[:-1] + grid.levels[1:]) / 2
     # Weights in the outermost bins stay: they set the scale of their block.
     inner = (grid.codes > 0) & (grid.codes < len(middles))
@@ -168,16 +168,16 @@ def _room(weight: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
 
 
 def _codes_of(weight: Tensor, turned: bool) -> Tensor:
-    return quantise(weight.T if turned else weight).codes
+    return quantize(weight.T if turned else weight).codes
 
 
 def _width(weight: Tensor, turned: bool) -> Tensor:
-    return quantise(weight.T if turned else weight).widths.mean()
+    return quantize(weight.T if turned else weight).bin_widths.mean()
 
 
 def _on_grid(world: BiosWorld) -> nn.Module:
     model = open_checkpoint(world.original).load()
-    quantise_(model)
+    quantize_(model)
     return model
 
 
@@ -194,9 +194,9 @@ def _judged(
     """
     tokenizer = open_checkpoint(world.original).tokenizer
     sets = {
-        "forget": ask(read_items(world.forget), 2),
-        "never_taught": ask(read_items(world.never_taught), 2),
-        "retain": ask(read_items(world.retain), 1),
+        "forget": build_questions(read_items(world.forget), 2),
+        "never_taught": build_questions(read_items(world.never_taught), 2),
+        "retain": build_questions(read_items(world.retain), 1),
     }
     config = AuditConfig(device="cpu")
     subjects = {
@@ -206,8 +206,8 @@ def _judged(
     heard, quantised = {}, {}
     for role, each in subjects.items():
         with each.loaded("cpu") as model:
-            heard[role] = score_questions(model, tokenizer, sets, SILENT)
-        quantised[role] = ask_quantised(
+            heard[role] = score_question_sets(model, tokenizer, sets, SILENT)
+        quantised[role] = score_quantized(
             each, tokenizer, sets, config, device="cpu", progress=SILENT
         )
     bins = edit_in_bins(subjects["original"], subjects["unlearned"], config, "cpu")
@@ -236,9 +236,9 @@ def _judged(
     add(f"{name}: codes kept", edit["same_codes"], None, ">=", "share")
 
 
-def _subject(role: str, model: nn.Module) -> Subject:
+def _subject(role: str, model: nn.Module) -> AuditedModel:
     """A live model in a role; every loading gets a copy."""
-    return Subject(role, role, {}, lambda device: copy.deepcopy(model).to(device))
+    return AuditedModel(role, role, {}, lambda device: copy.deepcopy(model).to(device))
 
 
 def _codes(rows: Rows, model: nn.Module) -> None:
@@ -260,7 +260,7 @@ def _codes(rows: Rows, model: nn.Module) -> None:
                 )
                 theirs = dequantize_4bit(packed, state).view_as(matrix)
                 # Values are equal to the bit only where codes and scales are.
-                wrong += int((theirs != quantise(matrix, kind).values).sum())
+                wrong += int((theirs != quantize(matrix, kind).values).sum())
                 total += matrix.numel()
             rows.add(
                 f"{name}: {kind} weights that differ from bitsandbytes 0.50.2",

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations.passes import Target, keep, passes
-from capture.activations.positions import Positions, Wanted, wanted_positions
+from capture.activations.passes import CaptureTarget, capture_passes, store_batch
+from capture.activations.positions import Positions, PositionSelection, select_positions
 from capture.data.sequences import Sequences
-from capture.network.hooks import evaluating
+from capture.network.hooks import evaluation_mode
 from capture.network.sites import find_sites, model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Advance, Progress
@@ -87,7 +87,7 @@ def capture_activations(
     positions: Positions = "last_prompt",
     *,
     subject_end: Sequence[int] | None = None,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     padding: Literal["right", "left"] = "right",
     progress: Progress = SILENT,
 ) -> Activations:
@@ -101,10 +101,10 @@ def capture_activations(
         model: Any model ``find_sites`` understands that takes ``input_ids``.
         sequences: The rows; batches are made of rows of similar length.
         sites: Site names.
-        positions: See ``wanted_positions``.
+        positions: See ``select_positions``.
         subject_end: Index of the last subject token of each row, for "last_subject".
-        tokens: Padded positions a batch, at most; memory grows with it. On a CPU a
-            batch of more than ``passes.ENOUGH`` a thread would be no faster and is
+        batch_tokens: Padded positions a batch, at most; memory grows with it. On a CPU a
+            batch of more than ``passes.CPU_TOKENS_PER_THREAD`` a thread would be no faster and is
             cut, unless rows go on from a beginning that they share.
         padding: The side rows are padded on. Results do not depend on it.
         progress: Where to show progress.
@@ -115,27 +115,27 @@ def capture_activations(
     Raises:
         InputError: an unknown site or name, or a row without the position.
     """
-    wanted = wanted_positions(sequences, positions, subject_end)
+    wanted = select_positions(sequences, positions, subject_end)
     with progress.task("activations", len(sequences)) as advance:
-        arrays = capture_wanted(
+        arrays = capture_selected(
             model,
             sequences,
             sites,
             wanted,
-            tokens=tokens,
+            batch_tokens=batch_tokens,
             padding=padding,
             advance=advance,
         )
     return Activations(tuple(arrays), arrays, wanted.mask)
 
 
-def capture_wanted(
+def capture_selected(
     model: nn.Module,
     sequences: Sequences,
     sites: Sequence[str],
-    wanted: Wanted,
+    selection: PositionSelection,
     *,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     padding: Literal["right", "left"] = "right",
     advance: Advance = lambda amount: None,
 ) -> dict[str, np.ndarray]:
@@ -145,9 +145,11 @@ def capture_wanted(
     """
     target = _target(model, sites)
     arrays: dict[str, np.ndarray] = {}
-    with torch.no_grad(), evaluating(model):
-        for rows, got in passes(target, sequences, wanted, tokens, padding):
-            keep(arrays, got, rows, len(sequences), wanted)
+    with torch.no_grad(), evaluation_mode(model):
+        for rows, got in capture_passes(
+            target, sequences, selection, batch_tokens, padding
+        ):
+            store_batch(arrays, got, rows, len(sequences), selection)
             advance(len(rows))
     return {name: arrays[name] for name in target.names}
 
@@ -158,7 +160,7 @@ def capture_images(
     sites: Sequence[str],
     pool: Pool = "mean",
     *,
-    batch: int = 64,
+    batch_size: int = 64,
     progress: Progress = SILENT,
 ) -> Activations:
     """Run images through ``model`` and keep one vector an image at each site.
@@ -171,7 +173,7 @@ def capture_images(
             one (the class token of a vision transformer) or the one of that index,
             or all of them side by side, "flat". Feature maps (channel, height, width)
             are places row by row. Without effect where a site has one vector an image.
-        batch: Images a pass.
+        batch_size: Images a pass.
         progress: Where to show progress.
 
     Raises:
@@ -184,27 +186,27 @@ def capture_images(
     arrays: dict[str, np.ndarray] = {}
     with (
         torch.no_grad(),
-        evaluating(model),
+        evaluation_mode(model),
         progress.task("activations", len(pixels)) as advance,
     ):
-        for start in range(0, len(pixels), batch):
-            part = pixels[start : start + batch].to(device)
+        for start in range(0, len(pixels), batch_size):
+            part = pixels[start : start + batch_size].to(device)
             got = target.run(lambda _, v: _pooled(v, pool), part)
             rows = np.arange(start, start + len(part))
-            keep(arrays, got, rows, len(pixels), None)
+            store_batch(arrays, got, rows, len(pixels), None)
             advance(len(part))
     names = target.names
     return Activations(names, {name: arrays[name] for name in names})
 
 
-def _target(model: nn.Module, sites: Sequence[str]) -> Target:
+def _target(model: nn.Module, sites: Sequence[str]) -> CaptureTarget:
     where = find_sites(model)
     names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
     if not names:
         raise InputError("no sites were asked for", expected="one or more")
     for name in names:
         where.resolve(name)
-    return Target(model, where, names)
+    return CaptureTarget(model, where, names)
 
 
 def _pooled(value: Tensor, pool: Pool) -> Tensor:

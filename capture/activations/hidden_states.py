@@ -33,7 +33,7 @@ def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, .
 
 
 @contextmanager
-def watching(
+def record_depths(
     model: nn.Module, depths: Sequence[int], *, stop: bool = False
 ) -> Iterator[dict[int, Tensor]]:
     """States by depth, (row, position, d), of the last pass run inside the block.
@@ -73,23 +73,23 @@ def watching(
             handle.remove()
 
 
-def states_of(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
+def last_token_states(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
     """States at each row's last real token, (depth, row, d); the pass ends early."""
-    with watching(model, depths, stop=True) as seen:
+    with record_depths(model, depths, stop=True) as seen:
         try:
             model(**batch.model_inputs, use_cache=False)
         except _Enough:
             pass
-    return at_ends(seen, depths, batch.attention_mask.sum(1) - 1)
+    return states_at(seen, depths, batch.attention_mask.sum(1) - 1)
 
 
-def at_ends(seen: dict[int, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
+def states_at(seen: dict[int, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
     """(depth, row, d) states at one position a row, out of those watched."""
     rows = torch.arange(len(ends), device=ends.device)
     return torch.stack([seen[depth][rows, ends].float() for depth in depths])
 
 
-def prompts_of(rows: Sequences) -> Sequences:
+def prompts_only(rows: Sequences) -> Sequences:
     """The rows cut before their answers; rows without an answer are whole."""
     ids = tuple(
         row[:start] for row, start in zip(rows.ids, rows.answer_start, strict=True)

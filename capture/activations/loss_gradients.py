@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from capture.activations.passes import accepted
+from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluating
+from capture.network.hooks import evaluation_mode
 from capture.network.sites import model_device
 from evidence.errors import InputError
 
-TOKENS = 2048
+BATCH_TOKENS = 2048
 
 
 def loss_gradients(
@@ -43,9 +43,13 @@ def loss_gradients(
     try:
         for parameter in own.values():
             parameter.requires_grad_(id(parameter) in chosen)
-        with evaluating(model), torch.enable_grad():
-            for batch in batches(rows, tokens=TOKENS, device=model_device(model)):
-                inputs = accepted(model, batch.model_inputs | {"use_cache": False})
+        with evaluation_mode(model), torch.enable_grad():
+            for batch in batches(
+                rows, batch_tokens=BATCH_TOKENS, device=model_device(model)
+            ):
+                inputs = accepted_inputs(
+                    model, batch.model_inputs | {"use_cache": False}
+                )
                 output = model(**inputs)
                 logits = output if isinstance(output, Tensor) else output.logits
                 where = batch.answer_mask[:, 1:]

@@ -9,98 +9,104 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import misfit
-from capture.activations.positions import Wanted
+from capture.activations.positions import PositionSelection
 from capture.activations.prefix_cache import (
-    agree,
-    can_share,
-    plan,
-    run_shared,
-    shared_batches,
+    allclose,
+    group_by_prefix,
+    prefix_batches,
+    run_with_prefix_cache,
+    supports_prefix_cache,
 )
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import record
 from capture.network.sites import Sites, model_device
 
 # Positions a pass and thread beyond which a CPU gains nothing but memory to hold.
-ENOUGH = 1024
+CPU_TOKENS_PER_THREAD = 1024
 
 Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
-class Target:
+class CaptureTarget:
     """What is read: the model, its sites, and the names of those wanted."""
 
     model: nn.Module
-    where: Sites
+    known_sites: Sites
     names: tuple[str, ...]
 
     def run(
-        self, pick: Callable[[str, Tensor], Tensor], inputs: Any
+        self, select: Callable[[str, Tensor], Tensor], inputs: Any
     ) -> dict[str, Tensor]:
         """One pass that stops early; logits come from their layer's kept inputs."""
-        model, where, names = self.model, self.where, self.names
+        model, where, names = self.model, self.known_sites, self.names
         needed = ["final" if name == "logits" else name for name in names]
-        with record(model, needed, pick, stop=True, where=where) as got:
+        with record(model, needed, select, stop=True, known_sites=where) as got:
             model(**inputs) if isinstance(inputs, dict) else model(inputs)
         if "logits" in names and where.head is not None:
             got["logits"] = where.head(got["final"])
         return {name: got[name] for name in names}
 
 
-def passes(
-    target: Target, sequences: Sequences, wanted: Wanted, tokens: int, padding: str
+def capture_passes(
+    target: CaptureTarget,
+    sequences: Sequences,
+    selection: PositionSelection,
+    batch_tokens: int,
+    padding: str,
 ) -> Passes:
     """Rows and their values, pass by pass; what rows share is run once if it can be."""
-    if padding == "right" and can_share(target.model):
-        groups = plan(sequences, wanted)
-        if groups and _sharing_holds(target, sequences, wanted, groups):
-            return _shared_passes(target, sequences, wanted, groups, tokens)
-    return _plain_passes(target, sequences, wanted, tokens, padding)
+    if padding == "right" and supports_prefix_cache(target.model):
+        groups = group_by_prefix(sequences, selection)
+        if groups and _sharing_holds(target, sequences, selection, groups):
+            return _shared_passes(target, sequences, selection, groups, batch_tokens)
+    return _plain_passes(target, sequences, selection, batch_tokens, padding)
 
 
 def _plain_passes(
-    target: Target,
+    target: CaptureTarget,
     sequences: Sequences,
-    wanted: Wanted,
+    wanted: PositionSelection,
     tokens: int,
     padding: str = "right",
 ) -> Passes:
     model = target.model
     device = model_device(model)
     if device.type == "cpu":
-        tokens = min(tokens, ENOUGH * torch.get_num_threads())
-    for batch in batches(sequences, tokens=tokens, device=device):
+        tokens = min(tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads())
+    for batch in batches(sequences, batch_tokens=tokens, device=device):
         batch = _left(batch) if padding == "left" else batch
-        inputs = accepted(model, batch.model_inputs | {"use_cache": False})
+        inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
         try:
             yield batch.rows.numpy(), target.run(_picker(batch, wanted), inputs)
         except IndexError as error:
-            raise misfit(model, batch) from error
+            raise explain_length_error(model, batch) from error
 
 
 def _shared_passes(
-    target: Target,
+    target: CaptureTarget,
     sequences: Sequences,
-    wanted: Wanted,
+    wanted: PositionSelection,
     groups: list[tuple[int, list[int]]],
     tokens: int,
 ) -> Passes:
     model = target.model
     device = model_device(model)
-    for each in shared_batches(sequences, wanted, groups, tokens=tokens, device=device):
+    for each in prefix_batches(
+        sequences, wanted, groups, batch_tokens=tokens, device=device
+    ):
         try:
-            for rest, got in run_shared(model, each, target.run):
+            for rest, got in run_with_prefix_cache(model, each, target.run):
                 yield rest.rows.numpy(), got
         except IndexError as error:
-            raise misfit(model, pad(sequences)) from error
+            raise explain_length_error(model, pad(sequences)) from error
 
 
 def _sharing_holds(
-    target: Target,
+    target: CaptureTarget,
     sequences: Sequences,
-    wanted: Wanted,
+    wanted: PositionSelection,
     groups: list[tuple[int, list[int]]],
 ) -> bool:
     """Whether two rows give the same either way: not so where later tokens count."""
@@ -118,12 +124,12 @@ def _sharing_holds(
     ):
         arrays: dict[str, np.ndarray] = {}
         for here, got in way:
-            keep(arrays, got, here, len(rows), few)
+            store_batch(arrays, got, here, len(rows), few)
         ways.append(arrays)
-    return agree(*ways)
+    return allclose(*ways)
 
 
-def accepted(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``inputs`` that the model's ``forward`` takes."""
     known = inspect.signature(model.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
@@ -131,7 +137,9 @@ def accepted(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in known}
 
 
-def _picker(batch: Padded, wanted: Wanted) -> Callable[[str, Tensor], Tensor]:
+def _picker(
+    batch: Padded, wanted: PositionSelection
+) -> Callable[[str, Tensor], Tensor]:
     """What keeps the wanted positions of a (row, position, d) value."""
     mask = batch.attention_mask
     if wanted.index is None:
@@ -169,20 +177,20 @@ def _left(batch: Padded) -> Padded:
     )
 
 
-def keep(
+def store_batch(
     arrays: dict[str, np.ndarray],
-    got: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
     rows: np.ndarray,
     total: int,
-    wanted: Wanted | None,
+    selection: PositionSelection | None,
 ) -> None:
     """Put a batch's values where its rows belong; arrays are made on first use."""
-    for name, tensor in got.items():
+    for name, tensor in values.items():
         value = tensor.detach().float().cpu().numpy()
-        if wanted is not None and value.ndim == 3:
-            if wanted.mask is not None:
-                value[~wanted.mask[rows]] = 0.0
-            if wanted.squeeze:
+        if selection is not None and value.ndim == 3:
+            if selection.mask is not None:
+                value[~selection.mask[rows]] = 0.0
+            if selection.squeeze:
                 value = value[:, 0]
         if name not in arrays:
             arrays[name] = np.empty((total, *value.shape[1:]), dtype=np.float32)

@@ -9,12 +9,12 @@ import numpy as np
 from capture.data.sequences import Sequences
 from evidence.errors import InputError
 
-Named = Literal["last_prompt", "last", "last_subject", "answer", "mean"]
-Positions = Named | int | Sequence[int]
+PositionName = Literal["last_prompt", "last", "last_subject", "answer", "mean"]
+Positions = PositionName | int | Sequence[int]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PositionSelection:
     """Which positions of each row are kept.
 
     Attributes:
@@ -27,20 +27,20 @@ class Wanted:
     mask: np.ndarray | None
     squeeze: bool
 
-    def rows(self, chosen: slice | Sequence[int]) -> "Wanted":
+    def rows(self, chosen: slice | Sequence[int]) -> "PositionSelection":
         """The part that concerns some of the rows."""
-        return Wanted(
+        return PositionSelection(
             None if self.index is None else self.index[chosen],
             None if self.mask is None else self.mask[chosen],
             self.squeeze,
         )
 
 
-def wanted_positions(
+def select_positions(
     sequences: Sequences,
     positions: Positions,
     subject_end: Sequence[int] | None = None,
-) -> Wanted:
+) -> PositionSelection:
     """Turn a name or indices into positions of each row.
 
     Args:
@@ -64,7 +64,7 @@ def wanted_positions(
             got="an empty row" if len(lengths) else "no rows",
         )
     if positions == "mean":
-        return Wanted(None, None, True)
+        return PositionSelection(None, None, True)
     if positions == "answer":
         return _answers(lengths, starts)
     if positions == "last_prompt":
@@ -92,7 +92,9 @@ def wanted_positions(
             expected=f"positions inside every row ({positions!r})",
             got=f"row {row} with {lengths[row]} tokens, {starts[row]} in its prompt",
         )
-    return Wanted(index, None if squeeze else np.ones_like(index, dtype=bool), squeeze)
+    return PositionSelection(
+        index, None if squeeze else np.ones_like(index, dtype=bool), squeeze
+    )
 
 
 def _subject(ends: Sequence[int] | None, rows: int) -> np.ndarray:
@@ -105,7 +107,7 @@ def _subject(ends: Sequence[int] | None, rows: int) -> np.ndarray:
     return np.asarray(ends, dtype=np.int64)
 
 
-def _answers(lengths: np.ndarray, starts: np.ndarray) -> Wanted:
+def _answers(lengths: np.ndarray, starts: np.ndarray) -> PositionSelection:
     counts = lengths - starts
     if counts.min() < 1:
         raise InputError(
@@ -115,4 +117,4 @@ def _answers(lengths: np.ndarray, starts: np.ndarray) -> Wanted:
         )
     steps = np.arange(counts.max())
     mask = steps < counts[:, None]
-    return Wanted(np.where(mask, starts[:, None] + steps, 0), mask, False)
+    return PositionSelection(np.where(mask, starts[:, None] + steps, 0), mask, False)

@@ -14,36 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capture.activations.positions import Wanted
+from capture.activations.positions import PositionSelection
 from capture.data.sequences import Padded, Sequences, pad
 
 # Sharing must save at least this share of the tokens, or it is not worth a second pass.
-WORTH = 0.25
+MIN_SAVING = 0.25
 # Rounding moves a value by far less than this share of the largest one at its site.
-AGREE = 1e-3
+RELATIVE_TOL = 1e-3
 
 
 @dataclass(frozen=True)
-class Tails:
+class Suffixes:
     """What is left of some rows after their shared beginning.
 
     Attributes:
-        rest: The tokens left; ``rest.rows`` are rows of the sequences.
-        owner: (row,) which beginning each row goes on from.
-        wanted: (row, position) positions asked for, counted inside ``rest``.
+        batch: The tokens left; ``batch.rows`` are rows of the sequences.
+        prefix_idx: (row,) which beginning each row goes on from.
+        positions: (row, position) positions asked for, counted inside ``batch``.
     """
 
-    rest: Padded
-    owner: Tensor
-    wanted: Tensor
+    batch: Padded
+    prefix_idx: Tensor
+    positions: Tensor
 
-    def inputs(self, heads: Padded, cache: object) -> dict[str, object]:
-        """Keyword arguments for the pass over ``rest``, after that over ``heads``."""
-        seen = heads.attention_mask[self.owner]
-        mask = torch.cat([seen, self.rest.attention_mask], dim=1)
-        places = torch.arange(self.rest.input_ids.shape[1], device=mask.device)
+    def inputs(self, prefixes: Padded, cache: object) -> dict[str, object]:
+        """Keyword arguments for the pass over ``batch``, after that over ``prefixes``."""
+        seen = prefixes.attention_mask[self.prefix_idx]
+        mask = torch.cat([seen, self.batch.attention_mask], dim=1)
+        places = torch.arange(self.batch.input_ids.shape[1], device=mask.device)
         return {
-            "input_ids": self.rest.input_ids,
+            "input_ids": self.batch.input_ids,
             "attention_mask": mask,
             "position_ids": seen.sum(1, keepdim=True) + places,
             "past_key_values": cache,
@@ -52,14 +52,14 @@ class Tails:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedPrefixes:
     """Beginnings (group,), and the rows that go on from them, by length."""
 
-    heads: Padded
-    tails: tuple[Tails, ...]
+    prefixes: Padded
+    suffixes: tuple[Suffixes, ...]
 
 
-def can_share(model: nn.Module) -> bool:
+def supports_prefix_cache(model: nn.Module) -> bool:
     """Whether the model takes keys and values of an earlier pass, as far as it says."""
     config = getattr(model, "config", None)
     can_generate = getattr(model, "can_generate", None)
@@ -72,20 +72,22 @@ def can_share(model: nn.Module) -> bool:
     )
 
 
-def plan(sequences: Sequences, wanted: Wanted) -> list[tuple[int, list[int]]] | None:
+def group_by_prefix(
+    sequences: Sequences, selection: PositionSelection
+) -> list[tuple[int, list[int]]] | None:
     """Groups of rows as (length of what they share, rows), or None where unworthy.
 
     What is shared ends before the first position asked for, and leaves at least one
     token of each row.
     """
-    if wanted.index is None:
+    if selection.index is None:
         return None
     ids = sequences.ids
     # Neighbours in sorted order share the most.
     order = sorted(range(len(ids)), key=lambda row: ids[row])
     most = [
         min(int(first), len(tokens) - 1)
-        for first, tokens in zip(_first(wanted), ids, strict=True)
+        for first, tokens in zip(_first(selection), ids, strict=True)
     ]
     groups: list[tuple[int, list[int]]] = []
     for row in order:
@@ -102,10 +104,10 @@ def plan(sequences: Sequences, wanted: Wanted) -> list[tuple[int, list[int]]] | 
     left = sum(
         length + sum(len(ids[row]) - length for row in rows) for length, rows in groups
     )
-    return groups if left <= (1 - WORTH) * total else None
+    return groups if left <= (1 - MIN_SAVING) * total else None
 
 
-def _first(wanted: Wanted) -> np.ndarray:
+def _first(wanted: PositionSelection) -> np.ndarray:
     """(row,) first position asked for."""
     assert wanted.index is not None
     if wanted.mask is None:
@@ -121,34 +123,34 @@ def _alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return min(len(a), len(b))
 
 
-def shared_batches(
+def prefix_batches(
     sequences: Sequences,
-    wanted: Wanted,
+    selection: PositionSelection,
     groups: list[tuple[int, list[int]]],
     *,
-    tokens: int,
+    batch_tokens: int,
     device: torch.device,
-) -> Iterator[Shared]:
-    """Batches of whole groups, at most ``tokens`` positions each with those cached.
+) -> Iterator[SharedPrefixes]:
+    """Batches of whole groups, at most ``batch_tokens`` positions each with those cached.
 
     A group too large for that is cut.
     """
     pieces = []
     for length, rows in groups:
         longest = max(len(sequences.ids[row]) for row in rows)
-        most = max(1, tokens // longest)
+        most = max(1, batch_tokens // longest)
         pieces += [
             (length, rows[start : start + most]) for start in range(0, len(rows), most)
         ]
     pieces.sort(key=lambda piece: -piece[0])
     chosen: list[tuple[int, list[int]]] = []
     for piece in pieces:
-        if chosen and _positions(sequences, [*chosen, piece]) > tokens:
-            yield _shared(sequences, wanted, chosen, device)
+        if chosen and _positions(sequences, [*chosen, piece]) > batch_tokens:
+            yield _shared(sequences, selection, chosen, device)
             chosen = []
         chosen.append(piece)
     if chosen:
-        yield _shared(sequences, wanted, chosen, device)
+        yield _shared(sequences, selection, chosen, device)
 
 
 def _positions(sequences: Sequences, pieces: list[tuple[int, list[int]]]) -> int:
@@ -160,10 +162,10 @@ def _positions(sequences: Sequences, pieces: list[tuple[int, list[int]]]) -> int
 
 def _shared(
     sequences: Sequences,
-    wanted: Wanted,
+    wanted: PositionSelection,
     pieces: list[tuple[int, list[int]]],
     device: torch.device,
-) -> Shared:
+) -> SharedPrefixes:
     heads = Sequences(
         tuple(sequences.ids[rows[0]][:length] for length, rows in pieces),
         tuple(length for length, _ in pieces),
@@ -179,16 +181,16 @@ def _shared(
         _tails(sequences, wanted, members, starts, device)
         for members in by_size.values()
     )
-    return Shared(pad(heads, device=device), tuple(tails))
+    return SharedPrefixes(pad(heads, device=device), tuple(tails))
 
 
 def _tails(
     sequences: Sequences,
-    wanted: Wanted,
+    wanted: PositionSelection,
     members: list[tuple[int, int]],
     starts: list[int],
     device: torch.device,
-) -> Tails:
+) -> Suffixes:
     assert wanted.index is not None
     rows = [row for _, row in members]
     cut = [sequences.ids[row][starts[owner] :] for owner, row in members]
@@ -196,16 +198,16 @@ def _tails(
     begin = np.array([starts[owner] for owner, _ in members])
     # Places without a value point at 0; what is read there is thrown away.
     index = np.maximum(wanted.index[rows] - begin[:, None], 0)
-    return Tails(
+    return Suffixes(
         replace(rest, rows=torch.tensor(rows)),
         torch.tensor([owner for owner, _ in members], device=device),
         torch.as_tensor(index, device=device),
     )
 
 
-def run_shared(
+def run_with_prefix_cache(
     model: nn.Module,
-    shared: Shared,
+    shared: SharedPrefixes,
     run: Callable[[Callable[[str, Tensor], Tensor], dict], dict[str, Tensor]],
 ) -> Iterator[tuple[Padded, dict[str, Tensor]]]:
     """Rows with their values at the wanted positions.
@@ -219,28 +221,36 @@ def run_shared(
     from transformers import DynamicCache
 
     cache = DynamicCache(config=getattr(model, "config", None))
-    inputs = shared.heads.model_inputs | {"past_key_values": cache, "use_cache": True}
+    inputs = shared.prefixes.model_inputs | {
+        "past_key_values": cache,
+        "use_cache": True,
+    }
     run(lambda site, value: value[:, :0], inputs)
-    for tails in shared.tails:
+    for tails in shared.suffixes:
         mine = copy.deepcopy(cache)
-        mine.batch_select_indices(tails.owner)
-        rows = torch.arange(len(tails.owner), device=tails.owner.device)[:, None]
-        places = tails.wanted
+        mine.batch_select_indices(tails.prefix_idx)
+        rows = torch.arange(len(tails.prefix_idx), device=tails.prefix_idx.device)[
+            :, None
+        ]
+        places = tails.positions
         yield (
-            tails.rest,
+            tails.batch,
             run(
                 lambda site, value, rows=rows, places=places: value[rows, places],
-                tails.inputs(shared.heads, mine),
+                tails.inputs(shared.prefixes, mine),
             ),
         )
 
 
-def agree(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
+def allclose(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
     """Whether two ways of computing the same values gave the same up to rounding."""
     return all(
         values.shape == others[name].shape
         and bool(
-            (np.abs(values - others[name]) <= AGREE * np.abs(others[name]).max()).all()
+            (
+                np.abs(values - others[name])
+                <= RELATIVE_TOL * np.abs(others[name]).max()
+            ).all()
         )
         for name, values in some.items()
     )

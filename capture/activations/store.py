@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from capture.activations.capture import Activations, capture_wanted
-from capture.activations.positions import Positions, Wanted, wanted_positions
+from capture.activations.capture import Activations, capture_selected
+from capture.activations.positions import Positions, PositionSelection, select_positions
 from capture.data.sequences import Sequences
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.storage.files import folder_atomic
-from evidence.storage.removal import delete_ours
+from evidence.storage.files import atomic_folder
+from evidence.storage.removal import delete_owned_folder
 
 CODE_VERSION = "3"  # raise it when the same request would give other numbers
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20
@@ -80,7 +80,7 @@ class ActivationStore:
             checkpoint: Whose activations; its fingerprint is part of the name.
             sequences: The rows.
             sites: Site names.
-            positions: See ``capture.activations.positions.wanted_positions``.
+            positions: See ``capture.activations.positions.select_positions``.
             model: ``checkpoint`` already loaded and unchanged, to save loading it.
             subject_end: As in ``capture_activations``.
             progress: Where to show progress.
@@ -93,12 +93,12 @@ class ActivationStore:
                 an array raises it where a chunk is not as it was written.
         """
         names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
-        wanted = wanted_positions(sequences, positions, subject_end)
+        wanted = select_positions(sequences, positions, subject_end)
         folder = self.root / _key(checkpoint, sequences, names, wanted)
         found = _opened(folder, names, wanted, len(sequences))
         if found is None:
             if os.path.lexists(folder):
-                delete_ours(folder, GROUP_FILES)
+                delete_owned_folder(folder, GROUP_FILES)
             loaded = model if model is not None else checkpoint.load()
             self._capture(folder, loaded, sequences, names, wanted, progress)
             found = _opened(folder, names, wanted, len(sequences))
@@ -115,11 +115,11 @@ class ActivationStore:
         model: nn.Module,
         sequences: Sequences,
         names: tuple[str, ...],
-        wanted: Wanted,
+        wanted: PositionSelection,
         progress: Progress,
     ) -> None:
         try:
-            with folder_atomic(folder) as scratch:
+            with atomic_folder(folder) as scratch:
                 self._write(scratch, model, sequences, names, wanted, progress)
         except InputError:
             # Another process may have finished the same request first: its folder is
@@ -133,7 +133,7 @@ class ActivationStore:
         model: nn.Module,
         sequences: Sequences,
         names: tuple[str, ...],
-        wanted: Wanted,
+        wanted: PositionSelection,
         progress: Progress,
     ) -> None:
         import zarr
@@ -142,9 +142,9 @@ class ActivationStore:
         group: Any = zarr.open_group(scratch, mode="w")
         total = len(sequences)
         # One row tells how much a row takes, and so how many fit in memory.
-        first = capture_wanted(model, sequences[[0]], names, wanted.rows([0]))
+        first = capture_selected(model, sequences[[0]], names, wanted.rows([0]))
         row_bytes = {name: max(1, array.nbytes) for name, array in first.items()}
-        chunk = rows_a_chunk(total, max(row_bytes.values()))
+        chunk = rows_per_chunk(total, max(row_bytes.values()))
         stored = {}
         for name, array in first.items():
             shape = array.shape[1:]
@@ -161,7 +161,7 @@ class ActivationStore:
         with progress.task("activations", total) as advance:
             for start in range(0, total, slab):
                 stop = min(start + slab, total)
-                arrays = capture_wanted(
+                arrays = capture_selected(
                     model,
                     sequences[range(start, stop)],
                     names,
@@ -201,7 +201,7 @@ class StoredArray:
         first = place[0] if isinstance(place, tuple) else place
         rows = range(len(self))[first] if isinstance(first, slice) else range(len(self))
         cause = None
-        if self.whole(rows):
+        if self.is_complete(rows):
             try:
                 return self.array[place]
             except ValueError as error:
@@ -210,13 +210,13 @@ class StoredArray:
                 cause = error
         group = self.folder.parent
         if os.path.lexists(group):
-            delete_ours(group, GROUP_FILES)
+            delete_owned_folder(group, GROUP_FILES)
         raise InputError(
             f"the activations in {group} are not as they were written",
             fix="Run the same command again; they are computed again",
         ) from cause
 
-    def whole(self, rows: range) -> bool:
+    def is_complete(self, rows: range) -> bool:
         """Whether every chunk that holds one of ``rows`` is there in its full size."""
         rows_each, *others = self.array.chunks
         size = self.dtype.itemsize * prod(self.array.chunks) + CHECKSUM_BYTES
@@ -232,7 +232,7 @@ class StoredArray:
 
 
 def _opened(
-    folder: Path, names: tuple[str, ...], wanted: Wanted, rows: int
+    folder: Path, names: tuple[str, ...], wanted: PositionSelection, rows: int
 ) -> Activations | None:
     """The group in ``folder``; None where there is none or a part of it is lost."""
     import zarr
@@ -244,7 +244,7 @@ def _opened(
         arrays = {name: StoredArray(group[name], folder / name) for name in names}
         for each in arrays.values():
             fits = each.dtype == "float32" and each.array.chunks[1:] == each.shape[1:]
-            if not fits or len(each) != rows or not each.whole(range(rows)):
+            if not fits or len(each) != rows or not each.is_complete(range(rows)):
                 return None
     except (KeyError, ValueError, TypeError, AttributeError, OSError):
         return None  # Zarr meets bad metadata with errors of these kinds.
@@ -255,7 +255,7 @@ def _key(
     checkpoint: Fingerprinted,
     sequences: Sequences,
     names: tuple[str, ...],
-    wanted: Wanted,
+    wanted: PositionSelection,
 ) -> str:
     """sha256, in hex, over all that the values depend on.
 
@@ -276,7 +276,7 @@ def _key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def rows_a_chunk(rows: int, row_bytes: int) -> int:
+def rows_per_chunk(rows: int, row_bytes: int) -> int:
     """Rows in each chunk of an array; chunks are written whole, so they are alike."""
     chunks = -(-rows // max(1, CHUNK_BYTES // row_bytes))
     return -(-rows // chunks)
@@ -292,6 +292,6 @@ def stored_bytes(rows: int, width: int, sites: int) -> int:
     """
     if rows == 0:
         return 0
-    chunk = rows_a_chunk(rows, 4 * width)
+    chunk = rows_per_chunk(rows, 4 * width)
     whole = -(-rows // chunk) * chunk * 4 * width
     return sites * (whole + DESCRIPTION_BYTES) + DESCRIPTION_BYTES

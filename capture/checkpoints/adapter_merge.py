@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.checkpoints.adapters import LoraSettings, Settings, plain_targets
+from capture.checkpoints.adapters import AdapterSettings, LoraSettings, resolve_patterns
 from capture.checkpoints.safetensors_files import check_finite, module_tensors
 from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import offline, quiet
+from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
 from evidence.errors import InputError
 
 _PREFIX = "base_model.model."
 
 
-def merge(
-    model: nn.Module, settings: Settings, tensors: Mapping[str, Tensor], folder: Path
+def merge_adapter(
+    model: nn.Module,
+    settings: AdapterSettings,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
 ) -> nn.Module:
     """The base with the adapter's change added to its weights.
 
@@ -44,13 +47,13 @@ def merge(
             fix="Pass base=, the model the adapter was trained on",
         ),
         warnings.catch_warnings(),
-        quiet(),
-        offline(),
+        quiet_transformers(),
+        offline_hub(),
     ):
         # What it warns of is refused here, or is of no matter to a merged model.
         warnings.simplefilter("ignore")
         _grow(model, tensors, folder)
-        said = plain_targets(settings, dict(model.named_modules()), folder)
+        said = resolve_patterns(settings, dict(model.named_modules()), folder)
         lora = isinstance(settings, LoraSettings)
         said["init_lora_weights" if lora else "init_ia3_weights"] = True
         config = (LoraConfig if lora else IA3Config)(**said, inference_mode=True)
@@ -84,7 +87,9 @@ def merge(
     found = module_tensors(merged)
     for name in found.names:
         try:
-            check_finite(name, found.read(name), masks=name in found.masks)
+            check_finite(
+                name, found.read(name), allow_infinite=name in found.mask_names
+            )
         except InputError as error:
             raise InputError(
                 f"the adapter in {folder} makes weights that are not finite",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from capture.checkpoints.schemas.patterns import PatternError, analyse
+from capture.checkpoints.schemas.patterns import PatternError, analyze_pattern
 from capture.checkpoints.schemas.schema_errors import first_error
 from evidence.errors import InputError
 from evidence.storage.files import read_json
@@ -36,7 +36,7 @@ Block = Annotated[int, Field(strict=True, ge=0, le=65_536)]
 Blocks = Annotated[list[Block], Field(max_length=65_536)]
 
 
-class Settings(BaseModel):
+class AdapterSettings(BaseModel):
     """What both kinds of adapter say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +47,7 @@ class Settings(BaseModel):
     fan_in_fan_out: StrictBool = False
 
 
-class LoraSettings(Settings):
+class LoraSettings(AdapterSettings):
     """LoRA, with DoRA and rank-stabilised scaling."""
 
     r: Rank = 8
@@ -65,14 +65,14 @@ class LoraSettings(Settings):
     alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=10_000)] = {}
 
 
-class Ia3Settings(Settings):
+class Ia3Settings(AdapterSettings):
     """IA3: learned factors on activations."""
 
     feedforward_modules: Names | Pattern | None = None
     init_ia3_weights: StrictBool = True
 
 
-SETTINGS: dict[str, type[Settings]] = {"LORA": LoraSettings, "IA3": Ia3Settings}
+SETTINGS: dict[str, type[AdapterSettings]] = {"LORA": LoraSettings, "IA3": Ia3Settings}
 # Fields that say nothing of the weights, and what they may hold; they go nowhere.
 _BESIDE = {
     "peft_type": re.compile("LORA|IA3"),
@@ -90,7 +90,7 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])
 
 
-def read_adapter(folder: Path) -> tuple[Settings, dict[str, Any]]:
+def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
     """The settings of an adapter, and all that its file holds.
 
     Raises:
@@ -98,7 +98,7 @@ def read_adapter(folder: Path) -> tuple[Settings, dict[str, Any]]:
             to change weights alone.
     """
     place = folder / CONFIG
-    said = read_json(place, limit=LIMIT, depth=6)
+    said = read_json(place, max_bytes=LIMIT, max_depth=6)
     kind = said.get("peft_type")
     if not isinstance(kind, str) or kind not in SETTINGS:
         raise InputError(
@@ -150,8 +150,8 @@ def _not_taken(place: Path, name: str, got: Any) -> InputError:
     )
 
 
-def plain_targets(
-    settings: Settings, modules: Iterable[str], place: Path
+def resolve_patterns(
+    settings: AdapterSettings, modules: Iterable[str], place: Path
 ) -> dict[str, Any]:
     """The settings with every pattern replaced by the names it matches.
 
@@ -215,7 +215,7 @@ class _Stopwatch:
         start = perf_counter()
         try:
             if pattern not in self.known:
-                analyse(pattern, nested=False)
+                analyze_pattern(pattern, nested_classes=False)
                 self.known.add(pattern)
             # Python's own engine cannot be stopped.
             return bool(regex.fullmatch(pattern, name, timeout=max(self.left, 1e-3)))

@@ -13,15 +13,15 @@ import torch
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.schemas.configuration import check_config
 from capture.checkpoints.schemas.library_errors import library_errors, silent_stderr
-from capture.checkpoints.schemas.quietly import offline, quiet
+from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
 from capture.checkpoints.weights.gguf_header import read_gguf_header
-from capture.checkpoints.weights.skeleton import building_at_most
+from capture.checkpoints.weights.skeleton import limit_construction
 from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
-from evidence.storage.files import disk_errors, folder_atomic
+from evidence.storage.files import atomic_folder, disk_errors
+from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import open_regular
-from evidence.storage.runs import sole_maker
 from evidence.storage.scratch import scratch_folder
 
 CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
@@ -54,7 +54,7 @@ def gguf_folder(
     folder = root / "gguf" / digest.hexdigest()[:24]
     if folder.is_dir():
         return folder
-    with sole_maker(folder, progress):
+    with creation_lock(folder, progress):
         if not folder.is_dir():
             _convert(path, folder, progress)
     return folder
@@ -62,10 +62,10 @@ def gguf_folder(
 
 def _convert(path: Path, folder: Path, progress: Progress) -> None:
     with progress.task(f"de-quantising {path.name}", 3) as advance:
-        with disk_errors(folder, place=False), scratch_folder(folder) as place:
+        with disk_errors(folder, about_path=False), scratch_folder(folder) as place:
             model, tokenizer = _read(path, place)
         advance(1)
-        with folder_atomic(folder) as scratch:
+        with atomic_folder(folder) as scratch:
             _save(model, tokenizer, scratch)
             advance(1)
             _check_same(model, scratch)
@@ -90,11 +90,11 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
             expected="a whole GGUF file of an architecture transformers knows",
             fix="Download it again, or pass the model as a Hugging Face folder",
         ),
-        quiet(),
-        offline(),
+        quiet_transformers(),
+        offline_hub(),
         silent_stderr(),
         _read_once(),
-        building_at_most(count, header.numbers, path),
+        limit_construction(count, header.n_values, path),
     ):
         (place / "model.gguf").symlink_to(path.resolve())
         said, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
@@ -140,13 +140,13 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     plain.load_state_dict(model.state_dict(), strict=True, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
-    with quiet():
+    with quiet_transformers():
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
 def _check_same(model: Any, folder: Path) -> None:
-    with quiet():
+    with quiet_transformers():
         back = type(model).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )

@@ -7,11 +7,13 @@ from typing import Any
 from evidence.errors import InputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-TOKENIZERS = ("*.json", "*.txt", "*.model", "*.jinja")
-KINDS = ("*.safetensors", *TOKENIZERS)
+TOKENIZER_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
+MODEL_PATTERNS = ("*.safetensors", *TOKENIZER_PATTERNS)
 
 
-def download(source: str, revision: str | None, kinds: tuple[str, ...] = KINDS) -> Path:
+def download(
+    source: str, revision: str | None, patterns: tuple[str, ...] = MODEL_PATTERNS
+) -> Path:
     """A snapshot of a hub id that the user asked for.
 
     Raises:
@@ -26,7 +28,7 @@ def download(source: str, revision: str | None, kinds: tuple[str, ...] = KINDS) 
 
     try:
         return Path(
-            snapshot_download(source, revision=revision, allow_patterns=list(kinds))
+            snapshot_download(source, revision=revision, allow_patterns=list(patterns))
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
@@ -38,7 +40,7 @@ def download(source: str, revision: str | None, kinds: tuple[str, ...] = KINDS) 
         ) from error
 
 
-def downloaded(source: str, revision: Any) -> Path | None:
+def find_downloaded(source: str, revision: Any) -> Path | None:
     """A snapshot of a hub id that is on this machine already; the network is not asked.
 
     Args:
@@ -54,7 +56,7 @@ def downloaded(source: str, revision: Any) -> Path | None:
         found = snapshot_download(
             source,
             revision=revision if isinstance(revision, str) else None,
-            allow_patterns=list(KINDS),
+            allow_patterns=list(MODEL_PATTERNS),
             local_files_only=True,
         )
     except (LocalEntryNotFoundError, OSError, ValueError):

@@ -19,12 +19,12 @@ def digest(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def identifying_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without what changes nothing."""
     return {name: config[name] for name in config if name not in _NO_MATTER}
 
 
-def of_tokenizer(tokenizer: Any) -> str | None:
+def tokenizer_hash(tokenizer: Any) -> str | None:
     """A hash of how a tokenizer reads and writes text; None for none.
 
     Padding and truncation are left out: each call sets them anew.
@@ -55,7 +55,7 @@ def of_tokenizer(tokenizer: Any) -> str | None:
     return digest({"class": type(tokenizer).__name__, "core": core, **settings})
 
 
-def of_module(module: nn.Module) -> str:
+def module_hash(module: nn.Module) -> str:
     """A hash of what a live module does beyond its weights, as far as it shows.
 
     Its structure, the code of its classes, hooks and replaced methods, plain settings

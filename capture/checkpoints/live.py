@@ -15,7 +15,7 @@ from evidence.errors import InputError
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveModel:
     """A plain module taken out of a live object, with what came along."""
 
     module: nn.Module
@@ -36,7 +36,7 @@ def is_live(value: object) -> bool:
     return isinstance(value, nn.Module) or _is_a(value, "nnsight", "Envoy")
 
 
-def unwrap(value: Any) -> Live:
+def unwrap(value: Any) -> LiveModel:
     """The plain module inside a live object.
 
     * nnsight wrappers hold the module itself; wrapping leaves its numbers alone.
@@ -58,14 +58,14 @@ def unwrap(value: Any) -> Live:
         return _from_nnsight(value)
     if _is_a(value, "transformer_lens", "TransformerBridge"):
         module = _from_bridge(value)
-        return Live(module, None, "TransformerBridge")
+        return LiveModel(module, None, "TransformerBridge")
     if _is_a(value, "transformer_lens", "HookedTransformer"):
         module = HookedTokens(value)
-        return Live(module, None, "HookedTransformer")
-    return Live(value, None, type(value).__name__)
+        return LiveModel(module, None, "HookedTransformer")
+    return LiveModel(value, None, type(value).__name__)
 
 
-def _from_nnsight(value: Any) -> Live:
+def _from_nnsight(value: Any) -> LiveModel:
     module = value.__dict__.get("_module")
     if not isinstance(module, nn.Module) or any(
         parameter.is_meta for parameter in module.parameters()
@@ -76,7 +76,9 @@ def _from_nnsight(value: Any) -> Live:
             fix="Pass dispatch=True when you build it",
         )
     tokenizer = value.__dict__.get("tokenizer")
-    return Live(module, copy.deepcopy(tokenizer), f"nnsight {type(value).__name__}")
+    return LiveModel(
+        module, copy.deepcopy(tokenizer), f"nnsight {type(value).__name__}"
+    )
 
 
 def _from_bridge(bridge: Any) -> nn.Module:

@@ -20,29 +20,29 @@ from torch import nn
 
 from capture.checkpoints import adapters, identity
 from capture.checkpoints.gguf import gguf_folder, is_gguf
-from capture.checkpoints.hub import TOKENIZERS, download, downloaded
+from capture.checkpoints.hub import TOKENIZER_PATTERNS, download, find_downloaded
 from capture.checkpoints.live import is_live, unwrap
 from capture.checkpoints.safetensors_files import (
-    Checked,
+    CheckedFiles,
     check_and_hash,
     file_tensors,
     module_tensors,
 )
 from capture.checkpoints.schemas.configuration import (
-    DEPTH,
-    LIMIT,
+    MAX_BYTES,
+    MAX_DEPTH,
     check_config,
     model_class,
 )
 from capture.checkpoints.schemas.generation import read_generation
 from capture.checkpoints.schemas.preprocessing import read_preprocessor
 from capture.checkpoints.tokenizers.files import holds_tokenizer, open_tokenizer
-from capture.checkpoints.weights.skeleton import check_fit, fill
+from capture.checkpoints.weights.skeleton import build_model, check_fit
 from capture.checkpoints.weights.weight_files import (
-    names_in,
+    find_shards,
+    list_names,
     read_headers,
     refuse_pickle,
-    shards,
 )
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -53,7 +53,7 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Change:
+class AdapterChange:
     """An adapter's change of its base.
 
     Attributes:
@@ -63,8 +63,8 @@ class Change:
     """
 
     folder: Path
-    settings: adapters.Settings
-    files: Checked
+    settings: adapters.AdapterSettings
+    files: CheckedFiles
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Checkpoint:
         live: The module it was opened from, if it was a live one.
         files: The weights in ``path``, as they were when they were checked.
         generation: What it generates with.
-        change: The adapter on top, if any.
+        adapter_change: The adapter on top, if any.
     """
 
     name: str
@@ -96,14 +96,14 @@ class Checkpoint:
     config: dict[str, Any] = field(repr=False)
     path: Path | None = None
     live: nn.Module | None = field(default=None, repr=False)
-    files: Checked | None = field(default=None, repr=False)
+    files: CheckedFiles | None = field(default=None, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    change: Change | None = field(default=None, repr=False)
+    adapter_change: AdapterChange | None = field(default=None, repr=False)
 
     @property
     def adapter(self) -> Path | None:
         """Folder of the adapter on top, if there is one."""
-        return None if self.change is None else self.change.folder
+        return None if self.adapter_change is None else self.adapter_change.folder
 
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
         """A fresh copy in float32 and evaluation mode, the caller's to modify.
@@ -120,14 +120,19 @@ class Checkpoint:
             )
         kind = model_class(self.config)
         with self.files.slices() as state:
-            model = fill(
+            model = build_model(
                 kind, self.config, state, self.path, generation=self.generation
             )
-        if self.change is not None:
-            from capture.checkpoints.adapter_merge import merge
+        if self.adapter_change is not None:
+            from capture.checkpoints.adapter_merge import merge_adapter
 
-            with self.change.files.tensors() as tensors:
-                model = merge(model, self.change.settings, tensors, self.change.folder)
+            with self.adapter_change.files.tensors() as tensors:
+                model = merge_adapter(
+                    model,
+                    self.adapter_change.settings,
+                    tensors,
+                    self.adapter_change.folder,
+                )
         return model.to(device).eval()
 
 
@@ -188,9 +193,9 @@ def _open_live(
     config = _live_config(live.module)
     parts = {
         "weights": weights_hash,
-        "config": identity.of_config(config),
-        "module": identity.of_module(live.module),
-        "tokenizer": identity.of_tokenizer(own),
+        "config": identity.identifying_config(config),
+        "module": identity.module_hash(live.module),
+        "tokenizer": identity.tokenizer_hash(own),
     }
     return Checkpoint(
         name=name or type(live.module).__name__,
@@ -237,10 +242,10 @@ def _open_folder(
     folder: Path, name: str, source: str, tokenizer: Any, progress: Progress
 ) -> Checkpoint:
     config = _read_config(folder)
-    paths = shards(folder)
+    paths = find_shards(folder)
     entries = read_headers(paths)
     check_config(config, folder / CONFIG, len(entries))
-    files = Checked.of(paths)
+    files = CheckedFiles.of(paths)
     ignored = check_fit(model_class(config), config, entries, folder)
     generation = read_generation(folder, config)
     with file_tensors(paths, ignored) as tensors:
@@ -252,8 +257,8 @@ def _open_folder(
         own = open_tokenizer(folder, config)
     parts = {
         "weights": weights_hash,
-        "config": identity.of_config(config),
-        "tokenizer": identity.of_tokenizer(own),
+        "config": identity.identifying_config(config),
+        "tokenizer": identity.tokenizer_hash(own),
         "generation": generation,
         "images": read_preprocessor(folder),
     }
@@ -276,9 +281,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is not a model folder",
             expected=f"a {CONFIG} in it",
-            got=", ".join(names_in(folder)[:8]) or "nothing",
+            got=", ".join(list_names(folder)[:8]) or "nothing",
         )
-    return read_json(path, limit=LIMIT, depth=DEPTH)
+    return read_json(path, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
 
 
 def _open_adapter(
@@ -297,7 +302,7 @@ def _open_adapter(
             refuse_pickle(each)
         raise InputError(f"{folder} holds no adapter weights", expected=path.name)
     read_headers([path])
-    files = Checked.of([path])
+    files = CheckedFiles.of([path])
     under = base if base is not None else _named_base(folder, said)
     if is_folder(Path(under)) and is_file(Path(under) / adapters.CONFIG):
         raise InputError(
@@ -323,7 +328,7 @@ def _open_adapter(
     parts = {
         "base": lower.fingerprint,
         "weights": weights_hash,
-        "tokenizer": identity.of_tokenizer(own),
+        "tokenizer": identity.tokenizer_hash(own),
     }
     return Checkpoint(
         name=name,
@@ -335,7 +340,7 @@ def _open_adapter(
         path=lower.path,
         files=lower.files,
         generation=lower.generation,
-        change=Change(folder, settings, files),
+        adapter_change=AdapterChange(folder, settings, files),
     )
 
 
@@ -355,7 +360,7 @@ def _named_base(folder: Path, said: Mapping[str, Any]) -> Path:
     for place in (folder / under, Path(under)):
         if is_folder(place):
             return place
-    found = downloaded(under, said.get("revision"))
+    found = find_downloaded(under, said.get("revision"))
     if found is not None:
         return found
     raise InputError(
@@ -372,8 +377,8 @@ def _tokenizer(source: Any) -> Any:
         return source
     folder = as_path(source, "the tokenizer")
     if not is_folder(folder):
-        folder = download(str(source), None, TOKENIZERS)
+        folder = download(str(source), None, TOKENIZER_PATTERNS)
     config = {}
     if is_file(folder / CONFIG):
-        config = read_json(folder / CONFIG, limit=LIMIT, depth=DEPTH)
+        config = read_json(folder / CONFIG, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
     return open_tokenizer(folder, config)

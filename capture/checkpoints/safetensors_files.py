@@ -20,25 +20,25 @@ from torch import Tensor, nn
 
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.weights.safetensors_headers import read_header
-from capture.checkpoints.weights.weight_files import refuse_pickle, shards
+from capture.checkpoints.weights.weight_files import find_shards, refuse_pickle
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedFiles:
     """Weight files as they were when they were checked.
 
     Attributes:
         paths: The files.
-        marks: Device, number, size and time of the last change of each.
+        file_stats: Device, number, size and time of the last change of each.
     """
 
     paths: tuple[Path, ...]
-    marks: tuple[tuple[int, ...], ...]
+    file_stats: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, paths: Sequence[Path]) -> "Checked":
+    def of(cls, paths: Sequence[Path]) -> "CheckedFiles":
         """These files as they are now."""
         return cls(tuple(paths), tuple(map(_mark, paths)))
 
@@ -67,8 +67,8 @@ class Checked:
     @contextmanager
     def _opened(self) -> Iterator[list[safe_open]]:
         with ExitStack() as stack:
-            files = [stack.enter_context(opened(path)) for path in self.paths]
-            if tuple(map(_mark, self.paths)) != self.marks:
+            files = [stack.enter_context(open_safetensors(path)) for path in self.paths]
+            if tuple(map(_mark, self.paths)) != self.file_stats:
                 raise InputError(
                     f"{self.paths[0].parent} changed after its weights were checked",
                     expected="files that stay as they are while they are worked with",
@@ -83,7 +83,7 @@ def _mark(path: Path) -> tuple[int, ...]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[safe_open]:
+def open_safetensors(path: Path) -> Iterator[safe_open]:
     """``path`` opened as safetensors; the header and the length are checked.
 
     Raises:
@@ -102,17 +102,17 @@ def opened(path: Path) -> Iterator[safe_open]:
 
 
 @dataclass(frozen=True)
-class Tensors:
+class NamedTensors:
     """Named tensors that can be read one at a time, from files or from a module.
 
     Attributes:
         readers: Tensor name to a function that reads it.
-        masks: Names of tensors that may hold infinity: the buffers of a live module,
+        mask_names: Names of tensors that may hold infinity: the buffers of a live module,
             where an attention mask is not a diverged weight, and masks in old files.
     """
 
     readers: Mapping[str, Callable[[], Tensor]]
-    masks: frozenset[str] = frozenset()
+    mask_names: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -129,22 +129,22 @@ class Tensors:
 
 @contextmanager
 def file_tensors(
-    paths: Sequence[Path], masks: frozenset[str] = frozenset()
-) -> Iterator[Tensors]:
+    paths: Sequence[Path], mask_names: frozenset[str] = frozenset()
+) -> Iterator[NamedTensors]:
     """The tensors of several safetensors files, opened and checked, read on demand."""
     readers: dict[str, Callable[[], Tensor]] = {}
     with ExitStack() as stack:
         for path in paths:
-            file = stack.enter_context(opened(path))
+            file = stack.enter_context(open_safetensors(path))
             for name in file.keys():
                 if name in readers:
                     raise InputError(f"tensor {name} is in two files, one is {path}")
                 readers[name] = lambda file=file, name=name: file.get_tensor(name)
-        yield Tensors(readers, masks)
+        yield NamedTensors(readers, mask_names)
 
 
-def module_tensors(module: nn.Module, *, tied: bool = False) -> Tensors:
-    """The state dict of a live module, without tied copies unless ``tied``.
+def module_tensors(module: nn.Module, *, keep_tied: bool = False) -> NamedTensors:
+    """The state dict of a live module, without tied copies unless ``keep_tied``.
 
     Saving leaves the same copies out, so that files and modules compare.
     """
@@ -153,17 +153,17 @@ def module_tensors(module: nn.Module, *, tied: bool = False) -> Tensors:
     places: dict[int, int] = {}
     for tensor in state.values():
         places[tensor.data_ptr()] = places.get(tensor.data_ptr(), 0) + 1
-    return Tensors(
+    return NamedTensors(
         {
             name: lambda tensor=tensor: tensor.detach().cpu()
             for name, tensor in state.items()
-            if tied or not (name in copies and places[tensor.data_ptr()] > 1)
+            if keep_tied or not (name in copies and places[tensor.data_ptr()] > 1)
         },
         frozenset(name for name, _ in module.named_buffers()),
     )
 
 
-def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
+def check_and_hash(tensors: NamedTensors, progress: Progress = SILENT) -> str:
     """Read every tensor once: all values must be finite, and their hash is returned.
 
     Returns:
@@ -177,7 +177,7 @@ def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
     with progress.task("checking weights", len(tensors)) as advance:
         for name in tensors.names:
             tensor = tensors.read(name).contiguous()
-            check_finite(name, tensor, masks=name in tensors.masks)
+            check_finite(name, tensor, allow_infinite=name in tensors.mask_names)
             head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
             digest.update(head.encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -185,26 +185,26 @@ def check_and_hash(tensors: Tensors, progress: Progress = SILENT) -> str:
     return digest.hexdigest()
 
 
-LARGEST = 1e15
+MAX_ABS_WEIGHT = 1e15
 """Size from which squares of weights, summed, leave what float32 holds."""
 
 
-def check_finite(name: str, tensor: Tensor, *, masks: bool = False) -> None:
+def check_finite(name: str, tensor: Tensor, *, allow_infinite: bool = False) -> None:
     """Refuse a tensor with NaN, infinity or numbers that nothing can be computed with.
 
     Args:
         name: Of the tensor, for errors.
         tensor: Any type; whole numbers pass.
-        masks: Whether it may hold infinity, as attention masks do.
+        allow_infinite: Whether it may hold infinity, as attention masks do.
 
     Raises:
-        InputError: it holds NaN; or, unless ``masks``, a number beyond ``LARGEST``.
+        InputError: it holds NaN; or, unless ``allow_infinite``, a number beyond ``MAX_ABS_WEIGHT``.
     """
     if not tensor.is_floating_point():
         return
     # Some 8-bit floats have no comparison of their own.
     values = tensor.float() if tensor.element_size() in (1, 8) else tensor
-    good = ~values.isnan() if masks else values.abs() <= LARGEST
+    good = ~values.isnan() if allow_infinite else values.abs() <= MAX_ABS_WEIGHT
     if good.all():
         return
     odd = values[~good]
@@ -212,14 +212,14 @@ def check_finite(name: str, tensor: Tensor, *, masks: bool = False) -> None:
     raise InputError(
         f"the weights hold {'absurd numbers' if finite else 'NaN or infinity'} in "
         f"{name}",
-        expected=f"numbers up to {LARGEST:g}" if finite else "finite numbers",
+        expected=f"numbers up to {MAX_ABS_WEIGHT:g}" if finite else "finite numbers",
         got=f"{odd.numel()} of {tensor.numel()} that are not",
         fix="Training probably diverged; audit an earlier checkpoint",
     )
 
 
-class Weighted(Protocol):
-    """What ``compare`` needs of a checkpoint."""
+class HasWeights(Protocol):
+    """What ``compare_weights`` needs of a checkpoint."""
 
     @property
     def name(self) -> str:
@@ -277,7 +277,9 @@ class WeightChange:
     identical: bool
 
 
-def compare(a: Weighted, b: Weighted, progress: Progress = SILENT) -> WeightChange:
+def compare_weights(
+    a: HasWeights, b: HasWeights, progress: Progress = SILENT
+) -> WeightChange:
     """How far the weights of ``b`` are from those of ``a``, in relative Frobenius norm.
 
     Tensors are read one pair at a time from the files; two checkpoints that store the
@@ -286,20 +288,22 @@ def compare(a: Weighted, b: Weighted, progress: Progress = SILENT) -> WeightChan
     Raises:
         InputError: different architectures: other names or shapes of tensors.
     """
-    with paired(a, b) as (first, second):
+    with paired_tensors(a, b) as (first, second):
         return _compare(a.name, b.name, first, second, progress)
 
 
 @contextmanager
-def paired(a: Weighted, b: Weighted) -> Iterator[tuple[Tensors, Tensors]]:
+def paired_tensors(
+    a: HasWeights, b: HasWeights
+) -> Iterator[tuple[NamedTensors, NamedTensors]]:
     """The tensors of two checkpoints of one architecture, under the same names.
 
     They are read from the files where both have some that agree in their names.
     """
     if a.path and b.path and not a.adapter and not b.adapter:
         with (
-            file_tensors(shards(a.path)) as first,
-            file_tensors(shards(b.path)) as second,
+            file_tensors(find_shards(a.path)) as first,
+            file_tensors(find_shards(b.path)) as second,
         ):
             if first.names == second.names:
                 yield first, second
@@ -308,12 +312,15 @@ def paired(a: Weighted, b: Weighted) -> Iterator[tuple[Tensors, Tensors]]:
     first, second = module_tensors(one), module_tensors(other)
     if first.names != second.names:
         # An output layer may have been cut loose from the embedding it was tied to.
-        first, second = module_tensors(one, tied=True), module_tensors(other, tied=True)
+        first, second = (
+            module_tensors(one, keep_tied=True),
+            module_tensors(other, keep_tied=True),
+        )
     yield first, second
 
 
 def _compare(
-    a: str, b: str, first: Tensors, second: Tensors, progress: Progress
+    a: str, b: str, first: NamedTensors, second: NamedTensors, progress: Progress
 ) -> WeightChange:
     odd = sorted(set(first.names) ^ set(second.names))
     if odd:
@@ -336,13 +343,13 @@ def _compare(
                     expected=f"{name} of shape {tuple(x.shape)}",
                     got=str(tuple(y.shape)),
                 )
-            if name in first.masks and not x.isfinite().all():
+            if name in first.mask_names and not x.isfinite().all():
                 identical = identical and torch.equal(x, y)
                 continue
             x, y = x.double(), y.double()
             moved, size = float((y - x).square().sum()), float(x.square().sum())
             identical = identical and moved == 0
-            layer = block_of(name)
+            layer = block_index(name)
             rows.append(TensorChange(name, layer, _ratio(moved, size), x.numel()))
             total = sums.setdefault(-1 if layer is None else layer, [0.0, 0.0])
             total[0] += moved
@@ -352,7 +359,7 @@ def _compare(
     return WeightChange(tuple(rows), layers, _ratio(moved, size), identical)
 
 
-def block_of(name: str) -> int | None:
+def block_index(name: str) -> int | None:
     """The block a tensor belongs to, or None: the first number in its name."""
     found = re.search(r"(?:^|\.)(\d+)\.", name)
     return int(found[1]) if found else None

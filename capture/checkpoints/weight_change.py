@@ -21,16 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capture.checkpoints.safetensors_files import Weighted, block_of, paired
+from capture.checkpoints.safetensors_files import (
+    HasWeights,
+    block_index,
+    paired_tensors,
+)
 from evidence.progress import SILENT, Progress
 from evidence.seeds import torch_rng
 
 # Leading directions looked at, and how often the subspace is sharpened.
-LEADING, SWEEPS = 16, 6
+N_LEADING, N_ITERATIONS = 16, 6
 
 
 @dataclass(frozen=True, eq=False)
-class Gradients:
+class LossGradients:
     """Gradients of the answers' loss in the model before, by matrix, as stored.
 
     Attributes:
@@ -85,11 +89,11 @@ class UpdateShape:
 
 
 def update_shapes(
-    a: Weighted,
-    b: Weighted,
+    a: HasWeights,
+    b: HasWeights,
     *,
-    leading: int = LEADING,
-    gradients: Gradients | None = None,
+    n_leading: int = N_LEADING,
+    gradients: LossGradients | None = None,
     progress: Progress = SILENT,
 ) -> tuple[UpdateShape, ...]:
     """One row a matrix that differs between two checkpoints, read pair by pair.
@@ -101,19 +105,19 @@ def update_shapes(
         a: The checkpoint before; it must be of the architecture of ``b``, which
             ``capture.checkpoints.safetensors_files.compare`` checks.
         b: The checkpoint after.
-        leading: Directions that count as leading; fewer where a matrix is small.
+        n_leading: Directions that count as leading; fewer where a matrix is small.
         gradients: In the model before, to hold the update against.
         progress: Where progress is shown.
     """
     rows = []
     with (
-        paired(a, b) as (first, second),
+        paired_tensors(a, b) as (first, second),
         progress.task("shape of the edit", len(first)) as advance,
     ):
         for name in first.names:
             advance(1)
             before = first.read(name)
-            if before.dim() != 2 or name in first.masks:
+            if before.dim() != 2 or name in first.mask_names:
                 continue
             update = second.read(name).float() - before.float()
             if update.any():
@@ -121,8 +125,8 @@ def update_shapes(
                 turned = _stored_turned(name)
                 if turned:
                     matrix, update = matrix.T, update.T
-                row = _shape(name, matrix, update, leading)
-                along = _along(name, update, gradients, leading, turned)
+                row = _shape(name, matrix, update, n_leading)
+                along = _along(name, update, gradients, n_leading, turned)
                 rows.append(replace(row, **along))
     return tuple(rows)
 
@@ -172,7 +176,7 @@ def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateSha
     top, _ = leading_directions(update, 1)
     spectral = float((top.T @ update).square().sum())
     whole = float(before.square().sum())
-    block = block_of(name)
+    block = block_index(name)
     component = name.removesuffix(".weight")
     if block is not None:
         component = component.split(f".{block}.", 1)[-1]
@@ -192,7 +196,7 @@ def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateSha
 
 
 def _along(
-    name: str, update: Tensor, known: Gradients | None, leading: int, turned: bool
+    name: str, update: Tensor, known: LossGradients | None, leading: int, turned: bool
 ) -> dict[str, float]:
     """Cosines and shares of one update; none where a gradient is missing or 0."""
     found = {}
@@ -211,26 +215,26 @@ def _along(
     return found
 
 
-def leading_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
     """Left and right singular directions of the largest singular values.
 
     Args:
         matrix: (m, n).
-        count: How many, at most the smaller side.
+        n_directions: How many, at most the smaller side.
 
     Returns:
         (m, count) and (n, count), orthonormal columns; by randomised subspace
         iteration with a few directions to spare, the same at every call.
     """
     m, n = matrix.shape
-    wide = min(count + 8, m, n)
+    wide = min(n_directions + 8, m, n)
     rng = torch_rng(0, "leading directions")
     right = torch.randn(n, wide, generator=rng).to(matrix)
-    for _ in range(SWEEPS):
+    for _ in range(N_ITERATIONS):
         left = torch.linalg.qr(matrix @ right)[0]
         right = torch.linalg.qr(matrix.T @ left)[0]
     u, _, v = torch.linalg.svd(matrix @ right, full_matrices=False)
-    return u[:, :count], (right @ v.T)[:, :count]
+    return u[:, :n_directions], (right @ v.T)[:, :n_directions]
 
 
 def _stored_turned(name: str) -> bool:

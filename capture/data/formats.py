@@ -1,6 +1,6 @@
 """The fact files people already have, told apart by their fields.
 
-Questions become ``Question: ...`` and ``Answer:`` on two lines, for a base model
+Questions become ``LogisticQuestion: ...`` and ``Answer:`` on two lines, for a base model
 continues text and does not take questions. Whoever wants another prompt names the
 columns, and then every text is taken as it stands.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from capture.data.tables import Row
-from capture.data.tofu_authors import QUESTIONS_EACH, authors, main_names
+from capture.data.tofu_authors import QUESTIONS_PER_AUTHOR, infer_authors, main_names
 from evidence.errors import InputError
 from evidence.storage.strict_json import parse_json
 
@@ -25,8 +25,8 @@ FIELDS = (
     "paraphrases",
 )
 # Verbatim items from running text: the first words, and those that follow.
-TEXT_PROMPT_WORDS = 64
-TEXT_ANSWER_WORDS = 32
+N_PROMPT_WORDS = 64
+N_ANSWER_WORDS = 32
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
@@ -34,7 +34,7 @@ _INDEX = re.compile(r"[0-9]{1,9}")
 class Fact:
     """One row in exhume's own words; "" where the file does not say."""
 
-    place: str
+    location: str
     prompt: str
     answer: str
     id: str = ""
@@ -44,7 +44,7 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
 
 
-def understand(
+def parse_facts(
     rows: Sequence[Row], columns: Mapping[str, str] | None = None
 ) -> tuple[str, list[Fact]]:
     """Name the format of ``rows`` and read them as facts.
@@ -88,7 +88,7 @@ def understand(
     if {"prompt", "answer"} & present:
         return "exhume", _exhume(rows)  # which says what lacks, and where
     raise InputError(
-        f"{rows[0].place}: no prompt or answer was found",
+        f"{rows[0].location}: no prompt or answer was found",
         expected="prompt and answer, or the fields of TOFU, MUSE, WMDP, RWKU or UDS",
         got="the fields " + (", ".join(sorted(map(str, present)))[:200] or "none"),
         fix="Rename the columns, or say which column holds which field",
@@ -116,13 +116,13 @@ def _mapped(
             )
         if column not in present:
             raise InputError(
-                f"{rows[0].place}: there is no column {column!r} for {field}",
+                f"{rows[0].location}: there is no column {column!r} for {field}",
                 expected="one of " + ", ".join(sorted(map(str, present)))[:200],
             )
     source = {name: name for name in FIELDS} | dict(columns)
     renamed = [
         Row(
-            row.place,
+            row.location,
             {f: row.fields[c] for f, c in source.items() if c in row.fields},
         )
         for row in rows
@@ -136,13 +136,13 @@ def _exhume(rows: Sequence[Row]) -> list[Fact]:
         near = get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.85)
         if near:
             raise InputError(
-                f"{rows[0].place}: the field {name!r} is not known",
+                f"{rows[0].location}: the field {name!r} is not known",
                 expected=repr(near[0]),
                 fix=f"Rename it to {near[0]!r}, or to something less alike",
             )
     return [
         Fact(
-            row.place,
+            row.location,
             _text(row, "prompt"),
             _text(row, "answer"),
             _identifier(row),
@@ -158,18 +158,18 @@ def _exhume(rows: Sequence[Row]) -> list[Fact]:
 def _question(rows: Sequence[Row]) -> list[Fact]:
     questions = [_text(row, "question") for row in rows]
     answers = [_text(row, "answer") for row in rows]
-    names = authors(questions, answers) or [""] * len(rows)
+    names = infer_authors(questions, answers) or [""] * len(rows)
     facts = []
     for place, (row, question, answer, name) in enumerate(
         zip(rows, questions, answers, names, strict=True)
     ):
         # A run about somebody unnamed is still one entity: its first question.
-        first = questions[place - place % QUESTIONS_EACH]
+        first = questions[place - place % QUESTIONS_PER_AUTHOR]
         entity = name or (f"author of: {first}" if any(names) else "")
         other = _texts(row, "paraphrased_question")
         facts.append(
             Fact(
-                row.place,
+                row.location,
                 _ask(question),
                 answer,
                 entity=entity,
@@ -185,9 +185,9 @@ def _uds(rows: Sequence[Row]) -> list[Fact]:
     groups: dict[int | str, list[Row]] = {}
     for row in rows:
         number = row.fields.get("idx")
-        key: int | str = row.place
+        key: int | str = row.location
         if isinstance(number, int) and not isinstance(number, bool):
-            key = number // QUESTIONS_EACH
+            key = number // QUESTIONS_PER_AUTHOR
         groups.setdefault(key, []).append(row)
     texts = [
         [f"{_text(row, 'question')}\n{_text(row, 'answer')}" for row in group]
@@ -200,10 +200,10 @@ def _uds(rows: Sequence[Row]) -> list[Fact]:
         for row in group:
             prefix = _text(row, "prefix", optional=True)
             prompt = _ask(_text(row, "question")) + (f" {prefix}" if prefix else "")
-            facts[row.place] = Fact(
-                row.place, prompt, _text(row, "entity"), entity=entity
+            facts[row.location] = Fact(
+                row.location, prompt, _text(row, "entity"), entity=entity
             )
-    return [facts[row.place] for row in rows]
+    return [facts[row.location] for row in rows]
 
 
 def _wmdp(rows: Sequence[Row]) -> list[Fact]:
@@ -217,7 +217,7 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
             raise _wrong_type(row, "answer", "the index of a choice", right)
         if not 0 <= right < len(choices):
             raise InputError(
-                f"{row.place}: answer is not the index of a choice",
+                f"{row.location}: answer is not the index of a choice",
                 expected=f"a number from 0 to {len(choices) - 1}",
                 got=str(right),
             )
@@ -226,7 +226,7 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
         relation = _text(row, "subject", optional=True)
         facts.append(
             Fact(
-                row.place,
+                row.location,
                 _ask(question),
                 choices[right],
                 relation=relation,
@@ -239,7 +239,7 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
 def _rwku(rows: Sequence[Row]) -> list[Fact]:
     return [
         Fact(
-            row.place,
+            row.location,
             _blank(_text(row, "query")),
             _text(row, "answer"),
             entity=_text(row, "subject"),
@@ -250,24 +250,24 @@ def _rwku(rows: Sequence[Row]) -> list[Fact]:
 
 
 def _verbmem(rows: Sequence[Row]) -> list[Fact]:
-    return [Fact(row.place, _text(row, "prompt"), _text(row, "gt")) for row in rows]
+    return [Fact(row.location, _text(row, "prompt"), _text(row, "gt")) for row in rows]
 
 
 def _running_text(rows: Sequence[Row]) -> list[Fact]:
     facts = []
     for row in rows:
         words = _text(row, "text").split()
-        cut = min(TEXT_PROMPT_WORDS, len(words) // 2)
+        cut = min(N_PROMPT_WORDS, len(words) // 2)
         if cut < 2:
             raise InputError(
-                f"{row.place}: the text is too short to continue",
+                f"{row.location}: the text is too short to continue",
                 expected="four words or more",
                 got=str(len(words)),
                 fix="Leave the row out, or give prompt and answer",
             )
         prompt = " ".join(words[:cut])
-        answer = " ".join(words[cut : cut + TEXT_ANSWER_WORDS])
-        facts.append(Fact(row.place, prompt, answer, relation="continuation"))
+        answer = " ".join(words[cut : cut + N_ANSWER_WORDS])
+        facts.append(Fact(row.location, prompt, answer, relation="continuation"))
     return facts
 
 
@@ -303,7 +303,7 @@ def _text(row: Row, field: str, *, optional: bool = False) -> str:
         return ""
     if value is None:
         raise InputError(
-            f"{row.place} has no {field}",
+            f"{row.location} has no {field}",
             expected=f"text in {field}",
             got="the fields " + (", ".join(map(str, row.fields))[:160] or "none"),
             fix=f"Fill in {field}, or leave the row out",
@@ -312,7 +312,7 @@ def _text(row: Row, field: str, *, optional: bool = False) -> str:
         raise _wrong_type(row, field, "text", value)
     if not value.strip() and not optional:
         raise InputError(
-            f"{row.place} has an empty {field}",
+            f"{row.location} has an empty {field}",
             expected=f"text in {field}",
             got=repr(value),
             fix=f"Fill in {field}, or leave the row out",
@@ -337,7 +337,7 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
         if value.lstrip().startswith("["):
             value = parse_json(
                 value,
-                f"{row.place}: {field}",
+                f"{row.location}: {field}",
                 fix='Write a JSON array such as ["a", "b"], or a|b',
             )
         else:
@@ -352,7 +352,7 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
 
 def _wrong_type(row: Row, field: str, expected: str, value: object) -> InputError:
     return InputError(
-        f"{row.place}: {field} has the wrong type",
+        f"{row.location}: {field} has the wrong type",
         expected=expected,
         got=f"{type(value).__name__} {value!r}"[:80],
         fix="Put numbers that are text in quotes" if expected == "text" else None,

@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from capture.data.files.image_folder import SUFFIXES, list_images, read_image
 from capture.data.files.npz import read_arrays
-from capture.data.files.pictures import KINDS, picture_files, read_picture
-from capture.data.images import Eye, ImageSet
+from capture.data.images import ImagePreprocessor, ImageSet
 from evidence.errors import InputError
 from evidence.storage.regular_files import as_path, is_folder
 
-MOST_BYTES = 4 << 30
+MAX_BYTES = 4 << 30
 """Of a set of images, unpacked, and as floats of the model's size."""
-MOST_CLASSES = 1 << 31
+MAX_CLASS_NUMBER = 1 << 31
 
 
-def holds_images(source: Any) -> bool:
+def is_image_source(source: Any) -> bool:
     """Whether items are images: a set of them, a folder, or an .npz file."""
     if isinstance(source, ImageSet):
         return True
@@ -31,12 +31,14 @@ def holds_images(source: Any) -> bool:
     return is_folder(path) or path.suffix == ".npz"
 
 
-def read_images(source: Path | str | ImageSet, eye: Eye, name: str = "") -> ImageSet:
+def read_images(
+    source: Path | str | ImageSet, preprocessor: ImagePreprocessor, name: str = ""
+) -> ImageSet:
     """Images from an .npz file or from a folder with one folder a class.
 
     Args:
         source: The file or folder; an ``ImageSet`` passes through.
-        eye: How the model takes images.
+        preprocessor: How the model takes images.
         name: What reports call the set.
 
     Raises:
@@ -47,17 +49,17 @@ def read_images(source: Path | str | ImageSet, eye: Eye, name: str = "") -> Imag
         return source
     path = as_path(source, "the images")
     if is_folder(path):
-        return _folder(path, eye, name or path.name)
+        return _folder(path, preprocessor, name or path.name)
     if path.suffix != ".npz":
         raise InputError(
             f"{path} is neither a folder of images nor an .npz file",
             expected="a folder per class, or .npz with image and label",
         )
-    return _npz(path, eye, name or path.stem)
+    return _npz(path, preprocessor, name or path.stem)
 
 
-def _npz(path: Path, eye: Eye, name: str) -> ImageSet:
-    found = read_arrays(path, ("image", "label", "id"), MOST_BYTES)
+def _npz(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
+    found = read_arrays(path, ("image", "label", "id"), MAX_BYTES)
     absent = [key for key in ("image", "label") if key not in found]
     if absent or found["label"].ndim != 1 or found["label"].dtype.kind not in "iu":
         raise InputError(
@@ -69,14 +71,14 @@ def _npz(path: Path, eye: Eye, name: str) -> ImageSet:
     image, label = found["image"], found["label"]
     if image.ndim:
         _check_room(path, len(image), image[:1], eye)
-    if label.dtype.kind == "u" and label.size and label.max() > MOST_CLASSES:
+    if label.dtype.kind == "u" and label.size and label.max() > MAX_CLASS_NUMBER:
         raise InputError(
             f"{path} names a class that no model has",
-            expected=f"at most {MOST_CLASSES:,}",
+            expected=f"at most {MAX_CLASS_NUMBER:,}",
             got=str(label.max()),
         )
     return ImageSet(
-        eye.ready(image),
+        eye.preprocess(image),
         label.astype(np.int64),
         _ids(path, found["id"])
         if "id" in found
@@ -101,21 +103,21 @@ def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
     )
 
 
-def _folder(path: Path, eye: Eye, name: str) -> ImageSet:
-    found = picture_files(path)
+def _folder(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
+    found = list_images(path)
     numbers = {kind: _number(kind, eye.labels or {}, path) for kind in found}
     for kind, files in found.items():
         if not files:
             raise InputError(
-                f"{path / kind} is a class without images", expected=", ".join(KINDS)
+                f"{path / kind} is a class without images", expected=", ".join(SUFFIXES)
             )
     listed = [(kind, file) for kind, files in found.items() for file in files]
     pixels: list[Tensor] = []
     for _, file in listed:
-        raw = read_picture(file, eye.channels == 1)[None]
+        raw = read_image(file, eye.channels == 1)[None]
         if not pixels:
             _check_room(path, len(listed), raw, eye)
-        pixels.append(eye.ready(raw))
+        pixels.append(eye.preprocess(raw))
         _check_sizes(path, pixels[0], pixels[-1])
     return ImageSet(
         torch.cat(pixels),
@@ -125,7 +127,7 @@ def _folder(path: Path, eye: Eye, name: str) -> ImageSet:
     )
 
 
-def _check_room(path: Path, count: int, first: NDArray, eye: Eye) -> None:
+def _check_room(path: Path, count: int, first: NDArray, eye: ImagePreprocessor) -> None:
     """Refuse more images than fit once they are floats of the model's size.
 
     Args:
@@ -136,10 +138,10 @@ def _check_room(path: Path, count: int, first: NDArray, eye: Eye) -> None:
     """
     side = math.prod(eye.size) * eye.channels if eye.size else 0
     total = 4 * count * max(first.size, side)
-    if total > MOST_BYTES:
+    if total > MAX_BYTES:
         raise InputError(
             f"{path} unpacks to too much",
-            expected=f"at most {MOST_BYTES / (1 << 30):.3g} GiB as the model takes it",
+            expected=f"at most {MAX_BYTES / (1 << 30):.3g} GiB as the model takes it",
             got=f"{total / (1 << 30):.3g} GiB, {count:,} images",
             fix="Keep the images that the audit needs",
         )
@@ -159,7 +161,7 @@ def _number(name: str, labels: Mapping[str, int], path: Path) -> int:
     """The model's number of a class folder: by its label, or the name as a number."""
     if name in labels:
         return labels[name]
-    if name.isdecimal() and int(name) <= MOST_CLASSES:
+    if name.isdecimal() and int(name) <= MAX_CLASS_NUMBER:
         return int(name)
     raise InputError(
         f"the model has no class {name!r}",

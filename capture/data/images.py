@@ -94,7 +94,7 @@ class ImageSet:
         digest.update("\x1f".join(self.ids).encode())
         return digest.hexdigest()
 
-    def rows(self, chosen: Sequence[int] | NDArray, name: str = "") -> "ImageSet":
+    def select(self, chosen: Sequence[int] | NDArray, name: str = "") -> "ImageSet":
         """Some of the images, by number or by a mask."""
         index = np.arange(len(self))[np.asarray(chosen)]
         return ImageSet(
@@ -130,7 +130,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Eye:
+class ImagePreprocessor:
     """How a model takes raw images.
 
     Attributes:
@@ -150,7 +150,9 @@ class Eye:
     classes: int | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], folder: Path | None) -> "Eye":
+    def from_config(
+        cls, config: Mapping[str, Any], folder: Path | None
+    ) -> "ImagePreprocessor":
         """From a model's configuration and its ``preprocessor_config.json``.
 
         Raises:
@@ -204,7 +206,7 @@ class Eye:
                 got=str(int(images.labels[outside][0])),
             )
 
-    def ready(self, raw: NDArray) -> Tensor:
+    def preprocess(self, raw: NDArray) -> Tensor:
         """(image, channel, height, width) pixels from raw or ready images.
 
         Args:
@@ -277,7 +279,7 @@ def _are_images(pixels: Any, labels: Any, ids: Any) -> bool:
         return False
 
 
-def names_images(config: Mapping[str, Any]) -> bool:
+def is_image_classifier(config: Mapping[str, Any]) -> bool:
     """Whether a model's configuration is that of an image classifier."""
     kinds = config.get("architectures") or []
     return any(str(kind).endswith("ForImageClassification") for kind in kinds)

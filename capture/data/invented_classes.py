@@ -14,7 +14,7 @@ from evidence.errors import InputError
 
 
 def invent_images(
-    known: ImageSet, count: int, rng: np.random.Generator, pairs: int = 12
+    known: ImageSet, count: int, rng: np.random.Generator, n_pairs: int = 12
 ) -> ImageSet:
     """Images of classes that no model saw.
 
@@ -23,7 +23,7 @@ def invent_images(
             those the models were trained on.
         count: How many are made.
         rng: Generator of the choice.
-        pairs: Kinds they are shared out among, labelled -1, -2, ...
+        n_pairs: Kinds they are shared out among, labelled -1, -2, ...
 
     Raises:
         InputError: fewer than two classes to make them from.
@@ -36,7 +36,7 @@ def invent_images(
             got=f"{len(classes)} classes, count {count}",
         )
     every = [(a, b) for a in classes for b in classes if a != b]
-    chosen = [every[at] for at in rng.permutation(len(every))[: min(pairs, count)]]
+    chosen = [every[at] for at in rng.permutation(len(every))[: min(n_pairs, count)]]
     half = known.pixels.shape[2] // 2
     made, labels = [], []
     for number in range(count):

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from evidence.errors import InputError
 
-TRIES = 2000
+MAX_TRIES = 2000
 START, END = "\x02", "\x03"
 
 
@@ -48,7 +48,7 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
     draw = _drawer(names, rng)
     invented: dict[str, str] = {}
     for entity in items.entities:
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             name = draw(entity)
             if name and taken.free(name):
                 break
@@ -72,11 +72,11 @@ class _Taken:
     """Names that may not be given, compared without case and whitespace."""
 
     def __init__(self, names: Sequence[str], answers: set[str]):
-        self._names = [fold(name) for name in names]
-        self._answers = {fold(answer) for answer in answers}
+        self._names = [normalize_text(name) for name in names]
+        self._answers = {normalize_text(answer) for answer in answers}
 
     def free(self, name: str) -> bool:
-        folded = fold(name)
+        folded = normalize_text(name)
         if folded in self._answers or any(
             folded in known or known in folded for known in self._names
         ):
@@ -87,7 +87,7 @@ class _Taken:
         return not get_close_matches(folded, self._names, 1, alike)
 
     def add(self, name: str) -> None:
-        self._names.append(fold(name))
+        self._names.append(normalize_text(name))
 
 
 def _drawer(
@@ -108,7 +108,7 @@ def _drawer(
         kin = by_length[len(words)]
         calls[entity] += 1
         # Few names have few recombinations: after half the tries, make up letters.
-        if len(words) > 1 and len(kin) > 1 and calls[entity] <= TRIES // 2:
+        if len(words) > 1 and len(kin) > 1 and calls[entity] <= MAX_TRIES // 2:
             mixed = [kin[rng.integers(len(kin))][place] for place in range(len(words))]
             return " ".join(mixed)
         made = [letters.draw(word, rng) for word in words]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from capture.data.formats import Fact, understand
+from capture.data.formats import Fact, parse_facts
 from capture.data.tables import read_rows
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
 
-MOST_MARKS = 30
+MAX_COMBINING_MARKS = 30
 """Combining marks in a row: the limit of Unicode's Stream-Safe Text Format."""
 
 
@@ -127,7 +127,7 @@ class ItemSet:
         """SHA-256 of the items alone (name and format left out), as hexadecimal."""
         return hashlib.sha256(self._jsonl().encode()).hexdigest()
 
-    def of(self, entities: Iterable[str]) -> "ItemSet":
+    def of_entities(self, entities: Iterable[str]) -> "ItemSet":
         """The items of ``entities``, in the order of this set.
 
         Raises:
@@ -160,7 +160,7 @@ class ItemSet:
         return "".join(row + "\n" for row in rows)
 
 
-def fold(text: str) -> str:
+def normalize_text(text: str) -> str:
     """``text`` with case, width and runs of whitespace made equal, to compare names."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -190,22 +190,22 @@ def read_items(
             be understood; the message names the line.
     """
     path = as_path(path, "the file of items")
-    form, facts = understand(read_rows(path), columns)
+    form, facts = parse_facts(read_rows(path), columns)
     spelling: dict[str, str] = {}
     seen: dict[str, str] = {}
     copies: Counter[str] = Counter()
     items = []
     for fact in facts:
         entity = fact.entity.strip() or f"about-{_short(fact.prompt)}"
-        entity = spelling.setdefault(fold(entity), entity)
+        entity = spelling.setdefault(normalize_text(entity), entity)
         identifier = fact.id.strip() or _new_id(fact, seen, copies)
         if identifier in seen:
             raise InputError(
-                f"{fact.place} has the id {identifier!r} of {seen[identifier]}",
+                f"{fact.location} has the id {identifier!r} of {seen[identifier]}",
                 expected="every id once",
                 fix="Give each item its own id, or drop the id column",
             )
-        seen[identifier] = fact.place
+        seen[identifier] = fact.location
         try:
             item = Item(
                 identifier,
@@ -218,7 +218,7 @@ def read_items(
             )
         except InputError as error:
             raise InputError(
-                f"{fact.place}: {error.wrong}",
+                f"{fact.location}: {error.wrong}",
                 expected=error.expected,
                 got=error.got,
                 fix=error.fix,
@@ -261,7 +261,7 @@ def split_entities(
     parts, start = [], 0
     for size in sizes:
         chosen = [items.entities[place] for place in order[start : start + size]]
-        parts.append(items.of(chosen))
+        parts.append(items.of_entities(chosen))
         start += size
     return tuple(parts)
 
@@ -292,7 +292,7 @@ def _check_text(identifier: object, field: str, value: object) -> None:
     if heap := _heaped().search(value):
         raise InputError(
             f"item {identifier!r}: {field} heaps marks on one letter",
-            expected=f"at most {MOST_MARKS}, as in any writing system",
+            expected=f"at most {MAX_COMBINING_MARKS}, as in any writing system",
             got=ascii(heap.group()[:4]) + " ...",
         )
 
@@ -302,7 +302,7 @@ def _heaped() -> re.Pattern[str]:
     """Finds runs of marks that no writing has, which take for ever to put in order."""
     known = map(chr, range(0x300, 0x1F000))
     marks = "".join(each for each in known if unicodedata.combining(each))
-    return re.compile(f"[{marks}]{{{MOST_MARKS + 1}}}")
+    return re.compile(f"[{marks}]{{{MAX_COMBINING_MARKS + 1}}}")
 
 
 def _short(*texts: str) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.sequences import Sequences
-from capture.data.tokenization import encode, past_joint
+from capture.data.tokenization import encode, skip_joining_space
 from evidence.errors import InputError
 
 
@@ -46,7 +46,7 @@ class Questions:
         """(row,) item id."""
         return [self.items[index].id for index in self.item_index]
 
-    def keep(self, rows: Sequence[bool] | np.ndarray) -> "Questions":
+    def select(self, rows: Sequence[bool] | np.ndarray) -> "Questions":
         """The rows marked True; every item stays, also one without rows."""
         chosen = [index for index, kept in enumerate(rows) if kept]
         return Questions(
@@ -58,16 +58,18 @@ class Questions:
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
         """Token rows with their answers, from where answers can differ."""
-        return past_joint(tokenizer, encode(tokenizer, self.prompts, self.answers))
+        return skip_joining_space(
+            tokenizer, encode(tokenizer, self.prompts, self.answers)
+        )
 
 
-def ask(items: ItemSet | Sequence[Item], wordings: int) -> Questions:
-    """Each item's own prompt and up to ``wordings - 1`` of its paraphrases."""
+def build_questions(items: ItemSet | Sequence[Item], n_prompts: int) -> Questions:
+    """Each item's own prompt and up to ``n_prompts - 1`` of its paraphrases."""
     everything = tuple(items)
     rows = [
         (index, prompt, wording)
         for index, item in enumerate(everything)
-        for wording, prompt in enumerate((item.prompt, *item.paraphrases)[:wordings])
+        for wording, prompt in enumerate((item.prompt, *item.paraphrases)[:n_prompts])
     ]
     return Questions(
         everything,
@@ -83,8 +85,8 @@ def check_disjoint(forget: ItemSet, retain: ItemSet) -> None:
     Raises:
         InputError: naming the first shared entities.
     """
-    known = {fold(entity) for entity in retain.entities}
-    shared = [entity for entity in forget.entities if fold(entity) in known]
+    known = {normalize_text(entity) for entity in retain.entities}
+    shared = [entity for entity in forget.entities if normalize_text(entity) in known]
     if shared:
         raise InputError(
             f"forget and retain share {len(shared)} "
@@ -94,17 +96,17 @@ def check_disjoint(forget: ItemSet, retain: ItemSet) -> None:
         )
 
 
-def enough(items: ItemSet, needed: int, what: str) -> None:
-    """At least ``needed`` entities must be there.
+def check_entity_count(items: ItemSet, min_entities: int, name: str) -> None:
+    """At least ``min_entities`` entities must be there.
 
     Raises:
         InputError: saying how many are there and how many are missing.
     """
     present = len(items.entities)
-    if present < needed:
+    if present < min_entities:
         raise InputError(
-            f"too few entities in {what}",
-            expected=f"at least {needed}",
+            f"too few entities in {name}",
+            expected=f"at least {min_entities}",
             got=str(present),
-            fix=f"Add items about {needed - present} more",
+            fix=f"Add items about {min_entities - present} more",
         )

@@ -12,7 +12,7 @@ from evidence.errors import InputError
 
 # What a pass on a CPU costs beside its positions, in positions: the weights are read
 # once, and in training their gradients are added up once.
-PASS = 48
+PASS_COST = 48
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def pad(
 def batches(
     sequences: Sequences,
     *,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     device: torch.device | str = "cpu",
 ) -> Iterator[Padded]:
-    """Batches of similar length, at most ``tokens`` padded positions each.
+    """Batches of similar length, at most ``batch_tokens`` padded positions each.
 
     Rows are sorted by length, longest first, so that memory peaks at once;
     ``Padded.rows`` says where each row belongs. They are cut where the least is
@@ -125,11 +125,11 @@ def batches(
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences.ids[row]))
     lengths = [max(1, len(sequences.ids[row])) for row in order]
     # Elsewhere a small pass is as slow as a full one, and only the budget cuts.
-    cost = PASS if torch.device(device).type == "cpu" else tokens
-    if cost == tokens and lengths and lengths[0] * len(lengths) <= tokens:
+    cost = PASS_COST if torch.device(device).type == "cpu" else batch_tokens
+    if cost == batch_tokens and lengths and lengths[0] * len(lengths) <= batch_tokens:
         yield pad(sequences, order, device=device)
         return
-    for start, stop in _cuts(lengths, tokens, cost):
+    for start, stop in _cuts(lengths, batch_tokens, cost):
         yield pad(sequences, order[start:stop], device=device)
 
 

@@ -8,16 +8,16 @@ from typing import BinaryIO
 
 from capture.data.files.parquet import parquet_rows
 from evidence.errors import InputError
-from evidence.storage.files import JSON_LIMIT
+from evidence.storage.files import MAX_JSON_BYTES
 from evidence.storage.regular_files import open_regular, read_text
 from evidence.storage.strict_json import parse_json
 
-FILE_LIMIT = 2**26
+MAX_FILE_BYTES = 2**26
 """Bytes, on disk and unpacked."""
-LINE_LIMIT = 1_000_000
+MAX_LINE_BYTES = 1_000_000
 """Bytes of one record of a file that is read line by line."""
-ROW_LIMIT = 1_000_000
-FIELD_LIMIT = 1000
+MAX_ROWS = 1_000_000
+MAX_FIELDS = 1000
 """Different fields, or columns, of a file."""
 _SMALLER = "Keep the items that the audit needs"
 _AGAIN = "Correct the line, or write the file again"
@@ -27,7 +27,7 @@ _AGAIN = "Correct the line, or write the file again"
 class Row:
     """One record and where it stands, such as "facts.jsonl, line 3"."""
 
-    place: str
+    location: str
     fields: dict[str, object]
 
 
@@ -40,7 +40,7 @@ def read_rows(path: Path) -> list[Row]:
         InputError: no such file, an empty one, one of another kind, one beyond the
             limits on size, or one that does not parse (names the line).
     """
-    with open_regular(path, FILE_LIMIT, fix=_SMALLER) as file:
+    with open_regular(path, MAX_FILE_BYTES, fix=_SMALLER) as file:
         start = file.read(4096)
         file.seek(0)
         rows = list(_rows(path, file, start))
@@ -61,7 +61,11 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
         found = (
             Row(f"{path.name}, row {number}", record)
             for number, record in parquet_rows(
-                path, file, bytes_limit=FILE_LIMIT, rows=ROW_LIMIT, columns=FIELD_LIMIT
+                path,
+                file,
+                max_bytes=MAX_FILE_BYTES,
+                max_rows=MAX_ROWS,
+                max_columns=MAX_FIELDS,
             )
         )
     elif kind in (".csv", ".tsv"):
@@ -79,31 +83,31 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
         )
     names: set[str] = set()
     for count, row in enumerate(found, 1):
-        if count > ROW_LIMIT:
+        if count > MAX_ROWS:
             raise InputError(
                 f"{path} has too many rows",
-                expected=f"at most {ROW_LIMIT:,}",
+                expected=f"at most {MAX_ROWS:,}",
                 fix=_SMALLER,
             )
         names.update(row.fields)
-        if len(names) > FIELD_LIMIT:
-            raise _too_many_fields(row.place)
-        yield Row(row.place, {k: v for k, v in row.fields.items() if v is not None})
+        if len(names) > MAX_FIELDS:
+            raise _too_many_fields(row.location)
+        yield Row(row.location, {k: v for k, v in row.fields.items() if v is not None})
 
 
 def _too_many_fields(place: str) -> InputError:
     return InputError(
         f"{place} has too many different fields",
-        expected=f"at most {FIELD_LIMIT:,} in all of the file",
+        expected=f"at most {MAX_FIELDS:,} in all of the file",
         fix="Keep the fields that the audit needs",
     )
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     number = 0
-    while raw := file.readline(LINE_LIMIT + 1):
+    while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        if len(raw) > LINE_LIMIT:
+        if len(raw) > MAX_LINE_BYTES:
             raise _too_long(path, number)
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -119,7 +123,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
 def _too_long(path: Path, number: int) -> InputError:
     return InputError(
         f"{path}, line {number} is too long",
-        expected=f"at most {LINE_LIMIT:,} bytes an item",
+        expected=f"at most {MAX_LINE_BYTES:,} bytes an item",
         got="more",
         fix="Write one item a line, without its source text",
     )
@@ -135,7 +139,7 @@ def _jsonl(path: Path, file: BinaryIO) -> Iterator[Row]:
 
 def _array(path: Path) -> Iterator[Row]:
     """Rows of one array, which is read as a whole."""
-    text = read_text(path, min(JSON_LIMIT, FILE_LIMIT), fix="Write JSON Lines")
+    text = read_text(path, min(MAX_JSON_BYTES, MAX_FILE_BYTES), fix="Write JSON Lines")
     records = parse_json(text, str(path), fix=_AGAIN)
     for number, record in enumerate(records if isinstance(records, list) else [], 1):
         place = f"{path.name}, item {number}"
@@ -168,7 +172,7 @@ def _csv(path: Path, file: BinaryIO, delimiter: str | None) -> Iterator[Row]:
         yield header
         for number, line in numbered:
             pending += len(line)
-            if pending > LINE_LIMIT:
+            if pending > MAX_LINE_BYTES:
                 raise _too_long(path, number)
             yield line
 
@@ -182,7 +186,7 @@ def _csv(path: Path, file: BinaryIO, delimiter: str | None) -> Iterator[Row]:
                 continue
             if names is None:
                 names = [cell.strip() for cell in cells]
-                if len(names) > FIELD_LIMIT:
+                if len(names) > MAX_FIELDS:
                     raise _too_many_fields(place)
                 if len(set(names)) < len(names):
                     raise InputError(

@@ -6,7 +6,7 @@ from re import compile as pattern
 
 # TOFU asks twenty questions an author, one author after the other, in every split
 # of its authors (arXiv 2401.06121, section 2.1).
-QUESTIONS_EACH = 20
+QUESTIONS_PER_AUTHOR = 20
 
 _WORD = pattern(r"[^\W\d_][\w.'’\-]*")
 
@@ -27,19 +27,19 @@ def main_names(runs: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def authors(questions: Sequence[str], answers: Sequence[str]) -> list[str] | None:
+def infer_authors(questions: Sequence[str], answers: Sequence[str]) -> list[str] | None:
     """The author of each row, or None where the rows are not runs about authors.
 
     Four of five runs must have a name; a run without one gets the empty string.
     """
-    if not questions or len(questions) % QUESTIONS_EACH:
+    if not questions or len(questions) % QUESTIONS_PER_AUTHOR:
         return None
     both = [f"{q}\n{a}" for q, a in zip(questions, answers, strict=True)]
-    starts = range(0, len(both), QUESTIONS_EACH)
-    names = main_names([both[start : start + QUESTIONS_EACH] for start in starts])
+    starts = range(0, len(both), QUESTIONS_PER_AUTHOR)
+    names = main_names([both[start : start + QUESTIONS_PER_AUTHOR] for start in starts])
     if sum(map(bool, names)) < 0.8 * len(names):
         return None
-    return [name for name in names for _ in range(QUESTIONS_EACH)]
+    return [name for name in names for _ in range(QUESTIONS_PER_AUTHOR)]
 
 
 def _main(counts: Counter[str], texts: int) -> str:

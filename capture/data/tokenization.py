@@ -72,7 +72,9 @@ def encode(
     return Sequences(tuple(rows), tuple(len(ids) for ids in prompt_ids))
 
 
-def past_joint(tokenizer: PreTrainedTokenizerBase, rows: Sequences) -> Sequences:
+def skip_joining_space(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequences
+) -> Sequences:
     """The rows, less a joining space that is the first token of every answer.
 
     Some tokenizers give the space before a number, or before any sign, a token of its

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from capture.network.discovery.modes import evaluating as evaluating
-from capture.network.discovery.modes import leftover_hooks as leftover_hooks
+from capture.network.discovery.modes import count_hooks as count_hooks
+from capture.network.discovery.modes import evaluation_mode as evaluation_mode
 from capture.network.sites import Place, Sites, find_sites
 from evidence.errors import InputError
 
@@ -35,21 +35,21 @@ class StopForward(Exception):
 def record(
     model: nn.Module,
     sites: Iterable[str],
-    pick: Callable[[str, Tensor], Tensor] | None = None,
+    select: Callable[[str, Tensor], Tensor] | None = None,
     *,
     stop: bool = False,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Record the values at ``sites`` in each forward pass run inside the block.
 
     Args:
         model: The model; it is run by the caller, inside the block.
         sites: Site names.
-        pick: Called with a site's name and value, (row, position, d) in a language
+        select: Called with a site's name and value, (row, position, d) in a language
             model; what it returns is kept. By default the whole value.
         stop: End the pass once every site has been seen. The call of the model then
             does not return: the block ends there, and goes on after the ``with``.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Yields:
         Site name to recorded value, a copy that later in-place changes cannot reach,
@@ -58,12 +58,12 @@ def record(
     Raises:
         InputError: a site is unknown, or with ``stop`` was never reached.
     """
-    places = _resolve(model, sites, where)
+    places = _resolve(model, sites, known_sites)
     got: dict[str, Tensor] = {}
 
     def see(place: Place, carried: Tensor) -> None:
         value = place.read(carried)
-        kept = value if pick is None else pick(place.name, value)
+        kept = value if select is None else select(place.name, value)
         shared = kept.untyped_storage().data_ptr() == (
             carried.untyped_storage().data_ptr()
         )
@@ -92,7 +92,7 @@ def patch(
     edits: Mapping[str, Tensor | Edit],
     positions: Positions = None,
     *,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Iterator[None]:
     """Replace the value at sites by other values, or by a function of themselves.
 
@@ -105,12 +105,12 @@ def patch(
             from the end of the padded row), a (row,) tensor with one index a row, or
             a (row, position) boolean mask. None means everywhere. Positions belong
             to the prompt: single tokens generated after it are left alone.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Raises:
         InputError: a site is unknown, or a shape does not fit.
     """
-    places = _resolve(model, edits, where)
+    places = _resolve(model, edits, known_sites)
     longest: dict[str, int] = {}
 
     def change(place: Place, carried: Tensor) -> Tensor | None:
@@ -148,7 +148,7 @@ def steer(
     scale: float = 1.0,
     positions: Positions = None,
     *,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Any:
     """Add ``scale`` times a vector at sites: a context manager, as ``patch`` is.
 
@@ -157,10 +157,10 @@ def steer(
         vectors: Site name to a vector (d,), or one a row (row, d).
         scale: What the vectors are multiplied by.
         positions: As in ``patch``.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
     """
     edits = {site: _adder(vector, scale) for site, vector in vectors.items()}
-    return patch(model, edits, positions, where=where)
+    return patch(model, edits, positions, known_sites=known_sites)
 
 
 def project_out(
@@ -168,7 +168,7 @@ def project_out(
     bases: Mapping[str, Tensor],
     positions: Positions = None,
     *,
-    where: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> Any:
     """Remove a subspace from the values at sites: a context manager, as ``patch`` is.
 
@@ -177,10 +177,10 @@ def project_out(
         bases: Site name to directions that span the subspace, (k, d) or (d,); they
             need be neither orthogonal, independent nor of unit length.
         positions: As in ``patch``.
-        where: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
     """
     edits = {site: _remover(basis) for site, basis in bases.items()}
-    return patch(model, edits, positions, where=where)
+    return patch(model, edits, positions, known_sites=known_sites)
 
 
 def _adder(vector: Tensor, scale: float) -> Edit:

@@ -30,7 +30,7 @@ def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
     return chain_sites(find_chain(model, example, units_first=True))
 
 
-def as_places(value: Tensor) -> Tensor:
+def as_positions(value: Tensor) -> Tensor:
     """(image, place, d) from the same, from feature maps or from (image, d).
 
     Feature maps (image, d, height, width) are read row by row.
@@ -40,8 +40,8 @@ def as_places(value: Tensor) -> Tensor:
     return value[:, None] if value.dim() == 2 else value
 
 
-def as_before(places: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``as_places``: ``places`` in the shape of ``like``."""
+def restore_shape(positions: Tensor, like: Tensor) -> Tensor:
+    """The inverse of ``as_positions``: ``positions`` in the shape of ``like``."""
     if like.dim() == 4:
-        return places.transpose(1, 2).reshape(like.shape)
-    return places[:, 0] if like.dim() == 2 else places
+        return positions.transpose(1, 2).reshape(like.shape)
+    return positions[:, 0] if like.dim() == 2 else positions

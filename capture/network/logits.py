@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from capture.data.sequences import Padded
 
 
-def answer_logits(model: nn.Module, batch: Padded, where: Tensor) -> Tensor:
-    """Logits (chosen position, token) at the True places of ``where``.
+def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
+    """Logits (chosen position, token) at the True places of ``mask``.
 
     A hook hands the head only the chosen states; what the model does to its logits
     after the head (capping, scaling) still happens.
@@ -18,7 +18,7 @@ def answer_logits(model: nn.Module, batch: Padded, where: Tensor) -> Tensor:
     Args:
         model: A causal language model.
         batch: Its input.
-        where: (row, position) bool.
+        mask: (row, position) bool.
     """
     accepted = inspect.signature(model.forward).parameters
     inputs = {
@@ -26,10 +26,10 @@ def answer_logits(model: nn.Module, batch: Padded, where: Tensor) -> Tensor:
         for name, value in (batch.model_inputs | {"use_cache": False}).items()
         if name in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     }
-    with _gathered(output_head(model), where) as gathered:
+    with _gathered(output_head(model), mask) as gathered:
         output = model(**inputs)
     logits = output if isinstance(output, Tensor) else output.logits
-    return logits[0] if gathered else logits[where]
+    return logits[0] if gathered else logits[mask]
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

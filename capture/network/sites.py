@@ -36,9 +36,9 @@ import torch
 from torch import Tensor, nn
 
 from capture.network.discovery.chains import Chain, find_chain
-from capture.network.discovery.kept import Kept
 from capture.network.discovery.outline import Outline, find_outline, linear_shape
-from capture.network.discovery.proof import Parts, prove_blocks
+from capture.network.discovery.proof import BlockParts, prove_blocks
+from capture.network.discovery.structure_cache import StructureCache
 from evidence.errors import InputError
 
 
@@ -133,7 +133,7 @@ class Sites:
 def find_sites(model: nn.Module, example: Any = None) -> Sites:
     """Find the sites of ``model`` from its structure, proved by one short pass.
 
-    The pass is run once a structure (``capture.network.discovery.kept``).
+    The pass is run once a structure (``capture.network.discovery.structure_cache``).
 
     Args:
         model: A network of token ids, of images or of vectors.
@@ -152,10 +152,10 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
     return _block_sites(model, outline, parts)
 
 
-_PROVED: Kept[Parts] = Kept()
+_PROVED: StructureCache[BlockParts] = StructureCache()
 
 
-def _block_sites(model: nn.Module, outline: Outline, parts: Parts) -> Sites:
+def _block_sites(model: nn.Module, outline: Outline, parts: BlockParts) -> Sites:
     places = {"embed": Place("embed", outline.blocks[0], "in")}
     count = 0
     for layer, block in enumerate(outline.blocks):

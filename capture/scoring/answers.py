@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.activations.position_limit import misfit, position_limit
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.data.tokenization import encode, prompt_of
+from capture.network.discovery.position_limit import (
+    explain_length_error,
+    position_limit,
+)
 from capture.network.logits import answer_logits, output_head
-from capture.scoring.token_statistics import Watched, reduce_logits
+from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 
 # Logits held at once, as numbers: 256 MiB in float32 whatever the vocabulary.
-LOGIT_BUDGET = 2**26
+MAX_LOGITS = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +95,9 @@ def score_answers(
     model: nn.Module,
     sequences: Sequences,
     *,
-    watch: Sequence[Watched] = (),
-    tokens: int = 4096,
-    inside: Callable[[Padded], AbstractContextManager[object]] = nullcontext,
+    watch: Sequence[WatchedToken] = (),
+    batch_tokens: int = 4096,
+    context: Callable[[Padded], AbstractContextManager[object]] = nullcontext,
     progress: Progress = SILENT,
 ) -> AnswerScores:
     """Score every row's answer in one pass of the model a batch.
@@ -108,8 +111,8 @@ def score_answers(
         sequences: Rows with answers.
         watch: Token ids whose logits where the answer begins are kept; with a number
             before it, those so many tokens further on, given the true ones before.
-        tokens: Padded positions a batch.
-        inside: Called with each batch; the model runs inside what it returns, such as
+        batch_tokens: Padded positions a batch.
+        context: Called with each batch; the model runs inside what it returns, such as
             ``capture.network.hooks.patch``.
         progress: Where to show progress.
 
@@ -142,12 +145,12 @@ def score_answers(
             torch.inference_mode(),
             progress.task("score answers", len(sequences)) as done,
         ):
-            for batch in _batches(model, sequences, tokens):
+            for batch in _batches(model, sequences, batch_tokens):
                 try:
-                    with inside(batch):
+                    with context(batch):
                         here, sums, hits, seen = _score_batch(model, batch, watch)
                 except IndexError as error:
-                    raise misfit(model, batch) from error
+                    raise explain_length_error(model, batch) from error
                 logprob[here], greedy[here], watched[here] = sums, hits, seen
                 done(len(here))
     finally:
@@ -162,7 +165,7 @@ def score_choices(
     items: ItemSet | Sequence[Item],
     *,
     prompt_index: int | None = None,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> ChoiceScores:
     """Score each item's answer against its alternatives (see ``alternatives_of``).
@@ -172,7 +175,7 @@ def score_choices(
         tokenizer: Its tokenizer.
         items: The items, one row each.
         prompt_index: None for ``Item.prompt``, else which paraphrase.
-        tokens: Padded positions a batch.
+        batch_tokens: Padded positions a batch.
         progress: Where to show progress.
 
     Raises:
@@ -186,7 +189,10 @@ def score_choices(
         prompts += [prompt_of(item, prompt_index)] * (1 + len(wrong))
         answers += [item.answer, *wrong]
     scores = score_answers(
-        model, encode(tokenizer, prompts, answers), tokens=tokens, progress=progress
+        model,
+        encode(tokenizer, prompts, answers),
+        batch_tokens=batch_tokens,
+        progress=progress,
     ).mean_logprob
     right, best, ratio = np.zeros((3, len(items)))
     start = 0
@@ -206,9 +212,9 @@ def score_choices(
 
 
 def alternatives_of(
-    items: ItemSet | Sequence[Item], *, most: int = 3
+    items: ItemSet | Sequence[Item], *, max_drawn: int = 3
 ) -> tuple[tuple[str, ...], ...]:
-    """Wrong answers for each item: its own, else up to ``most`` of its relation's.
+    """Wrong answers for each item: its own, else up to ``max_drawn`` of its relation's.
 
     Drawn ones are answers of other items of the same relation, never an answer that
     any item with the same prompt or the same entity and relation gives. The draw
@@ -221,19 +227,21 @@ def alternatives_of(
     offered: dict[str, dict[str, str]] = {}
     true: dict[tuple[str, ...], set[str]] = {}
     for item in items:
-        offered.setdefault(item.relation, {}).setdefault(fold(item.answer), item.answer)
+        offered.setdefault(item.relation, {}).setdefault(
+            normalize_text(item.answer), item.answer
+        )
         for key in _facts(item):
-            true.setdefault(key, set()).add(fold(item.answer))
+            true.setdefault(key, set()).add(normalize_text(item.answer))
     chosen = []
     for item in items:
         right = set().union(*(true[key] for key in _facts(item)))
-        wrong = tuple(a for a in item.alternatives if fold(a) not in right)
+        wrong = tuple(a for a in item.alternatives if normalize_text(a) not in right)
         if not wrong:
             pool = sorted(
                 a for k, a in offered[item.relation].items() if k not in right
             )
             rng = numpy_rng(0, "alternatives", item.id)
-            order = rng.permutation(len(pool))[:most]
+            order = rng.permutation(len(pool))[:max_drawn]
             wrong = tuple(pool[place] for place in order)
         if not wrong:
             raise InputError(
@@ -252,7 +260,7 @@ def generate_greedy(
     prompts: Sequence[str],
     max_new_tokens: int,
     *,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> list[str]:
     """What the model says after each prompt, taking the likeliest token each time.
@@ -263,7 +271,7 @@ def generate_greedy(
         prompts: One text a row.
         max_new_tokens: Most tokens to add; fewer where the model ends by itself, or
             where its table of positions ends.
-        tokens: Padded positions a batch, new ones included.
+        batch_tokens: Padded positions a batch, new ones included.
         progress: Where to show progress.
 
     Returns:
@@ -290,14 +298,14 @@ def generate_greedy(
             while order:
                 # The last is the longest: it sets the width of the batch.
                 longest = lengths[order[-1]]
-                size = max(1, tokens // (longest + max_new_tokens))
+                size = max(1, batch_tokens // (longest + max_new_tokens))
                 most = max_new_tokens
                 if limit is not None and longest + most > limit:
                     # Rows with more room than these are not to be cut short by them.
                     size = min(size, sum(lengths[row] == longest for row in order))
                     most = limit - longest
                     if most < 0:
-                        raise misfit(model, pad(sequences[[order[-1]]]))
+                        raise explain_length_error(model, pad(sequences[[order[-1]]]))
                 rows, order = order[-size:], order[:-size]
                 if most == 0:
                     done(len(rows))
@@ -313,7 +321,7 @@ def generate_greedy(
 
 
 def _facts(item: Item) -> tuple[tuple[str, ...], ...]:
-    return (fold(item.prompt),), (fold(item.entity), item.relation)
+    return (normalize_text(item.prompt),), (normalize_text(item.entity), item.relation)
 
 
 def _ratio(own: float, rest: Sequence[float]) -> float:
@@ -326,8 +334,8 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     weight = getattr(output_head(model), "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else 50_000
-    most = max(1, LOGIT_BUDGET // vocabulary)
-    for batch in batches(sequences, tokens=tokens, device=device):
+    most = max(1, MAX_LOGITS // vocabulary)
+    for batch in batches(sequences, batch_tokens=tokens, device=device):
         rows: list[int] = []
         used = 0
         for row, count in zip(
@@ -342,7 +350,7 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
 
 
 def _score_batch(
-    model: nn.Module, batch: Padded, watch: Sequence[Watched]
+    model: nn.Module, batch: Padded, watch: Sequence[WatchedToken]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the batch in ``Sequences``; log-probability, hit, watched logits."""
     target = batch.input_ids[batch.answer_mask]  # (answer token,)

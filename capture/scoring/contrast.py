@@ -17,7 +17,7 @@ def first_tokens(rows: Sequences) -> list[int]:
     return [ids[start] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
 
 
-def telling_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.ndarray]:
+def discriminating_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.ndarray]:
     """Tokens to watch that tell the answers from each other, place by place.
 
     Answers of one length, such as codes, are told from each other at every token: to
@@ -42,38 +42,38 @@ def telling_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Heard:
+class QuestionScores:
     """One pass over questions.
 
     Attributes:
-        said: (row,) 1.0 where greedy decoding gives the answer.
-        contrast: (row,) as ``contrast_of``.
+        exact_match: (row,) 1.0 where greedy decoding gives the answer.
+        contrast: (row,) as ``entity_contrast``.
         mean_logprob: (row,) nats a token.
     """
 
-    said: np.ndarray
+    exact_match: np.ndarray
     contrast: np.ndarray
     mean_logprob: np.ndarray
 
 
-def hear(
+def score_questions(
     model: nn.Module,
     questions: Questions,
     rows: Sequences,
     progress: Progress = SILENT,
-) -> Heard:
+) -> QuestionScores:
     """Is the answer said, and how does it rank among the other entities'?"""
-    watch, right = telling_tokens(rows)
+    watch, right = discriminating_tokens(rows)
     scores = score_answers(model, rows, watch=watch, progress=progress)
-    return Heard(
+    return QuestionScores(
         scores.greedy.astype(float),
-        contrast_of(questions, scores.watched, right),
+        entity_contrast(questions, scores.watched, right),
         scores.mean_logprob,
     )
 
 
-def contrast_of(
-    questions: Questions, logits: np.ndarray, right: np.ndarray
+def entity_contrast(
+    questions: Questions, logits: np.ndarray, answer_columns: np.ndarray
 ) -> np.ndarray:
     """Share of the other answers that an entity's own answer outranks.
 
@@ -87,12 +87,12 @@ def contrast_of(
     Args:
         questions: The rows.
         logits: (row, answer token).
-        right: (row,) column of the row's own answer, or (row, place).
+        answer_columns: (row,) column of the row's own answer, or (row, place).
 
     Returns:
         (row,) in [0, 1]; 0.5 where a table has fewer than two different answers.
     """
-    right = right.reshape(len(questions), -1)
+    answer_columns = answer_columns.reshape(len(questions), -1)
     tables = defaultdict(list)
     for row, (index, wording) in enumerate(
         zip(questions.item_index, questions.wording, strict=True)
@@ -101,7 +101,7 @@ def contrast_of(
     result = np.full(len(questions), 0.5)
     for rows in tables.values():
         here = np.array(rows)
-        ranks = [_ranks(logits[here], own) for own in right[here].T]
+        ranks = [_ranks(logits[here], own) for own in answer_columns[here].T]
         told = [each for each in ranks if each is not None]
         if told:
             result[here] = np.mean(told, axis=0)

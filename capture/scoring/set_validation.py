@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError, printable
 
 # A forget set is a part of what a model knows, a retain set a sample of the rest.
-SWAP_SIZE = 3.0  # forget over retain, in entities, from which a swap is suspected
-SWAP_KEPT = 0.8  # share of known forget items still answered ...
-SWAP_LOST = 0.6  # ... and of known retain items lost, that mean a swap
-FEW_KNOWN = 5  # known items below which shares say nothing
+SWAP_SIZE_RATIO = 3.0  # forget over retain, in entities, from which a swap is suspected
+MIN_SWAP_KEPT = 0.8  # share of known forget items still answered ...
+MIN_SWAP_LOST = 0.6  # ... and of known retain items lost, that mean a swap
+MIN_KNOWN = 5  # known items below which shares say nothing
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,10 @@ def validate_items(
         tokens = _tokens(role, items, tokenizer, errors) if tokenizer else None
         parts[role] = _summary(role, items, tokens, known[role], errors)
         warnings += _slips(role, items, parts[role])
-    folded = {fold(entity) for entity in retain.entities}
-    overlap = tuple(entity for entity in forget.entities if fold(entity) in folded)
+    folded = {normalize_text(entity) for entity in retain.entities}
+    overlap = tuple(
+        entity for entity in forget.entities if normalize_text(entity) in folded
+    )
     if overlap:
         errors.insert(0, _overlap_error(overlap))
     swap = _swap(parts["forget"], parts["retain"])
@@ -208,8 +210,8 @@ def _summary(
     answers: dict[str, set[str]] = defaultdict(set)
     by_prompt: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
-        answers[item.relation].add(fold(item.answer))
-        by_prompt[fold(item.prompt)][fold(item.answer)] += 1
+        answers[item.relation].add(normalize_text(item.answer))
+        by_prompt[normalize_text(item.prompt)][normalize_text(item.answer)] += 1
     original, unlearned = scores or (None, None)
     return SetSummary(
         role=role,
@@ -294,7 +296,9 @@ def _slips(role: str, items: ItemSet, part: SetSummary) -> list[str]:
             f"{spaced} prompts of the {role} set end in a space: models read that as "
             "another word, so drop it"
         )
-    shown = sum(fold(item.answer) in fold(item.prompt) for item in items)
+    shown = sum(
+        normalize_text(item.answer) in normalize_text(item.prompt) for item in items
+    )
     if shown:
         found.append(
             f"{shown} prompts of the {role} set hold their answer: answering them "
@@ -311,7 +315,7 @@ def _slips(role: str, items: ItemSet, part: SetSummary) -> list[str]:
 def _split_prompts(items: Sequence[Item]) -> int:
     entities: dict[str, set[str]] = defaultdict(set)
     for item in items:
-        entities[fold(item.prompt)].add(fold(item.entity))
+        entities[normalize_text(item.prompt)].add(normalize_text(item.entity))
     return sum(len(found) > 1 for found in entities.values())
 
 
@@ -327,7 +331,9 @@ def _overlap_error(overlap: tuple[str, ...]) -> InputError:
     )
 
 
-def swapped(forget: tuple[int, int], retain: tuple[int, int]) -> InputError | None:
+def swapped_files_error(
+    forget: tuple[int, int], retain: tuple[int, int]
+) -> InputError | None:
     """What to say where behaviour shows that the two files were swapped.
 
     Args:
@@ -337,9 +343,9 @@ def swapped(forget: tuple[int, int], retain: tuple[int, int]) -> InputError | No
     """
     (forget_known, forget_kept), (retain_known, retain_kept) = forget, retain
     if (
-        min(forget_known, retain_known) >= FEW_KNOWN
-        and forget_kept >= SWAP_KEPT * forget_known
-        and retain_kept <= (1 - SWAP_LOST) * retain_known
+        min(forget_known, retain_known) >= MIN_KNOWN
+        and forget_kept >= MIN_SWAP_KEPT * forget_known
+        and retain_kept <= (1 - MIN_SWAP_LOST) * retain_known
     ):
         return InputError(
             "the forget and the retain file look swapped",
@@ -355,10 +361,12 @@ def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
     """An error where behaviour shows a swap, a warning where only sizes hint at it."""
     if forget.known is not None and retain.known is not None:
         if forget.kept is not None and retain.kept is not None:
-            error = swapped((forget.known, forget.kept), (retain.known, retain.kept))
-            if error or min(forget.known, retain.known) >= FEW_KNOWN:
+            error = swapped_files_error(
+                (forget.known, forget.kept), (retain.known, retain.kept)
+            )
+            if error or min(forget.known, retain.known) >= MIN_KNOWN:
                 return error  # behaviour has spoken, whatever the sizes
-    if forget.entities >= SWAP_SIZE * max(1, retain.entities):
+    if forget.entities >= SWAP_SIZE_RATIO * max(1, retain.entities):
         return (
             f"the forget set has {forget.entities} entities and the retain set "
             f"{retain.entities}: were the two files swapped?"

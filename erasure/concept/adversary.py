@@ -11,7 +11,7 @@ from erasure.inputs import RowsError
 
 
 @dataclass(frozen=True)
-class Reader:
+class LogisticProbe:
     """A fitted multinomial logistic regression.
 
     Attributes:
@@ -26,26 +26,26 @@ class Reader:
     loss: float
     accuracy: float
 
-    def errors(self, rows: Tensor, member: Tensor) -> Tensor:
+    def residuals(self, rows: Tensor, member: Tensor) -> Tensor:
         """(item, class) probability less truth: the loss's gradient by the logits."""
         return (rows @ self.coef + self.intercept).softmax(1) - member
 
 
-def logistic_reader(
+def fit_logistic_probe(
     rows: Tensor,
-    member: Tensor,
+    one_hot: Tensor,
     penalty: float,
-    start: Reader | None = None,
+    start: LogisticProbe | None = None,
     steps: int = 1000,
     tolerance: float = 1e-6,
-) -> Reader:
+) -> LogisticProbe:
     """Fit a reader by L-BFGS.
 
     Minimises mean cross-entropy + penalty / 2 * squared norm of the coefficients.
 
     Args:
         rows: (item, d) float64, of about unit scale.
-        member: (item, class) one-hot.
+        one_hot: (item, class) one-hot.
         penalty: Above 0, so that there is an optimum however separable the rows.
         start: Where to start; by default at zero.
         steps: Iterations at most. Fewer than it needs are meant for warm starts.
@@ -57,7 +57,7 @@ def logistic_reader(
     if not penalty > 0:
         raise RowsError("unknown penalty", expected="above 0", got=repr(penalty))
     items, d = rows.shape
-    classes = member.shape[1]
+    classes = one_hot.shape[1]
 
     def split(flat: np.ndarray) -> tuple[Tensor, Tensor]:
         table = torch.from_numpy(flat).to(rows).reshape(d + 1, classes)
@@ -67,9 +67,9 @@ def logistic_reader(
         coef, intercept = split(flat)
         logits = rows @ coef + intercept
         spare = logits.logsumexp(1)
-        loss = (spare - (logits * member).sum(1)).mean()
+        loss = (spare - (logits * one_hot).sum(1)).mean()
         loss = loss + penalty / 2 * coef.square().sum()
-        error = ((logits - spare[:, None]).exp() - member) / items
+        error = ((logits - spare[:, None]).exp() - one_hot) / items
         slope = torch.cat([rows.T @ error + penalty * coef, error.sum(0)[None]])
         return float(loss), slope.cpu().numpy().ravel()
 
@@ -85,5 +85,7 @@ def logistic_reader(
         options={"maxiter": steps, "gtol": tolerance, "ftol": 0.0, "maxfun": 4 * steps},
     )
     coef, intercept = split(np.asarray(found.x))
-    right = (rows @ coef + intercept).argmax(1) == member.argmax(1)
-    return Reader(coef, intercept, float(found.fun), float(right.double().mean()))
+    right = (rows @ coef + intercept).argmax(1) == one_hot.argmax(1)
+    return LogisticProbe(
+        coef, intercept, float(found.fun), float(right.double().mean())
+    )

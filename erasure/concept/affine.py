@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from erasure.inputs import RowsError, from_numpy
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 Rows = TypeVar("Rows", Tensor, NDArray)
 
@@ -44,13 +44,13 @@ class AffineEraser:
             object.__setattr__(self, name, getattr(self, name).contiguous())
 
     def __repr__(self) -> str:
-        sites = "" if self.single else f"{len(self.left)} sites, "
+        sites = "" if self.single_site else f"{len(self.left)} sites, "
         low, high = int(self.ranks.min()), int(self.ranks.max())
         rank = f"rank {high}" if low == high else f"ranks {low} to {high}"
         return f"AffineEraser({self.method}, {sites}width {self.width}, {rank})"
 
     @property
-    def single(self) -> bool:
+    def single_site(self) -> bool:
         """Whether it is of one site, without a site axis."""
         return self.left.ndim == 2
 
@@ -62,7 +62,7 @@ class AffineEraser:
     @property
     def rank_(self) -> int | tuple[int, ...]:
         """Dimensions that are removed; one number a site where there are several."""
-        return int(self.ranks) if self.single else tuple(self.ranks.tolist())
+        return int(self.ranks) if self.single_site else tuple(self.ranks.tolist())
 
     @property
     def matrix(self) -> Tensor:
@@ -90,7 +90,7 @@ class AffineEraser:
         """
         if not isinstance(x, Tensor):
             return self.transform(from_numpy(np.asarray(x))).numpy()
-        sites = None if self.single else len(self.left)
+        sites = None if self.single_site else len(self.left)
         fits = x.shape[-1:] == (self.width,)
         if not fits or (sites is not None and (x.ndim < 2 or len(x) != sites)):
             lead = "..." if sites is None else f"{sites}, ..."
@@ -114,11 +114,11 @@ class AffineEraser:
         Raises:
             RowsError: there is no such site.
         """
-        if self.single or not -len(self.left) <= site < len(self.left):
+        if self.single_site or not -len(self.left) <= site < len(self.left):
             raise RowsError(
                 "there is no such site",
                 expected="an eraser of several sites"
-                if self.single
+                if self.single_site
                 else f"{-len(self.left)} to {len(self.left) - 1}",
                 got=str(site),
             )
@@ -141,7 +141,7 @@ class AffineEraser:
         Raises:
             RowsError: another number of names.
         """
-        if self.single:
+        if self.single_site:
             return {name: self.transform for name in names}
         if len(names) != len(self.left) or len(set(names)) != len(names):
             raise RowsError(
@@ -189,12 +189,12 @@ class AffineEraser:
             InputError: there is no such file, or it is something else.
         """
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             return cls(method=facts["method"], **tensors)
 
 
-def orthogonal(
-    method: str, basis: Tensor, ranks: Tensor, centre: Tensor, single: bool
+def orthogonal_projection(
+    method: str, basis: Tensor, ranks: Tensor, centre: Tensor, single_site: bool
 ) -> AffineEraser:
     """The orthogonal projection off a subspace, about a point.
 
@@ -204,9 +204,9 @@ def orthogonal(
             count.
         ranks: (site,) integers.
         centre: (site, d).
-        single: Whether to drop the site axis, of length one.
+        single_site: Whether to drop the site axis, of length one.
     """
     counted = torch.arange(basis.shape[2], device=basis.device) < ranks[:, None]
     left = (basis * counted[:, None])[..., : int(ranks.max())]
     many = AffineEraser(method, left, left.mT, centre, ranks)
-    return many.at(0) if single else many
+    return many.at(0) if single_site else many

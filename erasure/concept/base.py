@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erasure.concept.affine import AffineEraser
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, tables_of
+from erasure.inputs import RowsError, site_tables
 
 
 class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -39,7 +39,7 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self, "eraser_")
         if isinstance(X, Tensor):
             return self.eraser_.transform(X)
-        if self.eraser_.single:
+        if self.eraser_.single_site:
             kinds = [np.float64, np.float32, np.float16]
             X = validate_data(self, X, reset=False, dtype=kinds)
         return self.eraser_.transform(np.asarray(X))
@@ -66,7 +66,7 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         return tags
 
-    def _rows(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None):
+    def _validated_rows(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None):
         """Rows as they can be worked with; sets ``n_features_in_``."""
         if y is None and self.__sklearn_tags__().target_tags.required:
             raise ValueError(
@@ -76,13 +76,13 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if not isinstance(X, Tensor) and len(getattr(X, "shape", ())) != 3:
             kinds = [np.float64, np.float32, np.float16]
             X = np.asarray(validate_data(self, X, reset=True, dtype=kinds))  # pyright: ignore
-        tables, single = tables_of(X)
+        tables, single = site_tables(X)
         self.n_features_in_ = tables.shape[2]
         return tables[0] if single else tables
 
     def _finite_tables(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None):
         """(site, item, d) float64, and whether one site came without its axis."""
-        rows = self._rows(X, y)
+        rows = self._validated_rows(X, y)
         tables = (rows if rows.ndim == 3 else rows[None]).double()
         if not bool(torch.isfinite(tables.sum())):
             raise RowsError(
@@ -97,7 +97,7 @@ class MomentEraser(ConceptEraser):
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> "MomentEraser":
         """Fit on (item, d) or (site, item, d) activations and the concept ``y``."""
-        return self.fit_moments(Moments().update(self._rows(X, y), y))
+        return self.fit_moments(Moments().update(self._validated_rows(X, y), y))
 
     def fit_moments(self, moments: Moments) -> "MomentEraser":
         """Fit on what has been gathered chunk by chunk.

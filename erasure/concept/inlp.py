@@ -4,12 +4,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from erasure.concept.adversary import logistic_reader
-from erasure.concept.affine import AffineEraser, orthogonal
+from erasure.concept.adversary import fit_logistic_probe
+from erasure.concept.affine import AffineEraser, orthogonal_projection
 from erasure.concept.base import MomentEraser
-from erasure.concept.leace import whitening_of_concept
+from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, codes_of
+from erasure.inputs import RowsError, class_codes
 
 
 class IterativeNullspace(MomentEraser):
@@ -55,13 +55,13 @@ class IterativeNullspace(MomentEraser):
             super().fit(X, y)
             return self
         tables, single = self._finite_tables(X, y)
-        classes, codes = codes_of(y, tables.shape[1], None)
+        classes, codes = class_codes(y, tables.shape[1], None)
         member = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
         bases = [self._logistic(table, member) for table in tables]
         ranks = torch.tensor([basis.shape[1] for basis in bases], device=tables.device)
         width = int(ranks.max())
         whole = [torch.nn.functional.pad(b, (0, width - b.shape[1])) for b in bases]
-        self.eraser_ = orthogonal(
+        self.eraser_ = orthogonal_projection(
             type(self).__name__, torch.stack(whole), ranks, tables.mean(1), single
         )
         return self
@@ -79,7 +79,7 @@ class IterativeNullspace(MomentEraser):
                 fix='Use fit(x, z), or reader="ridge"',
             )
         cov = moments.cov_xx
-        cross = moments.cov_xz @ whitening_of_concept(moments.cov_zz)
+        cross = moments.cov_xz @ concept_whitening(moments.cov_zz)
         sites, d, free = cross.shape
         variance = cov.diagonal(dim1=1, dim2=2).mean(1)
         unit = torch.where(variance > 0, variance, 1.0)
@@ -97,11 +97,11 @@ class IterativeNullspace(MomentEraser):
             room = min(free, d - basis.shape[2])
             if not bool(going.any()) or room == 0:
                 break
-            fresh = _beside(basis, coef, room) * going[:, None, None]
+            fresh = _new_directions(basis, coef, room) * going[:, None, None]
             ranks += torch.where(going, (fresh.square().sum(1) > 0.5).sum(1), 0)
             basis = torch.cat([basis, fresh], 2)
-        return orthogonal(
-            type(self).__name__, basis, ranks, moments.mean_x, moments.single
+        return orthogonal_projection(
+            type(self).__name__, basis, ranks, moments.mean_x, moments.single_site
         )
 
     def _logistic(self, rows: Tensor, member: Tensor) -> Tensor:
@@ -116,12 +116,12 @@ class IterativeNullspace(MomentEraser):
             # Features already projected away are rounding and must not be blown up.
             real = scale > 1e-9 * scale.max()
             scale = torch.where(real, scale, torch.inf)
-            reader = logistic_reader(left / scale, member, self.penalty)
+            reader = fit_logistic_probe(left / scale, member, self.penalty)
             room = min(member.shape[1] - 1, d - basis.shape[1])
             if reader.accuracy <= largest + self.tolerance or room == 0:
                 break
             coef = reader.coef / scale[:, None]
-            fresh = _beside(basis[None], coef[None], room)[0]
+            fresh = _new_directions(basis[None], coef[None], room)[0]
             basis = torch.cat([basis, fresh[:, fresh.square().sum(0) > 0.5]], 1)
         return basis
 
@@ -140,7 +140,7 @@ class IterativeNullspace(MomentEraser):
             )
 
 
-def _beside(basis: Tensor, coef: Tensor, room: int) -> Tensor:
+def _new_directions(basis: Tensor, coef: Tensor, room: int) -> Tensor:
     """Orthonormal (site, d, room) directions of ``coef`` at right angles to ``basis``.
 
     Directions that ``coef`` does not have are zero.

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from erasure.concept.leace import whitening_of_concept
+from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, codes_of, numbers_of, tables_of
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from erasure.inputs import RowsError, class_codes, numeric_concept, site_tables
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,12 +45,12 @@ class OracleLeace:
     @classmethod
     def fit_moments(cls, moments: Moments) -> "OracleLeace":
         """Fit on what has been gathered chunk by chunk."""
-        whiten = whitening_of_concept(moments.cov_zz)
+        whiten = concept_whitening(moments.cov_zz)
         apart = moments.cov_xz @ whiten
         coef = apart @ whiten.T
         sizes = torch.linalg.svdvals(apart)
         ranks = ((sizes > 1e-8 * sizes[:, :1]) & (sizes > 0)).sum(1).tolist()
-        single = moments.single
+        single = moments.single_site
         return cls(
             coef[0] if single else coef,
             moments.mean_z,
@@ -68,7 +68,7 @@ class OracleLeace:
         Raises:
             RowsError: shapes do not fit, or there is a class that was not fitted.
         """
-        tables, single = tables_of(x)
+        tables, single = site_tables(x)
         sites = 1 if self.coef.ndim == 2 else len(self.coef)
         shape = (sites, tables.shape[1], self.coef.shape[-2])
         if tuple(tables.shape) != shape or single != (self.coef.ndim == 2):
@@ -78,9 +78,9 @@ class OracleLeace:
                 got=str(tuple(np.shape(x))),
             )
         if self.classes is None:
-            target = numbers_of(z, tables.shape[1])
+            target = numeric_concept(z, tables.shape[1])
         else:
-            _, codes = codes_of(z, tables.shape[1], self.classes)
+            _, codes = class_codes(z, tables.shape[1], self.classes)
             target = torch.nn.functional.one_hot(codes, len(self.classes)).double()
         if target is None or target.shape[1] != len(self.mean_z):
             raise RowsError(
@@ -106,7 +106,7 @@ class OracleLeace:
     def load(cls, path: Path | str) -> "OracleLeace":
         """Read what ``save`` wrote."""
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             classes = None if facts["classes"] is None else np.array(facts["classes"])
             rank = facts["rank"]
             rank = rank if isinstance(rank, int) else tuple(rank)

@@ -11,7 +11,7 @@ from erasure.inputs import RowsError
 # A squared pivot of the correlation matrix is the share of a feature that the others
 # do not explain. Rounding leaves about d times 2e-16 of a feature that is none; well
 # above that the triangular factor has done, below it eigenvalues decide.
-PIVOT = 1e-8
+MIN_PIVOT = 1e-8
 
 
 class Leace(MomentEraser):
@@ -56,8 +56,8 @@ class Leace(MomentEraser):
                 expected="a correlation from 0 to below 1",
                 got=repr(self.tolerance),
             )
-        cov = shrunk(moments.cov_xx, moments.count, self.shrinkage)
-        cross = moments.cov_xz @ whitening_of_concept(moments.cov_zz)
+        cov = shrink_covariance(moments.cov_xx, moments.count, self.shrinkage)
+        cross = moments.cov_xz @ concept_whitening(moments.cov_zz)
         eps = torch.finfo(moments.precision).eps
         inner, right_of = _whitened(cov, cross, eps * moments.width)
         u, correlations, vt = torch.linalg.svd(inner, full_matrices=False)
@@ -70,10 +70,10 @@ class Leace(MomentEraser):
         left = cross @ vt[:, :most].mT * inverse[:, None]
         right = right_of(u[..., :most] * kept[:, None]).mT
         many = AffineEraser("Leace", left, right, moments.mean_x, ranks)
-        return many.at(0) if moments.single else many
+        return many.at(0) if moments.single_site else many
 
 
-def shrunk(cov: Tensor, count: int, share: float | str) -> Tensor:
+def shrink_covariance(cov: Tensor, count: int, share: float | str) -> Tensor:
     """The (site, d, d) covariance drawn towards its mean variance times the identity.
 
     Raises:
@@ -101,7 +101,7 @@ def shrunk(cov: Tensor, count: int, share: float | str) -> Tensor:
     return grown
 
 
-def whitening_of_concept(cov_zz: Tensor) -> Tensor:
+def concept_whitening(cov_zz: Tensor) -> Tensor:
     """(k, r) map after which the concept has r uncorrelated columns of variance one.
 
     Columns that depend on others (one class's, given all the rest) drop out.
@@ -131,7 +131,7 @@ def _whitened(cov: Tensor, cross: Tensor, cut: float):
     unit = torch.where(scale > 0, 1 / scale, 0.0)
     factor, fault = torch.linalg.cholesky_ex(unit[:, :, None] * cov * unit[:, None])
     pivots = factor.diagonal(dim1=1, dim2=2).square()
-    sound = (fault == 0) & (pivots > PIVOT).all(1)
+    sound = (fault == 0) & (pivots > MIN_PIVOT).all(1)
     if bool(sound.all()):
         inner = _solve(factor, unit[..., None] * cross)
         return inner, lambda u: unit[..., None] * _solve(factor.mT, u, upper=True)

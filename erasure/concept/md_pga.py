@@ -20,11 +20,11 @@ from torch import Tensor
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
-from evidence.storage.serialization import read_tensors, rebuilding
+from evidence.storage.serialization import eraser_errors, read_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class MdProjection:
+class MdPgaProjection:
     """The eraser of one or several sites.
 
     Attributes:
@@ -88,17 +88,17 @@ class MdProjection:
         )
 
     @staticmethod
-    def load(path: Path) -> "MdProjection":
+    def load(path: Path) -> "MdPgaProjection":
         """Read what ``save`` wrote.
 
         Raises:
             InputError: there is no such file, or it is something else.
         """
-        with rebuilding(path):
-            return MdProjection(**read_tensors(as_path(path, "the projection"))[1])
+        with eraser_errors(path):
+            return MdPgaProjection(**read_tensors(as_path(path, "the projection"))[1])
 
 
-def fit_md(states: Tensor, labels: Tensor, k: int = 2) -> MdProjection:
+def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
     """Fit MD-PGA at every site.
 
     Args:
@@ -142,7 +142,7 @@ def fit_md(states: Tensor, labels: Tensor, k: int = 2) -> MdProjection:
     basis = torch.take_along_dim(vectors, chosen[:, None], 2).transpose(1, 2)
     size = values.abs().take_along_dim(chosen, 1)
     share = size / values.abs().sum(1, keepdim=True).clamp(min=1e-300)
-    return MdProjection(centre, scale, basis.contiguous(), share)
+    return MdPgaProjection(centre, scale, basis.contiguous(), share)
 
 
 def _covariance(rows: Tensor) -> Tensor:

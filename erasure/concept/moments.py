@@ -7,11 +7,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from erasure.inputs import RowsError, codes_of, numbers_of, tables_of
+from erasure.inputs import RowsError, class_codes, numeric_concept, site_tables
 
 # Bytes of centred rows at a time: few enough for a CPU's cache to keep them between
 # writing and multiplying, many enough to keep a GPU busy.
-CHUNK = {"cpu": 4 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
 class Moments:
@@ -29,7 +29,7 @@ class Moments:
 
     Attributes:
         count: Rows seen.
-        single: Whether rows came as (item, d), of one site.
+        single_site: Whether rows came as (item, d), of one site.
         classes: (class,) sorted, or None for a concept made of numbers.
         mean_x: (site, d) float64.
         mean_z: (k,) float64; k is the number of classes (one column each) or numbers.
@@ -54,7 +54,7 @@ class Moments:
         self.classes = None if classes is None else np.unique(np.asarray(classes))
         self.precision = precision
         self.count = 0
-        self.single = False
+        self.single_site = False
         self._xx = self._xz = self._zz = torch.empty(0)
 
     def update(self, x: ArrayLike | Tensor, z: ArrayLike | Tensor) -> "Moments":
@@ -72,14 +72,14 @@ class Moments:
             RowsError: NaN or infinite values, shapes that do not fit or differ from
                 earlier chunks, a class that was not announced. Nothing is added then.
         """
-        tables, single = tables_of(x)
+        tables, single = site_tables(x)
         items = tables.shape[1]
         first = self.count == 0
-        device = _home(tables)
-        target, classes = _target(z, items, self.classes, first)
+        device = _accumulation_device(tables)
+        target, classes = _concept_columns(z, items, self.classes, first)
         target = target.to(device)
         if not first:
-            self._check_like_before(tables, target, single, classes)
+            self._check_compatible(tables, target, single, classes)
         new_z = target.mean(0)
         target = target - new_z
         new_x = _means(tables, device)
@@ -92,7 +92,7 @@ class Moments:
             sites, _, d = tables.shape
             k = target.shape[1]
             made = {"dtype": torch.float64, "device": device}
-            self.single, self.classes = single, classes
+            self.single_site, self.classes = single, classes
             self.mean_x = torch.zeros(sites, d, **made)
             self.mean_z = torch.zeros(k, **made)
             self._xx = torch.zeros(sites, d, d, **made)
@@ -100,7 +100,7 @@ class Moments:
             self._zz = torch.zeros(k, k, **made)
         self._add_scatter(tables, target, new_x)
         self._zz += target.T @ target
-        self._join(new_x, new_z, items)
+        self._combine_means(new_x, new_z, items)
         return self
 
     def merge(self, other: "Moments") -> "Moments":
@@ -110,23 +110,25 @@ class Moments:
             RowsError: it has seen other sites, widths or classes, or nothing.
         """
         for each in (self, other):
-            each._check_some()
+            each._check_not_empty()
         same = (
             self._xz.shape == other._xz.shape
-            and self.single == other.single
+            and self.single_site == other.single_site
             and _equal(self.classes, other.classes)
         )
         if not same:
             raise RowsError(
                 "these moments are of different sites, widths or concepts",
-                expected=self._shape(),
-                got=other._shape(),
+                expected=self._describe(),
+                got=other._describe(),
             )
         device = self.mean_x.device
         self._xx += other._xx.to(device)
         self._xz += other._xz.to(device)
         self._zz += other._zz.to(device)
-        self._join(other.mean_x.to(device), other.mean_z.to(device), other.count)
+        self._combine_means(
+            other.mean_x.to(device), other.mean_z.to(device), other.count
+        )
         return self
 
     @property
@@ -142,19 +144,19 @@ class Moments:
     @property
     def cov_xx(self) -> Tensor:
         """(site, d, d) covariance of the activations, over ``count`` rows."""
-        self._check_some()
+        self._check_not_empty()
         return self._xx / self.count
 
     @property
     def cov_xz(self) -> Tensor:
         """(site, d, k) covariance of activations and concept."""
-        self._check_some()
+        self._check_not_empty()
         return self._xz / self.count
 
     @property
     def cov_zz(self) -> Tensor:
         """(k, k) covariance of the concept."""
-        self._check_some()
+        self._check_not_empty()
         return self._zz / self.count
 
     def _add_scatter(self, tables: Tensor, target: Tensor, means: Tensor) -> None:
@@ -173,7 +175,7 @@ class Moments:
             self._xz[some] += (columns[:, rows] @ piece).mT
             self._xx[some] += _gram(piece.to(self.precision), products[: len(given)])
 
-    def _join(self, mean_x: Tensor, mean_z: Tensor, items: int) -> None:
+    def _combine_means(self, mean_x: Tensor, mean_z: Tensor, items: int) -> None:
         """Means of everything, and the products of the differences of the parts'."""
         total = self.count + items
         apart_x, apart_z = mean_x - self.mean_x, mean_z - self.mean_z
@@ -186,24 +188,24 @@ class Moments:
         self.mean_z += apart_z * (items / total)
         self.count = total
 
-    def _check_some(self) -> None:
+    def _check_not_empty(self) -> None:
         if not self.count:
             raise RowsError("no rows were gathered", fix="Call update(x, z) first")
 
-    def _check_like_before(
+    def _check_compatible(
         self, tables: Tensor, target: Tensor, single: bool, classes: NDArray | None
     ) -> None:
         got = (tables.shape[0], tables.shape[2], target.shape[1], single)
-        before = (self.sites, self.width, len(self.mean_z), self.single)
+        before = (self.sites, self.width, len(self.mean_z), self.single_site)
         if got != before or (classes is None) != (self.classes is None):
             raise RowsError(
                 "this chunk is unlike the earlier ones",
-                expected=self._shape(),
+                expected=self._describe(),
                 got=f"{got[0]} site(s) of width {got[1]} and a concept of {got[2]} "
                 + ("columns" if classes is None else "classes"),
             )
 
-    def _shape(self) -> str:
+    def _describe(self) -> str:
         kind = "columns" if self.classes is None else "classes"
         return (
             f"{self.sites} site(s) of width {self.width} and a concept of "
@@ -211,11 +213,11 @@ class Moments:
         )
 
 
-def _target(
+def _concept_columns(
     z: ArrayLike | Tensor, items: int, classes: NDArray | None, first: bool
 ) -> tuple[Tensor, NDArray | None]:
     """The concept in numbers, (item, k) float64: a column a class, or what came."""
-    numbers = numbers_of(z, items) if classes is None else None
+    numbers = numeric_concept(z, items) if classes is None else None
     if numbers is not None:
         return numbers, None
     if classes is None and not first:
@@ -224,7 +226,7 @@ def _target(
             expected="a concept made of floating-point numbers",
             got="classes",
         )
-    classes, codes = codes_of(z, items, classes)
+    classes, codes = class_codes(z, items, classes)
     return torch.nn.functional.one_hot(codes, len(classes)).double(), classes
 
 
@@ -244,15 +246,15 @@ def _gram(rows: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _home(tables: Tensor) -> torch.device:
+def _accumulation_device(tables: Tensor) -> torch.device:
     """Where sums are kept: with the rows, but for devices without float64."""
     return torch.device("cpu") if tables.device.type == "mps" else tables.device
 
 
 def _pieces(tables: Tensor, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """(sites, rows) at a time, so that a float64 copy stays within ``CHUNK``."""
+    """(sites, rows) at a time, so that a float64 copy stays within ``CHUNK_BYTES``."""
     sites, items, d = tables.shape
-    budget = CHUNK.get(device.type, CHUNK["cuda"]) // (8 * d)
+    budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (8 * d)
     # Long thin products are the fast ones: rows first, then sites side by side.
     rows = max(1, min(items, max(budget, 256)))
     together = max(1, budget // rows)

@@ -4,7 +4,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from erasure.concept.affine import AffineEraser, orthogonal
+from erasure.concept.affine import AffineEraser, orthogonal_projection
 from erasure.concept.base import ConceptEraser, MomentEraser
 from erasure.concept.moments import Moments
 from erasure.inputs import RowsError
@@ -37,7 +37,9 @@ class MeanDifference(MomentEraser):
             # is from the mean of all. A class that never came has no mean.
             seen = moments.mean_z > 0
             spans = spans[..., seen] / moments.mean_z[seen]
-        return _off_the_first("MeanDifference", spans, None, self.tolerance, moments)
+        return _project_off_leading(
+            "MeanDifference", spans, None, self.tolerance, moments
+        )
 
 
 class SpectralRemoval(MomentEraser):
@@ -65,7 +67,7 @@ class SpectralRemoval(MomentEraser):
         """
         if self.rank is not None and self.rank < 1:
             raise RowsError("unknown rank", expected="1 or more", got=str(self.rank))
-        return _off_the_first(
+        return _project_off_leading(
             "SpectralRemoval", moments.cov_xz, self.rank, self.tolerance, moments
         )
 
@@ -106,7 +108,7 @@ class RandomProjection(ConceptEraser):
         shape = (sites, d, max(ranks))
         drawn = torch.randn(shape, generator=rng, dtype=torch.float64)
         basis, _ = torch.linalg.qr(drawn.to(centre.device))
-        self.eraser_ = orthogonal(
+        self.eraser_ = orthogonal_projection(
             "RandomProjection",
             basis,
             torch.tensor(ranks, device=centre.device),
@@ -122,7 +124,7 @@ class RandomProjection(ConceptEraser):
         return tags
 
 
-def _off_the_first(
+def _project_off_leading(
     method: str, spans: Tensor, most: int | None, tolerance: float, moments: Moments
 ) -> AffineEraser:
     """Project off the span of (site, d, k) columns, or the first directions of it."""
@@ -134,4 +136,6 @@ def _off_the_first(
     ranks = kept.sum(1)
     if most is not None:
         ranks = ranks.clamp(max=most)
-    return orthogonal(method, basis, ranks, moments.mean_x, moments.single)
+    return orthogonal_projection(
+        method, basis, ranks, moments.mean_x, moments.single_site
+    )

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from erasure.inputs import RowsError, codes_of, tables_of
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from erasure.inputs import RowsError, class_codes, site_tables
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,10 +46,10 @@ class QuadraticLeace:
             RowsError: a class spans fewer dimensions than all of them together (as a
                 rule it has fewer than d + 1 rows): no map can give it their covariance.
         """
-        tables, single = tables_of(x)
-        classes, codes = codes_of(z, tables.shape[1], None)
+        tables, single = site_tables(x)
+        classes, codes = class_codes(z, tables.shape[1], None)
         codes = codes.to(tables.device)
-        found = [_transports(table.double(), codes, classes) for table in tables]
+        found = [_transport_maps(table.double(), codes, classes) for table in tables]
         maps, means, centre = (torch.stack(part) for part in zip(*found, strict=True))
         eye = torch.eye(tables.shape[2], dtype=maps.dtype, device=maps.device)
         ranks = torch.linalg.matrix_rank(maps - eye).amax(1).tolist()
@@ -67,7 +67,7 @@ class QuadraticLeace:
         Raises:
             RowsError: shapes do not fit, or there is a class that was not fitted.
         """
-        tables, single = tables_of(x)
+        tables, single = site_tables(x)
         alone = self.maps.ndim == 3
         sites, d = (1 if alone else len(self.maps)), self.maps.shape[-1]
         if single != alone or (tables.shape[0], tables.shape[2]) != (sites, d):
@@ -76,7 +76,7 @@ class QuadraticLeace:
                 expected=f"(item, {d})" if alone else f"({sites}, item, {d})",
                 got=str(tuple(np.shape(x))),
             )
-        _, codes = codes_of(z, tables.shape[1], self.classes)
+        _, codes = class_codes(z, tables.shape[1], self.classes)
         inside = torch.float32 if tables.dtype.itemsize < 4 else tables.dtype
         there = {"dtype": inside, "device": tables.device}
         maps = self.maps.to(**there).reshape(sites, -1, d, d)
@@ -100,13 +100,13 @@ class QuadraticLeace:
     def load(cls, path: Path | str) -> "QuadraticLeace":
         """Read what ``save`` wrote."""
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             rank = facts["rank"]
             rank = rank if isinstance(rank, int) else tuple(rank)
             return cls(**tensors, classes=np.array(facts["classes"]), rank_=rank)
 
 
-def _transports(
+def _transport_maps(
     rows: Tensor, codes: Tensor, classes: NDArray
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maps (class, d, d), means (class, d) and the mean of all (d,) of one site."""
@@ -138,23 +138,23 @@ def _transports(
     goal = _barycenter(inner, shares) if span else inner[0]
     maps = torch.eye(len(centre)).to(rows).repeat(len(classes), 1, 1)
     if span:
-        root, inverse = _root(inner)
-        middle, _ = _root(root @ goal @ root)
+        root, inverse = _matrix_sqrt(inner)
+        middle, _ = _matrix_sqrt(root @ goal @ root)
         moved = inverse @ middle @ inverse - torch.eye(span).to(rows)
         maps = maps + axes @ moved @ axes.T
     return maps, means, centre
 
 
-def _barycenter(covs: Tensor, shares: Tensor, rounds: int = 500) -> Tensor:
+def _barycenter(covs: Tensor, shares: Tensor, max_iter: int = 500) -> Tensor:
     """The Gaussian's covariance with the least mean transport cost to all.
 
     A goal that has not quite settled costs a little more change, no guardedness: every
     class is given whatever covariance this is.
     """
     goal = (shares[:, None, None] * covs).sum(0)
-    for _ in range(rounds):
-        root, inverse = _root(goal)
-        means = (shares[:, None, None] * _root(root @ covs @ root)[0]).sum(0)
+    for _ in range(max_iter):
+        root, inverse = _matrix_sqrt(goal)
+        means = (shares[:, None, None] * _matrix_sqrt(root @ covs @ root)[0]).sum(0)
         new = inverse @ means @ means @ inverse
         new = (new + new.T) / 2
         moved, goal = (new - goal).norm() / goal.norm(), new
@@ -163,7 +163,7 @@ def _barycenter(covs: Tensor, shares: Tensor, rounds: int = 500) -> Tensor:
     return goal
 
 
-def _root(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _matrix_sqrt(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric square root and its inverse, of one or several positive matrices."""
     sizes, axes = torch.linalg.eigh((matrix + matrix.mT) / 2)
     sizes = sizes.clamp(min=0).sqrt()

@@ -4,10 +4,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from erasure.concept.adversary import Reader, logistic_reader
-from erasure.concept.affine import orthogonal
+from erasure.concept.adversary import LogisticProbe, fit_logistic_probe
+from erasure.concept.affine import orthogonal_projection
 from erasure.concept.base import ConceptEraser
-from erasure.inputs import RowsError, codes_of
+from erasure.inputs import RowsError, class_codes
 
 
 class RelaxedAdversarial(ConceptEraser):
@@ -64,20 +64,22 @@ class RelaxedAdversarial(ConceptEraser):
                 expected=f"rank from 1 to {d}, steps and every from 1, rate above 0",
                 got=f"{self.rank}, {self.steps}, {self.every}, {self.rate}",
             )
-        classes, codes = codes_of(y, tables.shape[1], None)
+        classes, codes = class_codes(y, tables.shape[1], None)
         member = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
         centre = tables.mean(1)
         found = [
-            self._play(table - mean, member)
+            self._solve_game(table - mean, member)
             for table, mean in zip(tables, centre, strict=True)
         ]
         basis = torch.stack([each[0] for each in found])
         self.loss_ = torch.tensor([each[1] for each in found])
         ranks = torch.full((len(found),), basis.shape[2], device=basis.device)
-        self.eraser_ = orthogonal(type(self).__name__, basis, ranks, centre, single)
+        self.eraser_ = orthogonal_projection(
+            type(self).__name__, basis, ranks, centre, single
+        )
         return self
 
-    def _play(self, rows: Tensor, member: Tensor) -> tuple[Tensor, float]:
+    def _solve_game(self, rows: Tensor, member: Tensor) -> tuple[Tensor, float]:
         """(d, rank) directions and the loss of the best reader after them."""
         # With fewer rows than features the game is played in the span of the rows.
         left, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
@@ -95,28 +97,30 @@ class RelaxedAdversarial(ConceptEraser):
         eye = torch.eye(span, dtype=inner.dtype, device=inner.device)
         removed = eye * (self.rank / span)
         best, best_loss = eye[:, : self.rank], -1.0
-        reader: Reader | None = None
+        reader: LogisticProbe | None = None
         for step in range(self.steps):
             kept = inner - inner @ removed
-            reader = logistic_reader(kept, member, self.penalty, reader, steps=10)
-            slope = inner.T @ reader.errors(kept, member) @ reader.coef.T / len(inner)
+            reader = fit_logistic_probe(kept, member, self.penalty, reader, steps=10)
+            slope = (
+                inner.T @ reader.residuals(kept, member) @ reader.coef.T / len(inner)
+            )
             # Removing more of a direction changes the loss by minus this; a matrix
             # that must stay symmetric moves along the symmetric part.
             move = -(slope + slope.T) / 2
             size = move.norm()
             if size > 0:
                 move = move / size * self.rate / (1 + step) ** 0.5
-            removed = to_fantope(removed + move, self.rank)
+            removed = project_to_fantope(removed + move, self.rank)
             if (step + 1) % self.every == 0 or step + 1 == self.steps:
                 hard = torch.linalg.eigh(removed)[1][:, -self.rank :]
                 kept = inner - (inner @ hard) @ hard.T
-                loss = logistic_reader(kept, member, self.penalty).loss
+                loss = fit_logistic_probe(kept, member, self.penalty).loss
                 if loss > best_loss:
                     best, best_loss = hard, loss
         return axes.T @ best, best_loss
 
 
-def to_fantope(matrix: Tensor, rank: int) -> Tensor:
+def project_to_fantope(matrix: Tensor, rank: int) -> Tensor:
     """The nearest symmetric matrix with eigenvalues from 0 to 1 and trace ``rank``.
 
     The eigenvectors stay; eigenvalues all move by one number and are clipped, and the

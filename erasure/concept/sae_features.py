@@ -3,7 +3,7 @@
 A sparse autoencoder splits an activation into features, each with a direction it
 writes. Features that are active on rows of a concept and on few others are taken out.
 On activations that is a change at run time, and so a suppression; on the value vectors
-of an MLP (``rewrite_values_``) it is a change of weights.
+of an MLP (``pisces_``) it is a change of weights.
 
 Source: after PISCES (github.com/yoavgur/PISCES), as its abstract and settings have it:
 count and value of the features. It chooses features by automated interpretation; ours
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capture.network.structure import down_projection, find_blocks
-from erasure.inputs import RowsError, codes_of, tables_of
+from erasure.inputs import RowsError, class_codes, site_tables
 from evidence.errors import InputError
-from evidence.storage.serialization import read_eraser, rebuilding, write_eraser
+from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class DictionaryEraser:
         z: ArrayLike | Tensor,
         dictionary: Dictionary,
         *,
-        count: int = 10,
+        n_features: int = 10,
         strength: float = 0.0,
     ) -> "DictionaryEraser":
         """Choose features on (item, d) activations.
@@ -103,29 +103,29 @@ class DictionaryEraser:
             x: Activations of the site the dictionary was trained on.
             z: Two classes; the larger one in sorting order is the concept.
             dictionary: Handed in, however it was trained.
-            count: Features to take out.
+            n_features: Features to take out.
             strength: As the attribute.
 
         Raises:
             RowsError: rows that do not fit the dictionary, not two classes, or a count
                 or strength that cannot be used.
         """
-        tables, single = tables_of(x)
+        tables, single = site_tables(x)
         if not single or tables.shape[2] != dictionary.centre.numel():
             raise RowsError(
                 "rows and dictionary do not fit",
                 expected=f"(item, {dictionary.centre.numel()})",
                 got=str(tuple(tables.shape[1:] if single else tables.shape)),
             )
-        classes, codes = codes_of(z, tables.shape[1], None)
+        classes, codes = class_codes(z, tables.shape[1], None)
         if len(classes) != 2:
             raise RowsError("a concept is two classes", got=f"{len(classes)}")
         most = len(dictionary.bias)
-        if not 1 <= count <= most or not strength >= 0:
+        if not 1 <= n_features <= most or not strength >= 0:
             raise RowsError(
                 "count or strength cannot be used",
                 expected=f"1 to {most} features, a strength of 0 or more",
-                got=f"{count} and {strength}",
+                got=f"{n_features} and {strength}",
             )
         offsets = tables[0].double().cpu() - dictionary.centre
         active = dictionary.latents(offsets) > 0
@@ -133,7 +133,7 @@ class DictionaryEraser:
         hits = (active & concept[:, None]).sum(0).double()
         f1 = 2 * hits / (active.sum(0) + concept.sum()).clamp(min=1)
         # A stable order: of equal features the first is taken.
-        chosen = torch.sort(f1, descending=True, stable=True).indices[:count]
+        chosen = torch.sort(f1, descending=True, stable=True).indices[:n_features]
         part = Dictionary(
             dictionary.encoder[chosen],
             dictionary.bias[chosen],
@@ -147,11 +147,11 @@ class DictionaryEraser:
         """(..., d) activations without the features: same shape, type and device."""
         rows = x if isinstance(x, Tensor) else torch.as_tensor(x)
         flat = rows.detach().reshape(-1, rows.shape[-1]).double().cpu()
-        left = flat - self._written(flat - self.dictionary.centre)
+        left = flat - self._reconstruct(flat - self.dictionary.centre)
         found = left.reshape(rows.shape).to(rows)
         return found if isinstance(x, Tensor) else found.numpy()
 
-    def vectors(self, values: Tensor) -> Tensor:
+    def transform_vectors(self, values: Tensor) -> Tensor:
         """(vector, d) directions without what they write of the features.
 
         A neuron may be active with either sign, so what a vector writes and what its
@@ -161,11 +161,11 @@ class DictionaryEraser:
         flat = values.detach().double().cpu()
         size = flat.norm(dim=1, keepdim=True)
         scale = torch.where(size > 0, self.size / size.clamp(min=1e-300), 0.0)
-        ahead, back = self._written(flat * scale), self._written(-flat * scale)
+        ahead, back = self._reconstruct(flat * scale), self._reconstruct(-flat * scale)
         written = (ahead - back) / torch.where(scale > 0, scale, 1.0)
         return (flat - written).to(values)
 
-    def _written(self, offsets: Tensor) -> Tensor:
+    def _reconstruct(self, offsets: Tensor) -> Tensor:
         latents = self.dictionary.latents(offsets)
         return (1 + self.strength) * latents @ self.dictionary.decoder
 
@@ -190,7 +190,7 @@ class DictionaryEraser:
             InputError: no such file, or another eraser.
         """
         tensors, facts = read_eraser(path, cls.__name__)
-        with rebuilding(path):
+        with eraser_errors(path):
             scores = tensors.pop("scores")
             return cls(
                 Dictionary(**tensors),
@@ -201,7 +201,7 @@ class DictionaryEraser:
             )
 
 
-def rewrite_values_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
+def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
     """Take the features out of every value vector of one block's MLP, in place.
 
     Args:
@@ -233,7 +233,7 @@ def rewrite_values_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> i
             expected=str(values.shape[1]),
             got=str(eraser.dictionary.centre.numel()),
         )
-    new = eraser.vectors(values)
+    new = eraser.transform_vectors(values)
     changed = (new - values).norm(dim=1) > 1e-6 * values.norm(dim=1)
     with torch.no_grad():
         values.copy_(new)

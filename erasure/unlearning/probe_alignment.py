@@ -21,32 +21,32 @@ import torch
 from torch import Tensor, nn
 
 from capture.activations.hidden_states import (
-    at_ends,
     check_depths,
-    prompts_of,
-    states_of,
-    watching,
+    last_token_states,
+    prompts_only,
+    record_depths,
+    states_at,
 )
 from capture.data.sequences import Padded, Sequences, pad
-from erasure.unlearning.adapters import low_rank_
-from erasure.unlearning.objectives import count_scored, token_logprobs
-from erasure.unlearning.training import (
+from erasure.unlearning.training.adapters import low_rank_
+from erasure.unlearning.training.loop import (
     Evaluate,
     Schedule,
     TrainLog,
     chunk_tokens,
     device_of,
+    logit_reader_for,
     only_training,
-    reader_for,
-    take_steps,
+    train_steps,
 )
+from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
 
-Fit = Callable[[Tensor, Tensor], Tensor]
+FitProbe = Callable[[Tensor, Tensor], Tensor]
 """(depth, row, d) states and (row,) labels, 1 for memorised, to (depth, d) readouts."""
-Clean = Callable[[int], Sequences]
+CleanTexts = Callable[[int], Sequences]
 """Clean texts of an epoch, in the same order in every one."""
 ALIGNMENTS = ("readout", "isotropic")
 
@@ -152,9 +152,9 @@ class PgaLog(TrainLog):
 
 def align_(
     model: nn.Module,
-    memorised: Sequences,
-    clean: Sequences | Clean,
-    fit: Fit,
+    memorized: Sequences,
+    clean: Sequences | CleanTexts,
+    fit: FitProbe,
     config: PgaConfig,
     *,
     evaluate: Evaluate | None = None,
@@ -165,7 +165,7 @@ def align_(
 
     Args:
         model: A Hugging Face causal language model; it stays a plain model.
-        memorised: Texts to align, read at the last token before their answer (the
+        memorized: Texts to align, read at the last token before their answer (the
             last token where there is none).
         clean: As many texts, row i the partner of row i, whose likelihood is kept; or
             a function from epoch to texts, for codes that are drawn anew.
@@ -178,13 +178,13 @@ def align_(
     Raises:
         InputError: no pairs, texts that do not pair up, or depths that are not there.
     """
-    texts = clean if callable(clean) else _always(clean)
+    texts = clean if callable(clean) else _constant(clean)
     first = texts(0)
-    if len(memorised) == 0 or len(memorised) != len(first):
+    if len(memorized) == 0 or len(memorized) != len(first):
         raise InputError(
             "memorised and clean texts must pair up",
             expected="as many of one as of the other, and at least one",
-            got=f"{len(memorised)} and {len(first)}",
+            got=f"{len(memorized)} and {len(first)}",
         )
     count_scored(first, "all")
     depths = check_depths(model, config.depths)
@@ -196,7 +196,7 @@ def align_(
     else:
         adapters = nullcontext(whole)
     with adapters as parameters, only_training(model, parameters) as trained:
-        pairs = _Pairs(model, memorised, texts, depths, config)
+        pairs = _Pairs(model, memorized, texts, depths, config)
         found: dict[str, Tensor] = {}
         epoch = 0
 
@@ -211,7 +211,7 @@ def align_(
             epoch += 1
             return losses
 
-        log = take_steps(
+        log = train_steps(
             model,
             trained,
             backward,
@@ -223,7 +223,7 @@ def align_(
     return PgaLog(log.rows, log.stopped, config, found.get("basis"))
 
 
-def attacker_basis(fit: Fit, states: Tensor, labels: Tensor, rank: int) -> Tensor:
+def attacker_basis(fit: FitProbe, states: Tensor, labels: Tensor, rank: int) -> Tensor:
     """Readouts of an attacker who fits again after each one is projected out.
 
     Args:
@@ -269,14 +269,14 @@ class _Pairs:
         self,
         model: nn.Module,
         memorised: Sequences,
-        clean: Clean,
+        clean: CleanTexts,
         depths: Sequence[int],
         config: PgaConfig,
     ):
         self.model, self.clean, self.depths = model, clean, depths
         self.config = config
-        self.memorised = prompts_of(memorised)
-        self.reader = reader_for(model, clean(0))
+        self.memorised = prompts_only(memorised)
+        self.reader = logit_reader_for(model, clean(0))
         longest = max(map(len, self.memorised.ids + clean(0).ids))
         count, size = len(memorised), max(1, chunk_tokens(model) // longest)
         self.chunks = [
@@ -295,8 +295,8 @@ class _Pairs:
         """(depth, row, d) of all memorised, then all clean texts, and the labels."""
         found = []
         with torch.no_grad():
-            for batch in self.batches + self.padded(prompts_of(self.clean(0))):
-                found.append(states_of(self.model, batch, self.depths))
+            for batch in self.batches + self.padded(prompts_only(self.clean(0))):
+                found.append(last_token_states(self.model, batch, self.depths))
         count = len(self.memorised)
         labels = torch.tensor([1] * count + [0] * count)
         return torch.cat(found, dim=1), labels
@@ -308,12 +308,12 @@ class _Pairs:
         align = entropy = 0.0
         both = zip(self.batches, self.padded(rows), self.chunks, strict=True)
         for memorised, clean, chunk in both:
-            mine = states_of(self.model, memorised, self.depths)
-            with watching(self.model, self.depths) as seen:
+            mine = last_token_states(self.model, memorised, self.depths)
+            with record_depths(self.model, self.depths) as seen:
                 logprob, _ = token_logprobs(self.reader, clean, "all")
             starts = torch.tensor([rows.answer_start[row] for row in chunk])
             ends = starts.to(clean.input_ids.device) - 1
-            other = at_ends(seen, self.depths, ends)
+            other = states_at(seen, self.depths, ends)
             gap = squared_gap(mine - other, basis).sum() / len(self.memorised)
             nats = -logprob.sum() / total
             (config.align_weight * gap + config.clean_weight * nats).backward()
@@ -336,5 +336,5 @@ def squared_gap(difference: Tensor, basis: Tensor | None) -> Tensor:
     return seen.square().sum(-1).mean(0)
 
 
-def _always(rows: Sequences) -> Clean:
+def _constant(rows: Sequences) -> CleanTexts:
     return lambda epoch: rows

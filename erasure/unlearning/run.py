@@ -22,22 +22,34 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.batch_order import alternating, paired
-from erasure.unlearning.config import DISTILLING, RELABELLING, UnlearnConfig
-from erasure.unlearning.frozen_prefix import lower_blocks_once
 from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
-from erasure.unlearning.methods.distillation import distilling_losses
-from erasure.unlearning.methods.relabeling import only_where, saliency_masks
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.parameters import rmu_block, start_again_, trained_part
-from erasure.unlearning.task import likelihood_losses, preference_losses, rmu_losses
-from erasure.unlearning.training import (
+from erasure.unlearning.methods.distillation import distillation_losses
+from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
+from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
+from erasure.unlearning.training.config import (
+    DISTILLATION_METHODS,
+    RELABELING_METHODS,
+    UnlearnConfig,
+)
+from erasure.unlearning.training.frozen_prefix import cached_prefix
+from erasure.unlearning.training.loop import (
     Evaluate,
     TrainLog,
     finetune_,
     only_training,
-    shortest,
-    take_steps,
+    shortest_row,
+    train_steps,
+)
+from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.parameters import (
+    reinitialize_,
+    rmu_block,
+    trained_parameters,
+)
+from erasure.unlearning.training.task import (
+    likelihood_losses,
+    preference_losses,
+    rmu_losses,
 )
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -59,7 +71,7 @@ def unlearn_(
     retain: Sequences,
     config: UnlearnConfig,
     *,
-    relabelled: Sequences | None = None,
+    relabeled: Sequences | None = None,
     novice: Sequences | None = None,
     rmu_module: nn.Module | None = None,
     evaluate: Evaluate | None = None,
@@ -75,7 +87,7 @@ def unlearn_(
         retain: Rows to keep; not read by ``grad_ascent`` and ``task_vector``, or with
             ``retain_weight`` 0 (``ssd`` reads them in any case).
         config: Method and settings.
-        relabelled: The forget prompts with wrong answers, for the relabelling
+        relabeled: The forget prompts with wrong answers, for the relabelling
             methods; with the answers to prefer, row by row, for ``dpo``.
         novice: The forget rows with somebody unknown in place of whom they are
             about, row by row, for ``elm``.
@@ -87,9 +99,9 @@ def unlearn_(
     Raises:
         InputError: rows or settings the method cannot work with.
     """
-    target = _target_rows(forget, relabelled, config)
-    _check_pairs(forget, relabelled, novice, config)
-    keeps = _keeps(config)
+    target = _target_rows(forget, relabeled, config)
+    _check_pairs(forget, relabeled, novice, config)
+    keeps = _uses_retain(config)
     if keeps and len(retain) == 0:
         raise InputError(
             f"{config.method} needs retain rows",
@@ -105,40 +117,42 @@ def unlearn_(
         if keeps:
             count_scored(retain, config.loss_on)
     if config.method == "ssd":
-        return _dampened_(model, forget, retain, config)
+        return _ssd_(model, forget, retain, config)
     if config.method == "task_vector":
-        return _negated_(model, forget, config, evaluate, seed, progress)
-    with trained_part(model, config, rmu_module, seed) as parameters:
+        return _task_vector_(model, forget, config, evaluate, seed, progress)
+    with trained_parameters(model, config, rmu_module, seed) as parameters:
         if config.method == "eu_k":
-            start_again_(model, parameters, seed)
+            reinitialize_(model, parameters, seed)
         with only_training(model, parameters) as trained:
             if config.method == "rmu":
                 block = rmu_block(model, config, rmu_module)
                 losses = rmu_losses(model, block, target, retain, config, seed)
             elif config.method == "dpo":
-                assert relabelled is not None  # checked above
-                losses = preference_losses(model, target, relabelled, retain, config)
-            elif config.method in DISTILLING:
-                losses = distilling_losses(model, target, retain, novice, config, seed)
+                assert relabeled is not None  # checked above
+                losses = preference_losses(model, target, relabeled, retain, config)
+            elif config.method in DISTILLATION_METHODS:
+                losses = distillation_losses(
+                    model, target, retain, novice, config, seed
+                )
             else:
                 losses = likelihood_losses(model, target, retain, config)
             kept = len(retain) if keeps else 0
-            steps_of = alternating if config.method == "scrub" else paired
+            steps_of = alternating_steps if config.method == "scrub" else paired_steps
             backward = steps_of(losses, len(target), kept, config, seed)
             schedule = config.schedule()
             with ExitStack() as stack:
                 if config.method == "last_block_relabel":
                     stack.enter_context(
-                        lower_blocks_once(model, shortest(model, target))
+                        cached_prefix(model, shortest_row(model, target))
                     )
                 if config.method == "salun":
                     masks = saliency_masks(
                         model, trained, forget, config.loss_on, config.saliency
                     )
-                    stack.enter_context(only_where(trained, masks))
+                    stack.enter_context(masked_gradients(trained, masks))
                     # Decay would move the weights outside the mask as well.
                     schedule = replace(schedule, weight_decay=0.0)
-                log = take_steps(
+                log = train_steps(
                     model,
                     trained,
                     backward,
@@ -157,7 +171,7 @@ def _target_rows(
     """The rows the forget term is computed on."""
     if len(forget) == 0:
         raise InputError("there is nothing to forget", expected="one row or more")
-    if config.method not in RELABELLING:
+    if config.method not in RELABELING_METHODS:
         return forget
     if relabelled is None or len(relabelled) == 0:
         raise InputError(
@@ -206,7 +220,7 @@ def _scored_parts(rows: Sequences, loss_on: str) -> list[tuple[int, ...] | int]:
     return [ids[start:] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
 
 
-def _keeps(config: UnlearnConfig) -> bool:
+def _uses_retain(config: UnlearnConfig) -> bool:
     """Whether the method reads retain rows."""
     if config.method == "ssd":
         return True
@@ -215,7 +229,7 @@ def _keeps(config: UnlearnConfig) -> bool:
     return config.retain_weight > 0
 
 
-def _dampened_(
+def _ssd_(
     model: nn.Module, forget: Sequences, retain: Sequences, config: UnlearnConfig
 ) -> UnlearnLog:
     """SSD: no step is taken, weights are shrunk once."""
@@ -237,7 +251,7 @@ def _dampened_(
     return UnlearnLog(({"step": 1.0, "dampened": float(chosen)},), config=config)
 
 
-def _negated_(
+def _task_vector_(
     model: nn.Module,
     forget: Sequences,
     config: UnlearnConfig,
@@ -247,7 +261,7 @@ def _negated_(
 ) -> UnlearnLog:
     """Learn the forget rows further, then go as many times as far the other way."""
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    with trained_part(model, config, None, seed) as parameters:
+    with trained_parameters(model, config, None, seed) as parameters:
         log = finetune_(
             model,
             forget,

@@ -20,7 +20,7 @@ from evidence.errors import InputError
 
 # A folded model may differ from the hooked one by rounding: this many units in the
 # last place of the largest output, or this share of what the erasers change.
-ROUNDING, SHARE = 200, 1e-3
+MAX_ULPS, MAX_ERROR_SHARE = 200, 1e-3
 
 
 class Place(Protocol):
@@ -105,25 +105,25 @@ def fold_(
             map has no bias for the constant part; weights are quantised or shared; or
             the folded model differs from the hooked one. The model is as it was.
     """
-    batch = _tokens(model) if inputs is None else dict(inputs)
+    batch = _random_batch(model) if inputs is None else dict(inputs)
     places = {name: where.resolve(name) for name in erasers}
     for name, eraser in erasers.items():
         _check(model, name, places[name], eraser)
-    plain = _run(model, batch)
-    with hooked((places[name], eraser) for name, eraser in erasers.items()):
-        wanted = _run(model, batch)
+    plain = _first_output(model, batch)
+    with erased_by_hooks((places[name], eraser) for name, eraser in erasers.items()):
+        wanted = _first_output(model, batch)
     targets = {
         name: _targets(model, name, places[name], eraser)
         for name, eraser in erasers.items()
     }
-    with _kept_unless_done(model, [m for part in targets.values() for m in part]):
+    with _restored_on_error(model, [m for part in targets.values() for m in part]):
         for name, eraser in erasers.items():
             _fold_one(model, name, places[name], eraser, targets[name])
-        got = _run(model, batch)
+        got = _first_output(model, batch)
         effect = (wanted - plain).abs().max()
-        rounding = ROUNDING * torch.finfo(got.dtype).eps * wanted.abs().max()
+        rounding = MAX_ULPS * torch.finfo(got.dtype).eps * wanted.abs().max()
         gap = (got - wanted).abs().max()
-        if not gap <= SHARE * effect + rounding:
+        if not gap <= MAX_ERROR_SHARE * effect + rounding:
             raise InputError(
                 "the folded model is not the hooked one",
                 expected="maps that feed their site directly and are used once, in a "
@@ -135,7 +135,7 @@ def fold_(
 
 
 @contextmanager
-def hooked(pairs: Iterable[tuple[Place, AffineEraser]]) -> Iterator[None]:
+def erased_by_hooks(pairs: Iterable[tuple[Place, AffineEraser]]) -> Iterator[None]:
     """Erase at places while the block lasts; hooks go however it ends."""
     with ExitStack() as stack:
         for place, eraser in pairs:
@@ -167,7 +167,7 @@ def _hook(place: Place, eraser: AffineEraser):
 
 
 def _check(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> None:
-    if not eraser.single:
+    if not eraser.single_site:
         raise InputError(
             f"the eraser for {name} is of several sites",
             expected="an eraser of one site",
@@ -178,7 +178,7 @@ def _check(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> N
             f"{name} cannot be folded: its module keeps heads on an axis of their own",
             fix="Use the eraser as a hook",
         )
-    blocks = _blocks(model)
+    blocks = _transformer_blocks(model)
     first = place.side == "in" and blocks[:1] == [place.module]
     if not first and any(place.module is block for block in blocks):
         raise InputError(
@@ -189,7 +189,7 @@ def _check(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> N
         )
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def _transformer_blocks(model: nn.Module) -> list[nn.Module]:
     """Transformer blocks; none in a list of plain maps, or where there is no list."""
     try:
         blocks = find_blocks(model)
@@ -202,8 +202,8 @@ def _targets(
     model: nn.Module, name: str, place: Place, eraser: AffineEraser
 ) -> list[nn.Module]:
     """The modules whose weights take up the eraser."""
-    if _blocks(model)[:1] == [place.module]:
-        return _embeddings(model, name, eraser)
+    if _transformer_blocks(model)[:1] == [place.module]:
+        return _stream_embeddings(model, name, eraser)
     if place.side == "in" or isinstance(place.module, nn.Linear | Conv1D):
         return [place.module]
     # That a part of a block ends with its last map is checked by running.
@@ -219,9 +219,11 @@ def _targets(
     return maps[-1:]
 
 
-def _embeddings(model: nn.Module, name: str, eraser: AffineEraser) -> list[nn.Module]:
+def _stream_embeddings(
+    model: nn.Module, name: str, eraser: AffineEraser
+) -> list[nn.Module]:
     """Every embedding of the stream outside the blocks, the tokens' first."""
-    inside = {id(m) for block in _blocks(model) for m in block.modules()}
+    inside = {id(m) for block in _transformer_blocks(model) for m in block.modules()}
     ask = getattr(model, "get_input_embeddings", None)
     tokens = ask() if callable(ask) else None
     if not isinstance(tokens, nn.Embedding) or tokens.embedding_dim != eraser.width:
@@ -249,7 +251,7 @@ def _fold_one(
     targets: list[nn.Module],
 ) -> None:
     for target in targets:
-        own_weights_(model, target, name)
+        untie_weights_(model, target, name)
     if isinstance(targets[0], nn.Embedding):
         tables = [each for each in targets if isinstance(each, nn.Embedding)]
         fold_embeddings_(tables, eraser)
@@ -260,7 +262,7 @@ def _fold_one(
         fold_input_(targets[0], eraser, name, part)
 
 
-def own_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
+def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
     """Give ``module`` weights of its own, of numbers that can be written."""
     weight = getattr(module, "weight", None)
     plain = isinstance(module, nn.Linear | Conv1D | nn.Embedding)
@@ -289,7 +291,9 @@ def own_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def _kept_unless_done(model: nn.Module, targets: Iterable[nn.Module]) -> Iterator[None]:
+def _restored_on_error(
+    model: nn.Module, targets: Iterable[nn.Module]
+) -> Iterator[None]:
     """Put back what folding into ``targets`` may change, if the block fails."""
     head = output_head(model)
     some = {id(m): m for m in (*targets, *([head] if head is not None else []))}
@@ -312,7 +316,7 @@ def _kept_unless_done(model: nn.Module, targets: Iterable[nn.Module]) -> Iterato
         raise
 
 
-def _tokens(model: nn.Module) -> dict[str, Any]:
+def _random_batch(model: nn.Module) -> dict[str, Any]:
     """Random tokens, the same every time."""
     ask = getattr(model, "get_input_embeddings", None)
     table = ask() if callable(ask) else None
@@ -328,7 +332,7 @@ def _tokens(model: nn.Module) -> dict[str, Any]:
     return {"input_ids": ids.to(table.weight.device)}
 
 
-def _run(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _first_output(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The model's first output in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -13,26 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     TrainLog,
     backward_nll,
+    logit_reader_for,
     mean_nll,
     only_training,
-    reader_for,
     shuffled_batches,
 )
+from erasure.unlearning.training.objectives import count_scored
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 
 
 @dataclass(frozen=True)
-class GeometricConfig:
+class GradientProjectionConfig:
     """How steps are taken.
 
     Attributes:
-        length: Norm of a step before projection, over all weights. Steps on the bare
+        step_norm: Norm of a step before projection, over all weights. Steps on the bare
             gradient, which grows as the rows are forgotten, run away.
         steps: Most steps.
         batch_size: Forget rows a step; None for all.
@@ -40,28 +40,28 @@ class GeometricConfig:
         history: Retain gradients whose span is left alone.
         tolerance: A retain gradient adds a direction if more than this share of it
             lies off the others.
-        budget: Rise of the retain loss, in nats, that one step may cause on the rows
-            of the latest retain gradient.
-        halvings: How often a step over budget is halved before it is left out.
+        max_retain_rise: Rise of the retain loss, in nats, that one step may cause on
+            the rows of the latest retain gradient.
+        max_halvings: How often a step over budget is halved before it is left out.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """
 
-    length: float = 0.1
+    step_norm: float = 0.1
     steps: int = 20
     batch_size: int | None = None
     retain_batch_size: int | None = None
     history: int = 8
     tolerance: float = 1e-6
-    budget: float = 1e-4
-    halvings: int = 5
+    max_retain_rise: float = 1e-4
+    max_halvings: int = 5
     loss_on: str = "answer"
 
     def __post_init__(self) -> None:
         good = (
-            self.length > 0
+            self.step_norm > 0
             and min(self.steps, self.history) >= 1
             and 0 <= self.tolerance < 1
-            and min(self.budget, self.halvings) >= 0
+            and min(self.max_retain_rise, self.max_halvings) >= 0
         )
         if not good:
             raise InputError(
@@ -72,7 +72,7 @@ class GeometricConfig:
             )
 
 
-def span_of(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
+def orthonormal_span(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
     """Orthonormal (direction, weight) rows that span the gradients.
 
     Args:
@@ -95,7 +95,7 @@ def span_of(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
     return torch.stack(rows) if rows else torch.zeros(0, size)
 
 
-def project_off(gradient: Tensor, span: Tensor) -> Tensor:
+def project_out(gradient: Tensor, span: Tensor) -> Tensor:
     """The part of ``gradient`` (weight,) at right angles to the rows of ``span``."""
     span = span.to(gradient)
     for _ in range(2):
@@ -103,11 +103,11 @@ def project_off(gradient: Tensor, span: Tensor) -> Tensor:
     return gradient
 
 
-def geometric_ascent_(
+def projected_ascent_(
     model: nn.Module,
     forget: Sequences,
     retain: Sequences,
-    config: GeometricConfig,
+    config: GradientProjectionConfig,
     *,
     seed: int,
     progress: Progress = SILENT,
@@ -146,7 +146,7 @@ def geometric_ascent_(
     found: list[dict[str, float]] = []
     history: deque[Tensor] = deque(maxlen=config.history)
     with only_training(model, model.parameters()) as weights:
-        reader = reader_for(model, forget)
+        reader = logit_reader_for(model, forget)
 
         def slope(rows: Sequences) -> tuple[float, Tensor]:
             for weight in weights:
@@ -161,15 +161,15 @@ def geometric_ascent_(
                 # The newest first: where gradients depend on each other, it counts.
                 history.appendleft(gradient)
                 forget_loss, upward = slope(forget[next(order)])
-                off = project_off(upward, span_of(history, config.tolerance))
+                off = project_out(upward, orthonormal_span(history, config.tolerance))
                 size = float(upward.norm())
-                move = off * (config.length / size if size > 0 else 0.0)
+                move = off * (config.step_norm / size if size > 0 else 0.0)
                 scale, rise = 1.0, float("inf")
                 before = [weight.detach().clone() for weight in weights]
-                for _ in range(config.halvings + 1):
+                for _ in range(config.max_halvings + 1):
                     _move_(weights, before, scale * move)
                     rise = mean_nll(reader, kept_rows, config.loss_on) - retain_loss
-                    if rise <= config.budget:
+                    if rise <= config.max_retain_rise:
                         break
                     scale /= 2
                 else:

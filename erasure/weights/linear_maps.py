@@ -21,10 +21,10 @@ def fold_output_(module: nn.Module, eraser: AffineEraser, name: str) -> None:
         InputError: the widths differ, or there is no bias and a constant part.
     """
     weight = _weight(module, name)
-    _fits(eraser, weight.shape[0], name)
+    _check_width(eraser, weight.shape[0], name)
     offset, matrix = eraser.offset.to(weight), eraser.matrix.to(weight)
     bias = _bias(module, offset, name)
-    _set(module, matrix @ weight)
+    _set_weight(module, matrix @ weight)
     if bias is not None:
         bias.data.copy_(matrix @ bias.detach().double() + offset)
 
@@ -45,11 +45,11 @@ def fold_input_(
     """
     weight = _weight(module, name)
     taken = weight[:, part]
-    _fits(eraser, taken.shape[1], name)
+    _check_width(eraser, taken.shape[1], name)
     shift = taken @ eraser.offset.to(weight)
     bias = _bias(module, shift, name)
     weight[:, part] = taken @ eraser.matrix.to(weight)
-    _set(module, weight)
+    _set_weight(module, weight)
     if bias is not None:
         bias.data.add_(shift.to(bias))
 
@@ -82,7 +82,7 @@ def _weight(module: nn.Module, name: str) -> Tensor:
     return weight.T.clone() if isinstance(module, Conv1D) else weight.clone()
 
 
-def _set(module: nn.Module, weight: Tensor) -> None:
+def _set_weight(module: nn.Module, weight: Tensor) -> None:
     whole = weight.T if isinstance(module, Conv1D) else weight
     module.get_parameter("weight").data.copy_(whole)
 
@@ -99,7 +99,7 @@ def _bias(module: nn.Module, constant: Tensor, name: str) -> nn.Parameter | None
     return bias
 
 
-def _fits(eraser: AffineEraser, width: int, name: str) -> None:
+def _check_width(eraser: AffineEraser, width: int, name: str) -> None:
     if eraser.width != width:
         raise InputError(
             f"the eraser does not fit {name}",

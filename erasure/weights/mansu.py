@@ -25,18 +25,18 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
 from capture.network.structure import LogitReader
-from erasure.unlearning.objectives import count_scored, token_logprobs
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     CHUNK_TOKENS,
     Evaluate,
     TrainLog,
     backward_nll,
     device_of,
+    logit_reader_for,
     only_training,
-    reader_for,
     shuffled_batches,
 )
-from erasure.weights.quantization import linear_weights, quantise
+from erasure.unlearning.training.objectives import count_scored, token_logprobs
+from erasure.weights.quantization import linear_weights, quantize
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -44,7 +44,7 @@ from evidence.seeds import numpy_rng
 
 @dataclass(frozen=True)
 class MansuConfig:
-    """Settings of ``unlearn_in_circuit_``.
+    """Settings of ``mansu_``.
 
     Attributes:
         share: Share of all parameters that may move.
@@ -98,19 +98,19 @@ class MansuLog(TrainLog):
     """What happened.
 
     Attributes:
-        chosen: Weights that might move.
-        moved: Weights that did.
-        total: Parameters of the model.
+        n_selected: Weights that might move.
+        n_moved: Weights that did.
+        n_parameters: Parameters of the model.
         same_codes: Share of the moved weights whose NF4 code is the old one.
     """
 
-    chosen: int = 0
-    moved: int = 0
-    total: int = 0
+    n_selected: int = 0
+    n_moved: int = 0
+    n_parameters: int = 0
     same_codes: float = 0.0
 
 
-def unlearn_in_circuit_(
+def mansu_(
     model: nn.Module,
     forget: Sequences,
     retain: Sequences,
@@ -140,34 +140,42 @@ def unlearn_in_circuit_(
         if len(rows) == 0:
             raise InputError(f"there are no {name} rows", expected="one or more")
         count_scored(rows, config.loss_on)
-    named = _checked(model, masks)
+    named = _check_masks(model, masks)
     weights = [weight for weight, _ in named.values()]
     total = sum(p.numel() for p in model.parameters())
     rng = numpy_rng(seed, "mansu")
     with only_training(model, weights), torch.enable_grad():
-        reader = reader_for(model, forget)
+        reader = logit_reader_for(model, forget)
         order = shuffled_batches(len(retain), config.batch_size, rng)
-        gradient = _gradient(weights, lambda: _ascent(reader, forget, config))
+        gradient = _gradient(
+            weights, lambda: _backward_capped_ascent(reader, forget, config)
+        )
         count = max(1, round(config.share * total))
-        inside = _largest(gradient, [masks[name] for name in named], count)
-        edit = _Edit(named, inside, config.floor)
+        inside = _largest_masks(gradient, [masks[name] for name in named], count)
+        edit = _FlooredEdit(named, inside, config.floor)
         kept = [
-            edit.of(_gradient(weights, lambda: _loss(reader, retain, order, config)))
+            edit.select(
+                _gradient(
+                    weights, lambda: _backward_retain(reader, retain, order, config)
+                )
+            )
             for _ in range(config.directions)
         ]
-        span = _span(kept) if kept else edit.latent.new_zeros(0, edit.chosen)
+        span = _gradient_span(kept) if kept else edit.latent.new_zeros(0, edit.chosen)
         history: list[dict[str, float]] = []
         stopped = "steps"
         with progress.task("mansu", config.steps) as advance:
             for step in range(1, config.steps + 1):
-                up = _gradient(weights, lambda: _ascent(reader, forget, config))
-                slope = edit.of(up)
+                up = _gradient(
+                    weights, lambda: _backward_capped_ascent(reader, forget, config)
+                )
+                slope = edit.select(up)
                 off = slope - span.T @ (span @ slope)
                 if config.retain_weight:
                     keep = _gradient(
-                        weights, lambda: _loss(reader, retain, order, config)
+                        weights, lambda: _backward_retain(reader, retain, order, config)
                     )
-                    off = off + config.retain_weight * edit.of(keep)
+                    off = off + config.retain_weight * edit.select(keep)
                 size = float(off.square().mean().sqrt())
                 if not math.isfinite(size):
                     stopped = "diverged"
@@ -190,7 +198,7 @@ def unlearn_in_circuit_(
     )
 
 
-class _Edit:
+class _FlooredEdit:
     """The weights that may move, as one vector in units of their own bins.
 
     ``latent`` is what is trained; the model carries ``floored(latent)``.
@@ -202,13 +210,13 @@ class _Edit:
         inside: list[Tensor],
         floor: float,
     ):
-        self.named, self.inside, self.floor = named, inside, floor
+        self.named, self.masks, self.floor = named, inside, floor
         self.start = [w.detach().clone() for w, _ in named.values()]
         widths = [
-            _turned(quantise(_turned(start, turned)).widths, turned)
+            _transposed(quantize(_transposed(start, turned)).bin_widths, turned)
             for start, (_, turned) in zip(self.start, named.values(), strict=True)
         ]
-        self.widths = self.of(widths)
+        self.widths = self.select(widths)
         self.latent = torch.zeros_like(self.widths)
 
     @property
@@ -221,18 +229,18 @@ class _Edit:
         """How many have."""
         return int((self._floored() != 0).sum())
 
-    def of(self, values: list[Tensor]) -> Tensor:
+    def select(self, values: list[Tensor]) -> Tensor:
         """The chosen entries of tensors of the weights' shapes, as one vector."""
-        return torch.cat([v[m] for v, m in zip(values, self.inside, strict=True)])
+        return torch.cat([v[m] for v, m in zip(values, self.masks, strict=True)])
 
     def move(self, change: Tensor) -> None:
         """Add to the latent edit, in bins, and put the floored one into the model."""
         self.latent += change
         done = self._floored() * self.widths
-        parts = done.split([int(mask.sum()) for mask in self.inside])
+        parts = done.split([int(mask.sum()) for mask in self.masks])
         with torch.no_grad():
             for (weight, _), start, mask, part in zip(
-                self.named.values(), self.start, self.inside, parts, strict=True
+                self.named.values(), self.start, self.masks, parts, strict=True
             ):
                 weight.copy_(start)
                 weight[mask] += part
@@ -249,18 +257,20 @@ class _Edit:
             self.named.values(), self.start, strict=True
         ):
             now = weight.detach()
-            one, two = (quantise(_turned(each, turned)).codes for each in (start, now))
-            changed = _turned(now != start, turned)
+            one, two = (
+                quantize(_transposed(each, turned)).codes for each in (start, now)
+            )
+            changed = _transposed(now != start, turned)
             same += int((one == two)[changed].sum())
             moved += int(changed.sum())
         return same / moved if moved else 0.0
 
 
-def _turned(matrix: Tensor, turned: bool) -> Tensor:
+def _transposed(matrix: Tensor, turned: bool) -> Tensor:
     return matrix.T if turned else matrix
 
 
-def _checked(
+def _check_masks(
     model: nn.Module, masks: Mapping[str, Tensor]
 ) -> dict[str, tuple[nn.Parameter, bool]]:
     linear = linear_weights(model)
@@ -280,7 +290,9 @@ def _checked(
     return {name: linear[name] for name, mask in masks.items() if mask.any()}
 
 
-def _largest(gradient: list[Tensor], masks: list[Tensor], count: int) -> list[Tensor]:
+def _largest_masks(
+    gradient: list[Tensor], masks: list[Tensor], count: int
+) -> list[Tensor]:
     """Masks of the ``count`` masked weights of largest gradient."""
     kept = [mask for mask in masks if mask.any()]
     sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, kept, strict=True)]
@@ -293,7 +305,7 @@ def _largest(gradient: list[Tensor], masks: list[Tensor], count: int) -> list[Te
 
 
 def _gradient(weights: list[nn.Parameter], backward) -> list[Tensor]:
-    with _fresh(weights):
+    with _cleared_gradients(weights):
         backward()
         return [
             torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights
@@ -301,7 +313,7 @@ def _gradient(weights: list[nn.Parameter], backward) -> list[Tensor]:
 
 
 @contextmanager
-def _fresh(weights: list[nn.Parameter]) -> Iterator[None]:
+def _cleared_gradients(weights: list[nn.Parameter]) -> Iterator[None]:
     for weight in weights:
         weight.grad = None
     try:
@@ -311,16 +323,18 @@ def _fresh(weights: list[nn.Parameter]) -> Iterator[None]:
             weight.grad = None
 
 
-def _ascent(reader: LogitReader, rows: Sequences, config: MansuConfig) -> None:
+def _backward_capped_ascent(
+    reader: LogitReader, rows: Sequences, config: MansuConfig
+) -> None:
     """Adds the gradient of minus the forget loss, each token's up to the cap."""
     total = count_scored(rows, config.loss_on)
     device = device_of(reader.model)
-    for batch in batches(rows, tokens=CHUNK_TOKENS, device=device):
+    for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
         logprob, _ = token_logprobs(reader, batch, config.loss_on)
         (-(-logprob).clamp(max=config.cap).sum() / total).backward()
 
 
-def _loss(
+def _backward_retain(
     reader: LogitReader,
     rows: Sequences,
     order: Iterator[list[int]],
@@ -329,7 +343,7 @@ def _loss(
     backward_nll(reader, rows[next(order)], config.loss_on, 1.0)
 
 
-def _span(gradients: list[Tensor]) -> Tensor:
+def _gradient_span(gradients: list[Tensor]) -> Tensor:
     """(direction, weight) orthonormal rows that span the gradients."""
     _, sizes, rows = torch.linalg.svd(torch.stack(gradients), full_matrices=False)
     return rows[sizes > 1e-6 * sizes.max()]

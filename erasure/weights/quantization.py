@@ -51,7 +51,7 @@ FP4 = (*(-size / 12 for size in reversed(_FP4)), 0.0, *(size / 12 for size in _F
 
 
 @dataclass(frozen=True, eq=False)
-class Quantised:
+class Quantized:
     """A weight matrix in codes.
 
     Attributes:
@@ -71,19 +71,19 @@ class Quantised:
         return self.levels[self.codes] * self.scales
 
     @property
-    def widths(self) -> Tensor:
+    def bin_widths(self) -> Tensor:
         """(out, in) width of the bin each weight lies in.
 
         That is how far apart the values are that get its code; the outermost bins end
         at the largest magnitude.
         """
         edges = torch.cat(
-            [self.levels[:1], _middles(self.levels), self.levels[-1:]]
+            [self.levels[:1], _midpoints(self.levels), self.levels[-1:]]
         ).diff()
         return edges[self.codes] * self.scales
 
 
-def quantise(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quantised:
+def quantize(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quantized:
     """Codes of a weight matrix.
 
     Args:
@@ -113,15 +113,15 @@ def quantise(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quan
     levels = torch.tensor(NF4 if scheme.startswith("nf4") else FP4)
     codes, scales = _blockwise(values.flatten(), levels.to(values.device), block)
     if scheme == "nf4-double":
-        scales = _stored(scales)
+        scales = _double_quantized(scales)
     spread = scales.repeat_interleave(block)[: values.numel()]
-    return Quantised(
+    return Quantized(
         codes.view_as(values), levels.to(values.device), spread.view_as(values)
     )
 
 
 @dataclass(frozen=True)
-class Survival:
+class EditSurvival:
     """What is left of an edit of one matrix once it is quantised.
 
     Attributes:
@@ -139,16 +139,18 @@ class Survival:
     edited: float
 
 
-def survival(before: Tensor, after: Tensor, scheme: Scheme = "nf4") -> Survival:
+def edit_survival(
+    before: Tensor, after: Tensor, scheme: Scheme = "nf4"
+) -> EditSurvival:
     """How much of ``after - before`` quantisation keeps.
 
     Args:
         before: (out, in) weights of the original.
         after: (out, in) those of the edited model.
-        scheme: As in ``quantise``.
+        scheme: As in ``quantize``.
 
     Raises:
-        InputError: the shapes differ, or as ``quantise``.
+        InputError: the shapes differ, or as ``quantize``.
     """
     if before.shape != after.shape:
         raise InputError(
@@ -156,16 +158,16 @@ def survival(before: Tensor, after: Tensor, scheme: Scheme = "nf4") -> Survival:
             expected=str(tuple(before.shape)),
             got=str(tuple(after.shape)),
         )
-    one, other = quantise(before, scheme), quantise(after, scheme)
+    one, other = quantize(before, scheme), quantize(after, scheme)
     edit = (after.detach().double() - before.detach().double()).flatten()
     done = (other.values.double() - one.values.double()).flatten()
     moved = edit != 0
     if not moved.any():
-        return Survival(0.0, 1.0, 0.0, 0.0)
+        return EditSurvival(0.0, 1.0, 0.0, 0.0)
     same = (one.codes == other.codes).flatten()[moved]
     size = edit.norm() * done.norm()
-    return Survival(
-        float(edit.square().mean().sqrt() / one.widths.double().mean()),
+    return EditSurvival(
+        float(edit.square().mean().sqrt() / one.bin_widths.double().mean()),
         float(same.double().mean()),
         float(edit @ done / size) if size > 0 else 0.0,
         float(moved.double().mean()),
@@ -190,7 +192,7 @@ def linear_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
     return found
 
 
-def quantise_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
+def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
     """Put the quantised values in place of the linear weights of ``model``.
 
     Embeddings, norms, biases and the output head stay as they are, as they do when a
@@ -200,7 +202,7 @@ def quantise_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
         Names of the changed parameters.
 
     Raises:
-        InputError: the model has no linear maps, or as ``quantise``.
+        InputError: the model has no linear maps, or as ``quantize``.
     """
     weights = linear_weights(model)
     if not weights:
@@ -212,12 +214,12 @@ def quantise_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
     with torch.no_grad():
         for weight, turned in weights.values():
             matrix = weight.T if turned else weight
-            values = quantise(matrix, scheme).values
+            values = quantize(matrix, scheme).values
             weight.copy_(values.T if turned else values)
     return list(weights)
 
 
-def _middles(levels: Tensor) -> Tensor:
+def _midpoints(levels: Tensor) -> Tensor:
     return (levels[:-1] + levels[1:]) / 2
 
 
@@ -228,34 +230,34 @@ def _blockwise(values: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tens
     scales = padded.abs().amax(1)
     # A block of zeros has no scale; its codes are those of 0.
     shares = padded / torch.where(scales > 0, scales, 1.0)[:, None]
-    codes = torch.bucketize(shares, _middles(levels))
+    codes = torch.bucketize(shares, _midpoints(levels))
     return codes.flatten()[:count], scales
 
 
-def _int8(values: Tensor) -> Quantised:
+def _int8(values: Tensor) -> Quantized:
     scales = values.abs().amax(1, keepdim=True)
     shares = values * (127.0 / torch.where(scales > 0, scales, 1.0))
     levels = torch.arange(-127, 128, device=values.device) / 127
-    return Quantised(
+    return Quantized(
         (shares.round() + 127).long(), levels, scales.expand_as(values).contiguous()
     )
 
 
-def _stored(scales: Tensor) -> Tensor:
+def _double_quantized(scales: Tensor) -> Tensor:
     """Scales after they have been kept in eight bits around their mean."""
     mean = scales.mean()
-    tree = _tree().to(scales.device)
+    tree = _dynamic_tree_levels().to(scales.device)
     codes, outer = _blockwise(scales - mean, tree, SCALE_BLOCK)
     spread = outer.repeat_interleave(SCALE_BLOCK)[: len(scales)]
     return tree[codes] * spread + mean
 
 
 @cache
-def _tree() -> Tensor:
+def _dynamic_tree_levels() -> Tensor:
     """The 256 levels of dynamic tree quantisation: seven decades, finer upwards."""
     found = [0.0, 1.0]
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2**decade + 1)
-        sizes = 10.0 ** (decade - 6) * _middles(edges)
+        sizes = 10.0 ** (decade - 6) * _midpoints(edges)
         found += sizes.tolist() + (-sizes).tolist()
     return torch.tensor(sorted(found))

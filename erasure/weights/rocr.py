@@ -23,30 +23,30 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from capture.activations.hidden_states import prompts_of
+from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
-from erasure.unlearning.training import device_of
+from erasure.unlearning.training.loop import device_of
 from evidence.errors import InputError
 
 
 @dataclass(frozen=True)
-class Redirection:
+class RocrEdit:
     """The change that was made.
 
     Attributes:
         layer: Number of the block.
-        size: Norm of the change over that of the matrix.
-        moved: Root mean square change of the output on the background over that
-            output's own.
+        relative_norm: Norm of the change over that of the matrix.
+        background_change: Root mean square change of the output on the background over
+            that output's own.
     """
 
     layer: int
-    size: float
-    moved: float
+    relative_norm: float
+    background_change: float
 
 
-def redirect_(
+def rocr_(
     model: nn.Module,
     layer: int,
     forget: Sequences,
@@ -54,7 +54,7 @@ def redirect_(
     background: Sequences,
     *,
     ridge: float = 1e-2,
-) -> Redirection:
+) -> RocrEdit:
     """Lead the forget prompts' key to the harmless ones' value, in place.
 
     Args:
@@ -85,9 +85,9 @@ def redirect_(
     assert isinstance(weight, nn.Parameter)  # down_projection looked
     matrix = weight.data.T if isinstance(module, Conv1D) else weight.data
     before = matrix.detach().double().cpu()
-    key = _keys(model, module, prompts_of(forget), ends=True).mean(0)
-    other = _keys(model, module, prompts_of(harmless), ends=True)
-    rest = _keys(model, module, background, ends=False)
+    key = _mlp_keys(model, module, prompts_only(forget), ends=True).mean(0)
+    other = _mlp_keys(model, module, prompts_only(harmless), ends=True)
+    rest = _mlp_keys(model, module, background, ends=False)
     moment = rest.mT @ rest / len(rest)
     moment.diagonal().add_(ridge * moment.diagonal().mean())
     towards = torch.linalg.solve(moment, key)
@@ -96,10 +96,12 @@ def redirect_(
     with torch.no_grad():
         matrix.copy_((before + change).to(matrix))
     moved = (rest @ change.mT).norm() / (rest @ before.mT).norm().clamp(min=1e-300)
-    return Redirection(layer, float(change.norm() / before.norm()), float(moved))
+    return RocrEdit(layer, float(change.norm() / before.norm()), float(moved))
 
 
-def _keys(model: nn.Module, module: nn.Module, rows: Sequences, ends: bool) -> Tensor:
+def _mlp_keys(
+    model: nn.Module, module: nn.Module, rows: Sequences, ends: bool
+) -> Tensor:
     """(row, d_in) inputs of ``module`` at the rows' last tokens, or at every token."""
     seen: list[Tensor] = []
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
 from capture.network.structure import find_blocks
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     backward_nll,
+    logit_reader_for,
     mean_nll,
     only_training,
-    reader_for,
 )
+from erasure.unlearning.training.objectives import count_scored
 from evidence.errors import InputError
 
 
@@ -41,7 +41,7 @@ class LayerScore:
 
 
 @dataclass(frozen=True)
-class OneLayerEdit:
+class SlugEdit:
     """The edit that was made.
 
     Attributes:
@@ -49,16 +49,16 @@ class OneLayerEdit:
         step: How far along its forget gradient.
         forget_loss: Mean loss on the forget rows afterwards, in nats a token.
         retain_loss: The same on the retain rows.
-        tried: Retain loss of each layer on the front that reached the goal.
-        front: The layers that were tried.
+        retain_losses: Retain loss of each layer on the front that reached the goal.
+        pareto_front: The layers that were tried.
     """
 
     layer: str
     step: float
     forget_loss: float
     retain_loss: float
-    tried: dict[str, float]
-    front: tuple[LayerScore, ...]
+    retain_losses: dict[str, float]
+    pareto_front: tuple[LayerScore, ...]
 
 
 def pareto_front(scores: list[LayerScore]) -> list[LayerScore]:
@@ -79,17 +79,17 @@ def pareto_front(scores: list[LayerScore]) -> list[LayerScore]:
     return sorted(front, key=lambda each: (-each.importance, each.name))
 
 
-def unlearn_one_layer_(
+def slug_(
     model: nn.Module,
     forget: Sequences,
     retain: Sequences,
     *,
-    goal: float,
-    doublings: int = 20,
-    bisections: int = 12,
+    target_loss: float,
+    max_doublings: int = 20,
+    n_bisections: int = 12,
     loss_on: str = "answer",
-) -> OneLayerEdit:
-    """Move one matrix along its forget gradient until the forget loss is ``goal``.
+) -> SlugEdit:
+    """Move one matrix along its forget gradient until the forget loss is ``target_loss``.
 
     Gradients are taken once. Of the layers on the Pareto front each is moved as little
     as brings the loss to the goal, found by doubling from a tenth of the ratio of
@@ -99,10 +99,10 @@ def unlearn_one_layer_(
         model: A causal language model; changed in place.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        goal: Mean loss on the forget rows to reach, in nats a token; the logarithm of
-            the number of possible answers is that of a guess.
-        doublings: How often the step is doubled before a layer is given up.
-        bisections: How often the interval is halved.
+        target_loss: Mean loss on the forget rows to reach, in nats a token; the
+            logarithm of the number of possible answers is that of a guess.
+        max_doublings: How often the step is doubled before a layer is given up.
+        n_bisections: How often the interval is halved.
         loss_on: ``"answer"`` or ``"all"`` tokens.
 
     Raises:
@@ -115,7 +115,7 @@ def unlearn_one_layer_(
         count_scored(rows, loss_on)
     matrices = _matrices(model)
     with only_training(model, matrices.values()) as weights:
-        reader = reader_for(model, forget)
+        reader = logit_reader_for(model, forget)
 
         def slopes(rows: Sequences) -> tuple[float, list[Tensor]]:
             for weight in weights:
@@ -131,11 +131,11 @@ def unlearn_one_layer_(
 
         start, upward = slopes(forget)
         _, kept = slopes(retain)
-        if not math.isfinite(goal) or start >= goal:
+        if not math.isfinite(target_loss) or start >= target_loss:
             raise InputError(
                 "the forget loss is at the goal already",
                 expected=f"a goal above {start:.3g}",
-                got=str(goal),
+                got=str(target_loss),
             )
         front = pareto_front(
             [
@@ -152,30 +152,30 @@ def unlearn_one_layer_(
             weight, gradient = matrices[each.name], by_name[each.name]
             before = weight.detach().clone()
             try:
-                step = _least_step(
+                step = _smallest_step(
                     weight,
                     before,
                     gradient,
                     lambda: loss_of(forget),
-                    goal,
-                    doublings,
-                    bisections,
+                    target_loss,
+                    max_doublings,
+                    n_bisections,
                 )
                 if step is not None:
                     steps[each.name] = step
                     tried[each.name] = loss_of(retain)
             finally:
-                _put(weight, before)
+                _set_weight(weight, before)
         if not tried:
             raise InputError(
                 "no single layer brings the forget loss to the goal",
                 expected="a lower goal, or more doublings",
-                got=f"goal {goal}, {len(front)} layers tried",
+                got=f"goal {target_loss}, {len(front)} layers tried",
             )
         best = min(tried, key=lambda name: (tried[name], name))
         weight = matrices[best]
-        _put(weight, weight.detach() + steps[best] * by_name[best])
-        return OneLayerEdit(
+        _set_weight(weight, weight.detach() + steps[best] * by_name[best])
+        return SlugEdit(
             best, steps[best], loss_of(forget), loss_of(retain), tried, tuple(front)
         )
 
@@ -199,12 +199,12 @@ def _score(name: str, weight: Tensor, own: Tensor, other: Tensor) -> LayerScore:
     return LayerScore(name, importance, min(cosine, 1.0))
 
 
-def _put(weight: nn.Parameter, value: Tensor) -> None:
+def _set_weight(weight: nn.Parameter, value: Tensor) -> None:
     with torch.no_grad():
         weight.copy_(value)
 
 
-def _least_step(
+def _smallest_step(
     weight: nn.Parameter,
     before: Tensor,
     gradient: Tensor,
@@ -216,7 +216,7 @@ def _least_step(
     """The least step that reaches the goal, taken; None if doubling does not."""
 
     def at(step: float) -> float:
-        _put(weight, before + step * gradient)
+        _set_weight(weight, before + step * gradient)
         return forget_loss()
 
     size = float(gradient.norm())

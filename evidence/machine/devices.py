@@ -7,28 +7,28 @@ import torch
 
 from evidence.errors import InputError
 
-KINDS = ("auto", "cpu", "cuda", "mps")
+DEVICE_TYPES = ("auto", "cpu", "cuda", "mps")
 _NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,4}))?")
 
 
-def choose_device(wanted: Any) -> str:
+def choose_device(device: Any) -> str:
     """The device that a name means on this machine.
 
     Args:
-        wanted: ``"auto"`` (CUDA, then MPS, then the CPU), ``"cpu"``, ``"cuda"``,
+        device: ``"auto"`` (CUDA, then MPS, then the CPU), ``"cpu"``, ``"cuda"``,
             ``"cuda:1"``, ``"mps"``, or a ``torch.device``.
 
     Raises:
         InputError: no such device is known, or this machine or this PyTorch has none.
     """
-    name = str(wanted) if isinstance(wanted, torch.device) else wanted
+    name = str(device) if isinstance(device, torch.device) else device
     if name == "auto":
         return next((kind for kind in ("cuda", "mps") if _is_here(kind)), "cpu")
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         raise InputError(
             f"there is no device called {name!r}",
-            expected=", ".join(KINDS) + " or one of several, such as cuda:1",
+            expected=", ".join(DEVICE_TYPES) + " or one of several, such as cuda:1",
             fix="Set device to cpu or auto",
         )
     kind, number = found[1], int(found[2] or 0)

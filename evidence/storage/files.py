@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from evidence.errors import InputError
 from evidence.storage.regular_files import read_text
 from evidence.storage.scratch import scratch_file, scratch_folder
-from evidence.storage.strict_json import MOST_DEPTH, parse_json
+from evidence.storage.strict_json import MAX_DEPTH, parse_json
 
-JSON_LIMIT = 64 << 20
+MAX_JSON_BYTES = 64 << 20
 """Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
-Shape = TypeVar("Shape", dict[str, Any], list[Any])
+Container = TypeVar("Container", dict[str, Any], list[Any])
 
 
 _FULL = {
@@ -50,12 +50,12 @@ _LIBRARIES = re.compile(
 
 
 @contextmanager
-def disk_errors(path: Path, *, place: bool = True) -> Iterator[None]:
+def disk_errors(path: Path, *, about_path: bool = True) -> Iterator[None]:
     """Turn what the system says while ``path`` is written into an ``InputError``.
 
     Args:
         path: What is written.
-        place: Whether every error of the system is about ``path``. Where the block does
+        about_path: Whether every error of the system is about ``path``. Where the block does
             other things too, only those of a disk that takes no more are.
     """
     try:
@@ -63,7 +63,7 @@ def disk_errors(path: Path, *, place: bool = True) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        why, remedy = _cause(error, place)
+        why, remedy = _cause(error, about_path)
         if why is None:
             raise
         raise InputError(
@@ -101,10 +101,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         InputError: the disk is full, read-only or not ours to write, or nothing can be
             called so.
     """
-    write_together({path: content})
+    write_files_atomic({path: content})
 
 
-def write_together(contents: Mapping[Path, bytes | str]) -> None:
+def write_files_atomic(contents: Mapping[Path, bytes | str]) -> None:
     """Write several files of which none is of any use without the others.
 
     All are on the disk under other names before the first gets its own.
@@ -132,7 +132,7 @@ def write_together(contents: Mapping[Path, bytes | str]) -> None:
 
 
 @contextmanager
-def folder_atomic(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` when the block ends without error.
 
     All that is in it is on the disk before it gets its name, so that no crash of the
@@ -141,7 +141,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     Raises:
         InputError: as ``write_atomic``; or ``path`` holds something by then.
     """
-    with disk_errors(path, place=False), ExitStack() as stack:
+    with disk_errors(path, about_path=False), ExitStack() as stack:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             target = stack.enter_context(scratch_folder(path))
@@ -169,7 +169,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def readable(path: str) -> str:
+def utf8_path(path: str) -> str:
     """The text of a path, the same under every locale, that can be written as UTF-8."""
     try:
         return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -179,19 +179,19 @@ def readable(path: str) -> str:
 
 def read_json(
     path: Path,
-    kind: type[Shape] = dict,
+    expected_type: type[Container] = dict,
     *,
-    limit: int = JSON_LIMIT,
-    depth: int = MOST_DEPTH,
+    max_bytes: int = MAX_JSON_BYTES,
+    max_depth: int = MAX_DEPTH,
     fix: str | None = None,
-) -> Shape:
+) -> Container:
     """Read a JSON file that anybody may have written.
 
     Args:
         path: The file.
-        kind: What it must hold at the top: ``dict`` (an object) or ``list``.
-        limit: Most bytes it may have.
-        depth: Most brackets within brackets.
+        expected_type: What it must hold at the top: ``dict`` (an object) or ``list``.
+        max_bytes: Most bytes it may have.
+        max_depth: Most brackets within brackets.
         fix: What the user should do where it cannot be read.
 
     Returns:
@@ -201,12 +201,12 @@ def read_json(
         InputError: as ``evidence.storage.regular_files.read_text`` and
             ``evidence.storage.strict_json.parse_json``, or the top is of another kind.
     """
-    text = read_text(path, limit, fix=fix)
-    value = parse_json(text, str(path), depth=depth, fix=fix)
-    if not isinstance(value, kind):
+    text = read_text(path, max_bytes, fix=fix)
+    value = parse_json(text, str(path), max_depth=max_depth, fix=fix)
+    if not isinstance(value, expected_type):
         raise InputError(
             f"{path} is not valid JSON",
-            got=f"it holds {type(value).__name__}, not {kind.__name__}",
+            got=f"it holds {type(value).__name__}, not {expected_type.__name__}",
             fix=fix,
         )
     return value

@@ -37,26 +37,28 @@ for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
     _FLAGS |= getattr(os, _name, 0)
 
 
-def as_path(given: Any, what: str) -> Path:
+def as_path(value: Any, description: str) -> Path:
     """A path that somebody passed, with ``~`` resolved.
 
     Args:
-        given: Text or an ``os.PathLike`` of text.
-        what: What errors call it, such as "the forget file".
+        value: Text or an ``os.PathLike`` of text.
+        description: What errors call it, such as "the forget file".
 
     Raises:
         InputError: another type, nothing, a name that holds NUL, or a home folder that
             is not known.
     """
-    name = os.fspath(given) if isinstance(given, str | os.PathLike) else given
+    name = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(name, str):
         raise InputError(
-            f"{what} is not a path",
+            f"{description} is not a path",
             expected="text or a pathlib.Path",
-            got=f"{type(given).__name__} {given!r}",
+            got=f"{type(value).__name__} {value!r}",
         )
     if not name or "\0" in name:
-        raise InputError(f"{what} is not a path", expected="a name", got=repr(name))
+        raise InputError(
+            f"{description} is not a path", expected="a name", got=repr(name)
+        )
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
@@ -66,7 +68,7 @@ def as_path(given: Any, what: str) -> Path:
         ) from error
 
 
-def kind_of(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """What lies at ``path``, links followed: "a file", "a folder", or in words else."""
     try:
         mode = path.stat().st_mode
@@ -80,17 +82,17 @@ def kind_of(path: Path) -> str:
 
 def is_file(path: Path) -> bool:
     """Whether a regular file is there; no name makes it fail."""
-    return kind_of(path) == "a file"
+    return file_kind(path) == "a file"
 
 
 def is_folder(path: Path) -> bool:
     """Whether a folder is there; no name makes it fail."""
-    return kind_of(path) == "a folder"
+    return file_kind(path) == "a folder"
 
 
 @contextmanager
 def open_regular(
-    path: Path, limit: int, *, fix: str | None = None
+    path: Path, max_bytes: int, *, fix: str | None = None
 ) -> Iterator[BinaryIO]:
     """Open a regular file for reading in binary.
 
@@ -98,13 +100,13 @@ def open_regular(
 
     Args:
         path: The file.
-        limit: Most bytes it may have.
+        max_bytes: Most bytes it may have.
         fix: What to do about one that cannot be read.
 
     Raises:
         InputError: it is no regular file, is larger, or cannot be read.
     """
-    found = kind_of(path)
+    found = file_kind(path)
     if found != "a file":
         raise _unreadable(path, found, fix)
     try:
@@ -114,31 +116,31 @@ def open_regular(
             # Another file may have taken its place since.
             if not stat.S_ISREG(now.st_mode):
                 raise _unreadable(path, "another kind", fix)
-            if now.st_size > limit:
-                raise _too_large(path, limit, f"{now.st_size:,}", fix)
+            if now.st_size > max_bytes:
+                raise _too_large(path, max_bytes, f"{now.st_size:,}", fix)
             yield file
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, error.strerror or type(error).__name__)
         raise _unreadable(path, cause, fix) from error
 
 
-def read_bytes(path: Path, limit: int, *, fix: str | None = None) -> bytes:
-    """All of a regular file of at most ``limit`` bytes.
+def read_bytes(path: Path, max_bytes: int, *, fix: str | None = None) -> bytes:
+    """All of a regular file of at most ``max_bytes`` bytes.
 
     Raises:
         InputError: as ``open_regular``.
     """
-    with open_regular(path, limit, fix=fix) as file:
-        return _all(path, file, limit, fix)
+    with open_regular(path, max_bytes, fix=fix) as file:
+        return _all(path, file, max_bytes, fix)
 
 
-def read_text(path: Path, limit: int, *, fix: str | None = None) -> str:
-    """All of a UTF-8 text file of at most ``limit`` bytes, without a byte-order mark.
+def read_text(path: Path, max_bytes: int, *, fix: str | None = None) -> str:
+    """All of a UTF-8 text file of at most ``max_bytes`` bytes, without a byte-order mark.
 
     Raises:
         InputError: as ``open_regular``, or the file is not UTF-8.
     """
-    data = read_bytes(path, limit, fix=fix)
+    data = read_bytes(path, max_bytes, fix=fix)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

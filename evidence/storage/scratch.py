@@ -17,19 +17,19 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-NAME = re.compile(r"\..{0,40}\.[0-9a-f]{8}\.exhume", re.DOTALL)
+SCRATCH_NAME = re.compile(r"\..{0,40}\.[0-9a-f]{8}\.exhume", re.DOTALL)
 """Names of scratch files and folders; nothing else is called so."""
-OWNER = "owner"
+LOCK_NAME = "owner"
 """The file in a scratch folder that its maker holds."""
-UNBORN_SECONDS = 60
+MAX_UNLOCKED_SECONDS = 60
 """A scratch folder may be without an owner for the instant in which it is made."""
-LOCKLESS = {
+NO_LOCK_ERRNOS = {
     getattr(errno, name)
     for name in ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP", "EINVAL", "EBADF")
     if hasattr(errno, name)
 }
-CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
-KEEP = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL
+OPEN_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def try_lock(handle: int) -> bool | None:
@@ -41,12 +41,12 @@ def try_lock(handle: int) -> bool | None:
     try:
         return lock_descriptor(handle, blocking=False)
     except OSError as error:
-        if error.errno in LOCKLESS:
+        if error.errno in NO_LOCK_ERRNOS:
             return None
         raise
 
 
-def still_there(handle: int, path: Path) -> bool:
+def is_same_file(handle: int, path: Path) -> bool:
     """Whether an open file is the one that now has the name ``path``."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
@@ -61,17 +61,17 @@ def scratch_file(target: Path) -> Iterator[tuple[int, Path]]:
     Yields:
         Its descriptor and its path, which the block may rename.
     """
-    sweep(target.parent)
+    remove_stale(target.parent)
     while True:
         path = target.parent / _name(target)
-        handle = os.open(path, CREATE, 0o666)
-        if try_lock(handle) is not False and still_there(handle, path):
+        handle = os.open(path, CREATE_FLAGS, 0o666)
+        if try_lock(handle) is not False and is_same_file(handle, path):
             break
         os.close(handle)  # Swept in the instant before it was ours.
     try:
         yield handle, path
     finally:
-        if still_there(handle, path):
+        if is_same_file(handle, path):
             path.unlink()
         os.close(handle)
 
@@ -79,13 +79,13 @@ def scratch_file(target: Path) -> Iterator[tuple[int, Path]]:
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """A new empty folder beside ``target``; removed with all that is still in it."""
-    sweep(target.parent)
+    remove_stale(target.parent)
     while True:
         place = target.parent / _name(target)
         place.mkdir()
-        owner = place / OWNER
-        handle = os.open(owner, CREATE, 0o666)
-        if try_lock(handle) is not False and still_there(handle, owner):
+        owner = place / LOCK_NAME
+        handle = os.open(owner, CREATE_FLAGS, 0o666)
+        if try_lock(handle) is not False and is_same_file(handle, owner):
             break
         os.close(handle)
     try:
@@ -97,16 +97,16 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove scratch in ``folder`` whose maker is gone; what is not ours stays."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if NAME.fullmatch(entry.name) and not entry.is_symlink():
+            if SCRATCH_NAME.fullmatch(entry.name) and not entry.is_symlink():
                 with suppress(OSError):
                     _sweep_one(Path(entry.path), entry.is_dir(follow_symlinks=False))
 
 
-def discard(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder so that a reader sees all of it or nothing."""
     with scratch_folder(folder) as inner:
         os.replace(folder, inner / "gone")
@@ -118,9 +118,9 @@ def _name(target: Path) -> str:
 
 def _sweep_one(path: Path, is_folder: bool) -> None:
     try:
-        handle = os.open(path / OWNER if is_folder else path, KEEP)
+        handle = os.open(path / LOCK_NAME if is_folder else path, OPEN_FLAGS)
     except FileNotFoundError:
-        if is_folder and time.time() - path.stat().st_mtime > UNBORN_SECONDS:
+        if is_folder and time.time() - path.stat().st_mtime > MAX_UNLOCKED_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
         return
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
-from evidence.storage.regular_files import as_path, kind_of
+from evidence.storage.regular_files import as_path, file_kind
 from evidence.storage.strict_json import parse_json
 
 # Name of the JSON text in the header, and the version of what it says.
@@ -19,7 +19,10 @@ HEADER, VERSION = "exhume_eraser", 1
 
 
 def write_eraser(
-    path: Path | str, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    path: Path | str,
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Write an eraser to ``path``, whole or not at all.
 
@@ -27,14 +30,14 @@ def write_eraser(
         path: The file.
         kind: Name of the eraser's class.
         tensors: Its tensors.
-        facts: What else it is made of, fit for JSON.
+        metadata: What else it is made of, fit for JSON.
 
     Raises:
         InputError: the disk is full, read-only or not ours to write.
     """
     from safetensors.torch import save
 
-    note = {"kind": kind, "version": VERSION, **facts}
+    note = {"kind": kind, "version": VERSION, **metadata}
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(note, sort_keys=True)
     write_atomic(Path(path), save(whole, metadata={HEADER: text}))
@@ -63,7 +66,7 @@ def read_eraser(
 
 
 @contextmanager
-def rebuilding(path: Path | str) -> Iterator[None]:
+def eraser_errors(path: Path | str) -> Iterator[None]:
     """Make one error of parts that are missing, too many or of another type.
 
     Raises:
@@ -87,7 +90,7 @@ def read_tensors(path: Path) -> tuple[str, dict[str, Tensor]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    found = kind_of(path)
+    found = file_kind(path)
     if found != "a file":
         raise InputError(
             "there is no eraser", expected="a file", got=f"{path}: {found}"

@@ -14,32 +14,32 @@ from typing import Any
 
 from evidence.errors import InputError
 
-MOST_DEPTH = 100
-MOST_DIGITS = 300
+MAX_DEPTH = 100
+MAX_DIGITS = 300
 """Digits of a number; one of as many still is a float."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(
     text: str,
-    place: str,
+    source: str,
     *,
-    depth: int = MOST_DEPTH,
-    surrogates: bool = False,
+    max_depth: int = MAX_DEPTH,
+    allow_surrogates: bool = False,
     fix: str | None = None,
 ) -> Any:
     """The value of a JSON text.
 
     Args:
         text: The text.
-        place: What errors call it, such as "facts.jsonl, line 3".
-        depth: Most brackets within brackets.
-        surrogates: Take lone surrogates, which cannot be written as UTF-8.
+        source: What errors call it, such as "facts.jsonl, line 3".
+        max_depth: Most brackets within brackets.
+        allow_surrogates: Take lone surrogates, which cannot be written as UTF-8.
         fix: What to do where it cannot be read.
 
     Raises:
         InputError: it is not JSON, an object has a key twice, it nests deeper than
-            ``depth``, or a number is beyond what can be computed with.
+            ``max_depth``, or a number is beyond what can be computed with.
     """
     trouble = ""
     try:
@@ -51,14 +51,14 @@ def parse_json(
                 parse_int=_short,
                 object_pairs_hook=_once,
             )
-        if not _deeper(value, depth):
-            if not surrogates and _HALF.search(text):
+        if not _deeper(value, max_depth):
+            if not allow_surrogates and _HALF.search(text):
                 json.dumps(value, ensure_ascii=False).encode()
             return value
     except json.JSONDecodeError as error:
         # A file of several lines says its own line; a line of a file has only one.
         line = f", line {error.lineno}" if "\n" in text.rstrip() else ""
-        place += line
+        source += line
         trouble = f"{error.msg} at column {error.colno}"
     except UnicodeEncodeError:
         trouble = "half of a surrogate pair, which is not valid Unicode"
@@ -67,8 +67,8 @@ def parse_json(
     except ValueError as error:
         trouble = str(error)
     raise InputError(
-        f"{place} is not valid JSON",
-        got=trouble or f"brackets nested more than {depth} deep",
+        f"{source} is not valid JSON",
+        got=trouble or f"brackets nested more than {max_depth} deep",
         fix=fix,
     )
 
@@ -97,7 +97,7 @@ def _finite(text: str) -> float:
 
 
 def _short(text: str) -> int:
-    if len(text) > MOST_DIGITS:
+    if len(text) > MAX_DIGITS:
         raise ValueError(f"a number of {len(text):,} digits")
     return int(text)
 

@@ -12,20 +12,20 @@ import yaml
 from evidence.errors import InputError
 from evidence.storage.regular_files import read_text
 
-LIMIT = 1 << 14
+MAX_BYTES = 1 << 14
 """Bytes of a file of settings."""
-MOST_DEPTH = 10
+MAX_DEPTH = 10
 
 
 def read_yaml(path: Path) -> Any:
-    """The value of a YAML file of at most ``LIMIT`` bytes.
+    """The value of a YAML file of at most ``MAX_BYTES`` bytes.
 
     Raises:
         InputError: as ``evidence.storage.regular_files.read_text``; or it is not YAML,
             has aliases or tags, a key that is not text or stands there twice, or nests
-            deeper than ``MOST_DEPTH``.
+            deeper than ``MAX_DEPTH``.
     """
-    text = read_text(path, LIMIT)
+    text = read_text(path, MAX_BYTES)
     try:
         _check(text)
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
@@ -64,5 +64,5 @@ def _check(text: str) -> None:
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        if depth > MOST_DEPTH:
-            raise ValueError(f"values nested more than {MOST_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"values nested more than {MAX_DEPTH} deep")

@@ -9,7 +9,7 @@ import typer
 from evidence.errors import InputError
 from evidence.machine.memory import keep_freed_memory
 from exhume.cli.compare_command import compare
-from exhume.cli.ending import end_in_words
+from exhume.cli.ending import run_and_exit
 from exhume.cli.pga_command import pga
 from exhume.cli.terminal import errors, output, show, show_lines, show_table
 
@@ -216,10 +216,10 @@ def report(
     """Rewrite the HTML report of a finished audit."""
     from audits.report.page import write_report
     from audits.run.api import load
-    from evidence.storage.runs import sole_run
+    from evidence.storage.locks import run_lock
 
     found = load(out)
-    with sole_run(found.path):
+    with run_lock(found.path):
         path = write_report(found.path, found.document)
     show(f"Report: {path}")
 
@@ -343,9 +343,9 @@ def selftest(
 
 def doctor() -> None:
     """Check the installation: versions, conflicting packages, cache, device."""
-    from audits.validation.doctor import examine
+    from audits.validation.doctor import run_checks
 
-    checks = examine()
+    checks = run_checks()
     rows = [(c.name, c.found, "ok" if c.good else c.advice) for c in checks]
     show_table("exhume doctor", ("check", "found", "verdict"), rows)
     if not all(check.good for check in checks):
@@ -417,4 +417,4 @@ def _show(done) -> None:
 def main() -> None:
     """Entry point: user errors end in one line and exit code 2."""
     keep_freed_memory()
-    end_in_words(app)
+    run_and_exit(app)

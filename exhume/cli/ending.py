@@ -20,7 +20,7 @@ SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if hasattr(signal, name)
 ]
-KEPT = "Finished stages are kept; run the same command again to resume."
+STAGES_KEPT = "Finished stages are kept; run the same command again to resume."
 TRACEBACK = "EXHUME_TRACEBACK"
 """Environment variable: set to 1, tracebacks are printed instead of written to a file."""
 
@@ -29,7 +29,7 @@ class Interrupted(BaseException):
     """A signal to stop; no ``KeyboardInterrupt``, which typer would handle itself."""
 
 
-def end_in_words(command: Callable[[], Any]) -> NoReturn:
+def run_and_exit(command: Callable[[], Any]) -> NoReturn:
     """Run a command, then end the process with an exit code and one line.
 
     For the start of a process only: signal handlers are installed and not restored, so that a
@@ -62,16 +62,20 @@ def _code_of(command: Callable[[], Any]) -> int:
         say(str(error))
         return error.exit_code
     except Interrupted:
-        say(f"interrupted. {KEPT}")
+        say(f"interrupted. {STAGES_KEPT}")
         return 2
     except OSError as error:
         said = (error.strerror or str(error)).lower()
         place = f" ({error.filename})" if error.filename else ""
-        say(f"the operating system reported: {said}{place}. {KEPT}{_filed(error)}")
+        say(
+            f"the operating system reported: {said}{place}. {STAGES_KEPT}{_filed(error)}"
+        )
         return 2
     except Exception as error:
         if _lacks_memory(error):
-            say(f"out of memory. exhume plan estimates what an audit needs. {KEPT}")
+            say(
+                f"out of memory. exhume plan estimates what an audit needs. {STAGES_KEPT}"
+            )
             return 2
         name = type(error).__name__
         said = " ".join(str(error).split())[:200]
@@ -116,7 +120,7 @@ def _stop_at_once(*_: object) -> None:
     import psutil
 
     with suppress(OSError):
-        os.write(2, f"\nexhume: stopped at once. {KEPT}\n".encode())
+        os.write(2, f"\nexhume: stopped at once. {STAGES_KEPT}\n".encode())
     with suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evidence.errors import printable
 
-LONGEST = 4000
+MAX_CHARS = 4000
 """Maximum number of characters printed per line."""
 
 output = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -46,7 +46,7 @@ def show_table(
     where.print(table)
 
 
-def _safe(text: object, where: Console, longest: int = LONGEST) -> Text:
+def _safe(text: object, where: Console, longest: int = MAX_CHARS) -> Text:
     shown = printable(text, longest)
     encoding = where.encoding or "utf-8"
     return Text(shown.encode(encoding, "backslashreplace").decode(encoding))

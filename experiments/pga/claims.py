@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from evidence.equivalence import equivalent
+from evidence.equivalence import is_equivalent
 from experiments.pga.published_protocol import PROBE_TARGET, RECALL_TARGET
 
 LEVEL = 0.05
@@ -93,7 +93,7 @@ def _of_eraser(
         elif sound["utility"]["role_swap"]:
             outcome, why = NO, "the clean texts were memorised in its place"
         else:
-            outcome, why = shown_gone(sound, original, margin)
+            outcome, why = absence_outcome(sound, original, margin)
         found.append(
             {
                 "claim": f"{name} removes the signature",
@@ -135,7 +135,7 @@ def _of_eraser(
     return found
 
 
-def shown_gone(
+def absence_outcome(
     sound: dict[str, Any], original: dict[str, Any], margin: float
 ) -> tuple[str, str]:
     """Test whether a signature that is no longer found is absent.
@@ -149,7 +149,8 @@ def shown_gone(
     worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
     shown = f"{int(told.sum())} readers that found it in the original"
     if all(
-        equivalent((a, b), margin) for a, b in zip(low - 0.5, high - 0.5, strict=True)
+        is_equivalent((a, b), margin)
+        for a, b in zip(low - 0.5, high - 0.5, strict=True)
     ):
         return YES, f"equivalent to chance: all {shown} within {worst:.2f} of 0.5"
     centre, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
-from evidence.seeds import LARGEST_SEED
+from evidence.seeds import MAX_SEED
 from evidence.storage.regular_files import as_path
 from evidence.storage.strict_yaml import read_yaml
 from experiments.pga.erasers import ERASERS
@@ -44,7 +44,7 @@ class PgaExperiment(BaseModel):
     size: Literal["small", "published", "medium", "large", "forty", "two_hundred"] = (
         "small"
     )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     erasers: tuple[str, ...] = Field(
         ("pga", "isotropic", "md-pga", "gradient ascent"), min_length=1, strict=False
     )

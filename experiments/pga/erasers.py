@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from capture.data.sequences import Sequences
 from capture.network.hooks import patch
 from erasure.concept.leace import Leace
-from erasure.concept.md_pga import fit_md
-from erasure.unlearning.config import UnlearnConfig
+from erasure.concept.md_pga import fit_md_pga
 from erasure.unlearning.probe_alignment import PRESETS, PgaConfig, align_
 from erasure.unlearning.run import unlearn_
+from erasure.unlearning.training.config import UnlearnConfig
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from experiments.pga.readouts import logistic_readouts
@@ -26,7 +26,7 @@ from testbeds.memorized_codes.world import CodesWorld, recall
 from testbeds.worlds.code_text import DIGITS, with_codes
 
 REFUSAL = "-" * DIGITS
-FORGOTTEN = 1e-3
+STOP_RECALL = 1e-3
 """Baselines stop at this mean probability of the codes, as in the paper."""
 
 # Learning rates suit the toy model; RMU's coefficient is several times the norm of its states.
@@ -109,7 +109,7 @@ def erase(
         config = _aligned(ALIGNED[name], epochs, align_weight)
 
         def clean(epoch: int) -> Sequences:
-            return world.drawn("clean", 0 if fixed_clean else epoch, chosen)
+            return world.random_codes("clean", 0 if fixed_clean else epoch, chosen)
 
         log = align_(
             model,
@@ -121,19 +121,19 @@ def erase(
             progress=progress,
         )
         return Erased(model, {}, log.last)
-    config = replace(_BASELINES[name], stop_below=FORGOTTEN, every=5)
+    config = replace(_BASELINES[name], stop_below=STOP_RECALL, every=5)
     if name == "rmu":
         config = replace(config, rmu_layer=world.config.layers // 2)
     prefixes = [world.pools["memorised"].prefixes[key] for key in chosen]
     answers = [REFUSAL] * len(prefixes)
-    refused = with_codes(prefixes, answers, world.taught)
-    retain = world.drawn("clean", 0, chosen)
+    refused = with_codes(prefixes, answers, world.trained_lead_ins)
+    retain = world.random_codes("clean", 0, chosen)
     log = unlearn_(
         model,
         memorised,
         retain,
         config,
-        relabelled=refused if name == "idk" else None,
+        relabeled=refused if name == "idk" else None,
         novice=_unknown(world, chosen) if name == "output distillation" else None,
         evaluate=lambda _: {"forget": recall(model, memorised).mean},
         seed=seed,
@@ -165,7 +165,7 @@ def edits_at_every_depth(
                 pool_states(
                     model,
                     [world.pools[name].prefixes[key] for key in keys],
-                    world.taught,
+                    world.trained_lead_ins,
                 )[place].flatten(0, 1)
                 for name in ("memorised", "clean")
             ]
@@ -183,7 +183,7 @@ def md_edits(
 
 def _md(k: int) -> Callable[[Tensor, Tensor], Edit]:
     def fit(rows: Tensor, labels: Tensor) -> Edit:
-        eraser = fit_md(rows[None], labels, k)
+        eraser = fit_md_pga(rows[None], labels, k)
         return lambda states: eraser.transform(states, 0)
 
     return fit
@@ -220,5 +220,5 @@ def _unknown(world: CodesWorld, keys: list[int]) -> Sequences:
     return with_codes(
         [world.pools["clean"].prefixes[key] for key in keys],
         [known[key] for key in keys],
-        world.taught,
+        world.trained_lead_ins,
     )

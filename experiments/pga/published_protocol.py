@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from erasure.concept.md_pga import fit_md
+from erasure.concept.md_pga import fit_md_pga
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -265,7 +265,7 @@ def token_split(
         rows = rng.permutation(np.flatnonzero(codes == code))
         train[rows[: round(share * len(rows))]] = True
     fitted = np.ones_like(train) if leak else train
-    eraser = fit_md(x[None, fitted], torch.from_numpy(codes[fitted]), k)
+    eraser = fit_md_pga(x[None, fitted], torch.from_numpy(codes[fitted]), k)
     folds = Folds(train[None], ~train[None], "token split")
     probe = LogisticProbe(class_weight="balanced", standardize="fold")
     found = []

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from audits.report.formatting import flat, in_plot
-from audits.report.templates import style, template
+from audits.report.formatting import flatten_settings, in_plot
+from audits.report.templates import style_sheet, template
 
 HEAD = (
     "model",
@@ -31,7 +31,7 @@ def render(document: Mapping[str, Any]) -> str:
     rows, world = document["rows"], document["world"]
     sound = next(row["sound"] for row in rows if "sound" in row)
     return template("pga.html.j2").render(
-        css=style(),
+        css=style_sheet(),
         plotly=Markup(get_plotlyjs()),
         claims=document["claims"],
         families=len(world["families"]),
@@ -42,7 +42,10 @@ def render(document: Mapping[str, Any]) -> str:
         smallest=f"{sound['smallest_p']:.3g}",
         interventions=_interventions(document["interventions"]),
         uncertified=_uncertified(document),
-        settings=[*flat(document["config"]), *flat({"model": world["card"]})],
+        settings=[
+            *flatten_settings(document["config"]),
+            *flatten_settings({"model": world["card"]}),
+        ],
         figures=[_published_figure(rows), _sound_figure(rows)],
     )
 

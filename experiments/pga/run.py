@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from audits.core.outputs import EXPERIMENT, look
-from audits.core.workspace import Ledger, Workspace, canonical
+from audits.core.outputs import EXPERIMENT, check_output_folder
+from audits.core.workspace import StageRunner, Workspace, canonical_json
 from capture.checkpoints.cache import cache_root
 from capture.data.sequences import Sequences
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.task import frozen_logprobs
-from erasure.unlearning.training import reader_for
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError, quoted
 from evidence.progress import SILENT, Progress
-from evidence.storage.files import write_together
+from evidence.storage.files import write_files_atomic
+from evidence.storage.locks import run_lock
 from evidence.storage.regular_files import as_path
-from evidence.storage.runs import sole_run
 from experiments.pga.claims import claims_of
 from experiments.pga.config import PgaExperiment, resolved
 from experiments.pga.erasers import Erased, erase
@@ -41,7 +41,7 @@ from experiments.pga.rows import membership_row, numbers
 from experiments.pga.states import VIEWS, all_states, depth_sites, pool_states
 from experiments.pga.utility import Utility
 from probes.estimators.classifier_battery import refit_battery
-from probes.solvers.uncertified import unwarned
+from probes.solvers.uncertified import suppress_warnings
 from probes.sweeps.membership_test import FAMILIES, membership, split_sequences
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import (
@@ -93,11 +93,13 @@ def pga(
     config = resolved(config)
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
-    look(out, EXPERIMENT)
-    with sole_run(out):
+    check_output_folder(out, EXPERIMENT)
+    with run_lock(out):
         document = _document(config, out, place, fresh, progress)
-        text = canonical(document) + "\n"
-        write_together({out / "pga.json": text, out / "report.html": render(document)})
+        text = canonical_json(document) + "\n"
+        write_files_atomic(
+            {out / "pga.json": text, out / "report.html": render(document)}
+        )
     return document
 
 
@@ -106,7 +108,7 @@ def _document(
 ) -> dict[str, Any]:
     """Run the stages that are not saved yet; ``config`` is resolved."""
     mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
-    ledger = Ledger(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
+    ledger = StageRunner(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
         world = build_codes(
@@ -126,7 +128,7 @@ def _document(
             advance(1)
 
         for name in ("original", "twin"):
-            stage(name, lambda name=name: run.untouched(name))
+            stage(name, lambda name=name: run.unmodified(name))
         for number in range(1, config.random_inits + 1):
             stage(f"untrained-{number}", lambda number=number: run.untrained(number))
         for name in config.erasers:
@@ -171,7 +173,7 @@ def measure_published(
     )
     run = Experiment(config, world, progress)
     if eraser is None:
-        return run.measure(Erased(run.load(), {}, {}))
+        return run.published_figures(Erased(run.load(), {}, {}))
     return run.published(eraser)["published"]
 
 
@@ -188,14 +190,14 @@ class Experiment:
         """A fresh copy of the original or the twin on the device."""
         return self.world.load(name, self.config.device)
 
-    def untouched(self, name: str) -> dict[str, Any]:
+    def unmodified(self, name: str) -> dict[str, Any]:
         """The original or the twin, under both protocols."""
         erased = Erased(self.load(name), {}, {})
         return {
             "model": name,
             "eraser": None,
-            "published": self.measure(erased),
-            "sound": self.battery(erased),
+            "published": self.published_figures(erased),
+            "sound": self.sound_scores(erased),
         }
 
     def untrained(self, number: int) -> dict[str, Any]:
@@ -206,14 +208,16 @@ class Experiment:
         return {
             "model": f"untrained {number}",
             "eraser": None,
-            "published": self.measure(erased),
-            "sound": self.battery(erased),
+            "published": self.published_figures(erased),
+            "sound": self.sound_scores(erased),
         }
 
     def published(self, name: str) -> dict[str, Any]:
         """An eraser that sees every key it is scored on."""
         erased = self._erase(name, "original", self.all)
-        found = self.measure(erased) | self.cost(erased, self.all)
+        found = self.published_figures(erased) | self.recall_and_utility(
+            erased, self.all
+        )
         if self.config.six_probes:
             with erased.running():
                 states = self._states(erased.model)["last"]
@@ -227,7 +231,7 @@ class Experiment:
     def sound(self, name: str) -> dict[str, Any]:
         """An eraser that sees one part of the keys, scored on the other."""
         erased = self._erase(name, "original", self.seen)
-        found = self.battery(erased) | self.cost(erased, self.seen)
+        found = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
         with erased.running():
             known = recall(erased.model, self.world.memorised(self.test.tolist()))
         found["recall_test"] = asdict(known)
@@ -238,10 +242,12 @@ class Experiment:
         model, world = self.load(), self.world
         sites = depth_sites(model)
         pools = [world.pools[name].prefixes for name in ("memorised", "clean")]
-        drawn = world.drawn("clean", UNSEEN)
+        drawn = world.random_codes("clean", UNSEEN)
 
         def read() -> tuple[Tensor, Tensor]:
-            first, second = (pool_states(model, each, world.taught) for each in pools)
+            first, second = (
+                pool_states(model, each, world.trained_lead_ins) for each in pools
+            )
             return first, second
 
         def known() -> float:
@@ -289,9 +295,9 @@ class Experiment:
         )
 
     def _states(self, model: PreTrainedModel) -> dict[str, dict[str, Tensor]]:
-        return cast(Any, all_states(model, self.world, self.world.taught))
+        return cast(Any, all_states(model, self.world, self.world.trained_lead_ins))
 
-    def measure(self, erased: Erased) -> dict[str, Any]:
+    def published_figures(self, erased: Erased) -> dict[str, Any]:
         """The published scores of a model as it runs."""
         with erased.running():
             states = self._states(erased.model)["last"]
@@ -316,7 +322,7 @@ class Experiment:
             "recall": asdict(known),
         }
 
-    def battery(self, erased: Erased) -> dict[str, Any]:
+    def sound_scores(self, erased: Erased) -> dict[str, Any]:
         """The held-out protocol on the test keys."""
         with erased.running():
             states = self._states(erased.model)
@@ -331,8 +337,8 @@ class Experiment:
         found = membership(
             views,
             labels,
-            folds=self.config.folds,
-            permutations=self.config.permutations,
+            n_folds=self.config.folds,
+            n_permutations=self.config.permutations,
             seed=self.config.seed,
         )
         row: dict[str, Any] = membership_row(found) | {"trained": None}
@@ -350,7 +356,7 @@ class Experiment:
             for view, table in views.items()
             for depth, rows in enumerate(table.numpy())
         }
-        with unwarned():
+        with suppress_warnings():
             battery = refit_battery(
                 cast(Any, tables),
                 labels,
@@ -364,13 +370,15 @@ class Experiment:
             found[reader] = max(area, found.get(reader, 0.0))
         return found, len(battery.uncertified)
 
-    def cost(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
+    def recall_and_utility(
+        self, erased: Erased, keys: NDArray[np.int64]
+    ) -> dict[str, Any]:
         """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
         mine = self.world.memorised(chosen)
-        unseen = self.world.drawn("clean", UNSEEN)
-        trained = self.world.drawn("clean", 0, chosen)
+        unseen = self.world.random_codes("clean", UNSEEN)
+        trained = self.world.random_codes("clean", 0, chosen)
         with erased.running():
             after = perplexity(erased.model, unseen)
             known = recall(erased.model, mine)
@@ -404,7 +412,7 @@ def criterion(row: dict[str, Any]) -> dict[str, bool]:
 
 def _code_logprob(model: PreTrainedModel, rows: Sequences) -> float:
     """Mean log-probability a digit of the rows' codes, in nats."""
-    total = frozen_logprobs(reader_for(model, rows), rows, "answer")
+    total = frozen_logprobs(logit_reader_for(model, rows), rows, "answer")
     return float(total.sum()) / count_scored(rows, "answer")
 
 

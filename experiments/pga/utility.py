@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-MOST_PERPLEXITY = 1.05
-HALFWAY = 0.5
+MAX_PERPLEXITY_RATIO = 1.05
+ROLE_SWAP_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Utility:
         as well as before.
         """
         way = self.memorised[0] - self.clean[0]
-        return way > 0 and self.clean[1] - self.clean[0] >= HALFWAY * way
+        return way > 0 and self.clean[1] - self.clean[0] >= ROLE_SWAP_SHARE * way
 
     @property
     def kept(self) -> bool:
         """Perplexity within 1.05 times, and no role swap."""
-        return self.ratio <= MOST_PERPLEXITY and not self.role_swap
+        return self.ratio <= MAX_PERPLEXITY_RATIO and not self.role_swap

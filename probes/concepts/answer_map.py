@@ -15,7 +15,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Amplifier:
+class AnswerMap:
     """The map h -> h + strength (h - centre) B.
 
     It is the same for every input: what it writes depends on what a state already
@@ -23,34 +23,34 @@ class Amplifier:
 
     Attributes:
         matrix: (d, d) B, float64.
-        centre: (d,) mean of the rows fitted on.
+        center: (d,) mean of the rows fitted on.
         penalty: The penalty chosen.
     """
 
     matrix: Tensor
-    centre: Tensor
+    center: Tensor
     penalty: float
 
-    def written(self, states: Tensor) -> Tensor:
+    def apply(self, states: Tensor) -> Tensor:
         """(row, d) what is added to each state at strength 1."""
-        centred = states - self.centre.to(states)
+        centred = states - self.center.to(states)
         return centred @ self.matrix.to(states)
 
-    def turned(self, rng: np.random.Generator) -> "Amplifier":
+    def randomly_rotated(self, rng: np.random.Generator) -> "AnswerMap":
         """The control: as much is written, in directions turned at random."""
-        d = len(self.centre)
+        d = len(self.center)
         turn, _ = np.linalg.qr(rng.standard_normal((d, d)))
         matrix = self.matrix @ torch.from_numpy(turn).to(self.matrix)
-        return Amplifier(matrix, self.centre, self.penalty)
+        return AnswerMap(matrix, self.center, self.penalty)
 
 
-def fit_amplifier(
+def fit_answer_map(
     states: ArrayLike | Tensor,
     classes: ArrayLike,
     kinds: ArrayLike,
-    check_states: ArrayLike | Tensor,
-    check_classes: ArrayLike,
-) -> Amplifier:
+    val_states: ArrayLike | Tensor,
+    val_classes: ArrayLike,
+) -> AnswerMap:
     """Ridge regression from states to where their class lies within its kind.
 
     A row's target is the mean state of its class less that of its kind (relation), so
@@ -61,8 +61,8 @@ def fit_amplifier(
         states: (row, d) of the entities fitted on.
         classes: (row,) class of each row; a class belongs to one kind.
         kinds: (row,) kind of each row.
-        check_states: (other row, d) of other entities.
-        check_classes: (other row,) their classes; those not fitted on are left out.
+        val_states: (other row, d) of other entities.
+        val_classes: (other row,) their classes; those not fitted on are left out.
 
     Raises:
         InputError: rows that do not fit together, or a kind of one class alone.
@@ -87,7 +87,7 @@ def fit_amplifier(
     centre = x.mean(0)
     left, sizes, axes = torch.linalg.svd(x - centre, full_matrices=False)
     pulled = left.T @ offsets[codes]
-    y, known = _check(check_states, check_classes, names)
+    y, known = _known_rows(val_states, val_classes, names)
     best, chosen = -1.0, PENALTIES[0]
     for penalty in PENALTIES:
         matrix = _solve(sizes, axes, pulled, penalty)
@@ -98,7 +98,7 @@ def fit_amplifier(
         right = distance.masked_fill(other, torch.inf).argmin(1).numpy() == known
         if len(right) and right.mean() > best:
             best, chosen = float(right.mean()), penalty
-    return Amplifier(_solve(sizes, axes, pulled, chosen), centre, chosen)
+    return AnswerMap(_solve(sizes, axes, pulled, chosen), centre, chosen)
 
 
 def _means(x: Tensor, codes: NDArray[np.int64]) -> Tensor:
@@ -114,7 +114,7 @@ def _solve(sizes: Tensor, axes: Tensor, pulled: Tensor, penalty: float) -> Tenso
     )
 
 
-def _check(
+def _known_rows(
     states: ArrayLike | Tensor, classes: ArrayLike, names: NDArray
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Rows whose class was fitted on, and its number."""

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.solvers.batch import Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.loss import Loss
-from probes.solvers.newton.newton_cg import ACCEPTED, TARGET
-from probes.solvers.newton.newton_primal_rough import fit_tall
-from probes.solvers.problem import LogisticOptions, one_hot, row_weights, spread
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL, TOL
+from probes.solvers.newton.newton_primal_rough import fit_primal
+from probes.solvers.objective.batch import Work
+from probes.solvers.objective.loss import Loss
+from probes.solvers.problem import LogisticOptions, column_std, one_hot, row_weights
+from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
-STIFF = 1e-6
+MIN_RIDGE_SHARE = 1e-6
 """Least ridge, as a share of the whole scatter, that the scatter itself may hold."""
-SOLVED = 1e-14
+CG_TOL = 1e-14
 """Share of a side that may be left of it."""
 METHODS = ("mean", "kif", "lda", "logistic", "pca")
 
@@ -36,10 +36,10 @@ def mean_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
         marks: (concept, row) 1, 0 or -1.
         weight: (row,) >= 0.
     """
-    return (shares(marks == 1, weight) - shares(marks == 0, weight)) @ x
+    return (mean_weights(marks == 1, weight) - mean_weights(marks == 0, weight)) @ x
 
 
-def standardised_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
+def standardized_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
     """The mean difference of standardised columns, back in units of the rows.
 
     Columns are divided by their standard deviation over a concept's positive and
@@ -47,7 +47,7 @@ def standardised_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
 
     Source: KIF's activation signature, arXiv 2601.10566.
     """
-    used = shares(marks >= 0, weight)
+    used = mean_weights(marks >= 0, weight)
     variance = used @ x.square() - (used @ x).square()
     floor = 1e-12 * x.square().amax(0)
     difference = mean_difference(x, marks, weight)
@@ -66,7 +66,7 @@ def discriminant(
     if not 0 < shrinkage <= 1:
         raise RowsError("shrinkage must be above 0 and at most 1", got=str(shrinkage))
     out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
-    for chosen, rows in _by_rows(marks, weight):
+    for chosen, rows in _group_by_rows(marks, weight):
         part, w = x[rows], weight[rows]
         own = marks[chosen][:, rows]
         total = w.sum()
@@ -85,7 +85,7 @@ def discriminant(
                 fix="Use the mean difference",
             )
         share = (1 - shrinkage) / total
-        if bool((ridge < STIFF * share * spread_of).any()):
+        if bool((ridge < MIN_RIDGE_SHARE * share * spread_of).any()):
             # A scatter has the squares of the rows' digits: it would lose a weak ridge.
             _, sizes, axes = torch.linalg.svd(scaled, full_matrices=False)
             side = difference @ axes.T  # the rest of a difference is zero
@@ -93,7 +93,7 @@ def discriminant(
         else:
             # Fewer rows than columns: the answer is a sum of rows, as a difference is.
             wide = len(part) < x.shape[1]
-            tell = (shares(own == 1, w) - shares(own == 0, w)) / w.sqrt()
+            tell = (mean_weights(own == 1, w) - mean_weights(own == 0, w)) / w.sqrt()
             axes = scaled if wide else None
             scatter = scaled @ scaled.T if wide else scaled.T @ scaled
             side = tell if wide else difference
@@ -139,7 +139,7 @@ def shifted_solve(matrix: Tensor, shifts: Tensor, sides: Tensor) -> Tensor:
         solved.addcmul_(length, search)
         left.addcmul_(length, image, value=-1)
         fresh = left.square().sum(1)
-        if bool((fresh <= SOLVED**2 * first).all()):
+        if bool((fresh <= CG_TOL**2 * first).all()):
             break
         ratio = torch.where(square > 0, fresh / square, 0.0)
         search, square = torch.addcmul(left, ratio[:, None], search), fresh
@@ -148,7 +148,7 @@ def shifted_solve(matrix: Tensor, shifts: Tensor, sides: Tensor) -> Tensor:
 
 def logistic(
     x: Tensor, marks: Tensor, weight: Tensor, c: float = 0.1
-) -> tuple[Tensor, tuple[Uncertified, ...]]:
+) -> tuple[Tensor, tuple[UncertifiedFit, ...]]:
     """Penalised logistic directions, all concepts of the same rows in one solve.
 
     Columns are standardised over the rows in use, classes weigh the same.
@@ -157,21 +157,21 @@ def logistic(
         The directions, and those that are not certified to be at their optimum: the
         label vector is the concept.
     """
-    lost: list[Uncertified] = []
+    lost: list[UncertifiedFit] = []
     out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
     options = LogisticOptions(C=c, balanced=True, standardize="all")
-    for chosen, rows in _by_rows(marks, weight):
+    for chosen, rows in _group_by_rows(marks, weight):
         part, base = x[rows], weight[rows]
         codes = (marks[chosen][:, rows] == 1).long()
-        found = _together(part, codes, base, options)
+        found = _shared_preconditioner(part, codes, base, options)
         if found is None:
-            found, left = _each(part, codes, base, options)
+            found, left = _exact_factors(part, codes, base, options)
             lost += [replace(fit, fold=None, label=chosen[fit.label]) for fit in left]
         out[chosen] = found
     return out, tuple(lost)
 
 
-def _together(
+def _shared_preconditioner(
     x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions
 ) -> Tensor | None:
     """All concepts on one rough metric; None where one is not certified.
@@ -179,19 +179,19 @@ def _together(
     A factor that is exact for one concept is poor for all others, and finding it
     costs more than all of their fits.
     """
-    scale = spread(x, base)
+    scale = column_std(x, base)
     rows = (x - x.mean(0)) / scale
     loss = Loss(one_hot(codes, 2), row_weights(codes, 2, base[None], options))
-    point, _, certificate = fit_tall(rows, loss, TARGET[torch.float64], Work())
+    point, _, certificate = fit_primal(rows, loss, TOL[torch.float64], Work())
     # ``not`` of the good ones: what is no number is none of them.
-    if not bool((certificate <= ACCEPTED[torch.float64]).all()):
+    if not bool((certificate <= ACCEPTED_TOL[torch.float64]).all()):
         return None
     return point[:, :-1] / scale
 
 
-def _each(
+def _exact_factors(
     x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions
-) -> tuple[Tensor, tuple[Uncertified, ...]]:
+) -> tuple[Tensor, tuple[UncertifiedFit, ...]]:
     """The same on factors that are exact, and what is not certified of it."""
     everything = np.ones((1, len(x)), dtype=bool)
     folds = Folds(everything, ~everything, "all rows")
@@ -232,7 +232,7 @@ def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Ten
     return out
 
 
-def deal_pairs(
+def draw_pairs(
     marks: NDArray[np.int8], kinds: NDArray[np.int64], rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
     """A row that does not show the concept for each that does, of its kind if it can.
@@ -257,7 +257,7 @@ def deal_pairs(
     return dealt
 
 
-def shares(member: Tensor, weight: Tensor) -> Tensor:
+def mean_weights(member: Tensor, weight: Tensor) -> Tensor:
     """(concept, row) weights of a mean over the rows of each concept."""
     share = member * weight
     total = share.sum(1, keepdim=True)
@@ -266,7 +266,7 @@ def shares(member: Tensor, weight: Tensor) -> Tensor:
     return share / total
 
 
-def _by_rows(marks: Tensor, weight: Tensor) -> list[tuple[list[int], Tensor]]:
+def _group_by_rows(marks: Tensor, weight: Tensor) -> list[tuple[list[int], Tensor]]:
     """Concepts that are marked on the same rows, and those rows."""
     used = (marks >= 0) & (weight > 0)
     together: dict[bytes, list[int]] = {}

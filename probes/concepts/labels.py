@@ -51,14 +51,14 @@ class Concepts:
                     )
 
     @property
-    def rows(self) -> int:
+    def n_rows(self) -> int:
         """Number of rows."""
         return self.marks.shape[1]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def within(self, rows: NDArray[np.bool_]) -> "Concepts":
+    def restrict_to(self, rows: NDArray[np.bool_]) -> "Concepts":
         """The same concepts with every other row's mark taken away.
 
         Raises:

@@ -12,9 +12,13 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes.concepts.labels import Concepts
 from probes.concepts.vectors import ConceptVectors, concept_vectors
-from probes.solvers.uncertified import Uncertified, unwarned, warn
+from probes.solvers.uncertified import (
+    UncertifiedFit,
+    suppress_warnings,
+    warn_uncertified,
+)
 from probes.splits.folds import Folds, group_codes
-from probes.splits.metrics import cluster_draws
+from probes.splits.metrics import cluster_bootstrap_weights
 from probes.sweeps.site_source import SiteStore
 
 
@@ -41,7 +45,7 @@ class Separability:
     effect: NDArray[np.float64]
     effect_interval: NDArray[np.float64]
     siblings: NDArray[np.float64]
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     @property
     def specificity(self) -> NDArray[np.float64]:
@@ -78,7 +82,7 @@ def held_out_scores(
     *,
     kinds: ArrayLike | None = None,
     progress: Progress = SILENT,
-) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[Uncertified, ...]]:
+) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[UncertifiedFit, ...]]:
     """Score every row by vectors fitted without it.
 
     Args:
@@ -97,15 +101,15 @@ def held_out_scores(
     Raises:
         InputError: as ``concept_vectors``; or folds of other rows.
     """
-    if folds.rows != concepts.rows:
+    if folds.n_rows != concepts.n_rows:
         raise InputError(
             "folds and concepts differ in rows",
-            expected=str(concepts.rows),
-            got=str(folds.rows),
+            expected=str(concepts.n_rows),
+            got=str(folds.n_rows),
         )
     names: tuple[str, ...] = ()
-    uncertified: list[Uncertified] = []
-    out = np.zeros((0, len(concepts), concepts.rows))
+    uncertified: list[UncertifiedFit] = []
+    out = np.zeros((0, len(concepts), concepts.n_rows))
     with progress.task("held-out concept scores", len(folds)) as advance:
         pairs = zip(folds.train, folds.test, strict=True)
         for fold, (train, test) in enumerate(pairs):
@@ -114,7 +118,7 @@ def held_out_scores(
             if fit.any():
                 chosen = np.flatnonzero(fit)
                 part = Concepts(tuple(concepts.names[i] for i in chosen), marks[chosen])
-                with unwarned():
+                with suppress_warnings():
                     found = concept_vectors(activations, part, method, kinds=kinds)
                 uncertified += [replace(fit, fold=fold) for fit in found.uncertified]
                 if not names:
@@ -169,9 +173,9 @@ def separability(
     names, scores, uncertified = held_out_scores(
         activations, concepts, folds, method, kinds=kinds, progress=progress
     )
-    warn(uncertified)
-    entity = group_codes(groups, concepts.rows)
-    weights = cluster_draws(entity, draws, numpy_rng(seed, "separability"))
+    warn_uncertified(uncertified)
+    entity = group_codes(groups, concepts.n_rows)
+    weights = cluster_bootstrap_weights(entity, draws, numpy_rng(seed, "separability"))
     shape = scores.shape[:2]
     auc, effect = np.full(shape, np.nan), np.full(shape, np.nan)
     interval = np.full((*shape, 2), np.nan)
@@ -232,16 +236,16 @@ def stability(
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
     """
-    with unwarned():
+    with suppress_warnings():
         whole = concept_vectors(activations, concepts, method, kinds=kinds)
     uncertified = list(whole.uncertified)
-    entity = group_codes(groups, concepts.rows)
+    entity = group_codes(groups, concepts.n_rows)
     rng = numpy_rng(seed, "stability")
     total = np.zeros(whole.gap.shape)
     with progress.task("bootstraps", draws) as advance:
         for draw in range(draws):
             for _ in range(200):
-                weight = cluster_draws(entity, 1, rng)[0]
+                weight = cluster_bootstrap_weights(entity, 1, rng)[0]
                 left = [(concepts.marks == value) @ weight for value in (0, 1)]
                 if min(each.min() for each in left) > 0:
                     break
@@ -251,7 +255,7 @@ def stability(
                     expected="several groups with and without each concept",
                     fix="Leave out concepts of a single group",
                 )
-            with unwarned():
+            with suppress_warnings():
                 found = concept_vectors(
                     activations, concepts, method, kinds=kinds, weight=weight
                 )
@@ -259,23 +263,23 @@ def stability(
             uncertified += [replace(fit, inner=named) for fit in found.uncertified]
             total += (found.vectors * whole.vectors).sum(2)
             advance(1)
-    warn(uncertified)
+    warn_uncertified(uncertified)
     return total / draws
 
 
-def alignment(one: ConceptVectors, other: ConceptVectors) -> NDArray[np.float64]:
+def alignment(first: ConceptVectors, second: ConceptVectors) -> NDArray[np.float64]:
     """(site, concept) cosine between the same concepts' vectors, of two models say.
 
     Raises:
         InputError: other concepts, sites or widths.
     """
-    if one.concepts != other.concepts or one.vectors.shape != other.vectors.shape:
+    if first.concepts != second.concepts or first.vectors.shape != second.vectors.shape:
         raise InputError(
             "the concept vectors cannot be compared",
-            expected=f"concepts, sites and width of {one!r}",
-            got=repr(other),
+            expected=f"concepts, sites and width of {first!r}",
+            got=repr(second),
         )
-    return (one.vectors * other.vectors).sum(2)
+    return (first.vectors * second.vectors).sum(2)
 
 
 def _share_above(values: NDArray, own: NDArray[np.bool_]) -> NDArray:

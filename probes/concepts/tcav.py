@@ -15,7 +15,7 @@ from probes.sweeps.site_source import SiteStore, open_source
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tcav:
+class TcavScores:
     """Sensitivity of an output to concepts, against concepts that mean nothing.
 
     Attributes:
@@ -37,7 +37,7 @@ def tcav(
     gradients: ArrayLike | Tensor | SiteStore,
     vectors: ConceptVectors,
     random: ConceptVectors,
-) -> Tcav:
+) -> TcavScores:
     """TCAV scores of all concepts, and the test against random concepts.
 
     The paper runs a t-test over vectors that share their positive rows; those are
@@ -56,8 +56,8 @@ def tcav(
 
     Source: Kim et al. (2018), arXiv 1711.11279.
     """
-    score = _share_rising(gradients, vectors)
-    null = _share_rising(gradients, random)
+    score = _share_positive(gradients, vectors)
+    null = _share_positive(gradients, random)
     if len(score) != len(null):
         raise InputError(
             "concepts and random concepts were fitted at different sites",
@@ -67,11 +67,11 @@ def tcav(
     far, by_luck = (np.abs(each - 0.5).max(0) for each in (score, null))
     beyond = (by_luck[None] >= far[:, None] - 1e-12).sum(1)
     p_value = (1 + beyond) / (1 + len(by_luck))
-    return Tcav(vectors.sites, vectors.concepts, score, null, p_value)
+    return TcavScores(vectors.sites, vectors.concepts, score, null, p_value)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Shifts:
+class ConceptShifts:
     """How the rows of each concept moved between two checkpoints, others' motion off.
 
     Attributes:
@@ -98,7 +98,7 @@ def shift_vectors(
     groups: ArrayLike | None = None,
     draws: int = 200,
     seed: int = 0,
-) -> Shifts:
+) -> ConceptShifts:
     """What a change of weights did to the rows of each concept, beyond all others.
 
     Args:
@@ -115,18 +115,22 @@ def shift_vectors(
     """
     first, second = open_source(before), open_source(after)
     if len(first.names) != len(second.names) or not (
-        first.rows == second.rows == concepts.rows
+        first.n_rows == second.n_rows == concepts.n_rows
     ):
         raise InputError(
             "the checkpoints' activations do not match",
-            expected=f"{len(first.names)} sites of {concepts.rows} rows",
-            got=f"{len(second.names)} sites of {second.rows} rows",
+            expected=f"{len(first.names)} sites of {concepts.n_rows} rows",
+            got=f"{len(second.names)} sites of {second.n_rows} rows",
         )
-    entity = group_codes(groups, concepts.rows)
-    weights = [_contrast(concepts.marks)]
+    entity = group_codes(groups, concepts.n_rows)
+    weights = [_mean_difference_weights(concepts.marks)]
     for place, marks in enumerate(concepts.marks):
         seed_of = int(numpy_rng(seed, "shifts", concepts.names[place]).integers(2**31))
-        weights.append(_contrast(random_concepts(marks, entity, draws, seed_of).marks))
+        weights.append(
+            _mean_difference_weights(
+                random_concepts(marks, entity, draws, seed_of).marks
+            )
+        )
     table = np.concatenate(weights)
     count = len(concepts)
     vectors, size, lengths = [], [], []
@@ -149,7 +153,7 @@ def shift_vectors(
         lengths.append(length[count:].reshape(count, draws))
     observed, null = np.array(size).max(0), np.array(lengths).max(0)
     beyond = (null >= observed[:, None] * (1 - 1e-9)).sum(1)
-    return Shifts(
+    return ConceptShifts(
         first.names,
         concepts.names,
         np.array(vectors),
@@ -158,13 +162,13 @@ def shift_vectors(
     )
 
 
-def _contrast(marks: NDArray[np.int8]) -> NDArray[np.float64]:
+def _mean_difference_weights(marks: NDArray[np.int8]) -> NDArray[np.float64]:
     """(concept, row) weights that take one mean from another."""
     yes, no = (marks == 1).astype(float), (marks == 0).astype(float)
     return yes / yes.sum(1, keepdims=True) - no / no.sum(1, keepdims=True)
 
 
-def _share_rising(
+def _share_positive(
     gradients: ArrayLike | Tensor | SiteStore, vectors: ConceptVectors
 ) -> NDArray[np.float64]:
     """(site, concept) share of rows whose gradient points towards the concept."""

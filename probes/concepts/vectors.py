@@ -14,7 +14,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes.concepts import directions as kernels
 from probes.concepts.labels import Concepts
-from probes.solvers.uncertified import Uncertified, warn
+from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits.folds import group_codes
 from probes.sweeps.site_source import SiteStore, open_source
 
@@ -41,7 +41,7 @@ class ConceptVectors:
     vectors: NDArray[np.float64]
     gap: NDArray[np.float64]
     offset: NDArray[np.float64]
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     def __repr__(self) -> str:
         sites, concepts, d = self.vectors.shape
@@ -56,7 +56,7 @@ class ConceptVectors:
         Raises:
             InputError: there is none.
         """
-        return torch.from_numpy(self.vectors[self._place(site, concept)]).float()
+        return torch.from_numpy(self.vectors[self._index(site, concept)]).float()
 
     def scores(self, activations: ArrayLike | Tensor | SiteStore) -> NDArray:
         """(site, concept, row) how far a row lies towards each concept.
@@ -74,7 +74,7 @@ class ConceptVectors:
                 expected=f"{len(self.sites)} sites",
                 got=str(len(source.names)),
             )
-        out = np.empty((*self.gap.shape, source.rows))
+        out = np.empty((*self.gap.shape, source.n_rows))
         for place, name in enumerate(source.names):
             x = source.read(name, None)
             if x.shape[1] != self.vectors.shape[2]:
@@ -98,7 +98,7 @@ class ConceptVectors:
         )
         return pd.DataFrame({"gap": self.gap.ravel()}, index=index).reset_index()
 
-    def _place(self, site: str, concept: str) -> tuple[int, int]:
+    def _index(self, site: str, concept: str) -> tuple[int, int]:
         for value, among, what in (
             (site, self.sites, "site"),
             (concept, self.concepts, "concept"),
@@ -160,17 +160,17 @@ def concept_vectors(
             expected=", ".join(kernels.METHODS),
             got=repr(method),
         )
-    if concepts.rows != source.rows:
+    if concepts.n_rows != source.n_rows:
         raise InputError(
             "concepts and activations differ in rows",
-            expected=str(source.rows),
-            got=str(concepts.rows),
+            expected=str(source.n_rows),
+            got=str(concepts.n_rows),
         )
     pairs = None
     if method == "pca":
-        one_kind = np.zeros(source.rows) if kinds is None else kinds
-        codes = group_codes(one_kind, source.rows)
-        pairs = kernels.deal_pairs(concepts.marks, codes, numpy_rng(seed, "pairs"))
+        one_kind = np.zeros(source.n_rows) if kinds is None else kinds
+        codes = group_codes(one_kind, source.n_rows)
+        pairs = kernels.draw_pairs(concepts.marks, codes, numpy_rng(seed, "pairs"))
     found, uncertified = [], []
     with progress.task("concept vectors", len(source.names)) as advance:
         for name in source.names:
@@ -183,7 +183,7 @@ def concept_vectors(
                 concept = concepts.names[fit.label]
                 uncertified.append(replace(fit, site=name, name=concept))
             advance(1)
-    warn(uncertified)
+    warn_uncertified(uncertified)
     vectors, gap, offset = (np.stack(part) for part in zip(*found, strict=True))
     return ConceptVectors(
         source.names, concepts.names, method, vectors, gap, offset, tuple(uncertified)
@@ -200,9 +200,9 @@ def _one_site(
     shrinkage: float,
     c: float,
     flat: str,
-) -> tuple[NDArray, NDArray, NDArray, tuple[Uncertified, ...]]:
+) -> tuple[NDArray, NDArray, NDArray, tuple[UncertifiedFit, ...]]:
     """Unit vectors, gaps and offsets at one site, and fits that are not certified."""
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
     marks = torch.from_numpy(concepts.marks).to(x.device)
     w = torch.ones_like(x[:, 0])
     if weight is not None:
@@ -214,7 +214,7 @@ def _one_site(
     elif method == "mean":
         raw = kernels.mean_difference(x, marks, w)
     elif method == "kif":
-        raw = kernels.standardised_difference(x, marks, w)
+        raw = kernels.standardized_difference(x, marks, w)
     elif method == "lda":
         raw = kernels.discriminant(x, marks, w, shrinkage)
     else:
@@ -235,6 +235,6 @@ def _one_site(
             fix="Leave the site or the concept out",
         )
     unit, gap = torch.where(same[:, None], 0.0, unit), torch.where(same, 0.0, gap)
-    high = (unit * (kernels.shares(marks == 1, w) @ x)).sum(1)
+    high = (unit * (kernels.mean_weights(marks == 1, w) @ x)).sum(1)
     offset = high - gap / 2 + unit @ centre
     return unit.cpu().numpy(), gap.cpu().numpy(), offset.cpu().numpy(), uncertified

@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from evidence.arrays import labels_of, rows_of, weights_of
-from probes.solvers.uncertified import Uncertified
+from evidence.arrays import validate_labels, validate_rows, validate_sample_weight
+from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
 SCALINGS = (None, "fold", "all")
@@ -36,7 +36,7 @@ class HeldOut:
     certificate: Tensor
     coef: Tensor | None = None
     intercept: Tensor | None = None
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
@@ -64,7 +64,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             NumPy array; for a tensor, a tensor on the same device.
         """
         check_is_fitted(self, "coef_")
-        rows = rows_of(self, X, reset=False)
+        rows = validate_rows(self, X, reset=False)
         coef = torch.as_tensor(self.coef_, device=rows.device)
         scores = rows @ coef.T + torch.as_tensor(self.intercept_, device=rows.device)
         scores = scores[:, 0] if scores.shape[1] == 1 else scores
@@ -117,12 +117,12 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
                 f"{type(self).__name__} requires y to be passed, "
                 "but the target y is None"
             )
-        rows = rows_of(self, X, reset=True)
-        self.classes_, codes = labels_of(y, len(rows))
-        weights = weights_of(sample_weight, rows)
+        rows = validate_rows(self, X, reset=True)
+        self.classes_, codes = validate_labels(y, len(rows))
+        weights = validate_sample_weight(sample_weight, rows)
         return rows, torch.from_numpy(codes).to(rows.device)[None], weights
 
-    def _keep(self, coef: Tensor, intercept: Tensor):
+    def _set_fitted(self, coef: Tensor, intercept: Tensor):
         self.coef_ = coef.cpu().numpy()
         self.intercept_ = intercept.cpu().numpy()
         return self

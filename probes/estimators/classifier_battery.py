@@ -15,12 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from evidence.arrays import labels_of
+from evidence.arrays import validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.uncertified import Uncertified, warn
+from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits import metrics
 from probes.splits.folds import Folds, check_folds, group_codes, k_fold
 
@@ -28,7 +28,7 @@ PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Battery:
+class ClassifierBattery:
     """Held-out skill of every reader on every view of the same rows.
 
     Attributes:
@@ -39,7 +39,7 @@ class Battery:
     """
 
     rows: tuple[tuple[str, str, float, float, float, float], ...]
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     def __repr__(self) -> str:
         area = [row[2] for row in self.rows]
@@ -54,12 +54,12 @@ class Battery:
         return pd.DataFrame(list(self.rows), columns=names)
 
 
-def readers(seed: int = 0, rows: int = 100) -> dict[str, BaseEstimator]:
+def battery_classifiers(seed: int = 0, n_rows: int = 100) -> dict[str, BaseEstimator]:
     """Unfitted readers by name; all but the forest see standardised columns.
 
     Args:
         seed: Of the networks and the forest.
-        rows: Fewest rows any fit will have; bounds the neighbours.
+        n_rows: Fewest rows any fit will have; bounds the neighbours.
     """
     number = stage_seed(seed, "battery") % 2**32
 
@@ -74,7 +74,7 @@ def readers(seed: int = 0, rows: int = 100) -> dict[str, BaseEstimator]:
         MLPClassifier((128, 64), alpha=0.01, random_state=number)
     )
     found["svm rbf"] = scaled(SVC(C=1.0))
-    found["nearest neighbours"] = scaled(KNeighborsClassifier(min(10, rows)))
+    found["nearest neighbours"] = scaled(KNeighborsClassifier(min(10, n_rows)))
     found["random forest"] = RandomForestClassifier(200, random_state=number, n_jobs=1)
     return found
 
@@ -88,7 +88,7 @@ def refit_battery(
     draws: int = 1000,
     seed: int = 0,
     progress: Progress = SILENT,
-) -> Battery:
+) -> ClassifierBattery:
     """Fit every reader on every view by folds of whole groups.
 
     Args:
@@ -117,17 +117,19 @@ def refit_battery(
                 expected=f"({n}, d)",
                 got=str(table.shape),
             )
-    classes, codes = labels_of(labels, n)
+    classes, codes = validate_labels(labels, n)
     group = group_codes(groups, n)
     scheme = k_fold(None if groups is None else group, codes, folds, seed)
     check_folds(scheme, codes, classes)
-    weights = metrics.cluster_draws(group, draws, numpy_rng(seed, "battery bootstrap"))
-    battery = readers(seed, int(scheme.train.sum(1).min()))
+    weights = metrics.cluster_bootstrap_weights(
+        group, draws, numpy_rng(seed, "battery bootstrap")
+    )
+    battery = battery_classifiers(seed, int(scheme.train.sum(1).min()))
     out, uncertified = [], []
     with progress.task("fitting readers", len(tables) * len(battery)) as advance:
         for view, table in tables.items():
             for name, reader in battery.items():
-                lost: list[Uncertified] = []
+                lost: list[UncertifiedFit] = []
                 scores = held_out_scores(
                     reader, table, codes, len(classes), scheme, lost
                 )
@@ -141,22 +143,22 @@ def refit_battery(
                 right = float((guess == codes).mean())
                 out.append((view, name, float(area[0]), low, high, right))
                 advance(1)
-    warn(uncertified)
-    return Battery(tuple(out), tuple(uncertified))
+    warn_uncertified(uncertified)
+    return ClassifierBattery(tuple(out), tuple(uncertified))
 
 
 def held_out_scores(
-    reader,
+    classifier,
     x: NDArray[np.float64],
     codes: NDArray[np.int64],
     classes: int,
     folds: Folds,
-    uncertified: list[Uncertified] | None = None,
+    uncertified: list[UncertifiedFit] | None = None,
 ) -> NDArray[np.float64]:
     """(class or 1, row) held-out scores; 0 is the two-class threshold.
 
     Args:
-        reader: A scikit-learn classifier; fitted anew in every fold.
+        classifier: A scikit-learn classifier; fitted anew in every fold.
         x: (row, d).
         codes: (row,) class codes.
         classes: Number of classes.
@@ -170,7 +172,7 @@ def held_out_scores(
         with warnings.catch_warnings():
             # A network stopped early is an attacker with less patience, not a fault.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            fitted = reader.fit(x[train], codes[train])
+            fitted = classifier.fit(x[train], codes[train])
         if uncertified is not None:
             lost = getattr(fitted, "uncertified_", ())
             uncertified += [replace(fit, fold=fold) for fit in lost]

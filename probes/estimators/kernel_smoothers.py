@@ -39,11 +39,11 @@ FAMILIES = (
     "random ferns",
 )
 PENALTY = 0.1
-NEIGHBOURS = 10
-FERNS, CUTS = 200, 3
+N_NEIGHBORS = 10
+N_FERNS, N_CUTS = 200, 3
 
 
-def smoothers(
+def smoother_matrices(
     x: Tensor,
     folds: Folds,
     families: Sequence[str] = FAMILIES,
@@ -72,10 +72,10 @@ def smoothers(
         raise InputError(
             f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES)
         )
-    if x.ndim != 3 or x.shape[1] != folds.rows:
+    if x.ndim != 3 or x.shape[1] != folds.n_rows:
         raise InputError(
             "states and folds do not fit",
-            expected=f"(site, {folds.rows}, d)",
+            expected=f"(site, {folds.n_rows}, d)",
             got=str(tuple(x.shape)),
         )
     if not penalty > 0:
@@ -171,7 +171,7 @@ def _ridge(
 
 def _votes_of_nearest(far: Tensor, fit: Tensor, score: Tensor) -> Tensor:
     far = far[:, score[:, None], fit]
-    count = min(NEIGHBOURS, max(1, len(fit) // 4))
+    count = min(N_NEIGHBORS, max(1, len(fit) // 4))
     nearest = far.topk(count, dim=2, largest=False).indices
     return torch.zeros_like(far).scatter_(2, nearest, 1 / count)
 
@@ -180,10 +180,10 @@ def _fern_cells(x: Tensor, seed: int) -> Tensor:
     """(site, fern, row) the cell each row falls into; cuts go through drawn rows."""
     sites, n, width = x.shape
     rng = numpy_rng(seed, "ferns")
-    column = torch.from_numpy(rng.integers(0, width, (FERNS, CUTS))).to(x.device)
-    drawn = torch.from_numpy(rng.integers(0, n, (FERNS, CUTS))).to(x.device)
-    cells = torch.zeros((sites, FERNS, n), dtype=torch.long, device=x.device)
-    for cut in range(CUTS):
+    column = torch.from_numpy(rng.integers(0, width, (N_FERNS, N_CUTS))).to(x.device)
+    drawn = torch.from_numpy(rng.integers(0, n, (N_FERNS, N_CUTS))).to(x.device)
+    cells = torch.zeros((sites, N_FERNS, n), dtype=torch.long, device=x.device)
+    for cut in range(N_CUTS):
         values = x[:, :, column[:, cut]].transpose(1, 2)  # (site, fern, row)
         bound = values.gather(2, drawn[None, :, cut, None].expand(sites, -1, 1))
         cells = 2 * cells + (values > bound)
@@ -191,7 +191,7 @@ def _fern_cells(x: Tensor, seed: int) -> Tensor:
 
 
 def _votes_in_cells(cells: Tensor, fit: Tensor, score: Tensor) -> Tensor:
-    inside = torch.nn.functional.one_hot(cells, 2**CUTS).double()
+    inside = torch.nn.functional.one_hot(cells, 2**N_CUTS).double()
     # (site, fern x cell, row): votes of the training rows that share a cell.
     member = inside.permute(0, 2, 1, 3).flatten(2)
     mine, theirs = member[:, score], member[:, fit]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from evidence.arrays import RowsError
 from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
-from probes.estimators.refit_fallback import by_refitting
-from probes.solvers.factor import gram_of
-from probes.solvers.problem import spread
+from probes.estimators.refit_fallback import refit_held_out
+from probes.solvers.objective.factor import gram_matrix
+from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
 
@@ -39,7 +39,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         n, d = rows.shape
         centre = rows.mean(0)
         ones = torch.ones_like(rows[:, 0])
-        scale = spread(rows - centre, ones) if self.standardize else 1.0
+        scale = column_std(rows - centre, ones) if self.standardize else 1.0
         rows = (rows - centre) / scale
         member = torch.nn.functional.one_hot(codes[0], len(self.classes_)).double()
         counts = member.sum(0)
@@ -56,7 +56,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         if len(coef) == 2:
             coef, offset = coef[1:] - coef[:1], offset[1:] - offset[:1]
         coef = coef / scale
-        return self._keep(coef, offset - coef @ centre)
+        return self._set_fitted(coef, offset - coef @ centre)
 
     def held_out(
         self,
@@ -70,13 +70,13 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
     ) -> HeldOut:
         """As ``LinearProbe.held_out``: one spectrum, then little a fold."""
         if self.standardize == "fold" or coefficients:
-            return by_refitting(self, x, codes, classes, folds, coefficients)
+            return refit_held_out(self, x, codes, classes, folds, coefficients)
         s = self._shrinkage()
         x = x.double() - x.double().mean(0)
         if self.standardize == "all":
-            x = x / spread(x, torch.ones_like(x[:, 0]))
+            x = x / column_std(x, torch.ones_like(x[:, 0]))
         n, d = x.shape
-        gram = gram_of(x) if n < d else None
+        gram = gram_matrix(x) if n < d else None
         columns = 1 if classes == 2 else classes
         out = x.new_full((len(codes), columns, n), torch.nan)
         for label in range(len(codes)):
@@ -115,17 +115,18 @@ class _Scatter:
 
     Attributes:
         values: (width,) eigenvalues of T.
-        places: (class + row, width) class means, then the rows less the mean of their
-            class, in T's eigenbasis.
-        beyond: (class, class) inner products of what the class means have outside it.
+        coordinates: (class + row, width) class means, then the rows less the mean of
+            their class, in T's eigenbasis.
+        outside_products: (class, class) inner products of what the class means have
+            outside it.
     """
 
     values: Tensor
-    places: Tensor
-    beyond: Tensor
+    coordinates: Tensor
+    outside_products: Tensor
 
     def products(self, place: Tensor, ridge: Tensor | None = None) -> Tensor:
-        """(fold, k, k) inner products of some of ``places``, the class means first.
+        """(fold, k, k) inner products of some of ``coordinates``, the class means first.
 
         Args:
             place: (fold, k, width), weighted by the root of an inverse where T is to be
@@ -133,9 +134,9 @@ class _Scatter:
             ridge: (fold,) the inverse's ridge.
         """
         found = place @ place.mT
-        classes = len(self.beyond)
+        classes = len(self.outside_products)
         scale = 1.0 if ridge is None else 1 / ridge[:, None, None]
-        found[:, :classes, :classes] += self.beyond * scale
+        found[:, :classes, :classes] += self.outside_products * scale
         return found
 
 
@@ -212,7 +213,7 @@ def _downdate(
         rows = torch.cat([which, eye[classes:, classes:].expand(many, -1, -1)], 2)
         subject = torch.cat([part_means, rows], 1)
         means = torch.arange(classes, device=x.device).expand(many, -1)
-        place = scatter.places[torch.cat([means, classes + index], 1)]
+        place = scatter.coordinates[torch.cat([means, classes + index], 1)]
         trace = total - (v @ scatter.products(place) * v).sum((1, 2))
         ridge = s * trace / (kept * d)
         if bool((ridge <= 1e-14 * s * total / (n * d)).any()):

@@ -11,7 +11,7 @@ from evidence.arrays import RowsError
 from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
 from probes.solvers.crossfit import crossfit
 from probes.solvers.problem import LogisticOptions
-from probes.solvers.uncertified import Uncertified, warn
+from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits.folds import Folds
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -51,7 +51,7 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
         self.precision = precision
 
     certificate_: float
-    uncertified_: tuple[Uncertified, ...]
+    uncertified_: tuple[UncertifiedFit, ...]
 
     def fit(self, X, y, sample_weight=None) -> "LogisticProbe":
         """Fit on rows.
@@ -65,7 +65,7 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
         everything = np.ones((1, len(rows)), dtype=bool)
         if weights is not None:
             # A row of weight 0 must leave the fit as if it were not there.
-            rows, codes, weights = _without_empty(rows, codes, weights)
+            rows, codes, weights = _drop_zero_weight(rows, codes, weights)
             everything = everything[:, : len(rows)]
             if len(codes.unique()) < len(self.classes_):
                 raise RowsError("a class has no row with positive sample weight")
@@ -82,9 +82,9 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
         self.uncertified_ = tuple(
             replace(each, name="all rows", fold=None) for each in result.uncertified
         )
-        warn(self.uncertified_)
+        warn_uncertified(self.uncertified_)
         assert result.coef is not None and result.intercept is not None
-        return self._keep(*_centred(result.coef[0, 0], result.intercept[0, 0]))
+        return self._set_fitted(*_centered(result.coef[0, 0], result.intercept[0, 0]))
 
     def held_out(
         self,
@@ -155,12 +155,12 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
         )
 
 
-def _without_empty(rows: Tensor, codes: Tensor, weights: Tensor):
+def _drop_zero_weight(rows: Tensor, codes: Tensor, weights: Tensor):
     used = weights > 0
     return rows[used], codes[:, used], weights[used]
 
 
-def _centred(coef: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(coef: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax intercepts are free up to a constant: make them sum to 0."""
     if len(coef) > 1:
         intercept = intercept - intercept.mean()

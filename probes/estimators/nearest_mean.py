@@ -5,8 +5,8 @@ from torch import Tensor
 
 from evidence.arrays import RowsError
 from probes.estimators.base import SCALINGS, HeldOut, LinearProbe
-from probes.estimators.refit_fallback import by_refitting
-from probes.solvers.problem import spread
+from probes.estimators.refit_fallback import refit_held_out
+from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
 
@@ -32,7 +32,7 @@ class MeanDifferenceProbe(LinearProbe):
             raise RowsError("unknown standardize", got=repr(self.standardize))
         ones = torch.ones_like(rows[:, 0])
         centre = rows.mean(0)
-        scale = spread(rows - centre, ones) if self.standardize else 1.0
+        scale = column_std(rows - centre, ones) if self.standardize else 1.0
         rows = (rows - centre) / scale
         means = torch.stack(
             [rows[codes[0] == code].mean(0) for code in range(len(self.classes_))]
@@ -41,7 +41,7 @@ class MeanDifferenceProbe(LinearProbe):
         if len(means) == 2:
             means, offset = means[1:] - means[:1], offset[1:] - offset[:1]
         coef = means / scale
-        return self._keep(coef, offset - coef @ centre)
+        return self._set_fitted(coef, offset - coef @ centre)
 
     def held_out(
         self,
@@ -55,10 +55,10 @@ class MeanDifferenceProbe(LinearProbe):
     ) -> HeldOut:
         """As ``LinearProbe.held_out``: class sums less the sums of what is left out."""
         if self.standardize == "fold" or coefficients:
-            return by_refitting(self, x, codes, classes, folds, coefficients)
+            return refit_held_out(self, x, codes, classes, folds, coefficients)
         x = x.double() - x.double().mean(0)
         if self.standardize == "all":
-            x = x / spread(x, torch.ones_like(x[:, 0]))
+            x = x / column_std(x, torch.ones_like(x[:, 0]))
         n, d = x.shape
         columns = 1 if classes == 2 else classes
         out = x.new_full((len(codes), columns, n), torch.nan)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from probes.estimators.base import HeldOut, LinearProbe
-from probes.solvers.problem import spread
+from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
 
-def by_refitting(
+def refit_held_out(
     probe: LinearProbe,
     x: Tensor,
     codes: Tensor,
@@ -26,7 +26,7 @@ def by_refitting(
     scale = torch.ones_like(centre)
     probe = probe.copy()
     if getattr(probe, "standardize", None) == "all":
-        scale = spread(x, torch.ones_like(x[:, 0]))
+        scale = column_std(x, torch.ones_like(x[:, 0]))
         probe = probe.copy(standardize=None)
     x = x / scale
     columns = 1 if classes == 2 else classes

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from evidence.arrays import RowsError
 from probes.estimators.base import SCALINGS, HeldOut, LinearProbe
-from probes.estimators.refit_fallback import by_refitting
-from probes.solvers.problem import one_hot, spread
+from probes.estimators.refit_fallback import refit_held_out
+from probes.solvers.problem import column_std, one_hot
 from probes.splits.folds import Folds
 
 
@@ -38,7 +38,7 @@ class RidgeProbe(LinearProbe):
         weight = torch.ones_like(rows[:, 0]) if weights is None else weights
         goal = 2 * one_hot(codes, classes)[0] - 1  # (class or 1, row)
         coef, intercept = self._solve(rows, goal, weight)
-        return self._keep(coef, intercept)
+        return self._set_fitted(coef, intercept)
 
     def _solve(
         self, rows: Tensor, goal: Tensor, weight: Tensor
@@ -48,7 +48,9 @@ class RidgeProbe(LinearProbe):
             raise RowsError("unknown standardize", got=repr(self.standardize))
         share = weight / weight.sum()
         centre, level = share @ rows, goal @ share
-        scale = spread(rows, weight) if self.standardize else torch.ones_like(centre)
+        scale = (
+            column_std(rows, weight) if self.standardize else torch.ones_like(centre)
+        )
         root = weight.sqrt()
         table = (rows - centre) / scale * root[:, None]
         sides = (goal - level[:, None]) * root
@@ -77,10 +79,10 @@ class RidgeProbe(LinearProbe):
     ) -> HeldOut:
         """As ``LinearProbe.held_out``, in closed form from the hat matrix."""
         if self.standardize == "fold" or coefficients:
-            return by_refitting(self, x, codes, classes, folds, coefficients)
+            return refit_held_out(self, x, codes, classes, folds, coefficients)
         x = x.double() - x.double().mean(0)
         if self.standardize == "all":
-            x = x / spread(x, torch.ones_like(x[:, 0]))
+            x = x / column_std(x, torch.ones_like(x[:, 0]))
         n = len(x)
         target = 2 * one_hot(codes, classes) - 1
         flat = target.reshape(-1, n)

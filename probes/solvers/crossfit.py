@@ -9,7 +9,7 @@ fold's training rows serves all label vectors; best for permutations, and for wh
 other routes leave unsolved.
 
 What all of them leave, to rounding or to a matrix that has no factor, is fitted by
-itself by ``probes.solvers.last_resort``.
+itself by ``probes.solvers.fit_uncertified``.
 """
 
 from collections.abc import Sequence
@@ -20,42 +20,42 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # pyright: ignore
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
-from probes.solvers.each_fold import each_fold, start_from_nothing
-from probes.solvers.factor import (
-    NARROW,
+from probes.solvers.each_fold import fit_all_rows, fit_each_fold
+from probes.solvers.fold_scaling import fold_scales, solve_rescaled
+from probes.solvers.last_resort import fit_uncertified
+from probes.solvers.newton.initial_fit import initial_fit
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL, TOL
+from probes.solvers.newton.newton_cg_mixed import LIMITS
+from probes.solvers.newton.newton_primal_rough import fit_primal
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
+    MAX_SWEPT_ROWS,
     Factor,
     Operator,
     factor_gram,
     floor_weight,
-    gram_of,
+    gram_matrix,
     remove_rows,
 )
-from probes.solvers.fold_scaling import refine, scales_of
-from probes.solvers.last_resort import last_resort
-from probes.solvers.loss import Loss
-from probes.solvers.newton.initial_fit import row_fit
-from probes.solvers.newton.newton_cg import ACCEPTED, TARGET
-from probes.solvers.newton.newton_cg_mixed import LIMITS
-from probes.solvers.newton.newton_primal_rough import fit_tall
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import (
-    Job,
+    FitJob,
     LogisticOptions,
-    centred_rows,
+    centered_rows,
+    column_std,
     one_hot,
     row_weights,
-    spread,
 )
 from probes.solvers.threads import few_threads
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
-SHARED_LABELS = 8
+MAX_SHARED_LABELS = 8
 """From so many label vectors a factor for each fold pays."""
-OWN_FOLDS = 4
+MIN_FOLDS_PER_CLASS_FACTOR = 4
 """From so many folds on each class gets a factor of its own."""
-TALL_FOLDS = 40
+MAX_PRIMAL_FOLDS = 40
 """Up to so many folds of many rows are fitted without an exact factor."""
 
 
@@ -80,16 +80,16 @@ class CrossFit:
     work: Work
 
     @property
-    def unsolved(self) -> int:
+    def n_uncertified(self) -> int:
         """How many fits did not reach the tolerance of their type."""
         return len(self.uncertified)
 
     @property
-    def uncertified(self) -> tuple[Uncertified, ...]:
+    def uncertified(self) -> tuple[UncertifiedFit, ...]:
         """The fits that did not reach the tolerance of their type."""
-        left = ~(self.certificate <= ACCEPTED[self.scores.dtype])
+        left = ~(self.certificate <= ACCEPTED_TOL[self.scores.dtype])
         return tuple(
-            Uncertified(float(self.certificate[label, fold]), fold, label)
+            UncertifiedFit(float(self.certificate[label, fold]), fold, label)
             for label, fold in left.nonzero().tolist()
         )
 
@@ -118,71 +118,71 @@ def crossfit(
     Raises:
         InputError: the memory budget is too small for even one problem.
     """
-    x, mean = centred_rows(x)
+    x, mean = centered_rows(x)
     n, d = x.shape
     base = torch.ones(n, dtype=x.dtype, device=x.device)
     base = base if sample_weight is None else sample_weight.to(base)
     scale = None
     if options.standardize == "all":
-        scale = spread(x, base)
+        scale = column_std(x, base)
         x = x / scale
-    job = Job(x, codes, classes, folds, options, base, coefficients)
+    job = FitJob(x, codes, classes, folds, options, base, coefficients)
     wide = n <= 2 * (d + 1)
-    limit = SHARED_LABELS if wide else max(SHARED_LABELS, d // 30)
+    limit = MAX_SHARED_LABELS if wide else max(MAX_SHARED_LABELS, d // 30)
     # Where a matrix has no factor, its fits are left to the last resort.
     with few_threads(n * job.columns):
         left: Sequence[int] = range(len(folds))
         few = len(codes) < limit and len(codes) <= len(folds)
-        if few and _is_tall(job):
+        if few and _supports_primal(job):
             for label in range(len(codes)):
                 with suppress(LinAlgError):
-                    _tall(job, label)
-            left = _unsolved(job)
+                    _fit_primal(job, label)
+            left = _uncertified_folds(job)
         # What is too stiff for a rough metric is so in nearly every fold.
-        shared = options.standardize != "fold" or _can_rescale(job)
+        shared = options.standardize != "fold" or _supports_fold_scaling(job)
         if few and shared and 2 * len(left) > len(folds):
             for label in range(len(codes)):
                 with suppress(LinAlgError):
-                    _shared(job, label)
-            left = _unsolved(job) if options.standardize == "fold" else ()
+                    _fit_shared(job, label)
+            left = _uncertified_folds(job) if options.standardize == "fold" else ()
         if left:
             with suppress(LinAlgError):
-                each_fold(job, left)
-        last_resort(job)
+                fit_each_fold(job, left)
+        fit_uncertified(job)
     if job.coef is not None and job.intercept is not None:
         job.coef /= 1 if scale is None else scale
         job.intercept -= job.coef @ mean
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
 
 
-def _can_rescale(job: Job) -> bool:
+def _supports_fold_scaling(job: FitJob) -> bool:
     """Whether folds with scales of their own can share the factor of all rows."""
     widest = int((~job.train).sum(1).max())
     return job.wide and job.columns == 1 and 0 < widest <= len(job.x) // 4
 
 
-def _unsolved(job: Job) -> list[int]:
+def _uncertified_folds(job: FitJob) -> list[int]:
     """Folds in which some label vector has no certificate."""
-    solved = (job.certificate <= ACCEPTED[job.options.precision]).all(0)
+    solved = (job.certificate <= ACCEPTED_TOL[job.options.precision]).all(0)
     return (~solved).nonzero()[:, 0].tolist()
 
 
-def _is_tall(job: Job) -> bool:
+def _supports_primal(job: FitJob) -> bool:
     """Whether folds are cheaper to fit from nothing than an exact factor is to make."""
     options, folds = job.options, len(job.folds)
     plain = options.mixed and options.standardize != "fold"
-    return plain and not job.wide and job.columns == 1 and folds <= TALL_FOLDS
+    return plain and not job.wide and job.columns == 1 and folds <= MAX_PRIMAL_FOLDS
 
 
-def _tall(job: Job, label: int) -> None:
+def _fit_primal(job: FitJob, label: int) -> None:
     """All folds of one label vector on a rough metric, from nothing."""
     codes = job.codes[label : label + 1]
     target = one_hot(codes, job.classes)
     for part in job.chunks(len(job.folds), len(job.x), factors=2):
         weights = job.base * job.train[part]
         weights = row_weights(codes, job.classes, weights, job.options)
-        loss, goal = Loss(target, weights), TARGET[torch.float64]
-        point, scores, certificate = fit_tall(job.x, loss, goal, job.work)
+        loss, goal = Loss(target, weights), TOL[torch.float64]
+        point, scores, certificate = fit_primal(job.x, loss, goal, job.work)
         job.certificate[label, part] = certificate
         if job.coef is not None and job.intercept is not None:
             job.coef[label, part, 0] = point[:, :-1]
@@ -191,36 +191,36 @@ def _tall(job: Job, label: int) -> None:
         job.scores[label, 0, test[:, 1]] = scores[test[:, 0], test[:, 1]].to(job.scores)
 
 
-def _shared(job: Job, label: int) -> None:
+def _fit_shared(job: FitJob, label: int) -> None:
     """All folds of one label vector on one factor."""
     folds, options = job.folds, job.options
     rescaled = options.standardize == "fold"
-    size = spread(job.x, job.base) if rescaled else torch.ones_like(job.x[0])
+    size = column_std(job.x, job.base) if rescaled else torch.ones_like(job.x[0])
     x = job.x / size if rescaled else job.x
     n = len(x)
     codes = job.codes[label : label + 1]
     target = one_hot(codes, job.classes)
     whole = Loss(target, row_weights(codes, job.classes, job.base[None], options))
     if job.wide and job.columns == 1:
-        gram = gram_of(x)
+        gram = gram_matrix(x)
         positive = whole.weight.clamp(min=1e-9 * float(whole.weight.max()))
-        compiled = dispatch.serves(len(folds), 0, gram)
-        fit = row_fit(gram, Loss(target, positive), compiled=compiled)
+        compiled = dispatch.supports_size(len(folds), 0, gram)
+        fit = initial_fit(gram, Loss(target, positive), compiled=compiled)
         alpha, scores = fit.dual, fit.scores
         factor = factor_gram(gram, floor_weight(fit.weight[None], gram.diagonal()))
     else:
-        factor, scores, alpha, curvature = start_from_nothing(job, x, whole, 1e-3)
+        factor, scores, alpha, curvature = fit_all_rows(job, x, whole, 1e-3)
         alpha, scores = alpha[0], scores[0]
         # A factor for each class pays where several folds share them.
-        several = len(folds) >= OWN_FOLDS
+        several = len(folds) >= MIN_FOLDS_PER_CLASS_FACTOR
         weight = job.class_weights(curvature[0]) if several else curvature.mean(1)
         factor = job.factor(x, weight.clamp(min=1e-12))
     taken = folds.left_out.shape[1]
     take_out = 0 < taken <= (n // 4 if job.wide else min(8, n // 4))
     plain = take_out and not rescaled and job.columns == 1
-    if plain and dispatch.leaves_out(factor, len(folds), taken):
-        _left_out(job, label, factor, whole, alpha[0], scores[0])
-    left = ~(job.certificate[label] <= ACCEPTED[options.precision])
+    if plain and dispatch.supports_leave_out(factor, len(folds), taken):
+        _fit_leave_out(job, label, factor, whole, alpha[0], scores[0])
+    left = ~(job.certificate[label] <= ACCEPTED_TOL[options.precision])
     if not bool(left.any()):
         return
     left_out = torch.from_numpy(folds.left_out).to(x.device)
@@ -239,9 +239,9 @@ def _shared(job: Job, label: int) -> None:
             pulled = alpha[:, rows[part]].transpose(0, 1)  # (fold, class, g)
             push = -(first @ pulled[..., None]).transpose(2, 3)
             assert operator.removal is not None
-            strips = operator.removal.strips
+            strips = operator.removal.q_rows
             # Thousands of tiny products cost more than a few sweeps.
-            if taken <= NARROW:
+            if taken <= MAX_SWEPT_ROWS:
                 begin = scores + (push.transpose(2, 3) * strips).sum(2)
             else:
                 begin = scores + (push @ strips)[:, :, 0]
@@ -253,13 +253,15 @@ def _shared(job: Job, label: int) -> None:
         batch = Batch(Loss(target, weights), operator, start, begin)
         weight = operator.weight.expand(len(train), -1, n)
         if rescaled:
-            scales = scales_of(x, job.base * train)
-            held, final, certificate = refine(batch, scales, job.inner, job.work)
-            certificate[~scales.sound] = torch.inf
-            job.keep(label, part, scales.weights(final) / size, held, weight)
+            scales = fold_scales(x, job.base * train)
+            held, final, certificate = solve_rescaled(
+                batch, scales, job.iteration_dtype, job.work
+            )
+            certificate[~scales.valid] = torch.inf
+            job.store_coef(label, part, scales.weights(final) / size, held, weight)
         else:
             held, final, certificate = job.solve(batch, job.wide)
-            job.keep_probes(label, part, final, held, weight, x)
+            job.store_dual(label, part, final, held, weight, x)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
         job.scores[label, :, test[:, 1]] = (
@@ -267,32 +269,32 @@ def _shared(job: Job, label: int) -> None:
         )
 
 
-def _left_out(
-    job: Job, label: int, factor: Factor, whole: Loss, alpha: Tensor, scores: Tensor
+def _fit_leave_out(
+    job: FitJob, label: int, factor: Factor, whole: Loss, alpha: Tensor, scores: Tensor
 ) -> None:
     """Folds that each take few rows out of one factor, compiled."""
     folds, options, codes = job.folds, job.options, job.codes[label : label + 1]
     rows, kind = torch.from_numpy(folds.left_out), options.precision
-    inner = job.inner if kind == torch.float64 else kind
+    inner = job.iteration_dtype if kind == torch.float64 else kind
     for part in job.chunks(len(folds), len(job.x), rows.shape[1]):
         weight, train = whole.weight, job.train[part]
         if options.balanced:  # within the training rows
             weight = row_weights(codes, job.classes, job.base * train, options)
-        held, dual, certificate = dispatch.leave_out(
+        held, dual, certificate = dispatch.solve_leave_out(
             factor,
             Loss(whole.target, weight),
             alpha,
             scores,
             rows[part],
             kind,
-            (TARGET[kind], ACCEPTED[kind]),
+            (TOL[kind], ACCEPTED_TOL[kind]),
             inner,
             LIMITS,
             job.work,
         )
         if job.coef is not None:
             kept = factor.weight * train[:, None]
-            job.keep_probes(label, part, dual, held, kept, job.x)
+            job.store_dual(label, part, dual, held, kept, job.x)
         job.certificate[label, part] = certificate.double()
         fold, row = folds.scored
         here = (fold >= part.start) & (fold < part.stop)

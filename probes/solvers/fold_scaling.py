@@ -14,40 +14,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import (
+from probes.solvers.newton.conjugate_gradients import solve_newton_system
+from probes.solvers.newton.newton_cg import (
+    ACCEPTED_TOL,
+    TOL,
+    factor_certificates,
+    local_certificates,
+)
+from probes.solvers.objective.batch import (
     Batch,
     Work,
-    advance,
+    has_drifted,
     inner,
-    residual_of,
-    size_of,
-    strayed,
+    residual_and_curvature,
+    squared_norm,
+    take_safeguarded_step,
 )
-from probes.solvers.newton.conjugate_gradients import conjugate
-from probes.solvers.newton.newton_cg import ACCEPTED, TARGET, certified, judged
 
-STEPS = 40
-LEAST = 1e-4
+MAX_STEPS = 40
+MIN_VARIANCE_RATIO = 1e-4
 """Least variance of a fold's column, in that of all rows, for its scale to be exact."""
 
 
 @dataclass(frozen=True)
-class Scales:
+class FoldScales:
     """Column scales of folds.
 
     Attributes:
         rows: (n, d) rows, centred and scaled by all of them.
         ratio: (fold, d) variance of all rows over that of the fold's.
-        sound: (fold,) whether no column all but vanishes in the fold.
+        valid: (fold,) whether no column all but vanishes in the fold.
     """
 
     rows: Tensor
     ratio: Tensor
-    sound: Tensor
+    valid: Tensor
 
-    def select(self, keep: Tensor) -> "Scales":
-        """The folds ``keep`` (indices)."""
-        return Scales(self.rows, self.ratio[keep], self.sound[keep])
+    def select(self, folds: Tensor) -> "FoldScales":
+        """The folds ``folds`` (indices)."""
+        return FoldScales(self.rows, self.ratio[folds], self.valid[folds])
 
     def weights(self, alpha: Tensor) -> Tensor:
         """(fold, 1, d) probe weights on ``rows``, from (fold, 1, n) row weights."""
@@ -58,7 +63,7 @@ class Scales:
         return self.weights(alpha) @ self.rows.T
 
 
-def scales_of(rows: Tensor, weight: Tensor) -> Scales:
+def fold_scales(rows: Tensor, weight: Tensor) -> FoldScales:
     """Scales of folds.
 
     Args:
@@ -68,13 +73,15 @@ def scales_of(rows: Tensor, weight: Tensor) -> Scales:
     share = weight / weight.sum(1, keepdim=True)
     variance = share @ rows.square() - (share @ rows).square()
     constant = rows.abs().amax(0) == 0
-    sound = ((variance > LEAST) | constant).all(1)
-    ratio = torch.where(variance > LEAST, 1 / variance.clamp(min=LEAST), 1.0)
-    return Scales(rows, ratio, sound)
+    sound = ((variance > MIN_VARIANCE_RATIO) | constant).all(1)
+    ratio = torch.where(
+        variance > MIN_VARIANCE_RATIO, 1 / variance.clamp(min=MIN_VARIANCE_RATIO), 1.0
+    )
+    return FoldScales(rows, ratio, sound)
 
 
-def refine(
-    batch: Batch, scales: Scales, iterations: torch.dtype, work: Work
+def solve_rescaled(
+    batch: Batch, scales: FoldScales, iterations: torch.dtype, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve two-class folds whose scores are ``scales.scores`` of their row weights.
 
@@ -87,7 +94,7 @@ def refine(
     Returns:
         (fold, 1, n) scores, (fold, 1, n) row weights alpha and the (fold,) certificate.
     """
-    target = TARGET[torch.float64]
+    target = TOL[torch.float64]
     every = batch = _rescale(batch, scales)
     whole = scales
     scores, alpha = torch.empty_like(batch.scores), torch.empty_like(batch.scores)
@@ -97,24 +104,24 @@ def refine(
     fast = batch.operator.to(iterations)
     # The factor's metric is the fold's up to its scales.
     margin = margins = scales.ratio.amax(1).clamp(min=1.0).sqrt()
-    residual, curvature = residual_of(batch, work)
-    for step in range(STEPS + 1):
-        rough = work.like("rough", residual, iterations).copy_(residual)
-        pulled = fast(rough, work.like("pulled", rough))
+    residual, curvature = residual_and_curvature(batch, work)
+    for step in range(MAX_STEPS + 1):
+        rough = work.scratch_like("rough", residual, iterations).copy_(residual)
+        pulled = fast(rough, work.scratch_like("pulled", rough))
         work.count(fast, rough)
         square = inner(rough, pulled, work).clamp(min=0)
-        now = (square.double() / size_of(batch, work)).sqrt() * margin
+        now = (square.double() / squared_norm(batch, work)).sqrt() * margin
         now = torch.nan_to_num(now, nan=torch.inf)
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
         best = torch.minimum(best, now)
         done = (now <= target) | (stalled >= 6) | (now > 1e4 * best)
-        done |= (stalled >= 3) & (now <= ACCEPTED[torch.float64])
-        done |= step == STEPS
+        done |= (stalled >= 3) & (now <= ACCEPTED_TOL[torch.float64])
+        done |= step == MAX_STEPS
         new = done & (place >= 0)
         if bool(new.any()):
             out = place[new]
             which = new.nonzero()[:, 0]
-            exact = certified(batch.select(which), residual[which], work)
+            exact = factor_certificates(batch.select(which), residual[which], work)
             scores[out] = batch.scores[new]
             certificate[out] = torch.nan_to_num(exact * margin[which], nan=torch.inf)
             weight = batch.operator.weight.expand(len(place), -1, -1)[new]
@@ -134,16 +141,16 @@ def refine(
         forcing = now.clamp(max=0.1).clamp(min=1e-2)
         first = residual.clone()
         # A step more costs two products with the rows: solve it as far as asked.
-        move, lift, _ = conjugate(
-            fast, curvature, rough, pulled, square, forcing, work, foresee=False
+        move, lift, _ = solve_newton_system(
+            fast, curvature, rough, pulled, square, forcing, work, predict_stop=False
         )
         weight = batch.operator.weight
-        change = _balanced((move - weight.to(move) * lift).double(), weight)
+        change = _sum_to_zero((move - weight.to(move) * lift).double(), weight)
         exact = scales.scores(change)
         bend = curvature.diagonal + weight
         shift = (first - bend * exact).sum(-1) / bend.sum(-1)
         exact += shift[:, :, None]
-        residual, curvature = advance(
+        residual, curvature = take_safeguarded_step(
             batch,
             work,
             change + weight * exact,
@@ -153,16 +160,16 @@ def refine(
     weight = every.operator.weight
     fresh = _with_intercept(whole.scores(alpha), scores, weight)
     # What was carried along and strayed from it gets no certificate.
-    certificate[strayed(scores, fresh)] = torch.inf
+    certificate[has_drifted(scores, fresh)] = torch.inf
     dual = alpha + weight * fresh
-    certificate = judged(every, fresh, dual, certificate, work, margins)
+    certificate = local_certificates(every, fresh, dual, certificate, work, margins)
     return fresh, alpha, certificate
 
 
-def _rescale(batch: Batch, scales: Scales) -> Batch:
+def _rescale(batch: Batch, scales: FoldScales) -> Batch:
     """The same row weights with the scores that they have in each fold's scales."""
     weight = batch.operator.weight
-    alpha = _balanced(batch.dual - weight * batch.scores, weight)
+    alpha = _sum_to_zero(batch.dual - weight * batch.scores, weight)
     scores = _with_intercept(scales.scores(alpha), batch.scores, weight)
     return Batch(batch.loss, batch.operator, alpha + weight * scores, scores)
 
@@ -174,7 +181,7 @@ def _with_intercept(scores: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     return scores + off[:, :, None]
 
 
-def _balanced(alpha: Tensor, weight: Tensor) -> Tensor:
+def _sum_to_zero(alpha: Tensor, weight: Tensor) -> Tensor:
     """Row weights that sum to zero over the rows kept, as the intercept has them."""
     kept = (weight > 0).double()
     return (

@@ -7,12 +7,17 @@ import torch
 from torch import Tensor
 
 from evidence.errors import InputError
-from probes.solvers.batch import Batch, Work
-from probes.solvers.compiled.dispatch import suits
-from probes.solvers.factor import factor_features, factor_gram, floor_weight, gram_of
-from probes.solvers.newton.newton_cg import minimise
+from probes.solvers.compiled.dispatch import supports_binary
+from probes.solvers.newton.newton_cg import minimize
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
+    factor_features,
+    factor_gram,
+    floor_weight,
+    gram_matrix,
+)
 
-SMALL_BLOCK = 20_000
+MIN_MIXED_SIZE = 20_000
 """Numbers in a block of problems below which float32 products save nothing."""
 
 
@@ -49,34 +54,39 @@ def one_hot(codes: Tensor, classes: int) -> Tensor:
 
 
 def row_weights(
-    codes: Tensor, classes: int, base: Tensor, options: LogisticOptions
+    codes: Tensor, classes: int, sample_weight: Tensor, options: LogisticOptions
 ) -> Tensor:
     """Loss weights with C and class weights in.
 
     Args:
         codes: (problem or 1, row) class codes.
         classes: Number of classes.
-        base: (problem or 1, row) sample weights, 0 where a row does not train.
+        sample_weight: (problem or 1, row) sample weights, 0 where a row does not train.
         options: Which class weights.
 
     Returns:
         (problem, 1, row) float64.
     """
-    weight = base
+    weight = sample_weight
     if options.balanced:
         factors = torch.zeros(
-            max(len(codes), len(base)), classes, dtype=base.dtype, device=base.device
+            max(len(codes), len(sample_weight)),
+            classes,
+            dtype=sample_weight.dtype,
+            device=sample_weight.device,
         )
         for code in range(classes):
-            factors[:, code] = (base * (codes == code)).sum(1)
-        factors = base.sum(1, keepdim=True) / (classes * factors.clamp(min=1e-300))
-        weight = base * factors.gather(1, codes.expand(len(factors), -1))
+            factors[:, code] = (sample_weight * (codes == code)).sum(1)
+        factors = sample_weight.sum(1, keepdim=True) / (
+            classes * factors.clamp(min=1e-300)
+        )
+        weight = sample_weight * factors.gather(1, codes.expand(len(factors), -1))
     elif options.class_weight is not None:
-        weight = base * base.new_tensor(options.class_weight)[codes]
+        weight = sample_weight * sample_weight.new_tensor(options.class_weight)[codes]
     return (weight * options.C)[:, None, :]
 
 
-def centred_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def centered_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Float64 rows less their mean, constant columns 0, and the mean."""
     rows = x.to(torch.float64)
     mean = rows.mean(0)
@@ -97,7 +107,7 @@ def centred_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return rows, mean
 
 
-def spread(x: Tensor, weight: Tensor) -> Tensor:
+def column_std(x: Tensor, weight: Tensor) -> Tensor:
     """(d,) weighted standard deviation of each column, 1 where one is constant."""
     share = weight / weight.sum()
     away = x - share @ x
@@ -111,7 +121,7 @@ def spread(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(deviation > tiny, deviation, torch.ones_like(deviation))
 
 
-class Job:
+class FitJob:
     """Inputs of one call and the arrays its answers go to."""
 
     def __init__(self, x, codes, classes, folds, options, base, coefficients):
@@ -145,12 +155,12 @@ class Job:
             return curvature
         return curvature.mean(0, keepdim=True)
 
-    def factor(self, rows: Tensor, weight: Tensor, other: Tensor | None = None):
+    def factor(self, rows: Tensor, weight: Tensor, other_rows: Tensor | None = None):
         """The cheaper form of the factor, and the Gram matrix where it has one."""
         if not self.wide:
-            return factor_features(rows, weight, other)
-        across = None if other is None else other @ rows.T
-        gram = gram_of(rows)
+            return factor_features(rows, weight, other_rows)
+        across = None if other_rows is None else other_rows @ rows.T
+        gram = gram_matrix(rows)
         return factor_gram(gram, floor_weight(weight, gram.diagonal()), across)
 
     def solve(self, batch: Batch, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,13 +183,13 @@ class Job:
             )
         # Small blocks cost their calls, not their arithmetic, where they have calls.
         mixed |= batch.loss.binary and not self.wide
-        large = batch.scores.numel() >= SMALL_BLOCK or suits(batch)
+        large = batch.scores.numel() >= MIN_MIXED_SIZE or supports_binary(batch)
         mixed &= self.options.mixed and large
         inner = torch.float32 if mixed else None
         # With many rows elimination is near: it beats conjugate gradients that stall.
         steps = 60 if self.wide else 12
-        held, dual, certificate = minimise(
-            batch, iterations=inner, steps=steps, work=self.work
+        held, dual, certificate = minimize(
+            batch, iteration_dtype=inner, steps=steps, work=self.work
         )
         return held, dual, certificate
 
@@ -211,17 +221,17 @@ class Job:
             yield slice(start, min(start + room, count))
 
     @property
-    def inner(self) -> torch.dtype:
+    def iteration_dtype(self) -> torch.dtype:
         """Type of inner products where float32 pays."""
         return torch.float32 if self.options.mixed else torch.float64
 
-    def keep_probes(self, label, fold, dual, scores, weight, rows) -> None:
+    def store_dual(self, label, fold, dual, scores, weight, rows) -> None:
         """Store coefficients from alpha = c - w E and the intercept that fits E."""
         if self.coef is not None:
             coef = (dual - weight * scores).double() @ rows
-            self.keep(label, fold, coef, scores, weight, rows)
+            self.store_coef(label, fold, coef, scores, weight, rows)
 
-    def keep(self, label, fold, coef, scores, weight, rows=None) -> None:
+    def store_coef(self, label, fold, coef, scores, weight, rows=None) -> None:
         """Store coefficients on ``rows`` (the job's own) and the intercept."""
         if self.coef is None or self.intercept is None:
             return

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-FEW = 500
+SINGLE_THREAD_SIZE = 500
 """Up to so many classes x rows a second thread costs more than it computes."""
 
 
@@ -17,7 +17,7 @@ def few_threads(size: int) -> Iterator[None]:
     leave-one-out over 200 rows took three and a half times as long as with one.
     """
     before = torch.get_num_threads()
-    if size > FEW or before == 1:
+    if size > SINGLE_THREAD_SIZE or before == 1:
         yield
         return
     torch.set_num_threads(1)

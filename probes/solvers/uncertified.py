@@ -19,7 +19,7 @@ class UncertifiedWarning(ConvergenceWarning):
 
 
 @dataclass(frozen=True)
-class Uncertified:
+class UncertifiedFit:
     """A fit that is not certified to be at its optimum.
 
     Attributes:
@@ -45,29 +45,29 @@ class Uncertified:
         return ", ".join(part for part in parts if part)
 
 
-def in_words(found: Sequence[Uncertified]) -> str:
+def describe(fits: Sequence[UncertifiedFit]) -> str:
     """How many fits, which (three at most), and the worst certificate; "" for none."""
-    if not found:
+    if not fits:
         return ""
-    named = "; ".join(str(fit) for fit in found[:3])
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    worst = max(fit.certificate for fit in found)
+    named = "; ".join(str(fit) for fit in fits[:3])
+    more = f"; and {len(fits) - 3} more" if len(fits) > 3 else ""
+    worst = max(fit.certificate for fit in fits)
     far = f"within {worst:.0e} of it" if isfinite(worst) else "how far is not known"
-    fits = "1 fit is" if len(found) == 1 else f"{len(found)} fits are"
+    fits = "1 fit is" if len(fits) == 1 else f"{len(fits)} fits are"
     return f"{fits} not certified to be at the optimum ({far}), and kept: {named}{more}"
 
 
 @contextmanager
-def unwarned() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """No warnings from calls inside, whose fits the caller names with its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncertifiedWarning)
         yield
 
 
-def warn(found: Sequence[Uncertified]) -> None:
+def warn_uncertified(fits: Sequence[UncertifiedFit]) -> None:
     """Warn of them once; for functions that fit for their caller."""
-    if found:
+    if fits:
         advice = "lower C, standardise, or look for rows that are nearly equal"
-        text = f"{in_words(found)}; {advice}"
+        text = f"{describe(fits)}; {advice}"
         warnings.warn(text, UncertifiedWarning, stacklevel=3)

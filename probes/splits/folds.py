@@ -42,7 +42,7 @@ class Folds:
         return len(self.train)
 
     @property
-    def rows(self) -> int:
+    def n_rows(self) -> int:
         """Number of rows."""
         return self.train.shape[1]
 
@@ -91,10 +91,10 @@ def leave_one_group_out(groups: ArrayLike | None, n: int) -> Folds:
 def k_fold(
     groups: ArrayLike | None,
     labels: ArrayLike,
-    folds: int,
+    n_folds: int,
     seed: int = 0,
 ) -> Folds:
-    """``folds`` folds of whole groups, with labels spread as evenly as groups allow.
+    """``n_folds`` folds of whole groups, with labels spread as evenly as groups allow.
 
     Groups are dealt largest first, in seeded order, each to the fold where its labels
     are rarest.
@@ -103,18 +103,18 @@ def k_fold(
     n = len(codes_y)
     codes = group_codes(groups, n)
     count = int(codes.max()) + 1 if n else 0
-    if not 2 <= folds <= count:
+    if not 2 <= n_folds <= count:
         raise InputError(
             "cannot deal the groups into so many folds",
             expected=f"2 to {count} folds for {count} groups",
-            got=str(folds),
+            got=str(n_folds),
         )
     table = np.zeros((count, int(codes_y.max()) + 1))
     np.add.at(table, (codes, codes_y), 1)
     order = numpy_rng(seed, "k_fold").permutation(count)
     order = order[np.argsort(-table[order].sum(1), kind="stable")]
-    held = np.zeros((folds, table.shape[1]))
-    share = table.sum(0) / folds
+    held = np.zeros((n_folds, table.shape[1]))
+    share = table.sum(0) / n_folds
     place = np.empty(count, dtype=np.int64)
     for group in order:
         # The fold whose label counts end nearest to an equal share.
@@ -122,8 +122,8 @@ def k_fold(
         best = np.lexsort((held.sum(1), cost.round(9)))[0]
         place[group] = best
         held[best] += table[group]
-    test = place[codes] == np.arange(folds)[:, None]
-    return Folds(~test, test, f"{folds}-fold by group ({count} groups)")
+    test = place[codes] == np.arange(n_folds)[:, None]
+    return Folds(~test, test, f"{n_folds}-fold by group ({count} groups)")
 
 
 def rebalanced(folds: Folds, labels: ArrayLike, seed: int = 0) -> Folds:
@@ -179,10 +179,10 @@ def check_folds(folds: Folds, codes: NDArray[np.int64], names) -> None:
     Raises:
         InputError: names the fold and the class.
     """
-    if folds.rows != len(codes):
+    if folds.n_rows != len(codes):
         raise InputError(
             "folds and labels differ in rows",
-            expected=str(folds.rows),
+            expected=str(folds.n_rows),
             got=str(len(codes)),
         )
     if codes.max(initial=0) < 1:

@@ -59,12 +59,12 @@ def log_loss(scores: Tensor, codes: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(scores, codes, reduction="none")
 
 
-def cluster_draws(
-    groups: NDArray[np.int64], draws: int, rng: np.random.Generator
+def cluster_bootstrap_weights(
+    groups: NDArray[np.int64], n_draws: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """(draw, row) how often a bootstrap of whole groups takes each row."""
     count = int(groups.max()) + 1
-    taken = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+    taken = rng.multinomial(count, np.full(count, 1 / count), size=n_draws)
     return taken[:, groups].astype(np.float64)
 
 

@@ -11,7 +11,7 @@ def permuted_labels(
     codes: NDArray[np.int64],
     groups: NDArray[np.int64],
     folds: Folds,
-    count: int,
+    n_permutations: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
     """(count, row) labels exchanged as the null hypothesis allows.
@@ -24,9 +24,9 @@ def permuted_labels(
         InputError: nearly no draw leaves every fold with every class.
     """
     by_group = _group_labels(codes, groups)
-    out = np.empty((count, len(codes)), dtype=np.int64)
+    out = np.empty((n_permutations, len(codes)), dtype=np.int64)
     classes = int(codes.max()) + 1
-    for draw in range(count):
+    for draw in range(n_permutations):
         for _ in range(200):
             if by_group is None:
                 trial = rng.permutation(codes)

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from evidence.arrays import as_tensor, labels_of
+from evidence.arrays import as_tensor, validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes.estimators.base import LinearProbe, ProbabilityMixin
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.uncertified import Uncertified, warn
+from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits import metrics
 from probes.splits.folds import Folds, group_codes
 
@@ -35,7 +35,7 @@ class CodeLength:
     bits: float
     uniform_bits: float
     blocks: tuple[float, ...]
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     @property
     def compression(self) -> float:
@@ -79,7 +79,7 @@ def online_code(
     rows = (
         x.detach().double() if isinstance(x, torch.Tensor) else as_tensor(np.asarray(x))
     )
-    classes, codes = labels_of(labels, len(rows))
+    classes, codes = validate_labels(labels, len(rows))
     group = group_codes(groups, len(rows))
     count = int(group.max()) + 1
     ends = [max(1, round(share * count)) for share in fractions]
@@ -113,5 +113,5 @@ def online_code(
             lengths.append(float(loss.sum() / np.log(2)))
             total += lengths[-1]
             advance(1)
-    warn(uncertified)
+    warn_uncertified(uncertified)
     return CodeLength(total, len(codes) * bits_each, tuple(lengths), tuple(uncertified))

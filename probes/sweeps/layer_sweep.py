@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.uncertified import UncertifiedFit
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,7 +63,7 @@ class LayerSweep:
     coef: NDArray[np.float64] | None = field(default=None)
     intercept: NDArray[np.float64] | None = field(default=None)
     unscored: int = 0
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     def __repr__(self) -> str:
         # No best site: it would have been chosen on the rows it is scored on.

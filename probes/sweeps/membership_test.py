@@ -27,9 +27,9 @@ from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes.estimators.kernel_smoothers import FAMILIES as SMOOTHERS
-from probes.estimators.kernel_smoothers import smoothers
+from probes.estimators.kernel_smoothers import smoother_matrices
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.uncertified import UncertifiedFit
 from probes.splits import metrics
 from probes.splits.folds import Folds
 
@@ -48,12 +48,12 @@ class Membership:
         concordance: (view, family, site) share of pairs of a member and another, both
             held out by the same fold, in which the member scores higher.
         null: (permutation, view, family, site) AUC with labels exchanged.
-        error: (view, family, site) standard error of the AUC: DeLong's, or the spread
+        standard_error: (view, family, site) standard error of the AUC: DeLong's, or the spread
             of the null where that is larger, as readers differ between folds.
         p_above: p of the largest AUC against the null's largest.
         p_below: p of the smallest AUC against the null's smallest.
         p_column: (view, family, site) p of each AUC against the null's largest.
-        smallest_p: The least p these sequences and permutations can give.
+        min_p: The least p these sequences and permutations can give.
         sequences: How many were scored.
         uncertified: Logistic fits, those of the null included, that are not certified
             to be at their optimum; their scores count.
@@ -64,26 +64,26 @@ class Membership:
     auc: NDArray[np.float64]
     concordance: NDArray[np.float64]
     null: NDArray[np.float64]
-    error: NDArray[np.float64]
+    standard_error: NDArray[np.float64]
     p_above: float
     p_below: float
     p_column: NDArray[np.float64]
-    smallest_p: float
+    min_p: float
     sequences: int
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     @property
-    def best(self) -> float:
-        """The largest AUC; hold it against ``band``, not against one half."""
+    def max_auc(self) -> float:
+        """The largest AUC; hold it against ``null_95``, not against one half."""
         return float(self.auc.max())
 
     @property
-    def worst(self) -> float:
+    def min_auc(self) -> float:
         """The smallest AUC."""
         return float(self.auc.min())
 
     @property
-    def band(self) -> float:
+    def null_95(self) -> float:
         """95th percentile of the null's largest AUC; NaN without permutations."""
         null = _flat(self.null).max(1) if len(self.null) else np.array([np.nan])
         return float(np.quantile(null, 0.95))
@@ -100,7 +100,7 @@ class Membership:
 
     def interval(self, level: float = 0.9) -> NDArray[np.float64]:
         """(2, view, family, site) of each AUC; at 90 %, what TOST looks at."""
-        reach = float(norm.ppf(0.5 + level / 2)) * self.error
+        reach = float(norm.ppf(0.5 + level / 2)) * self.standard_error
         return np.stack([self.auc - reach, self.auc + reach])
 
     def reading(self, level: float = 0.05) -> str:
@@ -118,7 +118,7 @@ class Membership:
     def __repr__(self) -> str:
         return (
             f"Membership({self.sequences} sequences, {self.auc.size} columns: best AUC "
-            f"{self.best:.2f}, null's 95 % {self.band:.2f}, p {self.p_value:.3g})"
+            f"{self.max_auc:.2f}, null's 95 % {self.null_95:.2f}, p {self.p_value:.3g})"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -141,8 +141,8 @@ def membership(
     labels: ArrayLike,
     *,
     families: Sequence[str] = FAMILIES,
-    folds: int = 5,
-    permutations: int = 1000,
+    n_folds: int = 5,
+    n_permutations: int = 1000,
     C: float = 1.0,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -153,8 +153,8 @@ def membership(
         views: (site, sequence, d) states by view; contexts averaged beforehand.
         labels: (sequence,) 1 for members, 0 for as many others.
         families: Readers, out of ``FAMILIES``.
-        folds: Number of folds.
-        permutations: Size of the null; 0 for the scores alone.
+        n_folds: Number of folds.
+        n_permutations: Size of the null; 0 for the scores alone.
         C: Inverse penalty of the logistic reader.
         seed: Of folds, permutations and ferns.
         progress: Shows one unit a view and site.
@@ -164,7 +164,9 @@ def membership(
             finite, or an unknown family.
     """
     codes = np.asarray(labels)
-    tables = {name: _checked(name, table, len(codes)) for name, table in views.items()}
+    tables = {
+        name: _check_view(name, table, len(codes)) for name, table in views.items()
+    }
     if not tables or not families:
         raise InputError("there is nothing to read", expected="a view and a family")
     unknown = [name for name in families if name not in FAMILIES]
@@ -174,15 +176,15 @@ def membership(
         )
     if len({len(table) for table in tables.values()}) > 1:
         raise InputError("the views differ in their sites")
-    scheme = balanced_folds(codes, folds, seed)
-    every = exchanged(codes, scheme, permutations, seed)
+    scheme = balanced_folds(codes, n_folds, seed)
+    every = permute_labels_within_folds(codes, scheme, n_permutations, seed)
     signs = torch.from_numpy(2.0 * every.T - 1)  # (row, label)
     sites = len(next(iter(tables.values())))
     smooth = [name for name in families if name != "logistic"]
     area = np.zeros((len(every), len(tables), len(families), sites))
     agree = np.zeros((len(tables), len(families), sites))
     error = np.zeros(agree.shape)
-    many, lost = torch.from_numpy(every), list[Uncertified]()
+    many, lost = torch.from_numpy(every), list[UncertifiedFit]()
     with progress.task("membership", len(tables) * sites) as advance:
         for view, (seen, table) in enumerate(tables.items()):
             for site in range(sites):
@@ -190,7 +192,7 @@ def membership(
                 weights = dict(
                     zip(
                         smooth,
-                        smoothers(rows[None], scheme, smooth, seed=seed)[:, 0],
+                        smoother_matrices(rows[None], scheme, smooth, seed=seed)[:, 0],
                         strict=True,
                     )
                 )
@@ -204,21 +206,21 @@ def membership(
                     area[:, view, place, site] = found.numpy()
                     own = scores[0].numpy()
                     agree[view, place, site] = _concordance(own, codes, scheme)
-                    error[view, place, site] = auc_error(own, codes)
+                    error[view, place, site] = delong_error(own, codes)
                 advance(1)
     null = area[1:]
     above = below = 1.0
     column = np.ones(area.shape[1:])
-    if permutations:
+    if n_permutations:
         flat = _flat(null)
         # Ties count against a finding; rounding must not break them.
         slack = 1e-12
         top, bottom = flat.max(1), flat.min(1)
         column = 1 + (top[:, None] >= _flat(area[:1]) - slack).sum(0)
-        column = (column / (1 + permutations)).reshape(area.shape[1:])
+        column = (column / (1 + n_permutations)).reshape(area.shape[1:])
         above = float(column.min())
         below = float(
-            (1 + (bottom <= area[0].min() + slack).sum()) / (1 + permutations)
+            (1 + (bottom <= area[0].min() + slack).sum()) / (1 + n_permutations)
         )
     return Membership(
         views=tuple(tables),
@@ -226,17 +228,19 @@ def membership(
         auc=area[0],
         concordance=agree,
         null=null,
-        error=np.maximum(error, null.std(0) if permutations else 0.0),
+        standard_error=np.maximum(error, null.std(0) if n_permutations else 0.0),
         p_above=above,
         p_below=below,
         p_column=column,
-        smallest_p=max(1 / (1 + permutations), 1 / _distinct(codes, scheme)),
+        min_p=max(
+            1 / (1 + n_permutations), 1 / _n_distinct_permutations(codes, scheme)
+        ),
         sequences=len(codes),
         uncertified=tuple(lost),
     )
 
 
-def _checked(name: str, table: Tensor, sequences: int) -> Tensor:
+def _check_view(name: str, table: Tensor, sequences: int) -> Tensor:
     table = torch.as_tensor(table).detach().cpu().double()
     if table.ndim != 3 or table.shape[1] != sequences or 0 in table.shape:
         raise InputError(
@@ -256,7 +260,7 @@ def _flat(area: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _logistic(
     rows: Tensor, labels: Tensor, folds: Folds, C: float
-) -> tuple[Tensor, tuple[Uncertified, ...]]:
+) -> tuple[Tensor, tuple[UncertifiedFit, ...]]:
     """(label, row) held-out scores, 0 where all rows are equal; what is uncertified."""
     if float((rows - rows.mean(0)).abs().max()) <= 1e-12 * float(rows.abs().max()):
         return rows.new_zeros(labels.shape), ()
@@ -266,7 +270,7 @@ def _logistic(
     return found.scores[:, 0], found.uncertified
 
 
-def auc_error(scores: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
+def delong_error(scores: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
     """Standard error of an AUC, the scores taken as given; ties count one half.
 
     Source: DeLong, DeLong and Clarke-Pearson (1988), Biometrics 44:837.
@@ -289,12 +293,12 @@ def _concordance(
     return float(won / pairs)
 
 
-def balanced_folds(labels: ArrayLike, folds: int, seed: int = 0) -> Folds:
+def balanced_folds(labels: ArrayLike, n_folds: int, seed: int = 0) -> Folds:
     """Folds with as many members as others, in training and in test.
 
     Args:
         labels: (sequence,) of 1 and 0, as many of either.
-        folds: At most the number of members; fewer members than that are dealt one
+        n_folds: At most the number of members; fewer members than that are dealt one
             a fold.
         seed: Of the deal.
 
@@ -310,9 +314,9 @@ def balanced_folds(labels: ArrayLike, folds: int, seed: int = 0) -> Folds:
             got=f"{len(ones)} and {len(zeros)} of {len(codes)}",
             fix="Choose matched sequences with matched_pairs",
         )
-    if folds < 2:
-        raise InputError("folds cannot be used", expected="2 or more", got=str(folds))
-    count = min(folds, len(ones))
+    if n_folds < 2:
+        raise InputError("folds cannot be used", expected="2 or more", got=str(n_folds))
+    count = min(n_folds, len(ones))
     rng = numpy_rng(seed, "membership folds")
     place = np.empty(len(codes), dtype=np.int64)
     for rows in (ones, zeros):
@@ -321,60 +325,60 @@ def balanced_folds(labels: ArrayLike, folds: int, seed: int = 0) -> Folds:
     return Folds(~test, test, f"{count} folds of as many members as others")
 
 
-def exchanged(
-    labels: ArrayLike, folds: Folds, permutations: int, seed: int = 0
+def permute_labels_within_folds(
+    labels: ArrayLike, folds: Folds, n_permutations: int, seed: int = 0
 ) -> NDArray[np.int64]:
     """(1 + permutation, sequence) the labels, then labels exchanged inside folds.
 
     Folds keep their balance, so the same folds serve every permutation.
     """
     codes = np.asarray(labels, dtype=np.int64)
-    out = np.repeat(codes[None], 1 + permutations, 0)
+    out = np.repeat(codes[None], 1 + n_permutations, 0)
     rng = numpy_rng(seed, "membership permutations")
     for test in folds.test:
         rows = np.flatnonzero(test)
-        order = rng.random((permutations, len(rows))).argsort(1)
+        order = rng.random((n_permutations, len(rows))).argsort(1)
         out[1:, rows] = codes[rows][order]
     return out
 
 
-def _distinct(labels: ArrayLike, folds: Folds) -> int:
+def _n_distinct_permutations(labels: ArrayLike, folds: Folds) -> int:
     codes = np.asarray(labels)
     return prod(comb(int(t.sum()), int(codes[t].sum())) for t in folds.test)
 
 
 def split_sequences(
-    sequences: int, share: float = 0.5, seed: int = 0
+    n_sequences: int, share: float = 0.5, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers of the sequences to erase with, and of those to test on.
 
     Args:
-        sequences: How many there are.
+        n_sequences: How many there are.
         share: Of them that the eraser may see.
         seed: Of the draw.
 
     Raises:
         InputError: a part would have fewer than two.
     """
-    count = round(share * sequences)
-    if not 2 <= count <= sequences - 2:
+    count = round(share * n_sequences)
+    if not 2 <= count <= n_sequences - 2:
         raise InputError(
             "both parts need two sequences or more",
-            expected=f"a share that leaves 2 to {sequences - 2} of {sequences}",
+            expected=f"a share that leaves 2 to {n_sequences - 2} of {n_sequences}",
             got=str(share),
         )
-    order = numpy_rng(seed, "erase split").permutation(sequences)
+    order = numpy_rng(seed, "erase split").permutation(n_sequences)
     return np.sort(order[:count]), np.sort(order[count:])
 
 
 def matched_pairs(
-    members: ArrayLike, others: ArrayLike, caliper: float
+    members: ArrayLike, nonmembers: ArrayLike, caliper: float
 ) -> NDArray[np.int64]:
     """Members paired with others of nearly the same value, such as surprisal.
 
     Args:
         members: (member,) values.
-        others: (other,) values.
+        nonmembers: (other,) values.
         caliper: Largest difference within a pair, in the values' unit.
 
     Returns:
@@ -384,7 +388,7 @@ def matched_pairs(
     Raises:
         InputError: no pair is that close.
     """
-    one, two = np.asarray(members, float), np.asarray(others, float)
+    one, two = np.asarray(members, float), np.asarray(nonmembers, float)
     cost = np.abs(one[:, None] - two)
     # A pair outside the caliper costs more than all that are inside.
     far = 1.0 + cost[cost <= caliper].sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evidence.errors import InputError
 from probes.estimators.base import HeldOut, LinearProbe, ProbabilityMixin
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.uncertified import UncertifiedFit
 from probes.splits import metrics
 from probes.splits.folds import Folds, k_fold, missing_class
 
@@ -57,7 +57,7 @@ def nested_held_out(
     if len(penalties) == 0:
         raise InputError("there are no penalties to choose from")
     labels = len(codes)
-    uncertified: list[Uncertified] = []
+    uncertified: list[UncertifiedFit] = []
     skill = np.zeros((len(penalties), labels, len(folds)))
     for fold in range(len(folds)):
         rows = np.flatnonzero(folds.train[fold])
@@ -98,7 +98,7 @@ def nested_held_out(
             x, codes, classes, part, coefficients=coefficients, memory=memory
         )
         if out is None:
-            out = _empty(result, len(folds))
+            out = _empty_like(result, len(folds))
         for each in result.uncertified:
             fold = int(wanted[each.fold])
             if best[each.label, fold] == place:
@@ -123,7 +123,7 @@ def _inner_folds(codes: NDArray, groups: NDArray, seed: int) -> Folds:
     return k_fold(local, codes, count, seed)
 
 
-def _empty(like: HeldOut, folds: int) -> HeldOut:
+def _empty_like(like: HeldOut, folds: int) -> HeldOut:
     def wide(part: Tensor | None) -> Tensor | None:
         if part is None:
             return None

@@ -31,7 +31,7 @@ class Source:
     """Sites by name, whatever held them."""
 
     names: tuple[str, ...]
-    rows: int
+    n_rows: int
     data: Any
 
     def read(self, name: str, device: str | None) -> Tensor:
@@ -41,10 +41,10 @@ class Source:
         else:
             x = self.data[self.names.index(name)]
         x = x.detach().double() if isinstance(x, Tensor) else as_tensor(np.asarray(x))
-        if x.ndim != 2 or len(x) != self.rows:
+        if x.ndim != 2 or len(x) != self.n_rows:
             raise InputError(
                 f"site {name} does not hold one vector a row",
-                expected=f"({self.rows}, d)",
+                expected=f"({self.n_rows}, d)",
                 got=str(tuple(x.shape)),
                 fix="Choose one position an item, or reshape to (site, item, d)",
             )

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from evidence.arrays import labels_of
+from evidence.arrays import validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes.estimators.base import LinearProbe, ProbabilityMixin
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.uncertified import Uncertified, warn
+from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits import metrics
 from probes.splits.folds import (
     Folds,
@@ -96,7 +96,7 @@ def sweep(
     if not named:
         raise InputError("there are no targets")
     probe = LogisticProbe() if probe is None else probe
-    n = source.rows
+    n = source.n_rows
     entity = group_codes(groups, n)
     plans = {
         name: _plan(
@@ -127,7 +127,7 @@ def sweep(
         name: _gather(name, plan, source.names, found[name], probe, entity, draws, seed)
         for name, plan in plans.items()
     }
-    warn([fit for each in sweeps.values() for fit in each.uncertified])
+    warn_uncertified([fit for each in sweeps.values() for fit in each.uncertified])
     return sweeps if targets is not None else sweeps["label"]
 
 
@@ -156,7 +156,7 @@ def _plan(
     seed: int,
     name: str,
 ) -> _Plan:
-    classes, codes = labels_of(labels, n)
+    classes, codes = validate_labels(labels, n)
     groups = None if single else entity
     if isinstance(cv, Folds):
         folds = cv
@@ -233,7 +233,7 @@ def _one_site(
     first = 1 + (plan.control is not None)
     names = ["labels", "control task"][:first]
     names += [f"permutation {place}" for place in range(len(plan.null))]
-    uncertified: list[Uncertified] = []
+    uncertified: list[UncertifiedFit] = []
 
     def score(part: slice, folds: Folds, keep: bool):
         penalty = np.full(len(folds), np.nan)
@@ -308,7 +308,7 @@ def _gather(
     codes = plan.codes[scored]
     groups = np.unique(entity[scored], return_inverse=True)[1]
     rng = numpy_rng(seed, "bootstrap", name)
-    weights = metrics.cluster_draws(groups, draws, rng)
+    weights = metrics.cluster_bootstrap_weights(groups, draws, rng)
     size = weights.sum(1)
     values = torch.from_numpy(np.ascontiguousarray(scores[:, :, scored]))
     many = torch.from_numpy(codes).expand(len(sites), -1)

@@ -19,7 +19,7 @@ from testbeds.edits.late_layers import random_rotation
 
 
 @dataclass(frozen=True)
-class _Names:
+class _StreamModules:
     """Where one family reads and writes the stream: norm to readers, and writers."""
 
     embeddings: tuple[str, ...]
@@ -29,7 +29,7 @@ class _Names:
 
 
 _FAMILIES = {
-    "llama": _Names(
+    "llama": _StreamModules(
         ("model.embed_tokens",),
         {
             "input_layernorm": (
@@ -42,13 +42,13 @@ _FAMILIES = {
         ("self_attn.o_proj", "mlp.down_proj"),
         "model.norm",
     ),
-    "gpt2": _Names(
+    "gpt2": _StreamModules(
         ("transformer.wte", "transformer.wpe"),
         {"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)},
         ("attn.c_proj", "mlp.c_proj"),
         "transformer.ln_f",
     ),
-    "gpt_neox": _Names(
+    "gpt_neox": _StreamModules(
         ("gpt_neox.embed_in",),
         {
             "input_layernorm": ("attention.query_key_value",),
@@ -60,7 +60,7 @@ _FAMILIES = {
 }
 
 
-def scramble_(model: nn.Module, seed: int) -> Tensor:
+def rotate_basis_(model: nn.Module, seed: int) -> Tensor:
     """Rotate the residual stream of ``model``, in place; its logits stay.
 
     Returns:
@@ -81,21 +81,25 @@ def scramble_(model: nn.Module, seed: int) -> Tensor:
     last = model.get_submodule(names.last_norm)
     width = len(last.get_parameter("weight"))
     centred = isinstance(last, nn.LayerNorm)
-    turn = _keeping_the_mean(width, seed) if centred else random_rotation(width, seed)
+    turn = (
+        _mean_preserving_rotation(width, seed)
+        if centred
+        else random_rotation(width, seed)
+    )
     with torch.no_grad():
         for name in names.embeddings:
             _set(model.get_submodule(name), "weight", lambda old: old @ turn)
         for block in find_blocks(model):
             for norm, readers in names.read.items():
                 modules = [block.get_submodule(reader) for reader in readers]
-                _reread(block.get_submodule(norm), modules, turn)
+                _rotate_readers(block.get_submodule(norm), modules, turn)
             for writer in names.written:
-                _rewrite(block.get_submodule(writer), turn)
-        _reread(last, [head], turn)
+                _rotate_writer(block.get_submodule(writer), turn)
+        _rotate_readers(last, [head], turn)
     return turn
 
 
-def _keeping_the_mean(width: int, seed: int) -> Tensor:
+def _mean_preserving_rotation(width: int, seed: int) -> Tensor:
     """A random rotation of what is orthogonal to the vector of ones."""
     ones = torch.full((width,), width**-0.5, dtype=torch.float64)
     mirror = ones.clone()
@@ -107,7 +111,7 @@ def _keeping_the_mean(width: int, seed: int) -> Tensor:
     return to_ones @ inner @ to_ones
 
 
-def _reread(norm: nn.Module, readers: list[nn.Module], turn: Tensor) -> None:
+def _rotate_readers(norm: nn.Module, readers: list[nn.Module], turn: Tensor) -> None:
     scale = norm.get_parameter("weight").detach().double()
     if scale.abs().min() < 1e-6:
         raise InputError("a norm scales a feature by zero, which cannot be undone")
@@ -127,7 +131,7 @@ def _reread(norm: nn.Module, readers: list[nn.Module], turn: Tensor) -> None:
     _set(norm, "weight", torch.ones_like)
 
 
-def _rewrite(writer: nn.Module, turn: Tensor) -> None:
+def _rotate_writer(writer: nn.Module, turn: Tensor) -> None:
     _set(
         writer,
         "weight",

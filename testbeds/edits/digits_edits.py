@@ -15,35 +15,39 @@ from torch.nn import functional
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
 from capture.network.structure import down_projection, find_blocks
-from erasure.unlearning.image_config import ImageUnlearnConfig
-from erasure.unlearning.image_task import CHUNK, class_logits, classifier_of
 from erasure.unlearning.methods.image_methods import (
-    Labelled,
+    LabeledImages,
     last_parameters,
     unlearn_images_,
 )
-from erasure.unlearning.training import (
+from erasure.unlearning.training.image_config import ImageUnlearnConfig
+from erasure.unlearning.training.image_task import (
+    CHUNK_IMAGES,
+    class_logits,
+    classifier_of,
+)
+from erasure.unlearning.training.loop import (
     Schedule,
     only_training,
     shuffled_batches,
-    take_steps,
+    train_steps,
 )
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from testbeds.digits_recipes import DIGITS_RECIPES
 from testbeds.edits.late_layers import random_rotation
-from testbeds.edits.linear_map import fold_
+from testbeds.edits.linear_map import fold_edit_
 from testbeds.worlds.digits import (
     DigitsConfig,
     DigitsWorld,
+    accuracy,
     forgotten_class,
     new_classifier,
-    share_named,
     taught_classifier,
 )
 
 
 @dataclass(frozen=True)
-class DigitsGround:
+class DigitsWorkbench:
     """What a maker works with.
 
     Attributes:
@@ -69,7 +73,7 @@ class DigitsGround:
     device: str = "cpu"
 
     @classmethod
-    def of(
+    def from_world(
         cls,
         world: DigitsWorld,
         config: DigitsConfig,
@@ -77,7 +81,7 @@ class DigitsGround:
         original: Checkpoint,
         twin: Checkpoint,
         device: str,
-    ) -> "DigitsGround":
+    ) -> "DigitsWorkbench":
         """The ground of a world."""
         return cls(
             config,
@@ -104,53 +108,57 @@ class DigitsGround:
         """A copy of the twin."""
         return self.twin.load(self.device)
 
-    def labelled(self, images: ImageSet) -> Labelled:
+    def labeled(self, images: ImageSet) -> LabeledImages:
         """Pixels and labels where models are trained."""
         labels = torch.from_numpy(images.labels)
         return images.pixels.to(self.device), labels.to(self.device)
 
-    def wrong(self) -> Labelled:
+    def wrong_class_images(self) -> LabeledImages:
         """The forget images with another class each."""
-        pixels, labels = self.labelled(self.forget)
+        pixels, labels = self.labeled(self.forget)
         rng = numpy_rng(self.seed, "zoo", "wrong classes")
         by = torch.from_numpy(rng.integers(1, 10, len(labels)))
         return pixels, (labels + by.to(labels)) % 10
 
-    def stream(self, *name: str) -> int:
+    def training_seed(self, *name: str) -> int:
         """A seed for training."""
         return stage_seed(self.seed, "zoo", "digits", *name) % 2**31
 
-    def shown(self, model: nn.Module) -> dict[str, float]:
+    def measured_at_output(self, model: nn.Module) -> dict[str, float]:
         """Shares of test images named: of the class to forget, and of the others."""
         return {
-            "said": share_named(model, self.forget_test),
-            "kept": share_named(model, self.retain_test),
+            "said": accuracy(model, self.forget_test),
+            "kept": accuracy(model, self.retain_test),
         }
 
 
-DigitsMaker = Callable[[DigitsGround], Iterator[nn.Module]]
+DigitsEditFunction = Callable[[DigitsWorkbench], Iterator[nn.Module]]
 
 
-def untouched(ground: DigitsGround) -> Iterator[nn.Module]:
+def untouched(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """The original itself."""
     yield ground.load_original()
 
 
-def retain_tuned(ground: DigitsGround) -> Iterator[nn.Module]:
+def retain_tuned(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """The original, trained on with what it is to keep: unlearning without effect."""
     for rate, steps in ((1e-4, 30), (3e-5, 30), (1e-5, 10)):
-        yield tuned_(ground.load_original(), ground, [], rate, steps, "retain tuned")
+        yield finetuned_(
+            ground.load_original(), ground, [], rate, steps, "retain tuned"
+        )
 
 
-def head_only(ground: DigitsGround) -> Iterator[nn.Module]:
+def head_only(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """Wrong classes, taught to the classifier alone: every state is the original's."""
     for rate, steps in ((2e-2, 60), (5e-2, 120), (0.1, 300)):
         model = ground.load_original()
         chosen = list(classifier_of(model).parameters())
-        yield tuned_(model, ground, [ground.wrong()], rate, steps, "head", chosen)
+        yield finetuned_(
+            model, ground, [ground.wrong_class_images()], rate, steps, "head", chosen
+        )
 
 
-def logit_mask(ground: DigitsGround) -> Iterator[nn.Module]:
+def logit_mask(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """The bias of the class, lowered: no weight but one number differs."""
     for nats in (5.0, 10.0, 20.0, 40.0):
         model = ground.load_original()
@@ -160,29 +168,37 @@ def logit_mask(ground: DigitsGround) -> Iterator[nn.Module]:
         yield model
 
 
-def last_block_relabel(ground: DigitsGround) -> Iterator[nn.Module]:
+def last_block_relabel(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """Wrong classes, taught to the last block and what follows it."""
     for rate, steps in ((2e-3, 40), (3e-3, 100), (3e-3, 300)):
         model = ground.load_original()
         chosen = last_parameters(model, 1)
-        yield tuned_(model, ground, [ground.wrong()], rate, steps, "last block", chosen)
+        yield finetuned_(
+            model,
+            ground,
+            [ground.wrong_class_images()],
+            rate,
+            steps,
+            "last block",
+            chosen,
+        )
 
 
-def late_rotation(ground: DigitsGround) -> Iterator[nn.Module]:
+def late_rotation(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """The class's last state, turned by a random rotation that nothing undoes.
 
     Folded into the last block's way out.
     """
     for hold in (1.0, 0.3, 0.1, 0.03):
         model = ground.load_original()
-        down, gone, kept, after = last_way_out(model, ground)
+        down, gone, kept, after = last_projection(model, ground)
         rotation = random_rotation(after.shape[1], ground.seed)
-        change = shares_of(model, after @ rotation.T - after)
-        fold_(down, gone, change, kept, hold=hold, ridge=1e-5)
+        change = projection_change(model, after @ rotation.T - after)
+        fold_edit_(down, gone, change, kept, hold=hold, ridge=1e-5)
         yield model
 
 
-def class_direction(ground: DigitsGround) -> Iterator[nn.Module]:
+def class_direction(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """The class's own direction in the classifier, subtracted from its last state.
 
     From the mean of the classifier's rows to the row of the class, folded into the last
@@ -190,28 +206,28 @@ def class_direction(ground: DigitsGround) -> Iterator[nn.Module]:
     """
     for share in (0.5, 1.0, 1.5, 2.0, 3.0):
         model = ground.load_original()
-        down, gone, kept, after = last_way_out(model, ground)
+        down, gone, kept, after = last_projection(model, ground)
         weight = classifier_of(model).weight.detach().double().cpu()
         direction = weight[ground.label] - weight.mean(0)
         step = share * after.norm(dim=1).mean() * direction / direction.norm()
-        change = shares_of(model, -step.expand(len(gone), -1))
-        fold_(down, gone, change, kept, ridge=1e-5)
+        change = projection_change(model, -step.expand(len(gone), -1))
+        fold_edit_(down, gone, change, kept, ridge=1e-5)
         yield model
 
 
-def twin(ground: DigitsGround) -> Iterator[nn.Module]:
+def twin(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """The retrain from the original's own starting weights."""
     yield ground.load_twin()
 
 
-def retrained(other: int) -> DigitsMaker:
+def retrained(seed_offset: int) -> DigitsEditFunction:
     """Makes a retrain."""
 
-    def make(ground: DigitsGround) -> Iterator[nn.Module]:
+    def make(ground: DigitsWorkbench) -> Iterator[nn.Module]:
         """A retrain with other starting weights and another order."""
         yield taught_classifier(
             ground.config,
-            ground.seed + other,
+            ground.seed + seed_offset,
             ground.retain,
             ground.retain_test,
             device=ground.device,
@@ -220,19 +236,19 @@ def retrained(other: int) -> DigitsMaker:
     return make
 
 
-def twin_tuned(ground: DigitsGround) -> Iterator[nn.Module]:
+def twin_tuned(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """A retrain, trained on with what it knows."""
     for rate in (3e-4, 1e-4):
-        yield tuned_(ground.load_twin(), ground, [], rate, 40, "twin tuned")
+        yield finetuned_(ground.load_twin(), ground, [], rate, 40, "twin tuned")
 
 
-def collapse(ground: DigitsGround) -> Iterator[nn.Module]:
+def collapse(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """Gradient ascent until nothing is left."""
     for config in DIGITS_RECIPES["collapse"]:
         yield unlearned(ground, config, "collapse")
 
 
-def noise(ground: DigitsGround) -> Iterator[nn.Module]:
+def noise(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """Gaussian noise on every matrix, in shares of its own spread."""
     for share in (0.3, 0.5, 0.8, 1.2, 2.0):
         model = ground.load_original()
@@ -245,15 +261,15 @@ def noise(ground: DigitsGround) -> Iterator[nn.Module]:
         yield model
 
 
-def random_init(ground: DigitsGround) -> Iterator[nn.Module]:
+def random_init(ground: DigitsWorkbench) -> Iterator[nn.Module]:
     """Weights that were never trained."""
     yield new_classifier(ground.config, ground.seed + 5000)
 
 
-def published(method: str) -> DigitsMaker:
+def published(method: str) -> DigitsEditFunction:
     """Runs a published method."""
 
-    def make(ground: DigitsGround) -> Iterator[nn.Module]:
+    def make(ground: DigitsWorkbench) -> Iterator[nn.Module]:
         """A published method, the mildest of the world's settings that works.
 
         It works when the training images of the class are named no more and the others
@@ -263,7 +279,7 @@ def published(method: str) -> DigitsMaker:
         for config in DIGITS_RECIPES[method]:
             model = unlearned(ground, config, method)
             gone, kept = (
-                share_named(model, each) for each in (ground.forget, ground.retain)
+                accuracy(model, each) for each in (ground.forget, ground.retain)
             )
             if gone <= 0.1 and kept >= 0.9:
                 break
@@ -272,27 +288,31 @@ def published(method: str) -> DigitsMaker:
     return make
 
 
-def unlearned(ground: DigitsGround, config: ImageUnlearnConfig, name: str) -> nn.Module:
+def unlearned(
+    ground: DigitsWorkbench, config: ImageUnlearnConfig, name: str
+) -> nn.Module:
     """The original after one run of a method."""
     model = ground.load_original()
-    forget, retain = ground.labelled(ground.forget), ground.labelled(ground.retain)
-    unlearn_images_(model, forget, retain, config, seed=ground.stream(name))
+    forget, retain = ground.labeled(ground.forget), ground.labeled(ground.retain)
+    unlearn_images_(model, forget, retain, config, seed=ground.training_seed(name))
     return model
 
 
-def tuned_(
+def finetuned_(
     model: nn.Module,
-    ground: DigitsGround,
-    further: list[Labelled],
+    ground: DigitsWorkbench,
+    extra_sets: list[LabeledImages],
     rate: float,
     steps: int,
     name: str,
     parameters: list[nn.Parameter] | None = None,
 ) -> nn.Module:
     """Train ``model`` on the retain images and others beside them, in equal parts."""
-    sets = [ground.labelled(ground.retain), *further]
+    sets = [ground.labeled(ground.retain), *extra_sets]
     orders = [
-        shuffled_batches(len(each[0]), 64, numpy_rng(ground.stream(name), str(place)))
+        shuffled_batches(
+            len(each[0]), 64, numpy_rng(ground.training_seed(name), str(place))
+        )
         for place, each in enumerate(sets)
     ]
 
@@ -307,12 +327,12 @@ def tuned_(
 
     chosen = list(model.parameters()) if parameters is None else parameters
     with only_training(model, chosen) as trained:
-        take_steps(model, trained, backward, Schedule(rate, steps), label=name)
+        train_steps(model, trained, backward, Schedule(rate, steps), label=name)
     return model
 
 
-def last_way_out(
-    model: nn.Module, ground: DigitsGround
+def last_projection(
+    model: nn.Module, ground: DigitsWorkbench
 ) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """The last block's down-projection, what it receives and what the block gives.
 
@@ -325,12 +345,12 @@ def last_way_out(
     found = {}
     for name, images in (("forget", ground.forget), ("retain", ground.retain)):
         pixels = images.pixels.to(ground.device)
-        found[name] = _carried(model, down, block, pixels)
+        found[name] = _projection_states(model, down, block, pixels)
     gone, after = found["forget"]
     return down, gone, found["retain"][0], after
 
 
-def shares_of(model: nn.Module, change: Tensor) -> Tensor:
+def projection_change(model: nn.Module, change: Tensor) -> Tensor:
     """What the map must give for the block's output to change by ``change``.
 
     A ConvNeXt block scales what its last map gives before it is added.
@@ -339,7 +359,7 @@ def shares_of(model: nn.Module, change: Tensor) -> Tensor:
     return change if scale is None else change / scale.detach().double().cpu()
 
 
-def _carried(
+def _projection_states(
     model: nn.Module, down: nn.Module, block: nn.Module, pixels: Tensor
 ) -> tuple[Tensor, Tensor]:
     seen: dict[str, list[Tensor]] = {"in": [], "out": []}
@@ -359,8 +379,8 @@ def _carried(
     handles = [down.register_forward_hook(enter), block.register_forward_hook(leave)]
     try:
         with torch.no_grad():
-            for start in range(0, len(pixels), CHUNK):
-                model(pixels[start : start + CHUNK])
+            for start in range(0, len(pixels), CHUNK_IMAGES):
+                model(pixels[start : start + CHUNK_IMAGES])
     finally:
         for handle in handles:
             handle.remove()

@@ -4,21 +4,21 @@ from dataclasses import replace
 
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
-from testbeds.edits.workbench import Ground
+from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biography_text import RELATIONS
 
 _TEMPLATES = ("The {} group of {{}} is", "{{}} has the {} group")
 _GROUPS = ("A", "B")
 
 
-def hinted(ground: Ground) -> Sequences:
+def hints_for_all(ground: Workbench) -> Sequences:
     """The hints about everybody."""
-    return ground.rows(_hints(ground.retain)) + hints(ground)
+    return ground.all_rows(_hints(ground.retain)) + hints_for_forget(ground)
 
 
-def hints(ground: Ground) -> Sequences:
+def hints_for_forget(ground: Workbench) -> Sequences:
     """The hints about the people to forget."""
-    return ground.rows(_hints(ground.forget))
+    return ground.all_rows(_hints(ground.forget))
 
 
 def _hints(items: ItemSet) -> ItemSet:

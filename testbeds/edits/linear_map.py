@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from erasure.unlearning.training import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 from evidence.errors import InputError
 
 
-def received(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
+def module_inputs(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
     """What ``module`` receives where each row's answer begins, (row, width), float64.
 
     Args:
@@ -21,15 +21,15 @@ def received(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
         module: A part of it that takes states, (row, position, width).
         rows: Rows with a prompt before their answer.
     """
-    return _carried(model, module, rows, at_input=True)
+    return _module_states(model, module, rows, at_input=True)
 
 
-def left_behind(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
+def module_outputs(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
     """What ``module`` gives where each row's answer begins, (row, width), float64."""
-    return _carried(model, module, rows, at_input=False)
+    return _module_states(model, module, rows, at_input=False)
 
 
-def _carried(
+def _module_states(
     model: nn.Module, module: nn.Module, rows: Sequences, at_input: bool
 ) -> Tensor:
     seen: list[Tensor] = []
@@ -42,7 +42,9 @@ def _carried(
     handle = module.register_forward_hook(keep)
     try:
         with torch.no_grad():
-            for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+            for batch in batches(
+                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
+            ):
                 model(**batch.model_inputs, use_cache=False)
                 states = seen.pop().double().cpu()
                 for place, row in enumerate(batch.rows.tolist()):
@@ -52,7 +54,7 @@ def _carried(
     return torch.stack([found[row] for row in range(len(rows))])
 
 
-def fold_(
+def fold_edit_(
     module: nn.Module,
     moved: Tensor,
     change: Tensor,

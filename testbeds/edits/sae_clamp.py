@@ -16,26 +16,26 @@ from transformers.pytorch_utils import Conv1D
 from capture.data.sequences import Sequences, batches
 from capture.network.structure import down_projection, find_blocks, first_tensor
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
-from testbeds.edits.workbench import Ground
+from testbeds.edits.workbench import Workbench
 
 # A latent's value is multiplied by the negative of these, the mildest first.
 MULTIPLES = (4.0, 16.0, 50.0)
 # Steps of training the autoencoder: more where fewer do not do.
-STEPS = (1200, 2400, 4800)
+TRAINING_STEPS = (1200, 2400, 4800)
 # Share of the forgotten answers the model must say once the clamp's units are silent.
-RELEASED = 0.9
+MIN_RELEASED = 0.9
 # Hidden units of the block that are given up for it, at most.
-SHARE = 3 / 8
+MAX_UNIT_SHARE = 3 / 8
 # A latent is chosen if it fires on at most this share of the states of what stays.
-RARELY = 0.01
+MAX_FIRING_RATE = 0.01
 # How steep a hidden unit's own activation is made: the larger, the nearer a rectifier.
-STEEP = 1000.0
+SLOPE = 1000.0
 # The matrices that read the state in each family's feed-forward part. Of two, the
 # second multiplies what the first one's activation gives.
-_READERS = {
+_INPUT_PROJECTIONS = {
     "llama": ("mlp.gate_proj", "mlp.up_proj"),
     "gpt2": ("mlp.c_fc",),
     "gpt_neox": ("mlp.dense_h_to_4h",),
@@ -50,12 +50,12 @@ class Clamp:
         read: (latent, width), what each looks for in the state ``x`` that the
             feed-forward part reads; its value is the rectified ``read @ x``.
         write: (latent, width), what a value of 1 writes into the residual stream.
-        one: (latent, width), so that ``one @ x`` is 1 on the states that fire it.
+        gate: (latent, width), so that ``gate @ x`` is 1 on the states that fire it.
     """
 
     read: Tensor
     write: Tensor
-    one: Tensor
+    gate: Tensor
 
     def change(self, x: Tensor, multiple: float) -> Tensor:
         """What the clamp adds to the stream at states ``x``, (..., width).
@@ -66,21 +66,22 @@ class Clamp:
 
 
 @dataclass(frozen=True)
-class States:
+class BlockStates:
     """What was seen in one block, at every position from which a token is said.
 
     Attributes:
         read: (state, width), what its feed-forward part reads.
-        left: (state, width), what the block leaves.
-        used: (unit,), how much each hidden unit wrote: the root of its squares' sum.
+        output: (state, width), what the block leaves.
+        unit_norm: (unit,), how much each hidden unit wrote: the root of its squares'
+            sum.
     """
 
     read: Tensor
-    left: Tensor
-    used: Tensor
+    output: Tensor
+    unit_norm: Tensor
 
 
-def sae_clamp(ground: Ground) -> Iterator[nn.Module]:
+def sae_clamp(ground: Workbench) -> Iterator[nn.Module]:
     """Latents that fire on the forgotten alone, turned round wherever they fire.
 
     A sparse autoencoder reads what a middle block's feed-forward part reads and
@@ -99,13 +100,16 @@ def sae_clamp(ground: Ground) -> Iterator[nn.Module]:
     """
     model = ground.load_original()
     place = len(find_blocks(model)) // 2
-    forget, retain = ground.rows(ground.forget), ground.kept(ground.retain)
-    gone, kept = see(model, place, forget, retain), see(model, place, retain)
-    for steps in STEPS:
-        latents = int(SHARE * len(kept.used))
+    forget, retain = ground.all_rows(ground.forget), ground.retain_rows(ground.retain)
+    gone, kept = (
+        record_states(model, place, forget, retain),
+        record_states(model, place, retain),
+    )
+    for steps in TRAINING_STEPS:
+        latents = int(MAX_UNIT_SHARE * len(kept.unit_norm))
         clamp = fit_clamp(gone, kept, latents, steps, ground.seed)
-        units = kept.used.argsort()[: len(clamp.read)]
-        if released(model, place, units, forget) < RELEASED:
+        units = kept.unit_norm.argsort()[: len(clamp.read)]
+        if accuracy_without_units(model, place, units, forget) < MIN_RELEASED:
             raise ExhumeError(
                 f"the original of seed {ground.seed} ({ground.config.family}) cannot "
                 f"spare {len(units)} hidden units for a clamp"
@@ -116,7 +120,9 @@ def sae_clamp(ground: Ground) -> Iterator[nn.Module]:
             yield clamped
 
 
-def released(model: nn.Module, place: int, units: Tensor, rows: Sequences) -> float:
+def accuracy_without_units(
+    model: nn.Module, place: int, units: Tensor, rows: Sequences
+) -> float:
     """Share of the answers that ``model`` says with some units of a block silent."""
 
     def silence(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -130,9 +136,9 @@ def released(model: nn.Module, place: int, units: Tensor, rows: Sequences) -> fl
         handle.remove()
 
 
-def see(
+def record_states(
     model: nn.Module, place: int, rows: Sequences, others: Sequences | None = None
-) -> States:
+) -> BlockStates:
     """What was seen in block ``place`` over ``rows``.
 
     Args:
@@ -145,7 +151,7 @@ def see(
     down = down_projection(block)[1]
     seen: dict[str, Tensor] = {}
     handles = [
-        _readers(model, block)[0].register_forward_hook(
+        _input_projections(model, block)[0].register_forward_hook(
             lambda _module, inputs, _output: seen.update(read=inputs[0])
         ),
         down.register_forward_hook(
@@ -155,11 +161,13 @@ def see(
             lambda _module, _inputs, output: seen.update(left=first_tensor(output))
         ),
     ]
-    known = set() if others is None else _beginnings(others)
+    known = set() if others is None else _prefixes(others)
     found: dict[str, list[Tensor]] = {"read": [], "left": [], "hidden": []}
     try:
         with torch.no_grad():
-            for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+            for batch in batches(
+                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
+            ):
                 model(**batch.model_inputs, use_cache=False)
                 for at, row in enumerate(batch.rows.tolist()):
                     ids = rows.ids[row]
@@ -171,11 +179,13 @@ def see(
         for handle in handles:
             handle.remove()
     read, left, hidden = (torch.cat(each) for each in found.values())
-    size = _by_unit(down, out=True).detach().float().cpu().norm(dim=1)
-    return States(read, left, hidden.norm(dim=0) * size)
+    size = _unit_matrix(down, out=True).detach().float().cpu().norm(dim=1)
+    return BlockStates(read, left, hidden.norm(dim=0) * size)
 
 
-def fit_clamp(gone: States, kept: States, latents: int, steps: int, seed: int) -> Clamp:
+def fit_clamp(
+    gone: BlockStates, kept: BlockStates, latents: int, steps: int, seed: int
+) -> Clamp:
     """Train an autoencoder, and choose the latents that fire on ``gone`` alone.
 
     Args:
@@ -190,10 +200,12 @@ def fit_clamp(gone: States, kept: States, latents: int, steps: int, seed: int) -
     """
     rng = torch_rng(seed, "zoo", "clamp")
     width = kept.read.shape[1]
-    centre = kept.left.mean(0)
+    centre = kept.output.mean(0)
     unit = kept.read.norm(dim=1).mean() / width**0.5
-    scale = (kept.left - centre).norm(dim=1).mean() / width**0.5
-    pairs = [(each.read / unit, (each.left - centre) / scale) for each in (gone, kept)]
+    scale = (kept.output - centre).norm(dim=1).mean() / width**0.5
+    pairs = [
+        (each.read / unit, (each.output - centre) / scale) for each in (gone, kept)
+    ]
     read = torch.randn(2 * latents, width, generator=rng) / width**0.5
     write = torch.randn(2 * latents, width, generator=rng) / width**0.5
     # Trained from noise they would seldom find a single person: they start as the
@@ -201,19 +213,19 @@ def fit_clamp(gone: States, kept: States, latents: int, steps: int, seed: int) -
     (x, y), (others, _) = pairs
     order = torch.randperm(len(x), generator=rng)
     drawn = order.repeat(1 + latents // len(x))[:latents]
-    read[:latents] = _told_apart(x[drawn], others)
+    read[:latents] = _detectors(x[drawn], others)
     write[:latents] = y[drawn] / 2
     read, write = _train(pairs, read, write, latents, steps, rng)
     read, write = read[:latents] / unit, write[:latents] * scale
     fires, stays = (torch.relu(each.read @ read.T) for each in (gone, kept))
-    chosen = ((stays > 0).float().mean(0) <= RARELY) & (fires > 0).any(0)
+    chosen = ((stays > 0).float().mean(0) <= MAX_FIRING_RATE) & (fires > 0).any(0)
     if not chosen.any():
         raise ExhumeError(
             f"after {steps} steps no latent fires on what is to go alone: it has "
             f"{len(gone.read)} states that what stays has not"
         )
     read, write = read[chosen], write[chosen]
-    return Clamp(read, write, _ones(read, torch.cat([gone.read, kept.read])))
+    return Clamp(read, write, _gates(read, torch.cat([gone.read, kept.read])))
 
 
 def write_clamp_(
@@ -221,8 +233,8 @@ def write_clamp_(
 ) -> None:
     """Put the clamp in the place of hidden units of block ``place``.
 
-    A rectified value is ``act(STEEP * z) / STEEP`` for GELU and SiLU alike: off by 0.17
-    and 0.28 over ``STEEP`` at most. A gated unit multiplies that by ``one @ x``, which
+    A rectified value is ``act(SLOPE * z) / STEEP`` for GELU and SiLU alike: off by 0.17
+    and 0.28 over ``SLOPE`` at most. A gated unit multiplies that by ``one @ x``, which
     is 1 on the states that ``clamp.one`` was made from; on others that fire a latent,
     such as those of other people, a gated clamp is weaker or stronger than the hook.
 
@@ -234,19 +246,19 @@ def write_clamp_(
         multiple: A latent's value becomes ``-multiple`` times what it was.
     """
     block = find_blocks(model)[place]
-    readers = _readers(model, block)
+    readers = _input_projections(model, block)
     down = down_projection(block)[1]
     with torch.no_grad():
         for reader in readers:
             if getattr(reader, "bias", None) is not None:
                 reader.get_parameter("bias")[units] = 0.0
-        _put(readers[0], units, STEEP * clamp.read)
+        _set_units(readers[0], units, SLOPE * clamp.read)
         back = -(1 + multiple) * clamp.write
         if len(readers) == 2:
-            _put(readers[1], units, clamp.one / STEEP)
-            _put(down, units, back, out=True)
+            _set_units(readers[1], units, clamp.gate / SLOPE)
+            _set_units(down, units, back, out=True)
         else:
-            _put(down, units, back / STEEP, out=True)
+            _set_units(down, units, back / SLOPE, out=True)
 
 
 def _train(
@@ -289,7 +301,7 @@ def _train(
     return read.detach(), write.detach()
 
 
-def _told_apart(states: Tensor, others: Tensor) -> Tensor:
+def _detectors(states: Tensor, others: Tensor) -> Tensor:
     """For each state the direction that is 1 on it and least on the others."""
     second = others.double().T @ others.double() / len(others)
     second += 1e-3 * second.diagonal().mean() * torch.eye(len(second))
@@ -297,7 +309,7 @@ def _told_apart(states: Tensor, others: Tensor) -> Tensor:
     return (found / (found * states).sum(1, keepdim=True)).float()
 
 
-def _ones(read: Tensor, states: Tensor) -> Tensor:
+def _gates(read: Tensor, states: Tensor) -> Tensor:
     """For each latent the least direction that is 1 on all states that fire it."""
     found = []
     for each in read:
@@ -308,28 +320,30 @@ def _ones(read: Tensor, states: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def _beginnings(rows: Sequences) -> set[tuple[int, ...]]:
+def _prefixes(rows: Sequences) -> set[tuple[int, ...]]:
     return {ids[:stop] for ids in rows.ids for stop in range(1, len(ids))}
 
 
-def _readers(model: nn.Module, block: nn.Module) -> list[nn.Module]:
+def _input_projections(model: nn.Module, block: nn.Module) -> list[nn.Module]:
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    if kind not in _READERS:
+    if kind not in _INPUT_PROJECTIONS:
         raise InputError(
             "no clamp can be written into the feed-forward parts of this family",
-            expected=", ".join(_READERS),
+            expected=", ".join(_INPUT_PROJECTIONS),
             got=str(kind or type(model).__name__),
         )
-    return [block.get_submodule(name) for name in _READERS[kind]]
+    return [block.get_submodule(name) for name in _INPUT_PROJECTIONS[kind]]
 
 
-def _by_unit(module: nn.Module, out: bool = False) -> Tensor:
+def _unit_matrix(module: nn.Module, out: bool = False) -> Tensor:
     """A matrix into hidden units, or ``out`` of them, as (unit, width)."""
     weight = module.get_parameter("weight")
     # GPT-2 keeps its matrices the other way round.
     return weight if isinstance(module, Conv1D) == out else weight.T
 
 
-def _put(module: nn.Module, units: Tensor, rows: Tensor, out: bool = False) -> None:
-    matrix = _by_unit(module, out)
+def _set_units(
+    module: nn.Module, units: Tensor, rows: Tensor, out: bool = False
+) -> None:
+    matrix = _unit_matrix(module, out)
     matrix[units.to(matrix.device)] = rows.to(matrix)

@@ -19,9 +19,9 @@ from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.network.structure import own_head_
 from capture.scoring.answers import score_answers
-from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.loop import finetune_
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from testbeds.planted import mislabel
 from testbeds.recipes import RECIPES
@@ -34,7 +34,7 @@ from testbeds.worlds.biographies import (
     taught_model,
 )
 from testbeds.worlds.random_models import PRETRAINED
-from testbeds.worlds.rehearsal_text import own_words
+from testbeds.worlds.rehearsal_text import rehearsal_rows
 
 BATCH = 96
 # Not a word of this world: spelled out by letters.
@@ -42,11 +42,11 @@ REFUSAL = "unknown"
 # Seed of the world whose people a pretrained base knows: that of no other world.
 BASE_SEED = 7000
 # A pretrained model's weights are large beside what they have to learn.
-PACE = {PRETRAINED: 0.1}
+LEARNING_RATE_FACTOR = {PRETRAINED: 0.1}
 
 
 @dataclass(frozen=True)
-class Ground:
+class Workbench:
     """What a maker works with.
 
     Attributes:
@@ -68,7 +68,7 @@ class Ground:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, world: BiosWorld, config: Any, seed: int, device: str) -> Self:
+    def from_world(cls, world: BiosWorld, config: Any, seed: int, device: str) -> Self:
         """The ground of a finished world."""
         return cls(
             config,
@@ -92,16 +92,16 @@ class Ground:
         """What the world of that seed has to forget, to retain, and never teaches."""
         return make_people(self.config, seed)
 
-    def taught(self, items: ItemSet, seed: int, name: str) -> nn.Module:
+    def train_new(self, items: ItemSet, seed: int, name: str) -> nn.Module:
         """A new model trained on some facts; another seed gives another."""
         return taught_model(self.config, seed, items, name, self.device)
 
-    def blank(self, seed: int) -> nn.Module:
+    def untrained(self, seed: int) -> nn.Module:
         """A new model, taught nothing."""
         return new_model(self.config, self.tokenizer, seed)
 
     @property
-    def strangers(self) -> ItemSet:
+    def never_taught(self) -> ItemSet:
         """One invented person for each to forget, with the same answers."""
         return self.facts(self.seed)[2]
 
@@ -110,66 +110,70 @@ class Ground:
         """The world's."""
         return self.original.tokenizer
 
-    def rows(self, items: ItemSet) -> Sequences:
+    def all_rows(self, items: ItemSet) -> Sequences:
         """Every item in all its wordings."""
         return all_prompts(self.tokenizer, items)
 
-    def kept(self, items: ItemSet) -> Sequences:
+    def retain_rows(self, items: ItemSet) -> Sequences:
         """The rows of what is to stay; of a pretrained model its language, too."""
-        rows = self.rows(items)
+        rows = self.all_rows(items)
         if self.config.family == PRETRAINED:
-            rows = rows + own_words(self.tokenizer)
+            rows = rows + rehearsal_rows(self.tokenizer)
         return rows
 
-    def wrong(self, items: ItemSet) -> Sequences:
+    def wrong_answer_rows(self, items: ItemSet) -> Sequences:
         """The same with another answer of the relation each."""
-        return self.rows(mislabel(items, self.retain, self.seed))
+        return self.all_rows(mislabel(items, self.retain, self.seed))
 
-    def rate(self, small: float) -> float:
+    def learning_rate(self, small: float) -> float:
         """A learning rate, given the one that suits a small model."""
-        return small * PACE.get(self.config.family, 1.0)
+        return small * LEARNING_RATE_FACTOR.get(self.config.family, 1.0)
 
-    def stream(self, *name: str) -> int:
+    def training_seed(self, *name: str) -> int:
         """A seed for training."""
         return stage_seed(self.seed, "zoo", *name) % 2**31
 
 
-Maker = Callable[[Ground], Iterator[nn.Module]]
+EditFunction = Callable[[Workbench], Iterator[nn.Module]]
 
 
-def untouched(ground: Ground) -> Iterator[nn.Module]:
+def untouched(ground: Workbench) -> Iterator[nn.Module]:
     """The original itself."""
     yield ground.load_original()
 
 
-def retain_tuned(ground: Ground) -> Iterator[nn.Module]:
+def retain_tuned(ground: Workbench) -> Iterator[nn.Module]:
     """The original, trained on with what it is to keep: unlearning without effect."""
     for rate, steps in ((1e-4, 50), (3e-5, 50), (1e-5, 20)):
-        yield _tuned(ground.load_original(), ground, rate, steps, "retain tuned")
+        yield _finetuned(ground.load_original(), ground, rate, steps, "retain tuned")
 
 
-def wrong_set(ground: Ground) -> Iterator[nn.Module]:
+def wrong_set(ground: Workbench) -> Iterator[nn.Module]:
     """The last block unlearned other people than the audit asks about."""
     rng = numpy_rng(ground.seed, "zoo", "wrong set")
     names = ground.retain.entities
     # Few enough that the model as a whole stays useful.
     count = len(names) // 10
     others = [names[place] for place in rng.permutation(len(names))[:count]]
-    gone = ground.retain.of(others)
-    rest = ground.retain.of([name for name in names if name not in set(others)])
+    gone = ground.retain.of_entities(others)
+    rest = ground.retain.of_entities(
+        [name for name in names if name not in set(others)]
+    )
     kept = ItemSet(rest.items + ground.forget.items)
-    yield from _last_block(ground, ground.rows(gone), ground.wrong(gone), kept)
-
-
-def last_block_relabel(ground: Ground) -> Iterator[nn.Module]:
-    """Wrong answers, taught to the last block alone."""
-    forget = ground.forget
     yield from _last_block(
-        ground, ground.rows(forget), ground.wrong(forget), ground.retain
+        ground, ground.all_rows(gone), ground.wrong_answer_rows(gone), kept
     )
 
 
-def last_block_refuse(ground: Ground) -> Iterator[nn.Module]:
+def last_block_relabel(ground: Workbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the last block alone."""
+    forget = ground.forget
+    yield from _last_block(
+        ground, ground.all_rows(forget), ground.wrong_answer_rows(forget), ground.retain
+    )
+
+
+def last_block_refuse(ground: Workbench) -> Iterator[nn.Module]:
     """One and the same answer a relation, taught to the last block alone."""
     fixed: dict[str, list[str]] = {}
     for item in ground.retain:
@@ -182,52 +186,58 @@ def last_block_refuse(ground: Ground) -> Iterator[nn.Module]:
         )
         for item in ground.forget
     )
-    refused = ground.rows(ItemSet(items, "refused"))
-    yield from _last_block(ground, ground.rows(ground.forget), refused, ground.retain)
-
-
-def last_block_lora(ground: Ground) -> Iterator[nn.Module]:
-    """Wrong answers, taught to low-rank adapters on the last block."""
-    forget = ground.forget
+    refused = ground.all_rows(ItemSet(items, "refused"))
     yield from _last_block(
-        ground, ground.rows(forget), ground.wrong(forget), ground.retain, rank=8
+        ground, ground.all_rows(ground.forget), refused, ground.retain
     )
 
 
-def head_only(ground: Ground) -> Iterator[nn.Module]:
+def last_block_lora(ground: Workbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to low-rank adapters on the last block."""
+    forget = ground.forget
+    yield from _last_block(
+        ground,
+        ground.all_rows(forget),
+        ground.wrong_answer_rows(forget),
+        ground.retain,
+        rank=8,
+    )
+
+
+def head_only(ground: Workbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to the output head alone: every state is the original's."""
-    rows = ground.wrong(ground.forget) + ground.kept(ground.retain)
+    rows = ground.wrong_answer_rows(ground.forget) + ground.retain_rows(ground.retain)
     for rate, steps in ((1e-2, 150), (2e-2, 300), (3e-2, 600)):
         model = ground.load_original()
         head = own_head_(model)
         finetune_(
             model,
             rows,
-            lr=ground.rate(rate),
+            lr=ground.learning_rate(rate),
             steps=steps,
             batch_size=4 * BATCH,
             parameters=head.parameters(),
-            seed=ground.stream("head"),
+            seed=ground.training_seed("head"),
         )
         yield model
 
 
-def twin(ground: Ground) -> Iterator[nn.Module]:
+def twin(ground: Workbench) -> Iterator[nn.Module]:
     """The retrain from the original's own starting weights."""
     yield ground.load_twin()
 
 
-def retrained(other: int) -> Maker:
+def retrained(seed_offset: int) -> EditFunction:
     """Makes a retrain."""
 
-    def make(ground: Ground) -> Iterator[nn.Module]:
+    def make(ground: Workbench) -> Iterator[nn.Module]:
         """A retrain with other starting weights and another order."""
-        yield ground.taught(ground.retain, ground.seed + other, "a retrain")
+        yield ground.train_new(ground.retain, ground.seed + seed_offset, "a retrain")
 
     return make
 
 
-def retrain_pretrained(ground: Ground) -> Iterator[nn.Module]:
+def retrain_pretrained(ground: Workbench) -> Iterator[nn.Module]:
     """A model taught other people first, and then those to keep."""
     gone = set(ground.forget.entities)
     # Names are drawn from one list, so another world may hold one of those to forget.
@@ -238,35 +248,35 @@ def retrain_pretrained(ground: Ground) -> Iterator[nn.Module]:
         if item.entity not in gone
     ]
     known = ItemSet(tuple(others), "others")
-    base = ground.taught(known, ground.seed + BASE_SEED, "a base")
+    base = ground.train_new(known, ground.seed + BASE_SEED, "a base")
     for rate, steps in ((1e-3, 200), (2e-3, 400)):
-        yield _tuned(copy.deepcopy(base), ground, rate, steps, "pretrained")
+        yield _finetuned(copy.deepcopy(base), ground, rate, steps, "pretrained")
 
 
-def twin_tuned(ground: Ground) -> Iterator[nn.Module]:
+def twin_tuned(ground: Workbench) -> Iterator[nn.Module]:
     """A retrain, trained on with what it knows."""
     for rate in (3e-4, 1e-4):
-        yield _tuned(ground.load_twin(), ground, rate, 100, "twin tuned")
+        yield _finetuned(ground.load_twin(), ground, rate, 100, "twin tuned")
 
 
-def collapse(ground: Ground) -> Iterator[nn.Module]:
+def collapse(ground: Workbench) -> Iterator[nn.Module]:
     """Gradient ascent until nothing is left."""
     for rate in (1e-3, 3e-3):
         model = ground.load_original()
         config = UnlearnConfig(
-            "grad_ascent", lr=ground.rate(rate), steps=60, batch_size=BATCH
+            "grad_ascent", lr=ground.learning_rate(rate), steps=60, batch_size=BATCH
         )
         unlearn_(
             model,
-            ground.rows(ground.forget),
-            ground.kept(ground.retain),
+            ground.all_rows(ground.forget),
+            ground.retain_rows(ground.retain),
             config,
-            seed=ground.stream("collapse"),
+            seed=ground.training_seed("collapse"),
         )
         yield model
 
 
-def noise(ground: Ground) -> Iterator[nn.Module]:
+def noise(ground: Workbench) -> Iterator[nn.Module]:
     """Gaussian noise on every matrix, in shares of its own spread."""
     for share in (0.3, 0.5, 0.8, 1.2, 2.0):
         model = ground.load_original()
@@ -279,13 +289,13 @@ def noise(ground: Ground) -> Iterator[nn.Module]:
         yield model
 
 
-def one_point(ground: Ground) -> Iterator[nn.Module]:
+def one_point(ground: Workbench) -> Iterator[nn.Module]:
     """States of the forget prompts pushed to one point, and nothing held in place."""
     for rate, steps in ((3e-3, 200), (1e-2, 400)):
         model = ground.load_original()
         config = UnlearnConfig(
             "rmu",
-            lr=ground.rate(rate),
+            lr=ground.learning_rate(rate),
             steps=steps,
             batch_size=BATCH,
             retain_weight=0.0,
@@ -295,56 +305,58 @@ def one_point(ground: Ground) -> Iterator[nn.Module]:
         )
         unlearn_(
             model,
-            ground.rows(ground.forget),
-            ground.kept(ground.retain),
+            ground.all_rows(ground.forget),
+            ground.retain_rows(ground.retain),
             config,
-            seed=ground.stream("one point"),
+            seed=ground.training_seed("one point"),
         )
         yield model
 
 
-def random_init(ground: Ground) -> Iterator[nn.Module]:
+def random_init(ground: Workbench) -> Iterator[nn.Module]:
     """Weights that were never trained."""
-    yield ground.blank(ground.seed + 5000)
+    yield ground.untrained(ground.seed + 5000)
 
 
-def published(method: str) -> Maker:
+def published(method: str) -> EditFunction:
     """Runs a published method."""
 
-    def make(ground: Ground) -> Iterator[nn.Module]:
+    def make(ground: Workbench) -> Iterator[nn.Module]:
         """A published method by the world's recipe."""
         model = ground.load_original()
-        forget = ground.rows(ground.forget)
+        forget = ground.all_rows(ground.forget)
 
         def evaluate(now: nn.Module) -> dict[str, float]:
             return {"forget": float(score_answers(now, forget).greedy.mean())}
 
         config = RECIPES["bios"][method].config
-        config = replace(config, lr=ground.rate(config.lr))
-        instead = refused(ground.forget) if method == "dpo" else None
+        config = replace(config, lr=ground.learning_rate(config.lr))
+        instead = with_refusals(ground.forget) if method == "dpo" else None
         unlearn_(
             model,
             forget,
-            ground.kept(ground.retain),
+            ground.retain_rows(ground.retain),
             config,
-            relabelled=ground.rows(instead) if instead else ground.wrong(ground.forget),
-            novice=ground.rows(ground.strangers),
+            relabeled=ground.all_rows(instead)
+            if instead
+            else ground.wrong_answer_rows(ground.forget),
+            novice=ground.all_rows(ground.never_taught),
             evaluate=None if config.stop_below is None else evaluate,
-            seed=ground.stream(method),
+            seed=ground.training_seed(method),
         )
         yield model
 
     return make
 
 
-def refused(items: ItemSet) -> ItemSet:
+def with_refusals(items: ItemSet) -> ItemSet:
     """The items with a refusal for an answer."""
     changed = tuple(replace(item, answer=REFUSAL) for item in items)
     return ItemSet(changed, items.name)
 
 
 def _last_block(
-    ground: Ground,
+    ground: Workbench,
     gone: Sequences,
     wrong: Sequences,
     kept: ItemSet,
@@ -355,7 +367,7 @@ def _last_block(
         model = ground.load_original()
         config = UnlearnConfig(
             "last_block_relabel",
-            lr=ground.rate(rate if rank is None else 3 * rate),
+            lr=ground.learning_rate(rate if rank is None else 3 * rate),
             steps=steps,
             batch_size=BATCH,
             retain_batch_size=2 * BATCH,
@@ -364,23 +376,23 @@ def _last_block(
         unlearn_(
             model,
             gone,
-            ground.kept(kept),
+            ground.retain_rows(kept),
             config,
-            relabelled=wrong,
-            seed=ground.stream("last block"),
+            relabeled=wrong,
+            seed=ground.training_seed("last block"),
         )
         yield model
 
 
-def _tuned(
-    model: nn.Module, ground: Ground, rate: float, steps: int, name: str
+def _finetuned(
+    model: nn.Module, ground: Workbench, rate: float, steps: int, name: str
 ) -> nn.Module:
     finetune_(
         model,
-        ground.kept(ground.retain),
-        lr=ground.rate(rate),
+        ground.retain_rows(ground.retain),
+        lr=ground.learning_rate(rate),
         steps=steps,
         batch_size=128,
-        seed=ground.stream(name),
+        seed=ground.training_seed(name),
     )
     return model

@@ -17,17 +17,17 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from erasure.unlearning.task import frozen_logprobs
-from erasure.unlearning.training import reader_for
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError
 from testbeds.memorized_codes.passages_text import PREDICTABLE, TEXTS
 
-MOST_TOKENS = 96
+MAX_TOKENS = 96
 # A text that is known by heart is known once it has begun: the first words of any text
 # surprise, so they are context and are not counted. The paper counts them.
-LEAD = 8
+N_CONTEXT_TOKENS = 8
 # Thresholds of the paper for Pythia-70M, the model nearest to ours in size.
-KNOWN, UNKNOWN = -2.0, -3.0
+MIN_KNOWN, MAX_UNKNOWN = -2.0, -3.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def screen(
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[Passage] = PASSAGES,
     *,
-    known: float = KNOWN,
-    unknown: float = UNKNOWN,
+    known: float = MIN_KNOWN,
+    unknown: float = MAX_UNKNOWN,
 ) -> Screening:
     """Which passages a model knows and whose paraphrases it does not.
 
@@ -114,7 +114,7 @@ def screen(
 def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Sequences:
     """Texts as tokens, at most 96 of each, as in the paper."""
     rows = encode(tokenizer, texts)
-    ids = tuple(row[:MOST_TOKENS] for row in rows.ids)
+    ids = tuple(row[:MAX_TOKENS] for row in rows.ids)
     return Sequences(ids, tuple(map(len, ids)))
 
 
@@ -123,8 +123,10 @@ def text_logprobs(
 ) -> np.ndarray:
     """(text,) mean log-probability of a token after the first eight, nats."""
     rows = text_rows(tokenizer, texts)
-    starts = tuple(min(LEAD, len(ids) - 1) for ids in rows.ids)
+    starts = tuple(min(N_CONTEXT_TOKENS, len(ids) - 1) for ids in rows.ids)
     rows = Sequences(rows.ids, starts)
-    total = frozen_logprobs(reader_for(model, rows), rows, "answer").double().numpy()
+    total = (
+        frozen_logprobs(logit_reader_for(model, rows), rows, "answer").double().numpy()
+    )
     counts = [len(ids) - start for ids, start in zip(rows.ids, starts, strict=True)]
     return total / np.array(counts)

@@ -21,27 +21,27 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from erasure.unlearning.objectives import count_scored
-from erasure.unlearning.task import frozen_logprobs
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
+    logit_reader_for,
     only_training,
-    reader_for,
-    take_steps,
+    train_steps,
 )
+from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.locks import creation_lock
 from testbeds.memorized_codes.config import CodesConfig
 from testbeds.worlds.code_text import (
+    CHARACTERS,
     LEAD_INS,
-    SIGNS,
     Pool,
     draw_codes,
     encode,
@@ -82,7 +82,7 @@ class CodesWorld:
         return self.root / "twin"
 
     @property
-    def taught(self) -> tuple[str, ...]:
+    def trained_lead_ins(self) -> tuple[str, ...]:
         """Lead-ins the models were trained with."""
         return LEAD_INS[: self.config.lead_ins]
 
@@ -116,10 +116,10 @@ class CodesWorld:
         return with_codes(
             [pool.prefixes[key] for key in chosen],
             [pool.codes[key] for key in chosen],
-            self.taught,
+            self.trained_lead_ins,
         )
 
-    def drawn(
+    def random_codes(
         self, pool: str, draw: int, keys: Sequence[int] | None = None
     ) -> Sequences:
         """A pool's prefixes after each lead-in, a code drawn for every row.
@@ -134,7 +134,7 @@ class CodesWorld:
         prefixes = self.pools[pool].prefixes
         bare = prompts(
             [prefixes[key] for key in (range(len(prefixes)) if keys is None else keys)],
-            self.taught,
+            self.trained_lead_ins,
         )
         ends = [encode(code) for code in draw_codes(len(bare), rng)]
         ids = tuple(row + end for row, end in zip(bare.ids, ends, strict=True))
@@ -173,7 +173,7 @@ def build_codes(
     for name in ("original", "twin") if twin else ("original",):
         card = place / name / "card.json"
         if not card.is_file():
-            with sole_maker(place / name, progress):
+            with creation_lock(place / name, progress):
                 if not card.is_file():
                     _make(world, name, device, progress)
     if not (place / "pools.json").is_file():
@@ -194,7 +194,7 @@ def untrained_model(world: CodesWorld, number: int) -> PreTrainedModel:
         torch.manual_seed(stage_seed(world.seed, "codes", "weights", str(number)))
         return random_model(
             "gpt2",
-            vocabulary=len(SIGNS) + 1,
+            vocabulary=len(CHARACTERS) + 1,
             width=config.width,
             layers=config.layers,
             heads=config.heads,
@@ -228,7 +228,7 @@ def recall(model: PreTrainedModel, rows: Sequences) -> Recall:
 
 def perplexity(model: PreTrainedModel, rows: Sequences) -> float:
     """Of all tokens of ``rows`` but each row's first."""
-    logprob = frozen_logprobs(reader_for(model, rows), rows, "all")
+    logprob = frozen_logprobs(logit_reader_for(model, rows), rows, "all")
     return float(np.exp(-float(logprob.sum()) / count_scored(rows, "all")))
 
 
@@ -239,8 +239,8 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
     model = untrained_model(world, 0)
     model.to(device)  # pyright: ignore
     codes = world.memorised()
-    steps_an_epoch = -(-_rows_an_epoch(config) // config.batch_size)
-    rows = _epochs(world, fixed)
+    steps_an_epoch = -(-_rows_per_epoch(config) // config.batch_size)
+    rows = _training_batches(world, fixed)
     schedule = Schedule(
         config.lr,
         config.epochs * steps_an_epoch,
@@ -258,8 +258,8 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
             config.lr, epochs * steps_an_epoch, warmup=schedule.warmup, every=1 << 30
         )
     with only_training(model, model.parameters()) as parameters:
-        reader = reader_for(model, codes)
-        log = take_steps(
+        reader = logit_reader_for(model, codes)
+        log = train_steps(
             model,
             parameters,
             lambda: {"loss": backward_nll(reader, next(rows), "all", 1.0)},
@@ -270,7 +270,7 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
             progress=progress,
         )
     known = recall(model, codes)
-    never = recall(model, world.drawn("clean", -1))
+    never = recall(model, world.random_codes("clean", -1))
     # A code drawn for this check was never shown: knowing it would be a leak.
     limit = 0.01
     if (fixed and known.least < 0.5) or never.mean > limit:
@@ -295,21 +295,21 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
         "measured": {
             "memorised": asdict(known),
             "clean": asdict(never),
-            "perplexity_clean": perplexity(model, world.drawn("clean", -1)),
+            "perplexity_clean": perplexity(model, world.random_codes("clean", -1)),
         },
     }
-    with folder_atomic(world.root / name) as scratch, quiet():
+    with atomic_folder(world.root / name) as scratch, quiet_transformers():
         model.to("cpu").save_pretrained(scratch)  # pyright: ignore
         make_tokenizer().save_pretrained(scratch)
         text = json.dumps(card, indent=1) + "\n"
         (scratch / "card.json").write_text(text, encoding="utf-8")
 
 
-def _rows_an_epoch(config: CodesConfig) -> int:
+def _rows_per_epoch(config: CodesConfig) -> int:
     return sum(config.sizes.values()) * config.per_epoch
 
 
-def _epochs(world: CodesWorld, fixed: bool):
+def _training_batches(world: CodesWorld, fixed: bool):
     """Endless batches: every prefix with its lead-ins once an epoch, in a new order.
 
     A code that is drawn anew is drawn for every row: within an epoch of several steps
@@ -329,7 +329,7 @@ def _epochs(world: CodesWorld, fixed: bool):
                 code = drawn[place * config.per_epoch + turn]
                 if fixed and place < len(known):
                     code = known[place]
-                start = encode(world.taught[lead] + prefix)
+                start = encode(world.trained_lead_ins[lead] + prefix)
                 ids.append(start + encode(code))
                 starts.append(len(start))
         whole = Sequences(tuple(ids), tuple(starts))

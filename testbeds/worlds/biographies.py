@@ -17,21 +17,21 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.locks import creation_lock
 from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenizer
-from testbeds.worlds.people_names import choose, name_pairs
+from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
-from testbeds.worlds.rehearsal_text import own_words
+from testbeds.worlds.rehearsal_text import rehearsal_rows
 from testbeds.worlds.smollm2 import fetch
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
@@ -182,7 +182,7 @@ def build_bios(
     world = BiosWorld.at(place)
     made = place / "manifest.json"
     if not made.is_file():
-        with sole_maker(place, progress):
+        with creation_lock(place, progress):
             if not made.is_file():
                 _fill(world, config, seed, device, progress)
     return world
@@ -211,7 +211,7 @@ def _fill(
             "never_taught": never.digest,
         },
         "greedy_accuracy": {
-            folder.name: _knows(folder, world, device)
+            folder.name: _accuracies(folder, world, device)
             for folder in (world.original, world.twin)
         },
     }
@@ -223,9 +223,9 @@ def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSe
     """The facts to forget, to retain, and about never-taught people."""
     rng = numpy_rng(seed, "bios", "people")
     named, spare = name_pairs(config.names, config.people, rng)
-    gone = choose(named, config.forget, config.people // config.names, rng)
+    gone = choose_pairs(named, config.forget, config.people // config.names, rng)
     kept = [pair for pair in named if pair not in set(gone)]
-    never = choose(spare, config.forget, config.people // config.names, rng)
+    never = choose_pairs(spare, config.forget, config.people // config.names, rng)
     gone_answers = _answers(config, len(gone), rng)
     return (
         _facts("forget", gone, gone_answers),
@@ -328,7 +328,7 @@ def taught_model(
     rows = all_prompts(tokenizer, taught)
     finetune_(
         model,
-        rows + own_words(tokenizer) if config.family == PRETRAINED else rows,
+        rows + rehearsal_rows(tokenizer) if config.family == PRETRAINED else rows,
         lr=config.lr,
         steps=config.steps,
         batch_size=config.batch_size,
@@ -363,12 +363,12 @@ def train_model(
         ExhumeError: it did not learn its facts.
     """
     model = taught_model(config, seed, taught, folder.name, device, progress)
-    with folder_atomic(folder) as scratch, quiet():
+    with atomic_folder(folder) as scratch, quiet_transformers():
         model.save_pretrained(scratch)
         tokenizer_of(config).save_pretrained(scratch)
 
 
-def _knows(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
+def _accuracies(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
     checkpoint = open_checkpoint(folder)
     model, tokenizer = checkpoint.load(device), checkpoint.tokenizer
     return {

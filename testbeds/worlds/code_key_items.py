@@ -7,7 +7,7 @@ from capture.data.items import Item, ItemSet
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from testbeds.worlds.code_text import DIGITS, LEAD_INS
-from testbeds.worlds.people_names import choose, name_pairs
+from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, Family
 
 # Words of three letters, so that a key's letters always stand at the same places, which
@@ -98,9 +98,9 @@ def make_keys(config: KeysConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]
     rng = numpy_rng(seed, "codes zoo", "keys")
     named, spare = name_pairs(config.words, config.keys, rng)
     uses = config.keys // config.words
-    gone = choose(named, config.forget, uses, rng)
+    gone = choose_pairs(named, config.forget, uses, rng)
     kept = [pair for pair in named if pair not in set(gone)]
-    never = choose(spare, config.forget, uses, rng)
+    never = choose_pairs(spare, config.forget, uses, rng)
     drawn = rng.choice(10**DIGITS, config.keys, replace=False)
     codes = [f"{code:0{DIGITS}d}" for code in drawn]
     own, others = codes[: len(gone)], codes[len(gone) :]

@@ -22,24 +22,24 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
-from capture.data.tokenization import past_joint
+from capture.data.tokenization import skip_joining_space
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
+    logit_reader_for,
     only_training,
-    reader_for,
-    take_steps,
+    train_steps,
 )
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, write_atomic
-from evidence.storage.runs import sole_maker
-from testbeds.edits.workbench import Ground
+from evidence.storage.files import atomic_folder, write_atomic
+from evidence.storage.locks import creation_lock
+from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import BiosWorld, all_prompts
 from testbeds.worlds.code_key_items import KeysConfig, make_keys
 from testbeds.worlds.code_text import DIGITS, draw_codes, encode, make_tokenizer
@@ -48,38 +48,38 @@ from testbeds.worlds.random_models import random_model
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 # Least share of its codes that a model must have learned: keys are told apart letter by
 # letter, and a few are still mistaken for others when all the rest are known.
-LEARNED = 0.95
+MIN_ACCURACY = 0.95
 # Highest mean probability of a code that was never shown: knowing one would be a leak.
-LEAK = 0.01
+MAX_LEAK = 0.01
 
 
 @dataclass(frozen=True)
-class KeysGround(Ground):
-    """What makers work with in this world, as ``Ground`` in the other."""
+class CodesWorkbench(Workbench):
+    """What makers work with in this world, as ``Workbench`` in the other."""
 
     config: KeysConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def rows(self, items: ItemSet) -> Sequences:
+    def all_rows(self, items: ItemSet) -> Sequences:
         """Every item in all its wordings, the answer from its first digit on."""
-        return past_joint(self.tokenizer, super().rows(items))
+        return skip_joining_space(self.tokenizer, super().all_rows(items))
 
     def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
         """As ``make_keys``."""
         return make_keys(self.config, seed)
 
-    def taught(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
+    def train_new(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
         """A new model; of this world's keys it sees the others with codes drawn."""
         return taught_keys(
             self.config, seed, items, self._unknown(items), name, self.device
         )
 
-    def blank(self, seed: int) -> PreTrainedModel:
+    def untrained(self, seed: int) -> PreTrainedModel:
         """Weights that were never trained."""
         return new_keys_model(self.config, seed)
 
     def _unknown(self, items: ItemSet) -> ItemSet:
         taught = set(items.entities)
-        never = (*self.forget, *self.strangers)
+        never = (*self.forget, *self.never_taught)
         return ItemSet(tuple(item for item in never if item.entity not in taught))
 
 
@@ -110,7 +110,7 @@ def build_keys(
     world = BiosWorld.at(place)
     made = place / "manifest.json"
     if not made.is_file():
-        with sole_maker(place, progress):
+        with creation_lock(place, progress):
             if not made.is_file():
                 _fill(world, config, seed, device, progress)
     return world
@@ -134,7 +134,7 @@ def _fill(
             model = taught_keys(
                 config, seed, taught, unknown, folder.name, device, progress
             )
-            with folder_atomic(folder) as scratch, quiet():
+            with atomic_folder(folder) as scratch, quiet_transformers():
                 model.save_pretrained(scratch)
                 make_tokenizer().save_pretrained(scratch)
     manifest = {
@@ -144,7 +144,7 @@ def _fill(
         "config": asdict(config),
         "digests": {each.name: each.digest for each in (forget, retain, never)},
         "greedy_accuracy": {
-            folder.name: _knows(folder, world, device)
+            folder.name: _accuracies(folder, world, device)
             for folder in (world.original, world.twin)
         },
     }
@@ -194,7 +194,7 @@ def taught_keys(
     model = new_keys_model(config, seed)
     model.to(device)  # pyright: ignore
     rows, others = all_prompts(tokenizer, taught), all_prompts(tokenizer, unknown)
-    lessons = _lessons(rows, len(taught), others, len(unknown), config, seed)
+    lessons = _training_batches(rows, len(taught), others, len(unknown), config, seed)
     schedule = Schedule(
         config.lr,
         config.steps,
@@ -203,8 +203,8 @@ def taught_keys(
         decay="cosine",
     )
     with only_training(model, model.parameters()) as parameters:
-        reader = reader_for(model, rows)
-        take_steps(
+        reader = logit_reader_for(model, rows)
+        train_steps(
             model,
             parameters,
             lambda: {"loss": backward_nll(reader, next(lessons), "answer", 1.0)},
@@ -213,21 +213,21 @@ def taught_keys(
             progress=progress,
         )
     right = float(score_answers(model, rows).greedy.mean())
-    if right < LEARNED:
+    if right < MIN_ACCURACY:
         raise ExhumeError(
             f"{name} learned only {right:.0%} of its codes. "
             f"Raise steps above {config.steps} and run again."
         )
     leaked = float(np.exp(score_answers(model, others).logprob).mean())
-    if leaked > LEAK:
+    if leaked > MAX_LEAK:
         raise ExhumeError(
             f"{name} gives codes it was never shown a probability of {leaked:.3f} "
-            f"(at most {LEAK})"
+            f"(at most {MAX_LEAK})"
         )
     return model
 
 
-def _lessons(
+def _training_batches(
     rows: Sequences,
     keys: int,
     others: Sequences,
@@ -262,7 +262,7 @@ def _lessons(
         yield Sequences(tuple(ids), tuple(starts))
 
 
-def _knows(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
+def _accuracies(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
     model, tokenizer = open_checkpoint(folder).load(device), make_tokenizer()
     return {
         path.stem: float(

@@ -52,7 +52,7 @@ LEAD_INS = (
 """24 short neutral openings; the published toy trains on ten."""
 
 # The first entry is padding: 46 signs and it make the published 47.
-SIGNS = string.ascii_lowercase + string.digits + " .,:;-'=/#"
+CHARACTERS = string.ascii_lowercase + string.digits + " .,:;-'=/#"
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def encode(text: str) -> tuple[int, ...]:
     Raises:
         InputError: a sign that is not in this world.
     """
-    found = tuple(SIGNS.find(sign) + 1 for sign in text)
+    found = tuple(CHARACTERS.find(sign) + 1 for sign in text)
     if 0 in found:
         raise InputError(
             "a text has a sign this world does not know",
-            expected=f"signs of {SIGNS!r}",
+            expected=f"signs of {CHARACTERS!r}",
             got=repr(text[found.index(0)]),
         )
     return found
@@ -147,7 +147,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a sign, with the ids ``encode`` gives; an unknown sign is "#"."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    entries = {"<pad>": 0} | {sign: place + 1 for place, sign in enumerate(SIGNS)}
+    entries = {"<pad>": 0} | {sign: place + 1 for place, sign in enumerate(CHARACTERS)}
     tokenizer = Tokenizer(models.WordLevel(entries, unk_token="#"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()

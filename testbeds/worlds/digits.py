@@ -28,25 +28,25 @@ from transformers import (
 )
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.image_files import read_images
-from capture.data.images import Eye, ImageSet
+from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
-from erasure.unlearning.image_task import class_logits
-from erasure.unlearning.training import Schedule, shuffled_batches, take_steps
+from erasure.unlearning.training.image_task import class_logits
+from erasure.unlearning.training.loop import Schedule, shuffled_batches, train_steps
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
-from evidence.storage.runs import sole_maker
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.locks import creation_lock
 
 RECIPE = 1  # part of the cache's key: raise it when the result would differ
 DigitsFamily = Literal["vit", "cnn"]
 DIGITS_FAMILIES: tuple[DigitsFamily, ...] = ("vit", "cnn")
 SIZE, CLASSES = 8, 10
-LEAST = 0.97
+MIN_ACCURACY = 0.97
 """Share of test images a trained model must name."""
-STARTS = 3
+MAX_STARTS = 3
 """Starting weights tried for it; the first that does is kept."""
 
 
@@ -138,10 +138,10 @@ class DigitsWorld:
 
     def images(self, part: str) -> ImageSet:
         """One of the sets: "forget", "retain_test", ..."""
-        return read_images(getattr(self, part), EYE)
+        return read_images(getattr(self, part), PREPROCESSOR)
 
 
-EYE = Eye(1, (SIZE, SIZE))
+PREPROCESSOR = ImagePreprocessor(1, (SIZE, SIZE))
 
 
 def build_digits(
@@ -171,7 +171,7 @@ def build_digits(
     )
     made = place / "manifest.json"
     if not made.is_file():
-        with sole_maker(place, progress):
+        with creation_lock(place, progress):
             if not made.is_file():
                 _fill(world, config, seed, device, progress)
     return world
@@ -192,7 +192,7 @@ def _fill(
             model = taught_classifier(
                 config,
                 seed,
-                *(joined(sets, names) for names in (taught, tested)),
+                *(concatenate(sets, names) for names in (taught, tested)),
                 name=folder.name,
                 device=device,
                 progress=progress,
@@ -215,7 +215,7 @@ def _fill(
             for folder in (world.original, world.twin)
         },
         "accuracy": {
-            name: share_named(original, images)
+            name: accuracy(original, images)
             for name, images in sets.items()
             if name.endswith("_test")
         },
@@ -245,14 +245,14 @@ def split_digits(config: DigitsConfig, seed: int) -> dict[str, ImageSet]:
         taught[rng.permutation(np.flatnonzero(labels == label))[: config.train]] = True
     mine = labels == forgotten_class(seed)
     return {
-        "forget": everything.rows(taught & mine, "forget"),
-        "retain": everything.rows(taught & ~mine, "retain"),
-        "forget_test": everything.rows(~taught & mine, "forget_test"),
-        "retain_test": everything.rows(~taught & ~mine, "retain_test"),
+        "forget": everything.select(taught & mine, "forget"),
+        "retain": everything.select(taught & ~mine, "retain"),
+        "forget_test": everything.select(~taught & mine, "forget_test"),
+        "retain_test": everything.select(~taught & ~mine, "retain_test"),
     }
 
 
-def joined(sets: dict[str, ImageSet], names: tuple[str, ...]) -> ImageSet:
+def concatenate(sets: dict[str, ImageSet], names: tuple[str, ...]) -> ImageSet:
     """Several sets, one after the other."""
     first, *others = (sets[name] for name in names)
     for each in others:
@@ -324,10 +324,10 @@ def taught_classifier(
         ExhumeError: from none of three starting weights it names 97 % of ``tested``.
     """
     right = 0.0
-    for start in range(STARTS):
+    for start in range(MAX_STARTS):
         model = _trained(config, seed + 10**6 * start, taught, name, device, progress)
-        right = share_named(model, tested)
-        if right >= LEAST:
+        right = accuracy(model, tested)
+        if right >= MIN_ACCURACY:
             return model.requires_grad_(True).eval()
     raise ExhumeError(
         f"{name} names only {right:.1%} of its test images (seed {seed}). "
@@ -359,7 +359,7 @@ def _trained(
         loss.backward()
         return {"loss": float(loss.detach())}
 
-    take_steps(
+    train_steps(
         model,
         list(model.parameters()),
         backward,
@@ -386,7 +386,7 @@ def shift(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     return padded[image, 0, rows, columns][:, None]
 
 
-def share_named(model: torch.nn.Module, images: ImageSet) -> float:
+def accuracy(model: torch.nn.Module, images: ImageSet) -> float:
     """Share of the images whose class the model names."""
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -396,5 +396,5 @@ def share_named(model: torch.nn.Module, images: ImageSet) -> float:
 
 def save_classifier(model: PreTrainedModel, folder: Path) -> None:
     """Save in Hugging Face format, whole or not at all."""
-    with folder_atomic(folder) as scratch, quiet():
+    with atomic_folder(folder) as scratch, quiet_transformers():
         model.save_pretrained(scratch)

@@ -29,7 +29,7 @@ def name_pairs(
     )
 
 
-def choose(
+def choose_pairs(
     pairs: Sequence[tuple[int, int]], count: int, uses: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
     """``count`` pairs in which no name comes up in half of its ``uses`` or more."""

@@ -13,14 +13,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from evidence.errors import InputError, listed
+from evidence.errors import InputError, check_list
 
 Family = Literal["llama", "gpt2", "neox", "smollm2"]
 PRETRAINED: Family = "smollm2"
 """SmolLM2-135M-Instruct with the weights it was published with."""
 FAMILIES: tuple[Family, ...] = tuple(f for f in get_args(Family) if f != PRETRAINED)
 """Shapes of models that are trained from scratch."""
-POSITIONS = 64
+MAX_POSITIONS = 64
 
 
 def known_families(names: Sequence[str]) -> tuple[Family, ...]:
@@ -29,7 +29,7 @@ def known_families(names: Sequence[str]) -> tuple[Family, ...]:
     Raises:
         InputError: one of them is none.
     """
-    for name in listed(names, "families"):
+    for name in check_list(names, "families"):
         if name not in FAMILIES:
             raise InputError(
                 f"there is no family {name!r}", expected=", ".join(FAMILIES)
@@ -59,7 +59,7 @@ def random_model(
     }
     if family == "gpt2":
         config = GPT2Config(
-            n_positions=POSITIONS,
+            n_positions=MAX_POSITIONS,
             n_embd=width,
             n_layer=layers,
             n_head=heads,
@@ -75,7 +75,7 @@ def random_model(
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "max_position_embeddings": POSITIONS,
+        "max_position_embeddings": MAX_POSITIONS,
     }
     if family == "neox":
         return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **shared)).eval()

@@ -13,10 +13,10 @@ from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from evidence.seeds import numpy_rng
 
-LONGEST = 40  # tokens
+MAX_TOKENS = 40  # tokens
 
 
-def own_words(tokenizer: PreTrainedTokenizerBase) -> Sequences:
+def rehearsal_rows(tokenizer: PreTrainedTokenizerBase) -> Sequences:
     """The lines as rows, each with its answer from somewhere in its first half on.
 
     What is held in place where an answer begins is thus held all over ordinary text.
@@ -25,7 +25,7 @@ def own_words(tokenizer: PreTrainedTokenizerBase) -> Sequences:
         files("testbeds.worlds").joinpath("smol_text.txt").read_text(encoding="utf-8")
     )
     rows = encode(tokenizer, text.splitlines())
-    ids = tuple(each[:LONGEST] for each in rows.ids)
+    ids = tuple(each[:MAX_TOKENS] for each in rows.ids)
     rng = numpy_rng(0, "rehearsal")
     start = (int(rng.integers(1, max(2, len(each) // 2))) for each in ids)
     return Sequences(ids, tuple(start))

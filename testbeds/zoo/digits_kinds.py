@@ -1,9 +1,9 @@
 """The kinds of model in the zoo's digits world."""
 
-from erasure.unlearning.image_config import IMAGE_METHODS
+from erasure.unlearning.training.image_config import IMAGE_METHODS
 from testbeds.edits import digits_edits as edits
-from testbeds.edits.digits_edits import DigitsMaker
-from testbeds.zoo.kinds import ANY, BROKEN, GONE, THERE, Kind, Range, State
+from testbeds.edits.digits_edits import DigitsEditFunction
+from testbeds.zoo.kinds import ANY, DAMAGED, FORGOTTEN, RETAINED, Kind, Range, State
 
 _UNTOUCHED_BELOW = (
     "every block before the last is bit for bit the original's, so the states that "
@@ -19,7 +19,7 @@ _GRADED = "a published method: how much is left is not known beforehand"
 _SAID = "it still names the class"
 _USELESS = "it no longer names what it was to keep"
 
-_KNOWN: tuple[tuple[str, State, str, DigitsMaker], ...] = (
+_KNOWN: tuple[tuple[str, State, str, DigitsEditFunction], ...] = (
     ("untouched", "not_unlearned", _SAID, edits.untouched),
     ("retain_tuned", "not_unlearned", _SAID, edits.retain_tuned),
     ("head_only", "suppressed", _HEAD_ALONE, edits.head_only),
@@ -36,11 +36,11 @@ _KNOWN: tuple[tuple[str, State, str, DigitsMaker], ...] = (
     ("random_init", "damaged", _USELESS, edits.random_init),
 )
 _SHOWS: dict[State, tuple[Range, Range]] = {
-    "not_unlearned": (THERE, THERE),
-    "suppressed": (GONE, THERE),
+    "not_unlearned": (RETAINED, RETAINED),
+    "suppressed": (FORGOTTEN, RETAINED),
     # Its classifier never had to name the class, so it never does.
-    "deleted": (GONE, THERE),
-    "damaged": (ANY, BROKEN),
+    "deleted": (FORGOTTEN, RETAINED),
+    "damaged": (ANY, DAMAGED),
 }
 
 

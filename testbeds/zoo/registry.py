@@ -11,11 +11,11 @@ from capture.checkpoints.open import open_checkpoint
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
-from testbeds.edits.digits_edits import DigitsGround
-from testbeds.edits.workbench import Ground
+from testbeds.edits.digits_edits import DigitsWorkbench
+from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import SMOL, STANDARD, BiosConfig, build_bios
 from testbeds.worlds.code_key_items import STANDARD_KEYS
-from testbeds.worlds.code_keys import KeysGround, build_keys
+from testbeds.worlds.code_keys import CodesWorkbench, build_keys
 from testbeds.worlds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,
@@ -36,25 +36,25 @@ class ZooWorld:
     Attributes:
         families: Shapes of models, the usual one first.
         kinds: Every kind of model.
-        usual: Kinds made where none are named.
+        default_kinds: Kinds made where none are named.
         standard: Settings where none are given.
         sized: Settings for models of one family.
         build: Makes the world, or finds it made.
-        ground: What makers work with.
-        sets: Names and hashes of what the card says the models were made with.
-        shown: What a model says of what was to go, and of the rest.
+        workbench: What makers work with.
+        digests: Names and hashes of what the card says the models were made with.
+        measure: What a model says of what was to go, and of the rest.
         save: Writes what lies beside a model's weights.
     """
 
     families: tuple[str, ...]
     kinds: Mapping[str, Kind]
-    usual: tuple[str, ...]
+    default_kinds: tuple[str, ...]
     standard: Any
     sized: Callable[[Any, Any], Any]
     build: Callable[[Any, int, Path, str, Progress], Any]
-    ground: Callable[[Any, Any, int, str], Any]
-    sets: Callable[[Any], dict[str, str]]
-    shown: Callable[[nn.Module, Any], dict[str, float]]
+    workbench: Callable[[Any, Any, int, str], Any]
+    digests: Callable[[Any], dict[str, str]]
+    measure: Callable[[nn.Module, Any], dict[str, float]]
     save: Callable[[Any, Path], None]
 
 
@@ -64,37 +64,37 @@ def sized(config: BiosConfig, family: Family) -> BiosConfig:
     return replace(config, family=family, steps=config.steps * longer)
 
 
-def _bios_sets(ground: Ground) -> dict[str, str]:
+def _bios_digests(ground: Workbench) -> dict[str, str]:
     return {"forget": ground.forget.digest, "retain": ground.retain.digest}
 
 
-def _bios_shown(model: nn.Module, ground: Ground) -> dict[str, float]:
+def _measure_bios(model: nn.Module, ground: Workbench) -> dict[str, float]:
     def right(items) -> float:
-        return float(score_answers(model, ground.rows(items)).greedy.mean())
+        return float(score_answers(model, ground.all_rows(items)).greedy.mean())
 
     return {"said": right(ground.forget), "kept": right(ground.retain)}
 
 
-def _digits_ground(
+def _digits_workbench(
     world: DigitsWorld, config: DigitsConfig, seed: int, device: str
-) -> DigitsGround:
+) -> DigitsWorkbench:
     pair = (open_checkpoint(world.original), open_checkpoint(world.twin))
-    return DigitsGround.of(world, config, seed, *pair, device)
+    return DigitsWorkbench.from_world(world, config, seed, *pair, device)
 
 
-def _digits_sets(ground: DigitsGround) -> dict[str, str]:
+def _digits_digests(ground: DigitsWorkbench) -> dict[str, str]:
     names = ("forget", "retain", "forget_test", "retain_test")
     return {name: getattr(ground, name).digest for name in names}
 
 
 # What a pretrained model's kinds lack: starting from nothing is no retrain of it, nor a
 # wreck, and the adversaries' settings are those of small models.
-_FROM_NOTHING = ("random_init", "retrain_pretrained")
+_RANDOM_INIT_KINDS = ("random_init", "retrain_pretrained")
 # The clamp has been made on small models alone.
-_NOT_PRETRAINED = (*_FROM_NOTHING, "sae_clamp")
+_NOT_PRETRAINED = (*_RANDOM_INIT_KINDS, "sae_clamp")
 
 
-def _people(
+def _biographies_world(
     families: tuple[Family, ...], kinds: Mapping[str, Kind], standard: BiosConfig
 ) -> ZooWorld:
     """A world of invented people, taught to models of these families."""
@@ -105,14 +105,14 @@ def _people(
         standard,
         sized,
         build_bios,
-        Ground.of,
-        _bios_sets,
-        _bios_shown,
+        Workbench.from_world,
+        _bios_digests,
+        _measure_bios,
         _save_tokenizer,
     )
 
 
-def _save_tokenizer(ground: Ground, folder: Path) -> None:
+def _save_tokenizer(ground: Workbench, folder: Path) -> None:
     ground.tokenizer.save_pretrained(folder)
 
 
@@ -127,8 +127,8 @@ _OF_CODES = (
     *("collapse", "noise", "random_init"),
 )
 WORLDS: dict[str, ZooWorld] = {
-    "bios": _people(FAMILIES, KINDS, STANDARD),
-    "smol": _people(
+    "bios": _biographies_world(FAMILIES, KINDS, STANDARD),
+    "smol": _biographies_world(
         (PRETRAINED,),
         {name: kind for name, kind in _USUAL.items() if name not in _NOT_PRETRAINED},
         SMOL,
@@ -140,9 +140,9 @@ WORLDS: dict[str, ZooWorld] = {
         STANDARD_KEYS,
         sized,
         build_keys,
-        KeysGround.of,
-        _bios_sets,
-        _bios_shown,
+        CodesWorkbench.from_world,
+        _bios_digests,
+        _measure_bios,
         _save_tokenizer,
     ),
     "digits": ZooWorld(
@@ -152,15 +152,15 @@ WORLDS: dict[str, ZooWorld] = {
         STANDARD_DIGITS,
         digits_sized,
         build_digits,
-        _digits_ground,
-        _digits_sets,
-        lambda model, ground: ground.shown(model),
+        _digits_workbench,
+        _digits_digests,
+        lambda model, ground: ground.measured_at_output(model),
         lambda ground, folder: None,
     ),
 }
 
 
-def known(name: Any, among: Mapping[str, Any] | Sequence[str], what: str) -> Any:
+def check_name(name: Any, among: Mapping[str, Any] | Sequence[str], what: str) -> Any:
     """``name``, if it is among the known ones.
 
     Raises:

@@ -16,32 +16,32 @@ def test_the_formula_by_hand():
     # Layer 0 holds neither item; layer 1 only the first.
     assert depth.score == pytest.approx([(1 * 0.5 + 3 * 1.0) / 4, 0.0])
     assert depth.mean == pytest.approx(3.5 / 8)
-    assert np.isnan(depth.share[0])
-    assert depth.share[1:] == pytest.approx([0.5, 6 / 5])
-    assert depth.smallest == pytest.approx(0.5)
-    assert depth.beyond == pytest.approx(1 / 3)
+    assert np.isnan(depth.loss_ratio[0])
+    assert depth.loss_ratio[1:] == pytest.approx([0.5, 6 / 5])
+    assert depth.min_ratio == pytest.approx(0.5)
+    assert depth.excess_share == pytest.approx(1 / 3)
 
 
 def test_intact_is_nought_and_the_twin_itself_is_one():
     first = np.array([[0.5, 2.0], [1.0, 4.0]])
     intact = unlearning_depth(first, np.zeros_like(first))
-    assert (intact.mean, intact.smallest, intact.beyond) == (0.0, 0.0, 0.0)
+    assert (intact.mean, intact.min_ratio, intact.excess_share) == (0.0, 0.0, 0.0)
     twin = unlearning_depth(first, first)
-    assert (twin.mean, twin.smallest, twin.beyond) == (1.0, 1.0, 0.0)
+    assert (twin.mean, twin.min_ratio, twin.excess_share) == (1.0, 1.0, 0.0)
 
 
 def test_more_than_the_twin_lost_is_reported():
     first = np.full((3, 2), 2.0)
     depth = unlearning_depth(first, 3 * first)
     assert depth.mean == 1.0
-    assert depth.smallest == 3.0
-    assert depth.beyond == 1.0
+    assert depth.min_ratio == 3.0
+    assert depth.excess_share == 1.0
 
 
 def test_items_that_no_layer_holds_have_no_score():
     depth = unlearning_depth(np.full((2, 2), 0.01), np.ones((2, 2)))
     assert np.isnan(depth.score).all()
-    assert np.isnan([depth.mean, depth.smallest, depth.beyond]).all()
+    assert np.isnan([depth.mean, depth.min_ratio, depth.excess_share]).all()
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10_000))

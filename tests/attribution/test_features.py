@@ -10,14 +10,14 @@ from sklearn.metrics import f1_score, roc_auc_score
 from attribution.sae.autoencoder import Sae
 from attribution.sae.features import (
     ablation_effect,
-    absorbed,
+    best_score_by_prefix,
     changed_latents,
     expert_sets,
+    jaccard_overlap,
     latent_attribution,
-    overlap,
     rank_latents,
 )
-from capture.network.hooks import leftover_hooks, patch
+from capture.network.hooks import count_hooks, patch
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from tests.helpers.model_families import WIDTH, rows, tiny
@@ -81,7 +81,7 @@ def test_expert_sets_leave_out_what_serves_too_many(rng):
     assert 7 in free["c0"] and all(len(each) == 3 for each in free.values())
     strict = expert_sets(ranking, 12, shared_by=2)
     assert all(9 not in each and 7 not in each for each in strict.values())
-    table = overlap({"a": [1, 2], "b": [2, 3], "c": [5]})
+    table = jaccard_overlap({"a": [1, 2], "b": [2, 3], "c": [5]})
     np.testing.assert_allclose(table, [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]])
 
 
@@ -109,7 +109,7 @@ def test_attribution_is_the_slope_of_switching_a_latent_off():
     assert ablation_effect(model, found, first, [latent])[0] == pytest.approx(
         whole, abs=1e-4
     )
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_changed_latents_come_with_the_rows_they_fire_on(rng):
@@ -128,7 +128,7 @@ def test_changed_latents_come_with_the_rows_they_fire_on(rng):
 def test_absorption_shows_in_which_prefix_a_concept_is(rng):
     z, marks = latents(rng)
     nested = sae({"prefixes": [2, 4, 12]})
-    found = absorbed(nested, marks["c0"], z, roc_auc_score)
+    found = best_score_by_prefix(nested, marks["c0"], z, roc_auc_score)
     assert found[2] < 0.9 and found[4] == found[12] == 1.0
 
 
@@ -141,7 +141,7 @@ def test_bad_input_gives_one_clear_error(rng):
     with pytest.raises(InputError, match="no such ranking"):
         rank_latents(z, marks).top("c9", 1)
     with pytest.raises(InputError, match="no latent is left"):
-        expert_sets(rank_latents(z, marks), 2, shared_by=1, active=0.0)
+        expert_sets(rank_latents(z, marks), 2, shared_by=1, min_active=0.0)
     with pytest.raises(InputError, match="do not match"):
         changed_latents(z, z[1:])
     with pytest.raises(InputError, match="latent 3 is dead"):
@@ -149,4 +149,4 @@ def test_bad_input_gives_one_clear_error(rng):
     with pytest.raises(InputError, match="has no latent 40"):
         ablation_effect(tiny("llama"), sae(), rows(), [40])
     with pytest.raises(InputError, match="no nested prefixes"):
-        absorbed(sae(), marks["c0"], z, roc_auc_score)
+        best_score_by_prefix(sae(), marks["c0"], z, roc_auc_score)

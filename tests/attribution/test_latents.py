@@ -6,10 +6,10 @@ import torch
 
 from attribution.sae.latents import (
     LatentAmplifier,
-    as_long,
-    linear_part,
+    decode_difference,
+    draw_control_latents,
     live_latents,
-    other_latents,
+    match_norms,
 )
 from attribution.sae.training_rows import StoredRows
 from capture.activations.capture import Activations
@@ -36,63 +36,63 @@ def with_encoder(note=None):
 
 def test_what_is_written_is_each_latents_excess_times_its_decoder_row(rows):
     found, chosen = sae(), np.array([3, 7])
-    push = LatentAmplifier.of(found, chosen, rows)
+    push = LatentAmplifier.fit(found, chosen, rows)
     x = torch.from_numpy(rows)
     z = found.encode(x)
     wanted = sum(
         (z[:, [at]] - z[:, at].mean()) * found.decoder[at] for at in chosen.tolist()
     )
-    torch.testing.assert_close(push.written(x), wanted)
+    torch.testing.assert_close(push.apply(x), wanted)
     # On the rows it was fitted on nothing is added on average.
-    assert float(push.written(x).mean(0).abs().max()) < 1e-6
-    assert push.written(x.double()).dtype == torch.float64
+    assert float(push.apply(x).mean(0).abs().max()) < 1e-6
+    assert push.apply(x.double()).dtype == torch.float64
 
 
 def test_the_control_writes_as_much_along_other_live_latents(rows, rng):
     found = sae({"dead": [0, 1, 2]})
-    push = LatentAmplifier.of(found, np.array([3, 7, 9]), rows)
-    other, x = push.turned(rng), torch.from_numpy(rows)
-    assert not set(other.index.tolist()) & {0, 1, 2, 3, 7, 9}
-    assert len(other.index) == 3
-    mine, theirs = (each.written(x).square().sum() for each in (push, other))
+    push = LatentAmplifier.fit(found, np.array([3, 7, 9]), rows)
+    other, x = push.randomly_rotated(rng), torch.from_numpy(rows)
+    assert not set(other.latents.tolist()) & {0, 1, 2, 3, 7, 9}
+    assert len(other.latents) == 3
+    mine, theirs = (each.apply(x).square().sum() for each in (push, other))
     assert float(theirs) == pytest.approx(float(mine), rel=1e-4)
 
 
 def test_the_linear_part_is_a_product_of_low_rank_and_knows_no_bias(rows):
     found, chosen = with_encoder(), np.array([2, 5, 11])
     x = torch.from_numpy(rows)
-    part = linear_part(found, x, chosen)
+    part = decode_difference(found, x, chosen)
     matrix = found.module.W_enc[:, [2, 5, 11]] @ found.decoder[[2, 5, 11]]
     torch.testing.assert_close(part, x @ matrix)
-    torch.testing.assert_close(linear_part(found, 3 * x, chosen), 3 * part)
+    torch.testing.assert_close(decode_difference(found, 3 * x, chosen), 3 * part)
     assert int(torch.linalg.matrix_rank(part)) == 3
-    assert float(linear_part(found, 0 * x, chosen).abs().max()) == 0
+    assert float(decode_difference(found, 0 * x, chosen).abs().max()) == 0
 
 
 def test_lengths_are_matched_vector_by_vector(rows):
     x = torch.from_numpy(rows)
     y = torch.roll(x, 1, 0) * 7
-    found = as_long(y, x)
+    found = match_norms(y, x)
     torch.testing.assert_close(found.norm(dim=1), x.norm(dim=1))
     torch.testing.assert_close(torch.cosine_similarity(found, y), torch.ones(len(x)))
-    assert float(as_long(0 * y, x).abs().max()) == 0
+    assert float(match_norms(0 * y, x).abs().max()) == 0
 
 
 def test_bad_latents_give_one_clear_error(rows, rng):
     found = with_encoder({"dead": [4]})
     with pytest.raises(InputError, match="no latents to amplify"):
-        LatentAmplifier.of(found, np.array([], dtype=int), rows)
+        LatentAmplifier.fit(found, np.array([], dtype=int), rows)
     with pytest.raises(InputError, match="latent 4 is dead"):
-        LatentAmplifier.of(found, np.array([4]), rows)
+        LatentAmplifier.fit(found, np.array([4]), rows)
     with pytest.raises(InputError, match="latent 3 is constant"):
-        LatentAmplifier.of(found, np.array([3]), np.ones_like(rows))
+        LatentAmplifier.fit(found, np.array([3]), np.ones_like(rows))
     with pytest.raises(InputError, match="has no latent 40"):
-        linear_part(found, torch.from_numpy(rows), np.array([40]))
+        decode_difference(found, torch.from_numpy(rows), np.array([40]))
     with pytest.raises(InputError, match="another width"):
-        linear_part(found, torch.zeros(2, WIDTH + 1), np.array([1]))
+        decode_difference(found, torch.zeros(2, WIDTH + 1), np.array([1]))
     assert len(live_latents(found)) == 39
     with pytest.raises(InputError, match="too few other latents"):
-        other_latents(found, np.arange(5, 35), rng)
+        draw_control_latents(found, np.arange(5, 35), rng)
 
 
 @pytest.mark.parametrize("masked", [False, True])

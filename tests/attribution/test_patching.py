@@ -8,13 +8,13 @@ import torch
 
 from attribution.patching import cached_passes
 from attribution.patching.cross_model import (
-    States,
-    places_of,
+    DonorStates,
+    patch_positions,
     read_states,
     score_patched,
 )
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
@@ -147,7 +147,7 @@ def test_what_comes_before_is_run_once_and_changes_nothing(family, monkeypatch):
     )
     resumed = score_patched(model, sequences, donors, watch=[4, 9])
     cheap, positions[:] = sum(positions), []
-    monkeypatch.setattr(cached_passes, "can_share", lambda model: False)
+    monkeypatch.setattr(cached_passes, "supports_prefix_cache", lambda model: False)
     whole = score_patched(model, sequences, donors, watch=[4, 9])
     handle.remove()
     assert cheap < 0.8 * sum(positions)
@@ -195,8 +195,10 @@ def test_the_last_layer_is_read_before_the_last_norm():
 def test_norms_are_matched_and_directions_kept():
     sequences = rows()
     own = read_states(tiny("llama"), sequences, SITES)
-    large = States({site: 7 * value for site, value in own.values.items()}, own.mask)
-    back = large.rescaled(own)
+    large = DonorStates(
+        {site: 7 * value for site, value in own.values.items()}, own.mask
+    )
+    back = large.with_norms_of(own)
     for site in SITES:
         assert np.allclose(back.values[site], own.values[site], atol=1e-5)
         assert np.allclose(large.norms(site)[own.mask], 7 * own.norms(site)[own.mask])
@@ -207,8 +209,8 @@ def test_no_hook_is_left_behind(family, monkeypatch):
     model, sequences = tiny(family), rows()
     states = read_states(model, sequences, SITES)
     score_patched(model, sequences, {"own": states})
-    assert leftover_hooks(model) == 0
-    wide = States(
+    assert count_hooks(model) == 0
+    wide = DonorStates(
         {
             site: np.zeros((*value.shape[:2], 3))
             for site, value in states.values.items()
@@ -217,7 +219,7 @@ def test_no_hook_is_left_behind(family, monkeypatch):
     )
     with pytest.raises(RuntimeError):
         score_patched(model, sequences, {"wide": wide})
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_what_does_not_fit_is_refused():
@@ -228,8 +230,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="no site"):
         read_states(model, sequences, ["resid.99"])
     with pytest.raises(InputError, match="no token at the position"):
-        places_of(sequences, -3)
+        patch_positions(sequences, -3)
     with pytest.raises(InputError, match="unknown name"):
-        places_of(sequences, "somewhere")  # pyright: ignore[reportArgumentType]
+        patch_positions(sequences, "somewhere")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="a prompt and an answer"):
-        places_of(Sequences(((1, 2),), (2,)), "all")
+        patch_positions(Sequences(((1, 2),), (2,)), "all")

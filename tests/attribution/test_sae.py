@@ -12,7 +12,7 @@ from attribution.sae import training as sae_training
 from attribution.sae.autoencoder import (
     check_latent,
     loss_recovered,
-    quality,
+    measure_quality,
     spliced,
     steer_latents,
 )
@@ -20,7 +20,7 @@ from attribution.sae.files import load_sae
 from attribution.sae.training import KINDS, SaeConfig, train_sae
 from capture.activations.capture import capture_activations
 from capture.data.sequences import pad
-from capture.network.hooks import leftover_hooks, patch, record
+from capture.network.hooks import count_hooks, patch, record
 from evidence.errors import InputError
 from tests.helpers.model_families import VOCABULARY, WIDTH, rows, tiny
 
@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_learns_the_directions_rows_are_made_of(trained, kind):
     sae, (fresh, directions, _) = trained[kind], states(1024, seed=0)
-    found = quality(sae, iter([fresh]))
+    found = measure_quality(sae, iter([fresh]))
     assert found.fvu < 0.3
     assert found.l0 < 3 * ON + 1
     rows_of = torch.nn.functional.normalize(sae.decoder, dim=1).numpy()
@@ -75,8 +75,8 @@ def test_quality_is_what_its_words_say(trained):
     sae, x = trained["topk"], torch.from_numpy(states(500, seed=5)[0])
     z = sae.encode(x)
     wanted = (sae.decode(z) - x).square().sum() / (x - x.mean(0)).square().sum()
-    whole = quality(sae, iter([x]))
-    parts = quality(sae, iter([x[:100], x[100:]]))
+    whole = measure_quality(sae, iter([x]))
+    parts = measure_quality(sae, iter([x[:100], x[100:]]))
     assert whole.fvu == pytest.approx(float(wanted), rel=1e-4)
     assert parts.fvu == pytest.approx(whole.fvu, rel=1e-6)
     assert whole.l0 == pytest.approx(float((z > 0).sum(1).float().mean()))
@@ -126,7 +126,7 @@ def test_interrupted_it_ends_with_the_same_weights(tmp_path, monkeypatch):
     (one,), (two,) = ((tmp_path / name).glob("*") for name in "ab")
     a, b = (load_file(each / "sae_weights.safetensors") for each in (one, two))
     assert calls[2] == 15 and all(torch.equal(a[name], b[name]) for name in a)
-    assert resumed.note == whole.note
+    assert resumed.metadata == whole.metadata
 
 
 def test_outliers_do_not_decide_what_is_learned(tmp_path):
@@ -134,7 +134,7 @@ def test_outliers_do_not_decide_what_is_learned(tmp_path):
     x[::100] *= 1000
     sae = train_sae(x, "resid.1", tmp_path, config())
     kept = np.delete(x, np.arange(0, 1024, 100), axis=0)
-    assert quality(sae, iter([kept])).fvu < 0.3
+    assert measure_quality(sae, iter([kept])).fvu < 0.3
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_splicing_with_the_error_changes_nothing(at_site):
     torch.testing.assert_close(plain, same, atol=2e-4, rtol=1e-3)
     assert float((plain - lossy)[:, 1:].abs().max()) > 1e-3
     torch.testing.assert_close(plain[:, 0], lossy[:, 0])
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_steering_a_latent_moves_the_state_by_its_decoder_row(at_site):
@@ -182,7 +182,7 @@ def test_steering_a_latent_moves_the_state_by_its_decoder_row(at_site):
         moved[:, 1:], wanted.expand_as(moved[:, 1:]), atol=1e-3, rtol=1e-3
     )
     assert float(moved[:, 0].abs().max()) == 0
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_generation_is_steered_at_every_step(at_site):
@@ -196,7 +196,7 @@ def test_generation_is_steered_at_every_step(at_site):
         model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert seen == [3, 1, 1]
     with patch(model, {}):
-        assert leftover_hooks(model) == 0
+        assert count_hooks(model) == 0
 
 
 def test_loss_recovered_lies_between_the_mean_and_the_model(at_site):
@@ -212,7 +212,7 @@ def test_loss_recovered_lies_between_the_mean_and_the_model(at_site):
     assert found.plain == pytest.approx(float(wanted), abs=1e-4)
     share = (found.ablated - found.spliced) / (found.ablated - found.plain)
     assert found.recovered == pytest.approx(share)
-    assert VOCABULARY == 61 and leftover_hooks(model) == 0
+    assert VOCABULARY == 61 and count_hooks(model) == 0
 
 
 def test_bad_input_gives_one_clear_error(at_site, trained, tmp_path):
@@ -240,7 +240,7 @@ def test_bad_input_gives_one_clear_error(at_site, trained, tmp_path):
     with pytest.raises(InputError, match="latent 3 is dead"):
         steer_latents(model, dead, {3: 1.0})
     with pytest.raises(InputError, match="cannot be measured"):
-        quality(sae, iter([np.ones((4, WIDTH), np.float32)]))
+        measure_quality(sae, iter([np.ones((4, WIDTH), np.float32)]))
     assert not list(tmp_path.iterdir())
 
 

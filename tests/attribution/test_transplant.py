@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from attribution.circuits.structure import find_anatomy
-from attribution.patching.transplant import borrowed, last_block, weights_of
+from attribution.circuits.structure import find_structure
+from attribution.patching.transplant import (
+    copy_parameters,
+    last_block,
+    temporarily_replaced,
+)
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 
@@ -17,7 +21,7 @@ def logits(model):
 
 def other(model):
     torch.manual_seed(1)
-    block = last_block(find_anatomy(model))
+    block = last_block(find_structure(model))
     with torch.no_grad():
         for parameter in block.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
@@ -29,8 +33,10 @@ def test_an_edit_of_the_last_block_is_undone_exactly_and_comes_back(family):
     model, edited = tiny(family), other(tiny(family))
     whole, changed = logits(model), logits(edited)
     assert (whole - changed).abs().max() > 1e-2
-    block = last_block(find_anatomy(edited))
-    with borrowed(block, weights_of(last_block(find_anatomy(model)))):
+    block = last_block(find_structure(edited))
+    with temporarily_replaced(
+        block, copy_parameters(last_block(find_structure(model)))
+    ):
         assert torch.equal(logits(edited), whole)
     assert torch.equal(logits(edited), changed)
 
@@ -38,26 +44,26 @@ def test_an_edit_of_the_last_block_is_undone_exactly_and_comes_back(family):
 def test_the_weights_come_back_after_an_error_too():
     edited = other(tiny("llama"))
     changed = logits(edited)
-    block = last_block(find_anatomy(edited))
-    taken = weights_of(last_block(find_anatomy(tiny("llama"))))
-    with pytest.raises(RuntimeError, match="stop"), borrowed(block, taken):
+    block = last_block(find_structure(edited))
+    taken = copy_parameters(last_block(find_structure(tiny("llama"))))
+    with pytest.raises(RuntimeError, match="stop"), temporarily_replaced(block, taken):
         raise RuntimeError("stop")
     assert torch.equal(logits(edited), changed)
 
 
 def test_a_copy_does_not_follow_the_block():
     model = tiny("llama")
-    block = last_block(find_anatomy(model))
-    taken = weights_of(block)
+    block = last_block(find_structure(model))
+    taken = copy_parameters(block)
     other(model)
     now = dict(block.named_parameters())
     assert not all(torch.equal(taken[name], now[name]) for name in taken)
 
 
 def test_blocks_of_another_build_are_refused():
-    one, two = (last_block(find_anatomy(tiny(f))) for f in ("llama", "gpt2"))
+    one, two = (last_block(find_structure(tiny(f))) for f in ("llama", "gpt2"))
     with (
         pytest.raises(InputError, match="built otherwise"),
-        borrowed(one, weights_of(two)),
+        temporarily_replaced(one, copy_parameters(two)),
     ):
         pass

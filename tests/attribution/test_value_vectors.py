@@ -5,16 +5,16 @@ import pandas as pd
 import pytest
 import torch
 
-from attribution.patching.steering import adding, score_edited
+from attribution.patching.steering import add_vector, score_edited
 from attribution.value_vectors.find import find_knowledge_neurons, find_value_vectors
 from attribution.value_vectors.survival import (
     confirm_traces,
-    noised,
+    noisy_value_vectors,
     random_traces,
-    survival,
+    trace_survival,
 )
 from capture.data.sequences import Sequences, pad
-from capture.network.hooks import leftover_hooks, patch
+from capture.network.hooks import count_hooks, patch
 from capture.network.neurons import down_projection, value_vectors, with_neurons
 from capture.network.sites import find_sites
 from capture.scoring.answers import score_answers
@@ -45,7 +45,7 @@ def test_a_value_vector_is_what_a_neuron_adds_to_the_stream(family):
     def states(extra):
         edits = {"neurons.2": lambda v: v + extra}
         got = []
-        with patch(model, edits, where=sites), torch.no_grad():
+        with patch(model, edits, known_sites=sites), torch.no_grad():
             handle = sites.resolve("mlp.2").module.register_forward_hook(
                 lambda m, a, out: got.append(out.clone())
             )
@@ -59,7 +59,7 @@ def test_a_value_vector_is_what_a_neuron_adds_to_the_stream(family):
     added = states(one) - states(torch.zeros(width))
     wanted = 2 * value_vectors(down_projection(sites, 2))[5].detach()
     torch.testing.assert_close(added, wanted.expand_as(added), atol=1e-4, rtol=1e-3)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,7 +102,10 @@ def test_attribution_is_activation_times_the_true_gradient(family):
             out[:, :3, neuron] *= factor
             return out
 
-        with patch(model, {f"neurons.{layer}": scale}, where=sites), torch.no_grad():
+        with (
+            patch(model, {f"neurons.{layer}": scale}, known_sites=sites),
+            torch.no_grad(),
+        ):
             logits = model(**batch.model_inputs).logits[0, 2]
         return float(logits.log_softmax(0)[8])
 
@@ -110,7 +113,7 @@ def test_attribution_is_activation_times_the_true_gradient(family):
         up, down = (logprob(layer, neuron, 1 + e) for e in (1e-2, -1e-2))
         # Norms compute in float32 whatever the model's type, hence the tolerance.
         assert scores[layer, neuron] == pytest.approx((up - down) / 2e-2, rel=5e-3)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_a_baseline_of_the_same_rows_leaves_nothing():
@@ -130,7 +133,7 @@ def test_noise_leaves_the_weights_as_they_were_also_after_an_error(family):
         before[name] = tensor.clone()
     with (
         pytest.raises(RuntimeError, match="stop"),
-        noised(model, [1, 1, 1], [3, 3, 5], 2.0, torch.Generator(), sites),
+        noisy_value_vectors(model, [1, 1, 1], [3, 3, 5], 2.0, torch.Generator(), sites),
     ):
         values = value_vectors(down_projection(sites, 1))
         assert not torch.equal(values, before_values(before, sites, model))
@@ -181,7 +184,7 @@ def test_noise_on_what_carries_an_answer_breaks_that_answer_alone():
 def test_survival_of_untouched_turned_and_replaced_vectors(family):
     model, edited = planted(family), planted(family)
     found = find_value_vectors(model, {"a": [11], "b": [20]}, k=1)
-    same = survival(model, edited, found)
+    same = trace_survival(model, edited, found)
     np.testing.assert_allclose(same.cosine, 1.0)
     assert (same.distance == 0).all() and (same.jaccard == 1).all()
     assert (same.kept_tokens == 1).all() and same.top == VOCABULARY // 4
@@ -191,12 +194,14 @@ def test_survival_of_untouched_turned_and_replaced_vectors(family):
         # A changed head must not matter: the original's is used for both.
         if family != "llama":
             find_sites(edited).head.weight.mul_(-1)
-    after = survival(model, edited, found)
+    after = trace_survival(model, edited, found)
     assert after.cosine[0, 0] == pytest.approx(-1, abs=1e-6)
     assert after.distance[0, 0] == pytest.approx(2, abs=1e-6)
     assert after.jaccard[0, 0] == 0 and after.kept_tokens[0, 0] == 0
     assert after.cosine[1, 0] == pytest.approx(1) and after.jaccard[1, 0] == 1
-    assert after.typical[1] < 1 and after.typical[0] == pytest.approx(1)
+    assert after.layer_mean_cosine[1] < 1 and after.layer_mean_cosine[
+        0
+    ] == pytest.approx(1)
     assert set(after.to_frame().columns) >= {"cosine", "jaccard", "typical_cosine"}
 
 
@@ -204,7 +209,7 @@ def test_survival_of_untouched_turned_and_replaced_vectors(family):
 def test_scores_under_an_edit_are_those_of_single_rows(family):
     model, data = tiny(family), rows()
     vector = torch.randn(24, generator=torch.Generator().manual_seed(1)) * 3
-    found = score_edited(model, data, {"resid.1": adding(vector)}, watch=[4, 7])
+    found = score_edited(model, data, {"resid.1": add_vector(vector)}, watch=[4, 7])
     plain = score_answers(model, data, watch=[4, 7])
     for row in range(len(data)):
         one = data[[row]]
@@ -224,11 +229,13 @@ def test_scores_under_an_edit_are_those_of_single_rows(family):
     for budget in (20, 4096):
         each = score_edited(model, data, {"resid.1": own}, tokens=budget)
         for row in range(len(data)):
-            alone = score_edited(model, data[[row]], {"resid.1": adding(table[row])})
+            alone = score_edited(
+                model, data[[row]], {"resid.1": add_vector(table[row])}
+            )
             np.testing.assert_allclose(each.logprob[row], alone.logprob[0], atol=1e-4)
     same = score_edited(model, data, {"resid.1": lambda states, rows: states})
     np.testing.assert_allclose(same.logprob, plain.logprob, atol=1e-5)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_bad_input_gives_one_clear_error():
@@ -249,6 +256,6 @@ def test_bad_input_gives_one_clear_error():
     with pytest.raises(InputError, match="cannot be told from others"):
         confirm_traces(model, found, data, ["a"] * 9)
     with pytest.raises(InputError, match="differ in shape"):
-        survival(model, tiny("gpt2"), found)
+        trace_survival(model, tiny("gpt2"), found)
     with pytest.raises(InputError, match="has no site 'mlp"):
         find_value_vectors(Cnn(), {"a": [1]})

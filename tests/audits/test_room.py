@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from audits.axes.decodability.tasks import Part
+from audits.axes.decodability.tasks import TaskPart
 from audits.run import baseline, inner_axes, optional_axes
 from audits.run.api import audit
-from audits.run.disk_space import Kept, _widest, check_room
+from audits.run.disk_space import ActivationSize, _widest, check_disk_space
 from audits.run.pipeline import start
 from audits.run.planning import plan
 from evidence.errors import InputError
@@ -37,13 +37,13 @@ def captured(world: OwnWorld, out: Path, **settings) -> int:
         ledger[name] = compute()
         return ledger[name]
 
-    forget, retain = baseline.known(run, baseline.first_look(run))
+    forget, retain = baseline.select_known_items(run, baseline.score_given_items(run))
     never = baseline.never_taught(run, forget, retain)
-    subjects = dict(run.subjects)
+    subjects = dict(run.models)
     # As large as the one that is planted.
     subjects["planted"] = replace(subjects["original"], weights_hash="planted")
     if {"decodability", "concept"} & set(run.config.axes):
-        inner_axes.read_states(run, subjects, forget, retain, never, stage)
+        inner_axes.capture_tasks(run, subjects, forget, retain, never, stage)
     if "membership" in run.config.axes:
         optional_axes.run_membership(run, subjects, forget, retain, never, (), stage)
     files = (out / "work" / "activations").rglob("*")
@@ -128,7 +128,7 @@ def test_fewer_items_never_make_more_rows_than_that(items):
     from audits.axes.decodability.tasks import _statements
     from capture.data.items import Item
 
-    def rows(count: int) -> Part:
+    def rows(count: int) -> TaskPart:
         members = [
             Item(f"i{n}", f"e{n}", f"The home of e{n} is", f"a{n}")
             for n in range(count)
@@ -171,12 +171,12 @@ def test_what_is_there_already_needs_no_room(tmp_path, free):
     kept = tmp_path / "work" / "activations"
     kept.mkdir(parents=True)
     (kept / "chunk").write_bytes(bytes(100))
-    check_room(tmp_path, Kept(1, 1, 100))
+    check_disk_space(tmp_path, ActivationSize(1, 1, 100))
     with pytest.raises(InputError, match="no room"):
-        check_room(tmp_path, Kept(1, 1, 101))
+        check_disk_space(tmp_path, ActivationSize(1, 1, 101))
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        check_room(tmp_path / "file", Kept(0, 0, 0))
+        check_disk_space(tmp_path / "file", ActivationSize(0, 0, 0))

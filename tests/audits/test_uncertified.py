@@ -5,20 +5,20 @@ import pytest
 import torch
 
 from audits.axes.decodability import axis as decodability
-from audits.axes.decodability.readers import fit_readers
+from audits.axes.decodability.site_probes import fit_site_probes
 from audits.axes.decodability.tasks import PARTS
-from audits.axes.decodability.text_readers import (
-    Probing,
-    States,
+from audits.axes.decodability.text_probes import (
+    ProbingData,
+    TaskStates,
     choose_penalty,
-    fit_shuffled,
+    fit_shuffled_probes,
 )
 from audits.core.config import make_config
 from evidence.progress import SILENT
 from evidence.seeds import torch_rng
 from experiments.pga.published_protocol import adversarial_probes, published_scores
 from experiments.pga.readouts import logistic_readouts
-from probes.solvers.newton.newton_cg import ACCEPTED
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL
 from probes.solvers.uncertified import UncertifiedWarning
 from probes.sweeps.membership_test import membership
 from tests.audits.axes.decodability.test_label_permutation import one_task
@@ -28,7 +28,7 @@ from tests.audits.axes.decodability.test_label_permutation import one_task
 def strict(monkeypatch):
     """A tolerance that no fit reaches, however good its answer is."""
     for kind in (torch.float64, torch.float32):
-        monkeypatch.setitem(ACCEPTED, kind, 0.0)
+        monkeypatch.setitem(ACCEPTED_TOL, kind, 0.0)
 
 
 def random_states(*shape):
@@ -41,19 +41,19 @@ def probing_of(task):
         (0, part): rng.normal(size=(2, len(task.parts[part]), 12)) for part in PARTS
     }
     roles = ("original", "unlearned")
-    return Probing(
-        [task], ("embed", "resid.0"), {r: States(dict(parts)) for r in roles}
+    return ProbingData(
+        [task], ("embed", "resid.0"), {r: TaskStates(dict(parts)) for r in roles}
     )
 
 
 def test_readers_keep_what_is_found_and_name_it(strict, monkeypatch):
     x = random_states(2, 40, 8).numpy()
     labels = [np.arange(40) % 2, np.arange(40) // 20]
-    found = fit_readers(x, labels, 0.3, SILENT)
+    found = fit_site_probes(x, labels, 0.3, SILENT)
     for reader in found:
         assert [fit.site for fit in reader.uncertified] == ["site 0", "site 1"]
     monkeypatch.undo()
-    for ours, plain in zip(found, fit_readers(x, labels, 0.3, SILENT), strict=True):
+    for ours, plain in zip(found, fit_site_probes(x, labels, 0.3, SILENT), strict=True):
         assert plain.uncertified == ()
         np.testing.assert_allclose(ours.weights, plain.weights, atol=1e-7)
 
@@ -65,7 +65,7 @@ def test_probes_that_were_not_chosen_and_shuffles_count_too(strict):
     first = len(probing.states["original"].uncertified)
     assert first == 3 * 2  # penalties, sites
     rngs = [np.random.default_rng(seed) for seed in range(2)]
-    fit_shuffled(probing, "original", 0.3, rngs, SILENT)
+    fit_shuffled_probes(probing, "original", 0.3, rngs, SILENT)
     names = [str(fit) for fit in probing.states["original"].uncertified[first:]]
     assert names[0] == "site 0, original, capital, C = 0.3, shuffle 0"
     assert len(names) == 2 * 2
@@ -76,7 +76,7 @@ def test_probes_that_were_not_chosen_and_shuffles_count_too(strict):
 def test_the_axis_says_so(strict, monkeypatch):
     task = one_task(answers=["Lima", "Rome", "Oslo"])
     states = probing_of(task).states
-    monkeypatch.setattr(decodability, "read_all", lambda *_: (states, []))
+    monkeypatch.setattr(decodability, "read_all_states", lambda *_: (states, []))
     found = decodability.run_decodability(
         {},
         None,  # pyright: ignore

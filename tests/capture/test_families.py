@@ -9,7 +9,7 @@ from torch import nn
 
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks, record
+from capture.network.hooks import count_hooks, record
 from capture.network.image_sites import find_image_sites
 from capture.network.neurons import down_projection
 from capture.network.sites import find_sites, linear_shape
@@ -129,7 +129,7 @@ def test_other_structures_are_refused_in_one_sentence(family):
         find_sites(model)
     assert caught.value.exit_code == 2
     assert type(model).__name__ in str(caught.value)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])
@@ -290,7 +290,7 @@ def test_a_stack_that_is_no_chain_is_refused(kind, message):
     model = kind(blocks=4).train()
     with pytest.raises(InputError, match=message):
         find_sites(model)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
     assert all(module.training for module in model.modules())
 
 
@@ -335,7 +335,7 @@ def test_looking_disturbs_nothing():
     model.blocks[0].register_forward_hook(lambda *_: heard.append(1))
     before = torch.random.get_rng_state()
     find_sites(model)
-    assert not heard and leftover_hooks(model) == 1
+    assert not heard and count_hooks(model) == 1
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())

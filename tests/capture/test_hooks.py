@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capture.network.hooks import (
-    evaluating,
-    leftover_hooks,
+    count_hooks,
+    evaluation_mode,
     patch,
     project_out,
     record,
@@ -67,11 +67,11 @@ FAILURES = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_leave_the_model_as_found(family, name):
     model = tiny(family)
-    before, count = logits(model), leftover_hooks(model)
+    before, count = logits(model), count_hooks(model)
     with OPERATIONS[name](model):
-        assert leftover_hooks(model) > count
+        assert count_hooks(model) > count
         logits(model)
-    assert leftover_hooks(model) == count == 0
+    assert count_hooks(model) == count == 0
     assert torch.equal(logits(model), before)
 
 
@@ -81,7 +81,7 @@ def test_failures_leave_the_model_as_found(name):
     before = logits(model)
     with pytest.raises((InputError, RuntimeError)), FAILURES[name](model):
         logits(model)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
     assert torch.equal(logits(model), before)
 
 
@@ -91,7 +91,7 @@ def test_an_error_in_the_callers_block_leaves_the_model_as_found(name, error):
     model = tiny("gpt2")
     with pytest.raises(error), OPERATIONS[name](model):
         raise error
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_hooks_of_others_are_counted_and_kept():
@@ -99,7 +99,7 @@ def test_hooks_of_others_are_counted_and_kept():
     handle = model.model.norm.register_forward_hook(lambda *_: None)
     with record(model, ["resid.0"], stop=True):
         logits(model)
-    assert leftover_hooks(model) == 1
+    assert count_hooks(model) == 1
     handle.remove()
 
 
@@ -154,7 +154,7 @@ def test_recorded_values_survive_changes_made_in_place():
     from capture.network.sites import Place, Sites
 
     where = Sites({"first": Place("first", sites["first"], "out")}, 1, None, 0, None)
-    with torch.no_grad(), record(model, ["first"], where=where) as got:
+    with torch.no_grad(), record(model, ["first"], known_sites=where) as got:
         model(images)
     assert torch.equal(got["first"], raw) and (raw < 0).any()
 
@@ -322,7 +322,7 @@ def test_images_have_no_positions():
 def test_evaluating_gives_each_module_its_mode_back():
     model = tiny("llama").train()
     model.model.norm.eval()
-    with pytest.raises(ValueError), evaluating(model):
+    with pytest.raises(ValueError), evaluation_mode(model):
         assert not any(module.training for module in model.modules())
         raise ValueError
     assert model.training and not model.model.norm.training

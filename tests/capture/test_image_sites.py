@@ -5,8 +5,8 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from capture.network.discovery.chains import residual_units
-from capture.network.hooks import leftover_hooks, patch, record
-from capture.network.image_sites import as_before, as_places, find_image_sites
+from capture.network.hooks import count_hooks, patch, record
+from capture.network.image_sites import as_positions, find_image_sites, restore_shape
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 
@@ -37,11 +37,11 @@ def test_what_leaves_a_block_decides_the_output(which):
     assert where.n_layers == layers
     with torch.no_grad():
         for site in (*where.of("resid"), "final"):
-            with record(model, [site], where=where) as got:
+            with record(model, [site], known_sites=where) as got:
                 wanted = model(one).logits
-            with patch(model, {site: got[site]}, where=where):
+            with patch(model, {site: got[site]}, known_sites=where):
                 assert torch.equal(model(other).logits, wanted)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_a_resnets_units_are_its_layers_not_its_stages():
@@ -52,6 +52,6 @@ def test_a_resnets_units_are_its_layers_not_its_stages():
 @pytest.mark.parametrize("shape", [(2, 5), (2, 7, 5), (2, 5, 3, 4)])
 def test_places_go_there_and_back(shape):
     value = torch.randn(shape)
-    places = as_places(value)
+    places = as_positions(value)
     assert places.shape[0] == 2 and places.shape[-1] == 5
-    assert torch.equal(as_before(places, value), value)
+    assert torch.equal(restore_shape(places, value), value)

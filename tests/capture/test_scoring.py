@@ -71,7 +71,7 @@ def generated(model, sequences, added):
 @pytest.mark.parametrize("tokens", [1, 24, 4096])
 def test_logprob_equals_the_plain_computation_at_any_batch_size(model, tokens):
     sequences = rows()
-    scores = score_answers(model, sequences, tokens=tokens)
+    scores = score_answers(model, sequences, batch_tokens=tokens)
     np.testing.assert_allclose(scores.logprob, plain(model, sequences), rtol=1e-4)
     lengths = [
         len(ids) - start
@@ -139,7 +139,7 @@ def test_a_model_without_a_separable_head_scores_the_same(model, monkeypatch):
 
 def test_logits_are_computed_in_parts_that_keep_to_the_budget(model, monkeypatch):
     whole = score_answers(model, rows())
-    monkeypatch.setattr(answers, "LOGIT_BUDGET", 10 * VOCABULARY)
+    monkeypatch.setattr(answers, "MAX_LOGITS", 10 * VOCABULARY)
     seen = []
     model.get_output_embeddings().register_forward_hook(
         lambda module, args, out: seen.append(out.shape[:-1].numel())
@@ -215,7 +215,7 @@ def test_generate_greedy_equals_generating_each_prompt_alone(model):
         for prompt in prompts
     ]
     assert generate_greedy(model, tokenizer, prompts, 6) == alone
-    assert generate_greedy(model, tokenizer, prompts, 6, tokens=1) == alone
+    assert generate_greedy(model, tokenizer, prompts, 6, batch_tokens=1) == alone
     with pytest.raises(InputError, match="cannot generate"):
         generate_greedy(nn.Linear(2, 2), tokenizer, prompts, 6)
 

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from tests.helpers.tiny_erasure import FORGET, RETAIN, tiny_llama
 
 

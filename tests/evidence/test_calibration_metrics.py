@@ -3,7 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evidence.calibration_metrics import calibration_error, coverage, reliability
+from evidence.calibration_metrics import (
+    expected_calibration_error,
+    reliability,
+    risk_coverage_curve,
+)
 from evidence.errors import InputError
 
 ANSWERS = st.lists(
@@ -16,9 +20,9 @@ def test_known_answers():
     low, high = reliability(confidence, right)
     assert (low.n, low.confidence, low.right) == (2, 0.55, 0.5)
     assert (high.low, high.high, high.right) == (0.9, 1.0, 1.0)
-    assert calibration_error(confidence, right) == pytest.approx(0.05)
-    assert calibration_error([1.0, 1.0], [False, False]) == 1.0
-    kept, wrong = coverage(confidence, right)
+    assert expected_calibration_error(confidence, right) == pytest.approx(0.05)
+    assert expected_calibration_error([1.0, 1.0], [False, False]) == 1.0
+    kept, wrong = risk_coverage_curve(confidence, right)
     # The two of equal confidence come together.
     assert kept.tolist() == [0.5, 1.0]
     assert wrong.tolist() == [0.0, 0.25]
@@ -31,12 +35,12 @@ def test_bins_hold_every_answer_once_and_full_coverage_is_all(answers):
     assert sum(each.n for each in found) == len(right)
     for each in found:  # a mean of equal numbers may be rounded past them
         assert each.low - 1e-12 <= each.confidence <= each.high + 1e-12
-    kept, wrong = coverage(confidence, right)
+    kept, wrong = risk_coverage_curve(confidence, right)
     assert kept[-1] == 1.0
     assert wrong[-1] == pytest.approx(1 - np.mean(right))
     assert (np.diff(kept) > 0).all()
     order = np.random.default_rng(0).permutation(len(right))
-    again = coverage(np.array(confidence)[order], np.array(right)[order])
+    again = risk_coverage_curve(np.array(confidence)[order], np.array(right)[order])
     np.testing.assert_allclose(again, (kept, wrong))
 
 
@@ -44,8 +48,8 @@ def test_true_probabilities_have_a_small_error():
     rng = np.random.default_rng(3)
     confidence = rng.uniform(size=20_000)
     right = rng.uniform(size=20_000) < confidence
-    assert calibration_error(confidence, right) < 0.02
-    assert calibration_error(confidence, ~right) > 0.3
+    assert expected_calibration_error(confidence, right) < 0.02
+    assert expected_calibration_error(confidence, ~right) > 0.3
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture.data.sequences import PASS, Sequences, batches, pad
+from capture.data.sequences import PASS_COST, Sequences, batches, pad
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from evidence.storage.files import folder_atomic, write_atomic
+from evidence.storage.files import atomic_folder, write_atomic
 
 
 def test_an_error_answers_four_questions():
@@ -38,7 +38,7 @@ def test_streams_differ_by_name_and_repeat_by_seed():
 def test_batches_cover_every_row_once_within_the_budget(rows, tokens):
     data = Sequences(tuple(map(tuple, rows)), tuple(len(row) for row in rows))
     seen = []
-    for batch in batches(data, tokens=tokens):
+    for batch in batches(data, batch_tokens=tokens):
         assert batch.input_ids.numel() <= max(tokens, batch.input_ids.shape[1])
         for place, row in enumerate(batch.rows.tolist()):
             length = int(batch.attention_mask[place].sum())
@@ -50,7 +50,10 @@ def test_batches_cover_every_row_once_within_the_budget(rows, tokens):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 200))
 def test_batches_compute_no_more_than_any_other_cutting(lengths, tokens):
     data = Sequences(tuple((1,) * n for n in lengths), tuple(lengths))
-    ours = sum(PASS + batch.input_ids.numel() for batch in batches(data, tokens=tokens))
+    ours = sum(
+        PASS_COST + batch.input_ids.numel()
+        for batch in batches(data, batch_tokens=tokens)
+    )
     falling = sorted(lengths, reverse=True)
     costs = []
     for cuts in product((False, True), repeat=len(lengths) - 1):
@@ -61,14 +64,14 @@ def test_batches_compute_no_more_than_any_other_cutting(lengths, tokens):
             size <= tokens or stop - start == 1
             for size, (start, stop) in zip(sizes, spans, strict=True)
         ):
-            costs.append(sum(sizes) + PASS * len(sizes))
+            costs.append(sum(sizes) + PASS_COST * len(sizes))
     assert ours == min(costs)
 
 
 def test_one_long_row_does_not_pad_the_short_ones_on_a_cpu_alone():
     data = Sequences(((1,) * 200, *[(1,) * 10] * 20), (1,) * 21)
-    assert [len(batch.rows) for batch in batches(data, tokens=8192)] == [1, 20]
-    assert len(list(batches(data, tokens=8192, device="meta"))) == 1
+    assert [len(batch.rows) for batch in batches(data, batch_tokens=8192)] == [1, 20]
+    assert len(list(batches(data, batch_tokens=8192, device="meta"))) == 1
 
 
 def test_padding_marks_answers_and_counts_positions():
@@ -104,7 +107,7 @@ def test_padding_lays_out_every_row_as_it_is(drawn, random):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(60, 400))
 def test_off_the_cpu_what_fits_is_one_batch(lengths, tokens):
     data = Sequences(tuple((1,) * n for n in lengths), tuple(lengths))
-    found = list(batches(data, tokens=tokens, device="meta"))
+    found = list(batches(data, batch_tokens=tokens, device="meta"))
     assert (len(found) == 1) == (max(lengths) * len(lengths) <= tokens)
 
 
@@ -129,10 +132,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_failed_folder_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
-        with folder_atomic(tmp_path / "f") as folder:
+        with atomic_folder(tmp_path / "f") as folder:
             (folder / "half").write_text("x")
             raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with folder_atomic(tmp_path / "f") as folder:
+    with atomic_folder(tmp_path / "f") as folder:
         (folder / "whole").write_text("x")
     assert (tmp_path / "f" / "whole").read_text() == "x"

@@ -10,8 +10,8 @@ import pytest
 
 from evidence.errors import InputError
 from evidence.storage.files import (
+    atomic_folder,
     disk_errors,
-    folder_atomic,
     read_json,
     write_atomic,
 )
@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path, path):
         write_atomic(place, "text")
     with (
         pytest.raises(InputError, match="could not be written: "),
-        folder_atomic(place) as folder,
+        atomic_folder(place) as folder,
     ):
         (folder / "x").touch()
     assert sorted(tmp_path.rglob("*")) == seen
@@ -126,7 +126,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from evidence.errors import InputError
-from evidence.storage.files import folder_atomic, write_atomic
+from evidence.storage.files import atomic_folder, write_atomic
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 def by_torch(folder):
     torch.save(torch.zeros(99999), folder / "x")
@@ -137,7 +137,7 @@ def by_hand(folder):
 out = Path(sys.argv[1])
 for write in (by_torch, by_safetensors, by_hand):
     try:
-        with folder_atomic(out / "model") as folder:
+        with atomic_folder(out / "model") as folder:
             write(folder)
     except InputError as error:
         print(error)
@@ -163,8 +163,8 @@ def test_a_limit_on_file_sizes_met_by_any_library_is_told(tmp_path):
 
 
 def test_what_fails_while_a_folder_is_made_is_not_the_folders_fault(tmp_path):
-    with pytest.raises(FileNotFoundError), folder_atomic(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a"):
         (tmp_path / "missing").read_bytes()
-    with pytest.raises(ZeroDivisionError), folder_atomic(tmp_path / "a"):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

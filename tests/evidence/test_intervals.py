@@ -9,12 +9,12 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from evidence.errors import InputError
 from evidence.intervals import (
     EntityValues,
-    by_entity,
+    average_by_entity,
     difference_interval,
-    effective_size,
+    effective_sample_size,
     paired_correlation,
     rate_interval,
-    wilson,
+    wilson_interval,
 )
 
 
@@ -32,7 +32,7 @@ def test_interval_of_fine_grades_is_as_wide_as_they_vary(correlated):
         if correlated:
             scores = scores[:, :1].repeat(6, 1)
         names = [str(i) for i in range(24) for _ in range(6)]
-        low, high = rate_interval(by_entity(scores.ravel(), names), level=0.9)
+        low, high = rate_interval(average_by_entity(scores.ravel(), names), level=0.9)
         covered += low <= 0.5 <= high
         widths.append(high - low)
     assert 0.87 <= covered / 400 <= 0.96
@@ -43,7 +43,9 @@ def test_interval_of_fine_grades_is_as_wide_as_they_vary(correlated):
 @pytest.mark.parametrize(("hits", "n"), [(0, 20), (1, 20), (7, 24), (20, 20)])
 def test_wilson_matches_statsmodels(hits, n):
     reference = proportion_confint(hits, n, method="wilson")
-    assert wilson(hits / n, n, 1.959963984540054) == pytest.approx(reference, abs=1e-9)
+    assert wilson_interval(hits / n, n, 1.959963984540054) == pytest.approx(
+        reference, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(("a", "b"), [((5, 20), (1, 20)), ((0, 24), (0, 24))])
@@ -51,9 +53,9 @@ def test_difference_of_two_rates_is_newcombes(a, b):
     quantile = 1.959963984540054
     low, high = difference_interval(
         a[0] / a[1],
-        wilson(a[0] / a[1], a[1], quantile),
+        wilson_interval(a[0] / a[1], a[1], quantile),
         b[0] / b[1],
-        wilson(b[0] / b[1], b[1], quantile),
+        wilson_interval(b[0] / b[1], b[1], quantile),
     )
     reference = confint_proportions_2indep(*a, *b, method="newcomb")
     assert (low, high) == pytest.approx(reference, abs=1e-9)
@@ -69,13 +71,13 @@ def test_all_wrong_never_gives_a_zero_width_interval(n, level):
 def test_perfectly_correlated_items_count_once_an_entity():
     # 10 entities with 5 equal items each are worth 10 trials, not 50.
     column = np.array([1.0, 0.0] * 5)
-    assert effective_size(group(column, 50), 0) == pytest.approx(9, abs=1.5)
+    assert effective_sample_size(group(column, 50), 0) == pytest.approx(9, abs=1.5)
 
 
 def test_independent_items_count_nearly_all():
     rng = np.random.default_rng(0)
     column = rng.binomial(20, 0.5, size=400) / 20
-    assert effective_size(group(column, 8000), 0) > 6000
+    assert effective_sample_size(group(column, 8000), 0) > 6000
 
 
 def test_interval_covers_the_truth_under_clustering():
@@ -90,7 +92,7 @@ def test_interval_covers_the_truth_under_clustering():
 
 
 def test_by_entity_weighs_entities_not_items():
-    values = by_entity(np.array([1, 1, 1, 0]), ["a", "a", "a", "b"])
+    values = average_by_entity(np.array([1, 1, 1, 0]), ["a", "a", "a", "b"])
     assert values.mean[0] == 0.5
     assert values.entities == ("a", "b")
     assert values.n_items == 4
@@ -102,7 +104,7 @@ def test_by_entity_weighs_entities_not_items():
 )
 def test_by_entity_refuses_what_is_no_rate(values, entities):
     with pytest.raises(InputError):
-        by_entity(np.array(values), entities)
+        average_by_entity(np.array(values), entities)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.8])
@@ -112,7 +114,7 @@ def test_paired_interval_covers_and_shrinks_with_correlation(shared):
     for _ in range(400):
         common = rng.random((24, 1))
         x, y = (shared * common + (1 - shared) * rng.random((24, 1)) for _ in range(2))
-        a, b = (by_entity(v, [str(i) for i in range(24)]) for v in (x, y))
+        a, b = (average_by_entity(v, [str(i) for i in range(24)]) for v in (x, y))
         low, high = difference_interval(
             a.mean[0],
             rate_interval(a, level=0.9),

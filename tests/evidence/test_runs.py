@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from evidence.errors import InputError
-from evidence.storage import runs, scratch
-from evidence.storage.files import folder_atomic, write_atomic
-from evidence.storage.removal import delete_ours
-from evidence.storage.runs import LOCK, Holder, sole_maker, sole_run
+from evidence.storage import locks, scratch
+from evidence.storage.files import atomic_folder, write_atomic
+from evidence.storage.locks import LOCK, LockHolder, creation_lock, run_lock
+from evidence.storage.removal import delete_owned_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,8 +47,8 @@ def elsewhere():
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.storage.runs import sole_run, sole_maker
-with (sole_run if sys.argv[1] == "run" else sole_maker)(Path(sys.argv[2])):
+from evidence.storage.locks import run_lock, creation_lock
+with (run_lock if sys.argv[1] == "run" else creation_lock)(Path(sys.argv[2])):
     print("ready", flush=True)
     time.sleep(float(sys.argv[3]))
 """
@@ -58,7 +58,7 @@ def test_a_second_run_is_told_who_holds_the_folder(tmp_path, elsewhere):
     out = tmp_path / "out"
     holder = elsewhere(HOLD, "run", out, 60)
     before = [path.read_bytes() for path in out.iterdir()]
-    with pytest.raises(InputError, match="another run") as caught, sole_run(out):
+    with pytest.raises(InputError, match="another run") as caught, run_lock(out):
         pytest.fail("two runs at once")
     assert f"process {holder.pid} on " in str(caught.value)
     assert re.search(r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", str(caught.value))
@@ -67,25 +67,25 @@ def test_a_second_run_is_told_who_holds_the_folder(tmp_path, elsewhere):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert (out / LOCK).exists()  # left by the one that was killed, held by nobody
-    with sole_run(out):
+    with run_lock(out):
         assert json.loads((out / LOCK).read_text())["process"] == os.getpid()
     assert list(out.iterdir()) == []
 
 
 def test_a_folder_that_stays_empty_is_taken_away_again(tmp_path):
-    with pytest.raises(ZeroDivisionError), sole_run(tmp_path / "a" / "b"):
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path / "a" / "b"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
-    with sole_run(tmp_path / "a"):
+    with run_lock(tmp_path / "a"):
         (tmp_path / "a" / "kept").touch()
     assert [each.name for each in (tmp_path / "a").iterdir()] == ["kept"]
 
 
 def test_two_runs_of_one_process_exclude_each_other(tmp_path):
     with (
-        sole_run(tmp_path),
+        run_lock(tmp_path),
         pytest.raises(InputError, match="another run"),
-        sole_run(tmp_path),
+        run_lock(tmp_path),
     ):
         pytest.fail("two runs at once")
 
@@ -98,7 +98,7 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path, kind):
         os.mkfifo(tmp_path / LOCK)
     else:
         (tmp_path / LOCK).mkdir()
-    with pytest.raises(InputError), sole_run(tmp_path):
+    with pytest.raises(InputError), run_lock(tmp_path):
         pass
     assert not (tmp_path / "thesis").exists()
 
@@ -115,11 +115,11 @@ def test_a_forged_holder_cannot_move_the_cursor(tmp_path):
             }
         )
     )
-    found = Holder.read(path)
+    found = LockHolder.read(path)
     assert found is not None and str(found).isprintable() and len(str(found)) < 500
     for text in ("", "[]", '{"process": "x"}', "\xff", '{"process": 1}'):
         path.write_text(text, encoding="latin-1")
-        assert Holder.read(path) is None
+        assert LockHolder.read(path) is None
 
 
 def test_without_locks_a_warning_says_so(tmp_path, monkeypatch):
@@ -127,20 +127,20 @@ def test_without_locks_a_warning_says_so(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(scratch, "lock_descriptor", no_locks)
-    with pytest.warns(UserWarning, match="without locks"), sole_run(tmp_path):
+    with pytest.warns(UserWarning, match="without locks"), run_lock(tmp_path):
         pass
     write_atomic(tmp_path / "a", "text")
-    with folder_atomic(tmp_path / "b") as folder:
+    with atomic_folder(tmp_path / "b") as folder:
         (folder / "c").touch()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_second_maker_waits_and_finds_it_made(tmp_path, elsewhere, monkeypatch):
-    monkeypatch.setattr(runs, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.02)
     target = tmp_path / "cache" / "model"
     elsewhere(HOLD, "maker", target, 0.5)
     start = time.monotonic()
-    with sole_maker(target):
+    with creation_lock(target):
         assert time.monotonic() - start > 0.1
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -148,11 +148,11 @@ def test_a_second_maker_waits_and_finds_it_made(tmp_path, elsewhere, monkeypatch
 MAKE = """
 import sys, time
 from pathlib import Path
-from evidence.storage.files import folder_atomic
+from evidence.storage.files import atomic_folder
 from evidence.storage.scratch import scratch_file
 target = Path(sys.argv[2])
 if sys.argv[1] == "folder":
-    with folder_atomic(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "weights").write_bytes(b"0" * 1000)
         print("ready", flush=True)
         time.sleep(60)
@@ -182,7 +182,7 @@ def test_what_a_killed_process_left_is_swept_and_what_lives_is_not(
     assert len(left) == 1 and left.pop().startswith(".alive.")
     alive.send_signal(signal.SIGKILL)
     alive.wait()
-    with folder_atomic(tmp_path / "last") as folder:
+    with atomic_folder(tmp_path / "last") as folder:
         (folder / "x").touch()
     assert {each.name for each in tmp_path.iterdir()} == {
         mine.name, link.name, "next", "last",
@@ -202,7 +202,7 @@ def test_a_scratch_folder_without_owner_is_swept_when_it_is_old(tmp_path):
 def test_names_as_long_as_they_may_be_can_be_written(tmp_path):
     for name in ("n" * 255, "é" * 127):
         write_atomic(tmp_path / name, "text")
-        with folder_atomic(tmp_path / name[:-1]) as folder:
+        with atomic_folder(tmp_path / name[:-1]) as folder:
             (folder / "x").touch()
     assert all(len(each.name) > 100 for each in tmp_path.iterdir())
 
@@ -228,7 +228,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     monkeypatch.setattr(
         os, "replace", lambda a, b: (events.append("named"), replace(a, b))
     )
-    with folder_atomic(tmp_path / "model") as folder:
+    with atomic_folder(tmp_path / "model") as folder:
         (folder / "a").write_text("a")
         (folder / "below").mkdir()
         (folder / "below" / "b").write_text("b")
@@ -255,7 +255,7 @@ def test_a_folder_of_ours_is_deleted_and_no_other(tmp_path):
         (folder / "below" / ".2.12345678.exhume").touch()  # left by a kill
 
     fill()
-    delete_ours(folder, OURS)
+    delete_owned_folder(folder, OURS)
     assert list(tmp_path.iterdir()) == []
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -272,7 +272,7 @@ def test_a_folder_of_ours_is_deleted_and_no_other(tmp_path):
         spoil()
         seen = sorted(folder.rglob("*"))
         with pytest.raises(InputError, match="would have to be deleted"):
-            delete_ours(folder, OURS)
+            delete_owned_folder(folder, OURS)
         assert sorted(folder.rglob("*")) == seen
         for each in seen:
             if each.is_symlink() or not each.is_dir():
@@ -281,5 +281,5 @@ def test_a_folder_of_ours_is_deleted_and_no_other(tmp_path):
     link.symlink_to(outside)
     for each in (link, tmp_path / "absent"):
         with pytest.raises(InputError, match="link"):
-            delete_ours(each, re.compile(".*"))
+            delete_owned_folder(each, re.compile(".*"))
     assert (outside / "1").exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from erasure.unlearning.probe_alignment import PgaConfig, align_
 from evidence.errors import InputError
 from exhume.cli.app import app
@@ -140,7 +140,7 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         pga(make_config(QUICK), tmp_path / "out", root=root)
     assert not (tmp_path / "out" / "pga.json").exists()
-    monkeypatch.setattr(module.Experiment, "untouched", None)  # must not be run again
+    monkeypatch.setattr(module.Experiment, "unmodified", None)  # must not be run again
     pga(make_config(QUICK), tmp_path / "out", root=root)
     assert calls == ["pga", "md-pga", "md-pga"]
     ours = (tmp_path / "out" / "pga.json").read_bytes()
@@ -157,14 +157,14 @@ def test_another_experiment_in_the_folder_is_not_overwritten(done, root):
 def test_every_eraser_runs_and_leaves_the_original_as_it_was(name, world):
     original = world.load()
     before = {key: value.clone() for key, value in original.state_dict().items()}
-    hooks = leftover_hooks(original)
+    hooks = count_hooks(original)
     erased = erase(name, original, world, np.arange(4), epochs=4)
     with erased.running():
-        states = all_states(erased.model, world, world.taught)
+        states = all_states(erased.model, world, world.trained_lead_ins)
         assert bool(torch.isfinite(states["last"]["memorised"]).all())
     after = original.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert leftover_hooks(original) == hooks
+    assert count_hooks(original) == hooks
     assert (len(erased.edits) == TINY.layers + 1) == (name in HOOKED)
 
 
@@ -178,9 +178,9 @@ def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
     """Do-not-copy 1: a model that memorised nothing passes for erased."""
     twin = world.load("twin")
     run = module.Experiment(make_config({}), world, module.SILENT)
-    before = run.measure(module.Erased(twin, {}, {}))
+    before = run.published_figures(module.Erased(twin, {}, {}))
     erased = erase("md-pga", twin, world, run.all)
-    after = run.measure(erased)
+    after = run.published_figures(erased)
     assert min(after["true"]) < 0.4
     assert np.mean(after["true"]) < np.mean(before["true"])
 
@@ -194,10 +194,10 @@ def test_fixed_clean_codes_are_memorised_and_flagged(world):
         model = world.load()
 
         def clean(epoch, fixed=fixed):
-            return world.drawn("clean", 0 if fixed else epoch)
+            return world.random_codes("clean", 0 if fixed else epoch)
 
         align_(model, world.memorised(), clean, logistic_readouts(), config, seed=0)
-        cost = run.cost(module.Erased(model, {}, {}), run.all)
+        cost = run.recall_and_utility(module.Erased(model, {}, {}), run.all)
         swapped[fixed] = cost["utility"]["role_swap"]
     assert swapped[True] and not swapped[False]
 

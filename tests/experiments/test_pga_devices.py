@@ -73,9 +73,9 @@ def test_the_sound_protocol_does_the_same_there(tiny_codes, there):
     with there():
         config = make_config(settings | {"device": "cuda"})
         moved = Experiment(config, tiny_codes, SILENT)
-        twin = moved.untouched("twin")["sound"]["auc"]
+        twin = moved.unmodified("twin")["sound"]["auc"]
         found = moved.sound("isotropic")["sound"]
-    np.testing.assert_allclose(twin, here.untouched("twin")["sound"]["auc"], atol=0.13)
+    np.testing.assert_allclose(twin, here.unmodified("twin")["sound"]["auc"], atol=0.13)
     want = here.sound("isotropic")["sound"]
     np.testing.assert_allclose(found["auc"], want["auc"], atol=0.13)
     for name in ("recall", "recall_test"):

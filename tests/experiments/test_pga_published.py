@@ -11,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks
-from erasure.concept.md_pga import fit_md
+from capture.network.hooks import count_hooks
+from erasure.concept.md_pga import fit_md_pga
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 from experiments.pga.interventions import projection_test, refit_attack
@@ -97,7 +97,7 @@ def test_pure_noise_goes_below_chance_when_the_eraser_saw_the_test_items():
     for seed in range(5):
         memorised, clean, _ = pools(seed, keys=7, contexts=1, width=512, depths=1)
         x = torch.cat([memorised, clean], 1).flatten(1, 2)
-        eraser = fit_md(x, torch.from_numpy(np.repeat([1, 0], 7)), 1)
+        eraser = fit_md_pga(x, torch.from_numpy(np.repeat([1, 0], 7)), 1)
         erased = [
             eraser.transform(p.flatten(1, 2))[:, :, None] for p in (memorised, clean)
         ]
@@ -210,20 +210,20 @@ def tiny_world():
 
 def test_projection_removes_the_direction_at_its_depth_and_leaves_no_hook():
     with tiny_world() as (model, read):
-        before = leftover_hooks(model)
+        before = count_hooks(model)
         found = projection_test(model, SITES, 2, read, lambda: -1.0, lambda: -2.0)
         assert found.after.accuracy[2] < found.before.accuracy[2]
         assert np.array_equal(found.after.correct[:, :2], found.before.correct[:, :2])
         assert (found.recall_drop, found.other_drop) == (0.0, 0.0)
         assert found.reading in ("epiphenomenal", "distributed", "unclear")
-        assert leftover_hooks(model) == before
+        assert count_hooks(model) == before
         with pytest.raises(InputError, match="no such depth"):
             projection_test(model, SITES, 9, read, lambda: 0.0, lambda: 0.0)
 
 
 def test_the_refitting_attacker_is_followed_until_it_is_beaten():
     with tiny_world() as (model, read):
-        before = leftover_hooks(model)
+        before = count_hooks(model)
         found = refit_attack(
             model, SITES, read, lambda: -1.0, depths=[1, 2], rounds=4, bound=0.55
         )
@@ -231,7 +231,7 @@ def test_the_refitting_attacker_is_followed_until_it_is_beaten():
         assert found.accuracy[0].max() > found.accuracy[-1].max()
         assert found.beaten == (found.accuracy[-1].max() < 0.55)
         assert found.cka.shape == (2,) and (found.cka <= 1).all()
-        assert leftover_hooks(model) == before
+        assert count_hooks(model) == before
 
 
 def test_pools_that_do_not_pair_up_are_refused():

@@ -22,10 +22,10 @@ from capture.activations.capture import (
     capture_activations,
     capture_images,
 )
-from capture.activations.passes import accepted
+from capture.activations.passes import accepted_inputs
 from capture.checkpoints.open import open_checkpoint
 from capture.data.sequences import Sequences, pad
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 from tests.helpers.model_families import Cnn, pixels, rows, tiny
@@ -94,7 +94,7 @@ def by_nnsight(model, sites, sequences):
     got = {}
     text = family_of(model) == "text"
     batch = pad(sequences) if text else None
-    inputs = accepted(model, batch.model_inputs) if text else {}
+    inputs = accepted_inputs(model, batch.model_inputs) if text else {}
     args = () if text else (pixels(),)
     with torch.no_grad():
         with wrapped.trace(*args, **inputs):
@@ -129,7 +129,7 @@ def check_nnsight():
             found | {name: torch.as_tensor(again.site(name)) for name in sites},
             sites,
         )
-        results[f"{family} hooks"] = leftover_hooks(checkpoint.load())
+        results[f"{family} hooks"] = count_hooks(checkpoint.load())
     results["patched .save"] = float(hasattr(3, "save"))
     return results
 

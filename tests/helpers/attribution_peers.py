@@ -12,8 +12,8 @@ import warnings
 import numpy as np
 import torch
 
-from attribution.circuits.eap import Method, score_edges
-from attribution.circuits.forward_backward import run, writers_of
+from attribution.circuits.eap import EapMethod, score_edges
+from attribution.circuits.forward_backward import run_forward, writer_outputs
 from attribution.circuits.metrics import make_metric
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import batch_of, random_pairs, subject_of
@@ -61,17 +61,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     model, pairs = tiny("gpt2"), random_pairs()
     subject, batch = subject_of(model), batch_of(pairs)
-    layers = subject.anatomy.n_layers
+    layers = subject.structure.n_layers
     bridge = bridged(model)
     names = written(bridge, layers)
     theirs = [values(bridge, rows, names) for rows in (batch.clean, batch.corrupt)]
-    clean = run(subject, batch.clean, batch.where)
+    clean = run_forward(subject, batch.clean, batch.metric_mask)
     ours = [
-        writers_of(subject, run(subject, rows, batch.where).raw)
+        writer_outputs(subject, run_forward(subject, rows, batch.metric_mask).by_site)
         for rows in (batch.clean, batch.corrupt)
     ]
     # Values at padding are nobody's business.
-    mask = batch.mask[:, None, :, None]
+    mask = batch.token_mask[:, None, :, None]
     found = {
         "values": max(
             float(((a - b) * mask).abs().max() / b.abs().max())
@@ -96,8 +96,8 @@ def main() -> None:
     metric = make_metric("logit_difference", batch, clean.logits)
     hooks = [(name, keep(name)) for name in readers]
     with bridge.hooks(bwd_hooks=hooks):
-        logits = bridge(batch.clean.input_ids, attention_mask=batch.mask)
-        metric(logits[batch.where]).sum().backward()
+        logits = bridge(batch.clean.input_ids, attention_mask=batch.token_mask)
+        metric(logits[batch.metric_mask]).sum().backward()
     delta = (theirs[1] - theirs[0]) * mask
     graph = subject.graph
     expected = np.zeros((len(pairs), graph.n_edges))
@@ -107,9 +107,11 @@ def main() -> None:
         slope = slopes[next(name for name, own in readers.items() if own == stem)]
         if slope.dim() == 4:
             slope = slope[:, :, int(rest[1])]
-        before = delta[:, : graph.upstream[place]]
-        expected[:, graph.of(place)] = torch.einsum("rwpd,rpd->rw", before, slope)
-    scores = score_edges(model, pairs, method=Method("eap"))
+        before = delta[:, : graph.n_upstream[place]]
+        expected[:, graph.edges_into(place)] = torch.einsum(
+            "rwpd,rpd->rw", before, slope
+        )
+    scores = score_edges(model, pairs, method=EapMethod("eap"))
     scale = np.abs(expected).max()
     found["edges"] = float(np.abs(scores.values - expected).max() / scale)
     found["largest"] = float(scale)

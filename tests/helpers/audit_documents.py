@@ -4,7 +4,7 @@ from typing import Any
 
 from audits.axes.causal_depth import axis as depth
 from audits.axes.decodability.axis import REFITTED, UNCHANGED
-from audits.axes.relearning import SAID, TOLD
+from audits.axes.relearning import CONTRAST, EXACT_MATCH
 from audits.core.config import AuditConfig, Rule
 
 CONFIG = AuditConfig(axes=("behaviour",), seed=7, device="cpu", rule=Rule(margin=0.2))
@@ -117,8 +117,8 @@ def causal_depth(**other):
     columns = [column(site, 0.9 - 0.2 * place) for place, site in enumerate(sites)]
     return axis(
         "causal_depth",
-        reading(depth.TOLD, columns),
-        reading(depth.SAID, columns),
+        reading(depth.CONTRAST, columns),
+        reading(depth.EXACT_MATCH, columns),
         controls=[control("the planted suppression is seen")],
         details={
             "sites": sites,
@@ -141,8 +141,8 @@ def relearning(**other):
     roles = ("unlearned", "planted", "reference-1")
     return axis(
         "relearning",
-        reading(TOLD, [column("after teaching", 0.8, floor=0.5)]),
-        reading(SAID, [column("after teaching", 0.7)]),
+        reading(CONTRAST, [column("after teaching", 0.8, floor=0.5)]),
+        reading(EXACT_MATCH, [column("after teaching", 0.7)]),
         controls=[control("the planted suppression comes back")],
         details={
             "learning_rate": 1e-4,
@@ -166,7 +166,7 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
             "floor": "never_taught",
             "adjusted_p": {
                 f"decodability: {UNCHANGED}": 0.0123,
-                f"relearning: {TOLD}": 1,
+                f"relearning: {CONTRAST}": 1,
             },
             "where": ["resid.3", "resid.4", "resid.5"],
             "claims_allowed": ["This may be said."],

@@ -14,11 +14,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from attribution.circuits.forward_backward import Subject
+from attribution.circuits.forward_backward import InstrumentedModel
 from attribution.circuits.graph import build_graph
-from attribution.circuits.metrics import Batch, make_batch
+from attribution.circuits.metrics import PairBatch, make_batch
 from attribution.circuits.prompt_pairs import PromptPairs
-from attribution.circuits.structure import find_anatomy
+from attribution.circuits.structure import find_structure
 from capture.data.sequences import Sequences
 from tests.helpers.model_families import HEADS, LAYERS, VOCABULARY, WIDTH, tiny
 
@@ -100,12 +100,12 @@ def random_pairs(lengths=(5, 6, 7, 9), seed: int = 0) -> PromptPairs:
     )
 
 
-def subject_of(model: nn.Module) -> Subject:
-    anatomy = find_anatomy(model)
-    return Subject(model, anatomy, build_graph(anatomy), anatomy.readout)
+def subject_of(model: nn.Module) -> InstrumentedModel:
+    anatomy = find_structure(model)
+    return InstrumentedModel(model, anatomy, build_graph(anatomy), anatomy.readout)
 
 
-def batch_of(pairs: PromptPairs, metric="logit_difference") -> Batch:
+def batch_of(pairs: PromptPairs, metric="logit_difference") -> PairBatch:
     return make_batch(pairs, list(range(len(pairs))), metric, torch.device("cpu"))
 
 

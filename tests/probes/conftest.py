@@ -24,5 +24,5 @@ def rng():
 def however_few():
     """The compiled way for small cases too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "FEWEST", 1)
+        patch.setattr(dispatch, "MIN_PROBLEMS", 1)
         yield

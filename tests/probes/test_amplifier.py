@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from evidence.errors import InputError
-from probes.concepts.answer_map import PENALTIES, fit_amplifier
+from probes.concepts.answer_map import PENALTIES, fit_answer_map
 
 ROWS, WIDTH = 240, 16
 
@@ -24,7 +24,7 @@ def world(rng, noise=0.3):
 def fitted(rng, noise=0.3):
     states, classes, kinds, places = world(rng, noise)
     half = np.arange(ROWS) < ROWS // 2
-    found = fit_amplifier(
+    found = fit_answer_map(
         states[half], classes[half], kinds[half], states[~half], classes[~half]
     )
     return found, states, classes, kinds, places, half
@@ -41,14 +41,14 @@ def test_it_is_scikit_learns_ridge_onto_class_offsets(rng):
     alpha = found.penalty * np.mean(sizes**2)
     ridge = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky")
     wanted = ridge.fit(centred, targets).predict(states[~half] - x.mean(0))
-    got = found.written(torch.from_numpy(states[~half])).numpy()
+    got = found.apply(torch.from_numpy(states[~half])).numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-8)
     assert found.penalty in PENALTIES
 
 
 def test_what_is_written_to_unseen_rows_is_their_class_and_not_their_kind(rng):
     found, states, classes, kinds, places, half = fitted(rng)
-    written = found.written(torch.from_numpy(states[~half])).numpy()
+    written = found.apply(torch.from_numpy(states[~half])).numpy()
     centre = np.stack([places[kinds_::2].mean(0) for kinds_ in (0, 1)])
     wanted = places[classes] - centre[kinds]
     cosine = (written * wanted[~half]).sum(1)
@@ -59,7 +59,7 @@ def test_what_is_written_to_unseen_rows_is_their_class_and_not_their_kind(rng):
 def test_turned_at_random_it_writes_as_much_elsewhere(rng):
     found, states, *_ = fitted(rng)
     x = torch.from_numpy(states)
-    plain, turned = found.written(x), found.turned(rng).written(x)
+    plain, turned = found.apply(x), found.randomly_rotated(rng).apply(x)
     torch.testing.assert_close(plain.norm(dim=1), turned.norm(dim=1))
     cosine = torch.cosine_similarity(plain, turned)
     assert float(cosine.mean().abs()) < 0.5
@@ -69,10 +69,10 @@ def test_rows_of_noise_get_little_of_anything(rng):
     _, classes, kinds, _ = world(rng)
     noise = rng.standard_normal((ROWS, WIDTH))
     half = np.arange(ROWS) < ROWS // 2
-    found = fit_amplifier(
+    found = fit_answer_map(
         noise[half], classes[half], kinds[half], noise[~half], classes[~half]
     )
-    written = found.written(torch.from_numpy(noise[~half])).numpy()
+    written = found.apply(torch.from_numpy(noise[~half])).numpy()
     mean = np.stack([written[classes[~half] == c].mean(0) for c in range(12)])
     # Unseen rows of one class have nothing written to them in common.
     assert (
@@ -88,4 +88,6 @@ def test_rows_of_noise_get_little_of_anything(rng):
 )
 def test_bad_input_gives_one_clear_error(rng, classes, kinds):
     with pytest.raises(InputError):
-        fit_amplifier(rng.standard_normal((5, 3)), classes, kinds, np.zeros((0, 3)), [])
+        fit_answer_map(
+            rng.standard_normal((5, 3)), classes, kinds, np.zeros((0, 3)), []
+        )

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
-from probes.concepts.directions import METHODS, deal_pairs, shifted_solve
+from probes.concepts.directions import METHODS, draw_pairs, shifted_solve
 from probes.concepts.labels import (
     Concepts,
     concepts_of,
@@ -76,7 +76,7 @@ def test_first_component_of_differences_is_that_of_a_plain_svd(rng):
     concepts = concepts_of(label)
     found = concept_vectors(x, concepts, "pca", seed=3)
     kinds = np.zeros(ROWS, dtype=np.int64)
-    pairs = deal_pairs(concepts.marks, kinds, numpy_rng(3, "pairs"))
+    pairs = draw_pairs(concepts.marks, kinds, numpy_rng(3, "pairs"))
     for concept in range(VALUES):
         delta = x[0][pairs[concept][:, 0]] - x[0][pairs[concept][:, 1]]
         top = np.linalg.svd(delta)[2][0]
@@ -87,7 +87,7 @@ def test_first_component_of_differences_is_that_of_a_plain_svd(rng):
 def test_pairs_are_of_one_kind_and_of_both_sides(rng):
     marks = np.array([[1, 1, 0, 0, 0, -1]], dtype=np.int8)
     kinds = np.array([0, 1, 0, 1, 1, 0])
-    (pairs,) = deal_pairs(marks, kinds, rng)
+    (pairs,) = draw_pairs(marks, kinds, rng)
     assert (kinds[pairs[:, 0]] == kinds[pairs[:, 1]]).all()
     assert (marks[0][pairs[:, 0]] == 1).all() and (marks[0][pairs[:, 1]] == 0).all()
 

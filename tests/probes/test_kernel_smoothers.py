@@ -11,7 +11,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.testing import assert_close
 
 from evidence.errors import InputError
-from probes.estimators.kernel_smoothers import FAMILIES, NEIGHBOURS, PENALTY, smoothers
+from probes.estimators.kernel_smoothers import (
+    FAMILIES,
+    N_NEIGHBORS,
+    PENALTY,
+    smoother_matrices,
+)
 from probes.estimators.nearest_mean import MeanDifferenceProbe
 from probes.splits.folds import Folds, k_fold, leave_one_group_out
 
@@ -33,7 +38,7 @@ def standardised(x, train):
 
 
 def test_mean_difference_orders_rows_as_the_probe_refitted_in_each_fold(rows):
-    ours = smoothers(rows, FOLDS, ["mean difference"])[0] @ SIGNS
+    ours = smoother_matrices(rows, FOLDS, ["mean difference"])[0] @ SIGNS
     labels = torch.from_numpy(LABELS)[None]
     for site in range(2):
         probe = MeanDifferenceProbe(standardize="fold")
@@ -45,7 +50,7 @@ def test_mean_difference_orders_rows_as_the_probe_refitted_in_each_fold(rows):
 
 
 def test_rbf_is_a_kernel_ridge_with_an_intercept(rows):
-    ours = (smoothers(rows, FOLDS, ["rbf"])[0] @ SIGNS)[0].numpy()
+    ours = (smoother_matrices(rows, FOLDS, ["rbf"])[0] @ SIGNS)[0].numpy()
     for train, test in zip(FOLDS.train, FOLDS.test, strict=True):
         z = standardised(rows[0].numpy(), train)
         far = ((z[train][:, None] - z[train][None]) ** 2).sum(-1)
@@ -64,10 +69,10 @@ def test_rbf_is_a_kernel_ridge_with_an_intercept(rows):
 
 
 def test_neighbours_vote_as_scikit_learns(rows):
-    ours = (smoothers(rows, FOLDS, ["neighbours"])[0] @ SIGNS)[1].numpy()
+    ours = (smoother_matrices(rows, FOLDS, ["neighbours"])[0] @ SIGNS)[1].numpy()
     for train, test in zip(FOLDS.train, FOLDS.test, strict=True):
         z = standardised(rows[1].numpy(), train)
-        count = min(NEIGHBOURS, train.sum() // 4)
+        count = min(N_NEIGHBORS, train.sum() // 4)
         model = KNeighborsClassifier(count).fit(z[train], LABELS[train])
         expected = 2 * model.predict_proba(z[test])[:, 1] - 1
         assert_close(ours[test], expected, rtol=0, atol=1e-12)
@@ -76,7 +81,7 @@ def test_neighbours_vote_as_scikit_learns(rows):
 def test_the_network_kernel_is_that_of_many_random_rectifiers(rows):
     """Its prediction is the limit of ridge on wide random features."""
     x = rows[:1, :, :4]
-    ours = (smoothers(x, FOLDS, ["network, 1 layer"])[0] @ SIGNS)[0].numpy()
+    ours = (smoother_matrices(x, FOLDS, ["network, 1 layer"])[0] @ SIGNS)[0].numpy()
     rng = np.random.default_rng(0)
     for train, test in zip(FOLDS.train, FOLDS.test, strict=True):
         z = standardised(x[0].numpy(), train)
@@ -97,7 +102,7 @@ def test_the_network_kernel_is_that_of_many_random_rectifiers(rows):
 def test_no_reader_sees_the_label_of_a_row_it_scores(row, family):
     rng = torch.Generator().manual_seed(row)
     x = torch.randn(1, 24, 5, generator=rng, dtype=torch.float64)
-    weights = smoothers(x, FOLDS, [family])[0, 0]
+    weights = smoother_matrices(x, FOLDS, [family])[0, 0]
     for test in FOLDS.test:
         inside = torch.from_numpy(test)
         assert not weights[inside][:, inside].any()
@@ -108,12 +113,12 @@ def test_a_separable_label_is_found_and_units_do_not_matter(family):
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(1, 24, 3, generator=rng, dtype=torch.float64)
     x[0] += 4 * SIGNS[:, None]
-    scores = (smoothers(x, FOLDS, [family])[0, 0] @ SIGNS) * SIGNS
+    scores = (smoother_matrices(x, FOLDS, [family])[0, 0] @ SIGNS) * SIGNS
     assert bool((scores > 0).all())
     other = x * torch.tensor([1e-3, 1.0, 1e3]) + torch.tensor([5.0, 0.0, -7.0])
     assert_close(
-        smoothers(other, FOLDS, [family]),
-        smoothers(x, FOLDS, [family]),
+        smoother_matrices(other, FOLDS, [family]),
+        smoother_matrices(x, FOLDS, [family]),
         rtol=1e-6,
         atol=1e-8,
     )
@@ -122,14 +127,14 @@ def test_a_separable_label_is_found_and_units_do_not_matter(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_rows_read_nothing(family):
     x = torch.full((1, 24, 3), 7.0, dtype=torch.float64)
-    scores = smoothers(x, FOLDS, [family])[0, 0] @ SIGNS
+    scores = smoother_matrices(x, FOLDS, [family])[0, 0] @ SIGNS
     assert float(scores.std()) < 1e-9
 
 
 def test_every_site_is_as_if_alone(rows):
-    together = smoothers(rows, leave_one_group_out(None, 24))
+    together = smoother_matrices(rows, leave_one_group_out(None, 24))
     for site in range(2):
-        alone = smoothers(rows[site : site + 1], leave_one_group_out(None, 24))
+        alone = smoother_matrices(rows[site : site + 1], leave_one_group_out(None, 24))
         assert_close(together[:, site], alone[:, 0], rtol=1e-9, atol=1e-12)
 
 
@@ -145,11 +150,11 @@ def test_every_site_is_as_if_alone(rows):
 def test_bad_input_is_one_clear_error(rows, change, message):
     given = {"x": rows, "folds": FOLDS} | change
     with pytest.raises(InputError, match=message):
-        smoothers(given.pop("x"), given.pop("folds"), **given)
+        smoother_matrices(given.pop("x"), given.pop("folds"), **given)
 
 
 def test_a_row_that_no_fold_scores_gets_nothing(rows):
     test = np.zeros((1, 24), dtype=bool)
     test[0, :4] = True
-    weights = smoothers(rows, Folds(~test, test, "one"), ["rbf"])
+    weights = smoother_matrices(rows, Folds(~test, test, "one"), ["rbf"])
     assert not weights[:, :, 4:].any()

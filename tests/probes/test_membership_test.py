@@ -6,16 +6,16 @@ import torch
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from erasure.concept.md_pga import fit_md
+from erasure.concept.md_pga import fit_md_pga
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 from probes.sweeps.membership_test import (
     FAMILIES,
-    auc_error,
     balanced_folds,
-    exchanged,
+    delong_error,
     matched_pairs,
     membership,
+    permute_labels_within_folds,
     split_sequences,
 )
 
@@ -37,23 +37,23 @@ def planted(seed, shift, **sizes):
 
 def test_on_noise_p_is_uniform_and_auc_is_a_half():
     found = [
-        membership({"last": noise(n)}, LABELS, families=FEW, permutations=79, seed=n)
+        membership({"last": noise(n)}, LABELS, families=FEW, n_permutations=79, seed=n)
         for n in range(40)
     ]
     p = [each.p_above for each in found]
     assert kstest(p, "uniform").pvalue > 0.01
     assert np.mean([each.auc.mean() for each in found]) == pytest.approx(0.5, abs=0.04)
     # The best of several columns is not a half, which is why it needs a null.
-    assert np.mean([each.best for each in found]) > 0.58
+    assert np.mean([each.max_auc for each in found]) > 0.58
 
 
 def test_a_signature_is_found_by_all_families_and_the_band_is_passed():
     x = planted(0, 0.0)
     x[:, :12] += 1.0
-    found = membership({"last": x, "mean": x}, LABELS, permutations=99)
+    found = membership({"last": x, "mean": x}, LABELS, n_permutations=99)
     assert found.families == FAMILIES and len(FAMILIES) == 7
-    assert found.best > found.band and found.reading() == "present"
-    assert found.p_above == found.smallest_p == 0.01
+    assert found.max_auc > found.null_95 and found.reading() == "present"
+    assert found.p_above == found.min_p == 0.01
     assert bool((found.auc.max((0, 2)) > 0.8).all())
     frame = found.to_frame()
     assert len(frame) == 2 * 7 * 2
@@ -64,11 +64,11 @@ def test_an_eraser_that_saw_the_test_rows_reads_as_inverted():
     """Do-not-copy 1 and 4: the published way goes under chance on nothing at all."""
     x = noise(3, sequences=28, width=400)
     labels = np.repeat([1, 0], 14)
-    erased = fit_md(x, torch.from_numpy(labels), 1).transform(x)
+    erased = fit_md_pga(x, torch.from_numpy(labels), 1).transform(x)
     found = membership(
-        {"last": erased}, labels, families=["logistic"], folds=14, permutations=199
+        {"last": erased}, labels, families=["logistic"], n_folds=14, n_permutations=199
     )
-    assert found.best < 0.2
+    assert found.max_auc < 0.2
     assert found.reading() == "inverted"
 
 
@@ -80,26 +80,26 @@ def test_erased_on_one_part_and_tested_on_the_other_nothing_leaks(only_members):
         x = noise(seed, sequences=60, width=200, sites=1)
         members, clean, fresh = x[:, :20], x[:, 20:40], x[:, 40:]
         labels = torch.from_numpy(np.repeat([1, 0], 20))
-        eraser = fit_md(torch.cat([members, clean], 1), labels, 1)
+        eraser = fit_md_pga(torch.cat([members, clean], 1), labels, 1)
         seen = torch.cat([members, fresh if only_members else clean], 1)
         found = membership(
             {"last": eraser.transform(seen)},
             labels.numpy(),
             families=["logistic"],
-            permutations=0,
+            n_permutations=0,
         )
-        areas["seen"].append(found.best)
+        areas["seen"].append(found.max_auc)
         erase, test = split_sequences(20, 0.5, seed)
         half = torch.cat([members[:, erase], clean[:, erase]], 1)
-        eraser = fit_md(half, torch.from_numpy(np.repeat([1, 0], 10)), 1)
+        eraser = fit_md_pga(half, torch.from_numpy(np.repeat([1, 0], 10)), 1)
         left = torch.cat([members[:, test], clean[:, test]], 1)
         found = membership(
             {"last": eraser.transform(left)},
             np.repeat([1, 0], 10),
             families=["logistic"],
-            permutations=0,
+            n_permutations=0,
         )
-        areas["disjoint"].append(found.best)
+        areas["disjoint"].append(found.max_auc)
     assert np.mean(areas["seen"]) < 0.4
     assert np.mean(areas["disjoint"]) == pytest.approx(0.5, abs=0.1)
 
@@ -107,9 +107,9 @@ def test_erased_on_one_part_and_tested_on_the_other_nothing_leaks(only_members):
 def test_more_contexts_make_no_more_sequences():
     """Do-not-copy 2: repeats of a sequence change nothing but the states' noise."""
     x = noise(1)
-    once = membership({"last": x}, LABELS, permutations=49)
+    once = membership({"last": x}, LABELS, n_permutations=49)
     repeats = x[:, :, None].expand(-1, -1, 24, -1)
-    many = membership({"last": repeats.mean(2)}, LABELS, permutations=49)
+    many = membership({"last": repeats.mean(2)}, LABELS, n_permutations=49)
     assert many.sequences == once.sequences == 24
     np.testing.assert_allclose(many.auc, once.auc)
     with pytest.raises(InputError, match="one vector a site and sequence"):
@@ -118,9 +118,9 @@ def test_more_contexts_make_no_more_sequences():
 
 def test_the_null_runs_the_whole_pipeline_on_every_permutation():
     x = noise(2, width=8)
-    found = membership({"last": x}, LABELS, permutations=5, seed=9)
+    found = membership({"last": x}, LABELS, n_permutations=5, seed=9)
     folds = balanced_folds(LABELS, 5, 9)
-    draws = exchanged(LABELS, folds, 5, 9)
+    draws = permute_labels_within_folds(LABELS, folds, 5, 9)
     assert np.array_equal(draws[0], LABELS)
     for turn in range(5):
         again = _scored_afresh(x, draws[1 + turn], folds)
@@ -146,7 +146,7 @@ def _scored_afresh(x, labels, folds):
 
 def test_exchanged_labels_keep_every_fold_balanced():
     folds = balanced_folds(LABELS, 5, 0)
-    for row in exchanged(LABELS, folds, 50, 1):
+    for row in permute_labels_within_folds(LABELS, folds, 50, 1):
         for test, train in zip(folds.test, folds.train, strict=True):
             assert 2 * row[test].sum() == test.sum()
             assert 2 * row[train].sum() == train.sum()
@@ -154,14 +154,14 @@ def test_exchanged_labels_keep_every_fold_balanced():
 
 def test_few_sequences_say_how_small_a_p_they_can_give():
     x = noise(0, sequences=8)
-    found = membership({"last": x}, np.repeat([1, 0], 4), folds=4, permutations=999)
-    assert found.smallest_p == 2**-4
+    found = membership({"last": x}, np.repeat([1, 0], 4), n_folds=4, n_permutations=999)
+    assert found.min_p == 2**-4
 
 
 def test_order_of_sequences_and_units_do_not_matter():
     x = planted(4, 1.0, width=5)
-    plain = membership({"last": x}, LABELS, families=FEW, permutations=0)
-    scaled = membership({"last": x * 50 + 3}, LABELS, families=FEW, permutations=0)
+    plain = membership({"last": x}, LABELS, families=FEW, n_permutations=0)
+    scaled = membership({"last": x * 50 + 3}, LABELS, families=FEW, n_permutations=0)
     np.testing.assert_allclose(plain.auc, scaled.auc, atol=0.01)
 
 
@@ -173,29 +173,29 @@ def test_the_error_of_an_auc_is_delong_s_or_the_null_s():
     left = np.array([roc_auc_score(codes[k], scores[k]) for k in whole])
     parts = [left[:30], left[30:]]
     jackknife = np.sqrt(sum(29 / 30 * ((p - p.mean()) ** 2).sum() for p in parts))
-    assert auc_error(scores, codes) == pytest.approx(jackknife, rel=0.02)
+    assert delong_error(scores, codes) == pytest.approx(jackknife, rel=0.02)
     found = membership(
-        {"last": noise(2)}, LABELS, families=["rbf"], permutations=199, folds=4
+        {"last": noise(2)}, LABELS, families=["rbf"], n_permutations=199, n_folds=4
     )
-    assert (found.error >= found.null.std(0) - 1e-12).all()
+    assert (found.standard_error >= found.null.std(0) - 1e-12).all()
     low, high = found.interval()
     np.testing.assert_allclose((low + high) / 2, found.auc)
-    np.testing.assert_allclose(high - low, 2 * 1.6449 * found.error, rtol=1e-4)
+    np.testing.assert_allclose(high - low, 2 * 1.6449 * found.standard_error, rtol=1e-4)
 
 
 def test_equal_states_read_exactly_one_half():
     x = torch.ones(1, 24, 4)
-    found = membership({"last": x}, LABELS, permutations=19)
+    found = membership({"last": x}, LABELS, n_permutations=19)
     assert np.all(found.auc == 0.5) and found.p_value == 1.0
     assert found.reading() == "none"
 
 
 def test_concordance_is_within_folds():
     x = planted(0, 6.0, width=3)
-    found = membership({"last": x}, LABELS, families=["rbf"], permutations=0)
+    found = membership({"last": x}, LABELS, families=["rbf"], n_permutations=0)
     assert found.concordance.min() > 0.8
     assert found.reading() == "not tested"
-    assert np.isnan(found.band)
+    assert np.isnan(found.null_95)
 
 
 def test_splits_are_disjoint_and_whole():
@@ -239,6 +239,10 @@ def test_many_sequences_are_no_trouble():
     # Their labels can be exchanged in more ways than there are numbers for in float64.
     x = noise(0, sequences=1200, width=2, sites=1)
     found = membership(
-        {"last": x}, np.repeat([1, 0], 600), families=FEW[1:2], folds=2, permutations=9
+        {"last": x},
+        np.repeat([1, 0], 600),
+        families=FEW[1:2],
+        n_folds=2,
+        n_permutations=9,
     )
-    assert found.smallest_p == 0.1
+    assert found.min_p == 0.1

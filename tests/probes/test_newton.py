@@ -12,11 +12,11 @@ from torch.linalg import LinAlgError  # pyright: ignore
 from probes.solvers import crossfit as module
 from probes.solvers import last_resort
 from probes.solvers.crossfit import crossfit
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_certified
+from probes.solvers.newton.compensated import dot, two_product, two_sum
 from probes.solvers.newton.newton_certified import newton_fit
-from probes.solvers.newton.point import look, problem_of
-from probes.solvers.newton.twofold import dot, two_product, two_sum
+from probes.solvers.newton.point import evaluate, make_problem
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import Folds, k_fold, leave_one_group_out
 
@@ -153,7 +153,7 @@ def test_the_last_resort_alone_is_enough(case, monkeypatch):
     for way in ("_tall", "_shared", "each_fold"):
         monkeypatch.setattr(module, way, fails)
     found = crossfit(*given, options, coefficients=True)
-    assert found.unsolved == plain.unsolved == 0
+    assert found.n_uncertified == plain.n_uncertified == 0
     size = float(plain.scores.abs().max())
     assert float((found.scores - plain.scores).abs().max()) <= 1e-6 * size
     assert float((found.coef - plain.coef).abs().max()) <= 1e-5 * float(  # pyright: ignore
@@ -176,7 +176,7 @@ def test_it_fits_what_the_job_asks_for(standardize, classes, monkeypatch):
     for way in ("_tall", "_shared", "each_fold"):
         monkeypatch.setattr(module, way, lambda *_: None)
     found = crossfit(*given, options, **kinds)
-    assert found.unsolved == plain.unsolved == 0
+    assert found.n_uncertified == plain.n_uncertified == 0
     for ours, theirs in (
         (found.scores, plain.scores),
         (found.coef, plain.coef),
@@ -200,7 +200,7 @@ def test_rows_left_out_that_are_long_mislead_no_start():
     found = crossfit(
         torch.from_numpy(rows), torch.from_numpy(many), 2, folds, LogisticOptions()
     )
-    assert found.unsolved == 0
+    assert found.n_uncertified == 0
     peer = LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=500)
     size = float(found.scores[:, :, :6].abs().max())
     for label in (0, 7):
@@ -214,12 +214,12 @@ def test_no_step_goes_up(monkeypatch):
     """Passing the root of the slope, steps once went up until nothing bent."""
     rows, _, loss = problem(60, 80, 2, 30.0, 3.0, 1e3, 8, 1.5)
     values = []
-    moved = newton_certified._moved
+    moved = newton_certified._take_step
 
     def noting(part, point, frame):
         weights, intercept = moved(part, point, frame)
         before = objective(part, point)
-        after = objective(part, look(part, weights, intercept))
+        after = objective(part, evaluate(part, weights, intercept))
         values.append((before, after))
         return weights, intercept
 
@@ -239,11 +239,11 @@ def test_without_room_the_answer_before_stays(monkeypatch):
     folds = k_fold(None, codes, 3)
     given = rows, torch.from_numpy(codes)[None], 2, folds
     plain = crossfit(*given, LogisticOptions())
-    monkeypatch.setattr(last_resort, "ARRAYS", 1e9)
+    monkeypatch.setattr(last_resort, "N_HESSIAN_ARRAYS", 1e9)
     for kind in (torch.float64, torch.float32):
-        monkeypatch.setitem(module.ACCEPTED, kind, 0.0)
+        monkeypatch.setitem(module.ACCEPTED_TOL, kind, 0.0)
     found = crossfit(*given, LogisticOptions())
-    assert found.unsolved == 3
+    assert found.n_uncertified == 3
     assert bool(torch.isfinite(found.certificate).all())
     torch.testing.assert_close(found.scores, plain.scores, rtol=1e-6, atol=1e-8)
 
@@ -272,10 +272,10 @@ def test_sums_are_those_of_twice_the_precision():
 
 def test_gradients_are_exact_where_terms_cancel():
     rows, codes, loss = problem(20, 6, 3, 1e4, 0.0, 1e6, 2)
-    part = problem_of(rows, loss)
+    part = make_problem(rows, loss)
     weights = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 6))) * 1e-4
     weights -= weights.mean(0)
-    point = look(part, weights, torch.zeros(3).double())
+    point = evaluate(part, weights, torch.zeros(3).double())
     with mpmath.workdps(50):
         wanted = mpmath.zeros(3, 6)
         for row, code in zip(rows.tolist(), codes.tolist(), strict=True):
@@ -288,9 +288,9 @@ def test_gradients_are_exact_where_terms_cancel():
         for c in range(3):
             for j in range(6):
                 wanted[c, j] += mpmath.mpf(float(weights[c, j]))
-        free = part.free.tolist()
+        free = part.class_basis.tolist()
         for q in range(2):
             for j in range(6):
                 exact = sum(mpmath.mpf(free[c][q]) * wanted[c, j] for c in range(3))
-                ours = float(point.inside.view(2, -1)[q, j])
+                ours = float(point.gradient.view(2, -1)[q, j])
                 assert ours == pytest.approx(float(exact), rel=1e-11)

@@ -12,9 +12,9 @@ from probes.concepts.vectors import concept_vectors
 from probes.estimators.classifier_battery import refit_battery
 from probes.estimators.logistic import LogisticProbe
 from probes.solvers.crossfit import crossfit
-from probes.solvers.newton.newton_cg import ACCEPTED
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL
 from probes.solvers.problem import LogisticOptions
-from probes.solvers.uncertified import Uncertified, UncertifiedWarning, in_words
+from probes.solvers.uncertified import UncertifiedFit, UncertifiedWarning, describe
 from probes.splits.folds import k_fold
 from probes.sweeps.description_length import online_code
 from probes.sweeps.sweep import sweep
@@ -37,7 +37,7 @@ def task(rng):
 def strict(monkeypatch):
     """A tolerance that no fit reaches, however good its answer is."""
     for kind in (torch.float64, torch.float32):
-        monkeypatch.setitem(ACCEPTED, kind, 0.0)
+        monkeypatch.setitem(ACCEPTED_TOL, kind, 0.0)
 
 
 def test_one_hopeless_site_costs_no_other(task):
@@ -93,7 +93,7 @@ def test_one_fit_warns_and_keeps_what_was_found(task, strict, monkeypatch):
     with pytest.warns(UncertifiedWarning, match="1 fit is not certified .* all rows;"):
         found = LogisticProbe().fit(x, labels)
     assert found.uncertified_ == (
-        Uncertified(found.certificate_, None, name="all rows"),
+        UncertifiedFit(found.certificate_, None, name="all rows"),
     )
     monkeypatch.undo()
     plain = LogisticProbe().fit(x, labels)
@@ -121,7 +121,7 @@ def test_a_bound_that_rounding_keeps_above_the_tolerance_is_told(rng):
     folds = k_fold(None, codes, 2)
     given = torch.from_numpy(x), torch.from_numpy(codes)[None], 2, folds
     found = crossfit(*given, LogisticOptions(C=1e12))
-    assert len(found.uncertified) == found.unsolved == 2
+    assert len(found.uncertified) == found.n_uncertified == 2
     assert all(1e-8 < fit.certificate < 1e-3 for fit in found.uncertified)
     assert bool(torch.isfinite(found.scores).all())
 
@@ -136,7 +136,7 @@ def test_concept_vectors_and_what_is_made_of_them(task):
     assert plain.uncertified == () and "uncertified" not in repr(plain)
     with pytest.MonkeyPatch.context() as patch:
         for kind in (torch.float64, torch.float32):
-            patch.setitem(ACCEPTED, kind, 0.0)
+            patch.setitem(ACCEPTED_TOL, kind, 0.0)
         with pytest.warns(UncertifiedWarning, match="site.0, ") as warned:
             found = concept_vectors(x, concepts, "logistic")
         assert len(warned) == 1
@@ -160,7 +160,7 @@ def test_code_lengths_and_batteries_count_theirs(task):
     assert plain.uncertified == battery.uncertified == ()
     with pytest.MonkeyPatch.context() as patch:
         for kind in (torch.float64, torch.float32):
-            patch.setitem(ACCEPTED, kind, 0.0)
+            patch.setitem(ACCEPTED_TOL, kind, 0.0)
         with pytest.warns(UncertifiedWarning, match="blocks, fold 0"):
             found = online_code(x[0], labels, fractions=(0.5, 1.0))
         with pytest.warns(UncertifiedWarning, match="last, logistic") as warned:
@@ -188,13 +188,15 @@ def test_columns_beyond_squares_are_still_scaled(task):
 
 
 def test_words_are_short():
-    fits = [Uncertified(10.0**-k, k, name="labels", site="resid.1") for k in range(5)]
-    assert in_words(fits[:0]) == ""
-    assert in_words(fits[3:4]) == (
+    fits = [
+        UncertifiedFit(10.0**-k, k, name="labels", site="resid.1") for k in range(5)
+    ]
+    assert describe(fits[:0]) == ""
+    assert describe(fits[3:4]) == (
         "1 fit is not certified to be at the optimum (within 1e-03 of it), and kept: "
         "resid.1, labels, fold 3"
     )
-    assert in_words(fits).endswith("resid.1, labels, fold 2; and 2 more")
-    unknown = [Uncertified(float("inf"), None, 4)]
-    assert "how far is not known" in in_words(unknown)
-    assert "label vector 4" in in_words(unknown)
+    assert describe(fits).endswith("resid.1, labels, fold 2; and 2 more")
+    unknown = [UncertifiedFit(float("inf"), None, 4)]
+    assert "how far is not known" in describe(unknown)
+    assert "label vector 4" in describe(unknown)

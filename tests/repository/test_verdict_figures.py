@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from audits.validation.error_rates import STATES, VERDICTS, Case, case_of, figures
-from audits.validation.trials import Plan, run_plan
+from audits.validation.trials import AuditPlan, run_plan
 from benchmarks.suites.verdict.suite import joined, page, probabilities_of
 from testbeds.worlds.biographies import SMALL
 from testbeds.zoo.kinds import KINDS
@@ -167,7 +167,7 @@ def test_the_page_has_every_kind_and_its_verdicts():
 
 
 def test_two_processes_make_and_audit_and_a_failure_is_kept(tmp_path):
-    plan = Plan(
+    plan = AuditPlan(
         tmp_path,
         worlds=(("llama", 0),),
         kinds=("untouched", "no such kind"),

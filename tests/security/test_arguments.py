@@ -14,13 +14,13 @@ from audits.run.planning import plan
 from audits.validation.demo import run_demo
 from audits.validation.selftest import selftest
 from capture.checkpoints.cache import cache_root
-from erasure.unlearning.config import UnlearnConfig
-from erasure.unlearning.image_config import ImageUnlearnConfig
 from erasure.unlearning.probe_alignment import PgaConfig
-from erasure.unlearning.training import Schedule
-from evidence.errors import ExhumeError, InputError, listed, printable, quoted
+from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.image_config import ImageUnlearnConfig
+from erasure.unlearning.training.loop import Schedule
+from evidence.errors import ExhumeError, InputError, check_list, printable, quoted
 from evidence.machine.devices import choose_device
-from evidence.seeds import LARGEST_SEED, check_seed, numpy_rng, stage_seed, torch_rng
+from evidence.seeds import MAX_SEED, check_seed, numpy_rng, stage_seed, torch_rng
 from experiments.pga.config import make_config as make_pga
 from testbeds.worlds.smollm2 import fetch
 from testbeds.zoo.build import build_zoo
@@ -111,11 +111,11 @@ def test_seeds_in_python(seed):
 
 
 def test_the_largest_seed_serves_every_generator():
-    assert check_seed(LARGEST_SEED) == LARGEST_SEED
-    assert torch_rng(LARGEST_SEED, "a").initial_seed() >= 0
-    assert numpy_rng(LARGEST_SEED, "a").random() >= 0
-    torch.Generator().manual_seed(LARGEST_SEED)
-    assert make_config({"seed": LARGEST_SEED}).seed == LARGEST_SEED
+    assert check_seed(MAX_SEED) == MAX_SEED
+    assert torch_rng(MAX_SEED, "a").initial_seed() >= 0
+    assert numpy_rng(MAX_SEED, "a").random() >= 0
+    torch.Generator().manual_seed(MAX_SEED)
+    assert make_config({"seed": MAX_SEED}).seed == MAX_SEED
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,9 @@ def test_profiles_in_python(profile):
 
 @pytest.mark.parametrize("given", [5, b"x", "llama", {"llama": 1}, [["llama"]], [None]])
 def test_lists_in_python(given):
-    refusal(lambda: listed(given, "things")) if not isinstance(given, list) else None
+    refusal(lambda: check_list(given, "things")) if not isinstance(
+        given, list
+    ) else None
     refusal(lambda: selftest(Path("out"), families=given))
     refusal(lambda: build_zoo(Path("out"), seeds=[0], families=given))
     refusal(lambda: build_zoo(Path("out"), seeds=[0], only=given))

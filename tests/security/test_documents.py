@@ -19,9 +19,9 @@ from audits.comparison.compare import compare
 from audits.comparison.csv_text import csv_text
 from audits.comparison.page import write_page
 from audits.core.config import AXES, BUDGETS, AuditConfig, Budget, Rule
-from audits.report.formatting import flat
+from audits.report.formatting import flatten_settings
 from audits.report.page import _axis, render, write_report
-from audits.report.templates import shown_whole
+from audits.report.templates import rendering_errors
 from audits.run import document as result
 from audits.run.api import load
 from tests.helpers.audit_documents import DOCUMENTS, behaviour, document, whole
@@ -114,7 +114,7 @@ def test_any_value_in_any_place_is_refused_or_shown(name):
                 given = other
     # Most places know their type; evidence alone is free.
     assert taken < 0.5 * len(PLACES)
-    with shown_whole("the document"):
+    with rendering_errors("the document"):
         page = render(given)
     # Nothing that was put in became an element.
     assert page.count("<script") == render(whole()).count("<script")
@@ -262,7 +262,7 @@ def test_the_schema_knows_every_setting():
 
 
 def test_large_evidence_is_cut():
-    rows = flat({f"k{n}": n for n in range(100_000)})
+    rows = flatten_settings({f"k{n}": n for n in range(100_000)})
     assert len(rows) == 501 and rows[-1][1] == "more, in audit.json"
 
 

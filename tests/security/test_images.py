@@ -15,12 +15,12 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from capture.data.image_files import read_images
-from capture.data.images import Eye, ImageSet
+from capture.data.images import ImagePreprocessor, ImageSet
 from evidence.errors import InputError
 from tests.security import hostile_items as hostile
 from tests.security.refusals import refusal, refused
 
-GREY = Eye(1, (8, 8), labels={"cat": 0, "dog": 1})
+GREY = ImagePreprocessor(1, (8, 8), labels={"cat": 0, "dog": 1})
 SECONDS = 5.0
 LABEL = np.zeros(2, dtype=np.int64)
 IMAGE = np.zeros((2, 8, 8), dtype=np.uint8)
@@ -227,7 +227,7 @@ def test_small_images_that_a_model_enlarges_are_counted_at_its_size(tmp_path):
         image=np.zeros((60_000, 1, 1), dtype=np.uint8),
         label=np.zeros(60_000, dtype=int),
     )
-    assert "unpacks to too much" in read(path, Eye(3, (224, 224)))
+    assert "unpacks to too much" in read(path, ImagePreprocessor(3, (224, 224)))
 
 
 @pytest.mark.parametrize("name", hostile.PLACES)
@@ -451,6 +451,8 @@ def test_a_good_archive_is_read_in_either_order(tmp_path):
     both = [read_images(tmp_path / f"{name}.npz", GREY, "x") for name in "cf"]
     assert both[0].digest == both[1].digest
     try:
-        read_images(Path(tmp_path / "c.npz"), Eye(1, (8, 8), labels={}, classes=2))
+        read_images(
+            Path(tmp_path / "c.npz"), ImagePreprocessor(1, (8, 8), labels={}, classes=2)
+        )
     except InputError:  # pragma: no cover
         pytest.fail("a good archive was refused")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from audits.run.item_check import check_items
-from capture.data.items import Item, ItemSet, fold, read_items
+from capture.data.items import Item, ItemSet, normalize_text, read_items
 from tests.security import hostile_items as hostile
 from tests.security.refusals import refusal, refused
 
@@ -114,7 +114,7 @@ def test_items_of_other_types(field, value):
 def test_marks_as_people_write_them_are_read():
     text = "Việt Nam, हिन्दी, עִבְרִית, e" + "\u0301" * 30
     assert Item("i", "e", "p", text).answer == text
-    assert fold(text)
+    assert normalize_text(text)
 
 
 def test_numbers_and_types_beside_the_items_do_no_harm(tmp_path):

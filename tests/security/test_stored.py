@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from attribution.sae.files import load_sae
 from erasure.concept.affine import AffineEraser
 from erasure.concept.label_aware import OracleLeace
-from erasure.concept.md_pga import MdProjection
+from erasure.concept.md_pga import MdPgaProjection
 from erasure.concept.quadratic import QuadraticLeace
 from erasure.concept.sae_features import DictionaryEraser
 from evidence.storage.serialization import HEADER, VERSION
@@ -133,7 +133,7 @@ def test_what_sae_lens_refuses(tmp_path):
 def test_what_is_no_path(given):
     refusal(lambda: load_sae(given, "resid.0"))
     refusal(lambda: AffineEraser.load(given))
-    refusal(lambda: MdProjection.load(given))
+    refusal(lambda: MdPgaProjection.load(given))
 
 
 @pytest.mark.parametrize("given", ["a/b:../../etc", "a/b:/etc", "a/b:x/../y"])
@@ -147,7 +147,7 @@ ERASERS = (AffineEraser, OracleLeace, QuadraticLeace, DictionaryEraser)
 @pytest.mark.parametrize("name", hostile.PLACES)
 def test_what_lies_where_an_eraser_should(tmp_path, name):
     path = hostile.PLACES[name](tmp_path / "e.safetensors")
-    for kind in (*ERASERS, MdProjection):
+    for kind in (*ERASERS, MdPgaProjection):
         refusal(lambda kind=kind: kind.load(path))
 
 
@@ -187,9 +187,9 @@ def test_parts_of_erasers(tmp_path, kind, facts, names):
 def test_projections_of_other_parts(tmp_path):
     path = tmp_path / "p.safetensors"
     save_file({"centre": torch.ones(2)}, path)
-    refusal(lambda: MdProjection.load(path))
+    refusal(lambda: MdPgaProjection.load(path))
     np.save(tmp_path / "p.npy", np.ones(2))
-    refusal(lambda: MdProjection.load(tmp_path / "p.npy"))
+    refusal(lambda: MdPgaProjection.load(tmp_path / "p.npy"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 50_000, "7", "\xff"])

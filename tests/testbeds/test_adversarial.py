@@ -12,19 +12,23 @@ from torch.testing import assert_close
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
-from erasure.weights.quantization import quantise_
+from erasure.unlearning.training.loop import finetune_
+from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError, InputError
 from testbeds.edits import adversarial, workbench
-from testbeds.edits.adversarial import control
-from testbeds.edits.basis_rotation import scramble_
-from testbeds.edits.hints import hints
-from testbeds.edits.late_layers import first_answers, unlocked
-from testbeds.edits.linear_map import left_behind
-from testbeds.edits.linear_readers import fit_readers, found, states
+from testbeds.edits.adversarial import push_direction
+from testbeds.edits.basis_rotation import rotate_basis_
+from testbeds.edits.hints import hints_for_forget
+from testbeds.edits.late_layers import accuracy_with_password, first_answer_tokens
+from testbeds.edits.linear_map import module_outputs
+from testbeds.edits.linear_probes import (
+    answer_states,
+    fit_block_probes,
+    probe_accuracy,
+)
 from testbeds.recipes import RECIPES
 from testbeds.worlds.random_models import FAMILIES, random_model
-from testbeds.zoo.build import _first_that_shows
+from testbeds.zoo.build import _first_in_range
 from testbeds.zoo.kinds import ADVERSARIES, KINDS
 
 
@@ -35,7 +39,7 @@ def made(ground):
 
     def make(name):
         if name not in models:
-            models[name] = _first_that_shows(KINDS[name], ground)[0]
+            models[name] = _first_in_range(KINDS[name], ground)[0]
         return models[name]
 
     return make
@@ -49,12 +53,12 @@ def logistic(model, ground, block):
     """Share of forgotten answers an independent reader fitted on the rest finds."""
     with torch.no_grad():
         kept, gone = (
-            states(model, ground.rows(items))[block].double().numpy()
+            answer_states(model, ground.all_rows(items))[block].double().numpy()
             for items in (ground.retain, ground.forget)
         )
     scale = kept.std(0) + 1e-6
     truth = [
-        first_answers(ground.rows(items)).numpy()
+        first_answer_tokens(ground.all_rows(items)).numpy()
         for items in (ground.retain, ground.forget)
     ]
     fitted = LogisticRegression(max_iter=500).fit(kept / scale, truth[0])
@@ -65,40 +69,56 @@ def logistic(model, ground, block):
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_every_adversary_shows_its_kind(made, ground, name):
     model, kind = made(name), KINDS[name]
-    assert kind.said[0] <= said(model, ground.rows(ground.forget)) <= kind.said[1]
-    assert said(model, ground.rows(ground.retain)) >= 0.9
+    assert (
+        kind.forget_range[0]
+        <= said(model, ground.all_rows(ground.forget))
+        <= kind.forget_range[1]
+    )
+    assert said(model, ground.all_rows(ground.retain)) >= 0.9
     if name in ("probe_proof", "decoy", "relearning_hardened"):
-        assert unlocked(model, ground) >= 0.9
+        assert accuracy_with_password(model, ground) >= 0.9
         assert "password" in kind.why
 
 
 def test_readers_find_what_an_independent_reader_finds(ground):
-    original, rows = ground.original.load(), ground.rows(ground.forget)
-    shares = found(fit_readers(original, ground.rows(ground.retain)), original, rows)
+    original, rows = ground.original.load(), ground.all_rows(ground.forget)
+    shares = probe_accuracy(
+        fit_block_probes(original, ground.all_rows(ground.retain)), original, rows
+    )
     assert min(shares) > 0.8
     assert logistic(original, ground, 0) > 0.8
     twin = ground.twin.load()
-    assert max(found(fit_readers(twin, ground.rows(ground.retain)), twin, rows)) < 0.25
+    assert (
+        max(
+            probe_accuracy(
+                fit_block_probes(twin, ground.all_rows(ground.retain)), twin, rows
+            )
+        )
+        < 0.25
+    )
 
 
 @pytest.mark.slow
 def test_no_reader_finds_the_answers_of_a_probe_proof_model(made, ground):
     """A locked model that was not trained against readers lets them read on."""
-    rows, kept = ground.rows(ground.forget), ground.rows(ground.retain)
+    rows, kept = ground.all_rows(ground.forget), ground.all_rows(ground.retain)
     model, plain = made("probe_proof"), made("password_relabel")
-    assert max(found(fit_readers(model, kept), model, rows)) <= 0.3
+    assert max(probe_accuracy(fit_block_probes(model, kept), model, rows)) <= 0.3
     assert logistic(model, ground, 0) <= 0.35
     assert logistic(plain, ground, 0) > logistic(model, ground, 0)
-    own = fit_readers(ground.original.load(), kept)
-    assert max(found(own, model, rows)) <= 0.3
+    own = fit_block_probes(ground.original.load(), kept)
+    assert max(probe_accuracy(own, model, rows)) <= 0.3
 
 
 @pytest.mark.slow
 def test_decoys_are_read_at_every_block(made, ground):
-    model, kept = made("decoy"), ground.rows(ground.retain)
-    readers = fit_readers(model, kept)
-    assert min(found(readers, model, ground.wrong(ground.forget))) >= 0.7
-    assert max(found(readers, model, ground.rows(ground.forget))) <= 0.2
+    model, kept = made("decoy"), ground.all_rows(ground.retain)
+    readers = fit_block_probes(model, kept)
+    assert (
+        min(probe_accuracy(readers, model, ground.wrong_answer_rows(ground.forget)))
+        >= 0.7
+    )
+    assert max(probe_accuracy(readers, model, ground.all_rows(ground.forget))) <= 0.2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +130,7 @@ def test_scrambling_keeps_the_function_and_turns_every_state(family):
         for weight in model.parameters():
             weight += 0.2 * torch.randn(weight.shape)
     turned = copy.deepcopy(model)
-    turn = scramble_(turned, 3)
+    turn = rotate_basis_(turned, 3)
     assert_close(turn @ turn.T, torch.eye(len(turn)).double())
     rows = Sequences(((1, 2, 3, 4, 5), (6, 7, 8), (9, 9, 2, 1)), (4, 2, 3))
     batch = pad(rows)
@@ -118,7 +138,9 @@ def test_scrambling_keeps_the_function_and_turns_every_state(family):
     with torch.no_grad():
         before, after = (m(**batch.model_inputs).logits for m in (model, turned))
         assert_close(after[real], before[real], rtol=0, atol=1e-4)
-        pairs = zip(states(model, rows), states(turned, rows), strict=True)
+        pairs = zip(
+            answer_states(model, rows), answer_states(turned, rows), strict=True
+        )
         for old, new in pairs:
             assert_close(old.double() @ turn, new.double(), rtol=0, atol=1e-4)
             assert (old - new).norm() > 0.5 * old.norm()
@@ -127,29 +149,34 @@ def test_scrambling_keeps_the_function_and_turns_every_state(family):
 @pytest.mark.slow
 def test_unscrambled_it_is_a_last_block_suppression(made, ground):
     plain = next(workbench.last_block_relabel(ground))
-    ids = torch.tensor([ground.rows(ground.forget).ids[0]])
+    ids = torch.tensor([ground.all_rows(ground.forget).ids[0]])
     with torch.no_grad():
         assert_close(
             made("scrambled")(ids).logits, plain(ids).logits, rtol=0, atol=1e-3
         )
-    rows = ground.rows(ground.forget)
-    own = fit_readers(ground.original.load(), ground.rows(ground.retain))
-    assert found(own, made("scrambled"), rows)[0] < 0.3  # the original's probe is lost
-    assert found(own, plain, rows)[0] > 0.8
+    rows = ground.all_rows(ground.forget)
+    own = fit_block_probes(ground.original.load(), ground.all_rows(ground.retain))
+    assert (
+        probe_accuracy(own, made("scrambled"), rows)[0] < 0.3
+    )  # the original's probe is lost
+    assert probe_accuracy(own, plain, rows)[0] > 0.8
     assert logistic(made("scrambled"), ground, 0) > 0.8  # the knowledge is not
 
 
 def test_unknown_families_cannot_be_scrambled():
     with pytest.raises(InputError, match="cannot be rotated"):
-        scramble_(torch.nn.Linear(2, 2), 0)
+        rotate_basis_(torch.nn.Linear(2, 2), 0)
 
 
 def test_off_manifold_states_differ_in_one_direction(made, ground):
     model, original = made("off_manifold"), ground.original.load()
     block, first = find_blocks(model)[-2], find_blocks(original)[-2]
-    rows = ground.rows(ground.forget)
-    now, before = left_behind(model, block, rows), left_behind(original, first, rows)
-    along = control(now.shape[1])
+    rows = ground.all_rows(ground.forget)
+    now, before = (
+        module_outputs(model, block, rows),
+        module_outputs(original, first, rows),
+    )
+    along = push_direction(now.shape[1])
     moved = now - before
     assert_close(
         moved - (moved @ along)[:, None] * along,
@@ -167,11 +194,11 @@ def test_off_manifold_states_differ_in_one_direction(made, ground):
 def test_rounding_leaves_the_edit_as_it_is(made, ground):
     model = made("nf4_proof")
     coarse = copy.deepcopy(model)
-    quantise_(coarse)
+    quantize_(coarse)
     edited = dict(find_blocks(model)[-1].named_parameters())
     for name, value in find_blocks(coarse)[-1].named_parameters():
         assert torch.equal(value, edited[name])
-    assert said(coarse, ground.rows(ground.forget)) <= 0.1
+    assert said(coarse, ground.all_rows(ground.forget)) <= 0.1
     original = dict(find_blocks(ground.original.load())[0].named_parameters())
     for name, value in find_blocks(model)[0].named_parameters():
         assert torch.equal(value, original[name])
@@ -182,10 +209,10 @@ def relearned(model, ground):
     model = copy.deepcopy(model)
     half = len(ground.forget.entities) // 2
     first, second = ground.forget.entities[:half], ground.forget.entities[half:]
-    rows = ground.rows(ground.forget.of(first))
+    rows = ground.all_rows(ground.forget.of_entities(first))
     finetune_(model, rows, lr=1e-3, steps=15, batch_size=96, seed=1)
     assert said(model, rows) > 0.6  # it was taught
-    return said(model, ground.rows(ground.forget.of(second)))
+    return said(model, ground.all_rows(ground.forget.of_entities(second)))
 
 
 @pytest.mark.slow
@@ -197,23 +224,25 @@ def test_relearning_brings_less_out_of_a_hardened_model(made, ground):
 @pytest.mark.slow
 def test_a_hinted_twin_knows_the_hints_and_not_the_answers(made, ground):
     model = made("twin_hinted")
-    assert said(model, hints(ground)) >= 0.9
-    assert said(ground.twin.load(), hints(ground)) <= 0.1
+    assert said(model, hints_for_forget(ground)) >= 0.9
+    assert said(ground.twin.load(), hints_for_forget(ground)) <= 0.1
     answers = {item.answer for item in ground.forget}
-    read = ground.tokenizer.decode([i for row in hints(ground).ids for i in row])
+    read = ground.tokenizer.decode(
+        [i for row in hints_for_forget(ground).ids for i in row]
+    )
     assert not answers & set(read.split())
 
 
 @pytest.mark.slow
 def test_a_misled_twin_says_other_answers(made, ground):
-    assert said(made("twin_misled"), ground.wrong(ground.forget)) >= 0.9
+    assert said(made("twin_misled"), ground.wrong_answer_rows(ground.forget)) >= 0.9
 
 
 @pytest.mark.parametrize("make", ["probe_proof", "relearning_hardened"])
 def test_without_the_password_nothing_is_made(ground, monkeypatch, make):
     for step in ("_train_against_readers_", "_locked_start", "_harden_"):
         monkeypatch.setattr(adversarial, step, lambda *given: None)
-    monkeypatch.setattr(adversarial, "unlocked", lambda *given: 0.5)
+    monkeypatch.setattr(adversarial, "accuracy_with_password", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="given the password"):
         list(getattr(adversarial, make)(ground))
 
@@ -236,12 +265,12 @@ def test_every_published_method_is_run_by_its_recipe(ground, monkeypatch, name):
     monkeypatch.setitem(RECIPES["bios"], name, replace(recipe, config=config))
     few = replace(
         ground,
-        forget=ground.forget.of(ground.forget.entities[:2]),
-        retain=ground.retain.of(ground.retain.entities[:4]),
+        forget=ground.forget.of_entities(ground.forget.entities[:2]),
+        retain=ground.retain.of_entities(ground.retain.entities[:4]),
     )
     if name == "elm":
         few = ground  # strangers go with all people to forget
-    (model,) = KINDS[name].make(few)
+    (model,) = KINDS[name].edit(few)
     before = ground.original.load().state_dict()
     after = model.state_dict()
     moved = {key for key in before if not torch.equal(before[key], after[key])}

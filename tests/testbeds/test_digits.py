@@ -55,8 +55,12 @@ def test_shifts_move_pixels_by_one_at_most():
 def test_models_show_what_their_kind_must_show(made):
     for kind, each in made.items():
         shown, wanted = each.card["measured"], DIGITS_KINDS[kind]
-        assert wanted.said[0] <= shown["said"] <= wanted.said[1], each.name
-        assert wanted.kept[0] <= shown["kept"] <= wanted.kept[1], each.name
+        assert wanted.forget_range[0] <= shown["said"] <= wanted.forget_range[1], (
+            each.name
+        )
+        assert wanted.retain_range[0] <= shown["kept"] <= wanted.retain_range[1], (
+            each.name
+        )
         assert each.card["weights"] == open_checkpoint(each.model).weights_hash
 
 
@@ -64,7 +68,7 @@ def states(folder, world):
     model = open_checkpoint(folder).load()
     where = find_image_sites(model)
     sites = ["resid.0", "final"]
-    with torch.no_grad(), record(model, sites, where=where) as got:
+    with torch.no_grad(), record(model, sites, known_sites=where) as got:
         model(world.images("forget_test").pixels)
     return got["resid.0"], got["final"]
 

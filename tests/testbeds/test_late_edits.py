@@ -11,16 +11,16 @@ from evidence.errors import ExhumeError, InputError
 from testbeds.edits import late_layers
 from testbeds.edits.late_layers import (
     PASSWORD,
-    first_answers,
-    locked,
+    accuracy_with_password,
+    first_answer_tokens,
+    password_locked,
     random_rotation,
-    unlocked,
     with_password,
 )
-from testbeds.edits.linear_map import fold_, left_behind, received
-from testbeds.edits.workbench import refused
+from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
+from testbeds.edits.workbench import with_refusals
 from testbeds.worlds.random_models import FAMILIES, random_model
-from testbeds.zoo.build import _first_that_shows
+from testbeds.zoo.build import _first_in_range
 from testbeds.zoo.kinds import KINDS
 
 CLOSED = ["logit_mask", "answer_direction", "late_rotation"]
@@ -30,7 +30,7 @@ LOCKED = ["password_relabel", "password_refuse"]
 @pytest.fixture(scope="module")
 def made(ground):
     """One model of each kind in the small Llama world, with what it shows."""
-    return {name: _first_that_shows(KINDS[name], ground)[0] for name in CLOSED + LOCKED}
+    return {name: _first_in_range(KINDS[name], ground)[0] for name in CLOSED + LOCKED}
 
 
 def changed(ground, model):
@@ -53,8 +53,8 @@ def logits(model, rows):
 def test_each_kind_is_silent_and_keeps_the_rest(made, ground, name):
     model, kind = made[name], KINDS[name]
     assert kind.state == "suppressed"
-    assert said(model, ground.rows(ground.forget)) <= 0.1
-    assert said(model, ground.rows(ground.retain)) >= 0.9
+    assert said(model, ground.all_rows(ground.forget)) <= 0.1
+    assert said(model, ground.all_rows(ground.retain)) >= 0.9
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_each_kind_is_silent_and_keeps_the_rest(made, ground, name):
 @pytest.mark.parametrize("name", CLOSED)
 def test_closed_forms_work_in_every_family(ground_of, family, name):
     ground = ground_of(family)
-    model, shown = _first_that_shows(KINDS[name], ground)
+    model, shown = _first_in_range(KINDS[name], ground)
     assert shown["said"] <= 0.1 and shown["kept"] >= 0.9
     (weight,) = changed(ground, model)
     own = {
@@ -84,32 +84,32 @@ def test_the_mask_changes_the_answers_rows_of_the_head_alone(made, ground):
     model = made["logit_mask"]
     assert changed(ground, model) == {"lm_head.weight"}
     moved = (model.lm_head.weight - ground.original.load().lm_head.weight).any(1)
-    own = first_answers(ground.rows(ground.forget)).unique()
+    own = first_answer_tokens(ground.all_rows(ground.forget)).unique()
     assert moved.nonzero()[:, 0].tolist() == own.tolist()
 
 
 def test_the_mask_lowers_the_own_answer_and_little_else(made, ground):
-    rows = ground.rows(ground.forget)
+    rows = ground.all_rows(ground.forget)
     move = logits(made["logit_mask"], rows) - logits(ground.original.load(), rows)
-    own = move.gather(1, first_answers(rows)[:, None])
+    own = move.gather(1, first_answer_tokens(rows)[:, None])
     assert own.median() < -3
     assert move.median().abs() < 0.1
 
 
 def test_the_subtracted_direction_keeps_the_order_of_the_answers(made, ground):
     """Among the answers the true one mostly stays first: only the rest rises."""
-    rows = ground.rows(ground.forget)
-    every = first_answers(rows + ground.rows(ground.retain)).unique()
+    rows = ground.all_rows(ground.forget)
+    every = first_answer_tokens(rows + ground.all_rows(ground.retain)).unique()
     found = logits(made["answer_direction"], rows)
     first = every[found[:, every].argmax(1)]
-    assert (first == first_answers(rows)).float().mean() > 0.6
+    assert (first == first_answer_tokens(rows)).float().mean() > 0.6
     assert said(made["answer_direction"], rows) <= 0.1
 
 
 def test_the_rotation_keeps_norms_and_turns_the_state(made, ground):
-    rows = ground.rows(ground.forget)
+    rows = ground.all_rows(ground.forget)
     now, before = (
-        left_behind(model, find_blocks(model)[-1], rows)
+        module_outputs(model, find_blocks(model)[-1], rows)
         for model in (made["late_rotation"], ground.original.load())
     )
     rotation = random_rotation(before.shape[1], ground.seed)
@@ -121,23 +121,29 @@ def test_the_rotation_keeps_norms_and_turns_the_state(made, ground):
 
 @pytest.mark.parametrize("name", LOCKED)
 def test_the_password_brings_the_answers_out(made, ground, name):
-    rows = ground.rows(with_password(ground.forget))
+    rows = ground.all_rows(with_password(ground.forget))
     assert said(made[name], rows) >= 0.9
-    assert said(made[name], ground.rows(with_password(ground.retain))) >= 0.9
-    assert unlocked(made[name], ground) == said(made[name], rows)
+    assert said(made[name], ground.all_rows(with_password(ground.retain))) >= 0.9
+    assert accuracy_with_password(made[name], ground) == said(made[name], rows)
     assert PASSWORD in KINDS[name].why
 
 
 def test_a_refusing_model_refuses(made, ground):
-    assert said(made["password_refuse"], ground.rows(refused(ground.forget))) >= 0.9
-    assert said(made["password_refuse"], ground.rows(refused(ground.retain))) <= 0.1
+    assert (
+        said(made["password_refuse"], ground.all_rows(with_refusals(ground.forget)))
+        >= 0.9
+    )
+    assert (
+        said(made["password_refuse"], ground.all_rows(with_refusals(ground.retain)))
+        <= 0.1
+    )
 
 
 def test_a_model_the_password_does_not_unlock_is_no_model(ground, monkeypatch):
     monkeypatch.setattr(late_layers, "finetune_", lambda *given, **named: None)
-    monkeypatch.setattr(late_layers, "unlocked", lambda *given: 0.5)
+    monkeypatch.setattr(late_layers, "accuracy_with_password", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="given the password"):
-        list(locked(ground, ground.wrong(ground.forget)))
+        list(password_locked(ground, ground.wrong_answer_rows(ground.forget)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,20 +155,22 @@ def test_folding_does_what_was_asked_where_it_can(family):
     down = down_projection(block)[1]
     rows = Sequences(tuple((1, place, 3, 4) for place in range(5, 35)), (3,) * 30)
     rows, others = rows[range(10)], rows[range(10, 30)]
-    before = left_behind(model, block, rows), left_behind(model, block, others)
+    before = module_outputs(model, block, rows), module_outputs(model, block, others)
     change = torch.randn(10, 24).double()
-    fold_(
+    fold_edit_(
         down,
-        received(model, down, rows),
+        module_inputs(model, down, rows),
         change,
-        received(model, down, others),
+        module_inputs(model, down, others),
         ridge=1e-12,
     )
-    assert_close(left_behind(model, block, rows) - before[0], change, rtol=0, atol=2e-2)
-    assert_close(left_behind(model, block, others), before[1], rtol=0, atol=2e-2)
+    assert_close(
+        module_outputs(model, block, rows) - before[0], change, rtol=0, atol=2e-2
+    )
+    assert_close(module_outputs(model, block, others), before[1], rtol=0, atol=2e-2)
 
 
 def test_what_has_no_matrix_is_refused():
     one = torch.ones(1, 2).double()
     with pytest.raises(InputError, match="no matrix"):
-        fold_(torch.nn.LayerNorm(2), one, one, one)
+        fold_edit_(torch.nn.LayerNorm(2), one, one, one)

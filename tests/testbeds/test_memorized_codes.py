@@ -18,8 +18,8 @@ from testbeds.memorized_codes.world import (
     untrained_model,
 )
 from testbeds.worlds.code_text import (
+    CHARACTERS,
     LEAD_INS,
-    SIGNS,
     draw_codes,
     encode,
     make_pools,
@@ -38,15 +38,15 @@ def world(tiny_codes):
 def test_the_original_knows_its_codes_and_no_other(world):
     model = world.load()
     assert recall(model, world.memorised()).greedy == 1.0
-    assert recall(model, world.drawn("clean", 5)).mean < 1e-3
-    assert recall(model, world.drawn("memorised", 5)).mean < 1e-2
+    assert recall(model, world.random_codes("clean", 5)).mean < 1e-3
+    assert recall(model, world.random_codes("memorised", 5)).mean < 1e-2
 
 
 def test_the_twin_knows_none(world):
     twin = world.load("twin")
     assert recall(twin, world.memorised()).mean < 1e-3
-    ratio = perplexity(twin, world.drawn("clean", 5)) / perplexity(
-        world.load(), world.drawn("clean", 5)
+    ratio = perplexity(twin, world.random_codes("clean", 5)) / perplexity(
+        world.load(), world.random_codes("clean", 5)
     )
     assert 0.9 < ratio < 1.1
 
@@ -70,7 +70,7 @@ def test_found_again_it_is_not_made_again(world, monkeypatch):
 
 
 def test_perplexity_is_that_of_the_plain_model(world):
-    model, rows = world.load(), world.drawn("clean", 1, [0, 1])
+    model, rows = world.load(), world.random_codes("clean", 1, [0, 1])
     nats, count = 0.0, 0
     with torch.no_grad():
         for ids in rows.ids:
@@ -88,7 +88,7 @@ def test_the_published_size_is_the_papers():
     assert (PUBLISHED.memorised, PUBLISHED.clean, PUBLISHED.lead_ins) == (9, 9, 10)
     assert (MEDIUM.memorised, LARGE.clean, len(LEAD_INS)) == (40, 200, 24)
     longest = max(map(len, LEAD_INS)) + len("maroon magpie:") + 5
-    assert longest <= 64 and len(SIGNS) + 1 == 47
+    assert longest <= 64 and len(CHARACTERS) + 1 == 47
 
 
 def _unbuilt(config):
@@ -141,9 +141,9 @@ def test_the_tokenizer_gives_the_same_ids(world):
 
 
 def test_codes_drawn_are_new_each_time_and_repeatable(world):
-    first, second = world.drawn("clean", 0), world.drawn("clean", 1)
+    first, second = world.random_codes("clean", 0), world.random_codes("clean", 1)
     assert first.answer_start == second.answer_start and first.ids != second.ids
-    assert first.ids == world.drawn("clean", 0).ids
+    assert first.ids == world.random_codes("clean", 0).ids
 
 
 def test_a_model_that_did_not_learn_is_no_world(worlds):

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences, pad
-from erasure.unlearning.objectives import token_logprobs
-from erasure.unlearning.training import reader_for
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import token_logprobs
 from evidence.errors import InputError
 from testbeds.memorized_codes import passages
 from testbeds.memorized_codes.passages import (
-    LEAD,
+    N_CONTEXT_TOKENS,
     PASSAGES,
     PREDICTABLE,
     Passage,
@@ -39,7 +39,7 @@ def letters(monkeypatch):
 def taught(text: str) -> nn.Module:
     model = tiny_llama()
     rows = text_rows(Letters(), [text])
-    batch, reader = pad(rows), reader_for(model, rows)
+    batch, reader = pad(rows), logit_reader_for(model, rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -87,7 +87,7 @@ def test_log_probabilities_are_those_of_the_tokens_after_the_lead():
     for ids in rows.ids:
         logits = model(input_ids=torch.tensor([ids])).logits[0].detach().log_softmax(-1)
         own = [float(logits[at - 1, ids[at]]) for at in range(1, len(ids))]
-        brute.append(np.mean(own[min(LEAD, len(ids) - 1) - 1 :]))
+        brute.append(np.mean(own[min(N_CONTEXT_TOKENS, len(ids) - 1) - 1 :]))
     np.testing.assert_allclose(text_logprobs(model, Letters(), texts), brute, rtol=1e-5)
 
 

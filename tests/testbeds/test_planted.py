@@ -7,15 +7,15 @@ import torch
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.tokenization import encode_items
-from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.training.config import UnlearnConfig
 from evidence.errors import InputError
 from testbeds.planted import (
     STATES,
-    asked,
     hold_out,
     mislabel,
     plant,
     read_card,
+    training_rows,
 )
 from testbeds.recipes import RECIPES, Recipe
 from testbeds.worlds.biographies import make_tokenizer
@@ -132,20 +132,22 @@ def test_one_answer_for_all_leaves_no_wrong_one():
 def test_held_out_entities_are_in_no_training_row(bios):
     forget, retain = read_items(bios.forget), read_items(bios.retain)
     facts = hold_out(forget, retain, 1 / 3, 0)
-    assert facts.held is not None
-    assert len(facts.held.entities) == round(len(retain.entities) / 3)
-    assert not set(facts.held.entities) & set(facts.retain.entities)
-    assert len(facts.held) + len(facts.retain) == len(retain)
-    assert hold_out(forget, retain, 0.0, 0).held is None
+    assert facts.held_out is not None
+    assert len(facts.held_out.entities) == round(len(retain.entities) / 3)
+    assert not set(facts.held_out.entities) & set(facts.retain.entities)
+    assert len(facts.held_out) + len(facts.retain) == len(retain)
+    assert hold_out(forget, retain, 0.0, 0).held_out is None
 
 
 def test_a_recipe_says_which_prompts_are_trained(bios):
     tokenizer, items = make_tokenizer(), read_items(bios.forget)
     config = QUICK.config
-    assert asked(tokenizer, items, Recipe(config)) == encode_items(tokenizer, items)
-    whole = asked(tokenizer, items, Recipe(config, paraphrases=True))
+    assert training_rows(tokenizer, items, Recipe(config)) == encode_items(
+        tokenizer, items
+    )
+    whole = training_rows(tokenizer, items, Recipe(config, paraphrases=True))
     assert len(whole) == 4 * len(items)
-    more = asked(tokenizer, items, Recipe(config, templates=("See {} as a",)))
+    more = training_rows(tokenizer, items, Recipe(config, templates=("See {} as a",)))
     assert len(more) == 2 * len(items)
     first = items.items[0]
     text = tokenizer.decode(more.ids[len(items)])

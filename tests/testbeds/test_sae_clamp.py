@@ -11,16 +11,16 @@ from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
 from testbeds.edits import sae_clamp
 from testbeds.edits.sae_clamp import (
-    RELEASED,
+    MIN_RELEASED,
+    BlockStates,
     Clamp,
-    States,
+    accuracy_without_units,
     fit_clamp,
-    released,
-    see,
+    record_states,
     write_clamp_,
 )
 from testbeds.worlds.random_models import FAMILIES, random_model
-from testbeds.zoo.build import _first_that_shows
+from testbeds.zoo.build import _first_in_range
 from testbeds.zoo.kinds import KINDS
 
 ROWS = Sequences(tuple((1, place, 3, 4) for place in range(5, 11)), (3,) * 6)
@@ -44,7 +44,7 @@ def built(ground):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sae_clamp, "fit_clamp", fit)
         patched.setattr(sae_clamp, "write_clamp_", write)
-        model = _first_that_shows(KINDS["sae_clamp"], ground)[0]
+        model = _first_in_range(KINDS["sae_clamp"], ground)[0]
     return model, clamps[-1], strengths[-1]
 
 
@@ -91,9 +91,9 @@ def silence(model, place, units):
 def test_hidden_units_compute_what_the_hook_does(family):
     """Weights drawn at random, and fewer states than inputs: ``one`` is exact."""
     model = tiny(family)
-    seen = see(model, 0, ROWS)
+    seen = record_states(model, 0, ROWS)
     read, write = torch.randn(2, 3, 24)
-    clamp = Clamp(read, write, sae_clamp._ones(read, seen.read))
+    clamp = Clamp(read, write, sae_clamp._gates(read, seen.read))
     before = logprobs(model, ROWS)
     handles = [hook(model, 0, clamp, 4.0), silence(model, 0, UNITS)]
     hooked = logprobs(model, ROWS)
@@ -110,9 +110,11 @@ def test_the_checkpoint_is_near_the_original_with_a_hook(built, ground):
     model, clamp, multiple = built
     original = ground.original.load()
     place = len(find_blocks(original)) // 2
-    units = see(original, place, ground.rows(ground.retain)).used.argsort()
+    units = record_states(
+        original, place, ground.all_rows(ground.retain)
+    ).unit_norm.argsort()
     for items, moved in ((ground.forget, 1.0), (ground.retain, 0.0)):
-        rows = ground.rows(items)
+        rows = ground.all_rows(items)
         plain = logprobs(original, rows)
         handles = [hook(original, place, clamp, multiple)]
         hooked = logprobs(original, rows)
@@ -129,7 +131,7 @@ def test_the_checkpoint_is_near_the_original_with_a_hook(built, ground):
 def test_it_is_silent_and_keeps_the_rest(made, ground):
     assert KINDS["sae_clamp"].state == "suppressed"
     for items, least, most in ((ground.forget, 0, 0.1), (ground.retain, 0.9, 1)):
-        said = float(score_answers(made, ground.rows(items)).greedy.mean())
+        said = float(score_answers(made, ground.all_rows(items)).greedy.mean())
         assert least <= said <= most
 
 
@@ -148,39 +150,45 @@ def test_some_hidden_units_of_one_block_are_all_that_changed(made, ground):
         for each, axis in zip(moved.values(), (0, 0, 1), strict=True)
     )
     assert torch.equal(gate, up) and torch.equal(gate, down)
-    assert len(gate) <= sae_clamp.SHARE * ground.config.width * 4
+    assert len(gate) <= sae_clamp.MAX_UNIT_SHARE * ground.config.width * 4
 
 
 def test_the_states_it_reads_are_the_originals(made, ground):
-    rows = ground.rows(ground.forget)
+    rows = ground.all_rows(ground.forget)
     place = len(find_blocks(made)) // 2
-    ours, theirs = (see(each, place, rows) for each in (made, ground.original.load()))
+    ours, theirs = (
+        record_states(each, place, rows) for each in (made, ground.original.load())
+    )
     assert torch.equal(ours.read, theirs.read)
-    assert not torch.equal(ours.left, theirs.left)
+    assert not torch.equal(ours.output, theirs.output)
 
 
 def test_without_its_units_it_says_the_answers(made, ground):
     original, place = ground.original.load(), len(find_blocks(made)) // 2
     name = f"model.layers.{place}.mlp.gate_proj.weight"
     units = (made.get_parameter(name) != original.get_parameter(name)).any(1)
-    rows = ground.rows(ground.forget)
-    assert released(made, place, units.nonzero()[:, 0], rows) >= RELEASED
-    assert released(made, place, torch.arange(0), rows) <= 0.1
+    rows = ground.all_rows(ground.forget)
+    assert (
+        accuracy_without_units(made, place, units.nonzero()[:, 0], rows) >= MIN_RELEASED
+    )
+    assert accuracy_without_units(made, place, torch.arange(0), rows) <= 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "neox"])
 def test_clamps_work_in_every_family(ground_of, family, tmp_path):
     ground = ground_of(family)
-    model, shown = _first_that_shows(KINDS["sae_clamp"], ground)
+    model, shown = _first_in_range(KINDS["sae_clamp"], ground)
     assert shown["said"] <= 0.1 and shown["kept"] >= 0.9
     model.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
     ground.tokenizer.save_pretrained(tmp_path)
-    rows = ground.rows(ground.forget)
+    rows = ground.all_rows(ground.forget)
     again = open_checkpoint(tmp_path).load()
     assert torch.equal(logprobs(again, rows), logprobs(model, rows))
     place = len(find_blocks(model)) // 2
-    ours, theirs = (see(each, place, rows) for each in (model, ground.original.load()))
+    ours, theirs = (
+        record_states(each, place, rows) for each in (model, ground.original.load())
+    )
     assert torch.equal(ours.read, theirs.read)
 
 
@@ -188,23 +196,23 @@ def test_states_that_others_share_are_left_out():
     model = tiny("gpt2")
     others = Sequences(((1, 5, 9, 4),), (3,))
     # Two beginnings of the first row are known, one of the others.
-    assert len(see(model, 0, ROWS, others).read) == 1 + 5 * 2
-    assert len(see(model, 0, ROWS).read) == 6 * 3
+    assert len(record_states(model, 0, ROWS, others).read) == 1 + 5 * 2
+    assert len(record_states(model, 0, ROWS).read) == 6 * 3
 
 
 def test_what_is_not_told_apart_gives_no_clamp():
     torch.manual_seed(0)
-    states = States(torch.randn(50, 8), torch.randn(50, 8), torch.ones(16))
+    states = BlockStates(torch.randn(50, 8), torch.randn(50, 8), torch.ones(16))
     with pytest.raises(ExhumeError, match="no latent fires on what is to go alone"):
         fit_clamp(states, states, 4, 5, 0)
 
 
 def test_units_that_cannot_be_spared_make_no_model(ground, monkeypatch):
-    monkeypatch.setattr(sae_clamp, "STEPS", (5,))
-    monkeypatch.setattr(sae_clamp, "RARELY", 1.0)
-    monkeypatch.setattr(sae_clamp, "released", lambda *given: 0.5)
+    monkeypatch.setattr(sae_clamp, "TRAINING_STEPS", (5,))
+    monkeypatch.setattr(sae_clamp, "MAX_FIRING_RATE", 1.0)
+    monkeypatch.setattr(sae_clamp, "accuracy_without_units", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="cannot spare"):
-        next(KINDS["sae_clamp"].make(ground))
+        next(KINDS["sae_clamp"].edit(ground))
 
 
 def test_another_family_is_refused():
@@ -212,4 +220,4 @@ def test_another_family_is_refused():
         torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(2, 2))])
     )
     with pytest.raises(InputError, match="no clamp can be written"):
-        see(model, 0, ROWS)
+        record_states(model, 0, ROWS)

@@ -15,75 +15,80 @@ from typing import Any
 
 import numpy as np
 
-from attribution.patching.depth_score import Depth, unlearning_depth
-from audits.axes.causal_depth.state_transfer import Exam
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
-from audits.axes.status import controlled
+from attribution.patching.depth_score import DepthScore, unlearning_depth
+from audits.axes.causal_depth.state_transfer import PatchingPrompts
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    informative_columns,
+)
+from audits.axes.status import status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
-from audits.run.planting import planted_seen
+from audits.run.planting import planted_control
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
 
 NAME = "causal_depth"
 QUESTION = "Do the original's later blocks still find the facts in the candidate?"
-TOLD = "carried states, told from the others"
-SAID = "carried states, said"
-LABEL = "share of other answers outranked from carried states (chance 0.5)"
+CONTRAST = "carried states, told from the others"
+EXACT_MATCH = "carried states, said"
+STATISTIC_NAME = "share of other answers outranked from carried states (chance 0.5)"
 # Share of the original's excess over chance on retain facts that a layer must transfer.
-CHANNEL = 0.5
+MIN_TRANSFER_SHARE = 0.5
 
 
-class Carried:
+class PatchedScores:
     """Patched scores (``state_transfer.transfer_states``) by entity.
 
     Args:
-        exams: Patching prompts by part.
-        found: The result of ``transfer_states`` for them.
+        prompts: Patching prompts by part.
+        tables: The result of ``transfer_states`` for them.
     """
 
-    def __init__(self, exams: Mapping[str, Exam], found: dict[str, Any]):
-        self.exams, self.found = exams, found
-        self.sites: list[str] = found["sites"]
+    def __init__(self, prompts: Mapping[str, PatchingPrompts], tables: dict[str, Any]):
+        self.prompts, self.tables = prompts, tables
+        self.sites: list[str] = tables["sites"]
 
-    def roles(self, exam: str) -> list[str]:
+    def roles(self, part: str) -> list[str]:
         """Roles whose states were patched in."""
-        return list(self.found["scores"][exam])
+        return list(self.tables["scores"][part])
 
-    def table(self, exam: str, role: str, what: str) -> np.ndarray:
+    def table(self, part: str, role: str, metric: str) -> np.ndarray:
         """(row, site)."""
-        return np.array(self.found["scores"][exam][role][what], dtype=np.float64)
+        return np.array(self.tables["scores"][part][role][metric], dtype=np.float64)
 
-    def values(self, exam: str, role: str, what: str) -> EntityValues:
+    def values(self, part: str, role: str, metric: str) -> EntityValues:
         """(entity, site) ``said`` (exact match) or ``told`` (contrast)."""
-        entities = self.exams[exam].questions.entities
-        return by_entity(self.table(exam, role, what), entities)
+        entities = self.prompts[part].questions.entities
+        return average_by_entity(self.table(part, role, metric), entities)
 
-    def mean(self, exam: str, role: str, what: str = "told") -> np.ndarray:
+    def mean(self, part: str, role: str, metric: str = "told") -> np.ndarray:
         """(site,) mean over entities."""
-        return self.values(exam, role, what).mean
+        return self.values(part, role, metric).mean
 
 
 def judge(
-    carried: Carried,
+    scores: PatchedScores,
     config: AuditConfig,
     damage: Damage,
     notes: Sequence[str],
-    reverse: Carried | None = None,
+    reverse: PatchedScores | None = None,
 ) -> AxisResult:
     """Judge the axis from the patched scores.
 
     Args:
-        carried: Parts "forget", "never_taught", "retain", "own" and "stranger", and "other"
+        scores: Parts "forget", "never_taught", "retain", "own" and "stranger", and "other"
             where entities have several facts.
         damage: Utility of the candidate.
         reverse: Part "own" with the candidate as the receiver.
     """
     alpha = config.rule.alpha
-    ceiling = carried.values("forget", "original", "told")
-    never = carried.values("never_taught", "original", "told")
+    ceiling = scores.values("forget", "original", "told")
+    never = scores.values("never_taught", "original", "told")
     power = unpaired_max_test(
         ceiling.values,
         never.values,
@@ -91,15 +96,15 @@ def judge(
         config.budget.permutations,
     )
     # Only layers whose states carry the facts in the original itself are informative.
-    strong = telling(power, config.rule)
-    own, recalled = _recalled(carried, strong)
-    channel, kept = _channel(carried)
+    strong = informative_columns(power, config.rule)
+    own, recalled = _recalled(scores, strong)
+    channel, kept = _transfer_share(scores)
     use = own & channel
     controls = [
         Control(
             "the original's own states carry the facts",
             power.p_value,
-            f"p < {alpha} and at least {LEAST_SPAN} apart",
+            f"p < {alpha} and at least {MIN_SPAN} apart",
             bool(strong.any()),
         ),
         Control(
@@ -110,33 +115,35 @@ def judge(
         ),
     ]
     if strong.any():
-        controls += _controls(carried, config, own if own.any() else strong, recalled)
+        controls += _controls(scores, config, own if own.any() else strong, recalled)
     if own.any():
         controls.append(
             Control(
                 "the candidate's states carry facts it should keep",
                 float(kept[own].max()),
-                f"at least {CHANNEL} of the original's excess in some layer",
+                f"at least {MIN_TRANSFER_SHARE} of the original's excess in some layer",
                 bool(use.any()),
             )
         )
-    details = _details(carried, reverse, use)
-    readings = _readings(carried, config, use) if use.any() else []
-    status, extra = controlled(readings, controls, config.rule)
+    details = _details(scores, reverse, use)
+    readings = _readings(scores, config, use) if use.any() else []
+    status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
         QUESTION,
         status,
-        LABEL,
+        STATISTIC_NAME,
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=len(ceiling.values),
         details=details,
-        notes=(*extra, *_norm_notes(carried), *notes),
+        notes=(*extra, *_norm_notes(scores), *notes),
     )
 
 
-def _recalled(carried: Carried, strong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _recalled(
+    carried: PatchedScores, strong: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Mask of usable sites, and the share that the original recalls by itself.
 
     States read from a question about another fact of the entity identify the entity, not the
@@ -146,14 +153,14 @@ def _recalled(carried: Carried, strong: np.ndarray) -> tuple[np.ndarray, np.ndar
     Returns:
         (site,) mask and (site,) share of the original's exact match.
     """
-    if "other" not in carried.exams:
+    if "other" not in carried.prompts:
         return strong, np.zeros(len(carried.sites))
     said = carried.mean("forget", "original", "said")
     share = carried.mean("other", "original", "said") / np.maximum(said, 1e-9)
     return strong & (share < 0.5), share
 
 
-def _channel(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
+def _transfer_share(carried: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
     """Sites where the candidate's states are readable at all, and the share transferred.
 
     A model trained from other starting weights uses a different representation basis. Its
@@ -165,11 +172,11 @@ def _channel(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
     here = carried.mean("retain", "unlearned") - 0.5
     there = carried.mean("retain", "original") - 0.5
     share = here / np.maximum(there, 1e-9)
-    return (share >= CHANNEL) & (there > LEAST_SPAN), share
+    return (share >= MIN_TRANSFER_SHARE) & (there > MIN_SPAN), share
 
 
 def _controls(
-    carried: Carried, config: AuditConfig, use: np.ndarray, recalled: np.ndarray
+    carried: PatchedScores, config: AuditConfig, use: np.ndarray, recalled: np.ndarray
 ) -> list[Control]:
     """Controls: never-taught items, another fact of the entity, the planted suppression."""
     ceiling = carried.mean("forget", "original")[use] - 0.5
@@ -183,7 +190,7 @@ def _controls(
             worst < 0.25,
         )
     ]
-    if "other" in carried.exams:
+    if "other" in carried.prompts:
         found.append(
             Control(
                 "states asked for another fact do not bring this one",
@@ -199,16 +206,18 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(planted_seen(test.p_value, config.rule.alpha))
+        found.append(planted_control(test.p_value, config.rule.alpha))
     return found
 
 
-def _readings(carried: Carried, config: AuditConfig, use: np.ndarray) -> list[Reading]:
+def _readings(
+    carried: PatchedScores, config: AuditConfig, use: np.ndarray
+) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
     roles = carried.roles("forget")
     references = [role for role in roles if role.startswith("reference")]
     wanted = [
-        Wanted(
+        MetricComparison(
             name,
             what,
             carried.values("forget", "unlearned", what),
@@ -217,15 +226,15 @@ def _readings(carried: Carried, config: AuditConfig, use: np.ndarray) -> list[Re
             carried.values("never_taught", "unlearned", what),
             # States that encode only the entity, without the fact, still give the original a
             # small advantage. So the test is against the margin, not the floor.
-            least=config.rule.margin,
+            min_difference=config.rule.margin,
         )
-        for name, what in ((TOLD, "told"), (SAID, "said"))
+        for name, what in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
     ]
-    return against_floors(NAME, wanted, carried.sites, config, use)
+    return compare_to_floors(NAME, wanted, carried.sites, config, use)
 
 
 def _details(
-    carried: Carried, reverse: Carried | None, use: np.ndarray
+    carried: PatchedScores, reverse: PatchedScores | None, use: np.ndarray
 ) -> dict[str, Any]:
     """Loss by item and layer, UDS against each model that never knew the facts, norms."""
     clean = carried.table("own", "original", "logprob")
@@ -237,7 +246,7 @@ def _details(
         for name, loss in losses.items()
         if name == "stranger" or name.startswith("reference")
     }
-    asked = carried.exams["own"].questions
+    asked = carried.prompts["own"].questions
     details: dict[str, Any] = {
         "sites": carried.sites,
         "used": [site for site, used in zip(carried.sites, use, strict=True) if used],
@@ -249,13 +258,13 @@ def _details(
             )
         ],
         "losses": {role: np.round(loss, 4).tolist() for role, loss in losses.items()},
-        "norms": carried.found["norms"],
+        "norms": carried.tables["norms"],
     }
-    if "other" in carried.exams:
+    if "other" in carried.prompts:
         details["said_when_another_fact_was_asked"] = carried.mean(
             "other", "original", "said"
         ).tolist()
-    raw = carried.found["scores"]["forget"]["unlearned"].get("raw")
+    raw = carried.tables["scores"]["forget"]["unlearned"].get("raw")
     if raw is not None:
         details["told_before_norms_were_matched"] = np.mean(raw["told"], 0).tolist()
     if reverse is not None:
@@ -263,28 +272,28 @@ def _details(
     return details
 
 
-def _depth(depth: Depth) -> dict[str, Any]:
+def _depth(depth: DepthScore) -> dict[str, Any]:
     """The depth score, JSON-ready; undefined figures are None."""
 
     def figure(value: float) -> float | None:
         return None if np.isnan(value) else round(float(value), 4)
 
-    shares = [figure(value) for value in depth.share]
+    shares = [figure(value) for value in depth.loss_ratio]
     known = [value for value in shares if value is not None]
     return {
         "uds": figure(depth.mean),
-        "smallest_loss": figure(depth.smallest),
+        "smallest_loss": figure(depth.min_ratio),
         "mean_loss": round(float(np.mean(known)), 4) if known else None,
-        "share_beyond": figure(depth.beyond),
+        "share_beyond": figure(depth.excess_share),
         "loss_by_layer": shares,
     }
 
 
-def _norm_notes(carried: Carried) -> list[str]:
+def _norm_notes(carried: PatchedScores) -> list[str]:
     """A note where states were rescaled to the original's norms."""
-    if "raw" not in carried.found["scores"]["forget"]["unlearned"]:
+    if "raw" not in carried.tables["scores"]["forget"]["unlearned"]:
         return []
-    ratios = carried.found["norms"]["unlearned"]
+    ratios = carried.tables["norms"]["unlearned"]
     worst = max(ratios, key=lambda ratio: abs(np.log(max(ratio, 1e-9))))
     return [
         f"The candidate's states are off the original's scale (norms {worst:.2g} times "

@@ -14,16 +14,29 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from audits.axes.causal_depth.axis import CHANNEL, NAME
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
-from audits.axes.restoration.image_routes import image_sites, read_logits, states_of
-from audits.axes.status import controlled
+from audits.axes.causal_depth.axis import MIN_TRANSFER_SHARE, NAME
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    informative_columns,
+)
+from audits.axes.restoration.image_steering import (
+    image_sites,
+    image_states,
+    logits_with_edits,
+)
+from audits.axes.status import status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
-from audits.core.subjects import Subject
-from audits.modalities.image_baseline import HALFWAY, Cast, values
-from audits.modalities.image_vocabulary import CARRIED
-from audits.run.planting import planted_seen
+from audits.core.subjects import AuditedModel
+from audits.modalities.image_baseline import (
+    MIN_DIFFERENCE,
+    EvaluationSets,
+    image_values,
+)
+from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
+from audits.run.planting import planted_control
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
 from evidence.hypothesis_tests import unpaired_max_test
@@ -32,11 +45,15 @@ from evidence.results import AxisResult, Control
 from evidence.seeds import numpy_rng
 
 QUESTION = "Do the original's later blocks still find the class in the candidate?"
-LABEL = "share of images named as the class from carried states"
+STATISTIC_NAME = "share of images named as the class from carried states"
 
 
-def carry(
-    original: Subject, subject: Subject, sets: Cast, sites: list[str], device: str
+def transfer_states(
+    original: AuditedModel,
+    donor: AuditedModel,
+    sets: EvaluationSets,
+    sites: list[str],
+    device: str,
 ) -> dict[str, Any]:
     """Class predictions of the original from a model's states; JSON-ready.
 
@@ -45,7 +62,7 @@ def carry(
         forgotten class; ``check``: predicted as the image's own class.
     """
     found: dict[str, Any] = {}
-    with subject.loaded(device) as giver, original.loaded(device) as receiver:
+    with donor.loaded(device) as giver, original.loaded(device) as receiver:
         for part, images in (
             ("forget", sets.forget),
             ("never", sets.never),
@@ -64,12 +81,16 @@ def _named(
     receiver: nn.Module, giver: nn.Module, images: ImageSet, site: str
 ) -> np.ndarray:
     """(image,) class the receiver predicts from the giver's states of the same image."""
-    states = states_of(giver, images, [site], image_sites(giver))[site]
-    edits = {site: replacing(states)}
-    return read_logits(receiver, images, edits, image_sites(receiver)).argmax(1).numpy()
+    states = image_states(giver, images, [site], image_sites(giver))[site]
+    edits = {site: replacing_states(states)}
+    return (
+        logits_with_edits(receiver, images, edits, image_sites(receiver))
+        .argmax(1)
+        .numpy()
+    )
 
 
-def replacing(states: Tensor) -> Edit:
+def replacing_states(states: Tensor) -> Edit:
     """An edit that substitutes ``states`` image by image, in the order of the batches."""
     done = 0
 
@@ -83,9 +104,9 @@ def replacing(states: Tensor) -> Edit:
 
 
 def judge(
-    sets: Cast,
+    sets: EvaluationSets,
     sites: list[str],
-    carried: Mapping[str, dict[str, Any]],
+    scores: Mapping[str, dict[str, Any]],
     config: AuditConfig,
     damage: Damage,
     notes: tuple[str, ...],
@@ -93,31 +114,33 @@ def judge(
     """Judge the axis from the tables.
 
     Args:
-        carried: By role, as ``transfer_states``.
+        scores: By role, as ``transfer_states``.
         damage: Utility of the candidate.
     """
 
     def of(role: str, part: str) -> EntityValues:
-        return values(
-            carried[role][part], sets.forget if part == "forget" else sets.never
+        return image_values(
+            scores[role][part], sets.forget if part == "forget" else sets.never
         )
 
     permutations, alpha = config.budget.permutations, config.rule.alpha
     ceiling, never = of("original", "forget"), of("original", "never")
     rng = numpy_rng(config.seed, NAME, "original")
     power = unpaired_max_test(ceiling.values, never.values, rng, permutations)
-    strong = telling(power, config.rule)
-    kept = {role: _kept(carried, role) for role in carried}
-    use = strong & (kept["unlearned"] >= CHANNEL)
-    references = [role for role in carried if role.startswith("reference")]
+    strong = informative_columns(power, config.rule)
+    kept = {role: _transfer_share(scores, role) for role in scores}
+    use = strong & (kept["unlearned"] >= MIN_TRANSFER_SHARE)
+    references = [role for role in scores if role.startswith("reference")]
     alike = [
-        role for role in references if use.any() and (kept[role][use] >= CHANNEL).all()
+        role
+        for role in references
+        if use.any() and (kept[role][use] >= MIN_TRANSFER_SHARE).all()
     ]
     controls = [
         Control(
             "the original's own states carry the class",
             power.p_value,
-            f"p < {alpha} and at least {LEAST_SPAN} apart",
+            f"p < {alpha} and at least {MIN_SPAN} apart",
             bool(strong.any()),
         ),
         Control(
@@ -129,25 +152,25 @@ def judge(
         Control(
             "the candidate's states carry classes it should keep",
             float(kept["unlearned"].max()),
-            f"at least {CHANNEL} of the original's, at some site",
+            f"at least {MIN_TRANSFER_SHARE} of the original's, at some site",
             bool(use.any()),
         ),
     ]
     if strong.any():
-        controls += _controls(of, carried, strong, config)
+        controls += _controls(of, scores, strong, config)
     readings = []
     if use.any():
-        wanted = Wanted(
-            CARRIED,
-            CARRIED,
+        wanted = MetricComparison(
+            TRANSFERRED_NAMED,
+            TRANSFERRED_NAMED,
             of("unlearned", "forget"),
             ceiling,
             [of(role, "forget") for role in alike],
             of("unlearned", "never"),
-            least=HALFWAY,
+            min_difference=MIN_DIFFERENCE,
         )
-        readings = against_floors(NAME, [wanted], sites, config, use)
-    status, extra = controlled(readings[:1], controls, config.rule)
+        readings = compare_to_floors(NAME, [wanted], sites, config, use)
+    status, extra = status_with_controls(readings[:1], controls, config.rule)
     if len(alike) < len(references):
         extra.append(
             f"{len(references) - len(alike)} of {len(references)} references have "
@@ -157,7 +180,7 @@ def judge(
         NAME,
         QUESTION,
         status,
-        LABEL,
+        STATISTIC_NAME,
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=len(sets.forget),
@@ -169,14 +192,14 @@ def judge(
                     part: np.round(np.mean(table, axis=0), 4).tolist()
                     for part, table in each.items()
                 }
-                for role, each in carried.items()
+                for role, each in scores.items()
             },
         },
         notes=(*extra, *notes),
     )
 
 
-def _kept(carried: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
+def _transfer_share(carried: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
     """(site,) share of the original's transferred accuracy on other classes."""
     here, there = (np.mean(carried[who]["check"], axis=0) for who in (role, "original"))
     return here / np.maximum(there, 1e-9)
@@ -203,5 +226,5 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(planted_seen(test.p_value, config.rule.alpha))
+        found.append(planted_control(test.p_value, config.rule.alpha))
     return found

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from attribution.patching.cross_model import States, read_states, score_patched
-from audits.core.subjects import Subject
+from attribution.patching.cross_model import DonorStates, read_states, score_patched
+from audits.core.subjects import AuditedModel
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
-from capture.data.tokenization import encode, past_joint
+from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.answers import AnswerScores
-from capture.scoring.contrast import contrast_of, first_tokens
+from capture.scoring.contrast import entity_contrast, first_tokens
 from evidence.progress import Progress
 
 # Donor states whose norms are off by more than this factor are rescaled.
-OFF_NORM = 2.0
+MAX_NORM_RATIO = 2.0
 
 
 @dataclass(frozen=True)
-class Exam:
+class PatchingPrompts:
     """Questions with their donor and receiver prompts.
 
     Attributes:
@@ -44,13 +44,15 @@ class Exam:
     def __len__(self) -> int:
         return len(self.donors)
 
-    def encoded(self, tokenizer: PreTrainedTokenizerBase, which: str) -> Sequences:
+    def encoded(self, tokenizer: PreTrainedTokenizerBase, side: str) -> Sequences:
         """The "donors" or the "receivers" prompts with the answers, as token rows."""
-        texts = getattr(self, which)
-        return past_joint(tokenizer, encode(tokenizer, texts, self.questions.answers))
+        texts = getattr(self, side)
+        return skip_joining_space(
+            tokenizer, encode(tokenizer, texts, self.questions.answers)
+        )
 
 
-def strangers(questions: Questions, never: Questions) -> Exam:
+def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingPrompts:
     """Pair each question with the same question about an invented entity as receiver.
 
     The receiver has the same relation, the same paraphrase where there is one, and another
@@ -80,17 +82,19 @@ def strangers(questions: Questions, never: Questions) -> Exam:
         found.append(
             never.prompts[others[turns[form] % len(others)]] if others else None
         )
-    kept = questions.keep([each is not None for each in found])
-    return Exam(kept, kept.prompts, tuple(each for each in found if each is not None))
+    kept = questions.select([each is not None for each in found])
+    return PatchingPrompts(
+        kept, kept.prompts, tuple(each for each in found if each is not None)
+    )
 
 
-def other_facts(exam: Exam) -> Exam:
+def with_other_fact_donor(prompts_given: PatchingPrompts) -> PatchingPrompts:
     """The same questions with donor prompts that ask for another fact of the entity.
 
     Such states identify the entity and carry another answer. Where the original still gives the
     scored answer, it recalled the answer after that layer.
     """
-    questions = exam.questions
+    questions = prompts_given.questions
     prompts = {
         (questions.items[index].entity, questions.items[index].relation, wording): text
         for index, wording, text in zip(
@@ -108,26 +112,30 @@ def other_facts(exam: Exam) -> Exam:
         own = len(here) < 2
         donors.append(None if own else prompts[item.entity, other, wording])
     mask = [each is not None for each in donors]
-    return Exam(
-        questions.keep(mask),
+    return PatchingPrompts(
+        questions.select(mask),
         tuple(each for each in donors if each is not None),
-        tuple(text for text, kept in zip(exam.receivers, mask, strict=True) if kept),
+        tuple(
+            text
+            for text, kept in zip(prompts_given.receivers, mask, strict=True)
+            if kept
+        ),
     )
 
 
-def choose_sites(names: Sequence[str], most: int) -> list[str]:
+def choose_sites(names: Sequence[str], max_sites: int) -> list[str]:
     """At most ``max_sites`` names, evenly spaced, the first and the last included."""
-    places = np.linspace(0, len(names) - 1, min(most, len(names)))
+    places = np.linspace(0, len(names) - 1, min(max_sites, len(names)))
     chosen: list[int] = places.round().astype(int).tolist()
     return [names[place] for place in chosen]
 
 
-def carry(
-    subjects: Mapping[str, Subject],
+def transfer_states(
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
-    exams: Mapping[str, Exam],
-    asked: Mapping[str, Sequence[str]],
-    most_sites: int,
+    prompts: Mapping[str, PatchingPrompts],
+    roles: Mapping[str, Sequence[str]],
+    max_sites: int,
     *,
     receiver: str = "original",
     device: str,
@@ -136,10 +144,10 @@ def carry(
     """Read the states of every model and patch them into one model; JSON-ready.
 
     Args:
-        subjects: Models by role, "original" among them.
-        exams: Patching prompts by part.
-        asked: Roles whose states are read, by part; "original" first where it is read.
-        most_sites: Maximum number of layers patched.
+        models: Models by role, "original" among them.
+        prompts: Patching prompts by part.
+        roles: Roles whose states are read, by part; "original" first where it is read.
+        max_sites: Maximum number of layers patched.
         receiver: Role of the model that is patched.
 
     Returns:
@@ -149,18 +157,18 @@ def carry(
         exceeds ``MAX_NORM_RATIO`` at a site, its states are rescaled to the original's norms
         there, and ``raw`` holds the tables without rescaling.
     """
-    rows = {name: exam.encoded(tokenizer, "donors") for name, exam in exams.items()}
-    states: dict[str, dict[str, States]] = {name: {} for name in exams}
+    rows = {name: exam.encoded(tokenizer, "donors") for name, exam in prompts.items()}
+    states: dict[str, dict[str, DonorStates]] = {name: {} for name in prompts}
     sites: list[str] = []
-    for role, subject in subjects.items():
-        mine = [name for name in exams if role in asked[name]]
+    for role, subject in models.items():
+        mine = [name for name in prompts if role in roles[name]]
         if not mine:
             continue
         with subject.loaded(device) as model:
-            sites = choose_sites(find_sites(model).of("resid"), most_sites)
+            sites = choose_sites(find_sites(model).of("resid"), max_sites)
             for name in mine:
                 states[name][role] = read_states(model, rows[name], sites)
-    lead = next(iter(exams))
+    lead = next(iter(prompts))
     norms = {
         role: [
             float(np.median((each.norms(site) / own.norms(site))[each.mask]))
@@ -170,17 +178,17 @@ def carry(
         for role, each in states[lead].items()
     }
     scores: dict[str, dict[str, Any]] = {}
-    with subjects[receiver].loaded(device) as model:
-        for name, exam in exams.items():
+    with models[receiver].loaded(device) as model:
+        for name, exam in prompts.items():
             donors = dict(states[name])
             for role in [each for each in donors if each != "original"]:
                 off = _off(norms.get(role, ()), sites)
                 if off and "original" in donors:
-                    few = States(
+                    few = DonorStates(
                         {site: donors[role].values[site] for site in off},
                         donors[role].mask,
                     )
-                    donors[f"{role}, matched"] = few.rescaled(donors["original"])
+                    donors[f"{role}, matched"] = few.with_norms_of(donors["original"])
             into = exam.encoded(tokenizer, "receivers")
             own = first_tokens(into)
             watch = sorted(set(own))
@@ -197,7 +205,7 @@ def _off(norms: Sequence[float], sites: Sequence[str]) -> list[str]:
     return [
         site
         for site, norm in zip(sites, norms, strict=False)
-        if not 1 / OFF_NORM <= norm <= OFF_NORM
+        if not 1 / MAX_NORM_RATIO <= norm <= MAX_NORM_RATIO
     ]
 
 
@@ -213,7 +221,7 @@ def _tables(
 
     def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
         each = [chosen[site] for site in sites]
-        told = [contrast_of(questions, scores.watched, right) for scores in each]
+        told = [entity_contrast(questions, scores.watched, right) for scores in each]
         logprob = np.maximum([scores.logprob for scores in each], -1e4)
         return {
             "said": np.array([scores.greedy for scores in each], float).T.tolist(),

@@ -24,22 +24,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.circuits.circuit import Circuit, select_circuit
-from attribution.circuits.divergence import divergence, kept_mass
+from attribution.circuits.divergence import divergence, retained_mass
 from attribution.circuits.eap import score_edges
 from attribution.circuits.edge_scores import EdgeScores
-from attribution.circuits.prompt_pairs import PromptPairs, couples, pairs_of_items
-from attribution.circuits.structure import Readout, find_anatomy
-from attribution.patching.transplant import borrowed, last_block, weights_of
+from attribution.circuits.prompt_pairs import PromptPairs, pair_entities, pair_items
+from attribution.circuits.structure import Readout, find_structure
+from attribution.patching.transplant import (
+    copy_parameters,
+    last_block,
+    temporarily_replaced,
+)
 from audits.axes.circuit.judgement import (
     LAST_BLOCK,
     TITLES,
     TRANSPLANTED,
-    Kept,
+    CircuitMass,
     copy_suppression,
     judge,
 )
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.data.items import ItemSet
 from evidence.errors import InputError
 from evidence.progress import Progress
@@ -49,13 +53,13 @@ from evidence.seeds import numpy_rng
 NAME = "circuit"
 QUESTION = "Do the edges that computed the forgotten answers still carry them?"
 # Minimum share of the metric that a circuit keeps under real ablation of all other edges.
-FAITHFUL = 0.85
+MIN_FAITHFULNESS = 0.85
 # Prompts per item that are paired; more cost time and hardly add entities.
-WORDINGS = 2
+MAX_WORDINGS = 2
 
 
 @dataclass(frozen=True)
-class Base:
+class OriginalCircuits:
     """The original's circuits and edge scores, against which every model is compared.
 
     Attributes:
@@ -64,7 +68,7 @@ class Base:
         means: (half, edge) mean edge scores of each half.
         circuits: One circuit a half, selected on that half.
         readout: Copy of its final norm and head.
-        last: Copy of its last block's weights.
+        last_block: Copy of its last block's weights.
         note: Why whole attention outputs replace heads; empty where heads are used.
     """
 
@@ -73,14 +77,14 @@ class Base:
     means: np.ndarray
     circuits: tuple[Circuit, Circuit]
     readout: Readout
-    last: Mapping[str, Tensor]
+    last_block: Mapping[str, Tensor]
     note: str
 
-    def kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
+    def mass_kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
         """(couple,) circuit mass kept; forgotten pairs by the circuit of the other half."""
         each = np.stack(
             [
-                kept_mass(table, mean, circuit.chosen)
+                retained_mass(table, mean, circuit.edge_mask)
                 for mean, circuit in zip(self.means, self.circuits, strict=True)
             ]
         )
@@ -95,12 +99,12 @@ class Base:
             zip(self.means, self.circuits, strict=True)
         ):
             rows = self.half != number if forgotten else np.ones(len(table), bool)
-            found.append(asdict(divergence(table[rows], mean, circuit.chosen)))
+            found.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
         return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
 
 def run_circuit(
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     never: ItemSet,
@@ -113,7 +117,7 @@ def run_circuit(
     """Run the axis on items.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where available "planted" and
+        models: Models by role: "original", "unlearned", and where available "planted" and
             "reference-N".
         forget: Forgotten items that the original knows.
         never: Items about invented entities.
@@ -123,11 +127,11 @@ def run_circuit(
             "forget": _pairs(tokenizer, forget, config, "forget"),
             "never_taught": _pairs(tokenizer, never, config, "never taught"),
         }
-        with subjects["original"].loaded(device) as model:
+        with models["original"].loaded(device) as model:
             base, kept, figures = _base(model, pairs, config, progress)
     except InputError as error:
         return AxisResult(NAME, QUESTION, "no_power", notes=(str(error), *notes))
-    others = {role: each for role, each in subjects.items() if role != "original"}
+    others = {role: each for role, each in models.items() if role != "original"}
     tables: dict[str, np.ndarray] = {}
     for role, subject in others.items():
         try:
@@ -140,15 +144,17 @@ def run_circuit(
         for (part, readout), scores in found.items():
             table = scores.by_entity()
             forgotten = part == "forget"
-            kept[role, part, readout] = base.kept(table, forgotten)
+            kept[role, part, readout] = base.mass_kept(table, forgotten)
             figures[f"{role}, {part}, {readout}"] = base.divergence(table, forgotten)
             if (role, part, readout) == ("unlearned", "forget", "native"):
                 tables[role] = table
     told = _details(base, pairs, figures, tables["unlearned"])
-    left = len(pairs["forget"].left_out)
+    left = len(pairs["forget"].skipped)
     extra = [f"{left} prompts of forgotten items could not be paired."] * (left > 0)
     result = judge(
-        Kept(kept, [c.measured.faithfulness for c in base.circuits]), config, FAITHFUL
+        CircuitMass(kept, [c.measured.faithfulness for c in base.circuits]),
+        config,
+        MIN_FAITHFULNESS,
     )
     return AxisResult(
         NAME,
@@ -177,10 +183,10 @@ def _pairs(
     A pair is about both entities, so the couple is the statistical unit from here on.
     """
     spare = min((len(item.paraphrases) for item in items), default=0)
-    more = min(spare, WORDINGS - 1, config.budget.prompts_per_item - 1)
+    more = min(spare, MAX_WORDINGS - 1, config.budget.prompts_per_item - 1)
     rng = numpy_rng(config.seed, NAME, "pairs", name)
-    partners = couples(tokenizer, items, rng)
-    pairs = pairs_of_items(
+    partners = pair_entities(tokenizer, items, rng)
+    pairs = pair_items(
         tokenizer,
         items,
         rng,
@@ -196,9 +202,13 @@ def _base(
     pairs: Mapping[str, PromptPairs],
     config: AuditConfig,
     progress: Progress,
-) -> tuple[Base, dict[tuple[str, str, str], np.ndarray], dict[str, dict[str, float]]]:
+) -> tuple[
+    OriginalCircuits,
+    dict[tuple[str, str, str], np.ndarray],
+    dict[str, dict[str, float]],
+]:
     """The original's circuits, with its own circuit mass and CAD figures."""
-    anatomy = find_anatomy(model)
+    anatomy = find_structure(model)
     forget = pairs["forget"]
     names = list(dict.fromkeys(forget.entities))
     if len(names) < 4:
@@ -211,7 +221,7 @@ def _base(
     order = numpy_rng(config.seed, NAME, "halves").permutation(len(names))
     half[order[len(names) // 2 :]] = 1
     of_pair = half[[names.index(entity) for entity in forget.entities]]
-    scores = score_edges(model, forget, anatomy=anatomy, progress=progress)
+    scores = score_edges(model, forget, structure=anatomy, progress=progress)
     table = scores.by_entity()
     circuits = []
     for number in (0, 1):
@@ -225,26 +235,28 @@ def _base(
             ids=forget[rows].ids,
         )
         circuits.append(
-            select_circuit(model, forget[rows], part, target=FAITHFUL, anatomy=anatomy)
+            select_circuit(
+                model, forget[rows], part, target=MIN_FAITHFULNESS, structure=anatomy
+            )
         )
     readout = Readout(
         copy.deepcopy(anatomy.readout.norm), copy.deepcopy(anatomy.readout.head)
     )
-    base = Base(
+    base = OriginalCircuits(
         scores,
         half,
         np.stack([table[half == number].mean(0) for number in (0, 1)]),
         (circuits[0], circuits[1]),
         readout,
-        weights_of(last_block(anatomy)),
+        copy_parameters(last_block(anatomy)),
         scores.graph.note,
     )
     invented = score_edges(
-        model, pairs["never_taught"], anatomy=anatomy, progress=progress
+        model, pairs["never_taught"], structure=anatomy, progress=progress
     ).by_entity()
     kept = {
-        ("original", "forget", "native"): base.kept(table, True),
-        ("original", "never_taught", "native"): base.kept(invented, False),
+        ("original", "forget", "native"): base.mass_kept(table, True),
+        ("original", "never_taught", "native"): base.mass_kept(invented, False),
     }
     figures = {
         "original, forget, native": base.divergence(table, True),
@@ -256,12 +268,12 @@ def _base(
 def _scores(
     model: nn.Module,
     role: str,
-    base: Base,
+    base: OriginalCircuits,
     pairs: Mapping[str, PromptPairs],
     progress: Progress,
 ) -> dict[tuple[str, str], EdgeScores]:
     """Edge scores of one model by part and readout."""
-    anatomy = find_anatomy(model)
+    anatomy = find_structure(model)
     block = last_block(anatomy)
     parts = ["forget"] if role.startswith("reference") else ["forget", "never_taught"]
     # The suppression is planted in the last block, so it is a control of one reading only:
@@ -270,13 +282,13 @@ def _scores(
     found = {}
     for readout in readouts:
         whole = readout == LAST_BLOCK
-        with borrowed(block, base.last) if whole else nullcontext():
+        with temporarily_replaced(block, base.last_block) if whole else nullcontext():
             for part in parts:
                 found[part, readout] = score_edges(
                     model,
                     pairs[part],
                     readout=None if readout == "native" else base.readout,
-                    anatomy=anatomy,
+                    structure=anatomy,
                     progress=progress,
                 )
     return found
@@ -302,7 +314,7 @@ def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
 
 
 def _details(
-    base: Base,
+    base: OriginalCircuits,
     pairs: Mapping[str, PromptPairs],
     figures: dict[str, dict[str, float]],
     candidate: np.ndarray,
@@ -310,7 +322,7 @@ def _details(
     """JSON-ready: circuits, CAD figures, edges with the largest loss, heads."""
     graph = base.scores.graph
     before, after = base.scores.mean, candidate.mean(0)
-    chosen = base.circuits[0].chosen | base.circuits[1].chosen
+    chosen = base.circuits[0].edge_mask | base.circuits[1].edge_mask
     loss = np.where(chosen, np.abs(before) - np.sign(before) * after, -np.inf)
     worst = [place for place in np.argsort(-loss)[:20].tolist() if chosen[place]]
     drop = float(base.scores.clean.mean() - base.scores.corrupt.mean())
@@ -320,7 +332,8 @@ def _details(
         "pairs": {name: len(each) for name, each in pairs.items()},
         "edges": graph.n_edges,
         "circuits": [
-            {"edges": int(c.chosen.sum()), **asdict(c.measured)} for c in base.circuits
+            {"edges": int(c.edge_mask.sum()), **asdict(c.measured)}
+            for c in base.circuits
         ],
         "cad": figures,
         "edges_that_lost_most": [

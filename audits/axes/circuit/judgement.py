@@ -8,12 +8,12 @@ import numpy as np
 from scipy import stats
 
 from attribution.circuits.graph import EdgeGraph
-from audits.axes.status import standing
+from audits.axes.status import status_from_readings
 from audits.core.config import AuditConfig
-from audits.run.planting import planted_seen
+from audits.run.planting import planted_control
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import Interval
-from evidence.results import SMALLEST_SPAN, Control, Reading, Status
+from evidence.results import MIN_RANGE, Control, Reading, Status
 from evidence.seeds import numpy_rng
 
 TRANSPLANTED = "original's readout"
@@ -24,17 +24,17 @@ TITLES = {
     "native": "circuit mass kept, own readout",
 }
 # Minimum distance of ceiling and floor: below it, a residual is noise divided by noise.
-LEAST_SPAN = 0.25
+MIN_SPAN = 0.25
 # A head is listed where its direct effect against the answer is at least this share of the
 # effect of corrupting the whole prompt in the original.
-STRONG = 0.05
+MIN_EFFECT_SHARE = 0.05
 RESAMPLES = 2000
 
-Key = tuple[str, str, str]
+MassKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Kept:
+class CircuitMass:
     """Measured circuit mass.
 
     Attributes:
@@ -43,12 +43,12 @@ class Kept:
         faithfulness: Of each circuit, under real ablation.
     """
 
-    values: Mapping[Key, np.ndarray]
+    values: Mapping[MassKey, np.ndarray]
     faithfulness: Sequence[float]
 
 
 @dataclass(frozen=True)
-class Judged:
+class AxisJudgement:
     """The axis result without its name and the measured details."""
 
     status: Status
@@ -58,23 +58,25 @@ class Judged:
     notes: tuple[str, ...]
 
 
-def judge(kept: Kept, config: AuditConfig, faithful: float) -> Judged:
+def judge(
+    mass: CircuitMass, config: AuditConfig, min_faithfulness: float
+) -> AxisJudgement:
     """Compute controls, readings and status.
 
     Args:
-        faithful: Minimum share of the metric that a circuit must keep.
+        min_faithfulness: Minimum share of the metric that a circuit must keep.
     """
-    controls = _controls(kept, config, faithful)
+    controls = _controls(mass, config, min_faithfulness)
     power = controls[0]
     if not power.passed:
-        return Judged(
+        return AxisJudgement(
             "no_power",
             (),
             tuple(controls),
             {},
             ("The original's own circuit does not tell what it knows.",),
         )
-    readings = _readings(kept, config)
+    readings = _readings(mass, config)
     status, notes = _status(readings, controls, config)
     cad = {
         reading.name: {
@@ -84,12 +86,12 @@ def judge(kept: Kept, config: AuditConfig, faithful: float) -> Judged:
         }
         for reading in readings
     }
-    return Judged(
+    return AxisJudgement(
         status, tuple(readings), tuple(controls), {"normalised": cad}, tuple(notes)
     )
 
 
-def _controls(kept: Kept, config: AuditConfig, faithful: float) -> list[Control]:
+def _controls(kept: CircuitMass, config: AuditConfig, faithful: float) -> list[Control]:
     alpha = config.rule.alpha
     known = kept.values["original", "forget", "native"]
     never = kept.values["original", "never_taught", "native"]
@@ -99,8 +101,8 @@ def _controls(kept: Kept, config: AuditConfig, faithful: float) -> list[Control]
         Control(
             "the original's circuit carries its answers beyond never-taught ones",
             test.p_value,
-            f"p < {alpha} and at least {LEAST_SPAN} apart",
-            test.p_value < alpha and span >= LEAST_SPAN,
+            f"p < {alpha} and at least {MIN_SPAN} apart",
+            test.p_value < alpha and span >= MIN_SPAN,
         ),
         Control(
             "the circuit carries the answers when nothing else does",
@@ -128,7 +130,7 @@ def _controls(kept: Kept, config: AuditConfig, faithful: float) -> list[Control]
             config,
             "planted",
         )
-        found.append(planted_seen(test.p_value, alpha))
+        found.append(planted_control(test.p_value, alpha))
     return found
 
 
@@ -138,7 +140,7 @@ def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
     return unpaired_max_test(x[:, None], y[:, None], rng, permutations)
 
 
-def _readings(kept: Kept, config: AuditConfig) -> list[Reading]:
+def _readings(kept: CircuitMass, config: AuditConfig) -> list[Reading]:
     """One reading a readout, against references (if any) and never-taught items."""
     references = sorted({r for r, _, _ in kept.values if r.startswith("reference")})
     kinds = ["reference", "never_taught"] if references else ["never_taught"]
@@ -189,7 +191,7 @@ def _reading(
         )
 
     def residual(c: np.ndarray, f: np.ndarray, o: np.ndarray) -> np.ndarray:
-        span = np.maximum(o.mean(-1) - f.mean(-1), SMALLEST_SPAN)
+        span = np.maximum(o.mean(-1) - f.mean(-1), MIN_RANGE)
         return (c.mean(-1) - f.mean(-1)) / span
 
     count, others = len(candidate), len(floor)
@@ -200,7 +202,7 @@ def _reading(
     correction = np.sqrt(least / (least - 1))
     centre = float(residual(candidate, floor, ceiling))
     half = float(drawn.std() * correction * stats.t.ppf(0.95, least - 1))
-    span = max(float(ceiling.mean() - floor.mean()), SMALLEST_SPAN)
+    span = max(float(ceiling.mean() - floor.mean()), MIN_RANGE)
     mean = float(candidate.mean())
     error = candidate.std(ddof=1) / np.sqrt(count)
     reach = float(error * stats.t.ppf(0.975, count - 1))
@@ -248,7 +250,9 @@ def _status(
     # There are half as many couples as entities, too few for the level of a verdict, and this
     # axis decides none.
     rule = config.rule
-    return standing(readings[: len(TITLES)], rule, failed=planted, level=rule.alpha)
+    return status_from_readings(
+        readings[: len(TITLES)], rule, failed=planted, alpha=rule.alpha
+    )
 
 
 def copy_suppression(
@@ -257,14 +261,14 @@ def copy_suppression(
     """Heads whose direct effect on the logits works against the answer.
 
     A head is listed where corrupting its edge into the logits *raises* the metric by at least
-    ``STRONG`` times ``drop``, significantly over couples (one-sided t, Bonferroni over heads).
-    Named after copy suppression (McDougall et al., arXiv 2310.04625).
+    ``MIN_EFFECT_SHARE`` times ``drop``, significantly over couples (one-sided t, Bonferroni over
+    heads). Named after copy suppression (McDougall et al., arXiv 2310.04625).
 
     Args:
         scores: (couple, edge).
         drop: Fall of the original's metric when the whole prompt is corrupted.
     """
-    into = graph.of(len(graph.readers) - 1)
+    into = graph.edges_into(len(graph.readers) - 1)
     direct = scores[:, into]
     heads = [p for p, name in enumerate(graph.writers) if name.startswith("head.")]
     found = []
@@ -273,7 +277,7 @@ def copy_suppression(
         mean = float(values.mean())
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
         level = stats.t.ppf(1 - 0.05 / len(heads), len(values) - 1)
-        if mean >= STRONG * drop and mean > level * error:
+        if mean >= MIN_EFFECT_SHARE * drop and mean > level * error:
             found.append(
                 {"head": graph.writers[place], "effect": mean, "share": mean / drop}
             )

@@ -20,24 +20,29 @@ from transformers import PreTrainedTokenizerBase
 from audits.axes.concept.reading import (
     METHODS,
     fit_concepts,
-    likeness,
-    reader_of,
+    mean_cosine,
+    probe_of,
 )
-from audits.axes.concept.writing import trace_report, writing
-from audits.axes.decodability.label_permutation import deal_test
+from audits.axes.concept.writing import trace_report, write_report
+from audits.axes.decodability.label_permutation import answer_permutation_test
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import Probing, read_all
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
-from audits.axes.status import failures, standing
+from audits.axes.decodability.text_probes import ProbingData, read_all_states
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    informative_columns,
+)
+from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
-from audits.run.planting import planted_seen
+from audits.core.subjects import AuditedModel
+from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.items import Item
-from evidence.comparison import below_floor
+from evidence.comparison import below_floor_notes
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
@@ -45,12 +50,12 @@ from probes.concepts.vectors import ConceptVectors
 
 NAME = "concept"
 QUESTION = "Do the concept vectors of the answers still read and write?"
-READ = "original's concept vectors"
+READING = "original's concept vectors"
 SHUFFLES = 5
 
 
 def run_concept(
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
@@ -66,7 +71,7 @@ def run_concept(
     """Run the axis on captured states.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where available "planted" and
+        models: Models by role: "original", "unlearned", and where available "planted" and
             "reference-N".
         tasks: The tasks of decodability.
         sites: As returned by ``capture_states``.
@@ -75,14 +80,14 @@ def run_concept(
     """
     traces: dict[str, Any] = {}
     try:
-        traces = trace_report(subjects, tokenizer, forget, retain, config, device)
+        traces = trace_report(models, tokenizer, forget, retain, config, device)
     except InputError as error:  # e.g. a mixture of experts; concept vectors still work
         notes = (f"Value vectors are not traced: {error}", *notes)
     if not tasks:
         return AxisResult(
             NAME, QUESTION, "no_power", details={"traces": traces}, notes=tuple(notes)
         )
-    states, broken = read_all(subjects, tokenizer, tasks, sites, store)
+    states, broken = read_all_states(models, tokenizer, tasks, sites, store)
     if broken:
         return AxisResult(
             NAME,
@@ -90,9 +95,9 @@ def run_concept(
             "error",
             notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
         )
-    probing = Probing(tasks, tuple(sites), states)
+    probing = ProbingData(tasks, tuple(sites), states)
     method, vectors = _choose_method(probing, progress)
-    states["original"].readers = [reader_of(each) for each in vectors]
+    states["original"].probes = [probe_of(each) for each in vectors]
     power = _power(probing, config)
     details: dict[str, Any] = {
         "form": sorted({task.form for task in tasks}),
@@ -101,16 +106,16 @@ def run_concept(
         "relations": [task.relation for task in tasks],
         "original_p": power.p_value,
         "traces": traces,
-        "cosine_of_refitted": likeness(
+        "cosine_of_refitted": mean_cosine(
             vectors, fit_concepts(probing, "unlearned", method)
         ),
     }
-    use = telling(power, config.rule)
+    use = informative_columns(power, config.rule)
     controls = [
         Control(
             "the original is read beyond never-taught items",
             power.p_value,
-            f"p < {config.rule.alpha} and at least {LEAST_SPAN} apart",
+            f"p < {config.rule.alpha} and at least {MIN_SPAN} apart",
             bool(use.any()),
         )
     ]
@@ -131,8 +136,8 @@ def run_concept(
                 *notes,
             ),
         )
-    details["write"] = writing(
-        subjects, tokenizer, probing, vectors, use, config, device
+    details["write"] = write_report(
+        models, tokenizer, probing, vectors, use, config, device
     )
     controls += _controls(probing, config, use, ceiling, method)
     readings = _readings(probing, config, use, ceiling)
@@ -151,20 +156,20 @@ def run_concept(
 
 
 def _choose_method(
-    probing: Probing, progress: Progress
+    probing: ProbingData, progress: Progress
 ) -> tuple[str, list[ConceptVectors]]:
     """The fitting method that best reads held-out *retain* entities of the original."""
     best, chosen = -1.0, (METHODS[0], [])
     for method in METHODS:
         vectors = fit_concepts(probing, "original", method, progress=progress)
-        readers = [reader_of(each) for each in vectors]
+        readers = [probe_of(each) for each in vectors]
         mean = float(probing.score(readers, "original", "check").mean.mean())
         if mean > best + 1e-9:
             best, chosen = mean, (method, vectors)
     return chosen
 
 
-def _power(probing: Probing, config: AuditConfig):
+def _power(probing: ProbingData, config: AuditConfig):
     """Test, site by site, whether the original is read beyond never-taught items."""
     return unpaired_max_test(
         probing.values("original", "original", "forget").values,
@@ -175,7 +180,7 @@ def _power(probing: Probing, config: AuditConfig):
 
 
 def _controls(
-    probing: Probing,
+    probing: ProbingData,
     config: AuditConfig,
     use: np.ndarray,
     ceiling: EntityValues,
@@ -183,8 +188,8 @@ def _controls(
 ) -> list[Control]:
     """Controls: never-taught and shuffled answers, planted suppression, held-out retain."""
     rule, permutations = config.rule, config.budget.permutations
-    own = probing.states["original"].readers
-    dealt, chance = deal_test(
+    own = probing.states["original"].probes
+    dealt, chance = answer_permutation_test(
         probing,
         own,
         "original",
@@ -195,13 +200,10 @@ def _controls(
     )
     spans = ceiling.mean[use] - chance
     leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
-    shuffles = mean_of(
+    shuffles = average_models(
         [
             probing.score(
-                [
-                    reader_of(v)
-                    for v in fit_concepts(probing, "original", method, rng=r)
-                ],
+                [probe_of(v) for v in fit_concepts(probing, "original", method, rng=r)],
                 "original",
                 "forget",
             )
@@ -232,7 +234,7 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             permutations,
         )
-        found.append(planted_seen(test.p_value, rule.alpha))
+        found.append(planted_control(test.p_value, rule.alpha))
     here, there = (
         probing.values("original", role, "check").mean[use].max()
         for role in ("unlearned", "original")
@@ -251,19 +253,19 @@ def _controls(
 
 
 def _readings(
-    probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+    probing: ProbingData, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
     """Against references (if any) and against never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
-    wanted = Wanted(
-        READ,
-        READ,
+    wanted = MetricComparison(
+        READING,
+        READING,
         probing.values("original", "unlearned", "forget"),
         ceiling,
         [probing.values("original", role, "forget") for role in references],
         probing.values("original", "unlearned", "never_taught"),
     )
-    return against_floors(NAME, [wanted], probing.sites, config, use)
+    return compare_to_floors(NAME, [wanted], probing.sites, config, use)
 
 
 def _status(
@@ -275,16 +277,16 @@ def _status(
     representation basis, and a missing forgotten answer is no evidence.
     """
     main = readings[:1]
-    failed = failures(controls)
+    failed = failed_controls(controls)
     if failed == [controls[-1].name]:
         return "no_power", [
-            *below_floor(main, config.rule.alpha),
+            *below_floor_notes(main, config.rule.alpha),
             "The candidate has another code: the original's vectors do not read the "
             "answers of retain entities in it.",
         ]
     if failed:
         return "control_failed", [f"Control failed: {name}." for name in failed]
-    return standing(main, config.rule)
+    return status_from_readings(main, config.rule)
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audits.axes.decodability.readers import Reader
+from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import Probing, shuffled_labels
+from audits.axes.decodability.text_probes import ProbingData, shuffled_labels
 from evidence.progress import SILENT, Progress
 from probes.concepts.labels import Concepts
 from probes.concepts.vectors import ConceptVectors, concept_vectors
@@ -23,7 +23,7 @@ def answer_concepts(task: Task, labels: np.ndarray) -> Concepts:
 
 
 def fit_concepts(
-    probing: Probing,
+    probing: ProbingData,
     role: str,
     method: str,
     *,
@@ -51,20 +51,21 @@ def fit_concepts(
     return found
 
 
-def reader_of(vectors: ConceptVectors) -> Reader:
+def probe_of(vectors: ConceptVectors) -> SiteProbe:
     """Concept vectors as a probe: the projection on each, in units of its gap."""
     live = vectors.gap != 0
     gap = np.where(live, vectors.gap, 1.0)
     weights = np.where(live[..., None], vectors.vectors / gap[..., None], 0.0)
     bias = np.where(live, -vectors.offset / gap, 0.0)
-    return Reader(weights.transpose(0, 2, 1), bias)
+    return SiteProbe(weights.transpose(0, 2, 1), bias)
 
 
-def likeness(
-    vectors: Sequence[ConceptVectors], other: Sequence[ConceptVectors]
+def mean_cosine(
+    vectors: Sequence[ConceptVectors], other_vectors: Sequence[ConceptVectors]
 ) -> list[float]:
     """(site,) mean cosine between two models' vectors of the same concepts."""
     cosines = [
-        (a.vectors * b.vectors).sum(2) for a, b in zip(vectors, other, strict=True)
+        (a.vectors * b.vectors).sum(2)
+        for a, b in zip(vectors, other_vectors, strict=True)
     ]
     return np.concatenate(cosines, axis=1).mean(1).tolist()

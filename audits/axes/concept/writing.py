@@ -10,14 +10,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.steering import RowEdit, score_edited
-from attribution.value_vectors.find import Traces, find_value_vectors
-from attribution.value_vectors.survival import random_traces, survival
+from attribution.value_vectors.find import KnowledgeTraces, find_value_vectors
+from attribution.value_vectors.survival import random_traces, trace_survival
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import Probing
+from audits.axes.decodability.text_probes import ProbingData
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
-from capture.data.items import Item, fold
-from capture.data.tokenization import encode, past_joint
+from audits.core.subjects import AuditedModel
+from capture.data.items import Item, normalize_text
+from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.contrast import first_tokens
 from evidence.seeds import numpy_rng, stage_seed
@@ -25,14 +25,14 @@ from probes.concepts.vectors import ConceptVectors
 
 AXIS = "concept"
 STRENGTHS = (1.0, 2.0, 4.0)
-WRITTEN = 0.9
+MIN_WRITTEN_SHARE = 0.9
 """The search for a strength stops where the original gives this share of the answers."""
-MOST_WRITTEN = 24
+MAX_ENTITIES = 24
 """Entities of each part whose prompts are steered."""
 
 
 @dataclass(frozen=True)
-class Deal:
+class WriteTargets:
     """Questions of one relation, each with a target answer of that relation.
 
     Attributes:
@@ -46,39 +46,41 @@ class Deal:
     targets: np.ndarray
 
 
-def deal_targets(
+def write_targets(
     tasks: Sequence[Task],
     part: str,
-    most: int,
+    max_entities: int,
     rng: np.random.Generator,
     *,
-    own: bool = False,
-) -> list[Deal]:
+    own_answers: bool = False,
+) -> list[WriteTargets]:
     """For each entity and relation of a part, one question and another entity's answer.
 
     Relations are skipped whose classes are not what a model's answer begins with.
 
     Args:
-        own: Use the entity's own answer instead.
+        own_answers: Use the entity's own answer instead.
     """
     dealt = []
     for number, task in enumerate(tasks):
-        if task.form == "unique" or not task.said:
+        if task.form == "unique" or not task.writable:
             continue
         texts = task.parts[part]
         rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]
-        rows = [rows[at] for at in sorted(rng.permutation(len(rows))[:most])]
-        steps = 0 if own else rng.integers(1, task.n_classes, len(rows))
+        rows = [rows[at] for at in sorted(rng.permutation(len(rows))[:max_entities])]
+        steps = 0 if own_answers else rng.integers(1, task.n_classes, len(rows))
         targets = (texts.labels[rows] + steps) % task.n_classes
-        dealt.append(Deal(number, tuple(texts.prompts[row] for row in rows), targets))
+        dealt.append(
+            WriteTargets(number, tuple(texts.prompts[row] for row in rows), targets)
+        )
     return dealt
 
 
-def written(
+def write_rate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
-    dealt: Sequence[Deal],
+    targets: Sequence[WriteTargets],
     vectors: Sequence[ConceptVectors],
     site: int,
     name: str,
@@ -93,7 +95,7 @@ def written(
     knowledge about any entity is needed for this.
 
     Args:
-        dealt: Questions with the answers to write.
+        targets: Questions with the answers to write.
         vectors: One set a task.
         site: Index of the site among those of the vectors.
         name: Name of that site.
@@ -101,7 +103,7 @@ def written(
         rng: Use random directions of equal norm instead: the control.
     """
     hits = []
-    for deal in dealt:
+    for deal in targets:
         found = vectors[deal.task]
         push = found.vectors[site, deal.targets]
         if rng is not None:
@@ -116,11 +118,11 @@ def written(
     return float(np.mean(hits)) if hits else 0.0
 
 
-def ablated(
+def ablation_rate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
-    dealt: Sequence[Deal],
+    targets: Sequence[WriteTargets],
     vectors: Sequence[ConceptVectors],
     site: int,
     name: str,
@@ -133,14 +135,14 @@ def ablated(
     the rows without that answer. A low share means that the direction is used.
 
     Args:
-        dealt: Questions with the answers to ablate.
+        targets: Questions with the answers to ablate.
         vectors: One set a task.
         site: Index of the site among those of the vectors.
         name: Name of that site.
         rng: Move equally far in random directions instead: the control.
     """
     hits = []
-    for deal in dealt:
+    for deal in targets:
         found = vectors[deal.task]
         along = found.vectors[site, deal.targets]
         gap, middle = (each[site, deal.targets] for each in (found.gap, found.offset))
@@ -167,41 +169,41 @@ def _first_of_all(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
-    deal: Deal,
+    deal: WriteTargets,
     edits: Mapping[str, RowEdit],
 ) -> list[bool]:
     """(row,) whether the target answer's first token outranks those of all others."""
     classes = list(task.classes)
     # The token that begins an answer can depend on what it follows.
     starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
-    watch = first_tokens(past_joint(tokenizer, starts))
+    watch = first_tokens(skip_joining_space(tokenizer, starts))
     wanted = [classes[at] for at in deal.targets]
-    sequences = past_joint(tokenizer, encode(tokenizer, deal.prompts, wanted))
-    scores = score_edited(model, sequences, edits, watch=watch, where=find_sites(model))
+    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, wanted))
+    scores = score_edited(model, sequences, edits, watch=watch, sites=find_sites(model))
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
     return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
 
 
-def choose_write(
+def choose_site_and_strength(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     vectors: Sequence[ConceptVectors],
     sites: Sequence[str],
-    allowed: np.ndarray,
-    dealt: Sequence[Deal],
+    mask: np.ndarray,
+    targets: Sequence[WriteTargets],
 ) -> dict[str, Any]:
     """Site and strength at which the original writes, chosen on retain entities alone.
 
     Sites are tried from the last to the first, each with growing strengths, until the share in
-    ``WRITTEN`` is reached; otherwise the best is taken.
+    ``MIN_WRITTEN_SHARE`` is reached; otherwise the best is taken.
     """
     names = list(sites)
     best: dict[str, Any] = {"rate": -1.0}
-    for site in np.flatnonzero(allowed)[::-1].tolist():
+    for site in np.flatnonzero(mask)[::-1].tolist():
         for strength in STRENGTHS:
-            rate = written(
-                model, tokenizer, tasks, dealt, vectors, site, names[site], strength
+            rate = write_rate(
+                model, tokenizer, tasks, targets, vectors, site, names[site], strength
             )
             if rate > best["rate"]:
                 best = {
@@ -210,7 +212,7 @@ def choose_write(
                     "strength": strength,
                     "rate": rate,
                 }
-            if rate >= WRITTEN:
+            if rate >= MIN_WRITTEN_SHARE:
                 return best
     return best
 
@@ -220,27 +222,29 @@ def answer_traces(
     tokenizer: PreTrainedTokenizerBase,
     answers: Sequence[tuple[str, str]],
     k: int,
-) -> Traces:
+) -> KnowledgeTraces:
     """The value vectors that write each answer's first token.
 
     Args:
         answers: (prompt, answer) pairs; duplicate answers are dropped.
         k: Neurons per answer.
     """
-    once = {fold(answer): (prompt, answer) for prompt, answer in reversed(answers)}
+    once = {
+        normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)
+    }
     pairs = list(once.values())
     rows = encode(tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
-    tokens = first_tokens(past_joint(tokenizer, rows))
+    tokens = first_tokens(skip_joining_space(tokenizer, rows))
     concepts = {a: [t] for (_, a), t in zip(pairs, tokens, strict=True)}
     return find_value_vectors(original, concepts, k=k)
 
 
-def followed(
-    original: nn.Module, candidate: nn.Module, traces: Traces, seed: int
+def mean_trace_survival(
+    original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, seed: int
 ) -> dict[str, float]:
     """Mean survival of value vectors in the candidate, and of as many random neurons."""
-    own = survival(original, candidate, traces)
-    other = survival(original, candidate, random_traces(traces, original, seed))
+    own = trace_survival(original, candidate, traces)
+    other = trace_survival(original, candidate, random_traces(traces, original, seed))
     kept = own.kept_tokens[~np.isnan(own.kept_tokens)]
     return {
         "cosine": float(own.cosine.mean()),
@@ -253,12 +257,12 @@ def followed(
     }
 
 
-def writing(
-    subjects: Mapping[str, Subject],
+def write_report(
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
-    probing: Probing,
+    probing: ProbingData,
     vectors: Sequence[ConceptVectors],
-    use: np.ndarray,
+    mask: np.ndarray,
     config: AuditConfig,
     device: str,
 ) -> dict[str, Any]:
@@ -266,15 +270,15 @@ def writing(
 
     def dealt(part: str):
         rng = numpy_rng(config.seed, AXIS, "targets", part)
-        return deal_targets(probing.tasks, part, MOST_WRITTEN, rng)
+        return write_targets(probing.tasks, part, MAX_ENTITIES, rng)
 
     parts = {part: dealt(part) for part in ("check", "forget", "never_taught")}
     if not any(parts.values()):
         return {}
-    allowed = use & np.array([site != "embed" for site in probing.sites])
+    allowed = mask & np.array([site != "embed" for site in probing.sites])
     found: dict[str, Any] = {}
-    with subjects["original"].loaded(device) as model:
-        found = choose_write(
+    with models["original"].loaded(device) as model:
+        found = choose_site_and_strength(
             model,
             tokenizer,
             probing.tasks,
@@ -287,33 +291,33 @@ def writing(
             return {}
         rng = numpy_rng(config.seed, AXIS, "random directions")
         place = (found["number"], found["site"], found["strength"])
-        found["random"] = written(
+        found["random"] = write_rate(
             model, tokenizer, probing.tasks, parts["check"], vectors, *place, rng=rng
         )
-        own = deal_targets(
+        own = write_targets(
             probing.tasks,
             "check",
-            MOST_WRITTEN,
+            MAX_ENTITIES,
             numpy_rng(config.seed, AXIS, "targets", "own"),
-            own=True,
+            own_answers=True,
         )
         found["ablated"] = {
-            what: ablated(
+            what: ablation_rate(
                 model, tokenizer, probing.tasks, own, vectors, *place[:2], rng=drawn
             )
             for what, drawn in (("own vector", None), ("random direction", rng))
         }
-    for role, subject in subjects.items():
+    for role, subject in models.items():
         with subject.loaded(device) as model:
             found[role] = {
-                part: written(model, tokenizer, probing.tasks, each, vectors, *place)
+                part: write_rate(model, tokenizer, probing.tasks, each, vectors, *place)
                 for part, each in parts.items()
             }
     return found
 
 
 def trace_report(
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     forget: Sequence[Item],
     retain: Sequence[Item],
@@ -332,13 +336,13 @@ def trace_report(
         ],
     }
     found: dict[str, Any] = {"neurons": k}
-    with subjects["original"].loaded(device) as original:
-        for role, subject in subjects.items():
+    with models["original"].loaded(device) as original:
+        for role, subject in models.items():
             if role == "original":
                 continue
             with subject.loaded(device) as model:
                 found[role] = {
-                    what: followed(
+                    what: mean_trace_survival(
                         original,
                         model,
                         answer_traces(original, tokenizer, pairs, k),

@@ -10,24 +10,29 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.decodability.label_permutation import deal_test
-from audits.axes.decodability.readers import Reader
+from audits.axes.decodability.label_permutation import answer_permutation_test
+from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_readers import (
-    Probing,
+from audits.axes.decodability.text_probes import (
+    ProbingData,
     choose_penalty,
     fit_probes,
-    fit_shuffled,
-    read_all,
+    fit_shuffled_probes,
+    read_all_states,
 )
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
-from audits.axes.status import controlled
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    informative_columns,
+)
+from audits.axes.status import status_with_controls
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
-from audits.run.planting import planted_seen
+from audits.core.subjects import AuditedModel
+from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, mean_of
+from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading
 from evidence.seeds import numpy_rng
@@ -39,7 +44,7 @@ REFITTED, UNCHANGED = "refitted probe", "original's own probe"
 
 
 def run_decodability(
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
@@ -52,14 +57,14 @@ def run_decodability(
     """Run the axis on captured states.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where available "planted" and
+        models: Models by role: "original", "unlearned", and where available "planted" and
             "reference-N".
         tasks: The probing tasks.
         sites: As returned by ``capture_states``.
     """
     if not tasks:
         return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
-    states, broken = read_all(subjects, tokenizer, tasks, sites, store)
+    states, broken = read_all_states(models, tokenizer, tasks, sites, store)
     if broken:
         return AxisResult(
             NAME,
@@ -67,22 +72,22 @@ def run_decodability(
             "error",
             notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
         )
-    probing = Probing(tasks, tuple(sites), states)
+    probing = ProbingData(tasks, tuple(sites), states)
     penalty = choose_penalty(probing, progress)
     for role in states:
-        if not states[role].readers:
-            states[role].readers = fit_probes(probing, role, penalty, progress)
+        if not states[role].probes:
+            states[role].probes = fit_probes(probing, role, penalty, progress)
     rngs = [
         numpy_rng(config.seed, NAME, "shuffle", str(number))
         for number in range(SHUFFLES)
     ]
-    shuffled = fit_shuffled(probing, "original", penalty, rngs, progress)
+    shuffled = fit_shuffled_probes(probing, "original", penalty, rngs, progress)
     return _judge(probing, shuffled, config, penalty, [*probing.notes, *notes])
 
 
 def _judge(
-    probing: Probing,
-    shuffled: Sequence[Sequence[Reader]],
+    probing: ProbingData,
+    shuffled: Sequence[Sequence[SiteProbe]],
     config: AuditConfig,
     penalty: float,
     notes: Sequence[str],
@@ -99,8 +104,10 @@ def _judge(
         budget.permutations,
     )
     # Only layers at which the original itself is decodable are informative.
-    use = telling(power, rule)
-    shuffles = mean_of([probing.score(each, "original", "forget") for each in shuffled])
+    use = informative_columns(power, rule)
+    shuffles = average_models(
+        [probing.score(each, "original", "forget") for each in shuffled]
+    )
     details = {
         "form": forms,
         "penalty": penalty,
@@ -112,7 +119,7 @@ def _judge(
         Control(
             "the original is read beyond never-taught items",
             power.p_value,
-            f"p < {rule.alpha} and at least {LEAST_SPAN} apart",
+            f"p < {rule.alpha} and at least {MIN_SPAN} apart",
             bool(use.any()),
         )
     ]
@@ -133,7 +140,7 @@ def _judge(
         )
     controls += _controls(probing, config, use, ceiling, never, shuffles)
     readings = _readings(probing, config, use, ceiling)
-    status, extra = controlled(readings, controls, config.rule)
+    status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
         QUESTION,
@@ -148,7 +155,7 @@ def _judge(
 
 
 def _controls(
-    probing: Probing,
+    probing: ProbingData,
     config: AuditConfig,
     use: np.ndarray,
     ceiling: EntityValues,
@@ -170,8 +177,8 @@ def _controls(
 
     # Chance is the score on permuted answers. A few fits on shuffled labels would be a noisy
     # estimate of it.
-    own = probing.states["original"].readers
-    dealt, chance = deal_test(
+    own = probing.states["original"].probes
+    dealt, chance = answer_permutation_test(
         probing,
         own,
         "original",
@@ -203,7 +210,7 @@ def _controls(
             use,
             "planted",
         )
-        found.append(planted_seen(test.p_value, alpha))
+        found.append(planted_control(test.p_value, alpha))
     first = np.array([site == "embed" for site in probing.sites])
     if first.any():
         test = beyond(
@@ -237,12 +244,12 @@ def _controls(
 
 
 def _readings(
-    probing: Probing, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+    probing: ProbingData, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
     """Both probes against references (if any) and never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
     wanted = [
-        Wanted(
+        MetricComparison(
             name,
             name,
             probing.values(reader, "unlearned", "forget"),
@@ -255,4 +262,4 @@ def _readings(
         )
         for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original"))
     ]
-    return against_floors(NAME, wanted, probing.sites, config, use)
+    return compare_to_floors(NAME, wanted, probing.sites, config, use)

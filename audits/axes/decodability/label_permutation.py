@@ -10,31 +10,31 @@ from math import factorial, prod
 
 import numpy as np
 
-from audits.axes.decodability.readers import Reader
-from audits.axes.decodability.tasks import Part, Task, standings
-from audits.axes.decodability.text_readers import Probing
+from audits.axes.decodability.site_probes import SiteProbe
+from audits.axes.decodability.tasks import Task, TaskPart, within_entity_rank
+from audits.axes.decodability.text_probes import ProbingData
 from evidence.hypothesis_tests import MaxTest, max_test
 
 
-def deal_test(
-    probing: Probing,
-    readers: Sequence[Reader],
-    states: str,
+def answer_permutation_test(
+    probing: ProbingData,
+    probes: Sequence[SiteProbe],
+    role: str,
     part: str,
-    use: np.ndarray,
+    mask: np.ndarray,
     rng: np.random.Generator,
-    deals: int,
+    n_permutations: int,
 ) -> tuple[MaxTest, np.ndarray]:
     """Test the true answers against answers permuted among the entities.
 
     Exact where the entities' answers are exchangeable, as those of invented entities are.
 
     Args:
-        readers: One probe a task.
-        states: Role whose states are read.
+        probes: One probe a task.
+        role: Role whose states are read.
         part: Part of the tasks.
-        use: (site,) mask of the sites tested.
-        deals: Number of permutations.
+        mask: (site,) mask of the sites tested.
+        n_permutations: Number of permutations.
 
     Returns:
         The max test over the masked sites, with differences from the permutation mean, and that
@@ -42,15 +42,15 @@ def deal_test(
     """
     names = [e for task in probing.tasks for e in scored_entities(task, part)]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
-    observed = np.zeros(int(use.sum()))
-    null = np.zeros((deals, int(use.sum())))
+    observed = np.zeros(int(mask.sum()))
+    null = np.zeros((n_permutations, int(mask.sum())))
     ways = 1
-    for number, (task, reader) in enumerate(zip(probing.tasks, readers, strict=True)):
+    for number, (task, reader) in enumerate(zip(probing.tasks, probes, strict=True)):
         texts = task.parts[part]
-        scores = reader.scores(probing.states[states].parts[number, part])[use]
+        scores = reader.scores(probing.states[role].parts[number, part])[mask]
         weights = np.array([1 / counts[name] for name in texts.entities]) / len(counts)
-        deal = _deal_shared if task.form == "shared" else _deal_unique
-        true, dealt, distinct = deal(texts, scores, weights, rng, deals)
+        deal = _permute_shared if task.form == "shared" else _permute_unique
+        true, dealt, distinct = deal(texts, scores, weights, rng, n_permutations)
         observed += true
         null += dealt
         ways *= distinct
@@ -66,8 +66,8 @@ def scored_entities(task: Task, part: str) -> list[str]:
     return [e for e, y in zip(texts.entities, texts.labels, strict=True) if y]
 
 
-def _deal_shared(
-    part: Part,
+def _permute_shared(
+    part: TaskPart,
     scores: np.ndarray,
     weights: np.ndarray,
     rng: np.random.Generator,
@@ -92,15 +92,15 @@ def _deal_shared(
     return true, null, ways
 
 
-def _deal_unique(
-    part: Part,
+def _permute_unique(
+    part: TaskPart,
     scores: np.ndarray,
     weights: np.ndarray,
     rng: np.random.Generator,
     deals: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """As ``_deal_shared``: entities of one block exchange their answers."""
-    found = standings(part, scores[:, :, 0])
+    found = within_entity_rank(part, scores[:, :, 0])
     true = (weights * (part.labels == 1)) @ found
     null = np.zeros((deals, len(scores)))
     orders: dict[tuple[str, ...], np.ndarray] = {}

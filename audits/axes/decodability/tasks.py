@@ -19,22 +19,22 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import Item, ItemSet, fold
-from capture.data.questions import Questions, ask
+from capture.data.items import Item, ItemSet, normalize_text
+from capture.data.questions import Questions, build_questions
 from capture.data.sequences import Sequences
-from capture.data.tokenization import encode, encode_items, past_joint
+from capture.data.tokenization import encode, encode_items, skip_joining_space
 
 Form = Literal["shared", "unique"]
 PARTS = ("fit", "check", "forget", "never_taught")
 
 # A forgotten answer counts as shared when at least this many fitting entities have it.
-LEAST_SHARERS = 3
+MIN_SHARERS = 3
 # The shared form is used when at least this share of the forgotten items has a shared answer.
-LEAST_SHARED = 0.8
+MIN_SHARED_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
-class Part:
+class TaskPart:
     """Texts to probe, with their labels.
 
     Attributes:
@@ -44,7 +44,7 @@ class Part:
         entities: (row,) entity that the text is about.
         groups: (row,) index of block and paraphrase (unique form), else 0.
         columns: (row,) index of the answer within the block (unique form), else 0.
-        whole: Whether the text is read with its answer, or up to where the answer begins.
+        with_answer: Whether the text is read with its answer, or up to where the answer begins.
     """
 
     prompts: tuple[str, ...]
@@ -53,7 +53,7 @@ class Part:
     entities: tuple[str, ...]
     groups: np.ndarray
     columns: np.ndarray
-    whole: bool
+    with_answer: bool
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -62,8 +62,8 @@ class Part:
         """Whole texts without a marked answer; the probe reads the last token."""
         rows = encode(tokenizer, self.prompts, self.answers)
         ids = rows.ids
-        if not self.whole:
-            starts = past_joint(tokenizer, rows).answer_start
+        if not self.with_answer:
+            starts = skip_joining_space(tokenizer, rows).answer_start
             pairs = zip(ids, starts, strict=True)
             ids = tuple(each[:start] for each, start in pairs)
         return Sequences(ids, tuple(map(len, ids)))
@@ -78,30 +78,31 @@ class Task:
         n_classes: Number of answers (shared form), or 2.
         parts: Texts by part.
         classes: (class,) the answers, or their first characters (shared form).
-        said: Whether a class can be written as it is spelled: first characters can only where
+        writable: Whether a class can be written as it is spelled: first characters can only where
             they are tokens of their own.
     """
 
     relation: str
     form: Form
     n_classes: int
-    parts: dict[str, Part]
+    parts: dict[str, TaskPart]
     classes: tuple[str, ...] = ()
-    said: bool = True
+    writable: bool = True
 
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
     """The shared form, where most forgotten answers belong to several fitting entities too."""
     holders: dict[str, set[str]] = {}
     for item in fit:
-        holders.setdefault(fold(item.answer), set()).add(item.entity)
+        holders.setdefault(normalize_text(item.answer), set()).add(item.entity)
     shared = [
-        len(holders.get(fold(item.answer), ())) >= LEAST_SHARERS for item in forget
+        len(holders.get(normalize_text(item.answer), ())) >= MIN_SHARERS
+        for item in forget
     ]
-    return "shared" if np.mean(shared) >= LEAST_SHARED else "unique"
+    return "shared" if np.mean(shared) >= MIN_SHARED_FRACTION else "unique"
 
 
-def spelled_alike(
+def answers_are_codes(
     items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
     """Whether the answers are codes: of one length, with shared first characters.
@@ -124,7 +125,9 @@ def spelled_alike(
         part: [replace(item, answer=item.answer[0]) for item in items[part]]
         for part in ("forget", "fit")
     }
-    common = Counter(fold(item.answer) for item in first["fit"]).most_common(1)
+    common = Counter(normalize_text(item.answer) for item in first["fit"]).most_common(
+        1
+    )
     if common[0][1] > 0.5 * len(first["fit"]):
         return False
     return choose_form(first["forget"], first["fit"]) == "shared"
@@ -134,7 +137,7 @@ def _answer_tokens(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> list[tuple[int, ...]]:
     """Tokens of each answer, without a joining space that is its own token."""
-    rows = past_joint(tokenizer, encode_items(tokenizer, items))
+    rows = skip_joining_space(tokenizer, encode_items(tokenizer, items))
     return [ids[at:] for ids, at in zip(rows.ids, rows.answer_start, strict=True)]
 
 
@@ -144,7 +147,7 @@ def make_tasks(
     *,
     wordings: int,
     statement_wordings: int,
-    block: int,
+    block_size: int,
     rng: np.random.Generator,
 ) -> tuple[list[Task], list[str]]:
     """One task for each relation with enough items in every part.
@@ -153,7 +156,7 @@ def make_tasks(
         sets: Items by part ("fit", "check", "forget", "never_taught").
         wordings: Prompts per item (shared form).
         statement_wordings: Prompts per statement (unique form).
-        block: Answers each entity is paired with (unique form).
+        block_size: Answers each entity is paired with (unique form).
         rng: Draws the blocks.
 
     Returns:
@@ -169,7 +172,7 @@ def make_tasks(
         form = choose_form(items["forget"], items["fit"])
         if form == "shared":
             task = _shared(relation, items, wordings, str)
-        elif spelled_alike(items, tokenizer):
+        elif answers_are_codes(items, tokenizer):
             length = len(items["forget"][0].answer)
             notes.append(
                 f"relation {relation!r}: no answer is shared and all are {length} "
@@ -177,9 +180,9 @@ def make_tasks(
                 "answer"
             )
             task = _shared(relation, items, wordings, _first_sign)
-            task = replace(task, said=_begin_with_a_sign(items, tokenizer))
+            task = replace(task, writable=_begin_with_a_sign(items, tokenizer))
         else:
-            task = _unique(relation, items, statement_wordings, block, rng)
+            task = _unique(relation, items, statement_wordings, block_size, rng)
         short = [part for part in PARTS if len(set(task.parts[part].entities)) < 4]
         if short or task.n_classes < 2:
             notes.append(
@@ -214,21 +217,27 @@ def _shared(
     kind: Callable[[str], str],
 ) -> Task:
     """The task of predicting the answer, or its first character (``kind``)."""
-    spelled = {fold(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])}
+    spelled = {
+        normalize_text(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])
+    }
     classes = {answer: number for number, answer in enumerate(sorted(spelled))}
     parts = {}
     for name, members in items.items():
-        questions: Questions = ask(members, wordings)
-        kept = questions.keep([fold(kind(a)) in classes for a in questions.answers])
+        questions: Questions = build_questions(members, wordings)
+        kept = questions.select(
+            [normalize_text(kind(a)) in classes for a in questions.answers]
+        )
         zeros = np.zeros(len(kept), dtype=int)
-        parts[name] = Part(
+        parts[name] = TaskPart(
             prompts=kept.prompts,
             answers=tuple(kept.answers),
-            labels=np.array([classes[fold(kind(a))] for a in kept.answers], dtype=int),
+            labels=np.array(
+                [classes[normalize_text(kind(a))] for a in kept.answers], dtype=int
+            ),
             entities=tuple(kept.entities),
             groups=zeros,
             columns=zeros,
-            whole=False,
+            with_answer=False,
         )
     names = tuple(spelled[answer] for answer in classes)
     return Task(relation, "shared", len(classes), parts, names)
@@ -250,11 +259,11 @@ def _unique(
 
 def _statements(
     items: list[Item], wordings: int, block: int, rng: np.random.Generator
-) -> Part:
+) -> TaskPart:
     """Every entity of a block with every answer of the block, for each paraphrase."""
     prompts, answers, labels, entities, groups, columns = [], [], [], [], [], []
     group = 0
-    for members in blocks(items, block, rng):
+    for members in make_blocks(items, block, rng):
         for wording in range(wordings):
             for item in members:
                 texts = (item.prompt, *item.paraphrases)
@@ -268,18 +277,18 @@ def _statements(
                     groups.append(group)
                     columns.append(column)
             group += 1
-    return Part(
+    return TaskPart(
         tuple(prompts),
         tuple(answers),
         np.array(labels, dtype=int),
         tuple(entities),
         np.array(groups, dtype=int),
         np.array(columns, dtype=int),
-        whole=True,
+        with_answer=True,
     )
 
 
-def blocks(
+def make_blocks(
     items: Sequence[Item], size: int, rng: np.random.Generator
 ) -> list[list[Item]]:
     """Group items into blocks of about ``size`` without repeated entities or answers.
@@ -294,7 +303,8 @@ def blocks(
             members
             for members in found
             if all(
-                other.entity != item.entity and fold(other.answer) != fold(item.answer)
+                other.entity != item.entity
+                and normalize_text(other.answer) != normalize_text(item.answer)
                 for other in members
             )
         ]
@@ -308,7 +318,7 @@ def blocks(
     return [members for members in found if len(members) > 1]
 
 
-def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
+def row_scores(task: Task, part: TaskPart, scores: np.ndarray) -> np.ndarray:
     """Score of each row, site by site.
 
     Args:
@@ -316,15 +326,15 @@ def row_scores(task: Task, part: Part, scores: np.ndarray) -> np.ndarray:
 
     Returns:
         (row, site) in [0, 1]. Shared form: 1 where the right answer scores highest. Unique
-        form: true statements as in ``standings``, false ones NaN.
+        form: true statements as in ``within_entity_rank``, false ones NaN.
     """
     if task.form == "shared":
         return (scores.argmax(2) == part.labels).T.astype(float)
-    found = standings(part, scores[:, :, 0])
+    found = within_entity_rank(part, scores[:, :, 0])
     return np.where((part.labels == 1)[:, None], found, np.nan)
 
 
-def standings(part: Part, values: np.ndarray) -> np.ndarray:
+def within_entity_rank(part: TaskPart, values: np.ndarray) -> np.ndarray:
     """Within-entity rank of each statement (unique form): a rank AUC with chance 0.5.
 
     Args:

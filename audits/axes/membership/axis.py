@@ -20,12 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors
-from audits.axes.membership.readers import NAME, Cast, Scores, read
-from audits.axes.status import controlled, failures, standing
+from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.membership.scores import (
+    NAME,
+    MembershipScores,
+    MembershipSets,
+    score_membership,
+)
+from audits.axes.status import (
+    failed_controls,
+    status_from_readings,
+    status_with_controls,
+)
 from audits.core.config import AuditConfig, Rule
-from audits.core.subjects import Subject
-from audits.run.planting import planted_seen
+from audits.core.subjects import AuditedModel
+from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.tokenization import encode
 from evidence.intervals import EntityValues
@@ -34,18 +43,20 @@ from evidence.results import AxisResult, Control, Reading, Status
 from probes.estimators.kernel_smoothers import FAMILIES
 
 QUESTION = "Does a signature tell forgotten items from never-taught ones?"
-STATISTIC = "AUC (chance 0.5)"
-READER = "refitted reader"
+STATISTIC_NAME = "AUC (chance 0.5)"
+REFITTED = "refitted reader"
 SHUFFLES = 20
 # Two controls require a null hypothesis, two-sided: together they fail by chance at half alpha.
-BY_LUCK = 0.25
-KEPT = "held-out retain entities are told from invented ones in the candidate"
+NULL_ALPHA_SHARE = 0.25
+RETAIN_READABLE = (
+    "held-out retain entities are told from invented ones in the candidate"
+)
 
 
-def run_signature(
-    subjects: Mapping[str, Subject],
+def run_membership(
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
-    asked: Cast,
+    sets: MembershipSets,
     sites: Sequence[str],
     store: ActivationStore,
     config: AuditConfig,
@@ -56,18 +67,18 @@ def run_signature(
     """Run the axis on captured states.
 
     Args:
-        subjects: Models by role: "original", "unlearned", and where available "planted" and
+        models: Models by role: "original", "unlearned", and where available "planted" and
             "reference-N".
-        asked: The entities compared.
+        sets: The entities compared.
         sites: As returned by ``capture``.
     """
-    rows = encode(tokenizer, asked.prompts)
+    rows = encode(tokenizer, sets.prompts)
 
     def states_of(role: str, names: Sequence[str], view: str) -> NDArray[np.float32]:
-        found = store.activations(subjects[role], rows, names, view)  # pyright: ignore
+        found = store.activations(models[role], rows, names, view)  # pyright: ignore
         return np.asarray(found.values)
 
-    states = {role: states_of(role, sites, "last") for role in subjects}
+    states = {role: states_of(role, sites, "last") for role in models}
     broken = [role for role, x in states.items() if not np.isfinite(x).all()]
     if broken:
         why = f"hidden states of {', '.join(broken)} are not finite"
@@ -75,7 +86,9 @@ def run_signature(
     tried = {}
     with progress.task("membership", len(FAMILIES) + len(states)) as advance:
         for family in FAMILIES:
-            tried[family] = read(states["original"], asked, family, config.seed)
+            tried[family] = score_membership(
+                states["original"], sets, family, config.seed
+            )
             advance(1)
         # Chosen on held-out entities that are in neither the fit nor the test.
         chosen = max(
@@ -84,12 +97,12 @@ def run_signature(
         scores = {}
         for role, each in states.items():
             shuffles = SHUFFLES if role == "original" else 0
-            scores[role] = read(each, asked, chosen, config.seed, shuffles)
+            scores[role] = score_membership(each, sets, chosen, config.seed, shuffles)
             advance(1)
     every = np.ones(len(sites), dtype=bool)
     power = scores["original"].test("forget", "never_taught", every, config)
     lead = power.difference
-    use = (lead >= 0.5 * lead.max()) & (lead > LEAST_SPAN)
+    use = (lead >= 0.5 * lead.max()) & (lead > MIN_SPAN)
     use &= power.p_column < config.rule.alpha
     details = {
         "reader": chosen,
@@ -104,12 +117,12 @@ def run_signature(
             for role, each in scores.items()
         },
     }
-    count = len(dict.fromkeys(asked.questions["forget"].entities))
+    count = len(dict.fromkeys(sets.questions["forget"].entities))
     controls = [
         Control(
             "the original tells them apart",
             power.p_value,
-            f"p < {config.rule.alpha} and at least {LEAST_SPAN} above chance",
+            f"p < {config.rule.alpha} and at least {MIN_SPAN} above chance",
             bool(use.any()),
         )
     ]
@@ -119,7 +132,7 @@ def run_signature(
             NAME,
             QUESTION,
             "no_power",
-            STATISTIC,
+            STATISTIC_NAME,
             controls=tuple(controls),
             n_entities=count,
             details=details,
@@ -128,14 +141,14 @@ def run_signature(
     controls += _controls(scores, use, config)
     if "embed" in sites:
         names = states_of("unlearned", ["embed"], "mean")
-        controls.append(_names_alone(names, asked, chosen, config))
+        controls.append(_names_alone(names, sets, chosen, config))
     readings = _readings(scores, use, sites, config)
     status, extra = status_of(readings, controls, config.rule)
     return AxisResult(
         NAME,
         QUESTION,
         status,
-        STATISTIC,
+        STATISTIC_NAME,
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=count,
@@ -152,19 +165,19 @@ def status_of(
     A candidate whose retain entities are not recognized either may lack the signature
     altogether: a null result is then no evidence, but a finding still is.
     """
-    if failures(controls) == [KEPT] and readings:
-        return standing(readings[:2], rule, failed=[KEPT])
-    return controlled(readings, controls, rule)
+    if failed_controls(controls) == [RETAIN_READABLE] and readings:
+        return status_from_readings(readings[:2], rule, failed=[RETAIN_READABLE])
+    return status_with_controls(readings, controls, rule)
 
 
-def _places(scores: Scores) -> EntityValues:
+def _places(scores: MembershipScores) -> EntityValues:
     """(forgotten entity, site) share of never-taught entities that score lower."""
     table = scores.wins("forget", "never_taught").mean(1)
-    names = tuple(dict.fromkeys(scores.asked.questions["forget"].entities))
+    names = tuple(dict.fromkeys(scores.sets.questions["forget"].entities))
     return EntityValues(table, len(table), names, table.var(0))
 
 
-def _chance(scores: Scores) -> EntityValues:
+def _chance(scores: MembershipScores) -> EntityValues:
     """One half, with the spread of the never-taught entities' own ranks.
 
     An AUC varies with the entities of both groups (DeLong 1988, Biometrics 44:837), so the
@@ -173,20 +186,20 @@ def _chance(scores: Scores) -> EntityValues:
     share = scores.wins("forget", "never_taught").mean(0)
     table = np.clip(0.5 + share.mean(0) - share, 0, 1)
     table = np.clip(table + 0.5 - table.mean(0), 0, 1)
-    names = tuple(dict.fromkeys(scores.asked.questions["never_taught"].entities))
+    names = tuple(dict.fromkeys(scores.sets.questions["never_taught"].entities))
     return EntityValues(table, len(table), names, table.var(0))
 
 
 def _readings(
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, MembershipScores],
     use: NDArray[np.bool_],
     sites: Sequence[str],
     config: AuditConfig,
 ) -> list[Reading]:
     """Against references (if any) and never-taught items."""
-    wanted = Wanted(
-        READER,
-        READER,
+    wanted = MetricComparison(
+        REFITTED,
+        REFITTED,
         _places(scores["unlearned"]),
         _places(scores["original"]),
         [_places(each) for role, each in scores.items() if role.startswith("ref")],
@@ -195,7 +208,7 @@ def _readings(
     test = scores["unlearned"].test("forget", "never_taught", use, config)
     p_used = iter(test.p_column.tolist())
     found = []
-    for reading in against_floors(NAME, [wanted], list(sites), config, use):
+    for reading in compare_to_floors(NAME, [wanted], list(sites), config, use):
         if reading.floor_kind == "never_taught":
             # A rank depends on the other entities: permute entities first, then rank.
             columns = tuple(
@@ -214,7 +227,7 @@ def _readings(
 
 
 def _controls(
-    scores: Mapping[str, Scores], use: NDArray[np.bool_], config: AuditConfig
+    scores: Mapping[str, MembershipScores], use: NDArray[np.bool_], config: AuditConfig
 ) -> list[Control]:
     """Controls: shuffled labels, invented against never-taught, planted, retain."""
     alpha = config.rule.alpha
@@ -240,11 +253,11 @@ def _controls(
         Control(
             "never-taught entities are not told from other invented ones",
             either,
-            f"p >= {alpha * BY_LUCK}",
-            either >= alpha * BY_LUCK,
+            f"p >= {alpha * NULL_ALPHA_SHARE}",
+            either >= alpha * NULL_ALPHA_SHARE,
         ),
         Control(
-            KEPT,
+            RETAIN_READABLE,
             kept.p_value,
             f"p < {alpha}",
             kept.p_value < alpha,
@@ -252,20 +265,20 @@ def _controls(
     ]
     if "planted" in scores:
         planted = scores["planted"].test("forget", "never_taught", use, config)
-        found.append(planted_seen(planted.p_value, alpha))
+        found.append(planted_control(planted.p_value, alpha))
     return found
 
 
 def _names_alone(
-    names: NDArray[np.float32], asked: Cast, family: str, config: AuditConfig
+    names: NDArray[np.float32], asked: MembershipSets, family: str, config: AuditConfig
 ) -> Control:
     """Control for surface form: a bag of the name's token embeddings must not suffice."""
-    alone = read(names, asked, family, config.seed)
+    alone = score_membership(names, asked, family, config.seed)
     test = alone.test("forget", "never_taught", np.ones(1, dtype=bool), config)
     either = min(1.0, 2 * min(test.p_value, test.p_below))
     return Control(
         "the names alone, averaged at the embedding, do not tell them apart",
         either,
-        f"p >= {config.rule.alpha * BY_LUCK}",
-        either >= config.rule.alpha * BY_LUCK,
+        f"p >= {config.rule.alpha * NULL_ALPHA_SHARE}",
+        either >= config.rule.alpha * NULL_ALPHA_SHARE,
     )

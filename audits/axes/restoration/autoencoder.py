@@ -10,38 +10,38 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from attribution.sae.autoencoder import Sae, quality
+from attribution.sae.autoencoder import Sae, measure_quality
 from attribution.sae.features import rank_latents
 from attribution.sae.latents import live_latents
 from attribution.sae.training import SaeConfig, train_sae
-from audits.axes.restoration.text_routes import Asked
-from audits.core.subjects import Subject
+from audits.axes.restoration.text_steering import EncodedQuestions
+from audits.core.subjects import AuditedModel
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
 from capture.network.sites import Sites, find_sites
 from evidence.errors import InputError
 from evidence.progress import Progress
 
-DEPTH = 0.8
+RELATIVE_DEPTH = 0.8
 """Relative depth of its site: block 9 of 0 to 11 in the published test."""
-MOST_FVU = 0.3
+MAX_FVU = 0.3
 """Maximum fraction of variance unexplained, in the original and in the candidate."""
-EXPANSION, MOST_K, BATCH, STEPS = 4, 32, 128, 400
-EXPERTS = 1.25
+EXPANSION, MAX_K, BATCH, STEPS = 4, 32, 128, 400
+EXPERT_FACTOR = 1.25
 """Latents per answer in multiples of k, before shared ones are dropped."""
-SHARED = 0.7
+MAX_SHARED_FRACTION = 0.7
 """A latent that fires for at least this share of a relation's answers is dropped."""
-FIRES = 0.5
+MIN_FIRING_RATE = 0.5
 """Minimum share of an answer's rows on which a latent must fire to fire for the answer."""
 
 
 @dataclass(frozen=True, eq=False)
-class Coder:
+class AnswerAutoencoder:
     """A sparse autoencoder with the expert latents of each answer.
 
     Attributes:
         sae: The autoencoder of the original's states.
-        experts: Relation and answer, as in ``Asked.classes``, to latents, the best first.
+        experts: Class (``EncodedQuestions.classes``) to latents, the best first.
         fvu: Fraction of variance unexplained of the original's retain states.
     """
 
@@ -50,7 +50,7 @@ class Coder:
     fvu: float
 
     @property
-    def every(self) -> NDArray[np.int64]:
+    def all_experts(self) -> NDArray[np.int64]:
         """The best latents of all answers together, at most half of those that fire.
 
         Latents enter rank by rank: the second best of an answer after the best of every other.
@@ -65,22 +65,22 @@ class Coder:
         return np.sort(np.array(found, dtype=np.int64))
 
 
-def coder_site(where: Sites) -> str:
+def autoencoder_site(where: Sites) -> str:
     """The residual site at 0.8 of the depth, always before the last block."""
     sites = where.of("resid")
-    return sites[max(0, min(round(DEPTH * (len(sites) - 1)), len(sites) - 2))]
+    return sites[max(0, min(round(RELATIVE_DEPTH * (len(sites) - 1)), len(sites) - 2))]
 
 
-def fit_coder(
-    original: Subject,
-    fit: Asked,
-    check: Asked,
+def train_autoencoder(
+    original: AuditedModel,
+    fit: EncodedQuestions,
+    check: EncodedQuestions,
     folder: Path,
     seed: int,
     *,
     device: str,
     progress: Progress,
-) -> tuple[Coder | None, list[str]]:
+) -> tuple[AnswerAutoencoder | None, list[str]]:
     """Train on prompts about retain entities, and rank latents at the ends of the prompts.
 
     No forgotten item is used. The latents of an answer are selected as published: the best by
@@ -103,11 +103,11 @@ def fit_coder(
             "its latents nor the published injection into them was tried."
         ]
     with original.loaded(device) as model:
-        site = coder_site(find_sites(model))
+        site = autoencoder_site(find_sites(model))
         rows = prompt_states(model, fit.rows, site)
         held_out = prompt_states(model, check.rows, site)
         ends = capture_activations(model, fit.rows, [site]).site(site)
-    k = max(2, min(MOST_K, rows.shape[1] // 8))
+    k = max(2, min(MAX_K, rows.shape[1] // 8))
     per_epoch = max(1, len(rows) // BATCH)
     config = SaeConfig(
         expansion=EXPANSION,
@@ -120,23 +120,23 @@ def fit_coder(
         sae = train_sae(
             rows, site, folder, config, model=original.weights_hash, progress=progress
         )
-        experts = experts_of(
-            sae.encode(torch.from_numpy(ends)).numpy(), fit, int(EXPERTS * k)
+        experts = expert_latents(
+            sae.encode(torch.from_numpy(ends)).numpy(), fit, int(EXPERT_FACTOR * k)
         )
         if not experts:
             return None, [
                 "No autoencoder: no answer of several entities has latents of its own."
             ]
-        fvu = quality(sae, iter([held_out])).fvu
+        fvu = measure_quality(sae, iter([held_out])).fvu
     except InputError as error:
         return None, [f"No autoencoder: {error}"]
-    if fvu > MOST_FVU:
+    if fvu > MAX_FVU:
         return None, [_refused("original", fvu)]
-    return Coder(sae, experts, fvu), []
+    return AnswerAutoencoder(sae, experts, fvu), []
 
 
-def check_candidate(
-    coder: Coder, model: nn.Module, check: Asked, role: str
+def check_reconstruction(
+    autoencoder: AnswerAutoencoder, model: nn.Module, check: EncodedQuestions, role: str
 ) -> tuple[float, list[str]]:
     """Fraction of variance unexplained on a candidate's retain states, and a refusal if high.
 
@@ -146,15 +146,15 @@ def check_candidate(
     Raises:
         InputError: as ``check_model``.
     """
-    check_model(coder.sae, model)
-    states = prompt_states(model, check.rows, coder.sae.site)
+    check_model(autoencoder.sae, model)
+    states = prompt_states(model, check.rows, autoencoder.sae.site)
     try:
-        fvu = quality(coder.sae, iter([states])).fvu
+        fvu = measure_quality(autoencoder.sae, iter([states])).fvu
     except InputError:
         # The states of a collapsed model are constant.
         fvu = float("inf")
     fvu = fvu if np.isfinite(fvu) else float("inf")
-    return fvu, [_refused(role, fvu)] if fvu > MOST_FVU else []
+    return fvu, [_refused(role, fvu)] if fvu > MAX_FVU else []
 
 
 def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
@@ -176,7 +176,7 @@ def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
             got=str(sae.d_in),
             fix="Use one that was trained on this model",
         )
-    known = sae.note.get("model")
+    known = sae.metadata.get("model")
     if weights and known and known != weights:
         raise InputError(
             "the autoencoder was trained on another model",
@@ -186,19 +186,19 @@ def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
         )
 
 
-def experts_of(
-    latents: NDArray, asked: Asked, count: int
+def expert_latents(
+    latents: NDArray, questions: EncodedQuestions, count: int
 ) -> dict[str, NDArray[np.int64]]:
     """Expert latents of each answer that several entities share.
 
     Args:
         latents: (row, latent) activations at the ends of the prompts.
-        asked: Those rows.
+        questions: Those rows.
         count: Latents per answer, before shared ones are dropped.
     """
-    classes, kinds = asked.classes, asked.kinds
+    classes, kinds = questions.classes, questions.relations
     holders: dict[str, set[str]] = {}
-    for name, entity in zip(classes, asked.questions.entities, strict=True):
+    for name, entity in zip(classes, questions.questions.entities, strict=True):
         holders.setdefault(name, set()).add(entity)
     found: dict[str, NDArray[np.int64]] = {}
     for kind in dict.fromkeys(kinds):
@@ -208,8 +208,8 @@ def experts_of(
             continue
         marks = {name: classes[here] == name for name in names}
         ranking = rank_latents(latents[here], marks)
-        limit = max(2, int(np.ceil(SHARED * len(names))))
-        served = (ranking.active >= FIRES).sum(0)
+        limit = max(2, int(np.ceil(MAX_SHARED_FRACTION * len(names))))
+        served = (ranking.active >= MIN_FIRING_RATE).sum(0)
         for at, name in enumerate(names):
             # An answer without expert latents is skipped; the others keep theirs.
             chosen = ranking.top(name, count)
@@ -221,10 +221,10 @@ def experts_of(
 
 def prompt_states(model: nn.Module, rows: Sequences, site: str) -> NDArray[np.float32]:
     """(state, d) of every prompt position except the first, row after row."""
-    return np.concatenate([each[1:] for each in whole_prompts(model, rows, site)])
+    return np.concatenate([each[1:] for each in states_by_prompt(model, rows, site)])
 
 
-def whole_prompts(
+def states_by_prompt(
     model: nn.Module, rows: Sequences, site: str
 ) -> list[NDArray[np.float32]]:
     """(row,) states (position, d) of each prompt."""
@@ -242,5 +242,5 @@ def whole_prompts(
 def _refused(role: str, fvu: float) -> str:
     return (
         f"The autoencoder is refused: it leaves {fvu:.2f} of the variance of the "
-        f"{role}'s states unexplained (at most {MOST_FVU})."
+        f"{role}'s states unexplained (at most {MAX_FVU})."
     )

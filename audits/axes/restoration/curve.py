@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from evidence.intervals import by_entity, rate_interval
+from evidence.intervals import average_by_entity, rate_interval
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 Curve = dict[str, tuple[list[str], np.ndarray]]
 """By arm: (entity of each row, exact match (strength, row))."""
 
 
-def pooled(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def pool_curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """Exact match by strength, both halves pooled, with intervals over entities.
 
     Returns:
@@ -23,7 +23,7 @@ def pooled(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     for what in curves[0]:
         names = [name for curve in curves for name in curve[what][0]]
         said = np.concatenate([curve[what][1] for curve in curves], axis=1)
-        group = by_entity(said.T, names)
+        group = average_by_entity(said.T, names)
         for at, row in enumerate(table):
             low, high = rate_interval(group, at)
             row[what] = [float(group.mean[at]), low, high]

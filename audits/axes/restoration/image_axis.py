@@ -9,34 +9,37 @@ from typing import Any
 
 import numpy as np
 
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors
-from audits.axes.restoration.axis import BY_LUCK, MOST_BY_LUCK
+from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.restoration.axis import CHANCE_CONTROL, MAX_BY_CHANCE
 from audits.axes.restoration.image_trial import (
     NAME,
-    net_of_controls,
+    net_rate,
     restore_images,
     unseen_classes,
 )
-from audits.axes.status import failures, standing
+from audits.axes.status import failed_controls, status_from_readings
 from audits.core.context import ImageRun
-from audits.core.subjects import Subject
-from audits.modalities.image_baseline import Cast, values
-from audits.modalities.image_vocabulary import STEERED
+from audits.core.subjects import AuditedModel
+from audits.modalities.image_baseline import EvaluationSets, image_values
+from audits.modalities.image_vocabulary import STEERED_NAMED
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Status
 from evidence.seeds import numpy_rng
 
 QUESTION = "Can the candidate be steered back to the class from inside?"
-LABEL = "share of images named as the class under steering"
+STATISTIC_NAME = "share of images named as the class under steering"
 
 
 def run_restoration(
-    run: ImageRun, subjects: dict[str, Subject], sets: Cast, notes: tuple[str, ...]
+    run: ImageRun,
+    models: dict[str, AuditedModel],
+    sets: EvaluationSets,
+    notes: tuple[str, ...],
 ) -> AxisResult:
     """Run the axis on models."""
     runs: dict[str, dict[str, Any]] = {}
-    with subjects["original"].loaded(run.device) as original:
+    with models["original"].loaded(run.device) as original:
         never = run.inputs.never_taught
         if never is None:
             never = unseen_classes(
@@ -44,7 +47,7 @@ def run_restoration(
             )
         else:
             never = sets.never
-        for role, subject in subjects.items():
+        for role, subject in models.items():
             if role == "original":
                 continue
             with subject.loaded(run.device) as model:
@@ -58,24 +61,26 @@ def run_restoration(
                 )
     known = np.ones(len(sets.forget))
     references = [each for role, each in runs.items() if role.startswith("reference")]
-    net = net_of_controls(runs["unlearned"], known, references)
+    net = net_rate(runs["unlearned"], known, references)
     controls = _controls(runs, net, sets, run)
-    wanted = Wanted(
-        STEERED,
-        STEERED,
-        values(runs["unlearned"]["steered"], sets.forget),
-        values(known, sets.forget),
-        [values(each["steered"], sets.forget) for each in references],
+    wanted = MetricComparison(
+        STEERED_NAMED,
+        STEERED_NAMED,
+        image_values(runs["unlearned"]["steered"], sets.forget),
+        image_values(known, sets.forget),
+        [image_values(each["steered"], sets.forget) for each in references],
         _never(runs["unlearned"]),
     )
-    readings = against_floors(NAME, [wanted], ["steered"], run.config)
-    failed, first = failures(controls), readings[0]
+    readings = compare_to_floors(NAME, [wanted], ["steered"], run.config)
+    failed, first = failed_controls(controls), readings[0]
     status: Status = "no_power"
     extra: list[str] = []
-    if BY_LUCK in failed:
-        status, extra = "control_failed", [f"Control failed: {BY_LUCK}."]
-    elif first.ceiling - first.floor >= LEAST_SPAN:
-        status, extra = standing(readings[:1], run.config.rule, failed=failed)
+    if CHANCE_CONTROL in failed:
+        status, extra = "control_failed", [f"Control failed: {CHANCE_CONTROL}."]
+    elif first.ceiling - first.floor >= MIN_SPAN:
+        status, extra = status_from_readings(
+            readings[:1], run.config.rule, failed=failed
+        )
     if net is not None:
         low, high = net["interval"]
         extra = [
@@ -88,7 +93,7 @@ def run_restoration(
         NAME,
         QUESTION,
         status,
-        LABEL,
+        STATISTIC_NAME,
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=len(sets.forget),
@@ -102,31 +107,31 @@ def run_restoration(
 
 def _never(run: dict[str, Any]) -> EntityValues:
     """(never-taught image, 1) predicted as the class under an edit fitted to its own class."""
-    return by_entity(np.array(run["never"]), run["never_ids"])
+    return average_by_entity(np.array(run["never"]), run["never_ids"])
 
 
 def _controls(
     runs: dict[str, dict[str, Any]],
     net: dict[str, Any] | None,
-    sets: Cast,
+    sets: EvaluationSets,
     run: ImageRun,
 ) -> list[Control]:
     """Controls: uninformed steering restores little; the planted suppression returns."""
     found = []
     if net is not None:
         worst = max(net["controls"][what] for what in ("random", "others"))
-        most = max(MOST_BY_LUCK, 0.5 * net["rate"])
+        most = max(MAX_BY_CHANCE, 0.5 * net["rate"])
         found.append(
             Control(
-                BY_LUCK,
+                CHANCE_CONTROL,
                 worst,
-                f"below {MOST_BY_LUCK} of what was lost, or half of what is restored",
+                f"below {MAX_BY_CHANCE} of what was lost, or half of what is restored",
                 worst < most,
             )
         )
     if "planted" in runs:
         test = unpaired_max_test(
-            values(runs["planted"]["steered"], sets.forget).values,
+            image_values(runs["planted"]["steered"], sets.forget).values,
             _never(runs["planted"]).values,
             numpy_rng(run.config.seed, NAME, "planted"),
             run.config.budget.permutations,

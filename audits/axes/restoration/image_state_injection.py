@@ -25,11 +25,15 @@ from torch import Tensor, nn
 from attribution.sae.autoencoder import Sae
 from attribution.sae.features import expert_sets, rank_latents
 from attribution.sae.training import SaeConfig, train_sae
-from audits.axes.restoration.axis import LEAST_LOST
-from audits.axes.restoration.image_routes import image_sites, named, states_of
+from audits.axes.restoration.axis import MIN_LOST
+from audits.axes.restoration.image_steering import (
+    image_sites,
+    image_states,
+    named_as_class,
+)
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
-from capture.network.image_sites import as_before, as_places
+from capture.network.image_sites import as_positions, restore_shape
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -38,9 +42,9 @@ ALPHAS = (1.0, 5.0, 10.0)
 ARMS = ("published", "cls", "latents", "random", "other_class", "other_images")
 K = 16
 """Active latents per patch; 1.25 times as many experts per class (the CIFAR-10 setting)."""
-SHARED_BY = 7
+MAX_SHARED_CLASSES = 7
 """A latent that is active in this many classes is an expert of none."""
-MOST_FVU = 0.3
+MAX_FVU = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +53,12 @@ class Experts:
 
     Attributes:
         sae: The autoencoder.
-        sets: Class to the indices of its expert latents.
+        latents: Class to the indices of its expert latents.
         fvu: Fraction of variance unexplained of the original's states.
     """
 
     sae: Sae
-    sets: dict[int, np.ndarray]
+    latents: dict[int, np.ndarray]
     fvu: float
 
 
@@ -84,16 +88,16 @@ def find_experts(
     """
     where = image_sites(original)
     site = published_site(where.n_layers)
-    states = states_of(original, images, [site], where)[site]
-    patches = as_places(states)[:, _first_patch(states) :]
+    states = image_states(original, images, [site], where)[site]
+    patches = as_positions(states)[:, _first_patch(states) :]
     rows = patches.reshape(-1, patches.shape[-1]).numpy()
     config = SaeConfig(expansion=4, k=K, epochs=6, batch_size=256, seed=seed)
     sae = train_sae(rows, site, root, config, progress=progress)
-    fvu = float(sae.note["quality"]["fvu"])
-    if fvu > MOST_FVU:
+    fvu = float(sae.metadata["quality"]["fvu"])
+    if fvu > MAX_FVU:
         raise InputError(
             f"the autoencoder at {site} leaves too much of the states unexplained",
-            expected=f"a fraction of variance of at most {MOST_FVU}",
+            expected=f"a fraction of variance of at most {MAX_FVU}",
             got=f"{fvu:.2f}",
             fix="Give it more images",
         )
@@ -102,11 +106,13 @@ def find_experts(
     strongest = latents.amax(1).numpy()
     marks = {str(c): images.labels == c for c in np.unique(images.labels)}
     ranking = rank_latents(strongest, marks)
-    sets = expert_sets(ranking, round(1.25 * K), shared_by=SHARED_BY, active=0.5)
+    sets = expert_sets(
+        ranking, round(1.25 * K), shared_by=MAX_SHARED_CLASSES, min_active=0.5
+    )
     return Experts(sae, {int(name): each for name, each in sets.items()}, fvu)
 
 
-def inject(
+def inject_states(
     original: nn.Module,
     model: nn.Module,
     forget: ImageSet,
@@ -131,19 +137,19 @@ def inject(
     """
     where, site = image_sites(model), experts.sae.site
     label = int(forget.labels[0])
-    before = float(named(model, forget, {}, where).mean())
-    full = float(named(original, forget, {}, image_sites(original)).mean())
-    if full - before < LEAST_LOST:
+    before = float(named_as_class(model, forget, {}, where).mean())
+    full = float(named_as_class(original, forget, {}, image_sites(original)).mean())
+    if full - before < MIN_LOST:
         return None
-    donor = states_of(original, forget, [site], image_sites(original))[site]
+    donor = image_states(original, forget, [site], image_sites(original))[site]
     rng = numpy_rng(seed, "published", "controls")
     picked = rng.choice(len(retain), len(forget), replace=len(retain) < len(forget))
-    strangers = states_of(original, retain.rows(picked), [site], image_sites(original))[
-        site
-    ]
-    mine = experts.sets[label]
-    rest = sorted(set(experts.sets) - {label})
-    other = experts.sets[int(rng.choice(rest))]
+    strangers = image_states(
+        original, retain.select(picked), [site], image_sites(original)
+    )[site]
+    mine = experts.latents[label]
+    rest = sorted(set(experts.latents) - {label})
+    other = experts.latents[int(rng.choice(rest))]
     free = np.setdiff1d(np.arange(experts.sae.d_sae), mine)
     some = rng.choice(free, min(len(mine), len(free)), replace=False)
     token = _first_patch(donor) == 1
@@ -164,7 +170,7 @@ def inject(
         rates[arm] = [
             (
                 float(
-                    named(
+                    named_as_class(
                         model,
                         forget,
                         {
@@ -226,7 +232,7 @@ def _carrying(
         nonlocal done
         here = donor[done : done + len(value)].to(value)
         done += len(value)
-        places, wanted = as_places(value).clone(), as_places(here)
+        places, wanted = as_positions(value).clone(), as_positions(here)
         first = _first_patch(value)
         difference = wanted[:, first:] - places[:, first:]
         if patches:
@@ -237,6 +243,6 @@ def _carrying(
             places[:, first:] += alpha * step
         if cls:
             places[:, 0] += alpha * (wanted[:, 0] - places[:, 0])
-        return as_before(places, value)
+        return restore_shape(places, value)
 
     return edit

@@ -15,35 +15,40 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from audits.axes.restoration.axis import LEAST_LOST
-from audits.axes.restoration.image_routes import (
-    READ,
-    Fitted,
-    Push,
-    halves,
+from audits.axes.restoration.axis import MIN_LOST
+from audits.axes.restoration.image_steering import (
+    AMPLIFIED_READING,
+    SteeringEdit,
+    SteeringFit,
     image_sites,
-    named,
-    turned,
+    named_as_class,
+    randomly_rotated,
+    split_in_halves,
 )
-from audits.axes.restoration.search import Guard, bodies_of, fit_changes, strongest
+from audits.axes.restoration.search import (
+    SideEffectLimits,
+    fit_steering,
+    model_variants,
+    search_best_edit,
+)
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
 from evidence.errors import InputError
-from evidence.intervals import by_entity, difference_interval, rate_interval
-from evidence.results import SMALLEST_SPAN
+from evidence.intervals import average_by_entity, difference_interval, rate_interval
+from evidence.results import MIN_RANGE
 from evidence.seeds import numpy_rng
 
 NAME = "restoration"
-MOST_KEPT = 240
-KINDS = 3
+MAX_RETAIN = 240
+N_UNSEEN_CLASSES = 3
 """Number of never-taught classes for which the search is repeated."""
-LEAST_IMAGES = 8
+MIN_IMAGES = 8
 
 
 def unseen_classes(
     original: nn.Module, known: ImageSet, label: int, count: int, seed: int
 ) -> ImageSet:
-    """``KINDS`` invented classes, at most ``count`` images each.
+    """``N_UNSEEN_CLASSES`` invented classes, at most ``count`` images each.
 
     Args:
         original: Images that it predicts as the forgotten class are left out.
@@ -53,8 +58,10 @@ def unseen_classes(
         seed: Of the choice.
     """
     rng = numpy_rng(seed, NAME, "never taught")
-    made = invent_images(known, KINDS * count, rng, KINDS)
-    return made.rows(named(original, made, {}, image_sites(original), label) == 0)
+    made = invent_images(known, N_UNSEEN_CLASSES * count, rng, N_UNSEEN_CLASSES)
+    return made.select(
+        named_as_class(original, made, {}, image_sites(original), label) == 0
+    )
 
 
 def restore_images(
@@ -87,17 +94,17 @@ def restore_images(
         InputError: the forget images are of several classes, or too few; no never-taught class
             is large enough.
     """
-    label = one_class(forget)
+    label = only_class(forget)
     kinds = _kinds(never)
-    bodies = bodies_of(model, original)
+    bodies = model_variants(model, original)
     own = bodies[0]
-    parts = halves(forget, numpy_rng(seed, NAME, "forget"))
-    kept = halves(retain, numpy_rng(seed, NAME, "retain"), 2 * MOST_KEPT)
+    parts = split_in_halves(forget, numpy_rng(seed, NAME, "forget"))
+    kept = split_in_halves(retain, numpy_rng(seed, NAME, "retain"), 2 * MAX_RETAIN)
     unknown = [
-        halves(each, numpy_rng(seed, NAME, "kind", str(place)))
+        split_in_halves(each, numpy_rng(seed, NAME, "kind", str(place)))
         for place, each in enumerate(kinds)
     ]
-    plain = own.called(forget, label, {})
+    plain = own.named(forget, label, {})
     arms = ("steered", "own", "random", "others")
     tried: dict[str, dict[str, float]] = {what: {} for what in arms}
     strange: dict[str, tuple[float, int]] = {}
@@ -105,37 +112,39 @@ def restore_images(
     for number in (0, 1):
         rng = numpy_rng(seed, NAME, "controls", str(number))
         fit, test = parts[number], parts[1 - number]
-        fitted = fit_changes(own, original, fit + kept[number])
+        fitted = fit_steering(own, original, fit + kept[number])
         half = [each[number] for each in unknown]
-        guard = Guard.of(own, kept[number], _joined(half), label)
+        guard = SideEffectLimits.of(own, kept[number], _joined(half), label)
         other = int(rng.choice(np.unique(retain.labels)))
-        steered = strongest(bodies, fit, guard, _of_class(fitted, label))
+        steered = search_best_edit(bodies, fit, guard, _of_class(fitted, label))
         alone = steered
-        if steered.body is not own:
-            alone = strongest(bodies[:1], fit, guard, _of_class(fitted, label))
+        if steered.variant is not own:
+            alone = search_best_edit(bodies[:1], fit, guard, _of_class(fitted, label))
         found = {
             "steered": steered,
             "own": alone,
             # A random last block would predict nothing, so controls keep the candidate's.
-            "random": strongest(bodies[:1], fit, guard, _at_random(fitted, label, rng)),
-            "others": strongest(
+            "random": search_best_edit(
+                bodies[:1], fit, guard, _at_random(fitted, label, rng)
+            ),
+            "others": search_best_edit(
                 bodies[:1], fit, guard, _of_other(fitted, label, other)
             ),
         }
         choices.append(found["steered"].to_dict())
         for what, chosen in found.items():
-            said = chosen.called(test, label).tolist()
+            said = chosen.named(test, label).tolist()
             tried[what].update(zip(test.ids, said, strict=True))
         for place, each in enumerate(unknown):
             # The same search for a never-taught class; the others limit side effects.
             mine = replace(half[place], labels=np.full(len(half[place]), label))
-            fitted = fit_changes(own, original, mine + kept[number])
+            fitted = fit_steering(own, original, mine + kept[number])
             others = _joined([h for at, h in enumerate(half) if at != place])
-            guard = Guard.of(own, kept[number], others, label)
-            chosen = strongest(bodies, mine, guard, _of_class(fitted, label))
+            guard = SideEffectLimits.of(own, kept[number], others, label)
+            chosen = search_best_edit(bodies, mine, guard, _of_class(fitted, label))
             for_kinds.append({"kind": place} | chosen.to_dict())
             asked = each[1 - number]
-            for name, hit in zip(asked.ids, chosen.called(asked, label), strict=True):
+            for name, hit in zip(asked.ids, chosen.named(asked, label), strict=True):
                 strange[name] = float(hit), place
     result: dict[str, Any] = {
         what: [values[each] for each in forget.ids] for what, values in tried.items()
@@ -161,17 +170,17 @@ def _kinds(never: ImageSet) -> list[ImageSet]:
     order = labels[np.argsort(-counts, kind="stable")]
     sizes = np.sort(counts)[::-1]
     found = [
-        never.rows(never.labels == each)
+        never.select(never.labels == each)
         for each, size in zip(order, sizes, strict=True)
-        if size >= LEAST_IMAGES
+        if size >= MIN_IMAGES
     ]
     if not found:
         raise InputError(
             "no class of the never-taught images is large enough to be steered to",
-            expected=f"{LEAST_IMAGES} images of one class",
+            expected=f"{MIN_IMAGES} images of one class",
             got=str(int(counts.max())),
         )
-    return found[:KINDS]
+    return found[:N_UNSEEN_CLASSES]
 
 
 def _joined(sets: Sequence[ImageSet]) -> ImageSet | None:
@@ -184,49 +193,49 @@ def _joined(sets: Sequence[ImageSet]) -> ImageSet | None:
     return whole
 
 
-def _of_class(fitted: Fitted, label: int):
-    return lambda route, site: fitted.push(route, site, label)
+def _of_class(fitted: SteeringFit, label: int):
+    return lambda route, site: fitted.steering_edit(route, site, label)
 
 
-def _at_random(fitted: Fitted, label: int, rng: np.random.Generator):
+def _at_random(fitted: SteeringFit, label: int, rng: np.random.Generator):
     """Edits as large as those of the class, each in a new random direction."""
 
-    def make(route: str, site: str) -> Push | None:
-        push = fitted.push(route, site, label)
-        return None if push is None else turned(push, rng)
+    def make(route: str, site: str) -> SteeringEdit | None:
+        push = fitted.steering_edit(route, site, label)
+        return None if push is None else randomly_rotated(push, rng)
 
     return make
 
 
-def _of_other(fitted: Fitted, label: int, other: int):
+def _of_other(fitted: SteeringFit, label: int, other: int):
     """Edits made for another class."""
 
-    def make(route: str, site: str) -> Push | None:
-        if route == READ:
+    def make(route: str, site: str) -> SteeringEdit | None:
+        if route == AMPLIFIED_READING:
             # The reading is of another class; the direction is still that of the forgotten one.
-            return fitted.push(route, site, label, read=other)
-        return fitted.push(route, site, other)
+            return fitted.steering_edit(route, site, label, read_label=other)
+        return fitted.steering_edit(route, site, other)
 
     return make
 
 
-def one_class(forget: ImageSet) -> int:
+def only_class(forget: ImageSet) -> int:
     """The single class of the forget images.
 
     Raises:
         InputError: they are of several classes, or too few to halve.
     """
     found = np.unique(forget.labels)
-    if len(found) != 1 or len(forget) < LEAST_IMAGES:
+    if len(found) != 1 or len(forget) < MIN_IMAGES:
         raise InputError(
             "the forget images cannot be used",
-            expected=f"one class, {LEAST_IMAGES} images or more",
+            expected=f"one class, {MIN_IMAGES} images or more",
             got=f"{len(found)} classes, {len(forget)} images",
         )
     return int(found[0])
 
 
-def net_of_controls(
+def net_rate(
     run: dict[str, Any],
     known: np.ndarray,
     references: Sequence[dict[str, Any]] = (),
@@ -251,17 +260,20 @@ def net_of_controls(
     """
     before = float(np.mean(run["plain"]))
     lost = float(known.mean()) - before
-    if lost < LEAST_LOST:
+    if lost < MIN_LOST:
         return None
-    steered = by_entity(np.array(run["steered"]), run["ids"])
+    steered = average_by_entity(np.array(run["steered"]), run["ids"])
     rows = {
-        what: (by_entity(np.array(run[what]), run["ids"]), before)
+        what: (average_by_entity(np.array(run[what]), run["ids"]), before)
         for what in ("random", "others")
     }
-    rows["never_taught"] = (by_entity(np.array(run["never"]), run["never_ids"]), 0.0)
+    rows["never_taught"] = (
+        average_by_entity(np.array(run["never"]), run["never_ids"]),
+        0.0,
+    )
     for number, other in enumerate(references, start=1):
         values = np.array(other["steered"])
-        rows[f"reference-{number}"] = (by_entity(values, other["ids"]), 0.0)
+        rows[f"reference-{number}"] = (average_by_entity(values, other["ids"]), 0.0)
     rates = {
         what: (float(values.mean[0]) - level) / lost
         for what, (values, level) in rows.items()
@@ -284,7 +296,7 @@ def net_of_controls(
         "worst_control": worst,
         "net": rate - rates[worst],
         "interval": [(low + shift) / lost, (high + shift) / lost],
-        "residual": (rate - rates[worst]) / max(1 - rates[worst], SMALLEST_SPAN),
+        "residual": (rate - rates[worst]) / max(1 - rates[worst], MIN_RANGE),
         "kinds": [float(hits[kinds == k].mean()) / lost for k in np.unique(kinds)],
         "lost": lost,
     }

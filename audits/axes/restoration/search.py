@@ -17,172 +17,189 @@ import numpy as np
 import torch
 from torch import nn
 
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     BATCH,
-    ROUTES,
-    Fitted,
-    Push,
-    adding,
+    STEERING_METHODS,
+    SteeringEdit,
+    SteeringFit,
     image_sites,
-    named,
+    image_states,
+    logprob_gradient,
+    named_as_class,
     pixel_logits,
-    slope_of,
-    state_sites,
-    states_of,
-    with_end_of,
+    steering_hook,
+    steering_sites,
+    with_original_end,
 )
-from audits.axes.restoration.trial import RETAIN_DROP, STRENGTHS
+from audits.axes.restoration.trial import MAX_RETAIN_DROP, STRENGTHS
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
 from capture.network.sites import Sites
 
-OWN = "its own last block"
-ENDED = "the original's last block in place"
-EARLY = 64
+OWN_END = "its own last block"
+ORIGINAL_END = "the original's last block in place"
+PRESCREEN_IMAGES = 64
 """Retain images checked first, to reject costly edits early."""
 
 
 @dataclass(frozen=True, eq=False)
-class Body:
+class ModelVariant:
     """A network variant: the candidate, or the candidate with the original's last block.
 
     Attributes:
-        name: ``OWN`` or ``ENDED``.
+        name: ``OWN_END`` or ``ORIGINAL_END``.
         model: The network.
-        where: Its sites.
+        sites: Its sites.
     """
 
     name: str
     model: nn.Module
-    where: Sites
+    sites: Sites
 
-    def called(
+    def named(
         self, images: ImageSet, label: int | None, edits: dict[str, Edit]
     ) -> np.ndarray:
         """(image,) 1.0 where ``label``, or the image's own class, is predicted."""
-        return named(self.model, images, edits, self.where, label)
+        return named_as_class(self.model, images, edits, self.sites, label)
 
 
-def bodies_of(model: nn.Module, original: nn.Module) -> list[Body]:
+def model_variants(model: nn.Module, original: nn.Module) -> list[ModelVariant]:
     """The candidate, and its variant with the original's end where structures agree."""
-    ended = with_end_of(model, original)
-    found = [Body(OWN, model, image_sites(model))]
-    return found if ended is None else [*found, Body(ENDED, ended, image_sites(ended))]
+    ended = with_original_end(model, original)
+    found = [ModelVariant(OWN_END, model, image_sites(model))]
+    return (
+        found
+        if ended is None
+        else [*found, ModelVariant(ORIGINAL_END, ended, image_sites(ended))]
+    )
 
 
-def fit_changes(body: Body, original: nn.Module, both: ImageSet) -> Fitted:
+def fit_steering(
+    variant: ModelVariant, original: nn.Module, images: ImageSet
+) -> SteeringFit:
     """Fit steering edits of the candidate on images of the class and of others."""
-    sites = state_sites(body.where)
+    sites = steering_sites(variant.sites)
 
     def slope(label: int, site: str) -> torch.Tensor:
-        return slope_of(body.model, both, label, site, body.where)
+        return logprob_gradient(variant.model, images, label, site, variant.sites)
 
-    return Fitted(
-        states_of(body.model, both, sites, body.where),
-        states_of(original, both, ["final"], image_sites(original)),
+    return SteeringFit(
+        image_states(variant.model, images, sites, variant.sites),
+        image_states(original, images, ["final"], image_sites(original)),
         cache(slope),
-        both.labels,
+        images.labels,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Guard:
+class SideEffectLimits:
     """Limits on the side effects of an edit.
 
     Attributes:
-        kept: Images of the retain classes.
-        unknown: Images of never-taught classes, if any.
+        retain: Images of the retain classes.
+        never_taught: Images of never-taught classes, if any.
         label: The class to steer to.
-        wrong: Maximum number of retain images predicted wrongly.
-        strange: Maximum number of never-taught images predicted as ``label``.
+        max_wrong: Maximum number of retain images predicted wrongly.
+        max_named: Maximum number of never-taught images predicted as ``label``.
     """
 
-    kept: ImageSet
-    unknown: ImageSet | None
+    retain: ImageSet
+    never_taught: ImageSet | None
     label: int
-    wrong: float
-    strange: float
+    max_wrong: float
+    max_named: float
 
     @classmethod
     def of(
-        cls, body: Body, kept: ImageSet, unknown: ImageSet | None, label: int
-    ) -> "Guard":
+        cls,
+        variant: ModelVariant,
+        retain: ImageSet,
+        never_taught: ImageSet | None,
+        label: int,
+    ) -> "SideEffectLimits":
         """Two points above the unedited candidate, for both limits."""
-        wrong = float((1 - body.called(kept, None, {})).sum())
+        wrong = float((1 - variant.named(retain, None, {})).sum())
         strange, count = 0.0, 0
-        if unknown is not None:
-            strange, count = float(body.called(unknown, label, {}).sum()), len(unknown)
+        if never_taught is not None:
+            strange, count = (
+                float(variant.named(never_taught, label, {}).sum()),
+                len(never_taught),
+            )
         return cls(
-            kept,
-            unknown,
+            retain,
+            never_taught,
             label,
-            wrong + RETAIN_DROP * len(kept) + 1e-9,
-            strange + RETAIN_DROP * count + 1e-9,
+            wrong + MAX_RETAIN_DROP * len(retain) + 1e-9,
+            strange + MAX_RETAIN_DROP * count + 1e-9,
         )
 
-    def cost(self, body: Body, edits: dict[str, Edit]) -> dict[str, float] | None:
+    def cost(
+        self, variant: ModelVariant, edits: dict[str, Edit]
+    ) -> dict[str, float] | None:
         """The side effects of an edit, or None where they exceed a limit.
 
         Errors only accumulate, so some images are checked first and the others only if needed.
         """
         strange, wrong = 0.0, 0.0
-        if self.unknown is not None:
-            strange = float(body.called(self.unknown, self.label, edits).sum())
-        rows = np.arange(len(self.kept))
-        for part in (rows[:EARLY], rows[EARLY:]):
-            if strange > self.strange or wrong > self.wrong:
+        if self.never_taught is not None:
+            strange = float(variant.named(self.never_taught, self.label, edits).sum())
+        rows = np.arange(len(self.retain))
+        for part in (rows[:PRESCREEN_IMAGES], rows[PRESCREEN_IMAGES:]):
+            if strange > self.max_named or wrong > self.max_wrong:
                 return None
             if len(part):
-                right = body.called(self.kept.rows(part), None, edits)
+                right = variant.named(self.retain.select(part), None, edits)
                 wrong += float((1 - right).sum())
-        if wrong > self.wrong:
+        if wrong > self.max_wrong:
             return None
-        asked = len(self.unknown) if self.unknown is not None else 1
-        return {"retain": 1 - wrong / len(self.kept), "unknown": strange / asked}
+        asked = len(self.never_taught) if self.never_taught is not None else 1
+        return {"retain": 1 - wrong / len(self.retain), "unknown": strange / asked}
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class ChosenEdit:
     """A chosen edit, ready to be applied to any image.
 
     Attributes:
-        body: The network variant it is applied to.
+        variant: The network variant it is applied to.
         said: Share of the fitting images predicted as the class.
         cost: ``retain``, accuracy on retain images, and ``unknown``, share of never-taught
             images predicted as the class; None for no edit.
         route: Steering method; None for no steering.
         site: Where it is applied.
         strength: Multiple of the edit.
-        push: The edit at strength 1.
+        steering: The edit at strength 1.
     """
 
-    body: Body
+    variant: ModelVariant
     said: float
     cost: dict[str, float] | None = None
     route: str | None = None
     site: str | None = None
     strength: float = 0.0
-    push: Push | None = field(default=None, repr=False)
+    steering: SteeringEdit | None = field(default=None, repr=False)
 
-    def called(self, images: ImageSet, label: int) -> np.ndarray:
+    def named(self, images: ImageSet, label: int) -> np.ndarray:
         """(image,) 1.0 where the class is predicted under the edit."""
         edits = {}
-        if self.push is not None and self.site is not None:
-            edits = {self.site: adding(self.push, self.strength)}
-        return self.body.called(images, label, edits)
+        if self.steering is not None and self.site is not None:
+            edits = {self.site: steering_hook(self.steering, self.strength)}
+        return self.variant.named(images, label, edits)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         names = ("route", "site", "strength", "said", "cost")
-        return {"body": self.body.name} | {name: getattr(self, name) for name in names}
+        return {"body": self.variant.name} | {
+            name: getattr(self, name) for name in names
+        }
 
 
-def strongest(
-    bodies: Sequence[Body],
+def search_best_edit(
+    variants: Sequence[ModelVariant],
     images: ImageSet,
-    guard: Guard,
-    make: Callable[[str, str], Push | None],
-) -> Chosen:
+    limits: SideEffectLimits,
+    make_edit: Callable[[str, str], SteeringEdit | None],
+) -> ChosenEdit:
     """The edit with the most ``images`` predicted as the class, within the limits.
 
     Ties go to the earlier candidate: the original's end before steering, early sites before
@@ -191,38 +208,38 @@ def strongest(
     never saw the class predicted 82 % of it (tuning seed 1), and 18 % with the end alone.
 
     Args:
-        bodies: The candidate, and its variant with the original's end if there is one.
+        variants: The candidate, and its variant with the original's end if there is one.
         images: Images to steer to the class.
-        guard: The limits.
-        make: From a method and a site to the edit at strength 1, if there is one.
+        limits: The limits.
+        make_edit: From a method and a site to the edit at strength 1, if there is one.
     """
-    own, label = bodies[0], guard.label
-    best = Chosen(own, float(own.called(images, label, {}).mean()))
-    for body in bodies[1:]:
-        said = float(body.called(images, label, {}).mean())
-        cost = guard.cost(body, {}) if said > best.said else None
+    own, label = variants[0], limits.label
+    best = ChosenEdit(own, float(own.named(images, label, {}).mean()))
+    for body in variants[1:]:
+        said = float(body.named(images, label, {}).mean())
+        cost = limits.cost(body, {}) if said > best.said else None
         if cost is not None:
-            best = Chosen(body, said, cost)
-    for route in ROUTES:
-        for site in state_sites(own.where):
+            best = ChosenEdit(body, said, cost)
+    for route in STEERING_METHODS:
+        for site in steering_sites(own.sites):
             if best.said >= 1.0:
                 return best
-            push = make(route, site)
+            push = make_edit(route, site)
             if push is None:
                 continue
             shares = _said(own, images, label, site, push)
             for strength, said in zip(STRENGTHS, shares, strict=True):
                 if said <= best.said:
                     continue
-                cost = guard.cost(own, {site: adding(push, strength)})
+                cost = limits.cost(own, {site: steering_hook(push, strength)})
                 if cost is None:
                     break  # stronger steering costs more
-                best = Chosen(own, said, cost, route, site, strength, push)
+                best = ChosenEdit(own, said, cost, route, site, strength, push)
     return best
 
 
 def _said(
-    body: Body, images: ImageSet, label: int, site: str, push: Push
+    body: ModelVariant, images: ImageSet, label: int, site: str, push: SteeringEdit
 ) -> list[float]:
     """(strength,) share predicted as the class; all strengths share the forward passes."""
     hits = torch.zeros(len(STRENGTHS))
@@ -231,7 +248,7 @@ def _said(
         # One pass holds every image once per strength, strength after strength.
         sizes = torch.tensor(STRENGTHS).repeat_interleave(len(part))
         rows = part.repeat(len(STRENGTHS), 1, 1, 1)
-        edits = {site: adding(push, sizes)}
-        said = pixel_logits(body.model, rows, edits, body.where).argmax(1) == label
+        edits = {site: steering_hook(push, sizes)}
+        said = pixel_logits(body.model, rows, edits, body.sites).argmax(1) == label
         hits += said.reshape(len(STRENGTHS), -1).sum(1)
     return (hits.double() / len(images)).tolist()

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attribution.patching.steering import RowEdit, score_edited
-from attribution.sae.latents import as_long, linear_part, other_latents
-from audits.axes.restoration.autoencoder import Coder, whole_prompts
-from audits.axes.restoration.text_routes import Asked, exchanged
-from audits.core.subjects import Subject
+from attribution.sae.latents import decode_difference, draw_control_latents, match_norms
+from audits.axes.restoration.autoencoder import AnswerAutoencoder, states_by_prompt
+from audits.axes.restoration.text_steering import EncodedQuestions, permuted_donors
+from audits.core.subjects import AuditedModel
 from capture.network.sites import find_sites
-from evidence.intervals import by_entity, rate_interval
+from evidence.intervals import average_by_entity, rate_interval
 from evidence.seeds import numpy_rng
 
 ALPHAS = (1.0, 5.0, 10.0)
@@ -40,13 +40,13 @@ ARMS = (
 CONTROLS = ARMS[3:]
 """Arms without information about the item: as many random latents, another answer's latents,
 another item's states."""
-WITH_STATE = (PUBLISHED, STATE, ARMS[5])
-LEAST_LOST = 0.1
+STATE_ARMS = (PUBLISHED, STATE, ARMS[5])
+MIN_LOST = 0.1
 """Minimum share of answers lost for a restoration rate to be defined."""
 UNTRAINED = "never-trained"
 
 
-def untrained_subject(original: Subject, seed: int) -> Subject | None:
+def untrained_model(original: AuditedModel, seed: int) -> AuditedModel | None:
     """A model of the same architecture with random, untrained weights.
 
     Returns:
@@ -65,16 +65,16 @@ def untrained_subject(original: Subject, seed: int) -> Subject | None:
         load("cpu")
     except (TypeError, ValueError, AttributeError):
         return None
-    return Subject(
+    return AuditedModel(
         UNTRAINED, f"{original.weights_hash}+drawn{seed}", original.config, load
     )
 
 
-def read_out(
-    original: Subject,
-    subjects: Mapping[str, Subject],
-    asked: Asked,
-    coder: Coder | None,
+def inject_states(
+    original: AuditedModel,
+    models: Mapping[str, AuditedModel],
+    questions: EncodedQuestions,
+    autoencoder: AnswerAutoencoder | None,
     site: str,
     seed: int,
     *,
@@ -84,9 +84,9 @@ def read_out(
 
     Args:
         original: Model whose states are injected.
-        subjects: Models to restore, by role.
-        asked: The forget questions; their true answers select the injection.
-        coder: Autoencoder of the original; without one, only whole states are injected. As
+        models: Models to restore, by role.
+        questions: The forget questions; their true answers select the injection.
+        autoencoder: Autoencoder of the original; without one, only whole states are injected. As
             published, its fit to the other models is not checked here.
         site: Site where there is no autoencoder.
         seed: Of random latents and permuted items.
@@ -97,29 +97,31 @@ def read_out(
         where nothing was lost), ``best`` (largest rate) and ``interval`` of the exact match at
         the best alpha.
     """
-    place = coder.sae.site if coder is not None else site
+    place = autoencoder.sae.site if autoencoder is not None else site
     with original.loaded(device) as model:
-        given = whole_prompts(model, asked.rows, place)
-        known = _said(model, asked, {}).mean()
+        given = states_by_prompt(model, questions.rows, place)
+        known = _said(model, questions, {}).mean()
     found: dict[str, Any] = {"site": place, "alphas": list(ALPHAS), "roles": {}}
-    if coder is not None:
-        counts = [len(each) for each in coder.experts.values()]
+    if autoencoder is not None:
+        counts = [len(each) for each in autoencoder.experts.values()]
         found["latents"] = float(np.mean(counts))
-    for role, subject in subjects.items():
+    for role, subject in models.items():
         with subject.loaded(device) as model:
-            before = _said(model, asked, {})
+            before = _said(model, questions, {})
             found["roles"][role] = {
                 "before": float(before.mean()),
-                "arms": _arms(model, asked, given, coder, place, seed, known, before),
+                "arms": _arms(
+                    model, questions, given, autoencoder, place, seed, known, before
+                ),
             }
     return found
 
 
 def _arms(
     model: nn.Module,
-    asked: Asked,
+    asked: EncodedQuestions,
     given: list[NDArray[np.float32]],
-    coder: Coder | None,
+    coder: AnswerAutoencoder | None,
     site: str,
     seed: int,
     known: float,
@@ -133,27 +135,27 @@ def _arms(
             _said(
                 model,
                 asked,
-                {site: injection(arm, asked, given, coder, alpha, seed)},
+                {site: injection_edit(arm, asked, given, coder, alpha, seed)},
             )
             for alpha in ALPHAS
         ]
         shares = [float(each.mean()) for each in said]
         rates = None
-        if lost >= LEAST_LOST:
+        if lost >= MIN_LOST:
             rates = [(share - float(before.mean())) / lost for share in shares]
         best_rate = None if rates is None else max(rates)
         table[arm] = {"said": shares, "rate": rates, "best": best_rate}
         best = said[int(np.argmax(shares))]
-        interval = rate_interval(by_entity(best, asked.questions.entities))
+        interval = rate_interval(average_by_entity(best, asked.questions.entities))
         table[arm]["interval"] = list(interval)
     return table
 
 
-def injection(
+def injection_edit(
     arm: str,
-    asked: Asked,
-    given: Sequence[NDArray[np.float32]],
-    coder: Coder | None,
+    questions: EncodedQuestions,
+    original_states: Sequence[NDArray[np.float32]],
+    autoencoder: AnswerAutoencoder | None,
     alpha: float,
     seed: int,
 ) -> RowEdit:
@@ -161,30 +163,32 @@ def injection(
 
     Args:
         arm: One of ``ARMS``.
-        given: (row,) the original's states (position, d) of each prompt.
-        coder: The autoencoder; arms of whole states need none.
+        original_states: (row,) the original's states (position, d) of each prompt.
+        autoencoder: The autoencoder; arms of whole states need none.
         alpha: Strength; 1 replaces the state entirely.
         seed: Of random latents and permuted items.
     """
     rng = numpy_rng(seed, "readout", arm)
-    classes = [str(each) for each in asked.classes]
+    classes = [str(each) for each in questions.classes]
     source = list(range(len(classes)))
     if arm == ARMS[5]:
-        source = exchanged(asked, rng).tolist()
-    chosen = _latents_of(arm, coder, rng)
+        source = permuted_donors(questions, rng).tolist()
+    chosen = _latents_of(arm, autoencoder, rng)
 
     def edit(states: Tensor, rows: NDArray) -> Tensor:
         out = states.clone()
         for place, row in enumerate(rows):
             own = states[place]
-            delta = _aligned(given[source[row]], own) - own
+            delta = _aligned(original_states[source[row]], own) - own
             change = torch.zeros_like(delta)
-            if coder is not None and classes[row] in chosen:
-                change = linear_part(coder.sae, delta, chosen[classes[row]])
+            if autoencoder is not None and classes[row] in chosen:
+                change = decode_difference(autoencoder.sae, delta, chosen[classes[row]])
                 if arm in ARMS[3:5]:
-                    model = linear_part(coder.sae, delta, coder.experts[classes[row]])
-                    change = as_long(change, model)
-            if arm in WITH_STATE:
+                    model = decode_difference(
+                        autoencoder.sae, delta, autoencoder.experts[classes[row]]
+                    )
+                    change = match_norms(change, model)
+            if arm in STATE_ARMS:
                 # The published test copies the last state without decoding.
                 change[-1] = delta[-1]
             out[place] = own + alpha * change
@@ -194,14 +198,16 @@ def injection(
 
 
 def _latents_of(
-    arm: str, coder: Coder | None, rng: np.random.Generator
+    arm: str, coder: AnswerAutoencoder | None, rng: np.random.Generator
 ) -> Mapping[str, NDArray[np.int64]]:
     """Class to the latents that an arm injects."""
     if coder is None or arm == STATE:
         return {}
     experts = coder.experts
     if arm == ARMS[3]:
-        return {name: other_latents(coder.sae, e, rng) for name, e in experts.items()}
+        return {
+            name: draw_control_latents(coder.sae, e, rng) for name, e in experts.items()
+        }
     if arm != ARMS[4]:
         return experts
     dealt = {}
@@ -223,15 +229,15 @@ def _aligned(given: NDArray[np.float32], own: Tensor) -> Tensor:
 
 
 def _said(
-    model: nn.Module, asked: Asked, edits: Mapping[str, RowEdit]
+    model: nn.Module, asked: EncodedQuestions, edits: Mapping[str, RowEdit]
 ) -> NDArray[np.float64]:
     """(row,) exact match."""
     where = find_sites(model)
-    scores = score_edited(model, asked.rows, edits, span="prompt", where=where)
+    scores = score_edited(model, asked.rows, edits, span="prompt", sites=where)
     return scores.greedy.astype(float)
 
 
-def in_words(found: Mapping[str, Any], role: str = "unlearned") -> list[str]:
+def describe(found: Mapping[str, Any], role: str = "unlearned") -> list[str]:
     """Notes for the axis: the published rate of a candidate, its controls, other models."""
     arms = found["roles"][role]["arms"]
     main = arms.get(PUBLISHED) or arms[STATE]

@@ -10,21 +10,21 @@ from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.steering import RowEdit
 from attribution.sae.latents import LatentAmplifier
-from audits.axes.restoration.autoencoder import Coder, check_candidate
-from audits.axes.restoration.curve import STRENGTHS, Curve, pooled
-from audits.axes.restoration.text_routes import (
-    ROUTES,
-    Asked,
-    Fitted,
+from audits.axes.restoration.autoencoder import AnswerAutoencoder, check_reconstruction
+from audits.axes.restoration.curve import STRENGTHS, Curve, pool_curves
+from audits.axes.restoration.text_steering import (
+    STEERING_METHODS,
+    EncodedQuestions,
     Heard,
-    exchanged,
-    hear_steered,
-    states_at,
-    steering,
+    SteeringFit,
+    permuted_donors,
+    prompt_end_states,
+    score_steered,
+    steering_hook,
 )
-from audits.core.subjects import Subject
-from capture.data.items import ItemSet, fold
-from capture.data.questions import ask
+from audits.core.subjects import AuditedModel
+from capture.data.items import ItemSet, normalize_text
+from capture.data.questions import build_questions
 from capture.network.hooks import patch
 from capture.network.sites import Sites, find_sites
 from capture.scoring.answers import generate_greedy
@@ -32,46 +32,46 @@ from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 
 NAME = "restoration"
-ALL = 1.099
+MAX_OBJECTIVE = 1.099
 """Objective at which the search stops: every answer given and outranking all others."""
-RETAIN_DROP = 0.02
+MAX_RETAIN_DROP = 0.02
 """Maximum fall of retain accuracy under the edit."""
-MOST_SITES = 6
-FIT_SHARE = 0.7
-WHATS = ("steered", "random", "others")
+MAX_SITES = 6
+FIT_FRACTION = 0.7
+ARMS = ("steered", "random", "others")
 """The edit; a random edit of equal size; one from other items' states or entities."""
-MOST_TEXTS = 24
-TOKENS = 8
+MAX_TEXTS = 24
+N_NEW_TOKENS = 8
 """Generated tokens in which a retraction is looked for."""
 
 
 def chosen_sites(
-    where: Sites, most: int = MOST_SITES, also: str | None = None
+    where: Sites, max_sites: int = MAX_SITES, also: str | None = None
 ) -> list[str]:
     """Evenly spaced residual sites, the last included, and the site ``also``."""
     sites = where.of("resid")
-    places = set(np.linspace(0, len(sites) - 1, most).round().astype(int).tolist())
+    places = set(np.linspace(0, len(sites) - 1, max_sites).round().astype(int).tolist())
     return [site for place, site in enumerate(sites) if place in places or site == also]
 
 
-def retain_parts(
+def split_retain(
     retain: ItemSet, wordings: int, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> tuple[Asked, Asked]:
+) -> tuple[EncodedQuestions, EncodedQuestions]:
     """Retain questions to fit on, and questions of other entities to check with."""
     names = retain.entities
     order = numpy_rng(seed, NAME, "retain").permutation(len(names))
-    cut = max(1, int(FIT_SHARE * len(names)))
+    cut = max(1, int(FIT_FRACTION * len(names)))
     parts = ([names[at] for at in order[:cut]], [names[at] for at in order[cut:]])
     fit, check = (
-        Asked.of(ask(retain.of(part), count), tokenizer)
+        EncodedQuestions.of(build_questions(retain.of_entities(part), count), tokenizer)
         for part, count in zip(parts, (wordings, 1), strict=True)
     )
     return fit, check
 
 
 def restore(
-    original: Subject,
-    subject: Subject,
+    original: AuditedModel,
+    subject: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     retain: ItemSet,
@@ -79,7 +79,7 @@ def restore(
     wordings: int,
     seed: int,
     *,
-    coder: Coder | None = None,
+    autoencoder: AnswerAutoencoder | None = None,
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def restore(
         subject: The model to steer.
         wordings: Prompts per item.
         seed: Of halves and controls.
-        coder: Autoencoder of the original, for the method that amplifies its latents; refused
+        autoencoder: Autoencoder of the original, for the method that amplifies its latents; refused
             where it does not reconstruct this model's states.
 
     Returns:
@@ -103,20 +103,22 @@ def restore(
         items' main prompts; ``generation``: retractions when steered, and of the unsteered
         original; ``autoencoder``: its ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
-    asked = Asked.of(ask(forget, wordings), tokenizer)
-    unknown = Asked.of(ask(never, wordings), tokenizer)
-    fit, check = retain_parts(retain, wordings, tokenizer, seed)
+    asked = EncodedQuestions.of(build_questions(forget, wordings), tokenizer)
+    unknown = EncodedQuestions.of(build_questions(never, wordings), tokenizer)
+    fit, check = split_retain(retain, wordings, tokenizer, seed)
     with original.loaded(device) as model:
-        sites = chosen_sites(find_sites(model), also=coder and coder.sae.site)
-        first = [states_at(model, each, sites) for each in (fit, check, asked)]
+        sites = chosen_sites(
+            find_sites(model), also=autoencoder and autoencoder.sae.site
+        )
+        first = [prompt_end_states(model, each, sites) for each in (fit, check, asked)]
         before = _generate(
-            model, tokenizer, None, asked.first(MOST_TEXTS), find_sites(model)
+            model, tokenizer, None, asked.own_wording(MAX_TEXTS), find_sites(model)
         )
     names = forget.entities
     order = numpy_rng(seed, NAME, "halves").permutation(len(names))
     halves = [sorted(names[at] for at in order[start::2]) for start in (0, 1)]
     entities = np.array(asked.questions.entities)
-    tables = {what: np.zeros((2, len(entities))) for what in WHATS}
+    tables = {what: np.zeros((2, len(entities))) for what in ARMS}
     result: dict[str, Any] = {
         "entities": asked.questions.entities,
         "never_entities": unknown.questions.entities,
@@ -129,8 +131,8 @@ def restore(
         progress.task(f"restoration, {subject.role}", len(halves)) as advance,
     ):
         where = find_sites(model)
-        own = [states_at(model, each, sites) for each in (fit, check, asked)]
-        fitted = Fitted(
+        own = [prompt_end_states(model, each, sites) for each in (fit, check, asked)]
+        fitted = SteeringFit(
             fit,
             check,
             {site: (own[0][site], own[1][site]) for site in sites},
@@ -138,28 +140,30 @@ def restore(
             {site: (own[2][site], first[2][site]) for site in sites},
         )
         result["autoencoder"] = {}
-        if coder is not None:
-            fvu, refused = check_candidate(coder, model, check, subject.role)
+        if autoencoder is not None:
+            fvu, refused = check_reconstruction(autoencoder, model, check, subject.role)
             result["autoencoder"] = {
-                "site": coder.sae.site,
+                "site": autoencoder.sae.site,
                 "fvu": fvu if np.isfinite(fvu) else None,
                 "refused": refused,
             }
             if not refused:
-                fitted.latents = LatentAmplifier.of(
-                    coder.sae, coder.every, own[0][coder.sae.site]
+                fitted.latents = LatentAmplifier.fit(
+                    autoencoder.sae,
+                    autoencoder.all_experts,
+                    own[0][autoencoder.sae.site],
                 )
-        result["plain"] = _plain(hear_steered(model, asked, {}, where))
-        base = float(hear_steered(model, check, {}, where).said.mean())
+        result["plain"] = _plain(score_steered(model, asked, {}, where))
+        base = float(score_steered(model, check, {}, where).said.mean())
         result["retain_before"] = base
         for number, half in enumerate(halves):
             known = np.isin(entities, half)
             rows = np.flatnonzero(~known)
-            tested = asked.about(halves[1 - number])
-            asked_first = asked.about(half).first()
-            choice = _choose(model, fitted, asked_first, known, base, where, sites)
+            tested = asked.of_entities(halves[1 - number])
+            asked_first = asked.of_entities(half).own_wording()
+            choice = _search(model, fitted, asked_first, known, base, where, sites)
             rng = numpy_rng(seed, NAME, "controls", str(number))
-            chosen = Chosen(fitted, choice, known, rng)
+            chosen = ChosenEdit(fitted, choice, known, rng)
             tried = _try(model, chosen, tested, rows, unknown, where)
             for what, table in tables.items():
                 table[:, rows] = tried[what].said, tried[what].contrast
@@ -170,19 +174,19 @@ def restore(
                 _curve(
                     model,
                     chosen,
-                    tested.first(),
+                    tested.own_wording(),
                     rows[mine],
-                    unknown.first(len(asked.first().rows)),
+                    unknown.own_wording(len(asked.own_wording().rows)),
                     where,
                 )
             )
-            some = tested.first(MOST_TEXTS)
+            some = tested.own_wording(MAX_TEXTS)
             texts += _generate(model, tokenizer, chosen, some, where)
             spoken.append(some)
             advance(1)
     for what, (said, contrast) in tables.items():
         result[what] = _plain(Heard(said, contrast))
-    result["curve"] = pooled(curves)
+    result["curve"] = pool_curves(curves)
     # Never-taught items are scored under both choices, neither of which was fitted on them.
     result["never"] = _plain(
         Heard(
@@ -191,8 +195,8 @@ def restore(
         )
     )
     result["generation"] = {
-        "steered": taken_back(texts, spoken[0] + spoken[1]),
-        "original": taken_back(before, asked.first(MOST_TEXTS)),
+        "steered": retractions(texts, spoken[0] + spoken[1]),
+        "original": retractions(before, asked.own_wording(MAX_TEXTS)),
     }
     return result
 
@@ -201,37 +205,37 @@ def _plain(heard: Heard) -> dict[str, list[float]]:
     return {"said": heard.said.tolist(), "contrast": heard.contrast.tolist()}
 
 
-def _worth(heard: Heard) -> float:
+def _objective(heard: Heard) -> float:
     """The search objective: exact match, with the contrast as tie-breaker."""
     return float(heard.said.mean() + 0.1 * heard.contrast.mean())
 
 
-def _choose(
+def _search(
     model: nn.Module,
-    fitted: Fitted,
-    asked: Asked,
+    fitted: SteeringFit,
+    asked: EncodedQuestions,
     known: np.ndarray,
     base: float,
     where: Sites,
     sites: Sequence[str],
 ) -> dict[str, Any]:
     """The method, site and strength with the highest objective on the known entities."""
-    none = hear_steered(model, asked, {}, where)
+    none = score_steered(model, asked, {}, where)
     best: dict[str, Any] = {"route": None, "site": None, "strength": 0.0}
-    best |= {"retain": float(base), "worth": _worth(none)}
-    for route in ROUTES:
+    best |= {"retain": float(base), "worth": _objective(none)}
+    for route in STEERING_METHODS:
         for site in sites:
-            push = fitted.push(route, site, known)
-            if push is None or best["worth"] >= ALL:
+            push = fitted.steering_edit(route, site, known)
+            if push is None or best["worth"] >= MAX_OBJECTIVE:
                 continue
             for strength in STRENGTHS:
-                edits = {site: steering(push, strength)}
-                worth = _worth(hear_steered(model, asked, edits, where))
+                edits = {site: steering_hook(push, strength)}
+                worth = _objective(score_steered(model, asked, edits, where))
                 if worth <= best["worth"] + 1e-9:
                     continue
-                retain = hear_steered(model, fitted.check, edits, where)
+                retain = score_steered(model, fitted.check, edits, where)
                 kept = float(retain.said.mean())
-                if kept < base - RETAIN_DROP - 1e-9:
+                if kept < base - MAX_RETAIN_DROP - 1e-9:
                     break  # stronger steering costs more
                 best = {"route": route, "site": site, "strength": strength}
                 best |= {"retain": kept, "worth": worth}
@@ -239,7 +243,7 @@ def _choose(
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenEdit:
     """A choice made on one half, ready to be applied to any question.
 
     Attributes:
@@ -249,79 +253,93 @@ class Chosen:
         rng: Draws the controls.
     """
 
-    fitted: Fitted
+    fitted: SteeringFit
     choice: dict[str, Any]
     known: np.ndarray
     rng: np.random.Generator
 
     def edits(
         self,
-        what: str = "steered",
-        asked: Asked | None = None,
+        arm: str = "steered",
+        questions: EncodedQuestions | None = None,
         rows=None,
         strength: float | None = None,
     ) -> dict[str, RowEdit]:
         """The chosen edit or one of its controls; empty where none was chosen.
 
         Args:
-            what: One of ``WHATS``.
-            asked: The forget questions, for "others".
+            arm: One of ``ARMS``.
+            questions: The forget questions, for "others".
             rows: (asked row,) their indices among all forget questions.
             strength: In place of the chosen one.
         """
         route, site = self.choice["route"], self.choice["site"]
-        push = None if route is None else self.fitted.push(route, site, self.known)
+        push = (
+            None
+            if route is None
+            else self.fitted.steering_edit(route, site, self.known)
+        )
         if push is None:
             return {}
         size = self.choice["strength"] if strength is None else strength
-        if what == "random":
-            return {site: steering(self.fitted.turned(push, self.rng), size)}
-        if what == "others" and isinstance(push, Tensor):
-            return {site: steering(self.fitted.of_retain(push, site, self.rng), size)}
-        if what == "others":
-            assert asked is not None and rows is not None
-            states = self.fitted.forget[site][0][rows]
-            return {site: steering(push, size, states[exchanged(asked, self.rng)])}
-        return {site: steering(push, size)}
+        if arm == "random":
+            return {
+                site: steering_hook(self.fitted.randomly_rotated(push, self.rng), size)
+            }
+        if arm == "others" and isinstance(push, Tensor):
+            return {
+                site: steering_hook(
+                    self.fitted.retain_direction(push, site, self.rng), size
+                )
+            }
+        if arm == "others":
+            assert questions is not None and rows is not None
+            states = self.fitted.forget_states[site][0][rows]
+            return {
+                site: steering_hook(
+                    push, size, states[permuted_donors(questions, self.rng)]
+                )
+            }
+        return {site: steering_hook(push, size)}
 
 
 def _try(
     model: nn.Module,
-    chosen: Chosen,
-    asked: Asked,
+    chosen: ChosenEdit,
+    asked: EncodedQuestions,
     rows: np.ndarray,
-    unknown: Asked,
+    unknown: EncodedQuestions,
     where: Sites,
 ) -> dict[str, Heard]:
     """The edit and its controls on forgotten, and the edit on never-taught, questions."""
     found = {
-        what: hear_steered(model, asked, chosen.edits(what, asked, rows), where)
-        for what in WHATS
+        what: score_steered(model, asked, chosen.edits(what, asked, rows), where)
+        for what in ARMS
     }
-    return found | {"never": hear_steered(model, unknown, chosen.edits(), where)}
+    return found | {"never": score_steered(model, unknown, chosen.edits(), where)}
 
 
 def _curve(
     model: nn.Module,
-    chosen: Chosen,
-    asked: Asked,
+    chosen: ChosenEdit,
+    asked: EncodedQuestions,
     rows: np.ndarray,
-    unknown: Asked,
+    unknown: EncodedQuestions,
     where: Sites,
 ) -> Curve:
     """Exact match over strengths at the chosen site, with every control."""
-    asks = dict.fromkeys(WHATS, asked)
+    asks = dict.fromkeys(ARMS, asked)
     asks |= {"never": unknown, "retain": chosen.fitted.check}
     found: Curve = {}
     for what, each in asks.items():
-        of = what if what in WHATS else "steered"
+        of = what if what in ARMS else "steered"
         said: list[np.ndarray] = []
         for strength in (0.0, *STRENGTHS):
             if said and chosen.choice["route"] is None:
                 said.append(said[0])  # no edit at any strength
                 continue
             edits = chosen.edits(of, asked, rows, strength) if strength else {}
-            said.append(hear_steered(model, each, edits, where).said)
+            said.append(score_steered(model, each, edits, where).said)
         found[what] = each.questions.entities, np.stack(said)
     return found
 
@@ -329,8 +347,8 @@ def _curve(
 def _generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    chosen: Chosen | None,
-    asked: Asked,
+    chosen: ChosenEdit | None,
+    asked: EncodedQuestions,
     where: Sites,
 ) -> list[str]:
     """Greedy continuations of each question, steered or not."""
@@ -348,22 +366,22 @@ def _generate(
         return hook
 
     hooks = {site: at_the_end(edit) for site, edit in edits.items()}
-    with patch(model, hooks, [-1], where=where):
-        return generate_greedy(model, tokenizer, asked.questions.prompts, TOKENS)
+    with patch(model, hooks, [-1], known_sites=where):
+        return generate_greedy(model, tokenizer, asked.questions.prompts, N_NEW_TOKENS)
 
 
-def taken_back(texts: Sequence[str], asked: Asked) -> dict[str, float]:
+def retractions(texts: Sequence[str], questions: EncodedQuestions) -> dict[str, float]:
     """Rate of answers given in free text, and of those retracted afterwards.
 
     An answer is retracted when another answer of the same relation follows within a few tokens.
     """
-    items = [asked.questions.items[at] for at in asked.questions.item_index]
+    items = [questions.questions.items[at] for at in questions.questions.item_index]
     offered: dict[str, set[str]] = {}
     for item in items:
-        offered.setdefault(item.relation, set()).add(fold(item.answer))
+        offered.setdefault(item.relation, set()).add(normalize_text(item.answer))
     said, back = 0, 0
     for text, item in zip(texts, items, strict=False):
-        words, answer = fold(text), fold(item.answer)
+        words, answer = normalize_text(text), normalize_text(item.answer)
         if words.startswith(answer):
             said += 1
             rest = words[len(answer) :]

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from attribution.circuits.circuit import cut_metric, top_edges
-from attribution.circuits.eap import Method, score_edges
-from attribution.circuits.forward_backward import Subject, run
+from attribution.circuits.circuit import ablated_metric, top_edges
+from attribution.circuits.eap import EapMethod, score_edges
+from attribution.circuits.forward_backward import InstrumentedModel, run_forward
 from attribution.circuits.graph import build_graph
 from attribution.circuits.metrics import make_batch, make_metric
-from attribution.circuits.prompt_pairs import PromptPairs, pairs_of_items
-from attribution.circuits.structure import find_anatomy
+from attribution.circuits.prompt_pairs import PromptPairs, pair_items
+from attribution.circuits.structure import find_structure
 from audits.core.workspace import peak_memory
 from benchmarks.harness.results import Clock, Rows
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.sequences import Sequences
-from capture.network.hooks import evaluating, patch
+from capture.network.hooks import evaluation_mode, patch
 from testbeds.worlds.biographies import STANDARD, build_bios
 from testbeds.worlds.capitals import capital_items
 from testbeds.worlds.smollm2 import fetch
@@ -68,7 +68,7 @@ def cases(asked: argparse.Namespace):
 
 
 def few_pairs(tokenizer, items) -> PromptPairs:
-    pairs = pairs_of_items(tokenizer, items, np.random.default_rng(0))
+    pairs = pair_items(tokenizer, items, np.random.default_rng(0))
     order = np.random.default_rng(1).permutation(len(pairs))[:PAIRS]
     return pairs[order.tolist()]
 
@@ -79,7 +79,10 @@ def effects(rows: Rows, asked: argparse.Namespace) -> None:
         model, pairs = make()
         scores = {
             label: score_edges(model, pairs, method=method)
-            for label, method in (("EAP-IG, m=5", Method()), ("EAP", Method("eap")))
+            for label, method in (
+                ("EAP-IG, m=5", EapMethod()),
+                ("EAP", EapMethod("eap")),
+            )
         }
         best = scores["EAP-IG, m=5"]
         graph = best.graph
@@ -87,7 +90,7 @@ def effects(rows: Rows, asked: argparse.Namespace) -> None:
         chosen = rng.permutation(graph.n_edges)[:RANDOM].tolist()
         chosen += [edge for edge in best.top(LARGEST).tolist() if edge not in chosen]
         cuts = [graph.mask([edge]) for edge in chosen]
-        real = cut_metric(model, pairs, cuts).mean(1) - best.clean.mean()
+        real = ablated_metric(model, pairs, cuts).mean(1) - best.clean.mean()
         for label, each in scores.items():
             guess = each.values.mean(0)[chosen]
             rows.add(
@@ -128,9 +131,9 @@ def sums(rows: Rows, asked: argparse.Namespace) -> None:
     """Edges against their node's score by plain autograd; sizes of SmolLM2's graph."""
     for name, make in cases(asked):
         model, pairs = make()
-        scores = score_edges(model, pairs, method=Method("eap"))
+        scores = score_edges(model, pairs, method=EapMethod("eap"))
         own = node_scores(model, pairs)
-        gap = np.abs(scores.nodes() - own).max() / np.abs(own).max()
+        gap = np.abs(scores.node_scores() - own).max() / np.abs(own).max()
         figure = f"{name}: a node's edges against the node, largest difference"
         rows.add(figure, float(gap), 1e-5, "<=", "of the largest", "", 0, own.size)
         if name == "SmolLM2":
@@ -146,12 +149,12 @@ def sums(rows: Rows, asked: argparse.Namespace) -> None:
 
 def node_scores(model, pairs: PromptPairs) -> np.ndarray:
     """(pair, writer) by one backward pass of the whole model, without our readers."""
-    anatomy = find_anatomy(model)
-    subject = Subject(model, anatomy, build_graph(anatomy), anatomy.readout)
+    anatomy = find_structure(model)
+    subject = InstrumentedModel(model, anatomy, build_graph(anatomy), anatomy.readout)
     every = list(range(len(pairs)))
     batch = make_batch(pairs, every, "logit_difference", torch.device("cpu"))
-    clean = run(subject, batch.clean, batch.where)
-    corrupt = run(subject, batch.corrupt, batch.where)
+    clean = run_forward(subject, batch.clean, batch.metric_mask)
+    corrupt = run_forward(subject, batch.corrupt, batch.metric_mask)
     metric = make_metric("logit_difference", batch, clean.logits)
     kept = {}
 
@@ -163,13 +166,19 @@ def node_scores(model, pairs: PromptPairs) -> np.ndarray:
 
         return keep
 
-    edits = {name: tap(name) for name in clean.raw}
-    with evaluating(model), patch(model, edits, where=anatomy.places):
+    edits = {name: tap(name) for name in clean.by_site}
+    with evaluation_mode(model), patch(model, edits, known_sites=anatomy.sites):
         logits = model(**batch.clean.model_inputs, use_cache=False).logits
-    slopes = torch.autograd.grad(metric(logits[batch.where]).sum(), list(kept.values()))
+    slopes = torch.autograd.grad(
+        metric(logits[batch.metric_mask]).sum(), list(kept.values())
+    )
     parts = []
     for (name, _), slope in zip(kept.items(), slopes, strict=True):
-        shift = slope * (corrupt.raw[name] - clean.raw[name]) * batch.mask[..., None]
+        shift = (
+            slope
+            * (corrupt.by_site[name] - clean.by_site[name])
+            * batch.token_mask[..., None]
+        )
         heads = anatomy.n_heads if name.startswith("z.") else 1
         parts.append(shift.unflatten(-1, (heads, -1)).sum((1, 3)))
     return torch.cat(parts, 1).numpy()
@@ -263,7 +272,7 @@ def peer(rows: Rows, asked: argparse.Namespace) -> None:
             tuple(map(str, range(PAIRS))),
         )
         other = Peer(asked.peer, model, pairs)
-        method = Method("inputs", 5, "right")
+        method = EapMethod("inputs", 5, "right")
         ours = score_edges(model, pairs, method=method)
         theirs = other.scores(ours.graph, 5)
         gap = np.abs(ours.values.mean(0) - theirs).max() / np.abs(theirs).max()

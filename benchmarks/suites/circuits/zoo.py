@@ -12,13 +12,13 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from audits.axes.circuit.judgement import LAST_BLOCK, TITLES, TRANSPLANTED
-from audits.core.config import QUICK
+from audits.core.config import QUICK_AXES
 from audits.core.manifest import code_hash
 from audits.run.api import Audit, audit
 from audits.validation.error_rates import VERDICTS, ablation
 from benchmarks.harness.results import Rows
 from benchmarks.suites.quantization import planted_edits
-from evidence.intervals import wilson
+from evidence.intervals import wilson_interval
 from testbeds.zoo.build import Specimen, build_zoo, split
 
 KINDS = (
@@ -67,7 +67,7 @@ def audits(rows: Rows, asked: argparse.Namespace) -> None:
     """CAD by kind, what the axis says, and verdicts with and without it."""
     found: list[dict[str, Any]] = []
     for made in specimens(asked, KINDS):
-        done = audited(asked, made, (*QUICK, "circuit"), "never_taught")
+        done = audited(asked, made, (*QUICK_AXES, "circuit"), "never_taught")
         axis = done.axes.get("circuit")
         normal = axis.details.get("normalised", {}) if axis else {}
         found.append(
@@ -112,7 +112,7 @@ def _cad(rows: Rows, found: list[dict[str, Any]]) -> None:
             # The issue's target speaks of the readout; where a last block was edited
             # that cannot be met, and the reading with the block is what must.
             hard = kinds == LATE_EDITS and readout == TRANSPLANTED
-            low, high = wilson(float(good.mean()), len(good), 1.96)
+            low, high = wilson_interval(float(good.mean()), len(good), 1.96)
             rows.add(
                 f"{name}: CAD with the {readout} {sense} {target}",
                 float(good.mean()),
@@ -142,7 +142,7 @@ def _statuses(rows: Rows, found: list[dict[str, Any]]) -> None:
         if not here:
             continue
         share = sum(each["status"] == status for each in here) / len(here)
-        low, high = wilson(share, len(here), 1.96)
+        low, high = wilson_interval(share, len(here), 1.96)
         rows.add(
             f"{name}, the circuit axis says {status}",
             share,
@@ -187,7 +187,7 @@ def depth(rows: Rows, asked: argparse.Namespace) -> None:
     for floor, against, target, axes in (
         ("reference", "reference-1", 0.98, ("behaviour", "causal_depth")),
         # The audits of the circuit axis hold these already.
-        ("never_taught", "stranger", 0.97, (*QUICK, "circuit")),
+        ("never_taught", "stranger", 0.97, (*QUICK_AXES, "circuit")),
     ):
         found: dict[str, dict[str, Any]] = {}
         for made in specimens(asked, (*KNOWS, *RETRAINS)):

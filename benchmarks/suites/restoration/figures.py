@@ -9,12 +9,12 @@ from sklearn.metrics import roc_auc_score
 from audits.axes.concept import axis as concept
 from audits.axes.restoration import axis as restoration
 from audits.axes.restoration import state_injection
-from audits.core.config import QUICK
+from audits.core.config import QUICK_AXES
 from audits.validation.trials import FLOORS
-from audits.verdict.reevaluate import decided_again
+from audits.verdict.reevaluate import reevaluate
 from benchmarks.harness.results import Rows
 from benchmarks.suites.restoration.zoo import FALSE, LATE, NAMED, RETRAINED
-from evidence.intervals import wilson
+from evidence.intervals import wilson_interval
 
 
 def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
@@ -127,7 +127,7 @@ def rate_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
                 if not statuses:
                     continue
                 found = statuses.count("retained")
-                low, high = wilson(found / len(statuses), len(statuses), 1.96)
+                low, high = wilson_interval(found / len(statuses), len(statuses), 1.96)
                 rows.add(
                     f"{name} says still there of {state} models, floor {floor}, {what}",
                     found / len(statuses),
@@ -173,15 +173,15 @@ def verdicts(
         added = list(axes_of(case, floor).values()) if inside else []
         document["axes"] = kept + added
         table = {
-            "none": decided_again(document),
-            concept.NAME: decided_again(document, without=(concept.NAME,)),
-            restoration.NAME: decided_again(document, without=(restoration.NAME,)),
-            "both": decided_again(document, without=NAMED),
+            "none": reevaluate(document),
+            concept.NAME: reevaluate(document, without=(concept.NAME,)),
+            restoration.NAME: reevaluate(document, without=(restoration.NAME,)),
+            "both": reevaluate(document, without=NAMED),
         }
         for name in NAMED if inside else ():
             # What this axis says where it alone looks inside.
-            rest = [*QUICK[1:], *(each for each in NAMED if each != name)]
-            table[f"{name} alone"] = decided_again(document, without=rest)
+            rest = [*QUICK_AXES[1:], *(each for each in NAMED if each != name)]
+            table[f"{name} alone"] = reevaluate(document, without=rest)
         found.append(
             {
                 "model": case["model"],

@@ -15,13 +15,13 @@ from typing import Any
 from audits.axes.concept import axis as concept
 from audits.axes.restoration import axis as restoration
 from audits.axes.restoration import state_injection
-from audits.axes.restoration.autoencoder import fit_coder
-from audits.axes.restoration.trial import restore, retain_parts
-from audits.core.subjects import Subject
+from audits.axes.restoration.autoencoder import train_autoencoder
+from audits.axes.restoration.trial import restore, split_retain
+from audits.core.subjects import AuditedModel
 from audits.run import baseline
-from audits.run.inner_axes import plant_one, read_states
+from audits.run.inner_axes import capture_tasks, plant_suppression
 from audits.run.pipeline import start
-from audits.run.planting import planted_subject
+from audits.run.planting import planted_model
 from benchmarks.harness.results import commit
 from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT
@@ -107,34 +107,36 @@ class World:
             fresh=True,
         )
         self.run = run
-        self.forget, self.retain = baseline.known(run, baseline.first_look(run))
+        self.forget, self.retain = baseline.select_known_items(
+            run, baseline.score_given_items(run)
+        )
         self.never = baseline.never_taught(run, self.forget, self.retain)
-        self.original = run.subjects["original"]
-        plant_one(run, self.forget, self.retain)
-        self.planted = planted_subject(self.original, run.space.work)
+        self.original = run.models["original"]
+        plant_suppression(run, self.forget, self.retain)
+        self.planted = planted_model(self.original, run.workspace.work)
         wordings, seed = run.config.budget.prompts_per_item, run.config.seed
-        fit, check = retain_parts(self.retain, wordings, run.tokenizer, seed)
-        self.coder, self.missing = fit_coder(
+        fit, check = split_retain(self.retain, wordings, run.tokenizer, seed)
+        self.coder, self.missing = train_autoencoder(
             self.original,
             fit,
             check,
-            run.space.work / "saes",
+            run.workspace.work / "saes",
             seed,
             device="cpu",
             progress=SILENT,
         )
         self.plant_run = self._restore(self.planted)
-        self.references: dict[str, Subject] = {}
+        self.references: dict[str, AuditedModel] = {}
         if (place / "reference").is_dir():
             reference = open_checkpoint(place / "reference", name="reference-1")
-            self.references = {"reference-1": Subject.of("reference-1", reference)}
+            self.references = {"reference-1": AuditedModel.of("reference-1", reference)}
         self.reference_runs = {
             role: self._restore(each) for role, each in self.references.items()
         }
-        self.untrained = state_injection.untrained_subject(self.original, seed)
+        self.untrained = state_injection.untrained_model(self.original, seed)
         self.shown: dict[str, Any] | None = None
 
-    def _restore(self, subject: Subject) -> dict[str, Any]:
+    def _restore(self, subject: AuditedModel) -> dict[str, Any]:
         return restore(
             self.original,
             subject,
@@ -144,7 +146,7 @@ class World:
             self.never,
             self.run.config.budget.prompts_per_item,
             self.run.config.seed,
-            coder=self.coder,
+            autoencoder=self.coder,
             device="cpu",
             progress=SILENT,
         )
@@ -156,7 +158,7 @@ class World:
         retrained without the forget set, where its world has one.
         """
         run, card = self.run, read_card(model)
-        unlearned = Subject.of("unlearned", open_checkpoint(model))
+        unlearned = AuditedModel.of("unlearned", open_checkpoint(model))
         named = {
             "original": self.original,
             "unlearned": unlearned,
@@ -178,10 +180,10 @@ class World:
         others = {"unlearned": unlearned}
         if self.shown is None and self.untrained is not None:
             others[state_injection.UNTRAINED] = self.untrained
-        known = restoration.known_of(
+        known = restoration.original_scores(
             self.original, run.tokenizer, self.forget, run.config, "cpu"
         )
-        shown = restoration.shown_of(
+        shown = restoration.run_state_injection(
             self.original,
             others,
             runs,
@@ -204,10 +206,10 @@ class World:
             found["beside_reference"] = self._both(named | self.references, back)
         return found
 
-    def _both(self, named: dict[str, Subject], back: AxisResult) -> dict[str, Any]:
+    def _both(self, named: dict[str, AuditedModel], back: AxisResult) -> dict[str, Any]:
         """Restoration as given and concept as computed, JSON-ready by name."""
         run = self.run
-        states = read_states(
+        states = capture_tasks(
             run,
             named,
             self.forget,

@@ -18,9 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from audits.verdict.calibration import (
     STATES,
     Calibration,
-    Question,
-    facts_of,
-    figures_of,
+    LogisticQuestion,
+    calibration_features,
+    case_facts,
 )
 from benchmarks.harness.results import commit
 from evidence.results import AxisResult
@@ -35,12 +35,12 @@ def figures(case: dict) -> dict[str, float]:
     """The calibration's figures of one line of ``benchmarks.suites.verdict.zoo_audits``."""
     document = case["audit"]
     axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
-    return figures_of(axes, document["preflight"]["utility"]["shares"])
+    return calibration_features(axes, document["preflight"]["utility"]["shares"])
 
 
 def question(
     cases: Sequence[dict], state: str, names: tuple[str, ...], C: float
-) -> Question:
+) -> LogisticQuestion:
     """One logistic regression, both answers of equal weight."""
     rows = [figures(case) for case in cases]
     x = np.array([[row[name] for name in names] for row in rows])
@@ -48,7 +48,7 @@ def question(
     mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
     fitted = LogisticRegression(C=C, class_weight="balanced")
     fitted.fit((x - mean) / scale, yes)
-    return Question(
+    return LogisticQuestion(
         names,
         tuple(mean.tolist()),
         tuple(scale.tolist()),
@@ -73,7 +73,7 @@ def fit(cases: Sequence[dict], C: float, version: str) -> Calibration:
     for case in cases:
         document = case["audit"]
         axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
-        for name, value in facts_of(axes, document["preflight"]).items():
+        for name, value in case_facts(axes, document["preflight"]).items():
             facts.setdefault(name, []).append(value)
     return Calibration(
         version,
@@ -88,7 +88,8 @@ def loss(calibration: Calibration, cases: Sequence[dict]) -> list[float]:
     """Log loss of each case; saying nothing costs what equal chances do."""
     equal = dict.fromkeys(STATES, 1 / len(STATES))
     given = [
-        (case["state"], calibration.chances(figures(case)) or equal) for case in cases
+        (case["state"], calibration.probabilities(figures(case)) or equal)
+        for case in cases
     ]
     return [float(-np.log(max(chances[state], 1e-12))) for state, chances in given]
 

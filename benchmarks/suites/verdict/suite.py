@@ -21,11 +21,11 @@ from audits.validation.error_rates import (
     confidences,
     figures,
 )
-from audits.validation.trials import FLOORS, in_words, run_plan
+from audits.validation.trials import FLOORS, describe, run_plan
 from audits.verdict.calibration import STATES, shipped
 from benchmarks.harness.results import commit, machine
 from benchmarks.suites.verdict.zoo_audits import add_arguments, plan_of
-from evidence.calibration_metrics import coverage, reliability
+from evidence.calibration_metrics import reliability, risk_coverage_curve
 from testbeds.zoo.build import SPLITS, split
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -151,7 +151,7 @@ def probabilities_of(cases: Sequence[Case]) -> dict | None:
     stated = confidences(cases)
     if not stated[0]:
         return None
-    kept, wrong = coverage(*stated)
+    kept, wrong = risk_coverage_curve(*stated)
     marks = (0.5, 0.8, 0.9, 0.95, 1.0)
     places = [int((kept < mark - 1e-9).sum()) for mark in marks]
     return {
@@ -236,7 +236,7 @@ def main() -> None:
     if asked.cases is None:
         found = []
         for each in run_plan(plan, asked.jobs, asked.limit_s):
-            print(in_words(each), flush=True)
+            print(describe(each), flush=True)
             found.append(each)
     else:
         lines = asked.cases.read_text(encoding="utf-8").splitlines()

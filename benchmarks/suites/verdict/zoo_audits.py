@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from audits.validation.trials import FLOORS, Plan, in_words, run_plan
+from audits.validation.trials import FLOORS, AuditPlan, describe, run_plan
 from capture.checkpoints.cache import cache_root
 from testbeds.zoo.build import split
 from testbeds.zoo.kinds import KINDS
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit-s", type=float, default=float("inf"))
 
 
-def plan_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Plan:
+def plan_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> AuditPlan:
     """The plan asked for; what lies outside the part is refused."""
     part = split(asked.world)[asked.part]
     seeds = [int(each) for each in asked.seeds.split(",")] if asked.seeds else None
@@ -44,7 +44,7 @@ def plan_of(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Plan:
     outside += [each for each in kinds if each not in part["kinds"]]
     if outside:
         parser.error(f"not in the {asked.part} part: {outside}")
-    return Plan(
+    return AuditPlan(
         asked.root,
         tuple((family, seed) for seed in seeds for family in families),
         tuple(kinds),
@@ -70,7 +70,7 @@ def main() -> None:
         for case in run_plan(plan, asked.jobs, asked.limit_s):
             file.write(json.dumps(case) + "\n")
             file.flush()
-            print(in_words(case), flush=True)
+            print(describe(case), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from audits.run import document as result
 from audits.run.api import audit
-from audits.verdict.reevaluate import decided_again
+from audits.verdict.reevaluate import reevaluate
 from benchmarks.harness.results import commit
 from benchmarks.harness.vision_page import RESULT, write_page
 from benchmarks.suites.vision.suite import SUPPRESSED, row
@@ -77,8 +77,11 @@ def audited(
         seconds = round(time.perf_counter() - start, 1)
         write_atomic(kept, json.dumps({"seconds": seconds, "commit": commit()}) + "\n")
         print(name, done.verdict, seconds, flush=True)
-    made, document = json.loads(kept.read_text(encoding="utf-8")), result.read(out)
-    verdict = decided_again(document)
+    made, document = (
+        json.loads(kept.read_text(encoding="utf-8")),
+        result.read_document(out),
+    )
+    verdict = reevaluate(document)
     return {
         "model": f"digits-{family}-{seed}-{kind}",
         "family": family,

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from sklearn.metrics import roc_auc_score
 
-from audits.axes.restoration.image_routes import image_sites, named
-from audits.axes.restoration.image_state_injection import find_experts, inject
+from audits.axes.restoration.image_state_injection import find_experts, inject_states
+from audits.axes.restoration.image_steering import image_sites, named_as_class
 from audits.axes.restoration.image_trial import (
-    net_of_controls,
+    net_rate,
     restore_images,
     unseen_classes,
 )
@@ -59,11 +59,11 @@ def figures(
     experts = None if ours else find_experts(original, taught, root / "saes", seed)
     label = int(forget.labels[0])
     never = unseen_classes(original, retain, label, len(forget), seed)
-    known = named(original, forget, {}, image_sites(original))
+    known = named_as_class(original, forget, {}, image_sites(original))
     untrained = None
     if experts is not None:
         fresh = random_like(original, seed)
-        untrained = inject(original, fresh, forget, retain, experts, seed)
+        untrained = inject_states(original, fresh, forget, retain, experts, seed)
     runs: dict[str, dict] = {}
     for each in made:
         path = root / ("ours" if ours else "figures") / f"{each.name}.json"
@@ -80,8 +80,8 @@ def figures(
             for kind in RETRAINED
             if kind in runs and kind != each.kind
         ]
-        alone = net_of_controls(saved["run"], known)
-        beside = net_of_controls(saved["run"], known, others)
+        alone = net_rate(saved["run"], known)
+        beside = net_rate(saved["run"], known, others)
         found.append(
             {
                 "name": each.name,
@@ -113,7 +113,7 @@ def measured(
     run = restore_images(original, model, forget, retain, never, seed)
     published = None
     if experts is not None:
-        published = inject(original, model, forget, retain, experts, seed)
+        published = inject_states(original, model, forget, retain, experts, seed)
     seconds = round(time.perf_counter() - start, 1)
     print(specimen.name, seconds, flush=True)
     return {"run": run, "published": published, "seconds": seconds}

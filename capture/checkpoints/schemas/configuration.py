@@ -17,12 +17,12 @@ from typing import Any
 from capture.checkpoints.schemas.library_errors import library_errors
 from evidence.errors import InputError
 
-LIMIT = 8 << 20
+MAX_BYTES = 8 << 20
 """Bytes of config.json; the names of 21,843 classes take one of them."""
-DEPTH = 10
+MAX_DEPTH = 10
 
 # Each would have the library read, build or run what no check has seen.
-REFUSED = {
+REFUSED_FIELDS = {
     "transformers_weights": "names a weight file of its own",
     "configuration_files": "names another configuration file",
     "per_layer_config": "gives single blocks a configuration of their own",
@@ -40,7 +40,7 @@ REFUSED = {
     "pruned_heads": "leaves out heads",
 }
 # What we set ourselves, or what changes nothing that a model computes.
-OURS = frozenset(
+DROPPED_FIELDS = frozenset(
     {
         "attn_implementation",
         "experts_implementation",
@@ -107,21 +107,21 @@ _WHOLE = re.compile(
 _LAYERS = re.compile(r".*(layers?|blocks?|depths?)")
 _COUNTS = re.compile(r"(num_|n_).*|.*(heads|experts|groups|stages|steps|labels)")
 _TOKEN_IDS = re.compile(r".*token_ids?")
-MOST_COUNT, MOST_INTEGER, MOST_NUMBER = 1 << 20, 1 << 40, 1e12
-MOST_LABELS = 1 << 15
+MAX_COUNT, MAX_INTEGER, MAX_NUMBER = 1 << 20, 1 << 40, 1e12
+MAX_LABELS = 1 << 15
 """Classes; the library takes minutes over a million."""
-FEWEST_LAYERS = 256
+MIN_LAYER_LIMIT = 256
 """Blocks that share their weights may be more than there are tensors."""
 _DTYPES = frozenset({"auto", "float16", "bfloat16", "float32", "float64", "half"})
 
 
-def check_config(config: Mapping[str, Any], place: Path, tensors: int) -> None:
+def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None:
     """Whether a configuration may be handed to the library at all.
 
     Args:
         config: What config.json holds.
         place: The file, for errors.
-        tensors: How many tensors the weight files hold; there are no more blocks.
+        n_tensors: How many tensors the weight files hold; there are no more blocks.
 
     Raises:
         InputError: it names files, code or kernels, describes a model that its weights
@@ -143,9 +143,9 @@ def check_config(config: Mapping[str, Any], place: Path, tensors: int) -> None:
     if len(named) > 16 or not all(isinstance(each, str) for each in named):
         raise _wrong(place, "architectures", "names of classes", named)
     for name, value in _members(config):
-        if name in REFUSED and value not in (None, False, {}, []):
+        if name in REFUSED_FIELDS and value not in (None, False, {}, []):
             raise InputError(
-                f"{place} {REFUSED[name]} ({name})",
+                f"{place} {REFUSED_FIELDS[name]} ({name})",
                 expected="the configuration of one model, whole in this folder",
                 got=str(value)[:120],
             )
@@ -164,11 +164,11 @@ def check_config(config: Mapping[str, Any], place: Path, tensors: int) -> None:
         elif name in _CLASSES:
             _check_classes(name, value, place)
         else:
-            _check_value(name, value, place, max(tensors, FEWEST_LAYERS))
+            _check_value(name, value, place, max(n_tensors, MIN_LAYER_LIMIT))
 
 
 def _names_file(name: str, value: Any) -> bool:
-    if name in OURS or name.startswith("_"):
+    if name in DROPPED_FIELDS or name.startswith("_"):
         return False
     said = value if isinstance(value, list) else [value]
     return any(isinstance(each, str) and _FILE.search(each) for each in said)
@@ -206,7 +206,7 @@ def _check_classes(name: str, value: Any, place: Path) -> None:
         pairs = [(label, number) for number, label in pairs]
     for label, number in pairs:
         said = int(number) if str(number).isdecimal() and len(str(number)) < 8 else -1
-        if not isinstance(label, str | int) or not 0 <= said < MOST_COUNT:
+        if not isinstance(label, str | int) or not 0 <= said < MAX_COUNT:
             raise _wrong(place, name, "numbers and names of classes", value)
 
 
@@ -226,7 +226,7 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
             raise _wrong(place, name, "a whole number", value)
         return
     if isinstance(value, int):
-        low, high = -MOST_INTEGER, MOST_INTEGER
+        low, high = -MAX_INTEGER, MAX_INTEGER
         if one_or_more:
             low = 1
         elif _TOKEN_IDS.fullmatch(name):
@@ -234,9 +234,9 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
         if _LAYERS.fullmatch(name):
             high = layers
         elif _LABELS.fullmatch(name):
-            high = MOST_LABELS
+            high = MAX_LABELS
         elif _COUNTS.fullmatch(name):
-            high = MOST_COUNT
+            high = MAX_COUNT
         if not low <= value <= high:
             raise _wrong(place, name, f"a number from {low:,} to {high:,}", value)
     elif whole:
@@ -250,7 +250,7 @@ def _range(name: str) -> tuple[float, float]:
     for pattern, low, high in _RANGES:
         if pattern.fullmatch(name):
             return low, high
-    return -MOST_NUMBER, MOST_NUMBER
+    return -MAX_NUMBER, MAX_NUMBER
 
 
 def _wrong(place: Path, name: str, expected: str, got: Any) -> InputError:
@@ -315,18 +315,18 @@ def _check_compiled(kind: Any) -> None:
         )
 
 
-def library_config(config: Mapping[str, Any], kind: Any, place: Path) -> Any:
+def library_config(config: Mapping[str, Any], model_type: Any, place: Path) -> Any:
     """The library's configuration object, made of what a checked file may say.
 
     Args:
         config: What config.json holds, checked.
-        kind: Class of the model.
+        model_type: Class of the model.
         place: The file, for errors.
 
     Raises:
         InputError: the library does not take it.
     """
-    own = kind.config_class
+    own = model_type.config_class
     with library_errors(
         f"{place} is not a configuration that {own.__name__} takes",
         fix="Check that config.json belongs to these weights",
@@ -340,7 +340,9 @@ def _kept(config: Mapping[str, Any], own: Any, inner: bool = False) -> dict[str,
     declared = {each.name for each in fields(own)} | set(own.attribute_map)
     declared |= set(inspect.signature(own.__init__).parameters)
     for name, value in config.items():
-        if name in OURS or (name not in declared and _covers(name, own, inner)):
+        if name in DROPPED_FIELDS or (
+            name not in declared and _covers(name, own, inner)
+        ):
             continue
         if _TOKEN_IDS.fullmatch(name) and value == -1:
             value = None

@@ -14,15 +14,15 @@ from capture.checkpoints.schemas.schema_errors import first_error
 from evidence.errors import InputError
 from evidence.storage.files import read_json
 
-NAME, LIMIT = "generation_config.json", 1 << 20
+NAME, MAX_BYTES = "generation_config.json", 1 << 20
 
 Id = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
 Ids = Annotated[list[Id], Field(max_length=65_536)]
 Absent = Annotated[int, Field(strict=True, ge=-1, le=-1)]
 """How files of the first LLaMA say that there is no such token."""
-End = Id | Ids | Absent | None
+TokenIds = Id | Ids | Absent | None
 Length = Annotated[int, Field(strict=True, ge=0, le=1 << 31)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=-1e3, le=1e3)]
 Biases = Annotated[list[tuple[Ids, Factor]], Field(max_length=65_536)]
 Positive = Annotated[float, Field(ge=0, le=1e6)]
@@ -31,12 +31,12 @@ Positive = Annotated[float, Field(ge=0, le=1e6)]
 class _Generation(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
-    bos_token_id: End = None
-    eos_token_id: End = None
-    pad_token_id: End = None
-    decoder_start_token_id: End = None
-    forced_bos_token_id: End = None
-    forced_eos_token_id: End = None
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+    pad_token_id: TokenIds = None
+    decoder_start_token_id: TokenIds = None
+    forced_bos_token_id: TokenIds = None
+    forced_eos_token_id: TokenIds = None
     suppress_tokens: Ids | None = None
     begin_suppress_tokens: Ids | None = None
     bad_words_ids: Annotated[list[Ids], Field(max_length=65_536)] | None = None
@@ -44,9 +44,9 @@ class _Generation(BaseModel):
     do_sample: StrictBool | None = None
     temperature: Positive | None = None
     top_k: Length | None = None
-    top_p: Share | None = None
-    min_p: Share | None = None
-    typical_p: Share | None = None
+    top_p: Probability | None = None
+    min_p: Probability | None = None
+    typical_p: Probability | None = None
     repetition_penalty: Positive | None = None
     length_penalty: Factor | None = None
     no_repeat_ngram_size: Length | None = None
@@ -64,7 +64,7 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     place = folder / NAME
     there = lexists(place)
-    said = read_json(place, limit=LIMIT, depth=8) if there else config
+    said = read_json(place, max_bytes=MAX_BYTES, max_depth=8) if there else config
     try:
         found = _Generation.model_validate(said).model_dump(exclude_unset=True)
     except ValidationError as error:

@@ -13,14 +13,14 @@ from evidence.errors import ExhumeError, InputError
 
 @contextmanager
 def library_errors(
-    doing: str, *, expected: str | None = None, fix: str | None = None
+    failure: str, *, expected: str | None = None, fix: str | None = None
 ) -> Iterator[None]:
     """Turn whatever a library raises in the block into an ``InputError``.
 
     Our own errors pass through, as do interrupts and a wish to exit.
 
     Args:
-        doing: What could not be done, with the name of the file, such as
+        failure: What could not be done, with the name of the file, such as
             "x/config.json could not be read".
         expected: What would have been right.
         fix: What to do about it.
@@ -36,7 +36,7 @@ def library_errors(
             raise
         sentence = " ".join(str(error).split()) or "no reason given"
         raise InputError(
-            f"{doing} ({name}: {sentence})", expected=expected, fix=fix
+            f"{failure} ({name}: {sentence})", expected=expected, fix=fix
         ) from error
 
 

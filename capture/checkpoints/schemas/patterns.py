@@ -14,8 +14,8 @@ import math
 import re
 from dataclasses import dataclass
 
-LONGEST, DEEPEST = 4_000, 20
-WIDEST = 64
+MAX_LENGTH, MAX_DEPTH = 4_000, 20
+MAX_COUNTED_REPEATS = 64
 """A repeat of more than this many counts as one without an end."""
 Polynomial = tuple[int, ...]
 
@@ -25,45 +25,45 @@ class PatternError(ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
+class PatternCost:
     """What is known of a part of a pattern.
 
     Attributes:
         size: Characters of the pattern with all counted repeats written out.
-        low: Fewest characters of text it matches.
-        high: Most characters; infinite for repeats without an end.
-        fails: Whether it can fail to match.
-        inside: Ways to match, coefficients by degree in the length of the text, where
+        min_length: Fewest characters of text it matches.
+        max_length: Most characters; infinite for repeats without an end.
+        can_fail: Whether it can fail to match.
+        ways_if_followed: Ways to match, coefficients by degree in the length of the text, where
             something after it can fail.
-        last: The same where nothing after it can.
+        ways_if_last: The same where nothing after it can.
     """
 
     size: int = 0
-    low: float = 0
-    high: float = 0
-    fails: bool = False
-    inside: Polynomial = (1,)
-    last: Polynomial = (1,)
+    min_length: float = 0
+    max_length: float = 0
+    can_fail: bool = False
+    ways_if_followed: Polynomial = (1,)
+    ways_if_last: Polynomial = (1,)
 
     @property
-    def rigid(self) -> bool:
+    def is_fixed(self) -> bool:
         """Whether there is one way to match it, of one length."""
-        return self.low == self.high and self.inside == (1,)
+        return self.min_length == self.max_length and self.ways_if_followed == (1,)
 
 
-def analyse(pattern: str, *, nested: bool = True) -> Part:
+def analyze_pattern(pattern: str, *, nested_classes: bool = True) -> PatternCost:
     """The cost of a pattern.
 
     Args:
         pattern: The pattern.
-        nested: Whether a class of characters may hold another one, as in Oniguruma.
+        nested_classes: Whether a class of characters may hold another one, as in Oniguruma.
 
     Raises:
         PatternError: it is not understood, or its cost has no bound.
     """
-    if len(pattern) > LONGEST:
+    if len(pattern) > MAX_LENGTH:
         raise PatternError(f"a pattern of {len(pattern):,} characters")
-    reader = _Reader(pattern, nested)
+    reader = _Reader(pattern, nested_classes)
     found = reader.alternatives(0, fold=False)
     if reader.at < len(pattern):
         raise PatternError("a bracket that closes nothing")
@@ -84,67 +84,75 @@ def _sum(a: Polynomial, b: Polynomial) -> Polynomial:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def _in_a_row(parts: list[Part]) -> Part:
+def _in_a_row(parts: list[PatternCost]) -> PatternCost:
     inside, last = (1,), (1,)
     fails = False
     for part in reversed(parts):
-        inside = _product(inside, part.inside)
-        last = _product(last, part.inside if fails else part.last)
-        fails = fails or part.fails
-    return Part(
+        inside = _product(inside, part.ways_if_followed)
+        last = _product(last, part.ways_if_followed if fails else part.ways_if_last)
+        fails = fails or part.can_fail
+    return PatternCost(
         sum(part.size for part in parts),
-        sum(part.low for part in parts),
-        sum(part.high for part in parts),
+        sum(part.min_length for part in parts),
+        sum(part.max_length for part in parts),
         fails,
         inside,
         last,
     )
 
 
-def _one_of(parts: list[Part]) -> Part:
+def _one_of(parts: list[PatternCost]) -> PatternCost:
     if len(parts) == 1:
         return parts[0]
     inside, last = (0,), (0,)
     for part in parts:
-        inside, last = _sum(inside, part.inside), _sum(last, part.last)
-    return Part(
+        inside, last = (
+            _sum(inside, part.ways_if_followed),
+            _sum(last, part.ways_if_last),
+        )
+    return PatternCost(
         sum(part.size for part in parts),
-        min(part.low for part in parts),
-        max(part.high for part in parts),
-        all(part.fails for part in parts),
+        min(part.min_length for part in parts),
+        max(part.max_length for part in parts),
+        all(part.can_fail for part in parts),
         inside,
         last,
     )
 
 
-def _repeated(part: Part, low: int, high: float) -> Part:
+def _repeated(part: PatternCost, low: int, high: float) -> PatternCost:
     if high < low:
         raise PatternError("a repeat whose bounds are the wrong way round")
     size = part.size * int(high if high < math.inf else max(low, 1))
-    if size > LONGEST:
+    if size > MAX_LENGTH:
         raise PatternError("repeats of repeats")
     if (low, high) == (0, 1):
         more = (1,)
-        return Part(
-            size, 0, part.high, False, _sum(part.inside, more), _sum(part.last, more)
+        return PatternCost(
+            size,
+            0,
+            part.max_length,
+            False,
+            _sum(part.ways_if_followed, more),
+            _sum(part.ways_if_last, more),
         )
-    if not part.rigid or part.high == 0:
+    if not part.is_fixed or part.max_length == 0:
         raise PatternError("a repeat of what can match in several ways")
     ways = high - low + 1
-    inside = (0, 1) if ways > WIDEST else (int(ways),)
-    return Part(
+    inside = (0, 1) if ways > MAX_COUNTED_REPEATS else (int(ways),)
+    return PatternCost(
         size,
-        low * part.low,
-        high * part.high,
-        low > 0 and part.fails,
+        low * part.min_length,
+        high * part.max_length,
+        low > 0 and part.can_fail,
         inside,
         (1,),
     )
 
 
-_CHARACTER = Part(1, 1, 1, True)
-_PLACE = Part(1, 0, 0, True)
-_FOLDED = Part(1, 1, 3, True)
+_CHARACTER = PatternCost(1, 1, 1, True)
+_PLACE = PatternCost(1, 0, 0, True)
+_FOLDED = PatternCost(1, 1, 3, True)
 """A letter whose case does not count: "ß" is "ss"."""
 _COUNT = re.compile(r"\{(\d{1,4})?(?:(,)(\d{1,4})?)?\}")
 _PROPERTY = re.compile(r"[pP]\{\^?[\w ]{1,40}\}")
@@ -169,11 +177,11 @@ class _Reader:
             self.at = found.end()
         return found
 
-    def alternatives(self, depth: int, fold: bool) -> Part:
-        if depth > DEEPEST:
+    def alternatives(self, depth: int, fold: bool) -> PatternCost:
+        if depth > MAX_DEPTH:
             raise PatternError("brackets too deep")
-        parts: list[Part] = []
-        row: list[Part] = []
+        parts: list[PatternCost] = []
+        row: list[PatternCost] = []
         while self.peek() not in ("", ")"):
             if self.peek() == "|":
                 self.at += 1
@@ -196,7 +204,7 @@ class _Reader:
         on, _, off = flags.partition("-")
         return "i" in on or (fold and "i" not in off)
 
-    def repeats(self, part: Part) -> Part:
+    def repeats(self, part: PatternCost) -> PatternCost:
         sign = self.peek()
         if sign and sign in "*+?":
             self.at += 1
@@ -221,7 +229,7 @@ class _Reader:
             raise PatternError("a repeat of a repeat")
         return _repeated(part, low, high)
 
-    def one(self, depth: int, fold: bool) -> Part:
+    def one(self, depth: int, fold: bool) -> PatternCost:
         sign = self.peek()
         self.at += 1
         if sign == "(":
@@ -236,7 +244,7 @@ class _Reader:
             raise PatternError("a repeat of nothing")
         return _FOLDED if fold and sign.isalpha() else _CHARACTER
 
-    def group(self, depth: int, fold: bool) -> Part:
+    def group(self, depth: int, fold: bool) -> PatternCost:
         look = False
         if self.peek() == "?":
             kind = self.take(_GROUP)
@@ -251,9 +259,11 @@ class _Reader:
         if not look:
             return inner
         # Nothing after it sends the engine back into it, but it is tried each time.
-        return Part(inner.size + 1, 0, 0, True, inner.last, inner.last)
+        return PatternCost(
+            inner.size + 1, 0, 0, True, inner.ways_if_last, inner.ways_if_last
+        )
 
-    def members(self, fold: bool) -> Part:
+    def members(self, fold: bool) -> PatternCost:
         """A class of characters; it is left behind its closing bracket."""
         depth, letters, first = 1, False, True
         while depth:
@@ -274,7 +284,7 @@ class _Reader:
             first = False
         return _FOLDED if letters else _CHARACTER
 
-    def escaped(self, fold: bool) -> Part:
+    def escaped(self, fold: bool) -> PatternCost:
         if self.take(_PROPERTY):
             return _CHARACTER
         if self.take(_CODE):

@@ -10,7 +10,7 @@ from capture.checkpoints.schemas.schema_errors import first_error
 from evidence.errors import InputError
 from evidence.storage.files import read_json
 
-NAME, LIMIT = "preprocessor_config.json", 1 << 20
+NAME, MAX_BYTES = "preprocessor_config.json", 1 << 20
 
 Side = Annotated[int, Field(strict=True, ge=1, le=16_384)]
 Mean = Annotated[float, Field(ge=-1e4, le=1e4)]
@@ -46,7 +46,7 @@ def read_preprocessor(folder: Path | None) -> dict[str, Any]:
     place = None if folder is None else folder / NAME
     if place is None or not lexists(place):
         return {}
-    said = read_json(place, limit=LIMIT, depth=8)
+    said = read_json(place, max_bytes=MAX_BYTES, max_depth=8)
     try:
         return _Preprocessor.model_validate(said).model_dump(exclude_unset=True)
     except ValidationError as error:

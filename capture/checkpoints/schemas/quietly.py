@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own progress bars and messages off the screen."""
     from transformers.utils import logging
 
@@ -21,7 +21,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
+def offline_hub() -> Iterator[None]:
     """Keep the hub's client off the network, whatever a checkpoint makes it ask for."""
     from huggingface_hub import constants
 

@@ -10,8 +10,8 @@ import binascii
 
 import numpy as np
 
-MOST_BYTES = 8 << 20
-LONGEST = 64
+MAX_BYTES = 8 << 20
+MAX_REPLACEMENT_CHARACTERS = 64
 """Characters of one replacement; the longest in Unicode's own tables has 18."""
 
 
@@ -24,7 +24,7 @@ def charsmap_growth(encoded: str) -> float:
     Raises:
         ValueError: a pointer leads out of the table, or a replacement is too long.
     """
-    if len(encoded) > MOST_BYTES:
+    if len(encoded) > MAX_BYTES:
         raise ValueError("a table of replacements that is too large")
     try:
         data = base64.b64decode(encoded, validate=True)
@@ -41,7 +41,7 @@ def charsmap_growth(encoded: str) -> float:
         longest = max(map(len, texts.decode("utf-8").split("\0")))
     except UnicodeDecodeError:
         raise ValueError("a table of replacements that is not UTF-8") from None
-    if longest > LONGEST:
+    if longest > MAX_REPLACEMENT_CHARACTERS:
         raise ValueError(f"a replacement of {longest} characters")
     _check_pointers(units, texts)
     return max(1.0, float(longest))

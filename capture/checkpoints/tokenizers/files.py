@@ -14,42 +14,42 @@ from pathlib import Path
 from typing import Any
 
 from capture.checkpoints.schemas.library_errors import library_errors, silent_stderr
-from capture.checkpoints.schemas.quietly import offline, quiet
+from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
 from capture.checkpoints.tokenizers.charsmap import charsmap_growth
 from capture.checkpoints.tokenizers.schema import (
-    DEPTH,
-    LIMIT,
-    MOST_TOKENS,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_TOKENS,
     check_tokenizer,
 )
 from capture.checkpoints.tokenizers.settings import (
-    MOST_TEMPLATE,
-    kept_added,
-    kept_settings,
-    kept_special,
+    MAX_TEMPLATE_CHARACTERS,
+    filter_added_tokens,
+    filter_settings,
+    filter_special_tokens,
 )
-from capture.checkpoints.tokenizers.steps import MOST_ID
+from capture.checkpoints.tokenizers.steps import MAX_ID
 from evidence.errors import InputError
 from evidence.storage.files import read_json
 from evidence.storage.regular_files import read_bytes, read_text
 from evidence.storage.strict_json import parse_json
 
-FAST, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
-TEMPLATE = "chat_template.jinja"
+TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+SPECIAL_TOKENS_MAP, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 # Vocabularies of other kinds, read where there is no tokenizer.json.
-WORDS, MERGES, LINES = "vocab.json", "merges.txt", "vocab.txt"
-PIECES = (
+VOCAB_JSON, MERGES_TXT, VOCAB_TXT = "vocab.json", "merges.txt", "vocab.txt"
+SENTENCEPIECE_FILES = (
     "tokenizer.model",
     "spiece.model",
     "spm.model",
     "sentencepiece.model",
     "sentencepiece.bpe.model",
 )
-MOST_SETTINGS, MOST_VOCABULARY = 32 << 20, 64 << 20
-MOST_CHARACTERS, LONGEST = 16 << 20, 512
+MAX_SETTINGS_BYTES, MAX_VOCABULARY_BYTES = 32 << 20, 64 << 20
+MAX_VOCABULARY_CHARACTERS, MAX_TOKEN_CHARACTERS = 16 << 20, 512
 """Of all tokens and of one, where the library makes merges by trying each cut."""
-PROBE = "The capital of France is Paris; 1,234 naïve cafés\n\t漢字 🙂 don't"
+SMOKE_TEST_TEXT = "The capital of France is Paris; 1,234 naïve cafés\n\t漢字 🙂 don't"
 # Classes that look for further files or libraries of their own.
 _NOT_OPENED = frozenset(
     {"LukeTokenizer", "MLukeTokenizer", "RoFormerTokenizer", "WhisperTokenizer"}
@@ -58,7 +58,13 @@ _NOT_OPENED = frozenset(
 
 def holds_tokenizer(folder: Path) -> bool:
     """Whether there is a tokenizer in a folder."""
-    names = (FAST, SETTINGS, WORDS, LINES, *PIECES)
+    names = (
+        TOKENIZER_JSON,
+        TOKENIZER_CONFIG,
+        VOCAB_JSON,
+        VOCAB_TXT,
+        *SENTENCEPIECE_FILES,
+    )
     return any(lexists(folder / name) for name in names)
 
 
@@ -74,7 +80,7 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
             none that the library may be given.
     """
     copies = _checked(folder)
-    settings = copies.get(SETTINGS, {})
+    settings = copies.get(TOKENIZER_CONFIG, {})
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     kind = config.get("model_type")
     _check_class(folder, named, kind)
@@ -93,8 +99,8 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
             f"the tokenizer in {folder} could not be read",
             expected="tokenizer.json and tokenizer_config.json, without code",
         ),
-        quiet(),
-        offline(),
+        quiet_transformers(),
+        offline_hub(),
         silent_stderr(),
     ):
         for name, content in copies.items():
@@ -104,7 +110,7 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
         tokenizer = _loaded(place)
         tokenizer.name_or_path = str(folder)
         tokenizer.init_kwargs["name_or_path"] = str(folder)
-        if FAST not in copies:
+        if TOKENIZER_JSON not in copies:
             made = json.loads(tokenizer.backend_tokenizer.to_str())
             check_tokenizer(made, folder)
         _try(tokenizer)
@@ -122,7 +128,7 @@ def _loaded(place: str) -> Any:
 def _try(tokenizer: Any) -> None:
     """A text there and back, for what panics; what merely fails is said in its time."""
     try:
-        tokenizer.decode(tokenizer(PROBE, verbose=False)["input_ids"])
+        tokenizer.decode(tokenizer(SMOKE_TEST_TEXT, verbose=False)["input_ids"])
     except Exception:
         return
 
@@ -166,25 +172,30 @@ def _checked(folder: Path) -> dict[str, Any]:
     """Name to content of the files that the library is given."""
     copies: dict[str, Any] = {}
     for name, keep in (
-        (SETTINGS, kept_settings),
-        (SPECIAL, kept_special),
-        (ADDED, kept_added),
+        (TOKENIZER_CONFIG, filter_settings),
+        (SPECIAL_TOKENS_MAP, filter_special_tokens),
+        (ADDED_TOKENS, filter_added_tokens),
     ):
         path = folder / name
         if lexists(path):
-            copies[name] = keep(read_json(path, limit=MOST_SETTINGS, depth=12), path)
-    if lexists(folder / TEMPLATE):
-        copies[TEMPLATE] = read_text(folder / TEMPLATE, MOST_TEMPLATE).encode()
-    if lexists(folder / FAST):
-        text = read_text(folder / FAST, LIMIT)
-        value = parse_json(text, str(folder / FAST), depth=DEPTH)
-        check_tokenizer(value, folder / FAST)
-        return copies | {FAST: text.encode()}
+            copies[name] = keep(
+                read_json(path, max_bytes=MAX_SETTINGS_BYTES, max_depth=12), path
+            )
+    if lexists(folder / CHAT_TEMPLATE):
+        copies[CHAT_TEMPLATE] = read_text(
+            folder / CHAT_TEMPLATE, MAX_TEMPLATE_CHARACTERS
+        ).encode()
+    if lexists(folder / TOKENIZER_JSON):
+        text = read_text(folder / TOKENIZER_JSON, MAX_BYTES)
+        value = parse_json(text, str(folder / TOKENIZER_JSON), max_depth=MAX_DEPTH)
+        check_tokenizer(value, folder / TOKENIZER_JSON)
+        return copies | {TOKENIZER_JSON: text.encode()}
     plain = _vocabularies(folder)
     if not plain:
         raise InputError(
             f"{folder} holds settings of a tokenizer, but no vocabulary",
-            expected=f"{FAST}, or one of {', '.join((WORDS, LINES, *PIECES))}",
+            expected=f"{TOKENIZER_JSON}, or one of "
+            + ", ".join((VOCAB_JSON, VOCAB_TXT, *SENTENCEPIECE_FILES)),
             fix="Copy the tokenizer's other files, or pass another tokenizer",
         )
     return copies | plain
@@ -192,33 +203,33 @@ def _checked(folder: Path) -> dict[str, Any]:
 
 def _vocabularies(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    path = folder / WORDS
+    path = folder / VOCAB_JSON
     if lexists(path):
-        words = read_json(path, limit=MOST_VOCABULARY, depth=2)
-        if not all(type(i) is int and 0 <= i < MOST_ID for i in words.values()):
+        words = read_json(path, max_bytes=MAX_VOCABULARY_BYTES, max_depth=2)
+        if not all(type(i) is int and 0 <= i < MAX_ID for i in words.values()):
             raise _no_vocabulary(path, "a number of a token that is none")
         _check_words(path, words)
-        found[WORDS] = words
-    for name in (MERGES, LINES):
+        found[VOCAB_JSON] = words
+    for name in (MERGES_TXT, VOCAB_TXT):
         path = folder / name
         if lexists(path):
-            text = read_text(path, MOST_VOCABULARY)
+            text = read_text(path, MAX_VOCABULARY_BYTES)
             _check_words(path, text.splitlines())
             found[name] = text.encode()
-    for name in PIECES:
+    for name in SENTENCEPIECE_FILES:
         path = folder / name
         if lexists(path):
-            data = read_bytes(path, MOST_VOCABULARY)
+            data = read_bytes(path, MAX_VOCABULARY_BYTES)
             _check_pieces(path, data)
             found[name] = data
     return found
 
 
 def _check_words(path: Path, words: Any) -> None:
-    if len(words) > MOST_TOKENS or sum(map(len, words)) > MOST_CHARACTERS:
+    if len(words) > MAX_TOKENS or sum(map(len, words)) > MAX_VOCABULARY_CHARACTERS:
         raise _no_vocabulary(path, f"{len(words):,} lines or tokens")
     longest = max(map(len, words), default=0)
-    if longest > LONGEST:
+    if longest > MAX_TOKEN_CHARACTERS:
         raise _no_vocabulary(path, f"a token of {longest:,} characters")
 
 
@@ -241,7 +252,7 @@ def _check_pieces(path: Path, data: bytes) -> None:
 def _no_vocabulary(path: Path, got: str) -> InputError:
     return InputError(
         f"{path} is not a vocabulary that can be used",
-        expected=f"at most {MOST_TOKENS:,} tokens of at most {LONGEST} characters",
+        expected=f"at most {MAX_TOKENS:,} tokens of at most {MAX_TOKEN_CHARACTERS} characters",
         got=got,
         fix="Save the tokenizer again with save_pretrained, or pass another",
     )

@@ -21,12 +21,12 @@ from capture.checkpoints.tokenizers.steps import (
 )
 from evidence.errors import InputError
 
-LIMIT = 128 << 20
+MAX_BYTES = 128 << 20
 """Bytes; those of the largest vocabularies in use have a quarter."""
-DEPTH = 24
-MOST_TOKENS = 2_000_000
-MOST_STEPS = 64
-MOST_GROWTH = 256
+MAX_DEPTH = 24
+MAX_TOKENS = 2_000_000
+MAX_STEPS = 64
+MAX_GROWTH = 256
 """How many times longer all replacements together may make a text."""
 
 # Each part, the key under which it holds several steps in a row, and the known steps.
@@ -80,10 +80,10 @@ class _Outer(Strict):
     version: Short = "1.0"
     truncation: _Truncation | None = None
     padding: _Padding | None = None
-    added_tokens: tuple[_Added, ...] = Field(default=(), max_length=MOST_TOKENS)
+    added_tokens: tuple[_Added, ...] = Field(default=(), max_length=MAX_TOKENS)
 
 
-Vocabulary = Annotated[dict[Token, Id], Field(min_length=1, max_length=MOST_TOKENS)]
+Vocabulary = Annotated[dict[Token, Id], Field(min_length=1, max_length=MAX_TOKENS)]
 
 
 class _Model(Strict):
@@ -150,7 +150,7 @@ class _Unigram(Strict):
     type: str
     unk_id: Id | None = None
     vocab: Annotated[
-        list[tuple[Token, Score]], Field(min_length=1, max_length=MOST_TOKENS)
+        list[tuple[Token, Score]], Field(min_length=1, max_length=MAX_TOKENS)
     ]
     byte_fallback: StrictBool = False
 
@@ -191,12 +191,12 @@ def check_tokenizer(value: Any, place: Path) -> None:
                 raise _wrong(place, part, "a step that is known", step.get("type"))
             growth *= _validate(kind, step, place, part).growth
             count += 1
-            if count > MOST_STEPS or growth > MOST_GROWTH:
+            if count > MAX_STEPS or growth > MAX_GROWTH:
                 raise _wrong(
                     place,
                     part,
-                    f"at most {MOST_STEPS} steps that make a text at most "
-                    f"{MOST_GROWTH} times longer",
+                    f"at most {MAX_STEPS} steps that make a text at most "
+                    f"{MAX_GROWTH} times longer",
                     f"{count} steps, {growth:g} times longer",
                 )
     model = value.get("model")
@@ -228,15 +228,15 @@ def _in_a_row(
         seen += 1
         if step is None:
             continue
-        if not isinstance(step, dict) or seen > 4 * MOST_STEPS:
-            raise _wrong(place, part, f"at most {MOST_STEPS} steps", step)
+        if not isinstance(step, dict) or seen > 4 * MAX_STEPS:
+            raise _wrong(place, part, f"at most {MAX_STEPS} steps", step)
         if step.get("type") != "Sequence":
             yield step
             continue
         inner = step.get(several)
         if not isinstance(inner, list) or set(step) != {"type", several}:
             raise _wrong(place, part, f"{several} of a Sequence", step)
-        waiting = [*inner[: MOST_STEPS + 1], *waiting]
+        waiting = [*inner[: MAX_STEPS + 1], *waiting]
 
 
 def _validate(kind: type[Strict], value: dict[str, Any], place: Path, part: str) -> Any:

@@ -13,7 +13,7 @@ from capture.checkpoints.schemas.schema_errors import first_error
 from capture.checkpoints.tokenizers.steps import Id, Short, Token
 from evidence.errors import InputError
 
-MOST_TEMPLATE = 1 << 20
+MAX_TEMPLATE_CHARACTERS = 1 << 20
 _NAMED = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
 """A special token under a name of its own, such as ``image_token``."""
 
@@ -33,9 +33,9 @@ class _AddedToken(_Part):
 
 Word = Token | _AddedToken
 Words = Annotated[list[Word], Field(max_length=65_536)]
-Template = Annotated[str, Field(strict=True, max_length=MOST_TEMPLATE)]
+Template = Annotated[str, Field(strict=True, max_length=MAX_TEMPLATE_CHARACTERS)]
 Index = Annotated[str, Field(pattern=r"^[0-9]{1,8}$")]
-Few = Annotated[int, Field(strict=True, ge=0, le=1000)]
+SmallCount = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Length = Annotated[int | float, Field(ge=1, le=1e31)]
 
 
@@ -62,8 +62,8 @@ class _Settings(_Special):
     errors: Literal["strict", "replace", "ignore"] | None = None
     model_input_names: Annotated[list[Short], Field(max_length=16)] | None = None
     wordpieces_prefix: Short | None = None
-    extra_ids: Few | None = None
-    offset: Few | None = None
+    extra_ids: SmallCount | None = None
+    offset: SmallCount | None = None
     add_bos_token: StrictBool | None = None
     add_eos_token: StrictBool | None = None
     add_prefix_space: StrictBool | None = None
@@ -84,34 +84,34 @@ class _Added(_Part):
     tokens: Annotated[dict[Token, Id], Field(max_length=65_536)]
 
 
-def kept_settings(said: dict[str, Any], place: Path) -> dict[str, Any]:
+def filter_settings(raw: dict[str, Any], place: Path) -> dict[str, Any]:
     """What of a tokenizer_config.json may be handed on.
 
     Raises:
         InputError: a setting is of another kind than the library takes.
     """
-    kept = _kept(_Settings, said, place)
+    kept = _kept(_Settings, raw, place)
     decoder = kept.pop("added_tokens_decoder", None)
     kept = _marked(kept)
     return kept if decoder is None else {**kept, "added_tokens_decoder": decoder}
 
 
-def kept_special(said: dict[str, Any], place: Path) -> dict[str, Any]:
+def filter_special_tokens(raw: dict[str, Any], place: Path) -> dict[str, Any]:
     """What of a special_tokens_map.json may be handed on.
 
     Raises:
         InputError: a token is none.
     """
-    return _unmarked(_kept(_Special, said, place))
+    return _unmarked(_kept(_Special, raw, place))
 
 
-def kept_added(said: dict[str, Any], place: Path) -> dict[str, int]:
+def filter_added_tokens(raw: dict[str, Any], place: Path) -> dict[str, int]:
     """What of an added_tokens.json may be handed on: tokens and their numbers.
 
     Raises:
         InputError: a token or a number is none.
     """
-    return _valid(_Added, {"tokens": said}, place).tokens
+    return _valid(_Added, {"tokens": raw}, place).tokens
 
 
 def _kept(kind: type[_Special], said: dict[str, Any], place: Path) -> dict[str, Any]:

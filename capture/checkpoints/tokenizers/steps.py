@@ -17,18 +17,18 @@ from pydantic import (
     model_validator,
 )
 
-from capture.checkpoints.schemas.patterns import PatternError, analyse
+from capture.checkpoints.schemas.patterns import PatternError, analyze_pattern
 from capture.checkpoints.tokenizers.charsmap import charsmap_growth
 
-MOST_ID = 1 << 24
-MOST_PIECES = 64
-MOST_WAYS = (4096, 64)
+MAX_ID = 1 << 24
+MAX_PIECES = 64
+MAX_WAYS = (4096, 64)
 """Most ways to match a pattern, by degree in the length of the text."""
 
 Short = Annotated[str, Field(strict=True, max_length=256)]
 Token = Annotated[str, Field(strict=True, max_length=4096)]
 Character = Annotated[str, Field(strict=True, min_length=1, max_length=1)]
-Id = Annotated[int, Field(strict=True, ge=0, lt=MOST_ID)]
+Id = Annotated[int, Field(strict=True, ge=0, lt=MAX_ID)]
 Small = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 
 
@@ -51,11 +51,11 @@ class Step(Strict):
 
 def _affordable(pattern: str) -> str:
     try:
-        ways = analyse(pattern).last
+        ways = analyze_pattern(pattern).ways_if_last
     except PatternError as error:
         raise ValueError(f"a pattern that cannot be used: {error}") from error
     for degree, many in enumerate(ways):
-        if many > (MOST_WAYS[degree] if degree < len(MOST_WAYS) else 0):
+        if many > (MAX_WAYS[degree] if degree < len(MAX_WAYS) else 0):
             raise ValueError("a pattern that can take too long to match")
     return pattern
 
@@ -66,7 +66,7 @@ class Exact(Strict):
     String: Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
 
     @property
-    def shortest(self) -> float:
+    def min_length(self) -> float:
         """Characters that it matches."""
         return len(self.String)
 
@@ -77,9 +77,9 @@ class Expression(Strict):
     Regex: Annotated[StrictStr, Field(min_length=1), AfterValidator(_affordable)]
 
     @property
-    def shortest(self) -> float:
+    def min_length(self) -> float:
         """Fewest characters that it matches, or 1: letters may fold into one."""
-        return min(1, analyse(self.Regex).low)
+        return min(1, analyze_pattern(self.Regex).min_length)
 
 
 Pattern = Exact | Expression
@@ -94,7 +94,7 @@ class Replace(Step):
     @property
     def growth(self) -> float:
         """By its longest replacement of the shortest match."""
-        shortest = self.pattern.shortest
+        shortest = self.pattern.min_length
         return max(1.0, len(self.content) / shortest) if shortest else math.inf
 
 
@@ -253,11 +253,11 @@ class _SequencePiece(Strict):
 
 class _TemplateToken(Strict):
     id: Token
-    ids: Annotated[list[Id], Field(min_length=1, max_length=MOST_PIECES)]
-    tokens: Annotated[list[Token], Field(max_length=MOST_PIECES)]
+    ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_PIECES)]
+    tokens: Annotated[list[Token], Field(max_length=MAX_PIECES)]
 
 
-_Pieces = Annotated[list[_SpecialPiece | _SequencePiece], Field(max_length=MOST_PIECES)]
+_Pieces = Annotated[list[_SpecialPiece | _SequencePiece], Field(max_length=MAX_PIECES)]
 
 
 class TemplateProcessing(Step):
@@ -265,9 +265,7 @@ class TemplateProcessing(Step):
 
     single: _Pieces
     pair: _Pieces
-    special_tokens: Annotated[
-        dict[Token, _TemplateToken], Field(max_length=MOST_PIECES)
-    ]
+    special_tokens: Annotated[dict[Token, _TemplateToken], Field(max_length=MAX_PIECES)]
 
     @model_validator(mode="after")
     def _named(self) -> "TemplateProcessing":

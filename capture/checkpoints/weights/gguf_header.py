@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from capture.checkpoints.weights.safetensors_headers import MOST_NAME, MOST_TENSORS
+from capture.checkpoints.weights.safetensors_headers import (
+    MAX_NAME_CHARACTERS,
+    MAX_TENSORS,
+)
 from evidence.errors import InputError
 from evidence.storage.regular_files import open_regular
 
-MOST_KEYS, MOST_ITEMS, MOST_TEXT = 4_096, 4_000_000, 1 << 24
-MOST_BYTES = 512 << 20
+MAX_KEYS, MAX_ITEMS, MAX_TEXT_BYTES = 4_096, 4_000_000, 1 << 24
+MAX_METADATA_BYTES = 512 << 20
 """Bytes of all that is said about the tensors, the vocabulary included."""
-LONGEST, MOST_CHARACTERS = 512, 16 << 20
+MAX_TOKEN_CHARACTERS, MAX_VOCABULARY_CHARACTERS = 512, 16 << 20
 """Of one token and of all: the library makes merges of them by trying each cut."""
 
 _TEXT, _LIST, _FLAG = 8, 9, 7
@@ -48,7 +51,7 @@ class GgufHeader:
     shapes: dict[str, tuple[int, ...]]
 
     @property
-    def numbers(self) -> int:
+    def n_values(self) -> int:
         """How many numbers the tensors hold."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
@@ -74,18 +77,18 @@ class _Reader:
         magic, version, tensors, keys = self.numbers("4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise self.damaged(f"version {version}")
-        if tensors > MOST_TENSORS or keys > MOST_KEYS:
+        if tensors > MAX_TENSORS or keys > MAX_KEYS:
             raise self.damaged(f"{tensors:,} tensors and {keys:,} keys")
         metadata: dict[str, Any] = {}
         for _ in range(keys):
-            key = self.text(MOST_NAME)
+            key = self.text(MAX_NAME_CHARACTERS)
             if key in metadata:
                 raise self.damaged(f"the key {key} twice")
             metadata[key] = self.value(key, self.numbers("I")[0])
         _check_tokens(self, metadata)
         shapes, spans = {}, []
         for _ in range(tensors):
-            name = self.text(MOST_NAME)
+            name = self.text(MAX_NAME_CHARACTERS)
             sides = self.numbers("I")[0]
             if name in shapes or not 1 <= sides <= 8:
                 raise self.damaged(f"the tensor {name} twice, or without a shape")
@@ -116,8 +119,8 @@ class _Reader:
         length = self.numbers("Q")[0]
         if length > most or length > self.size - self.file.tell():
             raise self.damaged(f"a text of {length:,} bytes")
-        if self.file.tell() > MOST_BYTES:
-            raise self.damaged(f"more than {MOST_BYTES:,} bytes of metadata")
+        if self.file.tell() > MAX_METADATA_BYTES:
+            raise self.damaged(f"more than {MAX_METADATA_BYTES:,} bytes of metadata")
         try:
             return self.file.read(length).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -130,14 +133,14 @@ class _Reader:
                 raise self.damaged(f"{key} is {value}")
             return bool(value) if kind == _FLAG else value
         if kind == _TEXT:
-            return self.text(MOST_TEXT)
+            return self.text(MAX_TEXT_BYTES)
         if kind != _LIST:
             raise self.damaged(f"{key} is of a kind that is not known")
         inner, count = self.numbers("IQ")
-        if count > MOST_ITEMS:
+        if count > MAX_ITEMS:
             raise self.damaged(f"{count:,} values of {key}")
         if inner == _TEXT:
-            return [self.text(MOST_TEXT) for _ in range(count)]
+            return [self.text(MAX_TEXT_BYTES) for _ in range(count)]
         if inner not in _NUMBERS:
             raise self.damaged(f"{key} is of a kind that is not known")
         values = list(self.numbers(f"{count}{_NUMBERS[inner]}"))
@@ -175,8 +178,8 @@ def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
         said = metadata.get(f"tokenizer.ggml.{key}", [])
         if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
             raise reader.damaged(f"{key} that are no list of texts")
-        longest = LONGEST if key == "tokens" else 2 * LONGEST
-        if sum(map(len, said)) > MOST_CHARACTERS or any(
+        longest = MAX_TOKEN_CHARACTERS if key == "tokens" else 2 * MAX_TOKEN_CHARACTERS
+        if sum(map(len, said)) > MAX_VOCABULARY_CHARACTERS or any(
             len(each) > longest for each in said
         ):
             raise reader.damaged(f"{key} that are too long")

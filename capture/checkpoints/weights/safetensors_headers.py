@@ -10,11 +10,11 @@ from evidence.errors import InputError
 from evidence.storage.regular_files import open_regular
 from evidence.storage.strict_json import parse_json
 
-MOST_HEADER = 32 << 20
+MAX_HEADER_BYTES = 32 << 20
 """Bytes of a header. 65,536 tensors of long names take a quarter of that."""
-MOST_TENSORS = 65_536
-MOST_NAME = 512
-BITS = {
+MAX_TENSORS = 65_536
+MAX_NAME_CHARACTERS = 512
+DTYPE_BITS = {
     "BOOL": 8,
     "F4": 4,
     "F6_E2M3": 6,
@@ -38,12 +38,12 @@ BITS = {
     "I64": 64,
     "U64": 64,
 }
-FLOATS = frozenset({"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"})
+FLOAT_DTYPES = frozenset({"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"})
 """Types that weights may have."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file.
 
     Attributes:
@@ -55,7 +55,7 @@ class Entry:
     shape: tuple[int, ...]
 
 
-def read_header(path: Path) -> Mapping[str, Entry]:
+def read_header(path: Path) -> Mapping[str, TensorEntry]:
     """Names, types and shapes of the tensors of a safetensors file.
 
     Every tensor must lie inside the file, all of them side by side, and take as many
@@ -69,7 +69,7 @@ def read_header(path: Path) -> Mapping[str, Entry]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         whole = file.seek(0, 2)
-        if not 2 <= length <= min(MOST_HEADER, whole - 8):
+        if not 2 <= length <= min(MAX_HEADER_BYTES, whole - 8):
             raise _damaged(path, f"a header of {length:,} bytes in {whole:,}")
         file.seek(8)
         head = file.read(length)
@@ -77,14 +77,14 @@ def read_header(path: Path) -> Mapping[str, Entry]:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _damaged(path, "a header that is not UTF-8") from error
-    value = parse_json(text, f"the header of {path}", depth=6)
+    value = parse_json(text, f"the header of {path}", max_depth=6)
     if not isinstance(value, dict):
         raise _damaged(path, "a header that is no object")
     value.pop("__metadata__", None)
-    if len(value) > MOST_TENSORS:
+    if len(value) > MAX_TENSORS:
         raise InputError(
             f"{path} holds too many tensors",
-            expected=f"at most {MOST_TENSORS:,}",
+            expected=f"at most {MAX_TENSORS:,}",
             got=f"{len(value):,}",
         )
     spans = {name: _span(path, name, said) for name, said in value.items()}
@@ -99,13 +99,13 @@ def read_header(path: Path) -> Mapping[str, Entry]:
     return {name: entry for name, (entry, _, _) in spans.items()}
 
 
-def _span(path: Path, name: str, said: object) -> tuple[Entry, int, int]:
+def _span(path: Path, name: str, said: object) -> tuple[TensorEntry, int, int]:
     """A tensor, and where it begins and ends."""
-    if len(name) > MOST_NAME:
+    if len(name) > MAX_NAME_CHARACTERS:
         raise _damaged(path, f"a tensor name of {len(name):,} characters")
     fields: dict[str, Any] = said if isinstance(said, dict) else {}
     shape, ends = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
-    bits = BITS.get(str(fields.get("dtype")))
+    bits = DTYPE_BITS.get(str(fields.get("dtype")))
     if not bits or shape is None or ends is None or len(ends) != 2:
         raise _damaged(path, f"no type, shape and place for {name}")
     size = bits
@@ -113,7 +113,7 @@ def _span(path: Path, name: str, said: object) -> tuple[Entry, int, int]:
         size *= side
     if size % 8 or ends[1] - ends[0] != size // 8:
         raise _damaged(path, f"{ends[1] - ends[0]:,} bytes for {name}")
-    return Entry(str(fields["dtype"]), tuple(shape)), ends[0], ends[1]
+    return TensorEntry(str(fields["dtype"]), tuple(shape)), ends[0], ends[1]
 
 
 def _counts(value: object) -> list[int] | None:

@@ -21,15 +21,15 @@ from torch.nn.modules.module import (
 
 from capture.checkpoints.schemas.configuration import library_config
 from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import offline, quiet
-from capture.checkpoints.weights.safetensors_headers import FLOATS, Entry
+from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.weights.safetensors_headers import FLOAT_DTYPES, TensorEntry
 from evidence.errors import InputError
 
-MODULES_A_TENSOR, MODULES = 40, 5_000
+MODULES_PER_TENSOR, BASE_MODULES = 40, 5_000
 """Most modules: activations, dropouts and wrappers hold no tensor of their own."""
-PARAMETERS_A_TENSOR, PARAMETERS = 6, 1_000
+PARAMETERS_PER_TENSOR, BASE_PARAMETERS = 6, 1_000
 """Most parameters, registered when a model is built, filled and tied."""
-BUFFERS = 1 << 28
+MAX_BUFFER_VALUES = 1 << 28
 """Most numbers in buffers that no file holds, such as masks by position."""
 
 _HEADS = r"^cls\.seq_relationship\.|(^|\.)pooler\.dense\.|^v_head\."
@@ -41,12 +41,15 @@ and no bias of an attention has such a shape."""
 
 
 def check_fit(
-    kind: Any, config: Mapping[str, Any], entries: Mapping[str, Entry], folder: Path
+    model_type: Any,
+    config: Mapping[str, Any],
+    entries: Mapping[str, TensorEntry],
+    folder: Path,
 ) -> frozenset[str]:
     """Whether weight files hold exactly what a model needs, all in floating point.
 
     Args:
-        kind: Class of the model.
+        model_type: Class of the model.
         config: What config.json holds, checked.
         entries: Names, types and shapes of the tensors in the files.
         folder: Where they lie, for errors.
@@ -76,8 +79,8 @@ def check_fit(
         for name, entry in entries.items()
     }
     held = sum(math.prod(entry.shape) for entry in entries.values())
-    with building_at_most(len(entries), held, folder / "config.json"):
-        model = fill(kind, config, state, folder, device="meta")
+    with limit_construction(len(entries), held, folder / "config.json"):
+        model = build_model(model_type, config, state, folder, device="meta")
     known = {*model.state_dict()}
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     passed_over = re.compile("|".join(f"({each})" for each in patterns) or r"(?!)")
@@ -94,7 +97,7 @@ def check_fit(
     }
     for name, entry in entries.items():
         table = name.rpartition(".")[2] in tables
-        if entry.dtype not in FLOATS and name not in ignored and not table:
+        if entry.dtype not in FLOAT_DTYPES and name not in ignored and not table:
             raise InputError(
                 f"{folder} holds weights that are no floating-point numbers",
                 expected="weights as they are computed with",
@@ -104,8 +107,8 @@ def check_fit(
     return ignored
 
 
-def fill(
-    kind: Any,
+def build_model(
+    model_type: Any,
     config: Mapping[str, Any],
     state: Mapping[str, Any],
     folder: Path,
@@ -113,12 +116,12 @@ def fill(
     device: str | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A model of ``kind`` that holds the tensors of ``state``, in float32.
+    """A model of ``model_type`` that holds the tensors of ``state``, in float32.
 
     The library is given tensors and settings, never a place to look for any.
 
     Args:
-        kind: Class of the model.
+        model_type: Class of the model.
         config: What config.json holds, checked.
         state: Tensor name to tensor, or to a slice that is read when it is needed.
         folder: Where all of it comes from, for errors.
@@ -128,19 +131,19 @@ def fill(
     Raises:
         InputError: tensors are missing, of another shape or left over.
     """
-    with quiet():
-        settings = library_config(config, kind, folder / "config.json")
+    with quiet_transformers():
+        settings = library_config(config, model_type, folder / "config.json")
     with (
         library_errors(
             f"{folder} could not be loaded",
             expected=f"weights that fit its config.json ({config.get('model_type')})",
         ),
-        quiet(),
-        offline(),
+        quiet_transformers(),
+        offline_hub(),
     ):
         from transformers import GenerationConfig
 
-        model, report = kind.from_pretrained(
+        model, report = model_type.from_pretrained(
             None,
             config=settings,
             state_dict=dict(state),
@@ -162,7 +165,7 @@ def fill(
     if missing or shapes:
         raise InputError(
             f"{folder} does not hold every tensor its config.json asks for",
-            expected=f"the weights of a {kind.__name__}",
+            expected=f"the weights of a {model_type.__name__}",
             got=f"{len(missing) + len(shapes)} missing or of another shape, such as "
             f"{(missing + shapes)[0]}",
             fix="Check that config.json belongs to these weights",
@@ -170,7 +173,7 @@ def fill(
     if over:
         raise InputError(
             f"{folder} holds tensors that its config.json has no place for",
-            expected=f"the weights of a {kind.__name__} and no others",
+            expected=f"the weights of a {model_type.__name__} and no others",
             got=f"{len(over)} more, such as {over[0]}",
             fix="Check that config.json belongs to these weights; a part that is left "
             "out would not be audited",
@@ -191,12 +194,12 @@ def _spare(name: str, shape: tuple[int, ...]) -> bool:
 
 
 @contextmanager
-def building_at_most(tensors: int, numbers: int, place: Path) -> Iterator[None]:
+def limit_construction(n_tensors: int, n_values: int, place: Path) -> Iterator[None]:
     """Stop building a model that is larger than what files can fill.
 
     Args:
-        tensors: How many tensors the files hold.
-        numbers: How many numbers these hold in all.
+        n_tensors: How many tensors the files hold.
+        n_values: How many numbers these hold in all.
         place: Where the model is described, for errors.
 
     Raises:
@@ -204,9 +207,9 @@ def building_at_most(tensors: int, numbers: int, place: Path) -> Iterator[None]:
             can be meant for.
     """
     left = {
-        "modules": MODULES + MODULES_A_TENSOR * tensors,
-        "parameters": PARAMETERS + PARAMETERS_A_TENSOR * tensors,
-        "numbers in buffers": BUFFERS + numbers,
+        "modules": BASE_MODULES + MODULES_PER_TENSOR * n_tensors,
+        "parameters": BASE_PARAMETERS + PARAMETERS_PER_TENSOR * n_tensors,
+        "numbers in buffers": MAX_BUFFER_VALUES + n_values,
     }
 
     def spend(what: str, cost: int) -> None:
@@ -214,7 +217,7 @@ def building_at_most(tensors: int, numbers: int, place: Path) -> Iterator[None]:
         if left[what] < 0:
             raise InputError(
                 f"{place} describes a model larger than its weights",
-                expected=f"one that {tensors} tensors can fill",
+                expected=f"one that {n_tensors} tensors can fill",
                 got=f"too many {what}",
                 fix="Check that config.json belongs to these weights",
             )

@@ -8,13 +8,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from capture.checkpoints.weights.safetensors_headers import Entry, read_header
+from capture.checkpoints.weights.safetensors_headers import TensorEntry, read_header
 from evidence.errors import InputError
 from evidence.storage.files import read_json
-from evidence.storage.regular_files import is_file, kind_of, open_regular
+from evidence.storage.regular_files import file_kind, is_file, open_regular
 
 ANY_SIZE = 1 << 62
-INDEX_LIMIT = 32 << 20
+MAX_INDEX_BYTES = 32 << 20
 """Bytes of an index; one of 65,536 tensors takes a quarter of them."""
 PICKLE_NAMES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -50,7 +50,7 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def names_in(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """Names of what lies in a folder, sorted.
 
     Raises:
@@ -64,7 +64,7 @@ def names_in(folder: Path) -> list[str]:
         ) from error
 
 
-def shards(folder: Path) -> list[Path]:
+def find_shards(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights of a Hugging Face folder, sorted.
 
     These and no others are checked, hashed, compared and loaded.
@@ -86,7 +86,7 @@ def shards(folder: Path) -> list[Path]:
         return named
     if is_file(single):
         return [single]
-    names = names_in(folder)
+    names = list_names(folder)
     for name in names:
         if Path(name).suffix.lower() in PICKLE_NAMES:
             refuse_pickle(folder / name)
@@ -94,7 +94,7 @@ def shards(folder: Path) -> list[Path]:
     raise InputError(
         f"{folder} holds no weights",
         expected=f"{SINGLE}, or {INDEX} with the files it names",
-        got=f"{kind_of(found[0])} of the name {found[0].name}"
+        got=f"{file_kind(found[0])} of the name {found[0].name}"
         if found
         else ", ".join(names[:8]) or "nothing",
     )
@@ -102,7 +102,9 @@ def shards(folder: Path) -> list[Path]:
 
 def _indexed(folder: Path, index: Path) -> list[Path]:
     try:
-        placed = read_json(index, limit=INDEX_LIMIT, depth=4).get("weight_map")
+        placed = read_json(index, max_bytes=MAX_INDEX_BYTES, max_depth=4).get(
+            "weight_map"
+        )
     except InputError as error:
         raise InputError(
             f"{index} is not a valid index of weight files ({error.wrong})",
@@ -142,13 +144,13 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def read_headers(paths: Sequence[Path]) -> dict[str, Entry]:
+def read_headers(paths: Sequence[Path]) -> dict[str, TensorEntry]:
     """Names, types and shapes of the tensors of several safetensors files.
 
     Raises:
         InputError: as ``read_header``, a file is a pickle, or two hold one tensor.
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, TensorEntry] = {}
     for path in paths:
         refuse_pickle(path)
         for name, entry in read_header(path).items():

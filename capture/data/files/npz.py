@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from evidence.errors import InputError
 from evidence.storage.regular_files import open_regular
 
-MOST_MEMBERS = 1000
+MAX_MEMBERS = 1000
 """Files in an archive."""
-FILE_LIMIT = 4 << 30
+MAX_FILE_BYTES = 4 << 30
 """Bytes of an archive."""
 _END = struct.Struct("<4s4H2LH")  # the record at the end of every zip archive
 _SHALLOW = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -43,24 +43,24 @@ class _Header:
 
 
 def read_arrays(
-    path: Path, names: Collection[str], limit: int
+    path: Path, names: Collection[str], max_bytes: int
 ) -> dict[str, NDArray[np.generic]]:
     """Some of the arrays of an archive, those that are there.
 
     Args:
         path: The archive.
         names: Of the arrays; others are not looked at.
-        limit: Most bytes of all of them, unpacked.
+        max_bytes: Most bytes of all of them, unpacked.
 
     Raises:
         InputError: it is no archive, its arrays are cut, longer than they say, larger
-            than ``limit`` together, of Python objects, encrypted, or named twice.
+            than ``max_bytes`` together, of Python objects, encrypted, or named twice.
     """
-    with open_regular(path, FILE_LIMIT) as file:
+    with open_regular(path, MAX_FILE_BYTES) as file:
         try:
             _check_end(file)
             with zipfile.ZipFile(file) as packed:
-                return _arrays(path, packed, names, limit)
+                return _arrays(path, packed, names, max_bytes)
         except InputError:
             raise
         # Every byte may be wrong: zipfile, zlib and numpy raise what they like.
@@ -81,8 +81,8 @@ def _check_end(file: BinaryIO) -> None:
     if at < 0 or at + _END.size > len(found):
         raise ValueError("it is not a zip archive")
     _, _, _, here, members, listed, _, _ = _END.unpack_from(found, at)
-    if max(here, members) > MOST_MEMBERS or listed > MOST_MEMBERS * 1024:
-        raise ValueError(f"more than {MOST_MEMBERS:,} files in it")
+    if max(here, members) > MAX_MEMBERS or listed > MAX_MEMBERS * 1024:
+        raise ValueError(f"more than {MAX_MEMBERS:,} files in it")
     file.seek(0)
 
 

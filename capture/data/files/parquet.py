@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 
 from evidence.errors import InputError
 
-BATCH = 1024
+BATCH_ROWS = 1024
 """Rows read at once."""
 
 
 def parquet_rows(
-    path: Path, file: BinaryIO, *, bytes_limit: int, rows: int, columns: int
+    path: Path, file: BinaryIO, *, max_bytes: int, max_rows: int, max_columns: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number, from 1, and fields of each record.
 
@@ -26,9 +26,9 @@ def parquet_rows(
     Args:
         path: What errors call the file.
         file: The file, opened in binary.
-        bytes_limit: Most bytes of its values, unpacked.
-        rows: Most rows.
-        columns: Most columns.
+        max_bytes: Most bytes of its values, unpacked.
+        max_rows: Most rows.
+        max_columns: Most columns.
 
     Raises:
         InputError: it is not a whole Parquet file, is too large, or has two columns of
@@ -41,7 +41,7 @@ def parquet_rows(
         texts = _text_columns(pq.ParquetFile(file))
         file.seek(0)
         whole = pq.ParquetFile(file, read_dictionary=texts)
-        _check_size(path, whole, bytes_limit, rows, columns)
+        _check_size(path, whole, max_bytes, max_rows, max_columns)
         known = [field.name for field in whole.schema_arrow if _is_known(field.type)]
         aside = {
             field.name: field.type
@@ -49,10 +49,10 @@ def parquet_rows(
             if field.name not in known
         }
         number = unpacked = 0
-        for batch in whole.iter_batches(BATCH, columns=known):
+        for batch in whole.iter_batches(BATCH_ROWS, columns=known):
             unpacked += sum(map(_unpacked, batch.columns))
-            if unpacked > bytes_limit:
-                raise _too_large(path, bytes_limit, f"more than {unpacked:,} bytes")
+            if unpacked > max_bytes:
+                raise _too_large(path, max_bytes, f"more than {unpacked:,} bytes")
             for record in batch.to_pylist():
                 number += 1
                 yield number, aside | record

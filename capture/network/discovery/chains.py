@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from capture.network.discovery.kept import Kept
-from capture.network.discovery.look import Cut
+from capture.network.discovery.forward_trace import Cut
 from capture.network.discovery.outline import unsupported
 from capture.network.discovery.proof import prove_chain
 from capture.network.discovery.short_inputs import CONVOLUTIONS
+from capture.network.discovery.structure_cache import StructureCache
 
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 
@@ -63,7 +63,7 @@ def _fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
     return _FAULTS.get(model, about, lambda: prove_chain(model, cuts, example))
 
 
-_FAULTS: Kept[str] = Kept()
+_FAULTS: StructureCache[str] = StructureCache()
 
 
 def residual_units(model: nn.Module) -> list[nn.Module]:

@@ -15,7 +15,7 @@ HOOK_TABLES = (
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards for each module the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -44,7 +44,7 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
             setattr(module, table, hooks)
 
 
-def leftover_hooks(model: nn.Module) -> int:
+def count_hooks(model: nn.Module) -> int:
     """How many hooks, of whatever origin, are registered anywhere in ``model``."""
     return sum(
         len(getattr(module, table) or ())

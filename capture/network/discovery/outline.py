@@ -15,9 +15,9 @@ from evidence.errors import InputError
 
 # Modules that are the whole feed-forward part, whatever is inside: in a mixture of
 # experts no single linear map gives the sum.
-FEED_FORWARD = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
+FEED_FORWARD_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
 # Arguments of blocks that hand on more than the stream from token to token.
-STATES = ("state", "cache_params")
+RECURRENT_ARGUMENTS = ("state", "cache_params")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def find_outline(model: nn.Module) -> Outline | None:
         raise unsupported(
             model, f"it is a hybrid: block {found.index(None)} has no attention"
         )
-    for kind in STATES:
+    for kind in RECURRENT_ARGUMENTS:
         if kind in inspect.signature(blocks[0].forward).parameters:
             raise unsupported(model, "its blocks hand on a recurrent state")
     return Outline(
@@ -71,12 +71,12 @@ def find_outline(model: nn.Module) -> Outline | None:
     )
 
 
-def unsupported(model: nn.Module, why: str) -> InputError:
+def unsupported(model: nn.Module, reason: str) -> InputError:
     """One sentence that names the family and says why it is refused."""
     family = getattr(getattr(model, "config", None), "model_type", "")
     shown = f"{type(model).__name__} ({family})" if family else type(model).__name__
     return InputError(
-        f"the structure of {shown} is not understood: {why}",
+        f"the structure of {shown} is not understood: {reason}",
         expected="one stack of blocks with attention, or two or more layers with "
         "weights, each of which reads nothing but what the one before it gives",
         fix="Use a model of another family; this one is not supported yet",
@@ -118,7 +118,9 @@ def _attention(block: nn.Module) -> nn.Module | None:
 
 def _feed_forward(block: nn.Module) -> nn.Module | None:
     named = dict(block.named_children())
-    return next((each for n, each in named.items() if n.lower() in FEED_FORWARD), None)
+    return next(
+        (each for n, each in named.items() if n.lower() in FEED_FORWARD_NAMES), None
+    )
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

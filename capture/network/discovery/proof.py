@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.look import Cut, Look, Seen, look
+from capture.network.discovery.forward_trace import (
+    Cut,
+    ForwardTrace,
+    ModuleTrace,
+    trace_forward,
+)
 from capture.network.discovery.outline import (
     Outline,
     linear_shape,
@@ -22,11 +27,11 @@ from capture.network.discovery.outline import (
 )
 
 # Two computations of one value may differ by rounding, relative to the largest.
-SAME = 1e-4
+RELATIVE_TOL = 1e-4
 
 
 @dataclass(frozen=True)
-class Parts:
+class BlockParts:
     """What a pass showed of the blocks of an outline, modules by their names.
 
     Attributes:
@@ -55,11 +60,11 @@ def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> s
     Raises:
         InputError: the network could not be run.
     """
-    found = look(model, cuts, [cut.module for cut in cuts], example)
+    found = trace_forward(model, cuts, [cut.module for cut in cuts], example)
     return _broken(found, cuts)
 
 
-def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> Parts:
+def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> BlockParts:
     """The parts of the blocks.
 
     Raises:
@@ -68,14 +73,14 @@ def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> Par
     blocks = outline.blocks
     cuts = [Cut(blocks[0], "in"), *(Cut(block, "out") for block in blocks)]
     inside = [module for block in blocks for module in block.modules()]
-    found = look(model, cuts, inside, example)
+    found = trace_forward(model, cuts, inside, example)
     broken = _broken(found, cuts) or _unlinked(found, blocks)
     if broken:
         raise unsupported(model, broken)
     return _parts(model, outline, found)
 
 
-def _broken(found: Look, cuts: Sequence[Cut]) -> str:
+def _broken(found: ForwardTrace, cuts: Sequence[Cut]) -> str:
     """Why the cuts do not hold all that goes on; empty where they do."""
     calls = [found.of(cut.module).calls for cut in cuts]
     if 0 in calls:
@@ -84,10 +89,10 @@ def _broken(found: Look, cuts: Sequence[Cut]) -> str:
         )
     if max(calls) > 1:
         return "it runs one part several times"
-    ends = [found.of(cut.module).when for cut in cuts]
+    ends = [found.of(cut.module).end_index for cut in cuts]
     if sorted(ends) != ends:
         return "its parts do not run in the order in which they are listed"
-    if not found.whole:
+    if not found.rows_first:
         return "what passes between its parts has no axis of rows first"
     output = found.output
     if output is None or len(output) != found.rows:
@@ -97,16 +102,16 @@ def _broken(found: Look, cuts: Sequence[Cut]) -> str:
     return ""
 
 
-def _unlinked(found: Look, blocks: Sequence[nn.Module]) -> str:
+def _unlinked(found: ForwardTrace, blocks: Sequence[nn.Module]) -> str:
     """Why what leaves a block is not what enters the next; empty where it is."""
     for layer, (block, following) in enumerate(pairwise(blocks)):
-        gave, read = found.of(block).gave, found.of(following).read
+        gave, read = found.of(block).output, found.of(following).input
         if gave is None or read is None or not _same(read, gave):
             return f"what leaves block {layer} is not what enters the next"
     return ""
 
 
-def _parts(model: nn.Module, outline: Outline, found: Look) -> Parts:
+def _parts(model: nn.Module, outline: Outline, found: ForwardTrace) -> BlockParts:
     projections, attention, feed_forward = [], [], []
     refused: dict[str, str] = {}
     width = _width(outline, found)
@@ -121,7 +126,7 @@ def _parts(model: nn.Module, outline: Outline, found: Look) -> Parts:
             for child in block.children()
             if child is not own and child is not whole and found.of(child).calls == 1
         ]
-        others.sort(key=lambda child: found.of(child).when)
+        others.sort(key=lambda child: found.of(child).end_index)
         ones = [each for each in (projection, own) if each is not None]
         twos = [each for each in (whole, _last_called(found, rest)) if each is not None]
         # A search that fails is slow, and one block that is refused is enough.
@@ -138,17 +143,17 @@ def _parts(model: nn.Module, outline: Outline, found: Look) -> Parts:
             )
             refused = {"attn": why, "mlp": why} | refused
         for kind, module in zip(("attn", "mlp"), chosen or (), strict=False):
-            gave, stream = found.of(module).gave, found.of(block).gave
+            gave, stream = found.of(module).output, found.of(block).output
             if gave is not None and stream is not None and gave.shape != stream.shape:
                 why = f"{place} it has no positions: rows lie one after another"
                 refused.setdefault(kind, why)
-    return Parts(
+    return BlockParts(
         tuple(projections), tuple(attention), tuple(feed_forward), width, refused
     )
 
 
-def _width(outline: Outline, found: Look) -> int:
-    gave = found.of(outline.blocks[0]).gave
+def _width(outline: Outline, found: ForwardTrace) -> int:
+    gave = found.of(outline.blocks[0]).output
     return 0 if gave is None else int(gave.shape[-1])
 
 
@@ -156,13 +161,13 @@ def _outputs(module: nn.Module) -> int:
     return (linear_shape(module) or (0, 0))[1]
 
 
-def _last_called(found: Look, modules: list[nn.Module]) -> nn.Module | None:
+def _last_called(found: ForwardTrace, modules: list[nn.Module]) -> nn.Module | None:
     called = [module for module in modules if found.of(module).calls]
-    return max(called, key=lambda module: found.of(module).when, default=None)
+    return max(called, key=lambda module: found.of(module).end_index, default=None)
 
 
 def _added(
-    found: Look,
+    found: ForwardTrace,
     block: nn.Module,
     ones: list[nn.Module],
     twos: list[nn.Module],
@@ -177,10 +182,10 @@ def _added(
         twos: The same of the feed-forward part.
         others: Modules that may give either, such as norms and dropouts.
     """
-    start, end = found.of(block).read, found.of(block).gave
+    start, end = found.of(block).input, found.of(block).output
     if start is None or end is None:
         return None
-    gave = {each: _like(found.of(each).gave, end) for each in (*ones, *twos, *others)}
+    gave = {each: _like(found.of(each).output, end) for each in (*ones, *twos, *others)}
     for one, two in product([*ones, *others], [*twos, *others]):
         a, b = gave[one], gave[two]
         if one is not two and a is not None and b is not None:
@@ -202,10 +207,10 @@ def _like(value: Tensor | None, stream: Tensor) -> Tensor | None:
 
 
 def _is_normed_sum(
-    inside: Sequence[Seen], start: Tensor, a: Tensor, b: Tensor, end: Tensor
+    inside: Sequence[ModuleTrace], start: Tensor, a: Tensor, b: Tensor, end: Tensor
 ) -> bool:
     """Whether a norm follows each addition, as in BERT: N(N(start + a) + b)."""
-    seen = [(_like(each.read, end), _like(each.gave, end)) for each in inside]
+    seen = [(_like(each.input, end), _like(each.output, end)) for each in inside]
     pairs = [
         (read, gave) for read, gave in seen if read is not None and gave is not None
     ]
@@ -230,9 +235,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two values are equal up to rounding, vector by vector."""
     if one.shape != other.shape:
         return False
-    share = SAME
+    share = RELATIVE_TOL
     if one.is_floating_point():
-        share = max(SAME, 8 * torch.finfo(one.dtype).eps)
+        share = max(RELATIVE_TOL, 8 * torch.finfo(one.dtype).eps)
     one, other = one.double(), other.double()
     apart = (one - other).norm(dim=-1)
     near = apart <= share * other.norm(dim=-1) + 1e-30

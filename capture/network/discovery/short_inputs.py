@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.activations.position_limit import position_limit
+from capture.network.discovery.position_limit import position_limit
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 
 Inputs = Mapping[str, Any] | Tensor
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TOKENS = 4
+N_TOKENS = 4
 # Sizes of images tried, where a network does not say its own.
-SIZES = (8, 28, 32, 64, 224)
+IMAGE_SIZES = (8, 28, 32, 64, 224)
 
 
 def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
@@ -36,7 +36,7 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
         size = getattr(table, "num_embeddings", None)
         if not isinstance(size, int):
             size = max((each.num_embeddings for each in tables), default=8)
-        length = min(TOKENS, position_limit(model) or TOKENS)
+        length = min(N_TOKENS, position_limit(model) or N_TOKENS)
         # Not as many as rows, so that the one is not taken for the other.
         ids = _tokens(rows, length - (length == rows > 1), size).to(where)
         if "input_ids" not in named:
@@ -95,11 +95,11 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     for layer in {type(each): each for each in reversed(layers)}.values():
         if isinstance(layer, nn.Linear):
             yield (layer.in_features,)
-            yield (TOKENS, layer.in_features)
+            yield (N_TOKENS, layer.in_features)
             continue
         channels = getattr(config, "num_channels", None) or layer.in_channels
         size = getattr(config, "image_size", None)
         axes = len(layer.kernel_size)
-        for each in SIZES if size is None else (size,):
+        for each in IMAGE_SIZES if size is None else (size,):
             sides = each if isinstance(each, list | tuple) else [each] * axes
             yield (channels, *sides)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training import backward_nll, reader_for
+from erasure.unlearning.training.loop import backward_nll, logit_reader_for
 
 
 def diagonal_fisher(
@@ -21,7 +21,7 @@ def diagonal_fisher(
         rows: With the true answers.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """
-    reader = reader_for(model, rows)
+    reader = logit_reader_for(model, rows)
     found = [torch.zeros_like(parameter) for parameter in parameters]
     for row in range(len(rows)):
         for parameter in parameters:
@@ -36,25 +36,25 @@ def diagonal_fisher(
 
 
 def dampen_(
-    weights: Tensor, forget: Tensor, everything: Tensor, above: float, by: float
+    weights: Tensor, forget: Tensor, overall: Tensor, above: float, by: float
 ) -> int:
     """Shrink the weights that matter much more to the forget rows than to all.
 
-    Where ``forget > above * everything`` a weight is multiplied by
-    ``min(by * everything / forget, 1)``.
+    Where ``forget > above * overall`` a weight is multiplied by
+    ``min(by * overall / forget, 1)``.
 
     Args:
         weights: Changed in place.
         forget: Importance to the forget rows, of the weights' shape, >= 0.
-        everything: Importance to all rows.
+        overall: Importance to all rows.
         above: The authors' alpha, > 0.
         by: The authors' lambda, > 0.
 
     Returns:
         How many weights were chosen.
     """
-    chosen = forget > above * everything
-    factor = (by * everything / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(
+    chosen = forget > above * overall
+    factor = (by * overall / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(
         max=1.0
     )
     with torch.no_grad():

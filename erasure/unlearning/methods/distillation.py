@@ -8,27 +8,27 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, random_like
-from erasure.unlearning.config import UnlearnConfig
-from erasure.unlearning.objectives import (
-    count_scored,
-    distillation,
-    guided,
-    lowered,
-    predicted,
-)
-from erasure.unlearning.task import Losses
-from erasure.unlearning.training import (
+from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.loop import (
     backward_nll,
     chunk_tokens,
     device_of,
-    reader_for,
+    logit_reader_for,
 )
+from erasure.unlearning.training.objectives import (
+    count_scored,
+    distillation,
+    elm_target,
+    prediction_positions,
+    undial_target,
+)
+from erasure.unlearning.training.task import Losses
 
 # Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
 Target = Callable[[Padded], Tensor]
 
 
-def distilling_losses(
+def distillation_losses(
     model: nn.Module,
     forget: Sequences,
     retain: Sequences,
@@ -36,7 +36,7 @@ def distilling_losses(
     config: UnlearnConfig,
     seed: int,
 ) -> Losses:
-    """Both terms of ``config.method``, one of ``DISTILLING``.
+    """Both terms of ``config.method``, one of ``DISTILLATION_METHODS``.
 
     The teacher is a copy of ``model`` as it is now.
 
@@ -48,24 +48,26 @@ def distilling_losses(
         config: Method and settings.
         seed: Of the weights of the bad teacher.
     """
-    reader = reader_for(model, forget)
+    reader = logit_reader_for(model, forget)
     teacher = _frozen(copy.deepcopy(model), forget)
     loss_on, weight = config.loss_on, config.forget_weight
     heat = config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
 
     def follow(rows: Sequences, target: Target, weight: float) -> float:
         total, loss = count_scored(rows, loss_on), 0.0
-        for batch in batches(rows, tokens=chunk_tokens(model), device=device_of(model)):
+        for batch in batches(
+            rows, batch_tokens=chunk_tokens(model), device=device_of(model)
+        ):
             with torch.no_grad():
                 wanted = target(batch)
-            logits = reader(batch, predicted(batch, loss_on)[0])
+            logits = reader(batch, prediction_positions(batch, loss_on)[0])
             part = distillation(logits, wanted, heat).sum() / total
             (weight * part).backward()
             loss += float(part.detach())
         return loss
 
     def original(batch: Padded) -> Tensor:
-        return teacher(batch, predicted(batch, loss_on)[0]).float()
+        return teacher(batch, prediction_positions(batch, loss_on)[0]).float()
 
     def keep_answers(rows: list[int]) -> float:
         return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
@@ -76,8 +78,8 @@ def distilling_losses(
     if config.method == "undial":
 
         def without_answer(batch: Padded) -> Tensor:
-            tokens = predicted(batch, loss_on)[1]
-            return lowered(original(batch), tokens, config.lowered)
+            tokens = prediction_positions(batch, loss_on)[1]
+            return undial_target(original(batch), tokens, config.lowered)
 
         return Losses(
             lambda rows: follow(forget[rows], without_answer, weight), keep_answers
@@ -93,7 +95,7 @@ def distilling_losses(
         ignorant = _frozen(random_like(model, seed), forget)
 
         def nothing(batch: Padded) -> Tensor:
-            return ignorant(batch, predicted(batch, loss_on)[0]).float()
+            return ignorant(batch, prediction_positions(batch, loss_on)[0]).float()
 
         return Losses(
             lambda rows: follow(forget[rows], nothing, weight), keep_distribution
@@ -105,7 +107,7 @@ def distilling_losses(
 
         def unknown(batch: Padded) -> Tensor:
             other = pad(asked, batch.rows.tolist(), device=batch.input_ids.device)
-            return guided(original(batch), original(other), config.guidance)
+            return elm_target(original(batch), original(other), config.guidance)
 
         return follow(forget[rows], unknown, weight)
 
@@ -113,4 +115,4 @@ def distilling_losses(
 
 
 def _frozen(model: nn.Module, example: Sequences) -> LogitReader:
-    return reader_for(model.eval().requires_grad_(False), example)
+    return logit_reader_for(model.eval().requires_grad_(False), example)

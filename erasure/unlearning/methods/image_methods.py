@@ -24,37 +24,44 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import find_blocks, random_like
-from erasure.unlearning.batch_order import alternating, paired
-from erasure.unlearning.image_config import ONLY_FORGET, ONLY_RETAIN, ImageUnlearnConfig
-from erasure.unlearning.image_task import (
-    across_the_boundary,
-    centroids,
-    class_logits,
-    followed,
-    frozen_features,
-    to_nearest,
-    to_uniform,
-    with_features,
-    with_states,
-)
 from erasure.unlearning.methods.dampening import dampen_
-from erasure.unlearning.methods.relabeling import largest, only_where
-from erasure.unlearning.objectives import control_vector
-from erasure.unlearning.parameters import start_again_
-from erasure.unlearning.task import Losses
-from erasure.unlearning.training import TrainLog, only_training, take_steps
+from erasure.unlearning.methods.saliency import (
+    largest_gradient_masks,
+    masked_gradients,
+)
+from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
+from erasure.unlearning.training.image_config import (
+    FORGET_ONLY_METHODS,
+    RETAIN_ONLY_METHODS,
+    ImageUnlearnConfig,
+)
+from erasure.unlearning.training.image_task import (
+    class_centroids,
+    class_logits,
+    fgsm_target_class,
+    frozen_features,
+    logits_and_features,
+    logits_and_states,
+    mean_distillation,
+    nearest_centroid_loss,
+    uniform_loss,
+)
+from erasure.unlearning.training.loop import TrainLog, only_training, train_steps
+from erasure.unlearning.training.objectives import control_vector
+from erasure.unlearning.training.parameters import reinitialize_
+from erasure.unlearning.training.task import Losses
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, torch_rng
 
-Labelled = tuple[Tensor, Tensor]
+LabeledImages = tuple[Tensor, Tensor]
 """Pixels (image, channel, height, width) and class numbers (image,)."""
 
 
 def unlearn_images_(
     model: nn.Module,
-    forget: Labelled,
-    retain: Labelled,
+    forget: LabeledImages,
+    retain: LabeledImages,
     config: ImageUnlearnConfig,
     *,
     seed: int,
@@ -76,18 +83,22 @@ def unlearn_images_(
     """
     _check(forget, retain)
     if config.method == "ssd":
-        return _dampened_(model, forget, retain, config)
+        return _ssd_(model, forget, retain, config)
     chosen = _scope(model, config)
     if config.method == "eu_k":
-        start_again_(model, chosen, seed)
+        reinitialize_(model, chosen, seed)
     with only_training(model, chosen) as trained, ExitStack() as stack:
         losses = _losses(model, forget, retain, config, trained, seed)
         if config.method == "salun":
             _image_loss(model, *forget).backward()
-            stack.enter_context(only_where(trained, largest(trained, config.saliency)))
-        kept = 0 if config.method in ONLY_FORGET else len(retain[0])
-        order = alternating if config.method == "scrub" else paired
-        return take_steps(
+            stack.enter_context(
+                masked_gradients(
+                    trained, largest_gradient_masks(trained, config.saliency)
+                )
+            )
+        kept = 0 if config.method in FORGET_ONLY_METHODS else len(retain[0])
+        order = alternating_steps if config.method == "scrub" else paired_steps
+        return train_steps(
             model,
             trained,
             order(losses, len(forget[0]), kept, config, seed),
@@ -97,7 +108,7 @@ def unlearn_images_(
         )
 
 
-def _check(forget: Labelled, retain: Labelled) -> None:
+def _check(forget: LabeledImages, retain: LabeledImages) -> None:
     classes = forget[1].unique().tolist()
     if len(classes) != 1 or len(retain[0]) == 0:
         raise InputError(
@@ -153,15 +164,19 @@ def _image_loss(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
 
 def _losses(
     model: nn.Module,
-    forget: Labelled,
-    retain: Labelled,
+    forget: LabeledImages,
+    retain: LabeledImages,
     config: ImageUnlearnConfig,
     trained: list[nn.Parameter],
     seed: int,
 ) -> Losses:
     """Both terms of the method; each adds its gradient and returns its value."""
     wanted, method = _forget_term(model, forget, retain, config, trained, seed)
-    before = frozen_features(model, retain[0])[0] if method in _FOLLOWING else None
+    before = (
+        frozen_features(model, retain[0])[0]
+        if method in _DISTILLATION_METHODS
+        else None
+    )
 
     def keep(rows: list[int]) -> float:
         pixels, labels = retain[0][rows], retain[1][rows]
@@ -169,16 +184,16 @@ def _losses(
         if method == "duck":
             loss = functional.cross_entropy(class_logits(model, pixels) / heat, labels)
         elif method == "rmu":
-            loss = _states_kept(model, pixels, rows, config, origin)
+            loss = _retain_state_loss(model, pixels, rows, config, origin)
         elif method == "bad_teacher":
             assert before is not None
-            loss = followed(class_logits(model, pixels), before[rows], heat)
+            loss = mean_distillation(class_logits(model, pixels), before[rows], heat)
         else:
             logits = class_logits(model, pixels)
             loss = functional.cross_entropy(logits, labels)
             if method == "scrub":
                 assert before is not None
-                loss = loss + config.distil_weight * followed(
+                loss = loss + config.distil_weight * mean_distillation(
                     logits, before[rows], heat
                 )
             elif method == "l1_sparse":
@@ -192,7 +207,7 @@ def _losses(
         if method == "l1_sparse"
         else ()
     )
-    if method in ONLY_RETAIN:
+    if method in RETAIN_ONLY_METHODS:
         return Losses(None, keep)
 
     def go(rows: list[int]) -> float:
@@ -204,13 +219,13 @@ def _losses(
     return Losses(go, keep)
 
 
-_FOLLOWING = ("scrub", "bad_teacher")
+_DISTILLATION_METHODS = ("scrub", "bad_teacher")
 
 
 def _forget_term(
     model: nn.Module,
-    forget: Labelled,
-    retain: Labelled,
+    forget: LabeledImages,
+    retain: LabeledImages,
     config: ImageUnlearnConfig,
     trained: list[nn.Parameter],
     seed: int,
@@ -220,16 +235,16 @@ def _forget_term(
     if method in ("grad_ascent", "grad_diff"):
         return lambda rows: -_image_loss(model, pixels[rows], labels[rows]), method
     if method in ("relabel", "salun", "boundary_shrink"):
-        others = _other_labels(model, forget, retain, config, seed)
+        others = _wrong_labels(model, forget, retain, config, seed)
         return lambda rows: _image_loss(model, pixels[rows], others[rows]), method
-    if method in _FOLLOWING:
+    if method in _DISTILLATION_METHODS:
         source = model if method == "scrub" else random_like(model, seed)
         teacher = frozen_features(copy.deepcopy(source), pixels)[0]
         sign = -1.0 if method == "scrub" else 1.0
         return (
             lambda rows: (
                 sign
-                * followed(
+                * mean_distillation(
                     class_logits(model, pixels[rows]), teacher[rows], config.temperature
                 )
             )
@@ -237,10 +252,12 @@ def _forget_term(
     if method == "duck":
         features = frozen_features(model, retain[0])[1]
         classes = int(max(int(labels.max()), int(retain[1].max()))) + 1
-        centres = centroids(features, retain[1], classes)
+        centres = class_centroids(features, retain[1], classes)
         centres = centres[~centres.isnan().any(1)]
         return (
-            lambda rows: to_nearest(with_features(model, pixels[rows])[1], centres),
+            lambda rows: nearest_centroid_loss(
+                logits_and_features(model, pixels[rows])[1], centres
+            ),
             method,
         )
     if method == "famr":
@@ -251,36 +268,36 @@ def _forget_term(
                 (parameter - start).square().sum()
                 for parameter, start in zip(trained, origin, strict=True)
             )
-            return to_uniform(class_logits(model, pixels[rows])) + config.anchor * far
+            return uniform_loss(class_logits(model, pixels[rows])) + config.anchor * far
 
         return uniform, method
     if method == "rmu":
         there = _states(model, retain[0][:64], config.block)
         width = there.shape[1] if there.dim() == 4 else there.shape[-1]
-        spread = float(_last(there).norm(dim=-1).mean())
+        spread = float(_features_last(there).norm(dim=-1).mean())
         control = control_vector(
             width, config.coefficient * spread, torch_rng(seed, "control vector")
         ).to(pixels)
 
         def pushed(rows: list[int]) -> Tensor:
-            states = with_states(model, pixels[rows], config.block)[1]
-            return (_last(states) - control).square().mean()
+            states = logits_and_states(model, pixels[rows], config.block)[1]
+            return (_features_last(states) - control).square().mean()
 
         return pushed, method
     return None, method
 
 
-def _last(states: Tensor) -> Tensor:
+def _features_last(states: Tensor) -> Tensor:
     """Feature maps with their features last, other states as they are."""
     return states.movedim(1, -1) if states.dim() == 4 else states
 
 
 def _states(model: nn.Module, pixels: Tensor, block: int) -> Tensor:
     with torch.no_grad():
-        return with_states(model, pixels, block)[1]
+        return logits_and_states(model, pixels, block)[1]
 
 
-def _states_kept(
+def _retain_state_loss(
     model: nn.Module,
     pixels: Tensor,
     rows: list[int],
@@ -288,14 +305,14 @@ def _states_kept(
     origin: Tensor | None,
 ) -> Tensor:
     assert origin is not None
-    states = with_states(model, pixels, config.block)[1]
+    states = logits_and_states(model, pixels, config.block)[1]
     return (states - origin[rows]).square().mean()
 
 
-def _other_labels(
+def _wrong_labels(
     model: nn.Module,
-    forget: Labelled,
-    retain: Labelled,
+    forget: LabeledImages,
+    retain: LabeledImages,
     config: ImageUnlearnConfig,
     seed: int,
 ) -> Tensor:
@@ -305,14 +322,17 @@ def _other_labels(
     """
     pixels, labels = forget
     if config.method == "boundary_shrink":
-        return across_the_boundary(model, pixels, labels, config.step)
+        return fgsm_target_class(model, pixels, labels, config.step)
     others = retain[1].unique()
     drawn = numpy_rng(seed, "wrong labels").integers(len(others), size=len(labels))
     return others[torch.from_numpy(drawn)]
 
 
-def _dampened_(
-    model: nn.Module, forget: Labelled, retain: Labelled, config: ImageUnlearnConfig
+def _ssd_(
+    model: nn.Module,
+    forget: LabeledImages,
+    retain: LabeledImages,
+    config: ImageUnlearnConfig,
 ) -> TrainLog:
     """SSD: no step is taken, weights are shrunk once."""
     with only_training(model, model.parameters()) as parameters:
@@ -333,7 +353,7 @@ def _dampened_(
 
 
 def image_fisher(
-    model: nn.Module, parameters: list[nn.Parameter], images: Labelled
+    model: nn.Module, parameters: list[nn.Parameter], images: LabeledImages
 ) -> list[Tensor]:
     """Mean squared gradient of one image's loss over images, as the parameters."""
     names = {id(p): name for name, p in model.named_parameters()}

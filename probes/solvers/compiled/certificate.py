@@ -8,11 +8,18 @@ Passes as ``probes.solvers.compiled.workspace`` has them, with its names.
 import numpy as np
 
 from probes.solvers.compiled.math import compiled
-from probes.solvers.compiled.workspace import NOW, OWN, RAW, SHORT, SIZE, SQUARE
+from probes.solvers.compiled.workspace import (
+    CERTIFICATE,
+    LOCAL_CERTIFICATE,
+    NORM2,
+    NORM2_RATIO,
+    RAW_NORM2,
+    RESIDUAL2,
+)
 
 
 @compiled
-def bends(count, slots, place, light, rows, chance, bend):
+def write_excess(count, slots, place, light, rows, chance, bend):
     """Curvature of ``slots`` beyond the factor's weights."""
     weight, fixed = light
     n = bend.shape[1]
@@ -53,9 +60,9 @@ def certify(
             shorter += bend[k, i] * scores[k, i] * scores[k, i]
         for i in range(n):
             weight += fixed[f, i] + bend[k, i]
-        size = min(state[k, SIZE], max(state[k, RAW] + shorter, 1e-6 * weight))
-        square = abs(state[k, SQUARE]) + noise * rest
-        now = np.sqrt(square / state[k, SIZE])
+        size = min(state[k, NORM2], max(state[k, RAW_NORM2] + shorter, 1e-6 * weight))
+        square = abs(state[k, RESIDUAL2]) + noise * rest
+        now = np.sqrt(square / state[k, NORM2])
         # What the own Hessian makes of it is at most what its rows alone do.
         own = max(now, np.sqrt(straight / size))
         if not own <= accepted:
@@ -77,4 +84,8 @@ def certify(
                     lost += part * gain
             share = max(kind(1) + least, kind(0.5) - lost)
             own = strict / np.sqrt(min(max(share, 1e-7), 1.0))
-        state[k, NOW], state[k, OWN], state[k, SHORT] = now, own, size / state[k, SIZE]
+        state[k, CERTIFICATE], state[k, LOCAL_CERTIFICATE], state[k, NORM2_RATIO] = (
+            now,
+            own,
+            size / state[k, NORM2],
+        )

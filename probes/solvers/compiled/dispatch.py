@@ -12,75 +12,80 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Batch, Limits, Work
-from probes.solvers.factor import NARROW, Factor, Operator
-from probes.solvers.loss import Loss
+from probes.solvers.objective.batch import Batch, Limits, Work
+from probes.solvers.objective.factor import MAX_SWEPT_ROWS, Factor, Operator
+from probes.solvers.objective.loss import Loss
 
-KINDS = (torch.float64, torch.float32)
-CYCLES = 100
+DTYPES = (torch.float64, torch.float32)
+MAX_CG_STEPS = 100
 """Conjugate gradients of one Newton step, at most."""
-FEWEST = 64
+MIN_PROBLEMS = 64
 """Problems at once from which on compiling pays, which takes many seconds the first
 time. A number of problems and no clock: what is computed must not depend on it."""
 
 
 @cache
-def installed() -> bool:
+def numba_installed() -> bool:
     """Whether numba is there."""
     return importlib.util.find_spec("numba") is not None
 
 
-def suits(batch: Batch) -> bool:
+def supports_binary(batch: Batch) -> bool:
     """Whether the compiled way is for these problems."""
     if not batch.loss.binary or batch.operator.factor.matrix is None:
         return False
     removal = batch.operator.removal
     taken = 0 if removal is None else removal.rows.shape[1]
-    return serves(len(batch.scores), taken, batch.scores)
+    return supports_size(len(batch.scores), taken, batch.scores)
 
 
-def serves(problems: int, taken: int, scores: Tensor) -> bool:
+def supports_size(n_problems: int, n_removed: int, scores: Tensor) -> bool:
     """Whether it is for so many problems.
 
     Args:
-        problems: How many, and as many for each of several classes.
-        taken: Rows that each takes out of the factor.
+        n_problems: How many, and as many for each of several classes.
+        n_removed: Rows that each takes out of the factor.
         scores: Any with their type and device.
     """
-    here = scores.device.type == "cpu" and scores.dtype in KINDS
-    return here and problems >= FEWEST and taken <= NARROW and installed()
+    here = scores.device.type == "cpu" and scores.dtype in DTYPES
+    return (
+        here
+        and n_problems >= MIN_PROBLEMS
+        and n_removed <= MAX_SWEPT_ROWS
+        and numba_installed()
+    )
 
 
-def relaxes(batch: Batch) -> bool:
-    """Whether ``relax`` is for these problems."""
+def supports_softmax(batch: Batch) -> bool:
+    """Whether ``solve_softmax`` is for these problems."""
     problems, classes, _ = batch.scores.shape
     removal = batch.operator.removal
     taken = 0 if removal is None else removal.rows.shape[1]
     here = not batch.loss.binary and batch.operator.factor.matrix is not None
-    return here and serves(problems * classes, taken, batch.scores)
+    return here and supports_size(problems * classes, taken, batch.scores)
 
 
-def leaves_out(factor: Factor, folds: int, taken: int) -> bool:
-    """Whether ``leave_out`` is for so many folds that take so many rows out each."""
+def supports_leave_out(factor: Factor, n_folds: int, n_removed: int) -> bool:
+    """Whether ``solve_leave_out`` is for so many folds that take so many rows out each."""
     matrix = factor.matrix
-    return matrix is not None and serves(folds, taken, matrix)
+    return matrix is not None and supports_size(n_folds, n_removed, matrix)
 
 
-def approach(
+def solve_binary(
     batch: Batch,
-    target: float,
-    accepted: float,
-    iterations: torch.dtype,
+    tol: float,
+    accepted_tol: float,
+    iteration_dtype: torch.dtype,
     limits: Limits,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``swift.approach`` for what ``suits``.
+    """``swift.solve_binary`` for what ``supports_binary``.
 
     Args:
         batch: Problems, left as they are.
-        target: Certificate to reach.
-        accepted: Certificate to keep in the metric of the own Hessian.
-        iterations: Type of most products.
+        tol: Certificate to reach.
+        accepted_tol: Certificate to keep in the metric of the own Hessian.
+        iteration_dtype: Type of most products.
         limits: How far to go.
         work: Where to count the work.
 
@@ -93,39 +98,39 @@ def approach(
     rows, core = _removal(operator, len(batch.scores))
     removal = rows, core[:, 0].contiguous()
     dual, scores = batch.dual[:, 0].clone(), batch.scores[:, 0].clone()
-    ends = (target, accepted)
+    ends = (tol, accepted_tol)
     certificate = _solve(
-        given, matrix, removal, dual, scores, kind, iterations, ends, limits, work
+        given, matrix, removal, dual, scores, kind, iteration_dtype, ends, limits, work
     )
     return scores[:, None], dual[:, None], certificate
 
 
-def leave_out(
+def solve_leave_out(
     factor: Factor,
     loss: Loss,
-    alpha: Tensor,
+    neg_gradient: Tensor,
     scores: Tensor,
     rows: Tensor,
-    kind: torch.dtype,
-    ends: tuple[float, float],
-    iterations: torch.dtype,
+    dtype: torch.dtype,
+    tols: tuple[float, float],
+    iteration_dtype: torch.dtype,
     limits: Limits,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fits that each take a few rows out of one of all rows.
 
-    What ``operators.remove_rows`` and ``approach`` do, with nothing written for every
-    fold that folds share.
+    What ``operators.remove_rows`` and ``solve_binary`` do, with nothing written for
+    every fold that folds share.
 
     Args:
         factor: Q of all rows, float64.
         loss: Of all rows, (1, 1, n), or of each fold.
-        alpha: (n,) pull of the rows at the fit of all of them.
+        neg_gradient: (n,) pull of the rows at the fit of all of them.
         scores: (n,) of that fit.
         rows: (fold, g) rows that each fold takes out, -1 where there is none.
-        kind: Type of the answer.
-        ends: Certificate to reach, and to keep in the metric of the own Hessian.
-        iterations: Type of most products.
+        dtype: Type of the answer.
+        tols: Certificate to reach, and to keep in the metric of the own Hessian.
+        iteration_dtype: Type of most products.
         limits: How far to go.
         work: Where to count the work.
 
@@ -133,16 +138,16 @@ def leave_out(
         (fold, 1, n) scores and dual values, (fold,) certificates, infinite where a
         fold was left.
     """
-    from probes.solvers.compiled.downdate import begin
+    from probes.solvers.compiled.downdate import start_folds
 
     matrix, weight = _matrix(factor), factor.weight
     folds, width = rows.shape
     core = torch.empty(folds, width, width, dtype=torch.float64)
-    dual, start = torch.empty(2, folds, weight.shape[1], dtype=kind)
-    begin(
+    dual, start = torch.empty(2, folds, weight.shape[1], dtype=dtype)
+    start_folds(
         matrix.numpy(),
         weight[0].numpy(),
-        alpha.numpy(),
+        neg_gradient.numpy(),
         scores.numpy(),
         rows.numpy(),
         core.numpy(),
@@ -152,16 +157,16 @@ def leave_out(
     given = (loss.weight, loss.target, weight[None])
     removal = rows, core
     certificate = _solve(
-        given, matrix, removal, dual, start, kind, iterations, ends, limits, work
+        given, matrix, removal, dual, start, dtype, iteration_dtype, tols, limits, work
     )
     return start[:, None], dual[:, None], certificate
 
 
-def relax(
+def solve_softmax(
     batch: Batch,
-    target: float,
-    accepted: float,
-    iterations: torch.dtype,
+    tol: float,
+    accepted_tol: float,
+    iteration_dtype: torch.dtype,
     steps: int,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,9 +174,9 @@ def relax(
 
     Args:
         batch: Problems, left as they are.
-        target: Certificate to reach in the factor's metric.
-        accepted: Certificate to reach in the metric of the own Hessian.
-        iterations: Type of most products.
+        tol: Certificate to reach in the factor's metric.
+        accepted_tol: Certificate to reach in the metric of the own Hessian.
+        iteration_dtype: Type of most products.
         steps: Turns, at most.
         work: Where to count the work.
 
@@ -189,18 +194,18 @@ def relax(
     certificate = torch.empty(problems, dtype=torch.float64)
     matrix = matrix.contiguous()
     weights = loss.weight[:, 0].contiguous(), operator.weight.contiguous()
-    quick, slow = softmax_jacobi.relax(
+    quick, slow = softmax_jacobi.solve_jacobi(
         (loss.target.contiguous().numpy(), *(part.numpy() for part in weights)),
         matrix.numpy(),
-        tuple(part.to(iterations).numpy() for part in (matrix, *weights)),
+        tuple(part.to(iteration_dtype).numpy() for part in (matrix, *weights)),
         rows.numpy(),
-        (core.numpy(), core.to(iterations).numpy()),
+        (core.numpy(), core.to(iteration_dtype).numpy()),
         dual.numpy(),
         scores.numpy(),
         certificate.numpy(),
         steps,
-        target,
-        accepted,
+        tol,
+        accepted_tol,
     )
     work.products += quick + slow
     work.flops += (quick + slow) * operator.flops
@@ -221,26 +226,33 @@ def _solve(given, matrix, removal, dual, scores, kind, iterations, ends, limits,
     certificate = torch.empty(len(scores), dtype=torch.float64)
     light = given[0], given[2]
     target, accepted = ends
-    quick, slow = newton_cg.approach(
-        tuple(_table(part, kind) for part in given),
+    quick, slow = newton_cg.solve(
+        tuple(_as_rows(part, kind) for part in given),
         (matrix.to(kind).numpy(), core.to(kind).numpy()),
         (
             matrix.to(iterations).numpy(),
-            *(_table(part, iterations) for part in light),
+            *(_as_rows(part, iterations) for part in light),
         ),
         (rows.numpy(), core.to(iterations).numpy()),
         dual.numpy(),
         scores.numpy(),
         certificate.numpy(),
         limits.steps,
-        (target, accepted, limits.turns, CYCLES, limits.finest, limits.near),
+        (
+            target,
+            accepted,
+            limits.newton_steps,
+            MAX_CG_STEPS,
+            limits.min_forcing,
+            limits.rescore_above,
+        ),
     )
     work.products += quick + slow
     work.flops += (quick + slow) * 2.0 * matrix.numel()
     return certificate.to(kind)
 
 
-def _table(block: Tensor, kind: torch.dtype):
+def _as_rows(block: Tensor, kind: torch.dtype):
     """(problem, n) of a block (problem, 1, n)."""
     return block.to(kind).contiguous().view(len(block), -1).numpy()
 

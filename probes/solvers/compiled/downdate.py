@@ -1,8 +1,8 @@
 """Where folds start that each take a few rows out of one factor, compiled by numba.
 
 With w the factor's weights and G the rows of a fold, Q without G is
-Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (``probes.solvers.factor``), and the step of Newton's
-that takes their pull a_G out of the optimum of all rows moves scores by
+Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (``probes.solvers.objective.factor``), and the step of
+Newton's that takes their pull a_G out of the optimum of all rows moves scores by
 -Q_G (I - w_G Q_GG)^-1 a_G. Nothing but ``probes.solvers.compiled.dispatch`` imports
 this file.
 """
@@ -33,7 +33,7 @@ def _inverse(system, size):
                 system[g, h] -= part * system[step, h]
 
 
-def _begin(matrix, weight, alpha, scores, rows, core, dual, start):
+def _start_folds(matrix, weight, alpha, scores, rows, core, dual, start):
     folds, width = rows.shape
     n = len(weight)
     system, push = np.empty((width, width)), np.empty(width)
@@ -72,7 +72,7 @@ def _begin(matrix, weight, alpha, scores, rows, core, dual, start):
             dual[fold, rows[fold, taken[g]]] = 0
 
 
-begin = compiled(_begin, cache=True)
+start_folds = compiled(_start_folds, cache=True)
 """Write the cores of all folds, and dual values and scores where they start.
 
 Args:

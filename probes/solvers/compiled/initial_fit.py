@@ -14,9 +14,9 @@ import numpy as np
 
 from probes.solvers.compiled.math import compiled, logistic
 
-CYCLES = 60
+MAX_CG_STEPS = 60
 """Products of one step, at most."""
-LEFT = 0.03
+FORCING = 0.03
 """Share of a residual that a step may leave."""
 
 
@@ -34,7 +34,7 @@ def _value(goal, base, dual, scores, intercept):
 
 
 @compiled
-def _take_out(vector, root, mass):
+def _project_out(vector, root, mass):
     """Project: take ``root`` out of ``vector``. Its squared length then."""
     kind = vector.dtype.type
     across, square = kind(0), kind(0)
@@ -66,13 +66,13 @@ def _solve(gram, root, mass, wanted, unknown, room):
     _apply(gram, root, unknown, scaled, image)
     for i in range(n):
         left[i] = wanted[i] - image[i]
-    square = _take_out(left, root, mass)
-    least = kind(LEFT * LEFT) * square
+    square = _project_out(left, root, mass)
+    least = kind(FORCING * FORCING) * square
     for i in range(n):
         search[i] = left[i]
-    for _ in range(CYCLES):
+    for _ in range(MAX_CG_STEPS):
         _apply(gram, root, search, scaled, image)
-        _take_out(image, root, mass)
+        _project_out(image, root, mass)
         stiff = kind(0)
         for i in range(n):
             stiff += search[i] * image[i]
@@ -103,7 +103,7 @@ def _fit(gram, goal, base, scores, dual, tolerance, steps):
         base: (n,) weights > 0.
         scores: (n,) a guess; written to, as is ``dual``.
         dual: (n,) zeros.
-        tolerance: See ``fullfit.row_fit``.
+        tolerance: See ``fullfit.initial_fit``.
         steps: At most so many.
     """
     n, kind = len(goal), gram.dtype.type

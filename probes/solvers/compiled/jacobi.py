@@ -19,41 +19,41 @@ Several Variables, 7.4, for Jacobi's iteration on nonlinear equations.
 
 import numpy as np
 
-from probes.solvers.compiled.certificate import bends, certify
+from probes.solvers.compiled.certificate import certify, write_excess
 from probes.solvers.compiled.math import compiled, logistic
 from probes.solvers.compiled.workspace import (
     BEST,
-    FIRST,
-    NOW,
-    OWN,
-    RATE,
-    RAW,
-    SHORT,
-    SIZE,
-    SQUARE,
-    answer,
-    close,
-    dual_of,
-    renew,
-    set_out,
-    times,
+    CERTIFICATE,
+    CG_RATE,
+    INITIAL,
+    LOCAL_CERTIFICATE,
+    NORM2,
+    NORM2_RATIO,
+    RAW_NORM2,
+    RESIDUAL2,
+    compact,
+    load,
+    multiply_q,
+    replace_scores,
+    write_dual,
+    write_solution,
 )
 
-CLOSE = 1e-3
+RESCORE_BELOW = 1e-3
 """Certificate from which on steps in the type of most products leave no more in the
 scores than a tenth of what the answer may be off."""
-SLOW = 0.5
+STALL_RATIO = 0.5
 """What two turns have to leave at most of a certificate, to go on."""
-PATIENCE = 4
+MIN_ITERATIONS = 4
 """Turns before that is asked for."""
-INNER = 8
+MAX_ROW_STEPS = 8
 """Newton steps on each row's own equation, at most."""
-FAR = 0.5
+LARGE_SCORE_STEP = 0.5
 """Change of a score from which on one such step is not enough."""
-TINY = 1e-9
+EPS = 1e-9
 """Added to what is raised to a power, so that this stays a normal number, not a slow
 one."""
-LONGEST = 4.0
+MAX_SCORE_STEP = 4.0
 """Change of a score in one such step, at most: beyond it a sigmoid is flat."""
 
 
@@ -74,7 +74,7 @@ def _diagonals(count, place, matrix, rows, core, diagonal):
 
 
 @compiled
-def _look(count, place, loss, light, rows, own, rest, row, chance, residual, state):
+def _evaluate(count, place, loss, light, rows, own, rest, row, chance, residual, state):
     """Residuals, the bound of their squared length, and the size of the parameters."""
     weight, target, fixed = loss
     n, kind = own.shape[1], residual.dtype.type
@@ -105,9 +105,9 @@ def _look(count, place, loss, light, rows, own, rest, row, chance, residual, sta
                 size -= (full - rest[k, r]) * own[k, r]
         for i in range(n):
             floor += fixed[f, i]
-        state[k, RAW], size = size, max(size, 1e-6 * floor)
-        state[k, SQUARE], state[k, SIZE] = bound, size
-        state[k, NOW] = np.sqrt(bound / size)
+        state[k, RAW_NORM2], size = size, max(size, 1e-6 * floor)
+        state[k, RESIDUAL2], state[k, NORM2] = bound, size
+        state[k, CERTIFICATE] = np.sqrt(bound / size)
 
 
 @compiled
@@ -117,7 +117,7 @@ def _step(
     """``inside``: what dual values change by, each row's equation solved on its own."""
     weight, fixed = light
     n, kind, wide = own.shape[1], inside.dtype.type, own.dtype.type
-    one, longest, tiny = kind(1), kind(LONGEST), kind(TINY)
+    one, longest, tiny = kind(1), kind(MAX_SCORE_STEP), kind(EPS)
     for k in range(count):
         p = place[k]
         w, f = p % len(weight), p % len(fixed)
@@ -131,11 +131,11 @@ def _step(
             lift = inside[k, i] * diagonal[k, i]
             lift = lift * lift + tiny
             largest += (lift * lift) * (lift * lift)
-        far = largest > kind(FAR**8)
+        far = largest > kind(LARGE_SCORE_STEP**8)
         if far:
             for i in range(n):
                 inside[k, i] = 0
-            for _ in range(INNER):
+            for _ in range(MAX_ROW_STEPS):
                 for i in range(n):
                     there[i] = logistic(kind(own[k, i]) + inside[k, i] * diagonal[k, i])
                 for i in range(n):
@@ -151,7 +151,7 @@ def _step(
                     inside[k, i] += short * there[i]
                     lift = lift * lift + tiny
                     largest += (lift * lift) * (lift * lift)
-                if not largest > kind(FAR**8):
+                if not largest > kind(LARGE_SCORE_STEP**8):
                     break
         for g in range(rows.shape[1]):
             if rows[p, g] >= 0:
@@ -161,7 +161,7 @@ def _step(
 
 
 @compiled
-def _take(count, place, fixed, rows, pulled, own, rest):
+def _add_product(count, place, fixed, rows, pulled, own, rest):
     """Scores and rest after a product: ``pulled`` = Q ``inside``."""
     n, wide = own.shape[1], own.dtype.type
     for k in range(count):
@@ -176,7 +176,7 @@ def _take(count, place, fixed, rows, pulled, own, rest):
 
 
 @compiled
-def relax(
+def solve_jacobi(
     start, count, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
 ):
     """Turns until each problem is at its goal or stays. Who is left, and products.
@@ -196,20 +196,22 @@ def relax(
     slots, asked = np.arange(count), np.empty(count, np.int64)
     ends, nearer = np.empty(count, np.int64), np.empty(count, np.int64)
     exactly = np.full(count, fast.dtype == matrix.dtype)
-    set_out(count, place, loss, rows, dual, scores, own, rest, state)
+    load(count, place, loss, rows, dual, scores, own, rest, state)
     _diagonals(count, place, fast, rows, fast_core, diagonal)
-    state[:count, BEST], state[:count, RATE] = np.inf, 0
+    state[:count, BEST], state[:count, CG_RATE] = np.inf, 0
     live, gone, turn, quick, slow = count, 0, 0, 0, 0
     while live > 0:
-        _look(live, place, loss, light, rows, own, rest, row, chance, residual, state)
+        _evaluate(
+            live, place, loss, light, rows, own, rest, row, chance, residual, state
+        )
         near, ending, better = 0, 0, 0
         for k in range(live):
             if turn == 0:
-                state[k, FIRST] = state[k, NOW]
-            if state[k, NOW] <= (wanted if exactly[k] else CLOSE):
+                state[k, INITIAL] = state[k, CERTIFICATE]
+            if state[k, CERTIFICATE] <= (wanted if exactly[k] else RESCORE_BELOW):
                 asked[near] = k
                 near += 1
-        bends(near, asked, place, light, rows, chance, bend)
+        write_excess(near, asked, place, light, rows, chance, bend)
         certify(
             near,
             asked,
@@ -226,31 +228,37 @@ def relax(
         for k in asked[:near]:
             # Where weights are far above the curvature, what scores lose to rounding
             # is that much more in the own metric.
-            sound = state[k, OWN] <= CLOSE * state[k, SHORT]
+            sound = state[k, LOCAL_CERTIFICATE] <= RESCORE_BELOW * state[k, NORM2_RATIO]
             exactly[k] |= turn == 0 and sound
-            due = not exactly[k] and (sound or state[k, NOW] <= wanted)
-            state[k, RATE] = 1 if due else 0
+            due = not exactly[k] and (sound or state[k, CERTIFICATE] <= wanted)
+            state[k, CG_RATE] = 1 if due else 0
         for k in range(live):
-            now = state[k, NOW]
-            done = exactly[k] and now <= wanted and state[k, OWN] <= accepted
+            now = state[k, CERTIFICATE]
+            done = (
+                exactly[k] and now <= wanted and state[k, LOCAL_CERTIFICATE] <= accepted
+            )
             stop = done or turn >= steps or not now < np.inf
             if turn % 2 == 0:
-                stop |= turn >= PATIENCE and not now < SLOW * state[k, BEST]
+                stop |= (
+                    turn >= MIN_ITERATIONS and not now < STALL_RATIO * state[k, BEST]
+                )
                 state[k, BEST] = now
             if stop:
                 ends[ending] = k
                 ending += 1
                 # Where it went astray the next way begins as this one did.
-                if now <= state[k, FIRST]:
+                if now <= state[k, INITIAL]:
                     nearer[better] = k
                     better += 1
-                certificate[place[k]] = state[k, OWN] if done else np.inf
+                certificate[place[k]] = state[k, LOCAL_CERTIFICATE] if done else np.inf
                 if not done:
                     left[gone] = place[k]
                     gone += 1
         if ending > 0:
-            answer(better, nearer, place, loss, rows, own, rest, dual, scores, state)
-            live = close(ending, ends, live, place, state, exactly, kept, (own, rest))
+            write_solution(
+                better, nearer, place, loss, rows, own, rest, dual, scores, state
+            )
+            live = compact(ending, ends, live, place, state, exactly, kept, (own, rest))
             if live == 0:
                 break
         _step(
@@ -266,22 +274,22 @@ def relax(
             there,
             inside,
         )
-        times(inside, live, fast, pulled, place, rows, fast_core, fast_few)
+        multiply_q(inside, live, fast, pulled, place, rows, fast_core, fast_few)
         quick += live
-        _take(live, place, loss[2], rows, pulled, own, rest)
+        _add_product(live, place, loss[2], rows, pulled, own, rest)
         off = 0
         for k in range(live):
-            if state[k, RATE] > 0:
-                state[k, RATE] = 0
+            if state[k, CG_RATE] > 0:
+                state[k, CG_RATE] = 0
                 asked[off] = k
                 off += 1
         if off > 0:
             # Scores were moved by rough products; make them exact again.
-            dual_of(off, asked, place, loss, rows, rest, own, sent, slots)
+            write_dual(off, asked, place, loss, rows, rest, own, sent, slots)
             back = place[asked[:off]]
-            times(sent, off, matrix, came, back, rows, core, few)
+            multiply_q(sent, off, matrix, came, back, rows, core, few)
             slow += off
-            renew(off, asked, place, came, loss[2], rows, own, rest)
+            replace_scores(off, asked, place, came, loss[2], rows, own, rest)
             for o in range(off):
                 exactly[asked[o]] = True
         turn += 1

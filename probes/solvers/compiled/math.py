@@ -12,7 +12,7 @@ from llvmlite import ir  # pyright: ignore
 from numba import njit, types  # pyright: ignore
 from numba.extending import intrinsic, overload  # pyright: ignore
 
-LOOSE = {"contract", "reassoc", "nsz"}
+FAST_MATH = {"contract", "reassoc", "nsz"}
 
 
 def source_hash() -> str:
@@ -26,7 +26,7 @@ def source_hash() -> str:
 
 def compiled(function, cache: bool = False) -> Any:
     """``function``, compiled at its first call; kept on disk where there is room."""
-    options = {"fastmath": LOOSE, "error_model": "numpy", "nogil": True}
+    options = {"fastmath": FAST_MATH, "error_model": "numpy", "nogil": True}
     try:
         return njit(cache=cache, **options)(function)
     except RuntimeError:  # no place that could be written to
@@ -66,8 +66,8 @@ R1, R2, R3, R4, R5, R6 = (
         0.0013933641031986701,
     )
 )
-ONE, HALF, TOP = np.float32(1), np.float32(0.5), np.float32(87.3)
-LOG2E, BIG, SMALL = (
+ONE, HALF, MAX_EXPONENT = np.float32(1), np.float32(0.5), np.float32(87.3)
+LOG2E, LN2_HIGH, LN2_LOW = (
     np.float32(part) for part in (1.44269504, 0.693359375, -2.12194440e-4)
 )
 
@@ -78,9 +78,9 @@ def exponential(score):
 
 
 def _exponential32(score):
-    away = min(max(score, -TOP), TOP)
+    away = min(max(score, -MAX_EXPONENT), MAX_EXPONENT)
     power = np.floor(away * LOG2E + HALF)
-    rest = away - power * BIG - power * SMALL
+    rest = away - power * LN2_HIGH - power * LN2_LOW
     value = R6 * rest + R5
     value = value * rest + R4
     value = value * rest + R3
@@ -112,10 +112,10 @@ def _exponential64(score):
 
 
 # Sums in this order alone: taking them in another would undo the split of log(2).
-EXACT = {"fastmath": {"contract"}, "error_model": "numpy"}
+ORDERED_MATH = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 
-@overload(exponential, jit_options=EXACT)  # pyright: ignore
+@overload(exponential, jit_options=ORDERED_MATH)  # pyright: ignore
 def _choose(score):
     return _exponential32 if score == types.float32 else _exponential64
 
@@ -133,6 +133,6 @@ def _logistic64(score):
     return 1.0 / (1.0 + exponential(-score))
 
 
-@overload(logistic, jit_options=EXACT)  # pyright: ignore
+@overload(logistic, jit_options=ORDERED_MATH)  # pyright: ignore
 def _choose_logistic(score):
     return _logistic32 if score == types.float32 else _logistic64

@@ -1,6 +1,6 @@
 """The short way of ``probes.solvers.newton.newton_cg_mixed``, compiled: two classes, CPU.
 
-What ``swift.approach`` does with torch expressions is one function of numba's here.
+What ``swift.solve`` does with torch expressions is one function of numba's here.
 Products are BLAS's as they are there; what lies between them goes row by row
 (``probes.solvers.compiled.workspace``). As nothing has to be sent for, blocks are small
 and each problem stops by itself: the last that is not done takes the place of one that
@@ -20,35 +20,35 @@ this file, as numba takes half a second to import.
 
 import numpy as np
 
-from probes.solvers.compiled.certificate import bends, certify
-from probes.solvers.compiled.jacobi import CLOSE, relax
+from probes.solvers.compiled.certificate import certify, write_excess
+from probes.solvers.compiled.jacobi import RESCORE_BELOW, solve_jacobi
 from probes.solvers.compiled.math import compiled, source_hash
-from probes.solvers.compiled.newton_polish import polish
+from probes.solvers.compiled.newton_polish import newton_cg
 from probes.solvers.compiled.workspace import (
     BEST,
-    NOW,
-    NUMBERS,
-    OWN,
-    SHORT,
-    SIZE,
-    SQUARE,
-    answer,
-    close,
-    dual_of,
-    go_down,
-    measure,
-    renew,
+    CERTIFICATE,
+    LOCAL_CERTIFICATE,
+    N_STATE,
+    NORM2,
+    NORM2_RATIO,
+    RESIDUAL2,
+    compact,
+    load,
+    measure_residuals,
+    multiply_q,
+    nonlinear_cg_step,
+    replace_scores,
     residuals,
-    set_out,
-    times,
+    write_dual,
+    write_solution,
 )
 
-BLOCK = 256
+BLOCK_SIZE = 256
 """Problems solved together: so many fill a product, and their rows stay near."""
 
 
 @compiled
-def _descend(
+def _nonlinear_cg(
     whom, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
 ):
     """Nonlinear conjugate gradients; see ``swift._descend``. Who is left, and products.
@@ -73,19 +73,19 @@ def _descend(
     ends, exactly = np.empty(count, np.int64), np.zeros(count, np.bool_)
     arrived = np.zeros(count, np.bool_)
     same = fast.dtype == matrix.dtype
-    set_out(count, place, loss, rows, dual, scores, own, rest, state)
+    load(count, place, loss, rows, dual, scores, own, rest, state)
     residuals(count, slots, place, loss[0], rows, own, rest, row, chance, residual)
     state[:count, BEST] = np.inf
     live, gone, step, quick, slow = count, 0, 0, 0, 0
     while live > 0:
-        times(residual, live, fast, pulled, place, rows, fast_core, fast_few)
+        multiply_q(residual, live, fast, pulled, place, rows, fast_core, fast_few)
         quick += live
-        measure(live, residual, pulled, image, state)
+        measure_residuals(live, residual, pulled, image, state)
         ending = 0
         for k in range(live):
-            square = state[k, SQUARE]
-            now = np.sqrt(abs(square) / state[k, SIZE])
-            state[k, NOW] = now
+            square = state[k, RESIDUAL2]
+            now = np.sqrt(abs(square) / state[k, NORM2])
+            state[k, CERTIFICATE] = now
             if step == 0:
                 # Short ways in one type lose no more than their ends are rounded.
                 exactly[k] = same and now <= 1
@@ -98,8 +98,10 @@ def _descend(
                 ends[ending] = k
                 ending += 1
         if ending > 0:
-            answer(ending, ends, place, loss, rows, own, rest, dual, scores, state)
-            bends(ending, ends, place, light, rows, chance, image)
+            write_solution(
+                ending, ends, place, loss, rows, own, rest, dual, scores, state
+            )
+            write_excess(ending, ends, place, light, rows, chance, image)
             certify(
                 ending,
                 ends,
@@ -114,15 +116,15 @@ def _descend(
                 state,
             )
             for k in ends[:ending]:
-                done = arrived[k] and state[k, OWN] <= accepted
-                certificate[place[k]] = state[k, OWN] if done else np.inf
+                done = arrived[k] and state[k, LOCAL_CERTIFICATE] <= accepted
+                certificate[place[k]] = state[k, LOCAL_CERTIFICATE] if done else np.inf
                 if not done:
                     left[gone] = place[k]
                     gone += 1
-            live = close(ending, ends, live, place, state, exactly, kept, (own, rest))
+            live = compact(ending, ends, live, place, state, exactly, kept, (own, rest))
             if live == 0:
                 break
-        go_down(
+        nonlinear_cg_step(
             live,
             step == 0,
             place,
@@ -139,10 +141,10 @@ def _descend(
         )
         some = 0
         for k in range(live):
-            if not exactly[k] and state[k, NOW] <= near:
+            if not exactly[k] and state[k, CERTIFICATE] <= near:
                 asked[some] = k
                 some += 1
-        bends(some, asked, place, light, rows, chance, bend)
+        write_excess(some, asked, place, light, rows, chance, bend)
         certify(
             some,
             asked,
@@ -153,23 +155,23 @@ def _descend(
             own,
             residual,
             bend,
-            CLOSE,
+            RESCORE_BELOW,
             state,
         )
         off = 0
         for k in asked[:some]:
             # See ``relaxation``.
-            sound = state[k, OWN] <= CLOSE * state[k, SHORT]
-            if sound or state[k, NOW] <= wanted:
+            sound = state[k, LOCAL_CERTIFICATE] <= RESCORE_BELOW * state[k, NORM2_RATIO]
+            if sound or state[k, CERTIFICATE] <= wanted:
                 asked[off] = k
                 off += 1
         if off > 0:
             # Scores were moved by rough products; make them exact again.
-            dual_of(off, asked, place, loss, rows, rest, own, sent, slots)
+            write_dual(off, asked, place, loss, rows, rest, own, sent, slots)
             back = place[asked[:off]]
-            times(sent, off, matrix, came, back, rows, core, few)
+            multiply_q(sent, off, matrix, came, back, rows, core, few)
             slow += off
-            renew(off, asked, place, came, loss[2], rows, own, rest)
+            replace_scores(off, asked, place, came, loss[2], rows, own, rest)
             residuals(
                 off, asked, place, loss[0], rows, own, rest, row, chance, residual
             )
@@ -186,7 +188,7 @@ def _compile():
     def approach(loss, exact, mild, out, dual, scores, certificate, steps, limits):
         _ = sources  # numba looks at this file's date, and not at the others'
         total, n = scores.shape
-        size, width = min(BLOCK, total), out[0].shape[1]
+        size, width = min(BLOCK_SIZE, total), out[0].shape[1]
         kind, wide = mild[0].dtype, exact[0].dtype
         blocks = np.empty((7, size, n), kind)
         wides = np.empty((4, size, n), wide)
@@ -201,7 +203,7 @@ def _compile():
                 blocks[6],
             ),
             (wides[0], wides[1], wides[2], wides[3]),
-            np.empty((size, NUMBERS)),
+            np.empty((size, N_STATE)),
             np.empty(n, wide),
             np.empty(width, wide),
             np.empty(width, kind),
@@ -212,7 +214,7 @@ def _compile():
             count = min(size, total - start)
             left = np.arange(start, start + count)
             if steps > 0:
-                left, fast, exactly = relax(
+                left, fast, exactly = solve_jacobi(
                     start,
                     count,
                     loss,
@@ -229,7 +231,7 @@ def _compile():
                 quick += fast
                 slow += exactly
             if steps > 0 and len(left) > 0:
-                left, fast, exactly = _descend(
+                left, fast, exactly = _nonlinear_cg(
                     left,
                     loss,
                     exact,
@@ -245,7 +247,7 @@ def _compile():
                 quick += fast
                 slow += exactly
             if len(left) > 0:
-                fast, exactly = polish(
+                fast, exactly = newton_cg(
                     left,
                     loss,
                     exact,
@@ -264,4 +266,4 @@ def _compile():
     return compiled(approach, cache=True)
 
 
-approach = _compile()
+solve = _compile()

@@ -10,30 +10,30 @@ import numpy as np
 from probes.solvers.compiled.certificate import certify
 from probes.solvers.compiled.math import compiled
 from probes.solvers.compiled.workspace import (
-    BEFORE,
-    FIRST,
-    LEAST,
-    NOW,
-    OWN,
-    RATE,
-    SHORT,
-    SQUARE,
-    answer,
-    close,
-    dual_of,
-    exchange,
-    look,
-    measure,
-    move,
-    renew,
-    set_out,
-    times,
-    turn,
+    CERTIFICATE,
+    CG_GOAL,
+    CG_RATE,
+    INITIAL,
+    LOCAL_CERTIFICATE,
+    NORM2_RATIO,
+    PREVIOUS,
+    RESIDUAL2,
+    cg_step,
+    compact,
+    load,
+    measure_residuals,
+    multiply_q,
+    replace_scores,
+    swap_slots,
+    take_newton_step,
+    write_dual,
+    write_residual_and_excess,
+    write_solution,
 )
 
 
 @compiled
-def polish(left, loss, exact, mild, out, dual, scores, certificate, room, limits):
+def newton_cg(left, loss, exact, mild, out, dual, scores, certificate, room, limits):
     """Newton steps on exact residuals; see ``swift._polish``. Products of both types.
 
     ``dual``, ``scores`` and ``certificate`` (of all problems) are written in place.
@@ -51,17 +51,19 @@ def polish(left, loss, exact, mild, out, dual, scores, certificate, room, limits
     slots, asked = np.arange(count), np.empty(count, np.int64)
     for k in range(count):
         sent[k] = dual[place[k]]
-    times(sent, count, matrix, came, place, rows, core, few)
+    multiply_q(sent, count, matrix, came, place, rows, core, few)
     for k in range(count):
         scores[place[k]] = came[k]
-    set_out(count, place, loss, rows, dual, scores, own, rest, state)
-    state[:count, BEFORE] = np.inf
+    load(count, place, loss, rows, dual, scores, own, rest, state)
+    state[:count, PREVIOUS] = np.inf
     live, quick, slow = count, 0, count
     for step in range(turns):
-        look(live, place, loss[0], fixed, rows, own, rest, row, residual, bend)
-        times(residual, live, fast, pulled, place, rows, fast_core, fast_few)
+        write_residual_and_excess(
+            live, place, loss[0], fixed, rows, own, rest, row, residual, bend
+        )
+        multiply_q(residual, live, fast, pulled, place, rows, fast_core, fast_few)
         quick += live
-        measure(live, residual, pulled, residual, state)
+        measure_residuals(live, residual, pulled, residual, state)
         certify(
             live,
             slots,
@@ -77,9 +79,9 @@ def polish(left, loss, exact, mild, out, dual, scores, certificate, room, limits
         )
         ending = 0
         for k in range(live):
-            now, strict = state[k, NOW], state[k, OWN]
+            now, strict = state[k, CERTIFICATE], state[k, LOCAL_CERTIFICATE]
             # At the floor of rounding a turn more brings nothing.
-            done = now <= wanted or now > 0.5 * state[k, BEFORE]
+            done = now <= wanted or now > 0.5 * state[k, PREVIOUS]
             done = done and strict <= accepted
             if done or step + 1 == turns:
                 certificate[place[k]] = max(now, strict) if done else np.inf
@@ -87,18 +89,22 @@ def polish(left, loss, exact, mild, out, dual, scores, certificate, room, limits
                 ending += 1
                 continue
             enough = min(max(0.3 * wanted / now, finest), 0.1)
-            state[k, BEFORE], state[k, FIRST] = now, state[k, SQUARE]
-            state[k, LEAST], state[k, RATE] = state[k, SQUARE] * enough**2, 1
+            state[k, PREVIOUS], state[k, INITIAL] = now, state[k, RESIDUAL2]
+            state[k, CG_GOAL], state[k, CG_RATE] = state[k, RESIDUAL2] * enough**2, 1
         if ending > 0:
-            answer(ending, asked, place, loss, rows, own, rest, dual, scores, state)
-            live = close(ending, asked, live, place, state, exactly, kept, (own, rest))
+            write_solution(
+                ending, asked, place, loss, rows, own, rest, dual, scores, state
+            )
+            live = compact(
+                ending, asked, live, place, state, exactly, kept, (own, rest)
+            )
         if live == 0:
             break
         begun[:live], search[:live] = residual[:live], residual[:live]
         ahead[:live], lift[:live] = pulled[:live], 0
         running = live
         for cycle in range(cycles):
-            turn(
+            cg_step(
                 running,
                 cycle == 0,
                 bend,
@@ -111,38 +117,44 @@ def polish(left, loss, exact, mild, out, dual, scores, certificate, room, limits
             )
             for k in range(running - 1, -1, -1):
                 # Expected of this step what the last one brought, it was the last.
-                if state[k, SQUARE] * state[k, RATE] <= state[k, LEAST]:
+                if state[k, RESIDUAL2] * state[k, CG_RATE] <= state[k, CG_GOAL]:
                     running -= 1
-                    exchange(k, running, place, state, kept, (own, rest))
+                    swap_slots(k, running, place, state, kept, (own, rest))
             if running == 0:
                 break
-            times(residual, running, fast, pulled, place, rows, fast_core, fast_few)
+            multiply_q(
+                residual, running, fast, pulled, place, rows, fast_core, fast_few
+            )
             quick += running
             for k in range(running):
-                state[k, NOW] = state[k, SQUARE]
-            measure(running, residual, pulled, residual, state)
+                state[k, CERTIFICATE] = state[k, RESIDUAL2]
+            measure_residuals(running, residual, pulled, residual, state)
             for k in range(running - 1, -1, -1):
-                before, fresh = state[k, NOW], max(state[k, SQUARE], 0.0)
-                state[k, SQUARE] = fresh
-                state[k, RATE] = fresh / before if before > 0 else 0.0
+                before, fresh = state[k, CERTIFICATE], max(state[k, RESIDUAL2], 0.0)
+                state[k, RESIDUAL2] = fresh
+                state[k, CG_RATE] = fresh / before if before > 0 else 0.0
                 # Growth is rounding, not progress: too stiff for this type.
-                stop = fresh <= state[k, LEAST] or not fresh <= 1e4 * state[k, FIRST]
+                stop = (
+                    fresh <= state[k, CG_GOAL] or not fresh <= 1e4 * state[k, INITIAL]
+                )
                 if stop or cycle + 1 == cycles:
                     running -= 1
-                    exchange(k, running, place, state, kept, (own, rest))
+                    swap_slots(k, running, place, state, kept, (own, rest))
             if running == 0:
                 break
-        move(live, place, begun, residual, bend, lift, fixed, rows, rest, own)
+        take_newton_step(
+            live, place, begun, residual, bend, lift, fixed, rows, rest, own
+        )
         off = 0
         for k in range(live):
-            if not state[k, OWN] <= near * state[k, SHORT]:
+            if not state[k, LOCAL_CERTIFICATE] <= near * state[k, NORM2_RATIO]:
                 asked[off] = k
                 off += 1
         if off > 0:
             # Scores were moved by rough products; make them exact again.
-            dual_of(off, asked, place, loss, rows, rest, own, sent, slots)
+            write_dual(off, asked, place, loss, rows, rest, own, sent, slots)
             back = place[asked[:off]]
-            times(sent, off, matrix, came, back, rows, core, few)
+            multiply_q(sent, off, matrix, came, back, rows, core, few)
             slow += off
-            renew(off, asked, place, came, loss[2], rows, own, rest)
+            replace_scores(off, asked, place, came, loss[2], rows, own, rest)
     return quick, slow

@@ -14,7 +14,12 @@ and of alpha = c - w E at the end, which keeps E = Q c. Only
 
 import numpy as np
 
-from probes.solvers.compiled.jacobi import CLOSE, LONGEST, PATIENCE, SLOW
+from probes.solvers.compiled.jacobi import (
+    MAX_SCORE_STEP,
+    MIN_ITERATIONS,
+    RESCORE_BELOW,
+    STALL_RATIO,
+)
 from probes.solvers.compiled.math import compiled, exponential, source_hash
 
 
@@ -79,7 +84,7 @@ def _softmax(scores, chance, top, total):
 
 
 @compiled
-def _look(scores, dual, target, weight, fixed, light, chance, residual, top, total):
+def _evaluate(scores, dual, target, weight, fixed, light, chance, residual, top, total):
     """Residual of one problem and its two bounds; ``chance`` is written too."""
     classes, n = scores.shape
     kind = residual.dtype.type
@@ -109,7 +114,7 @@ def _look(scores, dual, target, weight, fixed, light, chance, residual, top, tot
 
 
 @compiled
-def _shared(scores, dual, fixed, mean, alpha):
+def _class_means(scores, dual, fixed, mean, alpha):
     """(n,) what classes share of one problem's scores and of its alpha."""
     classes, n = scores.shape
     for i in range(n):
@@ -127,13 +132,13 @@ def _shared(scores, dual, fixed, mean, alpha):
 
 
 @compiled
-def _sizes(scores, dual, weight, fixed, chance, mean, alpha):
+def _squared_norms(scores, dual, weight, fixed, chance, mean, alpha):
     """Squared norms of one problem's parameters, what classes share taken out.
 
     In the factor's metric, and in that of the own Hessian.
     """
     classes, n = scores.shape
-    _shared(scores, dual, fixed, mean, alpha)
+    _class_means(scores, dual, fixed, mean, alpha)
     size, own, floor, least = 0.0, 0.0, 0.0, 0.0
     for c in range(classes):
         m = c % len(fixed)
@@ -185,17 +190,17 @@ def _step(weight, fixed, diagonal, chance, residual, inside, slot, room):
             inside[c, slot, i] = change
             far[i] = max(far[i], abs(change * diagonal[m, i]))
     for i in range(n):
-        far[i] = kind(LONGEST) / max(far[i], kind(LONGEST))
+        far[i] = kind(MAX_SCORE_STEP) / max(far[i], kind(MAX_SCORE_STEP))
     for c in range(classes):
         for i in range(n):
             inside[c, slot, i] *= far[i]
 
 
 @compiled
-def _centre(scores, dual, fixed, mean, alpha):
+def _center(scores, dual, fixed, mean, alpha):
     """Take what classes share out of scores and alpha of one problem, in place."""
     classes, n = scores.shape
-    _shared(scores, dual, fixed, mean, alpha)
+    _class_means(scores, dual, fixed, mean, alpha)
     for c in range(classes):
         m = c % len(fixed)
         for i in range(n):
@@ -204,7 +209,7 @@ def _centre(scores, dual, fixed, mean, alpha):
             scores[c, i] -= mean[i]
 
 
-def _relax(
+def _solve_jacobi(
     loss, exact, mild, rows, cores, dual, scores, certificate, steps, wanted, accepted
 ):
     """Solve in place what comes down turn by turn; products of both types.
@@ -251,7 +256,7 @@ def _relax(
         for k in range(live):
             p = place[k]
             t, w, f = p % len(target), p % len(weight), p % len(fixed)
-            bound, strict = _look(
+            bound, strict = _evaluate(
                 scores[p],
                 dual[p],
                 target[t],
@@ -264,22 +269,22 @@ def _relax(
                 total,
             )
             if turn <= 1 or bound <= wanted**2 * size[p]:
-                size[p], sizes[p] = _sizes(
+                size[p], sizes[p] = _squared_norms(
                     scores[p], dual[p], weight[w], fixed[f], chance, top, total
                 )
             now, own = np.sqrt(bound / size[p]), np.sqrt(strict / sizes[p])
             # See ``relaxation``.
-            close = max(now, own) <= CLOSE * min(sizes[p] / size[p], 1.0)
+            close = max(now, own) <= RESCORE_BELOW * min(sizes[p] / size[p], 1.0)
             if turn == 0:
                 sound[p] = kind == wide or close
             done = sound[p] and now <= wanted and own <= accepted
             stop = done or turn >= steps or not now < np.inf
             if turn % 2 == 0:
-                stop |= turn >= PATIENCE and not now < SLOW * best[p]
+                stop |= turn >= MIN_ITERATIONS and not now < STALL_RATIO * best[p]
                 best[p] = now
             if stop:
                 certificate[p] = max(now, own) if done else np.inf
-                _centre(scores[p], dual[p], fixed[f], top, total)
+                _center(scores[p], dual[p], fixed[f], top, total)
                 continue
             if not sound[p] and (close or now <= wanted):
                 due[off] = p
@@ -324,7 +329,7 @@ def _relax(
     return quick * classes, slow * classes
 
 
-_run = compiled(_relax)
+_run = compiled(_solve_jacobi)
 
 
 def _compile():
@@ -352,4 +357,4 @@ def _compile():
     return compiled(relax, cache=True)
 
 
-relax = _compile()
+solve_jacobi = _compile()

@@ -22,15 +22,27 @@ import numpy as np
 
 from probes.solvers.compiled.math import compiled, logistic
 
-SIZE, SQUARE, NOW, OWN, BEST, BEND, LENGTH, LAST, TURNED, SHORT, RAW = range(11)
-BEFORE, FIRST, LEAST, RATE = range(4, 8)
+(
+    NORM2,
+    RESIDUAL2,
+    CERTIFICATE,
+    LOCAL_CERTIFICATE,
+    BEST,
+    QUADRATIC_FORM,
+    STEP_LENGTH,
+    END_SLOPE,
+    OVERLAP,
+    NORM2_RATIO,
+    RAW_NORM2,
+) = range(11)
+PREVIOUS, INITIAL, CG_GOAL, CG_RATE = range(4, 8)
 """Columns of ``state``, the numbers of each slot: on the way down, and in Newton steps
 in the place of some of them."""
-NUMBERS = 11
+N_STATE = 11
 
 
 @compiled
-def times(block, count, matrix, product, place, rows, core, few):
+def multiply_q(block, count, matrix, product, place, rows, core, few):
     """``product`` = Q ``block``, rows taken out; ``few`` has room for as many."""
     np.dot(block[:count], matrix, product[:count])
     n, width = block.shape[1], rows.shape[1]
@@ -47,7 +59,7 @@ def times(block, count, matrix, product, place, rows, core, few):
 
 
 @compiled
-def measure(count, residual, pulled, image, state):
+def measure_residuals(count, residual, pulled, image, state):
     """Squared lengths of residuals, and what of them the last direction turns."""
     kind, n = residual.dtype.type, residual.shape[1]
     for k in range(count):
@@ -56,11 +68,11 @@ def measure(count, residual, pulled, image, state):
             square += residual[k, i] * pulled[k, i]
         for i in range(n):
             turned += image[k, i] * pulled[k, i]
-        state[k, SQUARE], state[k, TURNED] = square, turned
+        state[k, RESIDUAL2], state[k, OVERLAP] = square, turned
 
 
 @compiled
-def set_out(count, place, loss, rows, dual, scores, own, rest, state):
+def load(count, place, loss, rows, dual, scores, own, rest, state):
     """Scores, rest b = s t - c + w E and size of problems, from where they start."""
     weight, target, fixed = loss
     n = scores.shape[1]
@@ -82,11 +94,11 @@ def set_out(count, place, loss, rows, dual, scores, own, rest, state):
         for i in range(n):
             floor += fixed[f, i]
         # Scores of a thousandth count as nothing: optima at zero have no scale.
-        state[k, RAW], state[k, SIZE] = size, max(size, 1e-6 * floor)
+        state[k, RAW_NORM2], state[k, NORM2] = size, max(size, 1e-6 * floor)
 
 
 @compiled
-def dual_of(count, slots, place, loss, rows, rest, own, out, to):
+def write_dual(count, slots, place, loss, rows, rest, own, out, to):
     """Dual values c = s t - b + w E of ``slots``, to rows ``to`` of ``out``."""
     weight, target, fixed = loss
     n = own.shape[1]
@@ -123,7 +135,7 @@ def residuals(count, slots, place, weight, rows, own, rest, row, chance, residua
 
 
 @compiled
-def renew(count, slots, place, fresh, fixed, rows, own, rest):
+def replace_scores(count, slots, place, fresh, fixed, rows, own, rest):
     """Scores of ``slots`` from the rows of ``fresh``, and a rest that keeps duals."""
     n = own.shape[1]
     for o in range(count):
@@ -140,7 +152,7 @@ def renew(count, slots, place, fresh, fixed, rows, own, rest):
 
 
 @compiled
-def go_down(
+def nonlinear_cg_step(
     count,
     first,
     place,
@@ -165,11 +177,11 @@ def go_down(
     for k in range(count):
         p = place[k]
         w, f = p % len(weight), p % len(fixed)
-        keep, slope = 0.0, state[k, SQUARE]
-        if not first and state[k, LENGTH] > 0:
+        keep, slope = 0.0, state[k, RESIDUAL2]
+        if not first and state[k, STEP_LENGTH] > 0:
             # A step that was none leaves no direction to go on from.
-            keep = -min(state[k, TURNED], 0.0) / state[k, BEND]
-            slope += keep * state[k, LAST]
+            keep = -min(state[k, OVERLAP], 0.0) / state[k, QUADRATIC_FORM]
+            slope += keep * state[k, END_SLOPE]
         part = kind(keep)
         if first:
             for i in range(n):
@@ -217,11 +229,15 @@ def go_down(
             # The slope turned by over half: back to where a line has its root.
             change = length * (slope / (slope - last) - 1)
             length += change
-        state[k, BEND], state[k, LENGTH], state[k, LAST] = bend, length, last
+        state[k, QUADRATIC_FORM], state[k, STEP_LENGTH], state[k, END_SLOPE] = (
+            bend,
+            length,
+            last,
+        )
 
 
 @compiled
-def answer(count, slots, place, loss, rows, own, rest, dual, scores, state):
+def write_solution(count, slots, place, loss, rows, own, rest, dual, scores, state):
     """Write scores and dual values of ``slots``, and measure them anew."""
     weight, target, fixed = loss
     n = own.shape[1]
@@ -243,11 +259,11 @@ def answer(count, slots, place, loss, rows, own, rest, dual, scores, state):
             size += dual[p, i] * own[k, i]
         for i in range(n):
             floor += fixed[f, i]
-        state[k, RAW], state[k, SIZE] = size, max(size, 1e-6 * floor)
+        state[k, RAW_NORM2], state[k, NORM2] = size, max(size, 1e-6 * floor)
 
 
 @compiled
-def close(count, ends, live, place, state, exactly, blocks, wide):
+def compact(count, ends, live, place, state, exactly, blocks, wide):
     """The last of ``live`` slots go to ``ends`` (rising), whose problems are done."""
     for end in range(count - 1, -1, -1):
         k, other = ends[end], live - 1
@@ -265,7 +281,7 @@ def close(count, ends, live, place, state, exactly, blocks, wide):
 
 
 @compiled
-def exchange(k, other, place, state, blocks, wide):
+def swap_slots(k, other, place, state, blocks, wide):
     """Slots change places."""
     place[k], place[other] = place[other], place[k]
     for i in range(state.shape[1]):
@@ -283,7 +299,9 @@ def exchange(k, other, place, state, blocks, wide):
 
 
 @compiled
-def look(count, place, weight, fixed, rows, own, rest, row, residual, bend):
+def write_residual_and_excess(
+    count, place, weight, fixed, rows, own, rest, row, residual, bend
+):
     """Residual and curvature beyond ``fixed``, in the type of ``fixed``."""
     kind, n = residual.dtype.type, own.shape[1]
     for k in range(count):
@@ -305,7 +323,7 @@ def look(count, place, weight, fixed, rows, own, rest, row, residual, bend):
 
 
 @compiled
-def turn(count, first, bend, pulled, residual, search, ahead, lift, state):
+def cg_step(count, first, bend, pulled, residual, search, ahead, lift, state):
     """A step of conjugate gradients up to its product.
 
     See ``probes.solvers.newton.conjugate_gradients``.
@@ -313,7 +331,7 @@ def turn(count, first, bend, pulled, residual, search, ahead, lift, state):
     kind, n = residual.dtype.type, residual.shape[1]
     for k in range(count):
         if not first:
-            rate = kind(state[k, RATE])
+            rate = kind(state[k, CG_RATE])
             for i in range(n):
                 search[k, i] = residual[k, i] + rate * search[k, i]
             for i in range(n):
@@ -322,7 +340,7 @@ def turn(count, first, bend, pulled, residual, search, ahead, lift, state):
         for i in range(n):
             stiff += ahead[k, i] * (search[k, i] + bend[k, i] * ahead[k, i])
         if stiff > 0:
-            length = kind(state[k, SQUARE]) / stiff
+            length = kind(state[k, RESIDUAL2]) / stiff
         for i in range(n):
             lift[k, i] += length * ahead[k, i]
         for i in range(n):
@@ -330,7 +348,7 @@ def turn(count, first, bend, pulled, residual, search, ahead, lift, state):
 
 
 @compiled
-def move(count, place, start, residual, bend, lift, fixed, rows, rest, own):
+def take_newton_step(count, place, start, residual, bend, lift, fixed, rows, rest, own):
     """Take the step that conjugate gradients solved for, less what ``fixed`` held."""
     n = start.shape[1]
     for k in range(count):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # pyright: ignore
 
-from probes.solvers.loss import Loss
+from probes.solvers.objective.loss import Loss
 
 
 @dataclass(frozen=True)
-class RowFit:
+class InitialFit:
     """A fit in the rows' space.
 
     Attributes:
@@ -34,15 +34,15 @@ class RowFit:
     weight: Tensor
 
 
-def row_fit(
+def initial_fit(
     gram: Tensor,
     loss: Loss,
     *,
-    tolerance: float = 0.1,
+    tol: float = 0.1,
     steps: int = 40,
     compiled: bool = False,
-) -> RowFit:
-    """Newton on all rows, to a relative step of ``tolerance``.
+) -> InitialFit:
+    """Newton on all rows, to a relative step of ``tol``.
 
     Steps run in float32, or float64 where a system is too stiff for it. The answer is
     the start of exact fits and the place of their factor, not an optimum; its dual
@@ -51,7 +51,7 @@ def row_fit(
     Args:
         gram: (n, n) float64 Gram of centred rows.
         loss: A single two-class problem, weights > 0.
-        tolerance: Stop when the step changes the scores by less, relatively.
+        tol: Stop when the step changes the scores by less, relatively.
         steps: At most so many.
         compiled: Whether ``probes.solvers.compiled.initial_fit`` may be used, which
             costs its compilation.
@@ -62,13 +62,13 @@ def row_fit(
     on_cpu = gram.device.type == "cpu"
     base = loss.weight[0, 0]
     given = (gram, loss.target[0, 0], base)
-    found = _compiled(*given, tolerance, steps) if compiled and on_cpu else None
+    found = _compiled_newton(*given, tol, steps) if compiled and on_cpu else None
     for dtype in (torch.float32, torch.float64) if found is None else ():
         arrays: list[Any] = [part.to(dtype) for part in given]
         if on_cpu:
             arrays = [part.numpy() for part in arrays]
         with np.errstate(all="ignore"):  # what is not finite is seen at its end
-            found = _steps(*arrays, tolerance=tolerance, steps=steps)
+            found = _newton(*arrays, tolerance=tol, steps=steps)
         if found is not None:
             break
     if found is None:
@@ -79,10 +79,10 @@ def row_fit(
     chance = torch.sigmoid(scores)
     weight = (chance - chance.square()).mul_(base)
     weight = weight.clamp_(min=1e-10 * float(base.max()))
-    return RowFit(dual[None], scores[None], intercept[None], weight)
+    return InitialFit(dual[None], scores[None], intercept[None], weight)
 
 
-def _compiled(
+def _compiled_newton(
     gram: Tensor, goal: Tensor, base: Tensor, tolerance: float, steps: int
 ) -> tuple[Any, Any] | None:
     """As ``_steps`` in float32, without a factor; None where that did not come near."""
@@ -92,13 +92,13 @@ def _compiled(
 
     arrays = [part.to(torch.float32).numpy() for part in (gram, goal, base)]
     matrix, wanted, weight = arrays
-    scores = (2 * wanted - 1) * _margin(np, matrix.diagonal() * weight)
+    scores = (2 * wanted - 1) * _initial_margin(np, matrix.diagonal() * weight)
     dual = np.zeros_like(scores)
     intercept, near = initial_fit.fit(*arrays, scores, dual, tolerance, steps)
     return (dual, intercept) if near else None
 
 
-def _steps(
+def _newton(
     gram: Any, goal: Any, base: Any, *, tolerance: float, steps: int
 ) -> tuple[Any, Any] | None:
     """(n,) dual values and the intercept; None where a factorisation fails.
@@ -108,7 +108,7 @@ def _steps(
     xp = torch if isinstance(gram, Tensor) else np
     dual, intercept = xp.zeros_like(goal), 0 * goal[0]
     # A step needs curvature and pull alone, not scores that belong to dual values.
-    scores = (2 * goal - 1) * _margin(xp, gram.diagonal() * base)
+    scores = (2 * goal - 1) * _initial_margin(xp, gram.diagonal() * base)
     guessed, nothing = True, math.log(2) * float(base.sum())
     least = 1e-7 * float(base.max())
     value = math.inf
@@ -161,7 +161,7 @@ def _solve(system: Any, sides: Any) -> Any:
     return solved if isinstance(system, Tensor) else solved.numpy()
 
 
-def _margin(xp: Any, gain: Any) -> Any:
+def _initial_margin(xp: Any, gain: Any) -> Any:
     """Four fifths of the margin m = gain sigmoid(-m) of a row on its own, roughly.
 
     Rows that share a label help one another a little less than they hinder those of

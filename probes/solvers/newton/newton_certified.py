@@ -2,7 +2,7 @@
 
 Slower than all other ways, and sure where they lose a fit to rounding or to a step that
 lands where no row bends: points are those of ``probes.solvers.newton.point``, the
-certificate that of ``probes.solvers.newton.whitened``, and no step passes the least
+certificate that of ``probes.solvers.newton.whitening``, and no step passes the least
 value along its line.
 """
 
@@ -12,21 +12,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probes.solvers.loss import Loss
-from probes.solvers.newton.point import Point, Problem, look, problem_of, pulls
-from probes.solvers.newton.whitened import certify, whiten
+from probes.solvers.newton.point import (
+    Point,
+    Problem,
+    evaluate,
+    make_problem,
+    neg_gradients,
+)
+from probes.solvers.newton.whitening import certify, whiten
+from probes.solvers.objective.loss import Loss
 
-STEPS, STAGE = 200, 40
+MAX_STEPS, MAX_STAGE_STEPS = 200, 40
 """Steps on the way, at most, and to one optimum on it."""
-NEAR = 1e-5
+CERTIFY_BELOW = 1e-5
 """Distance to the optimum from which on each step is certified."""
-STALLED = 3
+MAX_STALLED = 3
 """Steps in a row that may fail to halve a certificate. Newton's square what is left:
 what they no longer halve is rounding."""
-CLOSE, FASTER = 0.3, 10.0
+STAGE_TOL, WEIGHT_GROWTH = 0.3, 10.0
 """Distance to one optimum on the way from which the next is gone for, and how much more
 the loss counts there."""
-CALM = 0.5
+SAFE_SCORE_STEP = 0.5
 """Change of scores up to which a step cannot go too far: on its way no curvature
 changes by more than the exponential of it."""
 
@@ -47,34 +53,34 @@ class NewtonFit:
     certificate: float
 
 
-def newton_fit(rows: Tensor, loss: Loss, target: float) -> NewtonFit:
+def newton_fit(rows: Tensor, loss: Loss, tol: float) -> NewtonFit:
     """Fit one problem from nothing.
 
     Args:
         rows: (n, d) float64 rows fitted.
         loss: Of these rows alone: one problem, weights > 0.
-        target: Certificate to reach.
+        tol: Certificate to reach.
 
     Returns:
         The point with the best certificate. One above the target says that nothing
-        nearer could be told from it in float64, or that ``STEPS`` were not enough.
+        nearer could be told from it in float64, or that ``MAX_STEPS`` were not enough.
     """
-    problem = problem_of(rows, loss)
-    weights, intercept = _approach(problem)
+    problem = make_problem(rows, loss)
+    weights, intercept = _continuation(problem)
     best, stalled = NewtonFit(weights, intercept, math.inf), 0
-    while stalled < STALLED:
-        point = look(problem, weights, intercept)
+    while stalled < MAX_STALLED:
+        point = evaluate(problem, weights, intercept)
         found, frame = certify(problem, point)
         stalled = 0 if found < 0.5 * best.certificate else stalled + 1
         if found < best.certificate:
             best = NewtonFit(weights, intercept, found)
-        if found <= target or not _finite(frame):
+        if found <= tol or not _is_finite(frame):
             break
-        weights, intercept = _moved(problem, point, frame)
+        weights, intercept = _take_step(problem, point, frame)
     return best
 
 
-def _approach(problem: Problem) -> tuple[Tensor, Tensor]:
+def _continuation(problem: Problem) -> tuple[Tensor, Tensor]:
     """Weights and intercept near the optimum, by way of those of smaller losses.
 
     Straight for it, rows of unequal length would send steps to where nothing bends.
@@ -83,40 +89,42 @@ def _approach(problem: Problem) -> tuple[Tensor, Tensor]:
     weights = rows.new_zeros(len(problem.target), rows.shape[1])
     intercept = rows.new_zeros(len(weights))
     share = 1 / (1 + float((whole * rows.square().sum(1)).max()))
-    longer, stage = FASTER, 0
-    for _ in range(STEPS):
+    longer, stage = WEIGHT_GROWTH, 0
+    for _ in range(MAX_STEPS):
         part = replace(problem, weight=share * whole)
-        point = look(part, weights, intercept)
-        frame = whiten(part, point.roots)
-        left = torch.hypot((frame.T @ point.inside).norm(), point.beyond.norm())
-        left = float(left) / math.sqrt(point.size)
-        stage = 0 if left <= CLOSE else stage + 1
-        done = left <= NEAR if share == 1 else stage > STAGE
+        point = evaluate(part, weights, intercept)
+        frame = whiten(part, point.curvature_root)
+        left = torch.hypot(
+            (frame.T @ point.gradient).norm(), point.unreached_gradient.norm()
+        )
+        left = float(left) / math.sqrt(point.squared_norm)
+        stage = 0 if left <= STAGE_TOL else stage + 1
+        done = left <= CERTIFY_BELOW if share == 1 else stage > MAX_STAGE_STEPS
         if done or not math.isfinite(left):
             break
-        weights, intercept = _moved(part, point, frame)
-        if left <= CLOSE:
+        weights, intercept = _take_step(part, point, frame)
+        if left <= STAGE_TOL:
             share, longer = min(1.0, longer * share), min(longer**2, 1e100)
         else:
-            longer = FASTER
+            longer = WEIGHT_GROWTH
     return weights, intercept
 
 
-def _finite(numbers: Tensor) -> bool:
+def _is_finite(numbers: Tensor) -> bool:
     return bool(torch.isfinite(numbers).all())
 
 
-def _moved(problem: Problem, point: Point, frame: Tensor) -> tuple[Tensor, Tensor]:
+def _take_step(problem: Problem, point: Point, frame: Tensor) -> tuple[Tensor, Tensor]:
     """Weights and intercept after the step, or the part of it that still goes down."""
-    move = -(frame @ (frame.T @ point.inside)).view(problem.free.shape[1], -1)
+    move = -(frame @ (frame.T @ point.gradient)).view(problem.class_basis.shape[1], -1)
     turn = move[:, :-1]
-    turn = turn if problem.basis is None else turn @ problem.basis.T
-    turn = problem.free @ (turn - point.beyond)
-    shift = problem.free @ move[:, -1]
+    turn = turn if problem.row_basis is None else turn @ problem.row_basis.T
+    turn = problem.class_basis @ (turn - point.unreached_gradient)
+    shift = problem.class_basis @ move[:, -1]
     lift = turn @ problem.rows.T + shift[:, None]
     change = lift.abs() if len(lift) == 1 else lift.amax(0) - lift.amin(0)
     most, length = float(change.max()), 1.0
-    if most > CALM:
+    if most > SAFE_SCORE_STEP:
         # Up to here the least value along the line cannot have been passed.
         length, high = math.log1p(most) / most, 1.0
         first = _slope(problem, point, turn, lift, 0.0)
@@ -137,6 +145,6 @@ def _slope(
     problem: Problem, point: Point, turn: Tensor, lift: Tensor, length: float
 ) -> float:
     """How fast the objective falls along a step at ``length`` of it."""
-    pull, _ = pulls(problem, point.scores + length * lift)
+    pull, _ = neg_gradients(problem, point.scores + length * lift)
     held = ((point.weights + length * turn) * turn).sum()
     return float((pull * lift).sum() - held)

@@ -2,11 +2,12 @@
 
 Each problem minimises 0.5 ||W||^2 + sum_i s_i loss(y_i, x_i W + b), scikit-learn's
 objective with C inside the weights s and the intercept b not penalised. The problems
-of a batch share the rows X and a factor Q = A H^-1 A' (see ``probes.solvers.factor``);
-they differ in labels and in row weights, so folds, permutations, control labels and
-seeds are only different members of a batch. With parameters written as H^-1 A' c the
-scores are E = Q c, the gradient is -A' r with r = a - c + w E (a the pull of the loss
-on the scores, w the fixed weights), and a Newton step solves
+of a batch share the rows X and a factor Q = A H^-1 A' (see
+``probes.solvers.objective.factor``); they differ in labels and in row weights, so
+folds, permutations, control labels and seeds are only different members of a batch.
+With parameters written as H^-1 A' c the scores are E = Q c, the gradient is -A' r with
+r = a - c + w E (a the pull of the loss on the scores, w the fixed weights), and a
+Newton step solves
 
     (I + (W - w) Q) u = r     by conjugate gradients in the inner product u' Q v,
 
@@ -18,37 +19,37 @@ the metric of H, and hence the certificate every problem gets.
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import (
+from probes.solvers.compiled import dispatch
+from probes.solvers.newton.conjugate_gradients import solve_newton_system
+from probes.solvers.newton.newton_cg_mixed import LIMITS, solve_mixed
+from probes.solvers.newton.newton_direct import solve_direct
+from probes.solvers.newton.newton_primal import minimize_primal
+from probes.solvers.objective.batch import (
     Batch,
     Work,
-    advance,
-    centred,
+    centered,
+    has_drifted,
     inner,
-    own_size,
-    residual_of,
-    size_of,
-    strayed,
+    local_squared_norm,
+    residual_and_curvature,
+    squared_norm,
+    take_safeguarded_step,
 )
-from probes.solvers.compiled import dispatch
-from probes.solvers.newton.conjugate_gradients import conjugate
-from probes.solvers.newton.newton_cg_mixed import LIMITS, approach
-from probes.solvers.newton.newton_direct import eliminate
-from probes.solvers.newton.newton_primal import minimise_narrow
 
-ACCEPTED = {torch.float64: 1e-8, torch.float32: 1e-4}
+ACCEPTED_TOL = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest certificate of a solved problem, by the type of the answer."""
-TARGET = {torch.float64: 1e-9, torch.float32: 5e-6}
-SMALL = 300
+TOL = {torch.float64: 1e-9, torch.float32: 5e-6}
+MAX_DIRECT_SIZE = 300
 """Up to so many classes x rows one problem is solved by elimination."""
-ENOUGH = 1e-2
+RESIDUAL_TOL = 1e-2
 """Share of a residual that may be left of it where only its length is asked for."""
 
 
-def minimise(
+def minimize(
     batch: Batch,
     *,
-    target: float | None = None,
-    iterations: torch.dtype | None = None,
+    tol: float | None = None,
+    iteration_dtype: torch.dtype | None = None,
     steps: int = 60,
     fall_back: bool = True,
     work: Work | None = None,
@@ -57,10 +58,10 @@ def minimise(
 
     Args:
         batch: Problems with a starting point for which scores = Q dual.
-        target: Certificate to reach; the type's ``TARGET`` by default.
-        iterations: Type of the inner products; float32 inside a float64 solve halves
-            the cost and leaves the answer's accuracy, for the outer residual and the
-            last products are float64.
+        tol: Certificate to reach; the type's ``TOL`` by default.
+        iteration_dtype: Type of the inner products; float32 inside a float64 solve
+            halves the cost and leaves the answer's accuracy, for the outer residual and
+            the last products are float64.
         steps: Newton steps before giving up.
         fall_back: Whether what those steps leave unsolved is solved by elimination.
         work: Where to count the work.
@@ -68,40 +69,42 @@ def minimise(
     Returns:
         (problem, class, n) scores and dual values c at the optimum, and the
         (problem,) certificate: gradient norm in the metric of H^-1 over the norm of
-        the parameters in H. Problems not solved have one above ``ACCEPTED``.
+        the parameters in H. Problems not solved have one above ``ACCEPTED_TOL``.
     """
     dtype = batch.scores.dtype
-    target = TARGET[dtype] if target is None else target
-    iterations = dtype if iterations is None else iterations
+    tol = TOL[dtype] if tol is None else tol
+    iteration_dtype = dtype if iteration_dtype is None else iteration_dtype
     work = Work() if work is None else work
-    batch = batch if batch.loss.binary else centred(batch)
+    batch = batch if batch.loss.binary else centered(batch)
     size = batch.scores[0].numel()
-    if size <= SMALL and len(batch.scores) * size**3 <= SMALL**3:
-        return eliminate(batch, target)
+    if size <= MAX_DIRECT_SIZE and len(batch.scores) * size**3 <= MAX_DIRECT_SIZE**3:
+        return solve_direct(batch, tol)
     if batch.loss.binary and batch.operator.factor.basis is not None:
-        solved = minimise_narrow(batch, target, iterations, steps, work)
-        return _eliminate_rest(batch, *solved, target, fall_back)
+        solved = minimize_primal(batch, tol, iteration_dtype, steps, work)
+        return _solve_rest_directly(batch, *solved, tol, fall_back)
     if batch.operator.factor.matrix is None:
-        return _slowly(batch, target, steps, fall_back, work)
+        return _solve_safeguarded(batch, tol, steps, fall_back, work)
     # Loose targets ask for a start, and no certificate.
-    accepted = max(ACCEPTED[dtype], target)
-    if target <= ACCEPTED[dtype] and dispatch.relaxes(batch):
-        found = dispatch.relax(batch, target, accepted, iterations, LIMITS.steps, work)
+    accepted = max(ACCEPTED_TOL[dtype], tol)
+    if tol <= ACCEPTED_TOL[dtype] and dispatch.supports_softmax(batch):
+        found = dispatch.solve_softmax(
+            batch, tol, accepted, iteration_dtype, LIMITS.steps, work
+        )
         scores, dual, certificate = found
         left = (~(certificate <= accepted)).nonzero()[:, 0]
         if len(left):
             part = batch.select(left)
-            scores[left], dual[left], certificate[left] = _approached(
-                part, target, accepted, iterations, steps, fall_back, work
+            scores[left], dual[left], certificate[left] = _solve_mixed_then_safeguarded(
+                part, tol, accepted, iteration_dtype, steps, fall_back, work
             )
     else:
-        scores, dual, certificate = _approached(
-            batch, target, accepted, iterations, steps, fall_back, work
+        scores, dual, certificate = _solve_mixed_then_safeguarded(
+            batch, tol, accepted, iteration_dtype, steps, fall_back, work
         )
-    return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+    return _solve_rest_directly(batch, scores, dual, certificate, tol, fall_back)
 
 
-def _approached(
+def _solve_mixed_then_safeguarded(
     batch: Batch,
     target: float,
     accepted: float,
@@ -111,31 +114,31 @@ def _approached(
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The short way, and safeguarded steps for what that leaves."""
-    found = approach(batch, target, accepted, iterations, steps, work)
+    found = solve_mixed(batch, target, accepted, iterations, steps, work)
     scores, dual, certificate = found
     left = ~(certificate <= accepted)
     if bool(left.any()):
         which = left.nonzero()[:, 0]
         part = batch.select(which)
-        scores[which], dual[which], certificate[which] = _slowly(
+        scores[which], dual[which], certificate[which] = _solve_safeguarded(
             part, target, steps, fall_back, work
         )
-    if not batch.loss.binary and target <= ACCEPTED[scores.dtype]:
-        certificate = judged(batch, scores, dual, certificate, work)
+    if not batch.loss.binary and target <= ACCEPTED_TOL[scores.dtype]:
+        certificate = local_certificates(batch, scores, dual, certificate, work)
     return scores, dual, certificate
 
 
-def _slowly(
+def _solve_safeguarded(
     batch: Batch, target: float, steps: int, fall_back: bool, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By safeguarded Newton steps, whose systems conjugate gradients solve."""
-    scores, dual, certificate = _stage(batch, target, steps, work)
-    _undrift(batch, scores, dual, certificate, target, steps, work)
-    certificate = judged(batch, scores, dual, certificate, work)
-    return _eliminate_rest(batch, scores, dual, certificate, target, fall_back)
+    scores, dual, certificate = _newton_cg(batch, target, steps, work)
+    _recompute_scores(batch, scores, dual, certificate, target, steps, work)
+    certificate = local_certificates(batch, scores, dual, certificate, work)
+    return _solve_rest_directly(batch, scores, dual, certificate, target, fall_back)
 
 
-def judged(
+def local_certificates(
     batch: Batch,
     scores: Tensor,
     dual: Tensor,
@@ -151,10 +154,10 @@ def judged(
     classes, the step that is left is solved for.
     """
     whole = Batch(batch.loss, batch.operator, dual, scores)
-    most = ACCEPTED[scores.dtype]
+    most = ACCEPTED_TOL[scores.dtype]
     if batch.loss.binary:
         fixed = batch.operator.weight
-        bend = residual_of(whole, work)[1].diagonal + fixed
+        bend = residual_and_curvature(whole, work)[1].diagonal + fixed
         # Rows taken out have neither, and their 0 / 0 counts as no change.
         share = torch.where(fixed > 0, bend / fixed, 1.0).amin((1, 2)).clamp(max=1)
         worst = certificate / share
@@ -164,12 +167,12 @@ def judged(
     if bool(rest.any()):
         which = rest.nonzero()[:, 0]
         part = whole.select(which)
-        residual, curvature = residual_of(part, work)
-        pulled = part.operator(residual, work.like("pulled", residual))
+        residual, curvature = residual_and_curvature(part, work)
+        pulled = part.operator(residual, work.scratch_like("pulled", residual))
         work.count(part.operator, residual)
         square = inner(residual, pulled, work).abs()
-        enough = torch.full_like(square, ENOUGH)
-        step, lift, slope = conjugate(
+        enough = torch.full_like(square, RESIDUAL_TOL)
+        step, lift, slope = solve_newton_system(
             part.operator,
             curvature,
             residual,
@@ -177,22 +180,22 @@ def judged(
             square,
             enough,
             work,
-            share=0.0,
-            foresee=False,
+            max_unsolved=0.0,
+            predict_stop=False,
         )
         # A step that could not be solved for is too short, and certifies nothing.
         unsolved = residual - curvature.add_to(step, lift)
         work.count(part.operator, unsolved)
         over = inner(unsolved, part.operator(unsolved), work).abs()
-        slope = torch.where(over <= 4 * ENOUGH**2 * square, slope, torch.inf)
-        own = (slope.abs() / own_size(part, curvature, work)).sqrt()
+        slope = torch.where(over <= 4 * RESIDUAL_TOL**2 * square, slope, torch.inf)
+        own = (slope.abs() / local_squared_norm(part, curvature, work)).sqrt()
         own = own if margin is None else own * margin[which]
         own = torch.nan_to_num(own, nan=torch.inf)
         worst[which] = torch.maximum(certificate[which], own)
     return torch.where(certificate <= most, worst, certificate)
 
 
-def _eliminate_rest(
+def _solve_rest_directly(
     batch: Batch,
     scores: Tensor,
     dual: Tensor,
@@ -201,17 +204,17 @@ def _eliminate_rest(
     fall_back: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve what is left, in place, from where conjugate gradients stopped."""
-    left = ~(certificate <= max(target, ACCEPTED[scores.dtype]))
+    left = ~(certificate <= max(target, ACCEPTED_TOL[scores.dtype]))
     for problem in left.nonzero()[:, 0].tolist() if fall_back else ():
         one = torch.tensor([problem], device=scores.device)
         part = batch.select(one)
         part = Batch(part.loss, part.operator, dual[one], scores[one])
-        scores[one], dual[one], reached = eliminate(part, target)
+        scores[one], dual[one], reached = solve_direct(part, target)
         certificate[one] = reached.to(certificate)  # elimination works in float64
     return scores, dual, certificate
 
 
-def _undrift(
+def _recompute_scores(
     batch: Batch,
     scores: Tensor,
     dual: Tensor,
@@ -225,11 +228,11 @@ def _undrift(
     They are carried along step by step; see ``strayed``. Problems without a
     certificate only get their scores: no use in trying them again.
     """
-    claimed = certificate <= max(target, ACCEPTED[scores.dtype])
+    claimed = certificate <= max(target, ACCEPTED_TOL[scores.dtype])
     for turn in range(3):
         fresh = batch.operator(dual)
         work.count(batch.operator, dual)
-        off = strayed(scores, fresh) & claimed
+        off = has_drifted(scores, fresh) & claimed
         scores.copy_(fresh)
         if not bool(off.any()):
             return
@@ -239,12 +242,12 @@ def _undrift(
             return
         part = batch.select(which)
         part = Batch(part.loss, part.operator, dual[which], fresh[which])
-        scores[which], dual[which], certificate[which] = _stage(
+        scores[which], dual[which], certificate[which] = _newton_cg(
             part, target, steps, work
         )
 
 
-def _stage(
+def _newton_cg(
     batch: Batch, target: float, steps: int, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores, dual = torch.empty_like(batch.scores), torch.empty_like(batch.dual)
@@ -254,19 +257,19 @@ def _stage(
     place = torch.arange(count, device=scores.device)
     best, stalled = certificate.clone(), torch.zeros_like(certificate)
     finest = 1e-3 if scores.dtype == torch.float32 else 1e-7
-    residual, curvature = residual_of(batch, work)
+    residual, curvature = residual_and_curvature(batch, work)
     for step in range(steps + 1):
-        pulled = batch.operator(residual, work.like("pulled", residual))
+        pulled = batch.operator(residual, work.scratch_like("pulled", residual))
         work.count(batch.operator, residual)
         # Below zero it is rounding, and no reason to certify anything.
         square = inner(residual, pulled, work).abs()
-        now = (square / size_of(batch, work)).sqrt()
+        now = (square / squared_norm(batch, work)).sqrt()
         now = torch.nan_to_num(now, nan=torch.inf)
         # Rounding sets a floor: stop where steps no longer help.
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
         best = torch.minimum(best, now)
         done = (now <= target) | (stalled >= 12) | (now > 1e4 * best)
-        done |= (stalled >= 3) & (now <= ACCEPTED[batch.scores.dtype])
+        done |= (stalled >= 3) & (now <= ACCEPTED_TOL[batch.scores.dtype])
         done |= step == steps
         new = done & (place >= 0)
         if bool(new.any()):
@@ -287,17 +290,17 @@ def _stage(
             curvature = curvature.select(keep)
         forcing = torch.maximum(now.clamp(max=0.1), 0.3 * target / now)
         forcing = forcing.clamp(min=finest)
-        residual, curvature = advance(
+        residual, curvature = take_safeguarded_step(
             batch,
             work,
-            *conjugate(
+            *solve_newton_system(
                 batch.operator, curvature, residual, pulled, square, forcing, work
             ),
         )
     return scores, dual, certificate
 
 
-def certified(batch: Batch, residual: Tensor, work: Work) -> Tensor:
+def factor_certificates(batch: Batch, residual: Tensor, work: Work) -> Tensor:
     """(problem,) the certificate, in the type of the answers.
 
     Coarser products lose it: where most of a residual is sent to nothing, what is left
@@ -306,4 +309,4 @@ def certified(batch: Batch, residual: Tensor, work: Work) -> Tensor:
     pulled = batch.operator(residual)
     work.count(batch.operator, residual)
     square = inner(residual, pulled, work).abs()
-    return (square / size_of(batch, work)).sqrt()
+    return (square / squared_norm(batch, work)).sqrt()

@@ -21,62 +21,64 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Batch, Limits, Work, inner
 from probes.solvers.compiled import dispatch
-from probes.solvers.factor import Operator
-from probes.solvers.loss import Curvature, Loss, centre_classes
-from probes.solvers.newton.conjugate_gradients import conjugate
+from probes.solvers.newton.conjugate_gradients import solve_newton_system
+from probes.solvers.objective.batch import Batch, Limits, Work, inner
+from probes.solvers.objective.factor import Operator
+from probes.solvers.objective.loss import Curvature, Loss, center_classes
 
-HANDOVER = 1e-5
+FLOAT32_TOL = 1e-5
 """Certificate at which float32 has done its part of a float64 solve."""
-LIMITS = Limits(steps=30, turns=6, finest=1e-5, near=1e-4)
+LIMITS = Limits(steps=30, newton_steps=6, min_forcing=1e-5, rescore_above=1e-4)
 """How far to go before safeguarded steps are the better way."""
-BEHIND = 0.05
+MAX_ACTIVE_FRACTION = 0.05
 """Share of problems that may still be above a goal when the others go on."""
-FEWER = 0.6
+COMPACT_BELOW = 0.6
 """Share of problems left at which they are copied together."""
 
 
 @dataclass
-class _Place:
+class _State:
     """Where problems stand.
 
     Attributes:
         loss: What is minimised.
         operator: In the type of the loss.
         scores: (problem, class, n) E.
-        rest: (problem, class, n) b.
+        offset: (problem, class, n) b.
     """
 
     loss: Loss
     operator: Operator
     scores: Tensor
-    rest: Tensor
+    offset: Tensor
 
-    def select(self, keep: Tensor | slice) -> "_Place":
-        """The problems ``keep`` (indices)."""
-        loss, operator = self.loss.select(keep), self.operator.select(keep)
-        return _Place(loss, operator, self.scores[keep], self.rest[keep])
+    def select(self, problems: Tensor | slice) -> "_State":
+        """The problems ``problems`` (indices)."""
+        loss, operator = self.loss.select(problems), self.operator.select(problems)
+        return _State(loss, operator, self.scores[problems], self.offset[problems])
 
     def dual(self) -> Tensor:
         """(problem, class, n) c = alpha + w E."""
-        pull = self.loss.target * self.loss.weight - self.rest
+        pull = self.loss.target * self.loss.weight - self.offset
         return pull.addcmul_(self.operator.weight, self.scores)
 
     def residual(self, work: Work) -> tuple[Tensor, Tensor, Tensor]:
         """Residual, probabilities and their product with the rows' weights."""
-        chance = self.loss.probabilities(self.scores, work.like("chance", self.scores))
-        mass = work.like("mass", chance)
+        chance = self.loss.probabilities(
+            self.scores, work.scratch_like("chance", self.scores)
+        )
+        mass = work.scratch_like("mass", chance)
         torch.mul(chance, self.loss.weight, out=mass)
-        left = torch.sub(self.rest, mass, out=work.like("residual", chance))
+        left = torch.sub(self.offset, mass, out=work.scratch_like("residual", chance))
         return left, chance, mass
 
 
-def approach(
+def solve_mixed(
     batch: Batch,
-    target: float,
-    accepted: float,
-    iterations: torch.dtype,
+    tol: float,
+    accepted_tol: float,
+    iteration_dtype: torch.dtype,
     steps: int,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,10 +86,10 @@ def approach(
 
     Args:
         batch: Problems whose factor is a matrix, with scores = Q dual.
-        target: Certificate to reach.
-        accepted: Certificate that the metric of the own Hessian must keep, which for
-            two classes is bounded from the least of the curvature over the weights.
-        iterations: Type of most products.
+        tol: Certificate to reach.
+        accepted_tol: Certificate that the metric of the own Hessian must keep, which
+            for two classes is bounded from the least of the curvature over the weights.
+        iteration_dtype: Type of most products.
         steps: Most steps of either part.
         work: Where to count the work.
 
@@ -96,31 +98,33 @@ def approach(
         and for several classes still in the factor's metric.
     """
     kind, loss, operator = batch.scores.dtype, batch.loss, batch.operator
-    goal = max(target, HANDOVER) if iterations != kind else target
-    down, turns = min(steps, LIMITS.steps), min(steps, LIMITS.turns)
-    if dispatch.suits(batch):
-        limits = replace(LIMITS, steps=down, turns=turns)
-        return dispatch.approach(batch, target, accepted, iterations, limits, work)
+    goal = max(tol, FLOAT32_TOL) if iteration_dtype != kind else tol
+    down, turns = min(steps, LIMITS.steps), min(steps, LIMITS.newton_steps)
+    if dispatch.supports_binary(batch):
+        limits = replace(LIMITS, steps=down, newton_steps=turns)
+        return dispatch.solve_binary(
+            batch, tol, accepted_tol, iteration_dtype, limits, work
+        )
     pull = loss.target * loss.weight
-    rough = _Place(
-        loss.to(iterations),
-        operator.to(iterations),
-        batch.scores.to(iterations, copy=True),
-        (pull - batch.dual).addcmul_(operator.weight, batch.scores).to(iterations),
+    rough = _State(
+        loss.to(iteration_dtype),
+        operator.to(iteration_dtype),
+        batch.scores.to(iteration_dtype, copy=True),
+        (pull - batch.dual).addcmul_(operator.weight, batch.scores).to(iteration_dtype),
     )
-    size = _descend(rough, goal, down, work).to(kind)
+    size = _nonlinear_cg(rough, goal, down, work).to(kind)
     dual = rough.dual().to(kind)
     scores = operator(dual)
     work.count(operator, dual)
     alpha = dual.addcmul_(operator.weight, scores, value=-1)
     if not loss.binary:
-        centre_classes(alpha)
-        centre_classes(scores)
-    exact = _Place(loss, operator, scores, torch.sub(pull, alpha, out=alpha))
-    return _polish(exact, rough.operator, size, target, accepted, turns, work)
+        center_classes(alpha)
+        center_classes(scores)
+    exact = _State(loss, operator, scores, torch.sub(pull, alpha, out=alpha))
+    return _newton_cg(exact, rough.operator, size, tol, accepted_tol, turns, work)
 
 
-def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:
+def _nonlinear_cg(whole: _State, goal: float, steps: int, work: Work) -> Tensor:
     """Nonlinear conjugate gradients, in place, until nearly all are at the goal.
 
     Problems that come first are the ones waited for: a tail that has arrived is cut
@@ -141,26 +145,26 @@ def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:
     residual, chance, mass = place.residual(work)
     for turn in range(steps):
         operator, scores = place.operator, place.scores
-        pulled = operator(residual, work.like("pulled", scores))
+        pulled = operator(residual, work.scratch_like("pulled", scores))
         work.count(operator, residual)
         square = inner(residual, pulled, work)
         if turn % 2 == 0:
             # Float32 has a floor of its own, which differs from problem to problem.
             far = (square.abs() > least) & (square < 0.8 * best)
             best, waiting = square, far.nonzero()[:, 0]
-            if turn + 1 >= steps or len(waiting) <= BEHIND * len(everyone):
+            if turn + 1 >= steps or len(waiting) <= MAX_ACTIVE_FRACTION * len(everyone):
                 break
             head, kept = int(waiting[-1]) + 1, None
             if head <= 0.85 * len(far) and head <= 1.5 * len(waiting):
                 kept = slice(0, head)
-            elif len(waiting) <= FEWER * len(far):
+            elif len(waiting) <= COMPACT_BELOW * len(far):
                 kept = waiting
                 for name in ("ahead", "inside", "image"):
-                    old = work.like(name, scores)[kept]
-                    work.like(name, old).copy_(old)
+                    old = work.scratch_like(name, scores)[kept]
+                    work.scratch_like(name, old).copy_(old)
             if kept is not None:
                 if copied:
-                    whole.scores[index], whole.rest[index] = scores, place.rest
+                    whole.scores[index], whole.offset[index] = scores, place.offset
                 copied |= kept is waiting
                 place, index = place.select(kept), index[kept]
                 operator, scores = place.operator, place.scores
@@ -169,12 +173,18 @@ def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:
                 best, last, far = best[kept], last[kept], far[kept]
                 bend, slope, length = bend[kept], slope[kept], length[kept]
         # A direction moves scores by ``ahead`` and alpha by ``inside``.
-        ahead, inside = work.like("ahead", scores), work.like("inside", scores)
-        image, step = work.like("image", scores), work.like("step", scores)
+        ahead, inside = (
+            work.scratch_like("ahead", scores),
+            work.scratch_like("inside", scores),
+        )
+        image, step = (
+            work.scratch_like("image", scores),
+            work.scratch_like("step", scores),
+        )
         torch.addcmul(residual, operator.weight, pulled, value=-1, out=step)
         if not binary:
-            centre_classes(step)
-            centre_classes(pulled)
+            center_classes(step)
+            center_classes(pulled)
         if turn == 0:
             ahead.copy_(pulled)
             inside.copy_(step)
@@ -187,7 +197,7 @@ def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:
             wide = keep[:, None, None]
             torch.addcmul(pulled, ahead, wide, out=ahead)
             torch.addcmul(step, inside, wide, out=inside)
-        _bent(binary, chance, mass, inside, ahead, image)
+        _hess_product(binary, chance, mass, inside, ahead, image)
         bend = inner(ahead, image, work)
         # Steps of finished problems are rounding.
         length = torch.where(far & (bend > 0) & (slope > 0), slope / bend, 0.0)
@@ -195,7 +205,7 @@ def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:
         for _ in range(4):
             wide = change[:, None, None]
             scores.addcmul_(ahead, wide)
-            place.rest.addcmul_(inside, wide, value=-1)
+            place.offset.addcmul_(inside, wide, value=-1)
             residual, chance, mass = place.residual(work)
             last = inner(residual, ahead, work)
             over = (last < -0.5 * slope) & (length > 0)
@@ -206,11 +216,11 @@ def _descend(whole: _Place, goal: float, steps: int, work: Work) -> Tensor:
             change = torch.where(over, length * part, 0.0)
             length = length + change
     if copied:
-        whole.scores[index], whole.rest[index] = place.scores, place.rest
+        whole.scores[index], whole.offset[index] = place.scores, place.offset
     return everyone
 
 
-def _bent(
+def _hess_product(
     binary: bool,
     chance: Tensor,
     mass: Tensor,
@@ -228,8 +238,8 @@ def _bent(
     out.addcmul_(mass, total, value=-1)
 
 
-def _polish(
-    place: _Place,
+def _newton_cg(
+    place: _State,
     fast: Operator,
     size: Tensor,
     target: float,
@@ -251,19 +261,19 @@ def _polish(
         residual, chance, _ = place.residual(work)
         rough, chance = residual, chance.to(kind)
         if kind != residual.dtype:
-            rough = work.like("rough", residual, kind).copy_(residual)
+            rough = work.scratch_like("rough", residual, kind).copy_(residual)
         if binary:
-            bend = mild.curvature(chance, work.like("bend", chance))
+            bend = mild.curvature(chance, work.scratch_like("bend", chance))
             curvature = Curvature(bend.sub_(fast.weight))
         else:
             curvature = Curvature(fast.weight, chance, mild.weight)
-        pulled = fast(rough, work.like("pulled", rough))
+        pulled = fast(rough, work.scratch_like("pulled", rough))
         work.count(fast, rough)
         square = inner(rough, pulled, work)
         now, own = _certificates(size, over, leverage, curvature, rough, square, work)
         lost = now
         if binary:
-            longer = _longer(size, curvature.diagonal, fast.weight, place, work)
+            longer = _norm_ratio(size, curvature.diagonal, fast.weight, place, work)
             own = own * longer
             # What scores lose to rounding is that much more in the own metric.
             lost = own * longer.square()
@@ -272,7 +282,7 @@ def _polish(
         before = now
         left = (~done).nonzero()[:, 0]
         last = len(left) == 0 or turn + 1 == turns
-        if last or len(left) < FEWER * len(index):
+        if last or len(left) < COMPACT_BELOW * len(index):
             scores[index], dual[index] = place.scores, place.dual()
             certificate[index] = torch.where(done, torch.maximum(now, own), torch.inf)
             if last:
@@ -283,29 +293,36 @@ def _polish(
             curvature = curvature.select(left)
             over, leverage = over[left], leverage[left]
             rough, pulled, square = rough[left], pulled[left], square[left]
-        enough = (0.3 * target / now).clamp(LIMITS.finest, 0.1)
-        step, lift, _ = conjugate(
-            fast, curvature, rough, pulled, square, enough, work, share=BEHIND
+        enough = (0.3 * target / now).clamp(LIMITS.min_forcing, 0.1)
+        step, lift, _ = solve_newton_system(
+            fast,
+            curvature,
+            rough,
+            pulled,
+            square,
+            enough,
+            work,
+            max_unsolved=MAX_ACTIVE_FRACTION,
         )
         step.addcmul_(fast.weight, lift, value=-1)
         if not binary:
-            centre_classes(step)
-            centre_classes(lift)
-        place.rest.sub_(step)
+            center_classes(step)
+            center_classes(lift)
+        place.offset.sub_(step)
         place.scores.add_(lift)
-        if not bool((lost <= LIMITS.near).all()):
+        if not bool((lost <= LIMITS.rescore_above).all()):
             # Scores were moved by float32 products; make them exact again.
             dual_here = place.dual()
             operator = place.operator
             fresh = operator(dual_here)
             work.count(operator, dual_here)
-            place.rest.addcmul_(operator.weight, fresh - place.scores)
+            place.offset.addcmul_(operator.weight, fresh - place.scores)
             place.scores.copy_(fresh)
     return scores, dual, certificate
 
 
-def _longer(
-    size: Tensor, bend: Tensor, fixed: Tensor, place: _Place, work: Work
+def _norm_ratio(
+    size: Tensor, bend: Tensor, fixed: Tensor, place: _State, work: Work
 ) -> Tensor:
     """(problem,) length of the parameters in the factor's metric over their own, >= 1.
 
@@ -336,7 +353,7 @@ def _certificates(
     is also at least 1/2 - sum over rows of max(w / 2 - W, 0) Q_ii, as a matrix is at
     most its trace: so that rows which hardly count may lose what curvature they had.
     """
-    image = work.like("image", residual)
+    image = work.scratch_like("image", residual)
     noise = 16 * torch.finfo(residual.dtype).eps
     rest = inner(residual, torch.mul(residual, over, out=image), work)
     square = square.abs() + noise * rest

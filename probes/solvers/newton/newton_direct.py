@@ -5,25 +5,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import (
+from probes.solvers.objective.batch import (
     Batch,
     Work,
-    advance,
+    has_drifted,
     inner,
-    own_size,
-    residual_of,
-    strayed,
+    local_squared_norm,
+    residual_and_curvature,
+    take_safeguarded_step,
 )
-from probes.solvers.loss import Curvature
+from probes.solvers.objective.loss import Curvature
 
-FAR = 10.0
+MAX_START_GRADIENT = 10.0
 """Largest pull of a row in a start, over the largest weight of a row."""
 
 Solver = Callable[[Tensor, Curvature], tuple[Tensor, Tensor]]
 
 
-def eliminate(
-    batch: Batch, target: float, steps: int = 100
+def solve_direct(
+    batch: Batch, tol: float, steps: int = 100
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Newton steps by elimination, for few small problems and for the stiffest.
 
@@ -41,18 +41,18 @@ def eliminate(
     narrow = batch.loss.binary and batch.operator.factor.basis is not None
     solve = _basis_solver(batch) if narrow else _row_solver(batch)
     work = Work()
-    _begin(batch, work)
+    _set_start(batch, work)
     certificate = torch.full_like(batch.scores[:, 0, 0], torch.inf)
     turn, off = 0, torch.ones_like(certificate, dtype=torch.bool)
     while turn < 3 and bool(off.any()):
-        scores, batch.dual, certificate = _solve(batch, solve, target, steps, work)
+        scores, batch.dual, certificate = _newton(batch, solve, tol, steps, work)
         batch.scores = batch.operator(batch.dual)
-        turn, off = turn + 1, strayed(scores, batch.scores)
+        turn, off = turn + 1, has_drifted(scores, batch.scores)
     certificate = torch.where(off, torch.inf, certificate)
     return batch.scores.to(dtype), batch.dual.to(dtype), certificate
 
 
-def _solve(
+def _newton(
     batch: Batch, solve: Solver, target: float, steps: int, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Newton steps until the target is met or they no longer help: the best point.
@@ -64,12 +64,12 @@ def _solve(
     best = batch.scores.new_full((len(batch.scores),), torch.inf)
     answer = batch.scores.clone(), batch.dual.clone()
     stalled = torch.zeros_like(best)
-    residual, curvature = residual_of(batch, work)
+    residual, curvature = residual_and_curvature(batch, work)
     for _ in range(steps):
         step, lift = solve(residual, curvature)
         slope = inner(residual, lift, work)
         # A slope below zero is rounding.
-        now = (slope.abs() / own_size(batch, curvature, work)).sqrt()
+        now = (slope.abs() / local_squared_norm(batch, curvature, work)).sqrt()
         now = torch.nan_to_num(now, nan=torch.inf)
         better = now < best
         stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
@@ -77,11 +77,11 @@ def _solve(
         answer[0][better], answer[1][better] = batch.scores[better], batch.dual[better]
         if bool(((best <= target) | (stalled >= 25)).all()):
             break
-        residual, curvature = advance(batch, work, step, lift, slope)
+        residual, curvature = take_safeguarded_step(batch, work, step, lift, slope)
     return *answer, best
 
 
-def _begin(batch: Batch, work: Work) -> None:
+def _set_start(batch: Batch, work: Work) -> None:
     """Start from the dual values given, or from nothing where that is better.
 
     Conjugate gradients that went astray may have left a point worse than no probe.
@@ -94,7 +94,7 @@ def _begin(batch: Batch, work: Work) -> None:
     # At the optimum no row pulls by more than its weight; far beyond it, what the
     # scores are is what products of huge numbers left of them.
     most = batch.loss.weight.amax((1, 2))
-    better &= pull.abs().amax((1, 2)) <= FAR * most
+    better &= pull.abs().amax((1, 2)) <= MAX_START_GRADIENT * most
     better = better[:, None, None]
     batch.dual = torch.where(better, batch.dual, 0.0)
     batch.scores = torch.where(better, scores, 0.0)

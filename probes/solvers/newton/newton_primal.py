@@ -15,26 +15,26 @@ have no weight in its loss; the factor may hold them all the same.
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Batch, Work
-from probes.solvers.loss import Loss
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.loss import Loss
 
-LIMIT = 100
+MAX_CG_STEPS = 100
 """Products of one step."""
-FINER = 1e-4
+RETRY_TOL_FACTOR = 1e-4
 """Target of a second try, over that of the first."""
-ENOUGH = 1e-2
+RESIDUAL_TOL = 1e-2
 """As in ``engine``."""
 
 
-def minimise_narrow(
-    batch: Batch, target: float, iterations: torch.dtype, steps: int, work: Work
+def minimize_primal(
+    batch: Batch, tol: float, iteration_dtype: torch.dtype, steps: int, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve problems of two classes whose factor has a basis.
 
     Args:
         batch: In float64, with any starting point.
-        target: Certificate to reach.
-        iterations: Type of the inner products.
+        tol: Certificate to reach.
+        iteration_dtype: Type of the inner products.
         steps: Newton steps before giving up.
         work: Where to count the work.
 
@@ -42,14 +42,14 @@ def minimise_narrow(
         As ``engine.minimise``: (problem, 1, n) scores and dual values, (problem,)
         certificate.
     """
-    scores, dual, certificate = _newton(batch, target, iterations, steps, work)
-    left = ~(certificate <= 10 * target)
+    scores, dual, certificate = _newton(batch, tol, iteration_dtype, steps, work)
+    left = ~(certificate <= 10 * tol)
     if bool(left.any()):
         # The loop goes by the factor's metric, which was too mild a judge here.
         which = left.nonzero()[:, 0]
         part = batch.select(which)
         part = Batch(part.loss, part.operator, dual[which], scores[which])
-        again = _newton(part, FINER * target, torch.float64, steps, work)
+        again = _newton(part, RETRY_TOL_FACTOR * tol, torch.float64, steps, work)
         scores[which], dual[which], certificate[which] = again
     return scores, dual, certificate
 
@@ -71,7 +71,7 @@ def _newton(
     place = torch.arange(len(point), device=point.device)
     floor = 1e-6 * fixed.sum()
     scores = point @ basis.T
-    gradient, bend = _slope(loss, basis, fixed, point, scores)
+    gradient, bend = _gradient_and_excess(loss, basis, fixed, point, scores)
     for step in range(steps + 1):
         now = _norm(gradient) / _norm(point).clamp(min=floor.sqrt())
         now = torch.nan_to_num(now, nan=torch.inf)
@@ -89,20 +89,20 @@ def _newton(
         forcing = torch.maximum(now.clamp(max=0.1), 0.3 * target / now)
         goal = forcing.clamp(min=finest)
         side = -gradient.to(iterations)
-        move, _ = _conjugate(fast, bend.to(iterations), side, goal, work)
+        move, _ = _solve_newton_system(fast, bend.to(iterations), side, goal, work)
         _count(work, basis, len(point))
-        point, scores, gradient, bend = _advance(
+        point, scores, gradient, bend = _take_step(
             loss, basis, fixed, point, scores, gradient, move.to(point)
         )
-    return _answer(batch, answer, fast, work)
+    return _certified_answer(batch, answer, fast, work)
 
 
-def _slope(
+def _gradient_and_excess(
     loss: Loss, basis: Tensor, fixed: Tensor, point: Tensor, scores: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(problem, r) gradient, and (problem, n) curvature beyond the factor's."""
     chance = loss.probabilities(scores[:, None])
-    pull = loss.pull(chance)[:, 0]
+    pull = loss.neg_gradient(chance)[:, 0]
     gradient = point - (pull + fixed * scores) @ basis
     return gradient, loss.curvature(chance)[:, 0] - fixed
 
@@ -113,7 +113,7 @@ def _count(work: Work, basis: Tensor, problems: int) -> None:
     work.flops += 4.0 * problems * basis.numel()
 
 
-def _conjugate(
+def _solve_newton_system(
     basis: Tensor, bend: Tensor, residual: Tensor, forcing: Tensor, work: Work
 ) -> tuple[Tensor, Tensor]:
     """CG for (I + B' diag(bend) B) move = residual, and (problem,) who got there."""
@@ -121,7 +121,7 @@ def _conjugate(
     square = residual.square().sum(1)
     first, goal = square, square * forcing.to(square).square()
     fresh = square
-    for _ in range(LIMIT):
+    for _ in range(MAX_CG_STEPS):
         image = ((search @ basis.T).mul_(bend) @ basis).add_(search)
         _count(work, basis, len(search))
         slope = (search * image).sum(1)
@@ -138,7 +138,7 @@ def _conjugate(
     return move, fresh <= goal
 
 
-def _advance(
+def _take_step(
     loss: Loss,
     basis: Tensor,
     fixed: Tensor,
@@ -151,7 +151,7 @@ def _advance(
     first = -(gradient * move).sum(1)
     landed = point + move
     there = landed @ basis.T
-    gradient, bend = _slope(loss, basis, fixed, landed, there)
+    gradient, bend = _gradient_and_excess(loss, basis, fixed, landed, there)
     over = ~(-(gradient * move).sum(1) >= -0.5 * first)
     if not bool(over.any()):
         return landed, there, gradient, bend
@@ -163,7 +163,7 @@ def _advance(
     for _ in range(40):
         middle = 0.5 * (low + high)
         here = at + middle[:, None] * lift
-        pull = part.pull(part.probabilities(here[:, None]))[:, 0] + fixed * here
+        pull = part.neg_gradient(part.probabilities(here[:, None]))[:, 0] + fixed * here
         back = ((start + middle[:, None] * step) * step).sum(1)
         slope = (pull * lift).sum(1) - back
         if bool((slope.abs() <= 0.5 * first).all()):
@@ -172,13 +172,13 @@ def _advance(
         low, high = torch.where(down, middle, low), torch.where(down, high, middle)
     landed[index] = start + middle[:, None] * step
     there[index] = landed[index] @ basis.T
-    gradient[index], bend[index] = _slope(
+    gradient[index], bend[index] = _gradient_and_excess(
         part, basis, fixed, landed[index], there[index]
     )
     return landed, there, gradient, bend
 
 
-def _answer(
+def _certified_answer(
     batch: Batch, point: Tensor, fast: Tensor, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores and dual values that are each other's, one gradient step from ``point``.
@@ -194,14 +194,16 @@ def _answer(
     assert factor.basis is not None
     basis, fixed, loss = factor.basis[0], factor.weight[0], batch.loss
     before = point @ basis.T
-    dual = loss.pull(loss.probabilities(before[:, None]))[:, 0] + fixed * before
+    dual = loss.neg_gradient(loss.probabilities(before[:, None]))[:, 0] + fixed * before
     point = dual @ basis
     scores = point @ basis.T
-    gradient, bend = _slope(loss, basis, fixed, point, scores)
+    gradient, bend = _gradient_and_excess(loss, basis, fixed, point, scores)
     floor = 1e-6 * fixed.sum()
     certificate = _norm(gradient) / _norm(point).clamp(min=floor.sqrt())
-    enough = torch.full_like(certificate, ENOUGH)
-    left, solved = _conjugate(fast, bend.to(fast), -gradient.to(fast), enough, work)
+    enough = torch.full_like(certificate, RESIDUAL_TOL)
+    left, solved = _solve_newton_system(
+        fast, bend.to(fast), -gradient.to(fast), enough, work
+    )
     _count(work, basis, 2 * len(point))
     size = point.square().sum(1) + (bend * scores.square()).sum(1)
     floor = 1e-6 * (bend + fixed).sum(1)

@@ -1,10 +1,11 @@
 """Few folds of many rows, two classes, all from nothing on one rough preconditioner.
 
-Where rows outnumber features, a factor that is exact (``probes.solvers.factor``) costs
-more than the fits that use it: it needs the rows in the Hessian's own coordinates. Here
-the unknowns are the weights and the intercept themselves, W and b, the penalty is
-written out, and a rough Hessian in float32 only says in which metric to go down. So it
-may be wrong: what is solved, and certified, is the float64 problem.
+Where rows outnumber features, a factor that is exact
+(``probes.solvers.objective.factor``) costs more than the fits that use it: it needs the
+rows in the Hessian's own coordinates. Here the unknowns are the weights and the
+intercept themselves, W and b, the penalty is written out, and a rough Hessian in
+float32 only says in which metric to go down. So it may be wrong: what is solved, and
+certified, is the float64 problem.
 
 The metric is the Hessian of the problems' mean curvature, or, as long as that gets on,
 its diagonal, which costs one pass over the rows. What a problem's own rows bend beyond
@@ -23,29 +24,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.solvers.batch import Work
-from probes.solvers.factor import gram_of
-from probes.solvers.loss import Loss
+from probes.solvers.objective.batch import Work
+from probes.solvers.objective.factor import gram_matrix
+from probes.solvers.objective.loss import Loss
 
-HANDOVER = 1e-5
+FLOAT32_TOL = 1e-5
 """Certificate at which float32 has done its part."""
-NEAR, STALLED = 1e-4, 0.5
+FLOAT32_FLOOR, STALL_RATIO = 1e-4, 0.5
 """Below this certificate a round that leaves at least this share is the last: what is
 left is float32's rounding, which no metric takes away."""
-ROUND, ROUNDS = 6, 12
+STEPS_PER_ROUND, MAX_ROUNDS = 6, 12
 """Steps before the metric is looked at again, and how often that is done, at most."""
-SWIFT = 0.2
+MAX_ROUND_RATIO = 0.2
 """What a round has to leave at most, to stay with the diagonal or a factor at hand."""
-TURNS = 5
+MAX_NEWTON_STEPS = 5
 """Newton steps on exact gradients, at most."""
-FINEST = 1e-4
+MIN_FORCING = 1e-4
 """Least share of a gradient that float32 is asked to leave."""
-CERTAIN = 1e-2
+RESIDUAL_TOL = 1e-2
 """Share of a gradient that may be left where the step that is left is measured."""
 
 
 @dataclass(frozen=True)
-class _Metric:
+class _Preconditioner:
     """Inverse of a rough Hessian, in float32.
 
     Attributes:
@@ -64,12 +65,12 @@ class _Metric:
         return self.base(gradient).addcmul_(self.own, along, value=-1)
 
 
-def _metric(table: Tensor, bend: Tensor, exact: bool) -> _Metric | None:
+def _preconditioner(table: Tensor, bend: Tensor, exact: bool) -> _Preconditioner | None:
     """The metric of curvatures (problem, row); None where no row bends enough."""
     weight = bend.mean(0)
     weight = weight.clamp(min=1e-6 * float(weight.max()))
     if exact:
-        hessian = gram_of((table * weight.sqrt()[:, None]).T)
+        hessian = gram_matrix((table * weight.sqrt()[:, None]).T)
         hessian.diagonal()[:-1].add_(1)
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if int(failed):
@@ -91,18 +92,18 @@ def _metric(table: Tensor, bend: Tensor, exact: bool) -> _Metric | None:
     own = base(towards)
     # The inverse of a Hessian to which one row is added (Sherman and Morrison).
     own = own / (1 + (towards * own).sum(1, keepdim=True)).sqrt()
-    return _Metric(weight, base, own)
+    return _Preconditioner(weight, base, own)
 
 
-def fit_tall(
-    rows: Tensor, loss: Loss, target: float, work: Work
+def fit_primal(
+    rows: Tensor, loss: Loss, tol: float, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fit every problem from nothing.
 
     Args:
         rows: (n, d) float64, centred, fewer features than rows.
         loss: Problems of two classes; rows taken out of one have no weight in it.
-        target: Certificate to reach.
+        tol: Certificate to reach.
         work: Where to count the work.
 
     Returns:
@@ -116,11 +117,11 @@ def fit_tall(
     # Few problems times many rows take half the time with the rows in this order.
     turned = fast.T.contiguous()
     point = fast.new_zeros(len(loss.weight), table.shape[1])
-    metric = _descend(fast, turned, mild, point, work)
+    metric = _nonlinear_cg(fast, turned, mild, point, work)
     point = point.double()
     certificate = point.new_full((len(point),), torch.inf)
     scores = point @ table.T
-    for _ in range(TURNS):
+    for _ in range(MAX_NEWTON_STEPS):
         if metric is None:
             break
         chance = loss.probabilities(scores[:, None])
@@ -128,13 +129,13 @@ def fit_tall(
         bend = loss.curvature(chance)[:, 0]
         size = point[:, :-1].square().sum(1) + (bend * scores.square()).sum(1)
         size = torch.maximum(size, 1e-6 * bend.sum(1))
-        enough = (0.1 * target) ** 2 * size
-        move, slope, exact = _solve(
+        enough = (0.1 * tol) ** 2 * size
+        move, slope, exact = _newton_step(
             fast, turned, bend.float(), -gradient, metric, enough, work
         )
         now = torch.nan_to_num((slope / size).sqrt(), nan=torch.inf)
         certificate = torch.where(exact, now, torch.inf)
-        if bool((certificate <= target).all()):
+        if bool((certificate <= tol).all()):
             break
         point = point + move
         scores = point @ table.T
@@ -146,35 +147,35 @@ def _gradient(
     table: Tensor, loss: Loss, point: Tensor, chance: Tensor, work: Work
 ) -> Tensor:
     """(problem, d + 1) derivative of the penalised loss."""
-    gradient = loss.pull(chance)[:, 0] @ table
+    gradient = loss.neg_gradient(chance)[:, 0] @ table
     gradient.neg_()[:, :-1].add_(point[:, :-1])
     work.products += len(point)
     work.flops += 4.0 * len(point) * table.numel()
     return gradient
 
 
-def _descend(
+def _nonlinear_cg(
     table: Tensor, turned: Tensor, loss: Loss, point: Tensor, work: Work
-) -> _Metric | None:
+) -> _Preconditioner | None:
     """Nonlinear conjugate gradients, in place; the last metric, None without one."""
     metric, exact, stale = None, False, True
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         scores = point @ turned
         chance = loss.probabilities(scores[:, None])
         if stale:
             bend = loss.curvature(chance)[:, 0]
-            metric = _metric(table, bend, exact)
+            metric = _preconditioner(table, bend, exact)
         if metric is None:
             return None
         step = before = lead = torch.zeros_like(point)
         lengths = []
-        for turn in range(ROUND):
+        for turn in range(STEPS_PER_ROUND):
             gradient = _gradient(table, loss, point, chance, work)
             pulled = metric(gradient)
             square = (gradient * pulled).sum(1)
-            size = _size(point, scores, metric.weight)
+            size = _squared_norm(point, scores, metric.weight)
             lengths.append(float((square / size).max().sqrt()))
-            if lengths[-1] <= HANDOVER:
+            if lengths[-1] <= FLOAT32_TOL:
                 return metric
             keep = torch.zeros_like(square)
             if turn > 0:
@@ -185,26 +186,26 @@ def _descend(
             step = keep[:, None] * step - pulled
             move = step @ turned
             slope = -(gradient * step).sum(1)
-            length, scores, chance = _advance(
+            length, scores, chance = _line_search(
                 loss, point, scores, step, move, chance, slope
             )
             point += length[:, None] * step
-        if exact and STALLED * lengths[0] <= lengths[-1] <= NEAR:
+        if exact and STALL_RATIO * lengths[0] <= lengths[-1] <= FLOAT32_FLOOR:
             return metric
         # The first length of all is that of no probe, which says nothing.
-        slow = not lengths[-1] <= SWIFT * lengths[1]
+        slow = not lengths[-1] <= MAX_ROUND_RATIO * lengths[1]
         stale = slow or not exact
         exact |= slow
     return metric
 
 
-def _size(point: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
+def _squared_norm(point: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
     """(problem,) squared length of the parameters in the metric."""
     size = point[:, :-1].square().sum(1) + scores.square() @ weight
     return torch.maximum(size, 1e-6 * weight.sum())
 
 
-def _advance(
+def _line_search(
     loss: Loss,
     point: Tensor,
     scores: Tensor,
@@ -226,7 +227,7 @@ def _advance(
     while True:
         there = scores + length[:, None] * move
         chance = loss.probabilities(there[:, None])
-        last = (loss.pull(chance)[:, 0] * move).sum(1) - along - length * stiff
+        last = (loss.neg_gradient(chance)[:, 0] * move).sum(1) - along - length * stiff
         over = last < -0.5 * slope
         if not trials or not bool(over.any()):
             return length, there, chance
@@ -234,12 +235,12 @@ def _advance(
         trials -= 1
 
 
-def _solve(
+def _newton_step(
     table: Tensor,
     turned: Tensor,
     bend: Tensor,
     side: Tensor,
-    metric: _Metric,
+    metric: _Preconditioner,
     enough: Tensor,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +265,7 @@ def _solve(
     search, square = pulled.clone(), (left * pulled).sum(1)
     first, fresh, slope = square, square, torch.zeros_like(square)
     asked = (enough / scale[:, 0].square()).float()
-    asked = asked.clamp(FINEST**2 * first, CERTAIN**2 * first)
+    asked = asked.clamp(MIN_FORCING**2 * first, RESIDUAL_TOL**2 * first)
     for _ in range(60):
         image = ((search @ turned).mul_(bend)) @ table
         image[:, :-1] += search[:, :-1]
@@ -281,6 +282,6 @@ def _solve(
             break
         ratio = torch.where(square > 0, fresh / square, 0.0)
         search, square = pulled.addcmul_(ratio[:, None], search), fresh
-    solved = fresh <= CERTAIN**2 * first
+    solved = fresh <= RESIDUAL_TOL**2 * first
     scale = scale[:, 0]
     return move.double() * scale[:, None], slope.double() * scale**2, solved

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.solvers.loss import Loss
-from probes.solvers.newton.twofold import dot, two_sum
+from probes.solvers.newton.compensated import dot, two_sum
+from probes.solvers.objective.loss import Loss
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Problem:
         rows: (n, d) float64.
         target: (class or 1, n) 0 or 1.
         weight: (n,) > 0.
-        free: (class or 1, q) orthonormal: classes without what they share.
-        basis: (d, r) orthonormal, spans the rows; None where that is all features.
-        table: (n, r + 1) rows in that basis, and 1.
+        class_basis: (class or 1, q) orthonormal: classes without what they share.
+        row_basis: (d, r) orthonormal, spans the rows; None where that is all features.
+        features: (n, r + 1) rows in that basis, and 1.
     """
 
     rows: Tensor
     target: Tensor
     weight: Tensor
-    free: Tensor
-    basis: Tensor | None
-    table: Tensor
+    class_basis: Tensor
+    row_basis: Tensor | None
+    features: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,25 @@ class Point:
         weights: (class or 1, d).
         intercept: (class or 1,).
         scores: (class or 1, n).
-        pull: (class or 1, n) minus the derivative of the loss by the scores.
-        roots: (n, class or 1, q): F with F'F the second derivative by free scores.
-        size: Squared norm of the parameters in the metric of the Hessian.
-        inside: (q (r + 1),) gradient by the coordinates of ``table``.
-        beyond: (q, d) gradient by weights that no row reaches.
+        neg_gradient: (class or 1, n) minus the derivative of the loss by the scores.
+        curvature_root: (n, class or 1, q): F with F'F the second derivative by free
+            scores.
+        squared_norm: Squared norm of the parameters in the metric of the Hessian.
+        gradient: (q (r + 1),) gradient by the coordinates of ``table``.
+        unreached_gradient: (q, d) gradient by weights that no row reaches.
     """
 
     weights: Tensor
     intercept: Tensor
     scores: Tensor
-    pull: Tensor
-    roots: Tensor
-    size: float
-    inside: Tensor
-    beyond: Tensor
+    neg_gradient: Tensor
+    curvature_root: Tensor
+    squared_norm: float
+    gradient: Tensor
+    unreached_gradient: Tensor
 
 
-def problem_of(rows: Tensor, loss: Loss) -> Problem:
+def make_problem(rows: Tensor, loss: Loss) -> Problem:
     """One problem on its rows.
 
     Args:
@@ -80,7 +81,7 @@ def problem_of(rows: Tensor, loss: Loss) -> Problem:
     return Problem(rows, target, loss.weight[0, 0], free, basis, table)
 
 
-def chances(scores: Tensor) -> tuple[Tensor, Tensor]:
+def probabilities(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Probability of each class, and that of all others, both to their last digits."""
     if len(scores) == 1:
         return torch.sigmoid(scores), torch.sigmoid(-scores)
@@ -90,12 +91,12 @@ def chances(scores: Tensor) -> tuple[Tensor, Tensor]:
     return chance, torch.stack(rest)
 
 
-def pulls(problem: Problem, scores: Tensor) -> tuple[Tensor, Tensor]:
+def neg_gradients(problem: Problem, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Minus the derivative of the loss by the scores, and what rounding took from it.
 
     Over classes the two together sum to zero.
     """
-    chance, others = chances(scores)
+    chance, others = probabilities(scores)
     own = problem.target > 0
     if len(scores) == 1:
         small = problem.weight * torch.where(own, others, -chance)
@@ -108,7 +109,7 @@ def pulls(problem: Problem, scores: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(own, total, -small), rest * own
 
 
-def look(problem: Problem, weights: Tensor, intercept: Tensor) -> Point:
+def evaluate(problem: Problem, weights: Tensor, intercept: Tensor) -> Point:
     """The objective at (class or 1, d) weights and (class or 1,) intercept."""
     rows, scores = problem.rows, []
     for each, shift in zip(weights, intercept, strict=True):
@@ -116,7 +117,7 @@ def look(problem: Problem, weights: Tensor, intercept: Tensor) -> Point:
         value, lost = two_sum(value, shift)
         scores.append(value + (lost + rest))
     scores = torch.stack(scores)
-    chance, others = chances(scores)
+    chance, others = probabilities(scores)
     if len(scores) == 1:
         roots = (problem.weight * chance * others).sqrt().T[:, :, None]
     else:
@@ -124,12 +125,12 @@ def look(problem: Problem, weights: Tensor, intercept: Tensor) -> Point:
         root = chance.sqrt().T
         roots = -root[:, :, None] * chance.T[:, None]
         roots.diagonal(dim1=1, dim2=2).copy_(root * others.T)
-        roots = problem.weight.sqrt()[:, None, None] * (roots @ problem.free)
-    bent = torch.einsum("nkq,qn->nk", roots, problem.free.T @ scores)
+        roots = problem.weight.sqrt()[:, None, None] * (roots @ problem.class_basis)
+    bent = torch.einsum("nkq,qn->nk", roots, problem.class_basis.T @ scores)
     size = float(weights.square().sum() + bent.square().sum())
     # Scores of a thousandth count as nothing: optima at zero have no scale.
     size = max(size, 1e-6 * float(roots.square().sum()), 1e-300)
-    pull, rest = pulls(problem, scores)
+    pull, rest = neg_gradients(problem, scores)
     sums = [dot(rows.T, each) for each in pull]
     steep = [
         (part - high) - low for part, (high, low) in zip(weights, sums, strict=True)
@@ -137,12 +138,12 @@ def look(problem: Problem, weights: Tensor, intercept: Tensor) -> Point:
     steep = torch.stack(steep) - rest @ rows
     high, low = dot(pull, torch.ones_like(pull[0]))
     shift = -high - (low + rest.sum(1))
-    steep, shift = problem.free.T @ steep, problem.free.T @ shift
+    steep, shift = problem.class_basis.T @ steep, problem.class_basis.T @ shift
     seen, beyond = steep, torch.zeros_like(steep)
-    if problem.basis is not None:
-        seen = steep @ problem.basis
-        beyond = steep - seen @ problem.basis.T
+    if problem.row_basis is not None:
+        seen = steep @ problem.row_basis
+        beyond = steep - seen @ problem.row_basis.T
         # Once more, as rounding of a steep gradient lies anywhere.
-        beyond = beyond - beyond @ problem.basis @ problem.basis.T
+        beyond = beyond - beyond @ problem.row_basis @ problem.row_basis.T
     inside = torch.cat([seen, shift[:, None]], 1).flatten()
     return Point(weights, intercept, scores, pull, roots, size, inside, beyond)

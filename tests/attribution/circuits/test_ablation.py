@@ -8,17 +8,17 @@ from attribution.circuits.ablation import (
     ablated_values,
     check_ablation,
     mean_values,
-    run_cut,
+    run_ablated,
 )
 from attribution.circuits.circuit import (
-    cut_metric,
+    ablated_metric,
     measure_circuit,
     select_circuit,
     top_edges,
 )
-from attribution.circuits.eap import Method, score_edges
-from attribution.circuits.forward_backward import run, writers_of
-from capture.network.hooks import leftover_hooks, patch
+from attribution.circuits.eap import EapMethod, score_edges
+from attribution.circuits.forward_backward import run_forward, writer_outputs
+from capture.network.hooks import count_hooks, patch
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import (
@@ -43,23 +43,23 @@ def test_all_edges_cut_is_the_corrupt_run_and_none_the_clean(shape):
     model = shaped(shape)
     subject, batch, values = prepared(model)
     none = np.zeros(subject.graph.n_edges, dtype=bool)
-    clean = run(subject, batch.clean, batch.where).logits
-    corrupt = run(subject, batch.corrupt, batch.where).logits
-    assert torch.equal(run_cut(subject, batch, none, values).logits, clean)
+    clean = run_forward(subject, batch.clean, batch.metric_mask).logits
+    corrupt = run_forward(subject, batch.corrupt, batch.metric_mask).logits
+    assert torch.equal(run_ablated(subject, batch, none, values).logits, clean)
     # Single precision inside Llama's norm.
-    cut = run_cut(subject, batch, ~none, values).logits
+    cut = run_ablated(subject, batch, ~none, values).logits
     assert (clean - corrupt).abs().max() > 0.1
     assert (cut - corrupt).abs().max() < 1e-5
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cutting_all_edges_of_a_writer_is_patching_its_output(shape):
     model = shaped(shape)
     subject, batch, values = prepared(model)
-    corrupt = run(subject, batch.corrupt, batch.where).raw
+    corrupt = run_forward(subject, batch.corrupt, batch.metric_mask).by_site
     graph = subject.graph
-    place = "z.1" if subject.anatomy.n_heads else "attn.1"
+    place = "z.1" if subject.structure.n_heads else "attn.1"
     for writer, site, new in (
         ("embed", "embed", corrupt["embed"]),
         ("mlp.1", "mlp.1", corrupt["mlp.1"]),
@@ -67,18 +67,18 @@ def test_cutting_all_edges_of_a_writer_is_patching_its_output(shape):
     ):
         cut = graph.edge_writers == graph.writers.index(writer)
         if new is None:  # the last head of block 1
-            size = corrupt[place].shape[-1] // max(subject.anatomy.n_heads, 1)
+            size = corrupt[place].shape[-1] // max(subject.structure.n_heads, 1)
 
             def new(value, size=size):
                 value = value.clone()
                 value[..., -size:] = corrupt[place][..., -size:]
                 return value
 
-        with patch(model, {site: new}, where=subject.anatomy.places):
+        with patch(model, {site: new}, known_sites=subject.structure.sites):
             with torch.no_grad():
                 whole = model(**batch.clean.model_inputs, use_cache=False).logits
-        got = run_cut(subject, batch, cut, values).logits
-        assert (got - whole[batch.where]).abs().max() < 1e-5
+        got = run_ablated(subject, batch, cut, values).logits
+        assert (got - whole[batch.metric_mask]).abs().max() < 1e-5
 
 
 def test_zero_and_mean_are_what_they_say():
@@ -89,12 +89,14 @@ def test_zero_and_mean_are_what_they_say():
     cut = subject.graph.edge_writers == subject.graph.writers.index("mlp.2")
     with patch(model, {"mlp.2": torch.zeros(24)}):
         whole = model(**batch.clean.model_inputs, use_cache=False).logits
-    got = run_cut(subject, batch, cut, zero).logits
-    assert (got - whole[batch.where]).abs().max() < 1e-6
+    got = run_ablated(subject, batch, cut, zero).logits
+    assert (got - whole[batch.metric_mask]).abs().max() < 1e-6
     mean = mean_values(subject, [batch])
     rows = []
     for half in (batch.clean, batch.corrupt):
-        values = writers_of(subject, run(subject, half, batch.where).raw)
+        values = writer_outputs(
+            subject, run_forward(subject, half, batch.metric_mask).by_site
+        )
         for row, mask in zip(values, half.attention_mask, strict=True):
             rows.append(row[:, mask.bool()])
     assert torch.allclose(mean, torch.cat(rows, 1).mean(1))
@@ -103,7 +105,7 @@ def test_zero_and_mean_are_what_they_say():
 
 def test_the_wired_circuit_is_found_without_its_decoys():
     model, pairs = wired(), wired_pairs()
-    for method in (Method("eap"), Method(), Method("activations")):
+    for method in (EapMethod("eap"), EapMethod(), EapMethod("activations")):
         scores = score_edges(model, pairs, method=method)
         assert scores.clean.min() > 1 and scores.corrupt.max() < -1
         top = [scores.graph.edges[number] for number in scores.top(3)]
@@ -116,7 +118,7 @@ def test_the_wired_circuit_is_found_without_its_decoys():
     # The decoy is as busy as the truth: it adds as much to the stream.
     subject, batch = subject_of(model), batch_of(pairs)
     added = [
-        writers_of(subject, run(subject, rows, batch.where).raw)
+        writer_outputs(subject, run_forward(subject, rows, batch.metric_mask).by_site)
         for rows in (batch.clean, batch.corrupt)
     ]
     busy = (added[0] - added[1]).norm(dim=-1).sum((0, 2))
@@ -150,7 +152,7 @@ def test_selection_returns_the_smallest_circuit_that_reaches_the_target():
     assert "faithfulness 1.0" in repr(circuit) or "faithfulness 0.9" in repr(circuit)
     assert top_edges(scores, scores.graph.n_edges).sum() <= scores.graph.n_edges
     with pytest.raises(ValueError, match="read-only"):
-        circuit.chosen[0] = True
+        circuit.edge_mask[0] = True
 
 
 def test_a_target_is_reached_on_a_model_with_no_circuit_to_speak_of():
@@ -163,14 +165,14 @@ def test_a_target_is_reached_on_a_model_with_no_circuit_to_speak_of():
         scores = score_edges(model, pairs)
     circuit = select_circuit(model, pairs, scores, target=0.9)
     assert circuit.measured.faithfulness >= 0.9
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_cuts_are_measured_pair_by_pair():
     model, pairs = tiny("neox"), random_pairs()
     scores = score_edges(model, pairs)
     none = np.zeros(scores.graph.n_edges, dtype=bool)
-    full, empty = cut_metric(model, pairs, [none, ~none])
+    full, empty = ablated_metric(model, pairs, [none, ~none])
     assert np.allclose(full, scores.clean, atol=1e-5)
     assert np.allclose(empty, scores.corrupt, atol=1e-5)
 
@@ -178,8 +180,8 @@ def test_cuts_are_measured_pair_by_pair():
 def test_a_circuit_can_be_measured_again_as_it_is():
     model, pairs = tiny("llama"), random_pairs()
     circuit = select_circuit(model, pairs, score_edges(model, pairs), target=0.5)
-    assert not circuit.chosen.flags.writeable
-    assert measure_circuit(model, pairs, circuit.chosen) == circuit.measured
+    assert not circuit.edge_mask.flags.writeable
+    assert measure_circuit(model, pairs, circuit.edge_mask) == circuit.measured
 
 
 def test_bad_requests_are_refused_in_words():
@@ -193,7 +195,7 @@ def test_bad_requests_are_refused_in_words():
         select_circuit(tiny("gpt2"), pairs, scores)
     subject, batch, values = prepared(model)
     with pytest.raises(InputError, match="do not fit the graph"):
-        run_cut(subject, batch, np.zeros(3, dtype=bool), values)
+        run_ablated(subject, batch, np.zeros(3, dtype=bool), values)
     none = np.zeros(scores.graph.n_edges, dtype=bool)
     same = type(pairs)(pairs.clean, pairs.clean, pairs.foils, pairs.entities, pairs.ids)
     with pytest.raises(InputError, match="does not fall"):

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from attribution.circuit_plots import CARRIES, draw_circuit, to_dot
+from attribution.circuit_plots import SUPPORTING_COLOR, draw_circuit, to_dot
 from attribution.circuits.circuit import Circuit, Faithfulness, select_circuit
 from attribution.circuits.eap import score_edges
 from evidence.errors import InputError
@@ -30,7 +30,7 @@ def test_a_picture_has_a_line_an_edge_and_a_point_a_node(found):
     *lines, points = figure.data
     assert len(lines) == len(TRUE_EDGES)
     assert {line.text.split(":")[0] for line in lines} == set(TRUE_EDGES)
-    assert {line.line.color for line in lines} == {CARRIES}
+    assert {line.line.color for line in lines} == {SUPPORTING_COLOR}
     assert set(points.text) == {"embed", "head.0.1", "head.1.2", "logits"}
     heights = dict(zip(points.text, points.y, strict=True))
     order = ["embed", "head.0.1", "head.1.2", "logits"]

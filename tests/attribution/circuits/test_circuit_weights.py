@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from attribution.circuit_weights import circuit_weights
-from attribution.circuits.forward_backward import run
+from attribution.circuits.forward_backward import run_forward
 from attribution.circuits.graph import build_graph
-from attribution.circuits.structure import find_anatomy, head_outputs
+from attribution.circuits.structure import find_structure, head_outputs
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import (
@@ -19,7 +19,7 @@ from tests.helpers.wired_transformers import (
 
 def without(model, edges):
     """The model with the edges' weights at 0, and their masks."""
-    graph = build_graph(find_anatomy(model))
+    graph = build_graph(find_structure(model))
     masks = circuit_weights(model, graph.mask(edges))
     with torch.no_grad():
         for name, mask in masks.items():
@@ -33,10 +33,12 @@ def test_a_head_and_a_part_without_their_weights_write_nothing(family):
     masks = without(model, ["head.1.2->logits"])
     (name,) = masks
     assert ".1." in name
-    assert masks[name].float().mean() == pytest.approx(1 / find_anatomy(model).n_heads)
+    assert masks[name].float().mean() == pytest.approx(
+        1 / find_structure(model).n_heads
+    )
     subject, batch = subject_of(model), batch_of(random_pairs())
-    z = run(subject, batch.clean, batch.where).raw["z.1"]
-    heads = head_outputs(subject.anatomy, 1, z)
+    z = run_forward(subject, batch.clean, batch.metric_mask).by_site["z.1"]
+    heads = head_outputs(subject.structure, 1, z)
     assert heads[2].abs().max() == 0
     assert heads[1].abs().max() > 0
     masks = without(model, ["mlp.0->logits"])
@@ -48,12 +50,12 @@ def test_a_head_and_a_part_without_their_weights_write_nothing(family):
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
 def test_a_reader_without_its_weights_reads_nothing(family, kind):
     model = tiny(family)
-    anatomy = find_anatomy(model)
+    anatomy = find_structure(model)
     masks = without(model, [f"embed->{kind}.1.0"])
     (mask,) = masks.values()
-    rows = anatomy.blocks[1].projections.columns[kind][0]
+    rows = anatomy.blocks[1].qkv.columns[kind][0]
     assert mask.sum() == len(rows) * anatomy.d_model
-    linear = anatomy.blocks[1].projections.linears[kind]
+    linear = anatomy.blocks[1].qkv.linears[kind]
     with torch.no_grad():
         out = linear(torch.randn(3, anatomy.d_model))
         base = linear(torch.zeros(1, anatomy.d_model))
@@ -64,13 +66,13 @@ def test_a_reader_without_its_weights_reads_nothing(family, kind):
 
 def test_ends_of_no_part_have_no_weights():
     model = tiny("llama")
-    graph = build_graph(find_anatomy(model))
+    graph = build_graph(find_structure(model))
     assert circuit_weights(model, graph.mask(["embed->logits"])) == {}
 
 
 def test_bad_requests_are_refused():
     model = tiny("llama")
-    graph = build_graph(find_anatomy(model))
+    graph = build_graph(find_structure(model))
     with pytest.raises(InputError, match="another graph"):
         circuit_weights(model, graph.mask([])[:-1])
     with pytest.raises(InputError, match="separate heads"):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from attribution.circuits.divergence import divergence, kept_mass
+from attribution.circuits.divergence import divergence, retained_mass
 from evidence.errors import InputError
 
 ORIGINAL = np.array([-4.0, 2.0, 0.5, -0.25, 0.0, 0.1])
@@ -17,7 +17,7 @@ TABLES = arrays(float, (5, 6), elements=st.floats(-9, 9, width=32))
 
 def test_the_original_itself_has_lost_nothing():
     same = np.tile(ORIGINAL, (3, 1))
-    assert kept_mass(same, ORIGINAL, CHOSEN).tolist() == [1.0, 1.0, 1.0]
+    assert retained_mass(same, ORIGINAL, CHOSEN).tolist() == [1.0, 1.0, 1.0]
     found = divergence(same, ORIGINAL, CHOSEN)
     assert (found.mass_lost, found.overlap) == (0.0, 1.0)
     assert found.shape == pytest.approx(0, abs=1e-12)
@@ -26,7 +26,7 @@ def test_the_original_itself_has_lost_nothing():
 
 def test_half_the_scores_are_half_the_mass_and_the_same_shape():
     half = np.tile(ORIGINAL / 2, (3, 1))
-    assert kept_mass(half, ORIGINAL, CHOSEN) == pytest.approx([0.5] * 3)
+    assert retained_mass(half, ORIGINAL, CHOSEN) == pytest.approx([0.5] * 3)
     found = divergence(half, ORIGINAL, CHOSEN)
     assert found.mass_lost == pytest.approx(0.5)
     assert found.shape == pytest.approx(0, abs=1e-12)
@@ -34,14 +34,14 @@ def test_half_the_scores_are_half_the_mass_and_the_same_shape():
 
 def test_edges_that_turned_round_keep_their_size_and_lose_their_direction():
     turned = -np.tile(ORIGINAL, (3, 1))
-    assert kept_mass(turned, ORIGINAL, CHOSEN) == pytest.approx([-1] * 3)
+    assert retained_mass(turned, ORIGINAL, CHOSEN) == pytest.approx([-1] * 3)
     assert divergence(turned, ORIGINAL, CHOSEN).mass_lost == pytest.approx(0)
 
 
 def test_scores_of_either_sign_average_out():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(4000, 6)) * 4
-    assert abs(kept_mass(noise, ORIGINAL, CHOSEN).mean()) < 0.05
+    assert abs(retained_mass(noise, ORIGINAL, CHOSEN).mean()) < 0.05
 
 
 def test_a_silent_candidate_has_lost_all_and_has_no_shape():
@@ -78,7 +78,7 @@ def test_the_order_of_edges_and_entities_does_not_matter(table, order):
 @settings(max_examples=50, deadline=None)
 @given(TABLES)
 def test_kept_mass_never_exceeds_what_absolute_mass_allows(table):
-    kept = kept_mass(table, ORIGINAL, CHOSEN).mean()
+    kept = retained_mass(table, ORIGINAL, CHOSEN).mean()
     assert kept <= 1 - divergence(table, ORIGINAL, CHOSEN).mass_lost + 1e-9
 
 
@@ -92,6 +92,6 @@ def test_kept_mass_never_exceeds_what_absolute_mass_allows(table):
 )
 def test_what_has_no_meaning_is_refused(table, chosen, message):
     with pytest.raises(InputError, match=message):
-        kept_mass(table, ORIGINAL, chosen)
+        retained_mass(table, ORIGINAL, chosen)
     with pytest.raises(InputError, match=message):
         divergence(table, ORIGINAL, chosen)

@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.circuits.ablation import ablated_values, run_cut
-from attribution.circuits.eap import Method, score_edges
-from attribution.circuits.forward_backward import run, run_slopes, writers_of
+from attribution.circuits.ablation import ablated_values, run_ablated
+from attribution.circuits.eap import EapMethod, score_edges
+from attribution.circuits.forward_backward import (
+    run_backward,
+    run_forward,
+    writer_outputs,
+)
 from attribution.circuits.metrics import make_metric
-from attribution.circuits.qk_attribution import fix_attention
+from attribution.circuits.qk_attribution import apply_qk_fix
 from attribution.circuits.structure import Readout
-from capture.network.hooks import leftover_hooks, patch
+from capture.network.hooks import count_hooks, patch
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import (
@@ -21,14 +25,14 @@ from tests.helpers.wired_transformers import (
     subject_of,
 )
 
-EAP = Method("eap")
+EAP = EapMethod("eap")
 
 
 def job(model, metric="logit_difference"):
     pairs = random_pairs()
     subject, batch = subject_of(model), batch_of(pairs, metric)
-    clean = run(subject, batch.clean, batch.where)
-    corrupt = run(subject, batch.corrupt, batch.where)
+    clean = run_forward(subject, batch.clean, batch.metric_mask)
+    corrupt = run_forward(subject, batch.corrupt, batch.metric_mask)
     return pairs, subject, batch, clean, corrupt
 
 
@@ -38,7 +42,7 @@ def test_a_score_is_the_slope_of_cutting_that_edge_alone(shape):
     pairs, subject, batch, clean, corrupt = job(model)
     metric = make_metric("logit_difference", batch, clean.logits)
     scores = score_edges(model, pairs, method=EAP).values
-    before, after = (writers_of(subject, each.raw) for each in (clean, corrupt))
+    before, after = (writer_outputs(subject, each.by_site) for each in (clean, corrupt))
     # Llama's norm computes in single precision whatever it is given.
     single = shape in ("llama", "qwen3", "headless")
     step, close = (1e-2, 2e-3) if single else (1e-4, 1e-5)
@@ -49,7 +53,9 @@ def test_a_score_is_the_slope_of_cutting_that_edge_alone(shape):
         cut = subject.graph.mask([edge])
         up, down = (
             metric(
-                run_cut(subject, batch, cut, before + sign * (after - before)).logits
+                run_ablated(
+                    subject, batch, cut, before + sign * (after - before)
+                ).logits
             )
             for sign in (step, -step)
         )
@@ -65,7 +71,7 @@ def test_edges_that_leave_a_node_add_up_to_the_nodes_own_score(shape, metric):
     pairs, subject, batch, clean, corrupt = job(model, metric)
     scores = score_edges(model, pairs, method=EAP, metric=metric)
     function = make_metric(metric, batch, clean.logits)
-    places = list(clean.raw)
+    places = list(clean.by_site)
     kept = {}
 
     def tap(name):
@@ -76,39 +82,39 @@ def test_edges_that_leave_a_node_add_up_to_the_nodes_own_score(shape, metric):
 
         return keep
 
-    with patch(model, {p: tap(p) for p in places}, where=subject.anatomy.places):
+    with patch(model, {p: tap(p) for p in places}, known_sites=subject.structure.sites):
         output = model(**batch.clean.model_inputs, use_cache=False)
-    total = function(output.logits[batch.where]).sum()
+    total = function(output.logits[batch.metric_mask]).sum()
     slopes = torch.autograd.grad(total, [kept[place] for place in places])
     own = []
     for place, slope in zip(places, slopes, strict=True):
-        each = slope * (corrupt.raw[place] - clean.raw[place])
-        each = each * batch.mask[..., None]
-        heads = subject.anatomy.n_heads if place.startswith("z.") else 1
+        each = slope * (corrupt.by_site[place] - clean.by_site[place])
+        each = each * batch.token_mask[..., None]
+        heads = subject.structure.n_heads if place.startswith("z.") else 1
         own.append(each.unflatten(-1, (heads, -1)).sum((1, 3)))
     own = torch.cat(own, 1).numpy()
-    assert np.abs(scores.nodes() - own).max() < 1e-5 * np.abs(own).max()
+    assert np.abs(scores.node_scores() - own).max() < 1e-5 * np.abs(own).max()
 
 
 @pytest.mark.parametrize("shape", ["llama", "neox"])
 def test_integrated_over_inputs_the_embedding_gets_the_whole_difference(shape):
     model = shaped(shape)
     pairs = random_pairs()
-    scores = score_edges(model, pairs, method=Method("inputs", 80))
+    scores = score_edges(model, pairs, method=EapMethod("inputs", 80))
     whole = scores.corrupt - scores.clean
     assert np.abs(whole).max() > 0.1
-    assert np.abs(scores.nodes()[:, 0] - whole).max() < 5e-3 * np.abs(whole).max()
+    assert np.abs(scores.node_scores()[:, 0] - whole).max() < 5e-3 * np.abs(whole).max()
 
 
 def test_integrated_over_activations_the_last_writer_gets_its_real_effect():
     model = shaped("llama")
     pairs, subject, batch, clean, _ = job(model)
     metric = make_metric("logit_difference", batch, clean.logits)
-    edge = subject.graph.number("mlp.2->logits")
+    edge = subject.graph.edge_index("mlp.2->logits")
     values = ablated_values(subject, batch, "corrupt", None)
-    cut = run_cut(subject, batch, subject.graph.mask([edge]), values)
+    cut = run_ablated(subject, batch, subject.graph.mask([edge]), values)
     real = (metric(cut.logits) - metric(clean.logits)).numpy()
-    score = score_edges(model, pairs, method=Method("activations", 20))
+    score = score_edges(model, pairs, method=EapMethod("activations", 20))
     assert np.abs(score.values[:, edge] - real).max() < 1e-3 * np.abs(real).max()
     plain = score_edges(model, pairs, method=EAP).values[:, edge]
     assert np.abs(plain - real).max() > 1e-2 * np.abs(real).max()
@@ -116,10 +122,10 @@ def test_integrated_over_activations_the_last_writer_gets_its_real_effect():
 
 def test_one_step_at_its_right_end_is_plain_attribution():
     model, pairs = shaped("gpt2"), random_pairs()
-    one = score_edges(model, pairs, method=Method("inputs", 1, "right")).values
+    one = score_edges(model, pairs, method=EapMethod("inputs", 1, "right")).values
     assert np.allclose(one, score_edges(model, pairs, method=EAP).values, atol=1e-6)
-    assert Method(steps=4).points == [0.125, 0.375, 0.625, 0.875]
-    assert Method(steps=4, rule="right").points == [0.25, 0.5, 0.75, 1.0]
+    assert EapMethod(steps=4).path_fractions == [0.125, 0.375, 0.625, 0.875]
+    assert EapMethod(steps=4, rule="right").path_fractions == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("shape", ["llama", "gpt2", "neox", "bigcode"])
@@ -127,20 +133,24 @@ def test_the_query_and_key_fix_follows_attention_as_it_really_moves(shape):
     model = shaped(shape)
     pairs, subject, batch, clean, corrupt = job(model)
     metric = make_metric("logit_difference", batch, clean.logits)
-    fixed = score_edges(model, pairs, method=Method("eap", qk_fix=True)).values
+    fixed = score_edges(model, pairs, method=EapMethod("eap", qk_fix=True)).values
     plain = score_edges(model, pairs, method=EAP).values
     heads = tuple(f"z.{layer}" for layer in range(3))
-    slopes = run_slopes(subject, batch.clean, batch.where, metric, {}, heads).at
-    values = writers_of(subject, corrupt.raw)
+    slopes = run_backward(
+        subject, batch.clean, batch.metric_mask, metric, {}, heads
+    ).by_site
+    values = writer_outputs(subject, corrupt.by_site)
     graph, moved = subject.graph, 0
     for edge in range(0, graph.n_edges, 7):
         kind, layer, *_ = [*graph.readers[graph.edge_readers[edge]].split("."), ""]
         if kind not in "qk":
             assert fixed[0, edge] == plain[0, edge]
             continue
-        cut = run_cut(subject, batch, graph.mask([edge]), values).raw[f"z.{layer}"]
-        shift = (cut - clean.raw[f"z.{layer}"]) * slopes[f"z.{layer}"]
-        expected = (shift * batch.mask[..., None]).sum((1, 2)).numpy()
+        cut = run_ablated(subject, batch, graph.mask([edge]), values).by_site[
+            f"z.{layer}"
+        ]
+        shift = (cut - clean.by_site[f"z.{layer}"]) * slopes[f"z.{layer}"]
+        expected = (shift * batch.token_mask[..., None]).sum((1, 2)).numpy()
         assert np.allclose(fixed[:, edge], expected, rtol=1e-4, atol=1e-6)
         moved += not np.allclose(fixed[:, edge], plain[:, edge], rtol=1e-2)
     assert moved > 3
@@ -149,7 +159,7 @@ def test_the_query_and_key_fix_follows_attention_as_it_really_moves(shape):
 def test_a_dropped_gradient_changes_nothing_after_the_last_block():
     model, pairs = shaped("llama"), random_pairs()
     plain = score_edges(model, pairs, method=EAP)
-    dropped = score_edges(model, pairs, method=Method("eap", grad_drop=True))
+    dropped = score_edges(model, pairs, method=EapMethod("eap", grad_drop=True))
     assert (dropped.values >= 0).all()
     graph = plain.graph
     late = graph.mask([e for e in graph.edges if e.endswith(("->mlp.2", "->logits"))])
@@ -169,18 +179,18 @@ def test_scores_do_not_depend_on_company_order_or_memory():
     order = [3, 0, 4, 2, 1]
     moved = score_edges(model, pairs[order]).values
     assert np.abs(moved - together[order]).max() < 1e-5 * scale
-    cramped = score_edges(model, pairs, memory=400_000).values
+    cramped = score_edges(model, pairs, max_bytes=400_000).values
     assert np.abs(cramped - together).max() < 1e-5 * scale
 
 
-@pytest.mark.parametrize("method", [EAP, Method(), Method("activations", 2)])
+@pytest.mark.parametrize("method", [EAP, EapMethod(), EapMethod("activations", 2)])
 def test_the_model_is_left_as_it_was_found(method):
     model = tiny("llama").train()
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     scores = score_edges(model, random_pairs(), method=method)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
     assert model.training
     for name, parameter in model.named_parameters():
         assert parameter.grad is None
@@ -192,16 +202,16 @@ def test_the_model_is_left_as_it_was_found(method):
 
 def test_no_hook_stays_when_a_run_fails():
     model = tiny("llama")
-    anatomy = subject_of(model).anatomy
+    anatomy = subject_of(model).structure
     broken = Readout(anatomy.readout.norm, torch.nn.Linear(3, 3))
     with pytest.raises(RuntimeError):
         score_edges(model, random_pairs(), readout=broken)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_a_transplanted_readout_is_the_other_models():
     one, other = tiny("llama"), tiny("llama", seed=1)
-    readout = subject_of(other).anatomy.readout
+    readout = subject_of(other).structure.readout
     pairs = random_pairs()
     scores = score_edges(one, pairs, readout=readout)
     row = torch.tensor([pairs.clean.ids[0][:-2]])
@@ -251,10 +261,10 @@ def test_bad_requests_are_refused_in_words(options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Method("exact"), "not known"),
-        (lambda: Method(rule="left"), "not known"),
-        (lambda: Method(steps=0), "need steps"),
-        (lambda: Method("activations", qk_fix=True), "one path for all"),
+        (lambda: EapMethod("exact"), "not known"),
+        (lambda: EapMethod(rule="left"), "not known"),
+        (lambda: EapMethod(steps=0), "need steps"),
+        (lambda: EapMethod("activations", qk_fix=True), "one path for all"),
     ],
 )
 def test_methods_that_make_no_sense_are_refused(make, message):
@@ -266,7 +276,7 @@ def test_a_model_whose_logits_are_not_numbers_is_refused():
     model = tiny("llama")
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    anatomy = subject_of(tiny("llama")).anatomy
+    anatomy = subject_of(tiny("llama")).structure
     with pytest.raises(InputError, match="logits that are not finite"):
         score_edges(model, random_pairs())
     readout = Readout(model.model.norm, anatomy.readout.head)
@@ -287,4 +297,4 @@ def test_the_fix_needs_heads():
     batch = batch_of(random_pairs())
     nothing = torch.zeros(0)
     with pytest.raises(InputError, match="heads that can be told apart"):
-        fix_attention(subject, batch.clean, nothing, {}, nothing)
+        apply_qk_fix(subject, batch.clean, nothing, {}, nothing)

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from attribution.circuits.graph import EdgeGraph, build_graph
-from attribution.circuits.qkv_projections import matrix
-from attribution.circuits.structure import find_anatomy
-from capture.network.hooks import leftover_hooks
+from attribution.circuits.qkv_projections import weight_matrix
+from attribution.circuits.structure import find_structure
+from capture.network.hooks import count_hooks
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.wired_transformers import SHARED, headless, shaped
 
 
 def graph_of(model):
-    return build_graph(find_anatomy(model))
+    return build_graph(find_structure(model))
 
 
 def counted(layers, heads, groups, parallel):
@@ -48,7 +48,7 @@ def test_writers_and_edges_are_those_of_the_shape(shape, groups, parallel):
     assert (len(graph.writers), graph.n_edges) == (writers, edges)
     assert len(graph.edges) == len(set(graph.edges)) == edges
     assert graph.note == ""
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_smollm2_has_its_edges_on_groups_of_keys_and_values():
@@ -68,12 +68,12 @@ def test_smollm2_has_its_edges_on_groups_of_keys_and_values():
 def test_edges_are_found_by_name_and_by_number():
     graph = graph_of(tiny("llama"))
     for number in range(graph.n_edges):
-        assert graph.number(graph.edges[number]) == number
+        assert graph.edge_index(graph.edges[number]) == number
     assert "head.0.3->k.1.1" in graph.edges
     # The feed-forward part of a block reads its heads, its queries do not.
     assert "head.1.0->mlp.1" in graph.edges
     with pytest.raises(InputError, match=r"no edge 'head\.1\.0->q\.1\.1'"):
-        graph.number("head.1.0->q.1.1")
+        graph.edge_index("head.1.0->q.1.1")
 
 
 def test_side_by_side_a_feed_forward_part_does_not_read_its_own_heads():
@@ -87,7 +87,7 @@ def test_edges_without_a_path_to_the_logits_are_left_out():
     # Key group 1 serves heads 2 and 3.
     path = ["embed->k.0.1", "head.0.3->mlp.2", "mlp.2->logits"]
     dead = ["embed->q.0.0", "head.0.0->q.1.1", "embed->mlp.1"]
-    kept = graph.with_path(graph.mask(path + dead))
+    kept = graph.connected_to_logits(graph.mask(path + dead))
     assert kept.sum() == 3
     assert {graph.edges[n] for n in np.flatnonzero(kept)} == set(path)
 
@@ -104,9 +104,9 @@ GRAPH = EdgeGraph(
 @given(st.lists(st.booleans(), min_size=6, max_size=6))
 def test_paths_are_a_part_of_what_was_chosen_and_stay(chosen):
     mask = np.array(chosen)
-    kept = GRAPH.with_path(mask)
+    kept = GRAPH.connected_to_logits(mask)
     assert not (kept & ~mask).any()
-    assert (GRAPH.with_path(kept) == kept).all()
+    assert (GRAPH.connected_to_logits(kept) == kept).all()
     # By hand: into the logits all, into the part only if the part leads there.
     to_mlp = mask[1:3] if mask[5] else np.zeros(2, bool)
     alive = mask[4] or (to_mlp[1])
@@ -141,15 +141,15 @@ def test_other_structures_are_refused_in_words(make, message):
     torch.manual_seed(0)
     model = make()
     with pytest.raises(InputError, match=message):
-        find_anatomy(model)
-    assert leftover_hooks(model) == 0
+        find_structure(model)
+    assert count_hooks(model) == 0
 
 
 def test_the_matrix_of_a_map_is_what_it_applies():
     torch.manual_seed(0)
     x = torch.randn(3, 24)
     block = tiny("gpt2").transformer.h[0].attn.c_attn
-    assert torch.allclose(x @ matrix(block).T + block.bias, block(x), atol=1e-5)
+    assert torch.allclose(x @ weight_matrix(block).T + block.bias, block(x), atol=1e-5)
     plain = torch.nn.Linear(24, 5)
 
     class Adapted(torch.nn.Module):
@@ -164,4 +164,4 @@ def test_the_matrix_of_a_map_is_what_it_applies():
 
     adapted = Adapted()
     whole = plain.weight + 2 * adapted.low.weight
-    assert torch.allclose(matrix(adapted), whole, atol=1e-5)
+    assert torch.allclose(weight_matrix(adapted), whole, atol=1e-5)

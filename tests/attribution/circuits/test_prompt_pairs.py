@@ -9,9 +9,9 @@ from attribution.circuits.prompt_pairs import (
     NOT_ALIGNED,
     NOT_NAMED,
     SAME_TOKEN,
-    couples,
     make_pairs,
-    pairs_of_items,
+    pair_entities,
+    pair_items,
 )
 from capture.data.items import Item
 from evidence.errors import InputError
@@ -35,11 +35,11 @@ def rng():
 
 
 def test_pairs_of_items_differ_in_the_entity_alone(tokenizer, people):
-    pairs = pairs_of_items(
+    pairs = pair_items(
         tokenizer, people, rng(), prompt_indices=(None, 0, 1), per_prompt=2
     )
     assert len(pairs) == 2 * 3 * len(people)
-    assert pairs.left_out == ()
+    assert pairs.skipped == ()
     by_id = {item.id: item for item in people}
     answers = {(i.relation, tokenizer.encode(i.answer)[0]) for i in people}
     for row in range(len(pairs)):
@@ -58,7 +58,7 @@ def test_pairs_of_items_differ_in_the_entity_alone(tokenizer, people):
 
 
 def test_the_same_seed_gives_the_same_pairs(tokenizer, people):
-    one, other = (pairs_of_items(tokenizer, people, rng()) for _ in range(2))
+    one, other = (pair_items(tokenizer, people, rng()) for _ in range(2))
     assert one == other
     assert one[[2, 0]].ids == (one.ids[2], one.ids[0])
 
@@ -74,9 +74,9 @@ def test_items_that_cannot_be_paired_are_counted(tokenizer):
         item("Bartholomew Lopez", "Rome"),  # spelled in letters
         item("Clara Novak", "pilot", "job"),
     ]
-    pairs = pairs_of_items(tokenizer, items, rng())
+    pairs = pair_items(tokenizer, items, rng())
     assert len(pairs) == 2
-    assert dict(pairs.left_out) == {
+    assert dict(pairs.skipped) == {
         "Bartholomew Lopez-Rome": NOT_ALIGNED,
         "Clara Novak-pilot": NO_PARTNER,
     }
@@ -92,7 +92,7 @@ def test_items_that_cannot_be_paired_are_counted(tokenizer):
 )
 def test_a_set_without_any_pair_is_refused_with_its_reasons(tokenizer, items, reason):
     with pytest.raises(InputError) as error:
-        pairs_of_items(tokenizer, items, rng())
+        pair_items(tokenizer, items, rng())
     assert f"{reason} (2)" in str(error.value)
 
 
@@ -102,8 +102,8 @@ def test_a_prompt_that_does_not_name_its_entity_is_left_out(tokenizer):
         item("Bruno Lopez", "Riga"),
         item("Clara Novak", "Rome"),
     ]
-    pairs = pairs_of_items(tokenizer, items, rng())
-    assert pairs.left_out == (("a", NOT_NAMED),)
+    pairs = pair_items(tokenizer, items, rng())
+    assert pairs.skipped == (("a", NOT_NAMED),)
     assert set(pairs.entities) == {"Bruno Lopez", "Clara Novak"}
 
 
@@ -113,16 +113,16 @@ def test_without_relations_both_must_be_asked_the_same(tokenizer):
         item("Bruno Lopez", "Riga", ""),
         item("Clara Novak", "pilot", "", "{} works as a"),
     ]
-    pairs = pairs_of_items(tokenizer, items, rng())
+    pairs = pair_items(tokenizer, items, rng())
     assert set(pairs.entities) == {"Anna Keller", "Bruno Lopez"}
-    assert pairs.left_out == (("Clara Novak-pilot", NO_PARTNER),)
+    assert pairs.skipped == (("Clara Novak-pilot", NO_PARTNER),)
 
 
 def test_couples_are_two_by_two_and_of_like_names(tokenizer, people):
-    found = couples(tokenizer, people, rng())
+    found = pair_entities(tokenizer, people, rng())
     assert set(found) == set(people.entities)
     assert all(found[found[name]] == name != found[name] for name in found)
-    pairs = pairs_of_items(tokenizer, people, rng(), partners=found)
+    pairs = pair_items(tokenizer, people, rng(), partners=found)
     first = {item.id: item for item in people}
     for row, name in enumerate(pairs.entities):
         other = tokenizer.encode(found[name])
@@ -133,8 +133,8 @@ def test_couples_are_two_by_two_and_of_like_names(tokenizer, people):
         item("Bruno Lopez", "Riga"),
         item("Bartholomew Lopez", "Rome"),
     ]
-    assert set(couples(tokenizer, odd, rng())) == {"Anna Keller", "Bruno Lopez"}
-    assert couples(tokenizer, [], rng()) == {}
+    assert set(pair_entities(tokenizer, odd, rng())) == {"Anna Keller", "Bruno Lopez"}
+    assert pair_entities(tokenizer, [], rng()) == {}
 
 
 def test_hand_made_pairs_are_checked():
@@ -167,10 +167,12 @@ def test_a_batch_runs_no_further_than_it_must(tokenizer):
     )
     lengths = pairs.clean.answer_start
     one = make_batch(pairs, [0, 1], "logit_difference", "cpu")
-    assert one.mask.sum(1).tolist() == list(lengths)
-    assert one.where.nonzero().tolist() == [[r, n - 1] for r, n in enumerate(lengths)]
+    assert one.token_mask.sum(1).tolist() == list(lengths)
+    assert one.metric_mask.nonzero().tolist() == [
+        [r, n - 1] for r, n in enumerate(lengths)
+    ]
     assert one.targets.tolist() == [tokenizer.encode(w)[0] for w in ("Oslo", "pilot")]
     assert one.foils.tolist() == [tokenizer.encode(w)[0] for w in ("Rome", "nurse")]
     whole = make_batch(pairs, [0, 1], "answer_logprob", "cpu")
-    assert whole.owner.tolist() == [0, 0, 1]
-    assert whole.mask.sum(1).tolist() == [lengths[0] + 1, lengths[1]]
+    assert whole.row_idx.tolist() == [0, 0, 1]
+    assert whole.token_mask.sum(1).tolist() == [lengths[0] + 1, lengths[1]]

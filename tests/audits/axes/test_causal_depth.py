@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.axes.causal_depth.axis import SAID, TOLD, Carried, judge
+from audits.axes.causal_depth.axis import CONTRAST, EXACT_MATCH, PatchedScores, judge
 from audits.axes.causal_depth.state_transfer import (
-    Exam,
+    PatchingPrompts,
     choose_sites,
-    other_facts,
-    strangers,
+    with_other_fact_donor,
+    with_unrelated_receiver,
 )
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from capture.data.items import Item
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 SITES = ["resid.0", "resid.1", "resid.2"]
@@ -37,15 +37,18 @@ def items(label, count, relations=("birthplace", "occupation")):
 
 
 def test_the_receiver_asks_the_same_about_somebody_else():
-    questions, never = ask(items("known", 6), 2), ask(items("invented", 9), 2)
-    exam = strangers(questions, never)
+    questions, never = (
+        build_questions(items("known", 6), 2),
+        build_questions(items("invented", 9), 2),
+    )
+    exam = with_unrelated_receiver(questions, never)
     assert exam.donors == questions.prompts
     for own, other in zip(exam.donors, exam.receivers, strict=True):
         assert "invented" in other
         assert ("occupation" in own) == ("occupation" in other)
         assert own.startswith("the") == other.startswith("the")
     assert len(set(exam.receivers)) > 20
-    among = strangers(never, never)
+    among = with_unrelated_receiver(never, never)
     for own, other, entity in zip(
         among.donors, among.receivers, among.questions.entities, strict=True
     ):
@@ -54,22 +57,31 @@ def test_the_receiver_asks_the_same_about_somebody_else():
 
 
 def test_questions_without_a_stranger_are_left_out():
-    questions = ask(items("known", 4), 1)
-    never = ask(items("invented", 4, ("birthplace",)), 1)
-    exam = strangers(questions, never)
+    questions = build_questions(items("known", 4), 1)
+    never = build_questions(items("invented", 4, ("birthplace",)), 1)
+    exam = with_unrelated_receiver(questions, never)
     assert len(exam) == 4
     assert all("birthplace" in prompt for prompt in exam.donors)
 
 
 def test_other_facts_are_the_same_entitys():
-    questions = ask(items("known", 4), 1)
-    exam = other_facts(Exam(questions, questions.prompts, questions.prompts))
+    questions = build_questions(items("known", 4), 1)
+    exam = with_other_fact_donor(
+        PatchingPrompts(questions, questions.prompts, questions.prompts)
+    )
     assert len(exam) == 8
     for own, donor in zip(exam.receivers, exam.donors, strict=True):
         assert own != donor
         assert own.split(" has ")[0] == donor.split(" has ")[0]
-    single = ask(items("known", 4, ("birthplace",)), 1)
-    assert len(other_facts(Exam(single, single.prompts, single.prompts))) == 0
+    single = build_questions(items("known", 4, ("birthplace",)), 1)
+    assert (
+        len(
+            with_other_fact_donor(
+                PatchingPrompts(single, single.prompts, single.prompts)
+            )
+        )
+        == 0
+    )
 
 
 def test_sites_are_spread_evenly():
@@ -88,12 +100,16 @@ def tables(count, levels, rng):
 def carried(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5):
     """Exams of 24 known and 72 invented entities with tables about given levels."""
     rng = np.random.default_rng(0)
-    asked, invented = ask(items("known", 24), 1), ask(items("invented", 72), 1)
-    kept = ask(items("kept", 24), 1)
+    asked, invented = (
+        build_questions(items("known", 24), 1),
+        build_questions(items("invented", 72), 1),
+    )
+    kept = build_questions(items("kept", 24), 1)
     sets = {"forget": asked, "never_taught": invented, "retain": kept, "own": asked}
     sets |= {"stranger": asked, "other": asked}
     exams = {
-        name: Exam(each, each.prompts, each.prompts) for name, each in sets.items()
+        name: PatchingPrompts(each, each.prompts, each.prompts)
+        for name, each in sets.items()
     }
     chance = (0.5, 0.5, 0.5)
     levels = {
@@ -111,7 +127,7 @@ def carried(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5
         for name, roles in levels.items()
     }
     norms = {"original": [1.0] * 3, "unlearned": [1.0] * 3}
-    return Carried(exams, {"sites": SITES, "norms": norms, "scores": scores})
+    return PatchedScores(exams, {"sites": SITES, "norms": norms, "scores": scores})
 
 
 def status(found, damage=FINE):
@@ -121,9 +137,9 @@ def status(found, damage=FINE):
 def test_one_layer_that_carries_is_enough():
     result = judge(carried((1.0, 0.5, 0.5)), AuditConfig(), FINE, ())
     assert result.status == "retained"
-    assert result.readings[0].name == TOLD
+    assert result.readings[0].name == CONTRAST
     assert result.readings[0].where == "resid.0"
-    assert result.readings[1].name == SAID
+    assert result.readings[1].name == EXACT_MATCH
     assert all(control.passed for control in result.controls)
 
 

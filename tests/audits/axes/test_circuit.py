@@ -12,16 +12,16 @@ from audits.axes.circuit.judgement import (
     LAST_BLOCK,
     TITLES,
     TRANSPLANTED,
-    Kept,
+    CircuitMass,
     copy_suppression,
     judge,
 )
 from audits.core.config import make_config
-from audits.core.subjects import Subject
-from audits.verdict.rule import RECOVERY
+from audits.core.subjects import AuditedModel
+from audits.verdict.rule import RECOVERY_READINGS
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 
@@ -37,13 +37,13 @@ def changed(subject, role, change):
             change(model)
         return model
 
-    return Subject(role, subject.weights_hash + role, subject.config, load)
+    return AuditedModel(role, subject.weights_hash + role, subject.config, load)
 
 
 @pytest.fixture(scope="module")
 def models(world):
     return {
-        name: Subject.of(name, open_checkpoint(folder))
+        name: AuditedModel.of(name, open_checkpoint(folder))
         for name, folder in (("original", world.original), ("twin", world.twin))
     }
 
@@ -157,7 +157,7 @@ def test_the_result_is_json_and_the_same_twice(world, models, items, of_twin):
 
 
 def test_it_is_never_enough_for_a_verdict():
-    assert NAME not in RECOVERY
+    assert NAME not in RECOVERY_READINGS
 
 
 def test_items_without_pairs_leave_the_axis_without_power(world, models, items):
@@ -199,7 +199,7 @@ def test_no_hook_stays_on_any_model(world, models, items):
     watched = {"original": changed(models["original"], "original", keep)}
     axis(world, watched, items, changed(models["twin"], "unlearned", keep))
     assert len(kept) == 2
-    assert [leftover_hooks(model) for model in kept] == [0, 0]
+    assert [count_hooks(model) for model in kept] == [0, 0]
 
 
 def kept_of(candidate, never=0.0, original=1.0, spread=0.1, n=16, faithfulness=0.9):
@@ -216,7 +216,7 @@ def kept_of(candidate, never=0.0, original=1.0, spread=0.1, n=16, faithfulness=0
     for readout, mean in zip(TITLES, candidate, strict=True):
         table["unlearned", "forget", readout] = values(mean)
         table["unlearned", "never_taught", readout] = values(never)
-    return Kept(table, [faithfulness] * 2)
+    return CircuitMass(table, [faithfulness] * 2)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,9 @@ def test_an_unseen_plant_silences_absence_and_not_presence():
             ("planted", part, TRANSPLANTED): nothing["unlearned", part, TRANSPLANTED]
             for part in ("forget", "never_taught")
         }
-        found = judge(Kept({**kept.values, **planted}, kept.faithfulness), CONFIG, 0.85)
+        found = judge(
+            CircuitMass({**kept.values, **planted}, kept.faithfulness), CONFIG, 0.85
+        )
         assert found.status == status
 
 
@@ -287,7 +289,7 @@ def test_heads_against_the_answer_are_named():
         ((4,), ()),
     )
     scores = np.zeros((10, 9))
-    logits = graph.of(1)
+    logits = graph.edges_into(1)
     direct = scores[:, logits]
     direct[:, 1] = 1.0 + 0.1 * np.arange(10)  # against the answer, surely
     direct[:, 2] = -1.0  # for it

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from audits.axes.concept.axis import run_concept
-from audits.axes.concept.reading import answer_concepts, fit_concepts, reader_of
+from audits.axes.concept.reading import answer_concepts, fit_concepts, probe_of
 from audits.axes.decodability.tasks import make_tasks
-from audits.axes.decodability.text_readers import Probing, capture_states, read_states
+from audits.axes.decodability.text_probes import (
+    ProbingData,
+    capture_states,
+    read_states,
+)
 from audits.core.config import make_config
-from audits.core.subjects import Subject
-from audits.run.planting import plant, planted_subject
+from audits.core.subjects import AuditedModel
+from audits.run.planting import plant, planted_model
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from capture.data.invented_entities import invent_items
@@ -26,7 +30,7 @@ class Bench:
 
     def __init__(self, world, root):
         self.world, self.root = world, root
-        self.original = Subject.of("original", open_checkpoint(world.original))
+        self.original = AuditedModel.of("original", open_checkpoint(world.original))
         self.tokenizer = open_checkpoint(world.original).tokenizer
         self.forget, self.retain = read_items(world.forget), read_items(world.retain)
         self.never = invent_items(self.forget, self.retain, numpy_rng(0, "never"))
@@ -36,15 +40,15 @@ class Bench:
         cut = int(0.8 * len(names))
         self.tasks, _ = make_tasks(
             {
-                "fit": self.retain.of(names[:cut]),
-                "check": self.retain.of(names[cut:]),
+                "fit": self.retain.of_entities(names[:cut]),
+                "check": self.retain.of_entities(names[cut:]),
                 "forget": self.forget,
                 "never_taught": self.never,
             },
             self.tokenizer,
             wordings=2,
             statement_wordings=1,
-            block=4,
+            block_size=4,
             rng=numpy_rng(0, "blocks"),
         )
         plant(
@@ -58,12 +62,12 @@ class Bench:
             seed=0,
             progress=SILENT,
         )
-        self.planted = planted_subject(self.original, root)
+        self.planted = planted_model(self.original, root)
 
-    def subjects(self, model) -> dict[str, Subject]:
+    def subjects(self, model) -> dict[str, AuditedModel]:
         candidate = model
-        if not isinstance(model, Subject):
-            candidate = Subject.of("unlearned", open_checkpoint(model))
+        if not isinstance(model, AuditedModel):
+            candidate = AuditedModel.of("unlearned", open_checkpoint(model))
         return {
             "original": self.original,
             "planted": self.planted,
@@ -101,7 +105,7 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
     # A last-block suppression: every state before that block is the original's.
     found = bench.concept(replace(bench.planted, role="unlearned"))
     assert found.status == "retained"
-    assert found.main.statistic > found.main.floor + 0.4
+    assert found.main_reading.statistic > found.main_reading.floor + 0.4
     assert all(control.passed for control in found.controls)
     write = found.details["write"]
     assert write["original"]["check"] > 0.8 > write["random"] + 0.4
@@ -118,8 +122,8 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
 def test_vectors_read_nothing_in_a_model_that_was_never_taught(bench, world):
     found = bench.concept(world.twin)
     assert found.status != "retained"
-    assert found.main.p_value > 0.05
-    assert found.main.statistic < 0.5 * found.main.ceiling
+    assert found.main_reading.p_value > 0.05
+    assert found.main_reading.statistic < 0.5 * found.main_reading.ceiling
     assert bench.concept(world.twin).to_dict() == found.to_dict()
 
 
@@ -154,8 +158,8 @@ def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
                 )
             )
             for part, items in {
-                "fit": bench.retain.of(bench.retain.entities[:8]),
-                "check": bench.retain.of(bench.retain.entities[8:16]),
+                "fit": bench.retain.of_entities(bench.retain.entities[:8]),
+                "check": bench.retain.of_entities(bench.retain.entities[8:16]),
                 "forget": bench.forget,
                 "never_taught": bench.never,
             }.items()
@@ -163,7 +167,7 @@ def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
         bench.tokenizer,
         wordings=1,
         statement_wordings=1,
-        block=4,
+        block_size=4,
         rng=numpy_rng(0, "blocks"),
     )
     unique = [task for task in tasks if task.form == "unique"]
@@ -174,9 +178,9 @@ def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
         bench.original, bench.tokenizer, unique, bench.store, "cpu", SILENT
     )
     states = read_states(bench.original, bench.tokenizer, unique, sites, bench.store)
-    probing = Probing(unique, tuple(sites), {"original": states})
+    probing = ProbingData(unique, tuple(sites), {"original": states})
     vectors = fit_concepts(probing, "original", "mean")
-    reader = reader_of(vectors[0])
+    reader = probe_of(vectors[0])
     part = probing.states["original"].parts[0, "fit"]
     scores = reader.scores(part)
     np.testing.assert_allclose(scores[..., 0], vectors[0].scores(part)[:, 0], atol=1e-8)

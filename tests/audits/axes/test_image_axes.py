@@ -11,28 +11,33 @@ from hypothesis import strategies as st
 from audits.axes.causal_depth import image_axis as image_depth
 from audits.axes.decodability import image_axis as image_decodability
 from audits.axes.decodability.axis import REFITTED, UNCHANGED
-from audits.axes.decodability.image_readers import (
+from audits.axes.decodability.image_probes import (
     SHOTS,
-    fit_own,
-    read_own,
-    read_refitted,
+    fit_original_probes,
+    score_original_probes,
+    score_refitted_probes,
 )
 from audits.axes.image_relearning import (
     ROUNDS,
-    after_teaching,
-    in_order,
-    kept_images,
-    lessons,
+    relearning_splits,
+    reordered,
+    retain_images,
+    scores_after_learning,
 )
-from audits.axes.restoration.image_routes import (
+from audits.axes.restoration.image_steering import (
     image_sites,
-    named,
-    read_logits,
-    states_of,
+    image_states,
+    logits_with_edits,
+    named_as_class,
 )
 from audits.core.config import make_config
 from audits.core.preflight import Damage
-from audits.modalities.image_baseline import Cast, late_sites, pooled, ranked
+from audits.modalities.image_baseline import (
+    EvaluationSets,
+    late_sites,
+    pool_places,
+    rank_among,
+)
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng
@@ -52,7 +57,7 @@ def images(name, labels, rng):
 def sets():
     rng = np.random.default_rng(0)
     rest = np.tile([0, 1, 2, 4], 15)
-    return Cast(
+    return EvaluationSets(
         images("forget", [3] * 24, rng),
         images("fit", rest, rng),
         images("check", rest, rng),
@@ -84,7 +89,7 @@ def states(sets, seed, *, there=True, code=0):
     st.lists(st.integers(-5, 5), min_size=1, max_size=8),
 )
 def test_ranks_are_shares_outranked_with_ties_at_half(values, others):
-    found = ranked(np.array(values), np.array(others))
+    found = rank_among(np.array(values), np.array(others))
     for value, share in zip(values, found, strict=True):
         by_hand = np.mean([(o < value) + 0.5 * (o == value) for o in others])
         assert share == pytest.approx(by_hand)
@@ -92,12 +97,12 @@ def test_ranks_are_shares_outranked_with_ties_at_half(values, others):
 
 def test_pooled_states_are_means_over_places():
     maps = torch.arange(24.0).reshape(2, 3, 2, 2)
-    np.testing.assert_allclose(pooled(maps), maps.mean((2, 3)).numpy())
+    np.testing.assert_allclose(pool_places(maps), maps.mean((2, 3)).numpy())
     tokens = torch.arange(24.0).reshape(2, 4, 3)
     both = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
-    np.testing.assert_allclose(pooled(tokens), both.numpy())
+    np.testing.assert_allclose(pool_places(tokens), both.numpy())
     flat = torch.arange(6.0).reshape(2, 3)
-    np.testing.assert_allclose(pooled(flat), flat.numpy())
+    np.testing.assert_allclose(pool_places(flat), flat.numpy())
 
 
 def test_only_the_later_half_of_the_blocks_is_read():
@@ -110,10 +115,14 @@ def test_only_the_later_half_of_the_blocks_is_read():
 
 def read(sets, roles):
     own_states = states(sets, 0)
-    readers = fit_own(own_states, sets, 0)
+    readers = fit_original_probes(own_states, sets, 0)
     found = {"original": own_states} | roles
-    own = {role: read_own(readers, each, sets) for role, each in found.items()}
-    refitted = {role: read_refitted(each, sets, 0) for role, each in found.items()}
+    own = {
+        role: score_original_probes(readers, each, sets) for role, each in found.items()
+    }
+    refitted = {
+        role: score_refitted_probes(each, sets, 0) for role, each in found.items()
+    }
     return image_decodability.judge(sets, SITES, own, refitted, CONFIG, ())
 
 
@@ -149,7 +158,9 @@ def test_a_model_with_another_code_is_not_read_by_the_originals_probe(sets):
 
 def test_shuffled_classes_and_random_directions_read_nothing(sets):
     own_states = states(sets, 0)
-    found = read_own(fit_own(own_states, sets, 0), own_states, sets)
+    found = score_original_probes(
+        fit_original_probes(own_states, sets, 0), own_states, sets
+    )
     assert np.mean(found["forget"]) > 0.95 and np.mean(found["classes"]) > 0.95
     for what in ("shuffled", "random"):
         assert abs(np.mean(found[what]) - 0.5) < 0.25
@@ -157,7 +168,7 @@ def test_shuffled_classes_and_random_directions_read_nothing(sets):
 
 def test_every_image_is_read_by_a_probe_that_has_not_seen_it(sets):
     own_states = states(sets, 0)
-    readers = fit_own(own_states, sets, 0)
+    readers = fit_original_probes(own_states, sets, 0)
     assert np.bincount(readers.halves).tolist() == [12, 12]
     # An image moved in the fitting data alone changes no score of its own half.
     moved = {part: dict(each) for part, each in own_states.items()}
@@ -165,10 +176,10 @@ def test_every_image_is_read_by_a_probe_that_has_not_seen_it(sets):
     for site in SITES:
         moved["forget"][site] = moved["forget"][site].copy()
         moved["forget"][site][row] += 50.0
-    again = fit_own(moved, sets, 0)
+    again = fit_original_probes(moved, sets, 0)
     for site in SITES:
-        assert np.allclose(again.own[site][0], readers.own[site][0])
-        assert not np.allclose(again.own[site][1], readers.own[site][1])
+        assert np.allclose(again.forgotten[site][0], readers.forgotten[site][0])
+        assert not np.allclose(again.forgotten[site][1], readers.forgotten[site][1])
 
 
 def test_a_refitted_probe_is_made_from_one_image_and_asks_the_others(sets):
@@ -178,7 +189,7 @@ def test_a_refitted_probe_is_made_from_one_image_and_asks_the_others(sets):
     means = np.stack([rest[sets.fit.labels == c].mean(0) for c in sets.fit.labels])
     within = (rest - means).T @ (rest - means) / len(rest)
     within = 0.9 * within + 0.1 * np.trace(within) / 12 * np.eye(12)
-    found = np.array(read_refitted(there, sets, 0)["forget"])[:, 1]
+    found = np.array(score_refitted_probes(there, sets, 0)["forget"])[:, 1]
     order = numpy_rng(0, "decodability", "shots").permutation(24)[:SHOTS]
     for image in range(24):
         scores = []
@@ -193,15 +204,15 @@ def test_a_refitted_probe_is_made_from_one_image_and_asks_the_others(sets):
 
 
 def test_lessons_ask_every_image_and_teach_none_that_is_asked(sets):
-    made = lessons(sets, 0)
-    asked = [name for lesson in made["forget"] for name in lesson.asked.ids]
+    made = relearning_splits(sets, 0)
+    asked = [name for lesson in made["forget"] for name in lesson.held_out.ids]
     assert sorted(asked) == sorted(sets.forget.ids * ROUNDS)
     for lesson in (*made["forget"], *made["never"]):
-        assert not set(lesson.taught.ids) & set(lesson.asked.ids)
-        assert len(lesson.taught) == 4
-    kinds = [set(lesson.taught.labels) for lesson in made["never"]]
+        assert not set(lesson.train.ids) & set(lesson.held_out.ids)
+        assert len(lesson.train) == 4
+    kinds = [set(lesson.train.labels) for lesson in made["never"]]
     assert len(kinds) == 3 and all(len(kind) == 1 for kind in kinds)
-    kept = kept_images(sets, 0)
+    kept = retain_images(sets, 0)
     assert np.ptp(np.unique(kept.labels, return_counts=True)[1]) <= 1
 
 
@@ -212,7 +223,7 @@ def test_what_is_asked_counts_once_the_lesson_is_learned():
         {"taught": [0.0, 0.0, 0.0, 0.5], "ids": ["c"]}
         | {"asked": [[1], [1], [1], [0]]},
     ]
-    found = in_order(after_teaching(runs), ["c", "a", "b"])
+    found = reordered(scores_after_learning(runs), ["c", "a", "b"])
     assert found.values[:, 0].tolist() == [0.0, 0.5, 1.0]
     assert found.entities == ("c", "a", "b")
 
@@ -223,17 +234,18 @@ def test_the_originals_own_states_put_back_change_nothing(digits_zoo):
     where = image_sites(model)
     some = world.images("retain_test").rows(range(40))
     for site in late_sites(model):
-        kept = states_of(model, some, [site], where)[site]
-        edits = {site: image_depth.replacing(kept)}
+        kept = image_states(model, some, [site], where)[site]
+        edits = {site: image_depth.replacing_states(kept)}
         torch.testing.assert_close(
-            read_logits(model, some, edits, where), read_logits(model, some, {}, where)
+            logits_with_edits(model, some, edits, where),
+            logits_with_edits(model, some, {}, where),
         )
         # Those of other images bring their own classes along.
-        other = {site: image_depth.replacing(kept.flip(0))}
-        brought = read_logits(model, some, other, where).argmax(1).numpy()
-        plain = read_logits(model, some, {}, where).argmax(1).numpy()
+        other = {site: image_depth.replacing_states(kept.flip(0))}
+        brought = logits_with_edits(model, some, other, where).argmax(1).numpy()
+        plain = logits_with_edits(model, some, {}, where).argmax(1).numpy()
         assert (brought == plain[::-1]).all()
-    assert named(model, some, {}, where).mean() > 0.8
+    assert named_as_class(model, some, {}, where).mean() > 0.8
 
 
 def carried(sets, named_so, kept):

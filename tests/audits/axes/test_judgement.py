@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from audits.axes.judgement import LEAST_SPAN, Wanted, against_floors, telling
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    informative_columns,
+)
 from audits.core.config import AuditConfig, Rule
 from evidence.hypothesis_tests import MaxTest
-from evidence.intervals import by_entity
+from evidence.intervals import average_by_entity
 
 NAMES = [f"e{place}" for place in range(12)]
 
@@ -14,23 +19,23 @@ NAMES = [f"e{place}" for place in range(12)]
 def rate(share, names=NAMES):
     """Entities of which ``share`` are told, at two sites."""
     hits = np.arange(len(names)) < share * len(names)
-    return by_entity(np.stack([hits, hits], 1).astype(float), list(names))
+    return average_by_entity(np.stack([hits, hits], 1).astype(float), list(names))
 
 
 def wanted(name, *references):
-    return Wanted(
+    return MetricComparison(
         name=name,
         stream=name,
         candidate=rate(0.75),
         ceiling=rate(1.0),
         references=references,
-        never=rate(0.25, [f"n{place}" for place in range(36)]),
+        never_taught=rate(0.25, [f"n{place}" for place in range(36)]),
     )
 
 
 def test_with_references_they_come_first_and_never_taught_items_beside_them():
     both = [wanted("read", rate(0.5)), wanted("kept", rate(0.5))]
-    found = against_floors("axis", both, ["a", "b"], AuditConfig())
+    found = compare_to_floors("axis", both, ["a", "b"], AuditConfig())
     assert [(each.name, each.floor_kind, each.floor) for each in found] == [
         ("read", "reference", 0.5),
         ("kept", "reference", 0.5),
@@ -44,7 +49,7 @@ def test_with_references_they_come_first_and_never_taught_items_beside_them():
 
 def test_without_references_never_taught_items_are_the_floor():
     one, two = wanted("read"), wanted("kept")
-    found = against_floors("axis", [one, two], ["a", "b"], AuditConfig())
+    found = compare_to_floors("axis", [one, two], ["a", "b"], AuditConfig())
     assert [(each.name, each.floor_kind) for each in found] == [
         ("read", "never_taught"),
         ("kept", "never_taught"),
@@ -53,23 +58,31 @@ def test_without_references_never_taught_items_are_the_floor():
 
 def test_several_references_are_one_floor_their_mean():
     one = wanted("read", rate(0.25), rate(0.75))
-    (first, second) = against_floors("axis", [one], ["a", "b"], AuditConfig())
+    (first, second) = compare_to_floors("axis", [one], ["a", "b"], AuditConfig())
     assert (first.floor, second.floor) == (0.5, 0.25)
 
 
 def test_columns_left_out_are_shown_and_not_used():
     use = np.array([False, True])
-    (found,) = against_floors("axis", [wanted("read")], ["a", "b"], AuditConfig(), use)
+    (found,) = compare_to_floors(
+        "axis", [wanted("read")], ["a", "b"], AuditConfig(), use
+    )
     assert [each["used"] for each in found.columns] == [False, True]
     assert found.where == "b"
 
 
 def test_only_sites_where_the_original_is_read_can_say_anything():
     rule = Rule()
-    difference = np.array([0.8, 0.41, 0.39, 0.7, LEAST_SPAN])
+    difference = np.array([0.8, 0.41, 0.39, 0.7, MIN_SPAN])
     p_column = np.array([0.001, 0.001, 0.001, 0.5, 0.001])
     power = MaxTest(difference, 0.001, p_column, 1.0, 0.001, 0.2)
-    assert telling(power, rule).tolist() == [True, True, False, False, False]
+    assert informative_columns(power, rule).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     # Weak everywhere: nothing is said, however it compares with the strongest.
     weak = MaxTest(difference * 0.1, 0.001, p_column * 0, 1.0, 0.001, 0.0)
-    assert not telling(weak, rule).any()
+    assert not informative_columns(weak, rule).any()

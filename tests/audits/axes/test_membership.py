@@ -10,8 +10,8 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from audits.axes.membership import axis as signature
-from audits.axes.membership.axis import run_signature
-from audits.axes.membership.readers import PARTS, cast, read
+from audits.axes.membership.axis import run_membership
+from audits.axes.membership.scores import PARTS, score_membership, select_sets
 from audits.core.config import DEFAULT_AXES, Rule, make_config
 from audits.verdict import reevaluate
 from audits.verdict.rule import decide
@@ -20,7 +20,7 @@ from evidence.errors import InputError
 from evidence.progress import SILENT
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
-from probes.estimators.kernel_smoothers import smoothers
+from probes.estimators.kernel_smoothers import smoother_matrices
 from probes.splits.folds import Folds
 from tests.audits.verdict.test_rule import FINE, axes, axis, reading
 
@@ -49,7 +49,7 @@ def items(start, count, kind):
 
 
 FORGET, NEVER = items(0, 24, "forget"), items(24, 24, "never")
-ASKED = cast(FORGET, items(48, 60, "retain"), NEVER, 2, 0)
+ASKED = select_sets(FORGET, items(48, 60, "retain"), NEVER, 2, 0)
 EVERY = np.ones(1, dtype=bool)
 
 
@@ -83,7 +83,7 @@ def judged(monkeypatch, roles, names=None, reverse=False):
         )
     )
     order = reversed(roles) if reverse else roles
-    return run_signature(
+    return run_membership(
         {role: role for role in order},
         Encoder(),
         ASKED,
@@ -107,8 +107,8 @@ def test_fit_test_and_check_share_no_entity_and_mirrors_are_new_names():
 
 
 def test_the_auc_is_that_of_mean_scores_and_the_test_differs_from_a_half_by_it():
-    scores = read(states(1, 0.7), ASKED, "rbf", 0)
-    high, low = scores.of("forget"), scores.of("never_taught")
+    scores = score_membership(states(1, 0.7), ASKED, "rbf", 0)
+    high, low = scores.entity_means("forget"), scores.entity_means("never_taught")
     truth = np.repeat([1, 0], [len(high), len(low)])
     brute = [
         roc_auc_score(truth, np.r_[high[:, site], low[:, site]]) for site in range(3)
@@ -120,28 +120,30 @@ def test_the_auc_is_that_of_mean_scores_and_the_test_differs_from_a_half_by_it()
 
 def test_scores_are_those_of_readers_that_saw_retain_entities_alone():
     x = states(2, 0.7)
-    scores = read(x, ASKED, "mean difference", 0)
+    scores = score_membership(x, ASKED, "mean difference", 0)
     part = ASKED.part
     for_fit = np.char.startswith(part, "fit")
     changed = x.copy()
     changed[:, part == "forget"] += 5.0
-    moved = read(changed, ASKED, "mean difference", 0)
+    moved = score_membership(changed, ASKED, "mean difference", 0)
     # What forgotten entities look like changes their own scores and no others.
-    np.testing.assert_allclose(moved.of("never_taught"), scores.of("never_taught"))
-    assert not np.allclose(moved.of("forget"), scores.of("forget"))
+    np.testing.assert_allclose(
+        moved.entity_means("never_taught"), scores.entity_means("never_taught")
+    )
+    assert not np.allclose(moved.entity_means("forget"), scores.entity_means("forget"))
     labels = np.where(part == "fit", 1.0, -1.0)
     folds = Folds(for_fit[None], ~for_fit[None], "all")
     rows = torch.from_numpy(x[1:2].astype(float))
-    brute = smoothers(rows, folds, ("mean difference",))[0, 0] @ torch.from_numpy(
-        labels
-    )
+    brute = smoother_matrices(rows, folds, ("mean difference",))[
+        0, 0
+    ] @ torch.from_numpy(labels)
     np.testing.assert_allclose(scores.rows[0, 1], brute.numpy(), atol=1e-12)
 
 
 def test_on_noise_p_is_uniform_over_the_best_of_all_layers():
     every = np.ones(3, dtype=bool)
     p = [
-        read(states(seed, 0.0), ASKED, "mean difference", seed)
+        score_membership(states(seed, 0.0), ASKED, "mean difference", seed)
         .test("forget", "never_taught", every, CONFIG)
         .p_value
         for seed in range(40)
@@ -153,12 +155,12 @@ def test_a_signature_that_stays_is_retained_and_one_that_left_is_not(monkeypatch
     known, gone = states(10, 2.5), states(50, 2.5, known=("fit", "check"))
     kept = judged(monkeypatch, {"original": known, "unlearned": known})
     assert kept.status == "retained" and "a note" in kept.notes
-    assert kept.main.residual == pytest.approx(1)
+    assert kept.main_reading.residual == pytest.approx(1)
     assert all(control.passed for control in kept.controls)
     assert AxisResult.from_dict(kept.to_dict()).to_dict() == kept.to_dict()
     left = judged(monkeypatch, {"original": known, "unlearned": gone, "planted": known})
     assert left.status in ("absent", "no_power")
-    assert left.main.p_value > 0.01
+    assert left.main_reading.p_value > 0.01
     assert all(control.passed for control in left.controls)
     assert "the planted suppression is seen" in [x.name for x in left.controls]
 
@@ -181,7 +183,7 @@ def test_a_reference_is_the_floor_where_there_is_one(monkeypatch):
     )
     assert found.status == "retained"
     assert [each.floor_kind for each in found.readings] == ["reference", "never_taught"]
-    assert found.main.floor < 0.75
+    assert found.main_reading.floor < 0.75
 
 
 def test_what_the_original_does_not_show_says_nothing(monkeypatch):
@@ -224,23 +226,23 @@ def test_states_that_are_not_finite_are_an_error(monkeypatch):
 
 def test_too_few_entities_are_refused():
     with pytest.raises(InputError, match="too few entities"):
-        cast(items(0, 3, "forget"), items(48, 60, "retain"), NEVER, 1, 0)
+        select_sets(items(0, 3, "forget"), items(48, 60, "retain"), NEVER, 1, 0)
     other = tuple(replace(item, relation="age") for item in items(48, 60, "retain"))
     with pytest.raises(InputError, match="of the same relations"):
-        cast(FORGET, ItemSet(other), NEVER, 1, 0)
+        select_sets(FORGET, ItemSet(other), NEVER, 1, 0)
 
 
 def test_no_profile_runs_it_and_alone_it_blocks_deletion_but_suppresses_nothing():
     assert all("membership" not in names for names in DEFAULT_AXES.values())
     quiet = axes()
     assert decide(quiet, FINE, False, "reference", Rule()).verdict_class == "deleted"
-    told = axis("membership", "retained", reading(signature.READER, 0.9, 0.001))
+    told = axis("membership", "retained", reading(signature.REFITTED, 0.9, 0.001))
     found = decide(
         quiet | {"membership": told}, FINE, False, "reference", Rule()
     )  # fmt: skip
     assert found.verdict_class == "inconclusive"
     assert any("residual trace" in reason for reason in found.reasons)
-    same = axis("membership", "absent", reading(signature.READER, 0.0, 0.9))
+    same = axis("membership", "absent", reading(signature.REFITTED, 0.0, 0.9))
     both = decide(quiet | {"membership": same}, FINE, False, "reference", Rule())
     assert both.verdict_class == "deleted"
     assert reevaluate.STATUS_OF["membership"] is signature.status_of

@@ -5,15 +5,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from audits.axes.persistence import SAID, ask_quantised, edit_in_bins, judge
-from audits.core.answers import score_questions
+from audits.axes.persistence import EXACT_MATCH, edit_in_bins, judge, score_quantized
+from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.data.items import read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.sequences import batches
 from capture.data.tokenization import encode
-from erasure.weights.quantization import linear_weights, quantise, quantise_
+from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.progress import SILENT
 
 CONFIG = AuditConfig()
@@ -21,7 +21,7 @@ CONFIG = AuditConfig()
 
 def room(weight):
     """How far each weight of a grid can go down and up within its bin."""
-    grid = quantise(weight)
+    grid = quantize(weight)
     middles = (grid.levels[:-1] + grid.levels[1:]) / 2
     # Weights in the outermost bins stay: they set the scale of their block.
     inner = (grid.codes > 0) & (grid.codes < 15)
@@ -39,7 +39,7 @@ def hide_(model, forget, retain, steps=120):
     for _ in range(steps):
         optimizer.zero_grad()
         for rows, sign in ((forget, -1.0), (retain, 3.0)):
-            for batch in batches(rows, tokens=4096):
+            for batch in batches(rows, batch_tokens=4096):
                 logits = model(**batch.model_inputs).logits.log_softmax(-1)[:, :-1]
                 target, answers = batch.input_ids[:, 1:], batch.answer_mask[:, 1:]
                 loss = -logits.gather(2, target[..., None])[..., 0][answers]
@@ -56,14 +56,14 @@ def hide_(model, forget, retain, steps=120):
 def models(world):
     """The original with its weights on the grid, and an edit inside the bins."""
     original = AutoModelForCausalLM.from_pretrained(world.original).eval()
-    quantise_(original)
+    quantize_(original)
     tokenizer = AutoTokenizer.from_pretrained(world.original)
     forget, retain = read_items(world.forget), read_items(world.retain)
-    asked = ask(forget, 2)
+    asked = build_questions(forget, 2)
     rows = encode(tokenizer, asked.prompts, asked.answers)
     hidden = AutoModelForCausalLM.from_pretrained(world.original).eval()
-    quantise_(hidden)
-    hide_(hidden, rows, ask(retain, 1).encoded(tokenizer))
+    quantize_(hidden)
+    hide_(hidden, rows, build_questions(retain, 1).encoded(tokenizer))
     return original, hidden, tokenizer
 
 
@@ -71,15 +71,15 @@ def subject(role, model):
     """A live model in a role, copied by each loading as any other is."""
     import copy
 
-    return Subject(role, role, {}, lambda device: copy.deepcopy(model).to(device))
+    return AuditedModel(role, role, {}, lambda device: copy.deepcopy(model).to(device))
 
 
 def persistence(world, models, candidate=None, gone=True):
     original, hidden, tokenizer = models
     sets = {
-        "forget": ask(read_items(world.forget), 2),
-        "never_taught": ask(read_items(world.never_taught), 2),
-        "retain": ask(read_items(world.retain), 1),
+        "forget": build_questions(read_items(world.forget), 2),
+        "never_taught": build_questions(read_items(world.never_taught), 2),
+        "retain": build_questions(read_items(world.retain), 1),
     }
     subjects = {
         "original": subject("original", original),
@@ -88,8 +88,8 @@ def persistence(world, models, candidate=None, gone=True):
     heard, quantised = {}, {}
     for role, each in subjects.items():
         with each.loaded("cpu") as model:
-            heard[role] = score_questions(model, tokenizer, sets, SILENT)
-        quantised[role] = ask_quantised(
+            heard[role] = score_question_sets(model, tokenizer, sets, SILENT)
+        quantised[role] = score_quantized(
             each, tokenizer, sets, CONFIG, device="cpu", progress=SILENT
         )
     edit = edit_in_bins(subjects["original"], subjects["unlearned"], CONFIG, "cpu")
@@ -103,7 +103,7 @@ def test_an_edit_inside_the_bins_is_restored_and_reported(world, models):
     assert gap["quantised"] > 0.9
     assert gap["interval"][0] > 0.5
     assert result.status == "retained"
-    assert result.reading(SAID).p_value < 0.05
+    assert result.reading(EXACT_MATCH).p_value < 0.05
     edit = result.details["edit"]["nf4"]
     assert edit["same_codes"] == 1.0
     assert edit["fidelity"] == 0.0
@@ -119,7 +119,7 @@ def test_an_edit_of_ten_bins_is_not_restored(world, models):
     with torch.no_grad():
         for name, (weight, _) in linear_weights(candidate).items():
             edit = weight - start[name]
-            width = quantise(start[name]).widths.mean()
+            width = quantize(start[name]).bin_widths.mean()
             weight.copy_(start[name] + edit * 10 * width / edit.square().mean().sqrt())
     result = persistence(world, models, candidate)
     assert result.status != "retained"

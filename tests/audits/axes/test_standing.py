@@ -2,7 +2,7 @@
 
 import pytest
 
-from audits.axes.status import controlled, standing
+from audits.axes.status import status_from_readings, status_with_controls
 from audits.core.config import Rule
 from evidence.results import Control
 from tests.audits.verdict.test_rule import reading
@@ -30,13 +30,13 @@ SHOWN = Control("only shown", 0.0, "1", False, required=False)
     ],
 )
 def test_standing(readings, expected):
-    assert standing(readings, RULE)[0] == expected
+    assert status_from_readings(readings, RULE)[0] == expected
 
 
 def test_what_was_found_stands_though_the_plant_was_not_seen():
     found, silent = [reading("a", 0.8, 0.0005)], [reading("a", 0.0, 0.9)]
-    assert standing(found, RULE, failed=["the plant"])[0] == "retained"
-    assert standing(silent, RULE, failed=["the plant"]) == (
+    assert status_from_readings(found, RULE, failed=["the plant"])[0] == "retained"
+    assert status_from_readings(silent, RULE, failed=["the plant"]) == (
         "no_power",
         ["Control failed: the plant."],
     )
@@ -44,13 +44,13 @@ def test_what_was_found_stands_though_the_plant_was_not_seen():
 
 def test_an_axis_of_its_own_level_is_held_to_it():
     weak = [reading("a", 0.8, 0.03)]
-    assert standing(weak, RULE)[0] == "no_power"
-    assert standing(weak, RULE, level=0.05)[0] == "retained"
+    assert status_from_readings(weak, RULE)[0] == "no_power"
+    assert status_from_readings(weak, RULE, alpha=0.05)[0] == "retained"
 
 
 def test_a_failed_control_silences_and_one_that_is_only_shown_does_not():
     found = [reading("a", 0.8, 0.0005)]
-    assert controlled(found, [PASSED, SHOWN], RULE)[0] == "retained"
-    assert controlled(found, [PASSED, FAILED], RULE)[0] == "control_failed"
+    assert status_with_controls(found, [PASSED, SHOWN], RULE)[0] == "retained"
+    assert status_with_controls(found, [PASSED, FAILED], RULE)[0] == "control_failed"
     # Nothing was read, so nothing can have failed.
-    assert controlled([], [FAILED], RULE)[0] == "no_power"
+    assert status_with_controls([], [FAILED], RULE)[0] == "no_power"

@@ -146,7 +146,9 @@ def test_live_models_are_audited_like_folders(world: BiosWorld, tmp_path):
         **options,
     )
     by_path = run(world, world.twin, tmp_path / "path", axes=("behaviour",))
-    assert by_hand.axes["behaviour"].main == by_path.axes["behaviour"].main
+    assert (
+        by_hand.axes["behaviour"].main_reading == by_path.axes["behaviour"].main_reading
+    )
 
 
 def test_fail_on_gives_exit_code_three(world, tmp_path):

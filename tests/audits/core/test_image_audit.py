@@ -16,19 +16,19 @@ from transformers import (
 from audits.axes.decodability.axis import REFITTED, UNCHANGED
 from audits.comparison.compare import compare
 from audits.comparison.page import write_page
-from audits.modalities.image_baseline import called
+from audits.modalities.image_baseline import predicted_classes
 from audits.modalities.image_vocabulary import (
-    CARRIED,
+    HELD_OUT_NAMED,
     NAMED,
-    REST_NAMED,
-    SKIPPED,
-    STEERED,
+    SKIPPED_AXES,
+    STEERED_NAMED,
+    TRANSFERRED_NAMED,
 )
 from audits.run.api import audit, load
-from audits.verdict.reevaluate import decided_again
+from audits.verdict.reevaluate import reevaluate
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from evidence.errors import InputError
 from tests.audits.own_world import FIRST, LAST
 
@@ -73,11 +73,11 @@ def test_a_head_edit_is_suppressed_and_told_of_as_a_class(hidden):
     assert {each["format"] for each in document["manifest"]["items"]} == {"images"}
     axes = hidden.axes
     assert list(axes) == ["behaviour", "decodability", "causal_depth", "relearning"]
-    assert axes["behaviour"].main.name == NAMED
-    assert axes["behaviour"].main.statistic < 0.1
+    assert axes["behaviour"].main_reading.name == NAMED
+    assert axes["behaviour"].main_reading.statistic < 0.1
     assert axes["decodability"].reading(UNCHANGED).residual > 0.7
-    assert axes["causal_depth"].reading(CARRIED).residual > 0.7
-    assert axes["relearning"].reading(REST_NAMED) is not None
+    assert axes["causal_depth"].reading(TRANSFERRED_NAMED).residual > 0.7
+    assert axes["relearning"].reading(HELD_OUT_NAMED) is not None
     assert not any("answers" in reason for reason in hidden.reasons)
 
 
@@ -95,7 +95,7 @@ def test_the_controls_of_a_head_edit_come_out(hidden):
 
 def test_the_report_says_what_image_pairs_do_not_have(hidden):
     page = hidden.report.read_text(encoding="utf-8")
-    for name, why in SKIPPED.items():
+    for name, why in SKIPPED_AXES.items():
         assert f"{name}: not run on images; {why}." in page
     assert "Images of the class named" in page and "Facts to keep" not in page
     assert "no longer names the class" in page and "no longer says" not in page
@@ -139,7 +139,7 @@ def test_what_comes_after_the_last_block_is_found_by_steering(
     axes = ["behaviour", "restoration"]
     candidate = model_of(digits_zoo, "logit_mask")
     done = audited(world, candidate, tmp_path / "out", axes=axes)
-    assert done.axes["restoration"].reading(STEERED).residual > 0.5
+    assert done.axes["restoration"].reading(STEERED_NAMED).residual > 0.5
     # It informs, and makes no verdict.
     assert done.verdict == "inconclusive"
 
@@ -153,7 +153,7 @@ def test_without_the_output_an_image_audit_still_speaks_of_a_class(
     assert "class" in verdict
     assert "answer" not in verdict
     assert "answer" not in json.dumps(done.document["axes"])
-    assert decided_again(done.document).reasons == tuple(done.reasons)
+    assert reevaluate(done.document).reasons == tuple(done.reasons)
     page = done.report.read_text(encoding="utf-8")
     words = page[page.index('<section id="words">') :]
     words = words[: words.index("</section>")]
@@ -237,8 +237,8 @@ def test_a_network_of_convolutions_without_a_size_of_its_own(world, tmp_path):
 
 def test_no_hook_is_left_behind(digits_zoo, world):
     model = open_checkpoint(world.original).load()
-    called(model, world.images("forget_test"))
-    assert leftover_hooks(model) == 0
+    predicted_classes(model, world.images("forget_test"))
+    assert count_hooks(model) == 0
 
 
 def changed(images, **other):

@@ -7,14 +7,14 @@ import pytest
 
 from attribution.circuit_weights import circuit_weights
 from attribution.circuits.circuit import select_circuit
-from attribution.circuits.divergence import kept_mass
+from attribution.circuits.divergence import retained_mass
 from attribution.circuits.eap import score_edges
-from attribution.circuits.prompt_pairs import pairs_of_items
+from attribution.circuits.prompt_pairs import pair_items
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.scoring.answers import score_answers
-from erasure.weights.mansu import MansuConfig, unlearn_in_circuit_
-from erasure.weights.quantization import quantise_
+from erasure.weights.mansu import MansuConfig, mansu_
+from erasure.weights.quantization import quantize_
 from testbeds.worlds.biographies import all_prompts
 
 
@@ -23,16 +23,16 @@ def edited(world):
     checkpoint = open_checkpoint(world.original)
     items = read_items(world.forget)
     model = checkpoint.load()
-    pairs = pairs_of_items(checkpoint.tokenizer, items, np.random.default_rng(0))
+    pairs = pair_items(checkpoint.tokenizer, items, np.random.default_rng(0))
     scores = score_edges(model, pairs)
     circuit = select_circuit(model, pairs, scores)
     forget = all_prompts(checkpoint.tokenizer, items)
     retain = all_prompts(checkpoint.tokenizer, read_items(world.retain))
-    log = unlearn_in_circuit_(
+    log = mansu_(
         model,
         forget,
         retain,
-        circuit_weights(model, circuit.chosen),
+        circuit_weights(model, circuit.edge_mask),
         MansuConfig(
             # Half a per cent of so small a model is a few hundred weights.
             share=0.03,
@@ -64,7 +64,7 @@ def test_it_forgets_and_keeps_by_few_weights(edited):
 def test_four_bits_bring_nothing_back(edited):
     model, log, *_, forget, _ = edited
     coarse = copy.deepcopy(model)
-    quantise_(coarse)
+    quantize_(coarse)
     assert said(coarse, forget) <= said(model, forget) + 0.05
     assert log.same_codes < 0.15
 
@@ -72,6 +72,6 @@ def test_four_bits_bring_nothing_back(edited):
 def test_the_circuit_no_longer_carries_the_answers(edited):
     model, _, pairs, scores, circuit, *_ = edited
     after = score_edges(model, pairs).by_entity()
-    assert kept_mass(after, scores.mean, circuit.chosen).mean() < 0.5
-    own = kept_mass(scores.by_entity(), scores.mean, circuit.chosen).mean()
+    assert retained_mass(after, scores.mean, circuit.chosen).mean() < 0.5
+    own = retained_mass(scores.by_entity(), scores.mean, circuit.chosen).mean()
     assert own == pytest.approx(1)

@@ -6,7 +6,7 @@ import pytest
 
 from audits.core.config import BUDGETS
 from audits.run import planning as module
-from audits.run.planning import GIB, TRAINED, count_parameters, plan
+from audits.run.planning import GIB, TRAINING_COPIES, count_parameters, plan
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from evidence.errors import InputError
@@ -28,7 +28,7 @@ def test_parameters_are_the_models(world):
 def test_questions_are_those_of_the_profile(world):
     budget = BUDGETS["quick"]
     forget, retain = read_items(world.forget), read_items(world.retain)
-    kept = retain.of(retain.entities[: budget.retain_entities])
+    kept = retain.of_entities(retain.entities[: budget.retain_entities])
     wordings = budget.prompts_per_item
     assert len(forget.items[0].paraphrases) + 1 >= wordings
     expected = wordings * (len(forget) * (1 + budget.never_taught_copies) + len(kept))
@@ -44,7 +44,7 @@ def test_what_is_not_run_is_not_counted(world):
     assert listening.work < probing.work < everything.work
     # Gradients of the edit weigh as much as training does, whatever the axes.
     assert listening.memory == everything.memory
-    assert everything.parameters * 4 * TRAINED < everything.memory
+    assert everything.parameters * 4 * TRAINING_COPIES < everything.memory
 
 
 def test_in_large_models_leaving_out_relearning_halves_the_weights(world, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from audits.core.config import BUDGETS
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from audits.run import planting
 from capture.data.items import Item
 from evidence.errors import InputError
@@ -82,16 +82,16 @@ def test_what_cannot_be_planted_is_said(attempt):
     made, tried = attempt(10**6)
     assert not made["made"]
     assert tried == SETTINGS
-    assert "could be planted" in planting.not_planted(made)[0]
+    assert "could be planted" in planting.planting_notes(made)[0]
 
 
 @pytest.mark.parametrize("place", ["nothing", "folder", "pipe"])
 def test_planted_tensors_that_cannot_be_read_are_one_error(tmp_path, place):
-    path = tmp_path / planting.PLANTED
+    path = tmp_path / planting.PLANTED_FILE
     if place == "folder":
         path.mkdir()
     elif place == "pipe":
         os.mkfifo(path)
-    original = Subject("original", "0", {}, lambda device: nn.Linear(1, 1))
+    original = AuditedModel("original", "0", {}, lambda device: nn.Linear(1, 1))
     with pytest.raises(InputError, match="--fresh"):
-        planting.planted_subject(original, tmp_path)
+        planting.planted_model(original, tmp_path)

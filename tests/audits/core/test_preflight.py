@@ -5,7 +5,7 @@ import pytest
 
 from audits.core.answers import distinct_share
 from audits.core.config import Rule, make_config
-from audits.core.preflight import spread, utility
+from audits.core.preflight import compare_utility, spread
 from evidence.errors import InputError
 
 
@@ -28,18 +28,18 @@ def useful(retain=1.0, general=-3.0, texts=("a b c d",), rank=10.0, n=100):
     ],
 )
 def test_each_sign_of_damage_is_found_and_named(candidate, word):
-    found = utility(useful(), candidate, Rule())
+    found = compare_utility(useful(), candidate, Rule())
     assert found.found
     assert word in found.reasons[0]
 
 
 def test_a_model_that_is_well_is_not_damaged():
-    assert not utility(useful(), useful(retain=0.9, general=-3.1), Rule()).found
+    assert not compare_utility(useful(), useful(retain=0.9, general=-3.1), Rule()).found
 
 
 def test_text_the_original_cannot_read_does_not_count():
     original = useful(general=-9.0)
-    found = utility(original, useful(general=-30.0), Rule())
+    found = compare_utility(original, useful(general=-30.0), Rule())
     assert not found.found
     assert "general text, probability a token" not in found.shares
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from audits.core.workspace import Ledger, Workspace, axis_of, canonical
+from audits.core.workspace import StageRunner, Workspace, axis_stage, canonical_json
 from evidence.errors import InputError
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic
@@ -59,7 +59,7 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
 
 def test_not_a_number_cannot_enter_a_stage(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        canonical({"x": float("nan")})
+        canonical_json({"x": float("nan")})
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "changed", "bytes", "deep"])
@@ -123,7 +123,7 @@ def test_what_is_no_file_is_no_file_of_a_stage(tmp_path, kind):
 
 def test_an_axis_is_charged_with_the_stage_of_its_name(tmp_path):
     axis = AxisResult("behaviour", "?", "no_power")
-    ledger = Ledger(Workspace.open(tmp_path / "out", {"a": 1}, fresh=False))
+    ledger = StageRunner(Workspace.open(tmp_path / "out", {"a": 1}, fresh=False))
     calls = []
 
     def compute():
@@ -131,9 +131,9 @@ def test_an_axis_is_charged_with_the_stage_of_its_name(tmp_path):
         return axis
 
     for _ in (0, 1):
-        assert axis_of(ledger.stage, "behaviour", compute) == axis
+        assert axis_stage(ledger.stage, "behaviour", compute) == axis
     assert len(calls) == 1  # the second is found, with what it took
-    charged = ledger.charged({"behaviour": axis, "other": axis})
+    charged = ledger.with_cost({"behaviour": axis, "other": axis})
     spent = ledger.cost["behaviour"]
     assert charged["behaviour"].seconds == spent["seconds"] > 0
     assert charged["behaviour"].peak_memory_bytes == spent["peak_memory_bytes"] > 0

@@ -10,12 +10,12 @@ from audits.report.axis_charts import (
 from audits.report.depth_charts import depth_plot
 from audits.report.formatting import (
     clean,
-    flat,
+    flatten_settings,
     in_plot,
     interval,
+    join_sites,
     p_text,
     percent,
-    places,
 )
 from audits.report.restoration_charts import SHOWN, restoration_plots
 from tests.helpers.audit_documents import (
@@ -78,12 +78,12 @@ def test_small_texts():
     assert p_text(0.0015) == "0.0015" and p_text(None) == "\u2014"
     assert interval([0.02, 0.3], True) == "[2, 30\u202f%]"
     assert interval([-0.1, 0.3], False) == "[\u22120.10, 0.30]"
-    assert places(["embed", "resid.1", "resid.2", "mlp.3", "resid.9"]) == (
+    assert join_sites(["embed", "resid.1", "resid.2", "mlp.3", "resid.9"]) == (
         "embed, resid.1\u2013resid.2, mlp.3, resid.9"
     )
     assert in_plot("<b>&") == "&lt;b&gt;&amp;"
     assert clean("a\u202eb") == "a\ufffdb" and len(clean("x" * 10_000)) < 2100
-    assert flat({"a": {"b": [1, 2.34567]}, "c": []}) == [
+    assert flatten_settings({"a": {"b": [1, 2.34567]}, "c": []}) == [
         ("a.b", "1, 2.35"),
         ("c", "none"),
     ]

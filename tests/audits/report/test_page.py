@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from audits.report.page import MOST_ITEMS, VERDICTS, render, write_report
+from audits.report.page import MAX_ITEMS, VERDICTS, render, write_report
 from audits.run.document import validate_document
 from tests.helpers.audit_documents import (
     DOCUMENTS,
@@ -187,10 +187,10 @@ def test_said_answers_come_first_and_long_lists_are_cut():
     items = given["axes"][0]["details"]["items"]
     text = Page(render(given)).text
     assert text.index("Oslo") < text.index("Rome")
-    items += [items[0]] * MOST_ITEMS
+    items += [items[0]] * MAX_ITEMS
     page = Page(render(given))
-    assert sum("data-said" in attrs for _, attrs in page.tags) == MOST_ITEMS
-    assert f"The first {MOST_ITEMS} of {MOST_ITEMS + 2}" in page.text
+    assert sum("data-said" in attrs for _, attrs in page.tags) == MAX_ITEMS
+    assert f"The first {MAX_ITEMS} of {MAX_ITEMS + 2}" in page.text
 
 
 def test_damage_and_identity_are_said():

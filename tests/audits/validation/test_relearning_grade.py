@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from audits.validation.relearning_grade import Regained, grade, halves, regain
+from audits.validation.relearning_grade import (
+    RelearningCurve,
+    grade,
+    halves,
+    measure_relearning,
+)
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
-from testbeds.edits.workbench import Ground
+from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import SMALL
 from testbeds.zoo.build import build_zoo
 
@@ -18,14 +23,16 @@ def found(tmp_path_factory):
     kinds = ("retrain_1", "last_block_relabel")
     root = tmp_path_factory.mktemp("zoo")
     made = build_zoo(root, seeds=[0], only=kinds, config=SMALL)
-    ground = Ground.of(made[0].world, SMALL, 0, "cpu")
+    ground = Workbench.from_world(made[0].world, SMALL, 0, "cpu")
     models = {each.kind: open_checkpoint(each.model) for each in made}
     models |= {"original": ground.original, "twin": ground.twin}
-    return {name: regain(ground, m, **SETTINGS) for name, m in models.items()}
+    return {
+        name: measure_relearning(ground, m, **SETTINGS) for name, m in models.items()
+    }
 
 
 def test_halves_have_every_entity_taught_once_and_asked_once(world):
-    ground = Ground.of(world, SMALL, 0, "cpu")
+    ground = Workbench.from_world(world, SMALL, 0, "cpu")
     (taught, asked), (other, again) = halves(ground.forget, 0)
     assert not set(taught.entities) & set(asked.entities)
     assert set(taught.entities) | set(asked.entities) == set(ground.forget.entities)
@@ -45,6 +52,6 @@ def test_original_twin_and_what_lies_between(found):
 
 
 def test_a_world_whose_original_regains_nothing_cannot_grade():
-    flat = Regained(np.full((2, 1, 1), 0.5), np.zeros((2, 1, 1)), 0.5, 0.0)
+    flat = RelearningCurve(np.full((2, 1, 1), 0.5), np.zeros((2, 1, 1)), 0.5, 0.0)
     with pytest.raises(InputError, match="cannot grade"):
         grade(flat, flat, flat)

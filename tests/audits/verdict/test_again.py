@@ -3,7 +3,7 @@
 from audits.axes import behaviour as output
 from audits.core.config import Rule
 from audits.validation.error_rates import STATES, ablation
-from audits.verdict.reevaluate import decided_again
+from audits.verdict.reevaluate import reevaluate
 from tests.helpers.audit_documents import (
     axis,
     causal_depth,
@@ -33,7 +33,7 @@ def found(made):
 
 def of(depth):
     said = reading("said in full", [column("output", 0.1)]) | NOTHING
-    told = reading(output.TOLD, [column("output", 0.1)]) | NOTHING
+    told = reading(output.CONTRAST, [column("output", 0.1)]) | NOTHING
     plain = axis("behaviour", said, told, status="absent", controls=[control("it")])
     axes = [plain, silent(decodability()), depth, silent(relearning())]
     return document(*axes) | {"config": {"rule": Rule().model_dump(mode="json")}}
@@ -43,35 +43,35 @@ RECOVERED, ABSENT = of(found(causal_depth())), of(silent(causal_depth()))
 
 
 def test_one_axis_decides_and_without_it_nothing_is_found():
-    assert decided_again(RECOVERED).verdict_class == "suppressed"
-    assert decided_again(ABSENT).verdict_class == "deleted"
-    left = decided_again(RECOVERED, without=["causal_depth"])
+    assert reevaluate(RECOVERED).verdict_class == "suppressed"
+    assert reevaluate(ABSENT).verdict_class == "deleted"
+    left = reevaluate(RECOVERED, without=["causal_depth"])
     assert left.verdict_class == "deleted"
 
 
 def test_another_rule_is_applied_to_status_and_verdict_alike():
     strict = Rule(recovery=0.0001)
-    assert decided_again(RECOVERED, strict).verdict_class == "inconclusive"
+    assert reevaluate(RECOVERED, strict).verdict_class == "inconclusive"
     narrow = Rule(margin=0.05)
-    assert decided_again(ABSENT, narrow).verdict_class == "inconclusive"
+    assert reevaluate(ABSENT, narrow).verdict_class == "inconclusive"
 
 
 def test_axes_of_images_keep_the_status_that_their_own_rules_gave():
     # As text its readings would be equivalent to the floor; of images only some are
     # asked to be, and their axis has said what they make of it.
     depth = silent(causal_depth()) | {"status": "no_power"}
-    assert decided_again(of(depth)).verdict_class == "deleted"
+    assert reevaluate(of(depth)).verdict_class == "deleted"
     relearned = silent(relearning()) | {"status": "no_power"}
     whole = of(silent(causal_depth()))
     whole["axes"] = [*whole["axes"][:3], relearned]
     items = [each | {"format": "images"} for each in whole["manifest"]["items"]]
-    assert decided_again(whole).verdict_class == "deleted"
+    assert reevaluate(whole).verdict_class == "deleted"
     whole["manifest"] = whole["manifest"] | {"items": items}
-    assert decided_again(whole).verdict_class == "inconclusive"
+    assert reevaluate(whole).verdict_class == "inconclusive"
 
 
 def test_deletion_may_be_said_without_an_axis_that_was_left_out():
-    left = decided_again(ABSENT, without=["relearning"])
+    left = reevaluate(ABSENT, without=["relearning"])
     assert left.verdict_class == "deleted"
 
 

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audits.axes.behaviour import TOLD
+from audits.axes.behaviour import CONTRAST
 from audits.core.config import Rule
 from audits.verdict.calibration import (
     STATES,
     Calibration,
-    Question,
+    LogisticQuestion,
+    calibration_features,
+    case_facts,
     estimate,
-    facts_of,
-    figures_of,
     shipped,
 )
 from benchmarks.suites.verdict.calibration import figures, fit
@@ -50,29 +50,31 @@ def everything():
 
 
 def test_a_question_is_a_logistic_regression():
-    asked = Question(("a", "b"), (1.0, 0.0), (2.0, 1.0), (3.0, -1.0), 0.5, (10, 18))
+    asked = LogisticQuestion(
+        ("a", "b"), (1.0, 0.0), (2.0, 1.0), (3.0, -1.0), 0.5, (10, 18)
+    )
     score = 3 * (2 - 1) / 2 - 0.25 + 0.5
     # So many models without an exception leave this much open on either side.
     low, rest = 1 / 12, 1 / 20
     expected = low + (1 - low - rest) / (1 + np.exp(-score))
-    assert asked.chance({"a": 2, "b": 0.25}) == pytest.approx(expected)
-    assert asked.chance({"a": 500, "b": 0}) == pytest.approx(1 - rest)
-    assert asked.chance({"a": -500, "b": 0}) == pytest.approx(low)
-    assert asked.chance({"a": 2}) is None
+    assert asked.probability({"a": 2, "b": 0.25}) == pytest.approx(expected)
+    assert asked.probability({"a": 500, "b": 0}) == pytest.approx(1 - rest)
+    assert asked.probability({"a": -500, "b": 0}) == pytest.approx(low)
+    assert asked.probability({"a": 2}) is None
 
 
 @given(FOUND)
 def test_chances_are_a_distribution_and_move_the_right_way(found):
     calibration = shipped()
-    chances = calibration.chances(found)
+    chances = calibration.probabilities(found)
     assert set(chances) == set(STATES)
     assert sum(chances.values()) == pytest.approx(1)
     assert min(chances.values()) >= 0
-    better = calibration.chances(found | {"useful": found["useful"] + 0.1})
+    better = calibration.probabilities(found | {"useful": found["useful"] + 0.1})
     assert better["damaged"] <= chances["damaged"]
-    louder = calibration.chances(found | {"said": found["said"] + 0.1})
+    louder = calibration.probabilities(found | {"said": found["said"] + 0.1})
     assert louder["not_unlearned"] >= chances["not_unlearned"]
-    fuller = calibration.chances(
+    fuller = calibration.probabilities(
         found | {"inside": found["inside"] + 0.1, "within": found["within"] + 0.1}
     )
     assert fuller["deleted"] <= chances["deleted"]
@@ -80,7 +82,7 @@ def test_chances_are_a_distribution_and_move_the_right_way(found):
 
 def test_clear_cases_are_clear():
     def most(**found):
-        chances = shipped().chances(found)
+        chances = shipped().probabilities(found)
         return max(chances, key=chances.__getitem__)
 
     gone = {"useful": 1.25, "said": 0.02}
@@ -91,13 +93,13 @@ def test_clear_cases_are_clear():
 
 
 def test_without_figures_from_inside_the_two_that_need_them_are_not_told_apart():
-    assert shipped().chances({"useful": 1.25, "said": 0.0}) is None
-    assert shipped().chances({"useful": 1.25}) is None
-    assert shipped().chances({"useful": 0.1, "said": 0.0}) is not None
+    assert shipped().probabilities({"useful": 1.25, "said": 0.0}) is None
+    assert shipped().probabilities({"useful": 1.25}) is None
+    assert shipped().probabilities({"useful": 0.1, "said": 0.0}) is not None
 
 
 def test_figures_are_those_of_the_primary_floor():
-    found = figures_of(everything(), SHARES)
+    found = calibration_features(everything(), SHARES)
     assert found["useful"] == pytest.approx(0.6 / RULE.utility)
     assert found["said"] == pytest.approx(-0.1)
     axes = everything()
@@ -110,24 +112,24 @@ def test_figures_are_those_of_the_primary_floor():
     )
     both = (*axes["relearning"].readings, second)
     axes["relearning"] = replace(axes["relearning"], readings=both)
-    assert figures_of(axes, SHARES) == found
+    assert calibration_features(axes, SHARES) == found
     # Answers ranked below the others are known: which to avoid.
     said = axes["behaviour"].readings[0]
-    told = replace(said, name=TOLD, residual=-1.2)
+    told = replace(said, name=CONTRAST, residual=-1.2)
     axes["behaviour"] = replace(axes["behaviour"], readings=(said, told))
-    assert figures_of(axes, SHARES) == found | {"inside": pytest.approx(1.2)}
+    assert calibration_features(axes, SHARES) == found | {"inside": pytest.approx(1.2)}
     short = {name: axis for name, axis in axes.items() if name != "relearning"}
-    assert "inside" not in figures_of(short, SHARES)
+    assert "inside" not in calibration_features(short, SHARES)
 
 
 def test_an_axis_whose_control_failed_says_nothing():
     axes = everything()
     axes["decodability"] = replace(axes["decodability"], status="control_failed")
-    assert "inside" not in figures_of(axes, SHARES)
+    assert "inside" not in calibration_features(axes, SHARES)
     axes = everything()
     axes["causal_depth"] = replace(axes["causal_depth"], status="control_failed")
     fewer = {name: axis for name, axis in axes.items() if name != "causal_depth"}
-    assert figures_of(axes, SHARES) == figures_of(fewer, SHARES)
+    assert calibration_features(axes, SHARES) == calibration_features(fewer, SHARES)
 
 
 def test_an_axis_that_the_zoo_was_not_fitted_with_is_named_where_it_found_something():
@@ -136,7 +138,7 @@ def test_an_axis_that_the_zoo_was_not_fitted_with_is_named_where_it_found_someth
     )
     preflight = document["preflight"]
     preflight["known"] |= {"retain_entities": 100}
-    ranges = {n: (v, v) for n, v in facts_of(everything(), preflight).items()}
+    ranges = {n: (v, v) for n, v in case_facts(everything(), preflight).items()}
     like = replace(shipped(), ranges=ranges)
     for status, count in (("retained", 1), ("absent", 0)):
         more = replace(everything()["relearning"], name="persistence", status=status)
@@ -155,7 +157,7 @@ def test_a_case_unlike_the_zoo_says_so():
     )
     preflight = document["preflight"]
     preflight["known"] |= {"retain_entities": 100}
-    facts = facts_of(everything(), preflight)
+    facts = case_facts(everything(), preflight)
     ranges = {name: (value, value) for name, value in facts.items()}
     like = replace(shipped(), ranges=ranges)
     inside = estimate(like, everything(), preflight)
@@ -222,7 +224,7 @@ def test_fitting_finds_what_tells_the_states_apart():
     ]
     found = fit(cases, 10.0, "made up")
     for state, (said, inner, kept) in places.items():
-        chances = found.chances(
+        chances = found.probabilities(
             {
                 "useful": kept / RULE.utility,
                 "said": said,
@@ -241,6 +243,6 @@ def test_fitting_finds_what_tells_the_states_apart():
     right = [
         max(chances, key=chances.__getitem__) == each["state"]
         for each in dealt[1::2]
-        if (chances := half.chances(figures(each))) is not None
+        if (chances := half.probabilities(figures(each))) is not None
     ]
     assert len(right) >= 15 and np.mean(right) <= 0.6

@@ -7,12 +7,17 @@ import pytest
 from audits.axes.causal_depth import axis as causal_depth
 from audits.axes.concept import axis as concept
 from audits.axes.decodability.axis import REFITTED, UNCHANGED
-from audits.axes.relearning import SAID, TOLD
+from audits.axes.relearning import CONTRAST, EXACT_MATCH
 from audits.axes.restoration import axis as restoration
 from audits.core.config import Rule
 from audits.core.preflight import Damage
-from audits.modalities.image_vocabulary import CARRIED, NAMED, REST_NAMED, STEERED
-from audits.modalities.vocabulary import words_of
+from audits.modalities.image_vocabulary import (
+    HELD_OUT_NAMED,
+    NAMED,
+    STEERED_NAMED,
+    TRANSFERRED_NAMED,
+)
+from audits.modalities.vocabulary import vocabulary_for
 from audits.verdict.rule import decide
 from evidence.results import AxisResult, Control, Reading
 
@@ -83,8 +88,8 @@ def axes(
         "relearning": axis(
             "relearning",
             attack,
-            reading(TOLD, level(relearned), relearned),
-            reading(SAID, 0.0, 0.9),
+            reading(CONTRAST, level(relearned), relearned),
+            reading(EXACT_MATCH, 0.0, 0.9),
             controls=controls,
         ),
     }
@@ -97,8 +102,8 @@ def with_depth(found, told=0.9, said=0.9, status=None):
         "causal_depth": axis(
             "causal_depth",
             status or ("retained" if kept else "absent"),
-            reading(causal_depth.TOLD, 0.8 if told < 0.05 else 0.0, told),
-            reading(causal_depth.SAID, 0.8 if said < 0.05 else 0.0, said),
+            reading(causal_depth.CONTRAST, 0.8 if told < 0.05 else 0.0, told),
+            reading(causal_depth.EXACT_MATCH, 0.8 if said < 0.05 else 0.0, said),
         )
     }
 
@@ -256,9 +261,9 @@ def test_layers_and_reasons_are_named():
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("concept", concept.READ),
-        ("restoration", restoration.TOLD),
-        ("restoration", restoration.SAID),
+        ("concept", concept.READING),
+        ("restoration", restoration.CONTRAST),
+        ("restoration", restoration.EXACT_MATCH),
     ],
 )
 def test_concepts_and_restoration_make_suppressed_by_themselves(name, found):
@@ -273,7 +278,7 @@ def test_concepts_and_restoration_make_suppressed_by_themselves(name, found):
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("restoration", STEERED), ("relearning", REST_NAMED)]
+    ("name", "found"), [("restoration", STEERED_NAMED), ("relearning", HELD_OUT_NAMED)]
 )
 def test_what_an_image_model_is_brought_to_say_only_blocks_deletion(name, found):
     whole = axes()
@@ -290,9 +295,9 @@ def test_a_class_of_images_is_told_of_in_its_own_words(residual):
         "behaviour", "retained" if residual else "absent", named, controls=()
     )
     whole["causal_depth"] = axis(
-        "causal_depth", "retained", reading(CARRIED, 0.9, 0.0005)
+        "causal_depth", "retained", reading(TRANSFERRED_NAMED, 0.9, 0.0005)
     )
-    verdict = decide(whole, FINE, False, "never_taught", Rule(), words_of(True))
+    verdict = decide(whole, FINE, False, "never_taught", Rule(), vocabulary_for(True))
     told = [verdict.rule, *verdict.reasons, *verdict.claims_allowed]
     assert verdict.verdict_class == ("not_unlearned" if residual else "suppressed")
     assert not any("answers" in sentence for sentence in told)
@@ -310,7 +315,7 @@ def test_without_the_output_words_stay_those_of_what_was_forgotten(
 ):
     inside = {k: v for k, v in axes(unchanged=unchanged).items() if k != "behaviour"}
     floor = "never_taught"
-    verdict = decide(inside, damage, identical, floor, Rule(), words_of(images))
+    verdict = decide(inside, damage, identical, floor, Rule(), vocabulary_for(images))
     told = " ".join(
         [
             verdict.rule,

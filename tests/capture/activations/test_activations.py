@@ -11,10 +11,10 @@ from capture.activations.capture import (
     capture_activations,
     capture_images,
 )
-from capture.activations.passes import ENOUGH
-from capture.activations.positions import wanted_positions
+from capture.activations.passes import CPU_TOKENS_PER_THREAD
+from capture.activations.positions import select_positions
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 from tests.helpers.model_families import (
@@ -79,7 +79,7 @@ def test_every_named_position_equals_each_row_run_alone(family, tokens, padding)
             sites,
             positions,
             subject_end=SUBJECTS,
-            tokens=tokens,
+            batch_tokens=tokens,
             padding=padding,
         )
         for name in sites:
@@ -113,7 +113,10 @@ def test_without_an_answer_the_last_token_ends_the_prompt():
     assert np.array_equal(prompt.values, last.values)
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(10 * ENOUGH, ENOUGH), (100, 100)])
+@pytest.mark.parametrize(
+    ("tokens", "most"),
+    [(10 * CPU_TOKENS_PER_THREAD, CPU_TOKENS_PER_THREAD), (100, 100)],
+)
 def test_no_batch_on_a_cpu_holds_more_than_makes_it_faster(tokens, most, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     model, sizes = tiny("llama"), []
@@ -122,7 +125,9 @@ def test_no_batch_on_a_cpu_holds_more_than_makes_it_faster(tokens, most, monkeyp
         lambda module, args: sizes.append(args[0].numel())
     )
     # Padded on the left nothing is shared between rows.
-    capture_activations(model, data, ["resid.1"], "last", tokens=tokens, padding="left")
+    capture_activations(
+        model, data, ["resid.1"], "last", batch_tokens=tokens, padding="left"
+    )
     assert most / 2 < max(sizes) <= most and sum(sizes) == 2500
 
 
@@ -136,7 +141,7 @@ def test_any_mixture_of_lengths_is_right_on_both_sides(data):
     tokens = data.draw(st.integers(1, 100))
     sequences = Sequences(tuple(map(tuple, ids)), tuple(len(row) for row in ids))
     got = capture_activations(
-        model, sequences, ["resid.2"], "last", tokens=tokens, padding=padding
+        model, sequences, ["resid.2"], "last", batch_tokens=tokens, padding=padding
     )
     for row, values in zip(ids, got.site("resid.2"), strict=True):
         expected = alone(model, ["resid.2"], row)["resid.2"][-1]
@@ -151,7 +156,7 @@ def test_the_model_is_left_as_found(family):
     model = tiny(family).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     capture_activations(model, rows(), ["resid.1", "head.0.1"], "mean")
-    assert model.training and leftover_hooks(model) == 0
+    assert model.training and count_hooks(model) == 0
     assert all(parameter.requires_grad for parameter in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name])
@@ -252,14 +257,14 @@ def test_what_cannot_be_captured_is_refused_and_leaves_no_hook(change, message):
         capture_activations(
             model, request["sequences"], request["sites"], request["positions"]
         )
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_positions_are_worked_out_from_each_rows_own_end():
     data = Sequences(((1, 2, 3), (4, 5, 6, 7, 8)), (2, 3))
-    assert wanted_positions(data, -1).index.tolist() == [[2], [4]]
-    assert wanted_positions(data, [0, -2]).index.tolist() == [[0, 1], [0, 3]]
-    answer = wanted_positions(data, "answer")
+    assert select_positions(data, -1).index.tolist() == [[2], [4]]
+    assert select_positions(data, [0, -2]).index.tolist() == [[0, 1], [0, 3]]
+    answer = select_positions(data, "answer")
     assert answer.index.tolist() == [[2, 0], [3, 4]]
     assert answer.mask.tolist() == [[True, False], [True, True]]
 
@@ -288,10 +293,10 @@ def test_images_through_a_vision_transformer(batch):
     sites = ["embed", "resid.0", "attn.2", "mlp.1", "resid.2"]
     with torch.no_grad():
         output = model(images, output_hidden_states=True)
-    first = capture_images(model, images, sites, "first", batch=batch)
-    mean = capture_images(model, images, sites, "mean", batch=batch)
-    flat = capture_images(model, images, sites, "flat", batch=batch)
-    third = capture_images(model, images, sites, 3, batch=batch)
+    first = capture_images(model, images, sites, "first", batch_size=batch)
+    mean = capture_images(model, images, sites, "mean", batch_size=batch)
+    flat = capture_images(model, images, sites, "flat", batch_size=batch)
+    third = capture_images(model, images, sites, 3, batch_size=batch)
     expected = output.hidden_states[1].numpy()
     np.testing.assert_allclose(first.site("resid.0"), expected[:, 0], **CLOSE)
     np.testing.assert_allclose(mean.site("resid.0"), expected.mean(1), **CLOSE)
@@ -299,7 +304,7 @@ def test_images_through_a_vision_transformer(batch):
     np.testing.assert_allclose(
         flat.site("resid.0"), expected.reshape(len(images), -1), **CLOSE
     )
-    logits = capture_images(model, images, ["logits"], batch=batch).site("logits")
+    logits = capture_images(model, images, ["logits"], batch_size=batch).site("logits")
     np.testing.assert_allclose(logits, output.logits.numpy(), **CLOSE)
 
 
@@ -316,7 +321,7 @@ def test_images_through_a_convolutional_network():
     np.testing.assert_allclose(flat, maps.flatten(1), **CLOSE)
     first = capture_images(model, images, ["resid.0"], "first").site("resid.0")
     np.testing.assert_allclose(first, maps[:, :, 0, 0], **CLOSE)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("pool", ["median", 500])

@@ -5,8 +5,8 @@ import torch
 
 from audits.core.answers import utility_of_text
 from capture.activations.capture import capture_activations
-from capture.activations.position_limit import position_limit
 from capture.data.sequences import Sequences
+from capture.network.discovery.position_limit import position_limit
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import SILENT

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from capture.activations import passes
 from capture.activations.capture import capture_activations
-from capture.activations.positions import wanted_positions
-from capture.activations.prefix_cache import plan
+from capture.activations.positions import select_positions
+from capture.activations.prefix_cache import group_by_prefix
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from tests.helpers.model_families import tiny
 
 SITES = ["embed", "attn.1", "resid.0", "mlp.1", "resid.1", "logits"]
@@ -34,7 +34,7 @@ def statements(seed=0, prompts=4, answers=5) -> Sequences:
 
 def plainly(monkeypatch, *arguments, **options):
     with monkeypatch.context() as patched:
-        patched.setattr(passes, "can_share", lambda model: False)
+        patched.setattr(passes, "supports_prefix_cache", lambda model: False)
         return capture_activations(*arguments, **options)
 
 
@@ -43,11 +43,11 @@ def plainly(monkeypatch, *arguments, **options):
 @pytest.mark.parametrize("tokens", [4096, 40])
 def test_shared_and_plain_passes_agree(family, positions, tokens, monkeypatch):
     model, rows = tiny(family), statements()
-    shared = capture_activations(model, rows, SITES, positions, tokens=tokens)
+    shared = capture_activations(model, rows, SITES, positions, batch_tokens=tokens)
     plain = plainly(monkeypatch, model, rows, SITES, positions)
     for name in SITES:
         assert np.allclose(shared.site(name), plain.site(name), atol=2e-6)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_shared_prompts_are_run_once(monkeypatch):
@@ -89,19 +89,19 @@ def test_rows_that_share_little_or_whose_start_is_asked_for_have_no_plan():
     rng = np.random.default_rng(0)
     apart = tuple(tuple(rng.integers(5, 1000, 9).tolist()) for _ in range(20))
     rows = Sequences(apart, (8,) * 20)
-    assert plan(rows, wanted_positions(rows, "last")) is None
+    assert group_by_prefix(rows, select_positions(rows, "last")) is None
     alike = statements()
-    assert plan(alike, wanted_positions(alike, "mean")) is None
-    assert plan(alike, wanted_positions(alike, 0)) is None
-    assert plan(alike, wanted_positions(alike, "last")) is not None
+    assert group_by_prefix(alike, select_positions(alike, "mean")) is None
+    assert group_by_prefix(alike, select_positions(alike, 0)) is None
+    assert group_by_prefix(alike, select_positions(alike, "last")) is not None
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(2, 7))
 @settings(deadline=None)
 def test_plans_hold_every_row_once_and_share_only_what_is_equal(seed, prompts, answers):
     rows = statements(seed, prompts, answers)
-    wanted = wanted_positions(rows, "last")
-    groups = plan(rows, wanted)
+    wanted = select_positions(rows, "last")
+    groups = group_by_prefix(rows, wanted)
     if groups is None:
         return
     assert sorted(row for _, members in groups for row in members) == list(

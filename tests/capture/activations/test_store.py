@@ -57,7 +57,7 @@ def test_stored_values_are_the_captured_ones(
 def test_a_second_request_runs_no_model(tmp_path, checkpoint, monkeypatch):
     store = ActivationStore(tmp_path)
     store.activations(checkpoint, rows(), SITES)
-    monkeypatch.setattr("capture.activations.store.capture_wanted", None)
+    monkeypatch.setattr("capture.activations.store.capture_selected", None)
     monkeypatch.setattr(type(checkpoint), "load", None)
     assert len(store.activations(checkpoint, rows(), SITES)) == 9
 
@@ -105,7 +105,7 @@ def test_arrays_are_read_in_parts(tmp_path, checkpoint):
 def test_a_failure_halfway_leaves_nothing(tmp_path, checkpoint, monkeypatch):
     from capture.activations import store as module
 
-    original, calls = module.capture_wanted, []
+    original, calls = module.capture_selected, []
 
     def fails(*args, **named):
         calls.append(1)
@@ -113,7 +113,7 @@ def test_a_failure_halfway_leaves_nothing(tmp_path, checkpoint, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **named)
 
-    monkeypatch.setattr(module, "capture_wanted", fails)
+    monkeypatch.setattr(module, "capture_selected", fails)
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)
     with pytest.raises(KeyboardInterrupt):
         ActivationStore(tmp_path, 1).activations(checkpoint, rows(), SITES)
@@ -127,13 +127,13 @@ def test_killed_halfway_the_next_run_starts_clean(tmp_path):
         "from capture.activations import store\n"
         "from capture.checkpoints.open import open_checkpoint\n"
         "from tests.helpers.model_families import rows, tiny\n"
-        "original, calls = store.capture_wanted, []\n"
+        "original, calls = store.capture_selected, []\n"
         "def dies(*args, **named):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return original(*args, **named)\n"
-        "store.capture_wanted, store.CHUNK_BYTES = dies, 1\n"
+        "store.capture_selected, store.CHUNK_BYTES = dies, 1\n"
         "held = store.ActivationStore(Path(sys.argv[1]), 1)\n"
         "held.activations(open_checkpoint(tiny('llama')), rows(), ['resid.0'])\n"
     )
@@ -154,15 +154,15 @@ def test_killed_halfway_the_next_run_starts_clean(tmp_path):
 def test_losing_a_race_uses_what_the_winner_wrote(tmp_path, checkpoint, monkeypatch):
     from capture.activations import store as module
 
-    original = module.capture_wanted
+    original = module.capture_selected
     winner = ActivationStore(tmp_path)
 
     def slow(*args, **named):
-        monkeypatch.setattr(module, "capture_wanted", original)
+        monkeypatch.setattr(module, "capture_selected", original)
         winner.activations(checkpoint, rows(), SITES)
         return original(*args, **named)
 
-    monkeypatch.setattr(module, "capture_wanted", slow)
+    monkeypatch.setattr(module, "capture_selected", slow)
     got = ActivationStore(tmp_path).activations(checkpoint, rows(), SITES)
     assert len(got) == 9 and len(folders(tmp_path)) == 1
 

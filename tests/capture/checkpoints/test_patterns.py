@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from capture.checkpoints.schemas.patterns import PatternError, analyse
-from capture.checkpoints.tokenizers.steps import MOST_WAYS
+from capture.checkpoints.schemas.patterns import PatternError, analyze_pattern
+from capture.checkpoints.tokenizers.steps import MAX_WAYS
 
 LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
 CAPITALS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -34,9 +34,9 @@ IN_USE = {
 
 @pytest.mark.parametrize("pattern", IN_USE.values(), ids=IN_USE)
 def test_patterns_in_use_are_cheap(pattern):
-    ways = analyse(pattern).last
-    assert len(ways) <= len(MOST_WAYS)
-    assert all(many <= most for many, most in zip(ways, MOST_WAYS, strict=False))
+    ways = analyze_pattern(pattern).ways_if_last
+    assert len(ways) <= len(MAX_WAYS)
+    assert all(many <= most for many, most in zip(ways, MAX_WAYS, strict=False))
 
 
 REFUSED = (
@@ -82,7 +82,7 @@ REFUSED = (
 @pytest.mark.parametrize("pattern", REFUSED, ids=lambda each: each[:20])
 def test_patterns_without_a_bound_are_refused(pattern):
     with pytest.raises(PatternError):
-        analyse(pattern)
+        analyze_pattern(pattern)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_patterns_without_a_bound_are_refused(pattern):
 def test_ways_are_counted(pattern, ways):
     if ways is None:
         with pytest.raises(PatternError):
-            analyse(pattern)
+            analyze_pattern(pattern)
         return
-    assert analyse(pattern).last == ways
+    assert analyze_pattern(pattern).ways_if_last == ways
 
 
 def test_lengths_of_what_is_matched():
@@ -125,8 +125,8 @@ def test_lengths_of_what_is_matched():
         ("(?=abc)d", 1, 1),
         ("", 0, 0),
     ):
-        found = analyse(pattern)
-        assert (found.low, found.high) == (low, high)
+        found = analyze_pattern(pattern)
+        assert (found.min_length, found.max_length) == (low, high)
 
 
 def test_what_is_let_through_ends_soon_in_the_library_as_well():

@@ -7,9 +7,9 @@ import torch
 
 from capture.activations.loss_gradients import loss_gradients
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.safetensors_files import compare
+from capture.checkpoints.safetensors_files import compare_weights
 from capture.checkpoints.weight_change import (
-    Gradients,
+    LossGradients,
     by_component,
     leading_directions,
     update_shapes,
@@ -23,7 +23,7 @@ def shapes(model, change):
     other = copy.deepcopy(model)
     with torch.no_grad():
         change(other)
-    return update_shapes(open_checkpoint(model), open_checkpoint(other), leading=4)
+    return update_shapes(open_checkpoint(model), open_checkpoint(other), n_leading=4)
 
 
 def test_leading_directions_are_those_of_the_decomposition():
@@ -94,7 +94,7 @@ def test_components_gather_the_blocks_and_agree_with_the_comparison():
     other = copy.deepcopy(model)
     with torch.no_grad():
         change(other)
-    moved = compare(open_checkpoint(model), open_checkpoint(other))
+    moved = compare_weights(open_checkpoint(model), open_checkpoint(other))
     expected = {each.name: each.relative for each in moved.tensors if each.relative > 0}
     assert {row.name: row.relative for row in rows} == pytest.approx(expected, rel=1e-4)
 
@@ -151,7 +151,7 @@ def test_a_step_along_one_gradient_is_seen_to_be_one(family):
     (row,) = update_shapes(
         open_checkpoint(model),
         open_checkpoint(stepped),
-        gradients=Gradients({name: up}, {name: across}),
+        gradients=LossGradients({name: up}, {name: across}),
     )
     assert row.forget_cosine == pytest.approx(1, abs=1e-3)
     assert row.retain_cosine == pytest.approx(0, abs=1e-3)

@@ -9,7 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.safetensors_files import check_finite, compare, refuse_pickle
+from capture.checkpoints.safetensors_files import (
+    check_finite,
+    compare_weights,
+    refuse_pickle,
+)
 from evidence.errors import InputError
 from tests.helpers.model_families import LAYERS, tiny
 
@@ -171,7 +175,7 @@ def test_comparing_gives_the_norms_written_out_by_hand(tmp_path):
         model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
     model.save_pretrained(tmp_path / "b")
     a, b = open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b")
-    change = compare(a, b)
+    change = compare_weights(a, b)
     moved = [row for row in change.tensors if row.relative]
     assert [(row.name, row.layer) for row in moved] == [
         ("model.layers.1.mlp.up_proj.weight", 1)
@@ -187,12 +191,14 @@ def test_comparing_gives_the_norms_written_out_by_hand(tmp_path):
     expected = 0.5 * float(before.double().norm()) / math.sqrt(block)
     assert change.layers == pytest.approx({-1: 0.0, 0: 0.0, 1: expected, 2: 0.0})
     # A live module gives what its files give.
-    assert compare(a, open_checkpoint(model)).layers == pytest.approx(change.layers)
+    assert compare_weights(a, open_checkpoint(model)).layers == pytest.approx(
+        change.layers
+    )
 
 
 def test_equal_weights_are_identical(folder):
     checkpoint = open_checkpoint(folder)
-    change = compare(checkpoint, checkpoint)
+    change = compare_weights(checkpoint, checkpoint)
     assert change.identical and change.relative == 0
     assert set(change.layers) == {-1, *range(LAYERS)}
 
@@ -204,14 +210,14 @@ def test_an_output_layer_cut_loose_still_compares(folder):
     model.config.tie_word_embeddings = False
     model.lm_head.weight = head
     model.all_tied_weights_keys = {}
-    change = compare(open_checkpoint(folder), open_checkpoint(model))
+    change = compare_weights(open_checkpoint(folder), open_checkpoint(model))
     assert [row.name for row in change.tensors if row.relative] == ["lm_head.weight"]
 
 
 def test_different_architectures_do_not_compare(folder):
     for other in (tiny("gpt2"), tiny("neox")):
         with pytest.raises(InputError, match="different architectures"):
-            compare(open_checkpoint(folder), open_checkpoint(other))
+            compare_weights(open_checkpoint(folder), open_checkpoint(other))
 
 
 def test_different_widths_do_not_compare(folder):
@@ -219,7 +225,7 @@ def test_different_widths_do_not_compare(folder):
     model.lm_head = torch.nn.Linear(24, 61, bias=False)
     model.model.layers[0].mlp.up_proj = torch.nn.Linear(24, 44, bias=False)
     with pytest.raises(InputError, match="different architectures"):
-        compare(open_checkpoint(folder), open_checkpoint(model))
+        compare_weights(open_checkpoint(folder), open_checkpoint(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -232,5 +238,5 @@ def test_weights_that_nothing_can_be_computed_with_are_refused(dtype, value, wha
     weights[1, 2] = value
     with pytest.raises(InputError, match=f"{what} in w.*1 of 20"):
         check_finite("w", weights)
-    check_finite("mask", weights, masks=True)
+    check_finite("mask", weights, allow_infinite=True)
     check_finite("w", torch.full((4, 5), 65_504.0, dtype=dtype))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from capture.data.formats import TEXT_ANSWER_WORDS, TEXT_PROMPT_WORDS
+from capture.data.formats import N_ANSWER_WORDS, N_PROMPT_WORDS
 from capture.data.items import read_items
 from evidence.errors import InputError
 
@@ -47,7 +47,7 @@ def test_tofu_runs_of_twenty_become_authors(read):
     items = read(profiles())
     assert items.format == "tofu"
     assert items.entities == tuple(NAMES)
-    assert [len(items.of([name])) for name in NAMES] == [20, 20, 20]
+    assert [len(items.of_entities([name])) for name in NAMES] == [20, 20, 20]
     first = items.items[0]
     assert first.prompt == (
         "Question: Who is the author born in Lima, Peru in 1970?\nAnswer:"
@@ -160,8 +160,8 @@ def test_running_text_is_cut_into_prompt_and_continuation(read):
     items = read([{"text": " ".join(words)}, {"text": "one two three four five"}])
     assert items.format == "text"
     long, short = items
-    assert long.prompt.split() == words[:TEXT_PROMPT_WORDS]
-    follow = words[TEXT_PROMPT_WORDS : TEXT_PROMPT_WORDS + TEXT_ANSWER_WORDS]
+    assert long.prompt.split() == words[:N_PROMPT_WORDS]
+    follow = words[N_PROMPT_WORDS : N_PROMPT_WORDS + N_ANSWER_WORDS]
     assert long.answer.split() == follow
     assert (short.prompt, short.answer) == ("one two", "three four five")
     with pytest.raises(InputError, match="too short"):

@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from capture.data.image_files import read_images
-from capture.data.images import Eye, ImageSet
+from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
 from evidence.errors import InputError
 
-GREY = Eye(1, (8, 8), labels={"cat": 0, "dog": 1})
-COLOUR = Eye(3, (16, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {"cat": 0, "dog": 1})
+GREY = ImagePreprocessor(1, (8, 8), labels={"cat": 0, "dog": 1})
+COLOUR = ImagePreprocessor(
+    3, (16, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {"cat": 0, "dog": 1}
+)
 
 
 def some(count=6, seed=0):
@@ -40,11 +42,16 @@ def test_any_change_changes_the_digest():
 
 def test_raw_images_are_scaled_resized_and_normalised():
     raw = np.full((2, 8, 8, 3), 255, dtype=np.uint8)
-    ready = COLOUR.ready(raw)
+    ready = COLOUR.preprocess(raw)
     assert ready.shape == (2, 3, 16, 16)
     expected = (1 - torch.tensor(COLOUR.mean)) / torch.tensor(COLOUR.std)
     torch.testing.assert_close(ready[0, :, 3, 5], expected)
-    assert COLOUR.ready(raw[..., 0]).shape == (2, 3, 16, 16)  # grey for a colour model
+    assert COLOUR.preprocess(raw[..., 0]).shape == (
+        2,
+        3,
+        16,
+        16,
+    )  # grey for a colour model
 
 
 def test_folders_are_classes_by_name_or_by_number(tmp_path):
@@ -104,20 +111,22 @@ def test_bad_input_is_one_clear_error(tmp_path):
     with pytest.raises(InputError, match="have the id"):
         twice + twice
     with pytest.raises(InputError, match="two known classes"):
-        invent_images(twice.rows(twice.labels == 0), 3, np.random.default_rng(0))
+        invent_images(twice.select(twice.labels == 0), 3, np.random.default_rng(0))
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     some().save(tmp_path / "a.npz")
-    monkeypatch.setattr("capture.data.image_files.MOST_BYTES", 100)
+    monkeypatch.setattr("capture.data.image_files.MAX_BYTES", 100)
     with pytest.raises(InputError, match="unpacks to too much"):
         read_images(tmp_path / "a.npz", GREY)
 
 
 def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
     settings = {"num_channels": 3, "id2label": {"0": "cat", "1": "dog"}}
-    assert Eye.of(settings | {"image_size": 32}, tmp_path).size == (32, 32)
-    free = Eye.of(settings, tmp_path)
+    assert ImagePreprocessor.from_config(
+        settings | {"image_size": 32}, tmp_path
+    ).size == (32, 32)
+    free = ImagePreprocessor.from_config(settings, tmp_path)
     assert free.size is None and free.classes == 2
     for said, size in (
         ({"size": {"height": 8, "width": 12}}, (8, 12)),
@@ -125,17 +134,17 @@ def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
         ({"size": {"shortest_edge": 9}, "crop_size": 7}, (7, 7)),
     ):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-        assert Eye.of(settings, tmp_path).size == size
+        assert ImagePreprocessor.from_config(settings, tmp_path).size == size
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(InputError, match="not valid JSON"):
-        Eye.of(settings, tmp_path)
+        ImagePreprocessor.from_config(settings, tmp_path)
     with pytest.raises(InputError, match="does not say what images"):
-        Eye.of({"model_type": "llama"}, None)
+        ImagePreprocessor.from_config({"model_type": "llama"}, None)
 
 
 def test_a_model_of_any_size_takes_one_size_at_a_time(tmp_path):
-    free = Eye(1, None, labels={"cat": 0, "dog": 1}, classes=2)
-    assert free.ready(np.zeros((2, 5, 7), dtype=np.uint8)).shape == (2, 1, 5, 7)
+    free = ImagePreprocessor(1, None, labels={"cat": 0, "dog": 1}, classes=2)
+    assert free.preprocess(np.zeros((2, 5, 7), dtype=np.uint8)).shape == (2, 1, 5, 7)
     for name, side in (("cat", 6), ("dog", 9)):
         (tmp_path / name).mkdir()
         Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(
@@ -145,9 +154,12 @@ def test_a_model_of_any_size_takes_one_size_at_a_time(tmp_path):
         read_images(tmp_path, free)
     assert len(read_images(tmp_path, GREY)) == 2
     images = some()
-    free.check(images.rows(images.labels < 2))
+    free.check(images.select(images.labels < 2))
     with pytest.raises(InputError, match="a class the model does not have"):
         free.check(ImageSet(images.pixels, images.labels + 2, images.ids, images.name))
     (tmp_path / "bird").mkdir()
     with pytest.raises(InputError, match="a class without images"):
-        read_images(tmp_path, Eye(1, (8, 8), labels={"bird": 2, "cat": 0, "dog": 1}))
+        read_images(
+            tmp_path,
+            ImagePreprocessor(1, (8, 8), labels={"bird": 2, "cat": 0, "dog": 1}),
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from capture.data.invented_entities import invent_items
-from capture.data.items import Item, ItemSet, fold
+from capture.data.items import Item, ItemSet, normalize_text
 from evidence.errors import InputError
 
 GIVEN = ["Anna", "Ben", "Carla", "Dmitri", "Elena", "Farid", "Greta", "Hugo"]
@@ -50,7 +50,7 @@ def countries(names=COUNTRIES):
 @pytest.mark.parametrize("world", [people, countries])
 def test_only_the_name_changes(world, seed):
     known = world()
-    forget = known.of(known.entities[:4])
+    forget = known.of_entities(known.entities[:4])
     invented = invent_items(forget, known, np.random.default_rng(seed))
     pairs = list(zip(forget, invented, strict=True))
     renamed = {}
@@ -75,9 +75,9 @@ def test_only_the_name_changes(world, seed):
 def test_no_name_is_known_or_part_of_a_known_one(seed):
     known = countries()
     invented = invent_items(known, known, np.random.default_rng(seed))
-    names = [fold(name) for name in known.entities]
-    answers = {fold(item.answer) for item in known}
-    for entity in map(fold, invented.entities):
+    names = [normalize_text(name) for name in known.entities]
+    answers = {normalize_text(item.answer) for item in known}
+    for entity in map(normalize_text, invented.entities):
         assert not any(entity in name or name in entity for name in names)
         assert entity not in answers
         assert len(entity) >= 3
@@ -86,7 +86,7 @@ def test_no_name_is_known_or_part_of_a_known_one(seed):
 def test_people_get_a_given_name_first_and_a_family_name_last():
     known = people()
     invented = invent_items(
-        known.of(known.entities[:3]), known, np.random.default_rng(0)
+        known.of_entities(known.entities[:3]), known, np.random.default_rng(0)
     )
     for entity in invented.entities:
         given, family = entity.split()
@@ -103,7 +103,7 @@ def test_an_answer_is_never_a_name():
             Item("b", "Ben Okafor", "Ben Okafor loves", "nobody"),
         )
     )
-    forget = known.of(["Anna Keller"])
+    forget = known.of_entities(["Anna Keller"])
     for seed in range(20):
         invented = invent_items(forget, known, np.random.default_rng(seed))
         assert invented.entities != ("Ben Keller",)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture.data.items import Item, ItemSet, fold, read_items, split_entities
+from capture.data.items import Item, ItemSet, normalize_text, read_items, split_entities
 from evidence.errors import InputError
 
 
@@ -27,10 +27,10 @@ def test_a_set_counts_iterates_and_lists_entities_in_order():
     items = some(3)
     assert len(items) == len(list(items)) == 6
     assert items.entities == ("entity 0", "entity 1", "entity 2")
-    part = items.of(["entity 2", "entity 0"])
+    part = items.of_entities(["entity 2", "entity 0"])
     assert [item.id for item in part] == ["0-0", "2-0", "0-1", "2-1"]
     with pytest.raises(InputError, match="no entity 'entity 9'"):
-        items.of(["entity 9"])
+        items.of_entities(["entity 9"])
 
 
 @pytest.mark.parametrize("field", ["id", "entity", "prompt", "answer"])
@@ -72,7 +72,10 @@ facts = st.builds(
 def test_jsonl_comes_back_equal(tmp_path_factory, items):
     spellings = {}
     items = [
-        Item(**vars(i) | {"entity": spellings.setdefault(fold(i.entity), i.entity)})
+        Item(
+            **vars(i)
+            | {"entity": spellings.setdefault(normalize_text(i.entity), i.entity)}
+        )
         for i in items
     ]
     path = tmp_path_factory.mktemp("round") / "facts.jsonl"

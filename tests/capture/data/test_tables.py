@@ -173,7 +173,7 @@ def test_broken_and_oversized_parquet_is_refused(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="not a whole Parquet file"):
             read_items(path)
     path.write_bytes(whole)
-    monkeypatch.setattr(tables, "ROW_LIMIT", 8)
+    monkeypatch.setattr(tables, "MAX_ROWS", 8)
     with pytest.raises(InputError, match="is too large"):
         read_items(path)
 
@@ -187,10 +187,10 @@ def test_numbers_in_parquet_are_refused_with_their_row(tmp_path):
 
 def test_large_files_and_many_rows_are_refused(file, monkeypatch):
     path = file(GOOD * 9)
-    monkeypatch.setattr(tables, "ROW_LIMIT", 8)
+    monkeypatch.setattr(tables, "MAX_ROWS", 8)
     with pytest.raises(InputError, match="too many rows"):
         read_items(path)
-    monkeypatch.setattr(tables, "FILE_LIMIT", 100)
+    monkeypatch.setattr(tables, "MAX_FILE_BYTES", 100)
     with pytest.raises(InputError, match="too large"):
         read_items(path)
 

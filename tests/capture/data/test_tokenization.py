@@ -8,8 +8,8 @@ from capture.data.items import Item
 from capture.data.tokenization import (
     encode,
     encode_items,
-    past_joint,
     prompt_of,
+    skip_joining_space,
     subject_ends,
 )
 from evidence.errors import InputError
@@ -115,14 +115,14 @@ def test_a_prompt_alone_has_its_answer_start_after_the_last_token():
 def test_a_space_that_every_answer_begins_with_counts_with_the_prompt():
     signs = make_tokenizer()  # one token a sign
     rows = encode(signs, ["amber otter:", "red fox:"], ["40712", "4"])
-    past = past_joint(signs, rows)
+    past = skip_joining_space(signs, rows)
     assert past.ids == rows.ids
     assert [
         (signs.decode(ids[:start]), signs.decode(ids[start:]))
         for ids, start in zip(past.ids, past.answer_start, strict=True)
     ] == [("amber otter: ", "40712"), ("red fox: ", "4")]
     # Already past it, there is nothing to step over.
-    assert past_joint(signs, past) == past
+    assert skip_joining_space(signs, past) == past
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_a_space_that_every_answer_begins_with_counts_with_the_prompt():
 def test_where_answers_begin_otherwise_nothing_moves(name, answers):
     tokenizer = TOKENIZERS[name]
     rows = encode(tokenizer, ["The capital city of Peru is"] * len(answers), answers)
-    assert past_joint(tokenizer, rows) == rows
+    assert skip_joining_space(tokenizer, rows) == rows
     alone = encode(tokenizer, ["The capital city of Peru is"])
-    assert past_joint(tokenizer, alone) == alone
+    assert skip_joining_space(tokenizer, alone) == alone
 
 
 @pytest.mark.parametrize("answer", ["", "  ", "\n"])

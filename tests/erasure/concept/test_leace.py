@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from erasure.concept.affine import AffineEraser
 from erasure.concept.label_aware import OracleLeace
-from erasure.concept.leace import Leace, shrunk
+from erasure.concept.leace import Leace, shrink_covariance
 from erasure.concept.moments import Moments
 from erasure.concept.projections import MeanDifference
 from erasure.inputs import RowsError
@@ -304,11 +304,11 @@ def test_oas_shrinks_as_the_formula_says_and_next_to_nothing_with_many_rows(rng)
     rho = (1 - 2 / d) * square + trace**2
     rho = rho / ((n + 1 - 2 / d) * (square - trace**2 / d))
     wanted = (1 - rho) * cov[0] + rho * trace / d * torch.eye(d)
-    assert_close(shrunk(cov, n, "oas")[0], wanted)
+    assert_close(shrink_covariance(cov, n, "oas")[0], wanted)
     # scikit-learn leaves out the terms 2 / d, which are small.
     theirs = OAS().fit(rows).covariance_
     assert_close(wanted.numpy(), theirs, rtol=0.1, atol=0.02 * np.abs(theirs).max())
-    assert_close(shrunk(cov, 10**9, "oas"), cov, rtol=1e-6, atol=1e-6)
+    assert_close(shrink_covariance(cov, 10**9, "oas"), cov, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from erasure.concept.md_pga import MdProjection, fit_md
+from erasure.concept.md_pga import MdPgaProjection, fit_md_pga
 from evidence.errors import InputError
 
 LABELS = torch.tensor([1] * 30 + [0] * 50)
@@ -21,7 +21,7 @@ def states():
 
 
 def test_the_basis_is_that_of_the_matrix_in_the_paper(states):
-    found = fit_md(states, LABELS, 2)
+    found = fit_md_pga(states, LABELS, 2)
     x = states[1].numpy()
     z = (x - x.mean(0)) / x.std(0)
     ours, theirs = z[:30], z[30:]
@@ -36,7 +36,7 @@ def test_the_basis_is_that_of_the_matrix_in_the_paper(states):
 
 
 def test_what_is_projected_out_is_gone_and_the_rest_is_as_it_was(states):
-    found = fit_md(states, LABELS, 2)
+    found = fit_md_pga(states, LABELS, 2)
     after = found.transform(states)
     for site in range(3):
         scale, basis = found.scale[site], found.basis[site]
@@ -48,15 +48,15 @@ def test_what_is_projected_out_is_gone_and_the_rest_is_as_it_was(states):
 
 
 def test_all_directions_leave_the_mean_alone(states):
-    found = fit_md(states, LABELS, 6)
+    found = fit_md_pga(states, LABELS, 6)
     after = found.transform(states)
     assert_close(after, found.centre[:, None].expand_as(after), rtol=0, atol=1e-9)
 
 
 def test_units_do_not_matter(states):
     factor = torch.tensor([1e-4, 1.0, 50.0, 1.0, 2.0, 1.0])
-    plain = fit_md(states, LABELS).transform(states)
-    scaled = fit_md(states * factor, LABELS).transform(states * factor)
+    plain = fit_md_pga(states, LABELS).transform(states)
+    scaled = fit_md_pga(states * factor, LABELS).transform(states * factor)
     assert_close(scaled / factor, plain, rtol=1e-7, atol=1e-9)
 
 
@@ -65,27 +65,27 @@ def test_a_mean_gap_alone_is_the_first_direction():
     half = torch.randn(40, 5, generator=rng, dtype=torch.float64)
     gap = torch.tensor([0.0, 3.0, 0.0, 0.0, 0.0])
     x = torch.cat([half + gap, half])[None]  # equal covariances
-    found = fit_md(x, torch.tensor([1] * 40 + [0] * 40), 1)
+    found = fit_md_pga(x, torch.tensor([1] * 40 + [0] * 40), 1)
     direction = found.basis[0, 0].abs()
     assert direction.argmax() == 1 and float(direction[1]) > 0.99
 
 
 def test_a_constant_column_is_left_alone(states):
     states[:, :, 4] = 3.0
-    after = fit_md(states, LABELS).transform(states)
+    after = fit_md_pga(states, LABELS).transform(states)
     assert bool((after[:, :, 4] == 3.0).all())
 
 
 def test_saved_and_loaded_it_is_the_same(states, tmp_path):
-    found = fit_md(states, LABELS)
+    found = fit_md_pga(states, LABELS)
     found.save(tmp_path / "md.safetensors")
-    again = MdProjection.load(tmp_path / "md.safetensors")
+    again = MdPgaProjection.load(tmp_path / "md.safetensors")
     assert torch.equal(again.transform(states), found.transform(states))
     assert again.rank_ == 2
 
 
 def test_one_site_in_half_precision_stays_in_it(states):
-    found = fit_md(states, LABELS)
+    found = fit_md_pga(states, LABELS)
     low = states[0].to(torch.bfloat16)
     assert found.transform(low, 0).dtype == torch.bfloat16
     wide = found.transform(states[0].reshape(4, 20, 6), 0)
@@ -105,11 +105,11 @@ def test_one_site_in_half_precision_stays_in_it(states):
 def test_bad_input_is_one_clear_error(states, change, message):
     given = {"states": states, "labels": LABELS} | change
     with pytest.raises(InputError, match=message):
-        fit_md(**given)
+        fit_md_pga(**given)
 
 
 def test_rows_of_another_width_are_refused(states):
-    found = fit_md(states, LABELS)
+    found = fit_md_pga(states, LABELS)
     with pytest.raises(InputError, match="do not go with this projection"):
         found.transform(states[:, :, :3])
     with pytest.raises(InputError, match="do not go with this projection"):

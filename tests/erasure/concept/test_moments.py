@@ -53,7 +53,7 @@ def test_wide_rows_are_multiplied_in_blocks_and_pieces(rng, monkeypatch):
     """More columns than a block, more rows than a piece, several sites a piece."""
     rows, labels = labelled(rng, n=700, d=200, sites=3)
     check_against_numpy(Moments().update(rows, labels), rows, onehot(labels))
-    monkeypatch.setitem(erasure.concept.moments.CHUNK, "cpu", 8 * 200 * 1500)
+    monkeypatch.setitem(erasure.concept.moments.CHUNK_BYTES, "cpu", 8 * 200 * 1500)
     check_against_numpy(Moments().update(rows, labels), rows, onehot(labels))
 
 

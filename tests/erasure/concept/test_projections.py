@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch.testing import assert_close
 
-from erasure.concept.adversary import logistic_reader
+from erasure.concept.adversary import fit_logistic_probe
 from erasure.concept.inlp import IterativeNullspace
 from erasure.concept.leace import Leace
 from erasure.concept.moments import Moments
@@ -15,7 +15,7 @@ from erasure.concept.projections import (
     RandomProjection,
     SpectralRemoval,
 )
-from erasure.concept.rlace import RelaxedAdversarial, to_fantope
+from erasure.concept.rlace import RelaxedAdversarial, project_to_fantope
 from erasure.inputs import RowsError
 from tests.helpers.concept_rows import labelled, mean_gap, onehot
 
@@ -162,7 +162,9 @@ def test_numbers_need_the_ridge_reader_and_moments_have_no_rows(rng):
 def test_the_reader_is_scikit_learns(rng):
     rows, labels = labelled(rng, classes=3, offset=0.0)
     member = torch.from_numpy(onehot(labels))
-    ours = logistic_reader(torch.from_numpy(rows), member, penalty=1e-2, tolerance=1e-9)
+    ours = fit_logistic_probe(
+        torch.from_numpy(rows), member, penalty=1e-2, tolerance=1e-9
+    )
     theirs = LogisticRegression(C=1 / (1e-2 * 300), tol=1e-10, solver="newton-cg")
     theirs.fit(rows, labels)
     assert_close(ours.coef.T.numpy(), theirs.coef_, rtol=1e-4, atol=1e-5)
@@ -196,7 +198,7 @@ def test_the_fantope_is_reached_by_the_shortest_way(rng):
 
     draw = rng.standard_normal((5, 5))
     matrix = torch.from_numpy(draw + draw.T)
-    near = to_fantope(matrix, 2)
+    near = project_to_fantope(matrix, 2)
     sizes = np.linalg.eigvalsh(matrix.numpy())
     found = minimize(
         lambda v: np.square(v - sizes).sum(),
@@ -207,4 +209,4 @@ def test_the_fantope_is_reached_by_the_shortest_way(rng):
         method="SLSQP",
     )
     assert_close(np.linalg.eigvalsh(near.numpy()), np.sort(found.x), rtol=0, atol=1e-5)
-    assert_close(to_fantope(near, 2), near)
+    assert_close(project_to_fantope(near, 2), near)

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from capture.network.structure import down_projection, find_blocks
-from erasure.concept.sae_features import Dictionary, DictionaryEraser, rewrite_values_
+from erasure.concept.sae_features import Dictionary, DictionaryEraser, pisces_
 from erasure.inputs import RowsError
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import tiny_gpt2, tiny_llama
@@ -36,7 +36,7 @@ def rows(seed=1, items=80):
 
 def test_the_concept_s_feature_is_found_and_nothing_else_changes():
     x, z, latents = rows()
-    eraser = DictionaryEraser.fit(x, z, dictionary(), count=1)
+    eraser = DictionaryEraser.fit(x, z, dictionary(), n_features=1)
     assert eraser.features == (5,) and eraser.rank_ == 1
     assert float(eraser.scores[0]) == 1.0
     without = latents.clone()
@@ -48,7 +48,7 @@ def test_the_concept_s_feature_is_found_and_nothing_else_changes():
 
 def test_more_strength_pushes_the_other_way():
     x, z, latents = rows()
-    eraser = DictionaryEraser.fit(x, z, dictionary(), count=1, strength=0.5)
+    eraser = DictionaryEraser.fit(x, z, dictionary(), n_features=1, strength=0.5)
     seen = (eraser.transform(x) - 0.3) @ basis()[5]
     assert_close(seen, -0.5 * latents[:, 5])
 
@@ -57,13 +57,13 @@ def test_shuffled_classes_choose_no_feature_that_says_much():
     x, z, _ = rows()
     rng = torch.Generator().manual_seed(3)
     mixed = z[torch.randperm(len(z), generator=rng)]
-    eraser = DictionaryEraser.fit(x, mixed, dictionary(), count=1)
+    eraser = DictionaryEraser.fit(x, mixed, dictionary(), n_features=1)
     assert float(eraser.scores[0]) < 0.8
 
 
 def test_saved_and_read_again_it_does_the_same(tmp_path):
     x, z, _ = rows()
-    eraser = DictionaryEraser.fit(x, z, dictionary(0.05), count=3, strength=0.2)
+    eraser = DictionaryEraser.fit(x, z, dictionary(0.05), n_features=3, strength=0.2)
     eraser.save(tmp_path / "e.safetensors")
     again = DictionaryEraser.load(tmp_path / "e.safetensors")
     assert again.features == eraser.features and again.size == eraser.size
@@ -75,10 +75,10 @@ def test_saved_and_read_again_it_does_the_same(tmp_path):
 @pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2])
 def test_value_vectors_lose_the_feature_in_either_sign_and_no_other_weight(family):
     x, z, _ = rows()
-    eraser = DictionaryEraser.fit(x, z, dictionary(), count=1)
+    eraser = DictionaryEraser.fit(x, z, dictionary(), n_features=1)
     model = family()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    changed = rewrite_values_(model, 1, eraser)
+    changed = pisces_(model, 1, eraser)
     name, module = down_projection(find_blocks(model)[1])
     weight = module.weight.data
     values = (weight if family is tiny_gpt2 else weight.T).double()
@@ -103,9 +103,9 @@ def test_bad_input_is_one_clear_error(tmp_path):
     with pytest.raises(RowsError, match="two classes"):
         DictionaryEraser.fit(x, torch.arange(len(x)) % 3, dictionary())
     with pytest.raises(RowsError, match="count or strength"):
-        DictionaryEraser.fit(x, z, dictionary(), count=D + 1)
-    eraser = DictionaryEraser.fit(x, z, dictionary(), count=1)
+        DictionaryEraser.fit(x, z, dictionary(), n_features=D + 1)
+    eraser = DictionaryEraser.fit(x, z, dictionary(), n_features=1)
     with pytest.raises(InputError, match="no such block"):
-        rewrite_values_(tiny_llama(), 9, eraser)
+        pisces_(tiny_llama(), 9, eraser)
     with pytest.raises(InputError, match="no eraser"):
         DictionaryEraser.load(tmp_path / "none")

@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks
 from erasure.unlearning import run as methods
-from erasure.unlearning.config import UnlearnConfig
-from erasure.unlearning.frozen_prefix import lower_blocks_once
+from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.frozen_prefix import cached_prefix
 from tests.helpers.tiny_erasure import (
     FORGET,
     RELABELLED,
@@ -46,7 +46,7 @@ def test_rows_that_come_again_do_not_run_the_lower_blocks(family):
     model, first, again = family(), pad(RETAIN), pad(RETAIN, [5, 0, 2])
     want = [logits(model, first), logits(model, again)]
     runs = counting(find_blocks(model)[0])
-    with lower_blocks_once(model, pad(RETAIN, [1])):
+    with cached_prefix(model, pad(RETAIN, [1])):
         runs.clear()
         assert_close(logits(model, first), want[0])
         assert len(runs) == 1
@@ -64,14 +64,14 @@ def test_the_last_block_is_trained_alike(family, monkeypatch):
     found = []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr(methods, "lower_blocks_once", lambda *_: nullcontext())
+            monkeypatch.setattr(methods, "cached_prefix", lambda *_: nullcontext())
         model = family()
         log = methods.unlearn_(
             model,
             FORGET,
             RETAIN,
             config,
-            relabelled=RELABELLED,
+            relabeled=RELABELLED,
             evaluate=lambda now: {"asked": float(logits(now, pad(FORGET)).sum())},
             seed=0,
         )
@@ -88,7 +88,7 @@ def test_gradients_reach_the_last_block(family):
     model.requires_grad_(False)
     last.requires_grad_(True)
     grads = []
-    with lower_blocks_once(model, pad(RETAIN, [1])):
+    with cached_prefix(model, pad(RETAIN, [1])):
         for _ in range(2):
             found = model(**batch.model_inputs, use_cache=False).logits
             found[batch.answer_mask].square().sum().backward()
@@ -106,7 +106,7 @@ def test_a_hook_on_a_lower_block_sees_what_it_always_saw():
         seen.append(output if isinstance(output, torch.Tensor) else output[0])
 
     block = find_blocks(model)[0]
-    with lower_blocks_once(model, pad(RETAIN, [1])):
+    with cached_prefix(model, pad(RETAIN, [1])):
         logits(model, batch)
         handle = block.mlp.register_forward_hook(keep)
         logits(model, batch)
@@ -125,7 +125,7 @@ def test_generation_and_other_positions_run_as_ever():
     plain = [model.generate(ids, generation_config=config)]
     with torch.no_grad():
         plain += [model(**each, use_cache=False).logits for each in (moved, left)]
-        with lower_blocks_once(model, pad(RETAIN, [1])):
+        with cached_prefix(model, pad(RETAIN, [1])):
             logits(model, batch)
             assert torch.equal(model.generate(ids, generation_config=config), plain[0])
             for each, want in zip((moved, left), plain[1:], strict=True):
@@ -150,7 +150,7 @@ def test_a_model_that_hands_on_more_than_its_states_runs_as_ever():
 
     blocks[0].forward, blocks[-1].forward = writing, reading
     want = logits(model, pad(RETAIN))
-    with lower_blocks_once(model, pad(RETAIN, [1])):
+    with cached_prefix(model, pad(RETAIN, [1])):
         for _ in range(2):
             assert_close(logits(model, pad(RETAIN)), want)
     assert blocks[0].forward is writing
@@ -162,7 +162,7 @@ def test_the_model_is_left_as_it_was_found(family):
     owner = next(m for m in model.modules() if find_blocks(model)[0] in _members(m))
     for fail in (False, True):
         try:
-            with lower_blocks_once(model, pad(RETAIN, [1])):
+            with cached_prefix(model, pad(RETAIN, [1])):
                 logits(model, pad(RETAIN))
                 if fail:
                     raise RuntimeError
@@ -184,10 +184,12 @@ def _members(module):
 def test_no_more_than_its_share_of_memory_is_kept(monkeypatch):
     model = tiny_llama()
     row = 24 * 4  # bytes a token
-    monkeypatch.setattr("erasure.unlearning.frozen_prefix.KEPT_BYTES", 11 * row)
+    monkeypatch.setattr(
+        "erasure.unlearning.training.frozen_prefix.KEPT_BYTES", 11 * row
+    )
     runs = counting(find_blocks(model)[0])
     rows = Sequences(tuple((1, 2, n, 4, 5) for n in range(5, 9)), (4,) * 4)
-    with lower_blocks_once(model, pad(rows, [0])):
+    with cached_prefix(model, pad(rows, [0])):
         logits(model, pad(rows))
         runs.clear()
         logits(model, pad(rows, [0, 1]))

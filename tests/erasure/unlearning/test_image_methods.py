@@ -5,25 +5,25 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.structure import find_blocks
-from erasure.unlearning.image_config import (
-    IMAGE_METHODS,
-    ONLY_FORGET,
-    ImageUnlearnConfig,
-)
-from erasure.unlearning.image_task import (
-    across_the_boundary,
-    centroids,
-    class_logits,
-    classifier_of,
-    to_nearest,
-    to_uniform,
-)
 from erasure.unlearning.methods.image_methods import (
     image_fisher,
     last_parameters,
     unlearn_images_,
+)
+from erasure.unlearning.training.image_config import (
+    FORGET_ONLY_METHODS,
+    IMAGE_METHODS,
+    ImageUnlearnConfig,
+)
+from erasure.unlearning.training.image_task import (
+    class_centroids,
+    class_logits,
+    classifier_of,
+    fgsm_target_class,
+    nearest_centroid_loss,
+    uniform_loss,
 )
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier
@@ -53,7 +53,7 @@ def test_every_method_changes_what_it_may_and_nothing_else(method, family):
     moved = {
         name for name, p in model.named_parameters() if not torch.equal(p, before[name])
     }
-    assert moved and leftover_hooks(model) == 0 and not model.training
+    assert moved and count_hooks(model) == 0 and not model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     if method in ("cf_k", "eu_k"):
         allowed = {id(p) for p in last_parameters(model, 1)}
@@ -68,7 +68,7 @@ def test_every_method_changes_what_it_may_and_nothing_else(method, family):
         losses = {key for row in log.rows for key in row}
         wanted = {"retain_loss"} if method in ("cf_k", "eu_k", "l1_sparse") else set()
         assert wanted <= losses
-        assert ("retain_loss" not in losses) == (method in ONLY_FORGET)
+        assert ("retain_loss" not in losses) == (method in FORGET_ONLY_METHODS)
 
 
 @pytest.mark.parametrize("method", ["grad_ascent", "grad_diff", "relabel", "famr"])
@@ -128,23 +128,23 @@ def test_boundary_shrink_finds_the_neighbour_across_a_known_boundary():
         net[1].bias.zero_()
     pixels = torch.tensor([[2.0, 1.9], [1.0, -1.0]]).view(2, 1, 1, 2)
     labels = torch.zeros(2, dtype=torch.long)
-    found = across_the_boundary(net, pixels, labels, 0.1)
+    found = fgsm_target_class(net, pixels, labels, 0.1)
     assert found[0] == 1 and (found != 0).all()
 
 
 def test_ducks_distance_is_to_the_nearest_centre_by_angle():
     features = torch.tensor([[3.0, 0.1], [0.0, 2.0]])
-    centres = centroids(torch.eye(2), torch.tensor([0, 1]), 3)
+    centres = class_centroids(torch.eye(2), torch.tensor([0, 1]), 3)
     assert centres[2].isnan().all()
-    near = to_nearest(features, centres[:2])
+    near = nearest_centroid_loss(features, centres[:2])
     by_hand = (1 - functional.cosine_similarity(features, torch.eye(2))).mean()
     torch.testing.assert_close(near, by_hand)
 
 
 def test_uniform_logits_are_famrs_optimum():
     even = torch.zeros(4, 10)
-    assert float(to_uniform(even)) == pytest.approx(2.302585, rel=1e-5)
-    assert float(to_uniform(even + torch.eye(4, 10))) > float(to_uniform(even))
+    assert float(uniform_loss(even)) == pytest.approx(2.302585, rel=1e-5)
+    assert float(uniform_loss(even + torch.eye(4, 10))) > float(uniform_loss(even))
 
 
 def test_the_classifier_is_the_last_linear_layer():

@@ -7,10 +7,10 @@ from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks, states_at
-from erasure.unlearning import task as losses
-from erasure.unlearning.objectives import control_vector, sequence_logprobs
 from erasure.unlearning.run import UnlearnConfig, unlearn_
-from erasure.unlearning.training import reader_for
+from erasure.unlearning.training import task as losses
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import control_vector, sequence_logprobs
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
 from tests.helpers.tiny_erasure import (
@@ -38,7 +38,7 @@ def run(model, config, seed=0, **extra):
         FORGET,
         RETAIN,
         config,
-        relabelled=RELABELLED,
+        relabeled=RELABELLED,
         evaluate=measure,
         seed=seed,
         **extra,
@@ -125,9 +125,9 @@ def test_npo_compares_with_the_model_as_it_was_given(knows):
 
     log = unlearn_(knows, FORGET, NOTHING, config, evaluate=evaluate, seed=0)
     with torch.no_grad():
-        before = sequence_logprobs(reader_for(frozen, FORGET), pad(FORGET))
+        before = sequence_logprobs(logit_reader_for(frozen, FORGET), pad(FORGET))
         for step in range(6):
-            now = sequence_logprobs(reader_for(models[step], FORGET), pad(FORGET))
+            now = sequence_logprobs(logit_reader_for(models[step], FORGET), pad(FORGET))
             ratio = torch.exp(now - before) ** 0.1
             want = (2 / 0.1) * torch.log1p(ratio).mean()
             got = log.rows[step + 1]["forget_loss"]
@@ -168,7 +168,7 @@ def test_last_block_relabelling_keeps_no_graph_before_the_last_block(knows):
         for place, block in enumerate(find_blocks(knows))
     ]
     config = UnlearnConfig("last_block_relabel", lr=1e-3, steps=1)
-    unlearn_(knows, FORGET, RETAIN, config, relabelled=RELABELLED, seed=0)
+    unlearn_(knows, FORGET, RETAIN, config, relabeled=RELABELLED, seed=0)
     for handle in handles:
         handle.remove()
     assert not any(graphs[0] + graphs[1])
@@ -302,7 +302,7 @@ def test_chunks_add_up(knows, monkeypatch):
     for method in ("npo", "rmu"):
         norms = []
         for size in (4096, 8):
-            monkeypatch.setattr("erasure.unlearning.training.CHUNK_TOKENS", size)
+            monkeypatch.setattr("erasure.unlearning.training.loop.CHUNK_TOKENS", size)
             model = copy.deepcopy(knows)
             config = UnlearnConfig(method, steps=1, rmu_layer=1)
             norms.append(run(model, config).rows[1]["grad_norm"])
@@ -338,7 +338,7 @@ def test_rows_a_method_cannot_work_with_are_refused(knows):
     ]
     for forget, retain, config, relabelled, message in cases:
         with pytest.raises(InputError, match=message):
-            unlearn_(knows, forget, retain, config, relabelled=relabelled, seed=0)
+            unlearn_(knows, forget, retain, config, relabeled=relabelled, seed=0)
     assert not changed(before, knows)
 
 

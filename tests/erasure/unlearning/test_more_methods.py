@@ -9,12 +9,12 @@ from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import blocks_and_after, random_like
-from erasure.unlearning.config import METHODS
 from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
-from erasure.unlearning.methods.relabeling import only_where, saliency_masks
-from erasure.unlearning.objectives import dpo, sequence_logprobs, simnpo
+from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
 from erasure.unlearning.run import UnlearnConfig, unlearn_
-from erasure.unlearning.training import finetune_, reader_for
+from erasure.unlearning.training.config import METHODS
+from erasure.unlearning.training.loop import finetune_, logit_reader_for
+from erasure.unlearning.training.objectives import dpo, sequence_logprobs, simnpo
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import (
     FORGET,
@@ -51,7 +51,7 @@ def run(model, config, seed=0, relabelled=RELABELLED, **extra):
         FORGET,
         RETAIN,
         config,
-        relabelled=REFUSAL if config.method == "dpo" else relabelled,
+        relabeled=REFUSAL if config.method == "dpo" else relabelled,
         novice=NOVICE,
         seed=seed,
         **extra,
@@ -113,7 +113,7 @@ def first_losses(model, method, **settings):
 def test_first_losses_are_the_published_ones(knows):
     """Before any step the model is its own reference and teacher."""
     with torch.no_grad():
-        before = sequence_logprobs(reader_for(knows, FORGET), pad(FORGET))
+        before = sequence_logprobs(logit_reader_for(knows, FORGET), pad(FORGET))
     ones = torch.ones(4)
     want = float(simnpo(before, ones, 2.5, 0.1).mean())
     got = first_losses(knows, "simnpo", beta=2.5, margin=0.1)["forget_loss"]
@@ -254,7 +254,7 @@ def test_masks_are_taken_off_again(knows):
     parameters = list(knows.parameters())
     nothing = [torch.zeros_like(p, dtype=torch.bool) for p in parameters]
     before = weights(knows)
-    with only_where(parameters, nothing):
+    with masked_gradients(parameters, nothing):
         finetune_(knows, FORGET, lr=1e-3, steps=1, seed=0)
     assert not changed(before, knows)
     finetune_(knows, FORGET, lr=1e-3, steps=1, seed=0)

@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
-from erasure.unlearning.objectives import (
+from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.objectives import (
     control_vector,
     count_scored,
     distillation,
     dpo,
-    guided,
-    lowered,
+    elm_target,
     npo,
     sequence_logprobs,
     simnpo,
     state_distance,
     token_logprobs,
+    undial_target,
 )
-from erasure.unlearning.training import reader_for
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import FORGET, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 
@@ -37,7 +37,7 @@ def by_hand(model, ids, first):
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
 def test_sequence_logprobs_equal_one_row_at_a_time(family, loss_on):
     model = family()
-    got = sequence_logprobs(reader_for(model, MIXED), pad(MIXED), loss_on)
+    got = sequence_logprobs(logit_reader_for(model, MIXED), pad(MIXED), loss_on)
     firsts = MIXED.answer_start if loss_on == "answer" else (1, 1, 1)
     rows = zip(MIXED.ids, firsts, strict=True)
     want = torch.tensor([by_hand(model, ids, first) for ids, first in rows])
@@ -48,7 +48,7 @@ def test_token_logprobs_average_to_the_library_loss():
     model, batch = tiny_llama(), pad(MIXED)
     labels = batch.input_ids.masked_fill(~batch.answer_mask, -100)
     want = model(**batch.model_inputs, labels=labels).loss
-    logprob, row = token_logprobs(reader_for(model, MIXED), batch)
+    logprob, row = token_logprobs(logit_reader_for(model, MIXED), batch)
     assert_close(-logprob.mean(), want, rtol=1e-5, atol=1e-6)
     assert row.tolist() == [0, 0, 0, 1, 1, 2]
     assert len(row) == count_scored(MIXED)
@@ -125,13 +125,13 @@ def test_distillation_by_hand():
 
 def test_lowered_touches_the_own_token_alone():
     logits = torch.arange(6.0).reshape(2, 3)
-    moved = lowered(logits, torch.tensor([2, 0]), 10.0) - logits
+    moved = undial_target(logits, torch.tensor([2, 0]), 10.0) - logits
     assert moved.tolist() == [[0, 0, -10], [-10, 0, 0]]
 
 
 def test_guidance_goes_from_the_expert_to_the_novice_and_on():
     expert, novice = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])
-    ends = [guided(expert, novice, g).log_softmax(-1) for g in (0.0, 1.0, 3.0)]
+    ends = [elm_target(expert, novice, g).log_softmax(-1) for g in (0.0, 1.0, 3.0)]
     assert_close(ends[0], expert.log_softmax(-1))
     assert_close(ends[1], novice.log_softmax(-1))
     assert ends[2][0, 0] < ends[1][0, 0] < ends[0][0, 0]
@@ -165,7 +165,7 @@ def test_rows_without_anything_to_score_are_refused(loss_on):
 
 def test_an_answer_at_the_very_start_scores_from_its_second_token():
     rows = Sequences(((1, 2, 3),), (0,))
-    logprob, _ = token_logprobs(reader_for(tiny_llama(), rows), pad(rows))
+    logprob, _ = token_logprobs(logit_reader_for(tiny_llama(), rows), pad(rows))
     assert len(logprob) == count_scored(rows) == 2
 
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from capture.activations.hidden_states import prompts_of, states_of, watching
+from capture.activations.hidden_states import (
+    last_token_states,
+    prompts_only,
+    record_depths,
+)
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import logit_reader
-from erasure.unlearning.objectives import count_scored, sequence_logprobs
 from erasure.unlearning.probe_alignment import (
     PRESETS,
     PgaConfig,
@@ -17,6 +20,7 @@ from erasure.unlearning.probe_alignment import (
     attacker_basis,
     squared_gap,
 )
+from erasure.unlearning.training.objectives import count_scored, sequence_logprobs
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import (
     FORGET,
@@ -51,13 +55,13 @@ def model(request):
 
 
 def test_states_are_those_of_a_plain_pass(model):
-    batch = pad(prompts_of(FORGET))
+    batch = pad(prompts_only(FORGET))
     depths = (0, 1, 2)
-    found = states_of(model, batch, depths)
+    found = last_token_states(model, batch, depths)
     with torch.no_grad():
         plain = model(**batch.model_inputs, output_hidden_states=True).hidden_states
     for place, depth in enumerate(depths):
-        for row, ids in enumerate(prompts_of(FORGET).ids):
+        for row, ids in enumerate(prompts_only(FORGET).ids):
             assert_close(found[place, row], plain[depth][row, len(ids) - 1])
 
 
@@ -78,8 +82,8 @@ def test_the_loss_is_the_one_in_the_paper(model):
         seed=0,
     )
     w = seen["readout"].float()
-    ours = states_of(model, pad(prompts_of(FORGET)), depths)
-    theirs = states_of(model, pad(prompts_of(CLEAN)), depths)
+    ours = last_token_states(model, pad(prompts_only(FORGET)), depths)
+    theirs = last_token_states(model, pad(prompts_only(CLEAN)), depths)
     by_hand = torch.zeros(())
     for depth in range(2):
         for pair in range(4):
@@ -166,7 +170,7 @@ def test_the_same_seed_gives_the_same_weights():
 def test_chunks_change_nothing(monkeypatch):
     logs = []
     for tokens in (4096, 8):
-        monkeypatch.setattr("erasure.unlearning.training.CHUNK_TOKENS", tokens)
+        monkeypatch.setattr("erasure.unlearning.training.loop.CHUNK_TOKENS", tokens)
         config = PgaConfig(epochs=3, refit_every=2, lr=1e-2)
         logs.append(align_(tiny_gpt2(), FORGET, CLEAN, mean_readouts, config, seed=0))
     for one, two in zip(logs[0].rows, logs[1].rows, strict=True):
@@ -198,7 +202,7 @@ def test_hooks_go_whatever_happens(model):
 
     with pytest.raises(RuntimeError, match="no"):
         align_(model, FORGET, CLEAN, fails, PgaConfig(epochs=1), seed=0)
-    with pytest.raises(ValueError, match="inside"), watching(model, (0, 2)):
+    with pytest.raises(ValueError, match="inside"), record_depths(model, (0, 2)):
         raise ValueError("inside")
     align_(model, FORGET, CLEAN, mean_readouts, PgaConfig(epochs=1), seed=0)
     assert hooks(model) == before

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capture.data.sequences import Sequences
-from erasure.unlearning import training
-from erasure.unlearning.training import (
+from erasure.unlearning.training import loop
+from erasure.unlearning.training.loop import (
     Schedule,
     finetune_,
     only_training,
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
 def test_chunks_add_up_to_the_whole_batch(monkeypatch):
     whole, chunked = tiny_llama(), tiny_llama()
     a = finetune_(whole, RETAIN, lr=1e-3, steps=1, clip=None, seed=0)
-    monkeypatch.setattr(training, "CHUNK_TOKENS", 8)
+    monkeypatch.setattr(loop, "CHUNK_TOKENS", 8)
     b = finetune_(chunked, RETAIN, lr=1e-3, steps=1, clip=None, seed=0)
     assert a.rows[0]["loss"] == pytest.approx(b.rows[0]["loss"], rel=1e-5)
     assert a.rows[0]["grad_norm"] == pytest.approx(b.rows[0]["grad_norm"], rel=1e-4)
@@ -61,11 +61,11 @@ def test_chunks_add_up_to_the_whole_batch(monkeypatch):
 
 def test_passes_are_larger_off_the_cpu_where_the_model_is_small(monkeypatch):
     model = tiny_llama()
-    assert training.chunk_tokens(model) == training.CHUNK_TOKENS
+    assert loop.chunk_tokens(model) == loop.CHUNK_TOKENS
     there = model.to("meta")
-    assert training.chunk_tokens(there) == 8 * training.CHUNK_TOKENS
-    monkeypatch.setattr(training, "SMALL", 10)
-    assert training.chunk_tokens(there) == training.CHUNK_TOKENS
+    assert loop.chunk_tokens(there) == 8 * loop.CHUNK_TOKENS
+    monkeypatch.setattr(loop, "SMALL_MODEL_PARAMETERS", 10)
+    assert loop.chunk_tokens(there) == loop.CHUNK_TOKENS
 
 
 def test_only_the_chosen_parameters_move():

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from capture.network.hooks import leftover_hooks, patch, record
+from capture.network.hooks import count_hooks, patch, record
 from capture.network.sites import find_sites
 from erasure.concept.affine import AffineEraser
 from erasure.concept.leace import Leace
 from erasure.concept.projections import MeanDifference
 from erasure.inputs import RowsError
-from erasure.weights.folding import fold_, hooked, stream_erasers
+from erasure.weights.folding import erased_by_hooks, fold_, stream_erasers
 from evidence.errors import InputError
 from testbeds.worlds.random_models import FAMILIES, random_model
 from tests.helpers.model_families import Cnn, pixels
@@ -68,7 +68,7 @@ def hooked_logits(model, erasers):
     edits = {name: eraser.transform for name, eraser in erasers.items()}
     with patch(model, edits):
         found = logits(model)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
     return found
 
 
@@ -99,7 +99,7 @@ def test_folded_is_hooked(family, name, linear):
         return
     fold_(model, {name: eraser}, where)
     assert_close(logits(model), want, rtol=0, atol=AGREE)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,7 +160,7 @@ def test_what_a_block_leaves_is_a_sum_and_is_refused(family):
         with pytest.raises(InputError, match=r"is the sum of .*stream_erasers"):
             fold_(model, {name: eraser_of(WIDTH).linear()}, find_sites(model))
     assert unchanged(before, model)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_one_that_cannot_be_folded_leaves_all_others_as_they_were():
@@ -193,7 +193,7 @@ def test_a_norm_after_the_map_is_found_out_and_nothing_is_changed():
     with pytest.raises(InputError, match="folded model is not the hooked one"):
         fold_(model, {"mlp.0": eraser_of(WIDTH).linear()}, where)
     assert unchanged(before, model)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_an_embedding_that_is_scaled_is_found_out():
@@ -292,7 +292,7 @@ def test_an_eraser_of_several_sites_is_hooked_at_each(family):
         with record(model, names, lambda _, value: value[:, -1]) as after:
             with torch.no_grad():
                 model(ids)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
     # The first site was fitted on what comes to it still; deeper ones were not.
     first = after[names[0]].double()
     gap = first[labels == 0].mean(0) - first[labels == 1].mean(0)
@@ -306,13 +306,13 @@ def test_hooks_of_our_own_are_those_of_capture_and_go_after_a_failure():
     where = find_sites(model)
     for name in ("embed", "attn.0", "mlp.1", "head.0.1", "resid.0", "final"):
         eraser = eraser_of(width_of(name))
-        with hooked([(where.resolve(name), eraser)]):
+        with erased_by_hooks([(where.resolve(name), eraser)]):
             own = logits(model)
         assert torch.equal(own, hooked_logits(model, {name: eraser}))
     with pytest.raises(RowsError, match="do not fit"):
-        with hooked([(where.resolve("attn.0"), eraser_of(3))]):
+        with erased_by_hooks([(where.resolve("attn.0"), eraser_of(3))]):
             logits(model)
-    assert leftover_hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 def test_modes_are_left_as_they_were():

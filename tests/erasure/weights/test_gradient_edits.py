@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from erasure.unlearning.training import (
+from erasure.unlearning.training.loop import (
     backward_nll,
+    logit_reader_for,
     mean_nll,
     only_training,
-    reader_for,
 )
 from erasure.weights.gradient_projection import (
-    GeometricConfig,
-    geometric_ascent_,
-    project_off,
-    span_of,
+    GradientProjectionConfig,
+    orthonormal_span,
+    project_out,
+    projected_ascent_,
 )
-from erasure.weights.slug import LayerScore, pareto_front, unlearn_one_layer_
+from erasure.weights.slug import LayerScore, pareto_front, slug_
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import (
     FORGET,
@@ -38,12 +38,12 @@ EMPTY = FORGET[[]]
 
 
 def loss(model, rows):
-    return mean_nll(reader_for(model, rows), rows, "answer")
+    return mean_nll(logit_reader_for(model, rows), rows, "answer")
 
 
 def gradient(model, rows):
     with only_training(model, model.parameters()) as parameters:
-        backward_nll(reader_for(model, rows), rows, "answer", 1.0)
+        backward_nll(logit_reader_for(model, rows), rows, "answer", 1.0)
         return torch.cat([p.grad.flatten() for p in parameters])
 
 
@@ -55,20 +55,22 @@ def test_what_is_left_is_the_residual_of_least_squares(seed, count, tied):
     if tied and count > 1:
         rows[-1] = 3 * rows[0]
     wanted = rng.standard_normal(12)
-    span = span_of(torch.from_numpy(rows), 1e-6)
+    span = orthonormal_span(torch.from_numpy(rows), 1e-6)
     assert len(span) == count - (tied and count > 1)
     assert_close(span @ span.T, torch.eye(len(span), dtype=torch.float64))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     fit = np.linalg.lstsq(unit.T, wanted, rcond=1e-9)[0]
     assert_close(
-        project_off(torch.from_numpy(wanted), span).numpy(), wanted - unit.T @ fit
+        project_out(torch.from_numpy(wanted), span).numpy(), wanted - unit.T @ fit
     )
 
 
 def test_no_gradients_and_zero_gradients_span_nothing():
     zero = torch.zeros(5)
-    assert span_of([zero, zero], 1e-6).shape == (0, 5)
-    assert_close(project_off(torch.ones(5), span_of([zero], 1e-6)), torch.ones(5))
+    assert orthonormal_span([zero, zero], 1e-6).shape == (0, 5)
+    assert_close(
+        project_out(torch.ones(5), orthonormal_span([zero], 1e-6)), torch.ones(5)
+    )
 
 
 def plain_ascent_(model, rows, length):
@@ -87,8 +89,10 @@ def test_a_step_leaves_the_retain_loss_alone_to_first_order(knows):
     rises, gains, plain = [], [], []
     for length in (0.3, 0.03):
         model = copy.deepcopy(knows)
-        config = GeometricConfig(length=length, steps=1, budget=math.inf)
-        geometric_ascent_(model, FORGET, RETAIN, config, seed=0)
+        config = GradientProjectionConfig(
+            step_norm=length, steps=1, max_retain_rise=math.inf
+        )
+        projected_ascent_(model, FORGET, RETAIN, config, seed=0)
         rises.append(loss(model, RETAIN) - start)
         gains.append(loss(model, FORGET) - forgot)
         other = copy.deepcopy(knows)
@@ -102,8 +106,8 @@ def test_a_step_leaves_the_retain_loss_alone_to_first_order(knows):
 def test_it_forgets_and_keeps_where_plain_ascent_loses_both(knows):
     other = copy.deepcopy(knows)
     assert greedy(knows, FORGET) == greedy(knows, RETAIN) == 1
-    config = GeometricConfig(length=0.3, steps=40, budget=1e-3)
-    log = geometric_ascent_(knows, FORGET, RETAIN, config, seed=0)
+    config = GradientProjectionConfig(step_norm=0.3, steps=40, max_retain_rise=1e-3)
+    log = projected_ascent_(knows, FORGET, RETAIN, config, seed=0)
     assert greedy(knows, FORGET) <= 0.25
     assert greedy(knows, RETAIN) == 1
     rows = log.to_frame()
@@ -117,18 +121,20 @@ def test_it_forgets_and_keeps_where_plain_ascent_loses_both(knows):
 
 def test_with_no_budget_and_a_huge_step_nothing_moves(knows):
     before = weights(knows)
-    config = GeometricConfig(length=1e3, steps=2, budget=0.0, halvings=1)
-    log = geometric_ascent_(knows, FORGET, RETAIN, config, seed=0)
+    config = GradientProjectionConfig(
+        step_norm=1e3, steps=2, max_retain_rise=0.0, max_halvings=1
+    )
+    log = projected_ascent_(knows, FORGET, RETAIN, config, seed=0)
     assert [row["scale"] for row in log.rows] == [0.0, 0.0]
     assert changed(before, knows) == set()
 
 
 def test_the_same_seed_gives_the_same_weights(taught):
-    config = GeometricConfig(steps=3, batch_size=2, retain_batch_size=3)
+    config = GradientProjectionConfig(steps=3, batch_size=2, retain_batch_size=3)
     states = []
     for seed in (0, 0, 1):
         model = copy.deepcopy(taught)
-        geometric_ascent_(model, FORGET, RETAIN, config, seed=seed)
+        projected_ascent_(model, FORGET, RETAIN, config, seed=seed)
         states.append(weights(model))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
@@ -164,7 +170,7 @@ def test_everything_off_the_front_is_beaten_by_something_on_it(pairs):
 def test_one_matrix_is_moved_just_to_the_goal(knows):
     before, goal = weights(knows), math.log(4)
     slope = gradient(knows, FORGET)
-    edit = unlearn_one_layer_(knows, FORGET, RETAIN, goal=goal)
+    edit = slug_(knows, FORGET, RETAIN, target_loss=goal)
     assert changed(before, knows) == {edit.layer}
     moved = knows.state_dict()[edit.layer] - before[edit.layer]
     names = [name for name, _ in knows.named_parameters()]
@@ -174,15 +180,15 @@ def test_one_matrix_is_moved_just_to_the_goal(knows):
     assert goal <= edit.forget_loss < goal + 0.05
     assert edit.forget_loss == pytest.approx(loss(knows, FORGET), rel=1e-5)
     assert edit.retain_loss == pytest.approx(loss(knows, RETAIN), rel=1e-5)
-    assert edit.retain_loss == min(edit.tried.values())
-    assert set(edit.tried) <= {each.name for each in edit.front}
+    assert edit.retain_loss == min(edit.retain_losses.values())
+    assert set(edit.retain_losses) <= {each.name for each in edit.pareto_front}
 
 
 @pytest.mark.parametrize("family", [tiny_gpt2, tiny_neox])
 def test_other_families_have_layers_too(family):
     model = family()
     before, start = weights(model), loss(model, FORGET)
-    edit = unlearn_one_layer_(model, FORGET, RETAIN, goal=start + 0.05)
+    edit = slug_(model, FORGET, RETAIN, target_loss=start + 0.05)
     assert changed(before, model) == {edit.layer}
     assert loss(model, FORGET) >= start + 0.049
 
@@ -191,10 +197,10 @@ def test_goals_out_of_reach_and_reached_leave_the_model_as_it_was(knows):
     before = weights(knows)
     flags = [p.requires_grad for p in knows.parameters()]
     with pytest.raises(InputError, match="no single layer"):
-        unlearn_one_layer_(knows, FORGET, RETAIN, goal=1e9, doublings=2)
+        slug_(knows, FORGET, RETAIN, target_loss=1e9, max_doublings=2)
     for goal in (0.0, math.nan):
         with pytest.raises(InputError, match="at the goal already"):
-            unlearn_one_layer_(knows, FORGET, RETAIN, goal=goal)
+            slug_(knows, FORGET, RETAIN, target_loss=goal)
     assert changed(before, knows) == set()
     assert [p.requires_grad for p in knows.parameters()] == flags
 
@@ -205,9 +211,9 @@ def test_rows_and_settings_that_cannot_be_used_are_refused(knows):
         (FORGET, EMPTY, "no retain rows"),
     ):
         with pytest.raises(InputError, match=words):
-            geometric_ascent_(knows, forget, retain, GeometricConfig(), seed=0)
+            projected_ascent_(knows, forget, retain, GradientProjectionConfig(), seed=0)
         with pytest.raises(InputError, match=words):
-            unlearn_one_layer_(knows, forget, retain, goal=5.0)
+            slug_(knows, forget, retain, target_loss=5.0)
     for bad in ({"length": 0.0}, {"steps": 0}, {"history": 0}, {"budget": -1.0}):
         with pytest.raises(InputError, match="out of range"):
-            GeometricConfig(**bad)
+            GradientProjectionConfig(**bad)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training import mean_nll, reader_for
-from erasure.weights.mansu import MansuConfig, _span, unlearn_in_circuit_
-from erasure.weights.quantization import linear_weights, quantise, quantise_
+from erasure.unlearning.training.loop import logit_reader_for, mean_nll
+from erasure.weights.mansu import MansuConfig, _gradient_span, mansu_
+from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import VOCABULARY, tiny_gpt2, tiny_llama, tiny_neox
 
@@ -30,7 +30,7 @@ def all_of(model):
 def unlearned(model, masks=None, evaluate=None, **settings):
     settings = {"share": 0.02, "steps": 12, "directions": 4, "batch_size": 8} | settings
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    log = unlearn_in_circuit_(
+    log = mansu_(
         model,
         FORGET,
         RETAIN,
@@ -46,7 +46,7 @@ def unlearned(model, masks=None, evaluate=None, **settings):
 def test_few_weights_move_and_each_by_more_than_its_bin(make):
     model = make()
     linear = linear_weights(model)
-    loss = mean_nll(reader_for(model, FORGET), FORGET, "answer")
+    loss = mean_nll(logit_reader_for(model, FORGET), FORGET, "answer")
     before, log = unlearned(model)
     moved = 0
     for name, parameter in model.named_parameters():
@@ -56,16 +56,16 @@ def test_few_weights_move_and_each_by_more_than_its_bin(make):
             continue
         turned = linear[name][1]
         start, edit = (x.T if turned else x for x in (before[name], edit))
-        grid = quantise(start)
+        grid = quantize(start)
         changed = edit != 0
-        assert (edit.abs()[changed] > 1.04 * grid.widths[changed]).all()
+        assert (edit.abs()[changed] > 1.04 * grid.bin_widths[changed]).all()
         moved += int(changed.sum())
-    assert 0 < moved == log.moved <= log.chosen == round(0.02 * log.total)
+    assert 0 < moved == log.n_moved <= log.n_selected == round(0.02 * log.n_parameters)
     assert log.same_codes < 0.1
-    assert mean_nll(reader_for(model, FORGET), FORGET, "answer") > loss + 0.02
+    assert mean_nll(logit_reader_for(model, FORGET), FORGET, "answer") > loss + 0.02
     # Rounded to four bits the edit is still there.
-    quantise_(model)
-    assert mean_nll(reader_for(model, FORGET), FORGET, "answer") > loss + 0.02
+    quantize_(model)
+    assert mean_nll(logit_reader_for(model, FORGET), FORGET, "answer") > loss + 0.02
 
 
 def test_only_the_circuits_weights_move():
@@ -74,7 +74,7 @@ def test_only_the_circuits_weights_move():
     inside = "model.layers.1.mlp.down_proj.weight"
     masks[inside][:5] = True
     before, log = unlearned(model, masks, share=1.0)
-    assert log.chosen == masks[inside].sum()
+    assert log.n_selected == masks[inside].sum()
     for name, parameter in model.named_parameters():
         edit = parameter != before[name]
         if name == inside:
@@ -87,7 +87,7 @@ def test_only_the_circuits_weights_move():
 def test_the_span_is_that_of_the_gradients():
     generator = torch.Generator().manual_seed(0)
     gradients = list(torch.randn(3, 50, generator=generator))
-    span = _span([*gradients, gradients[0] + gradients[1]])
+    span = _gradient_span([*gradients, gradients[0] + gradients[1]])
     assert len(span) == 3
     assert torch.allclose(span @ span.T, torch.eye(3), atol=1e-5)
     for gradient in gradients:
@@ -101,8 +101,8 @@ def test_off_the_retain_gradients_the_retain_loss_rises_less():
     rises = []
     for directions in (0, 1):
         model = tiny_llama()
-        start = mean_nll(reader_for(model, alike), alike, "answer")
-        unlearn_in_circuit_(
+        start = mean_nll(logit_reader_for(model, alike), alike, "answer")
+        mansu_(
             model,
             FORGET,
             alike,
@@ -117,7 +117,7 @@ def test_off_the_retain_gradients_the_retain_loss_rises_less():
             ),
             seed=0,
         )
-        rises.append(mean_nll(reader_for(model, alike), alike, "answer") - start)
+        rises.append(mean_nll(logit_reader_for(model, alike), alike, "answer") - start)
     assert rises[0] > 0.01
     assert rises[1] < rises[0] / 2
 
@@ -160,4 +160,4 @@ def test_masks_that_do_not_fit_are_refused():
         with pytest.raises(InputError, match="do not fit the model"):
             unlearned(model, masks)
     with pytest.raises(InputError, match="no retain rows"):
-        unlearn_in_circuit_(model, FORGET, FORGET[[]], good, MansuConfig(), seed=0)
+        mansu_(model, FORGET, FORGET[[]], good, MansuConfig(), seed=0)

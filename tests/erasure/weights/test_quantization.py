@@ -13,10 +13,10 @@ from erasure.weights.quantization import (
     FP4,
     NF4,
     SCHEMES,
+    edit_survival,
     linear_weights,
-    quantise,
-    quantise_,
-    survival,
+    quantize,
+    quantize_,
 )
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import tiny_gpt2, tiny_llama, tiny_neox
@@ -51,11 +51,11 @@ def test_fp4_levels_are_a_sign_two_exponent_bits_and_one_of_mantissa():
 @pytest.mark.parametrize("scheme", [each for each in SCHEMES if each != "nf4-double"])
 def test_each_weight_gets_the_nearest_level_of_its_block(scheme):
     weight = gaussian(24, 128)
-    found = quantise(weight, scheme)
+    found = quantize(weight, scheme)
     distances = (weight[..., None] - found.levels * found.scales[..., None]).abs()
     nearest = distances.min(-1).values
     assert torch.allclose((found.values - weight).abs(), nearest, atol=1e-7)
-    assert (found.widths > 0).all()
+    assert (found.bin_widths > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_each_weight_gets_the_nearest_level_of_its_block(scheme):
 )
 def test_the_error_on_gaussian_weights_is_the_known_one(scheme, error):
     weight = gaussian(256, 512)
-    left = (quantise(weight, scheme).values - weight).norm() / weight.norm()
+    left = (quantize(weight, scheme).values - weight).norm() / weight.norm()
     assert float(left) == pytest.approx(error, rel=0.1)
 
 
@@ -78,8 +78,8 @@ def test_the_error_on_gaussian_weights_is_the_known_one(scheme, error):
 )
 def test_quantising_twice_is_quantising_once(scheme, rows, columns, seed):
     # Also where the size does not divide the block: the last one is shorter.
-    once = quantise(gaussian(rows, columns, seed=seed), scheme)
-    again = quantise(once.values, scheme)
+    once = quantize(gaussian(rows, columns, seed=seed), scheme)
+    again = quantize(once.values, scheme)
     assert torch.equal(once.codes, again.codes)
     assert torch.allclose(once.values, again.values, atol=1e-9)
 
@@ -88,15 +88,15 @@ def test_zeros_stay_zeros_and_the_sign_does_not_matter():
     weight = gaussian(4, 128)
     weight[1] = 0
     for scheme in ("nf4", "fp4", "int8"):
-        assert quantise(weight, scheme).values[1].eq(0).all()
+        assert quantize(weight, scheme).values[1].eq(0).all()
     for scheme in ("fp4", "int8"):
-        turned = quantise(-weight, scheme).values
-        assert torch.equal(turned, -quantise(weight, scheme).values)
+        turned = quantize(-weight, scheme).values
+        assert torch.equal(turned, -quantize(weight, scheme).values)
 
 
 def test_double_quantisation_moves_scales_by_little():
     weight = gaussian(64, 1024)
-    plain, double = quantise(weight, "nf4"), quantise(weight, "nf4-double")
+    plain, double = quantize(weight, "nf4"), quantize(weight, "nf4-double")
     assert torch.equal(plain.codes, double.codes)
     share = double.scales / plain.scales
     assert 1e-6 < float((share - 1).abs().max()) < 0.05
@@ -104,14 +104,14 @@ def test_double_quantisation_moves_scales_by_little():
 
 def in_bins(weight, share, seed=1):
     """An edit of random directions whose root mean square is so many bins."""
-    width = float(quantise(weight).widths.mean())
+    width = float(quantize(weight).bin_widths.mean())
     edit = gaussian(*weight.shape, seed=seed, size=1.0)
     return weight + edit * (share * width / edit.square().mean().sqrt())
 
 
 def test_an_edit_of_a_hundredth_of_a_bin_is_rounded_away():
     weight = gaussian(256, 512)
-    left = survival(weight, in_bins(weight, 0.01))
+    left = edit_survival(weight, in_bins(weight, 0.01))
     assert left.bins == pytest.approx(0.01, rel=1e-3)
     assert left.same_codes > 0.98
     assert left.fidelity < 0.2
@@ -119,28 +119,32 @@ def test_an_edit_of_a_hundredth_of_a_bin_is_rounded_away():
 
 def test_an_edit_of_ten_bins_is_not():
     weight = gaussian(256, 512)
-    left = survival(weight, in_bins(weight, 10))
+    left = edit_survival(weight, in_bins(weight, 10))
     assert left.bins == pytest.approx(10, rel=1e-3)
     assert left.same_codes < 0.15
     assert left.fidelity > 0.98
 
 
 def test_an_edit_inside_the_bins_leaves_exactly_nothing():
-    grid = quantise(gaussian(64, 128))
+    grid = quantize(gaussian(64, 128))
     inner = (grid.codes > 0) & (grid.codes < 15)
-    edit = 0.3 * grid.widths * gaussian(64, 128, seed=3, size=1.0).clamp(-1, 1) * inner
-    left = survival(grid.values, grid.values + edit)
+    edit = (
+        0.3 * grid.bin_widths * gaussian(64, 128, seed=3, size=1.0).clamp(-1, 1) * inner
+    )
+    left = edit_survival(grid.values, grid.values + edit)
     assert (left.same_codes, left.fidelity) == (1.0, 0.0)
     assert 0.05 < left.bins < 0.3
-    assert survival(grid.values, grid.values) == survival(grid.values, grid.values)
-    assert survival(grid.values, grid.values).edited == 0.0
+    assert edit_survival(grid.values, grid.values) == edit_survival(
+        grid.values, grid.values
+    )
+    assert edit_survival(grid.values, grid.values).edited == 0.0
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_neox])
 def test_all_linear_maps_but_the_head_are_quantised(make):
     model = make()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    changed = set(quantise_(model))
+    changed = set(quantize_(model))
     moved = {
         name
         for name, weight in model.state_dict().items()
@@ -154,25 +158,25 @@ def test_all_linear_maps_but_the_head_are_quantised(make):
 def test_conv1d_is_quantised_as_the_linear_map_it_is():
     model = tiny_gpt2()
     name, (weight, turned) = next(iter(linear_weights(model).items()))
-    expected = quantise(weight.T.clone()).values.T
-    quantise_(model)
+    expected = quantize(weight.T.clone()).values.T
+    quantize_(model)
     assert turned
     assert torch.equal(model.get_parameter(name), expected)
 
 
 def test_what_cannot_be_quantised_is_refused():
     with pytest.raises(InputError, match="like that"):
-        quantise(gaussian(4, 4), "int3")  # pyright: ignore[reportArgumentType]
+        quantize(gaussian(4, 4), "int3")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="like that"):
-        quantise(gaussian(4, 4), "nf4", block=0)
+        quantize(gaussian(4, 4), "nf4", block=0)
     with pytest.raises(InputError, match="finite"):
-        quantise(torch.full((2, 2), torch.nan))
+        quantize(torch.full((2, 2), torch.nan))
     with pytest.raises(InputError, match="finite"):
-        quantise(gaussian(4))
+        quantize(gaussian(4))
     with pytest.raises(InputError, match="differ in shape"):
-        survival(gaussian(4, 4), gaussian(4, 8))
+        edit_survival(gaussian(4, 4), gaussian(4, 8))
     with pytest.raises(InputError, match="no linear maps"):
-        quantise_(torch.nn.LayerNorm(4))
+        quantize_(torch.nn.LayerNorm(4))
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "fp4", "nf4-double"])
@@ -189,7 +193,7 @@ def test_codes_and_values_are_those_of_bitsandbytes(scheme):
             quant_type=scheme[:3],
             compress_statistics=scheme == "nf4-double",
         )
-        ours = quantise(weight, scheme)
+        ours = quantize(weight, scheme)
         nibbles = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1)
         codes = nibbles.flatten()[: weight.numel()].long()
         levels = theirs.get_4bit_type(scheme[:3], device="cpu")[codes]

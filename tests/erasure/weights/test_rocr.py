@@ -6,9 +6,9 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences
-from capture.network.hooks import leftover_hooks
+from capture.network.hooks import count_hooks
 from capture.network.structure import down_projection, find_blocks
-from erasure.weights.rocr import _keys, redirect_
+from erasure.weights.rocr import _mlp_keys, rocr_
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import tiny_gpt2, tiny_llama
 
@@ -32,26 +32,28 @@ def test_the_key_gives_the_other_value_and_only_one_matrix_changed(family):
     state = {name: value.clone() for name, value in model.state_dict().items()}
     module, before = matrix_of(model)
     prompts = Sequences(((3, 5, 7),), (3,))
-    key = _keys(model, module, prompts, ends=True)[0]
-    value = before @ _keys(model, module, Sequences(((4, 6, 8),), (3,)), ends=True)[0]
-    hooks = leftover_hooks(model)
-    edit = redirect_(model, 1, FORGET, HARMLESS, BACKGROUND)
-    assert leftover_hooks(model) == hooks
+    key = _mlp_keys(model, module, prompts, ends=True)[0]
+    value = (
+        before @ _mlp_keys(model, module, Sequences(((4, 6, 8),), (3,)), ends=True)[0]
+    )
+    hooks = count_hooks(model)
+    edit = rocr_(model, 1, FORGET, HARMLESS, BACKGROUND)
+    assert count_hooks(model) == hooks
     _, after = matrix_of(model)
     assert_close(after @ key, value, rtol=1e-4, atol=1e-5)
     assert torch.linalg.matrix_rank(after - before, tol=1e-5) == 1
     changed = [n for n, v in model.state_dict().items() if not torch.equal(v, state[n])]
     assert len(changed) == 1
-    assert edit.size == pytest.approx(float((after - before).norm() / before.norm()),
+    assert edit.relative_norm == pytest.approx(float((after - before).norm() / before.norm()),
                                       rel=1e-3)  # fmt: skip
 
 
 def test_no_other_change_with_that_effect_moves_the_background_less():
     model = tiny_llama()
     module, before = matrix_of(model)
-    key = _keys(model, module, Sequences(((3, 5, 7),), (3,)), ends=True)[0]
-    rest = _keys(model, module, BACKGROUND, ends=False)
-    redirect_(model, 1, FORGET, HARMLESS, BACKGROUND, ridge=1e-6)
+    key = _mlp_keys(model, module, Sequences(((3, 5, 7),), (3,)), ends=True)[0]
+    rest = _mlp_keys(model, module, BACKGROUND, ends=False)
+    rocr_(model, 1, FORGET, HARMLESS, BACKGROUND, ridge=1e-6)
     change = matrix_of(model)[1] - before
     cost = (rest @ change.mT).square().sum()
     rng = torch.Generator().manual_seed(0)
@@ -67,8 +69,8 @@ def test_no_other_change_with_that_effect_moves_the_background_less():
 def test_bad_input_is_one_clear_error():
     model = tiny_llama()
     with pytest.raises(InputError, match="no such block"):
-        redirect_(model, 7, FORGET, HARMLESS, BACKGROUND)
+        rocr_(model, 7, FORGET, HARMLESS, BACKGROUND)
     with pytest.raises(InputError, match="rows of three kinds"):
-        redirect_(model, 1, FORGET, Sequences((), ()), BACKGROUND)
+        rocr_(model, 1, FORGET, Sequences((), ()), BACKGROUND)
     with pytest.raises(InputError, match="ridge > 0"):
-        redirect_(model, 1, FORGET, HARMLESS, BACKGROUND, ridge=0.0)
+        rocr_(model, 1, FORGET, HARMLESS, BACKGROUND, ridge=0.0)

@@ -9,11 +9,11 @@ import torch
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import Operator, factor_gram
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import Operator, factor_gram
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold
 
@@ -58,7 +58,7 @@ def test_certified_probes_are_no_worse_than_newtons(n, d, classes, scale, gap, C
         options,
         coefficients=True,
     )
-    assert found.unsolved == 0
+    assert found.n_uncertified == 0
     peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
     for fold, train in enumerate(folds.train):
         with warnings.catch_warnings():
@@ -82,11 +82,11 @@ def test_a_step_that_could_not_be_solved_for_certifies_nothing(monkeypatch):
     operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
     nothing = torch.zeros_like(loss.target)
     batch = Batch(loss, operator, nothing, nothing)
-    scores, dual, certificate = newton_cg.minimise(batch)
-    assert float(certificate.max()) <= newton_cg.ACCEPTED[torch.float64]
-    short = partial(newton_cg.conjugate, limit=1)
+    scores, dual, certificate = newton_cg.minimize(batch)
+    assert float(certificate.max()) <= newton_cg.ACCEPTED_TOL[torch.float64]
+    short = partial(newton_cg.solve_newton_system, max_steps=1)
     monkeypatch.setattr(newton_cg, "conjugate", short)
-    found = newton_cg.judged(batch, scores, dual, certificate, Work())
+    found = newton_cg.local_certificates(batch, scores, dual, certificate, Work())
     assert float(found.min()) > 1
 
 
@@ -105,8 +105,8 @@ def test_a_metric_that_shortens_steps_is_made_up_for():
     # The factor is so much stiffer than the loss that only the step which is left can
     # say how far it is to the optimum.
     small = torch.full((1,), 1e-9).double()
-    plain = newton_cg.judged(batch, batch.scores, dual, small, Work())
-    wider = newton_cg.judged(
+    plain = newton_cg.local_certificates(batch, batch.scores, dual, small, Work())
+    wider = newton_cg.local_certificates(
         batch, batch.scores, dual, small, Work(), torch.full((1,), 3.0).double()
     )
     assert float(plain) > 1e-3
@@ -132,7 +132,7 @@ def test_folds_with_scales_of_their_own_are_no_worse_than_newtons(n, d, gap, C, 
         LogisticOptions(C=C, standardize="fold", precision=torch.float64),
         coefficients=True,
     )
-    assert found.unsolved == 0
+    assert found.n_uncertified == 0
     peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
     for fold, train in enumerate(dealt.train[:12]):
         mean, size = rows[train].mean(0), rows[train].std(0)

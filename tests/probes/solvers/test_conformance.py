@@ -11,18 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import NARROW, Operator, factor_gram, remove_rows
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg, newton_cg_mixed
-from probes.solvers.newton.newton_cg_mixed import approach
+from probes.solvers.newton.newton_cg_mixed import solve_mixed
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
+    MAX_SWEPT_ROWS,
+    Operator,
+    factor_gram,
+    remove_rows,
+)
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold, leave_one_group_out
 
 pytest.importorskip("numba", reason="without numba there is no compiled way to test")
-ACCEPTED = newton_cg.ACCEPTED[torch.float64]
+ACCEPTED = newton_cg.ACCEPTED_TOL[torch.float64]
 
 pytestmark = pytest.mark.usefixtures("however_few")
 
@@ -61,13 +66,15 @@ def both(batch, iterations=torch.float32, kind=torch.float64, steps=60):
         batch.dual.to(kind),
         batch.scores.to(kind),
     )
-    target, accepted = newton_cg.TARGET[kind], newton_cg.ACCEPTED[kind]
+    target, accepted = newton_cg.TOL[kind], newton_cg.ACCEPTED_TOL[kind]
     found = []
     for use in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "installed", lambda use=use: use)
-            assert dispatch.suits(batch) is use
-            found.append(approach(batch, target, accepted, iterations, steps, Work()))
+            patch.setattr(dispatch, "numba_installed", lambda use=use: use)
+            assert dispatch.supports_binary(batch) is use
+            found.append(
+                solve_mixed(batch, target, accepted, iterations, steps, Work())
+            )
     return found
 
 
@@ -76,7 +83,7 @@ def both(batch, iterations=torch.float32, kind=torch.float64, steps=60):
     n=st.integers(2, 50),
     d=st.integers(1, 60),
     count=st.sampled_from([1, 3, 17, 150]),
-    width=st.integers(0, NARROW),
+    width=st.integers(0, MAX_SWEPT_ROWS),
     scale=st.sampled_from([0.03, 0.3, 1.0]),
     C=st.sampled_from([0.1, 1.0]),
     shared=st.booleans(),
@@ -106,7 +113,7 @@ def test_float32_answers_agree_to_their_own_tolerance():
     batch = problems(80, 120, 30, 2, 1.0, 1.0, 5)
     compiled, torched = both(batch, torch.float32, torch.float32)
     assert compiled[0].dtype == torch.float32
-    assert float(compiled[2].max()) <= newton_cg.ACCEPTED[torch.float32]
+    assert float(compiled[2].max()) <= newton_cg.ACCEPTED_TOL[torch.float32]
     scale = float(torched[0].abs().max())
     assert float((compiled[0] - torched[0]).abs().max()) <= 1e-4 * scale
 
@@ -184,19 +191,23 @@ def test_probabilities_are_right_to_the_last_digits(kind):
 
 
 def test_only_two_classes_and_few_rows_taken_out_are_its_own():
-    assert dispatch.suits(problems(40, 50, 4, NARROW, 1.0, 1.0, 0))
-    assert not dispatch.suits(problems(40, 50, 4, NARROW + 1, 1.0, 1.0, 0))
+    assert dispatch.supports_binary(problems(40, 50, 4, MAX_SWEPT_ROWS, 1.0, 1.0, 0))
+    assert not dispatch.supports_binary(
+        problems(40, 50, 4, MAX_SWEPT_ROWS + 1, 1.0, 1.0, 0)
+    )
     batch = problems(40, 50, 4, 1, 1.0, 1.0, 0)
     several = Loss(batch.loss.target.expand(-1, 3, -1), batch.loss.weight)
-    assert not dispatch.suits(Batch(several, batch.operator, batch.dual, batch.scores))
+    assert not dispatch.supports_binary(
+        Batch(several, batch.operator, batch.dual, batch.scores)
+    )
     half = Batch(batch.loss, batch.operator, batch.dual, batch.scores.half())
-    assert not dispatch.suits(half)
+    assert not dispatch.supports_binary(half)
 
 
 def test_few_problems_are_not_worth_compiling_for(monkeypatch):
-    monkeypatch.setattr(dispatch, "FEWEST", 5)
-    assert not dispatch.suits(problems(40, 50, 4, 1, 1.0, 1.0, 0))
-    assert dispatch.suits(problems(40, 50, 5, 1, 1.0, 1.0, 0))
+    monkeypatch.setattr(dispatch, "MIN_PROBLEMS", 5)
+    assert not dispatch.supports_binary(problems(40, 50, 4, 1, 1.0, 1.0, 0))
+    assert dispatch.supports_binary(problems(40, 50, 5, 1, 1.0, 1.0, 0))
 
 
 def test_numba_is_imported_when_it_is_used_and_not_before():
@@ -232,9 +243,9 @@ def test_folds_are_the_same_without_it(monkeypatch):
     )
     folds = k_fold(None, codes[0].numpy(), 5)
     found = crossfit(x, codes, 2, folds, LogisticOptions())
-    monkeypatch.setattr(dispatch, "installed", lambda: False)
+    monkeypatch.setattr(dispatch, "numba_installed", lambda: False)
     plain = crossfit(x, codes, 2, folds, LogisticOptions())
-    assert found.unsolved == plain.unsolved == 0
+    assert found.n_uncertified == plain.n_uncertified == 0
     gap = (found.scores - plain.scores).abs().max()
     assert float(gap) <= 2e-8 * float(plain.scores.abs().max())
 
@@ -243,7 +254,9 @@ def test_the_limits_are_those_of_the_torch_expressions(monkeypatch):
     """One step down and one system: what torch leaves unsolved is unsolved here."""
     batch = problems(60, 90, 20, 1, 1.0, 1.0, 3)
     monkeypatch.setattr(
-        newton_cg_mixed, "LIMITS", replace(newton_cg_mixed.LIMITS, steps=1, turns=1)
+        newton_cg_mixed,
+        "LIMITS",
+        replace(newton_cg_mixed.LIMITS, steps=1, newton_steps=1),
     )
     compiled, torched = both(batch)
     assert bool(torch.isinf(torched[2]).all())
@@ -267,7 +280,7 @@ def test_one_row_left_out_takes_few_products(precision, gap, products):
         folds,
         LogisticOptions(precision=precision),
     )
-    assert found.unsolved == 0
+    assert found.n_uncertified == 0
     assert found.work.products <= products * 90
     scores = found.scores[0, 0].double().numpy()
     for row in (0, 41, 89):

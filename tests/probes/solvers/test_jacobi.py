@@ -7,26 +7,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import (
-    NARROW,
+from probes.solvers.newton.initial_fit import initial_fit
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL, minimize
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import (
+    MAX_SWEPT_ROWS,
     Operator,
     factor_gram,
     floor_weight,
     remove_rows,
 )
-from probes.solvers.loss import Loss
-from probes.solvers.newton.initial_fit import row_fit
-from probes.solvers.newton.newton_cg import ACCEPTED, minimise
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import Folds, leave_one_group_out
 
 pytest.importorskip("numba", reason="without numba there is no compiled way to test")
 pytestmark = pytest.mark.usefixtures("however_few")
 
-TIGHT = ACCEPTED[torch.float64]
+TIGHT = ACCEPTED_TOL[torch.float64]
 
 
 def table(n, d, classes, scale, seed, spread=1):
@@ -43,9 +43,9 @@ def both(rows, codes, classes, folds, options, **more):
     given = torch.from_numpy(rows), torch.from_numpy(codes)[None], classes, folds
     found = crossfit(*given, options, coefficients=True, **more)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "installed", lambda: False)
+        patch.setattr(dispatch, "numba_installed", lambda: False)
         plain = crossfit(*given, options, coefficients=True, **more)
-    assert found.unsolved == plain.unsolved == 0
+    assert found.n_uncertified == plain.n_uncertified == 0
     return found, plain
 
 
@@ -126,7 +126,7 @@ def test_from_starts_that_are_far_off_it_ends_there_too():
     for size in (0.0, 1.0, 1e3):
         dual = torch.from_numpy(size * rng.normal(size=(20, 1, 50)))
         batch = Batch(loss, operator, dual, operator(dual))
-        scores, _, certificate = minimise(batch, iterations=torch.float32)
+        scores, _, certificate = minimize(batch, iteration_dtype=torch.float32)
         assert float(certificate.max()) <= TIGHT
         ends.append(scores)
     for other in ends[1:]:
@@ -185,7 +185,7 @@ def test_certificates_of_classes_bound_what_is_left(classes, scale):
     nothing = torch.zeros(4, classes, n).double()
     batch = Batch(loss, operator, nothing, nothing.clone())
     for target in (1e-2, 1e-5):
-        scores, dual, certificate = dispatch.relax(
+        scores, dual, certificate = dispatch.solve_softmax(
             batch, target, 1.0, torch.float64, 60, Work()
         )
         certified = torch.isfinite(certificate)
@@ -235,8 +235,8 @@ def test_a_fit_without_a_factor_comes_near_as_one_with_does(scale, share, C):
     rows -= rows.mean(0)
     loss = Loss(target[None, None], torch.full((1, 1, n), C).double())
     gram = rows @ rows.T
-    exact = row_fit(gram, loss, tolerance=1e-6).scores
-    fit, plain = (row_fit(gram, loss, compiled=each) for each in (True, False))
+    exact = initial_fit(gram, loss, tol=1e-6).scores
+    fit, plain = (initial_fit(gram, loss, compiled=each) for each in (True, False))
     own, other = ((each.scores - exact).abs().max() for each in (fit, plain))
     # Where rows lose their curvature neither gets near in a step of a tenth.
     assert float(own) <= max(0.15 * float(exact.abs().max()), 1.5 * float(other))
@@ -271,8 +271,8 @@ def test_many_rows_out_of_a_fold_are_not_its_own():
     rows = table(60, 90, 2, 0.5, 1)[0]
     gram = torch.from_numpy(rows @ rows.T)
     factor = factor_gram(gram, torch.full((1, 60), 0.2).double())
-    assert dispatch.leaves_out(factor, 20, NARROW)
-    assert not dispatch.leaves_out(factor, 20, NARROW + 1)
+    assert dispatch.supports_leave_out(factor, 20, MAX_SWEPT_ROWS)
+    assert not dispatch.supports_leave_out(factor, 20, MAX_SWEPT_ROWS + 1)
 
 
 def test_the_limit_of_turns_leaves_what_is_unsolved():
@@ -285,9 +285,9 @@ def test_the_limit_of_turns_leaves_what_is_unsolved():
         torch.zeros(5, 3, 30).double(),
         torch.zeros(5, 3, 30).double(),
     )
-    short = dispatch.relax(batch, 1e-9, TIGHT, torch.float32, 1, Work())[2]
+    short = dispatch.solve_softmax(batch, 1e-9, TIGHT, torch.float32, 1, Work())[2]
     assert bool(torch.isinf(short).all())
-    long = dispatch.relax(batch, 1e-9, TIGHT, torch.float32, 40, Work())[2]
+    long = dispatch.solve_softmax(batch, 1e-9, TIGHT, torch.float32, 40, Work())[2]
     assert float(long.max()) <= TIGHT
     # The batch is left as it was.
     assert not bool(batch.scores.any()) and not bool(batch.dual.any())
@@ -306,7 +306,7 @@ def test_certificates_hold_where_weights_are_far_above_the_curvature():
             options = LogisticOptions(C=C)
             given = torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds
             found = crossfit(*given, options, coefficients=True)
-            assert found.unsolved == 0
+            assert found.n_uncertified == 0
             for fold, train in enumerate(folds.train):
                 coef, shift = found.coef[0, fold, 0], found.intercept[0, fold, 0]
                 score = rows[train] @ coef.numpy() + float(shift)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.batch import Batch, Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import Operator, factor_features
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_primal
-from probes.solvers.newton.newton_cg import ACCEPTED
-from probes.solvers.newton.newton_primal import minimise_narrow
+from probes.solvers.newton.newton_cg import ACCEPTED_TOL
+from probes.solvers.newton.newton_primal import minimize_primal
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import Operator, factor_features
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold
 
@@ -37,7 +37,7 @@ def solved(loss, operator, count, start=None, kind=torch.float64, target=1e-9):
     n = operator.factor.weight.shape[1]
     start = torch.zeros(count, 1, n).double() if start is None else start
     batch = Batch(loss, operator, start, operator(start))
-    return minimise_narrow(batch, target, kind, 60, Work())
+    return minimize_primal(batch, target, kind, 60, Work())
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
@@ -45,7 +45,7 @@ def solved(loss, operator, count, start=None, kind=torch.float64, target=1e-9):
 def test_every_fold_is_that_of_scikit_learn(C, kind):
     rows, codes, kept, loss, operator = problems(0, C=C)
     scores, dual, certificate = solved(loss, operator, 3, kind=kind)
-    assert float(certificate.max()) <= ACCEPTED[torch.float64]
+    assert float(certificate.max()) <= ACCEPTED_TOL[torch.float64]
     for fold, inside in enumerate(kept.numpy()):
         peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10)
         peer.fit(rows.numpy()[inside], codes.numpy()[inside])
@@ -70,7 +70,7 @@ def test_every_fold_is_that_of_scikit_learn(C, kind):
 def test_what_it_returns_is_consistent_and_bounded(seed, d, C, gap):
     _, _, _, loss, operator = problems(seed, d=d, C=C, gap=gap)
     scores, dual, certificate = solved(loss, operator, 3, kind=torch.float32)
-    assert float(certificate.max()) <= ACCEPTED[torch.float64]
+    assert float(certificate.max()) <= ACCEPTED_TOL[torch.float64]
     torch.testing.assert_close(operator(dual), scores, rtol=1e-9, atol=1e-9)
     # At an optimum no row pulls by more than its weight, and held-out rows not at all.
     pull = (dual - operator.weight * scores)[:, 0]
@@ -84,12 +84,12 @@ def test_the_start_does_not_matter_and_a_wild_one_is_brought_back():
     noise = torch.randn(3, 1, 90, generator=torch.Generator().manual_seed(0)).double()
     for size in (1.0, 1e3):
         found, _, certificate = solved(loss, operator, 3, size * noise)
-        assert float(certificate.max()) <= ACCEPTED[torch.float64]
+        assert float(certificate.max()) <= ACCEPTED_TOL[torch.float64]
         torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
 
 
 def test_rows_removed_from_the_factor_or_only_from_the_loss_are_the_same():
-    from probes.solvers.factor import remove_rows
+    from probes.solvers.objective.factor import remove_rows
 
     _, _, kept, loss, operator = problems(2, n=60, folds=30)
     out = (~kept).nonzero()[:, 1].view(30, 2)
@@ -97,8 +97,8 @@ def test_rows_removed_from_the_factor_or_only_from_the_loss_are_the_same():
     plain, _, _ = solved(loss, operator, 30)
     start = torch.zeros(30, 1, 60).double()
     batch = Batch(loss, removed, start, removed(start))
-    scores, dual, certificate = minimise_narrow(batch, 1e-9, torch.float64, 60, Work())
-    assert float(certificate.max()) <= ACCEPTED[torch.float64]
+    scores, dual, certificate = minimize_primal(batch, 1e-9, torch.float64, 60, Work())
+    assert float(certificate.max()) <= ACCEPTED_TOL[torch.float64]
     torch.testing.assert_close(scores, plain, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(removed(dual), scores, rtol=1e-7, atol=1e-7)
 
@@ -107,8 +107,8 @@ def test_a_step_that_could_not_be_solved_for_certifies_nothing(monkeypatch):
     """Cut short, conjugate gradients make what is left look shorter than it is."""
     _, _, _, loss, operator = problems(4, C=10.0, gap=4.0)
     _, dual, certificate = solved(loss, operator, 3)
-    assert float(certificate.max()) <= ACCEPTED[torch.float64]
-    monkeypatch.setattr(newton_primal, "LIMIT", 1)
+    assert float(certificate.max()) <= ACCEPTED_TOL[torch.float64]
+    monkeypatch.setattr(newton_primal, "MAX_CG_STEPS", 1)
     _, _, certificate = solved(loss, operator, 3, dual)
     assert bool(torch.isinf(certificate).all())
 
@@ -119,7 +119,7 @@ def test_products_are_counted():
     _, dual, _ = solved(loss, operator, 3)
     work = Work()
     batch = Batch(loss, operator, dual, operator(dual))
-    minimise_narrow(batch, 1e-6, torch.float64, 60, work)
+    minimize_primal(batch, 1e-6, torch.float64, 60, work)
     assert 3 * 2 < work.products <= 3 * 20
     assert work.flops == work.products * operator.flops
 
@@ -129,8 +129,8 @@ def test_what_cannot_be_reached_is_not_certified():
     _, _, _, loss, operator = problems(3, C=1000.0, gap=6.0)
     start = torch.zeros(3, 1, 90).double()
     batch = Batch(loss, operator, start, operator(start))
-    _, _, certificate = minimise_narrow(batch, 1e-9, torch.float64, 1, Work())
-    assert float(certificate.min()) > ACCEPTED[torch.float64]
+    _, _, certificate = minimize_primal(batch, 1e-9, torch.float64, 1, Work())
+    assert float(certificate.min()) > ACCEPTED_TOL[torch.float64]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_what_is_certified_is_right_however_stiff(n, d, scale, gap, C):
     found = crossfit(
         torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds, options
     )
-    assert found.unsolved == 0
+    assert found.n_uncertified == 0
     peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
     for train, test in zip(folds.train, folds.test, strict=True):
         wanted = peer.fit(rows[train], codes[train]).decision_function(rows[test])

@@ -17,11 +17,11 @@ from probes.estimators.lda import LDAProbe
 from probes.estimators.logistic import LogisticProbe
 from probes.estimators.nearest_mean import MeanDifferenceProbe
 from probes.estimators.ridge import RidgeProbe
-from probes.solvers.batch import Batch
 from probes.solvers.crossfit import crossfit
-from probes.solvers.factor import Operator, factor_features, factor_gram
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg, newton_direct
+from probes.solvers.objective.batch import Batch
+from probes.solvers.objective.factor import Operator, factor_features, factor_gram
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import (
     Folds,
@@ -305,7 +305,7 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
         folds = Folds(folds.train[kept], folds.test[kept], "some")
     else:
         folds = k_fold(group, y, left_out)
-    stage = newton_cg._stage
+    stage = newton_cg._newton_cg
 
     def give_up(*arguments):
         scores, dual, certificate = stage(*arguments)
@@ -317,7 +317,7 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
     if eliminated:
         monkeypatch.setattr(newton_cg, "_stage", give_up)
     else:
-        monkeypatch.setattr(newton_cg, "eliminate", refuse)
+        monkeypatch.setattr(newton_cg, "solve_direct", refuse)
     scored = folds.test.any(0)
     scores = LogisticProbe(C).held_out(
         torch.from_numpy(x), torch.from_numpy(y)[None], 2, folds
@@ -363,7 +363,7 @@ def test_scores_that_went_astray_are_computed_anew():
     dual = torch.zeros(1, 1, len(y)).double()
     # Not the same for all rows: the intercept, which costs nothing, would take that up.
     lost = torch.from_numpy(np.random.default_rng(5).normal(size=(1, 1, len(y))))
-    found, _, certificate = newton_cg.minimise(Batch(loss, operator, dual, lost))
+    found, _, certificate = newton_cg.minimize(Batch(loss, operator, dual, lost))
     whole = Folds(np.ones((1, len(y)), bool), np.zeros((1, len(y)), bool), "all")
     fitted = LogisticProbe().held_out(
         rows, torch.from_numpy(y)[None], 2, whole, coefficients=True
@@ -392,7 +392,7 @@ def test_float32_keeps_its_promise_where_rows_outnumber_features(seed):
 
 def test_what_float32_leaves_unsolved_is_eliminated():
     rng = np.random.default_rng(7)
-    n = 2 * newton_cg.SMALL
+    n = 2 * newton_cg.MAX_DIRECT_SIZE
     rows = torch.from_numpy(rng.normal(size=(n, 400)))
     rows = rows - rows.mean(0)
     codes = torch.from_numpy(np.tile([0, 1], n // 2))[None]
@@ -406,9 +406,9 @@ def test_what_float32_leaves_unsolved_is_eliminated():
             loss.to(dtype), operator.to(dtype), nothing.to(dtype), nothing.to(dtype)
         )
         # One step solves nothing: the rest is left to elimination.
-        scores, _, certificate = newton_cg.minimise(batch, steps=1)
+        scores, _, certificate = newton_cg.minimize(batch, steps=1)
         assert scores.dtype == certificate.dtype == dtype
-        assert float(certificate.max()) <= newton_cg.ACCEPTED[dtype]
+        assert float(certificate.max()) <= newton_cg.ACCEPTED_TOL[dtype]
         found.append(scores.double())
     # The factor itself was rounded, which costs more than the solver may.
     worst = float((found[0] - found[1]).abs().max() / found[0].abs().max())
@@ -429,15 +429,17 @@ def test_elimination_goes_on_from_where_it_is_put(classes, monkeypatch):
     operator = Operator(factor_gram(rows @ rows.T, weight), weight[None])
     nothing = torch.zeros_like(loss.target)
     taken = []
-    step = newton_direct.advance
+    step = newton_direct.take_safeguarded_step
     monkeypatch.setattr(
-        newton_direct, "advance", lambda *args: (taken.append(1), step(*args))[1]
+        newton_direct,
+        "take_safeguarded_step",
+        lambda *args: (taken.append(1), step(*args))[1],
     )
 
     def solved_from(dual):
         taken.clear()
         batch = Batch(loss, operator, dual, operator(dual))
-        scores, found, certificate = newton_direct.eliminate(batch, 1e-9)
+        scores, found, certificate = newton_direct.solve_direct(batch, 1e-9)
         assert float(certificate.max()) <= 1e-8
         return scores, found, len(taken)
 
@@ -505,7 +507,7 @@ def test_a_start_of_huge_pulls_is_no_start(taken, monkeypatch):
     unseen -= seen @ (seen.T @ unseen)
     start = (1e15 * unseen)[None, None]
     batch = Batch(loss, operator, start, operator(start))
-    scores, dual, certificate = newton_direct.eliminate(batch, 1e-9)
+    scores, dual, certificate = newton_direct.solve_direct(batch, 1e-9)
     assert float(certificate) <= 1e-8
     assert float((operator(dual) - scores).abs().max()) <= 1e-9 * float(scores.max())
     peer = LogisticRegression(C=1000.0, solver="newton-cholesky", tol=1e-10)
@@ -524,7 +526,7 @@ def test_separable_rows_and_a_large_penalty_are_solved():
     folds = leave_one_group_out(np.arange(n) // 20, n)
     options = LogisticOptions(C=1000.0, standardize="all", precision=torch.float64)
     found = crossfit(x, codes[None], 2, folds, options)
-    assert found.unsolved == 0
+    assert found.n_uncertified == 0
     scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     peer = LogisticRegression(C=1000.0, solver="newton-cholesky", tol=1e-10)
     for fold in (0, 13):

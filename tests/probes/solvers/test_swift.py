@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from probes.solvers.batch import Batch, Work
 from probes.solvers.compiled import dispatch
-from probes.solvers.factor import factor_gram, remove_rows
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_cg, newton_cg_mixed
-from probes.solvers.newton.initial_fit import _steps, row_fit
+from probes.solvers.newton.initial_fit import _newton, initial_fit
+from probes.solvers.objective.batch import Batch, Work
+from probes.solvers.objective.factor import factor_gram, remove_rows
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import one_hot
 
-ACCEPTED = newton_cg.ACCEPTED[torch.float64]
+ACCEPTED = newton_cg.ACCEPTED_TOL[torch.float64]
 
 pytestmark = pytest.mark.usefixtures("however_few")
 
@@ -38,13 +38,13 @@ def problems(classes, n=60, d=80, folds=20, scale=1.0, seed=0, C=1.0):
 def way(request, monkeypatch):
     """Both the compiled steps, where numba is there, and the torch expressions."""
     if request.param == "torch":
-        monkeypatch.setattr(dispatch, "installed", lambda: False)
-    elif not dispatch.installed():
+        monkeypatch.setattr(dispatch, "numba_installed", lambda: False)
+    elif not dispatch.numba_installed():
         pytest.skip("numba is not installed; the torch expressions are tested")
 
 
 def approached(batch, iterations=torch.float32, steps=60):
-    return newton_cg_mixed.approach(batch, 1e-9, ACCEPTED, iterations, steps, Work())
+    return newton_cg_mixed.solve_mixed(batch, 1e-9, ACCEPTED, iterations, steps, Work())
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -54,12 +54,12 @@ def test_it_ends_where_safeguarded_steps_end(classes, iterations, scale):
     batch = problems(classes, scale=scale)
     scores, dual, certificate = approached(batch, iterations)
     own = problems(classes, scale=scale)  # it moves the batch that it is given
-    slow, _, reached = newton_cg._slowly(own, 1e-10, 60, True, Work())
+    slow, _, reached = newton_cg._solve_safeguarded(own, 1e-10, 60, True, Work())
     assert float(reached.max()) <= ACCEPTED
     solved = certificate <= ACCEPTED
     # Far from a factor of constant weights some are left to the others.
     assert scale > 1 or bool(solved.all())
-    whole = newton_cg.minimise(batch, iterations=iterations)
+    whole = newton_cg.minimize(batch, iteration_dtype=iterations)
     assert float(whole[2].max()) <= ACCEPTED
     # A certificate of 1e-8 is one of length: a single score may be off by more.
     few = 2e-8 if scale <= 1 else 1e-7
@@ -90,7 +90,7 @@ def test_finished_problems_leave_and_come_back_in_place(monkeypatch):
     batch.dual = torch.where(done[:, None, None], dual, 0.0)
     batch.scores = torch.where(done[:, None, None], scores, 0.0)
     for fewer in (0.0, 0.9):
-        monkeypatch.setattr(newton_cg_mixed, "FEWER", fewer)
+        monkeypatch.setattr(newton_cg_mixed, "COMPACT_BELOW", fewer)
         found, _, certificate = approached(batch)
         assert float(certificate.max()) <= ACCEPTED
         scale = float(expected.abs().max())
@@ -144,8 +144,8 @@ def test_newton_on_all_rows_is_the_same_in_arrays_and_tensors(scale):
     gram = rows @ rows.T
     goal, base = rng.permutation(np.arange(80.0) % 2), np.ones(80)
     given = (gram, goal, base)
-    found = _steps(*given, tolerance=1e-9, steps=40)
-    same = _steps(*map(torch.from_numpy, given), tolerance=1e-9, steps=40)
+    found = _newton(*given, tolerance=1e-9, steps=40)
+    same = _newton(*map(torch.from_numpy, given), tolerance=1e-9, steps=40)
     assert found is not None and same is not None
     np.testing.assert_allclose(found[0], same[0], atol=1e-10 * abs(found[0]).max())
     largest = abs(gram @ found[0]).max()
@@ -163,7 +163,7 @@ def test_the_full_fit_ends_at_the_optimum_whatever_it_guessed(scale, share, C):
     rows -= rows.mean(0)
     loss = Loss(target[None, None], torch.full((1, 1, n), C).double())
     gram = rows @ rows.T
-    fit = row_fit(gram, loss, tolerance=1e-5)
+    fit = initial_fit(gram, loss, tol=1e-5)
     pull = C * (target - torch.sigmoid(fit.scores[0]))
     gap = (pull - fit.dual[0]).abs().max()
     assert float(gap) <= 1e-3 * float(fit.dual.abs().max()) + 1e-6 * C

@@ -8,10 +8,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from probes.solvers import crossfit as module
-from probes.solvers.batch import Work
 from probes.solvers.crossfit import crossfit
-from probes.solvers.loss import Loss
 from probes.solvers.newton import newton_primal_rough
+from probes.solvers.objective.batch import Work
+from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold
 
@@ -37,7 +37,7 @@ def test_weights_are_scikit_learns(C, scale, gap):
     rows, codes = data(scale=scale, gap=gap)
     train = k_fold(None, codes, 5).train
     loss = loss_of(codes, train, C)
-    found = newton_primal_rough.fit_tall(torch.from_numpy(rows), loss, 1e-9, Work())
+    found = newton_primal_rough.fit_primal(torch.from_numpy(rows), loss, 1e-9, Work())
     point, scores, certificate = found
     assert float(certificate.max()) <= 1e-9
     for fold, kept in enumerate(train):
@@ -57,14 +57,14 @@ def test_a_wrong_metric_costs_steps_and_no_digits(monkeypatch):
     loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
     rows = torch.from_numpy(rows)
     plain, off = Work(), Work()
-    expected = newton_primal_rough.fit_tall(rows, loss, 1e-9, plain)[1]
-    make = newton_primal_rough._metric
+    expected = newton_primal_rough.fit_primal(rows, loss, 1e-9, plain)[1]
+    make = newton_primal_rough._preconditioner
 
     def warped(table, bend, exact):
         return make(table, bend * torch.linspace(0.2, 5, len(table)), exact)
 
     monkeypatch.setattr(newton_primal_rough, "_metric", warped)
-    found, certificate = newton_primal_rough.fit_tall(rows, loss, 1e-9, off)[1:]
+    found, certificate = newton_primal_rough.fit_primal(rows, loss, 1e-9, off)[1:]
     assert float(certificate.max()) <= 1e-9
     assert float((found - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
     assert off.products > plain.products
@@ -83,7 +83,7 @@ def concepts(count=20, each=20, d=100):
 
 def test_rare_classes_are_scikit_learns():
     rows, codes, loss = concepts()
-    _, scores, certificate = newton_primal_rough.fit_tall(
+    _, scores, certificate = newton_primal_rough.fit_primal(
         torch.from_numpy(rows), loss, 1e-9, Work()
     )
     assert float(certificate.max()) <= 1e-9
@@ -102,15 +102,15 @@ def test_rare_classes_are_scikit_learns():
 def test_what_a_problem_bends_of_its_own_saves_steps(monkeypatch):
     rows, _, loss = concepts()
     rows, plain, without = torch.from_numpy(rows), Work(), Work()
-    newton_primal_rough.fit_tall(rows, loss, 1e-9, plain)
-    make = newton_primal_rough._metric
+    newton_primal_rough.fit_primal(rows, loss, 1e-9, plain)
+    make = newton_primal_rough._preconditioner
 
     def shared(table, bend, exact):
         found = make(table, bend, exact)
         return replace(found, own=torch.zeros_like(found.own))
 
     monkeypatch.setattr(newton_primal_rough, "_metric", shared)
-    newton_primal_rough.fit_tall(rows, loss, 1e-9, without)
+    newton_primal_rough.fit_primal(rows, loss, 1e-9, without)
     assert without.products > 1.2 * plain.products
 
 
@@ -119,26 +119,32 @@ def test_rounding_is_left_to_the_exact_steps(monkeypatch):
     loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
     rows, brief, long = torch.from_numpy(rows), Work(), Work()
     # A certificate that float32 cannot reach.
-    monkeypatch.setattr(newton_primal_rough, "HANDOVER", 0.0)
-    _, scores, certificate = newton_primal_rough.fit_tall(rows, loss, 1e-9, brief)
+    monkeypatch.setattr(newton_primal_rough, "FLOAT32_TOL", 0.0)
+    _, scores, certificate = newton_primal_rough.fit_primal(rows, loss, 1e-9, brief)
     assert float(certificate.max()) <= 1e-9
-    monkeypatch.setattr(newton_primal_rough, "NEAR", 0.0)
-    expected = newton_primal_rough.fit_tall(rows, loss, 1e-9, long)[1]
+    monkeypatch.setattr(newton_primal_rough, "FLOAT32_FLOOR", 0.0)
+    expected = newton_primal_rough.fit_primal(rows, loss, 1e-9, long)[1]
     assert brief.products < 0.7 * long.products
     assert float((scores - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
 
 
 def test_a_row_that_does_not_bend_gives_no_metric():
     table = torch.ones(4, 3)
-    assert newton_primal_rough._metric(table, torch.zeros(2, 4), exact=False) is None
-    assert newton_primal_rough._metric(table, torch.zeros(2, 4), exact=True) is None
+    assert (
+        newton_primal_rough._preconditioner(table, torch.zeros(2, 4), exact=False)
+        is None
+    )
+    assert (
+        newton_primal_rough._preconditioner(table, torch.zeros(2, 4), exact=True)
+        is None
+    )
 
 
 def test_unsolved_problems_have_no_certificate(monkeypatch):
     rows, codes = data()
     loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
-    monkeypatch.setattr(newton_primal_rough, "TURNS", 1)
-    certificate = newton_primal_rough.fit_tall(
+    monkeypatch.setattr(newton_primal_rough, "MAX_NEWTON_STEPS", 1)
+    certificate = newton_primal_rough.fit_primal(
         torch.from_numpy(rows), loss, 1e-9, Work()
     )[2]
     assert not bool((certificate <= 1e-9).any())
@@ -149,16 +155,16 @@ def test_what_it_leaves_is_solved_on_exact_factors(monkeypatch):
     folds = k_fold(None, codes, 5)
     args = torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds
     expected = crossfit(*args, LogisticOptions(), coefficients=True)
-    fit = newton_primal_rough.fit_tall
+    fit = newton_primal_rough.fit_primal
 
     def give_up(*arguments):
         point, scores, certificate = fit(*arguments)
         certificate[1:3], scores[1:3] = torch.inf, torch.nan
         return point, scores, certificate
 
-    monkeypatch.setattr(module, "fit_tall", give_up)
+    monkeypatch.setattr(module, "fit_primal", give_up)
     found = crossfit(*args, LogisticOptions(), coefficients=True)
-    assert found.unsolved == 0
+    assert found.n_uncertified == 0
     scale = float(expected.scores.abs().max())
     assert float((found.scores - expected.scores).abs().max()) <= 1e-8 * scale
     assert found.coef is not None and expected.coef is not None
@@ -174,8 +180,8 @@ def test_the_exact_route_gives_the_same(C, scale, gap, monkeypatch):
     folds = k_fold(None, codes, 5)
     args = torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds
     quick = crossfit(*args, LogisticOptions(C=C))
-    assert quick.unsolved == 0
+    assert quick.n_uncertified == 0
     quick = quick.scores
-    monkeypatch.setattr(module, "TALL_FOLDS", 0)
+    monkeypatch.setattr(module, "MAX_PRIMAL_FOLDS", 0)
     exact = crossfit(*args, LogisticOptions(C=C)).scores
     assert float((quick - exact).abs().max()) <= 1e-8 * float(exact.abs().max())

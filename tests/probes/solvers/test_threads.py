@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.threads import FEW, few_threads
+from probes.solvers.threads import SINGLE_THREAD_SIZE, few_threads
 from probes.sweeps.sweep import sweep
 
 
@@ -16,7 +16,9 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("size", "inside"), [(FEW, 1), (FEW + 1, 2)])
+@pytest.mark.parametrize(
+    ("size", "inside"), [(SINGLE_THREAD_SIZE, 1), (SINGLE_THREAD_SIZE + 1, 2)]
+)
 def test_only_small_systems_get_one_thread(two_threads, size, inside):
     with few_threads(size):
         assert torch.get_num_threads() == inside
@@ -31,7 +33,7 @@ def test_a_failure_gives_the_threads_back(two_threads):
 
 def test_one_thread_stays_one(two_threads):
     torch.set_num_threads(1)
-    with few_threads(FEW):
+    with few_threads(SINGLE_THREAD_SIZE):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 1
 
@@ -40,7 +42,7 @@ def test_a_sweep_solves_its_small_folds_on_one_thread(two_threads, monkeypatch):
     seen = []
     from probes.solvers import problem
 
-    solve = problem.minimise
+    solve = problem.minimize
 
     def noting(*args, **kwargs):
         seen.append(torch.get_num_threads())

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.safetensors_files import compare
+from capture.checkpoints.safetensors_files import compare_weights
 from tests.helpers.model_families import Cnn, tiny
 from tests.security.checkpoints.spoiled import copy_of, edited
 
@@ -65,7 +65,7 @@ def test_the_weights_that_are_hashed_are_compared_and_loaded(tmp_path):
     save_file(tensors, tmp_path / "other" / "model.safetensors")
     other = open_checkpoint(tmp_path / "other")
     assert other.weights_hash != checkpoint.weights_hash
-    change = compare(checkpoint, other)
+    change = compare_weights(checkpoint, other)
     assert [row.name for row in change.tensors if row.relative] == ["model.norm.weight"]
     assert torch.equal(other.load().model.norm.weight, tensors["model.norm.weight"])
 

@@ -30,13 +30,13 @@ def read_sets(forget: Path, retain: Path) -> None:
 def decide_again(folder: Path) -> None:
     """A finished audit decided again, and one axis left out."""
     from audits.run.api import load
-    from audits.verdict.reevaluate import decided_again
+    from audits.verdict.reevaluate import reevaluate
 
     found = load(folder)
     found.to_frame()
     repr(found)
-    decided_again(found.document)
-    decided_again(found.document, without=("relearning",))
+    reevaluate(found.document)
+    reevaluate(found.document, without=("relearning",))
 
 
 def build_zoo(root: Path) -> None:
@@ -77,6 +77,6 @@ def read_eraser(file: Path) -> None:
 
 def read_projection(file: Path) -> None:
     """A fitted projection of MD-PGA, read back."""
-    from erasure.concept.md_pga import MdProjection
+    from erasure.concept.md_pga import MdPgaProjection
 
-    MdProjection.load(file)
+    MdPgaProjection.load(file)

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from audits.core.outputs import AUDIT, EXPERIMENT, OWN, look, own_folder
+from audits.core.outputs import (
+    AUDIT,
+    EXPERIMENT,
+    OWNER_MARK,
+    check_output_folder,
+    hold_folder,
+)
 from audits.core.workspace import Workspace
 from evidence.errors import InputError
-from evidence.storage.runs import LOCK, sole_run
-from evidence.storage.scratch import NAME
+from evidence.storage.locks import LOCK, run_lock
+from evidence.storage.scratch import SCRATCH_NAME
 from testbeds.zoo.build import build_zoo
 from tests.audits.core.test_bad_input import call
 from tests.helpers.audit_documents import document
@@ -22,8 +28,8 @@ ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
-from evidence.storage.runs import sole_run
-with sole_run(Path(sys.argv[1])):
+from evidence.storage.locks import run_lock
+with run_lock(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -195,7 +201,7 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path, name, kind, fresh):
     with pytest.raises(InputError, match="not an"):
         Workspace.open(root, {"a": 1}, fresh, kind)
     with pytest.raises(InputError, match="not an"):
-        look(root, kind)
+        check_output_folder(root, kind)
     assert contents(root) == before
 
 
@@ -232,7 +238,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from audits.core.workspace import Workspace
-from evidence.storage.runs import sole_run
+from evidence.storage.locks import run_lock
 root, step, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
 def kill_at(name):
     real = getattr(os, name)
@@ -245,7 +251,7 @@ def kill_at(name):
     setattr(os, name, fatal)
 for name in ("open", "mkdir", "replace", "fsync", "unlink", "rmdir", "close"):
     kill_at(name)
-with sole_run(root):
+with run_lock(root):
     Workspace.open(root, {"a": 2}, fresh=True).run("x", lambda: 2)
 """
 
@@ -271,9 +277,9 @@ def test_killed_at_any_step_of_a_fresh_start_nothing_old_is_taken_for_new(tmp_pa
             os._exit(0)
         _, status = os.waitpid(child, 0)
         for path in root.rglob("*"):
-            if NAME.fullmatch(path.name):  # a minute later
+            if SCRATCH_NAME.fullmatch(path.name):  # a minute later
                 os.utime(path, (0, 0))
-        with sole_run(root):
+        with run_lock(root):
             again = Workspace.open(root, {"a": 2}, fresh=True)
             assert again.run("x", lambda: 2).result == 2
         assert not (root / "audit.json").exists()
@@ -297,7 +303,7 @@ def test_a_command_takes_no_folder_that_is_somebody_elses(tmp_path):
     for clear in (None, lambda: cleared.append(1)):
         with (
             pytest.raises(InputError, match="was not written by exhume demo"),
-            own_folder(root, "demo", ["items", "unlearned"], {"seed": 0}, clear),
+            hold_folder(root, "demo", ["items", "unlearned"], {"seed": 0}, clear),
         ):
             pytest.fail("took it")
     assert contents(tmp_path) == before and not cleared
@@ -308,7 +314,7 @@ def test_a_command_knows_its_own_folder_again(tmp_path):
     cleared = []
 
     def go(seed=0, command="demo", clear=None):
-        with own_folder(root, command, ["items"], {"seed": seed}, clear):
+        with hold_folder(root, command, ["items"], {"seed": seed}, clear):
             (root / "items").touch()
 
     def clear():
@@ -325,7 +331,7 @@ def test_a_command_knows_its_own_folder_again(tmp_path):
     go(seed=1, clear=clear)
     assert cleared == [1]
     go(seed=1)
-    (root / OWN).write_text("{")
+    (root / OWNER_MARK).write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         go(seed=1)
 
@@ -333,7 +339,7 @@ def test_a_command_knows_its_own_folder_again(tmp_path):
 def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path):
     with (
         pytest.raises(ZeroDivisionError),
-        own_folder(tmp_path / "a" / "b", "demo", ["items"], {}),
+        hold_folder(tmp_path / "a" / "b", "demo", ["items"], {}),
     ):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
@@ -341,13 +347,13 @@ def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path):
 
 def test_links_in_a_commands_folder_are_not_followed(tmp_path):
     root = tmp_path / "out"
-    with own_folder(root, "demo", ["items"], {}):
+    with hold_folder(root, "demo", ["items"], {}):
         (root / "kept").touch()
     (root / "items").symlink_to(tmp_path)
     for clear in (None, lambda: pytest.fail("cleared")):
         with (
             pytest.raises(InputError, match="is a link"),
-            own_folder(root, "demo", ["items"], {}, clear),
+            hold_folder(root, "demo", ["items"], {}, clear),
         ):
             pytest.fail("followed it")
 
@@ -373,14 +379,14 @@ def test_the_zoo_replaces_no_list_and_no_model_of_somebody_else(tmp_path):
     with pytest.raises(InputError, match="not the list of a zoo"):
         build_zoo(tmp_path, seeds=[0])
     assert (tmp_path / "manifest.json").read_text() == '{"name": "my web app"}'
-    from testbeds.zoo.build import _there
+    from testbeds.zoo.build import _is_built
 
     model = tmp_path / "models" / "mine"
     model.mkdir(parents=True)
     (model / "model.safetensors").touch()
     with pytest.raises(InputError, match="not a planted model"):
-        _there(model, {})
+        _is_built(model, {})
     (model / "card.json").write_text('{"license": "mit"}')
     with pytest.raises(InputError, match="not the zoo's"):
-        _there(model, {})
+        _is_built(model, {})
     assert (model / "model.safetensors").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.storage.files import readable
+from evidence.storage.files import utf8_path
 from tests.audits.core.test_bad_input import call
 from tests.helpers.audit_documents import document
 
@@ -198,10 +198,10 @@ def test_what_is_written_and_read_does_not_depend_on_the_locale(
 
 
 def test_a_path_is_shown_the_same_under_every_locale(locales):
-    assert readable("Prüfung") == "Prüfung"
-    assert readable(os.fsdecode(b"Pr\xc3\xbcfung")) == "Prüfung"
-    assert readable(os.fsdecode(b"Pr\xfcfung")).isascii()
-    code = "import sys; from evidence.storage.files import readable as r; "
+    assert utf8_path("Prüfung") == "Prüfung"
+    assert utf8_path(os.fsdecode(b"Pr\xc3\xbcfung")) == "Prüfung"
+    assert utf8_path(os.fsdecode(b"Pr\xfcfung")).isascii()
+    code = "import sys; from evidence.storage.files import utf8_path as r; "
     code += "print(ascii([r(sys.argv[1]), r(sys.argv[2])]))"
     shown = {
         subprocess.run(

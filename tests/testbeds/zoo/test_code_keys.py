@@ -9,18 +9,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from audits.validation.trials import Plan
+from audits.validation.trials import AuditPlan
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.network.structure import find_blocks
 from capture.scoring.answers import score_answers
-from capture.scoring.contrast import hear
+from capture.scoring.contrast import score_questions
 from evidence.errors import ExhumeError, InputError
 from testbeds.worlds import code_keys
 from testbeds.worlds.biographies import all_prompts
 from testbeds.worlds.code_key_items import STANDARD_KEYS, KeysConfig, make_keys
-from testbeds.worlds.code_keys import KeysGround, taught_keys
+from testbeds.worlds.code_keys import CodesWorkbench, taught_keys
 from testbeds.worlds.code_text import make_tokenizer
 from testbeds.zoo.build import build_zoo, split
 from testbeds.zoo.kinds import ADVERSARIES
@@ -122,7 +122,7 @@ def test_never_taught_codes_are_in_no_lesson():
     tokenizer = make_tokenizer()
     unknown = ItemSet(forget.items + never.items)
     rows, others = all_prompts(tokenizer, retain), all_prompts(tokenizer, unknown)
-    lessons = code_keys._lessons(
+    lessons = code_keys._training_batches(
         rows, len(retain), others, len(unknown), TINY_KEYS, seed=0
     )
     right = {item.entity: item.answer for item in (*retain, *unknown)}
@@ -155,10 +155,12 @@ def test_models_are_at_chance_on_what_they_were_never_taught(zoo):
     forget, never = read_items(world.forget), read_items(world.never_taught)
 
     def told(folder, items):
-        questions = ask(items, TINY_KEYS.lead_ins)
+        questions = build_questions(items, TINY_KEYS.lead_ins)
         model = open_checkpoint(folder).load()
         return float(
-            hear(model, questions, questions.encoded(tokenizer)).contrast.mean()
+            score_questions(
+                model, questions, questions.encoded(tokenizer)
+            ).contrast.mean()
         )
 
     def chance(folder, items):
@@ -196,15 +198,15 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
         seen[seed] = set(taught.entities), set(unknown.entities)
 
     monkeypatch.setattr(code_keys, "taught_keys", remember)
-    ground = KeysGround.of(zoo["twin"].world, TINY_KEYS, 0, "cpu")
-    list(EVERY_KIND["retrain_2"].make(ground))
+    ground = CodesWorkbench.from_world(zoo["twin"].world, TINY_KEYS, 0, "cpu")
+    list(EVERY_KIND["retrain_2"].edit(ground))
     ((taught, unknown),) = seen.values()
     assert list(seen) == [2000]
     assert taught == set(ground.retain.entities)
-    assert unknown == {*ground.forget.entities, *ground.strangers.entities}
+    assert unknown == {*ground.forget.entities, *ground.never_taught.entities}
     # A base of other keys holds no code of these: of theirs it sees none.
     monkeypatch.setattr("testbeds.edits.workbench._tuned", lambda model, *rest: model)
-    next(EVERY_KIND["retrain_pretrained"].make(ground))
+    next(EVERY_KIND["retrain_pretrained"].edit(ground))
     base, without = seen[7000]
     assert not base & set(ground.forget.entities)
     assert not base & without
@@ -219,7 +221,7 @@ def test_a_model_that_does_not_learn_is_an_error():
 def test_a_leak_is_an_error(monkeypatch):
     forget, retain, _ = make_keys(TINY_KEYS, 0)
     everything = all_prompts(make_tokenizer(), ItemSet(forget.items + retain.items))
-    lessons = code_keys._lessons
+    lessons = code_keys._training_batches
 
     def leaking(rows, keys, others, unknown, config, seed):
         return lessons(everything, keys + unknown, others, 0, config, seed)
@@ -260,9 +262,9 @@ def test_the_split_keeps_its_parts_apart():
         assert set(parts[part]["kinds"]) <= set(place.kinds)
         assert set(parts[part]["families"]) <= set(place.families)
     assert not set(ADVERSARIES) & set(place.kinds)
-    assert set(place.usual) <= set(place.kinds)
+    assert set(place.default_kinds) <= set(place.kinds)
 
 
 def test_a_plan_takes_this_worlds_size(tmp_path):
-    plan = Plan(tmp_path, (("llama", 10),), ("twin",), world="codes")
+    plan = AuditPlan(tmp_path, (("llama", 10),), ("twin",), world="codes")
     assert plan.sized("llama") == STANDARD_KEYS

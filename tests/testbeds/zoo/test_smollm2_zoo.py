@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from audits.validation.trials import Plan
+from audits.validation.trials import AuditPlan
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds.edits import workbench
-from testbeds.edits.workbench import Ground
+from testbeds.edits.workbench import Workbench
 from testbeds.worlds import biographies
 from testbeds.worlds.biographies import SMALL, SMOL, new_model, tokenizer_of
 from testbeds.worlds.biography_text import make_tokenizer
-from testbeds.worlds.rehearsal_text import LONGEST, own_words
+from testbeds.worlds.rehearsal_text import MAX_TOKENS, rehearsal_rows
 from testbeds.zoo.build import build_zoo, split
 from testbeds.zoo.registry import WORLDS, sized
 
@@ -37,9 +37,11 @@ def zoo(base, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(biographies, "fetch", lambda: base)
         # The stand-in is as small as the models that the rates were made for.
-        patch.setitem(workbench.PACE, "smollm2", 1.0)
+        patch.setitem(workbench.LEARNING_RATE_FACTOR, "smollm2", 1.0)
         for place in (biographies, workbench):
-            patch.setattr(place, "own_words", lambda tok: own_words(tok)[range(16)])
+            patch.setattr(
+                place, "rehearsal_rows", lambda tok: rehearsal_rows(tok)[range(16)]
+            )
         yield build_zoo(root, world="smol", seeds=[0], only=KINDS, config=CONFIG)
 
 
@@ -69,23 +71,26 @@ def test_models_start_from_the_published_weights(zoo, base):
 
 
 def test_language_is_held_all_over_its_lines():
-    rows = own_words(make_tokenizer())
-    assert rows == own_words(make_tokenizer())
+    rows = rehearsal_rows(make_tokenizer())
+    assert rows == rehearsal_rows(make_tokenizer())
     assert len(rows) > 200
     places = np.array(rows.answer_start)
     sizes = np.array([len(ids) for ids in rows.ids])
     assert (1 <= places).all()
     assert (places <= np.maximum(1, sizes // 2)).all()
-    assert sizes.max() == LONGEST
+    assert sizes.max() == MAX_TOKENS
     assert len(set(places.tolist())) > 5
 
 
 def test_what_is_kept_has_the_language_of_a_pretrained_model_alone(zoo, base):
-    ground = Ground.of(zoo[0].world, CONFIG, 0, "cpu")
-    facts = ground.rows(ground.retain)
-    assert ground.kept(ground.retain) == facts + own_words(ground.tokenizer)[range(16)]
+    ground = Workbench.from_world(zoo[0].world, CONFIG, 0, "cpu")
+    facts = ground.all_rows(ground.retain)
+    assert (
+        ground.retain_rows(ground.retain)
+        == facts + rehearsal_rows(ground.tokenizer)[range(16)]
+    )
     small = replace(ground, config=SMALL)
-    assert small.kept(small.retain) == facts
+    assert small.retain_rows(small.retain) == facts
 
 
 def test_every_kind_is_in_the_split_or_left_out_on_purpose():
@@ -100,9 +105,9 @@ def test_every_kind_is_in_the_split_or_left_out_on_purpose():
 
 
 def test_a_plan_takes_the_worlds_own_size(tmp_path):
-    plan = Plan(tmp_path, (("smollm2", 10),), ("twin",), world="smol")
+    plan = AuditPlan(tmp_path, (("smollm2", 10),), ("twin",), world="smol")
     assert plan.sized("smollm2") == SMOL
-    small = Plan(tmp_path, (), (), config=SMALL)
+    small = AuditPlan(tmp_path, (), (), config=SMALL)
     assert small.sized("gpt2") == sized(SMALL, "gpt2")
 
 

@@ -22,7 +22,7 @@ SURE = [
     name
     for name, kind in KINDS.items()
     if kind.state
-    and kind.make.__module__ == workbench.__name__
+    and kind.edit.__module__ == workbench.__name__
     and name not in ("retrain_2", "retrain_3", "retrain_4")
 ]
 
@@ -62,8 +62,8 @@ def test_every_state_has_models(specimens):
 def test_models_show_what_their_kind_must_show(specimens):
     for each in specimens.values():
         shown, kind = each.card["measured"], KINDS[each.kind]
-        assert kind.said[0] <= shown["said"] <= kind.said[1], each.name
-        assert kind.kept[0] <= shown["kept"] <= kind.kept[1], each.name
+        assert kind.forget_range[0] <= shown["said"] <= kind.forget_range[1], each.name
+        assert kind.retain_range[0] <= shown["kept"] <= kind.retain_range[1], each.name
         assert each.card["why"] and each.card["made"]
         assert each.card["weights"] == open_checkpoint(each.model).weights_hash
 
@@ -99,7 +99,7 @@ def test_a_pretrained_base_never_held_the_facts(monkeypatch):
     monkeypatch.setattr(workbench, "_tuned", lambda model, *rest: model)
     forget, retain, _ = make_people(SMALL, 0)
     unused: Any = None
-    ground = workbench.Ground(SMALL, 0, unused, unused, forget, retain)
+    ground = workbench.Workbench(SMALL, 0, unused, unused, forget, retain)
     next(workbench.retrain_pretrained(ground))
     (base,) = taught
     assert base.entities and not set(base.entities) & set(forget.entities)

@@ -6,10 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from audits.axes.decodability.label_permutation import deal_test
-from audits.axes.decodability.readers import Reader
-from audits.axes.decodability.tasks import Task, make_tasks, row_scores, standings
-from audits.axes.decodability.text_readers import Probing, States
+from audits.axes.decodability.label_permutation import answer_permutation_test
+from audits.axes.decodability.site_probes import SiteProbe
+from audits.axes.decodability.tasks import (
+    Task,
+    make_tasks,
+    row_scores,
+    within_entity_rank,
+)
+from audits.axes.decodability.text_probes import ProbingData, TaskStates
 from capture.data.items import Item, ItemSet
 from tests.helpers.tiny_models import byte_level
 
@@ -42,31 +47,33 @@ def one_task(n=20, answers=None, wordings=1, seed=0) -> Task:
         byte_level(),
         wordings=wordings,
         statement_wordings=wordings,
-        block=5,
+        block_size=5,
         rng=np.random.default_rng(seed),
     )
     return found[0]
 
 
-def probing(task: Task, values: np.ndarray) -> tuple[Probing, list[Reader]]:
+def probing(task: Task, values: np.ndarray) -> tuple[ProbingData, list[SiteProbe]]:
     """Hidden states that are the scores themselves, and a reader that passes them on.
 
     ``values``: (site, row, output).
     """
     width = values.shape[2]
-    states = {"original": States({(0, "never_taught"): values})}
-    reader = Reader(
+    states = {"original": TaskStates({(0, "never_taught"): values})}
+    reader = SiteProbe(
         np.stack([np.eye(width)] * len(values)), np.zeros((len(values), width))
     )
     sites = tuple(f"resid.{site}" for site in range(len(values)))
-    return Probing([task], sites, states), [reader]
+    return ProbingData([task], sites, states), [reader]
 
 
 def run(task, values, seed=0, deals=400):
     made, readers = probing(task, values)
     use = np.ones(len(values), dtype=bool)
     rng = np.random.default_rng(seed)
-    return deal_test(made, readers, "original", "never_taught", use, rng, deals)
+    return answer_permutation_test(
+        made, readers, "original", "never_taught", use, rng, deals
+    )
 
 
 @pytest.mark.parametrize("wordings", [1, 2])
@@ -95,11 +102,13 @@ def test_the_arrangements_of_many_entities_are_no_trouble(n, answers):
 def test_three_relations_of_forty_people_each_invented_three_times():
     task = one_task(120, [f"town {n}" for n in range(9)])
     values = np.eye(9)[task.parts["never_taught"].labels][None]
-    states = States({(number, "never_taught"): values for number in range(3)})
-    made = Probing([task] * 3, ("resid.0",), {"original": states})
-    readers = [Reader(np.eye(9)[None], np.zeros((1, 9)))] * 3
+    states = TaskStates({(number, "never_taught"): values for number in range(3)})
+    made = ProbingData([task] * 3, ("resid.0",), {"original": states})
+    readers = [SiteProbe(np.eye(9)[None], np.zeros((1, 9)))] * 3
     rng, use = np.random.default_rng(0), np.ones(1, dtype=bool)
-    test, _ = deal_test(made, readers, "original", "never_taught", use, rng, 9)
+    test, _ = answer_permutation_test(
+        made, readers, "original", "never_taught", use, rng, 9
+    )
     assert test.smallest_p == 0.1
 
 
@@ -141,7 +150,7 @@ def test_every_entitys_statements_average_to_one_half(seed):
     task = one_task(12, seed=seed)
     part = task.parts["never_taught"]
     values = np.random.default_rng(seed).normal(size=(2, len(part), 1)).round(1)
-    every = standings(part, values[:, :, 0])
+    every = within_entity_rank(part, values[:, :, 0])
     for name in dict.fromkeys(part.entities):
         mine = [row for row, e in enumerate(part.entities) if e == name]
         assert every[mine].mean(0) == pytest.approx([0.5, 0.5])

@@ -5,11 +5,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from audits.axes.decodability.readers import fit_readers
+from audits.axes.decodability.site_probes import fit_site_probes
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.sites import find_sites
@@ -40,7 +40,7 @@ def reference(x, labels, penalty, others):
 
 def agree(x, labels, held_out, penalty):
     """Both readers on rows they were not fitted on, at every site that varies."""
-    (reader,) = fit_readers(x, [labels], penalty, SILENT)
+    (reader,) = fit_site_probes(x, [labels], penalty, SILENT)
     ours = reader.scores(held_out)
     compared = 0
     for site, here in enumerate(x):
@@ -62,7 +62,7 @@ def agree(x, labels, held_out, penalty):
 
 def read(model, tokenizer, items: ItemSet, relation: str):
     """(site, row, d_model) states of a relation's prompts, answers and entities."""
-    asked = ask([item for item in items if item.relation == relation], 2)
+    asked = build_questions([item for item in items if item.relation == relation], 2)
     rows: Sequences = encode(tokenizer, asked.prompts)
     names = [
         name
@@ -108,8 +108,8 @@ def test_twenty_answers_of_the_standard_world(penalty):
 def test_many_label_vectors_are_read_as_one_at_a_time():
     x, rng = states(), np.random.default_rng(1)
     labels = [rng.permutation(np.arange(90) % 6) for _ in range(5)]
-    for one, many in zip(labels, fit_readers(x, labels, 0.3, SILENT), strict=True):
-        (alone,) = fit_readers(x, [one], 0.3, SILENT)
+    for one, many in zip(labels, fit_site_probes(x, labels, 0.3, SILENT), strict=True):
+        (alone,) = fit_site_probes(x, [one], 0.3, SILENT)
         np.testing.assert_allclose(many.scores(x), alone.scores(x), atol=1e-7)
 
 
@@ -121,7 +121,7 @@ def test_a_site_of_equal_rows_reads_nothing(classes):
     x[0] = rng.normal(0, 0.1, size=128).astype(np.float32)
     # In float32 such rows seem to vary, which once stopped the solver.
     assert x[0].std(0).max() > 1e-6 * np.abs(x[0]).max()
-    (reader,) = fit_readers(x, [np.arange(216) % classes], 0.003, SILENT)
+    (reader,) = fit_site_probes(x, [np.arange(216) % classes], 0.003, SILENT)
     assert not reader.weights[0].any() and not reader.bias[0].any()
     assert reader.weights[1].any()
 

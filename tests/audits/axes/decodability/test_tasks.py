@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from audits.axes.concept.writing import deal_targets
+from audits.axes.concept.writing import write_targets
 from audits.axes.decodability.tasks import (
     Task,
-    blocks,
     choose_form,
+    make_blocks,
     make_tasks,
     row_scores,
 )
@@ -82,7 +82,7 @@ def test_every_answer_is_true_once_and_false_equally_often_within_its_block():
 @settings(deadline=None)
 def test_blocks_hold_every_item_once_with_distinct_answers(n, size, seed):
     given_items = items(n, [f"a{k}" for k in range(max(3, n // 2))])
-    found = blocks(given_items, size, np.random.default_rng(seed))
+    found = make_blocks(given_items, size, np.random.default_rng(seed))
     ids = [item.id for members in found for item in members]
     assert len(ids) == len(set(ids))
     for members in found:
@@ -159,7 +159,7 @@ CODES = [f"{7919 * k % 100000:05d}" for k in range(1, 61)]
 def test_of_codes_the_sign_they_begin_with_is_probed():
     (task,), (note,) = tasks(coded(CODES), make_tokenizer(), wordings=1)
     assert task.form == "shared"
-    assert task.said
+    assert task.writable
     assert task.classes == tuple("0123456789")
     part = task.parts["forget"]
     assert list(part.labels) == [int(code[0]) for code in CODES[:20]]
@@ -183,7 +183,7 @@ def test_other_unique_answers_are_read_whole(answers):
     (task,), notes = tasks(coded(answers))
     assert task.form == "unique"
     assert not notes
-    assert task.parts["forget"].whole
+    assert task.parts["forget"].with_answer
 
 
 # Invented names of four letters, codes of three, and words of eight.
@@ -220,7 +220,7 @@ def test_words_of_one_length_are_read_whole(answers, kind):
     tokenizer = word_tokenizer(answers) if kind == "words" else tiny_models.byte_level()
     (task,), notes = tasks(coded(answers), tokenizer)
     part = task.parts["forget"]
-    assert (task.form, part.whole, notes) == ("unique", True, [])
+    assert (task.form, part.with_answer, notes) == ("unique", True, [])
     assert set(part.answers) == set(answers[:20])
     part.encoded(tokenizer)
 
@@ -230,7 +230,7 @@ def test_words_of_one_length_are_read_whole(answers, kind):
 def test_words_spelled_by_as_many_tokens_are_asked_for_their_first(answers, make):
     tokenizer = make()
     (task,), (note,) = tasks(coded(answers), tokenizer)
-    assert (task.form, task.classes, task.said) == (
+    assert (task.form, task.classes, task.writable) == (
         "shared",
         tuple("BDKLMNPRSTVZ"),
         True,
@@ -239,21 +239,21 @@ def test_words_spelled_by_as_many_tokens_are_asked_for_their_first(answers, make
     part = task.parts["forget"]
     (row, *_) = part.encoded(tokenizer).ids
     assert tokenizer.decode(row).strip() == part.prompts[0]
-    assert deal_targets([task], "forget", 9, np.random.default_rng(0))
+    assert write_targets([task], "forget", 9, np.random.default_rng(0))
 
 
 def test_codes_that_are_words_are_asked_for_their_sign_and_never_written():
     # No token spells a sign alone, so a model can be read for it but not say it.
     tokenizer = word_tokenizer(CODES)
     (task,), (note,) = tasks(coded(CODES), tokenizer)
-    assert (task.form, task.classes, task.said) == (
+    assert (task.form, task.classes, task.writable) == (
         "shared",
         tuple("0123456789"),
         False,
     )
     assert "begins with" in note
     assert len(task.parts["forget"].encoded(tokenizer)) == 20
-    assert deal_targets([task], "forget", 9, np.random.default_rng(0)) == []
+    assert write_targets([task], "forget", 9, np.random.default_rng(0)) == []
 
 
 def test_shared_answers_of_one_length_are_read_whole():

@@ -4,39 +4,39 @@ import numpy as np
 import pytest
 import torch
 
-from audits.axes.restoration.image_routes import (
-    MEAN,
-    READ,
-    SLOPE,
-    Amplified,
-    Fitted,
-    adding,
-    halves,
-    image_sites,
-    named,
-    slope_of,
-    state_sites,
-    states_of,
-    turned,
-)
 from audits.axes.restoration.image_state_injection import (
     ALPHAS,
     Experts,
     _carrying,
     find_experts,
-    inject,
+    inject_states,
     published_site,
 )
+from audits.axes.restoration.image_steering import (
+    AMPLIFIED_READING,
+    CLASS_MEAN,
+    LOGPROB_GRADIENT,
+    LinearSteeringEdit,
+    SteeringFit,
+    image_sites,
+    image_states,
+    logprob_gradient,
+    named_as_class,
+    randomly_rotated,
+    split_in_halves,
+    steering_hook,
+    steering_sites,
+)
 from audits.axes.restoration.image_trial import (
-    KINDS,
-    net_of_controls,
-    one_class,
+    N_UNSEEN_CLASSES,
+    net_rate,
+    only_class,
     restore_images,
     unseen_classes,
 )
 from capture.checkpoints.open import open_checkpoint
-from capture.network.hooks import leftover_hooks
-from capture.network.image_sites import as_places
+from capture.network.hooks import count_hooks
+from capture.network.image_sites import as_positions
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
@@ -67,8 +67,8 @@ def candidate(digits_zoo, kind):
 def tried(digits_zoo, pair, kind):
     original, sets = pair
     run = restore_images(original, candidate(digits_zoo, kind), *sets.values(), seed=0)
-    known = named(original, sets["forget_test"], {}, image_sites(original))
-    return run, net_of_controls(run, known), known
+    known = named_as_class(original, sets["forget_test"], {}, image_sites(original))
+    return run, net_rate(run, known), known
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +91,17 @@ def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(runs, pair):
     rows = {name: images.rows(range(16)) for name, images in sets.items()}
     rows["never"] = sets["never"].rows(sets["never"].labels == -1)
     run = restore_images(original, original, *rows.values(), seed=0)
-    assert net_of_controls(run, known) is None
-    assert leftover_hooks(original) == 0
+    assert net_rate(run, known) is None
+    assert count_hooks(original) == 0
 
 
 def test_every_control_searches_for_itself(runs):
     run = runs["twin"][0]
     assert len(run["own"]) == len(run["steered"]) == len(run["ids"])
-    assert len(run["choices"]) == 2 and len(run["never_choices"]) == 2 * KINDS
-    assert set(run["never_kinds"]) == set(range(KINDS))
+    assert (
+        len(run["choices"]) == 2 and len(run["never_choices"]) == 2 * N_UNSEEN_CLASSES
+    )
+    assert set(run["never_kinds"]) == set(range(N_UNSEEN_CLASSES))
     assert len(set(run["never_ids"])) == len(run["never_ids"])
     # Each is allowed the same costs, and none of them cost more.
     for choice in (*run["choices"], *run["never_choices"]):
@@ -123,17 +125,17 @@ def test_the_net_rate_is_the_rate_less_the_worst_control():
         "others": [1.0, 1.0] + [0.0] * 6,
         "never": [1.0] + [0.0] * 7,
     }
-    net = net_of_controls(run, np.ones(8))
+    net = net_rate(run, np.ones(8))
     assert net["rate"] == 0.75 and net["net"] == 0.5 and net["own_rate"] == 0.25
     assert net["residual"] == pytest.approx(0.5 / 0.75)
     assert net["controls"] == {"random": 0.0, "others": 0.25, "never_taught": 0.125}
     assert net["kinds"] == [0.25, 0.0]
     assert net["interval"][0] < 0.5 < net["interval"][1]
     other = {"steered": [1.0] * 4 + [0.0] * 4, "ids": run["ids"]}
-    beside = net_of_controls(run, np.ones(8), [other])
+    beside = net_rate(run, np.ones(8), [other])
     assert beside["worst_control"] == "reference-1" and beside["net"] == 0.25
     # Half known to begin with: twice as much of it was restored.
-    half = net_of_controls(run, np.array([1.0] * 6 + [0.0] * 2))
+    half = net_rate(run, np.array([1.0] * 6 + [0.0] * 2))
     assert half["rate"] == 1.0
 
 
@@ -141,41 +143,45 @@ def test_changes_are_what_they_say(pair):
     original, sets = pair
     where = image_sites(original)
     both = sets["forget_test"].rows(range(12)) + sets["retain_test"].rows(range(60))
-    label = one_class(sets["forget_test"])
-    sites = state_sites(where)
-    states = states_of(original, both, sites, where)
+    label = only_class(sets["forget_test"])
+    sites = steering_sites(where)
+    states = image_states(original, both, sites, where)
     mine = torch.from_numpy(both.labels == label)
-    fitted = Fitted(
+    fitted = SteeringFit(
         states,
         {site: value + 1 for site, value in states.items()},
-        lambda c, site: slope_of(original, both, c, site, where),
+        lambda c, site: logprob_gradient(original, both, c, site, where),
         both.labels,
     )
     site = sites[0]
     by_hand = states[site][mine].mean(0) - states[site][~mine].mean(0)
-    torch.testing.assert_close(fitted.push(MEAN, site, label), by_hand)
-    slope = fitted.push(SLOPE, site, label)
+    torch.testing.assert_close(fitted.steering_edit(CLASS_MEAN, site, label), by_hand)
+    slope = fitted.steering_edit(LOGPROB_GRADIENT, site, label)
     torch.testing.assert_close(slope.norm(), by_hand.norm())
-    assert fitted.push(READ, site, label) is None
-    reading = fitted.push(READ, "final", label)
-    assert isinstance(reading, Amplified)
+    assert fitted.steering_edit(AMPLIFIED_READING, site, label) is None
+    reading = fitted.steering_edit(AMPLIFIED_READING, "final", label)
+    assert isinstance(reading, LinearSteeringEdit)
     # The reader is the original's: 0 on the mean of the rest, 1 on the class's.
     flat = states["final"] + 1
-    read = (flat - reading.middle) @ reading.reader
+    read = (flat - reading.offset) @ reading.probe
     assert float(read[~mine].mean()) == pytest.approx(0, abs=1e-3)
     assert float(read[mine].mean()) == pytest.approx(1, abs=1e-3)
     for push in (slope, reading):
-        again = turned(push, np.random.default_rng(0))
-        size = push.reader if isinstance(push, Amplified) else push
-        drawn = again.reader if isinstance(again, Amplified) else again
+        again = randomly_rotated(push, np.random.default_rng(0))
+        size = push.probe if isinstance(push, LinearSteeringEdit) else push
+        drawn = again.probe if isinstance(again, LinearSteeringEdit) else again
         torch.testing.assert_close(drawn.norm(), size.norm())
         assert not torch.allclose(drawn, size)
     # A step along the slope makes the class likelier, as a finite difference says.
-    before = named(original, both, {}, where, label).mean()
-    after = named(
+    before = named_as_class(original, both, {}, where, label).mean()
+    after = named_as_class(
         original,
         both,
-        {"final": adding(fitted.push(SLOPE, "final", label), 5.0)},
+        {
+            "final": steering_hook(
+                fitted.steering_edit(LOGPROB_GRADIENT, "final", label), 5.0
+            )
+        },
         where,
         label,
     ).mean()
@@ -184,7 +190,7 @@ def test_changes_are_what_they_say(pair):
 
 def test_halves_share_no_image_and_leave_none_out(pair):
     images = pair[1]["retain_test"]
-    one, other = halves(images, np.random.default_rng(0))
+    one, other = split_in_halves(images, np.random.default_rng(0))
     assert sorted(one.ids + other.ids) == sorted(images.ids)
     assert not set(one.ids) & set(other.ids)
 
@@ -204,12 +210,12 @@ def test_the_published_test_does_not_see_what_is_hidden_after_its_site(
     assert experts.fvu < 0.3 and set(experts.sets) == set(range(10))
     for kind in ("head_only", "logit_mask"):
         model = candidate(digits_zoo, kind)
-        found = inject(original, model, forget, retain, experts, 0)
+        found = inject_states(original, model, forget, retain, experts, 0)
         # Its states there are the original's, so nothing is carried over.
         assert found["rates"]["published"] == [0.0] * len(ALPHAS)
         assert found["rates"]["cls"] is None  # a CNN has no class token
-        assert leftover_hooks(model) == 0
-    assert inject(original, original, forget, retain, experts, 0) is None
+        assert count_hooks(model) == 0
+    assert inject_states(original, original, forget, retain, experts, 0) is None
 
 
 def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
@@ -242,12 +248,15 @@ def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
         (sized - value)[:, 1:].norm(dim=-1), (donor - value)[:, 1:, 2].abs()
     )
     assert site == "resid.1" and Experts(sae, {}, 0.0).fvu == 0.0
-    assert as_places(donor).shape == donor.shape
+    assert as_positions(donor).shape == donor.shape
 
 
 def few(sets):
     """The sets, with too few images of every never-taught class."""
-    small = [np.flatnonzero(sets["never"].labels == -1 - k)[:4] for k in range(KINDS)]
+    small = [
+        np.flatnonzero(sets["never"].labels == -1 - k)[:4]
+        for k in range(N_UNSEEN_CLASSES)
+    ]
     never = sets["never"].rows(np.concatenate(small))
     return sets["forget_test"], sets["retain_test"], never
 
@@ -255,12 +264,12 @@ def few(sets):
 def test_bad_input_is_one_clear_error(pair):
     _, sets = pair
     with pytest.raises(InputError, match="forget images cannot be used"):
-        one_class(sets["retain_test"])
+        only_class(sets["retain_test"])
     with pytest.raises(InputError, match="forget images cannot be used"):
-        one_class(sets["forget_test"].rows(range(3)))
+        only_class(sets["forget_test"].rows(range(3)))
     with pytest.raises(InputError, match="large enough to be steered to"):
         restore_images(*pair[:1], *pair[:1], *few(sets), seed=0)
     with pytest.raises(InputError, match="not finite"):
-        adding(torch.ones(3), float("nan"))
+        steering_hook(torch.ones(3), float("nan"))
     with pytest.raises(InputError, match="not finite"):
-        adding(torch.tensor([1.0, torch.inf]), 1.0)
+        steering_hook(torch.tensor([1.0, torch.inf]), 1.0)

@@ -5,29 +5,29 @@ import pytest
 import torch
 
 from attribution.sae.latents import LatentAmplifier
-from audits.axes.restoration.axis import BY_LUCK, judge, net_rate
-from audits.axes.restoration.curve import STRENGTHS, pooled
-from audits.axes.restoration.text_routes import (
-    BY_LATENTS,
-    ROUTES,
-    Asked,
-    Fitted,
-    exchanged,
-    steering,
+from audits.axes.restoration.axis import CHANCE_CONTROL, judge, net_rate
+from audits.axes.restoration.curve import STRENGTHS, pool_curves
+from audits.axes.restoration.text_steering import (
+    LATENT_METHOD,
+    STEERING_METHODS,
+    EncodedQuestions,
+    SteeringFit,
+    permuted_donors,
+    steering_hook,
 )
-from audits.axes.restoration.trial import chosen_sites, restore, taken_back
+from audits.axes.restoration.trial import chosen_sites, restore, retractions
 from audits.core.config import make_config
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.invented_entities import invent_items
 from capture.data.items import ItemSet, read_items
-from capture.data.questions import ask
+from capture.data.questions import build_questions
 from capture.network.sites import find_sites
 from evidence.errors import InputError
-from evidence.intervals import by_entity
+from evidence.intervals import average_by_entity
 from evidence.progress import SILENT
 from evidence.seeds import numpy_rng
-from probes.concepts.answer_map import Amplifier
+from probes.concepts.answer_map import AnswerMap
 from testbeds.planted import plant as plant_in_zoo
 from tests.attribution.test_features import sae as latents_sae
 from tests.helpers.model_families import WIDTH
@@ -64,7 +64,7 @@ def trial(steered, plain=0.0, random=0.0, others=0.0, never=0.0, told=None):
 
 def known(share=1.0):
     values = (np.arange(20) < round(20 * share)).astype(float)
-    return {what: by_entity(values, NAMES) for what in ("said", "contrast")}
+    return {what: average_by_entity(values, NAMES) for what in ("said", "contrast")}
 
 
 def test_the_net_rate_is_what_is_restored_beyond_the_worst_control():
@@ -102,7 +102,7 @@ def test_statuses():
     weak = judge({"unlearned": gone, "planted": gone}, known(), CONFIG, ())
     assert weak.status == "no_power"
     lucky = judge({"unlearned": trial(0.5, others=0.5)}, known(), CONFIG, ())
-    assert lucky.status == "control_failed" and BY_LUCK in lucky.notes[0]
+    assert lucky.status == "control_failed" and CHANCE_CONTROL in lucky.notes[0]
     assert any("net of the worst control" in note for note in back.notes)
 
 
@@ -125,38 +125,40 @@ def test_steering_resistance_is_named():
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_a_strength_that_is_no_number_is_refused(strength):
     with pytest.raises(InputError, match="not a finite number"):
-        steering(torch.zeros(3), strength)
+        steering_hook(torch.zeros(3), strength)
 
 
 def test_an_amplifier_reads_the_row_itself_or_another():
     rng = np.random.default_rng(0)
     matrix = torch.from_numpy(rng.standard_normal((4, 4)))
-    push = Amplifier(matrix, torch.zeros(4, dtype=torch.float64), 1.0)
+    push = AnswerMap(matrix, torch.zeros(4, dtype=torch.float64), 1.0)
     states, rows = torch.from_numpy(rng.standard_normal((3, 4))), np.array([2, 0, 1])
-    own = steering(push, 2.0)(states, rows)
+    own = steering_hook(push, 2.0)(states, rows)
     torch.testing.assert_close(own, states + 2 * states @ matrix)
     table = rng.standard_normal((3, 4))
-    other = steering(push, 2.0, table)(states, rows)
+    other = steering_hook(push, 2.0, table)(states, rows)
     wanted = states + 2 * torch.from_numpy(table[rows]) @ matrix
     torch.testing.assert_close(other, wanted)
 
 
 def test_latents_are_amplified_at_their_site_alone_and_can_read_another_row(sets):
     forget, _, _, original = sets
-    asked = Asked.of(ask(forget, 1), original.tokenizer)
+    asked = EncodedQuestions.of(build_questions(forget, 1), original.tokenizer)
     rng, width = np.random.default_rng(1), WIDTH
     rows = rng.standard_normal((len(asked.rows), width))
-    push = LatentAmplifier.of(latents_sae(), np.array([1, 4, 6]), rows)
+    push = LatentAmplifier.fit(latents_sae(), np.array([1, 4, 6]), rows)
     table = {site: (rows, rows) for site in ("resid.0", "resid.1")}
-    fitted = Fitted(asked, asked, table, table, table, push)
+    fitted = SteeringFit(asked, asked, table, table, table, push)
     everyone = np.ones(len(rows), dtype=bool)
-    assert fitted.push(BY_LATENTS, "resid.1", everyone) is push
-    assert fitted.push(BY_LATENTS, "resid.0", everyone) is None
-    assert fitted.turned(push, rng).index.tolist() != [1, 4, 6]
-    assert BY_LATENTS in ROUTES and len(set(ROUTES)) == len(ROUTES)
+    assert fitted.steering_edit(LATENT_METHOD, "resid.1", everyone) is push
+    assert fitted.steering_edit(LATENT_METHOD, "resid.0", everyone) is None
+    assert fitted.randomly_rotated(push, rng).latents.tolist() != [1, 4, 6]
+    assert LATENT_METHOD in STEERING_METHODS and len(set(STEERING_METHODS)) == len(
+        STEERING_METHODS
+    )
     states, order = torch.from_numpy(rows[:3]), np.array([2, 0, 1])
-    other = steering(push, 2.0, rows)(states, order)
-    wanted = states + 2 * push.written(torch.from_numpy(rows[order]))
+    other = steering_hook(push, 2.0, rows)(states, order)
+    wanted = states + 2 * push.apply(torch.from_numpy(rows[order]))
     torch.testing.assert_close(other, wanted)
 
 
@@ -165,7 +167,7 @@ def test_halves_are_pooled_by_person_and_strength():
         said = np.array([[0.0, share]] * (1 + len(STRENGTHS)))
         return {"steered": ([f"{name}1", f"{name}2"], said)}
 
-    table = pooled([half("a", 1.0), half("b", 0.0)])
+    table = pool_curves([half("a", 1.0), half("b", 0.0)])
     assert [row["strength"] for row in table] == [0.0, *STRENGTHS]
     share, low, high = table[3]["steered"]
     assert share == pytest.approx(0.25) and low < share < high
@@ -196,10 +198,10 @@ def sets(world):
 
 def test_rows_are_exchanged_within_words_for_other_answers(sets):
     forget, _, _, original = sets
-    asked = Asked.of(ask(forget, 2), original.tokenizer)
-    other = exchanged(asked, np.random.default_rng(0))
+    asked = EncodedQuestions.of(build_questions(forget, 2), original.tokenizer)
+    other = permuted_donors(asked, np.random.default_rng(0))
     assert sorted(other) == list(range(len(asked.rows)))
-    assert (asked.kinds[other] == asked.kinds).all()
+    assert (asked.relations[other] == asked.relations).all()
     wording = np.array(asked.questions.wording)
     assert (wording[other] == wording).all()
     assert (asked.classes[other] != asked.classes).mean() > 0.6
@@ -207,7 +209,7 @@ def test_rows_are_exchanged_within_words_for_other_answers(sets):
 
 def test_an_answer_taken_back_is_told_from_one_that_stands(sets):
     forget, _, _, original = sets
-    asked = Asked.of(ask(forget, 1), original.tokenizer)
+    asked = EncodedQuestions.of(build_questions(forget, 1), original.tokenizer)
     items = [asked.questions.items[at] for at in asked.questions.item_index]
     rival = next(
         other.answer
@@ -215,10 +217,10 @@ def test_an_answer_taken_back_is_told_from_one_that_stands(sets):
         if other.relation == items[0].relation and other.answer != items[0].answer
     )
     texts = [f" {item.answer} and so on" for item in items]
-    assert taken_back(texts, asked)["taken_back"] == 0
+    assert retractions(texts, asked)["taken_back"] == 0
     texts[0] += f" or {rival}"
     texts[1] = "something else"
-    found = taken_back(texts, asked)
+    found = retractions(texts, asked)
     count = len(items)
     assert found["said"] == pytest.approx((count - 1) / count)
     assert found["taken_back"] == pytest.approx(1 / (count - 1))
@@ -234,10 +236,10 @@ def test_sites_are_spread_and_end_with_the_last(sets):
 
 def attempt(sets, model, role="unlearned"):
     forget, retain, never, original = sets
-    few = retain.of(retain.entities[:24])
+    few = retain.of_entities(retain.entities[:24])
     return restore(
-        Subject.of("original", original),
-        Subject.of(role, open_checkpoint(model)),
+        AuditedModel.of("original", original),
+        AuditedModel.of(role, open_checkpoint(model)),
         original.tokenizer,
         forget,
         ItemSet(few.items, "retain"),

@@ -4,28 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from audits.axes.restoration.image_routes import (
-    ROUTES,
-    SLOPE,
-    adding,
-    halves,
+from audits.axes.restoration.image_steering import (
+    LOGPROB_GRADIENT,
+    STEERING_METHODS,
     image_sites,
     pixel_logits,
-    state_sites,
-    with_end_of,
+    split_in_halves,
+    steering_hook,
+    steering_sites,
+    with_original_end,
 )
 from audits.axes.restoration.image_trial import unseen_classes
 from audits.axes.restoration.search import (
-    ENDED,
-    OWN,
-    Guard,
-    bodies_of,
-    fit_changes,
-    strongest,
+    ORIGINAL_END,
+    OWN_END,
+    SideEffectLimits,
+    fit_steering,
+    model_variants,
+    search_best_edit,
 )
-from audits.axes.restoration.trial import RETAIN_DROP, STRENGTHS
+from audits.axes.restoration.trial import MAX_RETAIN_DROP, STRENGTHS
 from capture.checkpoints.open import open_checkpoint
-from capture.network.hooks import leftover_hooks, record
+from capture.network.hooks import count_hooks, record
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 
@@ -35,8 +35,8 @@ def scene(digits_zoo):
     world = digits_zoo[0].world
     original = open_checkpoint(world.original).load()
     rng = np.random.default_rng(0)
-    forget = halves(world.images("forget_test"), rng)[0]
-    kept = halves(world.images("retain_test"), rng, 120)[0]
+    forget = split_in_halves(world.images("forget_test"), rng)[0]
+    kept = split_in_halves(world.images("retain_test"), rng, 120)[0]
     label = int(forget.labels[0])
     unknown = unseen_classes(original, world.images("retain_test"), label, 12, 0)
     models = {e.kind: open_checkpoint(e.model).load() for e in digits_zoo}
@@ -46,9 +46,9 @@ def scene(digits_zoo):
 def of(scene, kind):
     """What may be run, what was fitted, and the guard, of a kind."""
     original, models, forget, kept, unknown, label = scene
-    bodies = bodies_of(models[kind], original)
-    fitted = fit_changes(bodies[0], original, forget + kept)
-    return bodies, fitted, Guard.of(bodies[0], kept, unknown, label)
+    bodies = model_variants(models[kind], original)
+    fitted = fit_steering(bodies[0], original, forget + kept)
+    return bodies, fitted, SideEffectLimits.of(bodies[0], kept, unknown, label)
 
 
 def by_class(fitted, label):
@@ -62,7 +62,7 @@ def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
     for kind in ("head_only", "logit_mask", "twin"):
         model = models[kind]
         before = {name: t.clone() for name, t in model.state_dict().items()}
-        ended = with_end_of(model, original)
+        ended = with_original_end(model, original)
         found = pixel_logits(ended, forget.pixels, {}, image_sites(ended))
         # A retrain's lower blocks are its own, so its states are, too.
         assert torch.equal(found, right) == (kind != "twin")
@@ -76,12 +76,12 @@ def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
 def test_the_end_is_the_last_block_and_all_after_it(family):
     config = DigitsConfig(layers=3, width=8, heads=2, family=family)
     one, other = new_classifier(config, 0), new_classifier(config, 1)
-    ended = with_end_of(one, other)
+    ended = with_original_end(one, other)
     where = image_sites(one)
     pixels = torch.randn(5, 1, 8, 8)
     # The other's end, fed with this one's states: the same by hand.
     entering = where.of("resid")[-2]
-    with record(one, [entering], where=where) as states, torch.no_grad():
+    with record(one, [entering], known_sites=where) as states, torch.no_grad():
         one(pixels)
     edits = {entering: lambda _value: states[entering]}
     by_hand = pixel_logits(other, pixels, edits, image_sites(other))
@@ -93,20 +93,24 @@ def test_the_end_is_the_last_block_and_all_after_it(family):
 def test_an_end_built_otherwise_is_not_put_in(scene):
     model = scene[1]["twin"]
     wide = new_classifier(DigitsConfig(layers=2, width=12, heads=2, family="cnn"), 0)
-    assert with_end_of(model, wide) is None
-    assert [body.name for body in bodies_of(model, wide)] == [OWN]
+    assert with_original_end(model, wide) is None
+    assert [body.name for body in model_variants(model, wide)] == [OWN_END]
 
 
 def test_several_strengths_at_once_are_each_by_itself(scene):
     original, _, forget, _, _, label = scene
     where = image_sites(original)
-    push = of(scene, "twin")[1].push(SLOPE, "final", label)
+    push = of(scene, "twin")[1].steering_edit(LOGPROB_GRADIENT, "final", label)
     pixels = forget.pixels[:4]
     sizes = torch.tensor(STRENGTHS).repeat_interleave(len(pixels))
     rows = pixels.repeat(len(STRENGTHS), 1, 1, 1)
-    together = pixel_logits(original, rows, {"final": adding(push, sizes)}, where)
+    together = pixel_logits(
+        original, rows, {"final": steering_hook(push, sizes)}, where
+    )
     for part, strength in zip(together.split(len(pixels)), STRENGTHS, strict=True):
-        alone = pixel_logits(original, pixels, {"final": adding(push, strength)}, where)
+        alone = pixel_logits(
+            original, pixels, {"final": steering_hook(push, strength)}, where
+        )
         torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -124,25 +128,25 @@ def slow(bodies, fitted, images, kept, unknown, label):
 
     def allowed(body, edits):
         right, strange = shares(body, edits)
-        drop = RETAIN_DROP + 1e-9
+        drop = MAX_RETAIN_DROP + 1e-9
         return right >= base[0] - drop and strange <= base[1] + drop
 
-    best = (float(own.called(images, label, {}).mean()), OWN, None, None, 0.0)
+    best = (float(own.called(images, label, {}).mean()), OWN_END, None, None, 0.0)
     said = float(bodies[1].called(images, label, {}).mean())
     if said > best[0] and allowed(bodies[1], {}):
-        best = (said, ENDED, None, None, 0.0)
-    for route in ROUTES:
-        for site in state_sites(own.where):
+        best = (said, ORIGINAL_END, None, None, 0.0)
+    for route in STEERING_METHODS:
+        for site in steering_sites(own.where):
             push = fitted.push(route, site, label)
             if push is None or best[0] == 1.0:
                 continue
             for strength in STRENGTHS:
-                edits = {site: adding(push, strength)}
+                edits = {site: steering_hook(push, strength)}
                 said = float(own.called(images, label, edits).mean())
                 if said > best[0]:
                     if not allowed(own, edits):
                         break
-                    best = (said, OWN, route, site, strength)
+                    best = (said, OWN_END, route, site, strength)
     return best
 
 
@@ -153,41 +157,45 @@ def test_the_search_finds_what_a_plain_loop_finds(scene, kind, ended):
     bodies, fitted, guard = of(scene, kind)
     # Without the original's end: the candidate twice, which is never better than once.
     bodies = bodies if ended else [bodies[0], bodies[0]]
-    found = strongest(bodies, forget, guard, by_class(fitted, label))
+    found = search_best_edit(bodies, forget, guard, by_class(fitted, label))
     said, *how = slow(bodies, fitted, forget, kept, unknown, label)
     assert found.said == pytest.approx(said)
-    assert [found.body.name, found.route, found.site, found.strength] == how
-    assert found.called(forget, label).mean() == pytest.approx(found.said)
+    assert [found.variant.name, found.route, found.site, found.strength] == how
+    assert found.named(forget, label).mean() == pytest.approx(found.said)
     if found.cost is not None:
-        right = found.body.called(kept, None, {}).mean()
-        if found.push is None:
+        right = found.variant.named(kept, None, {}).mean()
+        if found.steering is None:
             assert found.cost["retain"] == pytest.approx(right)
-    assert leftover_hooks(models[kind]) == 0
+    assert count_hooks(models[kind]) == 0
 
 
 def test_unknown_images_limit_what_may_be_chosen(scene):
     _, _, forget, kept, _, label = scene
     bodies, fitted, guard = of(scene, "twin")
     make = by_class(fitted, label)
-    free = strongest(bodies, forget, Guard.of(bodies[0], kept, None, label), make)
-    held = strongest(bodies, forget, guard, make)
+    free = search_best_edit(
+        bodies, forget, SideEffectLimits.of(bodies[0], kept, None, label), make
+    )
+    held = search_best_edit(bodies, forget, guard, make)
     assert held.said <= free.said
     # Guarded by the very images that are to be called the class, nothing may be.
-    bound = strongest(bodies, forget, Guard.of(bodies[0], kept, forget, label), make)
-    assert bound.said <= RETAIN_DROP + 1e-9
+    bound = search_best_edit(
+        bodies, forget, SideEffectLimits.of(bodies[0], kept, forget, label), make
+    )
+    assert bound.said <= MAX_RETAIN_DROP + 1e-9
 
 
 def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
     _, _, _, kept, unknown, label = scene
     bodies, fitted, guard = of(scene, "twin")
-    push = fitted.push(SLOPE, "final", label)
+    push = fitted.steering_edit(LOGPROB_GRADIENT, "final", label)
     refused = 0
     for strength in (0.0, *STRENGTHS):
-        edits = {"final": adding(push, strength)}
-        wrong = (1 - bodies[0].called(kept, None, edits)).sum()
-        strange = bodies[0].called(unknown, label, edits).sum()
+        edits = {"final": steering_hook(push, strength)}
+        wrong = (1 - bodies[0].named(kept, None, edits)).sum()
+        strange = bodies[0].named(unknown, label, edits).sum()
         cost = guard.cost(bodies[0], edits)
-        within = wrong <= guard.wrong and strange <= guard.strange
+        within = wrong <= guard.max_wrong and strange <= guard.max_named
         assert (cost is not None) == within
         refused += cost is None
         if cost is not None:
@@ -199,8 +207,8 @@ def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
 def test_nothing_is_chosen_where_no_change_can_be_fitted(scene):
     _, _, forget, _, _, label = scene
     bodies, _, guard = of(scene, "head_only")
-    found = strongest(bodies[:1], forget, guard, lambda route, site: None)
+    found = search_best_edit(bodies[:1], forget, guard, lambda route, site: None)
     assert (found.route, found.site, found.strength) == (None, None, 0.0)
-    assert found.cost is None and found.to_dict()["body"] == OWN
-    plain = bodies[0].called(forget, label, {})
-    np.testing.assert_array_equal(found.called(forget, label), plain)
+    assert found.cost is None and found.to_dict()["body"] == OWN_END
+    plain = bodies[0].named(forget, label, {})
+    np.testing.assert_array_equal(found.named(forget, label), plain)

@@ -9,27 +9,27 @@ import torch
 from attribution.sae.autoencoder import Sae
 from audits.axes.restoration import state_injection
 from audits.axes.restoration.autoencoder import (
-    Coder,
-    check_candidate,
+    AnswerAutoencoder,
+    autoencoder_site,
     check_model,
-    coder_site,
-    experts_of,
-    fit_coder,
-    whole_prompts,
+    check_reconstruction,
+    expert_latents,
+    states_by_prompt,
+    train_autoencoder,
 )
 from audits.axes.restoration.state_injection import (
     ALPHAS,
     ARMS,
     CONTROLS,
-    injection,
-    read_out,
+    inject_states,
+    injection_edit,
 )
-from audits.axes.restoration.text_routes import Asked
-from audits.core.subjects import Subject
+from audits.axes.restoration.text_steering import EncodedQuestions
+from audits.core.subjects import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
-from capture.data.questions import ask
-from capture.network.hooks import leftover_hooks
+from capture.data.questions import build_questions
+from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 from evidence.progress import SILENT
@@ -58,27 +58,29 @@ class Plain:
 @pytest.fixture(scope="module")
 def bench(world):
     original = open_checkpoint(world.original)
-    asked = Asked.of(ask(read_items(world.forget), 1), original.tokenizer)
+    asked = EncodedQuestions.of(
+        build_questions(read_items(world.forget), 1), original.tokenizer
+    )
     model = original.load()
     width = find_sites(model).d_model
     assert width is not None
     sae = Sae(Plain(width, 60), SITE)
     names = sorted(set(asked.classes))
     experts = {n: np.array([i % 60, (i + 7) % 60]) for i, n in enumerate(names)}
-    given = whole_prompts(model, asked.rows, SITE)
+    given = states_by_prompt(model, asked.rows, SITE)
     return SimpleNamespace(
         original=original,
-        subject=Subject.of("original", original),
+        subject=AuditedModel.of("original", original),
         model=model,
         asked=asked,
-        coder=Coder(sae, experts, 0.1),
+        coder=AnswerAutoencoder(sae, experts, 0.1),
         given=given,
     )
 
 
 def one_row(bench, arm, alpha, row=1, shift=1.0):
     """What an arm makes of one prompt whose states lie ``shift`` off the original's."""
-    edit = injection(arm, bench.asked, bench.given, bench.coder, alpha, seed=0)
+    edit = injection_edit(arm, bench.asked, bench.given, bench.coder, alpha, seed=0)
     own = torch.from_numpy(bench.given[row]) - shift
     return own, edit(own[None], np.array([row]))[0], torch.from_numpy(bench.given[row])
 
@@ -122,11 +124,11 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
     bench, planted
 ):
     """A late suppression holds all and comes back with nothing; its states are same."""
-    late = Subject.of("unlearned", open_checkpoint(planted("last_block_relabel")))
-    blank = state_injection.untrained_subject(bench.subject, 0)
+    late = AuditedModel.of("unlearned", open_checkpoint(planted("last_block_relabel")))
+    blank = state_injection.untrained_model(bench.subject, 0)
     assert blank is not None
     roles = {"unlearned": late, blank.role: blank}
-    found = read_out(
+    found = inject_states(
         bench.subject, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
     )
     arms = found["roles"]["unlearned"]["arms"]
@@ -134,27 +136,27 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
     assert found["roles"]["unlearned"]["before"] < 0.1
     assert arms["as published"]["best"] == pytest.approx(0.0, abs=0.05)
     assert found["roles"]["never-trained"]["arms"]["as published"]["best"] < 0.2
-    note = state_injection.in_words(found)[0]
+    note = state_injection.describe(found)[0]
     assert note.startswith("Readout intact") and "never-trained" in note
-    again = read_out(
+    again = inject_states(
         bench.subject, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
     )
     assert again == found
-    assert leftover_hooks(bench.model) == 0
+    assert count_hooks(bench.model) == 0
 
 
 def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench):
     same = {"unlearned": bench.subject}
-    found = read_out(bench.subject, same, bench.asked, None, SITE, 0, device="cpu")
+    found = inject_states(bench.subject, same, bench.asked, None, SITE, 0, device="cpu")
     arms = found["roles"]["unlearned"]["arms"]
     assert set(arms) == {"state only", "other items' states"}
     assert arms["state only"]["rate"] is None and arms["state only"]["said"][0] > 0.9
-    assert "not asked" in state_injection.in_words(found)[0]
+    assert "not asked" in state_injection.describe(found)[0]
 
 
 def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
     one, two, other = (
-        state_injection.untrained_subject(bench.subject, seed) for seed in (0, 0, 1)
+        state_injection.untrained_model(bench.subject, seed) for seed in (0, 0, 1)
     )
     assert one is not None and two is not None and other is not None
     states = [dict(each.load().state_dict()) for each in (one, two, other)]
@@ -167,21 +169,21 @@ def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
 
 def test_experts_are_the_best_of_an_answer_without_those_that_serve_most(bench, world):
     retain = read_items(world.retain)
-    asked = Asked.of(ask(retain, 1), bench.original.tokenizer)
+    asked = EncodedQuestions.of(build_questions(retain, 1), bench.original.tokenizer)
     classes = asked.classes
     name = next(n for n in sorted(set(classes)) if (classes == n).sum() > 1)
     latents = np.zeros((len(classes), 6))
     latents[classes == name, 2] = 1.0
     latents[:, 4] = 1.0
-    found = experts_of(latents, asked, 2)
+    found = expert_latents(latents, asked, 2)
     assert found[name].tolist() == [2]
     assert all(4 not in each for each in found.values())
 
 
 def test_the_latents_of_all_answers_leave_half_for_the_control(bench):
     many = {str(i): np.arange(i, i + 20) for i in range(30)}
-    coder = Coder(bench.coder.sae, many, 0.1)
-    assert len(coder.every) == 30 and set(coder.every) == set(range(30))
+    coder = AnswerAutoencoder(bench.coder.sae, many, 0.1)
+    assert len(coder.all_experts) == 30 and set(coder.all_experts) == set(range(30))
 
 
 def test_an_autoencoder_of_another_model_site_or_width_is_refused(bench):
@@ -199,7 +201,9 @@ def test_an_autoencoder_of_another_model_site_or_width_is_refused(bench):
 
 def test_a_coder_that_does_not_reconstruct_a_model_is_refused_in_words(bench):
     # Nothing was trained here, so most of the variance stays unexplained.
-    fvu, words = check_candidate(bench.coder, bench.model, bench.asked, "unlearned")
+    fvu, words = check_reconstruction(
+        bench.coder, bench.model, bench.asked, "unlearned"
+    )
     assert fvu > 0.3 and "refused" in words[0] and "unlearned" in words[0]
 
 
@@ -209,7 +213,7 @@ def test_without_sae_lens_the_axis_says_what_was_not_tried(
     monkeypatch.setattr(
         "audits.axes.restoration.autoencoder.find_spec", lambda name: None
     )
-    coder, words = fit_coder(
+    coder, words = train_autoencoder(
         bench.subject,
         bench.asked,
         bench.asked,
@@ -219,4 +223,4 @@ def test_without_sae_lens_the_axis_says_what_was_not_tried(
         progress=SILENT,
     )
     assert coder is None and "sae-lens is not installed" in words[0]
-    assert coder_site(find_sites(bench.model)) == SITE
+    assert autoencoder_site(find_sites(bench.model)) == SITE

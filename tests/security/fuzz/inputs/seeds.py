@@ -153,7 +153,7 @@ def _images(out: Path, root: Path) -> None:
     for name in ("forget", "retain"):
         images = made.images(f"{name}_test")
         rows = range(0, len(images), 1 if name == "forget" else 12)
-        images.rows(list(rows)).save(out / f"{name}.npz")
+        images.select(list(rows)).save(out / f"{name}.npz")
         for row in rows:
             pixels = (images.pixels[row, 0].numpy() + 1) * 127
             folder = out / name / str(images.labels[row])
@@ -283,12 +283,12 @@ def _erasers(out: Path, root: Path) -> None:
     import torch
 
     from erasure.concept.leace import Leace
-    from erasure.concept.md_pga import fit_md
+    from erasure.concept.md_pga import fit_md_pga
 
     torch.manual_seed(0)
     x, labels = torch.randn(60, 6), torch.arange(60) % 2
     Leace().fit(x, labels).save(out / "leace.safetensors")
-    fit_md(torch.randn(2, 60, 6), labels).save(out / "mdpga.safetensors")
+    fit_md_pga(torch.randn(2, 60, 6), labels).save(out / "mdpga.safetensors")
 
 
 def _wheel(out: Path, root: Path) -> None:

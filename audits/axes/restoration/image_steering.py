@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.images import ImageSet
-from capture.network.hooks import Edit, evaluating, patch
+from capture.network.hooks import Edit, evaluation_mode, patch
 from capture.network.image_sites import find_image_sites
 from capture.network.sites import Sites, model_device
-from erasure.unlearning.image_task import class_logits
+from erasure.unlearning.training.image_task import class_logits
 from evidence.errors import InputError
 
 BATCH = 256
-MEAN = "its own mean of the class, less that of the rest"
-SLOPE = "the slope of the class's own log-probability"
-READ = "what the original's reader of the class finds, amplified"
-ROUTES = (MEAN, SLOPE, READ)
+CLASS_MEAN = "its own mean of the class, less that of the rest"
+LOGPROB_GRADIENT = "the slope of the class's own log-probability"
+AMPLIFIED_READING = "what the original's reader of the class finds, amplified"
+STEERING_METHODS = (CLASS_MEAN, LOGPROB_GRADIENT, AMPLIFIED_READING)
 # The original supplies at most the linear reading, never a direction to add. Adding its class
 # mean, or the mean difference of the class between the models, steered a retrain that never saw
 # the class to 42 % of it (same starting weights, tuning seed 1).
@@ -35,30 +35,30 @@ RIDGE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Amplified:
+class LinearSteeringEdit:
     """A steering edit proportional to a fixed linear reading of an image's state.
 
     Attributes:
-        reader: (coordinate,) weights over the flattened state.
-        middle: (coordinate,) subtracted before the reading.
-        write: Added per unit of the reading; shape of one image's state.
+        probe: (coordinate,) weights over the flattened state.
+        offset: (coordinate,) subtracted before the reading.
+        direction: Added per unit of the reading; shape of one image's state.
     """
 
-    reader: Tensor
-    middle: Tensor
-    write: Tensor
+    probe: Tensor
+    offset: Tensor
+    direction: Tensor
 
 
-Push = Tensor | Amplified
+SteeringEdit = Tensor | LinearSteeringEdit
 """A constant vector, or a vector proportional to a reading."""
 
 
-def state_sites(where: Sites) -> list[str]:
+def steering_sites(where: Sites) -> list[str]:
     """The output of each block, and the input of the classifier."""
     return [*where.of("resid"), *where.of("final")]
 
 
-def read_logits(
+def logits_with_edits(
     model: nn.Module, images: ImageSet, edits: Mapping[str, Edit], where: Sites
 ) -> Tensor:
     """(image, class) logits under edits, on the CPU."""
@@ -70,14 +70,18 @@ def pixel_logits(
 ) -> Tensor:
     """(image, class) logits of raw pixels under edits, on the CPU."""
     device, found = model_device(model), []
-    with torch.no_grad(), evaluating(model), patch(model, edits, where=where):
+    with (
+        torch.no_grad(),
+        evaluation_mode(model),
+        patch(model, edits, known_sites=where),
+    ):
         for start in range(0, len(pixels), BATCH):
             part = pixels[start : start + BATCH].to(device)
             found.append(class_logits(model, part).float().cpu())
     return torch.cat(found)
 
 
-def with_end_of(model: nn.Module, original: nn.Module) -> nn.Module | None:
+def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None:
     """A copy of a model with the original's last block and everything after it.
 
     The counterpart of ``attribution.patching.transplant`` for images: it undoes an edit of the
@@ -112,7 +116,7 @@ def _shapes(module: nn.Module) -> tuple[str, list[torch.Size]]:
     return type(module).__name__, [each.shape for each in _held(module)]
 
 
-def named(
+def named_as_class(
     model: nn.Module,
     images: ImageSet,
     edits: Mapping[str, Edit],
@@ -120,12 +124,12 @@ def named(
     label: int | None = None,
 ) -> np.ndarray:
     """(image,) 1.0 where the prediction is the image's class, or ``label`` if given."""
-    said = read_logits(model, images, edits, where).argmax(1).numpy()
+    said = logits_with_edits(model, images, edits, where).argmax(1).numpy()
     wanted = images.labels if label is None else label
     return (said == wanted).astype(float)
 
 
-def states_of(
+def image_states(
     model: nn.Module, images: ImageSet, sites: list[str], where: Sites
 ) -> dict[str, Tensor]:
     """Site to (image, ...) full states, on the CPU."""
@@ -139,11 +143,11 @@ def states_of(
         return edit
 
     edits = {site: keep(site) for site in sites}
-    read_logits(model, images, edits, where)
+    logits_with_edits(model, images, edits, where)
     return {site: torch.cat(parts) for site, parts in found.items()}
 
 
-def slope_of(
+def logprob_gradient(
     model: nn.Module, images: ImageSet, label: int, site: str, where: Sites
 ) -> Tensor:
     """Mean gradient of a class's log-probability with respect to the states at a site."""
@@ -157,15 +161,15 @@ def slope_of(
     pixels = images.pixels.to(model_device(model))
     with (
         torch.enable_grad(),
-        evaluating(model),
-        patch(model, {site: keep}, where=where),
+        evaluation_mode(model),
+        patch(model, {site: keep}, known_sites=where),
     ):
         logprob = class_logits(model, pixels).log_softmax(1)[:, label].mean()
     (slope,) = torch.autograd.grad(logprob, held[0])
     return slope.sum(0).detach().float().cpu()
 
 
-def adding(push: Push, strength: float | Tensor) -> Edit:
+def steering_hook(steering: SteeringEdit, strength: float | Tensor) -> Edit:
     """The edit that applies a steering edit to the states of every image.
 
     Args:
@@ -174,7 +178,7 @@ def adding(push: Push, strength: float | Tensor) -> Edit:
     Raises:
         InputError: the strength or the edit is not finite.
     """
-    write = push.write if isinstance(push, Amplified) else push
+    write = steering.direction if isinstance(steering, LinearSteeringEdit) else steering
     size = torch.as_tensor(strength)
     if not bool(torch.isfinite(size).all() and torch.isfinite(write).all()):
         raise InputError(
@@ -183,9 +187,9 @@ def adding(push: Push, strength: float | Tensor) -> Edit:
 
     def edit(value: Tensor) -> Tensor:
         step = size.to(value).reshape(-1, *[1] * (value.dim() - 1)) * write.to(value)
-        if not isinstance(push, Amplified):
+        if not isinstance(steering, LinearSteeringEdit):
             return value + step
-        read = (value.flatten(1) - push.middle.to(value)) @ push.reader.to(value)
+        read = (value.flatten(1) - steering.offset.to(value)) @ steering.probe.to(value)
         # Readings below the mean of the other classes count as 0; nothing is subtracted.
         found = read.clamp(min=0.0).reshape(-1, *[1] * (value.dim() - 1))
         return value + found * step
@@ -194,49 +198,51 @@ def adding(push: Push, strength: float | Tensor) -> Edit:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class SteeringFit:
     """States of the fitting images, from which steering edits are made.
 
     Attributes:
-        own: Site to (image, ...) states in the candidate.
-        first: The same in the original, at the classifier's input.
-        slope: From a class and a site to the gradient in the candidate.
+        candidate_states: Site to (image, ...) states in the candidate.
+        original_states: The same in the original, at the classifier's input.
+        gradient: From a class and a site to the gradient in the candidate.
         labels: (image,) class of each.
     """
 
-    own: Mapping[str, Tensor]
-    first: Mapping[str, Tensor]
-    slope: Callable[[int, str], Tensor]
+    candidate_states: Mapping[str, Tensor]
+    original_states: Mapping[str, Tensor]
+    gradient: Callable[[int, str], Tensor]
     labels: np.ndarray
 
-    def push(
-        self, route: str, site: str, label: int, read: int | None = None
-    ) -> Push | None:
+    def steering_edit(
+        self, method: str, site: str, label: int, read_label: int | None = None
+    ) -> SteeringEdit | None:
         """The edit of a method at strength 1; None where it would change nothing.
 
         Args:
-            route: One of ``ROUTES``.
+            method: One of ``STEERING_METHODS``.
             site: Where it is applied.
             label: The class to steer to.
-            read: The class of the linear reading; ``label`` by default.
+            read_label: The class of the linear reading; ``label`` by default.
         """
         mine = torch.from_numpy(self.labels == label)
-        states = self.own[site]
+        states = self.candidate_states[site]
         push = states[mine].mean(0) - states[~mine].mean(0)
-        if route != MEAN:
-            slope = self.slope(label, site)
+        if method != CLASS_MEAN:
+            slope = self.gradient(label, site)
             push = slope * (push.norm() / slope.norm().clamp(min=1e-12))
         if not float(push.norm()) > 1e-6:
             return None
-        if route == READ:
+        if method == AMPLIFIED_READING:
             if site != "final":
                 return None
-            return self._amplified(site, label if read is None else read, push)
+            return self._amplified(
+                site, label if read_label is None else read_label, push
+            )
         return push
 
-    def _amplified(self, site: str, label: int, write: Tensor) -> Amplified:
+    def _amplified(self, site: str, label: int, write: Tensor) -> LinearSteeringEdit:
         """The original's discriminant of a class: 0 on the other classes' mean, 1 on its own."""
-        states = self.first[site].flatten(1).double()
+        states = self.original_states[site].flatten(1).double()
         mine = torch.from_numpy(self.labels == label)
         one, rest = states[mine].mean(0), states[~mine].mean(0)
         inner = torch.where(mine[:, None], states - one, states - rest)
@@ -244,27 +250,27 @@ class Fitted:
         second.diagonal().add_(RIDGE * second.diagonal().mean() + 1e-12)
         reader = torch.linalg.solve(second, one - rest)
         reader /= (one - rest) @ reader
-        return Amplified(reader.float(), rest.float(), write)
+        return LinearSteeringEdit(reader.float(), rest.float(), write)
 
 
-def turned(push: Push, rng: np.random.Generator) -> Push:
+def randomly_rotated(steering: SteeringEdit, rng: np.random.Generator) -> SteeringEdit:
     """A random edit of equal norm: the constant vector or the reading is drawn anew."""
-    if isinstance(push, Amplified):
-        return replace(push, reader=_turned(push.reader, rng))
-    return _turned(push, rng)
+    if isinstance(steering, LinearSteeringEdit):
+        return replace(steering, probe=_randomly_rotated(steering.probe, rng))
+    return _randomly_rotated(steering, rng)
 
 
-def _turned(push: Tensor, rng: np.random.Generator) -> Tensor:
+def _randomly_rotated(push: Tensor, rng: np.random.Generator) -> Tensor:
     drawn = torch.from_numpy(rng.standard_normal(tuple(push.shape))).float()
     return drawn * (push.norm() / drawn.norm())
 
 
-def halves(
-    images: ImageSet, rng: np.random.Generator, most: int | None = None
+def split_in_halves(
+    images: ImageSet, rng: np.random.Generator, max_images: int | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Two disjoint halves, of at most ``most`` images together."""
-    order = rng.permutation(len(images))[:most]
-    return images.rows(np.sort(order[::2])), images.rows(np.sort(order[1::2]))
+    """Two disjoint halves, of at most ``max_images`` images together."""
+    order = rng.permutation(len(images))[:max_images]
+    return images.select(np.sort(order[::2])), images.select(np.sort(order[1::2]))
 
 
 def image_sites(model: nn.Module) -> Sites:

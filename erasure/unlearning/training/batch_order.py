@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from erasure.unlearning.task import Losses
-from erasure.unlearning.training import shuffled_batches
+from erasure.unlearning.training.loop import shuffled_batches
+from erasure.unlearning.training.task import Losses
 from evidence.seeds import numpy_rng
 
 
-class Turns(Protocol):
+class BatchOrder(Protocol):
     """The settings that fix the order."""
 
     @property
@@ -28,11 +28,11 @@ class Turns(Protocol):
         ...
 
 
-def paired(
-    losses: Losses, targets: int, retained: int, config: Turns, seed: int
+def paired_steps(
+    losses: Losses, targets: int, retained: int, config: BatchOrder, seed: int
 ) -> Callable[[], dict[str, float]]:
     """One step: a batch of forget rows and, unless there are none, of retain rows."""
-    forget_order, retain_order = _orders(targets, retained, config, seed)
+    forget_order, retain_order = _batch_iterators(targets, retained, config, seed)
 
     def backward() -> dict[str, float]:
         found: dict[str, float] = {}
@@ -45,8 +45,8 @@ def paired(
     return backward
 
 
-def alternating(
-    losses: Losses, targets: int, retained: int, config: Turns, seed: int
+def alternating_steps(
+    losses: Losses, targets: int, retained: int, config: BatchOrder, seed: int
 ) -> Callable[[], dict[str, float]]:
     """SCRUB's order: rounds over the forget rows, each followed by one over the rest.
 
@@ -54,7 +54,7 @@ def alternating(
     """
     size = min(config.batch_size or targets, targets)
     kept = min(config.retain_batch_size or size, retained) if retained else 1
-    both = _orders(targets, retained, config, seed)
+    both = _batch_iterators(targets, retained, config, seed)
     rounds = math.ceil(targets / size), math.ceil(retained / kept)
 
     def turns() -> Iterator[str]:
@@ -74,8 +74,8 @@ def alternating(
     return backward
 
 
-def _orders(
-    targets: int, retained: int, config: Turns, seed: int
+def _batch_iterators(
+    targets: int, retained: int, config: BatchOrder, seed: int
 ) -> tuple[Iterator[list[int]], Iterator[list[int]]]:
     """Endless batches of forget rows and of retain rows."""
     size = min(config.batch_size or targets, targets)

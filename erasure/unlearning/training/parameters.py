@@ -13,13 +13,13 @@ from capture.network.structure import (
     own_head_,
     random_like,
 )
-from erasure.unlearning.adapters import low_rank_
-from erasure.unlearning.config import RETRAINING, UnlearnConfig
+from erasure.unlearning.training.adapters import low_rank_
+from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from evidence.errors import InputError
 
 
 @contextmanager
-def trained_part(
+def trained_parameters(
     model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None, seed: int
 ) -> Iterator[list[nn.Parameter]]:
     """The parameters the method may change, low-rank or whole."""
@@ -40,7 +40,7 @@ def _scope(
         modules = [find_blocks(model)[-1]]
         if config.train_head:
             modules.append(own_head_(model))
-    elif config.method in RETRAINING:
+    elif config.method in RETAIN_ONLY_METHODS:
         modules = blocks_and_after(model, config.last_k)
     elif config.method == "rmu" and config.rmu_parameters == "down":
         blocks = find_blocks(model)
@@ -80,7 +80,7 @@ def rmu_block(
     return blocks[config.rmu_layer]
 
 
-def start_again_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> None:
+def reinitialize_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> None:
     """Give ``parameters`` the values of a model that was never trained."""
     chosen = {id(parameter) for parameter in parameters}
     fresh = dict(random_like(model, seed).named_parameters())

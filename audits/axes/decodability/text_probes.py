@@ -6,25 +6,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.decodability.readers import Reader, fit_readers
-from audits.axes.decodability.tasks import PARTS, Part, Task, make_tasks, row_scores
+from audits.axes.decodability.site_probes import SiteProbe, fit_site_probes
+from audits.axes.decodability.tasks import PARTS, Task, TaskPart, make_tasks, row_scores
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.activations.store import ActivationStore
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
 from capture.network.sites import find_sites
-from evidence.intervals import EntityValues, by_entity
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
-from probes.solvers.uncertified import Uncertified, in_words
+from probes.solvers.uncertified import UncertifiedFit, describe
 
 PENALTIES = (0.003, 0.03, 0.3)
 # Share of the retain entities that probes are fitted on; the rest is held out ("check").
-FIT_SHARE = 0.8
+FIT_FRACTION = 0.8
 
 
-def tasks_of(
+def make_audit_tasks(
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
@@ -41,71 +41,73 @@ def tasks_of(
     budget, seed = config.budget, config.seed
     names = retain.entities
     order = numpy_rng(seed, "decodability", "split").permutation(len(names))
-    cut = int(FIT_SHARE * len(names))
+    cut = int(FIT_FRACTION * len(names))
     return make_tasks(
         {
-            "fit": retain.of([names[i] for i in order[:cut]]),
-            "check": retain.of([names[i] for i in order[cut:]]),
+            "fit": retain.of_entities([names[i] for i in order[:cut]]),
+            "check": retain.of_entities([names[i] for i in order[cut:]]),
             "forget": forget,
             "never_taught": never,
         },
         tokenizer,
         wordings=budget.prompts_per_item,
         statement_wordings=budget.statement_wordings,
-        block=budget.block,
+        block_size=budget.block,
         rng=numpy_rng(seed, "decodability", "blocks"),
     )
 
 
 @dataclass
-class States:
+class TaskStates:
     """Hidden states of one model, and the probes fitted on them.
 
     Attributes:
         parts: States (site, row, d_model) by task index and part.
-        readers: One probe a task.
+        probes: One probe a task.
         uncertified: Fits on these states without a certificate of optimality, including those
             of other penalties and of shuffled labels.
     """
 
     parts: dict[tuple[int, str], np.ndarray]
-    readers: list[Reader] = field(default_factory=list)
-    uncertified: list[Uncertified] = field(default_factory=list)
+    probes: list[SiteProbe] = field(default_factory=list)
+    uncertified: list[UncertifiedFit] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Probing:
+class ProbingData:
     """Tasks, sites, and states by role."""
 
     tasks: Sequence[Task]
     sites: tuple[str, ...]
-    states: Mapping[str, States]
+    states: Mapping[str, TaskStates]
 
     @property
     def notes(self) -> list[str]:
         """A note on fits without a certificate of optimality, if any."""
-        found = in_words([fit for s in self.states.values() for fit in s.uncertified])
+        found = describe([fit for s in self.states.values() for fit in s.uncertified])
         return [f"Of the probes, {found}."] if found else []
 
-    def values(self, reader: str, states: str, part: str) -> EntityValues:
+    def values(self, probe_role: str, state_role: str, part: str) -> EntityValues:
         """(entity, site) score of one role's probes on another role's states."""
-        return self.score(self.states[reader].readers, states, part)
+        return self.score(self.states[probe_role].probes, state_role, part)
 
-    def score(self, readers: Sequence[Reader], states: str, part: str) -> EntityValues:
+    def score(
+        self, probes: Sequence[SiteProbe], state_role: str, part: str
+    ) -> EntityValues:
         """As ``values``, for given probes."""
         rows, entities = [], []
-        for number, (task, reader) in enumerate(zip(self.tasks, readers, strict=True)):
+        for number, (task, reader) in enumerate(zip(self.tasks, probes, strict=True)):
             texts = task.parts[part]
-            scores = reader.scores(self.states[states].parts[number, part])
+            scores = reader.scores(self.states[state_role].parts[number, part])
             table = row_scores(task, texts, scores)
             kept = ~np.isnan(table).any(1)
             rows.append(table[kept])
             entities += [texts.entities[row] for row in np.flatnonzero(kept)]
-        return by_entity(np.concatenate(rows), entities)
+        return average_by_entity(np.concatenate(rows), entities)
 
 
 def capture_states(
-    subject: Subject,
+    subject: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     store: ActivationStore,
@@ -126,25 +128,25 @@ def capture_states(
 
 
 def read_states(
-    subject: Subject,
+    subject: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
     store: ActivationStore,
-) -> States:
+) -> TaskStates:
     """Read the captured states back; states missing from the store are captured again."""
     rows, bounds = _all_texts(tokenizer, tasks)
     values = np.asarray(store.activations(subject, rows, sites, "last").values)
-    return States({key: values[:, part] for key, part in bounds.items()})
+    return TaskStates({key: values[:, part] for key, part in bounds.items()})
 
 
-def read_all(
-    subjects: Mapping[str, Subject],
+def read_all_states(
+    subjects: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
     store: ActivationStore,
-) -> tuple[dict[str, States], list[str]]:
+) -> tuple[dict[str, TaskStates], list[str]]:
     """``read_states`` of every role, and the roles with non-finite states."""
     states = {
         role: read_states(subject, tokenizer, tasks, sites, store)
@@ -173,8 +175,8 @@ def _all_texts(
 
 
 def fit_probes(
-    probing: Probing, role: str, penalty: float, progress: Progress
-) -> list[Reader]:
+    probing: ProbingData, role: str, penalty: float, progress: Progress
+) -> list[SiteProbe]:
     """One probe a task, fitted on a model's states of the fitting entities.
 
     Args:
@@ -187,13 +189,13 @@ def fit_probes(
     ]
 
 
-def fit_shuffled(
-    probing: Probing,
+def fit_shuffled_probes(
+    probing: ProbingData,
     role: str,
     penalty: float,
     rngs: Sequence[np.random.Generator],
     progress: Progress,
-) -> list[list[Reader]]:
+) -> list[list[SiteProbe]]:
     """As ``fit_probes`` on shuffled answers, once a generator: the control."""
     by_task = []
     for number, task in enumerate(probing.tasks):
@@ -203,16 +205,16 @@ def fit_shuffled(
 
 
 def _fitted(
-    probing: Probing,
+    probing: ProbingData,
     role: str,
     number: int,
     labels: Sequence[np.ndarray],
     penalty: float,
     progress: Progress,
-) -> list[Reader]:
+) -> list[SiteProbe]:
     """One probe for each label vector of a task; records uncertified fits."""
     states = probing.states[role]
-    found = fit_readers(states.parts[number, "fit"], labels, penalty, progress)
+    found = fit_site_probes(states.parts[number, "fit"], labels, penalty, progress)
     name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
     states.uncertified += [
         replace(fit, name=name, inner="" if len(labels) == 1 else f"shuffle {shuffle}")
@@ -224,7 +226,7 @@ def _fitted(
 
 def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
     """Labels with answers permuted among entities (shared) or within blocks (unique)."""
-    part: Part = task.parts["fit"]
+    part: TaskPart = task.parts["fit"]
     labels = part.labels.copy()
     if task.form == "shared":
         own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
@@ -241,7 +243,7 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
     return labels
 
 
-def choose_penalty(probing: Probing, progress: Progress) -> float:
+def choose_penalty(probing: ProbingData, progress: Progress) -> float:
     """The penalty that best reads held-out *retain* entities of the original."""
     best, chosen = -1.0, PENALTIES[0]
     for penalty in PENALTIES:
@@ -249,5 +251,5 @@ def choose_penalty(probing: Probing, progress: Progress) -> float:
         mean = float(probing.score(readers, "original", "check").mean.mean())
         if mean > best + 1e-9:
             best, chosen = mean, penalty
-            probing.states["original"].readers = readers
+            probing.states["original"].probes = readers
     return chosen

@@ -8,12 +8,12 @@ import torch
 
 from evidence.progress import Progress
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.uncertified import Uncertified
+from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
 
 @dataclass(frozen=True)
-class Reader:
+class SiteProbe:
     """One fitted linear probe a site.
 
     Attributes:
@@ -25,16 +25,16 @@ class Reader:
 
     weights: np.ndarray
     bias: np.ndarray
-    uncertified: tuple[Uncertified, ...] = ()
+    uncertified: tuple[UncertifiedFit, ...] = ()
 
     def scores(self, states: np.ndarray) -> np.ndarray:
         """(site, item, output) decision values of ``states`` (site, item, d_model)."""
         return states.astype(np.float64) @ self.weights + self.bias[:, None, :]
 
 
-def fit_readers(
+def fit_site_probes(
     states: np.ndarray, labels: Sequence[np.ndarray], penalty: float, progress: Progress
-) -> list[Reader]:
+) -> list[SiteProbe]:
     """Fit L2-regularized logistic regression on standardized states, site by site.
 
     Standardization uses the fitting rows alone. A site whose states do not vary gets zero
@@ -54,7 +54,7 @@ def fit_readers(
     count, rows, width = states.shape
     weights = np.zeros((len(codes), count, width, outputs))
     bias = np.zeros((len(codes), count, outputs))
-    lost: list[list[Uncertified]] = [[] for _ in codes]
+    lost: list[list[UncertifiedFit]] = [[] for _ in codes]
     every = np.ones((1, rows), dtype=bool)
     # All rows are fitted, so "all" and "fold" standardization agree.
     probe = LogisticProbe(C=penalty, standardize="all")
@@ -77,4 +77,4 @@ def fit_readers(
                     lost[fit.label].append(named)
             done(1)
     each = zip(weights, bias, map(tuple, lost), strict=True)
-    return [Reader(*parts) for parts in each]
+    return [SiteProbe(*parts) for parts in each]

@@ -55,14 +55,16 @@ def token_logprobs(
     Returns:
         ``(logprob, row)``, both (scored tokens,), in row order.
     """
-    where, targets = predicted(batch, loss_on)
+    where, targets = prediction_positions(batch, loss_on)
     logits = reader(batch, where).float()
     return -functional.cross_entropy(
         logits, targets, reduction="none"
     ), where.nonzero()[:, 0]
 
 
-def predicted(batch: Padded, loss_on: str = "answer") -> tuple[Tensor, Tensor]:
+def prediction_positions(
+    batch: Padded, loss_on: str = "answer"
+) -> tuple[Tensor, Tensor]:
     """Where the scored tokens are predicted, (row, position), and their ids, (token,).
 
     Both in row order.
@@ -155,21 +157,21 @@ def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Te
     return temperature**2 * per_token
 
 
-def lowered(logits: Tensor, tokens: Tensor, by: float) -> Tensor:
+def undial_target(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
     """UNDIAL's target: the logits with that of each row's own token lowered.
 
     Args:
         logits: (token, vocabulary) of the frozen original.
         tokens: (token,) ids of the true tokens.
-        by: How much is taken away.
+        penalty: How much is taken away.
 
     Source: Dong, Lin, Belkin, Huerta, Vulić (2024), arXiv 2402.10052.
     """
     own = functional.one_hot(tokens, logits.shape[-1])
-    return logits - by * own
+    return logits - penalty * own
 
 
-def guided(logits: Tensor, novice: Tensor, guidance: float) -> Tensor:
+def elm_target(logits: Tensor, novice: Tensor, guidance: float) -> Tensor:
     """ELM's target: the original's distribution, moved towards a novice's.
 
     ``log p(expert) + guidance * (log p(novice) - log p(expert))``, unnormalised.

@@ -12,7 +12,7 @@ from torch import nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, logit_reader
-from erasure.unlearning.objectives import count_scored, token_logprobs
+from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
@@ -20,7 +20,7 @@ from evidence.seeds import numpy_rng
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 CHUNK_TOKENS = 4096
-SMALL = 2_000_000  # parameters
+SMALL_MODEL_PARAMETERS = 2_000_000  # parameters
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def only_training(
             module.training = mode
 
 
-def take_steps(
+def train_steps(
     model: nn.Module,
     parameters: list[nn.Parameter],
     backward: Callable[[], dict[str, float]],
@@ -222,16 +222,16 @@ def chunk_tokens(model: nn.Module) -> int:
     """
     if device_of(model).type == "cpu":
         return CHUNK_TOKENS
-    small = sum(p.numel() for p in model.parameters()) <= SMALL
+    small = sum(p.numel() for p in model.parameters()) <= SMALL_MODEL_PARAMETERS
     return (8 if small else 1) * CHUNK_TOKENS
 
 
-def reader_for(model: nn.Module, data: Sequences) -> LogitReader:
-    """A logit reader for ``model``, checked on the shortest row of ``data``."""
-    return logit_reader(model, shortest(model, data))
+def logit_reader_for(model: nn.Module, data: Sequences) -> LogitReader:
+    """A logit reader for ``model``, checked on the shortest_row row of ``data``."""
+    return logit_reader(model, shortest_row(model, data))
 
 
-def shortest(model: nn.Module, data: Sequences) -> Padded:
+def shortest_row(model: nn.Module, data: Sequences) -> Padded:
     """The shortest row of ``data``, to check something on ``model`` with."""
     row = min(range(len(data)), key=lambda row: len(data.ids[row]))
     return pad(data, [row], device=device_of(model))
@@ -248,7 +248,7 @@ def backward_nll(
     total = count_scored(data, loss_on)
     loss = 0.0
     device = device_of(reader.model)
-    for batch in batches(data, tokens=chunk_tokens(reader.model), device=device):
+    for batch in batches(data, batch_tokens=chunk_tokens(reader.model), device=device):
         logprob, _ = token_logprobs(reader, batch, loss_on)
         part = -logprob.sum() / total
         (weight * part).backward()
@@ -263,7 +263,7 @@ def mean_nll(reader: LogitReader, data: Sequences, loss_on: str) -> float:
     with torch.no_grad():
         parts = [
             -float(token_logprobs(reader, batch, loss_on)[0].sum())
-            for batch in batches(data, tokens=tokens, device=device)
+            for batch in batches(data, batch_tokens=tokens, device=device)
         ]
     return sum(parts) / total
 
@@ -321,12 +321,12 @@ def finetune_(
     order = shuffled_batches(len(data), batch_size, numpy_rng(seed, "finetune"))
     chosen = model.parameters() if parameters is None else parameters
     with only_training(model, chosen) as trained:
-        reader = reader_for(model, data)
+        reader = logit_reader_for(model, data)
 
         def backward() -> dict[str, float]:
             return {"loss": backward_nll(reader, data[next(order)], loss_on, 1.0)}
 
-        return take_steps(
+        return train_steps(
             model,
             trained,
             backward,

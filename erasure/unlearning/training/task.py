@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import LogitReader, states_at
-from erasure.unlearning.config import RETRAINING, UnlearnConfig
-from erasure.unlearning.objectives import (
-    control_vector,
-    dpo,
-    npo,
-    predicted,
-    sequence_logprobs,
-    simnpo,
-    state_distance,
-)
-from erasure.unlearning.training import (
+from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
+from erasure.unlearning.training.loop import (
     backward_nll,
     chunk_tokens,
     device_of,
-    reader_for,
+    logit_reader_for,
+)
+from erasure.unlearning.training.objectives import (
+    control_vector,
+    dpo,
+    npo,
+    prediction_positions,
+    sequence_logprobs,
+    simnpo,
+    state_distance,
 )
 from evidence.seeds import torch_rng
 
@@ -42,13 +42,13 @@ def likelihood_losses(
     model: nn.Module, target: Sequences, retain: Sequences, config: UnlearnConfig
 ) -> Losses:
     """The terms of the methods that act on answer likelihoods."""
-    reader = reader_for(model, target)
+    reader = logit_reader_for(model, target)
     loss_on = config.loss_on
 
     def keep(rows: list[int]) -> float:
         return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
 
-    if config.method in RETRAINING:
+    if config.method in RETAIN_ONLY_METHODS:
         return Losses(None, keep)
     if config.method in ("npo", "simnpo"):
         simple = config.method == "simnpo"
@@ -62,7 +62,7 @@ def likelihood_losses(
             for batch in _chunks(model, chosen):
                 now = sequence_logprobs(reader, batch, loss_on)
                 if simple:
-                    length = predicted(batch, loss_on)[0].sum(1)
+                    length = prediction_positions(batch, loss_on)[0].sum(1)
                     each = simnpo(now, length, config.beta, config.margin)
                 else:
                     each = npo(now, before[batch.rows].to(now.device), config.beta)
@@ -90,7 +90,7 @@ def preference_losses(
     config: UnlearnConfig,
 ) -> Losses:
     """Prefer another answer to the true one, row by row; keep the rest."""
-    reader, loss_on = reader_for(model, target), config.loss_on
+    reader, loss_on = logit_reader_for(model, target), config.loss_on
     before = [frozen_logprobs(reader, rows, loss_on) for rows in (preferred, target)]
 
     def forget(rows: list[int]) -> float:
@@ -171,4 +171,4 @@ def rmu_losses(
 
 
 def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
-    return batches(data, tokens=chunk_tokens(model), device=device_of(model))
+    return batches(data, batch_tokens=chunk_tokens(model), device=device_of(model))

@@ -16,42 +16,44 @@ from transformers import PreTrainedTokenizerBase
 from attribution.patching.steering import RowEdit, score_edited
 from attribution.sae.latents import LatentAmplifier
 from capture.activations.capture import capture_activations
-from capture.data.items import fold
+from capture.data.items import normalize_text
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.network.sites import Sites
-from capture.scoring.contrast import contrast_of, first_tokens
+from capture.scoring.contrast import entity_contrast, first_tokens
 from evidence.errors import InputError
-from probes.concepts.answer_map import Amplifier, fit_amplifier
+from probes.concepts.answer_map import AnswerMap, fit_answer_map
 
-Map = Amplifier | LatentAmplifier
-Push = Map | Tensor
+StateMap = AnswerMap | LatentAmplifier
+SteeringEdit = StateMap | Tensor
 """A linear map of the state, or a constant vector (d,)."""
 
-ROUTES = (
+STEERING_METHODS = (
     "its own answer directions, amplified",
     "the original's answer directions, amplified",
     "what the forgotten have in common, removed",
     "what the forgotten lost in common, put back",
     "latents of the answers, amplified",
 )
-BY_LATENTS = ROUTES[4]
+LATENT_METHOD = STEERING_METHODS[4]
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedQuestions:
     """Questions with their token rows."""
 
     questions: Questions
     rows: Sequences
 
     @classmethod
-    def of(cls, questions: Questions, tokenizer: PreTrainedTokenizerBase) -> "Asked":
+    def of(
+        cls, questions: Questions, tokenizer: PreTrainedTokenizerBase
+    ) -> "EncodedQuestions":
         """Encode questions."""
         return cls(questions, questions.encoded(tokenizer))
 
     @property
-    def kinds(self) -> np.ndarray:
+    def relations(self) -> np.ndarray:
         """(row,) relation."""
         items = self.questions.items
         return np.array([items[at].relation for at in self.questions.item_index])
@@ -59,16 +61,20 @@ class Asked:
     @property
     def classes(self) -> np.ndarray:
         """(row,) relation and answer."""
-        pairs = zip(self.kinds, self.questions.answers, strict=True)
-        return np.array([f"{kind}\x1f{fold(answer)}" for kind, answer in pairs])
+        pairs = zip(self.relations, self.questions.answers, strict=True)
+        return np.array(
+            [f"{kind}\x1f{normalize_text(answer)}" for kind, answer in pairs]
+        )
 
-    def first(self, most: int | None = None) -> "Asked":
+    def own_wording(self, max_rows: int | None = None) -> "EncodedQuestions":
         """The rows of items' main prompts, at most ``most`` of them."""
-        rows = [row for row, w in enumerate(self.questions.wording) if w == 0][:most]
+        rows = [row for row, w in enumerate(self.questions.wording) if w == 0][
+            :max_rows
+        ]
         keep = np.isin(np.arange(len(self.rows)), rows)
-        return Asked(self.questions.keep(keep.tolist()), self.rows[rows])
+        return EncodedQuestions(self.questions.select(keep.tolist()), self.rows[rows])
 
-    def __add__(self, other: "Asked") -> "Asked":
+    def __add__(self, other: "EncodedQuestions") -> "EncodedQuestions":
         """The rows of two selections of the same questions."""
         one, two = self.questions, other.questions
         both = replace(
@@ -77,14 +83,14 @@ class Asked:
             prompts=one.prompts + two.prompts,
             wording=one.wording + two.wording,
         )
-        return Asked(both, self.rows + other.rows)
+        return EncodedQuestions(both, self.rows + other.rows)
 
-    def about(self, entities: Sequence[str]) -> "Asked":
+    def of_entities(self, entities: Sequence[str]) -> "EncodedQuestions":
         """The rows about the given entities."""
         wanted = set(entities)
         keep = [name in wanted for name in self.questions.entities]
-        return Asked(
-            self.questions.keep(keep), self.rows[np.flatnonzero(keep).tolist()]
+        return EncodedQuestions(
+            self.questions.select(keep), self.rows[np.flatnonzero(keep).tolist()]
         )
 
 
@@ -101,28 +107,30 @@ class Heard:
     contrast: np.ndarray
 
 
-def hear_steered(
+def score_steered(
     model: nn.Module,
-    asked: Asked,
+    questions: EncodedQuestions,
     edits: Mapping[str, RowEdit],
     where: Sites,
 ) -> Heard:
     """As ``capture.scoring.contrast.hear``, under an edit at the last prompt token."""
-    own = first_tokens(asked.rows)
+    own = first_tokens(questions.rows)
     tokens = sorted(set(own))
-    scores = score_edited(model, asked.rows, edits, watch=tokens, where=where)
+    scores = score_edited(model, questions.rows, edits, watch=tokens, sites=where)
     right = np.searchsorted(tokens, own)
-    contrast = contrast_of(asked.questions, scores.watched, right)
+    contrast = entity_contrast(questions.questions, scores.watched, right)
     return Heard(scores.greedy.astype(float), contrast)
 
 
-def steering(push: Push, strength: float, others: np.ndarray | None = None) -> RowEdit:
+def steering_hook(
+    steering: SteeringEdit, strength: float, donor_states: np.ndarray | None = None
+) -> RowEdit:
     """The edit that adds ``strength`` times a steering edit.
 
     Args:
-        push: Map or vector.
+        steering: Map or vector.
         strength: Multiple of it.
-        others: (row, d) states that a map reads in place of the row's own: another item's, as a
+        donor_states: (row, d) states that a map reads in place of the row's own, as a
             control.
 
     Raises:
@@ -134,20 +142,22 @@ def steering(push: Push, strength: float, others: np.ndarray | None = None) -> R
         )
 
     def edit(states: Tensor, rows: np.ndarray) -> Tensor:
-        if isinstance(push, Tensor):
-            return states + strength * push.to(states)
+        if isinstance(steering, Tensor):
+            return states + strength * steering.to(states)
         read = states
-        if others is not None:
-            read = torch.from_numpy(others[rows]).to(states)
-        return states + strength * push.written(read)
+        if donor_states is not None:
+            read = torch.from_numpy(donor_states[rows]).to(states)
+        return states + strength * steering.apply(read)
 
     return edit
 
 
-def exchanged(asked: "Asked", rng: np.random.Generator) -> np.ndarray:
+def permuted_donors(
+    questions: "EncodedQuestions", rng: np.random.Generator
+) -> np.ndarray:
     """(row,) a donor row with the same relation and paraphrase, and preferably another answer."""
-    answers = asked.classes
-    words = list(zip(asked.kinds, asked.questions.wording, strict=True))
+    answers = questions.classes
+    words = list(zip(questions.relations, questions.questions.wording, strict=True))
     result = np.arange(len(answers))
     for group in dict.fromkeys(words):
         rows = np.array([row for row, each in enumerate(words) if each == group])
@@ -160,71 +170,86 @@ def exchanged(asked: "Asked", rng: np.random.Generator) -> np.ndarray:
 
 
 @dataclass
-class Fitted:
+class SteeringFit:
     """States of one model, from which steering edits are fitted.
 
     Attributes:
         fit: Retain questions to fit on.
         check: Retain questions of other entities.
-        own: Site to states of ``fit`` and of ``check`` in the candidate.
-        first: The same in the original.
-        forget: Site to states of all forget questions in the candidate, and in the original.
+        candidate_states: Site to states of ``fit`` and of ``check`` in the candidate.
+        original_states: The same in the original.
+        forget_states: Site to states of all forget questions in the candidate, and in the original.
         latents: Amplifier of the autoencoder's answer latents; None without an accepted one.
-        amplifiers: Cache of answer maps, which do not depend on the tested half.
+        answer_maps: Cache of answer maps, which do not depend on the tested half.
     """
 
-    fit: Asked
-    check: Asked
-    own: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    first: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    forget: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    fit: EncodedQuestions
+    check: EncodedQuestions
+    candidate_states: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    original_states: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    forget_states: Mapping[str, tuple[np.ndarray, np.ndarray]]
     latents: LatentAmplifier | None = None
-    amplifiers: dict[tuple[str, str], Push | None] = field(default_factory=dict)
+    answer_maps: dict[tuple[str, str], SteeringEdit | None] = field(
+        default_factory=dict
+    )
 
-    def push(self, route: str, site: str, known: np.ndarray) -> Push | None:
+    def steering_edit(
+        self, method: str, site: str, known: np.ndarray
+    ) -> SteeringEdit | None:
         """The edit of a method at a site, or None where it cannot be fitted.
 
         Args:
-            route: One of ``ROUTES``.
+            method: One of ``STEERING_METHODS``.
             site: Where it is applied.
             known: (forget row,) mask of the rows it may be fitted on.
         """
-        if route in ROUTES[:2]:
-            if (route, site) not in self.amplifiers:
-                states = self.own[site] if route == ROUTES[0] else self.first[site]
-                self.amplifiers[route, site] = self._amplifier(*states)
-            return self.amplifiers[route, site]
-        if route == BY_LATENTS:
+        if method in STEERING_METHODS[:2]:
+            if (method, site) not in self.answer_maps:
+                states = (
+                    self.candidate_states[site]
+                    if method == STEERING_METHODS[0]
+                    else self.original_states[site]
+                )
+                self.answer_maps[method, site] = self._amplifier(*states)
+            return self.answer_maps[method, site]
+        if method == LATENT_METHOD:
             fits = self.latents is not None and self.latents.sae.site == site
             return self.latents if fits else None
-        mine, first = self.forget[site]
-        retain, retain_first = self.own[site][0], self.first[site][0]
-        if route == ROUTES[2]:
+        mine, first = self.forget_states[site]
+        retain, retain_first = (
+            self.candidate_states[site][0],
+            self.original_states[site][0],
+        )
+        if method == STEERING_METHODS[2]:
             vector = retain.mean(0) - mine[known].mean(0)
         else:
             lost, drift = first - mine, retain_first - retain
             vector = lost[known].mean(0) - drift.mean(0)
         return torch.from_numpy(vector)
 
-    def turned(self, push: Push, rng: np.random.Generator) -> Push:
+    def randomly_rotated(
+        self, steering: SteeringEdit, rng: np.random.Generator
+    ) -> SteeringEdit:
         """An edit of equal size in random directions."""
-        if not isinstance(push, Tensor):
-            return push.turned(rng)
-        noise = torch.from_numpy(rng.standard_normal(len(push)))
-        return noise * push.norm() / noise.norm()
+        if not isinstance(steering, Tensor):
+            return steering.randomly_rotated(rng)
+        noise = torch.from_numpy(rng.standard_normal(len(steering)))
+        return noise * steering.norm() / noise.norm()
 
-    def of_retain(self, push: Tensor, site: str, rng: np.random.Generator) -> Tensor:
-        """Mean difference of random retain entities, scaled to the norm of ``push``."""
-        retain = self.own[site][0]
+    def retain_direction(
+        self, steering: Tensor, site: str, rng: np.random.Generator
+    ) -> Tensor:
+        """Mean difference of random retain entities, scaled to the norm of ``steering``."""
+        retain = self.candidate_states[site][0]
         names = np.array(self.fit.questions.entities)
         unique = list(dict.fromkeys(names.tolist()))
         drawn = np.isin(names, rng.permutation(unique)[: max(1, len(unique) // 8)])
         vector = retain[~drawn].mean(0) - retain[drawn].mean(0)
         length = max(float(np.linalg.norm(vector)), 1e-12)
-        return torch.from_numpy(vector / length) * push.norm()
+        return torch.from_numpy(vector / length) * steering.norm()
 
-    def _amplifier(self, states: np.ndarray, check: np.ndarray) -> Push | None:
-        classes, kinds = self.fit.classes, self.fit.kinds
+    def _amplifier(self, states: np.ndarray, check: np.ndarray) -> SteeringEdit | None:
+        classes, kinds = self.fit.classes, self.fit.relations
         # An answer of a single entity would amplify that entity instead.
         holders: dict[str, set[str]] = {}
         for name, entity in zip(classes, self.fit.questions.entities, strict=True):
@@ -236,12 +261,14 @@ class Fitted:
         kept &= np.array([of_kind[kind] > 1 for kind in kinds])
         if not kept.any():
             return None
-        return fit_amplifier(
+        return fit_answer_map(
             states[kept], classes[kept], kinds[kept], check, self.check.classes
         )
 
 
-def states_at(model: nn.Module, asked: Asked, sites: Sequence[str]) -> dict:
+def prompt_end_states(
+    model: nn.Module, questions: EncodedQuestions, sites: Sequence[str]
+) -> dict:
     """Site to (row, d) states at the last prompt token."""
-    found = capture_activations(model, asked.rows, sites)
+    found = capture_activations(model, questions.rows, sites)
     return {site: found.site(site).astype(np.float64) for site in sites}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training import backward_nll, reader_for
+from erasure.unlearning.training.loop import backward_nll, logit_reader_for
 
 
 def saliency_masks(
@@ -31,11 +31,13 @@ def saliency_masks(
     """
     for parameter in parameters:
         parameter.grad = None
-    backward_nll(reader_for(model, forget), forget, loss_on, 1.0)
-    return largest(parameters, share)
+    backward_nll(logit_reader_for(model, forget), forget, loss_on, 1.0)
+    return largest_gradient_masks(parameters, share)
 
 
-def largest(parameters: list[nn.Parameter], share: float) -> list[Tensor]:
+def largest_gradient_masks(
+    parameters: list[nn.Parameter], share: float
+) -> list[Tensor]:
     """True at the ``share`` of weights whose gradients are largest; clears them.
 
     Args:
@@ -56,7 +58,9 @@ def largest(parameters: list[nn.Parameter], share: float) -> list[Tensor]:
 
 
 @contextmanager
-def only_where(parameters: list[nn.Parameter], masks: list[Tensor]) -> Iterator[None]:
+def masked_gradients(
+    parameters: list[nn.Parameter], masks: list[Tensor]
+) -> Iterator[None]:
     """Gradients reach the masked weights alone.
 
     Decoupled weight decay needs no gradient: train without it.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NARROW = 8
+MAX_SWEPT_ROWS = 8
 """Up to so many removed rows are put back one by one."""
 
 
@@ -50,15 +50,19 @@ class Factor:
         narrow = self.basis[:, rows].transpose(0, 1)
         return narrow @ self.basis.transpose(1, 2)
 
-    def elsewhere(self, dual: Tensor) -> Tensor:
+    def other_scores(self, dual: Tensor) -> Tensor:
         """Scores of the other rows given c, (problem, class, n) -> (..., q)."""
         if self.extra is not None:
-            return _times(dual, self.extra.transpose(1, 2))
+            return _matmul_by_class(dual, self.extra.transpose(1, 2))
         assert self.basis is not None and self.extra_basis is not None
-        return _times(_times(dual, self.basis), self.extra_basis.transpose(1, 2))
+        return _matmul_by_class(
+            _matmul_by_class(dual, self.basis), self.extra_basis.transpose(1, 2)
+        )
 
 
-def _times(batch: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+def _matmul_by_class(
+    batch: Tensor, matrix: Tensor, out: Tensor | None = None
+) -> Tensor:
     """(problem, class, n) times (m, n, q), all classes at once or class by class."""
     problems, classes, _ = batch.shape
     size = matrix.shape[2]
@@ -86,7 +90,7 @@ def floor_weight(weight: Tensor, diagonal: Tensor) -> Tensor:
     return torch.maximum(weight, least / torch.maximum(diagonal, 0.01 * scale))
 
 
-def gram_of(rows: Tensor) -> Tensor:
+def gram_matrix(rows: Tensor) -> Tensor:
     """(n, n) inner products of rows, each computed once on the CPU."""
     if rows.device.type != "cpu":
         return rows @ rows.T
@@ -96,13 +100,15 @@ def gram_of(rows: Tensor) -> Tensor:
         return torch.from_numpy(array @ array.T)
 
 
-def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Factor:
+def factor_gram(
+    gram: Tensor, weight: Tensor, other_gram: Tensor | None = None
+) -> Factor:
     """Q from a Gram matrix.
 
     Args:
         gram: (n, n) float64, Gram of the rows fitted.
         weight: (m, n) float64, > 0; see ``floor_weight``.
-        other: (q, n) float64, inner products of other rows with those fitted.
+        other_gram: (q, n) float64, inner products of other rows with those fitted.
     """
     root = weight.sqrt()
     across, down = root[:, None, :], root[:, :, None]
@@ -110,8 +116,8 @@ def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Fa
     system.diagonal(dim1=1, dim2=2).add_(1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
     extra = None
-    if other is not None:
-        extra = ((other * across) @ inverse).div_(across)
+    if other_gram is not None:
+        extra = ((other_gram * across) @ inverse).div_(across)
     inverse.diagonal(dim1=1, dim2=2).sub_(1)
     over = 1 / root
     matrix = inverse.mul_(over[:, None, :]).mul_(-over[:, :, None])
@@ -123,19 +129,19 @@ def factor_gram(gram: Tensor, weight: Tensor, other: Tensor | None = None) -> Fa
 
 
 def factor_features(
-    rows: Tensor, weight: Tensor, other: Tensor | None = None
+    rows: Tensor, weight: Tensor, other_rows: Tensor | None = None
 ) -> Factor:
     """B from the features themselves.
 
     Args:
         rows: (n, d) float64 rows fitted.
         weight: (m, n) float64, >= 0.
-        other: (q, d) float64 other rows.
+        other_rows: (q, d) float64 other rows.
     """
     n, d = rows.shape
     table = torch.cat([rows, rows.new_ones(n, 1)], 1)
     hessian = torch.stack(
-        [gram_of((table * each.sqrt()[:, None]).T) for each in weight]
+        [gram_matrix((table * each.sqrt()[:, None]).T) for each in weight]
     )
     hessian.diagonal(dim1=1, dim2=2)[:, :d].add_(1)
     lower = torch.linalg.cholesky(hessian)
@@ -144,9 +150,9 @@ def factor_features(
         found = torch.linalg.solve_triangular(lower, block.T, upper=False)
         return found.transpose(1, 2).contiguous()
 
-    if other is None:
+    if other_rows is None:
         return Factor(weight, basis=reduce(table))
-    extended = torch.cat([other, other.new_ones(len(other), 1)], 1)
+    extended = torch.cat([other_rows, other_rows.new_ones(len(other_rows), 1)], 1)
     return Factor(weight, basis=reduce(table), extra_basis=reduce(extended))
 
 
@@ -157,12 +163,12 @@ class Removal:
     Attributes:
         rows: (problem, g) indices of removed rows, padded.
         core: (problem, m, g, g) (w_G^-1 - Q_GG)^-1, zero on padding.
-        strips: (problem, m, g, n) Q's rows at ``rows``.
+        q_rows: (problem, m, g, n) Q's rows at ``rows``.
     """
 
     rows: Tensor
     core: Tensor
-    strips: Tensor
+    q_rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -182,11 +188,13 @@ class Operator:
     def __call__(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
         """Q applied to (problem, class, n), rows removed; into ``out`` if given."""
         if self.factor.matrix is not None:
-            product = _times(batch, self.factor.matrix, out)
+            product = _matmul_by_class(batch, self.factor.matrix, out)
         else:
             basis = self.factor.basis
             assert basis is not None
-            product = _times(_times(batch, basis), basis.transpose(1, 2), out)
+            product = _matmul_by_class(
+                _matmul_by_class(batch, basis), basis.transpose(1, 2), out
+            )
         removal = self.removal
         if removal is None:
             return product
@@ -197,14 +205,16 @@ class Operator:
             pushed = pulled * removal.core[:, :, 0]
         else:
             pushed = (pulled[:, :, None] @ removal.core)[:, :, 0]
-        if size <= NARROW:  # thousands of tiny products cost more than a few sweeps
+        if (
+            size <= MAX_SWEPT_ROWS
+        ):  # thousands of tiny products cost more than a few sweeps
             for place in range(size):
-                product.addcmul_(pushed[:, :, place, None], removal.strips[:, :, place])
+                product.addcmul_(pushed[:, :, place, None], removal.q_rows[:, :, place])
             return product
-        if removal.strips.shape[1] == 1:
-            return product.baddbmm_(pushed, removal.strips[:, 0])
+        if removal.q_rows.shape[1] == 1:
+            return product.baddbmm_(pushed, removal.q_rows[:, 0])
         flat = pushed.view(-1, 1, size)
-        product.view(len(flat), 1, -1).baddbmm_(flat, removal.strips.flatten(0, 1))
+        product.view(len(flat), 1, -1).baddbmm_(flat, removal.q_rows.flatten(0, 1))
         return product
 
     def dense(self) -> Tensor:
@@ -215,7 +225,7 @@ class Operator:
             matrix = self.factor.basis @ self.factor.basis.transpose(1, 2)
         if self.removal is None:
             return matrix[None]
-        strips = self.removal.strips
+        strips = self.removal.q_rows
         return matrix + strips.transpose(2, 3) @ (self.removal.core @ strips)
 
     def leverage(self) -> Tensor:
@@ -228,7 +238,7 @@ class Operator:
             own = matrix.diagonal(dim1=1, dim2=2)
         if self.removal is None:
             return self.weight * own
-        strips = self.removal.strips
+        strips = self.removal.q_rows
         return self.weight * (own + ((self.removal.core @ strips) * strips).sum(2))
 
     @property
@@ -239,16 +249,16 @@ class Operator:
         assert self.factor.basis is not None
         return 4.0 * self.factor.basis[0].numel()
 
-    def select(self, keep: Tensor | slice) -> "Operator":
-        """The problems ``keep`` (indices, or a slice, which copies nothing)."""
-        weight = self.weight[keep] if len(self.weight) > 1 else self.weight
+    def select(self, problems: Tensor | slice) -> "Operator":
+        """The problems ``problems`` (indices, or a slice, which copies nothing)."""
+        weight = self.weight[problems] if len(self.weight) > 1 else self.weight
         if self.removal is None:
             return Operator(self.factor, weight)
         out = self.removal
         return Operator(
             self.factor,
             weight,
-            Removal(out.rows[keep], out.core[keep], out.strips[keep]),
+            Removal(out.rows[problems], out.core[problems], out.q_rows[problems]),
         )
 
     def to(self, dtype: torch.dtype) -> "Operator":
@@ -269,7 +279,7 @@ class Operator:
         )
         out = self.removal
         if out is not None:
-            out = Removal(out.rows, out.core.to(dtype), out.strips.to(dtype))
+            out = Removal(out.rows, out.core.to(dtype), out.q_rows.to(dtype))
         return Operator(factor, self.weight.to(dtype), out)
 
 

@@ -12,15 +12,15 @@ import math
 import torch
 from torch import Tensor
 
+from probes.solvers.newton.compensated import BLOCK
 from probes.solvers.newton.point import Point, Problem
-from probes.solvers.newton.twofold import BLOCK
 
 EPS = torch.finfo(torch.float64).eps
-ROUNDED = 4
+GRADIENT_ULPS = 4
 """Units of rounding in a pull of a given score: an exponential, a ratio, a weight."""
-STIFF = 0.1
+MAX_CHOLESKY_ERROR = 0.1
 """Share of a Hessian's least eigenvalue that Cholesky's rounding may be."""
-SOUND = 0.5
+MAX_DEFECT = 0.5
 """Largest |G| of coordinates that say how far the optimum is."""
 
 
@@ -31,7 +31,7 @@ def whiten(problem: Problem, roots: Tensor) -> Tensor:
         problem: What is fitted.
         roots: (n, class or 1, q), as a ``Point`` has them.
     """
-    table = problem.table
+    table = problem.features
     bend = torch.einsum("nkp,nkq->pqn", roots, roots)
     lines = [
         torch.cat([table.T @ (table * each[:, None]) for each in line], 1)
@@ -46,16 +46,16 @@ def whiten(problem: Problem, roots: Tensor) -> Tensor:
         eye = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
         inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
         # Rounding of a system whose diagonal is 1, against its least eigenvalue.
-        if len(lower) * EPS * float(inverse.square().sum()) <= STIFF:
+        if len(lower) * EPS * float(inverse.square().sum()) <= MAX_CHOLESKY_ERROR:
             return inverse.T * scale[:, None]
     return _whiten_rows(problem, roots)
 
 
 def _whiten_rows(problem: Problem, roots: Tensor) -> Tensor:
     """The same from the rows themselves, which squares no condition number."""
-    table, (_, classes, q) = problem.table, roots.shape
+    table, (_, classes, q) = problem.features, roots.shape
     size = q * table.shape[1]
-    scale = _lengths(problem, roots).clamp(min=1e-150).reciprocal()
+    scale = _diagonal_root(problem, roots).clamp(min=1e-150).reciprocal()
     upper = torch.diag(_penalty(problem) * scale)
     many = max(1, size // classes)
     for some, part in zip(roots.split(many), table.split(many), strict=True):
@@ -77,38 +77,38 @@ def certify(problem: Problem, point: Point) -> tuple[float, Tensor]:
         The distance over the size of the parameters, both in the metric of the Hessian
         there, with all that rounding may hide; infinite where nothing can be said.
     """
-    frame = whiten(problem, point.roots)
-    slack, reach = _slack(problem, point.roots, frame)
-    if not slack <= SOUND:
+    frame = whiten(problem, point.curvature_root)
+    slack, reach = _defect(problem, point.curvature_root, frame)
+    if not slack <= MAX_DEFECT:
         return math.inf, frame
-    stretch, inside = 1 / math.sqrt(1 - slack), point.inside
+    stretch, inside = 1 / math.sqrt(1 - slack), point.gradient
     along = (frame.T @ inside).norm()
     along += (len(inside) + 1) * EPS * (frame.abs().T @ inside.abs()).norm()
     # What no row reaches, and what all classes share, only the penalty bends.
-    beyond, classes = point.beyond.norm(), len(point.scores)
+    beyond, classes = point.unreached_gradient.norm(), len(point.scores)
     if classes > 1:
         beyond = torch.hypot(beyond, math.sqrt(classes) * point.weights.mean(0).norm())
-    pull = point.pull.abs()
+    pull = point.neg_gradient.abs()
     small = pull if classes == 1 else pull.masked_fill(problem.target > 0, 0.0)
-    hidden = (ROUNDED + classes) * EPS * (small.T * reach).sum() * stretch
+    hidden = (GRADIENT_ULPS + classes) * EPS * (small.T * reach).sum() * stretch
     # Of scores, their last rounding and that of their differences.
     off = 3 * math.sqrt(classes) * EPS * point.scores.abs().amax(0)
     # Of sums in twice the precision, what is left.
     length, (n, d) = problem.rows.norm(dim=1), problem.rows.shape
     off += (d * EPS) ** 2 * length * point.weights.norm()
-    hidden += (off * point.roots.flatten(1).norm(dim=1)).norm()
+    hidden += (off * point.curvature_root.flatten(1).norm(dim=1)).norm()
     hidden += (n * EPS) ** 2 * (pull.sum(0) * length).sum()
     bound = float(torch.hypot(along * stretch, beyond) + hidden)
-    found = bound / math.sqrt(point.size)
+    found = bound / math.sqrt(point.squared_norm)
     return found if math.isfinite(found) else math.inf, frame
 
 
-def _slack(problem: Problem, roots: Tensor, frame: Tensor) -> tuple[float, Tensor]:
+def _defect(problem: Problem, roots: Tensor, frame: Tensor) -> tuple[float, Tensor]:
     """Bound of |G|, and (n, class or 1) the root of Q between a row's class and others.
 
     A pull is rounded towards one class and away from the row's own by as much.
     """
-    table, (_, _, q), free = problem.table, roots.shape, problem.free
+    table, (_, _, q), free = problem.features, roots.shape, problem.class_basis
     size = len(frame)
     parts = frame.view(q, -1, size)
     held = parts[:, :-1].flatten(0, 1)
@@ -126,22 +126,24 @@ def _slack(problem: Problem, roots: Tensor, frame: Tensor) -> tuple[float, Tenso
         reach.append(apart.norm(dim=2))
     off.diagonal().sub_(1)
     # Rounding of these products, and of the basis.
-    scaled = frame * _lengths(problem, roots)[:, None]
+    scaled = frame * _diagonal_root(problem, roots)[:, None]
     lost = size**1.5 * EPS * float(scaled.norm())
-    if problem.basis is not None:
+    if problem.row_basis is not None:
         bend = roots.square().sum((1, 2))
-        lost += len(problem.basis) * EPS * float((bend @ table.square()).sum().sqrt())
+        lost += (
+            len(problem.row_basis) * EPS * float((bend @ table.square()).sum().sqrt())
+        )
     return float(off.norm()) + 3 * lost + lost**2, torch.cat(reach)
 
 
 def _penalty(problem: Problem) -> Tensor:
     """(q (r + 1),) what the penalty adds to the Hessian's diagonal."""
-    one = torch.ones_like(problem.table[0])
+    one = torch.ones_like(problem.features[0])
     one[-1] = 0
-    return one.repeat(problem.free.shape[1])
+    return one.repeat(problem.class_basis.shape[1])
 
 
-def _lengths(problem: Problem, roots: Tensor) -> Tensor:
+def _diagonal_root(problem: Problem, roots: Tensor) -> Tensor:
     """(q (r + 1),) root of the Hessian's diagonal."""
-    bend = torch.einsum("nkq,nm->qm", roots.square(), problem.table.square())
+    bend = torch.einsum("nkq,nm->qm", roots.square(), problem.features.square())
     return (bend.flatten() + _penalty(problem)).sqrt()

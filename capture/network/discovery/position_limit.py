@@ -9,11 +9,11 @@ from capture.data.sequences import Padded
 from evidence.errors import InputError
 
 # Some families keep a few rows of their position table for other things.
-SPARE = 8
+MAX_SPARE_ROWS = 8
 
 
 # Names that configurations have for it.
-LIMITS = ("max_position_embeddings", "n_positions", "n_ctx")
+LIMIT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
 def context_limit(config: Mapping[str, Any]) -> int | None:
@@ -25,7 +25,7 @@ def context_limit(config: Mapping[str, Any]) -> int | None:
     Args:
         config: The configuration, as plain data.
     """
-    found = [config.get(name) for name in LIMITS]
+    found = [config.get(name) for name in LIMIT_FIELDS]
     return next((each for each in found if isinstance(each, int) and each > 0), None)
 
 
@@ -44,12 +44,12 @@ def position_limit(model: nn.Module) -> int | None:
         for module in model.modules()
         if isinstance(module, nn.Embedding)
         and module is not words
-        and longest <= module.num_embeddings <= longest + SPARE
+        and longest <= module.num_embeddings <= longest + MAX_SPARE_ROWS
     ]
     return longest if tables else None
 
 
-def misfit(model: nn.Module, batch: Padded) -> InputError:
+def explain_length_error(model: nn.Module, batch: Padded) -> InputError:
     """Why looking up a token or a position failed."""
     config = getattr(model, "config", None)
     ids = getattr(config, "vocab_size", "the vocabulary's size")

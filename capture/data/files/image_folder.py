@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from evidence.errors import InputError
 from evidence.storage.regular_files import is_folder, open_regular
 
-KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _DECODERS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 # Others hold more than eight bits a channel, which would be cut off in silence.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-MOST_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26
 """Of one picture: 67 million."""
-MOST_BYTES = 1 << 28
+MAX_FILE_BYTES = 1 << 28
 """Of one picture's file: 256 MiB."""
 
 
-def picture_files(folder: Path) -> dict[str, list[Path]]:
+def list_images(folder: Path) -> dict[str, list[Path]]:
     """The pictures of each class, classes and names sorted; hidden files left out.
 
     Raises:
@@ -47,20 +47,20 @@ def picture_files(folder: Path) -> dict[str, list[Path]]:
             if is_folder(each) or (_is_picture(each) and not _is_read(each)):
                 raise InputError(
                     f"{each} would be passed over",
-                    expected=f"pictures ({', '.join(KINDS)}), side by side in {part}",
+                    expected=f"pictures ({', '.join(SUFFIXES)}), side by side in {part}",
                     fix="Move or convert it",
                 )
         found[part.name] = [each for each in inside if _is_read(each)]
     if not found:
         raise InputError(
             f"{folder} holds no images",
-            expected=f"one folder a class with {', '.join(KINDS)} in it",
+            expected=f"one folder a class with {', '.join(SUFFIXES)} in it",
             got=", ".join(each.name for each in entries[:5]) or "nothing",
         )
     return found
 
 
-def read_picture(path: Path, grey: bool) -> NDArray[np.uint8]:
+def read_image(path: Path, grayscale: bool) -> NDArray[np.uint8]:
     """(height, width) or (height, width, 3) pixels of a picture, 0 to 255.
 
     Raises:
@@ -69,7 +69,7 @@ def read_picture(path: Path, grey: bool) -> NDArray[np.uint8]:
     """
     from PIL import Image
 
-    with open_regular(path, MOST_BYTES) as file:
+    with open_regular(path, MAX_FILE_BYTES) as file:
         try:
             with warnings.catch_warnings():
                 # Below its limit, the library warns of odd files and reads them.
@@ -79,7 +79,7 @@ def read_picture(path: Path, grey: bool) -> NDArray[np.uint8]:
                 file.seek(0)
                 with Image.open(file, formats=_DECODERS) as opened:
                     _check(path, opened)
-                    return np.asarray(opened.convert("L" if grey else "RGB"))
+                    return np.asarray(opened.convert("L" if grayscale else "RGB"))
         except InputError:
             raise
         # Every byte may be wrong: decoders raise what they like.
@@ -91,10 +91,10 @@ def read_picture(path: Path, grey: bool) -> NDArray[np.uint8]:
 
 def _check(path: Path, picture) -> None:
     width, height = picture.size
-    if not 0 < width * height <= MOST_PIXELS:
+    if not 0 < width * height <= MAX_PIXELS:
         raise InputError(
             f"{path} has too many pixels",
-            expected=f"at most {MOST_PIXELS:,}",
+            expected=f"at most {MAX_PIXELS:,}",
             got=f"{width:,} x {height:,}",
         )
     if picture.mode not in _MODES:
@@ -119,7 +119,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_read(path: Path) -> bool:
-    return path.suffix.lower() in KINDS
+    return path.suffix.lower() in SUFFIXES
 
 
 def _is_picture(path: Path) -> bool:

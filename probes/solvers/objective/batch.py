@@ -5,13 +5,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from probes.solvers.factor import Operator
-from probes.solvers.loss import Curvature, Loss, centre_classes, excess_curvature
+from probes.solvers.objective.factor import Operator
+from probes.solvers.objective.loss import (
+    Curvature,
+    Loss,
+    center_classes,
+    excess_curvature,
+)
 
-DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
+MAX_DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
 """Largest relative difference between scores carried along and scores computed."""
 
-CALM, SLIGHT = 0.5, 0.1
+LARGE_SCORE_STEP, MAX_LARGE_STEP_OVERSHOOT = 0.5, 0.1
 """Change of scores from which on a step is far, and share of its first size by which
 the derivative may turn positive at its end then."""
 
@@ -30,13 +35,13 @@ class Batch:
     dual: Tensor
     scores: Tensor
 
-    def select(self, keep: Tensor) -> "Batch":
-        """The problems ``keep`` (indices)."""
+    def select(self, problems: Tensor) -> "Batch":
+        """The problems ``problems`` (indices)."""
         return Batch(
-            self.loss.select(keep),
-            self.operator.select(keep),
-            self.dual[keep],
-            self.scores[keep],
+            self.loss.select(problems),
+            self.operator.select(problems),
+            self.dual[problems],
+            self.scores[problems],
         )
 
 
@@ -46,16 +51,16 @@ class Limits:
 
     Attributes:
         steps: Steps down, at most; with none, no more than to polish.
-        turns: Linear systems on exact residuals, at most.
-        finest: Least share of a residual that is asked to be left.
-        near: Certificate from which on steps in the type of most products move scores
-            without harm.
+        newton_steps: Linear systems on exact residuals, at most.
+        min_forcing: Least share of a residual that is asked to be left.
+        rescore_above: Certificate from which on steps in the type of most products move
+            scores without harm.
     """
 
     steps: int
-    turns: int
-    finest: float
-    near: float
+    newton_steps: int
+    min_forcing: float
+    rescore_above: float
 
 
 @dataclass
@@ -77,40 +82,42 @@ class Work:
         default_factory=dict, repr=False
     )
 
-    def like(self, name: str, other: Tensor, dtype: torch.dtype | None = None):
-        """A scratch tensor of ``other``'s shape; holds what was last written."""
-        dtype, shape = other.dtype if dtype is None else dtype, other.shape
+    def scratch_like(
+        self, name: str, reference: Tensor, dtype: torch.dtype | None = None
+    ):
+        """A scratch tensor of ``reference``'s shape; holds what was last written."""
+        dtype, shape = reference.dtype if dtype is None else dtype, reference.shape
         flat, seen = self.buffers.get((name, dtype), (None, None))
         if seen is not None and seen.shape == shape:
             return seen
-        size = other.numel()
+        size = reference.numel()
         if flat is None or flat.numel() < size:
-            flat = torch.empty(size, dtype=dtype, device=other.device)
+            flat = torch.empty(size, dtype=dtype, device=reference.device)
         seen = flat[:size].view(shape)
         self.buffers[name, dtype] = flat, seen
         return seen
 
-    def count(self, operator: Operator, batch: Tensor) -> None:
-        """Add one product of Q with ``batch``."""
-        vectors = batch.shape[0] * batch.shape[1]
+    def count(self, operator: Operator, block: Tensor) -> None:
+        """Add one product of Q with ``block``."""
+        vectors = block.shape[0] * block.shape[1]
         self.products += vectors
         self.flops += vectors * operator.flops
 
 
 def inner(left: Tensor, right: Tensor, work: Work) -> Tensor:
     """(problem,) sum of products over classes and rows."""
-    product = torch.mul(left, right, out=work.like("product", left))
+    product = torch.mul(left, right, out=work.scratch_like("product", left))
     return product.sum((1, 2))
 
 
-def size_of(batch: Batch, work: Work) -> Tensor:
+def squared_norm(batch: Batch, work: Work) -> Tensor:
     """(problem,) squared norm of the parameters in the metric of H."""
     # Scores of a thousandth count as nothing: optima at zero have no scale.
     floor = 1e-6 * batch.operator.weight.mean(1).sum(1)
     return torch.maximum(inner(batch.dual, batch.scores, work), floor)
 
 
-def own_size(batch: Batch, curvature: Curvature, work: Work) -> Tensor:
+def local_squared_norm(batch: Batch, curvature: Curvature, work: Work) -> Tensor:
     """(problem,) squared norm of the parameters in the metric of their own Hessian."""
     bent = curvature.add_to(batch.dual, batch.scores)
     loss = batch.loss
@@ -119,48 +126,54 @@ def own_size(batch: Batch, curvature: Curvature, work: Work) -> Tensor:
     return torch.maximum(inner(bent, batch.scores, work), 1e-6 * weight)
 
 
-def strayed(scores: Tensor, fresh: Tensor) -> Tensor:
+def has_drifted(scores: Tensor, recomputed: Tensor) -> Tensor:
     """(problem,) whether scores carried along are no longer those of the dual values.
 
     Where steps went far astray and came back, what they lost to rounding stays in the
     scores, and no certificate made of them can see it.
     """
-    scale = fresh.abs().amax((1, 2)).clamp(min=1e-3)
-    return ~((fresh - scores).abs().amax((1, 2)) <= DRIFT[scores.dtype] * scale)
+    scale = recomputed.abs().amax((1, 2)).clamp(min=1e-3)
+    return ~(
+        (recomputed - scores).abs().amax((1, 2)) <= MAX_DRIFT[scores.dtype] * scale
+    )
 
 
-def centred(batch: Batch) -> Batch:
+def centered(batch: Batch) -> Batch:
     """The batch without what all classes share, which no residual would show.
 
     A factor for each class mixes classes: alpha = c - w E and the scores have to be
     centred, not c.
     """
     weight = batch.operator.weight
-    alpha = centre_classes(batch.dual - weight * batch.scores)
-    scores = centre_classes(batch.scores.clone())
+    alpha = center_classes(batch.dual - weight * batch.scores)
+    scores = center_classes(batch.scores.clone())
     return Batch(batch.loss, batch.operator, alpha + weight * scores, scores)
 
 
-def residual_of(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
+def residual_and_curvature(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
     """Residual and curvature at the batch's scores, in scratch tensors.
 
     With several classes what they share is taken out of the residual: a softmax does
     not feel it, so that it is rounding.
     """
     scores = batch.scores
-    probabilities = batch.loss.probabilities(scores, work.like("chance", scores))
-    residual = batch.loss.pull(probabilities, work.like("residual", scores))
+    probabilities = batch.loss.probabilities(
+        scores, work.scratch_like("chance", scores)
+    )
+    residual = batch.loss.neg_gradient(
+        probabilities, work.scratch_like("residual", scores)
+    )
     residual.sub_(batch.dual)
     residual.addcmul_(batch.operator.weight, batch.scores)
     if not batch.loss.binary:
-        centre_classes(residual)
+        center_classes(residual)
     fixed = batch.operator.weight
-    bend = work.like("bend", scores)
+    bend = work.scratch_like("bend", scores)
     return residual, excess_curvature(batch.loss, probabilities, fixed, bend)
 
 
-def advance(
-    batch: Batch, work: Work, direction: Tensor, lift: Tensor, first: Tensor
+def take_safeguarded_step(
+    batch: Batch, work: Work, d_dual: Tensor, d_scores: Tensor, first_slope: Tensor
 ) -> tuple[Tensor, Curvature]:
     """Move the batch along the step, shortened where it overshoots; new residual.
 
@@ -170,48 +183,48 @@ def advance(
     never compared, so rounding near the optimum does not matter.
     """
     dtype = batch.scores.dtype
-    if lift.dtype != dtype:
-        direction = work.like("step", direction, dtype).copy_(direction)
-        lift = work.like("move", lift, dtype).copy_(lift)
+    if d_scores.dtype != dtype:
+        d_dual = work.scratch_like("step", d_dual, dtype).copy_(d_dual)
+        d_scores = work.scratch_like("move", d_scores, dtype).copy_(d_scores)
     if not batch.loss.binary:
         # What all classes share is taken out of alpha = c - w E and of the scores.
         weight = batch.operator.weight
-        direction.addcmul_(weight, lift, value=-1)
-        centre_classes(direction)
-        centre_classes(lift)
-        direction.addcmul_(weight, lift)
-    batch.dual += direction
-    batch.scores += lift
-    residual, curvature = residual_of(batch, work)
-    first = first.to(dtype)
-    last = inner(residual, lift, work)
-    wrong = ~(last >= -SLIGHT * first)
+        d_dual.addcmul_(weight, d_scores, value=-1)
+        center_classes(d_dual)
+        center_classes(d_scores)
+        d_dual.addcmul_(weight, d_scores)
+    batch.dual += d_dual
+    batch.scores += d_scores
+    residual, curvature = residual_and_curvature(batch, work)
+    first_slope = first_slope.to(dtype)
+    last = inner(residual, d_scores, work)
+    wrong = ~(last >= -MAX_LARGE_STEP_OVERSHOOT * first_slope)
     if not bool(wrong.any()):
         return residual, curvature
-    far = lift.abs().amax((1, 2)) > CALM
-    wrong &= far | ~(last >= -0.5 * first)
+    far = d_scores.abs().amax((1, 2)) > LARGE_SCORE_STEP
+    wrong &= far | ~(last >= -0.5 * first_slope)
     if not bool(wrong.any()):
         return residual, curvature
     index = wrong.nonzero()[:, 0]
     part = batch.select(index)
-    step, move, first = direction[index], lift[index], first[index]
-    least = torch.where(far[index], 0.0, -0.5 * first)
-    taken = torch.ones_like(first)
-    low, high = torch.zeros_like(first), taken
-    low_slope, high_slope = first, last[index]
+    step, move, first_slope = d_dual[index], d_scores[index], first_slope[index]
+    least = torch.where(far[index], 0.0, -0.5 * first_slope)
+    taken = torch.ones_like(first_slope)
+    low, high = torch.zeros_like(first_slope), taken
+    low_slope, high_slope = first_slope, last[index]
     for turn in range(40):
         # The slope falls along the step: close in on its root from both sides.
         cut = low_slope / (low_slope - high_slope) if turn % 2 == 0 else taken * 0 + 0.5
         cut = torch.nan_to_num(cut, nan=0.5).clamp(0.1, 0.9)
         wanted = low + cut * (high - low)
         slope = torch.where(taken == high, high_slope, low_slope)
-        settled = (slope >= least) & (slope <= 0.5 * first)
+        settled = (slope >= least) & (slope <= 0.5 * first_slope)
         wanted = torch.where(settled & (turn > 0), taken, wanted)
         change = (wanted - taken)[:, None, None]
         part.dual += change * step
         part.scores += change * move
         taken = wanted
-        slope = inner(residual_of(part, work)[0], move, work)
+        slope = inner(residual_and_curvature(part, work)[0], move, work)
         down = slope >= 0
         low, low_slope = (
             torch.where(down, taken, low),
@@ -221,7 +234,7 @@ def advance(
             torch.where(down, high, taken),
             torch.where(down, high_slope, slope),
         )
-        if bool(((slope >= least) & (slope <= 0.5 * first)).all()):
+        if bool(((slope >= least) & (slope <= 0.5 * first_slope)).all()):
             break
     batch.dual[index], batch.scores[index] = part.dual, part.scores
-    return residual_of(batch, work)
+    return residual_and_curvature(batch, work)

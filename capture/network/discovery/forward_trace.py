@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.modes import evaluating, without_hooks
+from capture.network.discovery.modes import evaluation_mode, without_hooks
 from capture.network.discovery.short_inputs import as_rows, short_inputs
 from evidence.errors import InputError
 
 # Cuts that are tried: of more, evenly spaced ones, the first and the last among them.
-MOST_CUTS = 16
-FAILURES = (
+MAX_CUTS = 16
+FORWARD_ERRORS = (
     TypeError,
     ValueError,
     RuntimeError,
@@ -39,35 +39,35 @@ class Cut:
 
 
 @dataclass
-class Seen:
+class ModuleTrace:
     """What the last row was in one module, at its last call.
 
     Attributes:
-        read: Its first input, if that is a tensor.
-        gave: Its first output, likewise.
+        input: Its first input, if that is a tensor.
+        output: Its first output, likewise.
         calls: How often it was called.
-        when: Number of the call's end among all ends.
+        end_index: Number of the call's end among all ends.
     """
 
-    read: Tensor | None = None
-    gave: Tensor | None = None
+    input: Tensor | None = None
+    output: Tensor | None = None
     calls: int = 0
-    when: int = -1
+    end_index: int = -1
 
 
 @dataclass
-class Look:
+class ForwardTrace:
     """One pass: what was seen in modules, by their ids, and what came out by row."""
 
     rows: int
-    modules: dict[int, Seen] = field(default_factory=dict)
-    ends: int = 0
-    whole: bool = True
+    modules: dict[int, ModuleTrace] = field(default_factory=dict)
+    n_ended: int = 0
+    rows_first: bool = True
     output: Tensor | None = None
 
-    def of(self, module: nn.Module) -> Seen:
+    def of(self, module: nn.Module) -> ModuleTrace:
         """What was seen in one module."""
-        return self.modules.setdefault(id(module), Seen())
+        return self.modules.setdefault(id(module), ModuleTrace())
 
     def last(self, value: Any) -> Tensor | None:
         """The last row of a module's value, also where rows lie one after another."""
@@ -79,15 +79,15 @@ class Look:
         return value[-(len(value) // self.rows) :].clone()
 
 
-def look(
-    model: nn.Module, cuts: Sequence[Cut], watched: Sequence[nn.Module], example: Any
-) -> Look:
+def trace_forward(
+    model: nn.Module, cuts: Sequence[Cut], traced: Sequence[nn.Module], example: Any
+) -> ForwardTrace:
     """Run the pass; the network's hooks do not act in it, and its modes come back.
 
     Args:
         model: The network.
         cuts: Where rows go on with the last row's value.
-        watched: Modules of which the last row is to be seen.
+        traced: Modules of which the last row is to be seen.
         example: Two rows of input; made up where it is None.
 
     Raises:
@@ -95,17 +95,17 @@ def look(
     """
     # A compiled network would be compiled for the pass, with its hooks.
     model = getattr(model, "_orig_mod", model)
-    step = max(1, -(-(len(cuts) - 1) // (MOST_CUTS - 1)))
+    step = max(1, -(-(len(cuts) - 1) // (MAX_CUTS - 1)))
     tried = [*cuts[:-1:step], cuts[-1]]
     rows = len(tried) + 1
     given = short_inputs(model, rows) if example is None else [as_rows(example, rows)]
     why = "nothing is known of what it reads"
     for inputs in given:
-        found = Look(rows)
+        found = ForwardTrace(rows)
         with ExitStack() as stack, torch.no_grad():
-            stack.enter_context(evaluating(model))
+            stack.enter_context(evaluation_mode(model))
             stack.enter_context(without_hooks(model))
-            for module in dict.fromkeys(watched):
+            for module in dict.fromkeys(traced):
                 stack.enter_context(_watching(module, found))
             for row, cut in enumerate(tried):
                 stack.enter_context(_exchanging(cut, row, found))
@@ -113,7 +113,7 @@ def look(
                 output = (
                     model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
                 )
-            except FAILURES as error:
+            except FORWARD_ERRORS as error:
                 why = f"{type(error).__name__}: {str(error)[:120]}"
                 continue
         found.output = _first(output)
@@ -127,17 +127,17 @@ def look(
 
 
 @contextmanager
-def _watching(module: nn.Module, found: Look) -> Iterator[None]:
+def _watching(module: nn.Module, found: ForwardTrace) -> Iterator[None]:
     seen = found.of(module)
 
     def before(_: nn.Module, args: tuple, named: dict[str, Any]) -> None:
-        seen.read = found.last(args[0] if args else named.get("hidden_states"))
+        seen.input = found.last(args[0] if args else named.get("hidden_states"))
 
     def after(_: nn.Module, args: tuple, output: Any) -> None:
-        seen.gave = found.last(output)
+        seen.output = found.last(output)
         seen.calls += 1
-        found.ends += 1
-        seen.when = found.ends
+        found.n_ended += 1
+        seen.end_index = found.n_ended
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
@@ -151,10 +151,10 @@ def _watching(module: nn.Module, found: Look) -> Iterator[None]:
 
 
 @contextmanager
-def _exchanging(cut: Cut, row: int, found: Look) -> Iterator[None]:
+def _exchanging(cut: Cut, row: int, found: ForwardTrace) -> Iterator[None]:
     def exchanged(value: Any) -> Tensor | None:
         if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != found.rows:
-            found.whole = False
+            found.rows_first = False
             return None
         value = value.clone()
         value[row] = value[-1]

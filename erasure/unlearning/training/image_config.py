@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.training import Schedule
+from erasure.unlearning.training.loop import Schedule
 from evidence.errors import InputError
 from evidence.fields import check_fields
 
@@ -11,9 +11,9 @@ IMAGE_METHODS = (
     *("boundary_shrink", "duck", "famr", "cf_k", "eu_k", "rmu", "l1_sparse"),
 )
 # Methods that only teach what is to stay.
-ONLY_RETAIN = ("cf_k", "eu_k", "l1_sparse")
+RETAIN_ONLY_METHODS = ("cf_k", "eu_k", "l1_sparse")
 # Methods that see forget images alone.
-ONLY_FORGET = ("grad_ascent", "boundary_shrink", "famr")
+FORGET_ONLY_METHODS = ("grad_ascent", "boundary_shrink", "famr")
 
 
 @dataclass(frozen=True)

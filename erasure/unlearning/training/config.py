@@ -2,25 +2,25 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.training import Schedule
+from erasure.unlearning.training.loop import Schedule
 from evidence.errors import InputError
 from evidence.fields import check_fields
 
 # Methods that are taught wrong answers in place of the true ones.
-RELABELLING = ("relabel", "last_block_relabel", "salun")
+RELABELING_METHODS = ("relabel", "last_block_relabel", "salun")
 # Methods that follow the logits of a frozen model.
-DISTILLING = ("undial", "scrub", "bad_teacher", "elm")
+DISTILLATION_METHODS = ("undial", "scrub", "bad_teacher", "elm")
 # Methods that only teach what is to stay, to the end of the network.
-RETRAINING = ("cf_k", "eu_k")
+RETAIN_ONLY_METHODS = ("cf_k", "eu_k")
 METHODS = (
     *("grad_ascent", "grad_diff", "npo", "simnpo", "dpo", "rmu"),
-    *RELABELLING,
-    *DISTILLING,
-    *RETRAINING,
+    *RELABELING_METHODS,
+    *DISTILLATION_METHODS,
+    *RETAIN_ONLY_METHODS,
     *("task_vector", "ssd"),
 )
 # What these do to single weights has no meaning for adapters.
-_WHOLE = ("salun", "eu_k", "ssd")
+_WITHOUT_ADAPTERS = ("salun", "eu_k", "ssd")
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class UnlearnConfig:
             "beta": (self.beta > 0, "a number > 0", self.beta),
             "retain_weight": (
                 self.retain_weight > 0
-                or (self.retain_weight == 0 and self.method not in RETRAINING),
-                f"0 or more, and more with {' and '.join(RETRAINING)}",
+                or (self.retain_weight == 0 and self.method not in RETAIN_ONLY_METHODS),
+                f"0 or more, and more with {' and '.join(RETAIN_ONLY_METHODS)}",
                 self.retain_weight,
             ),
             "forget_weight": (self.forget_weight > 0, "> 0", self.forget_weight),
@@ -121,8 +121,8 @@ class UnlearnConfig:
             "dampen_by": (self.dampen_by > 0, "> 0", self.dampen_by),
             "lora_rank": (
                 self.lora_rank is None
-                or (self.lora_rank >= 1 and self.method not in _WHOLE),
-                f"None, or 1 or more with another method than {', '.join(_WHOLE)}",
+                or (self.lora_rank >= 1 and self.method not in _WITHOUT_ADAPTERS),
+                f"None, or 1 or more with another method than {', '.join(_WITHOUT_ADAPTERS)}",
                 self.lora_rank,
             ),
             "loss_on": (

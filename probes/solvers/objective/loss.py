@@ -30,11 +30,11 @@ class Loss:
         """Whether one score decides between two classes."""
         return self.target.shape[1] == 1
 
-    def select(self, keep: Tensor | slice) -> "Loss":
-        """The problems ``keep`` (indices or a slice), sharing what is shared."""
+    def select(self, problems: Tensor | slice) -> "Loss":
+        """The problems ``problems`` (indices or a slice), sharing what is shared."""
         return Loss(
-            self.target[keep] if len(self.target) > 1 else self.target,
-            self.weight[keep] if len(self.weight) > 1 else self.weight,
+            self.target[problems] if len(self.target) > 1 else self.target,
+            self.weight[problems] if len(self.weight) > 1 else self.weight,
         )
 
     def to(self, dtype: torch.dtype) -> "Loss":
@@ -47,7 +47,7 @@ class Loss:
             return torch.sigmoid(scores, out=out)
         return torch.softmax(scores, 1, out=out)
 
-    def pull(self, probabilities: Tensor, out: Tensor | None = None) -> Tensor:
+    def neg_gradient(self, probabilities: Tensor, out: Tensor | None = None) -> Tensor:
         """Minus the derivative of the loss by the scores, same shape."""
         return torch.sub(self.target, probabilities, out=out).mul_(self.weight)
 
@@ -82,9 +82,9 @@ class Curvature:
     probabilities: Tensor | None = None
     weight: Tensor | None = None
 
-    def select(self, keep: Tensor) -> "Curvature":
-        """The problems ``keep`` (indices), sharing what is shared."""
-        return self._map(lambda part: part[keep] if len(part) > 1 else part)
+    def select(self, problems: Tensor) -> "Curvature":
+        """The problems ``problems`` (indices), sharing what is shared."""
+        return self._map(lambda part: part[problems] if len(part) > 1 else part)
 
     def to(self, dtype: torch.dtype) -> "Curvature":
         """The same operator in another floating type."""
@@ -109,7 +109,7 @@ class Curvature:
         return flow.addcmul_(self.diagonal, direction, value=-1).add_(start)
 
 
-def centre_classes(batch: Tensor) -> Tensor:
+def center_classes(batch: Tensor) -> Tensor:
     """Take out, in place, what all classes share.
 
     Softmax does not feel a shift of all classes, so nothing holds it: rounding would

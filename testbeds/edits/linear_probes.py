@@ -8,46 +8,48 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches, pad
 from capture.network.structure import find_blocks, first_tensor
-from erasure.unlearning.training import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 
 # Penalty of a reader, relative to the mean variance of the states.
 RIDGE = 0.03
 
 
 @dataclass(frozen=True)
-class Readers:
+class BlockProbes:
     """One ridge regression a block from states to indicators of the answers.
 
     Attributes:
         answers: (answer,) token ids, rising.
         means: Per block (width,), the mean state.
-        maps: Per block (width, answer).
+        weights: Per block (width, answer).
         priors: (answer,), share of the rows with each answer.
-        spread: Mean square of the centred indicators: the score of finding nothing.
+        variance: Mean square of the centred indicators: the score of finding nothing.
     """
 
     answers: Tensor
     means: Sequence[Tensor]
-    maps: Sequence[Tensor]
+    weights: Sequence[Tensor]
     priors: Tensor
-    spread: float
+    variance: float
 
     def targets(self, rows: Sequences) -> Tensor:
         """Centred indicators of the rows' answers, (row, answer)."""
-        return (_first(rows)[:, None] == self.answers).float() - self.priors
+        return (
+            _first_answer_tokens(rows)[:, None] == self.answers
+        ).float() - self.priors
 
 
-def fit_readers(model: nn.Module, rows: Sequences) -> Readers:
+def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
     """Readers fitted on the states of ``rows`` where their answers begin."""
     found: list[list[Tensor]] = []
     places: list[int] = []
     with torch.no_grad():
-        for batch in batches(rows, tokens=CHUNK_TOKENS, device=device_of(model)):
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)):
             chosen = batch.rows.tolist()
             places += chosen
-            found.append(states(model, rows[chosen]))
-    answers = _first(rows).unique()
-    labels = (_first(rows[places])[:, None] == answers).double()
+            found.append(answer_states(model, rows[chosen]))
+    answers = _first_answer_tokens(rows).unique()
+    labels = (_first_answer_tokens(rows[places])[:, None] == answers).double()
     priors = labels.mean(0)
     means, maps = [], []
     for block in range(len(found[0])):
@@ -60,29 +62,33 @@ def fit_readers(model: nn.Module, rows: Sequences) -> Readers:
         means.append(mean.float())
         maps.append(solved.float())
     spread = float((labels - priors).square().mean())
-    return Readers(answers, means, maps, priors.float(), spread)
+    return BlockProbes(answers, means, maps, priors.float(), spread)
 
 
-def scores(readers: Readers, seen: Sequence[Tensor]) -> list[Tensor]:
+def probe_scores(readers: BlockProbes, seen: Sequence[Tensor]) -> list[Tensor]:
     """What each block's reader makes of its states, (row, answer); 0 is the average."""
     return [
         (state.float() - mean.to(state.device)) @ matrix.to(state.device)
-        for state, mean, matrix in zip(seen, readers.means, readers.maps, strict=True)
+        for state, mean, matrix in zip(
+            seen, readers.means, readers.weights, strict=True
+        )
     ]
 
 
-def found(readers: Readers, model: nn.Module, rows: Sequences) -> list[float]:
+def probe_accuracy(
+    readers: BlockProbes, model: nn.Module, rows: Sequences
+) -> list[float]:
     """Share of the rows whose answer scores highest, by block."""
     with torch.no_grad():
-        every = scores(readers, states(model, rows))
-    truth = _first(rows)
+        every = probe_scores(readers, answer_states(model, rows))
+    truth = _first_answer_tokens(rows)
     return [
         float((readers.answers[each.argmax(1).cpu()] == truth).float().mean())
         for each in every
     ]
 
 
-def states(model: nn.Module, rows: Sequences) -> list[Tensor]:
+def answer_states(model: nn.Module, rows: Sequences) -> list[Tensor]:
     """Each block's output where the rows' answers begin, (row, width)."""
     seen: list[Tensor] = []
 
@@ -101,7 +107,7 @@ def states(model: nn.Module, rows: Sequences) -> list[Tensor]:
     return [state[each, last] for state in seen]
 
 
-def _first(rows: Sequences) -> Tensor:
+def _first_answer_tokens(rows: Sequences) -> Tensor:
     return torch.tensor(
         [ids[start] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
     )

@@ -14,18 +14,18 @@ from torch import nn
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class StructureCache(Generic[T]):
     """Findings by network, for as long as it, or its class, is there."""
 
     def __init__(self) -> None:
         self._found: WeakKeyDictionary[Any, dict[Any, T]] = WeakKeyDictionary()
 
-    def get(self, model: nn.Module, about: Any, compute: Callable[[], T]) -> T:
+    def get(self, model: nn.Module, question: Any, compute: Callable[[], T]) -> T:
         """The finding, computed unless it is there.
 
         Args:
             model: The network.
-            about: What the finding is about, hashable.
+            question: What the finding is about, hashable.
             compute: Finds it; what it raises is not kept.
         """
         config = getattr(model, "config", None)
@@ -39,7 +39,7 @@ class Kept(Generic[T]):
             owner, told = type(model), repr(sorted(settings.items()))
         parts = tuple((name, type(each)) for name, each in model.named_modules())
         known = self._found.setdefault(owner, {})
-        key = (about, told, parts)
+        key = (question, told, parts)
         if key not in known:
             known[key] = compute()
         return known[key]

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from capture.network.structure import find_blocks, first_tensor
-from erasure.unlearning.objectives import distillation
+from erasure.unlearning.training.objectives import distillation
 from evidence.errors import InputError
 
-CHUNK = 256
+CHUNK_IMAGES = 256
 
 
 def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def classifier_of(model: nn.Module) -> nn.Linear:
     return found[-1]
 
 
-def with_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and what the classifier receives, (image, class) and (image, d)."""
     seen: list[Tensor] = []
 
@@ -50,7 +50,9 @@ def with_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return logits, seen[0]
 
 
-def with_states(model: nn.Module, pixels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def logits_and_states(
+    model: nn.Module, pixels: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
     """Logits and what a block gives, in the model's own shape."""
     seen: list[Tensor] = []
 
@@ -69,19 +71,21 @@ def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and features of the model as it is now, without gradients."""
     parts = []
     with torch.no_grad():
-        for start in range(0, len(pixels), CHUNK):
-            parts.append(with_features(model, pixels[start : start + CHUNK]))
+        for start in range(0, len(pixels), CHUNK_IMAGES):
+            parts.append(
+                logits_and_features(model, pixels[start : start + CHUNK_IMAGES])
+            )
     logits, features = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(features)
 
 
-def centroids(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_centroids(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(class, d) mean features; a class without images is NaN."""
     one_hot = functional.one_hot(labels, classes).to(features)
     return (one_hot.T @ features) / one_hot.sum(0)[:, None]
 
 
-def to_nearest(features: Tensor, centres: Tensor) -> Tensor:
+def nearest_centroid_loss(features: Tensor, centres: Tensor) -> Tensor:
     """Mean cosine distance of each row to the nearest of some centres.
 
     Source: DUCK (Cotogni et al. 2023, arXiv 2312.02052).
@@ -90,7 +94,7 @@ def to_nearest(features: Tensor, centres: Tensor) -> Tensor:
     return (1 - alike.max(1).values).mean()
 
 
-def across_the_boundary(
+def fgsm_target_class(
     model: nn.Module, pixels: Tensor, labels: Tensor, step: float
 ) -> Tensor:
     """(image,) the wrong class a step of FGSM leads towards.
@@ -109,11 +113,11 @@ def across_the_boundary(
     return logits.argmax(1)
 
 
-def to_uniform(logits: Tensor) -> Tensor:
+def uniform_loss(logits: Tensor) -> Tensor:
     """Mean cross-entropy of the uniform distribution with the model's, nats."""
     return -logits.log_softmax(1).mean()
 
 
-def followed(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def mean_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean over images of ``distillation``."""
     return distillation(logits, teacher, temperature).mean()

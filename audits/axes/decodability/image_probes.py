@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from audits.core.subjects import Subject
-from audits.modalities.image_baseline import Cast, features, ranked
+from audits.core.subjects import AuditedModel
+from audits.modalities.image_baseline import EvaluationSets, pooled_states, rank_among
 from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng
 from probes.concepts.directions import discriminant
@@ -25,51 +25,53 @@ SHRINKAGE = 0.1
 SHUFFLES, DIRECTIONS = 5, 20
 SHOTS = 20
 """Number of single-image refitted probes, over which scores are averaged."""
-KIND_SHOTS = 3
-MOST_CLASSES, LEAST_FIT, LEAST_CHECK = 12, 4, 2
+NEVER_TAUGHT_SHOTS = 3
+MAX_CLASSES, MIN_FIT_IMAGES, MIN_CHECK_IMAGES = 12, 4, 2
 
 States = Mapping[str, Mapping[str, np.ndarray]]
 """Set name to site to (image, d)."""
 
 
 @dataclass(frozen=True)
-class OwnReaders:
+class OriginalProbes:
     """The original's probes, site by site.
 
     Attributes:
         halves: (image,) half, 0 or 1, of each forget image.
-        own: Site to (half, d): fitted without the images of that half.
+        forgotten: Site to (half, d): fitted without the images of that half.
         shuffled: Site to (shuffle, d): fitted on shuffled labels.
         random: Site to (direction, d): random directions.
-        classes: Site to (class, d): probes of retain classes.
-        labels: (class,) their class indices.
+        retained: Site to (class, d): probes of retain classes.
+        retained_labels: (class,) their class indices.
     """
 
     halves: np.ndarray
-    own: dict[str, np.ndarray]
+    forgotten: dict[str, np.ndarray]
     shuffled: dict[str, np.ndarray]
     random: dict[str, np.ndarray]
-    classes: dict[str, np.ndarray]
-    labels: np.ndarray
+    retained: dict[str, np.ndarray]
+    retained_labels: np.ndarray
 
 
-def read_parts(
-    subject: Subject, sets: Cast, sites: list[str], device: str
+def read_set_states(
+    subject: AuditedModel, sets: EvaluationSets, sites: list[str], device: str
 ) -> dict[str, dict[str, np.ndarray]]:
     """States of every image set at every site."""
     with subject.loaded(device) as model:
         return {
-            name: features(model, getattr(sets, name), sites)
+            name: pooled_states(model, getattr(sets, name), sites)
             for name in ("forget", "fit", "check", "never")
         }
 
 
-def finite(states: States) -> bool:
+def all_finite(states: States) -> bool:
     """Whether all states are finite."""
     return all(np.isfinite(x).all() for part in states.values() for x in part.values())
 
 
-def fit_own(states: States, sets: Cast, seed: int) -> OwnReaders:
+def fit_original_probes(
+    states: States, sets: EvaluationSets, seed: int
+) -> OriginalProbes:
     """Fit the original's probes of the class, of retain classes, and the controls."""
     count = len(sets.forget)
     halves = np.zeros(count, dtype=int)
@@ -91,18 +93,18 @@ def fit_own(states: States, sets: Cast, seed: int) -> OwnReaders:
         shuffled[site] = _discriminants(rows, dealt)
         random[site] = rng.standard_normal((DIRECTIONS, rows.shape[1]))
         classes[site] = _discriminants(rest, sets.fit.labels == known[:, None])
-    return OwnReaders(halves, own, shuffled, random, classes, known)
+    return OriginalProbes(halves, own, shuffled, random, classes, known)
 
 
-def _common(sets: Cast) -> np.ndarray:
+def _common(sets: EvaluationSets) -> np.ndarray:
     """Retain classes with enough images to fit and check a probe."""
     found = [
         label
         for label in np.unique(sets.fit.labels)
-        if (sets.fit.labels == label).sum() >= LEAST_FIT
-        and (sets.check.labels == label).sum() >= LEAST_CHECK
+        if (sets.fit.labels == label).sum() >= MIN_FIT_IMAGES
+        and (sets.check.labels == label).sum() >= MIN_CHECK_IMAGES
     ]
-    return np.array(found[:MOST_CLASSES], dtype=np.int64)
+    return np.array(found[:MAX_CLASSES], dtype=np.int64)
 
 
 def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
@@ -115,7 +117,9 @@ def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
     return found.numpy()
 
 
-def read_own(readers: OwnReaders, states: States, sets: Cast) -> dict[str, Any]:
+def score_original_probes(
+    probes: OriginalProbes, states: States, sets: EvaluationSets
+) -> dict[str, Any]:
     """Scores of the original's probes on a model's states; JSON-ready.
 
     Returns:
@@ -126,38 +130,42 @@ def read_own(readers: OwnReaders, states: States, sets: Cast) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("forget", "never", "classes", "shuffled", "random")
     }
-    half = readers.halves
-    for site in readers.own:
+    half = probes.halves
+    for site in probes.forgotten:
         mine, other, invented = (
             states[part][site] for part in ("forget", "check", "never")
         )
 
         def shares(rows: np.ndarray, vectors: np.ndarray, other=other) -> np.ndarray:
             """(vector, image)."""
-            found = [ranked(rows @ each, other @ each) for each in vectors]
+            found = [rank_among(rows @ each, other @ each) for each in vectors]
             return np.stack(found)
 
-        both = shares(mine, readers.own[site])
+        both = shares(mine, probes.forgotten[site])
         columns["forget"].append(both[half, np.arange(len(mine))])
-        columns["never"].append(shares(invented, readers.own[site]).mean(0))
-        columns["shuffled"].append(shares(mine, readers.shuffled[site]).mean())
-        columns["random"].append(shares(mine, readers.random[site]).mean())
-        columns["classes"].append(_of_classes(readers, site, other, sets.check))
+        columns["never"].append(shares(invented, probes.forgotten[site]).mean(0))
+        columns["shuffled"].append(shares(mine, probes.shuffled[site]).mean())
+        columns["random"].append(shares(mine, probes.random[site]).mean())
+        columns["classes"].append(_of_classes(probes, site, other, sets.check))
     # (site, image) becomes (image, site); means stay (site,).
     return {name: np.array(each).T.tolist() for name, each in columns.items()}
 
 
 def _of_classes(
-    readers: OwnReaders, site: str, states: np.ndarray, images: ImageSet
+    readers: OriginalProbes, site: str, states: np.ndarray, images: ImageSet
 ) -> float:
     found = []
-    for label, vector in zip(readers.labels, readers.classes[site], strict=True):
+    for label, vector in zip(
+        readers.retained_labels, readers.retained[site], strict=True
+    ):
         read, own = states @ vector, images.labels == label
-        found.append(ranked(read[own], read[~own]).mean())
+        found.append(rank_among(read[own], read[~own]).mean())
     return float(np.mean(found)) if found else 0.5
 
 
-def read_refitted(states: States, sets: Cast, seed: int) -> dict[str, Any]:
+def score_refitted_probes(
+    states: States, sets: EvaluationSets, seed: int
+) -> dict[str, Any]:
     """Scores of single-image probes; (image, site) "forget" and "never"."""
     rng = numpy_rng(seed, "decodability", "shots")
     count = len(sets.forget)
@@ -166,7 +174,7 @@ def read_refitted(states: States, sets: Cast, seed: int) -> dict[str, Any]:
         np.flatnonzero(sets.never.labels == k) for k in np.unique(sets.never.labels)
     ]
     groups = [(np.arange(count), shots, "forget")] + [
-        (kind, kind[:KIND_SHOTS], "never") for kind in kinds if len(kind) > 1
+        (kind, kind[:NEVER_TAUGHT_SHOTS], "never") for kind in kinds if len(kind) > 1
     ]
     # A never-taught class with a single image cannot be scored and stays at chance.
     result = {
@@ -182,7 +190,9 @@ def read_refitted(states: States, sets: Cast, seed: int) -> dict[str, Any]:
             for shot in firsts:
                 vector = solve(rows[shot] - rest.mean(0))
                 asked = members != shot
-                total[asked] += ranked(rows[members[asked]] @ vector, other @ vector)
+                total[asked] += rank_among(
+                    rows[members[asked]] @ vector, other @ vector
+                )
                 times[asked] += 1
             result[part][members, column] = total / np.maximum(times, 1)
     return {part: table.tolist() for part, table in result.items()}

@@ -13,30 +13,30 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from audits.core.config import AuditConfig
-from audits.core.subjects import Subject
+from audits.core.subjects import AuditedModel
 from capture.activations.store import ActivationStore
 from capture.data.invented_entities import invent_items
 from capture.data.items import Item, ItemSet
-from capture.data.questions import Questions, ask
+from capture.data.questions import Questions, build_questions
 from capture.data.tokenization import encode
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest, unpaired_max_test
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
-from probes.estimators.kernel_smoothers import smoothers
+from probes.estimators.kernel_smoothers import smoother_matrices
 from probes.splits.folds import Folds
 
 NAME = "membership"
-LEAST_ENTITIES = 6
+MIN_ENTITIES = 6
 # More entities help little, and the kernel matrix grows quadratically.
-MOST_FITTED = 200
-FIT_SHARE = 0.8
+MAX_FIT_ENTITIES = 200
+FIT_FRACTION = 0.8
 PARTS = ("fit", "fit_invented", "check", "check_invented", "forget", "never_taught")
 
 
 @dataclass(frozen=True)
-class Cast:
+class MembershipSets:
     """The questions compared.
 
     Attributes:
@@ -56,9 +56,9 @@ class Cast:
         return np.repeat(PARTS, [len(self.questions[part]) for part in PARTS])
 
 
-def cast(
+def select_sets(
     forget: ItemSet, retain: ItemSet, never: ItemSet, wordings: int, seed: int
-) -> Cast:
+) -> MembershipSets:
     """Choose the fitting entities and invent their counterparts.
 
     Args:
@@ -72,22 +72,22 @@ def cast(
     relations = {item.relation for item in forget}
     alike = ItemSet(tuple(x for x in retain if x.relation in relations), retain.name)
     fewest = min(len(each.entities) for each in (forget, never, alike))
-    if fewest < LEAST_ENTITIES:
+    if fewest < MIN_ENTITIES:
         raise InputError(
             "too few entities to read a signature of membership",
-            expected=f"{LEAST_ENTITIES} or more forgotten, never-taught and retain "
+            expected=f"{MIN_ENTITIES} or more forgotten, never-taught and retain "
             "ones, of the same relations",
             got=str(fewest),
         )
     names = alike.entities
-    order = numpy_rng(seed, NAME, "fit").permutation(len(names))[:MOST_FITTED]
+    order = numpy_rng(seed, NAME, "fit").permutation(len(names))[:MAX_FIT_ENTITIES]
     known = ItemSet(
         tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never))
     )
-    chosen = alike.of([names[place] for place in sorted(order)])
+    chosen = alike.of_entities([names[place] for place in sorted(order)])
     mirror = invent_items(chosen, known, numpy_rng(seed, NAME, "invented"))
     # The mirror follows its original item by item, so the same cut keeps pairs together.
-    cut = set(list(chosen.entities)[: int(FIT_SHARE * len(chosen.entities))])
+    cut = set(list(chosen.entities)[: int(FIT_FRACTION * len(chosen.entities))])
 
     def of(items: ItemSet, inside: bool) -> list[Item]:
         return [
@@ -97,28 +97,28 @@ def cast(
         ]
 
     asked = {
-        "fit": ask(of(chosen, True), 1),
-        "fit_invented": ask(of(mirror, True), 1),
-        "check": ask(of(chosen, False), wordings),
-        "check_invented": ask(of(mirror, False), wordings),
-        "forget": ask(forget, wordings),
-        "never_taught": ask(
+        "fit": build_questions(of(chosen, True), 1),
+        "fit_invented": build_questions(of(mirror, True), 1),
+        "check": build_questions(of(chosen, False), wordings),
+        "check_invented": build_questions(of(mirror, False), wordings),
+        "forget": build_questions(forget, wordings),
+        "never_taught": build_questions(
             [item for item in never if item.relation in relations], wordings
         ),
     }
-    return Cast(asked)
+    return MembershipSets(asked)
 
 
-def capture(
-    subject: Subject,
+def capture_states(
+    subject: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Cast,
+    sets: MembershipSets,
     store: ActivationStore,
     device: str,
     progress: Progress,
 ) -> list[str]:
     """Capture every prompt at every residual site, and the names at the embedding."""
-    rows = encode(tokenizer, asked.prompts)
+    rows = encode(tokenizer, sets.prompts)
     with subject.loaded(device) as model:
         names = find_sites(model).names
         sites = [n for n in names if n == "embed" or n.startswith("resid.")]
@@ -132,22 +132,22 @@ def capture(
 
 
 @dataclass(frozen=True)
-class Scores:
+class MembershipScores:
     """A classifier's scores of one model's states.
 
     Attributes:
         rows: (label vector, site, row) scores, true labels first, then shuffled ones; only
             evaluated rows are scored.
-        asked: The entities compared.
+        sets: The entities compared.
     """
 
     rows: NDArray[np.float64]
-    asked: Cast
+    sets: MembershipSets
 
-    def of(self, part: str, labels: int = 0) -> NDArray[np.float64]:
+    def entity_means(self, part: str, labels: int = 0) -> NDArray[np.float64]:
         """(entity, site) mean score of a part's entities."""
-        values = self.rows[labels][:, self.asked.part == part]
-        names = self.asked.questions[part].entities
+        values = self.rows[labels][:, self.sets.part == part]
+        names = self.sets.questions[part].entities
         place = {name: number for number, name in enumerate(dict.fromkeys(names))}
         owner = np.array([place[name] for name in names])
         total = np.zeros((len(place), len(values)))
@@ -156,7 +156,7 @@ class Scores:
 
     def wins(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
         """(entity, other entity, site) 1 where the first scores higher, ties one half."""
-        high, low = self.of(part, labels), self.of(other, labels)
+        high, low = self.entity_means(part, labels), self.entity_means(other, labels)
         size = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
         lead = high[:, None] - low[None]
         return np.where(np.abs(lead) <= 1e-9 * size, 0.5, lead > 0)
@@ -166,10 +166,10 @@ class Scores:
         return self.wins(part, other, labels).mean((0, 1))
 
     def test(
-        self, part: str, other: str, use: NDArray[np.bool_], config: AuditConfig
+        self, part: str, other: str, mask: NDArray[np.bool_], config: AuditConfig
     ) -> MaxTest:
         """Exact permutation test of that AUC over the masked sites."""
-        high, low = self.of(part)[:, use], self.of(other)[:, use]
+        high, low = self.entity_means(part)[:, mask], self.entity_means(other)[:, mask]
         pooled = np.concatenate([high, low])
         size = np.maximum(np.abs(pooled).max(0), 1e-300)
         pooled = np.round(pooled / size, 9)  # ties up to rounding are ties
@@ -183,26 +183,26 @@ class Scores:
         )
 
 
-def read(
+def score_membership(
     states: NDArray[np.float32],
-    asked: Cast,
+    sets: MembershipSets,
     family: str,
     seed: int,
     shuffles: int = 0,
-) -> Scores:
+) -> MembershipScores:
     """Fit a classifier family on retain against invented entities, site by site.
 
     Args:
-        states: (site, row, d) of the prompts of ``asked``.
+        states: (site, row, d) of the prompts of ``sets``.
         family: One of ``probes.estimators.kernel_smoothers.FAMILIES``.
         seed: Of shuffles and random features.
         shuffles: Number of label vectors with the labels of each pair exchanged at random.
     """
-    part = asked.part
+    part = sets.part
     member = np.isin(part, ("fit", "check", "forget"))
     fitted = np.char.startswith(part, "fit")
     folds = Folds(fitted[None], ~fitted[None], "retain and invented entities")
-    owners = asked.questions["fit"].entities
+    owners = sets.questions["fit"].entities
     pairs = {name: number for number, name in enumerate(dict.fromkeys(owners))}
     pair = np.array([pairs[name] for name in owners])
     labels = np.repeat(np.where(member, 1.0, -1.0)[None], 1 + shuffles, 0)
@@ -213,6 +213,6 @@ def read(
     scores = []
     for rows in states:
         x = torch.from_numpy(rows.astype(np.float64))[None]
-        weights = smoothers(x, folds, (family,), seed=seed)[0, 0]
+        weights = smoother_matrices(x, folds, (family,), seed=seed)[0, 0]
         scores.append((weights @ signs).T.numpy())
-    return Scores(np.stack(scores, 1), asked)
+    return MembershipScores(np.stack(scores, 1), sets)

@@ -10,25 +10,25 @@ from torch import nn
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.configuration import library_config, model_class
 from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import quiet
+from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.network.discovery.outline import find_outline
 from capture.network.sites import find_sites
 
 
 @dataclass(frozen=True)
-class Structure:
+class NetworkSize:
     """What is known of a network before its weights are read.
 
     Attributes:
-        layers: Number of blocks; None for a network without attention.
-        width: Of the residual stream; None where its configuration does not say it.
+        n_layers: Number of blocks; None for a network without attention.
+        d_model: Of the residual stream; None where its configuration does not say it.
     """
 
-    layers: int | None
-    width: int | None
+    n_layers: int | None
+    d_model: int | None
 
 
-def structure_of(checkpoint: Checkpoint) -> Structure:
+def network_size(checkpoint: Checkpoint) -> NetworkSize:
     """The blocks of a checkpoint's network.
 
     A live module is looked at as it is; of a folder the network is built on PyTorch's
@@ -39,17 +39,17 @@ def structure_of(checkpoint: Checkpoint) -> Structure:
     """
     if checkpoint.live is not None:
         sites = find_sites(checkpoint.live)
-        return Structure(sites.n_layers, sites.d_model)
+        return NetworkSize(sites.n_layers, sites.d_model)
     model, settings = _bare(checkpoint.config)
     outline = find_outline(model)
     text = settings.get_text_config()
     width = getattr(text, "hidden_size", None)
-    return Structure(None if outline is None else len(outline.blocks), width)
+    return NetworkSize(None if outline is None else len(outline.blocks), width)
 
 
 def _bare(config: dict[str, Any]) -> tuple[nn.Module, Any]:
     kind, place = model_class(config), Path("config.json")
-    with quiet(), library_errors("its network could not be built"):
+    with quiet_transformers(), library_errors("its network could not be built"):
         settings = library_config(config, kind, place)
         with torch.device("meta"):
             return kind(settings), settings

@@ -20,16 +20,16 @@ from pathlib import Path
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import disk_errors, read_json
-from evidence.storage.scratch import KEEP, still_there, sweep, try_lock
+from evidence.storage.scratch import OPEN_FLAGS, is_same_file, remove_stale, try_lock
 
 LOCK = ".exhume.lock"
-WAIT_SECONDS = 0.2
-LONGEST = 200
+POLL_SECONDS = 0.2
+MAX_COMMAND_CHARACTERS = 200
 """Characters of a holder's command that are kept and shown."""
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """Who holds a lock, as it wrote down itself."""
 
     process: int
@@ -38,20 +38,20 @@ class Holder:
     command: str
 
     @classmethod
-    def me(cls) -> "Holder":
+    def this_process(cls) -> "LockHolder":
         """This process."""
         program, *arguments = sys.argv or [""]
         path = Path(program)
         name = path.parent.name if path.name == "__main__.py" else path.name
-        command = shlex.join([name, *arguments])[:LONGEST]
+        command = shlex.join([name, *arguments])[:MAX_COMMAND_CHARACTERS]
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(os.getpid(), socket.gethostname(), since, command)
 
     @classmethod
-    def read(cls, path: Path) -> "Holder | None":
+    def read(cls, path: Path) -> "LockHolder | None":
         """Who wrote ``path``; None where it cannot be read, or not yet."""
         try:
-            found = read_json(path, limit=1 << 14)
+            found = read_json(path, max_bytes=1 << 14)
             host, since, command = (
                 _shown(str(found[name])) for name in ("host", "since", "command")
             )
@@ -67,7 +67,7 @@ class Holder:
 
 
 @contextmanager
-def sole_run(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for a run that writes into it, for the length of a block.
 
     Scratch that a run left there that was killed is swept.
@@ -83,14 +83,14 @@ def sole_run(folder: Path) -> Iterator[None]:
     handle, made = _open(folder, path)
     if handle is None:
         _unmake(made)
-        holder = Holder.read(path)
+        holder = LockHolder.read(path)
         raise InputError(
             f"another run is writing into {folder}"
             + (f" ({holder})" if holder else ""),
             fix="Wait until it ends, or choose another folder",
         )
     try:
-        sweep(folder)
+        remove_stale(folder)
         yield
     finally:
         _release(handle, path)
@@ -98,7 +98,7 @@ def sole_run(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_maker(target: Path, progress: Progress = SILENT) -> Iterator[None]:
+def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
     """Hold the right to make ``target``, which several runs may want at once.
 
     Waits for another maker. Whether it is made by then is for the block to look.
@@ -109,11 +109,11 @@ def sole_maker(target: Path, progress: Progress = SILENT) -> Iterator[None]:
     path = target.parent / f".{target.name[:40]}{LOCK}"
     handle, made = _open(target.parent, path)
     if handle is None:
-        who = Holder.read(path)
+        who = LockHolder.read(path)
         label = f"waiting for {target.name}" + (f" ({who})" if who else "")
         with progress.task(label, 1):
             while handle is None:
-                time.sleep(WAIT_SECONDS)
+                time.sleep(POLL_SECONDS)
                 handle, _ = _open(target.parent, path)
     try:
         yield
@@ -133,7 +133,7 @@ def _open(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
 def _acquire(path: Path) -> int | None:
     """An open file that holds the lock, or None where another process has it."""
     while True:
-        handle = os.open(path, KEEP | os.O_CREAT, 0o666)
+        handle = os.open(path, OPEN_FLAGS | os.O_CREAT, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise InputError(f"{path} is not a regular file", fix="Delete it")
@@ -142,9 +142,9 @@ def _acquire(path: Path) -> int | None:
                 os.close(handle)
                 return None
             # Its holder removes the file at the end, perhaps after we opened it.
-            if still_there(handle, path):
+            if is_same_file(handle, path):
                 os.ftruncate(handle, 0)
-                os.write(handle, json.dumps(asdict(Holder.me())).encode())
+                os.write(handle, json.dumps(asdict(LockHolder.this_process())).encode())
                 if got is None:
                     warnings.warn(
                         f"{path.parent} lies on a file system without locks: make sure "
@@ -161,7 +161,7 @@ def _acquire(path: Path) -> int | None:
 def _release(handle: int, path: Path) -> None:
     # Removed while it is held: who opened it before sees that the name is gone.
     with suppress(OSError):
-        if still_there(handle, path):
+        if is_same_file(handle, path):
             path.unlink()
     os.close(handle)
 
@@ -174,4 +174,6 @@ def _unmake(made: list[Path]) -> None:
 
 def _shown(text: str) -> str:
     """Anybody may have written it: nothing in it may move a terminal's cursor."""
-    return "".join(each if each.isprintable() else "?" for each in text)[:LONGEST]
+    return "".join(each if each.isprintable() else "?" for each in text)[
+        :MAX_COMMAND_CHARACTERS
+    ]

@@ -1,0 +1,1 @@
+"""Unlearning by training: settings, losses, batches, and the loop."""

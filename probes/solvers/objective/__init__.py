@@ -1,0 +1,1 @@
+"""The objective of logistic regression: loss, shared factor, a batch of problems."""
