@@ -106,8 +106,8 @@ def relearn(
         steps: Optimizer steps, each on all of T.
 
     Returns:
-        ``steps``; ``taught``: training accuracy, a checkpoint; ``asked`` and ``never``: row entities and
-        (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
+        ``steps``; ``taught``: training accuracy, a checkpoint; ``asked`` and ``never``: row
+        entities and (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
     """
     budget = config.budget
     lesson = encode_items(tokenizer, split.train)
