@@ -37,15 +37,15 @@ def run_behaviour(
         scores: By role: ``forget`` and ``never_taught`` (as ``score_question_sets``) and ``ratios``
             (as ``truth_ratios``).
     """
-    known = known_rows(forget, scores["original"]["forget"])
-    asked = forget.select(known)
+    mask = known_rows(forget, scores["original"]["forget"])
+    questions = forget.select(mask)
 
-    def forgotten(role: str, what: str) -> EntityValues:
-        values = getattr(scores_from_json(scores[role]["forget"]), what)
-        return average_by_entity(values[known], asked.entities)
+    def forget_values(role: str, metric: str) -> EntityValues:
+        values = getattr(scores_from_json(scores[role]["forget"]), metric)
+        return average_by_entity(values[mask], questions.entities)
 
-    def invented(role: str, what: str) -> EntityValues:
-        values = getattr(scores_from_json(scores[role]["never_taught"]), what)
+    def never_taught_values(role: str, metric: str) -> EntityValues:
+        values = getattr(scores_from_json(scores[role]["never_taught"]), metric)
         return average_by_entity(values, never.entities)
 
     references = [role for role in scores if role.startswith("reference")]
@@ -54,24 +54,24 @@ def run_behaviour(
         [
             MetricComparison(
                 name,
-                what,
-                forgotten("unlearned", what),
-                forgotten("original", what),
-                [forgotten(role, what) for role in references],
-                invented("unlearned", what),
+                metric,
+                forget_values("unlearned", metric),
+                forget_values("original", metric),
+                [forget_values(role, metric) for role in references],
+                never_taught_values("unlearned", metric),
             )
-            for name, what in ((EXACT_MATCH, "greedy"), (CONTRAST, "contrast"))
+            for name, metric in ((EXACT_MATCH, "greedy"), (CONTRAST, "contrast"))
         ],
         ["output"],
         config,
     )
-    never_original = invented("original", "greedy").mean[0]
+    never_original = never_taught_values("original", "greedy").mean[0]
     controls = [
         Control(
             "the original says it",
-            float(forgotten("original", "greedy").mean[0]),
+            float(forget_values("original", "greedy").mean[0]),
             "1 on the items kept",
-            bool(forgotten("original", "greedy").mean[0] > 0.5),
+            bool(forget_values("original", "greedy").mean[0] > 0.5),
         ),
         Control(
             "the original does not say what it was never taught",
@@ -85,10 +85,10 @@ def run_behaviour(
         role: [
             float(
                 scores_from_json(scores[role]["forget"])
-                .greedy[known][np.array(asked.wording) == wording]
+                .greedy[mask][np.array(questions.wording) == wording]
                 .mean()
             )
-            for wording in sorted(set(asked.wording))
+            for wording in sorted(set(questions.wording))
         ]
         for role in scores
     }
@@ -99,7 +99,7 @@ def run_behaviour(
         "share of answers said",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(forgotten("original", "greedy").values),
+        n_entities=len(forget_values("original", "greedy").values),
         details={
             "accuracy_by_wording": by_wording,
             "truth_ratio": {
@@ -108,7 +108,7 @@ def run_behaviour(
             },
             "mean_logprob": {
                 role: float(
-                    scores_from_json(scores[role]["forget"]).mean_logprob[known].mean()
+                    scores_from_json(scores[role]["forget"]).mean_logprob[mask].mean()
                 )
                 for role in scores
             },
@@ -123,13 +123,13 @@ def run_behaviour(
                     "logprob_unlearned": float(after),
                 }
                 for item, entity, prompt, answer, hit, before, after in zip(
-                    asked.ids,
-                    asked.entities,
-                    asked.prompts,
-                    asked.answers,
-                    scores_from_json(scores["unlearned"]["forget"]).greedy[known],
-                    scores_from_json(scores["original"]["forget"]).mean_logprob[known],
-                    scores_from_json(scores["unlearned"]["forget"]).mean_logprob[known],
+                    questions.ids,
+                    questions.entities,
+                    questions.prompts,
+                    questions.answers,
+                    scores_from_json(scores["unlearned"]["forget"]).greedy[mask],
+                    scores_from_json(scores["original"]["forget"]).mean_logprob[mask],
+                    scores_from_json(scores["unlearned"]["forget"]).mean_logprob[mask],
                     strict=True,
                 )
             ],
@@ -142,7 +142,7 @@ def status_of(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
     """Decide between retained, absent and neither."""
-    if not all(each.passed for each in controls if each.required):
+    if not all(control.passed for control in controls if control.required):
         return "control_failed", []
     main = readings[0]
     low, high = main.residual_interval

@@ -36,24 +36,27 @@ def run_behaviour(
     """
     references = [role for role in baseline_scores if role.startswith("reference")]
 
-    def wanted(name: str, what: str) -> MetricComparison:
+    def comparison(name: str, metric: str) -> MetricComparison:
         forgotten = {
-            role: image_values(baseline_scores[role][what]["forget"], sets.forget)
+            role: image_values(baseline_scores[role][metric]["forget"], sets.forget)
             for role in baseline_scores
         }
         return MetricComparison(
             name,
-            what,
+            metric,
             forgotten["unlearned"],
             forgotten["original"],
             [forgotten[role] for role in references],
             image_values(
-                baseline_scores["unlearned"][what]["never_taught"], sets.never
+                baseline_scores["unlearned"][metric]["never_taught"], sets.never
             ),
         )
 
     readings = compare_to_floors(
-        NAME, [wanted(NAMED, "named"), wanted(RANKED, "rank")], ["output"], config
+        NAME,
+        [comparison(NAMED, "named"), comparison(RANKED, "rank")],
+        ["output"],
+        config,
     )
     right = float(np.mean(baseline_scores["original"]["named"]["forget"]))
     controls = [
@@ -66,7 +69,7 @@ def run_behaviour(
         ),
     ]
     status, extra = status_of(readings, controls, config.rule)
-    said = baseline_scores["unlearned"]["named"]["forget"]
+    named = baseline_scores["unlearned"]["named"]["forget"]
     return AxisResult(
         NAME,
         QUESTION,
@@ -79,7 +82,7 @@ def run_behaviour(
             "class": sets.label,
             "images": [
                 {"id": name, "named": bool(hit)}
-                for name, hit in zip(sets.forget.ids, said, strict=True)
+                for name, hit in zip(sets.forget.ids, named, strict=True)
             ],
         },
         notes=tuple(extra),

@@ -66,21 +66,22 @@ def relearning_splits(
     for _ in range(ROUNDS):
         order = rng.permutation(len(sets.forget))
         halves = (order[::2], order[1::2])
-        for taught, asked in (halves, halves[::-1]):
+        for taught, held_out in (halves, halves[::-1]):
             forget.append(
                 RelearningSplit(
                     sets.forget.select(taught[:SHOTS]),
-                    sets.forget.select(np.sort(asked)),
+                    sets.forget.select(np.sort(held_out)),
                 )
             )
     never = []
     for kind in rng.permutation(np.unique(sets.never.labels)):
         rows = np.flatnonzero(sets.never.labels == kind)
         if len(rows) > SHOTS and len(never) < N_INVENTED_CLASSES:
-            some = rng.permutation(rows)
+            shuffled = rng.permutation(rows)
             never.append(
                 RelearningSplit(
-                    sets.never.select(some[:SHOTS]), sets.never.select(some[SHOTS:])
+                    sets.never.select(shuffled[:SHOTS]),
+                    sets.never.select(shuffled[SHOTS:]),
                 )
             )
     return {"forget": forget, "never": never}
@@ -89,12 +90,12 @@ def relearning_splits(
 def retain_images(sets: EvaluationSets, seed: int) -> ImageSet:
     """Retain images to train on as well, balanced over classes."""
     order = numpy_rng(seed, NAME, "kept").permutation(len(sets.fit))
-    turn = np.zeros(len(order), dtype=int)
+    rank = np.zeros(len(order), dtype=int)
     seen: dict[int, int] = {}
-    for place, row in enumerate(order):
+    for position, row in enumerate(order):
         label = int(sets.fit.labels[row])
-        turn[place] = seen[label] = seen.get(label, -1) + 1
-    chosen = order[np.argsort(turn, kind="stable")][:N_RETAIN]
+        rank[position] = seen[label] = seen.get(label, -1) + 1
+    chosen = order[np.argsort(rank, kind="stable")][:N_RETAIN]
     return sets.fit.select(np.sort(chosen))
 
 
@@ -117,12 +118,12 @@ def relearn(
     """
     model = copy.deepcopy(initial)
     device = model_device(model)
-    both = split.train.pixels, retain.pixels
-    pixels = torch.cat(both).to(device)
-    own = torch.full((len(split.train),), label)
-    labels = torch.cat([own, torch.from_numpy(retain.labels)]).to(device)
-    shares = [torch.full((len(part),), 0.5 / len(part)) for part in both]
-    weights = torch.cat(shares).to(device)
+    parts = split.train.pixels, retain.pixels
+    pixels = torch.cat(parts).to(device)
+    class_labels = torch.full((len(split.train),), label)
+    labels = torch.cat([class_labels, torch.from_numpy(retain.labels)]).to(device)
+    row_weights = [torch.full((len(part),), 0.5 / len(part)) for part in parts]
+    weights = torch.cat(row_weights).to(device)
     taught: list[float] = []
     asked: list[list[int]] = []
 
@@ -134,8 +135,8 @@ def relearn(
 
     def backward() -> dict[str, float]:
         logits = class_logits(model, pixels)
-        each = functional.cross_entropy(logits, labels, reduction="none")
-        loss = (weights * each).sum()
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        loss = (weights * losses).sum()
         loss.backward()
         return {"loss": float(loss.detach())}
 
@@ -176,9 +177,9 @@ def choose_rate(
     for rate, steps in attempts:
         if all(
             _learned_in_time(
-                relearn(model, lesson, retain, label, rate, steps, progress)
+                relearn(model, split, retain, label, rate, steps, progress)
             )
-            for model, lesson in trials
+            for model, split in trials
         ):
             break
     return {"rate": rate, "steps": steps}
@@ -201,19 +202,19 @@ def scores_after_learning(runs: Sequence[dict[str, Any]]) -> EntityValues:
     return average_by_entity(np.concatenate(rows), names)
 
 
-def reordered(found: EntityValues, ids: Sequence[str]) -> EntityValues:
+def reordered(values: EntityValues, ids: Sequence[str]) -> EntityValues:
     """The same images in the order of ``ids``."""
-    place = {name: row for row, name in enumerate(found.entities)}
-    rows = [place[name] for name in ids]
+    row_of = {name: row for row, name in enumerate(values.entities)}
+    rows = [row_of[name] for name in ids]
     return EntityValues(
-        found.values[rows], found.n_items, tuple(ids), found.item_variance
+        values.values[rows], values.n_items, tuple(ids), values.item_variance
     )
 
 
 def judge(
     sets: EvaluationSets,
     runs: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]],
-    known: EntityValues,
+    original_values: EntityValues,
     config: AuditConfig,
     chosen: Mapping[str, float],
     notes: tuple[str, ...],
@@ -222,40 +223,40 @@ def judge(
 
     Args:
         runs: By role, "forget" and "never": results of ``relearn``.
-        known: (image, 1) predictions of the original without fine-tuning.
+        original_values: (image, 1) predictions of the original without fine-tuning.
         chosen: Result of ``choose_rate``.
     """
     ids = sets.forget.ids
     own = {
-        role: reordered(scores_after_learning(each["forget"]), ids)
-        for role, each in runs.items()
+        role: reordered(scores_after_learning(role_runs["forget"]), ids)
+        for role, role_runs in runs.items()
     }
     never = {
-        role: scores_after_learning(each["never"])
-        for role, each in runs.items()
-        if "never" in each
+        role: scores_after_learning(role_runs["never"])
+        for role, role_runs in runs.items()
+        if "never" in role_runs
     }
     references = [own[role] for role in runs if role.startswith("reference")]
-    least = min(max(run["taught"]) for run in runs["unlearned"]["forget"])
+    training_share = min(max(run["taught"]) for run in runs["unlearned"]["forget"])
     controls = [
         Control(
             "the attack learns what it teaches",
-            least,
+            training_share,
             f"share of taught images named at least {MIN_LEARNED}",
-            least >= MIN_LEARNED,
+            training_share >= MIN_LEARNED,
         )
     ]
     if "planted" in runs:
         controls.append(_planted(own["planted"], references, never["planted"], config))
-    wanted = MetricComparison(
+    comparison = MetricComparison(
         HELD_OUT_NAMED,
         HELD_OUT_NAMED,
         own["unlearned"],
-        known,
+        original_values,
         references,
         never["unlearned"],
     )
-    readings = compare_to_floors(NAME, [wanted], ["after teaching"], config)
+    readings = compare_to_floors(NAME, [comparison], ["after teaching"], config)
     status, extra = _status(readings, controls, config)
     return AxisResult(
         NAME,
@@ -273,12 +274,12 @@ def judge(
                 role: {
                     part: np.round(
                         np.mean(
-                            [np.mean(run["asked"], axis=1) for run in each], axis=0
+                            [np.mean(run["asked"], axis=1) for run in part_runs], axis=0
                         ),
                         4,
                     ).tolist()
-                    for part, each in parts.items()
-                    if each
+                    for part, part_runs in parts.items()
+                    if part_runs
                 }
                 for role, parts in runs.items()
             },
@@ -288,7 +289,7 @@ def judge(
 
 
 def _planted(
-    own: EntityValues,
+    planted: EntityValues,
     references: Sequence[EntityValues],
     never: EntityValues,
     config: AuditConfig,
@@ -296,7 +297,7 @@ def _planted(
     """The planted suppression must return beyond the floor."""
     floor = average_models(references) if references else never
     test = (paired_max_test if references else unpaired_max_test)(
-        own.values,
+        planted.values,
         floor.values,
         numpy_rng(config.seed, NAME, "planted"),
         config.budget.permutations,

@@ -59,22 +59,24 @@ def compare_to_floors(
     paired = bool(comparisons[0].references)
     readings = []
     for kind in ("reference", "never_taught") if paired else ("never_taught",):
-        for each in comparisons:
+        for comparison in comparisons:
             second = paired and kind == "never_taught"
             readings.append(
                 compare(
-                    f"{each.name}, against never-taught items" if second else each.name,
-                    each.candidate,
-                    average_models(each.references)
+                    f"{comparison.name}, against never-taught items"
+                    if second
+                    else comparison.name,
+                    comparison.candidate,
+                    average_models(comparison.references)
                     if kind == "reference"
-                    else each.never_taught,
-                    each.ceiling,
+                    else comparison.never_taught,
+                    comparison.ceiling,
                     columns=columns,
                     floor_kind=kind,
-                    rng=numpy_rng(config.seed, axis, kind, each.stream),
+                    rng=numpy_rng(config.seed, axis, kind, comparison.stream),
                     n_permutations=config.budget.permutations,
                     mask=None if mask is None else mask.tolist(),
-                    min_residual=each.min_difference,
+                    min_residual=comparison.min_difference,
                 )
             )
     return readings

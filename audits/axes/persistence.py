@@ -57,12 +57,12 @@ def score_quantized(
     Returns:
         Scheme to ``score_question_sets`` of the sets.
     """
-    found = {}
+    scores = {}
     for scheme in config.budget.quantisations:
         with subject.loaded(device) as model:
             quantize_(model, scheme)
-            found[scheme] = score_question_sets(model, tokenizer, sets, progress)
-    return found
+            scores[scheme] = score_question_sets(model, tokenizer, sets, progress)
+    return scores
 
 
 def edit_in_bins(
@@ -70,10 +70,16 @@ def edit_in_bins(
 ) -> list[dict[str, Any]]:
     """``survival`` of every edited linear weight, by scheme; JSON-ready."""
     rows = []
-    with original.loaded(device) as one, unlearned.loaded(device) as other:
-        after = linear_weights(other)
-        for name, (weight, turned) in linear_weights(one).items():
-            pair = [each.T if turned else each for each in (weight, after[name][0])]
+    with (
+        original.loaded(device) as before_model,
+        unlearned.loaded(device) as after_model,
+    ):
+        after = linear_weights(after_model)
+        for name, (weight, transposed) in linear_weights(before_model).items():
+            pair = [
+                matrix.T if transposed else matrix
+                for matrix in (weight, after[name][0])
+            ]
             for scheme in config.budget.quantisations:
                 left = edit_survival(pair[0], pair[1], scheme)
                 if left.edited:
@@ -120,15 +126,15 @@ def judge(
         numpy_rng(config.seed, NAME, "original"),
         config.budget.permutations,
     )
-    strong = (power.p_column < alpha) & (power.difference > MIN_SPAN)
-    kept = tables.kept()
-    use = strong & (kept >= MIN_RETAIN_SHARE)
+    decodable = (power.p_column < alpha) & (power.difference > MIN_SPAN)
+    retain_share = tables.kept()
+    mask = decodable & (retain_share >= MIN_RETAIN_SHARE)
     controls = [
         Control(
             "the quantised original still says them",
             power.p_value,
             f"p < {alpha} and at least {MIN_SPAN} apart",
-            bool(strong.any()),
+            bool(decodable.any()),
         ),
         Control(
             "the answers are gone at full precision",
@@ -138,12 +144,12 @@ def judge(
         ),
         Control(
             "the quantised candidate answers what it should keep",
-            float(kept[strong].max()) if strong.any() else 0.0,
+            float(retain_share[decodable].max()) if decodable.any() else 0.0,
             f"at least {MIN_RETAIN_SHARE} of the quantised original's",
-            bool(use.any()),
+            bool(mask.any()),
         ),
     ]
-    readings = _readings(tables, config, use) if use.any() else []
+    readings = _readings(tables, config, mask) if mask.any() else []
     status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
@@ -168,32 +174,34 @@ class _QuantizedScores:
     def __init__(
         self,
         sets: QuestionSets,
-        heard: Mapping[str, dict[str, Any]],
-        quantised: Mapping[str, dict[str, Any]],
+        baseline_scores: Mapping[str, dict[str, Any]],
+        quantized_scores: Mapping[str, dict[str, Any]],
         schemes: Sequence[str],
     ):
-        self.sets, self.heard, self.quantised = sets, heard, quantised
+        self.sets, self.heard, self.quantised = sets, baseline_scores, quantized_scores
         self.schemes = list(schemes)
-        self.known = known_rows(sets["forget"], heard["original"]["forget"])
+        self.known = known_rows(sets["forget"], baseline_scores["original"]["forget"])
 
-    def values(self, part: str, role: str, what: str) -> EntityValues:
+    def values(self, part: str, role: str, metric: str) -> EntityValues:
         """(entity, scheme)."""
         columns = [
-            getattr(scores_from_json(self.quantised[role][scheme][part]), what)
+            getattr(scores_from_json(self.quantised[role][scheme][part]), metric)
             for scheme in self.schemes
         ]
         return self._by_entity(part, np.array(columns, dtype=float).T)
 
-    def full(self, role: str, what: str) -> EntityValues:
+    def full(self, role: str, metric: str) -> EntityValues:
         """(entity, 1) at full precision."""
-        rows = getattr(scores_from_json(self.heard[role]["forget"]), what)
+        rows = getattr(scores_from_json(self.heard[role]["forget"]), metric)
         return self._by_entity("forget", np.asarray(rows, dtype=float)[:, None])
 
     def _by_entity(self, part: str, rows: np.ndarray) -> EntityValues:
         entities = self.sets[part].entities
         if part == "forget":
-            kept = [x for x, known in zip(entities, self.known, strict=True) if known]
-            return average_by_entity(rows[self.known], kept)
+            known_entities = [
+                x for x, is_known in zip(entities, self.known, strict=True) if is_known
+            ]
+            return average_by_entity(rows[self.known], known_entities)
         return average_by_entity(rows, entities)
 
     def kept(self) -> np.ndarray:
@@ -206,12 +214,12 @@ class _QuantizedScores:
         """Accuracy when quantized minus at full precision, with a paired 95 % interval."""
         before = self.full(role, "greedy").values
         after = self.values("forget", role, "greedy").values
-        found = []
+        gaps = []
         for scheme, column in zip(self.schemes, (after - before).T, strict=True):
-            reach = stats.t.ppf(0.975, len(column) - 1) * column.std(ddof=1)
-            half = float(reach / np.sqrt(len(column)))
+            quantile = stats.t.ppf(0.975, len(column) - 1) * column.std(ddof=1)
+            half = float(quantile / np.sqrt(len(column)))
             middle = float(column.mean())
-            found.append(
+            gaps.append(
                 {
                     "scheme": scheme,
                     "full": float(before.mean()),
@@ -220,45 +228,45 @@ class _QuantizedScores:
                     "interval": [middle - half, middle + half],
                 }
             )
-        return found
+        return gaps
 
 
 def _readings(
-    tables: _QuantizedScores, config: AuditConfig, use: np.ndarray
+    tables: _QuantizedScores, config: AuditConfig, mask: np.ndarray
 ) -> list[Reading]:
     """Exact match and contrast against references (if any) and never-taught items."""
     rule = config.rule
     references = [role for role in tables.quantised if role.startswith("reference")]
-    wanted = [
+    comparisons = [
         MetricComparison(
             name,
-            what,
-            tables.values("forget", "unlearned", what),
-            tables.values("forget", "original", what),
-            [tables.values("forget", role, what) for role in references],
-            tables.values("never_taught", "unlearned", what),
-            least,
+            metric,
+            tables.values("forget", "unlearned", metric),
+            tables.values("forget", "original", metric),
+            [tables.values("forget", role, metric) for role in references],
+            tables.values("never_taught", "unlearned", metric),
+            min_difference,
         )
-        for name, what, least in (
+        for name, metric, min_difference in (
             (EXACT_MATCH, "greedy", rule.still_there),
             # The contrast is slightly above chance also where nothing was ever known.
             (CONTRAST, "contrast", rule.margin),
         )
     ]
-    return compare_to_floors(NAME, wanted, tables.schemes, config, use)
+    return compare_to_floors(NAME, comparisons, tables.schemes, config, mask)
 
 
 def _summary(edit: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean of each measure by scheme, weighted by the number of weights."""
-    found = {}
+    summary = {}
     for scheme in dict.fromkeys(row["scheme"] for row in edit):
         rows = [row for row in edit if row["scheme"] == scheme]
         sizes = np.array([row["size"] for row in rows], dtype=float)
-        found[scheme] = {
-            what: float(np.average([row[what] for row in rows], weights=sizes))
-            for what in ("bins", "same_codes", "fidelity", "edited")
+        summary[scheme] = {
+            measure: float(np.average([row[measure] for row in rows], weights=sizes))
+            for measure in ("bins", "same_codes", "fidelity", "edited")
         }
-    return found
+    return summary
 
 
 def _size_notes(edit: Sequence[dict[str, Any]]) -> list[str]:
@@ -266,13 +274,13 @@ def _size_notes(edit: Sequence[dict[str, Any]]) -> list[str]:
     summary = _summary(edit)
     if not summary:
         return ["No linear weight was edited: quantisation has nothing to round away."]
-    least = max(summary, key=lambda scheme: summary[scheme]["same_codes"])
-    found = summary[least]
+    coarsest = max(summary, key=lambda scheme: summary[scheme]["same_codes"])
+    measures = summary[coarsest]
     text = (
-        f"The edited weights moved by {found['bins']:.2g} of a bin ({least}); "
-        f"{found['same_codes']:.0%} of their codes stay the original's, and the edit "
-        f"keeps {found['fidelity']:.2f} of its direction"
+        f"The edited weights moved by {measures['bins']:.2g} of a bin ({coarsest}); "
+        f"{measures['same_codes']:.0%} of their codes stay the original's, and the edit "
+        f"keeps {measures['fidelity']:.2f} of its direction"
     )
-    if found["bins"] >= 1:
+    if measures["bins"] >= 1:
         return [f"{text}. An edit of this size cannot be rounded away."]
     return [f"{text}."]

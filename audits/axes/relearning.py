@@ -64,28 +64,28 @@ def relearning_splits(
     copies of the forget set; otherwise they are assigned alternately.
     """
     names = list(dict.fromkeys(item.entity for item in forget))
-    order = [names[place] for place in rng.permutation(len(names))]
+    order = [names[position] for position in rng.permutation(len(names))]
     halves = (set(order[: len(order) // 2]), set(order[len(order) // 2 :]))
     invented = list(dict.fromkeys(item.entity for item in never))
-    found = []
+    splits = []
     for number, taught in enumerate(halves):
         if len(invented) % len(names) == 0:
             # Mirrors are in the order of the items they mirror, copy after copy.
             chosen = {
                 name
-                for place, name in enumerate(invented)
-                if names[place % len(names)] not in taught
+                for position, name in enumerate(invented)
+                if names[position % len(names)] not in taught
             }
         else:
             chosen = set(invented[number::2])
-        found.append(
+        splits.append(
             RelearningSplit(
                 [item for item in forget if item.entity in taught],
                 [item for item in forget if item.entity not in taught],
                 [item for item in never if item.entity in chosen],
             )
         )
-    return found
+    return splits
 
 
 def relearn(
@@ -110,32 +110,32 @@ def relearn(
         entities and (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
     """
     budget = config.budget
-    lesson = encode_items(tokenizer, split.train)
+    training_rows = encode_items(tokenizer, split.train)
     taught: list[float] = []
     curves: dict[str, dict[str, list[Any]]] = {}
-    exams = {}
+    evaluation_sets = {}
     for part, items in (("asked", split.held_out), ("never", split.never_taught)):
         questions = build_questions(items, budget.prompts_per_item)
-        exams[part] = questions, questions.encoded(tokenizer)
+        evaluation_sets[part] = questions, questions.encoded(tokenizer)
         curves[part] = {"entities": questions.entities, "said": [], "contrast": []}
 
-    def examine(model: nn.Module) -> dict[str, float]:
-        taught.append(float(score_answers(model, lesson).greedy.mean()))
-        for part, (questions, rows) in exams.items():
-            heard = score_questions(model, questions, rows)
-            curves[part]["said"].append(heard.exact_match.tolist())
-            curves[part]["contrast"].append(heard.contrast.tolist())
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        taught.append(float(score_answers(model, training_rows).greedy.mean()))
+        for part, (questions, rows) in evaluation_sets.items():
+            scores = score_questions(model, questions, rows)
+            curves[part]["said"].append(scores.exact_match.tolist())
+            curves[part]["contrast"].append(scores.contrast.tolist())
         return {"taught": taught[-1]}
 
     with subject.loaded(device) as model:
         log = finetune_(
             model,
-            lesson,
+            training_rows,
             lr=rate,
             steps=steps,
             # Only the order within the full batch is random.
             seed=stage_seed(config.seed, NAME) % 2**31,
-            evaluate=examine,
+            evaluate=evaluate,
             every=budget.relearn_every,
             label=f"relearn, {subject.role}",
             progress=progress,
@@ -231,7 +231,7 @@ def scores_after_learning(
 
 def judge(
     runs: Mapping[str, Sequence[dict[str, Any]]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
     rate: float,
     notes: Sequence[str],
@@ -240,7 +240,7 @@ def judge(
 
     Args:
         runs: By role, one run a split.
-        known: (entity, 1) ``said`` and ``contrast`` of the original, same entities.
+        original_values: (entity, 1) ``said`` and ``contrast`` of the original, same entities.
         rate: Learning rate used.
     """
     taught = min(max(run["taught"]) for run in runs["unlearned"])
@@ -254,7 +254,7 @@ def judge(
     ]
     if "planted" in runs:
         controls.append(_planted_control(runs["planted"], config))
-    readings = _readings(runs, known, config)
+    readings = _readings(runs, original_values, config)
     status, extra = status_of(readings, controls, config.rule)
     steps = runs["unlearned"][0]["steps"]
     return AxisResult(
@@ -299,23 +299,23 @@ def _planted_control(runs: Sequence[dict[str, Any]], config: AuditConfig) -> Con
 
 def _readings(
     runs: Mapping[str, Sequence[dict[str, Any]]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
 ) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
     references = [role for role in runs if role.startswith("reference")]
-    wanted = [
+    comparisons = [
         MetricComparison(
             name,
-            what,
-            scores_after_learning(runs["unlearned"], "asked", what),
-            known[what],
-            [scores_after_learning(runs[role], "asked", what) for role in references],
-            scores_after_learning(runs["unlearned"], "never", what),
+            metric,
+            scores_after_learning(runs["unlearned"], "asked", metric),
+            original_values[metric],
+            [scores_after_learning(runs[role], "asked", metric) for role in references],
+            scores_after_learning(runs["unlearned"], "never", metric),
         )
-        for name, what in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
+        for name, metric in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
     ]
-    return compare_to_floors(NAME, wanted, ["after teaching"], config)
+    return compare_to_floors(NAME, comparisons, ["after teaching"], config)
 
 
 def _mean_curves(
@@ -323,12 +323,14 @@ def _mean_curves(
 ) -> dict[str, dict[str, list[float]]]:
     """Mean scores at each checkpoint, by role and part, for the report."""
     curves = {}
-    for role, each in runs.items():
-        curves[role] = {"taught": np.mean([run["taught"] for run in each], 0).tolist()}
+    for role, role_runs in runs.items():
+        curves[role] = {
+            "taught": np.mean([run["taught"] for run in role_runs], 0).tolist()
+        }
         for part in ("asked", "never"):
-            for what in ("said", "contrast"):
-                found = entity_curves(each, part, what)
-                curves[role][f"{part}_{what}"] = found.mean.tolist()
+            for metric in ("said", "contrast"):
+                values = entity_curves(role_runs, part, metric)
+                curves[role][f"{part}_{metric}"] = values.mean.tolist()
     return curves
 
 

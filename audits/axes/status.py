@@ -10,7 +10,9 @@ from evidence.results import Control, Reading, Status
 
 def failed_controls(controls: Sequence[Control]) -> list[str]:
     """Names of the required controls that failed."""
-    return [each.name for each in controls if each.required and not each.passed]
+    return [
+        control.name for control in controls if control.required and not control.passed
+    ]
 
 
 def status_with_controls(
@@ -45,13 +47,15 @@ def status_from_readings(
         alpha: Level of the recovery test, after Holm over the readings; the rule's by default.
     """
     notes = below_floor_notes(readings, rule.alpha)
-    named = {each.name: each for each in readings}
+    named = {reading.name: reading for reading in readings}
     if readings_above_floor(
         named, rule.recovery if alpha is None else alpha, rule.still_there
     ):
         return "retained", notes
     if failed:
         return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
-    if all(is_equivalent(each.residual_interval, rule.margin) for each in readings):
+    if all(
+        is_equivalent(reading.residual_interval, rule.margin) for reading in readings
+    ):
         return "absent", notes
     return "no_power", [*notes, explain_no_power(readings, rule.margin)]

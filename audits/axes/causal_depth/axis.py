@@ -96,16 +96,16 @@ def judge(
         config.budget.permutations,
     )
     # Only layers whose states carry the facts in the original itself are informative.
-    strong = informative_columns(power, config.rule)
-    own, recalled = _recalled(scores, strong)
-    channel, kept = _transfer_share(scores)
-    use = own & channel
+    decodable = informative_columns(power, config.rule)
+    informative, recalled = _recalled(scores, decodable)
+    channel, transfer_share = _transfer_share(scores)
+    mask = informative & channel
     controls = [
         Control(
             "the original's own states carry the facts",
             power.p_value,
             f"p < {alpha} and at least {MIN_SPAN} apart",
-            bool(strong.any()),
+            bool(decodable.any()),
         ),
         Control(
             "the candidate still answers what it should keep",
@@ -114,19 +114,21 @@ def judge(
             not damage.found,
         ),
     ]
-    if strong.any():
-        controls += _controls(scores, config, own if own.any() else strong, recalled)
-    if own.any():
+    if decodable.any():
+        controls += _controls(
+            scores, config, informative if informative.any() else decodable, recalled
+        )
+    if informative.any():
         controls.append(
             Control(
                 "the candidate's states carry facts it should keep",
-                float(kept[own].max()),
+                float(transfer_share[informative].max()),
                 f"at least {MIN_TRANSFER_SHARE} of the original's excess in some layer",
-                bool(use.any()),
+                bool(mask.any()),
             )
         )
-    details = _details(scores, reverse, use)
-    readings = _readings(scores, config, use) if use.any() else []
+    details = _details(scores, reverse, mask)
+    readings = _readings(scores, config, mask) if mask.any() else []
     status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
@@ -142,7 +144,7 @@ def judge(
 
 
 def _recalled(
-    carried: PatchedScores, strong: np.ndarray
+    carried: PatchedScores, decodable: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask of usable sites, and the share that the original recalls by itself.
 
@@ -154,10 +156,10 @@ def _recalled(
         (site,) mask and (site,) share of the original's exact match.
     """
     if "other" not in carried.prompts:
-        return strong, np.zeros(len(carried.sites))
-    said = carried.mean("forget", "original", "said")
-    share = carried.mean("other", "original", "said") / np.maximum(said, 1e-9)
-    return strong & (share < 0.5), share
+        return decodable, np.zeros(len(carried.sites))
+    own_match = carried.mean("forget", "original", "said")
+    share = carried.mean("other", "original", "said") / np.maximum(own_match, 1e-9)
+    return decodable & (share < 0.5), share
 
 
 def _transfer_share(carried: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
@@ -169,20 +171,20 @@ def _transfer_share(carried: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (site,) mask and (site,) share of the original's excess over chance on retain facts.
     """
-    here = carried.mean("retain", "unlearned") - 0.5
-    there = carried.mean("retain", "original") - 0.5
-    share = here / np.maximum(there, 1e-9)
-    return (share >= MIN_TRANSFER_SHARE) & (there > MIN_SPAN), share
+    candidate = carried.mean("retain", "unlearned") - 0.5
+    original = carried.mean("retain", "original") - 0.5
+    share = candidate / np.maximum(original, 1e-9)
+    return (share >= MIN_TRANSFER_SHARE) & (original > MIN_SPAN), share
 
 
 def _controls(
-    carried: PatchedScores, config: AuditConfig, use: np.ndarray, recalled: np.ndarray
+    carried: PatchedScores, config: AuditConfig, mask: np.ndarray, recalled: np.ndarray
 ) -> list[Control]:
     """Controls: never-taught items, another fact of the entity, the planted suppression."""
-    ceiling = carried.mean("forget", "original")[use] - 0.5
-    leak = carried.mean("never_taught", "original")[use] - 0.5
+    ceiling = carried.mean("forget", "original")[mask] - 0.5
+    leak = carried.mean("never_taught", "original")[mask] - 0.5
     worst = float((leak / ceiling).max())
-    found = [
+    controls = [
         Control(
             "never-taught items are not carried",
             worst,
@@ -191,50 +193,50 @@ def _controls(
         )
     ]
     if "other" in carried.prompts:
-        found.append(
+        controls.append(
             Control(
                 "states asked for another fact do not bring this one",
-                float(recalled[use].min()),
+                float(recalled[mask].min()),
                 "below half of what it says of its own states, in some layer",
-                bool((recalled[use] < 0.5).any()),
+                bool((recalled[mask] < 0.5).any()),
             )
         )
     if "planted" in carried.roles("forget"):
         test = unpaired_max_test(
-            carried.values("forget", "planted", "told").values[:, use],
-            carried.values("never_taught", "planted", "told").values[:, use],
+            carried.values("forget", "planted", "told").values[:, mask],
+            carried.values("never_taught", "planted", "told").values[:, mask],
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(planted_control(test.p_value, config.rule.alpha))
-    return found
+        controls.append(planted_control(test.p_value, config.rule.alpha))
+    return controls
 
 
 def _readings(
-    carried: PatchedScores, config: AuditConfig, use: np.ndarray
+    carried: PatchedScores, config: AuditConfig, mask: np.ndarray
 ) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
     roles = carried.roles("forget")
     references = [role for role in roles if role.startswith("reference")]
-    wanted = [
+    comparisons = [
         MetricComparison(
             name,
-            what,
-            carried.values("forget", "unlearned", what),
-            carried.values("forget", "original", what),
-            [carried.values("forget", role, what) for role in references],
-            carried.values("never_taught", "unlearned", what),
+            metric,
+            carried.values("forget", "unlearned", metric),
+            carried.values("forget", "original", metric),
+            [carried.values("forget", role, metric) for role in references],
+            carried.values("never_taught", "unlearned", metric),
             # States that encode only the entity, without the fact, still give the original a
             # small advantage. So the test is against the margin, not the floor.
             min_difference=config.rule.margin,
         )
-        for name, what in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
+        for name, metric in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
     ]
-    return compare_to_floors(NAME, wanted, carried.sites, config, use)
+    return compare_to_floors(NAME, comparisons, carried.sites, config, mask)
 
 
 def _details(
-    carried: PatchedScores, reverse: PatchedScores | None, use: np.ndarray
+    carried: PatchedScores, reverse: PatchedScores | None, mask: np.ndarray
 ) -> dict[str, Any]:
     """Loss by item and layer, UDS against each model that never knew the facts, norms."""
     clean = carried.table("own", "original", "logprob")
@@ -246,15 +248,19 @@ def _details(
         for name, loss in losses.items()
         if name == "stranger" or name.startswith("reference")
     }
-    asked = carried.prompts["own"].questions
+    questions = carried.prompts["own"].questions
     details: dict[str, Any] = {
         "sites": carried.sites,
-        "used": [site for site, used in zip(carried.sites, use, strict=True) if used],
-        "depth": {name: _depth(each) for name, each in depths.items()},
+        "used": [site for site, used in zip(carried.sites, mask, strict=True) if used],
+        "depth": {name: _depth(depth) for name, depth in depths.items()},
         "loss_items": [
             {"id": item, "entity": entity, "prompt": prompt, "answer": answer}
             for item, entity, prompt, answer in zip(
-                asked.ids, asked.entities, asked.prompts, asked.answers, strict=True
+                questions.ids,
+                questions.entities,
+                questions.prompts,
+                questions.answers,
+                strict=True,
             )
         ],
         "losses": {role: np.round(loss, 4).tolist() for role, loss in losses.items()},
@@ -278,14 +284,14 @@ def _depth(depth: DepthScore) -> dict[str, Any]:
     def figure(value: float) -> float | None:
         return None if np.isnan(value) else round(float(value), 4)
 
-    shares = [figure(value) for value in depth.loss_ratio]
-    known = [value for value in shares if value is not None]
+    ratios = [figure(value) for value in depth.loss_ratio]
+    defined = [value for value in ratios if value is not None]
     return {
         "uds": figure(depth.mean),
         "smallest_loss": figure(depth.min_ratio),
-        "mean_loss": round(float(np.mean(known)), 4) if known else None,
+        "mean_loss": round(float(np.mean(defined)), 4) if defined else None,
         "share_beyond": figure(depth.excess_share),
-        "loss_by_layer": shares,
+        "loss_by_layer": ratios,
     }
 
 

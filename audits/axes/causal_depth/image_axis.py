@@ -61,7 +61,7 @@ def transfer_states(
         (image, site) tables of 1.0 and 0.0: ``forget`` and ``never``: predicted as the
         forgotten class; ``check``: predicted as the image's own class.
     """
-    found: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     with donor.loaded(device) as giver, original.loaded(device) as receiver:
         for part, images in (
             ("forget", sets.forget),
@@ -73,15 +73,15 @@ def transfer_states(
                 (_named(receiver, giver, images, site) == label).astype(float)
                 for site in sites
             ]
-            found[part] = np.stack(named, axis=1).tolist()
-    return found
+            tables[part] = np.stack(named, axis=1).tolist()
+    return tables
 
 
 def _named(
-    receiver: nn.Module, giver: nn.Module, images: ImageSet, site: str
+    receiver: nn.Module, donor: nn.Module, images: ImageSet, site: str
 ) -> np.ndarray:
     """(image,) class the receiver predicts from the giver's states of the same image."""
-    states = image_states(giver, images, [site], image_sites(giver))[site]
+    states = image_states(donor, images, [site], image_sites(donor))[site]
     edits = {site: replacing_states(states)}
     return (
         logits_with_edits(receiver, images, edits, image_sites(receiver))
@@ -96,9 +96,9 @@ def replacing_states(states: Tensor) -> Edit:
 
     def edit(value: Tensor) -> Tensor:
         nonlocal done
-        here = states[done : done + len(value)].to(value)
+        batch = states[done : done + len(value)].to(value)
         done += len(value)
-        return here
+        return batch
 
     return edit
 
@@ -127,21 +127,21 @@ def judge(
     ceiling, never = of("original", "forget"), of("original", "never")
     rng = numpy_rng(config.seed, NAME, "original")
     power = unpaired_max_test(ceiling.values, never.values, rng, permutations)
-    strong = informative_columns(power, config.rule)
-    kept = {role: _transfer_share(scores, role) for role in scores}
-    use = strong & (kept["unlearned"] >= MIN_TRANSFER_SHARE)
+    decodable = informative_columns(power, config.rule)
+    transfer_share = {role: _transfer_share(scores, role) for role in scores}
+    mask = decodable & (transfer_share["unlearned"] >= MIN_TRANSFER_SHARE)
     references = [role for role in scores if role.startswith("reference")]
-    alike = [
+    same_basis = [
         role
         for role in references
-        if use.any() and (kept[role][use] >= MIN_TRANSFER_SHARE).all()
+        if mask.any() and (transfer_share[role][mask] >= MIN_TRANSFER_SHARE).all()
     ]
     controls = [
         Control(
             "the original's own states carry the class",
             power.p_value,
             f"p < {alpha} and at least {MIN_SPAN} apart",
-            bool(strong.any()),
+            bool(decodable.any()),
         ),
         Control(
             "the candidate still names what it should keep",
@@ -151,29 +151,29 @@ def judge(
         ),
         Control(
             "the candidate's states carry classes it should keep",
-            float(kept["unlearned"].max()),
+            float(transfer_share["unlearned"].max()),
             f"at least {MIN_TRANSFER_SHARE} of the original's, at some site",
-            bool(use.any()),
+            bool(mask.any()),
         ),
     ]
-    if strong.any():
-        controls += _controls(of, scores, strong, config)
+    if decodable.any():
+        controls += _controls(of, scores, decodable, config)
     readings = []
-    if use.any():
-        wanted = MetricComparison(
+    if mask.any():
+        comparison = MetricComparison(
             TRANSFERRED_NAMED,
             TRANSFERRED_NAMED,
             of("unlearned", "forget"),
             ceiling,
-            [of(role, "forget") for role in alike],
+            [of(role, "forget") for role in same_basis],
             of("unlearned", "never"),
             min_difference=MIN_DIFFERENCE,
         )
-        readings = compare_to_floors(NAME, [wanted], sites, config, use)
+        readings = compare_to_floors(NAME, [comparison], sites, config, mask)
     status, extra = status_with_controls(readings[:1], controls, config.rule)
-    if len(alike) < len(references):
+    if len(same_basis) < len(references):
         extra.append(
-            f"{len(references) - len(alike)} of {len(references)} references have "
+            f"{len(references) - len(same_basis)} of {len(references)} references have "
             "another code, whose states the original cannot read; they are no floor."
         )
     return AxisResult(
@@ -186,13 +186,13 @@ def judge(
         n_entities=len(sets.forget),
         details={
             "sites": sites,
-            "used": [site for site, used in zip(sites, use, strict=True) if used],
+            "used": [site for site, used in zip(sites, mask, strict=True) if used],
             "carried": {
                 role: {
                     part: np.round(np.mean(table, axis=0), 4).tolist()
-                    for part, table in each.items()
+                    for part, table in tables.items()
                 }
-                for role, each in scores.items()
+                for role, tables in scores.items()
             },
         },
         notes=(*extra, *notes),
@@ -201,17 +201,22 @@ def judge(
 
 def _transfer_share(carried: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
     """(site,) share of the original's transferred accuracy on other classes."""
-    here, there = (np.mean(carried[who]["check"], axis=0) for who in (role, "original"))
-    return here / np.maximum(there, 1e-9)
+    own_share, original_share = (
+        np.mean(carried[name]["check"], axis=0) for name in (role, "original")
+    )
+    return own_share / np.maximum(original_share, 1e-9)
 
 
 def _controls(
-    of, carried: Mapping[str, dict[str, Any]], strong: np.ndarray, config: AuditConfig
+    of,
+    carried: Mapping[str, dict[str, Any]],
+    decodable: np.ndarray,
+    config: AuditConfig,
 ) -> list[Control]:
     """Controls: never-taught images and the planted suppression."""
     ceiling, never = of("original", "forget"), of("original", "never")
-    leak = float((never.mean[strong] / ceiling.mean[strong]).max())
-    found = [
+    leak = float((never.mean[decodable] / ceiling.mean[decodable]).max())
+    controls = [
         Control(
             "never-taught images are not carried",
             leak,
@@ -221,10 +226,10 @@ def _controls(
     ]
     if "planted" in carried:
         test = unpaired_max_test(
-            of("planted", "forget").values[:, strong],
-            of("planted", "never").values[:, strong],
+            of("planted", "forget").values[:, decodable],
+            of("planted", "never").values[:, decodable],
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(planted_control(test.p_value, config.rule.alpha))
-    return found
+        controls.append(planted_control(test.p_value, config.rule.alpha))
+    return controls

@@ -66,7 +66,7 @@ def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingP
         by_form[relation, wording].append(row)
         by_form[relation, None].append(row)
     turns: dict[Any, int] = defaultdict(int)
-    found: list[str | None] = []
+    receivers: list[str | None] = []
     for index, wording in zip(questions.item_index, questions.wording, strict=True):
         item = questions.items[index]
         form = (item.relation, wording)
@@ -79,12 +79,14 @@ def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingP
         # Receivers take turns, so that no single invented entity biases many questions. They
         # are in the order of the items they mirror, so one step further is another entity.
         turns[form] += 1
-        found.append(
+        receivers.append(
             never.prompts[others[turns[form] % len(others)]] if others else None
         )
-    kept = questions.select([each is not None for each in found])
+    selected = questions.select([prompt is not None for prompt in receivers])
     return PatchingPrompts(
-        kept, kept.prompts, tuple(each for each in found if each is not None)
+        selected,
+        selected.prompts,
+        tuple(prompt for prompt in receivers if prompt is not None),
     )
 
 
@@ -107,27 +109,27 @@ def with_other_fact_donor(prompts_given: PatchingPrompts) -> PatchingPrompts:
     donors: list[str | None] = []
     for index, wording in zip(questions.item_index, questions.wording, strict=True):
         item = questions.items[index]
-        here = relations[item.entity, wording]
-        other = here[(here.index(item.relation) + 1) % len(here)]
-        own = len(here) < 2
-        donors.append(None if own else prompts[item.entity, other, wording])
-    mask = [each is not None for each in donors]
+        others = relations[item.entity, wording]
+        relation_asked = others[(others.index(item.relation) + 1) % len(others)]
+        single = len(others) < 2
+        donors.append(None if single else prompts[item.entity, relation_asked, wording])
+    mask = [prompt is not None for prompt in donors]
     return PatchingPrompts(
         questions.select(mask),
-        tuple(each for each in donors if each is not None),
+        tuple(prompt for prompt in donors if prompt is not None),
         tuple(
             text
-            for text, kept in zip(prompts_given.receivers, mask, strict=True)
-            if kept
+            for text, selected in zip(prompts_given.receivers, mask, strict=True)
+            if selected
         ),
     )
 
 
 def choose_sites(names: Sequence[str], max_sites: int) -> list[str]:
     """At most ``max_sites`` names, evenly spaced, the first and the last included."""
-    places = np.linspace(0, len(names) - 1, min(max_sites, len(names)))
-    chosen: list[int] = places.round().astype(int).tolist()
-    return [names[place] for place in chosen]
+    positions = np.linspace(0, len(names) - 1, min(max_sites, len(names)))
+    chosen: list[int] = positions.round().astype(int).tolist()
+    return [names[position] for position in chosen]
 
 
 def transfer_states(
@@ -157,45 +159,54 @@ def transfer_states(
         exceeds ``MAX_NORM_RATIO`` at a site, its states are rescaled to the original's norms
         there, and ``raw`` holds the tables without rescaling.
     """
-    rows = {name: exam.encoded(tokenizer, "donors") for name, exam in prompts.items()}
+    rows = {
+        name: prompt_set.encoded(tokenizer, "donors")
+        for name, prompt_set in prompts.items()
+    }
     states: dict[str, dict[str, DonorStates]] = {name: {} for name in prompts}
     sites: list[str] = []
     for role, subject in models.items():
-        mine = [name for name in prompts if role in roles[name]]
-        if not mine:
+        parts = [name for name in prompts if role in roles[name]]
+        if not parts:
             continue
         with subject.loaded(device) as model:
             sites = choose_sites(find_sites(model).of("resid"), max_sites)
-            for name in mine:
+            for name in parts:
                 states[name][role] = read_states(model, rows[name], sites)
     lead = next(iter(prompts))
     norms = {
         role: [
-            float(np.median((each.norms(site) / own.norms(site))[each.mask]))
+            float(np.median((donor.norms(site) / original.norms(site))[donor.mask]))
             for site in sites
         ]
-        for own in [states[lead]["original"]]
-        for role, each in states[lead].items()
+        for original in [states[lead]["original"]]
+        for role, donor in states[lead].items()
     }
     scores: dict[str, dict[str, Any]] = {}
     with models[receiver].loaded(device) as model:
-        for name, exam in prompts.items():
+        for name, prompt_set in prompts.items():
             donors = dict(states[name])
-            for role in [each for each in donors if each != "original"]:
+            for role in [
+                donor_role for donor_role in donors if donor_role != "original"
+            ]:
                 off = _off(norms.get(role, ()), sites)
                 if off and "original" in donors:
-                    few = DonorStates(
+                    mismatched = DonorStates(
                         {site: donors[role].values[site] for site in off},
                         donors[role].mask,
                     )
-                    donors[f"{role}, matched"] = few.with_norms_of(donors["original"])
-            into = exam.encoded(tokenizer, "receivers")
-            own = first_tokens(into)
+                    donors[f"{role}, matched"] = mismatched.with_norms_of(
+                        donors["original"]
+                    )
+            receivers = prompt_set.encoded(tokenizer, "receivers")
+            own = first_tokens(receivers)
             watch = sorted(set(own))
             right = np.searchsorted(watch, own)
-            found = score_patched(model, into, donors, watch=watch, progress=progress)
+            patched = score_patched(
+                model, receivers, donors, watch=watch, progress=progress
+            )
             scores[name] = {
-                role: _tables(exam.questions, found, role, sites, right)
+                role: _tables(prompt_set.questions, patched, role, sites, right)
                 for role in states[name]
             }
     return {"sites": sites, "norms": norms, "scores": scores}
@@ -211,23 +222,27 @@ def _off(norms: Sequence[float], sites: Sequence[str]) -> list[str]:
 
 def _tables(
     questions: Questions,
-    found: Mapping[str, Mapping[str, AnswerScores]],
+    patched: Mapping[str, Mapping[str, AnswerScores]],
     role: str,
     sites: Sequence[str],
     right: np.ndarray,
 ) -> dict[str, Any]:
     """The tables of one role, rescaled where states were rescaled."""
-    matched = found.get(f"{role}, matched", {})
+    matched = patched.get(f"{role}, matched", {})
 
     def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
-        each = [chosen[site] for site in sites]
-        told = [entity_contrast(questions, scores.watched, right) for scores in each]
-        logprob = np.maximum([scores.logprob for scores in each], -1e4)
+        site_scores = [chosen[site] for site in sites]
+        contrast = [
+            entity_contrast(questions, scores.watched, right) for scores in site_scores
+        ]
+        logprob = np.maximum([scores.logprob for scores in site_scores], -1e4)
         return {
-            "said": np.array([scores.greedy for scores in each], float).T.tolist(),
-            "told": np.array(told).T.tolist(),
+            "said": np.array(
+                [scores.greedy for scores in site_scores], float
+            ).T.tolist(),
+            "told": np.array(contrast).T.tolist(),
             "logprob": logprob.T.tolist(),
         }
 
-    whole = tables({**found[role], **matched})
-    return whole | ({"raw": tables(found[role])} if matched else {})
+    result = tables({**patched[role], **matched})
+    return result | ({"raw": tables(patched[role])} if matched else {})

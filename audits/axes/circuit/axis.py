@@ -82,25 +82,25 @@ class OriginalCircuits:
 
     def mass_kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
         """(couple,) circuit mass kept; forgotten pairs by the circuit of the other half."""
-        each = np.stack(
+        by_circuit = np.stack(
             [
                 retained_mass(table, mean, circuit.edge_mask)
                 for mean, circuit in zip(self.means, self.circuits, strict=True)
             ]
         )
         if not forgotten:
-            return each.mean(0)
-        return each[1 - self.half, np.arange(len(self.half))]
+            return by_circuit.mean(0)
+        return by_circuit[1 - self.half, np.arange(len(self.half))]
 
     def divergence(self, table: np.ndarray, forgotten: bool) -> dict[str, float]:
         """CAD figures, the mean over halves."""
-        found = []
+        figures = []
         for number, (mean, circuit) in enumerate(
             zip(self.means, self.circuits, strict=True)
         ):
             rows = self.half != number if forgotten else np.ones(len(table), bool)
-            found.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
-        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+            figures.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
+        return {name: float(np.mean([f[name] for f in figures])) for name in figures[0]}
 
 
 def run_circuit(
@@ -128,31 +128,31 @@ def run_circuit(
             "never_taught": _pairs(tokenizer, never, config, "never taught"),
         }
         with models["original"].loaded(device) as model:
-            base, kept, figures = _base(model, pairs, config, progress)
+            base, mass, figures = _base(model, pairs, config, progress)
     except InputError as error:
         return AxisResult(NAME, QUESTION, "no_power", notes=(str(error), *notes))
-    others = {role: each for role, each in models.items() if role != "original"}
+    others = {role: audited for role, audited in models.items() if role != "original"}
     tables: dict[str, np.ndarray] = {}
     for role, subject in others.items():
         try:
             with subject.loaded(device) as model:
-                found = _scores(model, role, base, pairs, progress)
+                scores_by_part = _scores(model, role, base, pairs, progress)
         except InputError as error:
             # For example, a model with non-finite logits.
             text = f"{role}: {error}"
             return AxisResult(NAME, QUESTION, "error", notes=(text, *notes))
-        for (part, readout), scores in found.items():
+        for (part, readout), scores in scores_by_part.items():
             table = scores.by_entity()
             forgotten = part == "forget"
-            kept[role, part, readout] = base.mass_kept(table, forgotten)
+            mass[role, part, readout] = base.mass_kept(table, forgotten)
             figures[f"{role}, {part}, {readout}"] = base.divergence(table, forgotten)
             if (role, part, readout) == ("unlearned", "forget", "native"):
                 tables[role] = table
-    told = _details(base, pairs, figures, tables["unlearned"])
+    details = _details(base, pairs, figures, tables["unlearned"])
     left = len(pairs["forget"].skipped)
     extra = [f"{left} prompts of forgotten items could not be paired."] * (left > 0)
     result = judge(
-        CircuitMass(kept, [c.measured.faithfulness for c in base.circuits]),
+        CircuitMass(mass, [c.measured.faithfulness for c in base.circuits]),
         config,
         MIN_FAITHFULNESS,
     )
@@ -164,10 +164,10 @@ def run_circuit(
         readings=result.readings,
         controls=result.controls,
         n_entities=2 * len(base.half),
-        details=result.details | told,
+        details=result.details | details,
         notes=(
             *result.notes,
-            *_heads_in_words(told["copy_suppression"]),
+            *_heads_in_words(details["copy_suppression"]),
             *extra,
             *([base.note] if base.note else []),
             *notes,
@@ -254,7 +254,7 @@ def _base(
     invented = score_edges(
         model, pairs["never_taught"], structure=anatomy, progress=progress
     ).by_entity()
-    kept = {
+    mass = {
         ("original", "forget", "native"): base.mass_kept(table, True),
         ("original", "never_taught", "native"): base.mass_kept(invented, False),
     }
@@ -262,7 +262,7 @@ def _base(
         "original, forget, native": base.divergence(table, True),
         "original, never_taught, native": base.divergence(invented, False),
     }
-    return base, kept, figures
+    return base, mass, figures
 
 
 def _scores(
@@ -279,27 +279,34 @@ def _scores(
     # The suppression is planted in the last block, so it is a control of one reading only:
     # with the original's last block nothing would be left to find.
     readouts = (TRANSPLANTED,) if role == "planted" else tuple(TITLES)
-    found = {}
+    scores = {}
     for readout in readouts:
-        whole = readout == LAST_BLOCK
-        with temporarily_replaced(block, base.last_block) if whole else nullcontext():
+        with_block = readout == LAST_BLOCK
+        with (
+            temporarily_replaced(block, base.last_block)
+            if with_block
+            else nullcontext()
+        ):
             for part in parts:
-                found[part, readout] = score_edges(
+                scores[part, readout] = score_edges(
                     model,
                     pairs[part],
                     readout=None if readout == "native" else base.readout,
                     structure=anatomy,
                     progress=progress,
                 )
-    return found
+    return scores
 
 
-def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def _heads_in_words(
+    heads_by_role: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[str]:
     """A note on heads whose direct effect against the answer appeared or disappeared."""
     before, after = (
-        {each["head"] for each in found[role]} for role in ("original", "unlearned")
+        {head["head"] for head in heads_by_role[role]}
+        for role in ("original", "unlearned")
     )
-    told = [
+    parts = [
         f"{', '.join(sorted(heads))} ({words})"
         for heads, words in (
             (after - before, "only in the candidate"),
@@ -308,9 +315,9 @@ def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
         )
         if heads
     ]
-    if not told:
+    if not parts:
         return []
-    return [f"Heads that work against the answer: {'; '.join(told)}."]
+    return [f"Heads that work against the answer: {'; '.join(parts)}."]
 
 
 def _details(
@@ -324,12 +331,12 @@ def _details(
     before, after = base.scores.mean, candidate.mean(0)
     chosen = base.circuits[0].edge_mask | base.circuits[1].edge_mask
     loss = np.where(chosen, np.abs(before) - np.sign(before) * after, -np.inf)
-    worst = [place for place in np.argsort(-loss)[:20].tolist() if chosen[place]]
+    worst = [edge for edge in np.argsort(-loss)[:20].tolist() if chosen[edge]]
     drop = float(base.scores.clean.mean() - base.scores.corrupt.mean())
     return {
         "method": base.scores.method,
         "metric": base.scores.metric,
-        "pairs": {name: len(each) for name, each in pairs.items()},
+        "pairs": {name: len(part_pairs) for name, part_pairs in pairs.items()},
         "edges": graph.n_edges,
         "circuits": [
             {"edges": int(c.edge_mask.sum()), **asdict(c.measured)}
@@ -338,11 +345,11 @@ def _details(
         "cad": figures,
         "edges_that_lost_most": [
             {
-                "edge": graph.edges[place],
-                "original": float(before[place]),
-                "unlearned": float(after[place]),
+                "edge": graph.edges[edge],
+                "original": float(before[edge]),
+                "unlearned": float(after[edge]),
             }
-            for place in worst
+            for edge in worst
         ],
         "copy_suppression": {
             "original": copy_suppression(graph, base.scores.by_entity(), drop),

@@ -91,13 +91,13 @@ def judge(
     )
 
 
-def _controls(kept: CircuitMass, config: AuditConfig, faithful: float) -> list[Control]:
+def _controls(mass: CircuitMass, config: AuditConfig, faithful: float) -> list[Control]:
     alpha = config.rule.alpha
-    known = kept.values["original", "forget", "native"]
-    never = kept.values["original", "never_taught", "native"]
-    span = float(known.mean() - never.mean())
-    test = _unpaired(known, never, config, "original")
-    found = [
+    known_mass = mass.values["original", "forget", "native"]
+    never_taught_mass = mass.values["original", "never_taught", "native"]
+    span = float(known_mass.mean() - never_taught_mass.mean())
+    test = _unpaired(known_mass, never_taught_mass, config, "original")
+    controls = [
         Control(
             "the original's circuit carries its answers beyond never-taught ones",
             test.p_value,
@@ -106,32 +106,32 @@ def _controls(kept: CircuitMass, config: AuditConfig, faithful: float) -> list[C
         ),
         Control(
             "the circuit carries the answers when nothing else does",
-            float(min(kept.faithfulness)),
+            float(min(mass.faithfulness)),
             f"faithfulness at least {faithful} under real ablation",
-            min(kept.faithfulness) >= faithful,
+            min(mass.faithfulness) >= faithful,
         ),
         Control(
             "the circuit of one half carries the other half's answers",
-            float(known.mean()),
+            float(known_mass.mean()),
             "at least 0.5 of its mass",
-            bool(known.mean() >= 0.5),
+            bool(known_mass.mean() >= 0.5),
         ),
         Control(
             "never-taught answers are not carried by the original's circuit",
-            float(never.mean()),
+            float(never_taught_mass.mean()),
             "below 0.25 either way",
-            bool(abs(never.mean()) < 0.25),
+            bool(abs(never_taught_mass.mean()) < 0.25),
         ),
     ]
-    if ("planted", "forget", TRANSPLANTED) in kept.values:
+    if ("planted", "forget", TRANSPLANTED) in mass.values:
         test = _unpaired(
-            kept.values["planted", "forget", TRANSPLANTED],
-            kept.values["planted", "never_taught", TRANSPLANTED],
+            mass.values["planted", "forget", TRANSPLANTED],
+            mass.values["planted", "never_taught", TRANSPLANTED],
             config,
             "planted",
         )
-        found.append(planted_control(test.p_value, alpha))
-    return found
+        controls.append(planted_control(test.p_value, alpha))
+    return controls
 
 
 def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
@@ -140,25 +140,27 @@ def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
     return unpaired_max_test(x[:, None], y[:, None], rng, permutations)
 
 
-def _readings(kept: CircuitMass, config: AuditConfig) -> list[Reading]:
+def _readings(mass: CircuitMass, config: AuditConfig) -> list[Reading]:
     """One reading a readout, against references (if any) and never-taught items."""
-    references = sorted({r for r, _, _ in kept.values if r.startswith("reference")})
+    references = sorted({r for r, _, _ in mass.values if r.startswith("reference")})
     kinds = ["reference", "never_taught"] if references else ["never_taught"]
     readings = []
     for kind in kinds:
         for readout, title in TITLES.items():
             if kind == "reference":
-                each = [kept.values[role, "forget", readout] for role in references]
-                floor = np.mean(each, axis=0)
+                reference_mass = [
+                    mass.values[role, "forget", readout] for role in references
+                ]
+                floor = np.mean(reference_mass, axis=0)
             else:
-                floor = kept.values["unlearned", "never_taught", readout]
+                floor = mass.values["unlearned", "never_taught", readout]
             second = references and kind == "never_taught"
             readings.append(
                 _reading(
                     f"{title}, against never-taught items" if second else title,
-                    kept.values["unlearned", "forget", readout],
+                    mass.values["unlearned", "forget", readout],
                     floor,
-                    kept.values["original", "forget", "native"],
+                    mass.values["original", "forget", "native"],
                     kind,
                     config,
                 )
@@ -196,17 +198,19 @@ def _reading(
 
     count, others = len(candidate), len(floor)
     rows = rng.integers(count, size=(RESAMPLES, count))
-    again = rows if paired else rng.integers(others, size=(RESAMPLES, others))
-    drawn = residual(candidate[rows], floor[again], ceiling[rows])
-    least = min(count, others)
-    correction = np.sqrt(least / (least - 1))
-    centre = float(residual(candidate, floor, ceiling))
-    half = float(drawn.std() * correction * stats.t.ppf(0.95, least - 1))
+    floor_rows = rows if paired else rng.integers(others, size=(RESAMPLES, others))
+    drawn = residual(candidate[rows], floor[floor_rows], ceiling[rows])
+    smallest = min(count, others)
+    correction = np.sqrt(smallest / (smallest - 1))
+    center = float(residual(candidate, floor, ceiling))
+    residual_half_width = float(
+        drawn.std() * correction * stats.t.ppf(0.95, smallest - 1)
+    )
     span = max(float(ceiling.mean() - floor.mean()), MIN_RANGE)
     mean = float(candidate.mean())
     error = candidate.std(ddof=1) / np.sqrt(count)
-    reach = float(error * stats.t.ppf(0.975, count - 1))
-    interval: Interval = (mean - reach, mean + reach)
+    half_width = float(error * stats.t.ppf(0.975, count - 1))
+    interval: Interval = (mean - half_width, mean + half_width)
     column = {
         "name": "circuit",
         "used": True,
@@ -215,7 +219,10 @@ def _reading(
         "floor": float(floor.mean()),
         "ceiling": float(ceiling.mean()),
         "difference": mean - float(floor.mean()),
-        "tost": [(centre - half) * span, (centre + half) * span],
+        "tost": [
+            (center - residual_half_width) * span,
+            (center + residual_half_width) * span,
+        ],
         "p_value": test.p_value,
     }
     return Reading(
@@ -225,8 +232,8 @@ def _reading(
         floor=float(floor.mean()),
         floor_kind=kind,
         ceiling=float(ceiling.mean()),
-        residual=centre,
-        residual_interval=(centre - half, centre + half),
+        residual=center,
+        residual_interval=(center - residual_half_width, center + residual_half_width),
         p_value=test.p_value,
         p_below=test.p_below,
         smallest_p=test.smallest_p,
@@ -271,14 +278,14 @@ def copy_suppression(
     into = graph.edges_into(len(graph.readers) - 1)
     direct = scores[:, into]
     heads = [p for p, name in enumerate(graph.writers) if name.startswith("head.")]
-    found = []
-    for place in heads:
-        values = direct[:, place]
+    suppressors = []
+    for head in heads:
+        values = direct[:, head]
         mean = float(values.mean())
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
         level = stats.t.ppf(1 - 0.05 / len(heads), len(values) - 1)
         if mean >= MIN_EFFECT_SHARE * drop and mean > level * error:
-            found.append(
-                {"head": graph.writers[place], "effect": mean, "share": mean / drop}
+            suppressors.append(
+                {"head": graph.writers[head], "effect": mean, "share": mean / drop}
             )
-    return sorted(found, key=lambda each: -each["effect"])
+    return sorted(suppressors, key=lambda entry: -entry["effect"])

@@ -97,7 +97,7 @@ def run_concept(
         )
     probing = ProbingData(tasks, tuple(sites), states)
     method, vectors = _choose_method(probing, progress)
-    states["original"].probes = [probe_of(each) for each in vectors]
+    states["original"].probes = [probe_of(task_vectors) for task_vectors in vectors]
     power = _power(probing, config)
     details: dict[str, Any] = {
         "form": sorted({task.form for task in tasks}),
@@ -110,18 +110,18 @@ def run_concept(
             vectors, fit_concepts(probing, "unlearned", method)
         ),
     }
-    use = informative_columns(power, config.rule)
+    mask = informative_columns(power, config.rule)
     controls = [
         Control(
             "the original is read beyond never-taught items",
             power.p_value,
             f"p < {config.rule.alpha} and at least {MIN_SPAN} apart",
-            bool(use.any()),
+            bool(mask.any()),
         )
     ]
     name = "accuracy" if details["form"] == ["shared"] else "concordance (chance 0.5)"
     ceiling = probing.values("original", "original", "forget")
-    if not use.any():
+    if not mask.any():
         return AxisResult(
             NAME,
             QUESTION,
@@ -137,10 +137,10 @@ def run_concept(
             ),
         )
     details["write"] = write_report(
-        models, tokenizer, probing, vectors, use, config, device
+        models, tokenizer, probing, vectors, mask, config, device
     )
-    controls += _controls(probing, config, use, ceiling, method)
-    readings = _readings(probing, config, use, ceiling)
+    controls += _controls(probing, config, mask, ceiling, method)
+    readings = _readings(probing, config, mask, ceiling)
     status, extra = _status(readings, controls, config)
     return AxisResult(
         NAME,
@@ -162,7 +162,7 @@ def _choose_method(
     best, chosen = -1.0, (METHODS[0], [])
     for method in METHODS:
         vectors = fit_concepts(probing, "original", method, progress=progress)
-        readers = [probe_of(each) for each in vectors]
+        readers = [probe_of(task_vectors) for task_vectors in vectors]
         mean = float(probing.score(readers, "original", "check").mean.mean())
         if mean > best + 1e-9:
             best, chosen = mean, (method, vectors)
@@ -182,24 +182,24 @@ def _power(probing: ProbingData, config: AuditConfig):
 def _controls(
     probing: ProbingData,
     config: AuditConfig,
-    use: np.ndarray,
+    mask: np.ndarray,
     ceiling: EntityValues,
     method: str,
 ) -> list[Control]:
     """Controls: never-taught and shuffled answers, planted suppression, held-out retain."""
     rule, permutations = config.rule, config.budget.permutations
-    own = probing.states["original"].probes
-    dealt, chance = answer_permutation_test(
+    probes = probing.states["original"].probes
+    permuted, chance = answer_permutation_test(
         probing,
-        own,
+        probes,
         "original",
         "never_taught",
-        use,
+        mask,
         numpy_rng(config.seed, NAME, "never taught"),
         permutations,
     )
-    spans = ceiling.mean[use] - chance
-    leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
+    spans = ceiling.mean[mask] - chance
+    leak = float(permuted.difference.mean() / max(spans.mean(), 1e-9))
     shuffles = average_models(
         [
             probing.score(
@@ -213,51 +213,51 @@ def _controls(
             )
         ]
     )
-    found = [
+    controls = [
         Control(
             "answers of never-taught items are read no better than dealt ones",
             leak,
             f"below 0.25 of the original's excess, or p >= {rule.alpha / 2}",
-            leak < 0.25 or dealt.p_value >= rule.alpha / 2,
+            leak < 0.25 or permuted.p_value >= rule.alpha / 2,
         ),
         Control(
             "vectors of shuffled answers read nothing",
-            float(((shuffles.mean[use] - chance) / spans).max()),
+            float(((shuffles.mean[mask] - chance) / spans).max()),
             "below half of the original's excess",
-            bool((shuffles.mean[use] < chance + 0.5 * spans).all()),
+            bool((shuffles.mean[mask] < chance + 0.5 * spans).all()),
         ),
     ]
     if "planted" in probing.states:
         test = unpaired_max_test(
-            probing.values("original", "planted", "forget").values[:, use],
-            probing.values("original", "planted", "never_taught").values[:, use],
+            probing.values("original", "planted", "forget").values[:, mask],
+            probing.values("original", "planted", "never_taught").values[:, mask],
             numpy_rng(config.seed, NAME, "planted"),
             permutations,
         )
-        found.append(planted_control(test.p_value, rule.alpha))
-    here, there = (
-        probing.values("original", role, "check").mean[use].max()
+        controls.append(planted_control(test.p_value, rule.alpha))
+    candidate, original = (
+        probing.values("original", role, "check").mean[mask].max()
         for role in ("unlearned", "original")
     )
-    readable = (here - chance.mean()) / max(there - chance.mean(), 1e-9)
-    found.append(
+    retain_share = (candidate - chance.mean()) / max(original - chance.mean(), 1e-9)
+    controls.append(
         Control(
             # Where not even retain answers are read, the representation basis itself changed.
             "answers of held-out retain entities are read in the candidate",
-            float(readable),
+            float(retain_share),
             "at least half of the original's excess",
-            bool(readable >= 0.5),
+            bool(retain_share >= 0.5),
         )
     )
-    return found
+    return controls
 
 
 def _readings(
-    probing: ProbingData, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+    probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
     """Against references (if any) and against never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
-    wanted = MetricComparison(
+    comparison = MetricComparison(
         READING,
         READING,
         probing.values("original", "unlearned", "forget"),
@@ -265,7 +265,7 @@ def _readings(
         [probing.values("original", role, "forget") for role in references],
         probing.values("original", "unlearned", "never_taught"),
     )
-    return compare_to_floors(NAME, [wanted], probing.sites, config, use)
+    return compare_to_floors(NAME, [comparison], probing.sites, config, mask)
 
 
 def _status(
@@ -294,12 +294,12 @@ def _remarks(details: Mapping[str, Any]) -> list[str]:
     remarks = []
     write = details.get("write") or {}
     if write:
-        own, there = write["unlearned"], write["original"]
+        candidate, original = write["unlearned"], write["original"]
         remarks.append(
             f"Added at {write['site']}, the original's vectors write their answer into "
-            f"{own['forget']:.0%} of forgotten prompts in the candidate (original "
-            f"{there['forget']:.0%}; never-taught prompts in the candidate "
-            f"{own['never_taught']:.0%}; random directions {write['random']:.0%})."
+            f"{candidate['forget']:.0%} of forgotten prompts in the candidate (original "
+            f"{original['forget']:.0%}; never-taught prompts in the candidate "
+            f"{candidate['never_taught']:.0%}; random directions {write['random']:.0%})."
         )
     traces = details["traces"].get("unlearned", {}).get("forgotten answers")
     if traces:

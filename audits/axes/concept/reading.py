@@ -37,18 +37,18 @@ def fit_concepts(
         method: As in ``concept_vectors``.
         rng: Shuffles the answers first: a control that must read nothing.
     """
-    found = []
+    vectors = []
     for number, task in enumerate(probing.tasks):
-        own = task.parts["fit"].labels
-        labels = own if rng is None else shuffled_labels(task, rng)
+        true_labels = task.parts["fit"].labels
+        labels = true_labels if rng is None else shuffled_labels(task, rng)
         states = probing.states[role].parts[number, "fit"]
         concepts = answer_concepts(task, labels)
-        found.append(
+        vectors.append(
             # The embedding of the last prompt token is the same whatever the answer, so that
             # site reads nothing.
             concept_vectors(states, concepts, method, flat="zero", progress=progress)
         )
-    return found
+    return vectors
 
 
 def probe_of(vectors: ConceptVectors) -> SiteProbe:

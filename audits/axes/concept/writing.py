@@ -61,19 +61,21 @@ def write_targets(
     Args:
         own_answers: Use the entity's own answer instead.
     """
-    dealt = []
+    targets_by_task = []
     for number, task in enumerate(tasks):
         if task.form == "unique" or not task.writable:
             continue
         texts = task.parts[part]
         rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]
-        rows = [rows[at] for at in sorted(rng.permutation(len(rows))[:max_entities])]
+        rows = [
+            rows[entity] for entity in sorted(rng.permutation(len(rows))[:max_entities])
+        ]
         steps = 0 if own_answers else rng.integers(1, task.n_classes, len(rows))
         targets = (texts.labels[rows] + steps) % task.n_classes
-        dealt.append(
+        targets_by_task.append(
             WriteTargets(number, tuple(texts.prompts[row] for row in rows), targets)
         )
-    return dealt
+    return targets_by_task
 
 
 def write_rate(
@@ -104,12 +106,14 @@ def write_rate(
     """
     hits = []
     for deal in targets:
-        found = vectors[deal.task]
-        push = found.vectors[site, deal.targets]
+        concept_vectors = vectors[deal.task]
+        steering = concept_vectors.vectors[site, deal.targets]
         if rng is not None:
-            push = _at_random(push.shape, rng)
-        push = push * strength * found.gap[site, deal.targets][:, None]
-        table = torch.from_numpy(push).float()
+            steering = _at_random(steering.shape, rng)
+        steering = (
+            steering * strength * concept_vectors.gap[site, deal.targets][:, None]
+        )
+        table = torch.from_numpy(steering).float()
 
         def add(states, rows, table=table):
             return states + table[rows].to(states)
@@ -143,15 +147,18 @@ def ablation_rate(
     """
     hits = []
     for deal in targets:
-        found = vectors[deal.task]
-        along = found.vectors[site, deal.targets]
-        gap, middle = (each[site, deal.targets] for each in (found.gap, found.offset))
+        concept_vectors = vectors[deal.task]
+        along = concept_vectors.vectors[site, deal.targets]
+        gap, middle = (
+            values[site, deal.targets]
+            for values in (concept_vectors.gap, concept_vectors.offset)
+        )
         to = along if rng is None else _at_random(along.shape, rng)
-        tables = [torch.from_numpy(each).float() for each in (along, to)]
+        tables = [torch.from_numpy(direction).float() for direction in (along, to)]
         without = torch.from_numpy(middle - gap / 2).float()
 
         def remove(states, rows, tables=tables, without=without):
-            read, write = (each[rows].to(states) for each in tables)
+            read, write = (table[rows].to(states) for table in tables)
             size = (states * read).sum(1) - without[rows].to(states)
             return states - size[:, None] * write
 
@@ -177,8 +184,8 @@ def _first_of_all(
     # The token that begins an answer can depend on what it follows.
     starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
     watch = first_tokens(skip_joining_space(tokenizer, starts))
-    wanted = [classes[at] for at in deal.targets]
-    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, wanted))
+    answers = [classes[target] for target in deal.targets]
+    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, answers))
     scores = score_edited(model, sequences, edits, watch=watch, sites=find_sites(model))
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
     return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
@@ -243,17 +250,17 @@ def mean_trace_survival(
     original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, seed: int
 ) -> dict[str, float]:
     """Mean survival of value vectors in the candidate, and of as many random neurons."""
-    own = trace_survival(original, candidate, traces)
-    other = trace_survival(original, candidate, random_traces(traces, original, seed))
-    kept = own.kept_tokens[~np.isnan(own.kept_tokens)]
+    traced = trace_survival(original, candidate, traces)
+    random = trace_survival(original, candidate, random_traces(traces, original, seed))
+    kept_tokens = traced.kept_tokens[~np.isnan(traced.kept_tokens)]
     return {
-        "cosine": float(own.cosine.mean()),
-        "distance": float(own.distance.mean()),
-        "jaccard": float(own.jaccard.mean()),
-        "kept_tokens": float(kept.mean()) if len(kept) else 0.0,
-        "random_cosine": float(other.cosine.mean()),
-        "random_jaccard": float(other.jaccard.mean()),
-        "top": own.top,
+        "cosine": float(traced.cosine.mean()),
+        "distance": float(traced.distance.mean()),
+        "jaccard": float(traced.jaccard.mean()),
+        "kept_tokens": float(kept_tokens.mean()) if len(kept_tokens) else 0.0,
+        "random_cosine": float(random.cosine.mean()),
+        "random_jaccard": float(random.jaccard.mean()),
+        "top": traced.top,
     }
 
 
@@ -276,9 +283,9 @@ def write_report(
     if not any(parts.values()):
         return {}
     allowed = mask & np.array([site != "embed" for site in probing.sites])
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     with models["original"].loaded(device) as model:
-        found = choose_site_and_strength(
+        report = choose_site_and_strength(
             model,
             tokenizer,
             probing.tasks,
@@ -287,33 +294,41 @@ def write_report(
             allowed,
             parts["check"],
         )
-        if "site" not in found:
+        if "site" not in report:
             return {}
         rng = numpy_rng(config.seed, AXIS, "random directions")
-        place = (found["number"], found["site"], found["strength"])
-        found["random"] = write_rate(
-            model, tokenizer, probing.tasks, parts["check"], vectors, *place, rng=rng
+        location = (report["number"], report["site"], report["strength"])
+        report["random"] = write_rate(
+            model, tokenizer, probing.tasks, parts["check"], vectors, *location, rng=rng
         )
-        own = write_targets(
+        own_targets = write_targets(
             probing.tasks,
             "check",
             MAX_ENTITIES,
             numpy_rng(config.seed, AXIS, "targets", "own"),
             own_answers=True,
         )
-        found["ablated"] = {
-            what: ablation_rate(
-                model, tokenizer, probing.tasks, own, vectors, *place[:2], rng=drawn
+        report["ablated"] = {
+            name: ablation_rate(
+                model,
+                tokenizer,
+                probing.tasks,
+                own_targets,
+                vectors,
+                *location[:2],
+                rng=drawn,
             )
-            for what, drawn in (("own vector", None), ("random direction", rng))
+            for name, drawn in (("own vector", None), ("random direction", rng))
         }
     for role, subject in models.items():
         with subject.loaded(device) as model:
-            found[role] = {
-                part: write_rate(model, tokenizer, probing.tasks, each, vectors, *place)
-                for part, each in parts.items()
+            report[role] = {
+                part: write_rate(
+                    model, tokenizer, probing.tasks, targets, vectors, *location
+                )
+                for part, targets in parts.items()
             }
-    return found
+    return report
 
 
 def trace_report(
@@ -326,29 +341,29 @@ def trace_report(
     k: int = 5,
 ) -> dict[str, Any]:
     """Survival of the value vectors of forgotten answers and of all other answers."""
-    gone = {item.answer.casefold() for item in forget}
+    forgotten = {item.answer.casefold() for item in forget}
     sets = {
         "forgotten answers": [(item.prompt, item.answer) for item in forget],
         "other answers": [
             (item.prompt, item.answer)
             for item in retain
-            if item.answer.casefold() not in gone
+            if item.answer.casefold() not in forgotten
         ],
     }
-    found: dict[str, Any] = {"neurons": k}
+    report: dict[str, Any] = {"neurons": k}
     with models["original"].loaded(device) as original:
         for role, subject in models.items():
             if role == "original":
                 continue
             with subject.loaded(device) as model:
-                found[role] = {
-                    what: mean_trace_survival(
+                report[role] = {
+                    name: mean_trace_survival(
                         original,
                         model,
                         answer_traces(original, tokenizer, pairs, k),
                         stage_seed(config.seed, AXIS, "traces"),
                     )
-                    for what, pairs in sets.items()
+                    for name, pairs in sets.items()
                     if pairs
                 }
-    return found
+    return report

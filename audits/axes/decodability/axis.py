@@ -104,9 +104,9 @@ def _judge(
         budget.permutations,
     )
     # Only layers at which the original itself is decodable are informative.
-    use = informative_columns(power, rule)
+    mask = informative_columns(power, rule)
     shuffles = average_models(
-        [probing.score(each, "original", "forget") for each in shuffled]
+        [probing.score(probes, "original", "forget") for probes in shuffled]
     )
     details = {
         "form": forms,
@@ -120,11 +120,11 @@ def _judge(
             "the original is read beyond never-taught items",
             power.p_value,
             f"p < {rule.alpha} and at least {MIN_SPAN} apart",
-            bool(use.any()),
+            bool(mask.any()),
         )
     ]
     name = "accuracy" if forms == ["shared"] else "concordance (chance 0.5)"
-    if not use.any():
+    if not mask.any():
         return AxisResult(
             NAME,
             QUESTION,
@@ -138,8 +138,8 @@ def _judge(
                 *notes,
             ),
         )
-    controls += _controls(probing, config, use, ceiling, never, shuffles)
-    readings = _readings(probing, config, use, ceiling)
+    controls += _controls(probing, config, mask, ceiling, never, shuffles)
+    readings = _readings(probing, config, mask, ceiling)
     status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
@@ -157,7 +157,7 @@ def _judge(
 def _controls(
     probing: ProbingData,
     config: AuditConfig,
-    use: np.ndarray,
+    mask: np.ndarray,
     ceiling: EntityValues,
     never: EntityValues,
     shuffles: EntityValues,
@@ -165,7 +165,7 @@ def _controls(
     """Controls: never-taught, shuffled labels, planted suppression, embedding, retain."""
     alpha, permutations = config.rule.alpha, config.budget.permutations
     # Two controls require a null hypothesis to hold: each is tested at half the level.
-    by_luck = alpha / 2
+    null_alpha = alpha / 2
 
     def beyond(x: EntityValues, y: EntityValues, columns: np.ndarray, name: str):
         return unpaired_max_test(
@@ -177,40 +177,40 @@ def _controls(
 
     # Chance is the score on permuted answers. A few fits on shuffled labels would be a noisy
     # estimate of it.
-    own = probing.states["original"].probes
-    dealt, chance = answer_permutation_test(
+    probes = probing.states["original"].probes
+    permuted, chance = answer_permutation_test(
         probing,
-        own,
+        probes,
         "original",
         "never_taught",
-        use,
+        mask,
         numpy_rng(config.seed, NAME, "never taught"),
         permutations,
     )
-    spans = ceiling.mean[use] - chance
-    leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
-    found = [
+    spans = ceiling.mean[mask] - chance
+    leak = float(permuted.difference.mean() / max(spans.mean(), 1e-9))
+    controls = [
         Control(
             "answers of never-taught items are read no better than dealt ones",
             leak,
-            f"below 0.25 of the original's excess, or p >= {by_luck}",
-            leak < 0.25 or dealt.p_value >= by_luck,
+            f"below 0.25 of the original's excess, or p >= {null_alpha}",
+            leak < 0.25 or permuted.p_value >= null_alpha,
         ),
         Control(
             "probes fitted on shuffled answers read nothing",
-            float(((shuffles.mean[use] - chance) / spans).max()),
+            float(((shuffles.mean[mask] - chance) / spans).max()),
             "below half of the original's excess",
-            bool((shuffles.mean[use] < chance + 0.5 * spans).all()),
+            bool((shuffles.mean[mask] < chance + 0.5 * spans).all()),
         ),
     ]
     if "planted" in probing.states:
         test = beyond(
             probing.values("planted", "planted", "forget"),
             probing.values("planted", "planted", "never_taught"),
-            use,
+            mask,
             "planted",
         )
-        found.append(planted_control(test.p_value, alpha))
+        controls.append(planted_control(test.p_value, alpha))
     first = np.array([site == "embed" for site in probing.sites])
     if first.any():
         test = beyond(
@@ -219,36 +219,36 @@ def _controls(
             first,
             "embedding",
         )
-        least = min(test.p_value, test.p_below)
-        found.append(
+        smaller_p = min(test.p_value, test.p_below)
+        controls.append(
             Control(
                 "the embedding layer is at the floor",
-                least,
-                f"p >= {by_luck / 2} on both sides",
-                least >= by_luck / 2,
+                smaller_p,
+                f"p >= {null_alpha / 2} on both sides",
+                smaller_p >= null_alpha / 2,
             )
         )
-    here = probing.values("unlearned", "unlearned", "check").mean[use].max()
-    there = probing.values("original", "original", "check").mean[use].max()
+    candidate = probing.values("unlearned", "unlearned", "check").mean[mask].max()
+    original = probing.values("original", "original", "check").mean[mask].max()
     base = chance.mean()
-    readable = (here - base) / max(there - base, 1e-9)
-    found.append(
+    retain_share = (candidate - base) / max(original - base, 1e-9)
+    controls.append(
         Control(
             "held-out retain entities can be read in the candidate",
-            float(readable),
+            float(retain_share),
             "at least half of the original's excess",
-            bool(readable >= 0.5),
+            bool(retain_share >= 0.5),
         )
     )
-    return found
+    return controls
 
 
 def _readings(
-    probing: ProbingData, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+    probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
     """Both probes against references (if any) and never-taught items."""
     references = [role for role in probing.states if role.startswith("reference")]
-    wanted = [
+    comparisons = [
         MetricComparison(
             name,
             name,
@@ -262,4 +262,4 @@ def _readings(
         )
         for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original"))
     ]
-    return compare_to_floors(NAME, wanted, probing.sites, config, use)
+    return compare_to_floors(NAME, comparisons, probing.sites, config, mask)

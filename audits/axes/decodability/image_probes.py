@@ -76,35 +76,37 @@ def fit_original_probes(
     count = len(sets.forget)
     halves = np.zeros(count, dtype=int)
     halves[numpy_rng(seed, "decodability", "halves").permutation(count)[::2]] = 1
-    known = _common(sets)
+    retained_labels = _common(sets)
     own, shuffled, random, classes = {}, {}, {}, {}
     rng = numpy_rng(seed, "decodability", "nothing")
-    for site, mine in states["forget"].items():
-        rest = states["fit"][site]
+    for site, forget_states in states["forget"].items():
+        retain_states = states["fit"][site]
         fitted = []
         for half in (0, 1):
-            rows = np.concatenate([mine[halves != half], rest])
+            rows = np.concatenate([forget_states[halves != half], retain_states])
             marks = np.arange(len(rows)) < (halves != half).sum()
             fitted.append(_discriminants(rows, marks[None])[0])
         own[site] = np.stack(fitted)
-        rows = np.concatenate([mine, rest])
+        rows = np.concatenate([forget_states, retain_states])
         marks = np.arange(len(rows)) < count
-        dealt = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
-        shuffled[site] = _discriminants(rows, dealt)
+        shuffled_marks = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
+        shuffled[site] = _discriminants(rows, shuffled_marks)
         random[site] = rng.standard_normal((DIRECTIONS, rows.shape[1]))
-        classes[site] = _discriminants(rest, sets.fit.labels == known[:, None])
-    return OriginalProbes(halves, own, shuffled, random, classes, known)
+        classes[site] = _discriminants(
+            retain_states, sets.fit.labels == retained_labels[:, None]
+        )
+    return OriginalProbes(halves, own, shuffled, random, classes, retained_labels)
 
 
 def _common(sets: EvaluationSets) -> np.ndarray:
     """Retain classes with enough images to fit and check a probe."""
-    found = [
+    frequent = [
         label
         for label in np.unique(sets.fit.labels)
         if (sets.fit.labels == label).sum() >= MIN_FIT_IMAGES
         and (sets.check.labels == label).sum() >= MIN_CHECK_IMAGES
     ]
-    return np.array(found[:MAX_CLASSES], dtype=np.int64)
+    return np.array(frequent[:MAX_CLASSES], dtype=np.int64)
 
 
 def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
@@ -113,8 +115,8 @@ def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
         return np.zeros((0, rows.shape[1]))
     x = torch.from_numpy(rows)
     weight = torch.ones(len(x), dtype=torch.float64)
-    found = discriminant(x, torch.from_numpy(marks).double(), weight, SHRINKAGE)
-    return found.numpy()
+    directions = discriminant(x, torch.from_numpy(marks).double(), weight, SHRINKAGE)
+    return directions.numpy()
 
 
 def score_original_probes(
@@ -132,35 +134,37 @@ def score_original_probes(
     }
     half = probes.halves
     for site in probes.forgotten:
-        mine, other, invented = (
+        forget_states, other, invented = (
             states[part][site] for part in ("forget", "check", "never")
         )
 
-        def shares(rows: np.ndarray, vectors: np.ndarray, other=other) -> np.ndarray:
+        def outranked(rows: np.ndarray, vectors: np.ndarray, other=other) -> np.ndarray:
             """(vector, image)."""
             found = [rank_among(rows @ each, other @ each) for each in vectors]
             return np.stack(found)
 
-        both = shares(mine, probes.forgotten[site])
-        columns["forget"].append(both[half, np.arange(len(mine))])
-        columns["never"].append(shares(invented, probes.forgotten[site]).mean(0))
-        columns["shuffled"].append(shares(mine, probes.shuffled[site]).mean())
-        columns["random"].append(shares(mine, probes.random[site]).mean())
+        by_half = outranked(forget_states, probes.forgotten[site])
+        columns["forget"].append(by_half[half, np.arange(len(forget_states))])
+        columns["never"].append(outranked(invented, probes.forgotten[site]).mean(0))
+        columns["shuffled"].append(
+            outranked(forget_states, probes.shuffled[site]).mean()
+        )
+        columns["random"].append(outranked(forget_states, probes.random[site]).mean())
         columns["classes"].append(_of_classes(probes, site, other, sets.check))
     # (site, image) becomes (image, site); means stay (site,).
-    return {name: np.array(each).T.tolist() for name, each in columns.items()}
+    return {name: np.array(column).T.tolist() for name, column in columns.items()}
 
 
 def _of_classes(
     readers: OriginalProbes, site: str, states: np.ndarray, images: ImageSet
 ) -> float:
-    found = []
+    shares = []
     for label, vector in zip(
         readers.retained_labels, readers.retained[site], strict=True
     ):
-        read, own = states @ vector, images.labels == label
-        found.append(rank_among(read[own], read[~own]).mean())
-    return float(np.mean(found)) if found else 0.5
+        projections, members = states @ vector, images.labels == label
+        shares.append(rank_among(projections[members], projections[~members]).mean())
+    return float(np.mean(shares)) if shares else 0.5
 
 
 def score_refitted_probes(
@@ -182,27 +186,27 @@ def score_refitted_probes(
         for part in ("forget", "never")
     }
     for column, site in enumerate(states["fit"]):
-        rest, other = states["fit"][site], states["check"][site]
-        solve = _whitener(rest, sets.fit.labels)
+        fit_states, check_states = states["fit"][site], states["check"][site]
+        solve = _whitener(fit_states, sets.fit.labels)
         for members, firsts, part in groups:
             rows = states[part][site]
             total, times = np.zeros(len(members)), np.zeros(len(members))
             for shot in firsts:
-                vector = solve(rows[shot] - rest.mean(0))
-                asked = members != shot
-                total[asked] += rank_among(
-                    rows[members[asked]] @ vector, other @ vector
+                vector = solve(rows[shot] - fit_states.mean(0))
+                others = members != shot
+                total[others] += rank_among(
+                    rows[members[others]] @ vector, check_states @ vector
                 )
-                times[asked] += 1
+                times[others] += 1
             result[part][members, column] = total / np.maximum(times, 1)
     return {part: table.tolist() for part, table in result.items()}
 
 
-def _whitener(rest: np.ndarray, labels: np.ndarray):
+def _whitener(states: np.ndarray, labels: np.ndarray):
     """Solve with the shrunk within-class covariance of the retain classes."""
-    means = {label: rest[labels == label].mean(0) for label in np.unique(labels)}
-    inner = rest - np.stack([means[label] for label in labels])
-    within = inner.T @ inner / len(rest)
+    means = {label: states[labels == label].mean(0) for label in np.unique(labels)}
+    centered = states - np.stack([means[label] for label in labels])
+    within = centered.T @ centered / len(states)
     ridge = SHRINKAGE * np.trace(within) / len(within)
     within = (1 - SHRINKAGE) * within
     within[np.diag_indices(len(within))] += max(ridge, 1e-12)

@@ -44,18 +44,18 @@ def answer_permutation_test(
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     observed = np.zeros(int(mask.sum()))
     null = np.zeros((n_permutations, int(mask.sum())))
-    ways = 1
+    n_distinct = 1
     for number, (task, reader) in enumerate(zip(probing.tasks, probes, strict=True)):
         texts = task.parts[part]
         scores = reader.scores(probing.states[role].parts[number, part])[mask]
         weights = np.array([1 / counts[name] for name in texts.entities]) / len(counts)
-        deal = _permute_shared if task.form == "shared" else _permute_unique
-        true, dealt, distinct = deal(texts, scores, weights, rng, n_permutations)
+        permute = _permute_shared if task.form == "shared" else _permute_unique
+        true, permuted, distinct = permute(texts, scores, weights, rng, n_permutations)
         observed += true
-        null += dealt
-        ways *= distinct
-    centre = null.mean(0)
-    return max_test(observed - centre, null - centre, ways), centre
+        null += permuted
+        n_distinct *= distinct
+    center = null.mean(0)
+    return max_test(observed - center, null - center, n_distinct), center
 
 
 def scored_entities(task: Task, part: str) -> list[str]:
@@ -77,10 +77,10 @@ def _permute_shared(
 
     Entities exchange their answers; all rows of one entity move together.
     """
-    own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
-    place = {name: index for index, name in enumerate(own)}
-    index = np.array([place[name] for name in part.entities])
-    answers = np.array(list(own.values()))
+    answer_of = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
+    position = {name: index for index, name in enumerate(answer_of)}
+    index = np.array([position[name] for name in part.entities])
+    answers = np.array(list(answer_of.values()))
     predicted = scores.argmax(2)
     true = (predicted == part.labels) @ weights
     null = np.empty((deals, len(scores)))
@@ -88,8 +88,10 @@ def _permute_shared(
         labels = rng.permutation(answers)[index]
         null[number] = (predicted == labels) @ weights
     counts = np.bincount(answers)
-    ways = factorial(len(answers)) // prod(factorial(int(each)) for each in counts)
-    return true, null, ways
+    n_distinct = factorial(len(answers)) // prod(
+        factorial(int(count)) for count in counts
+    )
+    return true, null, n_distinct
 
 
 def _permute_unique(
@@ -100,21 +102,21 @@ def _permute_unique(
     deals: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """As ``_deal_shared``: entities of one block exchange their answers."""
-    found = within_entity_rank(part, scores[:, :, 0])
-    true = (weights * (part.labels == 1)) @ found
+    ranks = within_entity_rank(part, scores[:, :, 0])
+    true = (weights * (part.labels == 1)) @ ranks
     null = np.zeros((deals, len(scores)))
     orders: dict[tuple[str, ...], np.ndarray] = {}
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
         width = int(part.columns[rows].max()) + 1
         # Rows lie entity by entity, answer by answer.
-        table = found[rows].reshape(-1, width, found.shape[1])
-        own = part.labels[rows].reshape(-1, width).argmax(1)
+        table = ranks[rows].reshape(-1, width, ranks.shape[1])
+        true_columns = part.labels[rows].reshape(-1, width).argmax(1)
         answers = tuple(part.answers[row] for row in rows[:width])
         if answers not in orders:  # all paraphrases of a block share a permutation
             orders[answers] = rng.permuted(
                 np.tile(np.arange(width), (deals, 1)), axis=1
             )
         for entity, share in enumerate(weights[rows[::width]]):
-            null += share * table[entity, orders[answers][:, own[entity]]]
+            null += share * table[entity, orders[answers][:, true_columns[entity]]]
     return true, null, prod(factorial(len(answers)) for answers in orders)

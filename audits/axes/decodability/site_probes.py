@@ -54,27 +54,27 @@ def fit_site_probes(
     count, rows, width = states.shape
     weights = np.zeros((len(codes), count, width, outputs))
     bias = np.zeros((len(codes), count, outputs))
-    lost: list[list[UncertifiedFit]] = [[] for _ in codes]
-    every = np.ones((1, rows), dtype=bool)
+    by_label: list[list[UncertifiedFit]] = [[] for _ in codes]
+    all_rows = np.ones((1, rows), dtype=bool)
     # All rows are fitted, so "all" and "fold" standardization agree.
     probe = LogisticProbe(C=penalty, standardize="all")
     with progress.task("fit probes", count) as done:
         # In float64: the standard deviation of equal float32 rows is not exactly 0.
         for site, x in enumerate(states.astype(np.float64)):
             if (x.std(0) > 1e-6 * max(1e-12, np.abs(x).max())).any():
-                found = probe.held_out(
+                fit = probe.held_out(
                     torch.from_numpy(x),
                     codes,
                     classes,
-                    Folds(every, ~every, "all rows"),
+                    Folds(all_rows, ~all_rows, "all rows"),
                     coefficients=True,
                 )
-                assert found.coef is not None and found.intercept is not None
-                weights[:, site] = found.coef[:, 0].transpose(1, 2).numpy()
-                bias[:, site] = found.intercept[:, 0].numpy()
-                for fit in found.uncertified:
-                    named = replace(fit, site=f"site {site}", fold=None)
-                    lost[fit.label].append(named)
+                assert fit.coef is not None and fit.intercept is not None
+                weights[:, site] = fit.coef[:, 0].transpose(1, 2).numpy()
+                bias[:, site] = fit.intercept[:, 0].numpy()
+                for loose in fit.uncertified:
+                    named = replace(loose, site=f"site {site}", fold=None)
+                    by_label[loose.label].append(named)
             done(1)
-    each = zip(weights, bias, map(tuple, lost), strict=True)
-    return [SiteProbe(*parts) for parts in each]
+    fitted = zip(weights, bias, map(tuple, by_label), strict=True)
+    return [SiteProbe(*parts) for parts in fitted]

@@ -65,7 +65,7 @@ class TaskPart:
         if not self.with_answer:
             starts = skip_joining_space(tokenizer, rows).answer_start
             pairs = zip(ids, starts, strict=True)
-            ids = tuple(each[:start] for each, start in pairs)
+            ids = tuple(tokens[:start] for tokens, start in pairs)
         return Sequences(ids, tuple(map(len, ids)))
 
 
@@ -92,11 +92,11 @@ class Task:
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
     """The shared form, where most forgotten answers belong to several fitting entities too."""
-    holders: dict[str, set[str]] = {}
+    entities_of: dict[str, set[str]] = {}
     for item in fit:
-        holders.setdefault(normalize_text(item.answer), set()).add(item.entity)
+        entities_of.setdefault(normalize_text(item.answer), set()).add(item.entity)
     shared = [
-        len(holders.get(normalize_text(item.answer), ())) >= MIN_SHARERS
+        len(entities_of.get(normalize_text(item.answer), ())) >= MIN_SHARERS
         for item in forget
     ]
     return "shared" if np.mean(shared) >= MIN_SHARED_FRACTION else "unique"
@@ -114,11 +114,11 @@ def answers_are_codes(
     Args:
         items: Items of one relation by part.
     """
-    every = [item for part in items.values() for item in part]
-    if len({len(item.answer) for item in every}) != 1 or not items["fit"]:
+    all_items = [item for part in items.values() for item in part]
+    if len({len(item.answer) for item in all_items}) != 1 or not items["fit"]:
         return False
-    if any(sign.isalpha() for item in every for sign in item.answer):
-        lengths = {len(answer) for answer in _answer_tokens(tokenizer, every)}
+    if any(character.isalpha() for item in all_items for character in item.answer):
+        lengths = {len(answer) for answer in _answer_tokens(tokenizer, all_items)}
         if len(lengths) != 1 or lengths == {1}:
             return False
     first = {
@@ -138,7 +138,7 @@ def _answer_tokens(
 ) -> list[tuple[int, ...]]:
     """Tokens of each answer, without a joining space that is its own token."""
     rows = skip_joining_space(tokenizer, encode_items(tokenizer, items))
-    return [ids[at:] for ids, at in zip(rows.ids, rows.answer_start, strict=True)]
+    return [ids[start:] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
 
 
 def make_tasks(
@@ -202,11 +202,11 @@ def _begin_with_a_sign(
     items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
     """Whether the first token of every answer is its first character alone."""
-    every = [item for part in items.values() for item in part]
-    answers = _answer_tokens(tokenizer, every)
+    all_items = [item for part in items.values() for item in part]
+    answers = _answer_tokens(tokenizer, all_items)
     return all(
         str(tokenizer.decode([tokens[0]])).strip() == item.answer[0]
-        for item, tokens in zip(every, answers, strict=True)
+        for item, tokens in zip(all_items, answers, strict=True)
     )
 
 
@@ -224,17 +224,17 @@ def _shared(
     parts = {}
     for name, members in items.items():
         questions: Questions = build_questions(members, wordings)
-        kept = questions.select(
+        selected = questions.select(
             [normalize_text(kind(a)) in classes for a in questions.answers]
         )
-        zeros = np.zeros(len(kept), dtype=int)
+        zeros = np.zeros(len(selected), dtype=int)
         parts[name] = TaskPart(
-            prompts=kept.prompts,
-            answers=tuple(kept.answers),
+            prompts=selected.prompts,
+            answers=tuple(selected.answers),
             labels=np.array(
-                [classes[normalize_text(kind(a))] for a in kept.answers], dtype=int
+                [classes[normalize_text(kind(a))] for a in selected.answers], dtype=int
             ),
-            entities=tuple(kept.entities),
+            entities=tuple(selected.entities),
             groups=zeros,
             columns=zeros,
             with_answer=False,
@@ -295,27 +295,27 @@ def make_blocks(
 
     Items that fit in no block of two or more are dropped.
     """
-    order = [items[place] for place in rng.permutation(len(items))]
-    wanted = max(1, len(order) // size)
-    found: list[list[Item]] = []
+    order = [items[position] for position in rng.permutation(len(items))]
+    n_blocks = max(1, len(order) // size)
+    groups: list[list[Item]] = []
     for item in order:
         fitting = [
             members
-            for members in found
+            for members in groups
             if all(
-                other.entity != item.entity
-                and normalize_text(other.answer) != normalize_text(item.answer)
-                for other in members
+                member.entity != item.entity
+                and normalize_text(member.answer) != normalize_text(item.answer)
+                for member in members
             )
         ]
         open_to = [members for members in fitting if len(members) < size]
         if open_to:
             min(open_to, key=len).append(item)
-        elif len(found) < wanted or not fitting:
-            found.append([item])
+        elif len(groups) < n_blocks or not fitting:
+            groups.append([item])
         else:
             min(fitting, key=len).append(item)
-    return [members for members in found if len(members) > 1]
+    return [members for members in groups if len(members) > 1]
 
 
 def row_scores(task: Task, part: TaskPart, scores: np.ndarray) -> np.ndarray:
@@ -330,8 +330,8 @@ def row_scores(task: Task, part: TaskPart, scores: np.ndarray) -> np.ndarray:
     """
     if task.form == "shared":
         return (scores.argmax(2) == part.labels).T.astype(float)
-    found = within_entity_rank(part, scores[:, :, 0])
-    return np.where((part.labels == 1)[:, None], found, np.nan)
+    ranks = within_entity_rank(part, scores[:, :, 0])
+    return np.where((part.labels == 1)[:, None], ranks, np.nan)
 
 
 def within_entity_rank(part: TaskPart, values: np.ndarray) -> np.ndarray:
@@ -350,16 +350,16 @@ def within_entity_rank(part: TaskPart, values: np.ndarray) -> np.ndarray:
     names = np.array(part.entities)
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
-        here = values[:, rows].copy()
+        centered = values[:, rows].copy()
         for column in np.unique(part.columns[rows]):
             same = part.columns[rows] == column
-            here[:, same] -= here[:, same].mean(1, keepdims=True)
+            centered[:, same] -= centered[:, same].mean(1, keepdims=True)
         # Differences at rounding level (a site that sees only the answer) count as ties.
-        tie = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1), 1e-12)
+        tolerance = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1), 1e-12)
         for name in dict.fromkeys(names[rows]):
-            mine = np.flatnonzero(names[rows] == name)
-            lead = here[:, mine, None] - here[:, None, mine]
-            near = np.abs(lead) <= tie[:, None, None]
-            wins = ((lead > 0) & ~near).sum(2) + 0.5 * (near.sum(2) - 1)
-            result[rows[mine]] = (wins / (len(mine) - 1)).T
+            own_rows = np.flatnonzero(names[rows] == name)
+            difference = centered[:, own_rows, None] - centered[:, None, own_rows]
+            tied = np.abs(difference) <= tolerance[:, None, None]
+            wins = ((difference > 0) & ~tied).sum(2) + 0.5 * (tied.sum(2) - 1)
+            result[rows[own_rows]] = (wins / (len(own_rows) - 1)).T
     return result

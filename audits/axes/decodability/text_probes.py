@@ -84,8 +84,10 @@ class ProbingData:
     @property
     def notes(self) -> list[str]:
         """A note on fits without a certificate of optimality, if any."""
-        found = describe([fit for s in self.states.values() for fit in s.uncertified])
-        return [f"Of the probes, {found}."] if found else []
+        sentence = describe(
+            [fit for s in self.states.values() for fit in s.uncertified]
+        )
+        return [f"Of the probes, {sentence}."] if sentence else []
 
     def values(self, probe_role: str, state_role: str, part: str) -> EntityValues:
         """(entity, site) score of one role's probes on another role's states."""
@@ -100,9 +102,9 @@ class ProbingData:
             texts = task.parts[part]
             scores = reader.scores(self.states[state_role].parts[number, part])
             table = row_scores(task, texts, scores)
-            kept = ~np.isnan(table).any(1)
-            rows.append(table[kept])
-            entities += [texts.entities[row] for row in np.flatnonzero(kept)]
+            scored = ~np.isnan(table).any(1)
+            rows.append(table[scored])
+            entities += [texts.entities[row] for row in np.flatnonzero(scored)]
         return average_by_entity(np.concatenate(rows), entities)
 
 
@@ -154,8 +156,8 @@ def read_all_states(
     }
     broken = [
         role
-        for role, each in states.items()
-        if not all(np.isfinite(part).all() for part in each.parts.values())
+        for role, task_states in states.items()
+        if not all(np.isfinite(part).all() for part in task_states.parts.values())
     ]
     return states, broken
 
@@ -164,14 +166,14 @@ def _all_texts(
     tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]
 ) -> tuple[Sequences, dict[tuple[int, str], slice]]:
     """Token rows of all tasks in one set, and the slice of each part."""
-    whole = Sequences((), ())
+    texts = Sequences((), ())
     bounds: dict[tuple[int, str], slice] = {}
     for number, task in enumerate(tasks):
         for part in PARTS:
             rows = task.parts[part].encoded(tokenizer)
-            bounds[number, part] = slice(len(whole), len(whole) + len(rows))
-            whole = whole + rows
-    return whole, bounds
+            bounds[number, part] = slice(len(texts), len(texts) + len(rows))
+            texts = texts + rows
+    return texts, bounds
 
 
 def fit_probes(
@@ -214,14 +216,14 @@ def _fitted(
 ) -> list[SiteProbe]:
     """One probe for each label vector of a task; records uncertified fits."""
     states = probing.states[role]
-    found = fit_site_probes(states.parts[number, "fit"], labels, penalty, progress)
+    probes = fit_site_probes(states.parts[number, "fit"], labels, penalty, progress)
     name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
     states.uncertified += [
         replace(fit, name=name, inner="" if len(labels) == 1 else f"shuffle {shuffle}")
-        for shuffle, reader in enumerate(found)
+        for shuffle, reader in enumerate(probes)
         for fit in reader.uncertified
     ]
-    return found
+    return probes
 
 
 def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
@@ -229,9 +231,11 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
     part: TaskPart = task.parts["fit"]
     labels = part.labels.copy()
     if task.form == "shared":
-        own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
-        dealt = dict(zip(own, rng.permutation(list(own.values())), strict=True))
-        return np.array([dealt[entity] for entity in part.entities], dtype=int)
+        answer_of = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
+        shuffled = dict(
+            zip(answer_of, rng.permutation(list(answer_of.values())), strict=True)
+        )
+        return np.array([shuffled[entity] for entity in part.entities], dtype=int)
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
         order = rng.permutation(part.columns[rows].max() + 1)

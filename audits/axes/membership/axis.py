@@ -75,46 +75,49 @@ def run_membership(
     rows = encode(tokenizer, sets.prompts)
 
     def states_of(role: str, names: Sequence[str], view: str) -> NDArray[np.float32]:
-        found = store.activations(models[role], rows, names, view)  # pyright: ignore
-        return np.asarray(found.values)
+        activations = store.activations(models[role], rows, names, view)  # pyright: ignore
+        return np.asarray(activations.values)
 
     states = {role: states_of(role, sites, "last") for role in models}
     broken = [role for role, x in states.items() if not np.isfinite(x).all()]
     if broken:
         why = f"hidden states of {', '.join(broken)} are not finite"
         return AxisResult(NAME, QUESTION, "error", notes=(why, *notes))
-    tried = {}
+    by_family = {}
     with progress.task("membership", len(FAMILIES) + len(states)) as advance:
         for family in FAMILIES:
-            tried[family] = score_membership(
+            by_family[family] = score_membership(
                 states["original"], sets, family, config.seed
             )
             advance(1)
         # Chosen on held-out entities that are in neither the fit nor the test.
         chosen = max(
-            FAMILIES, key=lambda name: tried[name].auc("check", "check_invented").mean()
+            FAMILIES,
+            key=lambda name: by_family[name].auc("check", "check_invented").mean(),
         )
         scores = {}
-        for role, each in states.items():
+        for role, role_states in states.items():
             shuffles = SHUFFLES if role == "original" else 0
-            scores[role] = score_membership(each, sets, chosen, config.seed, shuffles)
+            scores[role] = score_membership(
+                role_states, sets, chosen, config.seed, shuffles
+            )
             advance(1)
     every = np.ones(len(sites), dtype=bool)
     power = scores["original"].test("forget", "never_taught", every, config)
     lead = power.difference
-    use = (lead >= 0.5 * lead.max()) & (lead > MIN_SPAN)
-    use &= power.p_column < config.rule.alpha
+    mask = (lead >= 0.5 * lead.max()) & (lead > MIN_SPAN)
+    mask &= power.p_column < config.rule.alpha
     details = {
         "reader": chosen,
         "sites": list(sites),
         "original_p": power.p_value,
         "auc": {
-            role: np.round(each.auc("forget", "never_taught"), 6).tolist()
-            for role, each in scores.items()
+            role: np.round(role_scores.auc("forget", "never_taught"), 6).tolist()
+            for role, role_scores in scores.items()
         },
         "auc_of_retain": {
-            role: np.round(each.auc("check", "check_invented"), 6).tolist()
-            for role, each in scores.items()
+            role: np.round(role_scores.auc("check", "check_invented"), 6).tolist()
+            for role, role_scores in scores.items()
         },
     }
     count = len(dict.fromkeys(sets.questions["forget"].entities))
@@ -123,10 +126,10 @@ def run_membership(
             "the original tells them apart",
             power.p_value,
             f"p < {config.rule.alpha} and at least {MIN_SPAN} above chance",
-            bool(use.any()),
+            bool(mask.any()),
         )
     ]
-    if not use.any():
+    if not mask.any():
         why = "The original itself does not tell them apart."
         return AxisResult(
             NAME,
@@ -138,11 +141,11 @@ def run_membership(
             details=details,
             notes=(why, *notes),
         )
-    controls += _controls(scores, use, config)
+    controls += _controls(scores, mask, config)
     if "embed" in sites:
         names = states_of("unlearned", ["embed"], "mean")
         controls.append(_names_alone(names, sets, chosen, config))
-    readings = _readings(scores, use, sites, config)
+    readings = _readings(scores, mask, sites, config)
     status, extra = status_of(readings, controls, config.rule)
     return AxisResult(
         NAME,
@@ -192,28 +195,32 @@ def _chance(scores: MembershipScores) -> EntityValues:
 
 def _readings(
     scores: Mapping[str, MembershipScores],
-    use: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
     sites: Sequence[str],
     config: AuditConfig,
 ) -> list[Reading]:
     """Against references (if any) and never-taught items."""
-    wanted = MetricComparison(
+    comparison = MetricComparison(
         REFITTED,
         REFITTED,
         _places(scores["unlearned"]),
         _places(scores["original"]),
-        [_places(each) for role, each in scores.items() if role.startswith("ref")],
+        [
+            _places(role_scores)
+            for role, role_scores in scores.items()
+            if role.startswith("ref")
+        ],
         _chance(scores["unlearned"]),
     )
-    test = scores["unlearned"].test("forget", "never_taught", use, config)
+    test = scores["unlearned"].test("forget", "never_taught", mask, config)
     p_used = iter(test.p_column.tolist())
-    found = []
-    for reading in compare_to_floors(NAME, [wanted], list(sites), config, use):
+    readings = []
+    for reading in compare_to_floors(NAME, [comparison], list(sites), config, mask):
         if reading.floor_kind == "never_taught":
             # A rank depends on the other entities: permute entities first, then rank.
             columns = tuple(
-                {**each, "p_value": next(p_used) if each["used"] else None}
-                for each in reading.columns
+                {**column, "p_value": next(p_used) if column["used"] else None}
+                for column in reading.columns
             )
             reading = replace(
                 reading,
@@ -222,33 +229,33 @@ def _readings(
                 smallest_p=test.smallest_p,
                 columns=columns,
             )
-        found.append(reading)
-    return found
+        readings.append(reading)
+    return readings
 
 
 def _controls(
-    scores: Mapping[str, MembershipScores], use: NDArray[np.bool_], config: AuditConfig
+    scores: Mapping[str, MembershipScores], mask: NDArray[np.bool_], config: AuditConfig
 ) -> list[Control]:
     """Controls: shuffled labels, invented against never-taught, planted, retain."""
     alpha = config.rule.alpha
     original, candidate = scores["original"], scores["unlearned"]
-    lead = original.auc("forget", "never_taught")[use] - 0.5
-    luck = np.mean(
+    lead = original.auc("forget", "never_taught")[mask] - 0.5
+    shuffled = np.mean(
         [
-            original.auc("forget", "never_taught", 1 + turn)[use] - 0.5
-            for turn in range(SHUFFLES)
+            original.auc("forget", "never_taught", 1 + shuffle)[mask] - 0.5
+            for shuffle in range(SHUFFLES)
         ],
         axis=0,
     )
-    strange = candidate.test("check_invented", "never_taught", use, config)
-    either = min(1.0, 2 * min(strange.p_value, strange.p_below))
-    kept = candidate.test("check", "check_invented", use, config)
-    found = [
+    invented = candidate.test("check_invented", "never_taught", mask, config)
+    either = min(1.0, 2 * min(invented.p_value, invented.p_below))
+    retain = candidate.test("check", "check_invented", mask, config)
+    controls = [
         Control(
             "readers fitted on exchanged labels read nothing",
-            float((luck / lead).max()),
+            float((shuffled / lead).max()),
             "below half of the original's excess",
-            bool((luck < 0.5 * lead).all()),
+            bool((shuffled < 0.5 * lead).all()),
         ),
         Control(
             "never-taught entities are not told from other invented ones",
@@ -258,22 +265,22 @@ def _controls(
         ),
         Control(
             RETAIN_READABLE,
-            kept.p_value,
+            retain.p_value,
             f"p < {alpha}",
-            kept.p_value < alpha,
+            retain.p_value < alpha,
         ),
     ]
     if "planted" in scores:
-        planted = scores["planted"].test("forget", "never_taught", use, config)
-        found.append(planted_control(planted.p_value, alpha))
-    return found
+        planted = scores["planted"].test("forget", "never_taught", mask, config)
+        controls.append(planted_control(planted.p_value, alpha))
+    return controls
 
 
 def _names_alone(
-    names: NDArray[np.float32], asked: MembershipSets, family: str, config: AuditConfig
+    names: NDArray[np.float32], sets: MembershipSets, family: str, config: AuditConfig
 ) -> Control:
     """Control for surface form: a bag of the name's token embeddings must not suffice."""
-    alone = score_membership(names, asked, family, config.seed)
+    alone = score_membership(names, sets, family, config.seed)
     test = alone.test("forget", "never_taught", np.ones(1, dtype=bool), config)
     either = min(1.0, 2 * min(test.p_value, test.p_below))
     return Control(

@@ -70,8 +70,10 @@ def select_sets(
         InputError: too few entities, or no names can be invented for the retain ones.
     """
     relations = {item.relation for item in forget}
-    alike = ItemSet(tuple(x for x in retain if x.relation in relations), retain.name)
-    fewest = min(len(each.entities) for each in (forget, never, alike))
+    same_relations = ItemSet(
+        tuple(x for x in retain if x.relation in relations), retain.name
+    )
+    fewest = min(len(item_set.entities) for item_set in (forget, never, same_relations))
     if fewest < MIN_ENTITIES:
         raise InputError(
             "too few entities to read a signature of membership",
@@ -79,21 +81,21 @@ def select_sets(
             "ones, of the same relations",
             got=str(fewest),
         )
-    names = alike.entities
+    names = same_relations.entities
     order = numpy_rng(seed, NAME, "fit").permutation(len(names))[:MAX_FIT_ENTITIES]
-    known = ItemSet(
+    existing = ItemSet(
         tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never))
     )
-    chosen = alike.of_entities([names[place] for place in sorted(order)])
-    mirror = invent_items(chosen, known, numpy_rng(seed, NAME, "invented"))
+    chosen = same_relations.of_entities([names[position] for position in sorted(order)])
+    mirror = invent_items(chosen, existing, numpy_rng(seed, NAME, "invented"))
     # The mirror follows its original item by item, so the same cut keeps pairs together.
     cut = set(list(chosen.entities)[: int(FIT_FRACTION * len(chosen.entities))])
 
-    def of(items: ItemSet, inside: bool) -> list[Item]:
+    def of(items: ItemSet, in_cut: bool) -> list[Item]:
         return [
             item
-            for item, own in zip(items, chosen, strict=True)
-            if (own.entity in cut) == inside
+            for item, original in zip(items, chosen, strict=True)
+            if (original.entity in cut) == in_cut
         ]
 
     asked = {
@@ -148,18 +150,18 @@ class MembershipScores:
         """(entity, site) mean score of a part's entities."""
         values = self.rows[labels][:, self.sets.part == part]
         names = self.sets.questions[part].entities
-        place = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        owner = np.array([place[name] for name in names])
-        total = np.zeros((len(place), len(values)))
+        index_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        owner = np.array([index_of[name] for name in names])
+        total = np.zeros((len(index_of), len(values)))
         np.add.at(total, owner, values.T)
         return total / np.bincount(owner)[:, None]
 
     def wins(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
         """(entity, other entity, site) 1 where the first scores higher, ties one half."""
         high, low = self.entity_means(part, labels), self.entity_means(other, labels)
-        size = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
-        lead = high[:, None] - low[None]
-        return np.where(np.abs(lead) <= 1e-9 * size, 0.5, lead > 0)
+        scale = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
+        difference = high[:, None] - low[None]
+        return np.where(np.abs(difference) <= 1e-9 * scale, 0.5, difference > 0)
 
     def auc(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
         """(site,) AUC of one part's entities over another's."""
@@ -171,8 +173,8 @@ class MembershipScores:
         """Exact permutation test of that AUC over the masked sites."""
         high, low = self.entity_means(part)[:, mask], self.entity_means(other)[:, mask]
         pooled = np.concatenate([high, low])
-        size = np.maximum(np.abs(pooled).max(0), 1e-300)
-        pooled = np.round(pooled / size, 9)  # ties up to rounding are ties
+        scale = np.maximum(np.abs(pooled).max(0), 1e-300)
+        pooled = np.round(pooled / scale, 9)  # ties up to rounding are ties
         below = (pooled[None] < pooled[:, None]).sum(1)
         equal = (pooled[None] == pooled[:, None]).sum(1)
         # The difference of mean ranks is AUC - 0.5 for every labeling.

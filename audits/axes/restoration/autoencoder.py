@@ -56,13 +56,17 @@ class AnswerAutoencoder:
         Latents enter rank by rank: the second best of an answer after the best of every other.
         As many live latents are left over for the control.
         """
-        most = len(live_latents(self.sae)) // 2
-        found: list[int] = []
-        for rank in range(max(len(each) for each in self.experts.values())):
-            for each in self.experts.values():
-                if rank < len(each) and len(found) < most and each[rank] not in found:
-                    found.append(int(each[rank]))
-        return np.sort(np.array(found, dtype=np.int64))
+        max_experts = len(live_latents(self.sae)) // 2
+        chosen: list[int] = []
+        for rank in range(max(len(latents) for latents in self.experts.values())):
+            for latents in self.experts.values():
+                if (
+                    rank < len(latents)
+                    and len(chosen) < max_experts
+                    and latents[rank] not in chosen
+                ):
+                    chosen.append(int(latents[rank]))
+        return np.sort(np.array(chosen, dtype=np.int64))
 
 
 def autoencoder_site(where: Sites) -> str:
@@ -176,12 +180,12 @@ def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
             got=str(sae.d_in),
             fix="Use one that was trained on this model",
         )
-    known = sae.metadata.get("model")
-    if weights and known and known != weights:
+    trained_on = sae.metadata.get("model")
+    if weights and trained_on and trained_on != weights:
         raise InputError(
             "the autoencoder was trained on another model",
             expected=f"one of weights {weights[:12]}",
-            got=f"one of weights {known[:12]}",
+            got=f"one of weights {trained_on[:12]}",
             fix="Train one on the original of this audit",
         )
 
@@ -197,31 +201,35 @@ def expert_latents(
         count: Latents per answer, before shared ones are dropped.
     """
     classes, kinds = questions.classes, questions.relations
-    holders: dict[str, set[str]] = {}
+    entities_of: dict[str, set[str]] = {}
     for name, entity in zip(classes, questions.questions.entities, strict=True):
-        holders.setdefault(name, set()).add(entity)
-    found: dict[str, NDArray[np.int64]] = {}
+        entities_of.setdefault(name, set()).add(entity)
+    experts: dict[str, NDArray[np.int64]] = {}
     for kind in dict.fromkeys(kinds):
-        here = kinds == kind
-        names = sorted({c for c in classes[here] if len(holders[c]) > 1})
+        in_relation = kinds == kind
+        names = sorted({c for c in classes[in_relation] if len(entities_of[c]) > 1})
         if len(names) < 2:
             continue
-        marks = {name: classes[here] == name for name in names}
-        ranking = rank_latents(latents[here], marks)
+        marks = {name: classes[in_relation] == name for name in names}
+        ranking = rank_latents(latents[in_relation], marks)
         limit = max(2, int(np.ceil(MAX_SHARED_FRACTION * len(names))))
         served = (ranking.active >= MIN_FIRING_RATE).sum(0)
-        for at, name in enumerate(names):
+        for class_index, name in enumerate(names):
             # An answer without expert latents is skipped; the others keep theirs.
             chosen = ranking.top(name, count)
-            kept = chosen[(served[chosen] < limit) & (ranking.f1[at, chosen] > 0)]
-            if len(kept):
-                found[name] = kept
-    return found
+            own_latents = chosen[
+                (served[chosen] < limit) & (ranking.f1[class_index, chosen] > 0)
+            ]
+            if len(own_latents):
+                experts[name] = own_latents
+    return experts
 
 
 def prompt_states(model: nn.Module, rows: Sequences, site: str) -> NDArray[np.float32]:
     """(state, d) of every prompt position except the first, row after row."""
-    return np.concatenate([each[1:] for each in states_by_prompt(model, rows, site)])
+    return np.concatenate(
+        [prompt[1:] for prompt in states_by_prompt(model, rows, site)]
+    )
 
 
 def states_by_prompt(
@@ -229,14 +237,14 @@ def states_by_prompt(
 ) -> list[NDArray[np.float32]]:
     """(row,) states (position, d) of each prompt."""
     starts = np.array(rows.answer_start)
-    found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(rows)
+    by_row: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(rows)
     for start in np.unique(starts):
         group = np.flatnonzero(starts == start)
         part = rows[group.tolist()]
         states = capture_activations(model, part, [site], range(int(start)))
-        for row, each in zip(group, states.site(site), strict=True):
-            found[row] = each
-    return found
+        for row, row_states in zip(group, states.site(site), strict=True):
+            by_row[row] = row_states
+    return by_row
 
 
 def _refused(role: str, fvu: float) -> str:

@@ -80,7 +80,7 @@ def run_restoration(
     """
     original, wordings = models["original"], config.budget.prompts_per_item
     fit, check = split_retain(retain, wordings, tokenizer, config.seed)
-    coder, missing = train_autoencoder(
+    autoencoder, missing = train_autoencoder(
         original, fit, check, folder, config.seed, device=device, progress=progress
     )
     runs = {
@@ -93,22 +93,22 @@ def run_restoration(
             never,
             wordings,
             config.seed,
-            autoencoder=coder,
+            autoencoder=autoencoder,
             device=device,
             progress=progress,
         )
         for role, subject in models.items()
         if role != "original"
     }
-    known = original_scores(original, tokenizer, forget, config, device)
-    others = {role: each for role, each in models.items() if role != "original"}
+    original_values = original_scores(original, tokenizer, forget, config, device)
+    others = {role: audited for role, audited in models.items() if role != "original"}
     untrained = state_injection.untrained_model(original, config.seed)
     if untrained is not None:
         others[state_injection.UNTRAINED] = untrained
-    shown = run_state_injection(
-        original, others, runs, tokenizer, forget, coder, config, device=device
+    injected = run_state_injection(
+        original, others, runs, tokenizer, forget, autoencoder, config, device=device
     )
-    return judge(runs, known, config, (*missing, *notes), shown)
+    return judge(runs, original_values, config, (*missing, *notes), injected)
 
 
 def run_state_injection(
@@ -129,7 +129,7 @@ def run_state_injection(
     fits = {role: run["autoencoder"] for role, run in runs.items()}
     with original.loaded(device) as model:
         site = autoencoder_site(find_sites(model))
-    shown = state_injection.inject_states(
+    injected = state_injection.inject_states(
         original,
         others,
         EncodedQuestions.of(
@@ -141,9 +141,9 @@ def run_state_injection(
         device=device,
     )
     if autoencoder is not None:
-        own = {role: each["fvu"] for role, each in fits.items() if each}
-        shown["fvu"] = {"original": autoencoder.fvu} | own
-    return shown
+        fvu_by_role = {role: fit["fvu"] for role, fit in fits.items() if fit}
+        injected["fvu"] = {"original": autoencoder.fvu} | fvu_by_role
+    return injected
 
 
 def original_scores(
@@ -156,16 +156,16 @@ def original_scores(
     """(entity, 1) ``said`` (exact match) and ``contrast`` of the unsteered original."""
     questions = build_questions(forget, config.budget.prompts_per_item)
     with original.loaded(device) as model:
-        heard = score_questions(model, questions, questions.encoded(tokenizer))
+        scores = score_questions(model, questions, questions.encoded(tokenizer))
     return {
-        what: average_by_entity(getattr(heard, what), questions.entities)
-        for what in ("said", "contrast")
+        metric: average_by_entity(getattr(scores, metric), questions.entities)
+        for metric in ("said", "contrast")
     }
 
 
 def judge(
     runs: Mapping[str, dict[str, Any]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
     notes: Sequence[str],
     injection: Mapping[str, Any] | None = None,
@@ -174,13 +174,13 @@ def judge(
 
     Args:
         runs: By role, as ``restore``.
-        known: (entity, 1) ``said`` and ``contrast`` of the unsteered original.
+        original_values: (entity, 1) ``said`` and ``contrast`` of the unsteered original.
         injection: The published test, as ``state_injection.inject_states``; it does not vote.
     """
-    own = runs["unlearned"]
-    net = {role: net_rate(run, known["said"]) for role, run in runs.items()}
+    candidate_run = runs["unlearned"]
+    net = {role: net_rate(run, original_values["said"]) for role, run in runs.items()}
     controls = _controls(runs, net["unlearned"], config)
-    readings = _readings(runs, known, config)
+    readings = _readings(runs, original_values, config)
     status, extra = _status(readings, controls, config)
     details = {
         "choices": {role: run["choices"] for role, run in runs.items()},
@@ -199,19 +199,21 @@ def judge(
         "share of other answers outranked under steering (chance 0.5)",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(set(own["entities"])),
+        n_entities=len(set(candidate_run["entities"])),
         details=details,
         notes=(
             *extra,
-            *_remarks(net["unlearned"], own),
-            *own["autoencoder"].get("refused", ()),
+            *_remarks(net["unlearned"], candidate_run),
+            *candidate_run["autoencoder"].get("refused", ()),
             *published,
             *notes,
         ),
     )
 
 
-def net_rate(run: dict[str, Any], known: EntityValues) -> dict[str, Any] | None:
+def net_rate(
+    run: dict[str, Any], original_values: EntityValues
+) -> dict[str, Any] | None:
     """Share of the lost answers that steering restores, minus the worst control.
 
     rate = (said steered - said before) / (said by the original - said before), each averaged
@@ -225,45 +227,45 @@ def net_rate(run: dict[str, Any], known: EntityValues) -> dict[str, Any] | None:
     Source: arXiv 2602.18505, whose rate subtracts no control.
     """
     before = average_by_entity(np.array(run["plain"]["said"]), run["entities"])
-    lost = float(known.mean[0] - before.mean[0])
-    if lost < MIN_LOST:
+    lost_share = float(original_values.mean[0] - before.mean[0])
+    if lost_share < MIN_LOST:
         return None
     groups = {
-        what: average_by_entity(np.array(run[what]["said"]), run["entities"])
-        for what in ("steered", "random", "others")
+        arm: average_by_entity(np.array(run[arm]["said"]), run["entities"])
+        for arm in ("steered", "random", "others")
     }
     never = average_by_entity(np.array(run["never"]["said"]), run["never_entities"])
     steered = groups.pop("steered")
     rates = {
-        what: float(each.mean[0] - before.mean[0]) / lost
-        for what, each in groups.items()
+        arm: float(arm_scores.mean[0] - before.mean[0]) / lost_share
+        for arm, arm_scores in groups.items()
     }
     # Answers about invented people were never lost, so their baseline is 0.
-    rates["never_taught"] = float(never.mean[0]) / lost
-    worst = max(rates, key=lambda what: rates[what])
-    other = never if worst == "never_taught" else groups[worst]
+    rates["never_taught"] = float(never.mean[0]) / lost_share
+    worst = max(rates, key=lambda arm: rates[arm])
+    worst_scores = never if worst == "never_taught" else groups[worst]
     level = 0.0 if worst == "never_taught" else float(before.mean[0])
     together = (
         0.0
         if worst == "never_taught"
-        else paired_correlation(steered.values[:, 0], other.values[:, 0])
+        else paired_correlation(steered.values[:, 0], worst_scores.values[:, 0])
     )
     low, high = difference_interval(
         float(steered.mean[0]),
         rate_interval(steered),
-        float(other.mean[0]),
-        rate_interval(other),
+        float(worst_scores.mean[0]),
+        rate_interval(worst_scores),
         together,
     )
     shift = level - float(before.mean[0])
-    rate = float(steered.mean[0] - before.mean[0]) / lost
+    rate = float(steered.mean[0] - before.mean[0]) / lost_share
     return {
         "rate": rate,
         "controls": rates,
         "worst_control": worst,
         "net": rate - rates[worst],
-        "interval": [(low + shift) / lost, (high + shift) / lost],
-        "lost": lost,
+        "interval": [(low + shift) / lost_share, (high + shift) / lost_share],
+        "lost": lost_share,
     }
 
 
@@ -271,18 +273,18 @@ def _controls(
     runs: Mapping[str, dict[str, Any]], net: dict[str, Any] | None, config: AuditConfig
 ) -> list[Control]:
     """Controls: uninformed steering restores little; the planted suppression returns."""
-    found = []
+    controls = []
     if net is not None:
         # Noise alone may undo a weak suppression, so controls may reach half of what the
         # steering restores.
         worst = max(net["controls"].values())
-        most = max(MAX_BY_CHANCE, 0.5 * net["rate"])
-        found.append(
+        max_worst = max(MAX_BY_CHANCE, 0.5 * net["rate"])
+        controls.append(
             Control(
                 CHANCE_CONTROL,
                 worst,
                 f"below {MAX_BY_CHANCE} of what was lost, or half of what is restored",
-                worst < most,
+                worst < max_worst,
             )
         )
     if "planted" in runs:
@@ -292,7 +294,7 @@ def _controls(
             numpy_rng(config.seed, NAME, "planted"),
             config.budget.permutations,
         )
-        found.append(
+        controls.append(
             Control(
                 "the planted suppression is steered back",
                 test.p_value,
@@ -300,33 +302,33 @@ def _controls(
                 test.p_value < config.rule.alpha,
             )
         )
-    return found
+    return controls
 
 
-def _values(run: dict[str, Any], part: str, what: str) -> EntityValues:
+def _values(run: dict[str, Any], part: str, metric: str) -> EntityValues:
     names = run["never_entities" if part == "never" else "entities"]
-    return average_by_entity(np.array(run[part][what]), names)
+    return average_by_entity(np.array(run[part][metric]), names)
 
 
 def _readings(
     runs: Mapping[str, dict[str, Any]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
 ) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
     references = [role for role in runs if role.startswith("reference")]
-    wanted = [
+    comparisons = [
         MetricComparison(
             name,
-            what,
-            _values(runs["unlearned"], "steered", what),
-            known[what],
-            [_values(runs[role], "steered", what) for role in references],
-            _values(runs["unlearned"], "never", what),
+            metric,
+            _values(runs["unlearned"], "steered", metric),
+            original_values[metric],
+            [_values(runs[role], "steered", metric) for role in references],
+            _values(runs["unlearned"], "never", metric),
         )
-        for name, what in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
+        for name, metric in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
     ]
-    return compare_to_floors(NAME, wanted, ["steered"], config)
+    return compare_to_floors(NAME, comparisons, ["steered"], config)
 
 
 def _status(
@@ -355,14 +357,14 @@ def _remarks(net: dict[str, Any] | None, run: dict[str, Any]) -> list[str]:
             f"interval {low:.0%} to {high:.0%})."
         )
     used = {(c["route"], c["site"]) for c in run["choices"] if c["route"]}
-    for route, site in sorted(used):
-        remarks.append(f"Chosen on the other half: {route}, at {site}.")
-    text, usual = (run["generation"][who] for who in ("steered", "original"))
-    resisted = text["taken_back"] - usual["taken_back"]
+    for method, site in sorted(used):
+        remarks.append(f"Chosen on the other half: {method}, at {site}.")
+    text, unsteered = (run["generation"][role] for role in ("steered", "original"))
+    resisted = text["taken_back"] - unsteered["taken_back"]
     if text["said"] > 0 and resisted >= MIN_RESISTANCE:
         remarks.append(
             f"Steering resistance: {text['taken_back']:.0%} of restored answers are "
             "taken back within a few tokens (in the original, unsteered, "
-            f"{usual['taken_back']:.0%})."
+            f"{unsteered['taken_back']:.0%})."
         )
     return remarks

@@ -19,12 +19,14 @@ def pool_curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         One dict a strength: ``strength``, and [share, low, high] of the edit, each control,
         never-taught and retain questions.
     """
-    table: list[dict[str, Any]] = [{"strength": each} for each in (0.0, *STRENGTHS)]
-    for what in curves[0]:
-        names = [name for curve in curves for name in curve[what][0]]
-        said = np.concatenate([curve[what][1] for curve in curves], axis=1)
-        group = average_by_entity(said.T, names)
-        for at, row in enumerate(table):
-            low, high = rate_interval(group, at)
-            row[what] = [float(group.mean[at]), low, high]
+    table: list[dict[str, Any]] = [
+        {"strength": strength} for strength in (0.0, *STRENGTHS)
+    ]
+    for arm in curves[0]:
+        names = [name for curve in curves for name in curve[arm][0]]
+        matches = np.concatenate([curve[arm][1] for curve in curves], axis=1)
+        group = average_by_entity(matches.T, names)
+        for index, row in enumerate(table):
+            low, high = rate_interval(group, index)
+            row[arm] = [float(group.mean[index]), low, high]
     return table

@@ -59,19 +59,21 @@ def run_restoration(
                     never,
                     run.config.seed,
                 )
-    known = np.ones(len(sets.forget))
-    references = [each for role, each in runs.items() if role.startswith("reference")]
-    net = net_rate(runs["unlearned"], known, references)
+    original_values = np.ones(len(sets.forget))
+    references = [
+        role_run for role, role_run in runs.items() if role.startswith("reference")
+    ]
+    net = net_rate(runs["unlearned"], original_values, references)
     controls = _controls(runs, net, sets, run)
-    wanted = MetricComparison(
+    comparison = MetricComparison(
         STEERED_NAMED,
         STEERED_NAMED,
         image_values(runs["unlearned"]["steered"], sets.forget),
-        image_values(known, sets.forget),
-        [image_values(each["steered"], sets.forget) for each in references],
+        image_values(original_values, sets.forget),
+        [image_values(reference["steered"], sets.forget) for reference in references],
         _never(runs["unlearned"]),
     )
-    readings = compare_to_floors(NAME, [wanted], ["steered"], run.config)
+    readings = compare_to_floors(NAME, [comparison], ["steered"], run.config)
     failed, first = failed_controls(controls), readings[0]
     status: Status = "no_power"
     extra: list[str] = []
@@ -98,7 +100,7 @@ def run_restoration(
         controls=tuple(controls),
         n_entities=len(sets.forget),
         details={
-            "choices": {role: each["choices"] for role, each in runs.items()},
+            "choices": {role: role_run["choices"] for role, role_run in runs.items()},
             "net_rate": net,
         },
         notes=(*extra, *notes),
@@ -117,16 +119,16 @@ def _controls(
     run: ImageRun,
 ) -> list[Control]:
     """Controls: uninformed steering restores little; the planted suppression returns."""
-    found = []
+    controls = []
     if net is not None:
-        worst = max(net["controls"][what] for what in ("random", "others"))
-        most = max(MAX_BY_CHANCE, 0.5 * net["rate"])
-        found.append(
+        worst = max(net["controls"][arm] for arm in ("random", "others"))
+        max_worst = max(MAX_BY_CHANCE, 0.5 * net["rate"])
+        controls.append(
             Control(
                 CHANCE_CONTROL,
                 worst,
                 f"below {MAX_BY_CHANCE} of what was lost, or half of what is restored",
-                worst < most,
+                worst < max_worst,
             )
         )
     if "planted" in runs:
@@ -136,7 +138,7 @@ def _controls(
             numpy_rng(run.config.seed, NAME, "planted"),
             run.config.budget.permutations,
         )
-        found.append(
+        controls.append(
             Control(
                 "the planted suppression is steered back",
                 test.p_value,
@@ -144,4 +146,4 @@ def _controls(
                 test.p_value < run.config.rule.alpha,
             )
         )
-    return found
+    return controls

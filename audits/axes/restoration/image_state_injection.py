@@ -109,7 +109,11 @@ def find_experts(
     sets = expert_sets(
         ranking, round(1.25 * K), shared_by=MAX_SHARED_CLASSES, min_active=0.5
     )
-    return Experts(sae, {int(name): each for name, each in sets.items()}, fvu)
+    return Experts(
+        sae,
+        {int(name): latents_of_class for name, latents_of_class in sets.items()},
+        fvu,
+    )
 
 
 def inject_states(
@@ -144,29 +148,31 @@ def inject_states(
     donor = image_states(original, forget, [site], image_sites(original))[site]
     rng = numpy_rng(seed, "published", "controls")
     picked = rng.choice(len(retain), len(forget), replace=len(retain) < len(forget))
-    strangers = image_states(
+    other_images = image_states(
         original, retain.select(picked), [site], image_sites(original)
     )[site]
-    mine = experts.latents[label]
-    rest = sorted(set(experts.latents) - {label})
-    other = experts.latents[int(rng.choice(rest))]
-    free = np.setdiff1d(np.arange(experts.sae.d_sae), mine)
-    some = rng.choice(free, min(len(mine), len(free)), replace=False)
+    class_latents = experts.latents[label]
+    other_classes = sorted(set(experts.latents) - {label})
+    other_latents = experts.latents[int(rng.choice(other_classes))]
+    unused = np.setdiff1d(np.arange(experts.sae.d_sae), class_latents)
+    random_latents = rng.choice(
+        unused, min(len(class_latents), len(unused)), replace=False
+    )
     token = _first_patch(donor) == 1
     arms: dict[str, tuple[Tensor, np.ndarray, bool, bool]] = {
-        "published": (donor, mine, token, True),
-        "cls": (donor, mine, True, False),
-        "latents": (donor, mine, False, True),
-        "random": (donor, some, False, True),
-        "other_class": (donor, other, False, True),
-        "other_images": (strangers, mine, token, True),
+        "published": (donor, class_latents, token, True),
+        "cls": (donor, class_latents, True, False),
+        "latents": (donor, class_latents, False, True),
+        "random": (donor, random_latents, False, True),
+        "other_class": (donor, other_latents, False, True),
+        "other_images": (other_images, class_latents, token, True),
     }
     rates: dict[str, list[float] | None] = {}
     for arm, (source, latents, cls, patches) in arms.items():
         if arm == "cls" and not token:
             rates[arm] = None
             continue
-        size = mine if arm == "random" else None
+        size = class_latents if arm == "random" else None
         rates[arm] = [
             (
                 float(
@@ -192,7 +198,7 @@ def inject_states(
         "best": {arm: None if r is None else max(r) for arm, r in rates.items()},
         "before": before,
         "lost": full - before,
-        "experts": len(mine),
+        "experts": len(class_latents),
         "fvu": experts.fvu,
     }
 
@@ -230,19 +236,22 @@ def _carrying(
 
     def edit(value: Tensor) -> Tensor:
         nonlocal done
-        here = donor[done : done + len(value)].to(value)
+        donor_batch = donor[done : done + len(value)].to(value)
         done += len(value)
-        places, wanted = as_positions(value).clone(), as_positions(here)
+        positions, donor_positions = (
+            as_positions(value).clone(),
+            as_positions(donor_batch),
+        )
         first = _first_patch(value)
-        difference = wanted[:, first:] - places[:, first:]
+        difference = donor_positions[:, first:] - positions[:, first:]
         if patches:
             step = changed(difference, latents)
             if size is not None:
                 norm = changed(difference, size).norm(dim=-1, keepdim=True)
                 step = step * norm / step.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            places[:, first:] += alpha * step
+            positions[:, first:] += alpha * step
         if cls:
-            places[:, 0] += alpha * (wanted[:, 0] - places[:, 0])
-        return restore_shape(places, value)
+            positions[:, 0] += alpha * (donor_positions[:, 0] - positions[:, 0])
+        return restore_shape(positions, value)
 
     return edit

@@ -69,7 +69,7 @@ def pixel_logits(
     model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
 ) -> Tensor:
     """(image, class) logits of raw pixels under edits, on the CPU."""
-    device, found = model_device(model), []
+    device, logits = model_device(model), []
     with (
         torch.no_grad(),
         evaluation_mode(model),
@@ -77,8 +77,8 @@ def pixel_logits(
     ):
         for start in range(0, len(pixels), BATCH):
             part = pixels[start : start + BATCH].to(device)
-            found.append(class_logits(model, part).float().cpu())
-    return torch.cat(found)
+            logits.append(class_logits(model, part).float().cpu())
+    return torch.cat(logits)
 
 
 def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None:
@@ -91,13 +91,17 @@ def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None
         The copy; None where the two ends differ in structure.
     """
     ended = copy.deepcopy(model)
-    here, there = _end(ended), _end(original)
-    if [_shapes(each) for each in here] != [_shapes(each) for each in there]:
+    modules, original_modules = _end(ended), _end(original)
+    if [_shapes(module) for module in modules] != [
+        _shapes(module) for module in original_modules
+    ]:
         return None
     with torch.no_grad():
-        for mine, theirs in zip(here, there, strict=True):
-            for own, other in zip(_held(mine), _held(theirs), strict=True):
-                own.copy_(other)
+        for part, original_part in zip(modules, original_modules, strict=True):
+            for tensor, original_tensor in zip(
+                _held(part), _held(original_part), strict=True
+            ):
+                tensor.copy_(original_tensor)
     return ended
 
 
@@ -113,7 +117,7 @@ def _held(module: nn.Module) -> list[Tensor]:
 
 
 def _shapes(module: nn.Module) -> tuple[str, list[torch.Size]]:
-    return type(module).__name__, [each.shape for each in _held(module)]
+    return type(module).__name__, [tensor.shape for tensor in _held(module)]
 
 
 def named_as_class(
@@ -124,39 +128,39 @@ def named_as_class(
     label: int | None = None,
 ) -> np.ndarray:
     """(image,) 1.0 where the prediction is the image's class, or ``label`` if given."""
-    said = logits_with_edits(model, images, edits, where).argmax(1).numpy()
-    wanted = images.labels if label is None else label
-    return (said == wanted).astype(float)
+    predicted = logits_with_edits(model, images, edits, where).argmax(1).numpy()
+    target = images.labels if label is None else label
+    return (predicted == target).astype(float)
 
 
 def image_states(
     model: nn.Module, images: ImageSet, sites: list[str], where: Sites
 ) -> dict[str, Tensor]:
     """Site to (image, ...) full states, on the CPU."""
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+    batches: dict[str, list[Tensor]] = {site: [] for site in sites}
 
-    def keep(site: str) -> Edit:
+    def record(site: str) -> Edit:
         def edit(value: Tensor) -> Tensor:
-            found[site].append(value.detach().float().cpu())
+            batches[site].append(value.detach().float().cpu())
             return value
 
         return edit
 
-    edits = {site: keep(site) for site in sites}
+    edits = {site: record(site) for site in sites}
     logits_with_edits(model, images, edits, where)
-    return {site: torch.cat(parts) for site, parts in found.items()}
+    return {site: torch.cat(parts) for site, parts in batches.items()}
 
 
 def logprob_gradient(
     model: nn.Module, images: ImageSet, label: int, site: str, where: Sites
 ) -> Tensor:
     """Mean gradient of a class's log-probability with respect to the states at a site."""
-    held: list[Tensor] = []
+    leaf: list[Tensor] = []
 
     def keep(value: Tensor) -> Tensor:
         # Detached: nothing below the site is differentiated.
-        held.append(value.detach().requires_grad_(True))
-        return held[0]
+        leaf.append(value.detach().requires_grad_(True))
+        return leaf[0]
 
     pixels = images.pixels.to(model_device(model))
     with (
@@ -165,8 +169,8 @@ def logprob_gradient(
         patch(model, {site: keep}, known_sites=where),
     ):
         logprob = class_logits(model, pixels).log_softmax(1)[:, label].mean()
-    (slope,) = torch.autograd.grad(logprob, held[0])
-    return slope.sum(0).detach().float().cpu()
+    (gradient,) = torch.autograd.grad(logprob, leaf[0])
+    return gradient.sum(0).detach().float().cpu()
 
 
 def steering_hook(steering: SteeringEdit, strength: float | Tensor) -> Edit:
@@ -191,8 +195,8 @@ def steering_hook(steering: SteeringEdit, strength: float | Tensor) -> Edit:
             return value + step
         read = (value.flatten(1) - steering.offset.to(value)) @ steering.probe.to(value)
         # Readings below the mean of the other classes count as 0; nothing is subtracted.
-        found = read.clamp(min=0.0).reshape(-1, *[1] * (value.dim() - 1))
-        return value + found * step
+        reading = read.clamp(min=0.0).reshape(-1, *[1] * (value.dim() - 1))
+        return value + reading * step
 
     return edit
 
@@ -224,33 +228,35 @@ class SteeringFit:
             label: The class to steer to.
             read_label: The class of the linear reading; ``label`` by default.
         """
-        mine = torch.from_numpy(self.labels == label)
+        in_class = torch.from_numpy(self.labels == label)
         states = self.candidate_states[site]
-        push = states[mine].mean(0) - states[~mine].mean(0)
+        edit = states[in_class].mean(0) - states[~in_class].mean(0)
         if method != CLASS_MEAN:
-            slope = self.gradient(label, site)
-            push = slope * (push.norm() / slope.norm().clamp(min=1e-12))
-        if not float(push.norm()) > 1e-6:
+            gradient = self.gradient(label, site)
+            edit = gradient * (edit.norm() / gradient.norm().clamp(min=1e-12))
+        if not float(edit.norm()) > 1e-6:
             return None
         if method == AMPLIFIED_READING:
             if site != "final":
                 return None
             return self._amplified(
-                site, label if read_label is None else read_label, push
+                site, label if read_label is None else read_label, edit
             )
-        return push
+        return edit
 
     def _amplified(self, site: str, label: int, write: Tensor) -> LinearSteeringEdit:
         """The original's discriminant of a class: 0 on the other classes' mean, 1 on its own."""
         states = self.original_states[site].flatten(1).double()
-        mine = torch.from_numpy(self.labels == label)
-        one, rest = states[mine].mean(0), states[~mine].mean(0)
-        inner = torch.where(mine[:, None], states - one, states - rest)
-        second = inner.T @ inner / len(states)
-        second.diagonal().add_(RIDGE * second.diagonal().mean() + 1e-12)
-        reader = torch.linalg.solve(second, one - rest)
-        reader /= (one - rest) @ reader
-        return LinearSteeringEdit(reader.float(), rest.float(), write)
+        in_class = torch.from_numpy(self.labels == label)
+        class_mean, other_mean = states[in_class].mean(0), states[~in_class].mean(0)
+        centered = torch.where(
+            in_class[:, None], states - class_mean, states - other_mean
+        )
+        covariance = centered.T @ centered / len(states)
+        covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-12)
+        probe = torch.linalg.solve(covariance, class_mean - other_mean)
+        probe /= (class_mean - other_mean) @ probe
+        return LinearSteeringEdit(probe.float(), other_mean.float(), write)
 
 
 def randomly_rotated(steering: SteeringEdit, rng: np.random.Generator) -> SteeringEdit:
@@ -260,9 +266,9 @@ def randomly_rotated(steering: SteeringEdit, rng: np.random.Generator) -> Steeri
     return _randomly_rotated(steering, rng)
 
 
-def _randomly_rotated(push: Tensor, rng: np.random.Generator) -> Tensor:
-    drawn = torch.from_numpy(rng.standard_normal(tuple(push.shape))).float()
-    return drawn * (push.norm() / drawn.norm())
+def _randomly_rotated(vector: Tensor, rng: np.random.Generator) -> Tensor:
+    drawn = torch.from_numpy(rng.standard_normal(tuple(vector.shape))).float()
+    return drawn * (vector.norm() / drawn.norm())
 
 
 def split_in_halves(

@@ -66,11 +66,11 @@ class ModelVariant:
 def model_variants(model: nn.Module, original: nn.Module) -> list[ModelVariant]:
     """The candidate, and its variant with the original's end where structures agree."""
     ended = with_original_end(model, original)
-    found = [ModelVariant(OWN_END, model, image_sites(model))]
+    variants = [ModelVariant(OWN_END, model, image_sites(model))]
     return (
-        found
+        variants
         if ended is None
-        else [*found, ModelVariant(ORIGINAL_END, ended, image_sites(ended))]
+        else [*variants, ModelVariant(ORIGINAL_END, ended, image_sites(ended))]
     )
 
 
@@ -118,10 +118,10 @@ class SideEffectLimits:
         label: int,
     ) -> "SideEffectLimits":
         """Two points above the unedited candidate, for both limits."""
-        wrong = float((1 - variant.named(retain, None, {})).sum())
-        strange, count = 0.0, 0
+        wrong_count = float((1 - variant.named(retain, None, {})).sum())
+        named_count, count = 0.0, 0
         if never_taught is not None:
-            strange, count = (
+            named_count, count = (
                 float(variant.named(never_taught, label, {}).sum()),
                 len(never_taught),
             )
@@ -129,8 +129,8 @@ class SideEffectLimits:
             retain,
             never_taught,
             label,
-            wrong + MAX_RETAIN_DROP * len(retain) + 1e-9,
-            strange + MAX_RETAIN_DROP * count + 1e-9,
+            wrong_count + MAX_RETAIN_DROP * len(retain) + 1e-9,
+            named_count + MAX_RETAIN_DROP * count + 1e-9,
         )
 
     def cost(
@@ -152,8 +152,11 @@ class SideEffectLimits:
                 wrong += float((1 - right).sum())
         if wrong > self.max_wrong:
             return None
-        asked = len(self.never_taught) if self.never_taught is not None else 1
-        return {"retain": 1 - wrong / len(self.retain), "unknown": strange / asked}
+        n_never_taught = len(self.never_taught) if self.never_taught is not None else 1
+        return {
+            "retain": 1 - wrong / len(self.retain),
+            "unknown": strange / n_never_taught,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,42 +216,48 @@ def search_best_edit(
         limits: The limits.
         make_edit: From a method and a site to the edit at strength 1, if there is one.
     """
-    own, label = variants[0], limits.label
-    best = ChosenEdit(own, float(own.named(images, label, {}).mean()))
-    for body in variants[1:]:
-        said = float(body.named(images, label, {}).mean())
-        cost = limits.cost(body, {}) if said > best.said else None
+    variant, label = variants[0], limits.label
+    best = ChosenEdit(variant, float(variant.named(images, label, {}).mean()))
+    for alternative in variants[1:]:
+        share = float(alternative.named(images, label, {}).mean())
+        cost = limits.cost(alternative, {}) if share > best.said else None
         if cost is not None:
-            best = ChosenEdit(body, said, cost)
-    for route in STEERING_METHODS:
-        for site in steering_sites(own.sites):
+            best = ChosenEdit(alternative, share, cost)
+    for method in STEERING_METHODS:
+        for site in steering_sites(variant.sites):
             if best.said >= 1.0:
                 return best
-            push = make_edit(route, site)
-            if push is None:
+            steering = make_edit(method, site)
+            if steering is None:
                 continue
-            shares = _said(own, images, label, site, push)
-            for strength, said in zip(STRENGTHS, shares, strict=True):
-                if said <= best.said:
+            shares_by_strength = _said(variant, images, label, site, steering)
+            for strength, share in zip(STRENGTHS, shares_by_strength, strict=True):
+                if share <= best.said:
                     continue
-                cost = limits.cost(own, {site: steering_hook(push, strength)})
+                cost = limits.cost(variant, {site: steering_hook(steering, strength)})
                 if cost is None:
                     break  # stronger steering costs more
-                best = ChosenEdit(own, said, cost, route, site, strength, push)
+                best = ChosenEdit(
+                    variant, share, cost, method, site, strength, steering
+                )
     return best
 
 
 def _said(
-    body: ModelVariant, images: ImageSet, label: int, site: str, push: SteeringEdit
+    variant: ModelVariant,
+    images: ImageSet,
+    label: int,
+    site: str,
+    steering: SteeringEdit,
 ) -> list[float]:
     """(strength,) share predicted as the class; all strengths share the forward passes."""
     hits = torch.zeros(len(STRENGTHS))
-    most = max(1, BATCH // len(STRENGTHS))
-    for part in images.pixels.split(most):
+    batch_images = max(1, BATCH // len(STRENGTHS))
+    for part in images.pixels.split(batch_images):
         # One pass holds every image once per strength, strength after strength.
         sizes = torch.tensor(STRENGTHS).repeat_interleave(len(part))
         rows = part.repeat(len(STRENGTHS), 1, 1, 1)
-        edits = {site: steering_hook(push, sizes)}
-        said = pixel_logits(body.model, rows, edits, body.sites).argmax(1) == label
-        hits += said.reshape(len(STRENGTHS), -1).sum(1)
+        edits = {site: steering_hook(steering, sizes)}
+        hit = pixel_logits(variant.model, rows, edits, variant.sites).argmax(1) == label
+        hits += hit.reshape(len(STRENGTHS), -1).sum(1)
     return (hits.double() / len(images)).tolist()

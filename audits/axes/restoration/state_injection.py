@@ -97,56 +97,73 @@ def inject_states(
         where nothing was lost), ``best`` (largest rate) and ``interval`` of the exact match at
         the best alpha.
     """
-    place = autoencoder.sae.site if autoencoder is not None else site
+    injection_site = autoencoder.sae.site if autoencoder is not None else site
     with original.loaded(device) as model:
-        given = states_by_prompt(model, questions.rows, place)
-        known = _said(model, questions, {}).mean()
-    found: dict[str, Any] = {"site": place, "alphas": list(ALPHAS), "roles": {}}
+        given = states_by_prompt(model, questions.rows, injection_site)
+        original_match = _said(model, questions, {}).mean()
+    result: dict[str, Any] = {
+        "site": injection_site,
+        "alphas": list(ALPHAS),
+        "roles": {},
+    }
     if autoencoder is not None:
-        counts = [len(each) for each in autoencoder.experts.values()]
-        found["latents"] = float(np.mean(counts))
+        counts = [len(latents) for latents in autoencoder.experts.values()]
+        result["latents"] = float(np.mean(counts))
     for role, subject in models.items():
         with subject.loaded(device) as model:
             before = _said(model, questions, {})
-            found["roles"][role] = {
+            result["roles"][role] = {
                 "before": float(before.mean()),
                 "arms": _arms(
-                    model, questions, given, autoencoder, place, seed, known, before
+                    model,
+                    questions,
+                    given,
+                    autoencoder,
+                    injection_site,
+                    seed,
+                    original_match,
+                    before,
                 ),
             }
-    return found
+    return result
 
 
 def _arms(
     model: nn.Module,
-    asked: EncodedQuestions,
-    given: list[NDArray[np.float32]],
-    coder: AnswerAutoencoder | None,
+    questions: EncodedQuestions,
+    original_states: list[NDArray[np.float32]],
+    autoencoder: AnswerAutoencoder | None,
     site: str,
     seed: int,
-    known: float,
+    original_match: float,
     before: NDArray,
 ) -> dict[str, Any]:
     """Every arm that can be run on one model, at all strengths."""
-    lost = float(known - before.mean())
+    lost_share = float(original_match - before.mean())
     table: dict[str, Any] = {}
-    for arm in ARMS if coder is not None else (STATE, ARMS[5]):
-        said = [
+    for arm in ARMS if autoencoder is not None else (STATE, ARMS[5]):
+        matches = [
             _said(
                 model,
-                asked,
-                {site: injection_edit(arm, asked, given, coder, alpha, seed)},
+                questions,
+                {
+                    site: injection_edit(
+                        arm, questions, original_states, autoencoder, alpha, seed
+                    )
+                },
             )
             for alpha in ALPHAS
         ]
-        shares = [float(each.mean()) for each in said]
+        match_rates = [float(match.mean()) for match in matches]
         rates = None
-        if lost >= MIN_LOST:
-            rates = [(share - float(before.mean())) / lost for share in shares]
+        if lost_share >= MIN_LOST:
+            rates = [
+                (share - float(before.mean())) / lost_share for share in match_rates
+            ]
         best_rate = None if rates is None else max(rates)
-        table[arm] = {"said": shares, "rate": rates, "best": best_rate}
-        best = said[int(np.argmax(shares))]
-        interval = rate_interval(average_by_entity(best, asked.questions.entities))
+        table[arm] = {"said": match_rates, "rate": rates, "best": best_rate}
+        best = matches[int(np.argmax(match_rates))]
+        interval = rate_interval(average_by_entity(best, questions.questions.entities))
         table[arm]["interval"] = list(interval)
     return table
 
@@ -169,7 +186,7 @@ def injection_edit(
         seed: Of random latents and permuted items.
     """
     rng = numpy_rng(seed, "readout", arm)
-    classes = [str(each) for each in questions.classes]
+    classes = [str(name) for name in questions.classes]
     source = list(range(len(classes)))
     if arm == ARMS[5]:
         source = permuted_donors(questions, rng).tolist()
@@ -177,9 +194,9 @@ def injection_edit(
 
     def edit(states: Tensor, rows: NDArray) -> Tensor:
         out = states.clone()
-        for place, row in enumerate(rows):
-            own = states[place]
-            delta = _aligned(original_states[source[row]], own) - own
+        for index, row in enumerate(rows):
+            state = states[index]
+            delta = _aligned(original_states[source[row]], state) - state
             change = torch.zeros_like(delta)
             if autoencoder is not None and classes[row] in chosen:
                 change = decode_difference(autoencoder.sae, delta, chosen[classes[row]])
@@ -191,55 +208,58 @@ def injection_edit(
             if arm in STATE_ARMS:
                 # The published test copies the last state without decoding.
                 change[-1] = delta[-1]
-            out[place] = own + alpha * change
+            out[index] = state + alpha * change
         return out
 
     return edit
 
 
 def _latents_of(
-    arm: str, coder: AnswerAutoencoder | None, rng: np.random.Generator
+    arm: str, autoencoder: AnswerAutoencoder | None, rng: np.random.Generator
 ) -> Mapping[str, NDArray[np.int64]]:
     """Class to the latents that an arm injects."""
-    if coder is None or arm == STATE:
+    if autoencoder is None or arm == STATE:
         return {}
-    experts = coder.experts
+    experts = autoencoder.experts
     if arm == ARMS[3]:
         return {
-            name: draw_control_latents(coder.sae, e, rng) for name, e in experts.items()
+            name: draw_control_latents(autoencoder.sae, e, rng)
+            for name, e in experts.items()
         }
     if arm != ARMS[4]:
         return experts
-    dealt = {}
+    exchanged = {}
     for name in experts:
         # Class names are relation, separator, answer.
         relation = name.split("\x1f")[0] + "\x1f"
         same = [e for e in experts if e != name and e.startswith(relation)]
         if same:
-            dealt[name] = experts[same[rng.integers(len(same))]]
-    return dealt
+            exchanged[name] = experts[same[rng.integers(len(same))]]
+    return exchanged
 
 
-def _aligned(given: NDArray[np.float32], own: Tensor) -> Tensor:
+def _aligned(donor_states: NDArray[np.float32], states: Tensor) -> Tensor:
     """Another prompt's states, aligned at the end; the prompt's own where it has none."""
-    out = own.clone()
-    length = min(len(given), len(own))
-    out[len(own) - length :] = torch.from_numpy(given[len(given) - length :]).to(own)
+    out = states.clone()
+    length = min(len(donor_states), len(states))
+    out[len(states) - length :] = torch.from_numpy(
+        donor_states[len(donor_states) - length :]
+    ).to(states)
     return out
 
 
 def _said(
-    model: nn.Module, asked: EncodedQuestions, edits: Mapping[str, RowEdit]
+    model: nn.Module, questions: EncodedQuestions, edits: Mapping[str, RowEdit]
 ) -> NDArray[np.float64]:
     """(row,) exact match."""
     where = find_sites(model)
-    scores = score_edited(model, asked.rows, edits, span="prompt", sites=where)
+    scores = score_edited(model, questions.rows, edits, span="prompt", sites=where)
     return scores.greedy.astype(float)
 
 
-def describe(found: Mapping[str, Any], role: str = "unlearned") -> list[str]:
+def describe(result: Mapping[str, Any], role: str = "unlearned") -> list[str]:
     """Notes for the axis: the published rate of a candidate, its controls, other models."""
-    arms = found["roles"][role]["arms"]
+    arms = result["roles"][role]["arms"]
     main = arms.get(PUBLISHED) or arms[STATE]
     if main["best"] is None:
         return ["Readout intact: not asked, too few answers were lost."]
@@ -249,15 +269,15 @@ def describe(found: Mapping[str, Any], role: str = "unlearned") -> list[str]:
         if name in arms and arms[name] is not main
     )
     others = "; ".join(
-        f"{name} {_best(each['arms']):.0%}"
-        for name, each in found["roles"].items()
-        if name != role and _best(each["arms"]) is not None
+        f"{name} {_best(outcome['arms']):.0%}"
+        for name, outcome in result["roles"].items()
+        if name != role and _best(outcome["arms"]) is not None
     )
     return [
         f"Readout intact (published test, no vote): the original's states put in at "
-        f"{found['site']} where the true answer was forgotten restore "
+        f"{result['site']} where the true answer was forgotten restore "
         f"{main['best']:.0%} of the lost answers at the best of alpha "
-        f"{', '.join(f'{a:g}' for a in found['alphas'])}. {beside}. "
+        f"{', '.join(f'{a:g}' for a in result['alphas'])}. {beside}. "
         f"Other models: {others or 'none'}. The knowledge comes from outside, so this "
         "says nothing of what the candidate holds."
     ]

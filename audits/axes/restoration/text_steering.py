@@ -56,7 +56,7 @@ class EncodedQuestions:
     def relations(self) -> np.ndarray:
         """(row,) relation."""
         items = self.questions.items
-        return np.array([items[at].relation for at in self.questions.item_index])
+        return np.array([items[index].relation for index in self.questions.item_index])
 
     @property
     def classes(self) -> np.ndarray:
@@ -76,19 +76,19 @@ class EncodedQuestions:
 
     def __add__(self, other: "EncodedQuestions") -> "EncodedQuestions":
         """The rows of two selections of the same questions."""
-        one, two = self.questions, other.questions
+        first, second = self.questions, other.questions
         both = replace(
-            one,
-            item_index=one.item_index + two.item_index,
-            prompts=one.prompts + two.prompts,
-            wording=one.wording + two.wording,
+            first,
+            item_index=first.item_index + second.item_index,
+            prompts=first.prompts + second.prompts,
+            wording=first.wording + second.wording,
         )
         return EncodedQuestions(both, self.rows + other.rows)
 
     def of_entities(self, entities: Sequence[str]) -> "EncodedQuestions":
         """The rows about the given entities."""
-        wanted = set(entities)
-        keep = [name in wanted for name in self.questions.entities]
+        chosen = set(entities)
+        keep = [name in chosen for name in self.questions.entities]
         return EncodedQuestions(
             self.questions.select(keep), self.rows[np.flatnonzero(keep).tolist()]
         )
@@ -114,10 +114,10 @@ def score_steered(
     where: Sites,
 ) -> Heard:
     """As ``capture.scoring.contrast.hear``, under an edit at the last prompt token."""
-    own = first_tokens(questions.rows)
-    tokens = sorted(set(own))
+    answer_tokens = first_tokens(questions.rows)
+    tokens = sorted(set(answer_tokens))
     scores = score_edited(model, questions.rows, edits, watch=tokens, sites=where)
-    right = np.searchsorted(tokens, own)
+    right = np.searchsorted(tokens, answer_tokens)
     contrast = entity_contrast(questions.questions, scores.watched, right)
     return Heard(scores.greedy.astype(float), contrast)
 
@@ -157,15 +157,15 @@ def permuted_donors(
 ) -> np.ndarray:
     """(row,) a donor row with the same relation and paraphrase, and preferably another answer."""
     answers = questions.classes
-    words = list(zip(questions.relations, questions.questions.wording, strict=True))
+    forms = list(zip(questions.relations, questions.questions.wording, strict=True))
     result = np.arange(len(answers))
-    for group in dict.fromkeys(words):
-        rows = np.array([row for row, each in enumerate(words) if each == group])
+    for group in dict.fromkeys(forms):
+        rows = np.array([row for row, form in enumerate(forms) if form == group])
         order = rng.permutation(rows)
         shifts = [np.roll(order, k) for k in range(1, len(order))]
         if shifts:
-            alike = [(answers[order] == answers[each]).sum() for each in shifts]
-            result[order] = shifts[int(np.argmin(alike))]
+            n_equal = [(answers[order] == answers[shift]).sum() for shift in shifts]
+            result[order] = shifts[int(np.argmin(n_equal))]
     return result
 
 
@@ -194,14 +194,14 @@ class SteeringFit:
     )
 
     def steering_edit(
-        self, method: str, site: str, known: np.ndarray
+        self, method: str, site: str, mask: np.ndarray
     ) -> SteeringEdit | None:
         """The edit of a method at a site, or None where it cannot be fitted.
 
         Args:
             method: One of ``STEERING_METHODS``.
             site: Where it is applied.
-            known: (forget row,) mask of the rows it may be fitted on.
+            mask: (forget row,) mask of the rows it may be fitted on.
         """
         if method in STEERING_METHODS[:2]:
             if (method, site) not in self.answer_maps:
@@ -215,16 +215,16 @@ class SteeringFit:
         if method == LATENT_METHOD:
             fits = self.latents is not None and self.latents.sae.site == site
             return self.latents if fits else None
-        mine, first = self.forget_states[site]
+        candidate, original = self.forget_states[site]
         retain, retain_first = (
             self.candidate_states[site][0],
             self.original_states[site][0],
         )
         if method == STEERING_METHODS[2]:
-            vector = retain.mean(0) - mine[known].mean(0)
+            vector = retain.mean(0) - candidate[mask].mean(0)
         else:
-            lost, drift = first - mine, retain_first - retain
-            vector = lost[known].mean(0) - drift.mean(0)
+            difference, drift = original - candidate, retain_first - retain
+            vector = difference[mask].mean(0) - drift.mean(0)
         return torch.from_numpy(vector)
 
     def randomly_rotated(
@@ -243,26 +243,27 @@ class SteeringFit:
         retain = self.candidate_states[site][0]
         names = np.array(self.fit.questions.entities)
         unique = list(dict.fromkeys(names.tolist()))
-        drawn = np.isin(names, rng.permutation(unique)[: max(1, len(unique) // 8)])
-        vector = retain[~drawn].mean(0) - retain[drawn].mean(0)
+        sampled = np.isin(names, rng.permutation(unique)[: max(1, len(unique) // 8)])
+        vector = retain[~sampled].mean(0) - retain[sampled].mean(0)
         length = max(float(np.linalg.norm(vector)), 1e-12)
         return torch.from_numpy(vector / length) * steering.norm()
 
     def _amplifier(self, states: np.ndarray, check: np.ndarray) -> SteeringEdit | None:
-        classes, kinds = self.fit.classes, self.fit.relations
+        classes, relations = self.fit.classes, self.fit.relations
         # An answer of a single entity would amplify that entity instead.
-        holders: dict[str, set[str]] = {}
+        entities_of: dict[str, set[str]] = {}
         for name, entity in zip(classes, self.fit.questions.entities, strict=True):
-            holders.setdefault(name, set()).add(entity)
-        kept = np.array([len(holders[name]) > 1 for name in classes])
-        of_kind = {
-            kind: len(set(classes[kept & (kinds == kind)])) for kind in set(kinds)
+            entities_of.setdefault(name, set()).add(entity)
+        mask = np.array([len(entities_of[name]) > 1 for name in classes])
+        n_classes = {
+            kind: len(set(classes[mask & (relations == kind)]))
+            for kind in set(relations)
         }
-        kept &= np.array([of_kind[kind] > 1 for kind in kinds])
-        if not kept.any():
+        mask &= np.array([n_classes[kind] > 1 for kind in relations])
+        if not mask.any():
             return None
         return fit_answer_map(
-            states[kept], classes[kept], kinds[kept], check, self.check.classes
+            states[mask], classes[mask], relations[mask], check, self.check.classes
         )
 
 
@@ -270,5 +271,5 @@ def prompt_end_states(
     model: nn.Module, questions: EncodedQuestions, sites: Sequence[str]
 ) -> dict:
     """Site to (row, d) states at the last prompt token."""
-    found = capture_activations(model, questions.rows, sites)
-    return {site: found.site(site).astype(np.float64) for site in sites}
+    activations = capture_activations(model, questions.rows, sites)
+    return {site: activations.site(site).astype(np.float64) for site in sites}

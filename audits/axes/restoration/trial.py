@@ -50,8 +50,14 @@ def chosen_sites(
 ) -> list[str]:
     """Evenly spaced residual sites, the last included, and the site ``also``."""
     sites = where.of("resid")
-    places = set(np.linspace(0, len(sites) - 1, max_sites).round().astype(int).tolist())
-    return [site for place, site in enumerate(sites) if place in places or site == also]
+    positions = set(
+        np.linspace(0, len(sites) - 1, max_sites).round().astype(int).tolist()
+    )
+    return [
+        site
+        for position, site in enumerate(sites)
+        if position in positions or site == also
+    ]
 
 
 def split_retain(
@@ -61,7 +67,10 @@ def split_retain(
     names = retain.entities
     order = numpy_rng(seed, NAME, "retain").permutation(len(names))
     cut = max(1, int(FIT_FRACTION * len(names)))
-    parts = ([names[at] for at in order[:cut]], [names[at] for at in order[cut:]])
+    parts = (
+        [names[index] for index in order[:cut]],
+        [names[index] for index in order[cut:]],
+    )
     fit, check = (
         EncodedQuestions.of(build_questions(retain.of_entities(part), count), tokenizer)
         for part, count in zip(parts, (wordings, 1), strict=True)
@@ -103,41 +112,54 @@ def restore(
         items' main prompts; ``generation``: retractions when steered, and of the unsteered
         original; ``autoencoder``: its ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
-    asked = EncodedQuestions.of(build_questions(forget, wordings), tokenizer)
-    unknown = EncodedQuestions.of(build_questions(never, wordings), tokenizer)
+    questions = EncodedQuestions.of(build_questions(forget, wordings), tokenizer)
+    never_taught = EncodedQuestions.of(build_questions(never, wordings), tokenizer)
     fit, check = split_retain(retain, wordings, tokenizer, seed)
     with original.loaded(device) as model:
         sites = chosen_sites(
             find_sites(model), also=autoencoder and autoencoder.sae.site
         )
-        first = [prompt_end_states(model, each, sites) for each in (fit, check, asked)]
-        before = _generate(
-            model, tokenizer, None, asked.own_wording(MAX_TEXTS), find_sites(model)
+        original_states = [
+            prompt_end_states(model, part, sites) for part in (fit, check, questions)
+        ]
+        original_texts = _generate(
+            model, tokenizer, None, questions.own_wording(MAX_TEXTS), find_sites(model)
         )
     names = forget.entities
     order = numpy_rng(seed, NAME, "halves").permutation(len(names))
-    halves = [sorted(names[at] for at in order[start::2]) for start in (0, 1)]
-    entities = np.array(asked.questions.entities)
-    tables = {what: np.zeros((2, len(entities))) for what in ARMS}
+    halves = [sorted(names[index] for index in order[start::2]) for start in (0, 1)]
+    entities = np.array(questions.questions.entities)
+    tables = {arm: np.zeros((2, len(entities))) for arm in ARMS}
     result: dict[str, Any] = {
-        "entities": asked.questions.entities,
-        "never_entities": unknown.questions.entities,
+        "entities": questions.questions.entities,
+        "never_entities": never_taught.questions.entities,
         "choices": [],
     }
-    never_heard, texts, spoken = [], [], []
+    never_taught_scores, texts, generated_for = [], [], []
     curves: list[Curve] = []
     with (
         subject.loaded(device) as model,
         progress.task(f"restoration, {subject.role}", len(halves)) as advance,
     ):
         where = find_sites(model)
-        own = [prompt_end_states(model, each, sites) for each in (fit, check, asked)]
+        candidate_states = [
+            prompt_end_states(model, part, sites) for part in (fit, check, questions)
+        ]
         fitted = SteeringFit(
             fit,
             check,
-            {site: (own[0][site], own[1][site]) for site in sites},
-            {site: (first[0][site], first[1][site]) for site in sites},
-            {site: (own[2][site], first[2][site]) for site in sites},
+            {
+                site: (candidate_states[0][site], candidate_states[1][site])
+                for site in sites
+            },
+            {
+                site: (original_states[0][site], original_states[1][site])
+                for site in sites
+            },
+            {
+                site: (candidate_states[2][site], original_states[2][site])
+                for site in sites
+            },
         )
         result["autoencoder"] = {}
         if autoencoder is not None:
@@ -151,94 +173,94 @@ def restore(
                 fitted.latents = LatentAmplifier.fit(
                     autoencoder.sae,
                     autoencoder.all_experts,
-                    own[0][autoencoder.sae.site],
+                    candidate_states[0][autoencoder.sae.site],
                 )
-        result["plain"] = _plain(score_steered(model, asked, {}, where))
+        result["plain"] = _plain(score_steered(model, questions, {}, where))
         base = float(score_steered(model, check, {}, where).said.mean())
         result["retain_before"] = base
         for number, half in enumerate(halves):
-            known = np.isin(entities, half)
-            rows = np.flatnonzero(~known)
-            tested = asked.of_entities(halves[1 - number])
-            asked_first = asked.of_entities(half).own_wording()
-            choice = _search(model, fitted, asked_first, known, base, where, sites)
+            mask = np.isin(entities, half)
+            rows = np.flatnonzero(~mask)
+            tested = questions.of_entities(halves[1 - number])
+            asked_first = questions.of_entities(half).own_wording()
+            choice = _search(model, fitted, asked_first, mask, base, where, sites)
             rng = numpy_rng(seed, NAME, "controls", str(number))
-            chosen = ChosenEdit(fitted, choice, known, rng)
-            tried = _try(model, chosen, tested, rows, unknown, where)
-            for what, table in tables.items():
-                table[:, rows] = tried[what].said, tried[what].contrast
-            never_heard.append(tried["never"])
+            chosen = ChosenEdit(fitted, choice, mask, rng)
+            by_arm = _try(model, chosen, tested, rows, never_taught, where)
+            for arm, table in tables.items():
+                table[:, rows] = by_arm[arm].said, by_arm[arm].contrast
+            never_taught_scores.append(by_arm["never"])
             result["choices"].append(choice)
-            mine = np.array(tested.questions.wording) == 0
+            is_main = np.array(tested.questions.wording) == 0
             curves.append(
                 _curve(
                     model,
                     chosen,
                     tested.own_wording(),
-                    rows[mine],
-                    unknown.own_wording(len(asked.own_wording().rows)),
+                    rows[is_main],
+                    never_taught.own_wording(len(questions.own_wording().rows)),
                     where,
                 )
             )
-            some = tested.own_wording(MAX_TEXTS)
-            texts += _generate(model, tokenizer, chosen, some, where)
-            spoken.append(some)
+            sample = tested.own_wording(MAX_TEXTS)
+            texts += _generate(model, tokenizer, chosen, sample, where)
+            generated_for.append(sample)
             advance(1)
-    for what, (said, contrast) in tables.items():
-        result[what] = _plain(Heard(said, contrast))
+    for arm, (match, contrast) in tables.items():
+        result[arm] = _plain(Heard(match, contrast))
     result["curve"] = pool_curves(curves)
     # Never-taught items are scored under both choices, neither of which was fitted on them.
     result["never"] = _plain(
         Heard(
-            np.mean([each.said for each in never_heard], axis=0),
-            np.mean([each.contrast for each in never_heard], axis=0),
+            np.mean([scores.said for scores in never_taught_scores], axis=0),
+            np.mean([scores.contrast for scores in never_taught_scores], axis=0),
         )
     )
     result["generation"] = {
-        "steered": retractions(texts, spoken[0] + spoken[1]),
-        "original": retractions(before, asked.own_wording(MAX_TEXTS)),
+        "steered": retractions(texts, generated_for[0] + generated_for[1]),
+        "original": retractions(original_texts, questions.own_wording(MAX_TEXTS)),
     }
     return result
 
 
-def _plain(heard: Heard) -> dict[str, list[float]]:
-    return {"said": heard.said.tolist(), "contrast": heard.contrast.tolist()}
+def _plain(scores: Heard) -> dict[str, list[float]]:
+    return {"said": scores.said.tolist(), "contrast": scores.contrast.tolist()}
 
 
-def _objective(heard: Heard) -> float:
+def _objective(scores: Heard) -> float:
     """The search objective: exact match, with the contrast as tie-breaker."""
-    return float(heard.said.mean() + 0.1 * heard.contrast.mean())
+    return float(scores.said.mean() + 0.1 * scores.contrast.mean())
 
 
 def _search(
     model: nn.Module,
     fitted: SteeringFit,
-    asked: EncodedQuestions,
-    known: np.ndarray,
+    questions: EncodedQuestions,
+    mask: np.ndarray,
     base: float,
     where: Sites,
     sites: Sequence[str],
 ) -> dict[str, Any]:
     """The method, site and strength with the highest objective on the known entities."""
-    none = score_steered(model, asked, {}, where)
+    unsteered = score_steered(model, questions, {}, where)
     best: dict[str, Any] = {"route": None, "site": None, "strength": 0.0}
-    best |= {"retain": float(base), "worth": _objective(none)}
-    for route in STEERING_METHODS:
+    best |= {"retain": float(base), "worth": _objective(unsteered)}
+    for method in STEERING_METHODS:
         for site in sites:
-            push = fitted.steering_edit(route, site, known)
-            if push is None or best["worth"] >= MAX_OBJECTIVE:
+            steering = fitted.steering_edit(method, site, mask)
+            if steering is None or best["worth"] >= MAX_OBJECTIVE:
                 continue
             for strength in STRENGTHS:
-                edits = {site: steering_hook(push, strength)}
-                worth = _objective(score_steered(model, asked, edits, where))
+                edits = {site: steering_hook(steering, strength)}
+                worth = _objective(score_steered(model, questions, edits, where))
                 if worth <= best["worth"] + 1e-9:
                     continue
                 retain = score_steered(model, fitted.check, edits, where)
-                kept = float(retain.said.mean())
-                if kept < base - MAX_RETAIN_DROP - 1e-9:
+                retain_match = float(retain.said.mean())
+                if retain_match < base - MAX_RETAIN_DROP - 1e-9:
                     break  # stronger steering costs more
-                best = {"route": route, "site": site, "strength": strength}
-                best |= {"retain": kept, "worth": worth}
+                best = {"route": method, "site": site, "strength": strength}
+                best |= {"retain": retain_match, "worth": worth}
     return best
 
 
@@ -273,23 +295,25 @@ class ChosenEdit:
             rows: (asked row,) their indices among all forget questions.
             strength: In place of the chosen one.
         """
-        route, site = self.choice["route"], self.choice["site"]
-        push = (
+        method, site = self.choice["route"], self.choice["site"]
+        steering = (
             None
-            if route is None
-            else self.fitted.steering_edit(route, site, self.known)
+            if method is None
+            else self.fitted.steering_edit(method, site, self.known)
         )
-        if push is None:
+        if steering is None:
             return {}
         size = self.choice["strength"] if strength is None else strength
         if arm == "random":
             return {
-                site: steering_hook(self.fitted.randomly_rotated(push, self.rng), size)
+                site: steering_hook(
+                    self.fitted.randomly_rotated(steering, self.rng), size
+                )
             }
-        if arm == "others" and isinstance(push, Tensor):
+        if arm == "others" and isinstance(steering, Tensor):
             return {
                 site: steering_hook(
-                    self.fitted.retain_direction(push, site, self.rng), size
+                    self.fitted.retain_direction(steering, site, self.rng), size
                 )
             }
         if arm == "others":
@@ -297,58 +321,58 @@ class ChosenEdit:
             states = self.fitted.forget_states[site][0][rows]
             return {
                 site: steering_hook(
-                    push, size, states[permuted_donors(questions, self.rng)]
+                    steering, size, states[permuted_donors(questions, self.rng)]
                 )
             }
-        return {site: steering_hook(push, size)}
+        return {site: steering_hook(steering, size)}
 
 
 def _try(
     model: nn.Module,
     chosen: ChosenEdit,
-    asked: EncodedQuestions,
+    questions: EncodedQuestions,
     rows: np.ndarray,
-    unknown: EncodedQuestions,
+    never_taught: EncodedQuestions,
     where: Sites,
 ) -> dict[str, Heard]:
     """The edit and its controls on forgotten, and the edit on never-taught, questions."""
-    found = {
-        what: score_steered(model, asked, chosen.edits(what, asked, rows), where)
-        for what in ARMS
+    scores = {
+        arm: score_steered(model, questions, chosen.edits(arm, questions, rows), where)
+        for arm in ARMS
     }
-    return found | {"never": score_steered(model, unknown, chosen.edits(), where)}
+    return scores | {"never": score_steered(model, never_taught, chosen.edits(), where)}
 
 
 def _curve(
     model: nn.Module,
     chosen: ChosenEdit,
-    asked: EncodedQuestions,
+    questions: EncodedQuestions,
     rows: np.ndarray,
-    unknown: EncodedQuestions,
+    never_taught: EncodedQuestions,
     where: Sites,
 ) -> Curve:
     """Exact match over strengths at the chosen site, with every control."""
-    asks = dict.fromkeys(ARMS, asked)
-    asks |= {"never": unknown, "retain": chosen.fitted.check}
-    found: Curve = {}
-    for what, each in asks.items():
-        of = what if what in ARMS else "steered"
-        said: list[np.ndarray] = []
+    asks = dict.fromkeys(ARMS, questions)
+    asks |= {"never": never_taught, "retain": chosen.fitted.check}
+    curve: Curve = {}
+    for part, part_questions in asks.items():
+        arm = part if part in ARMS else "steered"
+        matches: list[np.ndarray] = []
         for strength in (0.0, *STRENGTHS):
-            if said and chosen.choice["route"] is None:
-                said.append(said[0])  # no edit at any strength
+            if matches and chosen.choice["route"] is None:
+                matches.append(matches[0])  # no edit at any strength
                 continue
-            edits = chosen.edits(of, asked, rows, strength) if strength else {}
-            said.append(score_steered(model, each, edits, where).said)
-        found[what] = each.questions.entities, np.stack(said)
-    return found
+            edits = chosen.edits(arm, questions, rows, strength) if strength else {}
+            matches.append(score_steered(model, part_questions, edits, where).said)
+        curve[part] = part_questions.questions.entities, np.stack(matches)
+    return curve
 
 
 def _generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     chosen: ChosenEdit | None,
-    asked: EncodedQuestions,
+    questions: EncodedQuestions,
     where: Sites,
 ) -> list[str]:
     """Greedy continuations of each question, steered or not."""
@@ -367,7 +391,9 @@ def _generate(
 
     hooks = {site: at_the_end(edit) for site, edit in edits.items()}
     with patch(model, hooks, [-1], known_sites=where):
-        return generate_greedy(model, tokenizer, asked.questions.prompts, N_NEW_TOKENS)
+        return generate_greedy(
+            model, tokenizer, questions.questions.prompts, N_NEW_TOKENS
+        )
 
 
 def retractions(texts: Sequence[str], questions: EncodedQuestions) -> dict[str, float]:
@@ -375,19 +401,23 @@ def retractions(texts: Sequence[str], questions: EncodedQuestions) -> dict[str, 
 
     An answer is retracted when another answer of the same relation follows within a few tokens.
     """
-    items = [questions.questions.items[at] for at in questions.questions.item_index]
+    items = [
+        questions.questions.items[index] for index in questions.questions.item_index
+    ]
     offered: dict[str, set[str]] = {}
     for item in items:
         offered.setdefault(item.relation, set()).add(normalize_text(item.answer))
-    said, back = 0, 0
+    n_given, n_retracted = 0, 0
     for text, item in zip(texts, items, strict=False):
         words, answer = normalize_text(text), normalize_text(item.answer)
         if words.startswith(answer):
-            said += 1
-            rest = words[len(answer) :]
-            back += any(other in rest for other in offered[item.relation] - {answer})
+            n_given += 1
+            remainder = words[len(answer) :]
+            n_retracted += any(
+                other in remainder for other in offered[item.relation] - {answer}
+            )
     return {
         "prompts": len(texts),
-        "said": said / max(len(texts), 1),
-        "taken_back": back / max(said, 1),
+        "said": n_given / max(len(texts), 1),
+        "taken_back": n_retracted / max(n_given, 1),
     }
