@@ -65,23 +65,25 @@ def render(comparison: Comparison, folder: Path) -> str:
     return template("compare.html.j2").render(
         css=style_sheet(),
         axes=[(name, _question(comparison, name)) for name in comparison.axes],
-        rows=[_row(name, each, comparison.axes, folder) for name, each in pairs],
+        rows=[_row(name, audit, comparison.axes, folder) for name, audit in pairs],
         differences=comparison.differences,
         said="images named"
-        if all(is_image_audit(each.document) for each in comparison.audits)
+        if all(is_image_audit(audit.document) for audit in comparison.audits)
         else "answers said",
         same=_same(comparison),
     )
 
 
-def _question(found: Comparison, name: str) -> str:
-    return next(each.axes[name].question for each in found.audits if name in each.axes)
+def _question(comparison: Comparison, name: str) -> str:
+    return next(
+        audit.axes[name].question for audit in comparison.audits if name in audit.axes
+    )
 
 
-def _same(found: Comparison) -> list[tuple[str, str]]:
+def _same(comparison: Comparison) -> list[tuple[str, str]]:
     """Inputs shared by all audits, read from the first."""
-    document = found.audits[0].document
-    models = {each["role"]: each for each in document["manifest"]["models"]}
+    document = comparison.audits[0].document
+    models = {model["role"]: model for model in document["manifest"]["models"]}
     config = document["config"]
     rule = config.get("rule", {})
     floors = IMAGE_FLOORS if is_image_audit(document) else FLOORS
@@ -97,25 +99,27 @@ def _row(
     name: str, audit: Audit, axes: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
     document = audit.document
-    verdict, said = document["verdict"], document["behaviour"]
+    verdict, behaviour = document["verdict"], document["behaviour"]
     word, symbol, _ = VERDICTS[verdict["class"]]
-    chance = (verdict["probabilities"] or {}).get(verdict["class"])
-    found = audit.axes
+    probability = (verdict["probabilities"] or {}).get(verdict["class"])
+    results = audit.axes
     margin = document["config"].get("rule", {}).get("margin") or 0.0
-    kept = said["utility"].get("retain accuracy")
-    shares = [said[f"forget_{each}"] for each in ("original", "unlearned", "floor")]
+    retain_accuracy = behaviour["utility"].get("retain accuracy")
+    values = [
+        behaviour[f"forget_{source}"] for source in ("original", "unlearned", "floor")
+    ]
     return {
         "name": name,
         "link": _link(audit.report, folder),
         "class": verdict["class"],
         "word": word,
         "symbol": symbol,
-        "chance": None if chance is None else write.percent(chance),
+        "chance": None if probability is None else write.percent(probability),
         "outside": bool(verdict["calibration"]["outside"]),
         "reason": verdict["reasons"][0] if verdict["reasons"] else "",
-        "said": None if None in shares else [write.percent(each) for each in shares],
-        "kept": None if kept is None else write.percent(kept),
-        "cells": [_cell(found.get(axis), margin) for axis in axes],
+        "said": None if None in values else [write.percent(value) for value in values],
+        "kept": None if retain_accuracy is None else write.percent(retain_accuracy),
+        "cells": [_cell(results.get(axis), margin) for axis in axes],
     }
 
 
@@ -141,7 +145,7 @@ def _link(report: Path, folder: Path) -> str | None:
     if not report.is_file():
         return None
     try:
-        way = os.path.relpath(report.resolve(), folder.resolve())
+        relative = os.path.relpath(report.resolve(), folder.resolve())
     except ValueError:  # Another drive.
         return None
-    return quote(os.fsencode(Path(way).as_posix()))
+    return quote(os.fsencode(Path(relative).as_posix()))

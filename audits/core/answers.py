@@ -51,12 +51,14 @@ def score_question_sets(
 ) -> dict[str, Any]:
     """Score named question sets; JSON-ready."""
     result = {}
-    for name, each in questions.items():
-        heard = score_questions(model, each, each.encoded(tokenizer), progress)
+    for name, question_set in questions.items():
+        scores = score_questions(
+            model, question_set, question_set.encoded(tokenizer), progress
+        )
         result[name] = {
-            "greedy": [int(hit) for hit in heard.exact_match],
-            "mean_logprob": _finite(heard.mean_logprob),
-            "contrast": heard.contrast.tolist(),
+            "greedy": [int(hit) for hit in scores.exact_match],
+            "mean_logprob": _finite(scores.mean_logprob),
+            "contrast": scores.contrast.tolist(),
         }
     return result
 
@@ -94,13 +96,13 @@ def utility_of_text(
     rows = encode(tokenizer, general_text())
     unknown = tokenizer.unk_token_id
     tokens = [token for row in rows.ids for token in row]
-    strange = sum(token == unknown for token in tokens)
-    if unknown is not None and strange > 0.2 * len(tokens):
+    n_unknown = sum(token == unknown for token in tokens)
+    if unknown is not None and n_unknown > 0.2 * len(tokens):
         return None
     # Some models have a short context, so texts are truncated to it.
-    most = position_limit(model)
-    whole = Sequences(tuple(ids[:most] for ids in rows.ids), (1,) * len(rows))
-    scores = score_answers(model, whole, progress=progress)
+    max_tokens = position_limit(model)
+    truncated = Sequences(tuple(ids[:max_tokens] for ids in rows.ids), (1,) * len(rows))
+    scores = score_answers(model, truncated, progress=progress)
     total = float(np.sum(np.maximum(scores.logprob, MIN_LOGPROB * scores.n_tokens)))
     return {
         "logprob_per_token": total / int(scores.n_tokens.sum()),

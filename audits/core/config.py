@@ -206,9 +206,9 @@ def make_config(settings: dict) -> AuditConfig:
         config = AuditConfig.model_validate(settings)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, each['loc']))} is {quoted(each['input'])}: "
-            f"{each['msg']}"
-            for each in error.errors()
+            f"{'.'.join(map(str, problem['loc']))} is {quoted(problem['input'])}: "
+            f"{problem['msg']}"
+            for problem in error.errors()
         )
         raise InputError(
             f"the settings are not valid: {wrong}",

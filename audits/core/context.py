@@ -36,8 +36,15 @@ class RunOf(Generic[Items]):
     @cached_property
     def models(self) -> dict[str, AuditedModel]:
         """Models by role."""
-        named = [self.inputs.original, self.inputs.unlearned, *self.inputs.references]
-        return {each.name: AuditedModel.of(each.name, each) for each in named}
+        checkpoints = [
+            self.inputs.original,
+            self.inputs.unlearned,
+            *self.inputs.references,
+        ]
+        return {
+            checkpoint.name: AuditedModel.of(checkpoint.name, checkpoint)
+            for checkpoint in checkpoints
+        }
 
     @cached_property
     def store(self) -> ActivationStore:
@@ -47,10 +54,10 @@ class RunOf(Generic[Items]):
     @cached_property
     def identical(self) -> bool:
         """Whether candidate and original have the same weights and configuration."""
-        first, other = self.inputs.original, self.inputs.unlearned
-        return first.weights_hash == other.weights_hash and identifying_config(
-            first.config
-        ) == identifying_config(other.config)
+        original, candidate = self.inputs.original, self.inputs.unlearned
+        return original.weights_hash == candidate.weights_hash and identifying_config(
+            original.config
+        ) == identifying_config(candidate.config)
 
 
 Run = RunOf[ItemSet]

@@ -19,22 +19,24 @@ MAX_PARAMETERS = 1_000_000_000
 def edit_shape(run: Run, forget: ItemSet, retain: ItemSet) -> list[dict[str, Any]]:
     """Weight geometry by component; without gradients where the model is too large."""
     original, unlearned = run.inputs.original, run.inputs.unlearned
-    moved = compare_weights(original, unlearned, run.progress)
-    names = [each.name for each in moved.tensors if each.relative > 0]
+    change = compare_weights(original, unlearned, run.progress)
+    names = [tensor.name for tensor in change.tensors if tensor.relative > 0]
     if not names:
         return []
     gradients = None
     with run.models["original"].loaded(run.device) as model:
         if sum(p.numel() for p in model.parameters()) <= MAX_PARAMETERS:
-            each = []
+            by_set = []
             for name, items in (("forget", forget), ("retain", retain)):
                 rng = numpy_rng(run.config.seed, "edit shape", name)
                 rows = rng.permutation(len(items))[:N_ITEMS]
-                some = ItemSet(tuple(items.items[row] for row in sorted(rows)))
-                encoded = encode_items(run.tokenizer, some)
-                found = loss_gradients(model, encoded, names)
-                each.append({key: value.cpu() for key, value in found.items()})
-            gradients = LossGradients(*each)
+                sample = ItemSet(tuple(items.items[row] for row in sorted(rows)))
+                encoded = encode_items(run.tokenizer, sample)
+                gradients_of_set = loss_gradients(model, encoded, names)
+                by_set.append(
+                    {key: value.cpu() for key, value in gradients_of_set.items()}
+                )
+            gradients = LossGradients(*by_set)
     return by_component(
         update_shapes(original, unlearned, gradients=gradients, progress=run.progress)
     )

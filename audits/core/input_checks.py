@@ -58,25 +58,25 @@ def check_sets(
         never: Never-taught items; None to invent them as the audit would.
         config: Settings of the audit.
     """
-    found = validate_items(forget, retain)
-    if not found.ok:
-        return found
+    report = validate_items(forget, retain)
+    if not report.ok:
+        return report
 
-    def names() -> None:
+    def check_names() -> None:
         if never is not None:
             check_never_taught(never, forget, retain)
         else:
             invent_never_taught(forget, within_budget(retain, config), config)
 
     return _with(
-        found,
+        report,
         lambda: check_entity_count(
             forget, min_entities_of("forget", config), "the forget set"
         ),
         lambda: check_entity_count(
             retain, min_entities_of("retain", config), "the retain set"
         ),
-        names,
+        check_names,
         lambda: _check_alternatives(forget),
     )
 
@@ -108,12 +108,12 @@ def check_with_original(
             fix="Put its tokenizer beside it, or pass one with tokenizer=",
         )
     check_embedding_rows(original)
-    found = validate_items(forget, retain, original.tokenizer)
-    if not found.ok:
-        return found
+    report = validate_items(forget, retain, original.tokenizer)
+    if not report.ok:
+        return report
     sets = {"forget": forget, "retain": retain, "never-taught": never}
     return _with(
-        found,
+        report,
         *(
             lambda name=name, items=items: _check_lengths(original, name, items, config)
             for name, items in sets.items()
@@ -129,15 +129,15 @@ def with_tokenizer(checkpoint: Checkpoint, original: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tokenizer=original.tokenizer)
 
 
-def _with(found: ValidationReport, *checks: Callable[[], None]) -> ValidationReport:
+def _with(report: ValidationReport, *checks: Callable[[], None]) -> ValidationReport:
     """The report, with the errors that the checks raise."""
-    errors = list(found.errors)
+    errors = list(report.errors)
     for check in checks:
         try:
             check()
         except InputError as error:
             errors.append(error)
-    return replace(found, errors=tuple(errors))
+    return replace(report, errors=tuple(errors))
 
 
 def _check_alternatives(forget: ItemSet) -> None:
@@ -159,12 +159,12 @@ def _check_lengths(
     for item in items:
         relations.setdefault(item.relation, []).append(item)
     for members in relations.values():
-        asked = [
+        prompts_with_answers = [
             (prompt, item.answer, item)
             for item in members
             for prompt in (item.prompt, *item.paraphrases)[:wordings]
         ]
-        prompts, answers, owners = zip(*asked, strict=True)
+        prompts, answers, owners = zip(*prompts_with_answers, strict=True)
         rows = encode(original.tokenizer, prompts, answers)
         longest = max(range(len(rows)), key=lambda row: rows.answer_start[row])
         answer = max(

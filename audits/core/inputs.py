@@ -48,7 +48,7 @@ class InputsOf(Generic[Items]):
         return {
             "original": self.original.fingerprint,
             "unlearned": self.unlearned.fingerprint,
-            "references": [each.fingerprint for each in self.references],
+            "references": [reference.fingerprint for reference in self.references],
             "forget": self.forget.digest,
             "retain": self.retain.digest,
             "never_taught": never.digest if never is not None else None,
@@ -65,8 +65,8 @@ def named_roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, An
     Raises:
         InputError: the references are no list.
     """
-    held = check_list(references, "the references")
-    named = [(f"reference-{n}", each) for n, each in enumerate(held, start=1)]
+    checked = check_list(references, "the references")
+    named = [(f"reference-{n}", source) for n, source in enumerate(checked, start=1)]
     return [("unlearned", unlearned), *named]
 
 
@@ -87,27 +87,36 @@ def open_inputs(
     Raises:
         InputError: inputs that cannot be audited; no model has been run.
     """
-    held_against = named_roles(unlearned, references)
-    gone, kept = text_items(forget, "forget"), text_items(retain, "retain")
+    sources = named_roles(unlearned, references)
+    forget_items, retain_items = (
+        text_items(forget, "forget"),
+        text_items(retain, "retain"),
+    )
     never = None if never_taught is None else text_items(never_taught, "never_taught")
-    check_sets(gone, kept, never, config).check()
+    check_sets(forget_items, retain_items, never, config).check()
     first = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
-    checked = check_with_original(first, gone, kept, never, config)
-    checked.check()
-    warnings = list(checked.warnings)
-    others = []
-    for role, source in held_against:
-        other = open_checkpoint(
+    report = check_with_original(first, forget_items, retain_items, never, config)
+    report.check()
+    warnings = list(report.warnings)
+    opened = []
+    for role, source in sources:
+        checkpoint = open_checkpoint(
             source, name=role, tokenizer=tokenizer, progress=progress
         )
-        if other.tokenizer is None and isinstance(source, str | Path):
+        if checkpoint.tokenizer is None and isinstance(source, str | Path):
             warnings.append(f"{role} has no tokenizer: it is asked with the original's")
-        other = with_tokenizer(other, first)
-        check_same_tokenizer(first, other)
-        check_embedding_rows(other)
-        others.append(other)
+        checkpoint = with_tokenizer(checkpoint, first)
+        check_same_tokenizer(first, checkpoint)
+        check_embedding_rows(checkpoint)
+        opened.append(checkpoint)
     return Inputs(
-        first, others[0], tuple(others[1:]), gone, kept, never, tuple(warnings)
+        first,
+        opened[0],
+        tuple(opened[1:]),
+        forget_items,
+        retain_items,
+        never,
+        tuple(warnings),
     )

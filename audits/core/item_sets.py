@@ -35,30 +35,30 @@ def select_known_items(
         InputError: the original knows too little of the set.
     """
     hits = np.asarray(answered, dtype=bool)
-    kept = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
-    found = ItemSet(kept, items.name, items.format)
-    needed, present = min_entities_of(name, config), len(found.entities)
+    known = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
+    selected = ItemSet(known, items.name, items.format)
+    needed, present = min_entities_of(name, config), len(selected.entities)
     if present < needed <= len(items.entities):
         raise InputError(
             f"the original does not know the {name} set: it answers "
-            f"{len(kept)} of {len(items)} items",
+            f"{len(known)} of {len(items)} items",
             expected=f"right answers about at least {needed} entities",
             got=str(present),
             fix="Check that the first model is the one before unlearning, that "
             "the prompts are in a form it can continue, and that answers are "
             "spelled as it would spell them",
         )
-    check_entity_count(found, needed, f"the {name} set")
-    return found
+    check_entity_count(selected, needed, f"the {name} set")
+    return selected
 
 
 def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
     """The retain set, reduced to the profile's number of entities."""
-    entities, most = retain.entities, config.budget.retain_entities
-    if len(entities) <= most:
+    entities, max_entities = retain.entities, config.budget.retain_entities
+    if len(entities) <= max_entities:
         return retain
     order = numpy_rng(config.seed, "retain").permutation(len(entities))
-    return retain.of_entities([entities[i] for i in order[:most]])
+    return retain.of_entities([entities[i] for i in order[:max_entities]])
 
 
 def invent_never_taught(

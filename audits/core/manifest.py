@@ -48,13 +48,13 @@ def code_hash() -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of Python and the numerical libraries."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -74,10 +74,10 @@ def check_output_folder(root: Path, kind: OutputKind = AUDIT) -> str | None:
                 f"{root / WORK} is a link, and links are not followed",
                 fix="choose another --out",
             )
-        found = _mark(root)
-        if found is not None:
-            if found["kind"] == kind.name:
-                return found["sha256"]
+        mark = _mark(root)
+        if mark is not None:
+            if mark["kind"] == kind.name:
+                return mark["sha256"]
             raise InputError(
                 f"{root} holds the work of another command",
                 expected="an empty or new folder",
@@ -108,26 +108,24 @@ def clear_outputs(root: Path, kind: OutputKind) -> None:
 def _mark(root: Path) -> dict[str, str] | None:
     """Kind and digest from the marker of ``root``; None without a valid marker."""
     try:
-        found = read_json(root / MARK)
+        mark = read_json(root / MARK)
     except InputError:
         return None
-    if not isinstance(found.get("sha256"), str) or not isinstance(
-        found.get("inputs"), dict
+    if not isinstance(mark.get("sha256"), str) or not isinstance(
+        mark.get("inputs"), dict
     ):
         return None
-    kind = found.get(
-        "kind", EXPERIMENT.name if "pga" in found["inputs"] else AUDIT.name
-    )
-    return {"kind": kind, "sha256": found["sha256"]}
+    kind = mark.get("kind", EXPERIMENT.name if "pga" in mark["inputs"] else AUDIT.name)
+    return {"kind": kind, "sha256": mark["sha256"]}
 
 
 def _written(root: Path, kind: OutputKind) -> bool:
     """Whether a finished result of this kind is there, though its work folder is missing."""
     try:
-        found = read_json(root / kind.results[0], max_bytes=MAX_RESULT_BYTES)
+        document = read_json(root / kind.results[0], max_bytes=MAX_RESULT_BYTES)
     except InputError:
         return False
-    return kind.keys <= found.keys()
+    return kind.keys <= document.keys()
 
 
 def _lost_mark(root: Path) -> bool:
@@ -144,11 +142,13 @@ def _lost_mark(root: Path) -> bool:
 
 def _only_leftovers(root: Path) -> bool:
     """Whether there is nothing but what a run leaves that was killed at its start."""
-    for place, folders, names in os.walk(root):
-        if any(Path(place, each).is_symlink() for each in [*folders, *names]):
+    for folder, folders, names in os.walk(root):
+        if any(Path(folder, name).is_symlink() for name in [*folders, *names]):
             return False
-        folders[:] = [each for each in folders if not SCRATCH_NAME.fullmatch(each)]
-        if Path(place) == root and set(folders) - {WORK}:
+        folders[:] = [
+            subfolder for subfolder in folders if not SCRATCH_NAME.fullmatch(subfolder)
+        ]
+        if Path(folder) == root and set(folders) - {WORK}:
             return False
         if not all(SCRATCH_NAME.fullmatch(name) or name == LOCK for name in names):
             return False
@@ -178,15 +178,15 @@ def hold_folder(
         InputError: the folder belongs to somebody else, another run or other settings; nothing
             was changed.
     """
-    known = {"command": command, "settings": settings}
+    marker = {"command": command, "settings": settings}
     fresh = clear is not None
-    _own(root, known, names, fresh)
+    _own(root, marker, names, fresh)
     with run_lock(root):
-        found = _own(root, known, names, fresh)
-        if clear is not None and found is not None:
+        existing = _own(root, marker, names, fresh)
+        if clear is not None and existing is not None:
             clear()
-        if found != known:
-            write_atomic(root / OWNER_MARK, json.dumps(known) + "\n")
+        if existing != marker:
+            write_atomic(root / OWNER_MARK, json.dumps(marker) + "\n")
         try:
             yield
         finally:
@@ -195,35 +195,35 @@ def hold_folder(
 
 
 def _own(
-    root: Path, known: dict[str, Any], names: Sequence[str], fresh: bool
+    root: Path, marker: dict[str, Any], names: Sequence[str], fresh: bool
 ) -> dict[str, Any] | None:
     """The marker in the folder of a command; None where it has none yet."""
-    there = [name for name in names if os.path.lexists(root / name)]
-    for name in there:
+    present = [name for name in names if os.path.lexists(root / name)]
+    for name in present:
         if (root / name).is_symlink():
             raise InputError(
                 f"{root / name} is a link, and links are not followed",
                 fix="choose another --out",
             )
     if not os.path.lexists(root / OWNER_MARK):
-        if there:
+        if present:
             raise InputError(
-                f"{root / there[0]} was not written by exhume {known['command']}",
+                f"{root / present[0]} was not written by exhume {marker['command']}",
                 fix="move it away, or choose another --out",
             )
         return None
-    found = read_json(root / OWNER_MARK)
-    if found.get("command") != known["command"]:
+    existing = read_json(root / OWNER_MARK)
+    if existing.get("command") != marker["command"]:
         raise InputError(
             f"{root} holds the work of another command",
             expected="an empty or new folder",
             fix="choose another --out",
         )
-    if found != known and not fresh:
+    if existing != marker and not fresh:
         raise InputError(
-            f"{root} holds the {known['command']} of other settings",
-            expected=json.dumps(known["settings"]),
-            got=json.dumps(found.get("settings"))[:200],
+            f"{root} holds the {marker['command']} of other settings",
+            expected=json.dumps(marker["settings"]),
+            got=json.dumps(existing.get("settings"))[:200],
             fix="choose another --out, or pass --fresh to replace it",
         )
-    return found
+    return existing

@@ -70,7 +70,7 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     a, b = original.tokenizer, other.tokenizer
     text = "The capital city of France is Paris; 1,234 naïve cafés — done?\n\tend"
     with library_errors(f"the tokenizer of {other.name} cannot read every text"):
-        ids = [each(text, verbose=False)["input_ids"] for each in (a, b)]
+        ids = [tokenizer(text, verbose=False)["input_ids"] for tokenizer in (a, b)]
     if a.get_vocab() == b.get_vocab() and ids[0] == ids[1]:
         return
     raise InputError(
@@ -95,9 +95,9 @@ def compare_utility(
     """
     shares: dict[str, float] = {}
     reasons = []
-    knew = np.array(original["retain"], dtype=float)
-    knows = np.array(candidate["retain"], dtype=float)
-    shares["retain accuracy"] = float(knows[knew > 0].mean())
+    original_hits = np.array(original["retain"], dtype=float)
+    candidate_hits = np.array(candidate["retain"], dtype=float)
+    shares["retain accuracy"] = float(candidate_hits[original_hits > 0].mean())
     if original["general"] is not None and _speaks(original["general"]):
         gap = (
             candidate["general"]["logprob_per_token"]
@@ -148,8 +148,8 @@ def spread(states: np.ndarray) -> dict[str, float]:
     """
     if not np.isfinite(states).all():
         return {"effective_rank": 1.0}
-    centred = states.astype(np.float64) - states.mean(0, dtype=np.float64)
-    variances = np.linalg.svd(centred, compute_uv=False) ** 2
+    centered = states.astype(np.float64) - states.mean(0, dtype=np.float64)
+    variances = np.linalg.svd(centered, compute_uv=False) ** 2
     total = variances.sum()
     if total <= 0:
         return {"effective_rank": 1.0}

@@ -79,18 +79,20 @@ class Workspace:
         """
         text = canonical_json(fingerprint | {"stage_version": STAGE_VERSION})
         digest = hashlib.sha256(text.encode()).hexdigest()
-        found = check_output_folder(root, kind)
-        if found != digest:
-            if found is not None and not fresh:
-                known = "other inputs, settings or version" if found else "damaged"
+        existing = check_output_folder(root, kind)
+        if existing != digest:
+            if existing is not None and not fresh:
+                difference = (
+                    "other inputs, settings or version" if existing else "damaged"
+                )
                 raise InputError(
-                    f"{root} holds another {kind.name} ({known})",
+                    f"{root} holds another {kind.name} ({difference})",
                     fix="choose another --out, or pass --fresh to replace it",
                 )
             clear_outputs(root, kind)
         elif fresh:
             clear_outputs(root, kind)
-        if fresh or found != digest:
+        if fresh or existing != digest:
             mark = {"kind": kind.name, "sha256": digest, "inputs": fingerprint}
             write_atomic(root / MARK, canonical_json(mark))
         return cls(root)

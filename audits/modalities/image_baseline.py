@@ -78,8 +78,8 @@ def select(run: ImageRun) -> dict[str, Any]:
     forget, retain = run.inputs.forget, run.inputs.retain
     budget, seed = run.config.budget, run.config.seed
     with run.models["original"].loaded(run.device) as model:
-        kept = {}
-        for name, images, most, least in (
+        chosen = {}
+        for name, images, max_images, min_images in (
             ("forget", forget, budget.retain_entities, run.config.min_entities),
             (
                 "retain",
@@ -89,40 +89,40 @@ def select(run: ImageRun) -> dict[str, Any]:
             ),
         ):
             order = numpy_rng(seed, "images", name).permutation(len(images))
-            asked = order[: 2 * most]
+            tried = order[: 2 * max_images]
             right = (
-                predicted_classes(model, images.select(asked)) == images.labels[asked]
+                predicted_classes(model, images.select(tried)) == images.labels[tried]
             )
-            kept[name] = np.sort(asked[right][:most])
-            if len(kept[name]) < least:
+            chosen[name] = np.sort(tried[right][:max_images])
+            if len(chosen[name]) < min_images:
                 raise InputError(
                     f"the original does not know the {name} set: it names "
-                    f"{int(right.sum())} of {len(asked)} images",
-                    expected=f"right classes of at least {least} images",
+                    f"{int(right.sum())} of {len(tried)} images",
+                    expected=f"right classes of at least {min_images} images",
                     got=str(int(right.sum())),
                     fix="Check that the first model is the one before unlearning and "
                     "that class numbers and pixel values are those it was trained on",
                 )
-        order = numpy_rng(seed, "images", "halves").permutation(kept["retain"])
+        order = numpy_rng(seed, "images", "halves").permutation(chosen["retain"])
         cut = len(order) // 2
         parts = {"fit": np.sort(order[:cut]), "check": np.sort(order[cut:])}
         never = run.inputs.never_taught
         if never is None:
-            never = _invented(run, retain.select(parts["check"]), len(kept["forget"]))
-        named_so = predicted_classes(model, never) == int(forget.labels[0])
-    if named_so.mean() > 0.5:
+            never = _invented(run, retain.select(parts["check"]), len(chosen["forget"]))
+        called_class = predicted_classes(model, never) == int(forget.labels[0])
+    if called_class.mean() > 0.5:
         raise InputError(
             "the original calls most never-taught images the forgotten class",
             expected="images of classes that it was not taught",
-            got=f"{named_so.mean():.0%}",
+            got=f"{called_class.mean():.0%}",
         )
     return {
-        "never_called": float(named_so.mean()),
-        "forget": kept["forget"].tolist(),
+        "never_called": float(called_class.mean()),
+        "forget": chosen["forget"].tolist(),
         "fit": parts["fit"].tolist(),
         "check": parts["check"].tolist(),
         # Images that the original predicts as the class are no floor.
-        "never": np.flatnonzero(~named_so).tolist(),
+        "never": np.flatnonzero(~called_class).tolist(),
     }
 
 
@@ -141,10 +141,10 @@ def selected_sets(run: ImageRun, chosen: dict[str, Any]) -> EvaluationSets:
     )
 
 
-def _invented(run: ImageRun, known: ImageSet, forgotten: int) -> ImageSet:
+def _invented(run: ImageRun, retain: ImageSet, forgotten: int) -> ImageSet:
     count = max(NEVER_TAUGHT_FACTOR * forgotten, MIN_NEVER_TAUGHT)
     rng = numpy_rng(run.config.seed, "never taught", "images")
-    return invent_images(known, count, rng, N_INVENTED_CLASSES)
+    return invent_images(retain, count, rng, N_INVENTED_CLASSES)
 
 
 def finite_logits(model: nn.Module, images: ImageSet) -> np.ndarray:
@@ -153,10 +153,10 @@ def finite_logits(model: nn.Module, images: ImageSet) -> np.ndarray:
     Raises:
         InputError: they are not finite.
     """
-    found = logits_with_edits(model, images, {}, image_sites(model)).numpy()
-    if not np.isfinite(found).all():
+    logits = logits_with_edits(model, images, {}, image_sites(model)).numpy()
+    if not np.isfinite(logits).all():
         raise InputError("the model's logits are not finite")
-    return found
+    return logits
 
 
 def predicted_classes(model: nn.Module, images: ImageSet) -> np.ndarray:
@@ -168,8 +168,8 @@ def pool_places(states: Tensor) -> np.ndarray:
     """(image, d) of full states: class token and mean patch, or the mean over positions."""
     places = as_positions(states).double()
     if states.dim() == 3:
-        first, rest = places[:, 0], places[:, 1:].mean(1)
-        return np.concatenate([first.numpy(), rest.numpy()], axis=1)
+        first, patches = places[:, 0], places[:, 1:].mean(1)
+        return np.concatenate([first.numpy(), patches.numpy()], axis=1)
     return places.mean(1).numpy()
 
 
@@ -177,8 +177,8 @@ def pooled_states(
     model: nn.Module, images: ImageSet, sites: list[str]
 ) -> dict[str, np.ndarray]:
     """Site to (image, d) pooled states."""
-    found = image_states(model, images, sites, image_sites(model))
-    return {site: pool_places(states) for site, states in found.items()}
+    states_by_site = image_states(model, images, sites, image_sites(model))
+    return {site: pool_places(states) for site, states in states_by_site.items()}
 
 
 def late_sites(model: nn.Module) -> list[str]:
@@ -232,9 +232,9 @@ def score_baseline(run: ImageRun, role: str, sets: EvaluationSets) -> dict[str, 
 
 def _margin(logits: np.ndarray, label: int) -> np.ndarray:
     """(image,) log-odds of the class against all others."""
-    rest = np.delete(logits, label, axis=1)
-    top = rest.max(1)
-    return logits[:, label] - top - np.log(np.exp(rest - top[:, None]).sum(1))
+    others = np.delete(logits, label, axis=1)
+    top = others.max(1)
+    return logits[:, label] - top - np.log(np.exp(others - top[:, None]).sum(1))
 
 
 def rank_among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -250,13 +250,15 @@ def check_swap(baseline_scores: dict[str, Any]) -> None:
     Raises:
         InputError: the candidate kept the forget images and lost the retain images.
     """
-    gone = baseline_scores["named"]["forget"]
-    kept = baseline_scores["useful"]["retain"]
-    error = swapped_files_error((len(gone), sum(gone)), (len(kept), sum(kept)))
+    forget_named = baseline_scores["named"]["forget"]
+    retain_named = baseline_scores["useful"]["retain"]
+    error = swapped_files_error(
+        (len(forget_named), sum(forget_named)), (len(retain_named), sum(retain_named))
+    )
     if error:
         raise error
 
 
-def image_values(found: Any, images: ImageSet) -> EntityValues:
+def image_values(scores: Any, images: ImageSet) -> EntityValues:
     """(image, column) scores with every image as a unit."""
-    return average_by_entity(np.asarray(found, dtype=np.float64), images.ids)
+    return average_by_entity(np.asarray(scores, dtype=np.float64), images.ids)

@@ -62,16 +62,21 @@ def numbers(value: Any, length: int | None = None) -> list[float] | None:
     if len(value) > MAX_POINTS:
         return None
     real = all(
-        isinstance(each, (int, float))
-        and not isinstance(each, bool)
-        and abs(each) <= MAX_VALUE
-        for each in value
+        isinstance(number, (int, float))
+        and not isinstance(number, bool)
+        and abs(number) <= MAX_VALUE
+        for number in value
     )
     return value if real else None
 
 
 def line(
-    x: Sequence[float], y: list[float], role: str, dash: str, name: str, shares: bool
+    x: Sequence[float],
+    y: list[float],
+    role: str,
+    dash: str,
+    name: str,
+    as_percent: bool,
 ) -> dict[str, Any]:
     """A curve with its points, in the colour of a role."""
     return {
@@ -86,7 +91,7 @@ def line(
             "width": 2.5 if role == "candidate" and dash == "solid" else 2,
         },
         "marker": {"color": f"var(--{role})", "size": 5},
-        "hovertemplate": "%{y:.0%}" if shares else "%{y:.2f}",
+        "hovertemplate": "%{y:.0%}" if as_percent else "%{y:.2f}",
     }
 
 
@@ -116,20 +121,20 @@ def x_positions(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
         return [float(step or 0) for step in steps], {
             "title": {"text": "training step"}
         }
-    known = all(name == "embed" or name.startswith("resid.") for name in names)
-    title = "block (emb: the embedding)" if known else ""
+    all_layers = all(name == "embed" or name.startswith("resid.") for name in names)
+    title = "block (emb: the embedding)" if all_layers else ""
     axis = ticks([short_label(name) for name in names]) | {"title": {"text": title}}
-    return [float(at) for at in range(len(names))], axis
+    return [float(position) for position in range(len(names))], axis
 
 
 def ticks(labels: Sequence[str]) -> dict[str, Any]:
     """Tick labels for positions 0, 1, ..., thinned so that they do not overlap."""
-    every = -(-len(labels) // MAX_TICKS)
-    chosen = list(range(0, len(labels), every))
+    step = -(-len(labels) // MAX_TICKS)
+    chosen = list(range(0, len(labels), step))
     return {
         "tickmode": "array",
         "tickvals": chosen,
-        "ticktext": [labels[at] for at in chosen],
+        "ticktext": [labels[position] for position in chosen],
     }
 
 
@@ -164,7 +169,7 @@ def plain_axis(title: str) -> dict[str, Any]:
 
 def base_layout(
     x_axis: dict[str, Any],
-    shares: bool,
+    as_percent: bool,
     *,
     shapes: Sequence[dict[str, Any]] = (),
     top: int = 10,
@@ -175,7 +180,7 @@ def base_layout(
         "yaxis": plain_axis("")
         | {
             "range": [-0.03, 1.03],
-            "tickformat": ".0%" if shares else ".2~f",
+            "tickformat": ".0%" if as_percent else ".2~f",
             "zeroline": False,
         },
         "shapes": list(shapes),
@@ -209,14 +214,16 @@ def residual_bar(
         margin: Equivalence margin.
     """
 
-    def at(residual: float) -> float:
+    def position(residual: float) -> float:
         return round(min(max((residual + 0.5) * 100, 3.0), 197.0), 1)
 
-    bar: dict[str, Any] = {"margin": (at(-margin), round(at(margin) - at(-margin), 1))}
+    bar: dict[str, Any] = {
+        "margin": (position(-margin), round(position(margin) - position(-margin), 1))
+    }
     if value is not None and bounds is not None:
-        low, high = at(bounds[0]), at(bounds[1])
+        low, high = position(bounds[0]), position(bounds[1])
         bar |= {
-            "value": at(value),
+            "value": position(value),
             "low": low,
             "width": round(max(high - low, 1.0), 1),
             "cut_low": bounds[0] < -0.5,

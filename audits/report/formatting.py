@@ -34,8 +34,8 @@ def clean(value: Any) -> Any:
     if type(value) is not str:
         return value
     if len(value) > MAX_CHARS:
-        rest = len(value) - MAX_CHARS
-        value = f"{value[:MAX_CHARS]} \u2026 ({rest:,} more characters)"
+        n_cut = len(value) - MAX_CHARS
+        value = f"{value[:MAX_CHARS]} \u2026 ({n_cut:,} more characters)"
     return _HIDDEN.sub("\ufffd", value)
 
 
@@ -77,17 +77,17 @@ def p_text(value: Any) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def figure(value: Any, shares: bool) -> str:
-    """A statistic as a percentage (``shares``) or a plain number."""
-    return percent(value) if shares else plain(value)
+def figure(value: Any, as_percent: bool) -> str:
+    """A statistic as a percentage (``as_percent``) or a plain number."""
+    return percent(value) if as_percent else plain(value)
 
 
-def interval(bounds: Any, shares: bool) -> str:
+def interval(bounds: Any, as_percent: bool) -> str:
     """An interval, e.g. "[2, 30 %]" or "[0.41, 0.84]"; empty where there is none."""
     if not bounds:
         return ""
-    low, high = (figure(bound, shares) for bound in bounds)
-    return f"[{low.removesuffix(chr(0x202F) + '%') if shares else low}, {high}]"
+    low, high = (figure(bound, as_percent) for bound in bounds)
+    return f"[{low.removesuffix(chr(0x202F) + '%') if as_percent else low}, {high}]"
 
 
 def small(value: Any) -> str:
@@ -109,11 +109,11 @@ def seconds(value: Any) -> str:
         return NO_VALUE
     if value < 1:
         return "under 1 s"
-    minutes, rest = divmod(round(value), 60)
+    minutes, remainder = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min {remainder} s" if minutes else f"{remainder} s"
 
 
 def share(value: Any, whole: Any) -> str:
@@ -176,8 +176,8 @@ def short_label(name: str) -> str:
 
 def step_of(name: str) -> int | None:
     """The number in "step 4", or None for any other column."""
-    found = _STEP.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def flatten_settings(
@@ -198,15 +198,15 @@ def flatten_settings(
                 value[key], f"{name}.{key}" if name else str(key), depth=depth - 1
             )
         )
-        found = list(islice(rows, MAX_ROWS))
+        shown_rows = list(islice(rows, MAX_ROWS))
         more = next(rows, None) is not None
-        return [*found, ("\u2026", "more, in audit.json")] if more else found
+        return [*shown_rows, ("\u2026", "more, in audit.json")] if more else shown_rows
     if isinstance(value, list):
-        if any(isinstance(each, (dict, list)) for each in value):
+        if any(isinstance(entry, (dict, list)) for entry in value):
             return [(name, f"{len(value)} entries, in audit.json")]
-        shown = ", ".join(small(each) for each in value[:24])
+        entries = ", ".join(small(entry) for entry in value[:24])
         more = f", \u2026 ({len(value)} in all)" if len(value) > 24 else ""
-        return [(name, (shown or "none") + more)]
+        return [(name, (entries or "none") + more)]
     return [(name, "\u2026" if isinstance(value, dict) else small(value))]
 
 

@@ -137,10 +137,10 @@ CLASS_TERMS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in TERMS
 def is_image_audit(document: Mapping[str, Any]) -> bool:
     """Whether an audit is of an image classifier."""
     items = document.get("manifest", {}).get("items", ())
-    return any(each.get("format") == "images" for each in items)
+    return any(item_set.get("format") == "images" for item_set in items)
 
 
 def units(count: int, images: bool) -> str:
     """The unit of analysis, singular or plural."""
-    one, more = ("image", "images") if images else ("entity", "entities")
-    return one if count == 1 else more
+    singular, plural = ("image", "images") if images else ("entity", "entities")
+    return singular if count == 1 else plural

@@ -21,8 +21,8 @@ def restoration_plots(axis: Mapping[str, Any]) -> list[Plot]:
     if axis["name"] != "restoration":
         return []
     details = axis["details"]
-    found = [_curve(details.get("curve")), _published(details.get("readout_intact"))]
-    return [plot for plot in found if plot is not None]
+    plots = [_curve(details.get("curve")), _published(details.get("readout_intact"))]
+    return [plot for plot in plots if plot is not None]
 
 
 def _curve(saved: Any) -> Plot | None:
@@ -32,48 +32,48 @@ def _curve(saved: Any) -> Plot | None:
         return None
     strengths = numbers([_of(row, "strength") for row in rows])
     parts = {name: [numbers(_of(row, name), 3) for row in rows] for name, *_ in SHOWN}
-    if strengths is None or any(None in each for each in parts.values()):
+    if strengths is None or any(None in part for part in parts.values()):
         return None
-    x = [float(place) for place in range(len(rows))]
-    tables = {name: [each or [] for each in part] for name, part in parts.items()}
+    x = [float(position) for position in range(len(rows))]
+    tables = {name: [values or [] for values in part] for name, part in parts.items()}
     data: list[dict[str, Any]] = []
-    for name, colour, *_ in SHOWN[:-1]:
-        bounds = [each[1:] for each in tables[name]]
+    for name, color, *_ in SHOWN[:-1]:
+        bounds = [values[1:] for values in tables[name]]
         data += [
-            trace | {"fillcolor": f"var(--{_band_of(colour)})"}
-            for trace in band(x, bounds, colour)
+            trace | {"fillcolor": f"var(--{_band_of(color)})"}
+            for trace in band(x, bounds, color)
         ]
-    for name, colour, dash, label in reversed(SHOWN):
-        shares = [each[0] for each in tables[name]]
-        data.append(line(x, shares, colour, dash, label, True))
-    best = max(range(len(rows)), key=lambda place: tables["steered"][place][0])
-    at = plain(strengths[best])
+    for name, color, dash, label in reversed(SHOWN):
+        shares = [values[0] for values in tables[name]]
+        data.append(line(x, shares, color, dash, label, True))
+    best = max(range(len(rows)), key=lambda position: tables["steered"][position][0])
+    best_strength = plain(strengths[best])
     controls = ", ".join(
         f"{label} {percent(tables[name][best][0])}" for name, _, _, label in SHOWN[1:]
     )
-    axis_x = ticks([plain(each) for each in strengths])
+    axis_x = ticks([plain(strength) for strength in strengths])
     axis_x |= {"title": {"text": "steering strength, at the places chosen"}}
     return Plot(
         title="Restoration over strength",
         summary=(
             f"Line chart of the share of answers said over {len(rows)} strengths. "
-            f"Steered, the candidate says most at {at}: "
+            f"Steered, the candidate says most at {best_strength}: "
             f"{percent(tables['steered'][best][0])}; there, {controls}."
         ),
         data=data,
         layout=base_layout(axis_x, True),
-        keys=tuple((colour, dash, label) for _, colour, dash, label in SHOWN),
+        keys=tuple((color, dash, label) for _, color, dash, label in SHOWN),
         head=("strength", *(label for *_, label in SHOWN)),
         rows=tuple(
             (
                 plain(strength),
                 *(
-                    f"{figure(tables[name][place][0], True)} "
-                    f"{interval(tables[name][place][1:], True)}"
+                    f"{figure(tables[name][position][0], True)} "
+                    f"{interval(tables[name][position][1:], True)}"
                     for name, *_ in SHOWN
                 ),
             )
-            for place, strength in enumerate(strengths)
+            for position, strength in enumerate(strengths)
         ),
     )
 
@@ -84,7 +84,7 @@ def _published(saved: Any) -> Plot | None:
     arms = _of(_of(roles, "unlearned"), "arms")
     if not isinstance(arms, dict):
         return None
-    best = {name: _of(each, "best") for name, each in arms.items()}
+    best = {name: _of(arm, "best") for name, arm in arms.items()}
     rates = numbers(list(best.values()))
     if not rates:
         return None
@@ -122,9 +122,9 @@ def _published(saved: Any) -> Plot | None:
     )
 
 
-def _band_of(colour: str) -> str:
+def _band_of(color: str) -> str:
     """The color of a band: the candidate has its own, controls share one."""
-    return "candidate-soft" if colour == "candidate" else "band"
+    return "candidate-soft" if color == "candidate" else "band"
 
 
 def _of(table: Any, name: str) -> Any:

@@ -47,7 +47,7 @@ class Audit:
     def axes(self) -> dict[str, AxisResult]:
         """Axis results by name."""
         saved = self.document["axes"]
-        return {each["name"]: AxisResult.from_dict(each) for each in saved}
+        return {axis["name"]: AxisResult.from_dict(axis) for axis in saved}
 
     @property
     def report(self) -> Path:
@@ -183,6 +183,6 @@ def load(out: Path | str) -> Audit:
     Raises:
         InputError: there is none, or it was not written by an audit.
     """
-    place = as_path(out, "the audit")
-    document = result.read_document(place)
-    return Audit(place if is_folder(place) else place.parent, document)
+    path = as_path(out, "the audit")
+    document = result.read_document(path)
+    return Audit(path if is_folder(path) else path.parent, document)

@@ -24,29 +24,29 @@ from capture.scoring.set_validation import swapped_files_error
 
 def weight_difference(run: Run | ImageRun) -> dict[str, Any]:
     """Size and location of the weight change; fails where architectures differ."""
-    found = compare_weights(run.inputs.original, run.inputs.unlearned, run.progress)
+    change = compare_weights(run.inputs.original, run.inputs.unlearned, run.progress)
     for reference in run.inputs.references:
         compare_weights(run.inputs.original, reference, run.progress)
     # JSON has no infinity, which is the relative change of a tensor of zeros.
     return {
-        "relative": min(found.relative, 1e6),
+        "relative": min(change.relative, 1e6),
         "layers": [
             {"layer": layer, "relative": min(value, 1e6)}
-            for layer, value in found.layers.items()
+            for layer, value in change.layers.items()
         ],
-        "tensors_changed": sum(each.relative > 0 for each in found.tensors),
-        "tensors": len(found.tensors),
+        "tensors_changed": sum(tensor.relative > 0 for tensor in change.tensors),
+        "tensors": len(change.tensors),
     }
 
 
 def score_given_items(run: Run) -> dict[str, Any]:
     """Scores of the original on the main prompt of every given item."""
-    asked = {
+    questions = {
         "forget": build_questions(run.inputs.forget, 1),
         "retain": build_questions(run.inputs.retain, 1),
     }
     with run.models["original"].loaded(run.device) as model:
-        return score_question_sets(model, run.tokenizer, asked, run.progress)
+        return score_question_sets(model, run.tokenizer, questions, run.progress)
 
 
 def select_known_items(
@@ -58,13 +58,13 @@ def select_known_items(
         InputError: the original knows too little of either set.
     """
     given = {"forget": run.inputs.forget, "retain": run.inputs.retain}
-    kept = {
+    known = {
         name: item_sets.select_known_items(
             name, items, given_scores[name]["greedy"], run.config
         )
         for name, items in given.items()
     }
-    return kept["forget"], item_sets.within_budget(kept["retain"], run.config)
+    return known["forget"], item_sets.within_budget(known["retain"], run.config)
 
 
 def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
@@ -79,16 +79,16 @@ def score_baseline(
 ) -> dict[str, Any]:
     """All output scores of one model, in one loading."""
     budget, tokenizer = run.config.budget, run.tokenizer
-    asked = {
+    questions = {
         "forget": build_questions(forget, budget.prompts_per_item),
         "never_taught": build_questions(never, budget.prompts_per_item),
     }
     with run.models[role].loaded(run.device) as model:
-        heard = score_question_sets(model, tokenizer, asked, run.progress)
-        heard["ratios"] = truth_ratios(model, tokenizer, forget, run.progress)
+        scores = score_question_sets(model, tokenizer, questions, run.progress)
+        scores["ratios"] = truth_ratios(model, tokenizer, forget, run.progress)
         if not role.startswith("reference"):
-            heard["useful"] = _useful(run, model, retain)
-    return heard
+            scores["useful"] = _useful(run, model, retain)
+    return scores
 
 
 def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
@@ -124,10 +124,10 @@ def check_swap(
     Raises:
         InputError: the candidate kept the forget file and lost the retain file.
     """
-    said = baseline_scores["unlearned"]
+    candidate_scores = baseline_scores["unlearned"]
     error = swapped_files_error(
-        _kept(questions["forget"], said["forget"]["greedy"]),
-        _kept(questions["retain"], said["useful"]["retain"]),
+        _kept(questions["forget"], candidate_scores["forget"]["greedy"]),
+        _kept(questions["retain"], candidate_scores["useful"]["retain"]),
     )
     if error:
         raise error
@@ -135,9 +135,9 @@ def check_swap(
 
 def _kept(questions: Questions, greedy: list[int]) -> tuple[int, int]:
     """Number of items, and of those answered after their main prompt."""
-    own = [
+    main_prompt_hits = [
         hit
         for hit, wording in zip(greedy, questions.wording, strict=True)
         if wording == 0
     ]
-    return len(own), sum(own)
+    return len(main_prompt_hits), sum(main_prompt_hits)

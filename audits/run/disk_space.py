@@ -57,21 +57,21 @@ def activation_size(
     if axes & {"decodability", "concept"}:
         tasks, _ = make_audit_tasks(inputs.forget, retain, never, tokenizer, config)
         parts = [part for task in tasks for part in task.parts.values()]
-        wide = [_widest(part, config.budget.block) for part in parts]
-        rows += sum(wide)
+        max_rows_by_part = [_widest(part, config.budget.block) for part in parts]
+        rows += sum(max_rows_by_part)
         tokens += sum(
-            ceil(_tokens(part.encoded(tokenizer)) * most / max(1, len(part)))
-            for part, most in zip(parts, wide, strict=True)
+            ceil(_tokens(part.encoded(tokenizer)) * max_rows / max(1, len(part)))
+            for part, max_rows in zip(parts, max_rows_by_part, strict=True)
         )
-        size += stored_bytes(sum(wide), width, sites)
+        size += stored_bytes(sum(max_rows_by_part), width, sites)
     if "membership" in axes:
         try:
             wordings = config.budget.prompts_per_item
-            asked = select_sets(inputs.forget, retain, never, wordings, config.seed)
+            sets = select_sets(inputs.forget, retain, never, wordings, config.seed)
         except InputError:  # the axis will report this and not run
             prompts = []
         else:
-            prompts = asked.prompts
+            prompts = sets.prompts
         rows += len(prompts)
         tokens += _tokens(encode(tokenizer, prompts))
         size += stored_bytes(len(prompts), width, sites)
@@ -95,15 +95,15 @@ def check_disk_space(out: Path, size: ActivationSize) -> None:
         raise InputError(
             f"{out} is a file", expected="a folder to write the audit into"
         )
-    there = out.resolve()
-    while not there.exists():
-        there = there.parent
+    existing = out.resolve()
+    while not existing.exists():
+        existing = existing.parent
     done = sum(
         path.stat().st_size
         for path in (out / "work" / "activations").rglob("*")
         if path.is_file()
     )
-    free = shutil.disk_usage(there).free + done
+    free = shutil.disk_usage(existing).free + done
     if size.bytes > free:
         raise InputError(
             f"there is no room for the activations of this audit in {out}",
@@ -119,12 +119,12 @@ def _tokens(rows: Sequences) -> int:
 
 def _widest(part: TaskPart, block: int) -> int:
     """Maximum number of rows of a part over all numbers of known items."""
-    true = [row for row, label in enumerate(part.labels) if label]
-    if not part.with_answer or not true:
+    true_rows = [row for row, label in enumerate(part.labels) if label]
+    if not part.with_answer or not true_rows:
         return len(part)
-    items = len({(part.entities[row], part.answers[row]) for row in true})
-    most = max(_statements(count, block) for count in range(1, items + 1))
-    return ceil(BLOCK_SLACK * len(part) * most / _statements(items, block))
+    items = len({(part.entities[row], part.answers[row]) for row in true_rows})
+    max_statements = max(_statements(count, block) for count in range(1, items + 1))
+    return ceil(BLOCK_SLACK * len(part) * max_statements / _statements(items, block))
 
 
 def _statements(items: int, block: int) -> int:

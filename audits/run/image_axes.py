@@ -49,20 +49,20 @@ def run_inner_axes(
 ) -> dict[str, AxisResult]:
     """Run the requested axes, as ``audits.run.inner_axes.run_inner_axes``."""
     axes: dict[str, AxisResult] = {}
-    wanted = [name for name in run.config.axes if name != "behaviour"]
-    if not wanted:
+    requested = [name for name in run.config.axes if name != "behaviour"]
+    if not requested:
         return axes
     subjects = dict(run.models)
-    made = stage("planted", lambda: plant_suppression(run, sets), [PLANTED_FILE])
-    if made["made"]:
+    planted = stage("planted", lambda: plant_suppression(run, sets), [PLANTED_FILE])
+    if planted["made"]:
         subjects["planted"] = planted_model(subjects["original"], run.workspace.work)
-    notes = planting_notes(made)
+    notes = planting_notes(planted)
     progressed(0.15)
     with subjects["original"].loaded(run.device) as model:
         sites = late_sites(model)
 
     def axis(name: str, compute) -> None:
-        if name in wanted:
+        if name in requested:
             axes[name] = axis_stage(stage, name, compute)
 
     axis("decodability", lambda: _decodability(run, subjects, sets, sites, notes))
@@ -84,7 +84,7 @@ def run_inner_axes(
         ),
     )
     progressed(0.1)
-    if "relearning" in wanted:
+    if "relearning" in requested:
         axes["relearning"] = _relearning(run, subjects, sets, notes, stage)
     progressed(0.35)
     axis("restoration", lambda: run_restoration(run, subjects, sets, notes))
@@ -101,9 +101,9 @@ def plant_suppression(run: ImageRun, sets: EvaluationSets) -> dict[str, Any]:
     """
     rng = numpy_rng(run.config.seed, "planted", "images")
     wrong = rng.choice(np.unique(sets.retain.labels), len(sets.forget))
-    kept = sets.fit.select(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
-    pixels = torch.cat([sets.forget.pixels, kept.pixels]).to(run.device)
-    labels = torch.from_numpy(np.concatenate([wrong, kept.labels])).to(run.device)
+    retain = sets.fit.select(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
+    pixels = torch.cat([sets.forget.pixels, retain.pixels]).to(run.device)
+    labels = torch.from_numpy(np.concatenate([wrong, retain.labels])).to(run.device)
     budget = run.config.budget
     result: dict[str, Any] = {"made": False}
     for rate in budget.plant_rates:
@@ -125,10 +125,19 @@ def plant_suppression(run: ImageRun, sets: EvaluationSets) -> dict[str, Any]:
                     label="planting a suppression",
                     progress=run.progress,
                 )
-            gone = float((predicted_classes(model, sets.forget) == sets.label).mean())
-            right = predicted_classes(model, sets.check) == sets.check.labels
-            result |= {"rate": rate, "forget": gone, "retain": float(right.mean())}
-            if gone > MAX_FORGET_ACCURACY or right.mean() < MIN_RETAIN_ACCURACY:
+            forget_accuracy = float(
+                (predicted_classes(model, sets.forget) == sets.label).mean()
+            )
+            correct = predicted_classes(model, sets.check) == sets.check.labels
+            result |= {
+                "rate": rate,
+                "forget": forget_accuracy,
+                "retain": float(correct.mean()),
+            }
+            if (
+                forget_accuracy > MAX_FORGET_ACCURACY
+                or correct.mean() < MIN_RETAIN_ACCURACY
+            ):
                 continue
             changed = {
                 name: tensor.cpu().contiguous()
@@ -148,7 +157,7 @@ def _decodability(
     notes: tuple[str, ...],
 ) -> AxisResult:
     seed = run.config.seed
-    own, refitted, readers = {}, {}, None
+    original_scores, refitted_scores, readers = {}, {}, None
     for role, subject in subjects.items():  # the original first
         states = read_set_states(subject, sets, sites, run.device)
         if not all_finite(states):
@@ -159,9 +168,11 @@ def _decodability(
                 notes=(f"states of {role} are not finite", *notes),
             )
         readers = readers or fit_original_probes(states, sets, seed)
-        own[role] = score_original_probes(readers, states, sets)
-        refitted[role] = score_refitted_probes(states, sets, seed)
-    return image_decodability.judge(sets, sites, own, refitted, run.config, notes)
+        original_scores[role] = score_original_probes(readers, states, sets)
+        refitted_scores[role] = score_refitted_probes(states, sets, seed)
+    return image_decodability.judge(
+        sets, sites, original_scores, refitted_scores, run.config, notes
+    )
 
 
 def _relearning(
@@ -172,47 +183,48 @@ def _relearning(
     stage,
 ) -> AxisResult:
     seed, label = run.config.seed, sets.label
-    made = image_relearning.relearning_splits(sets, seed)
-    kept = image_relearning.retain_images(sets, seed)
-    trial = [role for role in ("unlearned", "planted") if role in subjects]
+    splits = image_relearning.relearning_splits(sets, seed)
+    retain = image_relearning.retain_images(sets, seed)
+    trial_roles = [role for role in ("unlearned", "planted") if role in subjects]
 
     def choose() -> dict[str, float]:
         with ExitStack() as stack:
             models = [
-                stack.enter_context(subjects[role].loaded(run.device)) for role in trial
+                stack.enter_context(subjects[role].loaded(run.device))
+                for role in trial_roles
             ]
-            lessons = made["forget"]
+            forget_splits = splits["forget"]
             # The planted suppression needs a single split.
-            trials = [(models[0], lesson) for lesson in lessons]
-            trials += [(model, lessons[0]) for model in models[1:]]
+            trials = [(models[0], split) for split in forget_splits]
+            trials += [(model, forget_splits[0]) for model in models[1:]]
             return image_relearning.choose_rate(
-                trials, kept, label, run.config, run.progress
+                trials, retain, label, run.config, run.progress
             )
 
     chosen = stage("relearn-rate", choose)
 
-    def teach(role: str) -> dict[str, Any]:
+    def fine_tune(role: str) -> dict[str, Any]:
         # Invented classes are the floor of the candidate and the planted suppression.
-        parts = ("forget", "never") if role in trial else ("forget",)
+        parts = ("forget", "never") if role in trial_roles else ("forget",)
         with subjects[role].loaded(run.device) as model:
             return {
                 part: [
                     image_relearning.relearn(
                         model,
-                        lesson,
-                        kept,
+                        split,
+                        retain,
                         label,
                         chosen["rate"],
                         int(chosen["steps"]),
                         run.progress,
                     )
-                    for lesson in made[part]
+                    for split in splits[part]
                 ]
                 for part in parts
             }
 
     runs = {
-        role: stage(f"relearn-{role}", lambda role=role: teach(role))
+        role: stage(f"relearn-{role}", lambda role=role: fine_tune(role))
         for role in subjects
         if role != "original"
     }

@@ -55,27 +55,29 @@ def collect_images(run: ImageRun) -> Findings:
     """Compute every stage that is not saved yet."""
     ledger = StageRunner(run.workspace, run.progress)
     stage = ledger.stage
-    whole, inner = progress_units(run)
-    with run.progress.task("audit", whole) as advance:
+    total, inner = progress_units(run)
+    with run.progress.task("audit", total) as advance:
         difference = stage("weights", lambda: weight_difference(run))
         chosen = stage("original", lambda: select(run))
         advance(1)
         sets = selected_sets(run, chosen)
-        heard = {}
+        baseline_scores = {}
         for role in run.models:
-            heard[role] = stage(
+            baseline_scores[role] = stage(
                 f"said-{role}", lambda role=role: score_baseline(run, role, sets)
             )
             advance(BASELINE_COST)
         if not run.identical:
-            check_swap(heard["unlearned"])
+            check_swap(baseline_scores["unlearned"])
         damage = compare_utility(
-            heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
+            baseline_scores["original"]["useful"],
+            baseline_scores["unlearned"]["useful"],
+            run.config.rule,
         )
         axes: dict[str, AxisResult] = {}
         if "behaviour" in run.config.axes:
             axes["behaviour"] = image_behaviour.run_behaviour(
-                sets, heard, chosen["never_called"], run.config
+                sets, baseline_scores, chosen["never_called"], run.config
             )
         skipped = damage.found and not run.config.budget.look_inside_damage
         if not run.identical and not skipped:

@@ -131,7 +131,7 @@ def run_membership(
     """Capture the states of the membership axis and run it."""
     wordings, name = run.config.budget.prompts_per_item, signature_reading.NAME
     try:
-        asked = signature_reading.select_sets(
+        sets = signature_reading.select_sets(
             forget, retain, never, wordings, run.config.seed
         )
     except InputError as error:
@@ -144,7 +144,7 @@ def run_membership(
         sites = stage(
             f"membership-states-{role}",
             lambda subject=subject: signature_reading.capture_states(
-                subject, run.tokenizer, asked, run.store, run.device, run.progress
+                subject, run.tokenizer, sets, run.store, run.device, run.progress
             ),
         )
     return axis_stage(
@@ -153,7 +153,7 @@ def run_membership(
         lambda: signature.run_membership(
             models,
             run.tokenizer,
-            asked,
+            sets,
             sites,
             run.store,
             run.config,

@@ -93,16 +93,16 @@ def collect(run: Run) -> Findings:
     """Compute every stage that is not saved yet."""
     ledger = StageRunner(run.workspace, run.progress)
     stage = ledger.stage
-    whole, inner = progress_units(run)
-    with run.progress.task("audit", whole) as advance:
+    total, inner = progress_units(run)
+    with run.progress.task("audit", total) as advance:
         difference = stage("weights", lambda: baseline.weight_difference(run))
         first = stage("original", lambda: baseline.score_given_items(run))
         advance(1)
         forget, retain = baseline.select_known_items(run, first)
         never = baseline.never_taught(run, forget, retain)
-        heard = {}
+        baseline_scores = {}
         for role in run.models:
-            heard[role] = stage(
+            baseline_scores[role] = stage(
                 f"said-{role}",
                 lambda role=role: baseline.score_baseline(
                     run, role, forget, retain, never
@@ -119,12 +119,14 @@ def collect(run: Run) -> Findings:
             )
         }
         if not run.identical:
-            baseline.check_swap(questions, heard)
+            baseline.check_swap(questions, baseline_scores)
             difference["components"] = stage(
                 "edit-shape", lambda: edit_shape(run, forget, retain)
             )
         damage = compare_utility(
-            heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
+            baseline_scores["original"]["useful"],
+            baseline_scores["unlearned"]["useful"],
+            run.config.rule,
         )
         axes = {}
         if "behaviour" in run.config.axes:
@@ -134,7 +136,7 @@ def collect(run: Run) -> Findings:
                 lambda: behaviour.run_behaviour(
                     questions["forget"],
                     questions["never_taught"],
-                    heard,
+                    baseline_scores,
                     run.config,
                     (),
                 ),
@@ -146,7 +148,7 @@ def collect(run: Run) -> Findings:
                 forget,
                 retain,
                 never,
-                heard,
+                baseline_scores,
                 damage,
                 "behaviour" in axes and axes["behaviour"].status == "absent",
                 stage,
@@ -165,9 +167,9 @@ def collect(run: Run) -> Findings:
         },
         "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
         "free_text": {
-            "prompts": heard["original"]["useful"]["prompts"],
-            "original": heard["original"]["useful"]["texts"],
-            "unlearned": heard["unlearned"]["useful"]["texts"],
+            "prompts": baseline_scores["original"]["useful"]["prompts"],
+            "original": baseline_scores["original"]["useful"]["texts"],
+            "unlearned": baseline_scores["unlearned"]["useful"]["texts"],
         },
         "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
     }

@@ -172,27 +172,27 @@ def plan(
         progress=progress,
     )
     structure = network_size(inputs.original)
-    kept = activation_size(inputs, config, structure)
+    activations = activation_size(inputs, config, structure)
     if out is not None:
-        check_disk_space(Path(out), kept)
+        check_disk_space(Path(out), activations)
     chosen = choose_device(config.device)
     free = psutil.virtual_memory().available
     if chosen.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
-    found = _counts(
+    estimate = _counts(
         inputs,
         config,
         structure,
-        kept,
+        activations,
         chosen,
         free if memory is None else int(memory * GIB),
     )
-    if found.memory <= found.available:
+    if estimate.memory <= estimate.available:
         # Comparing an adapter merges it, which takes memory as well.
-        for other in (inputs.unlearned, *inputs.references):
-            if other.weights_hash != inputs.original.weights_hash:
-                compare_weights(inputs.original, other, progress)
-    return found
+        for checkpoint in (inputs.unlearned, *inputs.references):
+            if checkpoint.weights_hash != inputs.original.weights_hash:
+                compare_weights(inputs.original, checkpoint, progress)
+    return estimate
 
 
 def _is_amount(memory: Any) -> bool:
@@ -212,12 +212,14 @@ def _counts(
     opened = (inputs.original, inputs.unlearned, *inputs.references)
     parameters = max(map(count_parameters, opened))
     same = inputs.original.weights_hash == inputs.unlearned.weights_hash
-    inner = config.axes != ("behaviour",) and not same
-    models = len(opened) + inner
+    runs_inner_axes = config.axes != ("behaviour",) and not same
+    models = len(opened) + runs_inner_axes
     copies = budget.never_taught_copies
     forget = _prompts(inputs.forget, budget.prompts_per_item)
-    kept = inputs.retain.of_entities(inputs.retain.entities[: budget.retain_entities])
-    retain = _prompts(kept, budget.prompts_per_item)
+    retain_items = inputs.retain.of_entities(
+        inputs.retain.entities[: budget.retain_entities]
+    )
+    retain = _prompts(retain_items, budget.prompts_per_item)
     never = forget * copies
     if inputs.never_taught is not None:
         never = _prompts(inputs.never_taught, budget.prompts_per_item)
@@ -226,34 +228,37 @@ def _counts(
     def tokens(prompts: list[str]) -> int:
         return sum(map(len, encode(tokenizer, prompts).ids))
 
-    asked = tokens(forget) + tokens(retain) + tokens(never)
-    lesson = tokens(_prompts(inputs.forget, 1))
-    taught, work = 0, 2.0 * parameters * (asked + activations.tokens) * models
-    if inner:
+    scored_tokens = tokens(forget) + tokens(retain) + tokens(never)
+    forget_tokens = tokens(_prompts(inputs.forget, 1))
+    trained_tokens, work = (
+        0,
+        2.0 * parameters * (scored_tokens + activations.tokens) * models,
+    )
+    if runs_inner_axes:
         # Planting trains the last block on forget rows and three times as many retain rows; the
         # blocks below are computed once.
-        taught += 4 * budget.plant_steps * lesson
-        work += 6.0 * parameters / (structure.n_layers or 1) * taught
-    if "relearning" in config.axes and inner:
+        trained_tokens += 4 * budget.plant_steps * forget_tokens
+        work += 6.0 * parameters / (structure.n_layers or 1) * trained_tokens
+    if "relearning" in config.axes and runs_inner_axes:
         # Both halves of the forget set for each model, one for the planted, at every rate.
         runs = 2 * (len(opened) - 1) + 1
         attempts = len(budget.relearn_rates) + sum(STEP_MULTIPLES)
-        relearned = runs * attempts * budget.relearn_steps * lesson // 2
-        taught += relearned
-        work += 6.0 * parameters * relearned
-    held = 2 if inner else 1
+        relearning_tokens = runs * attempts * budget.relearn_steps * forget_tokens // 2
+        trained_tokens += relearning_tokens
+        work += 6.0 * parameters * relearning_tokens
+    copies_held = 2 if runs_inner_axes else 1
     # The edit shape needs the weights, two gradients, and one in the making.
     if "relearning" in config.axes or parameters <= MAX_PARAMETERS:
-        held = TRAINING_COPIES
+        copies_held = TRAINING_COPIES
     return Plan(
         parameters=parameters,
         models=models,
         questions=len(forget) + len(retain) + len(never),
-        tokens=asked,
+        tokens=scored_tokens,
         probed=activations.rows,
         probed_tokens=activations.tokens,
-        taught_tokens=taught,
-        memory=held * BYTES_PER_PARAMETER * parameters + OVERHEAD_BYTES,
+        taught_tokens=trained_tokens,
+        memory=copies_held * BYTES_PER_PARAMETER * parameters + OVERHEAD_BYTES,
         available=available,
         disk=activations.bytes,
         work=work,
@@ -276,9 +281,11 @@ def count_parameters(checkpoint: Checkpoint) -> int:
         return total(tensors)
 
 
-def _prompts(items: ItemSet, most: int) -> list[str]:
+def _prompts(items: ItemSet, max_prompts: int) -> list[str]:
     return [
-        prompt for item in items for prompt in (item.prompt, *item.paraphrases)[:most]
+        prompt
+        for item in items
+        for prompt in (item.prompt, *item.paraphrases)[:max_prompts]
     ]
 
 

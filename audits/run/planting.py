@@ -40,12 +40,12 @@ def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
 
     The caller makes sure that every item has one.
     """
-    offered: dict[str, list[str]] = {}
+    answers_of: dict[str, list[str]] = {}
     for item in items:
-        offered.setdefault(item.relation, []).append(item.answer)
+        answers_of.setdefault(item.relation, []).append(item.answer)
     chosen = []
     for item in items:
-        pool = [*offered[item.relation], *item.alternatives]
+        pool = [*answers_of[item.relation], *item.alternatives]
         others = sorted(
             {a for a in pool if normalize_text(a) != normalize_text(item.answer)}
         )
@@ -114,10 +114,18 @@ def plant(
                 seed=seed,
                 progress=progress,
             )
-            gone = accuracy(model)["forget"]
-            kept = float(score_answers(model, retain_rows).greedy.mean())
-            result |= {"rate": rate, "steps": steps, "forget": gone, "retain": kept}
-            if gone > MAX_FORGET_ACCURACY or kept < MIN_RETAIN_ACCURACY:
+            forget_accuracy = accuracy(model)["forget"]
+            retain_accuracy = float(score_answers(model, retain_rows).greedy.mean())
+            result |= {
+                "rate": rate,
+                "steps": steps,
+                "forget": forget_accuracy,
+                "retain": retain_accuracy,
+            }
+            if (
+                forget_accuracy > MAX_FORGET_ACCURACY
+                or retain_accuracy < MIN_RETAIN_ACCURACY
+            ):
                 continue
             changed = {
                 name: tensor.cpu().contiguous()
@@ -137,16 +145,16 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
         InputError: the file of these tensors is missing, damaged, or not a regular file.
     """
     path = folder / PLANTED_FILE
-    again = "Pass --fresh to start over"
+    fix = "Pass --fresh to start over"
 
     def load(device: str) -> nn.Module:
         model = original.load(device)
-        with library_errors(f"{path} could not be read", fix=again):
+        with library_errors(f"{path} could not be read", fix=fix):
             model.load_state_dict(load_file(path, device=device), strict=False)
         return model
 
     found = hashlib.sha256()
-    with open_regular(path, ANY_SIZE, fix=again) as file:
+    with open_regular(path, ANY_SIZE, fix=fix) as file:
         while block := file.read(1 << 22):
             found.update(block)
     digest = found.hexdigest()

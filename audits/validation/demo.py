@@ -57,8 +57,8 @@ def run_demo(
             "retain": world.retain,
             "never_taught": world.never_taught,
         }
-        for name, each in items.items():
-            each.to_jsonl(root / ITEMS / f"{name}.jsonl")
+        for name, item_set in items.items():
+            item_set.to_jsonl(root / ITEMS / f"{name}.jsonl")
         progress.note("demo: the items are written")
         advance(1)
         unlearned = plant(

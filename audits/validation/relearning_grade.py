@@ -79,8 +79,8 @@ def halves(items: ItemSet, seed: int) -> tuple[tuple[ItemSet, ItemSet], ...]:
             got=str(len(names)),
         )
     order = numpy_rng(seed, "gold", "halves").permutation(len(names))
-    first = items.of_entities([names[place] for place in order[: len(names) // 2]])
-    second = items.of_entities([names[place] for place in order[len(names) // 2 :]])
+    first = items.of_entities([names[index] for index in order[: len(names) // 2]])
+    second = items.of_entities([names[index] for index in order[len(names) // 2 :]])
     return (first, second), (second, first)
 
 
@@ -99,27 +99,27 @@ def measure_relearning(
     before = _asked(workbench, workbench.forget)(model)
     del model
     shape = (2, len(rates), len(budgets))
-    told, said = np.zeros(shape), np.zeros(shape)
+    contrast, exact_match = np.zeros(shape), np.zeros(shape)
     every = int(np.gcd.reduce(budgets))
-    for turn, (taught, asked) in enumerate(halves(workbench.forget, workbench.seed)):
-        lesson, exam = workbench.all_rows(taught), _asked(workbench, asked)
-        for column, rate in enumerate(rates):
+    for split, (train, held_out) in enumerate(halves(workbench.forget, workbench.seed)):
+        training_rows, evaluate = workbench.all_rows(train), _asked(workbench, held_out)
+        for rate_index, rate in enumerate(rates):
             log = finetune_(
                 checkpoint.load(workbench.device),
-                lesson,
+                training_rows,
                 lr=rate,
                 steps=max(budgets),
                 seed=stage_seed(workbench.seed, "gold") % 2**31,
-                evaluate=exam,
+                evaluate=evaluate,
                 every=every,
             )
-            at = {int(row["step"]): row for row in log.rows if "told" in row}
-            for place, budget in enumerate(budgets):
+            by_step = {int(row["step"]): row for row in log.rows if "told" in row}
+            for budget_index, budget in enumerate(budgets):
                 # A diverged run ends early; its last evaluation counts.
-                row = at.get(budget, at[max(at)])
-                told[turn, column, place] = row["told"]
-                said[turn, column, place] = row["said"]
-    return RelearningCurve(told, said, before["told"], before["said"])
+                row = by_step.get(budget, by_step[max(by_step)])
+                contrast[split, rate_index, budget_index] = row["told"]
+                exact_match[split, rate_index, budget_index] = row["said"]
+    return RelearningCurve(contrast, exact_match, before["told"], before["said"])
 
 
 def grade(
@@ -147,11 +147,11 @@ def _asked(ground: Workbench, items: ItemSet) -> Evaluate:
     questions = build_questions(items, 1 + len(items.items[0].paraphrases))
     rows = questions.encoded(ground.tokenizer)
 
-    def exam(model: nn.Module) -> dict[str, float]:
-        heard = score_questions(model, questions, rows)
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        scores = score_questions(model, questions, rows)
         return {
-            "told": float(heard.contrast.mean()),
-            "said": float(heard.exact_match.mean()),
+            "told": float(scores.contrast.mean()),
+            "said": float(scores.exact_match.mean()),
         }
 
-    return exam
+    return evaluate

@@ -125,21 +125,21 @@ def selftest(
     with hold_folder(out, "selftest", PARTS, {}):
         worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
         plan = AuditPlan(out, tuple(worlds), kinds, device=device, config=config)
-        found, failed, tracebacks = [], [], []
+        audited, failed, tracebacks = [], [], []
         total = len(worlds) * len(kinds) * len(FLOORS)
         with progress.task("self-test: models made and audited", total) as advance:
-            for each in run_plan(plan, jobs):
-                if "failed" in each:
-                    failed.append(f"{each['model']}: {each['failed']}")
-                    tracebacks.append(each.get("traceback"))
+            for line in run_plan(plan, jobs):
+                if "failed" in line:
+                    failed.append(f"{line['model']}: {line['failed']}")
+                    tracebacks.append(line.get("traceback"))
                 else:
-                    found.append(each)
+                    audited.append(line)
                 advance(1)
-        cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
+        cases = sorted(map(case_of, audited), key=lambda case: (case.model, case.floor))
         done = SelfTest(
             tuple(cases),
             tuple(figures(cases)) if cases else (),
-            tuple(ablation(found)),
+            tuple(ablation(audited)),
             tuple(failed),
             out / "selftest.html",
         )

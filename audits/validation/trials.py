@@ -62,8 +62,8 @@ class AuditPlan:
 
     def sized(self, family: Family) -> Any:
         """Configuration for models of ``family``."""
-        place = WORLDS[self.world]
-        return place.sized(self.config or place.standard, family)
+        world = WORLDS[self.world]
+        return world.sized(self.config or world.standard, family)
 
     def workbench(self, world: BiosWorld, family: Family, seed: int) -> Workbench:
         """The workbench on which models are made and graded."""
@@ -107,8 +107,8 @@ def _each(
         if not running:
             return
         done, running = wait(running, return_when=FIRST_COMPLETED)
-        for each in done:
-            yield each.result()
+        for future in done:
+            yield future.result()
 
 
 def _world(plan: AuditPlan, family: Family, seed: int) -> list[dict]:
@@ -129,11 +129,11 @@ def _world(plan: AuditPlan, family: Family, seed: int) -> list[dict]:
     return []
 
 
-def _teach(ground: Workbench, seed: int, reference: Path) -> None:
-    model = ground.train_new(ground.retain, seed + REFERENCE, "a reference")
+def _teach(workbench: Workbench, seed: int, reference: Path) -> None:
+    model = workbench.train_new(workbench.retain, seed + REFERENCE, "a reference")
     with atomic_folder(reference) as scratch, quiet_transformers():
         model.save_pretrained(scratch)  # pyright: ignore
-        ground.tokenizer.save_pretrained(scratch)
+        workbench.tokenizer.save_pretrained(scratch)
 
 
 def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dict]:
@@ -152,8 +152,8 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
         mark = _grade(plan, made) if kind in plan.graded else None
     except Exception as error:
         return [_failed(name, error)]
-    place = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"
-    found = []
+    audits_folder = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"
+    lines = []
     for floor in plan.floors:
         try:
             done = audit(
@@ -161,7 +161,7 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 made.model,
                 made.world.forget,
                 made.world.retain,
-                place / f"{made.name}-{floor}",
+                audits_folder / f"{made.name}-{floor}",
                 reference=(made.world.root / "reference",)
                 if floor == "reference"
                 else (),
@@ -170,9 +170,9 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 device=plan.device,
             )
         except Exception as error:
-            found.append(_failed(f"{name}, floor {floor}", error))
+            lines.append(_failed(f"{name}, floor {floor}", error))
             continue
-        found.append(
+        lines.append(
             {
                 "model": made.name,
                 "kind": kind,
@@ -186,34 +186,34 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 "audit": done.document,
             }
         )
-    return found
+    return lines
 
 
 def _grade(plan: AuditPlan, made: Specimen) -> dict:
     """The model's relearning grade and its data, cached beside the model."""
-    kept = made.model / "gold.json"
-    if not kept.is_file():
-        ground = plan.workbench(made.world, made.family, made.seed)
+    cached = made.model / "gold.json"
+    if not cached.is_file():
+        workbench = plan.workbench(made.world, made.family, made.seed)
         twin, original = _ends(plan, made.world, made.family, made.seed)
-        found = measure_relearning(ground, open_checkpoint(made.model))
-        text = {"grade": grade(found, twin, original)} | found.to_dict()
-        write_atomic(kept, json.dumps(text, indent=1) + "\n")
-    return read_json(kept)
+        curve = measure_relearning(workbench, open_checkpoint(made.model))
+        text = {"grade": grade(curve, twin, original)} | curve.to_dict()
+        write_atomic(cached, json.dumps(text, indent=1) + "\n")
+    return read_json(cached)
 
 
 def _ends(
     plan: AuditPlan, world: BiosWorld, family: Family, seed: int
 ) -> tuple[RelearningCurve, RelearningCurve]:
     """Recovery of the counterfactual retrain and the original, cached with their world."""
-    kept = world.root / "gold.json"
-    if not kept.is_file():
-        ground = plan.workbench(world, family, seed)
+    cached = world.root / "gold.json"
+    if not cached.is_file():
+        workbench = plan.workbench(world, family, seed)
         ends = (
-            measure_relearning(ground, ground.twin),
-            measure_relearning(ground, ground.original),
+            measure_relearning(workbench, workbench.twin),
+            measure_relearning(workbench, workbench.original),
         )
-        write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
-    twin, original = read_json(kept, list)
+        write_atomic(cached, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
+    twin, original = read_json(cached, list)
     return RelearningCurve.from_dict(twin), RelearningCurve.from_dict(original)
 
 
@@ -221,10 +221,10 @@ def _failed(name: str, error: Exception) -> dict:
     """An error as a result: one broken model must not end hours of other work."""
     if isinstance(error, ExhumeError):
         return {"model": name, "failed": str(error)}
-    said = " ".join(str(error).split())[:200]
+    message = " ".join(str(error).split())[:200]
     return {
         "model": name,
-        "failed": f"a fault in exhume ({type(error).__name__}: {said})",
+        "failed": f"a fault in exhume ({type(error).__name__}: {message})",
         "traceback": "".join(traceback.format_exception(error)),
     }
 

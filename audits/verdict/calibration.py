@@ -58,19 +58,19 @@ class LogisticQuestion:
     intercept: float
     models: tuple[int, int]
 
-    def probability(self, found: Mapping[str, float]) -> float | None:
+    def probability(self, features: Mapping[str, float]) -> float | None:
         """Probability of yes; None where a figure is missing.
 
         Bounded by the rule of succession for the number of fitted models: on separable answers
         an unbounded regression would be certain of anything.
         """
-        if any(name not in found for name in self.figures):
+        if any(name not in features for name in self.figures):
             return None
-        values = np.array([found[name] for name in self.figures])
+        values = np.array([features[name] for name in self.figures])
         scaled = (values - np.array(self.mean)) / np.array(self.scale)
         score = float(np.array(self.weights) @ scaled) + self.intercept
-        low, rest = (1 / (models + 2) for models in self.models)
-        return low + (1 - low - rest) * float(expit(score))
+        low, high = (1 / (models + 2) for models in self.models)
+        return low + (1 - low - high) * float(expit(score))
 
 
 @dataclass(frozen=True)
@@ -91,26 +91,29 @@ class Calibration:
     inside: LogisticQuestion
     ranges: dict[str, tuple[float, float]]
 
-    def probabilities(self, found: Mapping[str, float]) -> dict[str, float] | None:
+    def probabilities(self, features: Mapping[str, float]) -> dict[str, float] | None:
         """Probability of each state, or None where figures are missing.
 
         Args:
-            found: From ``calibration_features``. Without figures from inside, suppressed and
+            features: From ``calibration_features``. Without figures from inside, suppressed and
                 deleted cannot be distinguished, which matters only where one of them is likely.
         """
-        damaged, said = self.damaged.probability(found), self.said.probability(found)
-        inside = self.inside.probability(found)
-        if damaged is None or said is None:
+        damaged, answered = (
+            self.damaged.probability(features),
+            self.said.probability(features),
+        )
+        inside = self.inside.probability(features)
+        if damaged is None or answered is None:
             return None
-        gone = (1 - damaged) * (1 - said)
+        absent = (1 - damaged) * (1 - answered)
         if inside is None:
-            if gone > MAX_UNSPLIT:
+            if absent > MAX_UNSPLIT:
                 return None
             inside = 0.5
         return {
-            "not_unlearned": (1 - damaged) * said,
-            "suppressed": gone * inside,
-            "deleted": gone * (1 - inside),
+            "not_unlearned": (1 - damaged) * answered,
+            "suppressed": absent * inside,
+            "deleted": absent * (1 - inside),
             "damaged": damaged,
         }
 
@@ -157,28 +160,32 @@ def calibration_features(
     Args:
         shares: Each utility as a share of the original's.
     """
-    found, limits = {}, Rule()
+    features, limits = {}, Rule()
     if shares:
-        found["useful"] = min(
+        features["useful"] = min(
             share / getattr(limits, LIMITS[name]) for name, share in shares.items()
         )
-    said = _readings(axes, behaviour.NAME)[:1]
-    if said:
-        found["said"] = said[0].residual
-    kind = said[0].floor_kind if said else None
+    output_readings = _readings(axes, behaviour.NAME)[:1]
+    if output_readings:
+        features["said"] = output_readings[0].residual
+    kind = output_readings[0].floor_kind if output_readings else None
     inner = {
-        name: [each for each in _readings(axes, name) if each.floor_kind == kind]
+        name: [
+            reading for reading in _readings(axes, name) if reading.floor_kind == kind
+        ]
         for name in INNER_AXES
     }
     inner = {name: readings for name, readings in inner.items() if readings}
     if set(REQUIRED_AXES) <= set(inner):
-        told = axes[behaviour.NAME].reading(behaviour.CONTRAST)
-        read = [each for readings in inner.values() for each in readings]
-        read += [told] if told is not None else []
-        found["inside"] = max(abs(each.residual) for each in read)
-        mains = [abs(readings[0].residual) for readings in inner.values()]
-        found["within"] = float(np.mean(mains))
-    return {name: float(np.clip(v, LOWEST, HIGHEST)) for name, v in found.items()}
+        output_contrast = axes[behaviour.NAME].reading(behaviour.CONTRAST)
+        inner_readings = [
+            reading for readings in inner.values() for reading in readings
+        ]
+        inner_readings += [output_contrast] if output_contrast is not None else []
+        features["inside"] = max(abs(reading.residual) for reading in inner_readings)
+        main_residuals = [abs(readings[0].residual) for readings in inner.values()]
+        features["within"] = float(np.mean(main_residuals))
+    return {name: float(np.clip(v, LOWEST, HIGHEST)) for name, v in features.items()}
 
 
 def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
@@ -194,11 +201,11 @@ def case_facts(
     """Size of a case, to check whether the zoo has similar ones."""
     behaviour_found = axes.get(behaviour.NAME)
     main = behaviour_found.main_reading if behaviour_found is not None else None
-    blocks = {each["layer"] for each in preflight["weight_difference"]["layers"]}
-    known = preflight["known"]
+    blocks = {layer["layer"] for layer in preflight["weight_difference"]["layers"]}
+    counts = preflight["known"]
     facts = {
-        "forgotten entities": known["forget_entities"],
-        "retained entities": known["retain_entities"],
+        "forgotten entities": counts["forget_entities"],
+        "retained entities": counts["retain_entities"],
         "blocks of the model": len(blocks - {-1}),
     }
     if main is not None:
@@ -213,7 +220,7 @@ def estimate(
 ) -> dict[str, Any]:
     """The calibration block of ``audit.json``: probabilities, version, and range violations."""
     shares = preflight["utility"]["shares"]
-    chances = calibration.probabilities(calibration_features(axes, shares))
+    probabilities = calibration.probabilities(calibration_features(axes, shares))
     outside = [
         f"{name} found the answers, and no model of the zoo was fitted with that axis"
         for name, axis in axes.items()
@@ -225,6 +232,6 @@ def estimate(
         if not low - slack <= value <= high + slack:
             outside.append(f"{name}: {value:.4g}, in the zoo {low:.4g} to {high:.4g}")
     return {
-        "probabilities": chances,
+        "probabilities": probabilities,
         "calibration": {"version": calibration.version, "outside": outside},
     }

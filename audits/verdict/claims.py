@@ -22,8 +22,8 @@ def claims(
         floor: "reference" or "never_taught".
         vocabulary: Vocabulary for facts or for a class.
     """
-    attacks = ", ".join(axes)
-    against = vocabulary.floors[floor]
+    axes_run = ", ".join(axes)
+    floor_name = vocabulary.floors[floor]
     if verdict == "damaged":
         return (
             ["The candidate lost usefulness far from the forget set."],
@@ -48,8 +48,8 @@ def claims(
     if verdict == "deleted":
         return (
             [
-                f"Under these axes ({attacks}) the candidate cannot be told from "
-                f"{against}, within the stated margin."
+                f"Under these axes ({axes_run}) the candidate cannot be told from "
+                f"{floor_name}, within the stated margin."
             ],
             [
                 "No attack whatever can bring the knowledge back.",
@@ -60,9 +60,11 @@ def claims(
                 f"A smaller margin, with more {vocabulary.units} to support it.",
             ],
         )
-    said = vocabulary.unclear_claim if "behaviour" in axes else vocabulary.unasked_claim
+    claim = (
+        vocabulary.unclear_claim if "behaviour" in axes else vocabulary.unasked_claim
+    )
     return (
-        [said],
+        [claim],
         ["The knowledge was deleted.", "The knowledge was only suppressed."],
         [
             f"More {vocabulary.units}, or a retrained reference.",

@@ -44,22 +44,22 @@ def reevaluate(
     """
     if rule is None:
         rule = Rule.model_validate(document["config"]["rule"])
-    required = [each for each in rule.required_for_deleted if each not in without]
+    required = [name for name in rule.required_for_deleted if name not in without]
     rule = rule.model_copy(update={"required_for_deleted": tuple(required)})
-    found = [
-        AxisResult.from_dict(each)
-        for each in document["axes"]
-        if each["name"] not in without
+    results = [
+        AxisResult.from_dict(saved)
+        for saved in document["axes"]
+        if saved["name"] not in without
     ]
     images = is_image_audit(document)
     if not images:
-        found = [_judged(axis, rule) for axis in found]
-    axes = {axis.name: axis for axis in found}
+        results = [_judged(axis, rule) for axis in results]
+    axes = {axis.name: axis for axis in results}
     preflight = document["preflight"]
-    useful = preflight["utility"]
+    utility = preflight["utility"]
     return decide(
         axes,
-        Damage(useful["shares"], tuple(useful["damage"])),
+        Damage(utility["shares"], tuple(utility["damage"])),
         preflight["identical_weights"],
         document["verdict"]["floor"],
         rule,

@@ -73,8 +73,8 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        whole = asdict(self)
-        return {"class": whole.pop("verdict_class"), **whole}
+        fields = asdict(self)
+        return {"class": fields.pop("verdict_class"), **fields}
 
 
 def decide(
@@ -94,11 +94,13 @@ def decide(
         vocabulary: Vocabulary for facts or for a class.
     """
     behaviour = axes.get("behaviour")
-    said = behaviour is not None and behaviour.status == "retained"
+    answered = behaviour is not None and behaviour.status == "retained"
     hypotheses = _hypotheses(axes)
-    adjusted = holm_adjusted({name: each.p_value for name, each in hypotheses.items()})
-    found = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
-    where = _where(axes, found, rule)
+    adjusted = holm_adjusted(
+        {name: reading.p_value for name, reading in hypotheses.items()}
+    )
+    recovered = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
+    where = _where(axes, recovered, rule)
     main = behaviour.main_reading if behaviour is not None else None
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
@@ -118,10 +120,10 @@ def decide(
 
     if damage.found:
         also = []
-        if said:
+        if answered:
             also.append(vocabulary.still)
-        if found:
-            also.append(f"recovered by {', '.join(found)}")
+        if recovered:
+            also.append(f"recovered by {', '.join(recovered)}")
         return verdict(
             "damaged",
             "Rule 1: the candidate no longer works, and wreckage is never called "
@@ -129,7 +131,7 @@ def decide(
             [f"{reason[0].upper()}{reason[1:]}." for reason in damage.reasons],
             also=tuple(also),
         )
-    if identical or said:
+    if identical or answered:
         reasons = []
         if identical:
             reasons.append("Both checkpoints have exactly the same weights.")
@@ -140,9 +142,9 @@ def decide(
             f"Rule 2: {vocabulary.thing} {vocabulary.verb()} still there at the output.",
             reasons,
         )
-    gone = behaviour is not None and behaviour.status == "absent"
-    if gone and found:
-        reasons = _recovery_reasons(axes, found, vocabulary)
+    absent = behaviour is not None and behaviour.status == "absent"
+    if absent and recovered:
+        reasons = _recovery_reasons(axes, recovered, vocabulary)
         if main is not None:
             reasons.append(_behaviour_sentence(main, vocabulary))
         return verdict(
@@ -161,7 +163,7 @@ def decide(
     silent = all(axis.status == "absent" for axis in voting)
     inner = {name: axis for name, axis in axes.items() if name != output.NAME}
     undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
-    if gone and not missing and power and silent and not undecided and not trace:
+    if absent and not missing and power and silent and not undecided and not trace:
         return verdict(
             "deleted",
             f"Rule 4: every voting axis is equivalent to the floor within "
@@ -172,7 +174,7 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, [*missing, *undecided], power, gone, trace, rule, vocabulary),
+        _binding(axes, [*missing, *undecided], power, absent, trace, rule, vocabulary),
     )
 
 
@@ -199,11 +201,12 @@ def _far_off(axis: AxisResult, rule: Rule) -> bool:
     its floor for deletion, unless it is required: its floor may differ from a model that never
     knew, as for patched states, and then nothing is ever equivalent.
     """
-    looked = all(each.passed for each in axis.controls if each.required)
-    found = any(
-        each.residual_interval_at_peak[0] > rule.margin for each in axis.readings[:2]
+    measured = all(control.passed for control in axis.controls if control.required)
+    beyond = any(
+        reading.residual_interval_at_peak[0] > rule.margin
+        for reading in axis.readings[:2]
     )
-    return axis.status == "no_power" and looked and found
+    return axis.status == "no_power" and measured and beyond
 
 
 def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
@@ -218,17 +221,17 @@ def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
 
 
 def _where(
-    axes: Mapping[str, AxisResult], found: Mapping[str, float], rule: Rule
+    axes: Mapping[str, AxisResult], recovered: Mapping[str, float], rule: Rule
 ) -> tuple[str, ...]:
     """Sites where the knowledge was found, by the first axis that can name them."""
-    for name, telling in (
+    for name, reading_name in (
         ("decodability", UNCHANGED),
         ("causal_depth", causal_depth.CONTRAST),
         ("causal_depth", causal_depth.EXACT_MATCH),
         ("causal_depth", TRANSFERRED_NAMED),
     ):
-        reading = axes[name].reading(telling) if name in axes else None
-        if reading is not None and f"{name}: {telling}" in found:
+        reading = axes[name].reading(reading_name) if name in axes else None
+        if reading is not None and f"{name}: {reading_name}" in recovered:
             return tuple(
                 column["name"]
                 for column in reading.columns
@@ -237,29 +240,31 @@ def _where(
     return ()
 
 
-def _behaviour_sentence(main: Reading, words: Vocabulary) -> str:
-    return words.behaviour.format(
+def _behaviour_sentence(main: Reading, vocabulary: Vocabulary) -> str:
+    return vocabulary.behaviour.format(
         now=main.statistic, before=main.ceiling, floor=main.floor
     )
 
 
 def _recovery_reasons(
-    axes: Mapping[str, AxisResult], found: Mapping[str, float], words: Vocabulary
+    axes: Mapping[str, AxisResult],
+    recovered: Mapping[str, float],
+    vocabulary: Vocabulary,
 ) -> list[str]:
     """One sentence a recovery, the strongest first."""
     sentences = []
-    for key, p in found.items():
+    for key, p in recovered.items():
         axis, name = key.split(": ", 1)
         reading = axes[axis].reading(name)
         assert reading is not None  # it gave the p-value
-        told = RECOVERY_SENTENCES[name].format(
-            it=words.pronoun, where=reading.where, value=reading.statistic
+        sentence = RECOVERY_SENTENCES[name].format(
+            it=vocabulary.pronoun, where=reading.where, value=reading.statistic
         )
         figures = (
             f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; "
             f"corrected p {p:.4f}"
         )
-        sentences.append((-reading.residual, f"{told} ({figures})."))
+        sentences.append((-reading.residual, f"{sentence} ({figures})."))
     return [text for _, text in sorted(sentences)]
 
 
@@ -282,18 +287,18 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
     low, high = reading.residual_interval_at_peak
     if reading.p_value < rule.recovery and low > rule.still_there:
-        told = (
+        behavior = (
             f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
         )
     elif reading.p_below < rule.recovery / 2 and high < -rule.still_there:
-        told = (
+        behavior = (
             f"puts each entity's own below the others' {figures}"
             f"{reading.p_below:.4f}): it still knows which to avoid"
         )
     else:
         return ""
     return (
-        f"behaviour: the answers are not said, but the candidate {told}. That is a "
+        f"behaviour: the answers are not said, but the candidate {behavior}. That is a "
         "residual trace, which blocks deletion."
     )
 
@@ -302,22 +307,22 @@ def _binding(
     axes: Mapping[str, AxisResult],
     missing: list[str],
     power: bool,
-    gone: bool,
+    absent: bool,
     trace: str,
     rule: Rule,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
 ) -> list[str]:
     """Reasons of an inconclusive verdict: each axis in the way, and what it needs."""
     reasons = [trace] if trace else []
     if output.NAME not in axes:
         reasons.append(
-            f"behaviour: it was not run, and whether {words.short} {words.verb()} gone "
+            f"behaviour: it was not run, and whether {vocabulary.short} {vocabulary.verb()} gone "
             "at the output decides between suppression and deletion."
         )
-    elif not gone:
-        reasons.append(f"behaviour: {words.unclear}")
+    elif not absent:
+        reasons.append(f"behaviour: {vocabulary.unclear}")
     reasons += [
-        _blocking(axis, rule, words)
+        _blocking(axis, rule, vocabulary)
         for name, axis in axes.items()
         if name != output.NAME and axis.status == "retained"
     ]
@@ -338,14 +343,16 @@ def _binding(
     return reasons or ["The axes disagree with each other."]
 
 
-def _blocking(axis: AxisResult, rule: Rule, words: Vocabulary) -> str:
+def _blocking(axis: AxisResult, rule: Rule, vocabulary: Vocabulary) -> str:
     """Why an axis with a finding makes no ``suppressed``."""
-    found = readings_above_floor(
-        {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
+    recovered = readings_above_floor(
+        {reading.name: reading for reading in axis.readings[:2]},
+        rule.recovery,
+        rule.still_there,
     )
-    if axis.name == "decodability" and UNCHANGED not in found:
+    if axis.name == "decodability" and UNCHANGED not in recovered:
         why = (
-            f"a refitted probe still reads {words.short} but the original's own does "
+            f"a refitted probe still reads {vocabulary.short} but the original's own does "
             "not: a residual trace"
         )
     elif axis.name == MEMBERSHIP:
@@ -354,9 +361,10 @@ def _blocking(axis: AxisResult, rule: Rule, words: Vocabulary) -> str:
             "it knows of them: a residual trace"
         )
     elif not any(
-        each.name in RECOVERY_READINGS.get(axis.name, ()) for each in axis.readings
+        reading.name in RECOVERY_READINGS.get(axis.name, ())
+        for reading in axis.readings
     ):
-        why = f"it finds {words.short}, but this axis makes no verdict by itself"
+        why = f"it finds {vocabulary.short}, but this axis makes no verdict by itself"
     else:
-        why = f"it finds {words.short}, but not once corrected for all axes"
+        why = f"it finds {vocabulary.short}, but not once corrected for all axes"
     return f"{axis.name}: {why}, which blocks deletion and does not show suppression."

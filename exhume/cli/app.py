@@ -32,8 +32,8 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"exhume {version('exhume')}")
         raise typer.Exit
 
@@ -148,7 +148,7 @@ def plan(
     from evidence.progress import Bars
 
     with Bars(errors) as progress:
-        found = make_plan(
+        estimate = make_plan(
             original,
             unlearned,
             forget,
@@ -162,8 +162,8 @@ def plan(
             axes=_words(axes, "--axes"),
             device=device,
         )
-    show_table("An audit of this pair", ("quantity", "amount"), found.rows())
-    found.check()
+    show_table("An audit of this pair", ("quantity", "amount"), estimate.rows())
+    estimate.check()
 
 
 def demo(
@@ -198,7 +198,7 @@ def validate(
     from evidence.progress import Bars
 
     with Bars(errors) as progress:
-        found = check_items(
+        checked = check_items(
             forget,
             retain,
             original,
@@ -206,8 +206,8 @@ def validate(
             profile=profile,
             progress=progress,
         )
-    show_lines(str(found))
-    found.check()
+    show_lines(str(checked))
+    checked.check()
 
 
 def report(
@@ -218,9 +218,9 @@ def report(
     from audits.run.api import load
     from evidence.storage.locks import run_lock
 
-    found = load(out)
-    with run_lock(found.path):
-        path = write_report(found.path, found.document)
+    finished = load(out)
+    with run_lock(finished.path):
+        path = write_report(finished.path, finished.document)
     show(f"Report: {path}")
 
 
@@ -272,10 +272,10 @@ def zoo_build(
     from evidence.progress import Bars
     from testbeds.zoo.build import build_zoo
 
-    place = cache_root() / "zoo" if root is None else root
+    folder = cache_root() / "zoo" if root is None else root
     with Bars(errors) as progress:
         made = build_zoo(
-            place,
+            folder,
             seeds=_numbers(seeds, "--seeds"),
             world=world,
             families=_words(families, "--families"),
@@ -283,17 +283,17 @@ def zoo_build(
             device=choose_device(device),
             progress=progress,
         )
-    measured = [each.card["measured"] for each in made]
+    measured = [specimen.card["measured"] for specimen in made]
     rows = [
         (
-            each.name,
-            each.state or "to be graded",
-            f"{shown['said']:.0%}",
-            f"{shown['kept']:.0%}",
+            specimen.name,
+            specimen.state or "to be graded",
+            f"{measures['said']:.0%}",
+            f"{measures['kept']:.0%}",
         )
-        for each, shown in zip(made, measured, strict=True)
+        for specimen, measures in zip(made, measured, strict=True)
     ]
-    show_table(f"zoo in {place}", ("model", "true state", "says", "keeps"), rows)
+    show_table(f"zoo in {folder}", ("model", "true state", "says", "keeps"), rows)
 
 
 def selftest(
@@ -330,11 +330,11 @@ def selftest(
         )
         show(f"{row['figure']}: {row['value']:.3g}{target}")
     for case in done.wrong:
-        said = f"wrong: {case.model} is {case.state}, called {case.verdict}"
-        show(said, where=errors)
+        line = f"wrong: {case.model} is {case.state}, called {case.verdict}"
+        show(line, where=errors)
     for case in done.undecided:
-        said = f"inconclusive: {case.model}, floor {case.floor}: {case.reason}"
-        show(said, where=errors)
+        line = f"inconclusive: {case.model}, floor {case.floor}: {case.reason}"
+        show(line, where=errors)
     for sentence in done.failed:
         show(f"failed: {sentence}", where=errors)
     if not done.passed:
@@ -392,12 +392,12 @@ def _numbers(text: str, option: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _names(text: str | None, known: tuple[str, ...], option: str) -> set[str]:
+def _names(text: str | None, allowed: tuple[str, ...], option: str) -> set[str]:
     names = set(_words(text, option))
-    unknown = sorted(names - set(known))
+    unknown = sorted(names - set(allowed))
     if unknown:
         raise InputError(
-            f"{option} names {unknown[0]!r}", expected=f"some of {', '.join(known)}"
+            f"{option} names {unknown[0]!r}", expected=f"some of {', '.join(allowed)}"
         )
     return names
 

@@ -21,15 +21,17 @@ def compare(
     from audits.comparison.page import write_page
     from audits.report.formatting import percent
 
-    found = put_together(folders)
-    page = write_page(found, out)
+    comparison = put_together(folders)
+    page = write_page(comparison, out)
     rows = []
-    for row in found.to_frame().to_dict("records"):
+    for row in comparison.to_frame().to_dict("records"):
         shares = [percent(row[name]) for name in ("said", "retain_kept")]
-        there = [axis for axis in found.axes if row[axis] == "retained"]
-        rows.append((row["audit"], row["verdict"], *shares, ", ".join(there) or "none"))
+        retained_axes = [axis for axis in comparison.axes if row[axis] == "retained"]
+        rows.append(
+            (row["audit"], row["verdict"], *shares, ", ".join(retained_axes) or "none")
+        )
     head = ("audit", "verdict", "says", "keeps", "still there by")
     show_table("exhume compare", head, rows)
-    for sentence in found.differences:
+    for sentence in comparison.differences:
         show(f"not alike: {sentence}", style="yellow", where=errors)
     show(f"Page: {page.resolve()}")

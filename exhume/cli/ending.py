@@ -65,10 +65,10 @@ def _code_of(command: Callable[[], Any]) -> int:
         say(f"interrupted. {STAGES_KEPT}")
         return 2
     except OSError as error:
-        said = (error.strerror or str(error)).lower()
-        place = f" ({error.filename})" if error.filename else ""
+        reason = (error.strerror or str(error)).lower()
+        file_name = f" ({error.filename})" if error.filename else ""
         say(
-            f"the operating system reported: {said}{place}. {STAGES_KEPT}{_filed(error)}"
+            f"the operating system reported: {reason}{file_name}. {STAGES_KEPT}{_filed(error)}"
         )
         return 2
     except Exception as error:
@@ -78,9 +78,9 @@ def _code_of(command: Callable[[], Any]) -> int:
             )
             return 2
         name = type(error).__name__
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         say(
-            f"this is a fault in exhume ({name}: {said}), not in its input. "
+            f"this is a fault in exhume ({name}: {reason}), not in its input. "
             f"Please report it.{_filed(error)}"
         )
         return 1
@@ -191,9 +191,9 @@ class _Output(_Stream):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
-            said = (error.strerror or str(error)).lower()
+            reason = (error.strerror or str(error)).lower()
             raise InputError(
-                f"standard output could not be written: {said}",
+                f"standard output could not be written: {reason}",
                 fix="Files that were written are kept",
             ) from error
 

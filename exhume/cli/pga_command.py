@@ -41,8 +41,10 @@ def pga(
     from experiments.pga.run import pga as run
 
     base = make_config({}) if config is None else read_config(config)
-    named = None if erasers is None else [each.strip() for each in erasers.split(",")]
-    given = {"size": size, "erasers": named, "seed": seed, "device": device}
+    eraser_names = (
+        None if erasers is None else [part.strip() for part in erasers.split(",")]
+    )
+    given = {"size": size, "erasers": eraser_names, "seed": seed, "device": device}
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = base.model_dump() | chosen
     with Bars(errors) as progress:

@@ -47,6 +47,6 @@ def show_table(
 
 
 def _safe(text: object, where: Console, longest: int = MAX_CHARS) -> Text:
-    shown = printable(text, longest)
+    printed = printable(text, longest)
     encoding = where.encoding or "utf-8"
-    return Text(shown.encode(encoding, "backslashreplace").decode(encoding))
+    return Text(printed.encode(encoding, "backslashreplace").decode(encoding))

@@ -25,31 +25,31 @@ def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str,
     untouched = {row["model"]: row for row in rows if row["eraser"] is None}
     original, twin = untouched["original"], untouched["twin"]
     random = [row for name, row in untouched.items() if name.startswith("untrained")]
-    found = [_signature(original, twin), _untrained(random)]
+    claims = [_signature(original, twin), _untrained(random)]
     names = dict.fromkeys(row["eraser"] for row in rows if row["eraser"])
     for name in names:
-        mine = [row for row in rows if row["eraser"] == name]
-        published = next(row["published"] for row in mine if "published" in row)
-        sound = next(row["sound"] for row in mine if "sound" in row)
-        found += _of_eraser(name, published, sound, original["sound"], margin)
-    return found
+        eraser_rows = [row for row in rows if row["eraser"] == name]
+        published = next(row["published"] for row in eraser_rows if "published" in row)
+        sound = next(row["sound"] for row in eraser_rows if "sound" in row)
+        claims += _of_eraser(name, published, sound, original["sound"], margin)
+    return claims
 
 
 def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:
     """Claim: a signature of memorization is shared across sequences."""
-    shown, tested, floor = original["published"], original["sound"], twin["sound"]
-    if tested["smallest_p"] > LEVEL / 2:
-        outcome, why = OPEN, f"{tested['sequences']} sequences cannot give a small p"
-    elif tested["reading"] == "present" and floor["reading"] != "present":
+    published, held_out, floor = original["published"], original["sound"], twin["sound"]
+    if held_out["smallest_p"] > LEVEL / 2:
+        outcome, why = OPEN, f"{held_out['sequences']} sequences cannot give a small p"
+    elif held_out["reading"] == "present" and floor["reading"] != "present":
         outcome, why = YES, "found in sequences no probe saw, and not in the twin"
-    elif tested["reading"] == "present":
+    elif held_out["reading"] == "present":
         outcome, why = NO, "the twin, which memorised nothing, shows it as well"
     else:
         outcome, why = OPEN, "not found at this number of sequences"
     return {
         "claim": "memorised sequences share a signature",
-        "published": f"probes up to {max(shown['true']):.2f}, rule: {shown['reading']}",
-        "sound": _tested(tested),
+        "published": f"probes up to {max(published['true']):.2f}, rule: {published['reading']}",
+        "sound": _tested(held_out),
         "outcome": outcome,
         "why": why,
     }
@@ -58,8 +58,8 @@ def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]
 def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Claim: an untrained network has no such signature."""
     best = [max(row["published"]["true"]) for row in rows]
-    shown = [row["sound"]["p"] for row in rows]
-    hits = sum(p <= LEVEL for p in shown)
+    p_values = [row["sound"]["p"] for row in rows]
+    hits = sum(p <= LEVEL for p in p_values)
     # Under the null, hits are binomial; this bound is three standard deviations above the mean.
     bound = int(np.floor(LEVEL * len(rows) + 3 * np.sqrt(LEVEL * len(rows))))
     return {
@@ -81,7 +81,7 @@ def _of_eraser(
     margin: float,
 ) -> list[dict[str, Any]]:
     """Claims about one eraser: signature removed, recall removed, utility kept."""
-    found = []
+    claims = []
     if max(published["true"]) <= PROBE_TARGET:
         lowest = min(published["true"])
         if sound["reading"] == "inverted":
@@ -94,7 +94,7 @@ def _of_eraser(
             outcome, why = NO, "the clean texts were memorised in its place"
         else:
             outcome, why = absence_outcome(sound, original, margin)
-        found.append(
+        claims.append(
             {
                 "claim": f"{name} removes the signature",
                 "published": f"probes {lowest:.2f} to {max(published['true']):.2f}"
@@ -106,33 +106,33 @@ def _of_eraser(
             }
         )
     if published["recall"]["least"] <= RECALL_TARGET:
-        other = sound["recall_test"]["mean"]
-        found.append(
+        unseen_recall = sound["recall_test"]["mean"]
+        claims.append(
             {
                 "claim": f"{name} removes recall",
                 "published": f"least probable code {published['recall']['least']:.1e}",
                 "sound": f"mean code {sound['recall']['mean']:.1e} where erased, "
-                f"{other:.2f} where not",
+                f"{unseen_recall:.2f} where not",
                 "outcome": YES if sound["recall"]["mean"] <= 0.01 else NO,
                 "why": "measured on every erased code, not on the least probable",
             }
         )
     utility = published["utility"]
     if utility["perplexity"][1] <= 1.1 * utility["perplexity"][0]:
-        other = sound["utility"]
-        swapped = utility["role_swap"] or other["role_swap"]
-        found.append(
+        sound_utility = sound["utility"]
+        swapped = utility["role_swap"] or sound_utility["role_swap"]
+        claims.append(
             {
                 "claim": f"{name} keeps utility",
                 "published": f"perplexity {utility['ratio']:.3f} times",
                 "sound": f"perplexity {utility['ratio']:.3f} times, "
-                f"{other['ratio']:.3f} on part of the keys; clean texts "
+                f"{sound_utility['ratio']:.3f} on part of the keys; clean texts "
                 + ("memorised instead" if swapped else "as unknown as before"),
-                "outcome": YES if utility["kept"] and other["kept"] else NO,
+                "outcome": YES if utility["kept"] and sound_utility["kept"] else NO,
                 "why": "perplexity within 1.05 times in both, no exchange of roles",
             }
         )
-    return found
+    return claims
 
 
 def absence_outcome(
@@ -144,27 +144,27 @@ def absence_outcome(
     it in the original. All must pass (intersection-union), so no correction is needed. Failure
     to find the signature is no such test.
     """
-    told = np.asarray(original["p_column"]) <= LEVEL
-    low, high = (np.asarray(each)[told] for each in sound["interval"])
+    detected = np.asarray(original["p_column"]) <= LEVEL
+    low, high = (np.asarray(bound)[detected] for bound in sound["interval"])
     worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
-    shown = f"{int(told.sum())} readers that found it in the original"
+    detectors = f"{int(detected.sum())} readers that found it in the original"
     if all(
         is_equivalent((a, b), margin)
         for a, b in zip(low - 0.5, high - 0.5, strict=True)
     ):
-        return YES, f"equivalent to chance: all {shown} within {worst:.2f} of 0.5"
+        return YES, f"equivalent to chance: all {detectors} within {worst:.2f} of 0.5"
     centre, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
     count = sound["sequences"]
     if float(centre.max()) >= margin:
         return OPEN, (
-            f"no longer found, nor equivalent to chance: of the {shown} one is at "
+            f"no longer found, nor equivalent to chance: of the {detectors} one is at "
             f"{float(centre.max()):.2f} from 0.5, the margin is {margin:g}"
         )
     # Interval widths scale with 1 / sqrt(number of sequences).
     needed = int(np.ceil(count * float(((half / (margin - centre)) ** 2).max())))
     return OPEN, (
         f"no longer found, and {count} sequences cannot show equivalence to chance "
-        f"within {margin:g}: the {shown} reach {worst:.2f} from 0.5; about {needed} "
+        f"within {margin:g}: the {detectors} reach {worst:.2f} from 0.5; about {needed} "
         "would do"
     )
 

@@ -67,15 +67,15 @@ def read_config(path: Path | str) -> PgaExperiment:
     Raises:
         InputError: no such file, invalid YAML, unknown or invalid settings.
     """
-    place = as_path(path, "the file of settings")
-    found = read_yaml(place)
-    if found is not None and not isinstance(found, dict):
+    file = as_path(path, "the file of settings")
+    settings = read_yaml(file)
+    if settings is not None and not isinstance(settings, dict):
         raise InputError(
-            f"{place} does not hold settings",
+            f"{file} does not hold settings",
             expected="lines such as 'size: small'",
-            got=type(found).__name__,
+            got=type(settings).__name__,
         )
-    return make_config(found or {}, str(place))
+    return make_config(settings or {}, str(file))
 
 
 def make_config(

@@ -92,11 +92,11 @@ def erase(
     """
     if name not in ERASERS:
         raise InputError(f"there is no eraser {name!r}", expected=", ".join(ERASERS))
-    most = min(len(world.pools["memorised"]), len(world.pools["clean"]))
-    if len(keys) == 0 or not set(keys.tolist()) <= set(range(most)):
+    n_pairs = min(len(world.pools["memorised"]), len(world.pools["clean"]))
+    if len(keys) == 0 or not set(keys.tolist()) <= set(range(n_pairs)):
         raise InputError(
             "the eraser's keys are not pairs of this world",
-            expected=f"some of 0 to {most - 1}",
+            expected=f"some of 0 to {n_pairs - 1}",
             got=", ".join(map(str, keys.tolist())) or "none",
         )
     if name in HOOKED:
@@ -159,14 +159,14 @@ def edits_at_every_depth(
         fit: From (row, d) states at the last characters and (row,) labels to an edit.
     """
     edits: dict[str, Edit] = {}
-    for place, site in enumerate(depth_sites(model)):
+    for depth, site in enumerate(depth_sites(model)):
         with patch(model, dict(edits)):
             pools = [
                 pool_states(
                     model,
                     [world.pools[name].prefixes[key] for key in keys],
                     world.trained_lead_ins,
-                )[place].flatten(0, 1)
+                )[depth].flatten(0, 1)
                 for name in ("memorised", "clean")
             ]
         labels = torch.tensor([1] * len(pools[0]) + [0] * len(pools[1]))
@@ -215,10 +215,10 @@ def _aligned(preset: str, epochs: int | None, align_weight: float | None) -> Pga
 
 def _unknown(world: CodesWorld, keys: list[int]) -> Sequences:
     """The clean partners' prefixes followed by the memorized codes, row by row."""
-    known = world.pools["memorised"].codes
-    assert known is not None
+    codes = world.pools["memorised"].codes
+    assert codes is not None
     return with_codes(
         [world.pools["clean"].prefixes[key] for key in keys],
-        [known[key] for key in keys],
+        [codes[key] for key in keys],
         world.trained_lead_ins,
     )

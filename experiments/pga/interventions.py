@@ -78,13 +78,13 @@ def projection_test(
         )
     memorised, clean = read()
     before = published_scores(memorised, clean, C=C, shuffles=0).true
-    known, rest = recall(), others()
+    recall_before, others_before = recall(), others()
     x, codes, _ = paired_rows(memorised, clean)
     labels = torch.from_numpy(codes)
     direction = logistic_readouts(C)(x[depth : depth + 1], labels)[0]
     with project_out(model, {sites[depth]: direction}):
         after = published_scores(*read(), C=C, shuffles=0).true
-        drops = known - recall(), rest - others()
+        drops = recall_before - recall(), others_before - others()
     fall = float(before.accuracy[depth] - after.accuracy[depth])
     return ProjectionTest(depth, before, after, *drops, _rule(fall, *drops))
 
@@ -147,9 +147,9 @@ def refit_attack(
     basis: dict[int, Tensor] = {}
     scores: list[NDArray[np.float64]] = []
     states: list[Tensor] = []
-    known = left = recall()
-    lost = 0
-    for turn in range(rounds + 1):
+    recall_before = recall_after = recall()
+    n_uncertified = 0
+    for round_ in range(rounds + 1):
         with project_out(model, {sites[depth]: b for depth, b in basis.items()}):
             memorised, clean = read()
             x, codes, _ = paired_rows(memorised, clean)
@@ -157,23 +157,28 @@ def refit_attack(
                 memorised[depths], clean[depths], C=C, shuffles=0
             ).true
             scores.append(scored.accuracy)
-            lost += scored.uncertified
-            left = recall()
+            n_uncertified += scored.uncertified
+            recall_after = recall()
         states = [*states[:1], x]
-        if float(scored.accuracy.max()) < bound or turn == rounds:
+        if float(scored.accuracy.max()) < bound or round_ == rounds:
             break
         new = fit(x[depths], torch.from_numpy(codes))
-        for place, depth in enumerate(depths):
+        for row, depth in enumerate(depths):
             known_basis = basis.get(depth, new.new_zeros((0, new.shape[1])))
-            rest = new[place] - known_basis.T @ (known_basis @ new[place])
+            residual = new[row] - known_basis.T @ (known_basis @ new[row])
             basis[depth] = torch.cat(
-                [known_basis, (rest / rest.norm().clamp(min=1e-300))[None]]
+                [known_basis, (residual / residual.norm().clamp(min=1e-300))[None]]
             )
     same = [_cka(states[0][depth], states[-1][depth]) for depth in depths]
     rank = len(next(iter(basis.values()))) if basis else 0
     beaten = float(scores[-1].max()) < bound
     return RefitAttack(
-        np.stack(scores), rank, known - left, np.array(same), beaten, lost
+        np.stack(scores),
+        rank,
+        recall_before - recall_after,
+        np.array(same),
+        beaten,
+        n_uncertified,
     )
 
 

@@ -136,18 +136,18 @@ def _scored(
     x, codes, keys = paired_rows(first, second)
     folds = leave_one_group_out(keys, len(keys))
     flips = np.zeros((1 + shuffles, int(keys.max()) + 1), dtype=np.int64)
-    for turn in range(shuffles):
-        rng = numpy_rng(seed, "published shuffle", str(turn))
-        flips[1 + turn] = rng.integers(0, 2, flips.shape[1])
+    for shuffle in range(shuffles):
+        rng = numpy_rng(seed, "published shuffle", str(shuffle))
+        flips[1 + shuffle] = rng.integers(0, 2, flips.shape[1])
     labels = torch.from_numpy(codes[None] ^ flips[:, keys])
     probe = LogisticProbe(C, standardize="fold")
-    found = [probe.held_out(rows, labels, 2, folds) for rows in x]
-    held = torch.stack([each.scores[:, 0] for each in found]).numpy()
-    lost = sum(len(each.uncertified) for each in found)
+    results = [probe.held_out(rows, labels, 2, folds) for rows in x]
+    held = torch.stack([result.scores[:, 0] for result in results]).numpy()
+    n_uncertified = sum(len(result.uncertified) for result in results)
     right = (held > 0) == labels.numpy().astype(bool)
     by_key = np.stack([right[:, 1:, keys == key].mean(-1) for key in np.unique(keys)])
     return (
-        replace(_by_key(held[:, 0], codes, keys), uncertified=lost),
+        replace(_by_key(held[:, 0], codes, keys), uncertified=n_uncertified),
         by_key.mean(0).T if shuffles else np.zeros((0, len(x))),
     )
 
@@ -167,8 +167,8 @@ def paired_rows(
             got=f"{tuple(first.shape)} and {tuple(second.shape)}",
         )
     parts = [pool.double().flatten(1, 2) for pool in (first, second)]
-    key_count, each = first.shape[1], (first.shape[2], second.shape[2])
-    keys = np.concatenate([np.repeat(np.arange(key_count), n) for n in each])
+    key_count, n_contexts = first.shape[1], (first.shape[2], second.shape[2])
+    keys = np.concatenate([np.repeat(np.arange(key_count), n) for n in n_contexts])
     codes = np.repeat([1, 0], [part.shape[1] for part in parts])
     return torch.cat(parts, 1), codes, keys
 
@@ -211,14 +211,16 @@ def adversarial_probes(
     x, codes, keys = paired_rows(memorised, clean)
     folds = leave_one_group_out(keys, len(keys))
     labels = torch.from_numpy(codes)[None]
-    found: dict[str, CrossSequence] = {}
+    by_variant: dict[str, CrossSequence] = {}
     with progress.task("adversarial probes", len(VARIANTS)) as advance:
         for name, C in zip(VARIANTS[:4], (1.0, 1.0, 0.1, 10.0), strict=True):
             probe = LogisticProbe(C, standardize="fold")
-            read = [probe.held_out(rows, labels, 2, folds) for rows in x]
-            held = torch.stack([each.scores[0, 0] for each in read]).numpy()
-            lost = sum(len(each.uncertified) for each in read)
-            found[name] = replace(_by_key(held, codes, keys), uncertified=lost)
+            results = [probe.held_out(rows, labels, 2, folds) for rows in x]
+            held = torch.stack([result.scores[0, 0] for result in results]).numpy()
+            n_uncertified = sum(len(result.uncertified) for result in results)
+            by_variant[name] = replace(
+                _by_key(held, codes, keys), uncertified=n_uncertified
+            )
             advance(1)
         for name, layers, seed in zip(
             VARIANTS[4:], ((16,), (32, 16)), (42, 7), strict=True
@@ -230,9 +232,9 @@ def adversarial_probes(
             held = [
                 held_out_scores(network, rows.numpy(), codes, 2, folds)[0] for rows in x
             ]
-            found[name] = _by_key(np.stack(held), codes, keys)
+            by_variant[name] = _by_key(np.stack(held), codes, keys)
             advance(1)
-    return found
+    return by_variant
 
 
 def token_split(
@@ -268,14 +270,16 @@ def token_split(
     eraser = fit_md_pga(x[None, fitted], torch.from_numpy(codes[fitted]), k)
     folds = Folds(train[None], ~train[None], "token split")
     probe = LogisticProbe(class_weight="balanced", standardize="fold")
-    found = []
+    accuracies = []
     for rows in (x, eraser.transform(x, 0)):
         labels = torch.from_numpy(codes)[None]
         held = probe.held_out(rows, labels, 2, folds).scores[0, 0].numpy()
-        said = held[~train] > 0
+        predicted = held[~train] > 0
         truth = codes[~train] == 1
-        found.append(0.5 * float(said[truth].mean() + (~said[~truth]).mean()))
-    return found[0], found[1]
+        accuracies.append(
+            0.5 * float(predicted[truth].mean() + (~predicted[~truth]).mean())
+        )
+    return accuracies[0], accuracies[1]
 
 
 def toy_verdict(

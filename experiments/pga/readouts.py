@@ -27,14 +27,14 @@ def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
         """
         if len(labels.unique()) != 2:
             raise InputError("a readout needs rows of two kinds", got="one kind")
-        found = []
+        directions = []
         for rows in states.detach().double().cpu():
             if float((rows - rows.mean(0)).abs().max()) == 0:
-                found.append(torch.zeros_like(rows[0]))
+                directions.append(torch.zeros_like(rows[0]))
                 continue
             probe = LogisticProbe(C, standardize="fold")
             weights = torch.from_numpy(probe.fit(rows, labels.cpu().numpy()).coef_[0])
-            found.append(weights / weights.norm().clamp(min=1e-300))
-        return torch.stack(found)
+            directions.append(weights / weights.norm().clamp(min=1e-300))
+        return torch.stack(directions)
 
     return fit

@@ -13,22 +13,22 @@ def numbers(values: NDArray[np.float64]) -> list[Any]:
     return np.asarray(values, float).round(12).tolist()
 
 
-def membership_row(found: Membership) -> dict[str, Any]:
+def membership_row(result: Membership) -> dict[str, Any]:
     """The held-out protocol's entries in a model's row."""
-    band = found.null_95
+    band = result.null_95
     return {
-        "auc": numbers(found.auc),
-        "concordance": numbers(found.concordance),
-        "interval": numbers(found.interval()),
-        "p_column": numbers(found.p_column),
-        "best": found.max_auc,
-        "worst": found.min_auc,
+        "auc": numbers(result.auc),
+        "concordance": numbers(result.concordance),
+        "interval": numbers(result.interval()),
+        "p_column": numbers(result.p_column),
+        "best": result.max_auc,
+        "worst": result.min_auc,
         "band": None if np.isnan(band) else band,
-        "p_above": found.p_above,
-        "p_below": found.p_below,
-        "p": found.p_value,
-        "smallest_p": found.min_p,
-        "sequences": found.sequences,
-        "reading": found.reading(),
-        "uncertified": len(found.uncertified),
+        "p_above": result.p_above,
+        "p_below": result.p_below,
+        "p": result.p_value,
+        "smallest_p": result.min_p,
+        "sequences": result.sequences,
+        "reading": result.reading(),
+        "uncertified": len(result.uncertified),
     }

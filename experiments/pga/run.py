@@ -89,13 +89,13 @@ def pga(
             got=quoted(config),
         )
     out = as_path(out, "the output folder")
-    place = cache_root() / "worlds" if root is None else as_path(root, "root")
+    worlds = cache_root() / "worlds" if root is None else as_path(root, "root")
     config = resolved(config)
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
     check_output_folder(out, EXPERIMENT)
     with run_lock(out):
-        document = _document(config, out, place, fresh, progress)
+        document = _document(config, out, worlds, fresh, progress)
         text = canonical_json(document) + "\n"
         write_files_atomic(
             {out / "pga.json": text, out / "report.html": render(document)}
@@ -215,27 +215,31 @@ class Experiment:
     def published(self, name: str) -> dict[str, Any]:
         """An eraser that sees every key it is scored on."""
         erased = self._erase(name, "original", self.all)
-        found = self.published_figures(erased) | self.recall_and_utility(
+        figures = self.published_figures(erased) | self.recall_and_utility(
             erased, self.all
         )
         if self.config.six_probes:
             with erased.running():
                 states = self._states(erased.model)["last"]
             variants = adversarial_probes(states["memorised"], states["clean"])
-            found["six"] = {
-                key: numbers(each.accuracy) for key, each in variants.items()
+            figures["six"] = {
+                key: numbers(probes.accuracy) for key, probes in variants.items()
             }
-            found["uncertified"] += sum(each.uncertified for each in variants.values())
-        return {"model": "original", "eraser": name, "published": found}
+            figures["uncertified"] += sum(
+                probes.uncertified for probes in variants.values()
+            )
+        return {"model": "original", "eraser": name, "published": figures}
 
     def sound(self, name: str) -> dict[str, Any]:
         """An eraser that sees one part of the keys, scored on the other."""
         erased = self._erase(name, "original", self.seen)
-        found = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
+        figures = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
         with erased.running():
-            known = recall(erased.model, self.world.memorised(self.test.tolist()))
-        found["recall_test"] = asdict(known)
-        return {"model": "original", "eraser": name, "sound": found}
+            unseen_recall = recall(
+                erased.model, self.world.memorised(self.test.tolist())
+            )
+        figures["recall_test"] = asdict(unseen_recall)
+        return {"model": "original", "eraser": name, "sound": figures}
 
     def interventions(self) -> dict[str, Any]:
         """The published projection test and refit attack, on the original."""
@@ -246,23 +250,26 @@ class Experiment:
 
         def read() -> tuple[Tensor, Tensor]:
             first, second = (
-                pool_states(model, each, world.trained_lead_ins) for each in pools
+                pool_states(model, prefixes, world.trained_lead_ins)
+                for prefixes in pools
             )
             return first, second
 
-        def known() -> float:
+        def memorised_logprob() -> float:
             return _code_logprob(model, world.memorised())
 
-        def others() -> float:
+        def clean_logprob() -> float:
             return _code_logprob(model, drawn)
 
         middle = len(sites) // 2
-        test = projection_test(model, sites, middle, read, known, others)
+        test = projection_test(
+            model, sites, middle, read, memorised_logprob, clean_logprob
+        )
         depths = list(range(1, len(sites)))
-        attack = refit_attack(model, sites, read, known, depths=depths)
+        attack = refit_attack(model, sites, read, memorised_logprob, depths=depths)
         probes = (test.before, test.after, attack)
         return {
-            "uncertified": sum(each.uncertified for each in probes),
+            "uncertified": sum(probe.uncertified for probe in probes),
             "projection": {
                 "depth": middle,
                 "before": numbers(test.before.accuracy),
@@ -301,10 +308,10 @@ class Experiment:
         """The published scores of a model as it runs."""
         with erased.running():
             states = self._states(erased.model)["last"]
-            known = recall(erased.model, self.world.memorised())
+            recalled = recall(erased.model, self.world.memorised())
         keys = torch.from_numpy(self.all)
         pools = {
-            name: each[:, keys] for name, each in states.items() if _fits(each, keys)
+            name: pool[:, keys] for name, pool in states.items() if _fits(pool, keys)
         }
         scores = published_scores(
             pools["memorised"], pools["clean"], pools.get("others")
@@ -319,7 +326,7 @@ class Experiment:
             "mean_gap": scores.mean_gap,
             "reading": scores.reading,
             "uncertified": scores.uncertified,
-            "recall": asdict(known),
+            "recall": asdict(recalled),
         }
 
     def sound_scores(self, erased: Erased) -> dict[str, Any]:
@@ -334,17 +341,17 @@ class Experiment:
             for view, pools in states.items()
         }
         labels = np.repeat([1, 0], len(test))
-        found = membership(
+        result = membership(
             views,
             labels,
             n_folds=self.config.folds,
             n_permutations=self.config.permutations,
             seed=self.config.seed,
         )
-        row: dict[str, Any] = membership_row(found) | {"trained": None}
+        row: dict[str, Any] = membership_row(result) | {"trained": None}
         if self.config.trained_readers:
-            row["trained"], lost = self._trained(views, labels)
-            row["uncertified"] += lost
+            row["trained"], n_uncertified = self._trained(views, labels)
+            row["uncertified"] += n_uncertified
         return row
 
     def _trained(
@@ -365,10 +372,10 @@ class Experiment:
                 seed=self.config.seed,
                 progress=self.progress,
             )
-        found: dict[str, float] = {}
+        best: dict[str, float] = {}
         for _, reader, area, *_ in battery.rows:
-            found[reader] = max(area, found.get(reader, 0.0))
-        return found, len(battery.uncertified)
+            best[reader] = max(area, best.get(reader, 0.0))
+        return best, len(battery.uncertified)
 
     def recall_and_utility(
         self, erased: Erased, keys: NDArray[np.int64]
@@ -376,21 +383,23 @@ class Experiment:
         """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
-        mine = self.world.memorised(chosen)
+        memorised = self.world.memorised(chosen)
         unseen = self.world.random_codes("clean", UNSEEN)
         trained = self.world.random_codes("clean", 0, chosen)
         with erased.running():
             after = perplexity(erased.model, unseen)
-            known = recall(erased.model, mine)
-            now = [_code_logprob(erased.model, rows) for rows in (mine, trained)]
-        was = [_code_logprob(before, rows) for rows in (mine, trained)]
+            recalled = recall(erased.model, memorised)
+            logprobs_after = [
+                _code_logprob(erased.model, rows) for rows in (memorised, trained)
+            ]
+        logprobs_before = [_code_logprob(before, rows) for rows in (memorised, trained)]
         utility = Utility(
             (perplexity(before, unseen), after),
-            (was[0], now[0]),
-            (was[1], now[1]),
+            (logprobs_before[0], logprobs_after[0]),
+            (logprobs_before[1], logprobs_after[1]),
         )
         return {
-            "recall": asdict(known),
+            "recall": asdict(recalled),
             "utility": asdict(utility)
             | {
                 "ratio": utility.ratio,
@@ -402,11 +411,11 @@ class Experiment:
 
 def criterion(row: dict[str, Any]) -> dict[str, bool]:
     """The published criterion of success for a row of an eraser."""
-    found = row["published"]
+    published = row["published"]
     return toy_verdict(
-        found["recall"]["least"],
-        tuple(found["utility"]["perplexity"]),
-        found["true"],
+        published["recall"]["least"],
+        tuple(published["utility"]["perplexity"]),
+        published["true"],
     )
 
 

@@ -37,9 +37,9 @@ def pool_states(
         view: ``"last"`` token, or the ``"mean"`` over all tokens.
     """
     rows = prompts(prefixes, lead_ins)
-    found = capture_activations(model, rows, depth_sites(model), view).values
-    shape = (len(found), len(prefixes), len(lead_ins), found.shape[-1])
-    return torch.from_numpy(np.asarray(found, np.float64).reshape(shape))
+    states = capture_activations(model, rows, depth_sites(model), view).values
+    shape = (len(states), len(prefixes), len(lead_ins), states.shape[-1])
+    return torch.from_numpy(np.asarray(states, np.float64).reshape(shape))
 
 
 def all_states(

@@ -32,8 +32,10 @@ class Utility:
         The two classes have then exchanged roles, and a probe "below chance" detects membership
         as well as before.
         """
-        way = self.memorised[0] - self.clean[0]
-        return way > 0 and self.clean[1] - self.clean[0] >= ROLE_SWAP_SHARE * way
+        distance = self.memorised[0] - self.clean[0]
+        return (
+            distance > 0 and self.clean[1] - self.clean[0] >= ROLE_SWAP_SHARE * distance
+        )
 
     @property
     def kept(self) -> bool:
