@@ -44,7 +44,7 @@ QuestionSets = Mapping[str, Questions]
 
 
 def score_quantized(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     sets: QuestionSets,
     config: AuditConfig,
@@ -59,7 +59,7 @@ def score_quantized(
     """
     scores = {}
     for scheme in config.budget.quantisations:
-        with subject.loaded(device) as model:
+        with audited.loaded(device) as model:
             quantize_(model, scheme)
             scores[scheme] = score_question_sets(model, tokenizer, sets, progress)
     return scores

@@ -89,7 +89,7 @@ def relearning_splits(
 
 
 def relearn(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     split: RelearningSplit,
     config: AuditConfig,
@@ -102,7 +102,7 @@ def relearn(
     """Fine-tune on T, and evaluate V and the never-taught items along the way; JSON-ready.
 
     Args:
-        subject: The model to fine-tune; its checkpoint is not changed.
+        audited: The model to fine-tune; its checkpoint is not changed.
         steps: Optimizer steps, each on all of T.
 
     Returns:
@@ -127,7 +127,7 @@ def relearn(
             curves[part]["contrast"].append(scores.contrast.tolist())
         return {"taught": taught[-1]}
 
-    with subject.loaded(device) as model:
+    with audited.loaded(device) as model:
         log = finetune_(
             model,
             training_rows,
@@ -137,7 +137,7 @@ def relearn(
             seed=stage_seed(config.seed, NAME) % 2**31,
             evaluate=evaluate,
             every=budget.relearn_every,
-            label=f"relearn, {subject.role}",
+            label=f"relearn, {audited.role}",
             progress=progress,
         )
     return {
@@ -178,13 +178,13 @@ def choose_rate(
         (rates[-1], longer * budgeted)
         for longer in (*STEP_MULTIPLES, *EXTRA_STEP_MULTIPLES)
     ]
-    trials = [(subject, half) for subject, taught in arms for half in taught]
+    trials = [(audited, half) for audited, taught in arms for half in taught]
     (rate, steps), runs = attempts[0], {}
     for rate, steps in attempts:
-        runs = {subject.role: {} for subject, _ in arms}
-        for subject, half in trials:
+        runs = {audited.role: {} for audited, _ in arms}
+        for audited, half in trials:
             run = relearn(
-                subject,
+                audited,
                 tokenizer,
                 splits[half],
                 config,
@@ -194,7 +194,7 @@ def choose_rate(
                 progress=progress,
             )
             # JSON keys are strings.
-            runs[subject.role][str(half)] = run
+            runs[audited.role][str(half)] = run
             if max(run["taught"]) < MIN_LEARNED:
                 break
         else:

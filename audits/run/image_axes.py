@@ -52,20 +52,20 @@ def run_inner_axes(
     requested = [name for name in run.config.axes if name != "behaviour"]
     if not requested:
         return axes
-    subjects = dict(run.models)
+    models = dict(run.models)
     planted = stage("planted", lambda: plant_suppression(run, sets), [PLANTED_FILE])
     if planted["made"]:
-        subjects["planted"] = planted_model(subjects["original"], run.workspace.work)
+        models["planted"] = planted_model(models["original"], run.workspace.work)
     notes = planting_notes(planted)
     progressed(0.15)
-    with subjects["original"].loaded(run.device) as model:
+    with models["original"].loaded(run.device) as model:
         sites = late_sites(model)
 
     def axis(name: str, compute) -> None:
         if name in requested:
             axes[name] = axis_stage(stage, name, compute)
 
-    axis("decodability", lambda: _decodability(run, subjects, sets, sites, notes))
+    axis("decodability", lambda: _decodability(run, models, sets, sites, notes))
     progressed(0.3)
     axis(
         "causal_depth",
@@ -74,9 +74,9 @@ def run_inner_axes(
             sites,
             {
                 role: image_depth.transfer_states(
-                    subjects["original"], subject, sets, sites, run.device
+                    models["original"], audited, sets, sites, run.device
                 )
-                for role, subject in subjects.items()
+                for role, audited in models.items()
             },
             run.config,
             damage,
@@ -85,9 +85,9 @@ def run_inner_axes(
     )
     progressed(0.1)
     if "relearning" in requested:
-        axes["relearning"] = _relearning(run, subjects, sets, notes, stage)
+        axes["relearning"] = _relearning(run, models, sets, notes, stage)
     progressed(0.35)
-    axis("restoration", lambda: run_restoration(run, subjects, sets, notes))
+    axis("restoration", lambda: run_restoration(run, models, sets, notes))
     progressed(0.1)
     return axes
 
@@ -151,15 +151,15 @@ def plant_suppression(run: ImageRun, sets: EvaluationSets) -> dict[str, Any]:
 
 def _decodability(
     run: ImageRun,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     sets: EvaluationSets,
     sites: list[str],
     notes: tuple[str, ...],
 ) -> AxisResult:
     seed = run.config.seed
     original_scores, refitted_scores, readers = {}, {}, None
-    for role, subject in subjects.items():  # the original first
-        states = read_set_states(subject, sets, sites, run.device)
+    for role, audited in models.items():  # the original first
+        states = read_set_states(audited, sets, sites, run.device)
         if not all_finite(states):
             return AxisResult(
                 image_decodability.NAME,
@@ -177,7 +177,7 @@ def _decodability(
 
 def _relearning(
     run: ImageRun,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     sets: EvaluationSets,
     notes: tuple[str, ...],
     stage,
@@ -185,18 +185,18 @@ def _relearning(
     seed, label = run.config.seed, sets.label
     splits = image_relearning.relearning_splits(sets, seed)
     retain = image_relearning.retain_images(sets, seed)
-    trial_roles = [role for role in ("unlearned", "planted") if role in subjects]
+    trial_roles = [role for role in ("unlearned", "planted") if role in models]
 
     def choose() -> dict[str, float]:
         with ExitStack() as stack:
-            models = [
-                stack.enter_context(subjects[role].loaded(run.device))
+            loaded = [
+                stack.enter_context(models[role].loaded(run.device))
                 for role in trial_roles
             ]
             forget_splits = splits["forget"]
             # The planted suppression needs a single split.
-            trials = [(models[0], split) for split in forget_splits]
-            trials += [(model, forget_splits[0]) for model in models[1:]]
+            trials = [(loaded[0], split) for split in forget_splits]
+            trials += [(model, forget_splits[0]) for model in loaded[1:]]
             return image_relearning.choose_rate(
                 trials, retain, label, run.config, run.progress
             )
@@ -206,7 +206,7 @@ def _relearning(
     def fine_tune(role: str) -> dict[str, Any]:
         # Invented classes are the floor of the candidate and the planted suppression.
         parts = ("forget", "never") if role in trial_roles else ("forget",)
-        with subjects[role].loaded(run.device) as model:
+        with models[role].loaded(run.device) as model:
             return {
                 part: [
                     image_relearning.relearn(
@@ -225,7 +225,7 @@ def _relearning(
 
     runs = {
         role: stage(f"relearn-{role}", lambda role=role: fine_tune(role))
-        for role in subjects
+        for role in models
         if role != "original"
     }
     return axis_stage(

@@ -48,30 +48,30 @@ def run_inner_axes(
     requested = [name for name in run.config.axes if name != "behaviour"]
     if not requested:
         return axes
-    subjects = dict(run.models)
+    models = dict(run.models)
     planted = stage(
         "planted", lambda: plant_suppression(run, forget, retain), [PLANTED_FILE]
     )
     if planted["made"]:
-        subjects["planted"] = planted_model(subjects["original"], run.workspace.work)
+        models["planted"] = planted_model(models["original"], run.workspace.work)
     notes = planting_notes(planted)
     advance(0.15)
     if {"decodability", "concept"} & set(requested):
-        states = capture_tasks(run, subjects, forget, retain, never, stage)
+        states = capture_tasks(run, models, forget, retain, never, stage)
         if "decodability" in requested:
-            axes["decodability"] = _decodability(run, subjects, states, notes, stage)
+            axes["decodability"] = _decodability(run, models, states, notes, stage)
         if "concept" in requested:
             axes["concept"] = optional_axes.run_concept(
-                run, subjects, states, forget, retain, notes, stage
+                run, models, states, forget, retain, notes, stage
             )
     if "membership" in requested:
         axes["membership"] = optional_axes.run_membership(
-            run, subjects, forget, retain, never, notes, stage
+            run, models, forget, retain, never, notes, stage
         )
     advance(0.3)
     if "causal_depth" in requested:
         axes["causal_depth"] = _causal_depth(
-            run, subjects, forget, retain, never, baseline_scores, damage, notes, stage
+            run, models, forget, retain, never, baseline_scores, damage, notes, stage
         )
     advance(0.05)
     if "persistence" in requested:
@@ -81,15 +81,15 @@ def run_inner_axes(
     advance(0.05)
     if "relearning" in requested:
         axes["relearning"] = _relearning(
-            run, subjects, forget, never, baseline_scores, notes, stage
+            run, models, forget, never, baseline_scores, notes, stage
         )
     if "restoration" in requested:
         axes["restoration"] = optional_axes.run_restoration(
-            run, subjects, forget, retain, never, notes, stage
+            run, models, forget, retain, never, notes, stage
         )
     if "circuit" in requested:
         axes["circuit"] = optional_axes.run_circuit(
-            run, subjects, forget, never, notes, stage
+            run, models, forget, never, notes, stage
         )
     advance(0.45)
     return axes
@@ -125,12 +125,12 @@ def capture_tasks(
     """The probing tasks, with the states of every model captured."""
     tasks, notes = make_audit_tasks(forget, retain, never, run.tokenizer, run.config)
     sites: list[str] = []
-    for role, subject in models.items() if tasks else ():
+    for role, audited in models.items() if tasks else ():
         # All models share one architecture, and so the same sites.
         sites = stage(
             f"states-{role}",
-            lambda subject=subject: capture_states(
-                subject, run.tokenizer, tasks, run.store, run.device, run.progress
+            lambda audited=audited: capture_states(
+                audited, run.tokenizer, tasks, run.store, run.device, run.progress
             ),
         )
     return CapturedTasks(tasks, sites, tuple(notes))
@@ -138,7 +138,7 @@ def capture_tasks(
 
 def _decodability(
     run: Run,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     states: CapturedTasks,
     notes: tuple[str, ...],
     stage,
@@ -147,7 +147,7 @@ def _decodability(
         stage,
         "decodability",
         lambda: decodability.run_decodability(
-            subjects,
+            models,
             run.tokenizer,
             states.tasks,
             states.sites,
@@ -161,7 +161,7 @@ def _decodability(
 
 def _causal_depth(
     run: Run,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
     never: ItemSet,
@@ -171,7 +171,7 @@ def _causal_depth(
     stage,
 ) -> AxisResult:
     prompts = patching_prompts(run, forget, retain, never, baseline_scores)
-    every = list(subjects)
+    every = list(models)
     real = [role for role in every if role != "planted"]
     roles_by_part = {
         "forget": every,
@@ -185,7 +185,7 @@ def _causal_depth(
 
     def patch(receiver: str, names: list[str], roles: dict[str, list[str]]):
         return transfer_states(
-            subjects,
+            models,
             run.tokenizer,
             {name: prompts[name] for name in names},
             roles,
@@ -274,8 +274,8 @@ def _persistence(
     quantized_scores = {
         role: stage(
             f"quantised-{role}",
-            lambda subject=subject: persistence.score_quantized(
-                subject,
+            lambda audited=audited: persistence.score_quantized(
+                audited,
                 run.tokenizer,
                 sets,
                 run.config,
@@ -283,7 +283,7 @@ def _persistence(
                 progress=run.progress,
             ),
         )
-        for role, subject in run.models.items()
+        for role, audited in run.models.items()
     }
     edit = stage(
         "edit-in-bins",
@@ -308,7 +308,7 @@ def _persistence(
 
 def _relearning(
     run: Run,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
     never: ItemSet,
     baseline_scores: dict[str, Any],
@@ -318,12 +318,12 @@ def _relearning(
     rng = numpy_rng(run.config.seed, "relearning", "halves")
     splits = relearning.relearning_splits(list(forget), list(never), rng)
     # The planted suppression needs a single split.
-    splits_by_role = {role: [0] if role == "planted" else [0, 1] for role in subjects}
-    trial_roles = [role for role in ("unlearned", "planted") if role in subjects]
+    splits_by_role = {role: [0] if role == "planted" else [0, 1] for role in models}
+    trial_roles = [role for role in ("unlearned", "planted") if role in models]
     chosen = stage(
         "relearn-rate",
         lambda: relearning.choose_rate(
-            [(subjects[role], splits_by_role[role]) for role in trial_roles],
+            [(models[role], splits_by_role[role]) for role in trial_roles],
             run.tokenizer,
             splits,
             run.config,
@@ -332,7 +332,7 @@ def _relearning(
         ),
     )
     runs: dict[str, list[Any]] = {}
-    for role, subject in subjects.items():
+    for role, audited in models.items():
         if role == "original":
             continue
         done = chosen["runs"].get(role, {})
@@ -341,8 +341,8 @@ def _relearning(
             if str(number) in done
             else stage(
                 f"relearn-{role}-{number}",
-                lambda subject=subject, number=number: relearning.relearn(
-                    subject,
+                lambda audited=audited, number=number: relearning.relearn(
+                    audited,
                     run.tokenizer,
                     splits[number],
                     run.config,

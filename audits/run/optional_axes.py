@@ -140,11 +140,11 @@ def run_membership(
             name, signature.QUESTION, "no_power", notes=(str(error), *notes)
         )
     sites: list[str] = []
-    for role, subject in models.items():
+    for role, audited in models.items():
         sites = stage(
             f"membership-states-{role}",
-            lambda subject=subject: signature_reading.capture_states(
-                subject, run.tokenizer, sets, run.store, run.device, run.progress
+            lambda audited=audited: signature_reading.capture_states(
+                audited, run.tokenizer, sets, run.store, run.device, run.progress
             ),
         )
     return axis_stage(

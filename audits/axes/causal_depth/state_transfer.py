@@ -165,11 +165,11 @@ def transfer_states(
     }
     states: dict[str, dict[str, DonorStates]] = {name: {} for name in prompts}
     sites: list[str] = []
-    for role, subject in models.items():
+    for role, audited in models.items():
         parts = [name for name in prompts if role in roles[name]]
         if not parts:
             continue
-        with subject.loaded(device) as model:
+        with audited.loaded(device) as model:
             sites = choose_sites(find_sites(model).of("resid"), max_sites)
             for name in parts:
                 states[name][role] = read_states(model, rows[name], sites)

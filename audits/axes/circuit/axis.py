@@ -133,9 +133,9 @@ def run_circuit(
         return AxisResult(NAME, QUESTION, "no_power", notes=(str(error), *notes))
     others = {role: audited for role, audited in models.items() if role != "original"}
     tables: dict[str, np.ndarray] = {}
-    for role, subject in others.items():
+    for role, audited in others.items():
         try:
-            with subject.loaded(device) as model:
+            with audited.loaded(device) as model:
                 scores_by_part = _scores(model, role, base, pairs, progress)
         except InputError as error:
             # For example, a model with non-finite logits.

@@ -320,8 +320,8 @@ def write_report(
             )
             for name, drawn in (("own vector", None), ("random direction", rng))
         }
-    for role, subject in models.items():
-        with subject.loaded(device) as model:
+    for role, audited in models.items():
+        with audited.loaded(device) as model:
             report[role] = {
                 part: write_rate(
                     model, tokenizer, probing.tasks, targets, vectors, *location
@@ -352,10 +352,10 @@ def trace_report(
     }
     report: dict[str, Any] = {"neurons": k}
     with models["original"].loaded(device) as original:
-        for role, subject in models.items():
+        for role, audited in models.items():
             if role == "original":
                 continue
-            with subject.loaded(device) as model:
+            with audited.loaded(device) as model:
                 report[role] = {
                     name: mean_trace_survival(
                         original,

@@ -54,10 +54,10 @@ class OriginalProbes:
 
 
 def read_set_states(
-    subject: AuditedModel, sets: EvaluationSets, sites: list[str], device: str
+    audited: AuditedModel, sets: EvaluationSets, sites: list[str], device: str
 ) -> dict[str, dict[str, np.ndarray]]:
     """States of every image set at every site."""
-    with subject.loaded(device) as model:
+    with audited.loaded(device) as model:
         return {
             name: pooled_states(model, getattr(sets, name), sites)
             for name in ("forget", "fit", "check", "never")

@@ -109,7 +109,7 @@ class ProbingData:
 
 
 def capture_states(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     store: ActivationStore,
@@ -121,16 +121,16 @@ def capture_states(
     Returns:
         The site names.
     """
-    with subject.loaded(device) as model:
+    with audited.loaded(device) as model:
         names = find_sites(model).names
         sites = [n for n in names if n == "embed" or n.startswith("resid.")]
         rows, _ = _all_texts(tokenizer, tasks)
-        store.activations(subject, rows, sites, "last", model=model, progress=progress)
+        store.activations(audited, rows, sites, "last", model=model, progress=progress)
     return sites
 
 
 def read_states(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
@@ -138,12 +138,12 @@ def read_states(
 ) -> TaskStates:
     """Read the captured states back; states missing from the store are captured again."""
     rows, bounds = _all_texts(tokenizer, tasks)
-    values = np.asarray(store.activations(subject, rows, sites, "last").values)
+    values = np.asarray(store.activations(audited, rows, sites, "last").values)
     return TaskStates({key: values[:, part] for key, part in bounds.items()})
 
 
 def read_all_states(
-    subjects: Mapping[str, AuditedModel],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
@@ -151,8 +151,8 @@ def read_all_states(
 ) -> tuple[dict[str, TaskStates], list[str]]:
     """``read_states`` of every role, and the roles with non-finite states."""
     states = {
-        role: read_states(subject, tokenizer, tasks, sites, store)
-        for role, subject in subjects.items()
+        role: read_states(audited, tokenizer, tasks, sites, store)
+        for role, audited in models.items()
     }
     broken = [
         role

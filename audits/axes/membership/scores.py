@@ -112,7 +112,7 @@ def select_sets(
 
 
 def capture_states(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     sets: MembershipSets,
     store: ActivationStore,
@@ -121,14 +121,14 @@ def capture_states(
 ) -> list[str]:
     """Capture every prompt at every residual site, and the names at the embedding."""
     rows = encode(tokenizer, sets.prompts)
-    with subject.loaded(device) as model:
+    with audited.loaded(device) as model:
         names = find_sites(model).names
         sites = [n for n in names if n == "embed" or n.startswith("resid.")]
-        store.activations(subject, rows, sites, "last", model=model, progress=progress)
+        store.activations(audited, rows, sites, "last", model=model, progress=progress)
         first = [name for name in sites if name == "embed"]
         if first:
             store.activations(
-                subject, rows, first, "mean", model=model, progress=progress
+                audited, rows, first, "mean", model=model, progress=progress
             )
     return sites
 

@@ -86,7 +86,7 @@ def run_restoration(
     runs = {
         role: restore(
             original,
-            subject,
+            audited,
             tokenizer,
             forget,
             retain,
@@ -97,7 +97,7 @@ def run_restoration(
             device=device,
             progress=progress,
         )
-        for role, subject in models.items()
+        for role, audited in models.items()
         if role != "original"
     }
     original_values = original_scores(original, tokenizer, forget, config, device)

@@ -47,10 +47,10 @@ def run_restoration(
             )
         else:
             never = sets.never
-        for role, subject in models.items():
+        for role, audited in models.items():
             if role == "original":
                 continue
-            with subject.loaded(run.device) as model:
+            with audited.loaded(run.device) as model:
                 runs[role] = restore_images(
                     original,
                     model,

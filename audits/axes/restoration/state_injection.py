@@ -109,8 +109,8 @@ def inject_states(
     if autoencoder is not None:
         counts = [len(latents) for latents in autoencoder.experts.values()]
         result["latents"] = float(np.mean(counts))
-    for role, subject in models.items():
-        with subject.loaded(device) as model:
+    for role, audited in models.items():
+        with audited.loaded(device) as model:
             before = _said(model, questions, {})
             result["roles"][role] = {
                 "before": float(before.mean()),

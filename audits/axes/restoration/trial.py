@@ -80,7 +80,7 @@ def split_retain(
 
 def restore(
     original: AuditedModel,
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     retain: ItemSet,
@@ -92,14 +92,14 @@ def restore(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Search for steering edits of ``subject``, every forgotten entity tested once; JSON-ready.
+    """Search for steering edits of ``audited``, every forgotten entity tested once; JSON-ready.
 
     The forgotten entities are halved. Method, site and strength are chosen on one half, by the
     answers restored there while retain accuracy falls by at most two points, and tested on the
     other; then the halves are swapped.
 
     Args:
-        subject: The model to steer.
+        audited: The model to steer.
         wordings: Prompts per item.
         seed: Of halves and controls.
         autoencoder: Autoencoder of the original, for the method that amplifies its latents; refused
@@ -138,8 +138,8 @@ def restore(
     never_taught_scores, texts, generated_for = [], [], []
     curves: list[Curve] = []
     with (
-        subject.loaded(device) as model,
-        progress.task(f"restoration, {subject.role}", len(halves)) as advance,
+        audited.loaded(device) as model,
+        progress.task(f"restoration, {audited.role}", len(halves)) as advance,
     ):
         where = find_sites(model)
         candidate_states = [
@@ -163,7 +163,7 @@ def restore(
         )
         result["autoencoder"] = {}
         if autoencoder is not None:
-            fvu, refused = check_reconstruction(autoencoder, model, check, subject.role)
+            fvu, refused = check_reconstruction(autoencoder, model, check, audited.role)
             result["autoencoder"] = {
                 "site": autoencoder.sae.site,
                 "fvu": fvu if np.isfinite(fvu) else None,

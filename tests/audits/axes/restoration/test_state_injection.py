@@ -70,7 +70,7 @@ def bench(world):
     given = states_by_prompt(model, asked.rows, SITE)
     return SimpleNamespace(
         original=original,
-        subject=AuditedModel.of("original", original),
+        audited=AuditedModel.of("original", original),
         model=model,
         asked=asked,
         coder=AnswerAutoencoder(sae, experts, 0.1),
