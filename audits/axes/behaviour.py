@@ -19,7 +19,7 @@ EXACT_MATCH, CONTRAST = "said in full", "told from the others"
 
 def known_rows(questions: Questions, original_scores: dict[str, Any]) -> np.ndarray:
     """(row,) True where the original itself gives the answer to that prompt."""
-    return scores_from_json(original_scores).greedy > 0
+    return scores_from_json(original_scores).exact_match > 0
 
 
 def run_behaviour(
@@ -40,8 +40,12 @@ def run_behaviour(
     mask = known_rows(forget, scores["original"]["forget"])
     questions = forget.select(mask)
 
+    forget_scores = {
+        role: scores_from_json(by_set["forget"]) for role, by_set in scores.items()
+    }
+
     def forget_values(role: str, metric: str) -> EntityValues:
-        values = getattr(scores_from_json(scores[role]["forget"]), metric)
+        values = getattr(forget_scores[role], metric)
         return average_by_entity(values[mask], questions.entities)
 
     def never_taught_values(role: str, metric: str) -> EntityValues:
@@ -54,24 +58,28 @@ def run_behaviour(
         [
             MetricComparison(
                 name,
-                metric,
+                stream,
                 forget_values("unlearned", metric),
                 forget_values("original", metric),
                 [forget_values(role, metric) for role in references],
                 never_taught_values("unlearned", metric),
             )
-            for name, metric in ((EXACT_MATCH, "greedy"), (CONTRAST, "contrast"))
+            for name, stream, metric in (
+                (EXACT_MATCH, "greedy", "exact_match"),
+                (CONTRAST, "contrast", "contrast"),
+            )
         ],
         ["output"],
         config,
     )
-    never_original = never_taught_values("original", "greedy").mean[0]
+    original_match = forget_values("original", "exact_match")
+    never_original = never_taught_values("original", "exact_match").mean[0]
     controls = [
         Control(
             "the original says it",
-            float(forget_values("original", "greedy").mean[0]),
+            float(original_match.mean[0]),
             "1 on the items kept",
-            bool(forget_values("original", "greedy").mean[0] > 0.5),
+            bool(original_match.mean[0] > 0.5),
         ),
         Control(
             "the original does not say what it was never taught",
@@ -81,16 +89,13 @@ def run_behaviour(
         ),
     ]
     status, extra = status_of(readings, controls, config.rule)
+    wordings = np.array(questions.wording)
     by_wording = {
         role: [
-            float(
-                scores_from_json(scores[role]["forget"])
-                .greedy[mask][np.array(questions.wording) == wording]
-                .mean()
-            )
+            float(by_row.exact_match[mask][wordings == wording].mean())
             for wording in sorted(set(questions.wording))
         ]
-        for role in scores
+        for role, by_row in forget_scores.items()
     }
     return AxisResult(
         NAME,
@@ -99,7 +104,7 @@ def run_behaviour(
         "share of answers said",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(forget_values("original", "greedy").values),
+        n_entities=len(original_match.values),
         details={
             "accuracy_by_wording": by_wording,
             "truth_ratio": {
@@ -107,10 +112,8 @@ def run_behaviour(
                 for role in scores
             },
             "mean_logprob": {
-                role: float(
-                    scores_from_json(scores[role]["forget"]).mean_logprob[mask].mean()
-                )
-                for role in scores
+                role: float(by_row.mean_logprob[mask].mean())
+                for role, by_row in forget_scores.items()
             },
             "items": [
                 {
@@ -127,9 +130,9 @@ def run_behaviour(
                     questions.entities,
                     questions.prompts,
                     questions.answers,
-                    scores_from_json(scores["unlearned"]["forget"]).greedy[mask],
-                    scores_from_json(scores["original"]["forget"]).mean_logprob[mask],
-                    scores_from_json(scores["unlearned"]["forget"]).mean_logprob[mask],
+                    forget_scores["unlearned"].exact_match[mask],
+                    forget_scores["original"].mean_logprob[mask],
+                    forget_scores["unlearned"].mean_logprob[mask],
                     strict=True,
                 )
             ],

@@ -119,15 +119,15 @@ def judge(
         sets, baseline_scores, quantized_scores, config.budget.quantisations
     )
     alpha = config.rule.alpha
-    ceiling = tables.values("forget", "original", "greedy")
+    ceiling = tables.values("forget", "original", "exact_match")
     power = unpaired_max_test(
         ceiling.values,
-        tables.values("never_taught", "original", "greedy").values,
+        tables.values("never_taught", "original", "exact_match").values,
         numpy_rng(config.seed, NAME, "original"),
         config.budget.permutations,
     )
     decodable = (power.p_column < alpha) & (power.difference > MIN_SPAN)
-    retain_share = tables.kept()
+    retain_share = tables.retain_shares()
     mask = decodable & (retain_share >= MIN_RETAIN_SHARE)
     controls = [
         Control(
@@ -138,7 +138,7 @@ def judge(
         ),
         Control(
             "the answers are gone at full precision",
-            float(tables.full("unlearned", "greedy").mean[0]),
+            float(tables.full("unlearned", "exact_match").mean[0]),
             "behaviour at the floor: what was never forgotten cannot return",
             absent_at_output,
         ),
@@ -178,21 +178,25 @@ class _QuantizedScores:
         quantized_scores: Mapping[str, dict[str, Any]],
         schemes: Sequence[str],
     ):
-        self.sets, self.heard, self.quantised = sets, baseline_scores, quantized_scores
+        self.sets, self.baseline, self.quantized = (
+            sets,
+            baseline_scores,
+            quantized_scores,
+        )
         self.schemes = list(schemes)
         self.known = known_rows(sets["forget"], baseline_scores["original"]["forget"])
 
     def values(self, part: str, role: str, metric: str) -> EntityValues:
         """(entity, scheme)."""
         columns = [
-            getattr(scores_from_json(self.quantised[role][scheme][part]), metric)
+            getattr(scores_from_json(self.quantized[role][scheme][part]), metric)
             for scheme in self.schemes
         ]
         return self._by_entity(part, np.array(columns, dtype=float).T)
 
     def full(self, role: str, metric: str) -> EntityValues:
         """(entity, 1) at full precision."""
-        rows = getattr(scores_from_json(self.heard[role]["forget"]), metric)
+        rows = getattr(scores_from_json(self.baseline[role]["forget"]), metric)
         return self._by_entity("forget", np.asarray(rows, dtype=float)[:, None])
 
     def _by_entity(self, part: str, rows: np.ndarray) -> EntityValues:
@@ -204,16 +208,16 @@ class _QuantizedScores:
             return average_by_entity(rows[self.known], known_entities)
         return average_by_entity(rows, entities)
 
-    def kept(self) -> np.ndarray:
+    def retain_shares(self) -> np.ndarray:
         """(scheme,) share of the quantized original's retain accuracy."""
-        before = self.values("retain", "original", "greedy").mean
-        after = self.values("retain", "unlearned", "greedy").mean
+        before = self.values("retain", "original", "exact_match").mean
+        after = self.values("retain", "unlearned", "exact_match").mean
         return after / np.maximum(before, 1e-9)
 
     def gaps(self, role: str) -> list[dict[str, Any]]:
         """Accuracy when quantized minus at full precision, with a paired 95 % interval."""
-        before = self.full(role, "greedy").values
-        after = self.values("forget", role, "greedy").values
+        before = self.full(role, "exact_match").values
+        after = self.values("forget", role, "exact_match").values
         gaps = []
         for scheme, column in zip(self.schemes, (after - before).T, strict=True):
             quantile = stats.t.ppf(0.975, len(column) - 1) * column.std(ddof=1)
@@ -236,21 +240,21 @@ def _readings(
 ) -> list[Reading]:
     """Exact match and contrast against references (if any) and never-taught items."""
     rule = config.rule
-    references = [role for role in tables.quantised if role.startswith("reference")]
+    references = [role for role in tables.quantized if role.startswith("reference")]
     comparisons = [
         MetricComparison(
             name,
-            metric,
+            stream,
             tables.values("forget", "unlearned", metric),
             tables.values("forget", "original", metric),
             [tables.values("forget", role, metric) for role in references],
             tables.values("never_taught", "unlearned", metric),
             min_difference,
         )
-        for name, metric, min_difference in (
-            (EXACT_MATCH, "greedy", rule.still_there),
+        for name, stream, metric, min_difference in (
+            (EXACT_MATCH, "greedy", "exact_match", rule.still_there),
             # The contrast is slightly above chance also where nothing was ever known.
-            (CONTRAST, "contrast", rule.margin),
+            (CONTRAST, "contrast", "contrast", rule.margin),
         )
     ]
     return compare_to_floors(NAME, comparisons, tables.schemes, config, mask)

@@ -1,7 +1,6 @@
 """Scores of a model's answers: exact match, log-probability, contrast, truth ratio."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -15,26 +14,11 @@ from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.discovery.position_limit import position_limit
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
-from capture.scoring.contrast import score_questions
+from capture.scoring.contrast import QuestionScores, score_questions
 from evidence.progress import Progress
 
 # JSON has no infinity, so log-probabilities are clipped here.
 MIN_LOGPROB = -1e4
-
-
-@dataclass(frozen=True)
-class QuestionScores:
-    """Scores of one question set on one model.
-
-    Attributes:
-        greedy: (row,) exact match: 1.0 where greedy decoding gives the answer.
-        mean_logprob: (row,) nats a token.
-        contrast: (row,) entity-answer contrast, see ``capture.scoring.contrast``.
-    """
-
-    greedy: np.ndarray
-    mean_logprob: np.ndarray
-    contrast: np.ndarray
 
 
 def general_text() -> list[str]:
@@ -66,9 +50,9 @@ def score_question_sets(
 def scores_from_json(saved: dict[str, Any]) -> QuestionScores:
     """The inverse of one set of ``score_question_sets``."""
     return QuestionScores(
-        np.array(saved["greedy"], dtype=np.float64),
-        np.array(saved["mean_logprob"], dtype=np.float64),
-        np.array(saved["contrast"], dtype=np.float64),
+        exact_match=np.array(saved["greedy"], dtype=np.float64),
+        contrast=np.array(saved["contrast"], dtype=np.float64),
+        mean_logprob=np.array(saved["mean_logprob"], dtype=np.float64),
     )
 
 

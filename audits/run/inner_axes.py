@@ -357,7 +357,7 @@ def _relearning(
     questions = build_questions(forget, run.config.budget.prompts_per_item)
     scores = scores_from_json(baseline_scores["original"]["forget"])
     original_values = {
-        "said": average_by_entity(scores.greedy, questions.entities),
+        "said": average_by_entity(scores.exact_match, questions.entities),
         "contrast": average_by_entity(scores.contrast, questions.entities),
     }
     return axis_stage(

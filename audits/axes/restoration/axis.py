@@ -158,8 +158,8 @@ def original_scores(
     with original.loaded(device) as model:
         scores = score_questions(model, questions, questions.encoded(tokenizer))
     return {
-        metric: average_by_entity(getattr(scores, metric), questions.entities)
-        for metric in ("said", "contrast")
+        "said": average_by_entity(scores.exact_match, questions.entities),
+        "contrast": average_by_entity(scores.contrast, questions.entities),
     }
 
 

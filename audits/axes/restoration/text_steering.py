@@ -20,7 +20,7 @@ from capture.data.items import normalize_text
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.network.sites import Sites
-from capture.scoring.contrast import entity_contrast, first_tokens
+from capture.scoring.contrast import QuestionScores, entity_contrast, first_tokens
 from evidence.errors import InputError
 from probes.concepts.answer_map import AnswerMap, fit_answer_map
 
@@ -94,32 +94,19 @@ class EncodedQuestions:
         )
 
 
-@dataclass(frozen=True)
-class Heard:
-    """Scores of steered questions.
-
-    Attributes:
-        said: (row,) 1.0 where greedy decoding gives the answer.
-        contrast: (row,) share of the other answers that the own one outranks.
-    """
-
-    said: np.ndarray
-    contrast: np.ndarray
-
-
 def score_steered(
     model: nn.Module,
     questions: EncodedQuestions,
     edits: Mapping[str, RowEdit],
     where: Sites,
-) -> Heard:
-    """As ``capture.scoring.contrast.hear``, under an edit at the last prompt token."""
+) -> QuestionScores:
+    """As ``capture.scoring.contrast.score_questions``, under an edit at the last prompt token."""
     answer_tokens = first_tokens(questions.rows)
     tokens = sorted(set(answer_tokens))
     scores = score_edited(model, questions.rows, edits, watch=tokens, sites=where)
     right = np.searchsorted(tokens, answer_tokens)
     contrast = entity_contrast(questions.questions, scores.watched, right)
-    return Heard(scores.greedy.astype(float), contrast)
+    return QuestionScores(scores.greedy.astype(float), contrast, scores.mean_logprob)
 
 
 def steering_hook(

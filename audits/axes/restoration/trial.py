@@ -15,7 +15,6 @@ from audits.axes.restoration.curve import STRENGTHS, Curve, pool_curves
 from audits.axes.restoration.text_steering import (
     STEERING_METHODS,
     EncodedQuestions,
-    Heard,
     SteeringFit,
     permuted_donors,
     prompt_end_states,
@@ -28,6 +27,7 @@ from capture.data.questions import build_questions
 from capture.network.hooks import patch
 from capture.network.sites import Sites, find_sites
 from capture.scoring.answers import generate_greedy
+from capture.scoring.contrast import QuestionScores
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 
@@ -175,8 +175,9 @@ def restore(
                     autoencoder.all_experts,
                     candidate_states[0][autoencoder.sae.site],
                 )
-        result["plain"] = _plain(score_steered(model, questions, {}, where))
-        base = float(score_steered(model, check, {}, where).said.mean())
+        plain = score_steered(model, questions, {}, where)
+        result["plain"] = _as_lists(plain.exact_match, plain.contrast)
+        base = float(score_steered(model, check, {}, where).exact_match.mean())
         result["retain_before"] = base
         for number, half in enumerate(halves):
             mask = np.isin(entities, half)
@@ -188,7 +189,7 @@ def restore(
             chosen = ChosenEdit(fitted, choice, mask, rng)
             by_arm = _try(model, chosen, tested, rows, never_taught, where)
             for arm, table in tables.items():
-                table[:, rows] = by_arm[arm].said, by_arm[arm].contrast
+                table[:, rows] = by_arm[arm].exact_match, by_arm[arm].contrast
             never_taught_scores.append(by_arm["never"])
             result["choices"].append(choice)
             is_main = np.array(tested.questions.wording) == 0
@@ -207,14 +208,12 @@ def restore(
             generated_for.append(sample)
             advance(1)
     for arm, (match, contrast) in tables.items():
-        result[arm] = _plain(Heard(match, contrast))
+        result[arm] = _as_lists(match, contrast)
     result["curve"] = pool_curves(curves)
     # Never-taught items are scored under both choices, neither of which was fitted on them.
-    result["never"] = _plain(
-        Heard(
-            np.mean([scores.said for scores in never_taught_scores], axis=0),
-            np.mean([scores.contrast for scores in never_taught_scores], axis=0),
-        )
+    result["never"] = _as_lists(
+        np.mean([scores.exact_match for scores in never_taught_scores], axis=0),
+        np.mean([scores.contrast for scores in never_taught_scores], axis=0),
     )
     result["generation"] = {
         "steered": retractions(texts, generated_for[0] + generated_for[1]),
@@ -223,13 +222,13 @@ def restore(
     return result
 
 
-def _plain(scores: Heard) -> dict[str, list[float]]:
-    return {"said": scores.said.tolist(), "contrast": scores.contrast.tolist()}
+def _as_lists(match: np.ndarray, contrast: np.ndarray) -> dict[str, list[float]]:
+    return {"said": match.tolist(), "contrast": contrast.tolist()}
 
 
-def _objective(scores: Heard) -> float:
+def _objective(scores: QuestionScores) -> float:
     """The search objective: exact match, with the contrast as tie-breaker."""
-    return float(scores.said.mean() + 0.1 * scores.contrast.mean())
+    return float(scores.exact_match.mean() + 0.1 * scores.contrast.mean())
 
 
 def _search(
@@ -256,7 +255,7 @@ def _search(
                 if worth <= best["worth"] + 1e-9:
                     continue
                 retain = score_steered(model, fitted.check, edits, where)
-                retain_match = float(retain.said.mean())
+                retain_match = float(retain.exact_match.mean())
                 if retain_match < base - MAX_RETAIN_DROP - 1e-9:
                     break  # stronger steering costs more
                 best = {"route": method, "site": site, "strength": strength}
@@ -334,7 +333,7 @@ def _try(
     rows: np.ndarray,
     never_taught: EncodedQuestions,
     where: Sites,
-) -> dict[str, Heard]:
+) -> dict[str, QuestionScores]:
     """The edit and its controls on forgotten, and the edit on never-taught, questions."""
     scores = {
         arm: score_steered(model, questions, chosen.edits(arm, questions, rows), where)
@@ -363,7 +362,9 @@ def _curve(
                 matches.append(matches[0])  # no edit at any strength
                 continue
             edits = chosen.edits(arm, questions, rows, strength) if strength else {}
-            matches.append(score_steered(model, part_questions, edits, where).said)
+            matches.append(
+                score_steered(model, part_questions, edits, where).exact_match
+            )
         curve[part] = part_questions.questions.entities, np.stack(matches)
     return curve
 
