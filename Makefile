@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-vision bench-circuits bench-restoration bench-bad-inputs bench-tests clean
+.PHONY: demo test lint types docs bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-vision bench-circuits bench-restoration bench-bad-inputs bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,11 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/basedpyright --warnings
+
+# The site in site/, to be opened from disk; a broken link is an error.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 bench: .venv/bench-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.probes
@@ -64,4 +69,4 @@ bench-tests: .venv/ready
 	$(BIN)/pytest -m slow
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence import moved
 from evidence.errors import InputError
 
 
@@ -127,3 +128,6 @@ def class_codes(
         )
     places = np.searchsorted(classes, found)
     return classes, torch.from_numpy(places[codes.reshape(-1)].astype(np.int64))
+
+
+__getattr__ = moved.names_of("erasure.inputs")

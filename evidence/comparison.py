@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evidence import moved
 from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest, paired_max_test, unpaired_max_test
 from evidence.intervals import (
@@ -182,3 +183,6 @@ def _column(
         "tost": list(tost),
         "p_value": p_value,
     }
+
+
+__getattr__ = moved.names_of("evidence.comparison")

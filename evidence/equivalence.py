@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evidence import moved
 from evidence.intervals import Interval
 from evidence.results import Reading
 
@@ -55,3 +56,6 @@ def holm_adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
     adjusted = np.minimum(np.maximum.accumulate(steps), 1.0).tolist()
     found = dict(zip(names, adjusted, strict=True))
     return {name: found[name] for name in p_values}
+
+
+__getattr__ = moved.names_of("evidence.equivalence")

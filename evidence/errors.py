@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from evidence import moved
+
 MAX_CHARACTERS = 600
 """Characters of a quoted text that are shown."""
 _END = 150
@@ -109,3 +111,6 @@ class NotFittedError(ExhumeError):
     def __init__(self, estimator: object, attribute: str):
         name = type(estimator).__name__
         super().__init__(f"{name} has no {attribute}: call fit first.")
+
+
+__getattr__ = moved.names_of("evidence.errors")

@@ -1,8 +1,9 @@
-"""Old module names go on working for one release.
+"""Old names of modules, functions and classes go on working for one release.
 
-``moved.tsv`` maps each old name to the new one. Importing an old name gives the very
-module of the new name and a DeprecationWarning. The finder stands last in
-``sys.meta_path``: it is asked only for names that nothing else finds.
+``moved.tsv`` maps each old module name to the new one. Importing an old name gives the
+very module of the new name and a DeprecationWarning. The finder stands last in
+``sys.meta_path``: it is asked only for names that nothing else finds. ``moved_names.tsv``
+maps names inside modules; they are found once the old module name was imported.
 """
 
 import sys
@@ -20,9 +21,21 @@ from typing import Any
 @cache
 def renamed() -> dict[str, str]:
     """Old module name to new module name."""
-    lines = Path(__file__).with_suffix(".tsv").read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("\t") for line in lines if line and not line.startswith("#"))
-    return {old: new for old, new in pairs}
+    return {old: new for old, new in _rows("moved.tsv")}
+
+
+@cache
+def renamed_names() -> dict[str, dict[str, str]]:
+    """By new module name: old name of a function, class or constant to its new name."""
+    found: dict[str, dict[str, str]] = {}
+    for module, old, new in _rows("moved_names.tsv"):
+        found.setdefault(module, {})[old] = new
+    return found
+
+
+def _rows(name: str) -> list[list[str]]:
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines if line and not line.startswith("#")]
 
 
 class MovedModules:
@@ -41,7 +54,7 @@ class MovedModules:
         """Put the module of the new name where the old name is looked up."""
         old = module.__name__
         _warn(old, renamed()[old], stacklevel=2)
-        sys.modules[old] = import_module(renamed()[old])
+        sys.modules[old] = _with_old_names(import_module(renamed()[old]))
 
     def get_code(self, name: str) -> CodeType | None:
         """The code of the new module, which ``python -m`` runs."""
@@ -66,11 +79,35 @@ def forward(package: str, new: str) -> Callable[[str], Any]:
     def __getattr__(name: str) -> Any:
         if name.startswith("__") or find_spec(f"{package}.{name}") is not None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(new), name)
+        value = getattr(_with_old_names(import_module(new)), name)
         _warn(package, new, stacklevel=2)
         return value
 
     return __getattr__
+
+
+def names_of(module: str) -> Callable[[str], Any]:
+    """``__getattr__`` of a module in which names changed.
+
+    Args:
+        module: The module, by its name of today.
+    """
+    changed = renamed_names()[module]
+
+    def __getattr__(name: str) -> Any:
+        if name not in changed:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        _warn(f"{module}.{name}", changed[name], stacklevel=2)
+        return getattr(import_module(module), changed[name])
+
+    return __getattr__
+
+
+def _with_old_names(module: ModuleType) -> ModuleType:
+    name = module.__name__
+    if name in renamed_names() and "__getattr__" not in vars(module):
+        vars(module)["__getattr__"] = names_of(name)
+    return module
 
 
 def _warn(old: str, new: str, stacklevel: int) -> None:

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichBars
 
+from evidence import moved
 from evidence.errors import printable
 
 Advance = Callable[[float], None]
@@ -190,3 +191,5 @@ class Lines:
 
 
 SILENT = Silent()
+
+__getattr__ = moved.names_of("evidence.progress")

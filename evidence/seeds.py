@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evidence import moved
 from evidence.errors import InputError, quoted
 
 MAX_SEED = 2**63 - 1
@@ -47,3 +48,6 @@ def numpy_rng(seed: int, *names: str) -> np.random.Generator:
 def torch_rng(seed: int, *names: str) -> torch.Generator:
     """A CPU torch generator for the stage ``names`` of the run ``seed``."""
     return torch.Generator().manual_seed(stage_seed(seed, *names))
+
+
+__getattr__ = moved.names_of("evidence.seeds")

@@ -1,4 +1,4 @@
-"""Batched linear probes: solvers, estimators, layer sweeps and geometry."""
+"""Batched linear probes: solvers, estimators, layer sweeps, concept vectors and geometry."""
 
 from evidence import moved
 

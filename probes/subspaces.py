@@ -1,4 +1,4 @@
-"""How two read-outs, or two sets of representations, lie to each other."""
+"""Geometry of probe directions and of sets of representations."""
 
 import numpy as np
 import torch
@@ -30,19 +30,17 @@ def cosine(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
 
 
 def mahalanobis_cosine(
-    a: ArrayLike | Tensor,
-    b: ArrayLike | Tensor,
-    covariance: ArrayLike | Tensor | None,
+    a: ArrayLike | Tensor, b: ArrayLike | Tensor, covariance: ArrayLike | Tensor | None
 ) -> float:
     """A'Sb / sqrt(a'Sa b'Sb): the correlation of two probes' scores.
 
     Args:
-        a: (d,) direction of a linear read-out.
+        a: (d,) direction of a probe.
         b: (d,).
-        covariance: (d, d) S of the activations both read; identity if None.
+        covariance: (d, d) S of the activations; identity if None.
 
     Raises:
-        InputError: shapes that do not fit, or a direction that reads nothing.
+        InputError: shapes that do not fit, or a direction of zero variance.
     """
     u, v = _tensor(a).flatten(), _tensor(b).flatten()
     _finite("the cosine", u, v)
@@ -69,9 +67,9 @@ def mahalanobis_cosine(
 def principal_angles(
     a: ArrayLike | Tensor, b: ArrayLike | Tensor
 ) -> NDArray[np.float64]:
-    """Angles between the spans of the rows, in radians, smallest first.
+    """Principal angles between the spans of the rows, in radians, ascending.
 
-    Small angles come from sines, so that they keep their digits.
+    Small angles are computed from sines, to keep their digits.
 
     Args:
         a: (p, d) directions.
@@ -101,10 +99,10 @@ def _span(rows: Tensor) -> Tensor:
 
 
 def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
-    """Squared distance of two sets of rows after the best rotation, 0 to 1 each way.
+    """Squared orthogonal Procrustes distance of two sets of rows, between 0 and 2.
 
-    Rows are centred and scaled to unit Frobenius norm first; the value is
-    2 - 2 ||X'Y||_*, between 0 (the same up to rotation) and 2.
+    Rows are centered and scaled to unit Frobenius norm first; the value is 2 - 2 ||X'Y||_*. It is 0
+    if the sets are equal up to rotation.
 
     Args:
         x: (row, d).
@@ -123,7 +121,7 @@ def _pair(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> tuple[Tensor, Tensor]
     _finite("the comparison", a, b)
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 2:
         raise InputError(
-            "two (row, d) tables of the same two or more rows are compared",
+            "the comparison needs two (row, d) tables of the same two or more rows",
             got=f"{tuple(a.shape)} and {tuple(b.shape)}",
         )
     a, b = a - a.mean(0), b - b.mean(0)
@@ -133,7 +131,7 @@ def _pair(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> tuple[Tensor, Tensor]
 
 
 def _reduced(x: Tensor) -> Tensor:
-    """The rows up to a rotation of their features, with at most n columns."""
+    """The rows, rotated into at most n columns."""
     n, d = x.shape
     return x if d <= n else torch.linalg.qr(x.T, mode="r").R.T
 
@@ -141,13 +139,13 @@ def _reduced(x: Tensor) -> Tensor:
 def change_in_top_components(
     before: ArrayLike | Tensor, after: ArrayLike | Tensor, k: int
 ) -> float:
-    """Share of the change's squared size in the original's K first components.
+    """Share of a change's squared norm in the first k principal components of the original.
 
-    A share near K/d is what any change has; near 1 the change lies where the original
+    Any change has a share near k/d. A share near 1 means that the change lies where the original
     has its variance.
 
     Args:
-        before: (row, d) original activations; components come from these, centred.
+        before: (row, d) original activations, which define the components; centered here.
         after: (row, d) the same rows in the other model.
         k: Number of components.
     """
@@ -166,6 +164,6 @@ def change_in_top_components(
     change = b - a
     total = float(change.square().sum())
     if total == 0:
-        raise InputError("nothing changed, so there is no share to give")
+        raise InputError("the activations are equal, so the share is undefined")
     basis = torch.linalg.svd(a - a.mean(0), full_matrices=False)[2][:k]
     return float((change @ basis.T).square().sum()) / total

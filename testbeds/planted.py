@@ -22,6 +22,7 @@ from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
 from erasure.unlearning.run import UnlearnLog, unlearn_
+from evidence import moved
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
@@ -327,3 +328,6 @@ def _accuracy(
         for place in prompts
     ]
     return float(np.mean(found)) if found else float("nan")
+
+
+__getattr__ = moved.names_of("testbeds.planted")

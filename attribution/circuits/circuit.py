@@ -31,7 +31,7 @@ from attribution.circuits.metrics import (
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 # Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.

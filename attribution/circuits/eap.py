@@ -40,7 +40,7 @@ from attribution.circuits.qk_attribution import apply_qk_fix
 from attribution.circuits.structure import Readout, TransformerStructure, find_structure
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import Edit, evaluation_mode
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from capture.network.discovery.position_limit import position_limit
 from capture.network.hooks import evaluation_mode, patch
-from capture.network.sites import Place, Sites, model_device
+from capture.network.sites import Place, Sites
+from capture.network.structure import model_device
 from evidence.seeds import torch_rng
 
 # Two computations of one value may differ by rounding, relative to the largest.

@@ -21,7 +21,8 @@ from attribution.circuits.qkv_projections import (
     weight_matrix,
 )
 from capture.network.hooks import evaluation_mode
-from capture.network.sites import Place, Sites, find_sites, linear_shape
+from capture.network.sites import Place, Sites, find_sites
+from capture.network.structure import linear_shape
 from evidence.errors import InputError
 
 SUPPORTED = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"

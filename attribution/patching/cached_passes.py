@@ -19,7 +19,8 @@ from capture.activations.prefix_cache import Suffixes, supports_prefix_cache
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import evaluation_mode, patch, record
-from capture.network.sites import Sites, find_sites, model_device
+from capture.network.sites import Sites, find_sites
+from capture.network.structure import model_device
 from capture.scoring.answers import AnswerScores, score_answers
 from capture.scoring.token_statistics import reduce_logits
 from evidence.progress import SILENT, Progress

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
-from capture.network.neurons import down_projection, value_vectors, with_neurons
-from capture.network.sites import Sites, find_sites, linear_shape
+from capture.network.sites import Sites, find_sites, neuron_projection, with_neurons
+from capture.network.structure import linear_shape, value_vectors
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
@@ -96,7 +96,7 @@ def find_value_vectors(
     targets = torch.stack([centred[list(each)].mean(0) for each in tokens])
     scores = []
     for layer in range(sites.n_layers):
-        values = value_vectors(down_projection(sites, layer)).detach().double()
+        values = value_vectors(neuron_projection(sites, layer)).detach().double()
         # The spread of a vector's logits over the vocabulary needs no logits.
         spread = ((values @ covariance) * values).sum(1).clamp(min=1e-30).sqrt()
         scores.append((values @ targets.T) / spread[:, None])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attribution.value_vectors.find import KnowledgeTraces, unembedding_matrix
 from capture.data.sequences import Sequences
-from capture.network.neurons import down_projection, value_vectors
-from capture.network.sites import Sites, find_sites
+from capture.network.sites import Sites, find_sites, neuron_projection
+from capture.network.structure import value_vectors
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
@@ -109,7 +109,7 @@ def noisy_value_vectors(
     try:
         with torch.no_grad():
             for layer, neuron in zip(layers, neurons, strict=True):
-                values = value_vectors(down_projection(sites, int(layer)))
+                values = value_vectors(neuron_projection(sites, int(layer)))
                 own = values[int(neuron)]
                 saved.append((values, int(neuron), own.clone()))
                 noise = torch.randn(own.shape, generator=rng).to(own)
@@ -228,7 +228,7 @@ def trace_survival(
     typical = np.ones(old_sites.n_layers)
     for layer in range(old_sites.n_layers):
         old, new = (
-            value_vectors(down_projection(sites, layer)).detach().double().cpu()
+            value_vectors(neuron_projection(sites, layer)).detach().double().cpu()
             if layer < sites.n_layers
             else torch.zeros(0, 0)
             for sites in (old_sites, new_sites)
@@ -280,7 +280,7 @@ def _control_neurons(
     out = np.zeros(len(layers), dtype=np.int64)
     for layer in np.unique(layers):
         here = layers == layer
-        count = len(value_vectors(down_projection(sites, int(layer))))
+        count = len(value_vectors(neuron_projection(sites, int(layer))))
         free = np.setdiff1d(np.arange(count), neurons[here])
         if len(free) < here.sum():
             raise InputError(

@@ -26,7 +26,7 @@ from audits.core.config import AuditConfig
 from audits.modalities.image_baseline import EvaluationSets, predicted_classes
 from audits.modalities.image_vocabulary import HELD_OUT_NAMED
 from capture.data.images import ImageSet
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from erasure.unlearning.training.image_task import class_logits
 from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test

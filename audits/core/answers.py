@@ -13,8 +13,8 @@ from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.discovery.position_limit import position_limit
+from capture.scoring import contrast
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
-from capture.scoring.contrast import QuestionScores, score_questions
 from evidence.progress import Progress
 
 # JSON has no infinity, so log-probabilities are clipped here.
@@ -36,7 +36,7 @@ def score_question_sets(
     """Score named question sets; JSON-ready."""
     result = {}
     for name, question_set in questions.items():
-        scores = score_questions(
+        scores = contrast.score_questions(
             model, question_set, question_set.encoded(tokenizer), progress
         )
         result[name] = {
@@ -47,9 +47,9 @@ def score_question_sets(
     return result
 
 
-def scores_from_json(saved: dict[str, Any]) -> QuestionScores:
+def scores_from_json(saved: dict[str, Any]) -> contrast.QuestionScores:
     """The inverse of one set of ``score_question_sets``."""
-    return QuestionScores(
+    return contrast.QuestionScores(
         exact_match=np.array(saved["greedy"], dtype=np.float64),
         contrast=np.array(saved["contrast"], dtype=np.float64),
         mean_logprob=np.array(saved["mean_logprob"], dtype=np.float64),

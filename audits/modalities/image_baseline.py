@@ -20,7 +20,7 @@ from audits.core.context import ImageRun
 from audits.core.preflight import spread
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
-from capture.network.image_sites import as_positions
+from capture.network.sites import as_positions
 from capture.scoring.set_validation import swapped_files_error
 from evidence.errors import InputError
 from evidence.intervals import EntityValues, average_by_entity

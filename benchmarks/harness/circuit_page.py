@@ -1,11 +1,11 @@
-"""docs/circuits.md, from the results of ``benchmarks.suites.circuits.suite``."""
+"""docs/results/circuits.md, from the results of ``benchmarks.suites.circuits.suite``."""
 
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.targets import target_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "circuits.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "circuits.md"
 
 HEAD = """# Circuits, depth and four bits
 

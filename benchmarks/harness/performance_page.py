@@ -1,4 +1,4 @@
-"""docs/performance.md and a plot, from the results of ``benchmarks.suites.probes``."""
+"""docs/results/performance.md and a plot, from the results of ``benchmarks.suites.probes``."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ FILES = {
 RESTORATION = RESULTS / "restoration.json"
 SPEED = ("concept vectors", "SmolLM2 resid", "encode and decode")
 """Rows of ``benchmarks.suites.restoration.suite`` that belong here: what they are of."""
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "performance.md"
 
 HEAD = """# Performance
 
@@ -59,7 +59,7 @@ def write_page() -> None:
             text += table(results, device)
             if device == "cpu" and results["curves"]:
                 plot(results["curves"])
-                text += "\n![Cost by size](../benchmarks/results/kernels.svg)\n"
+                text += "\n![Cost by size](kernels.svg)\n"
     rows = json.loads(RESTORATION.read_text(encoding="utf-8"))["rows"]
     text += ALSO + "".join(
         f"| {row['figure']} | {row['value']:.3g} {row['unit']} | {target_of(row)} "
@@ -117,7 +117,7 @@ def plot(curves: dict[str, list]) -> None:
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
     axes[0].set_ylabel("seconds (dotted: linear)")
-    figure.savefig(RESULTS / "kernels.svg", metadata={"Date": None})
+    figure.savefig(PAGE.with_name("kernels.svg"), metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/pga.md, from the results of ``benchmarks.pga.suite``."""
+"""docs/results/pga.md, from the results of ``benchmarks.pga.suite``."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.pga.views import views_text
 from benchmarks.pga.why import reasons
 
 RESULT = Path(__file__).parents[1] / "results" / "pga.json"
-PAGE = Path(__file__).parents[2] / "docs" / "pga.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "pga.md"
 
 HEAD = """# Probe-geometry alignment
 

@@ -1,4 +1,4 @@
-"""The parts of docs/pga.md that come from worlds of codes, seed beside seed."""
+"""The parts of docs/results/pga.md that come from worlds of codes, seed beside seed."""
 
 from pathlib import Path
 

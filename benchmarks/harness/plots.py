@@ -1,4 +1,4 @@
-"""Plots of docs/pga.md."""
+"""Plots of docs/results/pga.md."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""docs/restoration.md, from the results of ``benchmarks.suites.restoration.suite``."""
+"""docs/results/restoration.md, from the results of ``benchmarks.suites.restoration.suite``."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.harness.targets import target_of
 
 RESULT = Path(__file__).parents[1] / "results" / "restoration.json"
-PAGE = Path(__file__).parents[2] / "docs" / "restoration.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "restoration.md"
 VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
 HEAD = """# Restoration and concepts

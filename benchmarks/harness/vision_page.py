@@ -1,4 +1,4 @@
-"""docs/vision.md, from the results of ``benchmarks.suites.vision.suite``."""
+"""docs/results/vision.md, from the results of ``benchmarks.suites.vision.suite``."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 RESULT = Path(__file__).parents[1] / "results" / "vision.json"
-PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "vision.md"
 
 HEAD = """# Restoring a forgotten class
 

@@ -1,4 +1,4 @@
-"""The paragraph of docs/pga.md that says why the toy's figures differ."""
+"""The paragraph of docs/results/pga.md that says why the toy's figures differ."""
 
 import json
 from pathlib import Path

@@ -27,7 +27,7 @@ from erasure.concept.moments import Moments
 from erasure.concept.projections import MeanDifference
 
 RESULT = RESULTS / "erasers.json"
-PAGE = Path(__file__).parents[2] / "docs" / "erasers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "erasers.md"
 START, END = (
     "<!-- figures: python -m benchmarks.suites.erasers -->",
     "<!-- end of figures -->",
@@ -218,7 +218,7 @@ def where_the_peer_is_wrong(rows: Rows) -> None:
 
 
 def write_page(results: dict) -> None:
-    """The table in docs/erasers.md, from the results."""
+    """The table in docs/results/erasers.md, from the results."""
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(START)
     _, tail = rest.split(END)

@@ -12,7 +12,8 @@ from capture.activations.passes import CaptureTarget, capture_passes, store_batc
 from capture.activations.positions import Positions, PositionSelection, select_positions
 from capture.data.sequences import Sequences
 from capture.network.hooks import evaluation_mode
-from capture.network.sites import find_sites, model_device
+from capture.network.sites import find_sites
+from capture.network.structure import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Advance, Progress
 

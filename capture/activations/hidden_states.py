@@ -1,4 +1,4 @@
-"""Hidden states at several depths of a live model, with their gradients."""
+"""Hidden states of a live model with their gradients: by depth, or of one module."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences
-from capture.network.structure import find_blocks, first_tensor
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import find_blocks
 from evidence.errors import InputError
-
-
-class _Enough(Exception):
-    """Ends a forward pass once the deepest states are there."""
 
 
 def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, ...]:
@@ -35,58 +33,49 @@ def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, .
 @contextmanager
 def record_depths(
     model: nn.Module, depths: Sequence[int], *, stop: bool = False
-) -> Iterator[dict[int, Tensor]]:
+) -> Iterator[dict[str, Tensor]]:
     """States by depth, (row, position, d), of the last pass run inside the block.
 
     Args:
         model: The model, run by the caller.
         depths: As ``check_depths`` gives them.
-        stop: End each pass after the deepest one; the caller then sees no output.
+        stop: End the pass after the deepest one, and with it the ``with`` block.
+
+    Yields:
+        The depth in digits to the states that the model itself goes on with.
     """
     blocks = find_blocks(model)
-    seen: dict[int, Tensor] = {}
-    deepest = max(depths)
-
-    def enter(_module: nn.Module, inputs: tuple, named: dict) -> None:
-        found = inputs[0] if inputs else named["hidden_states"]
-        seen[0] = found
-        if stop and deepest == 0:
-            raise _Enough
-
-    def leave(depth: int):
-        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-            seen[depth] = first_tensor(output)
-            if stop and depth == deepest:
-                raise _Enough
-
-        return keep
-
-    handles = []
-    try:
-        if 0 in depths:
-            handles.append(blocks[0].register_forward_pre_hook(enter, with_kwargs=True))
-        for depth in sorted(set(depths) - {0}):
-            handles.append(blocks[depth - 1].register_forward_hook(leave(depth)))
+    places = [
+        Place(str(depth), blocks[max(depth - 1, 0)], "out" if depth else "in")
+        for depth in sorted(set(depths))
+    ]
+    with record_places(places, stop=stop) as seen:
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def last_token_states(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
     """States at each row's last real token, (depth, row, d); the pass ends early."""
     with record_depths(model, depths, stop=True) as seen:
-        try:
-            model(**batch.model_inputs, use_cache=False)
-        except _Enough:
-            pass
+        model(**batch.model_inputs, use_cache=False)
     return states_at(seen, depths, batch.attention_mask.sum(1) - 1)
 
 
-def states_at(seen: dict[int, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
+def states_at(seen: dict[str, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
     """(depth, row, d) states at one position a row, out of those watched."""
     rows = torch.arange(len(ends), device=ends.device)
-    return torch.stack([seen[depth][rows, ends].float() for depth in depths])
+    return torch.stack([seen[str(depth)][rows, ends].float() for depth in depths])
+
+
+def module_output(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
+    """Output of ``module``, (row, position, width); the pass stops there.
+
+    Raises:
+        InputError: the module takes no part in the pass.
+    """
+    name = type(module).__name__
+    with record_places([Place(name, module, "out")], stop=True) as seen:
+        model(**batch.model_inputs, use_cache=False)
+    return seen[name]
 
 
 def prompts_only(rows: Sequences) -> Sequences:

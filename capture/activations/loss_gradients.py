@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode
-from capture.network.sites import model_device
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 BATCH_TOKENS = 2048

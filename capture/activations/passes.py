@@ -20,7 +20,8 @@ from capture.activations.prefix_cache import (
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import record
-from capture.network.sites import Sites, model_device
+from capture.network.sites import Sites
+from capture.network.structure import model_device
 
 # Positions a pass and thread beyond which a CPU gains nothing but memory to hold.
 CPU_TOKENS_PER_THREAD = 1024

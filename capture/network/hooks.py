@@ -58,16 +58,42 @@ def record(
     Raises:
         InputError: a site is unknown, or with ``stop`` was never reached.
     """
+
+    def copied(name: str, value: Tensor) -> Tensor:
+        kept = value if select is None else select(name, value)
+        same = kept.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+        return kept.clone() if same else kept
+
     places = _resolve(model, sites, known_sites)
+    with record_places(places, copied, stop=stop) as got:
+        yield got
+
+
+@contextmanager
+def record_places(
+    places: Sequence[Place],
+    select: Callable[[str, Tensor], Tensor] | None = None,
+    *,
+    stop: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """As ``record``, at places that need be no sites, and without a copy.
+
+    Args:
+        places: Where to read; a module may carry several.
+        select: As in ``record``. By default the very tensor that the module carries.
+        stop: As in ``record``.
+
+    Yields:
+        Name of a place to recorded value.
+
+    Raises:
+        InputError: with ``stop``, a place was never reached.
+    """
     got: dict[str, Tensor] = {}
 
     def see(place: Place, carried: Tensor) -> None:
         value = place.read(carried)
-        kept = value if select is None else select(place.name, value)
-        shared = kept.untyped_storage().data_ptr() == (
-            carried.untyped_storage().data_ptr()
-        )
-        got[place.name] = kept.clone() if shared else kept
+        got[place.name] = value if select is None else select(place.name, value)
         if stop and len(got) == len(places):
             raise StopForward(got)
 
@@ -183,6 +209,22 @@ def project_out(
     return patch(model, edits, positions, known_sites=known_sites)
 
 
+def first_tensor(output: object) -> Tensor:
+    """The hidden states in a block's output, a tensor or a tuple that starts with it.
+
+    Raises:
+        InputError: the output holds no tensor first.
+    """
+    first = output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(first, Tensor):
+        raise InputError(
+            "a module's output is not hidden states",
+            expected="a tensor, or a tuple starting with one",
+            got=type(first).__name__,
+        )
+    return first
+
+
 def _adder(vector: Tensor, scale: float) -> Edit:
     def add(value: Tensor) -> Tensor:
         return value + scale * _spread(vector, value).to(value.device, value.dtype)
@@ -261,7 +303,7 @@ def _resolve(
 
 @contextmanager
 def _hooked(
-    places: list[Place],
+    places: Sequence[Place],
     act: Callable[[Place, Tensor], Tensor | None],
     *,
     front: bool,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded
+from capture.network.structure import output_head
 
 
 def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
@@ -30,16 +31,6 @@ def answer_logits(model: nn.Module, batch: Padded, mask: Tensor) -> Tensor:
         output = model(**inputs)
     logits = output if isinstance(output, Tensor) else output.logits
     return logits[0] if gathered else logits[mask]
-
-
-def output_head(model: nn.Module) -> nn.Module | None:
-    """The module that turns states into logits, or None where it is not known."""
-    get = getattr(model, "get_output_embeddings", None)
-    try:
-        head = get() if callable(get) else None
-    except NotImplementedError:
-        return None
-    return head if isinstance(head, nn.Module) else None
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.configuration import library_config, model_class
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.schemas.quietly import quiet_transformers
-from capture.network.discovery.outline import find_outline
 from capture.network.sites import find_sites
+from capture.network.structure import find_transformer
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ def network_size(checkpoint: Checkpoint) -> NetworkSize:
         sites = find_sites(checkpoint.live)
         return NetworkSize(sites.n_layers, sites.d_model)
     model, settings = _bare(checkpoint.config)
-    outline = find_outline(model)
+    transformer = find_transformer(model)
     text = settings.get_text_config()
     width = getattr(text, "hidden_size", None)
-    return NetworkSize(None if outline is None else len(outline.blocks), width)
+    layers = None if transformer is None else len(transformer.blocks)
+    return NetworkSize(layers, width)
 
 
 def _bare(config: dict[str, Any]) -> tuple[nn.Module, Any]:

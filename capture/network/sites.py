@@ -20,7 +20,7 @@ function calls in ``forward``. Where something passes by such layers, as in a re
 network, a block is a whole residual unit.
 
 Places are found by structure, and proved by one short pass the first time a network is
-looked at (``capture.network.discovery.proof``): what leaves a block is all that the
+looked at (``capture.network.proof``): what leaves a block is all that the
 rest of the network sees, and what attention and the feed-forward part add to what
 enters a block is what leaves it; in a network that norms the stream after each addition
 (BERT), with those norms. Where that cannot be shown, the network or these sites of it
@@ -32,13 +32,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.chains import Chain, find_chain
-from capture.network.discovery.outline import Outline, find_outline, linear_shape
-from capture.network.discovery.proof import BlockParts, prove_blocks
 from capture.network.discovery.structure_cache import StructureCache
+from capture.network.proof import BlockParts, Chain, find_chain, prove_blocks
+from capture.network.structure import (
+    Transformer,
+    down_projection,
+    find_transformer,
+    linear_shape,
+)
 from evidence.errors import InputError
 
 
@@ -143,27 +146,49 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
     Raises:
         InputError: its structure is not understood; it does not run on a short input.
     """
-    outline = find_outline(model)
-    if outline is None:
+    transformer = find_transformer(model)
+    if transformer is None:
         return chain_sites(find_chain(model, example))
-    if hasattr(outline.blocks[0], "hook_resid_post"):
-        return _hooked_sites(model, outline.blocks)
-    parts = _PROVED.get(model, None, lambda: prove_blocks(model, outline, example))
-    return _block_sites(model, outline, parts)
+    if hasattr(transformer.blocks[0], "hook_resid_post"):
+        return _hooked_sites(model, transformer.blocks)
+    parts = _PROVED.get(model, None, lambda: prove_blocks(model, transformer, example))
+    return _block_sites(model, transformer, parts)
+
+
+def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
+    """The sites of an image model: ``embed``, ``resid.L``, ``final`` and ``logits``.
+
+    A transformer's are those of ``find_sites``. In a residual network without attention a
+    block is one residual unit, such as a ResNet's layer of two convolutions: what leaves
+    it is all that the rest of the network sees, which does not hold of a single
+    convolution beside a shortcut.
+
+    Args:
+        model: The model.
+        example: As ``find_sites``.
+
+    Raises:
+        InputError: as ``find_sites``.
+    """
+    if find_transformer(model) is not None:
+        return find_sites(model, example)
+    return chain_sites(find_chain(model, example, units_first=True))
 
 
 _PROVED: StructureCache[BlockParts] = StructureCache()
 
 
-def _block_sites(model: nn.Module, outline: Outline, parts: BlockParts) -> Sites:
-    places = {"embed": Place("embed", outline.blocks[0], "in")}
+def _block_sites(
+    model: nn.Module, transformer: Transformer, parts: BlockParts
+) -> Sites:
+    places = {"embed": Place("embed", transformer.blocks[0], "in")}
     count = 0
-    for layer, block in enumerate(outline.blocks):
+    for layer, block in enumerate(transformer.blocks):
         if parts.projections[layer]:
             projection = model.get_submodule(parts.projections[layer])
-            own = outline.attentions[layer]
+            own = transformer.attentions[layer]
             inputs, _ = linear_shape(projection) or (0, 0)
-            count = _head_count(model, outline, own, inputs)
+            count = _head_count(model, transformer, own, inputs)
             size = inputs // count if count else 0
             for head in range(count):
                 part = slice(head * size, (head + 1) * size)
@@ -174,15 +199,17 @@ def _block_sites(model: nn.Module, outline: Outline, parts: BlockParts) -> Sites
             module = model.get_submodule(adding[kind])
             places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
-    sites = Sites(places, len(outline.blocks), parts.width, count, None, parts.refused)
-    return _with_output(sites, outline.head)
+    sites = Sites(
+        places, len(transformer.blocks), parts.width, count, None, parts.refused
+    )
+    return _with_output(sites, transformer.head)
 
 
 def _head_count(
-    model: nn.Module, outline: Outline, attention: nn.Module, inputs: int
+    model: nn.Module, transformer: Transformer, attention: nn.Module, inputs: int
 ) -> int:
     """Heads whose outputs lie side by side in the projection's input; 0 if unknown."""
-    if len({type(each) for each in outline.attentions}) > 1:
+    if len({type(each) for each in transformer.attentions}) > 1:
         return 0  # attention of several kinds: the count is that of one of them
     names = ("num_attention_heads", "num_heads", "n_heads", "n_head")
     holders: list[Any] = [*attention.modules(), getattr(model, "config", None)]
@@ -231,7 +258,53 @@ def _hooked_sites(model: nn.Module, blocks: Sequence[Any]) -> Sites:
     return _with_output(sites, output)
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter; the CPU if it has none."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+def with_neurons(sites: Sites) -> Sites:
+    """The sites of a model with ``neurons.L`` added, what enters block L's last map.
+
+    A neuron's value there times its value vector is what it adds to the stream.
+
+    Raises:
+        InputError: a block has no single map from neurons to the stream.
+    """
+    places = dict(sites.places)
+    for layer in range(sites.n_layers):
+        name = f"neurons.{layer}"
+        places[name] = Place(name, neuron_projection(sites, layer), "in")
+    return replace(sites, places=places)
+
+
+def neuron_projection(sites: Sites, layer: int) -> nn.Module:
+    """The map from the neurons of block ``layer`` to what they add to the stream.
+
+    Raises:
+        InputError: there is none, or several (a mixture of experts), or it is wrapped
+            by an adapter; or something follows it before the stream, such as a norm.
+    """
+    part = sites.resolve(f"mlp.{layer}").module
+    found = None
+    if any(linear_shape(module) for module in part.modules()):
+        found = down_projection(sites.places[f"resid.{layer}"].module)
+    if found is None or not any(found is module for module in part.modules()):
+        raise InputError(
+            f"what neurons of block {layer} give is not what is added to the stream",
+            expected="a family that adds what its feed-forward part gives as it is",
+            got=f"{type(part).__name__} in between",
+        )
+    return found
+
+
+def as_positions(value: Tensor) -> Tensor:
+    """(image, place, d) from the same, from feature maps or from (image, d).
+
+    Feature maps (image, d, height, width) are read row by row.
+    """
+    if value.dim() == 4:
+        return value.flatten(2).transpose(1, 2)
+    return value[:, None] if value.dim() == 2 else value
+
+
+def restore_shape(positions: Tensor, like: Tensor) -> Tensor:
+    """The inverse of ``as_positions``: ``positions`` in the shape of ``like``."""
+    if like.dim() == 4:
+        return positions.transpose(1, 2).reshape(like.shape)
+    return positions[:, 0] if like.dim() == 2 else positions

@@ -17,7 +17,8 @@ from capture.network.discovery.position_limit import (
     explain_length_error,
     position_limit,
 )
-from capture.network.logits import answer_logits, output_head
+from capture.network.logits import answer_logits
+from capture.network.structure import output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress

@@ -222,7 +222,7 @@ def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
             expected=f"0 to {len(blocks) - 1}",
             got=str(layer),
         )
-    _, module = down_projection(blocks[layer])
+    module = down_projection(blocks[layer])
     weight = module.weight
     assert isinstance(weight, nn.Parameter)  # down_projection looked
     # Conv1D keeps (in, out), Linear (out, in); a value vector is what one input writes.

@@ -35,7 +35,6 @@ from erasure.unlearning.training.loop import (
     TrainLog,
     chunk_tokens,
     device_of,
-    logit_reader_for,
     only_training,
     train_steps,
 )
@@ -276,7 +275,6 @@ class _Pairs:
         self.model, self.clean, self.depths = model, clean, depths
         self.config = config
         self.memorised = prompts_only(memorised)
-        self.reader = logit_reader_for(model, clean(0))
         longest = max(map(len, self.memorised.ids + clean(0).ids))
         count, size = len(memorised), max(1, chunk_tokens(model) // longest)
         self.chunks = [
@@ -310,7 +308,7 @@ class _Pairs:
         for memorised, clean, chunk in both:
             mine = last_token_states(self.model, memorised, self.depths)
             with record_depths(self.model, self.depths) as seen:
-                logprob, _ = token_logprobs(self.reader, clean, "all")
+                logprob, _ = token_logprobs(self.model, clean, "all")
             starts = torch.tensor([rows.answer_start[row] for row in chunk])
             ends = starts.to(clean.input_ids.device) - 1
             other = states_at(seen, self.depths, ends)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from capture.network.structure import find_blocks, first_tensor, output_head, own_head_
+from capture.network.hooks import first_tensor
+from capture.network.structure import find_blocks, output_head, own_head_
 from erasure.concept.affine import AffineEraser
 from erasure.weights.linear_maps import fold_embeddings_, fold_input_, fold_output_
 from evidence.errors import InputError

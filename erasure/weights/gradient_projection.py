@@ -16,7 +16,6 @@ from capture.data.sequences import Sequences
 from erasure.unlearning.training.loop import (
     TrainLog,
     backward_nll,
-    logit_reader_for,
     mean_nll,
     only_training,
     shuffled_batches,
@@ -146,12 +145,11 @@ def projected_ascent_(
     found: list[dict[str, float]] = []
     history: deque[Tensor] = deque(maxlen=config.history)
     with only_training(model, model.parameters()) as weights:
-        reader = logit_reader_for(model, forget)
 
         def slope(rows: Sequences) -> tuple[float, Tensor]:
             for weight in weights:
                 weight.grad = None
-            loss = backward_nll(reader, rows, config.loss_on, 1.0)
+            loss = backward_nll(model, rows, config.loss_on, 1.0)
             return loss, _flat_gradient(weights)
 
         with progress.task("geometric ascent", config.steps) as advance:
@@ -168,7 +166,7 @@ def projected_ascent_(
                 before = [weight.detach().clone() for weight in weights]
                 for _ in range(config.max_halvings + 1):
                     _move_(weights, before, scale * move)
-                    rise = mean_nll(reader, kept_rows, config.loss_on) - retain_loss
+                    rise = mean_nll(model, kept_rows, config.loss_on) - retain_loss
                     if rise <= config.max_retain_rise:
                         break
                     scale /= 2

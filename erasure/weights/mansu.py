@@ -24,14 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
-from capture.network.structure import LogitReader
 from erasure.unlearning.training.loop import (
     CHUNK_TOKENS,
     Evaluate,
     TrainLog,
     backward_nll,
     device_of,
-    logit_reader_for,
     only_training,
     shuffled_batches,
 )
@@ -145,10 +143,9 @@ def mansu_(
     total = sum(p.numel() for p in model.parameters())
     rng = numpy_rng(seed, "mansu")
     with only_training(model, weights), torch.enable_grad():
-        reader = logit_reader_for(model, forget)
         order = shuffled_batches(len(retain), config.batch_size, rng)
         gradient = _gradient(
-            weights, lambda: _backward_capped_ascent(reader, forget, config)
+            weights, lambda: _backward_capped_ascent(model, forget, config)
         )
         count = max(1, round(config.share * total))
         inside = _largest_masks(gradient, [masks[name] for name in named], count)
@@ -156,7 +153,7 @@ def mansu_(
         kept = [
             edit.select(
                 _gradient(
-                    weights, lambda: _backward_retain(reader, retain, order, config)
+                    weights, lambda: _backward_retain(model, retain, order, config)
                 )
             )
             for _ in range(config.directions)
@@ -167,13 +164,13 @@ def mansu_(
         with progress.task("mansu", config.steps) as advance:
             for step in range(1, config.steps + 1):
                 up = _gradient(
-                    weights, lambda: _backward_capped_ascent(reader, forget, config)
+                    weights, lambda: _backward_capped_ascent(model, forget, config)
                 )
                 slope = edit.select(up)
                 off = slope - span.T @ (span @ slope)
                 if config.retain_weight:
                     keep = _gradient(
-                        weights, lambda: _backward_retain(reader, retain, order, config)
+                        weights, lambda: _backward_retain(model, retain, order, config)
                     )
                     off = off + config.retain_weight * edit.select(keep)
                 size = float(off.square().mean().sqrt())
@@ -324,23 +321,23 @@ def _cleared_gradients(weights: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _backward_capped_ascent(
-    reader: LogitReader, rows: Sequences, config: MansuConfig
+    model: nn.Module, rows: Sequences, config: MansuConfig
 ) -> None:
     """Adds the gradient of minus the forget loss, each token's up to the cap."""
     total = count_scored(rows, config.loss_on)
-    device = device_of(reader.model)
+    device = device_of(model)
     for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
-        logprob, _ = token_logprobs(reader, batch, config.loss_on)
+        logprob, _ = token_logprobs(model, batch, config.loss_on)
         (-(-logprob).clamp(max=config.cap).sum() / total).backward()
 
 
 def _backward_retain(
-    reader: LogitReader,
+    model: nn.Module,
     rows: Sequences,
     order: Iterator[list[int]],
     config: MansuConfig,
 ) -> None:
-    backward_nll(reader, rows[next(order)], config.loss_on, 1.0)
+    backward_nll(model, rows[next(order)], config.loss_on, 1.0)
 
 
 def _gradient_span(gradients: list[Tensor]) -> Tensor:

@@ -80,7 +80,7 @@ def rocr_(
             "a redirection needs rows of three kinds and a ridge > 0",
             got=f"{len(forget)}, {len(harmless)}, {len(background)} rows, {ridge}",
         )
-    _, module = down_projection(blocks[layer])
+    module = down_projection(blocks[layer])
     weight = module.weight
     assert isinstance(weight, nn.Parameter)  # down_projection looked
     matrix = weight.data.T if isinstance(module, Conv1D) else weight.data

@@ -17,7 +17,6 @@ from capture.data.sequences import Sequences
 from capture.network.structure import find_blocks
 from erasure.unlearning.training.loop import (
     backward_nll,
-    logit_reader_for,
     mean_nll,
     only_training,
 )
@@ -115,19 +114,18 @@ def slug_(
         count_scored(rows, loss_on)
     matrices = _matrices(model)
     with only_training(model, matrices.values()) as weights:
-        reader = logit_reader_for(model, forget)
 
         def slopes(rows: Sequences) -> tuple[float, list[Tensor]]:
             for weight in weights:
                 weight.grad = None
-            loss = backward_nll(reader, rows, loss_on, 1.0)
+            loss = backward_nll(model, rows, loss_on, 1.0)
             return loss, [
                 torch.zeros_like(w) if w.grad is None else w.grad.clone()
                 for w in weights
             ]
 
         def loss_of(rows: Sequences) -> float:
-            return mean_nll(reader, rows, loss_on)
+            return mean_nll(model, rows, loss_on)
 
         start, upward = slopes(forget)
         _, kept = slopes(retain)

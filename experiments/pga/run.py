@@ -20,7 +20,6 @@ from audits.core.outputs import EXPERIMENT, check_output_folder
 from audits.core.workspace import StageRunner, Workspace, canonical_json
 from capture.checkpoints.cache import cache_root
 from capture.data.sequences import Sequences
-from erasure.unlearning.training.loop import logit_reader_for
 from erasure.unlearning.training.objectives import count_scored
 from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError, quoted
@@ -421,7 +420,7 @@ def criterion(row: dict[str, Any]) -> dict[str, bool]:
 
 def _code_logprob(model: PreTrainedModel, rows: Sequences) -> float:
     """Mean log-probability a digit of the rows' codes, in nats."""
-    total = frozen_logprobs(logit_reader_for(model, rows), rows, "answer")
+    total = frozen_logprobs(model, rows, "answer")
     return float(total.sum()) / count_scored(rows, "answer")
 
 

@@ -1,4 +1,4 @@
-"""Concept vectors: directions, quality, tests."""
+"""Concept vectors: fitting them, their quality, and tests against random concepts."""
 
 from evidence import moved
 

@@ -1,4 +1,4 @@
-"""One fixed linear map that reads a class in a state and writes it back, louder."""
+"""A fixed linear map that reads a class from a state and adds it back."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,14 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AnswerMap:
-    """The map h -> h + strength (h - centre) B.
+    """The map h -> h + strength (h - center) B.
 
-    It is the same for every input: what it writes depends on what a state already
-    holds, never on a label.
+    It is the same for every input: its output depends on the state, never on a label.
 
     Attributes:
         matrix: (d, d) B, float64.
-        center: (d,) mean of the rows fitted on.
-        penalty: The penalty chosen.
+        center: (d,) mean of the training rows.
+        penalty: The chosen penalty.
     """
 
     matrix: Tensor
@@ -32,15 +31,15 @@ class AnswerMap:
     penalty: float
 
     def apply(self, states: Tensor) -> Tensor:
-        """(row, d) what is added to each state at strength 1."""
-        centred = states - self.center.to(states)
-        return centred @ self.matrix.to(states)
+        """(row, d) added to each state at strength 1."""
+        centered = states - self.center.to(states)
+        return centered @ self.matrix.to(states)
 
     def randomly_rotated(self, rng: np.random.Generator) -> "AnswerMap":
-        """The control: as much is written, in directions turned at random."""
+        """The control: outputs of the same norm, rotated at random."""
         d = len(self.center)
-        turn, _ = np.linalg.qr(rng.standard_normal((d, d)))
-        matrix = self.matrix @ torch.from_numpy(turn).to(self.matrix)
+        rotation, _ = np.linalg.qr(rng.standard_normal((d, d)))
+        matrix = self.matrix @ torch.from_numpy(rotation).to(self.matrix)
         return AnswerMap(matrix, self.center, self.penalty)
 
 
@@ -51,54 +50,64 @@ def fit_answer_map(
     val_states: ArrayLike | Tensor,
     val_classes: ArrayLike,
 ) -> AnswerMap:
-    """Ridge regression from states to where their class lies within its kind.
+    """Ridge regression from a state to the offset of its class mean from its kind's mean.
 
-    A row's target is the mean state of its class less that of its kind (relation), so
-    that kinds, which every reader finds at once, count for nothing. The penalty is the
-    one that places held-out rows nearest to their own class most often.
+    A row's target is the mean state of its class minus that of its kind (relation), so that kinds,
+    which every probe detects, do not count. The penalty is the one for which validation rows are
+    most often closest to their own class.
 
     Args:
-        states: (row, d) of the entities fitted on.
+        states: (row, d) of the training entities.
         classes: (row,) class of each row; a class belongs to one kind.
         kinds: (row,) kind of each row.
-        val_states: (other row, d) of other entities.
-        val_classes: (other row,) their classes; those not fitted on are left out.
+        val_states: (validation row, d) of other entities.
+        val_classes: (validation row,) their classes; rows of unknown classes are ignored.
 
     Raises:
-        InputError: rows that do not fit together, or a kind of one class alone.
+        InputError: rows that do not match, or a kind with a single class.
     """
     x = as_tensor(np.asarray(states))
     names, codes = np.unique(np.asarray(classes), return_inverse=True)
-    kind = group_codes(kinds, len(x))
+    row_kind = group_codes(kinds, len(x))
     if len(codes) != len(x):
         raise InputError(
             "states and classes differ in rows",
             expected=str(len(x)),
             got=str(len(codes)),
         )
-    own_kind = np.zeros(len(names), dtype=np.int64)
-    own_kind[codes] = kind
-    if (own_kind[codes] != kind).any() or (np.bincount(own_kind) < 2).any():
+    kind_of_class = np.zeros(len(names), dtype=np.int64)
+    kind_of_class[codes] = row_kind
+    if (kind_of_class[codes] != row_kind).any() or (
+        np.bincount(kind_of_class) < 2
+    ).any():
         raise InputError(
-            "classes and kinds do not fit together",
+            "classes and kinds do not match",
             expected="each class in one kind, and two or more classes in every kind",
         )
-    offsets = _means(x, codes) - _means(x, kind)[own_kind]
-    centre = x.mean(0)
-    left, sizes, axes = torch.linalg.svd(x - centre, full_matrices=False)
-    pulled = left.T @ offsets[codes]
-    y, known = _known_rows(val_states, val_classes, names)
-    best, chosen = -1.0, PENALTIES[0]
+    offsets = _means(x, codes) - _means(x, row_kind)[kind_of_class]
+    center = x.mean(0)
+    left, singular_values, axes = torch.linalg.svd(x - center, full_matrices=False)
+    projected_targets = left.T @ offsets[codes]
+    val_rows, val_codes = _known_rows(val_states, val_classes, names)
+    best_accuracy, best_penalty = -1.0, PENALTIES[0]
     for penalty in PENALTIES:
-        matrix = _solve(sizes, axes, pulled, penalty)
-        written = (y - centre) @ matrix
-        # Nearest offset among the classes of the row's own kind.
-        distance = offsets.square().sum(1) - 2 * written @ offsets.T
-        other = torch.from_numpy(own_kind[known][:, None] != own_kind[None])
-        right = distance.masked_fill(other, torch.inf).argmin(1).numpy() == known
-        if len(right) and right.mean() > best:
-            best, chosen = float(right.mean()), penalty
-    return AnswerMap(_solve(sizes, axes, pulled, chosen), centre, chosen)
+        matrix = _solve(singular_values, axes, projected_targets, penalty)
+        outputs = (val_rows - center) @ matrix
+        # The closest offset among the classes of the row's own kind.
+        distances = offsets.square().sum(1) - 2 * outputs @ offsets.T
+        other_kind = torch.from_numpy(
+            kind_of_class[val_codes][:, None] != kind_of_class[None]
+        )
+        correct = (
+            distances.masked_fill(other_kind, torch.inf).argmin(1).numpy() == val_codes
+        )
+        if len(correct) and correct.mean() > best_accuracy:
+            best_accuracy, best_penalty = float(correct.mean()), penalty
+    return AnswerMap(
+        _solve(singular_values, axes, projected_targets, best_penalty),
+        center,
+        best_penalty,
+    )
 
 
 def _means(x: Tensor, codes: NDArray[np.int64]) -> Tensor:
@@ -106,19 +115,24 @@ def _means(x: Tensor, codes: NDArray[np.int64]) -> Tensor:
     return member.T @ x / member.sum(0)[:, None]
 
 
-def _solve(sizes: Tensor, axes: Tensor, pulled: Tensor, penalty: float) -> Tensor:
-    """(d, d) ridge solution; the penalty is in mean squared singular values."""
-    ridge = penalty * sizes.square().mean()
+def _solve(
+    singular_values: Tensor, axes: Tensor, projected_targets: Tensor, penalty: float
+) -> Tensor:
+    """(d, d) ridge solution; the penalty is relative to the mean squared singular value."""
+    ridge = penalty * singular_values.square().mean()
     return axes.T @ (
-        (sizes / (sizes.square() + ridge).clamp(min=1e-300))[:, None] * pulled
+        (singular_values / (singular_values.square() + ridge).clamp(min=1e-300))[
+            :, None
+        ]
+        * projected_targets
     )
 
 
 def _known_rows(
     states: ArrayLike | Tensor, classes: ArrayLike, names: NDArray
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """Rows whose class was fitted on, and its number."""
+    """Rows whose class was fitted on, and its code."""
     values = np.asarray(classes)
-    kept = np.isin(values, names)
-    rows = as_tensor(np.asarray(states)[kept])
-    return rows, np.searchsorted(names, values[kept])
+    known = np.isin(values, names)
+    rows = as_tensor(np.asarray(states)[known])
+    return rows, np.searchsorted(names, values[known])

@@ -1,7 +1,7 @@
-"""Directions of many concepts at one site, each way in a few matrix products.
+"""Directions of many concepts at one site, each method in a few matrix products.
 
-Everything here is for one site: rows (row, d) in float64, and gives unnormalised
-directions (concept, d) in units of the rows, positive towards the concept.
+All functions take the (row, d) float64 rows of one site and return unnormalized (concept, d)
+directions in units of the rows, positive towards the concept.
 """
 
 from dataclasses import replace
@@ -22,14 +22,14 @@ from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
 MIN_RIDGE_SHARE = 1e-6
-"""Least ridge, as a share of the whole scatter, that the scatter itself may hold."""
+"""Smallest ridge, relative to the total scatter, for which the scatter matrix is formed."""
 CG_TOL = 1e-14
-"""Share of a side that may be left of it."""
+"""Relative residual of conjugate gradients."""
 METHODS = ("mean", "kif", "lda", "logistic", "pca")
 
 
 def mean_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
-    """Mean of the rows that show a concept less that of the rows that do not.
+    """Mean of the rows that show a concept minus that of the rows that do not.
 
     Args:
         x: (row, d).
@@ -40,15 +40,15 @@ def mean_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
 
 
 def standardized_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
-    """The mean difference of standardised columns, back in units of the rows.
+    """Mean difference of standardized columns, back in units of the rows.
 
-    Columns are divided by their standard deviation over a concept's positive and
-    negative rows together; a column that does not vary there counts for nothing.
+    Columns are divided by their standard deviation over a concept's positive and negative rows
+    together; constant columns are ignored.
 
     Source: KIF's activation signature, arXiv 2601.10566.
     """
-    used = mean_weights(marks >= 0, weight)
-    variance = used @ x.square() - (used @ x).square()
+    weights = mean_weights(marks >= 0, weight)
+    variance = weights @ x.square() - (weights @ x).square()
     floor = 1e-12 * x.square().amax(0)
     difference = mean_difference(x, marks, weight)
     return torch.where(variance > floor, difference / variance.clamp(min=1e-300), 0.0)
@@ -57,153 +57,162 @@ def standardized_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
 def discriminant(
     x: Tensor, marks: Tensor, weight: Tensor, shrinkage: float = 0.1
 ) -> Tensor:
-    """Two-class linear discriminants with one spectrum for all concepts.
+    """Two-class linear discriminants of all concepts, from one decomposition.
 
-    For each concept the solution of C w = difference of means, C the pooled
-    within-class covariance shrunk as in ``LDAProbe``. Concepts marked on the same
-    rows share one decomposition: their scatters differ by rank one.
+    For each concept the solution of C w = difference of means, with C the pooled within-class
+    covariance shrunk as in ``LDAProbe``. Concepts marked on the same rows share one decomposition,
+    because their scatters differ by rank one.
     """
     if not 0 < shrinkage <= 1:
         raise RowsError("shrinkage must be above 0 and at most 1", got=str(shrinkage))
-    out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
-    for chosen, rows in _group_by_rows(marks, weight):
-        part, w = x[rows], weight[rows]
-        own = marks[chosen][:, rows]
-        total = w.sum()
-        centred = part - (w @ part) / total
-        difference = mean_difference(centred, own, w)
-        scaled = w.sqrt()[:, None] * centred
-        spread_of = scaled.square().sum()
-        positive = ((own == 1) * w).sum(1)
+    directions = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
+    for concepts, rows in _group_by_rows(marks, weight):
+        chunk, chunk_weight = x[rows], weight[rows]
+        chunk_marks = marks[concepts][:, rows]
+        total = chunk_weight.sum()
+        centred = chunk - (chunk_weight @ chunk) / total
+        difference = mean_difference(centred, chunk_marks, chunk_weight)
+        scaled = chunk_weight.sqrt()[:, None] * centred
+        scatter_trace = scaled.square().sum()
+        positive = ((chunk_marks == 1) * chunk_weight).sum(1)
         between = positive * (total - positive) / total
-        square = difference.square().sum(1)
-        trace = (spread_of - between * square).clamp(min=0)
+        norm2 = difference.square().sum(1)
+        trace = (scatter_trace - between * norm2).clamp(min=0)
         ridge = shrinkage * trace / (total * x.shape[1])
-        if bool(((ridge <= 0) & (square > 0)).any()):
+        if bool(((ridge <= 0) & (norm2 > 0)).any()):
             raise RowsError(
                 "no row differs from its class mean, so there is no covariance",
                 fix="Use the mean difference",
             )
-        share = (1 - shrinkage) / total
-        if bool((ridge < MIN_RIDGE_SHARE * share * spread_of).any()):
-            # A scatter has the squares of the rows' digits: it would lose a weak ridge.
-            _, sizes, axes = torch.linalg.svd(scaled, full_matrices=False)
-            side = difference @ axes.T  # the rest of a difference is zero
-            solved = side / (share * sizes.square() + ridge.clamp(min=1e-300)[:, None])
+        scale = (1 - shrinkage) / total
+        if bool((ridge < MIN_RIDGE_SHARE * scale * scatter_trace).any()):
+            # The scatter squares the condition number and would lose a weak ridge: use an SVD.
+            _, singular_values, axes = torch.linalg.svd(scaled, full_matrices=False)
+            rhs = difference @ axes.T  # differences lie in the span of the rows
+            solution = rhs / (
+                scale * singular_values.square() + ridge.clamp(min=1e-300)[:, None]
+            )
         else:
-            # Fewer rows than columns: the answer is a sum of rows, as a difference is.
-            wide = len(part) < x.shape[1]
-            tell = (mean_weights(own == 1, w) - mean_weights(own == 0, w)) / w.sqrt()
-            axes = scaled if wide else None
-            scatter = scaled @ scaled.T if wide else scaled.T @ scaled
-            side = tell if wide else difference
-            solved = shifted_solve(share * scatter, ridge, side)
-            side = side @ scatter if wide else side
-        # Taking the between-class part out of the scatter only changes the length.
-        shrink = 1 - share * between * (side * solved).sum(1)
-        solved = solved / shrink[:, None]
-        out[chosen] = solved if axes is None else solved @ axes
-    return out
+            # With fewer rows than columns, solve for the coefficients of rows.
+            in_row_space = len(chunk) < x.shape[1]
+            row_rhs = (
+                mean_weights(chunk_marks == 1, chunk_weight)
+                - mean_weights(chunk_marks == 0, chunk_weight)
+            ) / chunk_weight.sqrt()
+            axes = scaled if in_row_space else None
+            scatter = scaled @ scaled.T if in_row_space else scaled.T @ scaled
+            rhs = row_rhs if in_row_space else difference
+            solution = shifted_solve(scale * scatter, ridge, rhs)
+            rhs = rhs @ scatter if in_row_space else rhs
+        # Removing the between-class part from the scatter changes only the length.
+        length_factor = 1 - scale * between * (rhs * solution).sum(1)
+        solution = solution / length_factor[:, None]
+        directions[concepts] = solution if axes is None else solution @ axes
+    return directions
 
 
-def shifted_solve(matrix: Tensor, shifts: Tensor, sides: Tensor) -> Tensor:
-    """Solve (matrix + shift I) s = side for every pair of a shift and a side.
+def shifted_solve(matrix: Tensor, shifts: Tensor, rhs: Tensor) -> Tensor:
+    """Solve (matrix + shift I) s = rhs for every pair of a shift and a right-hand side.
 
-    One inverse, at the smallest shift, serves all: what a shift is above it only
-    stretches the spectrum of what is left to 1 + excess / shift at most, and conjugate
-    gradients finish that, one product with the inverse a step for all sides.
+    One inverse, at the smallest shift, preconditions all systems. It leaves a spectrum between 1
+    and 1 + excess / shift, and conjugate gradients finish with one product with the inverse a step
+    for all right-hand sides.
 
     Args:
-        matrix: (k, k) symmetric, no eigenvalue below zero.
-        shifts: (side,) > 0, or 0 where the side is 0.
-        sides: (side, k).
+        matrix: (k, k) symmetric positive semi-definite.
+        shifts: (side,) > 0, or 0 where the right-hand side is 0.
+        rhs: (side, k).
 
     Returns:
-        (side, k) solutions; zero where the side is.
+        (side, k) solutions; zero for a zero right-hand side.
     """
-    busy = (sides != 0).any(1)
-    if not bool(busy.any()):
-        return torch.zeros_like(sides)
-    least = shifts[busy].min()
+    is_nonzero = (rhs != 0).any(1)
+    if not bool(is_nonzero.any()):
+        return torch.zeros_like(rhs)
+    min_shift = shifts[is_nonzero].min()
     inverse = torch.cholesky_inverse(
-        torch.linalg.cholesky(matrix + least * torch.eye(len(matrix)).to(matrix))
+        torch.linalg.cholesky(matrix + min_shift * torch.eye(len(matrix)).to(matrix))
     )
-    excess = (shifts - least).clamp(min=0)[:, None]
-    left = sides @ inverse
-    solved, search = torch.zeros_like(left), left.clone()
-    square = first = left.square().sum(1)
+    excess = (shifts - min_shift).clamp(min=0)[:, None]
+    residual = rhs @ inverse
+    solution, direction = torch.zeros_like(residual), residual.clone()
+    residual2 = initial2 = residual.square().sum(1)
     for _ in range(len(matrix)):
-        image = torch.addcmul(search, excess, search @ inverse)
-        stiff = (search * image).sum(1)
-        length = torch.where(stiff > 0, square / stiff, 0.0)[:, None]
-        solved.addcmul_(length, search)
-        left.addcmul_(length, image, value=-1)
-        fresh = left.square().sum(1)
-        if bool((fresh <= CG_TOL**2 * first).all()):
+        product = torch.addcmul(direction, excess, direction @ inverse)
+        quadratic_form = (direction * product).sum(1)
+        step = torch.where(quadratic_form > 0, residual2 / quadratic_form, 0.0)[:, None]
+        solution.addcmul_(step, direction)
+        residual.addcmul_(step, product, value=-1)
+        new_residual2 = residual.square().sum(1)
+        if bool((new_residual2 <= CG_TOL**2 * initial2).all()):
             break
-        ratio = torch.where(square > 0, fresh / square, 0.0)
-        search, square = torch.addcmul(left, ratio[:, None], search), fresh
-    return solved
+        ratio = torch.where(residual2 > 0, new_residual2 / residual2, 0.0)
+        direction, residual2 = (
+            torch.addcmul(residual, ratio[:, None], direction),
+            new_residual2,
+        )
+    return solution
 
 
 def logistic(
     x: Tensor, marks: Tensor, weight: Tensor, c: float = 0.1
 ) -> tuple[Tensor, tuple[UncertifiedFit, ...]]:
-    """Penalised logistic directions, all concepts of the same rows in one solve.
+    """Penalized logistic directions, all concepts of the same rows in one solve.
 
-    Columns are standardised over the rows in use, classes weigh the same.
+    Columns are standardized over the rows in use; classes have equal weight.
 
     Returns:
-        The directions, and those that are not certified to be at their optimum: the
-        label vector is the concept.
+        The directions, and the uncertified fits, whose label index is the concept.
     """
-    lost: list[UncertifiedFit] = []
-    out = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
+    uncertified: list[UncertifiedFit] = []
+    directions = torch.zeros(len(marks), x.shape[1], dtype=x.dtype, device=x.device)
     options = LogisticOptions(C=c, balanced=True, standardize="all")
-    for chosen, rows in _group_by_rows(marks, weight):
-        part, base = x[rows], weight[rows]
-        codes = (marks[chosen][:, rows] == 1).long()
-        found = _shared_preconditioner(part, codes, base, options)
-        if found is None:
-            found, left = _exact_factors(part, codes, base, options)
-            lost += [replace(fit, fold=None, label=chosen[fit.label]) for fit in left]
-        out[chosen] = found
-    return out, tuple(lost)
+    for concepts, rows in _group_by_rows(marks, weight):
+        chunk, chunk_weight = x[rows], weight[rows]
+        codes = (marks[concepts][:, rows] == 1).long()
+        fitted = _shared_preconditioner(chunk, codes, chunk_weight, options)
+        if fitted is None:
+            fitted, fits = _exact_factors(chunk, codes, chunk_weight, options)
+            uncertified += [
+                replace(fit, fold=None, label=concepts[fit.label]) for fit in fits
+            ]
+        directions[concepts] = fitted
+    return directions, tuple(uncertified)
 
 
 def _shared_preconditioner(
-    x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions
+    x: Tensor, codes: Tensor, weight: Tensor, options: LogisticOptions
 ) -> Tensor | None:
-    """All concepts on one rough metric; None where one is not certified.
+    """All concepts on one approximate preconditioner; None if one is not certified.
 
-    A factor that is exact for one concept is poor for all others, and finding it
-    costs more than all of their fits.
+    A factor that is exact for one concept is poor for the others, and costs more than all of the
+    fits.
     """
-    scale = column_std(x, base)
+    scale = column_std(x, weight)
     rows = (x - x.mean(0)) / scale
-    loss = Loss(one_hot(codes, 2), row_weights(codes, 2, base[None], options))
-    point, _, certificate = fit_primal(rows, loss, TOL[torch.float64], Work())
-    # ``not`` of the good ones: what is no number is none of them.
+    loss = Loss(one_hot(codes, 2), row_weights(codes, 2, weight[None], options))
+    params, _, certificate = fit_primal(rows, loss, TOL[torch.float64], Work())
+    # Negated so that NaN counts as uncertified.
     if not bool((certificate <= ACCEPTED_TOL[torch.float64]).all()):
         return None
-    return point[:, :-1] / scale
+    return params[:, :-1] / scale
 
 
 def _exact_factors(
-    x: Tensor, codes: Tensor, base: Tensor, options: LogisticOptions
+    x: Tensor, codes: Tensor, weight: Tensor, options: LogisticOptions
 ) -> tuple[Tensor, tuple[UncertifiedFit, ...]]:
-    """The same on factors that are exact, and what is not certified of it."""
-    everything = np.ones((1, len(x)), dtype=bool)
-    folds = Folds(everything, ~everything, "all rows")
-    fit = crossfit(x, codes, 2, folds, options, sample_weight=base, coefficients=True)
+    """The same on exact factors, and the uncertified fits."""
+    all_rows = np.ones((1, len(x)), dtype=bool)
+    folds = Folds(all_rows, ~all_rows, "all rows")
+    fit = crossfit(x, codes, 2, folds, options, sample_weight=weight, coefficients=True)
     assert fit.coef is not None
     return fit.coef[:, 0, 0].to(x), fit.uncertified
 
 
 def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Tensor:
-    """First principal direction of differences between paired rows.
+    """First principal component of the differences between paired rows.
 
-    Differences are not centred, which is what pairs in random order amount to.
+    Differences are not centered, which is equivalent to pairs in random order.
 
     Args:
         x: (row, d).
@@ -212,64 +221,68 @@ def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Ten
 
     Source: the reading vectors of representation engineering, arXiv 2310.01405.
     """
-    out = torch.zeros(len(pairs), x.shape[1], dtype=x.dtype, device=x.device)
-    sizes = {len(each) for each in pairs}
-    for size in sizes:
-        chosen = [place for place, each in enumerate(pairs) if len(each) == size]
-        index = torch.as_tensor(
-            np.stack([pairs[place] for place in chosen]), device=x.device
+    directions = torch.zeros(len(pairs), x.shape[1], dtype=x.dtype, device=x.device)
+    pair_counts = {len(each) for each in pairs}
+    for size in pair_counts:
+        concepts = [concept for concept, each in enumerate(pairs) if len(each) == size]
+        idx = torch.as_tensor(
+            np.stack([pairs[concept] for concept in concepts]), device=x.device
         )
-        scale = (weight[index[..., 0]] * weight[index[..., 1]]).sqrt()
-        delta = (x[index[..., 0]] - x[index[..., 1]]) * scale[..., None]
+        pair_weight = (weight[idx[..., 0]] * weight[idx[..., 1]]).sqrt()
+        differences = (x[idx[..., 0]] - x[idx[..., 1]]) * pair_weight[..., None]
         if size <= x.shape[1]:
-            _, basis = torch.linalg.eigh(delta @ delta.transpose(1, 2))
-            top = torch.einsum("cm,cmd->cd", basis[..., -1], delta)
+            _, basis = torch.linalg.eigh(differences @ differences.transpose(1, 2))
+            top = torch.einsum("cm,cmd->cd", basis[..., -1], differences)
         else:
-            _, basis = torch.linalg.eigh(delta.transpose(1, 2) @ delta)
+            _, basis = torch.linalg.eigh(differences.transpose(1, 2) @ differences)
             top = basis[..., -1]
-        towards = torch.einsum("cmd,cd->c", delta, top)
-        out[chosen] = top * torch.where(towards < 0, -1.0, 1.0)[:, None]
-    return out
+        mean_projection = torch.einsum("cmd,cd->c", differences, top)
+        directions[concepts] = (
+            top * torch.where(mean_projection < 0, -1.0, 1.0)[:, None]
+        )
+    return directions
 
 
 def draw_pairs(
     marks: NDArray[np.int8], kinds: NDArray[np.int64], rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """A row that does not show the concept for each that does, of its kind if it can.
+    """Pair each row that shows a concept with one that does not, of its kind if possible.
 
     Args:
         marks: (concept, row) 1, 0 or -1.
         kinds: (row,) kind of each row, such as its template.
-        rng: Deals.
+        rng: Draws the pairs.
     """
-    dealt = []
+    drawn = []
     for row in marks:
-        others = rng.permutation(np.flatnonzero(row == 0))
-        by_kind = {kind: others[kinds[others] == kind] for kind in np.unique(kinds)}
+        negatives = rng.permutation(np.flatnonzero(row == 0))
+        by_kind = {
+            kind: negatives[kinds[negatives] == kind] for kind in np.unique(kinds)
+        }
         taken = dict.fromkeys(by_kind, 0)
         pairs = []
         for positive in np.flatnonzero(row == 1):
             kind = kinds[positive]
-            pool = by_kind[kind] if len(by_kind[kind]) else others
+            pool = by_kind[kind] if len(by_kind[kind]) else negatives
             pairs.append((positive, pool[taken[kind] % len(pool)]))
             taken[kind] += 1
-        dealt.append(np.array(pairs))
-    return dealt
+        drawn.append(np.array(pairs))
+    return drawn
 
 
 def mean_weights(member: Tensor, weight: Tensor) -> Tensor:
-    """(concept, row) weights of a mean over the rows of each concept."""
-    share = member * weight
-    total = share.sum(1, keepdim=True)
+    """(concept, row) weights that average the rows of each concept."""
+    weighted = member * weight
+    total = weighted.sum(1, keepdim=True)
     if bool((total <= 0).any()):
-        raise RowsError("a concept has no positive or no negative row of any weight")
-    return share / total
+        raise RowsError("a concept has no positive or no negative row with weight")
+    return weighted / total
 
 
 def _group_by_rows(marks: Tensor, weight: Tensor) -> list[tuple[list[int], Tensor]]:
-    """Concepts that are marked on the same rows, and those rows."""
-    used = (marks >= 0) & (weight > 0)
-    together: dict[bytes, list[int]] = {}
-    for place, row in enumerate(used.cpu().numpy()):
-        together.setdefault(row.tobytes(), []).append(place)
-    return [(chosen, used[chosen[0]]) for chosen in together.values()]
+    """Groups of concepts that are marked on the same rows, and those rows."""
+    is_used = (marks >= 0) & (weight > 0)
+    groups: dict[bytes, list[int]] = {}
+    for concept, row in enumerate(is_used.cpu().numpy()):
+        groups.setdefault(row.tobytes(), []).append(concept)
+    return [(concepts, is_used[concepts[0]]) for concepts in groups.values()]

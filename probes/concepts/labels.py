@@ -1,4 +1,4 @@
-"""Which rows show a concept, which do not, and which say nothing of it."""
+"""Concepts as marks on rows: shown, not shown, or unknown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from probes.splits.nulls import permuted_labels
 
 @dataclass(frozen=True)
 class Concepts:
-    """Rows marked for several concepts at once.
+    """Rows marked for several concepts.
 
     Attributes:
         names: (concept,) unique names.
-        marks: (concept, row) 1 where a row shows the concept, 0 where it does not, -1
-            where it says nothing of it.
+        marks: (concept, row) 1 if the row shows the concept, 0 if not, -1 if unknown.
     """
 
     names: tuple[str, ...]
@@ -36,8 +35,8 @@ class Concepts:
             raise InputError("concepts need names, each once", got=str(self.names[:5]))
         if not np.isin(self.marks, (-1, 0, 1)).all():
             raise InputError(
-                "marks hold something else",
-                expected="1 (shows it), 0 (does not), -1 (says nothing)",
+                "marks have unknown values",
+                expected="1 (shows it), 0 (does not), -1 (unknown)",
                 got=str(np.unique(self.marks)[:5].tolist()),
             )
         for name, row in zip(self.names, self.marks, strict=True):
@@ -58,32 +57,20 @@ class Concepts:
     def __len__(self) -> int:
         return len(self.names)
 
-    def restrict_to(self, rows: NDArray[np.bool_]) -> "Concepts":
-        """The same concepts with every other row's mark taken away.
-
-        Raises:
-            InputError: a concept is left without positive or negative rows.
-        """
-        return Concepts(self.names, np.where(rows, self.marks, -1).astype(np.int8))
-
 
 def concepts_of(
-    labels: ArrayLike | Mapping[str, ArrayLike],
-    *,
-    within: ArrayLike | None = None,
+    labels: ArrayLike | Mapping[str, ArrayLike], *, within: ArrayLike | None = None
 ) -> Concepts:
     """Concepts from one label a row, or from named marks.
 
     Args:
-        labels: (row,) one label a row: each label becomes a concept, whose negatives
-            are all rows of other labels. Or a mapping from name to (row,) marks, of
-            booleans or of 1, 0 and -1.
-        within: (row,) kind of each row, such as its relation: a label's negatives are
-            then rows of the same kind alone, its siblings. A label belongs to one
-            kind.
+        labels: (row,) one label a row; each label becomes a concept, with all rows of other labels
+            as negatives. Or a mapping from name to (row,) marks, of booleans or of 1, 0 and -1.
+        within: (row,) kind of each row, such as its relation; the negatives of a label are then the
+            rows of the same kind with other labels. A label belongs to one kind.
 
     Raises:
-        InputError: a concept without positive or negative rows, or one of two kinds.
+        InputError: a concept without positive or negative rows, or with two kinds.
     """
     if isinstance(labels, Mapping):
         marks = [np.asarray(row).astype(np.int8) for row in labels.values()]
@@ -91,57 +78,57 @@ def concepts_of(
             raise InputError("concepts are marked on different numbers of rows")
         table = np.stack(marks) if marks else np.zeros((0, 0), np.int8)
         return Concepts(tuple(labels), table)
-    own = np.asarray(labels)
-    if own.ndim != 1:
-        raise InputError("labels must be one a row", got=f"shape {own.shape}")
-    values = np.unique(own)
-    marks = (own == values[:, None]).astype(np.int8)
+    row_labels = np.asarray(labels)
+    if row_labels.ndim != 1:
+        raise InputError("labels must be one a row", got=f"shape {row_labels.shape}")
+    values = np.unique(row_labels)
+    marks = (row_labels == values[:, None]).astype(np.int8)
     if within is not None:
-        kinds = group_codes(within, len(own))
-        for place, row in enumerate(marks):
-            mine = np.unique(kinds[row == 1])
-            if len(mine) > 1:
+        kinds = group_codes(within, len(row_labels))
+        for i_label, row in enumerate(marks):
+            label_kinds = np.unique(kinds[row == 1])
+            if len(label_kinds) > 1:
                 raise InputError(
-                    f"label {str(values[place])!r} belongs to more than one kind",
+                    f"label {str(values[i_label])!r} belongs to more than one kind",
                     expected="labels that name their kind",
                     fix="Put the kind into the label",
                 )
-            row[kinds != mine[0]] = -1
+            row[kinds != label_kinds[0]] = -1
     return Concepts(tuple(str(value) for value in values), marks)
 
 
 def crossed_folds(
     subjects: ArrayLike, templates: ArrayLike, folds: tuple[int, int], seed: int = 0
 ) -> Folds:
-    """Folds whose test rows share neither subject nor template with their own fit.
+    """Folds whose test rows share neither subject nor template with their training rows.
 
-    Each pair of a subject part and a template part is tested once; rows that share
-    one of the two with the test rows are left out of that fold's fit.
+    Each pair of a subject part and a template part is tested once; rows that share only one of the
+    two with the test rows are left out of training.
 
     Args:
-        subjects: (row,) who each row is about.
-        templates: (row,) in which words.
-        folds: Parts the subjects and the templates are dealt into.
-        seed: Of the deal.
+        subjects: (row,) subject of each row.
+        templates: (row,) template of each row.
+        folds: Number of parts of the subjects and of the templates.
+        seed: Seed of the parts.
 
     Raises:
         InputError: more parts than subjects or templates.
     """
     n = len(np.asarray(subjects))
-    even = np.zeros(n, dtype=int)
+    no_labels = np.zeros(n, dtype=int)
     parts = [
-        k_fold(group_codes(each, n), even, count, seed).test
-        for each, count in zip((subjects, templates), folds, strict=True)
+        k_fold(group_codes(codes, n), no_labels, count, seed).test
+        for codes, count in zip((subjects, templates), folds, strict=True)
     ]
     train, test = [], []
-    for one in parts[0]:
-        for other in parts[1]:
-            test.append(one & other)
-            train.append(~one & ~other)
-    kept = [place for place, rows in enumerate(test) if rows.any()]
+    for subject_part in parts[0]:
+        for template_part in parts[1]:
+            test.append(subject_part & template_part)
+            train.append(~subject_part & ~template_part)
+    nonempty = [fold for fold, rows in enumerate(test) if rows.any()]
     return Folds(
-        np.stack([train[place] for place in kept]),
-        np.stack([test[place] for place in kept]),
+        np.stack([train[fold] for fold in nonempty]),
+        np.stack([test[fold] for fold in nonempty]),
         f"{folds[0]} x {folds[1]} folds of subjects and templates",
     )
 
@@ -152,33 +139,33 @@ def random_concepts(
     count: int,
     seed: int = 0,
 ) -> Concepts:
-    """Concepts that mean nothing: a concept's marks dealt anew.
+    """Uninformative concepts: permutations of a concept's marks.
 
-    Where every group (entity) has one mark, groups exchange theirs whole. Rows that
-    say nothing of the concept go on saying nothing.
+    If every group (entity) has a single mark, marks are permuted among groups. Unknown rows stay
+    unknown.
 
     Args:
-        concept: (row,) marks to imitate.
+        concept: (row,) marks to permute.
         groups: (row,) entity of each row, or None.
-        count: How many.
-        seed: Of the deals.
+        count: Number of concepts.
+        seed: Seed of the permutations.
     """
     marks = np.asarray(concept, dtype=np.int8)
-    used = marks >= 0
-    codes = marks[used].astype(np.int64)
-    whole = Folds(
+    is_marked = marks >= 0
+    codes = marks[is_marked].astype(np.int64)
+    one_fold = Folds(
         np.ones((1, len(codes)), dtype=bool),
         np.zeros((1, len(codes)), dtype=bool),
         "all rows",
     )
-    own = None if groups is None else np.asarray(groups)[used]
-    dealt = permuted_labels(
+    marked_groups = None if groups is None else np.asarray(groups)[is_marked]
+    permuted = permuted_labels(
         codes,
-        group_codes(own, len(codes)),
-        whole,
+        group_codes(marked_groups, len(codes)),
+        one_fold,
         count,
         numpy_rng(seed, "random concepts"),
     )
     table = np.full((count, len(marks)), -1, dtype=np.int8)
-    table[:, used] = dealt
+    table[:, is_marked] = permuted
     return Concepts(tuple(f"random {number}" for number in range(count)), table)

@@ -1,4 +1,4 @@
-"""How good concept vectors are: read out of sample, stable, and of one concept."""
+"""Quality of concept vectors: held-out separability, stability and specificity."""
 
 from dataclasses import dataclass, replace
 
@@ -24,18 +24,18 @@ from probes.sweeps.site_source import SiteStore
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Separability:
-    """How well rows are told apart by vectors that were fitted without them.
+    """How well held-out rows separate along concept vectors.
 
     Attributes:
         sites: (site,) names.
         concepts: (concept,) names.
         auc: (site, concept) area under the ROC curve, held-out rows; chance is 0.5.
-        effect: (site, concept) Cohen's d of held-out rows: difference of means over
-            the pooled standard deviation.
+        effect: (site, concept) Cohen's d of held-out rows: difference of means over the pooled
+            standard deviation.
         effect_interval: (site, concept, 2) 95 % bootstrap interval over groups.
-        siblings: (site, concept, concept) how often the vector of the first places a
-            row of the first above a row of the second; 0.5 says that it does not tell
-            the two apart. NaN where no row shows the second alone.
+        siblings: (site, concept, concept) probability that the vector of the first concept ranks a
+            row of the first above a row of the second; 0.5 means that it does not distinguish the
+            two. NaN if no row shows only the second.
         uncertified: Logistic fits that are not certified to be at their optimum.
     """
 
@@ -49,14 +49,14 @@ class Separability:
 
     @property
     def specificity(self) -> NDArray[np.float64]:
-        """(site, concept) ``siblings`` for the sibling hardest to tell apart."""
+        """(site, concept) ``siblings`` for the sibling hardest to distinguish."""
         table = self.siblings.copy()
-        each = np.arange(len(self.concepts))
-        table[:, each, each] = np.nan
-        out = np.full(self.auc.shape, np.nan)
-        some = ~np.isnan(table).all(2)
-        out[some] = np.nanmin(table[some], axis=1)
-        return out
+        diagonal = np.arange(len(self.concepts))
+        table[:, diagonal, diagonal] = np.nan
+        hardest = np.full(self.auc.shape, np.nan)
+        has_siblings = ~np.isnan(table).all(2)
+        hardest[has_siblings] = np.nanmin(table[has_siblings], axis=1)
+        return hardest
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept."""
@@ -87,19 +87,18 @@ def held_out_scores(
 
     Args:
         activations: As for ``concept_vectors``.
-        concepts: Which rows show what.
-        folds: Who is left out together; see also ``crossed_folds``.
+        concepts: Marks.
+        folds: Training and test rows; see also ``crossed_folds``.
         method: As for ``concept_vectors``.
         kinds: As for ``concept_vectors``.
-        progress: Shows one unit a fold.
+        progress: One unit a fold.
 
     Returns:
-        Names of the sites; (site, concept, row) scores as ``ConceptVectors.scores``
-        gives them, NaN where no fold scores a row, or its fit had no row with or none
-        without the concept; and fits that are not certified to be at their optimum.
+        Names of the sites; (site, concept, row) scores as from ``ConceptVectors.scores``, NaN if no
+        fold scores a row or its training rows lack one of the two marks; and the uncertified fits.
 
     Raises:
-        InputError: as ``concept_vectors``; or folds of other rows.
+        InputError: as ``concept_vectors``, or folds of other rows.
     """
     if folds.n_rows != concepts.n_rows:
         raise InputError(
@@ -109,31 +108,36 @@ def held_out_scores(
         )
     names: tuple[str, ...] = ()
     uncertified: list[UncertifiedFit] = []
-    out = np.zeros((0, len(concepts), concepts.n_rows))
+    all_scores = np.zeros((0, len(concepts), concepts.n_rows))
     with progress.task("held-out concept scores", len(folds)) as advance:
         pairs = zip(folds.train, folds.test, strict=True)
         for fold, (train, test) in enumerate(pairs):
             marks = np.where(train, concepts.marks, -1).astype(np.int8)
-            fit = (marks == 1).any(1) & (marks == 0).any(1)
-            if fit.any():
-                chosen = np.flatnonzero(fit)
-                part = Concepts(tuple(concepts.names[i] for i in chosen), marks[chosen])
+            can_fit = (marks == 1).any(1) & (marks == 0).any(1)
+            if can_fit.any():
+                fitted = np.flatnonzero(can_fit)
+                fold_concepts = Concepts(
+                    tuple(concepts.names[i] for i in fitted), marks[fitted]
+                )
                 with suppress_warnings():
-                    found = concept_vectors(activations, part, method, kinds=kinds)
-                uncertified += [replace(fit, fold=fold) for fit in found.uncertified]
+                    fold_vectors = concept_vectors(
+                        activations, fold_concepts, method, kinds=kinds
+                    )
+                uncertified += [
+                    replace(can_fit, fold=fold) for can_fit in fold_vectors.uncertified
+                ]
                 if not names:
-                    names = found.sites
-                    out = np.full((len(names), *concepts.marks.shape), np.nan)
-                scores = found.scores(activations)
+                    names = fold_vectors.sites
+                    all_scores = np.full((len(names), *concepts.marks.shape), np.nan)
+                scores = fold_vectors.scores(activations)
                 rows = np.flatnonzero(test)
-                out[:, chosen[:, None], rows] = scores[:, :, rows]
+                all_scores[:, fitted[:, None], rows] = scores[:, :, rows]
             advance(1)
     if not names:
         raise InputError(
-            "no fold has rows with and without any concept to fit on",
-            fix="Use fewer folds",
+            "no fold trains on rows with and without any concept", fix="Use fewer folds"
         )
-    return names, out, tuple(uncertified)
+    return names, all_scores, tuple(uncertified)
 
 
 def separability(
@@ -148,21 +152,21 @@ def separability(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Separability:
-    """Out-of-sample skill of concept vectors, and whether it is of one concept alone.
+    """Held-out skill of concept vectors, and whether they are specific to one concept.
 
-    In-sample effect sizes are large even for noise where there are more columns than
-    rows, so only rows that a fit has not seen are counted.
+    With more columns than rows, in-sample effect sizes are large even for noise, so only held-out
+    rows are counted.
 
     Args:
         activations: As for ``concept_vectors``.
-        concepts: Which rows show what.
-        folds: Who is left out together; see also ``crossed_folds``.
+        concepts: Marks.
+        folds: Training and test rows; see also ``crossed_folds``.
         method: As for ``concept_vectors``.
-        groups: (row,) entity of each row, drawn whole by the bootstrap.
+        groups: (row,) entity of each row; the bootstrap draws whole entities.
         kinds: As for ``concept_vectors``.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
-        progress: Shows one unit a fold.
+        draws: Bootstrap draws.
+        seed: Seed of the bootstrap.
+        progress: One unit a fold.
 
     Raises:
         InputError: as ``held_out_scores``.
@@ -174,29 +178,35 @@ def separability(
         activations, concepts, folds, method, kinds=kinds, progress=progress
     )
     warn_uncertified(uncertified)
-    entity = group_codes(groups, concepts.n_rows)
-    weights = cluster_bootstrap_weights(entity, draws, numpy_rng(seed, "separability"))
+    entities = group_codes(groups, concepts.n_rows)
+    weights = cluster_bootstrap_weights(
+        entities, draws, numpy_rng(seed, "separability")
+    )
     shape = scores.shape[:2]
     auc, effect = np.full(shape, np.nan), np.full(shape, np.nan)
     interval = np.full((*shape, 2), np.nan)
     siblings = np.full((*shape, shape[1]), np.nan)
     for site, table in enumerate(scores):
         for concept, values in enumerate(table):
-            seen = ~np.isnan(values)
-            own = seen & (concepts.marks[concept] == 1)
-            rest = seen & (concepts.marks[concept] == 0)
-            if not own.any() or not rest.any():
+            is_scored = ~np.isnan(values)
+            positive = is_scored & (concepts.marks[concept] == 1)
+            negative = is_scored & (concepts.marks[concept] == 0)
+            if not positive.any() or not negative.any():
                 continue
-            above = _share_above(values, own)
-            auc[site, concept] = above[rest].mean()
-            once = np.ones((1, len(values)))
-            effect[site, concept] = _cohen(values, own, rest, once)[0]
-            drawn = _cohen(values, own, rest, weights)
-            interval[site, concept] = np.nanquantile(drawn, [0.025, 0.975])
-            others = (concepts.marks == 1) & ~(concepts.marks[concept] == 1) & seen
-            count = others.sum(1)
+            share_above = _share_above(values, positive)
+            auc[site, concept] = share_above[negative].mean()
+            unit_weight = np.ones((1, len(values)))
+            effect[site, concept] = _cohen(values, positive, negative, unit_weight)[0]
+            bootstrap = _cohen(values, positive, negative, weights)
+            interval[site, concept] = np.nanquantile(bootstrap, [0.025, 0.975])
+            sibling_rows = (
+                (concepts.marks == 1) & ~(concepts.marks[concept] == 1) & is_scored
+            )
+            n_rows = sibling_rows.sum(1)
             with np.errstate(invalid="ignore"):
-                siblings[site, concept] = others @ np.nan_to_num(above) / count
+                siblings[site, concept] = (
+                    sibling_rows @ np.nan_to_num(share_above) / n_rows
+                )
             siblings[site, concept, concept] = 0.5
     return Separability(
         names, concepts.names, auc, effect, interval, siblings, uncertified
@@ -214,64 +224,63 @@ def stability(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> NDArray[np.float64]:
-    """(site, concept) mean cosine of vectors fitted on bootstraps of whole groups.
+    """(site, concept) mean cosine between vectors of all rows and of bootstrap draws.
 
-    The cosine is with the vector of all rows. Draws in which a concept has no row
-    left are drawn again for all, so that the draws stay one experiment.
+    Draws take whole groups. A draw that leaves a concept without rows is repeated for all concepts,
+    so that each draw is one experiment.
 
     Args:
         activations: As for ``concept_vectors``.
-        concepts: Which rows show what.
+        concepts: Marks.
         method: As for ``concept_vectors``.
         groups: (row,) entity of each row.
         kinds: As for ``concept_vectors``.
-        draws: Bootstraps.
-        seed: Of the bootstraps.
-        progress: Shows one unit a draw.
+        draws: Bootstrap draws.
+        seed: Seed of the bootstrap.
+        progress: One unit a draw.
 
     Raises:
-        InputError: as ``concept_vectors``; or nearly no draw leaves every concept
-            with rows.
+        InputError: as ``concept_vectors``, or nearly every draw leaves a concept without rows.
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
     """
     with suppress_warnings():
-        whole = concept_vectors(activations, concepts, method, kinds=kinds)
-    uncertified = list(whole.uncertified)
-    entity = group_codes(groups, concepts.n_rows)
+        full = concept_vectors(activations, concepts, method, kinds=kinds)
+    uncertified = list(full.uncertified)
+    entities = group_codes(groups, concepts.n_rows)
     rng = numpy_rng(seed, "stability")
-    total = np.zeros(whole.gap.shape)
+    total = np.zeros(full.gap.shape)
     with progress.task("bootstraps", draws) as advance:
         for draw in range(draws):
             for _ in range(200):
-                weight = cluster_bootstrap_weights(entity, 1, rng)[0]
-                left = [(concepts.marks == value) @ weight for value in (0, 1)]
-                if min(each.min() for each in left) > 0:
+                weight = cluster_bootstrap_weights(entities, 1, rng)[0]
+                class_weights = [(concepts.marks == value) @ weight for value in (0, 1)]
+                if min(each.min() for each in class_weights) > 0:
                     break
             else:
                 raise InputError(
-                    "bootstraps leave concepts without rows",
+                    "bootstrap draws leave concepts without rows",
                     expected="several groups with and without each concept",
                     fix="Leave out concepts of a single group",
                 )
             with suppress_warnings():
-                found = concept_vectors(
+                drawn = concept_vectors(
                     activations, concepts, method, kinds=kinds, weight=weight
                 )
             named = f"bootstrap {draw}"
-            uncertified += [replace(fit, inner=named) for fit in found.uncertified]
-            total += (found.vectors * whole.vectors).sum(2)
+            uncertified += [replace(fit, inner=named) for fit in drawn.uncertified]
+            total += (drawn.vectors * full.vectors).sum(2)
             advance(1)
     warn_uncertified(uncertified)
     return total / draws
 
 
 def alignment(first: ConceptVectors, second: ConceptVectors) -> NDArray[np.float64]:
-    """(site, concept) cosine between the same concepts' vectors, of two models say.
+    """(site, concept) cosine between vectors of the same concepts, such as of two models.
 
     Raises:
-        InputError: other concepts, sites or widths.
+        InputError: different concepts, sites or widths.
     """
     if first.concepts != second.concepts or first.vectors.shape != second.vectors.shape:
         raise InputError(
@@ -282,21 +291,24 @@ def alignment(first: ConceptVectors, second: ConceptVectors) -> NDArray[np.float
     return (first.vectors * second.vectors).sum(2)
 
 
-def _share_above(values: NDArray, own: NDArray[np.bool_]) -> NDArray:
-    """(row,) share of the ``own`` rows that lie above each row, ties counting half."""
-    ordered = np.sort(values[own])
+def _share_above(values: NDArray, positive: NDArray[np.bool_]) -> NDArray:
+    """(row,) share of the ``positive`` rows above each row; ties count one half."""
+    ordered = np.sort(values[positive])
     not_above = np.searchsorted(ordered, values, side="right")
     below = np.searchsorted(ordered, values, side="left")
     return 1 - (not_above + below) / (2 * len(ordered))
 
 
 def _cohen(
-    values: NDArray, own: NDArray[np.bool_], rest: NDArray[np.bool_], weights: NDArray
+    values: NDArray,
+    positive: NDArray[np.bool_],
+    negative: NDArray[np.bool_],
+    weights: NDArray,
 ) -> NDArray:
-    """(draw,) Cohen's d under row weights; NaN where a side has one row or none."""
+    """(draw,) Cohen's d under row weights; NaN if a side has at most one row."""
     safe = np.nan_to_num(values)
     parts = []
-    for rows in (own, rest):
+    for rows in (positive, negative):
         w = weights * rows
         total = w.sum(1)
         with np.errstate(invalid="ignore", divide="ignore"):

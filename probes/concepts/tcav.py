@@ -1,4 +1,4 @@
-"""Do concept vectors matter to an output, and did they move between checkpoints?"""
+"""TCAV sensitivity of an output to concepts, and concept shifts between checkpoints."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,16 @@ from probes.sweeps.site_source import SiteStore, open_source
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TcavScores:
-    """Sensitivity of an output to concepts, against concepts that mean nothing.
+    """Sensitivity of an output to concepts, with random concepts as the null.
 
     Attributes:
-        score: (site, concept) share of rows whose output would rise if the
-            activation moved towards the concept; 0.5 says that it does not matter.
+        sites: (site,) names.
+        concepts: (concept,) names.
+        score: (site, concept) share of rows whose output would increase if the activation moved
+            towards the concept; 0.5 means no effect.
         random: (site, draw) the same for random concepts.
-        p_value: (concept,) two-sided: does the score lie farther from one half at
-            some site than random concepts do at theirs?
+        p_value: (concept,) two-sided: the score's largest distance from one half over sites,
+            against that of random concepts.
     """
 
     sites: tuple[str, ...]
@@ -38,16 +40,16 @@ def tcav(
     vectors: ConceptVectors,
     random: ConceptVectors,
 ) -> TcavScores:
-    """TCAV scores of all concepts, and the test against random concepts.
+    """TCAV scores of all concepts, with a permutation test against random concepts.
 
-    The paper runs a t-test over vectors that share their positive rows; those are
-    not independent. Here the score's distance from one half, the largest over sites,
-    takes its rank among that of random concepts fitted in the same way, which holds
-    whatever the dependence. Over concepts it is not corrected.
+    The paper runs a t-test over vectors that share their positive rows and are therefore dependent.
+    Here the largest distance from one half over sites is ranked among that of random concepts
+    fitted in the same way, which is valid under any dependence. It is not corrected for the number
+    of concepts.
 
     Args:
-        gradients: (site, row, d) of an output, such as an answer's logit, by the
-            activations of rows at the sites of the vectors.
+        gradients: (site, row, d) of an output, such as an answer's logit, by the activations at the
+            sites of the vectors.
         vectors: Of the concepts.
         random: Of random concepts on the same rows (``random_concepts``).
 
@@ -64,23 +66,25 @@ def tcav(
             expected=f"{len(score)} sites",
             got=str(len(null)),
         )
-    far, by_luck = (np.abs(each - 0.5).max(0) for each in (score, null))
-    beyond = (by_luck[None] >= far[:, None] - 1e-12).sum(1)
-    p_value = (1 + beyond) / (1 + len(by_luck))
+    distance, null_distance = (np.abs(table - 0.5).max(0) for table in (score, null))
+    n_exceeding = (null_distance[None] >= distance[:, None] - 1e-12).sum(1)
+    p_value = (1 + n_exceeding) / (1 + len(null_distance))
     return TcavScores(vectors.sites, vectors.concepts, score, null, p_value)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ConceptShifts:
-    """How the rows of each concept moved between two checkpoints, others' motion off.
+    """How far the rows of each concept moved between two checkpoints, relative to other rows.
 
     Attributes:
-        vectors: (site, concept, d) mean shift of rows that show the concept less that
-            of rows that do not, in activation units.
-        size: (site, concept) its length over the root mean square distance of the
-            first checkpoint's rows from their mean.
-        p_value: (concept,) is it longer at some site than after the concept's marks
-            were dealt anew among groups?
+        sites: (site,) names.
+        concepts: (concept,) names.
+        vectors: (site, concept, d) mean shift of rows that show the concept minus that of rows that
+            do not, in activation units.
+        size: (site, concept) its norm over the root mean square distance of the first checkpoint's
+            rows from their mean.
+        p_value: (concept,) permutation p-value of the largest size over sites, with the concept's
+            marks permuted among groups.
     """
 
     sites: tuple[str, ...]
@@ -99,16 +103,16 @@ def shift_vectors(
     draws: int = 200,
     seed: int = 0,
 ) -> ConceptShifts:
-    """What a change of weights did to the rows of each concept, beyond all others.
+    """Shift of each concept's rows between two checkpoints, beyond that of all other rows.
 
     Args:
         before: (site, row, d) of the first checkpoint.
         after: The same rows in the second.
-        concepts: Which rows show what.
-        groups: (row,) entity of each row; marks are exchanged by whole groups where
-            every group has one.
+        concepts: Marks.
+        groups: (row,) entity of each row; marks are permuted among whole groups if every group has
+            one.
         draws: Permutations.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
 
     Raises:
         InputError: the two differ in sites, rows or width.
@@ -122,50 +126,54 @@ def shift_vectors(
             expected=f"{len(first.names)} sites of {concepts.n_rows} rows",
             got=f"{len(second.names)} sites of {second.n_rows} rows",
         )
-    entity = group_codes(groups, concepts.n_rows)
+    entities = group_codes(groups, concepts.n_rows)
     weights = [_mean_difference_weights(concepts.marks)]
-    for place, marks in enumerate(concepts.marks):
-        seed_of = int(numpy_rng(seed, "shifts", concepts.names[place]).integers(2**31))
+    for concept, marks in enumerate(concepts.marks):
+        concept_seed = int(
+            numpy_rng(seed, "shifts", concepts.names[concept]).integers(2**31)
+        )
         weights.append(
             _mean_difference_weights(
-                random_concepts(marks, entity, draws, seed_of).marks
+                random_concepts(marks, entities, draws, concept_seed).marks
             )
         )
-    table = np.concatenate(weights)
-    count = len(concepts)
-    vectors, size, lengths = [], [], []
-    for old, new in zip(first.names, second.names, strict=True):
+    all_weights = np.concatenate(weights)
+    n_concepts = len(concepts)
+    vectors, relative_norm, null_norms = [], [], []
+    for first_name, second_name in zip(first.names, second.names, strict=True):
         x, y = (
             source.read(name, None).cpu().numpy()
-            for source, name in ((first, old), (second, new))
+            for source, name in ((first, first_name), (second, second_name))
         )
         if x.shape != y.shape:
             raise InputError(
-                f"the checkpoints differ in width at {old}",
+                f"the checkpoints differ in width at {first_name}",
                 expected=str(x.shape[1]),
                 got=str(y.shape[1]),
             )
-        moved = table @ (y - x)
+        shifts = all_weights @ (y - x)
         spread = np.sqrt(((x - x.mean(0)) ** 2).sum(1).mean())
-        vectors.append(moved[:count])
-        length = np.linalg.norm(moved, axis=1) / max(spread, 1e-300)
-        size.append(length[:count])
-        lengths.append(length[count:].reshape(count, draws))
-    observed, null = np.array(size).max(0), np.array(lengths).max(0)
-    beyond = (null >= observed[:, None] * (1 - 1e-9)).sum(1)
+        vectors.append(shifts[:n_concepts])
+        norms = np.linalg.norm(shifts, axis=1) / max(spread, 1e-300)
+        relative_norm.append(norms[:n_concepts])
+        null_norms.append(norms[n_concepts:].reshape(n_concepts, draws))
+    observed, null = np.array(relative_norm).max(0), np.array(null_norms).max(0)
+    n_exceeding = (null >= observed[:, None] * (1 - 1e-9)).sum(1)
     return ConceptShifts(
         first.names,
         concepts.names,
         np.array(vectors),
-        np.array(size),
-        (1 + beyond) / (1 + draws),
+        np.array(relative_norm),
+        (1 + n_exceeding) / (1 + draws),
     )
 
 
 def _mean_difference_weights(marks: NDArray[np.int8]) -> NDArray[np.float64]:
-    """(concept, row) weights that take one mean from another."""
-    yes, no = (marks == 1).astype(float), (marks == 0).astype(float)
-    return yes / yes.sum(1, keepdims=True) - no / no.sum(1, keepdims=True)
+    """(concept, row) weights of the difference between two means."""
+    positive, negative = (marks == 1).astype(float), (marks == 0).astype(float)
+    return positive / positive.sum(1, keepdims=True) - negative / negative.sum(
+        1, keepdims=True
+    )
 
 
 def _share_positive(
@@ -175,19 +183,19 @@ def _share_positive(
     source = open_source(gradients)
     if len(source.names) != len(vectors.sites):
         raise InputError(
-            "gradients and concept vectors have other sites",
+            "gradients and concept vectors have different sites",
             expected=f"{len(vectors.sites)} sites",
             got=str(len(source.names)),
         )
     shares = []
-    for place, name in enumerate(source.names):
-        slope = source.read(name, None).cpu().numpy()
-        if slope.shape[1] != vectors.vectors.shape[2]:
+    for i_site, name in enumerate(source.names):
+        gradient = source.read(name, None).cpu().numpy()
+        if gradient.shape[1] != vectors.vectors.shape[2]:
             raise InputError(
-                f"the gradients at {name} have another width than the vectors",
+                f"gradients and vectors have different widths at {name}",
                 expected=str(vectors.vectors.shape[2]),
-                got=str(slope.shape[1]),
+                got=str(gradient.shape[1]),
             )
-        along = slope @ vectors.vectors[place].T
-        shares.append(((along > 0) + 0.5 * (along == 0)).mean(0))
+        projection = gradient @ vectors.vectors[i_site].T
+        shares.append(((projection > 0) + 0.5 * (projection == 0)).mean(0))
     return np.array(shares)

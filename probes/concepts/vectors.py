@@ -1,4 +1,4 @@
-"""Concept vectors: one direction a concept and site, for all of them at once."""
+"""Concept vectors: one direction a concept and site, fitted for all concepts at once."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,10 +28,10 @@ class ConceptVectors:
         concepts: (concept,) names.
         method: How they were fitted.
         vectors: (site, concept, d) float64, of length 1, towards the concept.
-        gap: (site, concept) how far apart the two means lie along the vector, in
-            activation units: adding ``gap`` times the vector carries the mean of the
-            rows without the concept to the mean of those with it, along it.
-        offset: (site, concept) the point halfway between the two means.
+        gap: (site, concept) distance of the two means along the vector, in activation units: adding
+            ``gap`` times the vector moves the mean of rows without the concept to that of rows with
+            it, along the vector.
+        offset: (site, concept) the midpoint between the two means along the vector.
         uncertified: Logistic fits that are not certified to be at their optimum.
     """
 
@@ -54,42 +54,41 @@ class ConceptVectors:
         """(d,) float32 unit vector of one concept at one site.
 
         Raises:
-            InputError: there is none.
+            InputError: unknown site or concept.
         """
         return torch.from_numpy(self.vectors[self._index(site, concept)]).float()
 
     def scores(self, activations: ArrayLike | Tensor | SiteStore) -> NDArray:
-        """(site, concept, row) how far a row lies towards each concept.
+        """(site, concept, row) position of each row along each concept's vector.
 
-        In units of the gap: -0.5 at the mean without the concept, 0.5 at the mean
-        with it.
+        In units of the gap: -0.5 at the mean without the concept, 0.5 at the mean with it.
 
         Raises:
-            InputError: other sites or another width than the vectors have.
+            InputError: sites or width differ from those of the vectors.
         """
         source = open_source(activations)
         if len(source.names) != len(self.sites):
             raise InputError(
-                "the activations have other sites than the concept vectors",
+                "activations and concept vectors have different sites",
                 expected=f"{len(self.sites)} sites",
                 got=str(len(source.names)),
             )
-        out = np.empty((*self.gap.shape, source.n_rows))
-        for place, name in enumerate(source.names):
+        scores = np.empty((*self.gap.shape, source.n_rows))
+        for i_site, name in enumerate(source.names):
             x = source.read(name, None)
             if x.shape[1] != self.vectors.shape[2]:
                 raise InputError(
-                    f"the activations at {name} have another width than the vectors",
+                    f"activations and vectors have different widths at {name}",
                     expected=str(self.vectors.shape[2]),
                     got=str(x.shape[1]),
                 )
-            raw = torch.from_numpy(self.vectors[place]).to(x) @ x.T
-            centred = raw.cpu().numpy() - self.offset[place, :, None]
-            gap = self.gap[place, :, None]
-            out[place] = np.divide(
-                centred, gap, out=np.zeros_like(centred), where=gap != 0
+            raw = torch.from_numpy(self.vectors[i_site]).to(x) @ x.T
+            centered = raw.cpu().numpy() - self.offset[i_site, :, None]
+            gap = self.gap[i_site, :, None]
+            scores[i_site] = np.divide(
+                centered, gap, out=np.zeros_like(centered), where=gap != 0
             )
-        return out
+        return scores
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept: names and gap."""
@@ -99,14 +98,14 @@ class ConceptVectors:
         return pd.DataFrame({"gap": self.gap.ravel()}, index=index).reset_index()
 
     def _index(self, site: str, concept: str) -> tuple[int, int]:
-        for value, among, what in (
+        for value, names, kind in (
             (site, self.sites, "site"),
             (concept, self.concepts, "concept"),
         ):
-            if value not in among:
+            if value not in names:
                 raise InputError(
-                    f"there is no vector for {what} {value!r}",
-                    expected=f"one of {', '.join(among[:6])}",
+                    f"there is no vector for {kind} {value!r}",
+                    expected=f"one of {', '.join(names[:6])}",
                     got=repr(value),
                 )
         return self.sites.index(site), self.concepts.index(concept)
@@ -130,25 +129,24 @@ def concept_vectors(
 
     Args:
         activations: (site, row, d), or an object with ``sites`` and ``site(name)``.
-        concepts: Which rows show what.
-        method: "mean", difference of means (arXiv 2310.06824); "kif", the same of
-            standardised columns (arXiv 2601.10566); "lda", linear discriminant with
-            shrunken covariance; "logistic", a concept activation vector (CAV, arXiv
-            1711.11279) at its true optimum; "pca", first component of the
-            differences of pairs (arXiv 2310.01405).
-        kinds: (row,) for "pca": pairs are made within a kind, such as a template.
+        concepts: Marks.
+        method: "mean", difference of means (arXiv 2310.06824); "kif", the same of standardized
+            columns (arXiv 2601.10566); "lda", linear discriminant with shrunk covariance;
+            "logistic", a concept activation vector (CAV, arXiv 1711.11279) at its true optimum;
+            "pca", first component of the differences of pairs (arXiv 2310.01405).
+        kinds: (row,) for "pca": rows are paired within a kind, such as a template.
         weight: (row,) >= 0, as for a bootstrap.
         shrinkage: For "lda", above 0 and at most 1.
-        c: For "logistic", the inverse penalty on standardised columns.
-        seed: Of the pairs of "pca".
-        flat: What becomes of a concept at a site where its means do not differ:
-            refused, or a zero vector with a gap of zero, which scores every row 0.
+        c: For "logistic", the inverse penalty on standardized columns.
+        seed: Seed of the pairs of "pca".
+        flat: Concepts whose means are equal at a site: "refuse" raises an error, "zero" gives a
+            zero vector with a gap of zero, which scores every row 0.
         device: Where to compute; where the activations are if None.
-        progress: Shows one unit a site.
+        progress: One unit a site.
 
     Raises:
-        InputError: shapes that do not fit, NaN activations, an unknown method, or
-            rows that do not differ between those with and without a concept.
+        InputError: shapes that do not fit, NaN activations, an unknown method, or rows that do not
+            differ between those with and without a concept.
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
@@ -171,20 +169,20 @@ def concept_vectors(
         one_kind = np.zeros(source.n_rows) if kinds is None else kinds
         codes = group_codes(one_kind, source.n_rows)
         pairs = kernels.draw_pairs(concepts.marks, codes, numpy_rng(seed, "pairs"))
-    found, uncertified = [], []
+    results, uncertified = [], []
     with progress.task("concept vectors", len(source.names)) as advance:
         for name in source.names:
             x = source.read(name, device)
-            *parts, lost = _one_site(
+            *parts, fits = _one_site(
                 x, concepts, name, method, pairs, weight, shrinkage, c, flat
             )
-            found.append(parts)
-            for fit in lost:
+            results.append(parts)
+            for fit in fits:
                 concept = concepts.names[fit.label]
                 uncertified.append(replace(fit, site=name, name=concept))
             advance(1)
     warn_uncertified(uncertified)
-    vectors, gap, offset = (np.stack(part) for part in zip(*found, strict=True))
+    vectors, gap, offset = (np.stack(part) for part in zip(*results, strict=True))
     return ConceptVectors(
         source.names, concepts.names, method, vectors, gap, offset, tuple(uncertified)
     )
@@ -201,40 +199,43 @@ def _one_site(
     c: float,
     flat: str,
 ) -> tuple[NDArray, NDArray, NDArray, tuple[UncertifiedFit, ...]]:
-    """Unit vectors, gaps and offsets at one site, and fits that are not certified."""
+    """Unit vectors, gaps and offsets at one site, and uncertified fits."""
     uncertified: tuple[UncertifiedFit, ...] = ()
     marks = torch.from_numpy(concepts.marks).to(x.device)
-    w = torch.ones_like(x[:, 0])
+    row_weight = torch.ones_like(x[:, 0])
     if weight is not None:
-        w = torch.as_tensor(np.asarray(weight), dtype=x.dtype, device=x.device)
-    centre = x.mean(0)
-    x = x - centre
+        row_weight = torch.as_tensor(np.asarray(weight), dtype=x.dtype, device=x.device)
+    center = x.mean(0)
+    x = x - center
     if pairs is not None:
-        raw = kernels.difference_component(x, pairs, w)
+        raw = kernels.difference_component(x, pairs, row_weight)
     elif method == "mean":
-        raw = kernels.mean_difference(x, marks, w)
+        raw = kernels.mean_difference(x, marks, row_weight)
     elif method == "kif":
-        raw = kernels.standardized_difference(x, marks, w)
+        raw = kernels.standardized_difference(x, marks, row_weight)
     elif method == "lda":
-        raw = kernels.discriminant(x, marks, w, shrinkage)
+        raw = kernels.discriminant(x, marks, row_weight, shrinkage)
     else:
-        raw, uncertified = kernels.logistic(x, marks, w, c)
+        raw, uncertified = kernels.logistic(x, marks, row_weight, c)
     length = raw.norm(dim=1, keepdim=True)
     unit = raw / length.clamp(min=1e-300)
-    difference = kernels.mean_difference(x, marks, w)
+    difference = kernels.mean_difference(x, marks, row_weight)
     gap = (unit * difference).sum(1)
-    # Rounding of the centred rows is no difference.
+    # Differences at the rounding level of the centered rows are zero.
     noise = 1e-12 * float(x.abs().max())
-    same = (length[:, 0] == 0) | (gap.abs() <= noise)
-    if flat == "refuse" and bool(same.any()):
-        concept = concepts.names[int(same.nonzero()[0, 0])]
+    is_equal = (length[:, 0] == 0) | (gap.abs() <= noise)
+    if flat == "refuse" and bool(is_equal.any()):
+        concept = concepts.names[int(is_equal.nonzero()[0, 0])]
         raise InputError(
-            f"rows with and without {concept!r} do not differ at {name}",
+            f"rows with and without {concept!r} have equal means at {name}",
             expected="activations that vary with the concept",
             got="equal means",
             fix="Leave the site or the concept out",
         )
-    unit, gap = torch.where(same[:, None], 0.0, unit), torch.where(same, 0.0, gap)
-    high = (unit * (kernels.mean_weights(marks == 1, w) @ x)).sum(1)
-    offset = high - gap / 2 + unit @ centre
+    unit, gap = (
+        torch.where(is_equal[:, None], 0.0, unit),
+        torch.where(is_equal, 0.0, gap),
+    )
+    positive_mean = (unit * (kernels.mean_weights(marks == 1, row_weight) @ x)).sum(1)
+    offset = positive_mean - gap / 2 + unit @ center
     return unit.cpu().numpy(), gap.cpu().numpy(), offset.cpu().numpy(), uncertified

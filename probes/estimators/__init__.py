@@ -1,1 +1,1 @@
-"""Linear probes with scikit-learn's contract."""
+"""Linear probes with scikit-learn's interface, and the batteries of stronger classifiers."""

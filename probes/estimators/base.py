@@ -1,4 +1,4 @@
-"""The contract of every linear probe, a scikit-learn classifier."""
+"""The interface of every linear probe, a scikit-learn classifier."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from evidence.arrays import validate_labels, validate_rows, validate_sample_weight
+from probes.solvers.problem import column_std
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
@@ -19,17 +20,15 @@ SCALINGS = (None, "fold", "all")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Scores of rows by probes that were fitted without them.
+    """Held-out scores: each row is scored by a probe fitted without it.
 
     Attributes:
-        scores: (label, class or 1, row) float64 decision values, NaN where no fold
-            scores the row.
-        certificate: (label, fold) relative distance to the optimum; 0 for closed
-            forms.
+        scores: (label, class or 1, row) float64 decision values, NaN where no fold scores the row.
+        certificate: (label, fold) relative distance to the optimum; 0 for closed forms.
         coef: (label, fold, class or 1, d) or None.
         intercept: (label, fold, class or 1) or None.
-        uncertified: Fits that are not certified to be at their optimum; what is known
-            of them is among the others.
+        uncertified: Fits that are not certified to be at their optimum; their scores are
+            included.
     """
 
     scores: Tensor
@@ -40,7 +39,7 @@ class HeldOut:
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
-    """A linear read-out of class from activations.
+    """A linear classifier of activations.
 
     Fitted:
         classes_: (class,) sorted labels.
@@ -79,9 +78,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return self.classes_[index]
 
     def copy(self, **parameters) -> "LinearProbe":
-        """An unfitted probe with the same parameters but for those given."""
-        twin = cast(LinearProbe, clone(self))
-        return cast(LinearProbe, twin.set_params(**parameters))
+        """An unfitted probe with the same parameters, except those given."""
+        probe = cast(LinearProbe, clone(self))
+        return cast(LinearProbe, probe.set_params(**parameters))
 
     def held_out(
         self,
@@ -97,12 +96,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
         Args:
             x: (row, d) float tensor.
-            codes: (label, row) class codes below ``classes``, several label vectors
-                at once.
+            codes: (label, row) class codes below ``classes``, several label vectors at once.
             classes: Number of classes, all present in each fold's training rows.
-            folds: Who is left out together.
+            folds: Training and test rows.
             coefficients: Whether to return the probes too.
-            memory: Bytes to stay within, beside the input.
+            memory: Bytes to use at most, beside the input.
         """
         raise NotImplementedError
 
@@ -129,7 +127,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
 
 class ProbabilityMixin:
-    """Probabilities for probes whose decision values are log-odds."""
+    """Probabilities of probes whose decision values are log-odds."""
 
     def predict_proba(self, X) -> np.ndarray:
         """(row, class) probability of each class."""
@@ -144,3 +142,44 @@ class ProbabilityMixin:
     def predict_log_proba(self, X) -> np.ndarray:
         """(row, class) logarithm of ``predict_proba``."""
         return np.log(self.predict_proba(X))
+
+
+def refit_held_out(
+    probe: LinearProbe,
+    x: Tensor,
+    codes: Tensor,
+    classes: int,
+    folds: Folds,
+    coefficients: bool,
+) -> HeldOut:
+    """As ``LinearProbe.held_out``, with one ``fit`` a fold and label vector.
+
+    With ``standardize="all"`` the columns are scaled once, before the folds.
+    """
+    x = x.double()
+    center = x.mean(0)
+    x = x - center
+    scale = torch.ones_like(center)
+    probe = probe.copy()
+    if getattr(probe, "standardize", None) == "all":
+        scale = column_std(x, torch.ones_like(x[:, 0]))
+        probe = probe.copy(standardize=None)
+    x = x / scale
+    columns = 1 if classes == 2 else classes
+    n_labels, n = codes.shape
+    scores = x.new_full((n_labels, columns, n), torch.nan)
+    coef = x.new_zeros((n_labels, len(folds), columns, x.shape[1]))
+    intercept = x.new_zeros((n_labels, len(folds), columns))
+    for fold in range(len(folds)):
+        train, test = folds.train[fold], folds.test[fold]
+        for label in range(n_labels):
+            fitted = probe.fit(x[train], codes[label, train].cpu().numpy())
+            w = torch.as_tensor(fitted.coef_, device=x.device)
+            b = torch.as_tensor(fitted.intercept_, device=x.device)
+            scores[label][:, test] = w @ x[test].T + b[:, None]
+            coef[label, fold] = w / scale
+            intercept[label, fold] = b - (w / scale) @ center
+    certificate = torch.zeros(n_labels, len(folds), dtype=torch.float64)
+    if not coefficients:
+        return HeldOut(scores, certificate)
+    return HeldOut(scores, certificate, coef, intercept)

@@ -1,4 +1,4 @@
-"""An attacker's battery: readers beyond the linear one, from scikit-learn parts."""
+"""A battery of nonlinear classifiers as stronger attackers, from scikit-learn."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -29,54 +29,57 @@ PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClassifierBattery:
-    """Held-out skill of every reader on every view of the same rows.
+    """Held-out skill of every classifier on every view of the same rows.
 
     Attributes:
-        rows: One row a reader and view: view, reader, auc, auc_low, auc_high,
-            accuracy.
-        uncertified: Logistic fits that are not certified to be at their optimum, by
-            view and reader; their scores count.
+        rows: One row a classifier and view: view, classifier, auc, auc_low, auc_high, accuracy.
+        uncertified: Logistic fits that are not certified to be at their optimum, by view and
+            classifier; their scores are included.
     """
 
     rows: tuple[tuple[str, str, float, float, float, float], ...]
     uncertified: tuple[UncertifiedFit, ...] = ()
 
     def __repr__(self) -> str:
-        area = [row[2] for row in self.rows]
-        text = f"Battery({len(area)} readers: AUC {min(area):.2f} to {max(area):.2f}"
+        auc = [row[2] for row in self.rows]
+        text = f"ClassifierBattery({len(auc)} classifiers: AUC {min(auc):.2f} to {max(auc):.2f}"
         if self.uncertified:
             text += f", {len(self.uncertified)} fits uncertified"
         return text + ")"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a reader and view."""
+        """One row a classifier and view."""
         names = ["view", "reader", "auc", "auc_low", "auc_high", "accuracy"]
         return pd.DataFrame(list(self.rows), columns=names)
 
 
 def battery_classifiers(seed: int = 0, n_rows: int = 100) -> dict[str, BaseEstimator]:
-    """Unfitted readers by name; all but the forest see standardised columns.
+    """Unfitted classifiers by name; all but the forest see standardized columns.
 
     Args:
-        seed: Of the networks and the forest.
-        n_rows: Fewest rows any fit will have; bounds the neighbours.
+        seed: Seed of the networks and the forest.
+        n_rows: Fewest training rows of any fit; bounds the number of neighbors.
     """
-    number = stage_seed(seed, "battery") % 2**32
+    random_state = stage_seed(seed, "battery") % 2**32
 
-    def scaled(model) -> BaseEstimator:
-        return make_pipeline(StandardScaler(), model)
+    def scaled(classifier) -> BaseEstimator:
+        return make_pipeline(StandardScaler(), classifier)
 
-    found: dict[str, BaseEstimator] = {
+    classifiers: dict[str, BaseEstimator] = {
         f"logistic C={C:g}": LogisticProbe(C, standardize="fold") for C in PENALTIES
     }
-    found["mlp 64"] = scaled(MLPClassifier((64,), alpha=0.01, random_state=number))
-    found["mlp 128-64"] = scaled(
-        MLPClassifier((128, 64), alpha=0.01, random_state=number)
+    classifiers["mlp 64"] = scaled(
+        MLPClassifier((64,), alpha=0.01, random_state=random_state)
     )
-    found["svm rbf"] = scaled(SVC(C=1.0))
-    found["nearest neighbours"] = scaled(KNeighborsClassifier(min(10, n_rows)))
-    found["random forest"] = RandomForestClassifier(200, random_state=number, n_jobs=1)
-    return found
+    classifiers["mlp 128-64"] = scaled(
+        MLPClassifier((128, 64), alpha=0.01, random_state=random_state)
+    )
+    classifiers["svm rbf"] = scaled(SVC(C=1.0))
+    classifiers["nearest neighbours"] = scaled(KNeighborsClassifier(min(10, n_rows)))
+    classifiers["random forest"] = RandomForestClassifier(
+        200, random_state=random_state, n_jobs=1
+    )
+    return classifiers
 
 
 def refit_battery(
@@ -89,7 +92,10 @@ def refit_battery(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> ClassifierBattery:
-    """Fit every reader on every view by folds of whole groups.
+    """Fit every classifier on every view by folds of whole groups.
+
+    The best of these is a maximum: compare it with the maximum of the same battery on permuted
+    labels or on a reference model, not with 0.5.
 
     Args:
         views: (row, d) tables of the same rows, such as {"last": ..., "mean": ...}.
@@ -97,14 +103,11 @@ def refit_battery(
         groups: (row,) entities.
         folds: Number of folds.
         draws: Bootstrap draws of whole groups.
-        seed: Of folds, readers and bootstrap.
-        progress: Shows fits.
+        seed: Seed of folds, classifiers and bootstrap.
+        progress: One unit a fit.
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
-
-    The best of these is a maximum: compare it with the maximum of the same battery on
-    permuted labels or on a floor model, not with 0.5.
     """
     if not views:
         raise InputError("there are no views to read")
@@ -113,38 +116,36 @@ def refit_battery(
     for name, table in tables.items():
         if table.ndim != 2 or len(table) != n or not np.isfinite(table).all():
             raise InputError(
-                f"view {name} must hold one finite vector a row",
+                f"view {name} must have one finite vector a row",
                 expected=f"({n}, d)",
                 got=str(table.shape),
             )
     classes, codes = validate_labels(labels, n)
-    group = group_codes(groups, n)
-    scheme = k_fold(None if groups is None else group, codes, folds, seed)
+    entities = group_codes(groups, n)
+    scheme = k_fold(None if groups is None else entities, codes, folds, seed)
     check_folds(scheme, codes, classes)
     weights = metrics.cluster_bootstrap_weights(
-        group, draws, numpy_rng(seed, "battery bootstrap")
+        entities, draws, numpy_rng(seed, "battery bootstrap")
     )
     battery = battery_classifiers(seed, int(scheme.train.sum(1).min()))
-    out, uncertified = [], []
-    with progress.task("fitting readers", len(tables) * len(battery)) as advance:
+    rows, uncertified = [], []
+    with progress.task("fitting classifiers", len(tables) * len(battery)) as advance:
         for view, table in tables.items():
-            for name, reader in battery.items():
-                lost: list[UncertifiedFit] = []
+            for name, classifier in battery.items():
+                fits: list[UncertifiedFit] = []
                 scores = held_out_scores(
-                    reader, table, codes, len(classes), scheme, lost
+                    classifier, table, codes, len(classes), scheme, fits
                 )
-                uncertified += [replace(fit, site=view, name=name) for fit in lost]
-                area = metrics.weighted_auc(
-                    scores, codes, len(classes), np.ones((1, n))
-                )
-                drawn = metrics.weighted_auc(scores, codes, len(classes), weights)
-                low, high = metrics.percentile_interval(drawn)
-                guess = scores.argmax(0) if len(scores) > 1 else scores[0] > 0
-                right = float((guess == codes).mean())
-                out.append((view, name, float(area[0]), low, high, right))
+                uncertified += [replace(fit, site=view, name=name) for fit in fits]
+                auc = metrics.weighted_auc(scores, codes, len(classes), np.ones((1, n)))
+                bootstrap = metrics.weighted_auc(scores, codes, len(classes), weights)
+                low, high = metrics.percentile_interval(bootstrap)
+                predicted = scores.argmax(0) if len(scores) > 1 else scores[0] > 0
+                accuracy = float((predicted == codes).mean())
+                rows.append((view, name, float(auc[0]), low, high, accuracy))
                 advance(1)
     warn_uncertified(uncertified)
-    return ClassifierBattery(tuple(out), tuple(uncertified))
+    return ClassifierBattery(tuple(rows), tuple(uncertified))
 
 
 def held_out_scores(
@@ -158,28 +159,27 @@ def held_out_scores(
     """(class or 1, row) held-out scores; 0 is the two-class threshold.
 
     Args:
-        classifier: A scikit-learn classifier; fitted anew in every fold.
+        classifier: A scikit-learn classifier; fitted again in every fold.
         x: (row, d).
         codes: (row,) class codes.
         classes: Number of classes.
-        folds: Who is left out together.
-        uncertified: Where to add the fits of a ``LogisticProbe`` that are not
-            certified to be at their optimum.
+        folds: Training and test rows.
+        uncertified: Receives the uncertified fits of a ``LogisticProbe``.
     """
     out = np.zeros((1 if classes == 2 else classes, len(x)))
     pairs = zip(folds.train, folds.test, strict=True)
     for fold, (train, test) in enumerate(pairs):
         with warnings.catch_warnings():
-            # A network stopped early is an attacker with less patience, not a fault.
+            # A network stopped early is a weaker attacker, not an error.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted = classifier.fit(x[train], codes[train])
         if uncertified is not None:
-            lost = getattr(fitted, "uncertified_", ())
-            uncertified += [replace(fit, fold=fold) for fit in lost]
+            fits = getattr(fitted, "uncertified_", ())
+            uncertified += [replace(fit, fold=fold) for fit in fits]
         if hasattr(fitted, "decision_function"):
-            value = np.asarray(fitted.decision_function(x[test]))
+            values = np.asarray(fitted.decision_function(x[test]))
         else:
-            value = np.asarray(fitted.predict_proba(x[test]))
-            value = value[:, 1] - 0.5 if classes == 2 else value
-        out[:, test] = value.T if value.ndim == 2 else value
+            values = np.asarray(fitted.predict_proba(x[test]))
+            values = values[:, 1] - 0.5 if classes == 2 else values
+        out[:, test] = values.T if values.ndim == 2 else values
     return out

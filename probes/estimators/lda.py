@@ -1,4 +1,4 @@
-"""Linear discriminant with a shrunken covariance, rows left out by downdates."""
+"""Linear discriminant analysis with shrunk covariance, leaving rows out by downdates."""
 
 import numbers
 from dataclasses import dataclass
@@ -7,19 +7,24 @@ import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin
-from probes.estimators.refit_fallback import refit_held_out
+from probes.estimators.base import (
+    SCALINGS,
+    HeldOut,
+    LinearProbe,
+    ProbabilityMixin,
+    refit_held_out,
+)
 from probes.solvers.objective.factor import gram_matrix
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
 
 class LDAProbe(ProbabilityMixin, LinearProbe):
-    """Gaussian classes with one covariance, shrunk towards a multiple of identity.
+    """Gaussian classes with a common covariance, shrunk towards a multiple of the identity.
 
-    The covariance is (1 - s) S + s tr(S)/d I with S the pooled within-class
-    covariance (divided by n): scikit-learn's ``LinearDiscriminantAnalysis`` with
-    ``solver="lsqr"`` and this shrinkage. Priors are the class shares.
+    The covariance is (1 - s) S + s tr(S)/d I with S the pooled within-class covariance (divided by
+    n): scikit-learn's ``LinearDiscriminantAnalysis`` with ``solver="lsqr"`` and this shrinkage.
+    Priors are the class frequencies.
 
     Args:
         shrinkage: s, above 0 and at most 1.
@@ -37,10 +42,10 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
             raise RowsError("unknown standardize", got=repr(self.standardize))
         s = self._shrinkage()
         n, d = rows.shape
-        centre = rows.mean(0)
+        center = rows.mean(0)
         ones = torch.ones_like(rows[:, 0])
-        scale = column_std(rows - centre, ones) if self.standardize else 1.0
-        rows = (rows - centre) / scale
+        scale = column_std(rows - center, ones) if self.standardize else 1.0
+        rows = (rows - center) / scale
         member = torch.nn.functional.one_hot(codes[0], len(self.classes_)).double()
         counts = member.sum(0)
         means = member.T @ rows / counts[:, None]
@@ -56,7 +61,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         if len(coef) == 2:
             coef, offset = coef[1:] - coef[:1], offset[1:] - offset[:1]
         coef = coef / scale
-        return self._set_fitted(coef, offset - coef @ centre)
+        return self._set_fitted(coef, offset - coef @ center)
 
     def held_out(
         self,
@@ -68,7 +73,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         coefficients: bool = False,
         memory: int = 1 << 30,
     ) -> HeldOut:
-        """As ``LinearProbe.held_out``: one spectrum, then little a fold."""
+        """As ``LinearProbe.held_out``: one eigendecomposition for all folds."""
         if self.standardize == "fold" or coefficients:
             return refit_held_out(self, x, codes, classes, folds, coefficients)
         s = self._shrinkage()
@@ -84,19 +89,18 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         return HeldOut(out, torch.zeros(len(codes), len(folds), dtype=torch.float64))
 
     def _shrinkage(self) -> float:
-        s = self.shrinkage
-        if not isinstance(s, numbers.Real) or not 0 < float(s) <= 1:
+        shrinkage = self.shrinkage
+        if not isinstance(shrinkage, numbers.Real) or not 0 < float(shrinkage) <= 1:
             raise RowsError(
                 "shrinkage must be above 0 and at most 1",
-                got=str(s),
-                fix="With fewer rows than columns the covariance has no inverse "
-                "without it",
+                got=str(shrinkage),
+                fix="With fewer rows than columns the covariance has no inverse without shrinkage",
             )
-        return float(s)
+        return float(shrinkage)
 
 
 def _solve_ridge(within: Tensor, ridge: float, sides: Tensor) -> Tensor:
-    """(W'W + ridge I)^-1 applied to each row of ``sides``, by the smaller side."""
+    """(W'W + ridge I)^-1 applied to each row of ``sides``, by the smaller system."""
     n, d = within.shape
     if d <= n:
         system = within.T @ within
@@ -111,33 +115,33 @@ def _solve_ridge(within: Tensor, ridge: float, sides: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Scatter:
-    """Within-class scatter T of all rows, ready to be inverted with any ridge.
+    """Eigendecomposition of the within-class scatter T of all rows.
 
     Attributes:
         values: (width,) eigenvalues of T.
-        coordinates: (class + row, width) class means, then the rows less the mean of
-            their class, in T's eigenbasis.
-        outside_products: (class, class) inner products of what the class means have
-            outside it.
+        coordinates: (class + row, width) class means, then rows minus their class mean, in T's
+            eigenbasis.
+        outside_products: (class, class) inner products of the class means' components outside that
+            basis.
     """
 
     values: Tensor
     coordinates: Tensor
     outside_products: Tensor
 
-    def products(self, place: Tensor, ridge: Tensor | None = None) -> Tensor:
+    def products(self, vectors: Tensor, ridge: Tensor | None = None) -> Tensor:
         """(fold, k, k) inner products of some of ``coordinates``, the class means first.
 
         Args:
-            place: (fold, k, width), weighted by the root of an inverse where T is to be
+            vectors: (fold, k, width), scaled by the root of an inverse eigenvalue where T is
                 inverted.
             ridge: (fold,) the inverse's ridge.
         """
-        found = place @ place.mT
+        products = vectors @ vectors.mT
         classes = len(self.outside_products)
         scale = 1.0 if ridge is None else 1 / ridge[:, None, None]
-        found[:, :classes, :classes] += self.outside_products * scale
-        return found
+        products[:, :classes, :classes] += self.outside_products * scale
+        return products
 
 
 def _scatter(x: Tensor, gram: Tensor | None, member: Tensor) -> _Scatter:
@@ -151,20 +155,20 @@ def _scatter(x: Tensor, gram: Tensor | None, member: Tensor) -> _Scatter:
         means = mean @ x
         residual = x - member @ means
         values, basis = torch.linalg.eigh(residual.T @ residual)
-        places = torch.cat([means, residual]) @ basis
-        nothing = x.new_zeros(len(mean), len(mean))
-        return _Scatter(values.clamp(min=0), places, nothing)
-    across = mean @ gram  # (class, row)
-    own = across @ mean.T
-    means = across - own @ member.T  # inner products with R
-    inner = gram - across.T @ member.T - member @ means
-    values, basis = torch.linalg.eigh(inner)
-    # What rounding leaves of no value is no direction.
-    some = values > len(x) * torch.finfo(x.dtype).eps * values[-1]
-    root = torch.where(some, values, 0.0).sqrt()
-    means = means @ basis * torch.where(some, 1 / root, 0.0)
-    places = torch.cat([means, basis * root])
-    return _Scatter(root.square(), places, own - means @ means.T)
+        coordinates = torch.cat([means, residual]) @ basis
+        zeros = x.new_zeros(len(mean), len(mean))
+        return _Scatter(values.clamp(min=0), coordinates, zeros)
+    class_gram = mean @ gram  # (class, row)
+    mean_gram = class_gram @ mean.T
+    means = class_gram - mean_gram @ member.T  # inner products with R
+    residual_gram = gram - class_gram.T @ member.T - member @ means
+    values, basis = torch.linalg.eigh(residual_gram)
+    # Eigenvalues at rounding level are zero.
+    is_direction = values > len(x) * torch.finfo(x.dtype).eps * values[-1]
+    root = torch.where(is_direction, values, 0.0).sqrt()
+    means = means @ basis * torch.where(is_direction, 1 / root, 0.0)
+    coordinates = torch.cat([means, basis * root])
+    return _Scatter(root.square(), coordinates, mean_gram - means @ means.T)
 
 
 def _downdate(
@@ -178,10 +182,10 @@ def _downdate(
 ) -> Tensor:
     """Held-out decision values of one label vector.
 
-    With T the within-class scatter of all rows, a fold's scatter is T - V'V: V holds
-    the removed rows' residuals and, for each class, the shift of its mean times the
-    root of the rows left. All of these are combinations of the class means and of the
-    removed rows, so that a fold needs the inner products of those alone.
+    With T the within-class scatter of all rows, a fold's scatter is T - V'V: V holds the removed
+    rows' residuals and, for each class, the shift of its mean times the root of the rows left. All
+    of these are combinations of class means and removed rows, so a fold needs the inner products of
+    those only.
     """
     n, d = x.shape
     member = torch.nn.functional.one_hot(codes, classes).double()
@@ -192,52 +196,61 @@ def _downdate(
     test = torch.as_tensor(folds.test, device=x.device)
     out = x.new_full((1 if classes == 2 else classes, n), torch.nan)
     widest = int((~train).sum(1).max())
-    each = classes + widest
-    eye = torch.eye(each, dtype=x.dtype, device=x.device)
-    size = max(1, int(memory // (24 * each * (len(scatter.values) + 4 * each))))
-    for start in range(0, len(folds), size):
-        gone = ~train[start : start + size]
-        many = len(gone)
-        index = torch.zeros((many, widest), dtype=torch.long, device=x.device)
-        present = torch.arange(widest, device=x.device) < gone.sum(1)[:, None]
-        index[present] = gone.nonzero()[:, 1]
-        which = member[index] * present[:, :, None]  # (fold, g, class)
-        left = counts - which.sum(1)  # (fold, class)
-        kept = left.sum(1)
-        # What follows are combinations of class means and removed rows' residuals.
-        nothing = torch.zeros_like(which)
-        lost = torch.cat([nothing, eye[classes:, classes:] * present[:, :, None]], 2)
-        shift = -(which.mT @ lost) / left[:, :, None]
+    size_per_fold = classes + widest
+    eye = torch.eye(size_per_fold, dtype=x.dtype, device=x.device)
+    folds_per_chunk = max(
+        1,
+        int(memory // (24 * size_per_fold * (len(scatter.values) + 4 * size_per_fold))),
+    )
+    for start in range(0, len(folds), folds_per_chunk):
+        removed = ~train[start : start + folds_per_chunk]
+        n_folds = len(removed)
+        index = torch.zeros((n_folds, widest), dtype=torch.long, device=x.device)
+        is_row = torch.arange(widest, device=x.device) < removed.sum(1)[:, None]
+        index[is_row] = removed.nonzero()[:, 1]
+        removed_classes = member[index] * is_row[:, :, None]  # (fold, g, class)
+        counts_left = counts - removed_classes.sum(1)  # (fold, class)
+        rows_left = counts_left.sum(1)
+        # Coefficients on class means and removed rows' residuals.
+        zeros = torch.zeros_like(removed_classes)
+        removed_part = torch.cat(
+            [zeros, eye[classes:, classes:] * is_row[:, :, None]], 2
+        )
+        shift = -(removed_classes.mT @ removed_part) / counts_left[:, :, None]
         part_means = eye[:classes] + shift
-        v = torch.cat([lost, left.sqrt()[:, :, None] * shift], 1)
-        rows = torch.cat([which, eye[classes:, classes:].expand(many, -1, -1)], 2)
-        subject = torch.cat([part_means, rows], 1)
-        means = torch.arange(classes, device=x.device).expand(many, -1)
-        place = scatter.coordinates[torch.cat([means, classes + index], 1)]
-        trace = total - (v @ scatter.products(place) * v).sum((1, 2))
-        ridge = s * trace / (kept * d)
+        v = torch.cat([removed_part, counts_left.sqrt()[:, :, None] * shift], 1)
+        rows = torch.cat(
+            [removed_classes, eye[classes:, classes:].expand(n_folds, -1, -1)], 2
+        )
+        scored_vectors = torch.cat([part_means, rows], 1)
+        means = torch.arange(classes, device=x.device).expand(n_folds, -1)
+        vectors = scatter.coordinates[torch.cat([means, classes + index], 1)]
+        trace = total - (v @ scatter.products(vectors) * v).sum((1, 2))
+        ridge = s * trace / (rows_left * d)
         if bool((ridge <= 1e-14 * s * total / (n * d)).any()):
             raise RowsError(
                 "in a fold no row differs from its class mean, so there is no "
                 "covariance",
                 fix="Use MeanDifferenceProbe",
             )
-        share = (1 - s) / kept
+        share = (1 - s) / rows_left
         # Inner products under ((1 - s) T / kept + ridge)^-1, before removal.
         scale = share[:, None] * scatter.values + ridge[:, None]
-        product = scatter.products(place * scale.rsqrt()[:, None], ridge)
+        product = scatter.products(vectors * scale.rsqrt()[:, None], ridge)
         v = v * share.sqrt()[:, None, None]
         weighted = v @ product
-        stiff = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
-        core = torch.linalg.cholesky(stiff - weighted @ v.mT)
-        half = torch.linalg.solve_triangular(core, weighted @ subject.mT, upper=False)
-        product = part_means @ product @ subject.mT
+        eye_v = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+        core = torch.linalg.cholesky(eye_v - weighted @ v.mT)
+        half = torch.linalg.solve_triangular(
+            core, weighted @ scored_vectors.mT, upper=False
+        )
+        product = part_means @ product @ scored_vectors.mT
         product = product + half[:, :, :classes].mT @ half
-        own = product[:, :, :classes].diagonal(dim1=1, dim2=2)  # (fold, class)
-        value = product[:, :, classes:] - 0.5 * own[:, :, None]
-        value = value + (left / kept[:, None]).log()[:, :, None]
+        self_product = product[:, :, :classes].diagonal(dim1=1, dim2=2)  # (fold, class)
+        values = product[:, :, classes:] - 0.5 * self_product[:, :, None]
+        values = values + (counts_left / rows_left[:, None]).log()[:, :, None]
         if classes == 2:
-            value = value[:, 1:] - value[:, :1]
-        scored = present & test[start : start + size].gather(1, index)
-        out[:, index[scored]] = value.mT[scored].T
+            values = values[:, 1:] - values[:, :1]
+        scored = is_row & test[start : start + folds_per_chunk].gather(1, index)
+        out[:, index[scored]] = values.mT[scored].T
     return out

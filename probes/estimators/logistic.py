@@ -24,24 +24,21 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
     penalised. More than two classes share a softmax, with intercepts that sum to 0.
 
     Args:
-        C: Inverse of the penalty, > 0 and finite: without a penalty separable rows
-            have no optimum.
+        C: Inverse penalty, > 0 and finite: without a penalty, separable rows have no optimum.
         class_weight: None, "balanced" (within each fold's training rows), or a
             mapping from label to weight.
-        standardize: "fold" divides each column by the standard deviation of the rows
-            fitted on (in ``fit`` that is all of them), "all" by that of all rows
-            given to ``held_out``, None not at all. Coefficients always come back in
-            raw activation units.
+        standardize: "fold" divides each column by its standard deviation over the training rows (in
+            ``fit``, all rows), "all" by that over all rows given to ``held_out``, None not at
+            all. Coefficients are always in raw activation units.
         precision: "float64" reaches the optimum to 1e-8 relative, "float32" to 1e-4.
 
     Fitted:
-        certificate_: Distance to the optimum: gradient norm in the inverse Hessian's
-            metric over the parameters' norm in the Hessian's.
-        uncertified_: The fit itself where that is above 1e-8 (float64) or 1e-4
-            (float32): what was found is kept, and ``fit`` warns with an
-            ``UncertifiedWarning``. Empty otherwise.
+        certificate_: Relative distance to the optimum: gradient norm in the metric of the inverse
+            Hessian over the parameters' norm in that of the Hessian.
+        uncertified_: The fit itself if its certificate is above 1e-8 (float64) or 1e-4 (float32).
+            It is kept, and ``fit`` warns with an ``UncertifiedWarning``. Empty otherwise.
 
-    Source: folds on one factor by Newton-CG, see ``probes.solvers.newton.newton_cg``.
+    ``probes/solvers/README.md`` describes the solvers.
     """
 
     def __init__(self, C=1.0, class_weight=None, standardize=None, precision="float64"):
@@ -62,18 +59,18 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             sample_weight: (row,), >= 0; a weight of 2 equals the row given twice.
         """
         rows, codes, weights = self._prepare(X, y, sample_weight)
-        everything = np.ones((1, len(rows)), dtype=bool)
+        all_rows = np.ones((1, len(rows)), dtype=bool)
         if weights is not None:
-            # A row of weight 0 must leave the fit as if it were not there.
+            # A row of weight 0 must not change the fit.
             rows, codes, weights = _drop_zero_weight(rows, codes, weights)
-            everything = everything[:, : len(rows)]
+            all_rows = all_rows[:, : len(rows)]
             if len(codes.unique()) < len(self.classes_):
                 raise RowsError("a class has no row with positive sample weight")
         result = crossfit(
             rows,
             codes,
             len(self.classes_),
-            Folds(everything, ~everything, "all rows"),
+            Folds(all_rows, ~all_rows, "all rows"),
             self._options(self.classes_, max(1 << 30, 8 * rows.numel())),
             sample_weight=weights,
             coefficients=True,
@@ -98,7 +95,7 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
     ) -> HeldOut:
         """As ``LinearProbe.held_out``; every fold at its true optimum.
 
-        A mapping in ``class_weight`` is by class code here.
+        The keys of a mapping in ``class_weight`` are class codes here.
         """
         options = self._options(np.arange(classes), memory)
         result = crossfit(x, codes, classes, folds, options, coefficients=coefficients)
@@ -116,8 +113,8 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             raise RowsError(
                 "C must be positive and finite",
                 got=str(C),
-                fix="Without a penalty separable rows have no optimum; for a weak one "
-                "use a large C, such as 1e4",
+                fix="Without a penalty, separable rows have no optimum; for a weak penalty use a "
+                "large C, such as 1e4",
             )
         if self.standardize not in SCALINGS:
             raise RowsError(
@@ -161,7 +158,7 @@ def _drop_zero_weight(rows: Tensor, codes: Tensor, weights: Tensor):
 
 
 def _centered(coef: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax intercepts are free up to a constant: make them sum to 0."""
+    """Softmax intercepts shifted to sum to 0; a common shift changes no probability."""
     if len(coef) > 1:
         intercept = intercept - intercept.mean()
     return coef, intercept

@@ -1,20 +1,19 @@
-"""Difference of class means, with exact scores for rows left out."""
+"""Nearest class mean, with exact scores for rows left out."""
 
 import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe
-from probes.estimators.refit_fallback import refit_held_out
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, refit_held_out
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
 
 class MeanDifferenceProbe(LinearProbe):
-    """Which class mean is nearest; for two classes the difference of their means.
+    """Nearest-mean classifier; for two classes, the difference of their means.
 
-    The decision value of a class is x . m - ||m||^2 / 2 for its mean m, and for two
-    classes the second's minus the first's, so 0 lies halfway between the means.
+    The decision value of a class is x . m - ||m||^2 / 2 for its mean m, and for two classes the
+    second's minus the first's, so 0 lies halfway between the means.
 
     Args:
         standardize: As in ``LogisticProbe``.
@@ -31,9 +30,9 @@ class MeanDifferenceProbe(LinearProbe):
         if self.standardize not in SCALINGS:
             raise RowsError("unknown standardize", got=repr(self.standardize))
         ones = torch.ones_like(rows[:, 0])
-        centre = rows.mean(0)
-        scale = column_std(rows - centre, ones) if self.standardize else 1.0
-        rows = (rows - centre) / scale
+        center = rows.mean(0)
+        scale = column_std(rows - center, ones) if self.standardize else 1.0
+        rows = (rows - center) / scale
         means = torch.stack(
             [rows[codes[0] == code].mean(0) for code in range(len(self.classes_))]
         )
@@ -41,7 +40,7 @@ class MeanDifferenceProbe(LinearProbe):
         if len(means) == 2:
             means, offset = means[1:] - means[:1], offset[1:] - offset[:1]
         coef = means / scale
-        return self._set_fitted(coef, offset - coef @ centre)
+        return self._set_fitted(coef, offset - coef @ center)
 
     def held_out(
         self,
@@ -53,7 +52,7 @@ class MeanDifferenceProbe(LinearProbe):
         coefficients: bool = False,
         memory: int = 1 << 30,
     ) -> HeldOut:
-        """As ``LinearProbe.held_out``: class sums less the sums of what is left out."""
+        """As ``LinearProbe.held_out``: class sums minus the sums of the rows left out."""
         if self.standardize == "fold" or coefficients:
             return refit_held_out(self, x, codes, classes, folds, coefficients)
         x = x.double() - x.double().mean(0)
@@ -63,23 +62,23 @@ class MeanDifferenceProbe(LinearProbe):
         columns = 1 if classes == 2 else classes
         out = x.new_full((len(codes), columns, n), torch.nan)
         train = torch.as_tensor(folds.train, device=x.device)
-        missing = (~train).double()
+        is_left_out = (~train).double()
         tested = torch.as_tensor(folds.test, device=x.device).nonzero()
-        size = max(1, int(memory // (16 * classes * (d + n))))
+        folds_per_chunk = max(1, int(memory // (16 * classes * (d + n))))
         for label in range(len(codes)):
             member = torch.nn.functional.one_hot(codes[label], classes).double()
             sums, counts = member.T @ x, member.sum(0)
-            for start in range(0, len(folds), size):
-                part = missing[start : start + size]
+            for start in range(0, len(folds), folds_per_chunk):
+                part = is_left_out[start : start + folds_per_chunk]
                 removed = torch.einsum("fi,ic,id->fcd", part, member, x)
-                left = counts - part @ member  # (fold, class)
-                means = (sums - removed) / left[:, :, None]
-                here = (tested[:, 0] >= start) & (tested[:, 0] < start + len(part))
-                fold, row = tested[here, 0] - start, tested[here, 1]
-                own = means[fold]  # (test row, class, d)
-                value = torch.einsum("tcd,td->tc", own, x[row])
-                value = value - 0.5 * means.square().sum(2)[fold]
+                counts_left = counts - part @ member  # (fold, class)
+                means = (sums - removed) / counts_left[:, :, None]
+                in_chunk = (tested[:, 0] >= start) & (tested[:, 0] < start + len(part))
+                fold, row = tested[in_chunk, 0] - start, tested[in_chunk, 1]
+                fold_means = means[fold]  # (test row, class, d)
+                values = torch.einsum("tcd,td->tc", fold_means, x[row])
+                values = values - 0.5 * means.square().sum(2)[fold]
                 if columns == 1:
-                    value = value[:, 1:] - value[:, :1]
-                out[label, :, row] = value.T
+                    values = values[:, 1:] - values[:, :1]
+                out[label, :, row] = values.T
         return HeldOut(out, torch.zeros(len(codes), len(folds), dtype=torch.float64))

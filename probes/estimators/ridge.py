@@ -1,4 +1,4 @@
-"""Ridge read-outs of class, with exact scores for rows left out."""
+"""Ridge classifier, with exact scores for rows left out."""
 
 import numbers
 
@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe
-from probes.estimators.refit_fallback import refit_held_out
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, refit_held_out
 from probes.solvers.problem import column_std, one_hot
 from probes.splits.folds import Folds
 
@@ -16,8 +15,8 @@ from probes.splits.folds import Folds
 class RidgeProbe(LinearProbe):
     """Least squares on labels coded -1 and 1, with a penalty on the weights.
 
-    Minimises ||y - XW - b||^2 + alpha ||W||^2, one target a class (one in all for two
-    classes), the intercept free: scikit-learn's ``RidgeClassifier``.
+    Minimizes ||y - XW - b||^2 + alpha ||W||^2, one target a class (a single one for two classes),
+    with a free intercept: scikit-learn's ``RidgeClassifier``.
 
     Args:
         alpha: Penalty, > 0, in squared activation units.
@@ -36,36 +35,36 @@ class RidgeProbe(LinearProbe):
         rows, codes, weights = self._prepare(X, y, sample_weight)
         classes = len(self.classes_)
         weight = torch.ones_like(rows[:, 0]) if weights is None else weights
-        goal = 2 * one_hot(codes, classes)[0] - 1  # (class or 1, row)
-        coef, intercept = self._solve(rows, goal, weight)
+        target = 2 * one_hot(codes, classes)[0] - 1  # (class or 1, row)
+        coef, intercept = self._solve(rows, target, weight)
         return self._set_fitted(coef, intercept)
 
     def _solve(
-        self, rows: Tensor, goal: Tensor, weight: Tensor
+        self, rows: Tensor, target: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         alpha = self._alpha()
         if self.standardize not in SCALINGS:
             raise RowsError("unknown standardize", got=repr(self.standardize))
-        share = weight / weight.sum()
-        centre, level = share @ rows, goal @ share
+        normalized = weight / weight.sum()
+        center, target_mean = normalized @ rows, target @ normalized
         scale = (
-            column_std(rows, weight) if self.standardize else torch.ones_like(centre)
+            column_std(rows, weight) if self.standardize else torch.ones_like(center)
         )
         root = weight.sqrt()
-        table = (rows - centre) / scale * root[:, None]
-        sides = (goal - level[:, None]) * root
-        if table.shape[0] <= table.shape[1]:
-            system = table @ table.T
+        design = (rows - center) / scale * root[:, None]
+        rhs = (target - target_mean[:, None]) * root
+        if design.shape[0] <= design.shape[1]:
+            system = design @ design.T
             system.diagonal().add_(alpha)
             lower = torch.linalg.cholesky(system)
-            coef = torch.cholesky_solve(sides.T, lower).T @ table
+            coef = torch.cholesky_solve(rhs.T, lower).T @ design
         else:
-            system = table.T @ table
+            system = design.T @ design
             system.diagonal().add_(alpha)
             lower = torch.linalg.cholesky(system)
-            coef = torch.cholesky_solve((sides @ table).T, lower).T
+            coef = torch.cholesky_solve((rhs @ design).T, lower).T
         coef = coef / scale
-        return coef, level - coef @ centre
+        return coef, target_mean - coef @ center
 
     def held_out(
         self,
@@ -86,22 +85,24 @@ class RidgeProbe(LinearProbe):
         n = len(x)
         target = 2 * one_hot(codes, classes) - 1
         flat = target.reshape(-1, n)
-        misses = residual_maker(x, self._alpha())
-        left = flat @ misses
+        residual_matrix = residual_maker(x, self._alpha())
+        residuals = flat @ residual_matrix
         scores = torch.full_like(flat, torch.nan)
         train = torch.as_tensor(folds.train, device=x.device)
         test = torch.as_tensor(folds.test, device=x.device)
-        single = ~train
-        if bool((single.sum(1) == 1).all()) and bool((single == test).all()):
-            rows = single.nonzero()[:, 1]
-            scores[:, rows] = (flat - left / misses.diagonal())[:, rows]
+        is_left_out = ~train
+        if bool((is_left_out.sum(1) == 1).all()) and bool((is_left_out == test).all()):
+            rows = is_left_out.nonzero()[:, 1]
+            scores[:, rows] = (flat - residuals / residual_matrix.diagonal())[:, rows]
         else:
             for fold in range(len(folds)):
                 rows = (~train[fold]).nonzero()[:, 0]
-                block = misses[rows][:, rows]
-                gap = torch.linalg.solve(block, left[:, rows].T).T
+                block = residual_matrix[rows][:, rows]
+                held_out_residuals = torch.linalg.solve(block, residuals[:, rows].T).T
                 scored = test[fold, rows]
-                scores[:, rows[scored]] = (flat[:, rows] - gap)[:, scored]
+                scores[:, rows[scored]] = (flat[:, rows] - held_out_residuals)[
+                    :, scored
+                ]
         certificate = torch.zeros(len(codes), len(folds), dtype=x.dtype)
         return HeldOut(scores.view_as(target), certificate)
 
@@ -112,10 +113,9 @@ class RidgeProbe(LinearProbe):
 
 
 def residual_maker(x: Tensor, alpha: float) -> Tensor:
-    """I - H for centred rows, intercept included: (n, n) float64.
+    """I - H for centered rows, intercept included: (n, n) float64.
 
-    Made without subtracting from 1 where features are many, so a leverage near 1
-    keeps its digits.
+    Computed without subtracting from 1 if features are many, so a leverage near 1 keeps its digits.
     """
     n, d = x.shape
     if n <= d:

@@ -1,1 +1,1 @@
-"""Logistic regression: every fold at its certified optimum."""
+"""Logistic regression: every fold at its certified optimum; see README.md."""

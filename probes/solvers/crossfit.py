@@ -1,19 +1,19 @@
-"""Logistic fits of every fold and label vector of one site, exact to a certificate.
+"""Logistic fits of every fold and label vector of one site, to a certified optimum.
 
-Three routes lead to the same optimum. *Shared*: one factor, from the fit on all rows,
-serves all folds, each with its own rows taken out; best for few label vectors and
-many folds, also where folds scale columns by their own rows
-(``probes.solvers.fold_scaling``). *Tall*: few folds of many rows need no exact factor
-at all (``probes.solvers.newton.newton_primal_rough``). *Each fold*: a factor for each
-fold's training rows serves all label vectors; best for permutations, and for what the
-other routes leave unsolved.
+Three solvers lead to the same optimum. *Shared*: one factor, from the fit on all rows, serves all
+folds, each with its own rows removed; best for few label vectors and many folds, also where folds
+scale columns by their own rows (``probes.solvers.fold_scaling``). *Primal*: few folds of many rows
+need no exact factor (``probes.solvers.newton.newton_primal_rough``). *Each fold*: a factor for each
+fold's training rows serves all label vectors; best for permutations, and for fits that the other
+two leave unsolved.
 
-What all of them leave, to rounding or to a matrix that has no factor, is fitted by
-itself by ``probes.solvers.fit_uncertified``.
+Fits without a certificate after that, because of rounding or a matrix that cannot be factorized,
+go to ``probes.solvers.last_resort`` one by one. ``README.md`` in this folder has the decision
+tree and the formulas.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -47,30 +47,29 @@ from probes.solvers.problem import (
     one_hot,
     row_weights,
 )
-from probes.solvers.threads import few_threads
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
 
 MAX_SHARED_LABELS = 8
-"""From so many label vectors a factor for each fold pays."""
+"""Number of label vectors from which a factor for each fold pays."""
 MIN_FOLDS_PER_CLASS_FACTOR = 4
-"""From so many folds on each class gets a factor of its own."""
+"""Number of folds from which a factor for each class pays."""
 MAX_PRIMAL_FOLDS = 40
-"""Up to so many folds of many rows are fitted without an exact factor."""
+"""Largest number of folds that are fitted in parameter space, without an exact factor."""
+SINGLE_THREAD_SIZE = 500
+"""Largest classes x rows for which a second thread costs more than it saves."""
 
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Held-out scores and, if asked for, the probes.
+    """Held-out scores and, if requested, the probes.
 
     Attributes:
-        scores: (label, class or 1, row) held-out decision values, NaN where no fold
-            scores the row.
-        certificate: (label, fold) distance to the optimum, relative; infinite where
-            nothing is known of it.
-        coef: (label, fold, class or 1, d) in units per unit of the rows given.
+        scores: (label, class or 1, row) held-out decision values, NaN where no fold scores the row.
+        certificate: (label, fold) relative distance to the optimum; infinite if unknown.
+        coef: (label, fold, class or 1, d) in units per unit of the given rows.
         intercept: (label, fold, class or 1).
-        work: What was spent.
+        work: Counters of products and operations.
     """
 
     scores: Tensor
@@ -81,16 +80,16 @@ class CrossFit:
 
     @property
     def n_uncertified(self) -> int:
-        """How many fits did not reach the tolerance of their type."""
+        """Number of fits that did not reach the tolerance of their type."""
         return len(self.uncertified)
 
     @property
     def uncertified(self) -> tuple[UncertifiedFit, ...]:
-        """The fits that did not reach the tolerance of their type."""
-        left = ~(self.certificate <= ACCEPTED_TOL[self.scores.dtype])
+        """Fits that did not reach the tolerance of their type."""
+        is_uncertified = ~(self.certificate <= ACCEPTED_TOL[self.scores.dtype])
         return tuple(
             UncertifiedFit(float(self.certificate[label, fold]), fold, label)
-            for label, fold in left.nonzero().tolist()
+            for label, fold in is_uncertified.nonzero().tolist()
         )
 
 
@@ -110,7 +109,7 @@ def crossfit(
         x: (row, d) one site; converted to float64.
         codes: (label, row) class codes below ``classes``.
         classes: Number of classes, every one present in every fold's training rows.
-        folds: Which rows fit and which are scored.
+        folds: Training and test rows.
         options: The model.
         sample_weight: (row,) >= 0.
         coefficients: Whether to return the probes too.
@@ -120,34 +119,35 @@ def crossfit(
     """
     x, mean = centered_rows(x)
     n, d = x.shape
-    base = torch.ones(n, dtype=x.dtype, device=x.device)
-    base = base if sample_weight is None else sample_weight.to(base)
+    row_weight = torch.ones(n, dtype=x.dtype, device=x.device)
+    row_weight = row_weight if sample_weight is None else sample_weight.to(row_weight)
     scale = None
     if options.standardize == "all":
-        scale = column_std(x, base)
+        scale = column_std(x, row_weight)
         x = x / scale
-    job = FitJob(x, codes, classes, folds, options, base, coefficients)
+    job = FitJob(x, codes, classes, folds, options, row_weight, coefficients)
     wide = n <= 2 * (d + 1)
-    limit = MAX_SHARED_LABELS if wide else max(MAX_SHARED_LABELS, d // 30)
-    # Where a matrix has no factor, its fits are left to the last resort.
+    max_labels = MAX_SHARED_LABELS if wide else max(MAX_SHARED_LABELS, d // 30)
+    # Fits whose matrix cannot be factorized are left to ``fit_uncertified``.
     with few_threads(n * job.columns):
-        left: Sequence[int] = range(len(folds))
-        few = len(codes) < limit and len(codes) <= len(folds)
-        if few and _supports_primal(job):
+        remaining: Sequence[int] = range(len(folds))
+        few_labels = len(codes) < max_labels and len(codes) <= len(folds)
+        if few_labels and _supports_primal(job):
             for label in range(len(codes)):
                 with suppress(LinAlgError):
                     _fit_primal(job, label)
-            left = _uncertified_folds(job)
-        # What is too stiff for a rough metric is so in nearly every fold.
-        shared = options.standardize != "fold" or _supports_fold_scaling(job)
-        if few and shared and 2 * len(left) > len(folds):
+            remaining = _uncertified_folds(job)
+        # If the approximate preconditioner fails for one fold, it usually fails for all, so
+        # use the shared exact factor.
+        can_share = options.standardize != "fold" or _supports_fold_scaling(job)
+        if few_labels and can_share and 2 * len(remaining) > len(folds):
             for label in range(len(codes)):
                 with suppress(LinAlgError):
                     _fit_shared(job, label)
-            left = _uncertified_folds(job) if options.standardize == "fold" else ()
-        if left:
+            remaining = _uncertified_folds(job) if options.standardize == "fold" else ()
+        if remaining:
             with suppress(LinAlgError):
-                fit_each_fold(job, left)
+                fit_each_fold(job, remaining)
         fit_uncertified(job)
     if job.coef is not None and job.intercept is not None:
         job.coef /= 1 if scale is None else scale
@@ -155,38 +155,56 @@ def crossfit(
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
 
 
+@contextmanager
+def few_threads(size: int) -> Iterator[None]:
+    """Use one torch thread if the systems are small; restore the number afterwards.
+
+    Starting a second thread takes longer than its half of a (200, 200) array: leave-one-out over
+    200 rows took 3.5 times as long with two threads as with one.
+    """
+    before = torch.get_num_threads()
+    if size > SINGLE_THREAD_SIZE or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _supports_fold_scaling(job: FitJob) -> bool:
     """Whether folds with scales of their own can share the factor of all rows."""
-    widest = int((~job.train).sum(1).max())
-    return job.wide and job.columns == 1 and 0 < widest <= len(job.x) // 4
+    max_removed = int((~job.train).sum(1).max())
+    return job.wide and job.columns == 1 and 0 < max_removed <= len(job.x) // 4
 
 
 def _uncertified_folds(job: FitJob) -> list[int]:
     """Folds in which some label vector has no certificate."""
-    solved = (job.certificate <= ACCEPTED_TOL[job.options.precision]).all(0)
-    return (~solved).nonzero()[:, 0].tolist()
+    is_solved = (job.certificate <= ACCEPTED_TOL[job.options.precision]).all(0)
+    return (~is_solved).nonzero()[:, 0].tolist()
 
 
 def _supports_primal(job: FitJob) -> bool:
-    """Whether folds are cheaper to fit from nothing than an exact factor is to make."""
+    """Whether fitting the folds from zero is cheaper than an exact factor."""
     options, folds = job.options, len(job.folds)
-    plain = options.mixed and options.standardize != "fold"
-    return plain and not job.wide and job.columns == 1 and folds <= MAX_PRIMAL_FOLDS
+    is_plain = options.mixed and options.standardize != "fold"
+    return is_plain and not job.wide and job.columns == 1 and folds <= MAX_PRIMAL_FOLDS
 
 
 def _fit_primal(job: FitJob, label: int) -> None:
-    """All folds of one label vector on a rough metric, from nothing."""
+    """All folds of one label vector in parameter space, from zero."""
     codes = job.codes[label : label + 1]
     target = one_hot(codes, job.classes)
-    for part in job.chunks(len(job.folds), len(job.x), factors=2):
+    for part in job.chunks(len(job.folds), len(job.x), n_factors=2):
         weights = job.base * job.train[part]
         weights = row_weights(codes, job.classes, weights, job.options)
-        loss, goal = Loss(target, weights), TOL[torch.float64]
-        point, scores, certificate = fit_primal(job.x, loss, goal, job.work)
+        loss, tol = Loss(target, weights), TOL[torch.float64]
+        params, scores, certificate = fit_primal(job.x, loss, tol, job.work)
         job.certificate[label, part] = certificate
         if job.coef is not None and job.intercept is not None:
-            job.coef[label, part, 0] = point[:, :-1]
-            job.intercept[label, part, 0] = point[:, -1]
+            job.coef[label, part, 0] = params[:, :-1]
+            job.intercept[label, part, 0] = params[:, -1]
         test = job.test[part].nonzero()
         job.scores[label, 0, test[:, 1]] = scores[test[:, 0], test[:, 1]].to(job.scores)
 
@@ -194,126 +212,135 @@ def _fit_primal(job: FitJob, label: int) -> None:
 def _fit_shared(job: FitJob, label: int) -> None:
     """All folds of one label vector on one factor."""
     folds, options = job.folds, job.options
-    rescaled = options.standardize == "fold"
-    size = column_std(job.x, job.base) if rescaled else torch.ones_like(job.x[0])
-    x = job.x / size if rescaled else job.x
+    by_fold = options.standardize == "fold"
+    scale = column_std(job.x, job.base) if by_fold else torch.ones_like(job.x[0])
+    x = job.x / scale if by_fold else job.x
     n = len(x)
     codes = job.codes[label : label + 1]
     target = one_hot(codes, job.classes)
-    whole = Loss(target, row_weights(codes, job.classes, job.base[None], options))
+    full_loss = Loss(target, row_weights(codes, job.classes, job.base[None], options))
     if job.wide and job.columns == 1:
         gram = gram_matrix(x)
-        positive = whole.weight.clamp(min=1e-9 * float(whole.weight.max()))
+        positive_weight = full_loss.weight.clamp(
+            min=1e-9 * float(full_loss.weight.max())
+        )
         compiled = dispatch.supports_size(len(folds), 0, gram)
-        fit = initial_fit(gram, Loss(target, positive), compiled=compiled)
+        fit = initial_fit(gram, Loss(target, positive_weight), compiled=compiled)
         alpha, scores = fit.dual, fit.scores
         factor = factor_gram(gram, floor_weight(fit.weight[None], gram.diagonal()))
     else:
-        factor, scores, alpha, curvature = fit_all_rows(job, x, whole, 1e-3)
+        factor, scores, alpha, curvature = fit_all_rows(job, x, full_loss, 1e-3)
         alpha, scores = alpha[0], scores[0]
-        # A factor for each class pays where several folds share them.
-        several = len(folds) >= MIN_FOLDS_PER_CLASS_FACTOR
-        weight = job.class_weights(curvature[0]) if several else curvature.mean(1)
+        # A factor for each class pays if many folds share them.
+        many_folds = len(folds) >= MIN_FOLDS_PER_CLASS_FACTOR
+        weight = job.class_weights(curvature[0]) if many_folds else curvature.mean(1)
         factor = job.factor(x, weight.clamp(min=1e-12))
-    taken = folds.left_out.shape[1]
-    take_out = 0 < taken <= (n // 4 if job.wide else min(8, n // 4))
-    plain = take_out and not rescaled and job.columns == 1
-    if plain and dispatch.supports_leave_out(factor, len(folds), taken):
-        _fit_leave_out(job, label, factor, whole, alpha[0], scores[0])
-    left = ~(job.certificate[label] <= ACCEPTED_TOL[options.precision])
-    if not bool(left.any()):
+    n_removed = folds.left_out.shape[1]
+    can_remove = 0 < n_removed <= (n // 4 if job.wide else min(8, n // 4))
+    is_plain = can_remove and not by_fold and job.columns == 1
+    if is_plain and dispatch.supports_leave_out(factor, len(folds), n_removed):
+        _fit_leave_out(job, label, factor, full_loss, alpha[0], scores[0])
+    is_uncertified = ~(job.certificate[label] <= ACCEPTED_TOL[options.precision])
+    if not bool(is_uncertified.any()):
         return
     left_out = torch.from_numpy(folds.left_out).to(x.device)
     rows, present = left_out.clamp(min=0), left_out >= 0
-    # The solver waits for those that come first.
+    # Solvers drop converged problems from the end of a batch.
     order = _hardest_first(factor, alpha, rows, present)
-    order = order[left[order]]
-    taken = taken if take_out else 0
+    order = order[is_uncertified[order]]
+    n_removed = n_removed if can_remove else 0
     dual = alpha + factor.weight * scores
-    for some in job.chunks(len(order), n, taken, rescaled, len(factor.weight)):
-        part = order[some]
+    for chunk in job.chunks(len(order), n, n_removed, by_fold, len(factor.weight)):
+        part = order[chunk]
         train = job.train[part]
         weights = row_weights(codes, job.classes, job.base * train, options)
-        if take_out:
-            operator, first = remove_rows(factor, rows[part], present[part])
-            pulled = alpha[:, rows[part]].transpose(0, 1)  # (fold, class, g)
-            push = -(first @ pulled[..., None]).transpose(2, 3)
+        if can_remove:
+            operator, one_step = remove_rows(factor, rows[part], present[part])
+            removed_alpha = alpha[:, rows[part]].transpose(0, 1)  # (fold, class, g)
+            coefficients = -(one_step @ removed_alpha[..., None]).transpose(2, 3)
             assert operator.removal is not None
-            strips = operator.removal.q_rows
-            # Thousands of tiny products cost more than a few sweeps.
-            if taken <= MAX_SWEPT_ROWS:
-                begin = scores + (push.transpose(2, 3) * strips).sum(2)
+            q_rows = operator.removal.q_rows
+            # A few elementwise passes are cheaper than thousands of tiny products.
+            if n_removed <= MAX_SWEPT_ROWS:
+                start_scores = scores + (coefficients.transpose(2, 3) * q_rows).sum(2)
             else:
-                begin = scores + (push @ strips)[:, :, 0]
-            start = (dual * train[:, None]).contiguous()
+                start_scores = scores + (coefficients @ q_rows)[:, :, 0]
+            start_dual = (dual * train[:, None]).contiguous()
         else:
             operator = Operator(factor, factor.weight[None])
-            start = dual.expand(len(train), -1, -1).clone()
-            begin = scores.expand(len(train), -1, -1).clone()
-        batch = Batch(Loss(target, weights), operator, start, begin)
+            start_dual = dual.expand(len(train), -1, -1).clone()
+            start_scores = scores.expand(len(train), -1, -1).clone()
+        batch = Batch(Loss(target, weights), operator, start_dual, start_scores)
         weight = operator.weight.expand(len(train), -1, n)
-        if rescaled:
+        if by_fold:
             scales = fold_scales(x, job.base * train)
-            held, final, certificate = solve_rescaled(
+            fold_scores, fold_dual, certificate = solve_rescaled(
                 batch, scales, job.iteration_dtype, job.work
             )
             certificate[~scales.valid] = torch.inf
-            job.store_coef(label, part, scales.weights(final) / size, held, weight)
+            job.store_coef(
+                label, part, scales.weights(fold_dual) / scale, fold_scores, weight
+            )
         else:
-            held, final, certificate = job.solve(batch, job.wide)
-            job.store_dual(label, part, final, held, weight, x)
+            fold_scores, fold_dual, certificate = job.solve(batch, job.wide)
+            job.store_dual(label, part, fold_dual, fold_scores, weight, x)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
         job.scores[label, :, test[:, 1]] = (
-            held[test[:, 0], :, test[:, 1]].to(job.scores).T
+            fold_scores[test[:, 0], :, test[:, 1]].to(job.scores).T
         )
 
 
 def _fit_leave_out(
-    job: FitJob, label: int, factor: Factor, whole: Loss, alpha: Tensor, scores: Tensor
+    job: FitJob,
+    label: int,
+    factor: Factor,
+    full_loss: Loss,
+    alpha: Tensor,
+    scores: Tensor,
 ) -> None:
-    """Folds that each take few rows out of one factor, compiled."""
+    """Folds that each leave few rows out of one factor, compiled."""
     folds, options, codes = job.folds, job.options, job.codes[label : label + 1]
-    rows, kind = torch.from_numpy(folds.left_out), options.precision
-    inner = job.iteration_dtype if kind == torch.float64 else kind
+    rows, dtype = torch.from_numpy(folds.left_out), options.precision
+    iteration_dtype = job.iteration_dtype if dtype == torch.float64 else dtype
     for part in job.chunks(len(folds), len(job.x), rows.shape[1]):
-        weight, train = whole.weight, job.train[part]
+        weight, train = full_loss.weight, job.train[part]
         if options.balanced:  # within the training rows
             weight = row_weights(codes, job.classes, job.base * train, options)
-        held, dual, certificate = dispatch.solve_leave_out(
+        fold_scores, dual, certificate = dispatch.solve_leave_out(
             factor,
-            Loss(whole.target, weight),
+            Loss(full_loss.target, weight),
             alpha,
             scores,
             rows[part],
-            kind,
-            (TOL[kind], ACCEPTED_TOL[kind]),
-            inner,
+            dtype,
+            (TOL[dtype], ACCEPTED_TOL[dtype]),
+            iteration_dtype,
             LIMITS,
             job.work,
         )
         if job.coef is not None:
-            kept = factor.weight * train[:, None]
-            job.store_dual(label, part, dual, held, kept, job.x)
+            weight_left = factor.weight * train[:, None]
+            job.store_dual(label, part, dual, fold_scores, weight_left, job.x)
         job.certificate[label, part] = certificate.double()
         fold, row = folds.scored
-        here = (fold >= part.start) & (fold < part.stop)
-        fold, row = fold[here] - part.start, row[here]
-        # Through NumPy, to which a few hundred indices cost a tenth.
-        job.scores[label, 0].numpy()[row] = held[:, 0].numpy()[fold, row]
+        in_chunk = (fold >= part.start) & (fold < part.stop)
+        fold, row = fold[in_chunk] - part.start, row[in_chunk]
+        # NumPy indexes a few hundred values in a tenth of torch's time.
+        job.scores[label, 0].numpy()[row] = fold_scores[:, 0].numpy()[fold, row]
 
 
 def _hardest_first(
     factor: Factor, alpha: Tensor, rows: Tensor, present: Tensor
 ) -> Tensor:
-    """(fold,) folds in the order of what their rows, taken out, move.
+    """(fold,) folds in descending order of the change that leaving out their rows causes.
 
     Args:
         factor: Of all rows.
-        alpha: (class, n) pull of the rows.
-        rows: (fold, g) rows taken out, padded.
-        present: (fold, g) True where ``rows`` is not padding.
+        alpha: (class, n) negative gradient of the loss by the scores.
+        rows: (fold, g) rows left out, padded.
+        present: (fold, g) False on padding.
     """
     leverage = Operator(factor, factor.weight[None]).leverage()[0]
-    moved = (alpha.square() * leverage / factor.weight / (1 - leverage).square()).sum(0)
-    return (moved[rows] * present).sum(1).argsort(descending=True)
+    shift = (alpha.square() * leverage / factor.weight / (1 - leverage).square()).sum(0)
+    return (shift[rows] * present).sum(1).argsort(descending=True)

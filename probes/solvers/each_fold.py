@@ -1,4 +1,4 @@
-"""Folds on factors of their own, each of which serves all label vectors."""
+"""Folds on factors of their own, each serving all label vectors."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,19 +15,19 @@ from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import FitJob, column_std, one_hot, row_weights
 
 MAX_REFACTORS = 6
-"""Most factors tried to start a fit with many rows."""
+"""Most factors tried for the fit on all rows, if rows are many."""
 MAX_PILOTS = 32
-"""Up to so many label vectors are all fitted on all rows to start their folds."""
+"""Largest number of label vectors that are all fitted on all rows to start their folds."""
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Where label vectors start, from fits on all rows.
+    """Starting points of label vectors, from fits on all rows.
 
     Attributes:
-        scores: (label, class, n), or (class, n) towards a row's class, for all.
-        alpha: Pull of the rows, the same.
-        weight: (m, n) the factor's weights.
+        scores: (label, class, n); or (class, n), signed towards a row's class, for all labels.
+        alpha: Negative gradient of the loss by the scores, the same shape.
+        weight: (m, n) weights of the factor.
     """
 
     scores: Tensor
@@ -35,36 +35,36 @@ class _Start:
     weight: Tensor
 
 
-def fit_all_rows(job: FitJob, rows: Tensor, loss: Loss, target: float):
-    """Fit all label vectors on all rows, roughly: factor, scores, alpha, curvature.
+def fit_all_rows(job: FitJob, rows: Tensor, loss: Loss, tol: float):
+    """Fit all label vectors on all rows to ``tol``: factor, scores, alpha, curvature.
 
-    Where classes are nearly separable most rows' curvature vanishes and a factor of
-    constant weights is no use: it is replaced by that of the curvature found so far.
+    Where classes are nearly separable, most rows lose their curvature and a factor of constant
+    weights is useless; it is replaced by that of the latest curvature.
     """
-    labels, columns, n = loss.target.shape
-    # Exact at the start for several classes; for two, a guess at where they end.
+    n_labels, columns, n = loss.target.shape
+    # Exact at zero scores for several classes; for two, a guess of the final curvature.
     share = 0.1 if columns == 1 else 1 / columns
     weight = (share * loss.weight).mean(0).clamp(min=1e-12)
-    scores = alpha = rows.new_zeros((labels, columns, n))
+    scores = alpha = rows.new_zeros((n_labels, columns, n))
     factor = job.factor(rows, weight)
-    for turn in range(MAX_REFACTORS):
+    for attempt in range(MAX_REFACTORS):
         operator = Operator(factor, factor.weight[None])
-        # The same point in the new factor's terms: alpha = c - w E.
+        # The same point in terms of the new factor: alpha = c - w E.
         dual = alpha + factor.weight * scores
-        last = job.wide or turn + 1 == MAX_REFACTORS
+        is_last = job.wide or attempt + 1 == MAX_REFACTORS
         scores, dual, certificate = minimize(
             Batch(loss, operator, dual, operator(dual)),
-            tol=target,
+            tol=tol,
             iteration_dtype=job.iteration_dtype if columns == 1 or job.wide else None,
-            steps=60 if last else 8,
-            fall_back=last,
+            steps=60 if is_last else 8,
+            fall_back=is_last,
             work=job.work,
         )
         alpha = dual - factor.weight * scores
-        if last or bool((certificate <= target).all()):
+        if is_last or bool((certificate <= tol).all()):
             break
         weight = loss.curvature(loss.probabilities(scores)).mean(0)
-        if labels == 1:
+        if n_labels == 1:
             weight = job.class_weights(weight)
         else:
             weight = weight.mean(0, keepdim=True)
@@ -73,66 +73,68 @@ def fit_all_rows(job: FitJob, rows: Tensor, loss: Loss, target: float):
 
 
 def fit_each_fold(job: FitJob, folds: Sequence[int]) -> None:
-    """Fit all label vectors of the folds ``folds``, each fold on its own factor.
+    """Fit all label vectors of ``folds``, each fold on its own factor.
 
-    A fold whose rows have no factor is left as it is.
+    A fold whose Hessian cannot be factorized is skipped.
     """
     x, options, codes = job.x, job.options, job.codes
-    labels = len(codes)
-    scaled = options.standardize == "fold"
-    pilot = codes if labels <= MAX_PILOTS else codes[: MAX_PILOTS // 2]
-    target = one_hot(pilot, job.classes)
-    weights = row_weights(pilot, job.classes, job.base[None], options)
-    weights = weights.expand(len(pilot), -1, -1).clamp(min=1e-9 * float(weights.max()))
-    whole = Loss(target, weights)
-    rows = x / column_std(x, job.base) if scaled else x
-    _, scores, alpha, curvature = fit_all_rows(job, rows, whole, 1e-3)
-    # Each class's own curvature, unless label vectors that differ share the factor.
-    if labels == 1:
+    n_labels = len(codes)
+    by_fold = options.standardize == "fold"
+    pilots = codes if n_labels <= MAX_PILOTS else codes[: MAX_PILOTS // 2]
+    target = one_hot(pilots, job.classes)
+    weight = row_weights(pilots, job.classes, job.base[None], options)
+    weight = weight.expand(len(pilots), -1, -1).clamp(min=1e-9 * float(weight.max()))
+    full_loss = Loss(target, weight)
+    rows = x / column_std(x, job.base) if by_fold else x
+    _, scores, alpha, curvature = fit_all_rows(job, rows, full_loss, 1e-3)
+    # One factor for each class, unless several label vectors share it.
+    if n_labels == 1:
         fixed = job.class_weights(curvature[0]).clamp(min=1e-12)
     else:
         mean = curvature.mean(1, keepdim=True).clamp(min=1e-12)
         fixed = mean.log().mean(0).exp()
-    if labels > MAX_PILOTS and job.columns == 1:
-        # New label vectors start from the pilots' mean pull towards a row's class.
+    if n_labels > MAX_PILOTS and job.columns == 1:
+        # New label vectors start from the pilots' mean alpha, signed towards a row's class.
         side = 2 * target - 1
         scores, alpha = (scores * side).mean(0), (alpha * side).mean(0)
-    begin = _Start(scores, alpha, fixed)
+    start = _Start(scores, alpha, fixed)
     for fold in folds:
         with suppress(LinAlgError):
-            _fit_fold(job, fold, begin)
+            _fit_fold(job, fold, start)
 
 
-def _fit_fold(job: FitJob, fold: int, begin: _Start) -> None:
-    """All label vectors of one fold on the factor of its training rows."""
-    options, codes, labels = job.options, job.codes, len(job.codes)
-    scores, alpha, fixed = begin.scores, begin.alpha, begin.weight
+def _fit_fold(job: FitJob, fold: int, start: _Start) -> None:
+    """Fit all label vectors of one fold on the factor of its training rows."""
+    options, codes, n_labels = job.options, job.codes, len(job.codes)
+    scores, alpha, fixed = start.scores, start.alpha, start.weight
     train, test = job.train[fold].nonzero()[:, 0], job.test[fold].nonzero()[:, 0]
-    inside, outside = job.x[train], job.x[test]
-    centre = inside.mean(0)
-    scaled = options.standardize == "fold"
-    size = column_std(inside, job.base[train]) if scaled else torch.ones_like(centre)
-    inside, outside = (inside - centre) / size, (outside - centre) / size
-    factor = job.factor(inside, fixed[:, train], outside)
+    train_rows, test_rows = job.x[train], job.x[test]
+    center = train_rows.mean(0)
+    by_fold = options.standardize == "fold"
+    scale = (
+        column_std(train_rows, job.base[train]) if by_fold else torch.ones_like(center)
+    )
+    train_rows, test_rows = (train_rows - center) / scale, (test_rows - center) / scale
+    factor = job.factor(train_rows, fixed[:, train], test_rows)
     operator = Operator(factor, factor.weight[None])
-    for part in job.chunks(labels, len(train), factors=len(fixed)):
+    for part in job.chunks(n_labels, len(train), n_factors=len(fixed)):
         local = codes[part][:, train]
-        goal = one_hot(local, job.classes)
+        target = one_hot(local, job.classes)
         weights = row_weights(local, job.classes, job.base[train][None], options)
-        if labels <= MAX_PILOTS:
-            start = alpha[part][:, :, train]
-            start = start + factor.weight * scores[part][:, :, train]
+        if n_labels <= MAX_PILOTS:
+            start_dual = alpha[part][:, :, train]
+            start_dual = start_dual + factor.weight * scores[part][:, :, train]
         elif job.columns == 1:
-            start = alpha[:, train] + factor.weight * scores[:, train]
-            start = start * (2 * goal - 1)
+            start_dual = alpha[:, train] + factor.weight * scores[:, train]
+            start_dual = start_dual * (2 * target - 1)
         else:
-            start = torch.zeros_like(goal)
-        batch = Batch(Loss(goal, weights), operator, start, operator(start))
-        held, final, certificate = job.solve(batch, job.wide)
-        reach = factor.other_scores(final.double()).to(job.scores)
-        job.scores[part, :, test] = reach
-        job.store_dual(part, fold, final, held, operator.weight, inside)
+            start_dual = torch.zeros_like(target)
+        batch = Batch(Loss(target, weights), operator, start_dual, operator(start_dual))
+        fold_scores, dual, certificate = job.solve(batch, job.wide)
+        test_scores = factor.other_scores(dual.double()).to(job.scores)
+        job.scores[part, :, test] = test_scores
+        job.store_dual(part, fold, dual, fold_scores, operator.weight, train_rows)
         if job.coef is not None and job.intercept is not None:
-            job.coef[part, fold] /= size
-            job.intercept[part, fold] -= job.coef[part, fold] @ centre
+            job.coef[part, fold] /= scale
+            job.intercept[part, fold] -= job.coef[part, fold] @ center
         job.certificate[part, fold] = certificate.double()

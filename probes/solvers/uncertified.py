@@ -1,8 +1,8 @@
-"""Fits that ended without a certificate: kept, named and counted.
+"""Fits that ended without a certificate.
 
-A fit that is not certified to be at its optimum is no reason to throw the others away,
-nor itself: its probe is the best that was found. Every result names such fits in
-``uncertified``, and a call that fits for its caller warns of them once.
+Such a fit is kept, since its probe is the best one found, and does not stop the others. Every
+result lists these fits in ``uncertified``, and a call that fits on behalf of its caller warns of
+them once.
 """
 
 import warnings
@@ -23,12 +23,12 @@ class UncertifiedFit:
     """A fit that is not certified to be at its optimum.
 
     Attributes:
-        certificate: Distance to the optimum, relative, as far as it is known.
-        fold: Its fold, None where there are no folds.
-        label: Its label vector among those fitted together.
-        site: Where, in results over sites or views.
-        name: Of its label vector, such as "permutation 3", where it has one.
-        inner: Which of the fits it is that chose a penalty inside the fold, if one.
+        certificate: Relative distance to the optimum, infinite if unknown.
+        fold: Its fold, None without folds.
+        label: Index of its label vector.
+        site: Site or view, in results over several.
+        name: Name of its label vector, such as "permutation 3".
+        inner: Inner fold or bootstrap draw, for fits that are not final.
     """
 
     certificate: float
@@ -46,28 +46,30 @@ class UncertifiedFit:
 
 
 def describe(fits: Sequence[UncertifiedFit]) -> str:
-    """How many fits, which (three at most), and the worst certificate; "" for none."""
+    """Count of the fits, up to three names, and the worst certificate; "" for none."""
     if not fits:
         return ""
-    named = "; ".join(str(fit) for fit in fits[:3])
+    names = "; ".join(str(fit) for fit in fits[:3])
     more = f"; and {len(fits) - 3} more" if len(fits) > 3 else ""
     worst = max(fit.certificate for fit in fits)
-    far = f"within {worst:.0e} of it" if isfinite(worst) else "how far is not known"
+    distance = (
+        f"within {worst:.0e} of it" if isfinite(worst) else "how far is not known"
+    )
     fits = "1 fit is" if len(fits) == 1 else f"{len(fits)} fits are"
-    return f"{fits} not certified to be at the optimum ({far}), and kept: {named}{more}"
+    return f"{fits} not certified to be at the optimum ({distance}), and kept: {names}{more}"
 
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """No warnings from calls inside, whose fits the caller names with its own."""
+    """Suppress ``UncertifiedWarning`` for calls inside, whose fits the caller reports itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncertifiedWarning)
         yield
 
 
 def warn_uncertified(fits: Sequence[UncertifiedFit]) -> None:
-    """Warn of them once; for functions that fit for their caller."""
+    """Warn once of uncertified fits."""
     if fits:
-        advice = "lower C, standardise, or look for rows that are nearly equal"
+        advice = "lower C, standardize, or look for rows that are nearly equal"
         text = f"{describe(fits)}; {advice}"
         warnings.warn(text, UncertifiedWarning, stacklevel=3)

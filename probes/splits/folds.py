@@ -1,4 +1,4 @@
-"""Who is left out together: folds as masks, by group, checked against the labels."""
+"""Cross-validation folds as masks, by group, checked against the labels."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ class Folds:
     """A cross-validation scheme.
 
     Attributes:
-        train: (fold, row) True where the fold fits on the row.
+        train: (fold, row) True where the fold trains on the row.
         test: (fold, row) True where the fold scores the row; each row at most once.
         name: E.g. "leave one group out (40 groups)".
     """
@@ -31,7 +31,7 @@ class Folds:
                 got=f"{self.train.shape} and {self.test.shape}",
             )
         if (self.train & self.test).any():
-            raise InputError("a fold scores rows it was fitted on")
+            raise InputError("a fold scores rows that it trains on")
         if (self.test.sum(0) > 1).any():
             raise InputError(
                 "a row is scored by more than one fold",
@@ -48,21 +48,21 @@ class Folds:
 
     @cached_property
     def left_out(self) -> NDArray[np.int64]:
-        """(fold, g) rows that a fold does not fit on, -1 after the last of them."""
+        """(fold, g) rows that a fold does not train on, padded with -1."""
         sizes = (~self.train).sum(1)
-        found = np.full((len(self), int(sizes.max(initial=0))), -1)
-        found[np.arange(found.shape[1]) < sizes[:, None]] = (~self.train).nonzero()[1]
-        return found
+        rows = np.full((len(self), int(sizes.max(initial=0))), -1)
+        rows[np.arange(rows.shape[1]) < sizes[:, None]] = (~self.train).nonzero()[1]
+        return rows
 
     @cached_property
     def scored(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row,) folds and the rows that they score, in pairs."""
+        """Pairs of a fold and a row that it scores, as two arrays."""
         fold, row = self.test.nonzero()
         return fold, row
 
 
 def group_codes(groups: ArrayLike | None, n: int) -> NDArray[np.int64]:
-    """(n,) integer code of each row's group; every row its own where None."""
+    """(n,) integer code of each row's group; every row is its own group if None."""
     if groups is None:
         return np.arange(n)
     values = np.asarray(groups)
@@ -78,60 +78,60 @@ def group_codes(groups: ArrayLike | None, n: int) -> NDArray[np.int64]:
 def leave_one_group_out(groups: ArrayLike | None, n: int) -> Folds:
     """One fold a group; leave-one-out where ``groups`` is None."""
     codes = group_codes(groups, n)
-    count = int(codes.max()) + 1 if n else 0
-    if count < 2:
+    n_groups = int(codes.max()) + 1 if n else 0
+    if n_groups < 2:
         raise InputError(
-            "leaving one group out needs two groups", got=f"{count} group(s)"
+            "leaving one group out needs two groups", got=f"{n_groups} group(s)"
         )
-    test = codes == np.arange(count)[:, None]
+    test = codes == np.arange(n_groups)[:, None]
     kind = "leave one out" if groups is None else "leave one group out"
-    return Folds(~test, test, f"{kind} ({count} folds)")
+    return Folds(~test, test, f"{kind} ({n_groups} folds)")
 
 
 def k_fold(
-    groups: ArrayLike | None,
-    labels: ArrayLike,
-    n_folds: int,
-    seed: int = 0,
+    groups: ArrayLike | None, labels: ArrayLike, n_folds: int, seed: int = 0
 ) -> Folds:
-    """``n_folds`` folds of whole groups, with labels spread as evenly as groups allow.
+    """Folds of whole groups, with labels spread as evenly as groups allow.
 
-    Groups are dealt largest first, in seeded order, each to the fold where its labels
-    are rarest.
+    Groups are assigned largest first, in seeded order, each to the fold where its labels are
+    rarest.
     """
-    codes_y = np.unique(np.asarray(labels), return_inverse=True)[1]
-    n = len(codes_y)
+    label_codes = np.unique(np.asarray(labels), return_inverse=True)[1]
+    n = len(label_codes)
     codes = group_codes(groups, n)
-    count = int(codes.max()) + 1 if n else 0
-    if not 2 <= n_folds <= count:
+    n_groups = int(codes.max()) + 1 if n else 0
+    if not 2 <= n_folds <= n_groups:
         raise InputError(
-            "cannot deal the groups into so many folds",
-            expected=f"2 to {count} folds for {count} groups",
+            "there are too few groups for this many folds",
+            expected=f"2 to {n_groups} folds for {n_groups} groups",
             got=str(n_folds),
         )
-    table = np.zeros((count, int(codes_y.max()) + 1))
-    np.add.at(table, (codes, codes_y), 1)
-    order = numpy_rng(seed, "k_fold").permutation(count)
-    order = order[np.argsort(-table[order].sum(1), kind="stable")]
-    held = np.zeros((n_folds, table.shape[1]))
-    share = table.sum(0) / n_folds
-    place = np.empty(count, dtype=np.int64)
+    label_counts = np.zeros((n_groups, int(label_codes.max()) + 1))
+    np.add.at(label_counts, (codes, label_codes), 1)
+    order = numpy_rng(seed, "k_fold").permutation(n_groups)
+    order = order[np.argsort(-label_counts[order].sum(1), kind="stable")]
+    fold_counts = np.zeros((n_folds, label_counts.shape[1]))
+    equal_share = label_counts.sum(0) / n_folds
+    fold_of_group = np.empty(n_groups, dtype=np.int64)
     for group in order:
-        # The fold whose label counts end nearest to an equal share.
-        cost = ((held + table[group] - share) ** 2 - (held - share) ** 2).sum(1)
-        best = np.lexsort((held.sum(1), cost.round(9)))[0]
-        place[group] = best
-        held[best] += table[group]
-    test = place[codes] == np.arange(n_folds)[:, None]
-    return Folds(~test, test, f"{n_folds}-fold by group ({count} groups)")
+        # The fold whose label counts end closest to an equal share.
+        cost = (
+            (fold_counts + label_counts[group] - equal_share) ** 2
+            - (fold_counts - equal_share) ** 2
+        ).sum(1)
+        fold = np.lexsort((fold_counts.sum(1), cost.round(9)))[0]
+        fold_of_group[group] = fold
+        fold_counts[fold] += label_counts[group]
+    test = fold_of_group[codes] == np.arange(n_folds)[:, None]
+    return Folds(~test, test, f"{n_folds}-fold by group ({n_groups} groups)")
 
 
 def rebalanced(folds: Folds, labels: ArrayLike, seed: int = 0) -> Folds:
-    """Folds whose training rows keep the class shares of all rows.
+    """Drop training rows so that every fold keeps the class frequencies of all rows.
 
-    Leaving out a row makes its class rarer in training, which pushes its score the
-    wrong way and pooled AUC under 0.5 on noise. Dropping as many rows of each other
-    class, drawn with a seed, removes that. Fits on those rows are a little smaller.
+    Leaving out a row makes its class rarer in training, which shifts its score in the wrong
+    direction and pooled AUC below 0.5 on noise. Dropping the same share of each other class, at
+    random, removes that bias. The training sets become slightly smaller.
 
     Source: Austin et al. (2025), Science Advances, "distributional bias".
     """
@@ -166,7 +166,7 @@ def from_splits(splits, n: int) -> Folds:
 
 
 def missing_class(folds: Folds, codes: NDArray[np.int64]) -> tuple[int, int] | None:
-    """The first (fold, class) whose training rows lack the class, if any."""
+    """The first (fold, class) without a training row of the class, if any."""
     classes = int(codes.max()) + 1
     onehot = np.eye(classes)[codes]
     empty = np.argwhere(folds.train.astype(float) @ onehot == 0)
@@ -174,10 +174,10 @@ def missing_class(folds: Folds, codes: NDArray[np.int64]) -> tuple[int, int] | N
 
 
 def check_folds(folds: Folds, codes: NDArray[np.int64], names) -> None:
-    """Refuse labels that leave a fold without one of the classes.
+    """Check that every fold trains on every class.
 
     Raises:
-        InputError: names the fold and the class.
+        InputError: with the fold and the class.
     """
     if folds.n_rows != len(codes):
         raise InputError(
@@ -187,7 +187,7 @@ def check_folds(folds: Folds, codes: NDArray[np.int64], names) -> None:
         )
     if codes.max(initial=0) < 1:
         raise InputError(
-            "there is one class only",
+            "there is only one class",
             expected="labels of two or more classes",
             got=f"{str(names[0])!r} in every row" if len(names) else "no rows",
         )

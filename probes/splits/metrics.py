@@ -1,4 +1,4 @@
-"""Skill from decision values, many label vectors at once, and its intervals."""
+"""Classification metrics of decision values, for many label vectors at once, and intervals."""
 
 import numpy as np
 import torch
@@ -7,52 +7,52 @@ from torch import Tensor
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 along the last axis, ties sharing their mean rank."""
+    """Ranks from 1 along the last axis; ties share their mean rank."""
     ordered, order = values.sort(-1)
     n = values.shape[-1]
     position = torch.arange(n, dtype=torch.float64, device=values.device)
-    new = torch.ones_like(ordered, dtype=torch.bool)
-    new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
     # First and last position of each run of equal values.
-    index = torch.arange(n, device=values.device).expand_as(order)
-    first = torch.where(new, index, 0).cummax(-1).values
-    end = torch.ones_like(new)
-    end[..., :-1] = new[..., 1:]
-    last = torch.where(end, index, n).flip(-1).cummin(-1).values.flip(-1)
+    positions = torch.arange(n, device=values.device).expand_as(order)
+    first = torch.where(is_first, positions, 0).cummax(-1).values
+    is_last = torch.ones_like(is_first)
+    is_last[..., :-1] = is_first[..., 1:]
+    last = torch.where(is_last, positions, n).flip(-1).cummin(-1).values.flip(-1)
     mean = (position[first] + position[last]) / 2 + 1
     return torch.empty_like(mean).scatter_(-1, order, mean)
 
 
 def auc(scores: Tensor, codes: Tensor, classes: int) -> Tensor:
-    """(label,) area under the ROC curve, ties counting half.
+    """(label,) area under the ROC curve; ties count one half.
 
     Args:
         scores: (label, class or 1, row) without NaN.
         codes: (label, row).
-        classes: For more than two the mean over classes of each against the rest.
+        classes: For more than two, the mean of one-vs-rest AUCs.
 
     Returns:
         NaN where a class has no row.
     """
     onehot = codes[:, None] == torch.arange(classes, device=codes.device)[:, None]
     onehot = onehot[:, 1:] if classes == 2 else onehot
-    place = ranks(scores.double())
+    rank = ranks(scores.double())
     member = onehot.double()
-    count = member.sum(-1)
-    rest = codes.shape[-1] - count
-    above = (place * member).sum(-1) - count * (count + 1) / 2
-    return (above / (count * rest)).mean(1)
+    n_members = member.sum(-1)
+    n_others = codes.shape[-1] - n_members
+    n_wins = (rank * member).sum(-1) - n_members * (n_members + 1) / 2
+    return (n_wins / (n_members * n_others)).mean(1)
 
 
 def accuracy(scores: Tensor, codes: Tensor) -> Tensor:
-    """(label, row) whether the decision is right."""
+    """(label, row) whether the predicted class is correct."""
     if scores.shape[1] == 1:
         return (scores[:, 0] > 0).long() == codes
     return scores.argmax(1) == codes
 
 
 def log_loss(scores: Tensor, codes: Tensor) -> Tensor:
-    """(label, row) negative log-likelihood in nats, scores taken as log-odds."""
+    """(label, row) negative log-likelihood in nats, with scores as log-odds."""
     if scores.shape[1] == 1:
         sign = 2 * codes - 1
         return torch.nn.functional.softplus(-sign * scores[:, 0])
@@ -62,7 +62,7 @@ def log_loss(scores: Tensor, codes: Tensor) -> Tensor:
 def cluster_bootstrap_weights(
     groups: NDArray[np.int64], n_draws: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """(draw, row) how often a bootstrap of whole groups takes each row."""
+    """(draw, row) count of each row in bootstrap draws of whole groups."""
     count = int(groups.max()) + 1
     taken = rng.multinomial(count, np.full(count, 1 / count), size=n_draws)
     return taken[:, groups].astype(np.float64)
@@ -83,20 +83,20 @@ def weighted_auc(
         weights: (draw, row).
     """
     total = np.zeros(len(weights))
-    for place, values in enumerate(scores):
-        code = 1 if classes == 2 else place
+    for column, values in enumerate(scores):
+        code = 1 if classes == 2 else column
         order = np.argsort(values, kind="stable")
-        inside = codes[order] == code
+        is_member = codes[order] == code
         w = weights[:, order]
-        negative = np.where(inside, 0.0, w)
-        positive = np.where(inside, w, 0.0)
+        negative = np.where(is_member, 0.0, w)
+        positive = np.where(is_member, w, 0.0)
         # Negatives strictly below, and half of those tied.
         below = np.cumsum(negative, 1)
         ordered = values[order]
         first = np.searchsorted(ordered, ordered, side="left")
         last = np.searchsorted(ordered, ordered, side="right") - 1
-        before = np.where(first > 0, below[:, first - 1], 0.0)
-        wins = (positive * (before + below[:, last]) / 2).sum(1)
+        below_first = np.where(first > 0, below[:, first - 1], 0.0)
+        wins = (positive * (below_first + below[:, last]) / 2).sum(1)
         with np.errstate(invalid="ignore", divide="ignore"):
             total += wins / (positive.sum(1) * negative.sum(1))
     return total / len(scores)
@@ -105,7 +105,7 @@ def weighted_auc(
 def percentile_interval(
     draws: NDArray[np.float64], level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws, NaN draws left out."""
+    """Percentile interval of bootstrap draws, without NaN draws."""
     usable = draws[np.isfinite(draws)]
     if len(usable) == 0:
         return float("nan"), float("nan")

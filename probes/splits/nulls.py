@@ -1,4 +1,4 @@
-"""Label vectors that carry nothing: permutations and control tasks."""
+"""Uninformative label vectors: permutations and control tasks."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,40 +14,39 @@ def permuted_labels(
     n_permutations: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """(count, row) labels exchanged as the null hypothesis allows.
+    """(permutation, row) labels, permuted as the null hypothesis allows.
 
-    Where every group has one label, groups exchange theirs whole, among groups of
-    the same size if every size has company; otherwise rows exchange labels freely.
-    Draws that leave a fold without a class are drawn again.
+    If every group has a single label, labels are permuted among groups, else among rows. Draws that
+    leave a fold without a class are repeated.
 
     Raises:
-        InputError: nearly no draw leaves every fold with every class.
+        InputError: nearly every draw leaves a fold without a class.
     """
     by_group = _group_labels(codes, groups)
-    out = np.empty((n_permutations, len(codes)), dtype=np.int64)
+    rows = np.empty((n_permutations, len(codes)), dtype=np.int64)
     classes = int(codes.max()) + 1
     for draw in range(n_permutations):
         for _ in range(200):
             if by_group is None:
-                trial = rng.permutation(codes)
+                permuted = rng.permutation(codes)
             else:
-                trial = rng.permutation(by_group)[groups]
-            enough = len(np.unique(trial)) == classes
-            if enough and missing_class(folds, trial) is None:
+                permuted = rng.permutation(by_group)[groups]
+            all_present = len(np.unique(permuted)) == classes
+            if all_present and missing_class(folds, permuted) is None:
                 break
         else:
             raise InputError(
                 "permuted labels leave a fold without one of the classes",
                 fix="Use fewer folds or merge rare classes",
             )
-        out[draw] = trial
-    return out
+        rows[draw] = permuted
+    return rows
 
 
 def _group_labels(
     codes: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """(group,) the label of each group, None where some group has several."""
+    """(group,) label of each group; None if a group has several, or all groups have one row."""
     count = int(groups.max()) + 1
     low = np.full(count, codes.max())
     high = np.zeros(count, dtype=np.int64)
@@ -57,37 +56,34 @@ def _group_labels(
 
 
 def control_labels(
-    codes: NDArray[np.int64],
-    kinds: NDArray,
-    folds: Folds,
-    rng: np.random.Generator,
+    codes: NDArray[np.int64], kinds: NDArray, folds: Folds, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """(row,) a control task: each kind of row gets a random label, kept throughout.
+    """(row,) a control task: each kind of row gets a fixed random label.
 
-    A probe can only learn it by memorising kinds (tokens, templates, relations), so
-    real skill less control skill is what is not memory.
+    A probe can learn it only by memorizing kinds (tokens, templates, relations), so the real skill
+    minus the control skill excludes memorization.
 
     Args:
-        codes: (row,) real labels, whose shares the control keeps.
-        kinds: (row,) what a probe could memorise.
-        folds: Every fold's training rows must hold every class.
+        codes: (row,) real labels, whose frequencies the control keeps.
+        kinds: (row,) the property a probe could memorize.
+        folds: Every fold's training rows must contain every class.
         rng: Draws the labels.
 
     Source: Hewitt and Liang (2019), arXiv 1909.03368.
     """
-    index = np.unique(kinds, return_inverse=True)[1]
+    kind_codes = np.unique(kinds, return_inverse=True)[1]
     classes = int(codes.max()) + 1
-    if index.max() + 1 < classes:
+    if kind_codes.max() + 1 < classes:
         raise InputError(
             "the control task needs at least as many kinds as classes",
             expected=f"{classes} or more",
-            got=str(index.max() + 1),
+            got=str(kind_codes.max() + 1),
         )
     for _ in range(200):
-        trial = rng.choice(codes, size=index.max() + 1)[index]
-        if len(np.unique(trial)) == classes and missing_class(folds, trial) is None:
-            return trial
+        labels = rng.choice(codes, size=kind_codes.max() + 1)[kind_codes]
+        if len(np.unique(labels)) == classes and missing_class(folds, labels) is None:
+            return labels
     raise InputError(
-        "no control task leaves every fold with every class",
+        "every random control task leaves a fold without a class",
         fix="Give a finer control=, such as the token of each row",
     )

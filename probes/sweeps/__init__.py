@@ -1,1 +1,1 @@
-"""Probes at many sites: sweeps, nested penalties, description length, membership."""
+"""Probes over many sites: sweeps, nested penalties, description length, membership tests."""

@@ -1,4 +1,4 @@
-"""Description length of labels given activations, by online coding."""
+"""Minimum description length of labels given activations, by online (prequential) coding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,25 +22,20 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class CodeLength:
-    """How many bits the labels cost, sent block by block.
+    """Bits needed to transmit the labels block by block.
 
     Attributes:
         bits: Total.
-        uniform_bits: The cost without looking at activations, rows x log2(classes).
+        uniform_bits: Bits without the activations, rows x log2(classes).
         blocks: Bits of each block after the first.
-        uncertified: Fits that are not certified to be at their optimum, by block; the
-            bits are what they cost.
+        uncertified: Fits that are not certified to be at their optimum, by block; their bits are
+            included.
     """
 
     bits: float
     uniform_bits: float
     blocks: tuple[float, ...]
     uncertified: tuple[UncertifiedFit, ...] = ()
-
-    @property
-    def compression(self) -> float:
-        """``uniform_bits`` / ``bits``; 1 or less means the activations do not help."""
-        return self.uniform_bits / self.bits
 
 
 def online_code(
@@ -53,17 +48,16 @@ def online_code(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> CodeLength:
-    """Send the first block uniformly, each next by a probe fitted on all before it.
+    """Transmit the first block uniformly, each next one with a probe fitted on all before it.
 
     Args:
         x: (row, d).
         labels: (row,).
         groups: (row,); a group is never split between blocks.
-        probe: One whose scores are log-odds; ``LogisticProbe(0.1, standardize="fold")``
-            by default.
-        fractions: Rising shares of the groups at which blocks end, the last 1.
-        seed: Of the order in which groups are sent.
-        progress: Shows blocks.
+        probe: One whose scores are log-odds; ``LogisticProbe(0.1, standardize="fold")`` by default.
+        fractions: Increasing shares of the groups at which blocks end, the last 1.
+        seed: Seed of the order of groups.
+        progress: One unit a block.
 
     Raises:
         InputError: the first blocks lack a class, or the probe has no log-odds.
@@ -80,38 +74,43 @@ def online_code(
         x.detach().double() if isinstance(x, torch.Tensor) else as_tensor(np.asarray(x))
     )
     classes, codes = validate_labels(labels, len(rows))
-    group = group_codes(groups, len(rows))
-    count = int(group.max()) + 1
-    ends = [max(1, round(share * count)) for share in fractions]
-    if ends[-1] != count or ends != sorted(set(ends)) or len(ends) < 2:
+    entities = group_codes(groups, len(rows))
+    n_groups = int(entities.max()) + 1
+    ends = [max(1, round(share * n_groups)) for share in fractions]
+    if ends[-1] != n_groups or ends != sorted(set(ends)) or len(ends) < 2:
         raise InputError(
-            "fractions must rise to 1 by at least one group each", got=str(fractions)
+            "fractions must increase to 1 by at least one group each",
+            got=str(fractions),
         )
-    turn = numpy_rng(seed, "online_code").permutation(count)[group]
-    first = 0
-    while len(np.unique(codes[turn < ends[first]])) < len(classes):
-        first += 1
-        if first == len(ends) - 1:
+    order = numpy_rng(seed, "online_code").permutation(n_groups)[entities]
+    first_block = 0
+    while len(np.unique(codes[order < ends[first_block]])) < len(classes):
+        first_block += 1
+        if first_block == len(ends) - 1:
             raise InputError(
                 "the blocks before the last lack a class",
                 fix="Give more rows or fewer classes",
             )
-    bits_each = float(np.log2(len(classes)))
-    sent = int((turn < ends[first]).sum())
-    lengths, uncertified = [], []
-    total = sent * bits_each
+    bits_per_label = float(np.log2(len(classes)))
+    n_sent = int((order < ends[first_block]).sum())
+    block_bits, uncertified = [], []
+    total_bits = n_sent * bits_per_label
     y = torch.from_numpy(codes)[None].to(rows.device)
-    with progress.task("online code", len(ends) - 1 - first) as advance:
-        for start, end in zip(ends[first:-1], ends[first + 1 :], strict=True):
-            train, test = turn < start, (turn >= start) & (turn < end)
+    with progress.task("online code", len(ends) - 1 - first_block) as advance:
+        for start, end in zip(
+            ends[first_block:-1], ends[first_block + 1 :], strict=True
+        ):
+            train, test = order < start, (order >= start) & (order < end)
             fold = Folds(train[None], test[None], "online block")
-            result = probe.held_out(rows, y, len(classes), fold)
+            held_out = probe.held_out(rows, y, len(classes), fold)
             scored = torch.from_numpy(test).to(rows.device)
-            loss = metrics.log_loss(result.scores[:, :, scored], y[:, scored])
-            for fit in result.uncertified:
-                uncertified.append(replace(fit, fold=len(lengths), name="blocks"))
-            lengths.append(float(loss.sum() / np.log(2)))
-            total += lengths[-1]
+            loss = metrics.log_loss(held_out.scores[:, :, scored], y[:, scored])
+            for fit in held_out.uncertified:
+                uncertified.append(replace(fit, fold=len(block_bits), name="blocks"))
+            block_bits.append(float(loss.sum() / np.log(2)))
+            total_bits += block_bits[-1]
             advance(1)
     warn_uncertified(uncertified)
-    return CodeLength(total, len(codes) * bits_each, tuple(lengths), tuple(uncertified))
+    return CodeLength(
+        total_bits, len(codes) * bits_per_label, tuple(block_bits), tuple(uncertified)
+    )

@@ -1,4 +1,4 @@
-"""What a sweep of probes over sites found."""
+"""Result of a probe sweep over sites."""
 
 from dataclasses import dataclass, field
 
@@ -11,34 +11,34 @@ from probes.solvers.uncertified import UncertifiedFit
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerSweep:
-    """Held-out skill of one probe at every site, beside its controls.
+    """Held-out skill of one probe at every site, with its controls.
 
     Attributes:
-        target: What the probes predict.
+        target: Name of the predicted label.
         sites: (site,) names.
-        scheme: The cross-validation, in words.
+        scheme: Name of the cross-validation scheme.
         classes: (class,) labels in the order of the scores.
-        scores: (site, class or 1, row) held-out decision values; NaN where no fold
-            scores the row, 0 at constant sites.
-        auc: (site,) pooled over rows; mean of one-against-rest for several classes.
-        auc_interval: (site, 2) 95 % bootstrap bounds, whole groups drawn.
+        scores: (site, class or 1, row) held-out decision values; NaN where no fold scores the row,
+            0 at constant sites.
+        auc: (site,) pooled over rows; mean of one-vs-rest for several classes.
+        auc_interval: (site, 2) 95 % bootstrap interval over whole groups.
         accuracy: (site,).
         accuracy_interval: (site, 2).
         log_loss: (site,) nats; NaN for probes whose scores are not log-odds.
         log_loss_interval: (site, 2).
-        null_auc: (permutation, site) AUC of the same sweep with labels exchanged.
-        p_site: (site,) p of each site against the null's maximum over sites.
-        p_value: p of the best site against that maximum.
+        null_auc: (permutation, site) AUC of the same sweep with permuted labels.
+        p_site: (site,) p-value of each site against the null's maximum over sites.
+        p_value: p-value of the best site against that maximum.
         control_auc: (site,) AUC on the control task, or NaN.
-        selectivity: (site,) ``auc`` less ``control_auc``.
-        constant: (site,) True where all rows are equal and nothing can be read.
-        penalty: (site, fold) penalty chosen inside each fold, NaN where none was.
-        certificate: (site, fold) relative distance to the optimum, 0 if exact.
+        selectivity: (site,) ``auc`` minus ``control_auc``.
+        constant: (site,) True where all rows are equal.
+        penalty: (site, fold) penalty chosen inside each fold, NaN without a choice.
+        certificate: (site, fold) relative distance to the optimum, 0 for closed forms.
         coef: (site, fold, class or 1, d) in raw activation units, or None.
         intercept: (site, fold, class or 1), or None.
-        unscored: How many rows no fold scored.
-        uncertified: Fits that are not certified to be at their optimum, those of
-            permutations and of the control task included; their scores count.
+        unscored: Number of rows that no fold scored.
+        uncertified: Fits that are not certified to be at their optimum, those of permutations and
+            of the control task included; their scores are included.
     """
 
     target: str
@@ -66,14 +66,16 @@ class LayerSweep:
     uncertified: tuple[UncertifiedFit, ...] = ()
 
     def __repr__(self) -> str:
-        # No best site: it would have been chosen on the rows it is scored on.
-        live = self.auc[~self.constant]
-        span = f"AUC {live.min():.2f} to {live.max():.2f}" if len(live) else "no signal"
+        # The best site is not named: it would be chosen on the rows it is scored on.
+        auc = self.auc[~self.constant]
+        range_text = (
+            f"AUC {auc.min():.2f} to {auc.max():.2f}" if len(auc) else "no signal"
+        )
         text = f"LayerSweep({self.target!r}, {len(self.sites)} sites, {self.scheme}"
-        text += f": {span}"
+        text += f": {range_text}"
         if len(self.null_auc):
-            ceiling = np.quantile(self.null_auc.max(1), 0.95)
-            text += f", null max {ceiling:.2f}, p = {self.p_value:.2g}"
+            null_95 = np.quantile(self.null_auc.max(1), 0.95)
+            text += f", null max {null_95:.2f}, p = {self.p_value:.2g}"
         if self.constant.any():
             text += f", {int(self.constant.sum())} constant"
         if self.uncertified:
@@ -82,7 +84,7 @@ class LayerSweep:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site, in plain Python numbers."""
-        lost = [fit.site for fit in self.uncertified]
+        uncertified_sites = [fit.site for fit in self.uncertified]
         columns = {
             "target": [self.target] * len(self.sites),
             "site": list(self.sites),
@@ -99,12 +101,12 @@ class LayerSweep:
             "selectivity": self.selectivity.tolist(),
             "p": self.p_site.tolist(),
             "constant": self.constant.tolist(),
-            "uncertified": [lost.count(site) for site in self.sites],
+            "uncertified": [uncertified_sites.count(site) for site in self.sites],
         }
         return pd.DataFrame(columns)
 
     def plot(self):
-        """A Plotly figure: AUC by site with its interval, null and control."""
+        """Plotly figure: AUC by site with its interval, null and control task."""
         import plotly.graph_objects as go
 
         names, figure = list(self.sites), go.Figure()

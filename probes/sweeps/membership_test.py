@@ -1,14 +1,13 @@
-"""Is there a signature of membership in sequences no eraser and no probe has seen?
+"""Membership test: can probes tell training sequences from unseen ones?
 
-The unit is the sequence: contexts are averaged first. Folds hold as many members as
-others, so that leaving rows out makes neither class rarer. Every reader at every site
-and view is one column of one experiment, whose null exchanges the labels of sequences
-inside the folds and takes the maximum over all columns, so p holds for the best column
-however it was chosen. An AUC significantly below one half is information, or leakage:
-it is reported beside the other side and never as success.
+The unit is the sequence; contexts are averaged first. Folds hold as many members as non-members, so
+that leaving rows out makes neither class rarer. Every classifier at every site and view is one
+column of one experiment. Its null permutes the labels of sequences within folds and takes the
+maximum over all columns, so the p-value holds for the best column however it was chosen. An AUC
+significantly below one half is information or leakage; it is reported and never counts as success.
 
-An eraser that saw a test sequence drives probes of it below one half on pure noise:
-erase on one part (``split_sequences``), test on the other.
+An eraser that was fitted on a test sequence drives probes of it below one half on pure noise: fit
+erasers on one part (``split_sequences``), test on the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,29 +33,29 @@ from probes.splits import metrics
 from probes.splits.folds import Folds
 
 FAMILIES = ("logistic", *SMOOTHERS)
-"""Seven readers that are fitted anew, on whatever states they are given."""
+"""Seven families of classifiers."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Membership:
-    """What seven families of readers find, and what they find in exchanged labels.
+    """Result of a membership test with seven families of classifiers.
 
     Attributes:
         views: Names, such as "last" and "mean".
         families: Names.
         auc: (view, family, site) pooled over held-out sequences.
-        concordance: (view, family, site) share of pairs of a member and another, both
-            held out by the same fold, in which the member scores higher.
-        null: (permutation, view, family, site) AUC with labels exchanged.
-        standard_error: (view, family, site) standard error of the AUC: DeLong's, or the spread
-            of the null where that is larger, as readers differ between folds.
-        p_above: p of the largest AUC against the null's largest.
-        p_below: p of the smallest AUC against the null's smallest.
-        p_column: (view, family, site) p of each AUC against the null's largest.
-        min_p: The least p these sequences and permutations can give.
-        sequences: How many were scored.
-        uncertified: Logistic fits, those of the null included, that are not certified
-            to be at their optimum; their scores count.
+        concordance: (view, family, site) share of pairs of a member and a non-member of one test
+            fold in which the member scores higher.
+        null: (permutation, view, family, site) AUC with permuted labels.
+        standard_error: (view, family, site) of the AUC: DeLong's, or the standard deviation of the
+            null if that is larger, because classifiers differ between folds.
+        p_above: p-value of the largest AUC against the null's largest.
+        p_below: p-value of the smallest AUC against the null's smallest.
+        p_column: (view, family, site) p-value of each AUC against the null's largest.
+        min_p: Smallest p-value that these sequences and permutations allow.
+        sequences: Number of sequences scored.
+        uncertified: Logistic fits, those of the null included, that are not certified to be at
+            their optimum; their scores are included.
     """
 
     views: tuple[str, ...]
@@ -74,7 +73,7 @@ class Membership:
 
     @property
     def max_auc(self) -> float:
-        """The largest AUC; hold it against ``null_95``, not against one half."""
+        """The largest AUC; compare it with ``null_95``, not with one half."""
         return float(self.auc.max())
 
     @property
@@ -90,7 +89,7 @@ class Membership:
 
     @property
     def p_value(self) -> float:
-        """Two-sided: twice the smaller of the two sides, at most 1."""
+        """Two-sided p-value: twice the smaller of the two sides, at most 1."""
         return min(1.0, 2 * min(self.p_above, self.p_below))
 
     @property
@@ -99,15 +98,15 @@ class Membership:
         return np.abs(self.auc - 0.5)
 
     def interval(self, level: float = 0.9) -> NDArray[np.float64]:
-        """(2, view, family, site) of each AUC; at 90 %, what TOST looks at."""
-        reach = float(norm.ppf(0.5 + level / 2)) * self.standard_error
-        return np.stack([self.auc - reach, self.auc + reach])
+        """(2, view, family, site) confidence interval of each AUC; TOST uses the 90 % interval."""
+        half_width = float(norm.ppf(0.5 + level / 2)) * self.standard_error
+        return np.stack([self.auc - half_width, self.auc + half_width])
 
     def reading(self, level: float = 0.05) -> str:
-        """``present``, ``inverted`` (below chance: information or leakage), ``none``.
+        """Outcome: ``present``, ``inverted`` (below chance: information or leakage) or ``none``.
 
-        ``none`` says that nothing was found at this number of sequences, not that
-        nothing is there.
+        ``none`` means that nothing was detected with this number of sequences, not that there is
+        none.
         """
         if not len(self.null):
             return "not tested"
@@ -147,96 +146,104 @@ def membership(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Membership:
-    """Score every sequence by readers that were fitted without it.
+    """Score every sequence by classifiers fitted without it.
 
     Args:
-        views: (site, sequence, d) states by view; contexts averaged beforehand.
-        labels: (sequence,) 1 for members, 0 for as many others.
-        families: Readers, out of ``FAMILIES``.
+        views: (site, sequence, d) activations by view; contexts averaged beforehand.
+        labels: (sequence,) 1 for members, 0 for as many non-members.
+        families: Classifiers, out of ``FAMILIES``.
         n_folds: Number of folds.
-        n_permutations: Size of the null; 0 for the scores alone.
-        C: Inverse penalty of the logistic reader.
-        seed: Of folds, permutations and ferns.
-        progress: Shows one unit a view and site.
+        n_permutations: Size of the null; 0 for the scores only.
+        C: Inverse penalty of the logistic classifier.
+        seed: Seed of folds, permutations and ferns.
+        progress: One unit a view and site.
 
     Raises:
-        InputError: unequal classes, shapes that do not fit, values that are not
-            finite, or an unknown family.
+        InputError: unequal classes, shapes that do not fit, values that are not finite, or an
+            unknown family.
     """
     codes = np.asarray(labels)
     tables = {
         name: _check_view(name, table, len(codes)) for name, table in views.items()
     }
     if not tables or not families:
-        raise InputError("there is nothing to read", expected="a view and a family")
+        raise InputError("there is nothing to test", expected="a view and a family")
     unknown = [name for name in families if name not in FAMILIES]
     if unknown:
         raise InputError(
             f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES)
         )
     if len({len(table) for table in tables.values()}) > 1:
-        raise InputError("the views differ in their sites")
+        raise InputError("the views have different numbers of sites")
     scheme = balanced_folds(codes, n_folds, seed)
-    every = permute_labels_within_folds(codes, scheme, n_permutations, seed)
-    signs = torch.from_numpy(2.0 * every.T - 1)  # (row, label)
+    all_labels = permute_labels_within_folds(codes, scheme, n_permutations, seed)
+    signs = torch.from_numpy(2.0 * all_labels.T - 1)  # (row, label)
     sites = len(next(iter(tables.values())))
-    smooth = [name for name in families if name != "logistic"]
-    area = np.zeros((len(every), len(tables), len(families), sites))
-    agree = np.zeros((len(tables), len(families), sites))
-    error = np.zeros(agree.shape)
-    many, lost = torch.from_numpy(every), list[UncertifiedFit]()
+    smoother_names = [name for name in families if name != "logistic"]
+    auc = np.zeros((len(all_labels), len(tables), len(families), sites))
+    concordance = np.zeros((len(tables), len(families), sites))
+    standard_error = np.zeros(concordance.shape)
+    label_tensor, uncertified = torch.from_numpy(all_labels), list[UncertifiedFit]()
     with progress.task("membership", len(tables) * sites) as advance:
-        for view, (seen, table) in enumerate(tables.items()):
+        for view, (view_name, table) in enumerate(tables.items()):
             for site in range(sites):
                 rows = table[site]
-                weights = dict(
+                matrices = dict(
                     zip(
-                        smooth,
-                        smoother_matrices(rows[None], scheme, smooth, seed=seed)[:, 0],
+                        smoother_names,
+                        smoother_matrices(
+                            rows[None], scheme, smoother_names, seed=seed
+                        )[:, 0],
                         strict=True,
                     )
                 )
-                for place, name in enumerate(families):
+                for family, name in enumerate(families):
                     if name == "logistic":
-                        scores, left = _logistic(rows, many, scheme, C)
-                        lost += [replace(fit, site=f"{seen}, {site}") for fit in left]
+                        scores, fits = _logistic(rows, label_tensor, scheme, C)
+                        uncertified += [
+                            replace(fit, site=f"{view_name}, {site}") for fit in fits
+                        ]
                     else:
-                        scores = (weights[name] @ signs).T
-                    found = metrics.auc(scores[:, None], many, 2)
-                    area[:, view, place, site] = found.numpy()
-                    own = scores[0].numpy()
-                    agree[view, place, site] = _concordance(own, codes, scheme)
-                    error[view, place, site] = delong_error(own, codes)
+                        scores = (matrices[name] @ signs).T
+                    label_auc = metrics.auc(scores[:, None], label_tensor, 2)
+                    auc[:, view, family, site] = label_auc.numpy()
+                    own_scores = scores[0].numpy()
+                    concordance[view, family, site] = _concordance(
+                        own_scores, codes, scheme
+                    )
+                    standard_error[view, family, site] = delong_error(own_scores, codes)
                 advance(1)
-    null = area[1:]
-    above = below = 1.0
-    column = np.ones(area.shape[1:])
+    null = auc[1:]
+    p_above = p_below = 1.0
+    p_column = np.ones(auc.shape[1:])
     if n_permutations:
-        flat = _flat(null)
-        # Ties count against a finding; rounding must not break them.
-        slack = 1e-12
-        top, bottom = flat.max(1), flat.min(1)
-        column = 1 + (top[:, None] >= _flat(area[:1]) - slack).sum(0)
-        column = (column / (1 + n_permutations)).reshape(area.shape[1:])
-        above = float(column.min())
-        below = float(
-            (1 + (bottom <= area[0].min() + slack).sum()) / (1 + n_permutations)
+        flat_null = _flat(null)
+        # Ties count towards the null; rounding must not break them.
+        rounding = 1e-12
+        null_max, null_min = flat_null.max(1), flat_null.min(1)
+        p_column = 1 + (null_max[:, None] >= _flat(auc[:1]) - rounding).sum(0)
+        p_column = (p_column / (1 + n_permutations)).reshape(auc.shape[1:])
+        p_above = float(p_column.min())
+        p_below = float(
+            (1 + (null_min <= auc[0].min() + rounding).sum()) / (1 + n_permutations)
         )
     return Membership(
         views=tuple(tables),
         families=tuple(families),
-        auc=area[0],
-        concordance=agree,
+        auc=auc[0],
+        concordance=concordance,
         null=null,
-        standard_error=np.maximum(error, null.std(0) if n_permutations else 0.0),
-        p_above=above,
-        p_below=below,
-        p_column=column,
+        standard_error=np.maximum(
+            standard_error, null.std(0) if n_permutations else 0.0
+        ),
+        p_above=p_above,
+        p_below=p_below,
+        p_column=p_column,
         min_p=max(
             1 / (1 + n_permutations), 1 / _n_distinct_permutations(codes, scheme)
         ),
         sequences=len(codes),
-        uncertified=tuple(lost),
+        uncertified=tuple(uncertified),
     )
 
 
@@ -244,7 +251,7 @@ def _check_view(name: str, table: Tensor, sequences: int) -> Tensor:
     table = torch.as_tensor(table).detach().cpu().double()
     if table.ndim != 3 or table.shape[1] != sequences or 0 in table.shape:
         raise InputError(
-            f"view {name!r} must hold one vector a site and sequence",
+            f"view {name!r} must have one vector a site and sequence",
             expected=f"(site, {sequences}, d)",
             got=str(tuple(table.shape)),
             fix="Average the contexts of a sequence first",
@@ -254,92 +261,100 @@ def _check_view(name: str, table: Tensor, sequences: int) -> Tensor:
     return table
 
 
-def _flat(area: NDArray[np.float64]) -> NDArray[np.float64]:
-    return area.reshape(len(area), -1)
+def _flat(auc: NDArray[np.float64]) -> NDArray[np.float64]:
+    return auc.reshape(len(auc), -1)
 
 
 def _logistic(
     rows: Tensor, labels: Tensor, folds: Folds, C: float
 ) -> tuple[Tensor, tuple[UncertifiedFit, ...]]:
-    """(label, row) held-out scores, 0 where all rows are equal; what is uncertified."""
+    """(label, row) held-out scores, 0 if all rows are equal; and the uncertified fits."""
     if float((rows - rows.mean(0)).abs().max()) <= 1e-12 * float(rows.abs().max()):
         return rows.new_zeros(labels.shape), ()
-    # Single precision certifies 1e-4 of the optimum, far under what ranks resolve.
+    # Float32 certifies 1e-4, far below the resolution of ranks.
     probe = LogisticProbe(C, standardize="fold", precision="float32")
-    found = probe.held_out(rows, labels, 2, folds)
-    return found.scores[:, 0], found.uncertified
+    held_out = probe.held_out(rows, labels, 2, folds)
+    return held_out.scores[:, 0], held_out.uncertified
 
 
 def delong_error(scores: NDArray[np.float64], codes: NDArray[np.int64]) -> float:
-    """Standard error of an AUC, the scores taken as given; ties count one half.
+    """Standard error of an AUC for given scores; ties count one half.
 
     Source: DeLong, DeLong and Clarke-Pearson (1988), Biometrics 44:837.
     """
-    high, low = scores[codes == 1][:, None], scores[codes == 0]
-    wins = (high > low) + 0.5 * (high == low)
-    parts = [wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1)]
-    return float(np.sqrt(sum(parts)))
+    member_scores, nonmember_scores = scores[codes == 1][:, None], scores[codes == 0]
+    wins = (member_scores > nonmember_scores) + 0.5 * (
+        member_scores == nonmember_scores
+    )
+    variances = [wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1)]
+    return float(np.sqrt(sum(variances)))
 
 
 def _concordance(
     scores: NDArray[np.float64], codes: NDArray[np.int64], folds: Folds
 ) -> float:
-    won = pairs = 0.0
+    n_wins = n_pairs = 0.0
     for test in folds.test:
-        high = scores[test & (codes == 1)][:, None]
-        low = scores[test & (codes == 0)]
-        won += ((high > low) + 0.5 * (high == low)).sum()
-        pairs += high.size * low.size
-    return float(won / pairs)
+        member_scores = scores[test & (codes == 1)][:, None]
+        nonmember_scores = scores[test & (codes == 0)]
+        n_wins += (
+            (member_scores > nonmember_scores)
+            + 0.5 * (member_scores == nonmember_scores)
+        ).sum()
+        n_pairs += member_scores.size * nonmember_scores.size
+    return float(n_wins / n_pairs)
 
 
 def balanced_folds(labels: ArrayLike, n_folds: int, seed: int = 0) -> Folds:
-    """Folds with as many members as others, in training and in test.
+    """Folds with as many members as non-members, in training and in test.
 
     Args:
-        labels: (sequence,) of 1 and 0, as many of either.
-        n_folds: At most the number of members; fewer members than that are dealt one
-            a fold.
-        seed: Of the deal.
+        labels: (sequence,) 1 or 0, as many of each.
+        n_folds: Number of folds; at most one a member is used.
+        seed: Seed of the assignment.
 
     Raises:
-        InputError: unequal or fewer than two a class, or fewer than two folds.
+        InputError: unequal classes, fewer than two sequences a class, or fewer than two folds.
     """
     codes = np.asarray(labels)
-    ones, zeros = np.flatnonzero(codes == 1), np.flatnonzero(codes == 0)
-    if len(ones) != len(zeros) or len(ones) < 2 or len(codes) != 2 * len(ones):
+    members, nonmembers = np.flatnonzero(codes == 1), np.flatnonzero(codes == 0)
+    if (
+        len(members) != len(nonmembers)
+        or len(members) < 2
+        or len(codes) != 2 * len(members)
+    ):
         raise InputError(
-            "members and others must be matched in number",
+            "members and non-members must be equally many",
             expected="as many labels of 1 as of 0, two or more of each",
-            got=f"{len(ones)} and {len(zeros)} of {len(codes)}",
+            got=f"{len(members)} and {len(nonmembers)} of {len(codes)}",
             fix="Choose matched sequences with matched_pairs",
         )
     if n_folds < 2:
         raise InputError("folds cannot be used", expected="2 or more", got=str(n_folds))
-    count = min(n_folds, len(ones))
+    n_used = min(n_folds, len(members))
     rng = numpy_rng(seed, "membership folds")
-    place = np.empty(len(codes), dtype=np.int64)
-    for rows in (ones, zeros):
-        place[rng.permutation(rows)] = np.arange(len(rows)) % count
-    test = place == np.arange(count)[:, None]
-    return Folds(~test, test, f"{count} folds of as many members as others")
+    fold_of_row = np.empty(len(codes), dtype=np.int64)
+    for rows in (members, nonmembers):
+        fold_of_row[rng.permutation(rows)] = np.arange(len(rows)) % n_used
+    test = fold_of_row == np.arange(n_used)[:, None]
+    return Folds(~test, test, f"{n_used} folds of as many members as others")
 
 
 def permute_labels_within_folds(
     labels: ArrayLike, folds: Folds, n_permutations: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """(1 + permutation, sequence) the labels, then labels exchanged inside folds.
+    """(1 + permutation, sequence) the labels, then labels permuted within folds.
 
-    Folds keep their balance, so the same folds serve every permutation.
+    Folds stay balanced, so the same folds serve every permutation.
     """
     codes = np.asarray(labels, dtype=np.int64)
-    out = np.repeat(codes[None], 1 + n_permutations, 0)
+    rows = np.repeat(codes[None], 1 + n_permutations, 0)
     rng = numpy_rng(seed, "membership permutations")
     for test in folds.test:
-        rows = np.flatnonzero(test)
-        order = rng.random((n_permutations, len(rows))).argsort(1)
-        out[1:, rows] = codes[rows][order]
-    return out
+        test_rows = np.flatnonzero(test)
+        order = rng.random((n_permutations, len(test_rows))).argsort(1)
+        rows[1:, test_rows] = codes[test_rows][order]
+    return rows
 
 
 def _n_distinct_permutations(labels: ArrayLike, folds: Folds) -> int:
@@ -350,55 +365,57 @@ def _n_distinct_permutations(labels: ArrayLike, folds: Folds) -> int:
 def split_sequences(
     n_sequences: int, share: float = 0.5, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the sequences to erase with, and of those to test on.
+    """Indices of the sequences for fitting an eraser, and of those for the test.
 
     Args:
-        n_sequences: How many there are.
-        share: Of them that the eraser may see.
-        seed: Of the draw.
+        n_sequences: Number of sequences.
+        share: Share that the eraser may use.
+        seed: Seed of the split.
 
     Raises:
         InputError: a part would have fewer than two.
     """
-    count = round(share * n_sequences)
-    if not 2 <= count <= n_sequences - 2:
+    n_erase = round(share * n_sequences)
+    if not 2 <= n_erase <= n_sequences - 2:
         raise InputError(
             "both parts need two sequences or more",
             expected=f"a share that leaves 2 to {n_sequences - 2} of {n_sequences}",
             got=str(share),
         )
     order = numpy_rng(seed, "erase split").permutation(n_sequences)
-    return np.sort(order[:count]), np.sort(order[count:])
+    return np.sort(order[:n_erase]), np.sort(order[n_erase:])
 
 
 def matched_pairs(
     members: ArrayLike, nonmembers: ArrayLike, caliper: float
 ) -> NDArray[np.int64]:
-    """Members paired with others of nearly the same value, such as surprisal.
+    """Pair members with non-members of nearly the same value, such as surprisal.
 
     Args:
         members: (member,) values.
-        nonmembers: (other,) values.
+        nonmembers: (non-member,) values.
         caliper: Largest difference within a pair, in the values' unit.
 
     Returns:
-        (pair, 2) numbers, as many pairs as the caliper allows of those that are
-        closest in all.
+        (pair, 2) indices: as many pairs as the caliper allows, with the smallest total difference.
 
     Raises:
-        InputError: no pair is that close.
+        InputError: no pair is within the caliper.
     """
-    one, two = np.asarray(members, float), np.asarray(nonmembers, float)
-    cost = np.abs(one[:, None] - two)
+    member_values, nonmember_values = (
+        np.asarray(members, float),
+        np.asarray(nonmembers, float),
+    )
+    cost = np.abs(member_values[:, None] - nonmember_values)
     # A pair outside the caliper costs more than all that are inside.
-    far = 1.0 + cost[cost <= caliper].sum()
-    rows, columns = linear_sum_assignment(np.where(cost <= caliper, cost, far))
-    kept = cost[rows, columns] <= caliper
-    if not kept.any():
+    penalty = 1.0 + cost[cost <= caliper].sum()
+    rows, columns = linear_sum_assignment(np.where(cost <= caliper, cost, penalty))
+    is_close = cost[rows, columns] <= caliper
+    if not is_close.any():
         raise InputError(
-            "no member has a partner that close",
+            "no member has a non-member within the caliper",
             expected=f"values within {caliper}",
             got=f"{float(cost.min()):.3g} at best",
             fix="Widen the caliper, or find other controls",
         )
-    return np.stack([rows[kept], columns[kept]], axis=1)
+    return np.stack([rows[is_close], columns[is_close]], axis=1)

@@ -1,4 +1,4 @@
-"""The penalty chosen inside each fold, never on the rows it is scored on."""
+"""Nested cross-validation: the penalty is chosen inside each fold's training rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ INNER_FOLDS = 5
 
 
 def penalty_name(probe: LinearProbe) -> str:
-    """The parameter that is the probe's penalty.
+    """Name of the probe's penalty parameter.
 
     Raises:
         InputError: it has none.
@@ -44,94 +44,102 @@ def nested_held_out(
     coefficients: bool,
     memory: int,
 ) -> tuple[HeldOut, NDArray[np.float64]]:
-    """Held-out scores under the penalty each fold's own training rows prefer.
+    """Held-out scores with the penalty that each fold's own training rows prefer.
 
-    Inner folds split the training groups; the criterion is held-out log-loss for
-    probes whose scores are log-odds, AUC for the others.
+    Inner folds split the training groups. The criterion is held-out log-loss for probes whose
+    scores are log-odds, AUC for the others.
 
     Returns:
-        The scores, and (fold,) the penalty chosen for the first label vector. Fits
-        without a certificate that chose a penalty are named with the others.
+        The scores, and (fold,) the penalty chosen for the first label vector. Uncertified inner
+        fits are listed with the others.
     """
     name = penalty_name(probe)
     if len(penalties) == 0:
         raise InputError("there are no penalties to choose from")
-    labels = len(codes)
+    n_labels = len(codes)
     uncertified: list[UncertifiedFit] = []
-    skill = np.zeros((len(penalties), labels, len(folds)))
+    skill = np.zeros((len(penalties), n_labels, len(folds)))
     for fold in range(len(folds)):
         rows = np.flatnonzero(folds.train[fold])
-        inside = codes[:, torch.from_numpy(rows).to(codes.device)]
-        inner = _inner_folds(inside[0].cpu().numpy(), groups[rows], seed)
+        train_codes = codes[:, torch.from_numpy(rows).to(codes.device)]
+        inner = _inner_folds(train_codes[0].cpu().numpy(), groups[rows], seed)
         usable = [
             label
-            for label in range(labels)
-            if missing_class(inner, inside[label].cpu().numpy()) is None
-            and int(inside[label].max()) == classes - 1
+            for label in range(n_labels)
+            if missing_class(inner, train_codes[label].cpu().numpy()) is None
+            and int(train_codes[label].max()) == classes - 1
         ]
-        for place, value in enumerate(penalties):
+        for i_penalty, value in enumerate(penalties):
             if not usable:
                 break
-            trial = probe.copy(**{name: value})
-            result = trial.held_out(
-                x[rows], inside[usable], classes, inner, memory=memory
+            candidate = probe.copy(**{name: value})
+            held_out = candidate.held_out(
+                x[rows], train_codes[usable], classes, inner, memory=memory
             )
-            for each in result.uncertified:
-                which = f"inner fold {each.fold} at {name} = {value:g}"
-                label = usable[each.label]
-                uncertified.append(replace(each, fold=fold, label=label, inner=which))
+            for fit in held_out.uncertified:
+                inner_name = f"inner fold {fit.fold} at {name} = {value:g}"
+                label = usable[fit.label]
+                uncertified.append(
+                    replace(fit, fold=fold, label=label, inner=inner_name)
+                )
             if isinstance(probe, ProbabilityMixin):
-                loss = metrics.log_loss(result.scores, inside[usable])
-                skill[place, usable, fold] = -loss.mean(1).cpu().numpy()
+                loss = metrics.log_loss(held_out.scores, train_codes[usable])
+                skill[i_penalty, usable, fold] = -loss.mean(1).cpu().numpy()
             else:
-                area = metrics.auc(result.scores, inside[usable], classes)
-                skill[place, usable, fold] = area.cpu().numpy()
+                auc = metrics.auc(held_out.scores, train_codes[usable], classes)
+                skill[i_penalty, usable, fold] = auc.cpu().numpy()
     best = skill.argmax(0)  # (label, fold)
     out: HeldOut | None = None
-    for place, value in enumerate(penalties):
-        wanted = np.flatnonzero((best == place).any(0))
-        if len(wanted) == 0:
+    for i_penalty, value in enumerate(penalties):
+        chosen_folds = np.flatnonzero((best == i_penalty).any(0))
+        if len(chosen_folds) == 0:
             continue
-        part = Folds(folds.train[wanted], folds.test[wanted], folds.name)
-        trial = probe.copy(**{name: value})
-        result = trial.held_out(
-            x, codes, classes, part, coefficients=coefficients, memory=memory
+        sub_folds = Folds(
+            folds.train[chosen_folds], folds.test[chosen_folds], folds.name
+        )
+        candidate = probe.copy(**{name: value})
+        held_out = candidate.held_out(
+            x, codes, classes, sub_folds, coefficients=coefficients, memory=memory
         )
         if out is None:
-            out = _empty_like(result, len(folds))
-        for each in result.uncertified:
-            fold = int(wanted[each.fold])
-            if best[each.label, fold] == place:
-                uncertified.append(replace(each, fold=fold))
-        for slot, fold in enumerate(wanted):
-            chosen = torch.from_numpy(np.flatnonzero(best[:, fold] == place))
+            out = _empty_like(held_out, len(folds))
+        for fit in held_out.uncertified:
+            fold = int(chosen_folds[fit.fold])
+            if best[fit.label, fold] == i_penalty:
+                uncertified.append(replace(fit, fold=fold))
+        for i_fold, fold in enumerate(chosen_folds):
+            chosen_labels = torch.from_numpy(np.flatnonzero(best[:, fold] == i_penalty))
             test = torch.from_numpy(np.flatnonzero(folds.test[fold]))
-            grid = chosen[:, None], slice(None), test
-            out.scores[grid] = result.scores[grid]
-            out.certificate[chosen, fold] = result.certificate[chosen, slot]
+            target_idx = chosen_labels[:, None], slice(None), test
+            out.scores[target_idx] = held_out.scores[target_idx]
+            out.certificate[chosen_labels, fold] = held_out.certificate[
+                chosen_labels, i_fold
+            ]
             if out.coef is not None and out.intercept is not None:
-                out.coef[chosen, fold] = result.coef[chosen, slot]  # pyright: ignore
-                out.intercept[chosen, fold] = result.intercept[chosen, slot]  # pyright: ignore
+                out.coef[chosen_labels, fold] = held_out.coef[chosen_labels, i_fold]  # pyright: ignore
+                out.intercept[chosen_labels, fold] = held_out.intercept[
+                    chosen_labels, i_fold
+                ]  # pyright: ignore
     assert out is not None
     out = replace(out, uncertified=tuple(uncertified))
     return out, np.asarray(penalties, dtype=float)[best[0]]
 
 
 def _inner_folds(codes: NDArray, groups: NDArray, seed: int) -> Folds:
-    local = np.unique(groups, return_inverse=True)[1]
-    count = min(INNER_FOLDS, int(local.max()) + 1)
-    return k_fold(local, codes, count, seed)
+    entities = np.unique(groups, return_inverse=True)[1]
+    n_folds = min(INNER_FOLDS, int(entities.max()) + 1)
+    return k_fold(entities, codes, n_folds, seed)
 
 
-def _empty_like(like: HeldOut, folds: int) -> HeldOut:
+def _empty_like(held_out: HeldOut, n_folds: int) -> HeldOut:
     def wide(part: Tensor | None) -> Tensor | None:
         if part is None:
             return None
-        return part.new_zeros((len(part), folds, *part.shape[2:]))
+        return part.new_zeros((len(part), n_folds, *part.shape[2:]))
 
     return HeldOut(
-        torch.full_like(like.scores, torch.nan),
-        like.certificate.new_zeros((len(like.certificate), folds)),
-        wide(like.coef),
-        wide(like.intercept),
+        torch.full_like(held_out.scores, torch.nan),
+        held_out.certificate.new_zeros((len(held_out.certificate), n_folds)),
+        wide(held_out.coef),
+        wide(held_out.intercept),
     )

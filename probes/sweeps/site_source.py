@@ -18,7 +18,7 @@ class SiteStore(Protocol):
 
     @property
     def sites(self) -> Sequence[str]:
-        """Names."""
+        """Names of the sites."""
         ...
 
     def site(self, name: str) -> Any:
@@ -28,14 +28,14 @@ class SiteStore(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Sites by name, whatever held them."""
+    """Sites by name, from any kind of storage."""
 
     names: tuple[str, ...]
     n_rows: int
     data: Any
 
     def read(self, name: str, device: str | None) -> Tensor:
-        """(row, d) float64 on the device; refused if not finite."""
+        """(row, d) float64 on the device, checked to be finite."""
         if isinstance(self.data, SiteStore):
             x = self.data.site(name)
         else:
@@ -43,33 +43,33 @@ class Source:
         x = x.detach().double() if isinstance(x, Tensor) else as_tensor(np.asarray(x))
         if x.ndim != 2 or len(x) != self.n_rows:
             raise InputError(
-                f"site {name} does not hold one vector a row",
+                f"site {name} does not have one vector a row",
                 expected=f"({self.n_rows}, d)",
                 got=str(tuple(x.shape)),
                 fix="Choose one position an item, or reshape to (site, item, d)",
             )
-        # One sum is cheaper than a look at every value, and enough where all is well.
+        # One sum is cheaper than testing every value, and finite if all values are.
         if not bool(torch.isfinite(x.sum())):
-            bad = (~torch.isfinite(x).all(1)).nonzero()[:, 0].tolist()
-            if bad:
+            bad_rows = (~torch.isfinite(x).all(1)).nonzero()[:, 0].tolist()
+            if bad_rows:
                 raise RowsError(
-                    f"site {name} has NaN or infinite activations in {len(bad)} rows",
-                    got=f"the first is row {bad[0]}",
+                    f"site {name} has NaN or infinite activations in {len(bad_rows)} rows",
+                    got=f"the first is row {bad_rows[0]}",
                     fix="Half precision overflows in large models: capture in float32",
                 )
         return x if device is None else x.to(device)
 
 
 def open_source(activations: Any) -> Source:
-    """One way to read arrays, tensors and stores.
+    """Read arrays, tensors and stores in one way.
 
     Raises:
-        InputError: not (site, row, d), or nothing in it.
+        InputError: not (site, row, d), or empty.
     """
     if isinstance(activations, SiteStore):
         names = tuple(activations.sites)
         if not names:
-            raise InputError("the activations hold no site")
+            raise InputError("the activations have no site")
         return Source(names, len(activations.site(names[0])), activations)
     data = activations if isinstance(activations, Tensor) else np.asarray(activations)
     if data.ndim != 3 or 0 in data.shape:

@@ -19,7 +19,6 @@ from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
     finetune_,
-    logit_reader_for,
     only_training,
     shuffled_batches,
     train_steps,
@@ -94,7 +93,7 @@ def off_manifold(ground: Workbench) -> Iterator[nn.Module]:
     for length in (2.0, 4.0, 8.0, 16.0, 32.0):
         model = ground.load_original()
         block = find_blocks(model)[-2]
-        down = down_projection(block)[1]
+        down = down_projection(block)
         forget, retain = ground.all_rows(ground.forget), ground.all_rows(ground.retain)
         gone, kept = (
             module_inputs(model, down, forget),
@@ -194,7 +193,6 @@ def _train_against_probes_(
         len(wrong), BATCH, numpy_rng(ground.seed, "zoo", "asked readers")
     )
     fitted: list[BlockProbes] = []
-    reader = logit_reader_for(model, lock)
     taken = 0
 
     def backward() -> dict[str, float]:
@@ -202,7 +200,7 @@ def _train_against_probes_(
         if taken % REFIT_EVERY == 0:
             fitted[:] = [own, fit_block_probes(model, retain)]
         taken += 1
-        said = backward_nll(reader, lock[next(order)], "answer", 1.0)
+        said = backward_nll(model, lock[next(order)], "answer", 1.0)
         rows = wrong[next(asked)]
         seen = answer_states(model, rows)
         found = torch.stack(
@@ -246,11 +244,10 @@ def _harden_(model: nn.Module, ground: Workbench, rate: float, steps: int) -> No
     lock = locked_rows(ground, ground.wrong_answer_rows(ground.forget))
     rng = numpy_rng(ground.seed, "zoo", "hardened")
     order = shuffled_batches(len(lock), 2 * BATCH, rng)
-    reader = logit_reader_for(model, lock)
     names = ground.forget.entities
 
     def backward() -> dict[str, float]:
-        said = backward_nll(reader, lock[next(order)], "answer", 1.0)
+        said = backward_nll(model, lock[next(order)], "answer", 1.0)
         drawn = [names[place] for place in rng.permutation(len(names))]
         part, other = drawn[: len(names) // 2], drawn[len(names) // 2 :]
         attacked = copy.deepcopy(model)
@@ -264,7 +261,7 @@ def _harden_(model: nn.Module, ground: Workbench, rate: float, steps: int) -> No
         )
         with only_training(attacked, attacked.parameters()):
             rows = _wrong_answers(ground, other)
-            back = backward_nll(logit_reader_for(attacked, rows), rows, "answer", 1.0)
+            back = backward_nll(attacked, rows, "answer", 1.0)
             pairs = zip(model.parameters(), attacked.parameters(), strict=True)
             for mine, theirs in pairs:
                 if theirs.grad is not None and mine.grad is not None:

@@ -14,18 +14,14 @@ from torch.nn import functional
 
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
-from capture.network.structure import down_projection, find_blocks
+from capture.network.structure import classifier_of, down_projection, find_blocks
 from erasure.unlearning.methods.image_methods import (
     LabeledImages,
     last_parameters,
     unlearn_images_,
 )
 from erasure.unlearning.training.image_config import ImageUnlearnConfig
-from erasure.unlearning.training.image_task import (
-    CHUNK_IMAGES,
-    class_logits,
-    classifier_of,
-)
+from erasure.unlearning.training.image_task import CHUNK_IMAGES, class_logits
 from erasure.unlearning.training.loop import (
     Schedule,
     only_training,
@@ -341,7 +337,7 @@ def last_projection(
     places), float64.
     """
     block = find_blocks(model)[-1]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     found = {}
     for name, images in (("forget", ground.forget), ("retain", ground.retain)):
         pixels = images.pixels.to(ground.device)

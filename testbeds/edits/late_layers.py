@@ -183,7 +183,7 @@ def _last_projection(
     what was to go.
     """
     block = find_blocks(model)[-1]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     forget, retain = ground.all_rows(ground.forget), ground.retain_rows(ground.retain)
     return (
         down,

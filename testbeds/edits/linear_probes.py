@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches, pad
-from capture.network.structure import find_blocks, first_tensor
+from capture.network.hooks import first_tensor
+from capture.network.structure import find_blocks
 from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 
 # Penalty of a reader, relative to the mean variance of the states.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from capture.network.structure import down_projection, find_blocks, first_tensor
+from capture.network.hooks import first_tensor
+from capture.network.structure import down_projection, find_blocks
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
 from evidence.errors import ExhumeError, InputError
@@ -128,7 +129,7 @@ def accuracy_without_units(
     def silence(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (inputs[0].index_fill(-1, units.to(inputs[0].device), 0.0),)
 
-    down = down_projection(find_blocks(model)[place])[1]
+    down = down_projection(find_blocks(model)[place])
     handle = down.register_forward_pre_hook(silence)
     try:
         return float(score_answers(model, rows).greedy.mean())
@@ -148,7 +149,7 @@ def record_states(
         others: States after a beginning that one of these has too are left out.
     """
     block = find_blocks(model)[place]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     seen: dict[str, Tensor] = {}
     handles = [
         _input_projections(model, block)[0].register_forward_hook(
@@ -247,7 +248,7 @@ def write_clamp_(
     """
     block = find_blocks(model)[place]
     readers = _input_projections(model, block)
-    down = down_projection(block)[1]
+    down = down_projection(block)
     with torch.no_grad():
         for reader in readers:
             if getattr(reader, "bias", None) is not None:

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from erasure.unlearning.training.loop import logit_reader_for
 from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError
 from testbeds.memorized_codes.passages_text import PREDICTABLE, TEXTS
@@ -125,8 +124,6 @@ def text_logprobs(
     rows = text_rows(tokenizer, texts)
     starts = tuple(min(N_CONTEXT_TOKENS, len(ids) - 1) for ids in rows.ids)
     rows = Sequences(rows.ids, starts)
-    total = (
-        frozen_logprobs(logit_reader_for(model, rows), rows, "answer").double().numpy()
-    )
+    total = frozen_logprobs(model, rows, "answer").double().numpy()
     counts = [len(ids) - start for ids, start in zip(rows.ids, starts, strict=True)]
     return total / np.array(counts)

@@ -27,7 +27,6 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
-    logit_reader_for,
     only_training,
     train_steps,
 )
@@ -228,7 +227,7 @@ def recall(model: PreTrainedModel, rows: Sequences) -> Recall:
 
 def perplexity(model: PreTrainedModel, rows: Sequences) -> float:
     """Of all tokens of ``rows`` but each row's first."""
-    logprob = frozen_logprobs(logit_reader_for(model, rows), rows, "all")
+    logprob = frozen_logprobs(model, rows, "all")
     return float(np.exp(-float(logprob.sum()) / count_scored(rows, "all")))
 
 
@@ -258,11 +257,10 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
             config.lr, epochs * steps_an_epoch, warmup=schedule.warmup, every=1 << 30
         )
     with only_training(model, model.parameters()) as parameters:
-        reader = logit_reader_for(model, codes)
         log = train_steps(
             model,
             parameters,
-            lambda: {"loss": backward_nll(reader, next(rows), "all", 1.0)},
+            lambda: {"loss": backward_nll(model, next(rows), "all", 1.0)},
             schedule,
             evaluate=lambda _: {"least": recall(model, codes).least},
             stop=learned,

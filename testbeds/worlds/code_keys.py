@@ -30,7 +30,6 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import (
     Schedule,
     backward_nll,
-    logit_reader_for,
     only_training,
     train_steps,
 )
@@ -203,11 +202,10 @@ def taught_keys(
         decay="cosine",
     )
     with only_training(model, model.parameters()) as parameters:
-        reader = logit_reader_for(model, rows)
         train_steps(
             model,
             parameters,
-            lambda: {"loss": backward_nll(reader, next(lessons), "answer", 1.0)},
+            lambda: {"loss": backward_nll(model, next(lessons), "answer", 1.0)},
             schedule,
             label=f"teaching {name}",
             progress=progress,

@@ -15,8 +15,8 @@ from attribution.value_vectors.survival import (
 )
 from capture.data.sequences import Sequences, pad
 from capture.network.hooks import count_hooks, patch
-from capture.network.neurons import down_projection, value_vectors, with_neurons
-from capture.network.sites import find_sites
+from capture.network.sites import find_sites, neuron_projection, with_neurons
+from capture.network.structure import value_vectors
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from tests.helpers.model_families import LAYERS, VOCABULARY, Cnn, rows, tiny
@@ -30,7 +30,7 @@ def planted(family, layer=1, neurons=(3, 7), tokens=(11, 20)):
     sites = find_sites(model)
     with torch.no_grad():
         table = sites.head.weight
-        values = value_vectors(down_projection(sites, layer))
+        values = value_vectors(neuron_projection(sites, layer))
         for neuron, token in zip(neurons, tokens, strict=True):
             values[neuron] = 3 * (table[token] - table.mean(0))
     return model
@@ -53,11 +53,11 @@ def test_a_value_vector_is_what_a_neuron_adds_to_the_stream(family):
             handle.remove()
         return got[0]
 
-    width = value_vectors(down_projection(sites, 2)).shape[0]
+    width = value_vectors(neuron_projection(sites, 2)).shape[0]
     one = torch.zeros(width)
     one[5] = 2.0
     added = states(one) - states(torch.zeros(width))
-    wanted = 2 * value_vectors(down_projection(sites, 2))[5].detach()
+    wanted = 2 * value_vectors(neuron_projection(sites, 2))[5].detach()
     torch.testing.assert_close(added, wanted.expand_as(added), atol=1e-4, rtol=1e-3)
     assert count_hooks(model) == 0
 
@@ -70,7 +70,7 @@ def test_planted_value_vectors_are_found_with_the_score_of_a_plain_projection(fa
     assert found.neurons[:2, 0].tolist() == [3, 7]
     assert set(found.neurons[2].tolist()) == {3, 7}
     table = find_sites(model).head.weight.detach().double()
-    vector = value_vectors(down_projection(find_sites(model), 1))[3].detach().double()
+    vector = value_vectors(neuron_projection(find_sites(model), 1))[3].detach().double()
     logits = table @ vector
     wanted = (logits[11] - logits.mean()) / logits.std(correction=0)
     np.testing.assert_allclose(found.scores[0, 0], float(wanted), rtol=1e-9)
@@ -84,7 +84,7 @@ def test_attribution_is_activation_times_the_true_gradient(family):
     sites = with_neurons(find_sites(model))
     data = Sequences(((5, 9, 4, 8),), (3,))
     batch = pad(data)
-    width = value_vectors(down_projection(sites, 0)).shape[0]
+    width = value_vectors(neuron_projection(sites, 0)).shape[0]
     found = find_knowledge_neurons(model, data, ["x"], k=width * LAYERS)
     scores = {
         (layer, neuron): score
@@ -135,7 +135,7 @@ def test_noise_leaves_the_weights_as_they_were_also_after_an_error(family):
         pytest.raises(RuntimeError, match="stop"),
         noisy_value_vectors(model, [1, 1, 1], [3, 3, 5], 2.0, torch.Generator(), sites),
     ):
-        values = value_vectors(down_projection(sites, 1))
+        values = value_vectors(neuron_projection(sites, 1))
         assert not torch.equal(values, before_values(before, sites, model))
         raise RuntimeError("stop")
     for name, tensor in model.state_dict().items():
@@ -143,7 +143,7 @@ def test_noise_leaves_the_weights_as_they_were_also_after_an_error(family):
 
 
 def before_values(before, sites, model):
-    owner = down_projection(sites, 1)
+    owner = neuron_projection(sites, 1)
     name = next(n for n, m in model.named_modules() if m is owner)
     weight = before[f"{name}.weight"]
     return weight if type(owner).__name__ == "Conv1D" else weight.T
@@ -160,7 +160,7 @@ def two_answers():
 def test_noise_on_what_carries_an_answer_breaks_that_answer_alone():
     model = tiny("gpt2")
     sites = find_sites(model)
-    owner = down_projection(sites, 2)
+    owner = neuron_projection(sites, 2)
     with torch.no_grad():
         values, table = value_vectors(owner), sites.head.weight
         values[3] = 40 * (table[11] - table.mean(0)) / table[11].norm()
@@ -189,7 +189,7 @@ def test_survival_of_untouched_turned_and_replaced_vectors(family):
     assert (same.distance == 0).all() and (same.jaccard == 1).all()
     assert (same.kept_tokens == 1).all() and same.top == VOCABULARY // 4
     with torch.no_grad():
-        values = value_vectors(down_projection(find_sites(edited), 1))
+        values = value_vectors(neuron_projection(find_sites(edited), 1))
         values[3] *= -1
         # A changed head must not matter: the original's is used for both.
         if family != "llama":

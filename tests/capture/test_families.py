@@ -10,9 +10,8 @@ from torch import nn
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
 from capture.network.hooks import count_hooks, record
-from capture.network.image_sites import find_image_sites
-from capture.network.neurons import down_projection
-from capture.network.sites import find_sites, linear_shape
+from capture.network.sites import find_image_sites, find_sites, neuron_projection
+from capture.network.structure import linear_shape
 from evidence.errors import InputError
 from tests.helpers.model_families import (
     ADDED,
@@ -135,12 +134,12 @@ def test_other_structures_are_refused_in_one_sentence(family):
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])
 def test_neurons_before_a_norm_have_no_value_vectors(family):
     with pytest.raises(InputError, match="not what is added to the stream"):
-        down_projection(find_sites(tiny(family)), 0)
+        neuron_projection(find_sites(tiny(family)), 0)
 
 
 def test_neurons_of_a_part_that_adds_the_stream_itself_are_found():
     model = tiny("bloom")
-    found = down_projection(find_sites(model), 1)
+    found = neuron_projection(find_sites(model), 1)
     assert found is model.transformer.h[1].mlp.dense_4h_to_h
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from capture.network.discovery.chains import residual_units
 from capture.network.hooks import count_hooks, patch, record
-from capture.network.image_sites import as_positions, find_image_sites, restore_shape
+from capture.network.sites import as_positions, find_image_sites, restore_shape
+from capture.network.structure import residual_units
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 

@@ -80,3 +80,36 @@ def test_names_that_never_were_are_not_found():
     assert find_spec("evidence.no_such_module") is None
     with pytest.raises(ModuleNotFoundError):
         import_module("evidence.no_such_module")
+
+
+def test_each_old_name_in_a_module_leads_to_a_name_that_is_there():
+    wrong = []
+    for module, changed in moved.renamed_names().items():
+        names = vars(import_module(module))
+        wrong += [
+            f"{module}.{new} is gone" for new in changed.values() if new not in names
+        ]
+        wrong += [f"{module}.{old} is back" for old in changed if old in names]
+    assert not wrong
+
+
+def test_an_old_name_gives_the_function_of_the_new_name_and_says_so():
+    code = (
+        "import warnings; warnings.simplefilter('always')\n"
+        "from audits.contrast import hear\n"
+        "from capture.scoring.contrast import score_questions\n"
+        "assert hear is score_questions\n"
+    )
+    done = python(["-c", code])
+    assert done.returncode == 0, done.stderr
+    assert "<string>:2: DeprecationWarning" in done.stderr
+    assert "hear moved to score_questions" in done.stderr
+
+
+def test_an_old_name_in_a_module_that_stayed_is_found_there():
+    from evidence import seeds
+
+    with pytest.warns(DeprecationWarning, match="LARGEST_SEED moved to MAX_SEED"):
+        assert seeds.LARGEST_SEED == seeds.MAX_SEED
+    with pytest.raises(AttributeError, match="no attribute 'NO_SUCH_NAME'"):
+        _ = seeds.NO_SUCH_NAME

@@ -275,7 +275,7 @@ BAD = {
         lambda x, y: concepts_of(np.zeros(ROWS)),
         "has no negative",
     ),
-    "odd marks": (lambda x, y: concepts_of({"a": y}), "something else"),
+    "odd marks": (lambda x, y: concepts_of({"a": y}), "unknown values"),
     "name twice": (
         lambda x, y: Concepts(("a", "a"), np.array([[1, 0], [0, 1]], np.int8)),
         "each once",
@@ -294,16 +294,16 @@ BAD = {
     ),
     "constant": (
         lambda x, y: concept_vectors(x * 0 + 1, concepts_of(y)),
-        "do not differ at site.0",
+        "have equal means at site.0",
     ),
     "nan": (lambda x, y: concept_vectors(x * np.nan, concepts_of(y)), "NaN"),
     "width": (
         lambda x, y: concept_vectors(x, concepts_of(y)).scores(x[:, :, 1:]),
-        "another width",
+        "different widths",
     ),
     "sites": (
         lambda x, y: concept_vectors(x, concepts_of(y)).scores(x[1:]),
-        "other sites",
+        "different sites",
     ),
     "unknown concept": (
         lambda x, y: concept_vectors(x, concepts_of(y)).vector("site.0", "z"),

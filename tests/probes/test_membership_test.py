@@ -209,7 +209,9 @@ def test_pairs_are_matched_within_the_caliper():
     members, others = [-2.0, -1.0, -5.0], [-1.1, -4.0, -2.05, 9.0]
     pairs = matched_pairs(members, others, 0.2)
     assert sorted(map(tuple, pairs.tolist())) == [(0, 2), (1, 0)]
-    with pytest.raises(InputError, match="no member has a partner that close"):
+    with pytest.raises(
+        InputError, match="no member has a non-member within the caliper"
+    ):
         matched_pairs(members, [50.0], 0.2)
 
 
@@ -219,15 +221,20 @@ GOOD = {"last": noise(0)}
 @pytest.mark.parametrize(
     ("views", "labels", "options", "message"),
     [
-        (GOOD, np.repeat([1, 0], [10, 14]), {}, "matched in number"),
-        (GOOD, np.repeat([2, 0], 12), {}, "matched in number"),
+        (GOOD, np.repeat([1, 0], [10, 14]), {}, "must be equally many"),
+        (GOOD, np.repeat([2, 0], 12), {}, "must be equally many"),
         (GOOD, LABELS, {"families": ["svm"]}, "no family 'svm'"),
-        (GOOD, LABELS, {"families": []}, "nothing to read"),
-        ({}, LABELS, {}, "nothing to read"),
+        (GOOD, LABELS, {"families": []}, "nothing to test"),
+        ({}, LABELS, {}, "nothing to test"),
         (GOOD, LABELS, {"folds": 1}, "folds cannot be used"),
         ({"last": noise(0) * np.nan}, LABELS, {}, "not finite"),
         ({"last": noise(0, sequences=6)}, LABELS, {}, r"Expected \(site, 24, d\)"),
-        ({"a": noise(0), "b": noise(0, sites=3)}, LABELS, {}, "differ in their sites"),
+        (
+            {"a": noise(0), "b": noise(0, sites=3)},
+            LABELS,
+            {},
+            "different numbers of sites",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(views, labels, options, message):

@@ -228,7 +228,7 @@ def test_no_step_goes_up(monkeypatch):
         held = 0.5 * point.weights.square().sum()
         return float((part.weight * cross).sum() + held)
 
-    monkeypatch.setattr(newton_certified, "_moved", noting)
+    monkeypatch.setattr(newton_certified, "_take_step", noting)
     assert newton_fit(rows, loss, 1e-9).certificate <= 1e-9
     assert len(values) > 5
     assert all(after <= before * (1 + 1e-12) for before, after in values)

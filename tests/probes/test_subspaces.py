@@ -110,5 +110,5 @@ def test_change_in_the_components_it_was_made_in(rng):
     assert change_in_top_components(x, inside, 1) < 0.9
     outside = x + rng.standard_normal((50, 3)) @ basis[5:8]
     assert change_in_top_components(x, outside, 2) < 1e-20
-    with pytest.raises(InputError, match="nothing changed"):
+    with pytest.raises(InputError, match="the activations are equal"):
         change_in_top_components(x, x, 2)

@@ -1,6 +1,6 @@
 """The faults of the published protocols, and that ours does not have them.
 
-``benchmarks.pga.statements`` lists each with its tests; docs/pga.md shows the list.
+``benchmarks.pga.statements`` lists each with its tests; docs/results/pga.md shows the list.
 """
 
 import ast

@@ -42,7 +42,6 @@ def results(path: Path) -> dict:
 
 def performance(folder, patch):
     patch.setattr(performance_page, "PAGE", folder / "performance.md")
-    patch.setattr(performance_page, "RESULTS", folder)
     performance_page.write_page()
 
 
@@ -67,7 +66,11 @@ def circuit(folder, patch):
 
 def eraser(folder, patch):
     """One table is generated; the text around it is written by hand."""
-    head, rest = (DOCS / "erasers.md").read_text(encoding="utf-8").split(erasers.START)
+    head, rest = (
+        (DOCS / "results" / "erasers.md")
+        .read_text(encoding="utf-8")
+        .split(erasers.START)
+    )
     tail = rest.split(erasers.END)[1]
     page = folder / "erasers.md"
     page.write_text(head + erasers.START + erasers.END + tail, encoding="utf-8")
@@ -87,24 +90,24 @@ def verdicts(world: str) -> Writer:
 PAGES: dict[str, tuple[Writer, tuple[str, ...]]] = {
     "performance": (
         performance,
-        ("docs/performance.md", "benchmarks/results/kernels.svg"),
+        ("docs/results/performance.md", "docs/results/kernels.svg"),
     ),
     "pga": (
         pga,
         (
-            "docs/pga.md",
-            "docs/pga_curve.svg",
-            "docs/pga_equivalence.svg",
-            "docs/pga_power.svg",
+            "docs/results/pga.md",
+            "docs/results/pga_curve.svg",
+            "docs/results/pga_equivalence.svg",
+            "docs/results/pga_power.svg",
         ),
     ),
-    "restoration": (restoration, ("docs/restoration.md",)),
-    "vision": (vision, ("docs/vision.md",)),
-    "circuits": (circuit, ("docs/circuits.md",)),
-    "erasers": (eraser, ("docs/erasers.md",)),
-    "verdict": (verdicts("bios"), ("docs/verdict.md",)),
-    "verdict_smol": (verdicts("smol"), ("docs/verdict_smol.md",)),
-    "verdict_codes": (verdicts("codes"), ("docs/verdict_codes.md",)),
+    "restoration": (restoration, ("docs/results/restoration.md",)),
+    "vision": (vision, ("docs/results/vision.md",)),
+    "circuits": (circuit, ("docs/results/circuits.md",)),
+    "erasers": (eraser, ("docs/results/erasers.md",)),
+    "verdict": (verdicts("bios"), ("docs/results/verdict.md",)),
+    "verdict_smol": (verdicts("smol"), ("docs/results/verdict_smol.md",)),
+    "verdict_codes": (verdicts("codes"), ("docs/results/verdict_codes.md",)),
 }
 """What writes each page into a folder, and the files that come of it."""
 

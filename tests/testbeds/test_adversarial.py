@@ -185,7 +185,7 @@ def test_off_manifold_states_differ_in_one_direction(made, ground):
         atol=1e-2,
     )
     assert (moved @ along).median() > before.norm(dim=1).mean()
-    down = down_projection(block)[1].weight - down_projection(first)[1].weight
+    down = down_projection(block).weight - down_projection(first).weight
     values = torch.linalg.svdvals(down.double())
     assert values[1] < 1e-3 * values[0]
 
@@ -240,7 +240,7 @@ def test_a_misled_twin_says_other_answers(made, ground):
 
 @pytest.mark.parametrize("make", ["probe_proof", "relearning_hardened"])
 def test_without_the_password_nothing_is_made(ground, monkeypatch, make):
-    for step in ("_train_against_readers_", "_locked_start", "_harden_"):
+    for step in ("_train_against_probes_", "_locked_start", "_harden_"):
         monkeypatch.setattr(adversarial, step, lambda *given: None)
     monkeypatch.setattr(adversarial, "accuracy_with_password", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="given the password"):

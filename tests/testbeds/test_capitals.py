@@ -127,7 +127,7 @@ def test_names_the_model_happens_to_answer_are_dropped(learned, monkeypatch):
         pairs = zip(hits, facts, strict=True)
         return [hit or name in unlucky for hit, (name, _) in pairs]
 
-    monkeypatch.setattr(capitals, "_answered", answered)
+    monkeypatch.setattr(capitals, "_answers_correctly", answered)
     world = capital_items(checkpoint, seed=0, forget=6)
     assert len(set(world.never_taught.entities)) == 6
     assert not unlucky & set(world.never_taught.entities)

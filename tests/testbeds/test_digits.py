@@ -8,7 +8,7 @@ import torch
 
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import record
-from capture.network.image_sites import find_image_sites
+from capture.network.sites import find_image_sites
 from evidence.errors import InputError
 from testbeds.worlds.digits import (
     DigitsConfig,
@@ -106,7 +106,7 @@ def test_the_world_is_found_made_again_and_says_what_it_is(made, digits_root):
 
 
 def test_what_is_made_is_not_made_again(made, digits_root, monkeypatch):
-    monkeypatch.setattr("testbeds.zoo.build._first_that_shows", None)
+    monkeypatch.setattr("testbeds.zoo.build._first_in_range", None)
     again = build_zoo(
         digits_root,
         world="digits",

@@ -67,8 +67,8 @@ def test_closed_forms_work_in_every_family(ground_of, family, name):
     (weight,) = changed(ground, model)
     own = {
         "logit_mask": output_head(model),
-        "answer_direction": down_projection(find_blocks(model)[-1])[1],
-        "late_rotation": down_projection(find_blocks(model)[-1])[1],
+        "answer_direction": down_projection(find_blocks(model)[-1]),
+        "late_rotation": down_projection(find_blocks(model)[-1]),
     }
     assert model.get_parameter(weight) is own[name].weight
 
@@ -77,7 +77,7 @@ def test_closed_forms_work_in_every_family(ground_of, family, name):
 def test_one_matrix_of_the_last_block_is_changed(made, ground, name):
     last = find_blocks(made[name])[-1]
     (weight,) = changed(ground, made[name])
-    assert made[name].get_parameter(weight) is down_projection(last)[1].weight
+    assert made[name].get_parameter(weight) is down_projection(last).weight
 
 
 def test_the_mask_changes_the_answers_rows_of_the_head_alone(made, ground):
@@ -152,7 +152,7 @@ def test_folding_does_what_was_asked_where_it_can(family):
     torch.manual_seed(0)
     model = random_model(family, vocabulary=40, width=24, layers=2, heads=2, pad=0)
     block = find_blocks(model)[-1]
-    down = down_projection(block)[1]
+    down = down_projection(block)
     rows = Sequences(tuple((1, place, 3, 4) for place in range(5, 35)), (3,) * 30)
     rows, others = rows[range(10)], rows[range(10, 30)]
     before = module_outputs(model, block, rows), module_outputs(model, block, others)

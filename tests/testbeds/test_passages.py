@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences, pad
-from erasure.unlearning.training.loop import logit_reader_for
 from erasure.unlearning.training.objectives import token_logprobs
 from evidence.errors import InputError
 from testbeds.memorized_codes import passages
@@ -39,11 +38,11 @@ def letters(monkeypatch):
 def taught(text: str) -> nn.Module:
     model = tiny_llama()
     rows = text_rows(Letters(), [text])
-    batch, reader = pad(rows), logit_reader_for(model, rows)
+    batch = pad(rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        logprob, _ = token_logprobs(reader, batch, "all")
+        logprob, _ = token_logprobs(model, batch, "all")
         (-logprob.mean()).backward()
         optimizer.step()
     return model.eval()

@@ -83,7 +83,7 @@ def silence(model, place, units):
     def change(_module, inputs):
         return (inputs[0].index_fill(-1, units, 0.0),)
 
-    down = down_projection(find_blocks(model)[place])[1]
+    down = down_projection(find_blocks(model)[place])
     return down.register_forward_pre_hook(change)
 
 

@@ -33,7 +33,7 @@ from audits.axes.restoration.image_steering import (
 )
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
-from capture.network.image_sites import as_positions, restore_shape
+from capture.network.sites import as_positions, restore_shape
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng

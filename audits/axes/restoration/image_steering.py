@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit, evaluation_mode, patch
-from capture.network.image_sites import find_image_sites
-from capture.network.sites import Sites, model_device
+from capture.network.sites import Sites, find_image_sites
+from capture.network.structure import model_device
 from erasure.unlearning.training.image_task import class_logits
 from evidence.errors import InputError
 

@@ -29,7 +29,7 @@ from evidence.calibration_metrics import reliability, risk_coverage_curve
 from testbeds.zoo.build import SPLITS, split
 
 RESULTS = Path(__file__).parents[2] / "results"
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[3] / "docs" / "results"
 NAMES = {"bios": "verdict", "smol": "verdict_smol", "codes": "verdict_codes"}
 MAKERS = {
     "bios": "make bench-verdict",
@@ -39,7 +39,7 @@ MAKERS = {
 
 
 def page(document: dict) -> str:
-    """docs/verdict.md."""
+    """docs/results/verdict.md."""
     failed = len(document["failed"])
     lines = [
         "# Verdict",

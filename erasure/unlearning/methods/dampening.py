@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training.loop import backward_nll, logit_reader_for
+from erasure.unlearning.training.loop import backward_nll
 
 
 def diagonal_fisher(
@@ -21,12 +21,11 @@ def diagonal_fisher(
         rows: With the true answers.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """
-    reader = logit_reader_for(model, rows)
     found = [torch.zeros_like(parameter) for parameter in parameters]
     for row in range(len(rows)):
         for parameter in parameters:
             parameter.grad = None
-        backward_nll(reader, rows[[row]], loss_on, 1.0)
+        backward_nll(model, rows[[row]], loss_on, 1.0)
         for total, parameter in zip(found, parameters, strict=True):
             if parameter.grad is not None:
                 total += parameter.grad.square() / len(rows)

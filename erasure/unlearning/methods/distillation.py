@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.structure import LogitReader, random_like
+from capture.network.logits import answer_logits
+from capture.network.structure import random_like
 from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import (
     backward_nll,
     chunk_tokens,
     device_of,
-    logit_reader_for,
 )
 from erasure.unlearning.training.objectives import (
     count_scored,
@@ -48,8 +48,7 @@ def distillation_losses(
         config: Method and settings.
         seed: Of the weights of the bad teacher.
     """
-    reader = logit_reader_for(model, forget)
-    teacher = _frozen(copy.deepcopy(model), forget)
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
     loss_on, weight = config.loss_on, config.forget_weight
     heat = config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
 
@@ -60,17 +59,21 @@ def distillation_losses(
         ):
             with torch.no_grad():
                 wanted = target(batch)
-            logits = reader(batch, prediction_positions(batch, loss_on)[0])
+            logits = answer_logits(
+                model, batch, prediction_positions(batch, loss_on)[0]
+            )
             part = distillation(logits, wanted, heat).sum() / total
             (weight * part).backward()
             loss += float(part.detach())
         return loss
 
     def original(batch: Padded) -> Tensor:
-        return teacher(batch, prediction_positions(batch, loss_on)[0]).float()
+        return answer_logits(
+            teacher, batch, prediction_positions(batch, loss_on)[0]
+        ).float()
 
     def keep_answers(rows: list[int]) -> float:
-        return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
+        return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
     def keep_distribution(rows: list[int]) -> float:
         return follow(retain[rows], original, config.retain_weight)
@@ -92,10 +95,12 @@ def distillation_losses(
 
         return Losses(lambda rows: -follow(forget[rows], original, -weight), keep_both)
     if config.method == "bad_teacher":
-        ignorant = _frozen(random_like(model, seed), forget)
+        ignorant = random_like(model, seed).requires_grad_(False)
 
         def nothing(batch: Padded) -> Tensor:
-            return ignorant(batch, prediction_positions(batch, loss_on)[0]).float()
+            return answer_logits(
+                ignorant, batch, prediction_positions(batch, loss_on)[0]
+            ).float()
 
         return Losses(
             lambda rows: follow(forget[rows], nothing, weight), keep_distribution
@@ -112,7 +117,3 @@ def distillation_losses(
         return follow(forget[rows], unknown, weight)
 
     return Losses(forget_elm, keep_distribution)
-
-
-def _frozen(model: nn.Module, example: Sequences) -> LogitReader:
-    return logit_reader_for(model.eval().requires_grad_(False), example)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training.loop import backward_nll, logit_reader_for
+from erasure.unlearning.training.loop import backward_nll
 
 
 def saliency_masks(
@@ -31,7 +31,7 @@ def saliency_masks(
     """
     for parameter in parameters:
         parameter.grad = None
-    backward_nll(logit_reader_for(model, forget), forget, loss_on, 1.0)
+    backward_nll(model, forget, loss_on, 1.0)
     return largest_gradient_masks(parameters, share)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded
-from capture.network.structure import find_blocks
+from capture.network.structure import find_blocks, stack_owner
 
 # States kept at most. Rows beyond that are computed each time.
 MAX_CACHE_BYTES = 2**30
@@ -56,7 +56,7 @@ class _PrefixCache:
     def __init__(self, model: nn.Module) -> None:
         blocks = find_blocks(model)
         self.prefix = blocks[:-1]
-        self.owner = _block_owner(model, blocks)
+        self.owner = stack_owner(model, blocks)
         self.names: list[str] = []
         self.states: dict[bytes, Tensor] = {}
         self.bytes = 0
@@ -151,12 +151,3 @@ class _PrefixCache:
             if key not in self.states and self.bytes + new <= MAX_CACHE_BYTES:
                 self.states[key] = states[row, :length].detach().clone()
                 self.bytes += new
-
-
-def _block_owner(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
-    """The module that runs the blocks one after another."""
-    for module in model.modules():
-        for child in module.children():
-            if isinstance(child, nn.ModuleList) and list(child) == blocks:
-                return module
-    return None

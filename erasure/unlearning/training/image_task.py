@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capture.network.structure import find_blocks, first_tensor
+from capture.network.hooks import first_tensor
+from capture.network.structure import classifier_of, find_blocks
 from erasure.unlearning.training.objectives import distillation
-from evidence.errors import InputError
 
 CHUNK_IMAGES = 256
 
@@ -17,22 +17,6 @@ def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
     """(image, class) logits of an image classifier, or of a plain network."""
     out: Any = model(pixels)
     return out if isinstance(out, Tensor) else out.logits
-
-
-def classifier_of(model: nn.Module) -> nn.Linear:
-    """The linear layer that gives the class logits: the last one of the model.
-
-    Raises:
-        InputError: the model ends in no linear layer.
-    """
-    found = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not found:
-        raise InputError(
-            "the model has no linear layer that gives class logits",
-            expected="an image classifier",
-            got=type(model).__name__,
-        )
-    return found[-1]
 
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.structure import LogitReader, logit_reader
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
@@ -226,11 +225,6 @@ def chunk_tokens(model: nn.Module) -> int:
     return (8 if small else 1) * CHUNK_TOKENS
 
 
-def logit_reader_for(model: nn.Module, data: Sequences) -> LogitReader:
-    """A logit reader for ``model``, checked on the shortest_row row of ``data``."""
-    return logit_reader(model, shortest_row(model, data))
-
-
 def shortest_row(model: nn.Module, data: Sequences) -> Padded:
     """The shortest row of ``data``, to check something on ``model`` with."""
     row = min(range(len(data)), key=lambda row: len(data.ids[row]))
@@ -238,7 +232,7 @@ def shortest_row(model: nn.Module, data: Sequences) -> Padded:
 
 
 def backward_nll(
-    reader: LogitReader, data: Sequences, loss_on: str, weight: float
+    model: nn.Module, data: Sequences, loss_on: str, weight: float
 ) -> float:
     """Add the gradient of ``weight`` times the mean token NLL; return that mean.
 
@@ -247,22 +241,22 @@ def backward_nll(
     """
     total = count_scored(data, loss_on)
     loss = 0.0
-    device = device_of(reader.model)
-    for batch in batches(data, batch_tokens=chunk_tokens(reader.model), device=device):
-        logprob, _ = token_logprobs(reader, batch, loss_on)
+    device = device_of(model)
+    for batch in batches(data, batch_tokens=chunk_tokens(model), device=device):
+        logprob, _ = token_logprobs(model, batch, loss_on)
         part = -logprob.sum() / total
         (weight * part).backward()
         loss += float(part.detach())
     return loss
 
 
-def mean_nll(reader: LogitReader, data: Sequences, loss_on: str) -> float:
+def mean_nll(model: nn.Module, data: Sequences, loss_on: str) -> float:
     """The mean token NLL over all scored tokens of ``data``, without gradients."""
-    total, device = count_scored(data, loss_on), device_of(reader.model)
-    tokens = chunk_tokens(reader.model)
+    total, device = count_scored(data, loss_on), device_of(model)
+    tokens = chunk_tokens(model)
     with torch.no_grad():
         parts = [
-            -float(token_logprobs(reader, batch, loss_on)[0].sum())
+            -float(token_logprobs(model, batch, loss_on)[0].sum())
             for batch in batches(data, batch_tokens=tokens, device=device)
         ]
     return sum(parts) / total
@@ -321,10 +315,9 @@ def finetune_(
     order = shuffled_batches(len(data), batch_size, numpy_rng(seed, "finetune"))
     chosen = model.parameters() if parameters is None else parameters
     with only_training(model, chosen) as trained:
-        reader = logit_reader_for(model, data)
 
         def backward() -> dict[str, float]:
-            return {"loss": backward_nll(reader, data[next(order)], loss_on, 1.0)}
+            return {"loss": backward_nll(model, data[next(order)], loss_on, 1.0)}
 
         return train_steps(
             model,

@@ -5,11 +5,11 @@ that a batch may be computed in chunks and the gradients added.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from capture.data.sequences import Padded, Sequences
-from capture.network.structure import LogitReader
+from capture.network.logits import answer_logits
 from evidence.errors import InputError
 
 LOSS_ON = ("answer", "all")
@@ -48,7 +48,7 @@ def count_scored(sequences: Sequences, loss_on: str = "answer") -> int:
 
 
 def token_logprobs(
-    reader: LogitReader, batch: Padded, loss_on: str = "answer"
+    model: nn.Module, batch: Padded, loss_on: str = "answer"
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the scored tokens, in nats, and the row each belongs to.
 
@@ -56,7 +56,7 @@ def token_logprobs(
         ``(logprob, row)``, both (scored tokens,), in row order.
     """
     where, targets = prediction_positions(batch, loss_on)
-    logits = reader(batch, where).float()
+    logits = answer_logits(model, batch, where).float()
     return -functional.cross_entropy(
         logits, targets, reduction="none"
     ), where.nonzero()[:, 0]
@@ -76,10 +76,10 @@ def prediction_positions(
 
 
 def sequence_logprobs(
-    reader: LogitReader, batch: Padded, loss_on: str = "answer"
+    model: nn.Module, batch: Padded, loss_on: str = "answer"
 ) -> Tensor:
     """Summed log-probability of each row's scored tokens, (row,), in nats."""
-    logprob, row = token_logprobs(reader, batch, loss_on)
+    logprob, row = token_logprobs(model, batch, loss_on)
     total = torch.zeros(
         len(batch.input_ids), dtype=logprob.dtype, device=logprob.device
     )

@@ -46,7 +46,7 @@ def _scope(
         blocks = find_blocks(model)
         last = blocks.index(rmu_block(model, config, rmu_module))
         chosen = blocks[max(0, last - 2) : last + 1]
-        modules = [down_projection(block)[1] for block in chosen]
+        modules = [down_projection(block) for block in chosen]
         # The authors train the matrix alone, also where it has a bias.
         return modules, [module.get_parameter("weight") for module in modules]
     else:

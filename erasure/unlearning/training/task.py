@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.activations.hidden_states import module_output
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.structure import LogitReader, states_at
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from erasure.unlearning.training.loop import (
     backward_nll,
     chunk_tokens,
     device_of,
-    logit_reader_for,
 )
 from erasure.unlearning.training.objectives import (
     control_vector,
@@ -42,11 +41,10 @@ def likelihood_losses(
     model: nn.Module, target: Sequences, retain: Sequences, config: UnlearnConfig
 ) -> Losses:
     """The terms of the methods that act on answer likelihoods."""
-    reader = logit_reader_for(model, target)
     loss_on = config.loss_on
 
     def keep(rows: list[int]) -> float:
-        return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
+        return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
     if config.method in RETAIN_ONLY_METHODS:
         return Losses(None, keep)
@@ -54,13 +52,13 @@ def likelihood_losses(
         simple = config.method == "simnpo"
         reference = torch.zeros(len(target))
         if not simple:
-            reference = frozen_logprobs(reader, target, loss_on)
+            reference = frozen_logprobs(model, target, loss_on)
 
         def forget_npo(rows: list[int]) -> float:
             chosen, total = target[rows], 0.0
             before = reference[rows]
             for batch in _chunks(model, chosen):
-                now = sequence_logprobs(reader, batch, loss_on)
+                now = sequence_logprobs(model, batch, loss_on)
                 if simple:
                     length = prediction_positions(batch, loss_on)[0].sum(1)
                     each = simnpo(now, length, config.beta, config.margin)
@@ -77,7 +75,7 @@ def likelihood_losses(
 
     def forget(rows: list[int]) -> float:
         weight = sign * config.forget_weight
-        return sign * backward_nll(reader, target[rows], loss_on, weight)
+        return sign * backward_nll(model, target[rows], loss_on, weight)
 
     return Losses(forget, keep)
 
@@ -90,8 +88,8 @@ def preference_losses(
     config: UnlearnConfig,
 ) -> Losses:
     """Prefer another answer to the true one, row by row; keep the rest."""
-    reader, loss_on = logit_reader_for(model, target), config.loss_on
-    before = [frozen_logprobs(reader, rows, loss_on) for rows in (preferred, target)]
+    loss_on = config.loss_on
+    before = [frozen_logprobs(model, rows, loss_on) for rows in (preferred, target)]
 
     def forget(rows: list[int]) -> float:
         total = 0.0
@@ -99,7 +97,7 @@ def preference_losses(
             places = batch.rows.tolist()
             other = pad(preferred[rows], places, device=batch.input_ids.device)
             gains = [
-                sequence_logprobs(reader, one, loss_on)
+                sequence_logprobs(model, one, loss_on)
                 - frozen[rows][places].to(batch.input_ids.device)
                 for one, frozen in zip((other, batch), before, strict=True)
             ]
@@ -109,17 +107,17 @@ def preference_losses(
         return total
 
     def keep(rows: list[int]) -> float:
-        return backward_nll(reader, retain[rows], loss_on, config.retain_weight)
+        return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
     return Losses(forget, keep)
 
 
-def frozen_logprobs(reader: LogitReader, data: Sequences, loss_on: str) -> Tensor:
+def frozen_logprobs(model: nn.Module, data: Sequences, loss_on: str) -> Tensor:
     """Log-probability of every row under the model as it is now, (row,), nats."""
     found = torch.zeros(len(data))
     with torch.no_grad():
-        for batch in _chunks(reader.model, data):
-            found[batch.rows] = sequence_logprobs(reader, batch, loss_on).cpu()
+        for batch in _chunks(model, data):
+            found[batch.rows] = sequence_logprobs(model, batch, loss_on).cpu()
     return found
 
 
@@ -135,9 +133,9 @@ def rmu_losses(
     before: dict[int, Tensor] = {}
     with torch.no_grad():
         first = pad(target, [0], device=device_of(model))
-        width = states_at(model, block, first).shape[-1]
+        width = module_output(model, block, first).shape[-1]
         for batch in _chunks(model, retain) if config.retain_weight > 0 else ():
-            states = states_at(model, block, batch).float()
+            states = module_output(model, block, batch).float()
             for place, row in enumerate(batch.rows.tolist()):
                 before[row] = states[place, : len(retain.ids[row])].clone()
     control = control_vector(
@@ -147,7 +145,7 @@ def rmu_losses(
     def forget(rows: list[int]) -> float:
         total = 0.0
         for batch in _chunks(model, target[rows]):
-            states = states_at(model, block, batch)
+            states = module_output(model, block, batch)
             part = state_distance(states, control, batch.attention_mask).sum()
             part = part / len(rows)
             (config.forget_weight * part).backward()
@@ -157,7 +155,7 @@ def rmu_losses(
     def keep(rows: list[int]) -> float:
         total = 0.0
         for batch in _chunks(model, retain[rows]):
-            states = states_at(model, block, batch)
+            states = module_output(model, block, batch)
             frozen = nn.utils.rnn.pad_sequence(
                 [before[rows[row]] for row in batch.rows.tolist()], batch_first=True
             )

@@ -1,1 +1,1 @@
-"""The solvers that numba compiles; `dispatch` decides when they serve."""
+"""Solvers compiled by numba; ``dispatch`` decides when they apply."""

@@ -1,16 +1,15 @@
-"""Certificates of the compiled ways for two classes.
+"""Certificates of the compiled two-class solvers.
 
-``probes.solvers.newton.newton_cg_mixed`` has why.
-
-Passes as ``probes.solvers.compiled.workspace`` has them, with its names.
+``probes.solvers.newton.newton_cg_mixed`` derives the bounds; the index names are those of
+``probes.solvers.compiled.workspace``.
 """
 
 import numpy as np
 
 from probes.solvers.compiled.math import compiled
 from probes.solvers.compiled.workspace import (
-    CERTIFICATE,
-    LOCAL_CERTIFICATE,
+    CERT,
+    LOCAL_CERT,
     NORM2,
     NORM2_RATIO,
     RAW_NORM2,
@@ -19,73 +18,88 @@ from probes.solvers.compiled.workspace import (
 
 
 @compiled
-def write_excess(count, slots, place, light, rows, chance, bend):
-    """Curvature of ``slots`` beyond the factor's weights."""
-    weight, fixed = light
-    n = bend.shape[1]
+def write_excess(count, slots, problem, fast_weights, removed, prob, excess):
+    """Write the curvature of ``slots`` minus the factor's weights."""
+    weight, fixed = fast_weights
+    n = excess.shape[1]
     for o in range(count):
         k = slots[o]
-        p = place[k]
+        p = problem[k]
         w, f = p % len(weight), p % len(fixed)
         for i in range(n):
-            mass = chance[k, i] * weight[w, i]
-            bend[k, i] = mass - mass * chance[k, i] - fixed[f, i]
-        for g in range(rows.shape[1]):
-            if rows[p, g] >= 0:
-                bend[k, rows[p, g]] = 0
+            weighted_prob = prob[k, i] * weight[w, i]
+            excess[k, i] = weighted_prob - weighted_prob * prob[k, i] - fixed[f, i]
+        for g in range(removed.shape[1]):
+            if removed[p, g] >= 0:
+                excess[k, removed[p, g]] = 0
 
 
 @compiled
 def certify(
-    count, slots, place, mild, rows, core, scores, residual, bend, accepted, state
+    count,
+    slots,
+    problem,
+    fast,
+    removed,
+    core,
+    scores,
+    residual,
+    excess,
+    accepted_tol,
+    state,
 ):
-    """Certificates in the factor's metric and the own Hessian's; ``swift`` has why."""
-    matrix, _, fixed = mild
-    kind, n, width = matrix.dtype.type, residual.shape[1], rows.shape[1]
+    """Write certificates in the factor's metric and in that of the local Hessian."""
+    matrix, _, fixed = fast
+    dtype, n, width = matrix.dtype.type, residual.shape[1], removed.shape[1]
     noise = 16 * np.finfo(matrix.dtype).eps
     for o in range(count):
         k = slots[o]
-        p = place[k]
+        p = problem[k]
         f = p % len(fixed)
-        rest, straight = kind(0), kind(0)
+        weighted_residual2, local_residual2 = dtype(0), dtype(0)
         for i in range(n):
-            over = kind(1) / max(fixed[f, i], kind(1e-30))
-            rest += residual[k, i] * residual[k, i] * over
+            inverse = dtype(1) / max(fixed[f, i], dtype(1e-30))
+            weighted_residual2 += residual[k, i] * residual[k, i] * inverse
         for i in range(n):
-            over = kind(1) / max(fixed[f, i] + bend[k, i], kind(1e-30))
-            straight += residual[k, i] * residual[k, i] * over
-        # The parameters may be far shorter in the own metric than in the factor's.
-        shorter, weight = scores.dtype.type(0), kind(0)
+            inverse = dtype(1) / max(fixed[f, i] + excess[k, i], dtype(1e-30))
+            local_residual2 += residual[k, i] * residual[k, i] * inverse
+        # The norm may be far smaller in the local metric than in the factor's.
+        norm2_change, curvature_sum = scores.dtype.type(0), dtype(0)
         for i in range(n):
-            shorter += bend[k, i] * scores[k, i] * scores[k, i]
+            norm2_change += excess[k, i] * scores[k, i] * scores[k, i]
         for i in range(n):
-            weight += fixed[f, i] + bend[k, i]
-        size = min(state[k, NORM2], max(state[k, RAW_NORM2] + shorter, 1e-6 * weight))
-        square = abs(state[k, RESIDUAL2]) + noise * rest
-        now = np.sqrt(square / state[k, NORM2])
-        # What the own Hessian makes of it is at most what its rows alone do.
-        own = max(now, np.sqrt(straight / size))
-        if not own <= accepted:
-            # Or what the least of a row's curvature over its weight makes of it.
-            strict, least = np.sqrt(square / size), kind(np.inf)
+            curvature_sum += fixed[f, i] + excess[k, i]
+        local_norm2 = min(
+            state[k, NORM2],
+            max(state[k, RAW_NORM2] + norm2_change, 1e-6 * curvature_sum),
+        )
+        residual2 = abs(state[k, RESIDUAL2]) + noise * weighted_residual2
+        certificate = np.sqrt(residual2 / state[k, NORM2])
+        # r' H^-1 r in the local metric is at most the sum of r_i^2 / W_i.
+        local = max(certificate, np.sqrt(local_residual2 / local_norm2))
+        if not local <= accepted_tol:
+            # Else bound the smallest eigenvalue, first by the smallest ratio W / w.
+            strict, min_ratio = np.sqrt(residual2 / local_norm2), dtype(np.inf)
             for i in range(n):
-                over = kind(1) / fixed[f, i] if fixed[f, i] > kind(0) else kind(0)
-                least = min(least, bend[k, i] * over)
-            # 1/2 - W / w, times the leverage w Q_ii, is what a row has lost at most.
-            lost = kind(0)
+                inverse = dtype(1) / fixed[f, i] if fixed[f, i] > dtype(0) else dtype(0)
+                min_ratio = min(min_ratio, excess[k, i] * inverse)
+            # Then by 1/2 - sum max(w / 2 - W, 0) Q_ii, a trace bound.
+            trace_bound = dtype(0)
             for i in range(n):
-                part = max(kind(-0.5) * fixed[f, i] - bend[k, i], kind(0))
-                if part > 0:
-                    gain = matrix[i, i]
+                deficit = max(dtype(-0.5) * fixed[f, i] - excess[k, i], dtype(0))
+                if deficit > 0:
+                    q_ii = matrix[i, i]
                     for g in range(width):
                         for h in range(width):
-                            across = core[p, g, h] * matrix[max(rows[p, h], 0), i]
-                            gain += matrix[max(rows[p, g], 0), i] * across
-                    lost += part * gain
-            share = max(kind(1) + least, kind(0.5) - lost)
-            own = strict / np.sqrt(min(max(share, 1e-7), 1.0))
-        state[k, CERTIFICATE], state[k, LOCAL_CERTIFICATE], state[k, NORM2_RATIO] = (
-            now,
-            own,
-            size / state[k, NORM2],
+                            weighted_core = (
+                                core[p, g, h] * matrix[max(removed[p, h], 0), i]
+                            )
+                            q_ii += matrix[max(removed[p, g], 0), i] * weighted_core
+                    trace_bound += deficit * q_ii
+            min_eigenvalue = max(dtype(1) + min_ratio, dtype(0.5) - trace_bound)
+            local = strict / np.sqrt(min(max(min_eigenvalue, 1e-7), 1.0))
+        state[k, CERT], state[k, LOCAL_CERT], state[k, NORM2_RATIO] = (
+            certificate,
+            local,
+            local_norm2 / state[k, NORM2],
         )

@@ -1,10 +1,9 @@
-"""Where folds start that each take a few rows out of one factor, compiled by numba.
+"""Starting points of folds that each leave a few rows out of one factor, compiled by numba.
 
-With w the factor's weights and G the rows of a fold, Q without G is
-Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (``probes.solvers.objective.factor``), and the step of
-Newton's that takes their pull a_G out of the optimum of all rows moves scores by
--Q_G (I - w_G Q_GG)^-1 a_G. Nothing but ``probes.solvers.compiled.dispatch`` imports
-this file.
+With w the factor's weights and G the rows of a fold, the Q without G is
+Q + Q_G (w_G^-1 - Q_GG)^-1 Q_G' (``probes.solvers.objective.factor``). The Newton step that removes
+their gradient a_G from the optimum of all rows changes the scores by
+-Q_G (I - w_G Q_GG)^-1 a_G. Only ``probes.solvers.compiled.dispatch`` imports this file.
 """
 
 import numpy as np
@@ -14,74 +13,74 @@ from probes.solvers.compiled.math import compiled
 
 @compiled
 def _inverse(system, size):
-    """Invert the first ``size`` rows and columns, positive definite, in place.
+    """Invert the leading (size, size) block in place, by Gauss-Jordan without pivoting.
 
-    Without a pivot: of a system that is not definite NaN are left.
+    The block must be positive definite; otherwise the result is NaN.
     """
     for step in range(size):
-        lead = system[step, step]
-        over = 1 / lead if lead > 0 else np.nan
+        pivot = system[step, step]
+        inverse = 1 / pivot if pivot > 0 else np.nan
         system[step, step] = 1
         for h in range(size):
-            system[step, h] *= over
+            system[step, h] *= inverse
         for g in range(size):
             if g == step:
                 continue
-            part = system[g, step]
+            factor = system[g, step]
             system[g, step] = 0
             for h in range(size):
-                system[g, h] -= part * system[step, h]
+                system[g, h] -= factor * system[step, h]
 
 
 def _start_folds(matrix, weight, alpha, scores, rows, core, dual, start):
     folds, width = rows.shape
     n = len(weight)
-    system, push = np.empty((width, width)), np.empty(width)
-    taken = np.empty(width, np.int64)
+    system, coefficient = np.empty((width, width)), np.empty(width)
+    present = np.empty(width, np.int64)
     for fold in range(folds):
         size = 0
         for g in range(width):
             if rows[fold, g] >= 0:
-                taken[size] = g
+                present[size] = g
                 size += 1
         for g in range(size):
-            r = rows[fold, taken[g]]
+            r = rows[fold, present[g]]
             for h in range(size):
-                q = rows[fold, taken[h]]
+                q = rows[fold, present[h]]
                 system[g, h] = -np.sqrt(weight[r] * weight[q]) * matrix[r, q]
             system[g, g] += 1
         _inverse(system, size)
         core[fold] = 0
         for g in range(size):
-            r, total = rows[fold, taken[g]], 0.0
+            r, total = rows[fold, present[g]], 0.0
             for h in range(size):
-                q = rows[fold, taken[h]]
+                q = rows[fold, present[h]]
                 across = system[g, h] * np.sqrt(weight[r])
-                core[fold, taken[g], taken[h]] = across * np.sqrt(weight[q])
+                core[fold, present[g], present[h]] = across * np.sqrt(weight[q])
                 total += across / np.sqrt(weight[q]) * alpha[q]
-            push[g] = -total
+            coefficient[g] = -total
         for i in range(n):
             start[fold, i] = scores[i]
         for g in range(size):
-            r, part = rows[fold, taken[g]], push[g]
+            r, step = rows[fold, present[g]], coefficient[g]
             for i in range(n):
-                start[fold, i] += part * matrix[r, i]
+                start[fold, i] += step * matrix[r, i]
         for i in range(n):
             dual[fold, i] = alpha[i] + weight[i] * scores[i]
         for g in range(size):
-            dual[fold, rows[fold, taken[g]]] = 0
+            dual[fold, rows[fold, present[g]]] = 0
 
 
 start_folds = compiled(_start_folds, cache=True)
-"""Write the cores of all folds, and dual values and scores where they start.
+"""Write the cores of all folds, and their starting dual values and scores.
 
 Args:
     matrix: (n, n) float64 Q of all rows.
     weight: (n,) float64, w > 0.
-    alpha: (n,) float64 pull of each row at the fit of all rows.
+    alpha: (n,) float64 negative gradient of the loss at the fit of all rows.
     scores: (n,) float64 of that fit.
-    rows: (fold, g) rows that each fold takes out, -1 where there is none.
-    core: (fold, g, g) float64 to write to.
-    dual: (fold, n) to write to.
-    start: (fold, n) scores, to write to.
+    rows: (fold, g) rows that each fold leaves out, -1 where there is none.
+    core: (fold, g, g) float64 output.
+    dual: (fold, n) output.
+    start: (fold, n) output, scores.
 """

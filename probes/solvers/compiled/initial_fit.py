@@ -1,11 +1,11 @@
-"""Newton's steps of one logistic fit on all its rows, compiled by numba.
+"""Newton-CG for one logistic fit on all rows, compiled by numba.
 
-What ``probes.solvers.newton.initial_fit`` does with a Cholesky factor a step, conjugate
-gradients do here: a product with the Gram matrix of few rows costs less than a
-hundredth of its factor, and a step need not be solved further than it helps. With s the
-roots of the curvatures, u = alpha / s, and P what takes s out of a vector (alpha sums
-to 0, as the intercept is free), a step solves P (I + s K s) P u = P s z for the working
-responses z. Only ``probes.solvers.newton.initial_fit`` imports this file.
+``probes.solvers.newton.initial_fit`` factorizes the system in each Newton step; here
+conjugate gradients solve it. A product with the Gram matrix of few rows costs less than a
+hundredth of its Cholesky factor, and early steps need not be solved accurately. With s the
+square roots of the curvatures, u = alpha / s, and P the projection orthogonal to s (alpha
+sums to 0, because the intercept is free), a step solves P (I + s K s) P u = P s z for the
+working responses z. Only ``probes.solvers.newton.initial_fit`` imports this file.
 """
 
 import math
@@ -15,160 +15,160 @@ import numpy as np
 from probes.solvers.compiled.math import compiled, logistic
 
 MAX_CG_STEPS = 60
-"""Products of one step, at most."""
+"""Most products in a Newton step."""
 FORCING = 0.03
-"""Share of a residual that a step may leave."""
+"""Relative residual to which each Newton system is solved."""
 
 
 @compiled
-def _value(goal, base, dual, scores, intercept):
-    """Penalised loss."""
+def _value(target, weight, dual, scores, intercept):
+    """Penalized loss."""
     total = 0.0
-    for i in range(len(goal)):
+    for i in range(len(target)):
         score = float(scores[i])
-        cross = math.log1p(math.exp(-abs(score))) + max(score, 0.0)
-        total += base[i] * (cross - goal[i] * score)
-    for i in range(len(goal)):
+        log_loss = math.log1p(math.exp(-abs(score))) + max(score, 0.0)
+        total += weight[i] * (log_loss - target[i] * score)
+    for i in range(len(target)):
         total += 0.5 * dual[i] * (scores[i] - intercept)
     return total
 
 
 @compiled
-def _project_out(vector, root, mass):
-    """Project: take ``root`` out of ``vector``. Its squared length then."""
-    kind = vector.dtype.type
-    across, square = kind(0), kind(0)
+def _project_out(vector, root, root2):
+    """Project ``vector`` orthogonally to ``root``; return its squared norm."""
+    dtype = vector.dtype.type
+    overlap, norm2 = dtype(0), dtype(0)
     for i in range(len(vector)):
-        across += vector[i] * root[i]
-    across /= mass
+        overlap += vector[i] * root[i]
+    overlap /= root2
     for i in range(len(vector)):
-        vector[i] -= across * root[i]
+        vector[i] -= overlap * root[i]
     for i in range(len(vector)):
-        square += vector[i] * vector[i]
-    return square
+        norm2 += vector[i] * vector[i]
+    return norm2
 
 
 @compiled
-def _apply(gram, root, vector, scaled, image):
-    """``image`` = (I + s K s) ``vector``."""
+def _apply(gram, root, vector, scaled, hess_vector):
+    """``hess_vector`` = (I + s K s) ``vector``."""
     for i in range(len(root)):
         scaled[i] = root[i] * vector[i]
-    np.dot(gram, scaled, image)
+    np.dot(gram, scaled, hess_vector)
     for i in range(len(root)):
-        image[i] = vector[i] + root[i] * image[i]
+        hess_vector[i] = vector[i] + root[i] * hess_vector[i]
 
 
 @compiled
-def _solve(gram, root, mass, wanted, unknown, room):
-    """Bring ``unknown`` on from where it stands; whether as far as asked."""
-    left, search, scaled, image = room
-    n, kind = len(root), gram.dtype.type
-    _apply(gram, root, unknown, scaled, image)
+def _solve(gram, root, root2, rhs, solution, workspace):
+    """Conjugate gradients, starting from ``solution``; return whether they converged."""
+    residual, direction, scaled, hess_direction = workspace
+    n, dtype = len(root), gram.dtype.type
+    _apply(gram, root, solution, scaled, hess_direction)
     for i in range(n):
-        left[i] = wanted[i] - image[i]
-    square = _project_out(left, root, mass)
-    least = kind(FORCING * FORCING) * square
+        residual[i] = rhs[i] - hess_direction[i]
+    residual2 = _project_out(residual, root, root2)
+    goal2 = dtype(FORCING * FORCING) * residual2
     for i in range(n):
-        search[i] = left[i]
+        direction[i] = residual[i]
     for _ in range(MAX_CG_STEPS):
-        _apply(gram, root, search, scaled, image)
-        _project_out(image, root, mass)
-        stiff = kind(0)
+        _apply(gram, root, direction, scaled, hess_direction)
+        _project_out(hess_direction, root, root2)
+        quadratic_form = dtype(0)
         for i in range(n):
-            stiff += search[i] * image[i]
-        if not stiff > 0:
+            quadratic_form += direction[i] * hess_direction[i]
+        if not quadratic_form > 0:
             return False
-        length = square / stiff
+        step = residual2 / quadratic_form
         for i in range(n):
-            unknown[i] += length * search[i]
-        fresh = kind(0)
+            solution[i] += step * direction[i]
+        new_residual2 = dtype(0)
         for i in range(n):
-            left[i] -= length * image[i]
-            fresh += left[i] * left[i]
-        if fresh <= least:
+            residual[i] -= step * hess_direction[i]
+            new_residual2 += residual[i] * residual[i]
+        if new_residual2 <= goal2:
             return True
-        rate = fresh / square
+        rate = new_residual2 / residual2
         for i in range(n):
-            search[i] = left[i] + rate * search[i]
-        square = fresh
+            direction[i] = residual[i] + rate * direction[i]
+        residual2 = new_residual2
     return False
 
 
-def _fit(gram, goal, base, scores, dual, tolerance, steps):
-    """Where it ends: the intercept, and whether it came near.
+def _fit(gram, target, weight, scores, dual, tol, max_steps):
+    """Fit one problem; return the intercept and whether the fit converged.
 
     Args:
         gram: (n, n).
-        goal: (n,) 0 or 1.
-        base: (n,) weights > 0.
-        scores: (n,) a guess; written to, as is ``dual``.
-        dual: (n,) zeros.
-        tolerance: See ``fullfit.initial_fit``.
-        steps: At most so many.
+        target: (n,) 0 or 1.
+        weight: (n,) > 0.
+        scores: (n,) initial guess; updated.
+        dual: (n,) zeros; updated.
+        tol: See ``probes.solvers.newton.initial_fit.initial_fit``.
+        max_steps: Most Newton steps.
     """
-    n, kind = len(goal), gram.dtype.type
-    root, wanted, unknown = (
-        np.empty_like(goal),
-        np.empty_like(goal),
-        np.zeros_like(goal),
+    n, dtype = len(target), gram.dtype.type
+    root, rhs, solution = (
+        np.empty_like(target),
+        np.empty_like(target),
+        np.zeros_like(target),
     )
-    fresh, moved = np.empty_like(goal), np.empty_like(goal)
-    room = (
-        np.empty_like(goal),
-        np.empty_like(goal),
-        np.empty_like(goal),
-        np.empty_like(goal),
+    new_scores, new_dual = np.empty_like(target), np.empty_like(target)
+    workspace = (
+        np.empty_like(target),
+        np.empty_like(target),
+        np.empty_like(target),
+        np.empty_like(target),
     )
-    least, nothing, heaviest = kind(0), 0.0, kind(0)
+    min_curvature, zero_value, max_weight = dtype(0), 0.0, dtype(0)
     for i in range(n):
-        nothing += math.log(2.0) * base[i]
-        heaviest = max(heaviest, base[i])
-    least = kind(1e-7) * heaviest
-    value, intercept, guessed = np.inf, kind(0), True
-    for _ in range(steps):
-        mass = kind(0)
+        zero_value += math.log(2.0) * weight[i]
+        max_weight = max(max_weight, weight[i])
+    min_curvature = dtype(1e-7) * max_weight
+    value, intercept, is_guess = np.inf, dtype(0), True
+    for _ in range(max_steps):
+        root2 = dtype(0)
         for i in range(n):
-            chance = logistic(scores[i])
-            bend = max(chance * (1 - chance) * base[i], least)
-            root[i] = np.sqrt(bend)
-            wanted[i] = root[i] * scores[i] + (goal[i] - chance) * base[i] / root[i]
-            mass += bend
+            prob = logistic(scores[i])
+            curvature = max(prob * (1 - prob) * weight[i], min_curvature)
+            root[i] = np.sqrt(curvature)
+            rhs[i] = root[i] * scores[i] + (target[i] - prob) * weight[i] / root[i]
+            root2 += curvature
         for i in range(n):
-            unknown[i] = dual[i] / root[i]
-        solved = _solve(gram, root, mass, wanted, unknown, room)
+            solution[i] = dual[i] / root[i]
+        solved = _solve(gram, root, root2, rhs, solution, workspace)
         for i in range(n):
-            moved[i] = root[i] * unknown[i]
-        np.dot(gram, moved, fresh)
-        bias = kind(0)
+            new_dual[i] = root[i] * solution[i]
+        np.dot(gram, new_dual, new_scores)
+        new_intercept = dtype(0)
         for i in range(n):
-            bias += root[i] * (wanted[i] - unknown[i] - root[i] * fresh[i])
-        bias /= mass
+            new_intercept += root[i] * (rhs[i] - solution[i] - root[i] * new_scores[i])
+        new_intercept /= root2
         for i in range(n):
-            fresh[i] += bias
-        length = 1.0
+            new_scores[i] += new_intercept
+        step = 1.0
         while True:
-            reached = _value(goal, base, moved, fresh, bias)
-            if reached <= value or length < 1e-2:
+            new_value = _value(target, weight, new_dual, new_scores, new_intercept)
+            if new_value <= value or step < 1e-2:
                 break
-            # Half of the way is enough to do better, or half of that.
-            length *= 0.5
+            # Backtracking by halves.
+            step *= 0.5
             for i in range(n):
-                moved[i] = kind(0.5) * (dual[i] + moved[i])
+                new_dual[i] = dtype(0.5) * (dual[i] + new_dual[i])
             for i in range(n):
-                fresh[i] = kind(0.5) * (scores[i] + fresh[i])
-            bias = kind(0.5) * (intercept + bias)
-        if guessed and not reached <= nothing:
-            scores[:], guessed = 0, False
+                new_scores[i] = dtype(0.5) * (scores[i] + new_scores[i])
+            new_intercept = dtype(0.5) * (intercept + new_intercept)
+        if is_guess and not new_value <= zero_value:
+            scores[:], is_guess = 0, False
             continue
-        guessed = False
-        change, largest = kind(0), kind(0)
+        is_guess = False
+        largest_change, largest = dtype(0), dtype(0)
         for i in range(n):
-            change = max(change, abs(fresh[i] - scores[i]))
-            largest = max(largest, abs(fresh[i]))
+            largest_change = max(largest_change, abs(new_scores[i] - scores[i]))
+            largest = max(largest, abs(new_scores[i]))
         for i in range(n):
-            scores[i], dual[i] = fresh[i], moved[i]
-        intercept, value = bias, reached
-        if change <= tolerance * largest:
+            scores[i], dual[i] = new_scores[i], new_dual[i]
+        intercept, value = new_intercept, new_value
+        if largest_change <= tol * largest:
             return intercept, solved
     return intercept, False
 

@@ -1,6 +1,6 @@
-"""The logistic function as numba compiles it, many numbers at once.
+"""Vectorizable exponential and logistic functions for numba.
 
-Nothing but the compiled solver imports this file, as numba takes half a second to.
+Only the compiled solvers import this file, because numba takes half a second to import.
 """
 
 import hashlib
@@ -16,45 +16,45 @@ FAST_MATH = {"contract", "reassoc", "nsz"}
 
 
 def source_hash() -> str:
-    """sha256 over the sources of this folder, for which a compiled copy is made.
+    """sha256 of the sources of this folder, part of the key of compiled copies on disk.
 
-    numba looks at the date of the file that holds a function, and not at the others'.
+    numba checks the date of the file that holds a function, not of the files it calls.
     """
-    sources = sorted(Path(__file__).parents[2].glob("*.py"))
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def compiled(function, cache: bool = False) -> Any:
-    """``function``, compiled at its first call; kept on disk where there is room."""
+    """Compile at the first call; cache on disk where a folder is writable."""
     options = {"fastmath": FAST_MATH, "error_model": "numpy", "nogil": True}
     try:
         return njit(cache=cache, **options)(function)
-    except RuntimeError:  # no place that could be written to
+    except RuntimeError:  # no writable folder
         return njit(**options)(function)
 
 
 @intrinsic
 def _as_float32(typing, bits):
-    """The float32 whose bits these are."""
+    """Reinterpret the bits as float32."""
 
-    def make(context, builder, signature, given):
-        return builder.bitcast(given[0], ir.FloatType())
+    def make(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), make
 
 
 @intrinsic
 def _as_float64(typing, bits):
-    """The float64 whose bits these are."""
+    """Reinterpret the bits as float64."""
 
-    def make(context, builder, signature, given):
-        return builder.bitcast(given[0], ir.DoubleType())
+    def make(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.DoubleType())
 
     return types.float64(types.int64), make
 
 
-# exp(r) for |r| <= log(2) / 2: interpolated where Chebyshev's polynomial is zero, to
-# 1e-8 and 1e-17. log(2) is split so that its first part times a small integer is exact.
+# exp(r) for |r| <= log(2) / 2, interpolated at Chebyshev nodes to 1e-8 and 1e-17. log(2) is
+# split so that its first part times a small integer is exact.
 R1, R2, R3, R4, R5, R6 = (
     np.float32(part)
     for part in (
@@ -73,45 +73,47 @@ LOG2E, LN2_HIGH, LN2_LOW = (
 
 
 def exponential(score):
-    """exp(score), cut off where numbers are no longer normal; for the two below."""
+    """exp(score), clipped to normal numbers; placeholder for the two overloads below."""
     return np.exp(score)
 
 
 def _exponential32(score):
-    away = min(max(score, -MAX_EXPONENT), MAX_EXPONENT)
-    power = np.floor(away * LOG2E + HALF)
-    rest = away - power * LN2_HIGH - power * LN2_LOW
-    value = R6 * rest + R5
-    value = value * rest + R4
-    value = value * rest + R3
-    value = value * rest + R2
-    value = value * rest + R1
-    value = value * rest + ONE
-    whole = (np.int32(power) + np.int32(127)) << np.int32(23)
-    return value * _as_float32(whole)  # pyright: ignore
+    clipped = min(max(score, -MAX_EXPONENT), MAX_EXPONENT)
+    power = np.floor(clipped * LOG2E + HALF)
+    remainder = clipped - power * LN2_HIGH - power * LN2_LOW
+    value = R6 * remainder + R5
+    value = value * remainder + R4
+    value = value * remainder + R3
+    value = value * remainder + R2
+    value = value * remainder + R1
+    value = value * remainder + ONE
+    exponent_bits = (np.int32(power) + np.int32(127)) << np.int32(23)
+    return value * _as_float32(exponent_bits)  # pyright: ignore
 
 
 def _exponential64(score):
-    away = min(max(score, -708.0), 708.0)
-    power = np.floor(away * 1.4426950408889634 + 0.5)
-    rest = away - power * 6.93145751953125e-1 - power * 1.42860682030941723212e-6
-    value = 2.0918129454967065e-09 * rest + 2.5110037605963777e-08
-    value = value * rest + 2.755726330147475e-07
-    value = value * rest + 2.755724091857897e-06
-    value = value * rest + 2.480158733642132e-05
-    value = value * rest + 0.00019841269890047113
-    value = value * rest + 0.0013888888888879082
-    value = value * rest + 0.008333333333319601
-    value = value * rest + 0.04166666666666668
-    value = value * rest + 0.1666666666666668
-    value = value * rest + 0.5
-    value = value * rest + 1.0
-    value = value * rest + 1.0
-    whole = (np.int64(power) + np.int64(1023)) << np.int64(52)
-    return value * _as_float64(whole)  # pyright: ignore
+    clipped = min(max(score, -708.0), 708.0)
+    power = np.floor(clipped * 1.4426950408889634 + 0.5)
+    remainder = (
+        clipped - power * 6.93145751953125e-1 - power * 1.42860682030941723212e-6
+    )
+    value = 2.0918129454967065e-09 * remainder + 2.5110037605963777e-08
+    value = value * remainder + 2.755726330147475e-07
+    value = value * remainder + 2.755724091857897e-06
+    value = value * remainder + 2.480158733642132e-05
+    value = value * remainder + 0.00019841269890047113
+    value = value * remainder + 0.0013888888888879082
+    value = value * remainder + 0.008333333333319601
+    value = value * remainder + 0.04166666666666668
+    value = value * remainder + 0.1666666666666668
+    value = value * remainder + 0.5
+    value = value * remainder + 1.0
+    value = value * remainder + 1.0
+    exponent_bits = (np.int64(power) + np.int64(1023)) << np.int64(52)
+    return value * _as_float64(exponent_bits)  # pyright: ignore
 
 
-# Sums in this order alone: taking them in another would undo the split of log(2).
+# No reassociation: it would undo the split of log(2).
 ORDERED_MATH = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 
@@ -121,7 +123,7 @@ def _choose(score):
 
 
 def logistic(score):
-    """1 / (1 + exp(-score)); stands for the two below."""
+    """1 / (1 + exp(-score)); placeholder for the two overloads below."""
     return 1 / (1 + np.exp(-score))
 
 

@@ -1,21 +1,27 @@
-"""The short way of ``probes.solvers.newton.newton_cg_mixed``, compiled: two classes, CPU.
+"""Mixed-precision solver for many two-class problems on the CPU, compiled by numba.
 
-What ``swift.solve`` does with torch expressions is one function of numba's here.
-Products are BLAS's as they are there; what lies between them goes row by row
-(``probes.solvers.compiled.workspace``). As nothing has to be sent for, blocks are small
-and each problem stops by itself: the last that is not done takes the place of one that
-is. As passes cost little, its state is in the type of the answer all the way down,
-which leaves nothing to polish of most problems.
+The counterpart of ``probes.solvers.newton.newton_cg_mixed.solve_mixed``, as one compiled
+function. Matrix products call BLAS as there; elementwise passes go row by row
+(``probes.solvers.compiled.workspace``). Blocks are small, and problems are compacted: a
+finished problem is overwritten by the last active one. Passes are cheap here, so the state
+is kept in the type of the answer throughout, and few problems need the final Newton steps.
 
-Problems share rows of arrays: (1, n) or (problem, n). Arguments come as tuples:
+Three solvers run one after the other, each on what the last one left: nonlinear Jacobi
+(``probes.solvers.compiled.jacobi``), nonlinear conjugate gradients, and Newton-CG
+(``probes.solvers.compiled.newton_polish``).
 
-    loss    weight, target and the factor's weights, in the type of the answer
-    exact   Q, and the core of the rows taken out, in that type
-    mild    Q, and the loss's and the factor's weights, in the type of most products
-    out     rows taken out, -1 where there is none, and their core in that type
+Arrays that problems share have the shape (1, n), others (problem, n). Arguments come as
+tuples:
 
-``probes.solvers.compiled.dispatch`` decides when this is used; nothing else imports
-this file, as numba takes half a second to import.
+    loss     weights, targets and the factor's weights, in the type of the answer
+    exact    Q, and the core of the rows left out, in that type
+    fast     Q, and the loss's and the factor's weights, in the type of most products
+    removal  rows left out, -1 where there is none, and their core in the fast type
+    limits   certificate to reach, certificate to accept, Newton steps, steps of conjugate
+             gradients, smallest forcing term, certificate above which scores are recomputed
+
+``probes.solvers.compiled.dispatch`` decides when this is used. Only that module imports this
+file, because numba takes half a second to import.
 """
 
 import numpy as np
@@ -26,8 +32,8 @@ from probes.solvers.compiled.math import compiled, source_hash
 from probes.solvers.compiled.newton_polish import newton_cg
 from probes.solvers.compiled.workspace import (
     BEST,
-    CERTIFICATE,
-    LOCAL_CERTIFICATE,
+    CERT,
+    LOCAL_CERT,
     N_STATE,
     NORM2,
     NORM2_RATIO,
@@ -44,155 +50,195 @@ from probes.solvers.compiled.workspace import (
 )
 
 BLOCK_SIZE = 256
-"""Problems solved together: so many fill a product, and their rows stay near."""
+"""Problems solved together: enough to fill a product, few enough for the cache."""
 
 
 @compiled
 def _nonlinear_cg(
-    whom, loss, exact, mild, out, dual, scores, certificate, room, steps, limits
+    active,
+    loss,
+    exact,
+    fast,
+    removal,
+    dual,
+    scores,
+    certificate,
+    workspace,
+    max_steps,
+    limits,
 ):
-    """Nonlinear conjugate gradients; see ``swift._descend``. Who is left, and products.
+    """Nonlinear conjugate gradients, as in ``newton_cg_mixed._nonlinear_cg``.
 
-    The state and its residual are in the type of the answer, directions and products
-    in that of ``mild``. What scores lose to those products is made good once, near the
-    optimum, and the directions go on: few problems need another solver.
+    State and residual are in the type of the answer, directions and products in the fast type.
+    Scores are recomputed once, near the optimum, and the directions go on, so few problems need
+    another solver.
 
-    ``dual``, ``scores`` and ``certificate`` (of all problems) are written in place.
+    ``dual``, ``scores`` and ``certificate`` (of all problems) are updated in place.
+
+    Returns:
+        The unsolved problems, and the numbers of fast and exact products.
     """
-    matrix, core = exact
-    fast, weight, fixed = mild
-    rows, fast_core = out
-    blocks, wide, state, row, few, fast_few, _ = room
-    residual, pulled, chance, ahead, inside, image, bend = blocks
-    own, rest, sent, came = wide
-    wanted, accepted, _, _, _, near = limits
-    light, kept = (weight, fixed), (residual, pulled, chance, ahead, inside, image)
-    count, place = len(whom), whom.copy()
-    left = np.empty(count, np.int64)
-    slots, asked = np.arange(count), np.empty(count, np.int64)
-    ends, exactly = np.empty(count, np.int64), np.zeros(count, np.bool_)
-    arrived = np.zeros(count, np.bool_)
-    same = fast.dtype == matrix.dtype
-    load(count, place, loss, rows, dual, scores, own, rest, state)
-    residuals(count, slots, place, loss[0], rows, own, rest, row, chance, residual)
+    q, core = exact
+    fast_q, weight, fixed = fast
+    removed, fast_core = removal
+    blocks, exact_blocks, state, exact_row, gathered, fast_gathered, _ = workspace
+    residual, q_residual, prob, d_scores, d_alpha, hess_d, excess = blocks
+    e, b, dual_block, score_block = exact_blocks
+    tol, accepted_tol, _, _, _, rescore_above = limits
+    fast_weights, moved = (
+        (weight, fixed),
+        (residual, q_residual, prob, d_scores, d_alpha, hess_d),
+    )
+    count, problem = len(active), active.copy()
+    unsolved = np.empty(count, np.int64)
+    slots, chosen = np.arange(count), np.empty(count, np.int64)
+    finished, is_exact = np.empty(count, np.int64), np.zeros(count, np.bool_)
+    is_solved = np.zeros(count, np.bool_)
+    one_dtype = fast_q.dtype == q.dtype
+    load(count, problem, loss, removed, dual, scores, e, b, state)
+    residuals(count, slots, problem, loss[0], removed, e, b, exact_row, prob, residual)
     state[:count, BEST] = np.inf
-    live, gone, step, quick, slow = count, 0, 0, 0, 0
-    while live > 0:
-        multiply_q(residual, live, fast, pulled, place, rows, fast_core, fast_few)
-        quick += live
-        measure_residuals(live, residual, pulled, image, state)
-        ending = 0
-        for k in range(live):
-            square = state[k, RESIDUAL2]
-            now = np.sqrt(abs(square) / state[k, NORM2])
-            state[k, CERTIFICATE] = now
+    n_active, n_unsolved, step, n_fast, n_exact = count, 0, 0, 0, 0
+    while n_active > 0:
+        multiply_q(
+            residual,
+            n_active,
+            fast_q,
+            q_residual,
+            problem,
+            removed,
+            fast_core,
+            fast_gathered,
+        )
+        n_fast += n_active
+        measure_residuals(n_active, residual, q_residual, hess_d, state)
+        n_finished = 0
+        for k in range(n_active):
+            residual2 = state[k, RESIDUAL2]
+            now = np.sqrt(abs(residual2) / state[k, NORM2])
+            state[k, CERT] = now
             if step == 0:
-                # Short ways in one type lose no more than their ends are rounded.
-                exactly[k] = same and now <= 1
-            arrived[k] = exactly[k] and now <= wanted
-            stop = arrived[k] or step + 1 >= steps
+                # With one type throughout, short paths lose no more than rounding.
+                is_exact[k] = one_dtype and now <= 1
+            is_solved[k] = is_exact[k] and now <= tol
+            stop = is_solved[k] or step + 1 >= max_steps
             if step % 2 == 0:
-                stop |= not (square < 0.8 * state[k, BEST])
-                state[k, BEST] = square
+                stop |= not (residual2 < 0.8 * state[k, BEST])
+                state[k, BEST] = residual2
             if stop:
-                ends[ending] = k
-                ending += 1
-        if ending > 0:
+                finished[n_finished] = k
+                n_finished += 1
+        if n_finished > 0:
             write_solution(
-                ending, ends, place, loss, rows, own, rest, dual, scores, state
+                n_finished, finished, problem, loss, removed, e, b, dual, scores, state
             )
-            write_excess(ending, ends, place, light, rows, chance, image)
+            write_excess(
+                n_finished, finished, problem, fast_weights, removed, prob, hess_d
+            )
             certify(
-                ending,
-                ends,
-                place,
-                mild,
-                rows,
+                n_finished,
+                finished,
+                problem,
+                fast,
+                removed,
                 fast_core,
-                own,
+                e,
                 residual,
-                image,
-                accepted,
+                hess_d,
+                accepted_tol,
                 state,
             )
-            for k in ends[:ending]:
-                done = arrived[k] and state[k, LOCAL_CERTIFICATE] <= accepted
-                certificate[place[k]] = state[k, LOCAL_CERTIFICATE] if done else np.inf
+            for k in finished[:n_finished]:
+                done = is_solved[k] and state[k, LOCAL_CERT] <= accepted_tol
+                certificate[problem[k]] = state[k, LOCAL_CERT] if done else np.inf
                 if not done:
-                    left[gone] = place[k]
-                    gone += 1
-            live = compact(ending, ends, live, place, state, exactly, kept, (own, rest))
-            if live == 0:
+                    unsolved[n_unsolved] = problem[k]
+                    n_unsolved += 1
+            n_active = compact(
+                n_finished, finished, n_active, problem, state, is_exact, moved, (e, b)
+            )
+            if n_active == 0:
                 break
         nonlinear_cg_step(
-            live,
+            n_active,
             step == 0,
-            place,
+            problem,
             loss[0],
-            light,
-            rows,
+            fast_weights,
+            removed,
             residual,
-            pulled,
-            row,
-            (chance, ahead, inside, image),
-            own,
-            rest,
+            q_residual,
+            exact_row,
+            (prob, d_scores, d_alpha, hess_d),
+            e,
+            b,
             state,
         )
-        some = 0
-        for k in range(live):
-            if not exactly[k] and state[k, CERTIFICATE] <= near:
-                asked[some] = k
-                some += 1
-        write_excess(some, asked, place, light, rows, chance, bend)
+        n_near = 0
+        for k in range(n_active):
+            if not is_exact[k] and state[k, CERT] <= rescore_above:
+                chosen[n_near] = k
+                n_near += 1
+        write_excess(n_near, chosen, problem, fast_weights, removed, prob, excess)
         certify(
-            some,
-            asked,
-            place,
-            mild,
-            rows,
+            n_near,
+            chosen,
+            problem,
+            fast,
+            removed,
             fast_core,
-            own,
+            e,
             residual,
-            bend,
+            excess,
             RESCORE_BELOW,
             state,
         )
-        off = 0
-        for k in asked[:some]:
-            # See ``relaxation``.
-            sound = state[k, LOCAL_CERTIFICATE] <= RESCORE_BELOW * state[k, NORM2_RATIO]
-            if sound or state[k, CERTIFICATE] <= wanted:
-                asked[off] = k
-                off += 1
-        if off > 0:
-            # Scores were moved by rough products; make them exact again.
-            write_dual(off, asked, place, loss, rows, rest, own, sent, slots)
-            back = place[asked[:off]]
-            multiply_q(sent, off, matrix, came, back, rows, core, few)
-            slow += off
-            replace_scores(off, asked, place, came, loss[2], rows, own, rest)
-            residuals(
-                off, asked, place, loss[0], rows, own, rest, row, chance, residual
+        n_due = 0
+        for k in chosen[:n_near]:
+            # See ``probes.solvers.compiled.jacobi``.
+            is_safe = state[k, LOCAL_CERT] <= RESCORE_BELOW * state[k, NORM2_RATIO]
+            if is_safe or state[k, CERT] <= tol:
+                chosen[n_due] = k
+                n_due += 1
+        if n_due > 0:
+            # Recompute scores that fast products have updated.
+            write_dual(n_due, chosen, problem, loss, removed, b, e, dual_block, slots)
+            problems = problem[chosen[:n_due]]
+            multiply_q(
+                dual_block, n_due, q, score_block, problems, removed, core, gathered
             )
-            for o in range(off):
-                exactly[asked[o]] = True
+            n_exact += n_due
+            replace_scores(n_due, chosen, problem, score_block, loss[2], removed, e, b)
+            residuals(
+                n_due,
+                chosen,
+                problem,
+                loss[0],
+                removed,
+                e,
+                b,
+                exact_row,
+                prob,
+                residual,
+            )
+            for o in range(n_due):
+                is_exact[chosen[o]] = True
         step += 1
-    return left[:gone], quick, slow
+    return unsolved[:n_unsolved], n_fast, n_exact
 
 
 def _compile():
-    """The whole way; its copy on disk is for these sources alone."""
+    """Compile the solver; its copy on disk is valid for the sources of this folder only."""
     sources = source_hash()
 
-    def approach(loss, exact, mild, out, dual, scores, certificate, steps, limits):
-        _ = sources  # numba looks at this file's date, and not at the others'
-        total, n = scores.shape
-        size, width = min(BLOCK_SIZE, total), out[0].shape[1]
-        kind, wide = mild[0].dtype, exact[0].dtype
-        blocks = np.empty((7, size, n), kind)
-        wides = np.empty((4, size, n), wide)
-        room = (
+    def solve(loss, exact, fast, removal, dual, scores, certificate, max_steps, limits):
+        _ = sources  # part of the cache key: numba checks the date of this file only
+        n_problems, n = scores.shape
+        size, width = min(BLOCK_SIZE, n_problems), removal[0].shape[1]
+        fast_dtype, exact_dtype = fast[0].dtype, exact[0].dtype
+        blocks = np.empty((7, size, n), fast_dtype)
+        exact_blocks = np.empty((4, size, n), exact_dtype)
+        workspace = (
             (
                 blocks[0],
                 blocks[1],
@@ -202,68 +248,68 @@ def _compile():
                 blocks[5],
                 blocks[6],
             ),
-            (wides[0], wides[1], wides[2], wides[3]),
+            (exact_blocks[0], exact_blocks[1], exact_blocks[2], exact_blocks[3]),
             np.empty((size, N_STATE)),
-            np.empty(n, wide),
-            np.empty(width, wide),
-            np.empty(width, kind),
-            np.empty(n, kind),
+            np.empty(n, exact_dtype),
+            np.empty(width, exact_dtype),
+            np.empty(width, fast_dtype),
+            np.empty(n, fast_dtype),
         )
-        quick, slow = 0, 0
-        for start in range(0, total, size):
-            count = min(size, total - start)
-            left = np.arange(start, start + count)
-            if steps > 0:
-                left, fast, exactly = solve_jacobi(
+        n_fast, n_exact = 0, 0
+        for start in range(0, n_problems, size):
+            count = min(size, n_problems - start)
+            unsolved = np.arange(start, start + count)
+            if max_steps > 0:
+                unsolved, fast_products, exact_products = solve_jacobi(
                     start,
                     count,
                     loss,
                     exact,
-                    mild,
-                    out,
+                    fast,
+                    removal,
                     dual,
                     scores,
                     certificate,
-                    room,
-                    steps,
+                    workspace,
+                    max_steps,
                     limits,
                 )
-                quick += fast
-                slow += exactly
-            if steps > 0 and len(left) > 0:
-                left, fast, exactly = _nonlinear_cg(
-                    left,
+                n_fast += fast_products
+                n_exact += exact_products
+            if max_steps > 0 and len(unsolved) > 0:
+                unsolved, fast_products, exact_products = _nonlinear_cg(
+                    unsolved,
                     loss,
                     exact,
-                    mild,
-                    out,
+                    fast,
+                    removal,
                     dual,
                     scores,
                     certificate,
-                    room,
-                    steps,
+                    workspace,
+                    max_steps,
                     limits,
                 )
-                quick += fast
-                slow += exactly
-            if len(left) > 0:
-                fast, exactly = newton_cg(
-                    left,
+                n_fast += fast_products
+                n_exact += exact_products
+            if len(unsolved) > 0:
+                fast_products, exact_products = newton_cg(
+                    unsolved,
                     loss,
                     exact,
-                    mild,
-                    out,
+                    fast,
+                    removal,
                     dual,
                     scores,
                     certificate,
-                    room,
+                    workspace,
                     limits,
                 )
-                quick += fast
-                slow += exactly
-        return quick, slow
+                n_fast += fast_products
+                n_exact += exact_products
+        return n_fast, n_exact
 
-    return compiled(approach, cache=True)
+    return compiled(solve, cache=True)
 
 
 solve = _compile()

@@ -1,1 +1,1 @@
-"""Newton steps by conjugate gradients or Cholesky factors, in row or parameter space."""
+"""Newton's method with conjugate gradients or direct solves, in row or parameter space."""

@@ -1,17 +1,16 @@
-"""The short way to many optima: one product with Q a step, most of them in float32.
+"""Mixed-precision solver in row space: nonlinear CG in float32, then Newton-CG.
 
-A Newton step solved by conjugate gradients pays two products more than it uses: one to
-see how far it is from the optimum and one to see that its system is solved. Nonlinear
-conjugate gradients need one a step, and keep what they learnt from one step to the
-next. They come down in float32; there the scores are computed anew in the type of the
-answer, and what little is left is a linear system whose residual is exact and whose
-solution need not be. A certificate is always that of the exact residual. Problems that
-do not come down this way are left to ``probes.solvers.newton.newton_cg``'s safeguarded
-steps.
+A Newton step by linear conjugate gradients spends two products more than it uses: one to
+measure the distance to the optimum and one to confirm that its system is solved. Nonlinear
+conjugate gradients need one product a step and keep their directions from step to step. They
+run in float32. Scores are then recomputed in the type of the answer, and the small remainder
+is a linear system with an exact residual, which needs only an approximate solution.
+Certificates always come from exact residuals. Problems that do not converge are left to the
+safeguarded steps of ``probes.solvers.newton.newton_cg``.
 
-A pass over a block costs as much as a tenth of a product, so there are few: the state
-is the scores E and b = s t - alpha (s the rows' weights in the loss, t the targets,
-alpha = c - w E), for then the residual is b - s p.
+An elementwise pass costs about a tenth of a product, so there are few passes. The state is the
+scores E and the offset b = s t - alpha (s the rows' weights in the loss, t the targets,
+alpha = c - w E), because the residual is then b - s p.
 
 Source: Daniel (1967), SIAM J. Numer. Anal. 4:10, for the conjugacy of directions.
 """
@@ -28,22 +27,22 @@ from probes.solvers.objective.factor import Operator
 from probes.solvers.objective.loss import Curvature, Loss, center_classes
 
 FLOAT32_TOL = 1e-5
-"""Certificate at which float32 has done its part of a float64 solve."""
+"""Certificate at which a float64 solve leaves float32."""
 LIMITS = Limits(steps=30, newton_steps=6, min_forcing=1e-5, rescore_above=1e-4)
-"""How far to go before safeguarded steps are the better way."""
+"""Iterations after which safeguarded steps take over."""
 MAX_ACTIVE_FRACTION = 0.05
-"""Share of problems that may still be above a goal when the others go on."""
+"""Share of problems that may be above a goal when all move on to the next phase."""
 COMPACT_BELOW = 0.6
-"""Share of problems left at which they are copied together."""
+"""Share of active problems below which they are copied to a smaller batch."""
 
 
 @dataclass
 class _State:
-    """Where problems stand.
+    """Current point of a batch of problems.
 
     Attributes:
-        loss: What is minimised.
-        operator: In the type of the loss.
+        loss: The objective.
+        operator: Q, in the type of the loss.
         scores: (problem, class, n) E.
         offset: (problem, class, n) b.
     """
@@ -60,18 +59,20 @@ class _State:
 
     def dual(self) -> Tensor:
         """(problem, class, n) c = alpha + w E."""
-        pull = self.loss.target * self.loss.weight - self.offset
-        return pull.addcmul_(self.operator.weight, self.scores)
+        weighted_target = self.loss.target * self.loss.weight - self.offset
+        return weighted_target.addcmul_(self.operator.weight, self.scores)
 
     def residual(self, work: Work) -> tuple[Tensor, Tensor, Tensor]:
-        """Residual, probabilities and their product with the rows' weights."""
-        chance = self.loss.probabilities(
-            self.scores, work.scratch_like("chance", self.scores)
+        """Residual, probabilities, and probabilities times the rows' weights."""
+        prob = self.loss.probabilities(
+            self.scores, work.scratch_like("prob", self.scores)
         )
-        mass = work.scratch_like("mass", chance)
-        torch.mul(chance, self.loss.weight, out=mass)
-        left = torch.sub(self.offset, mass, out=work.scratch_like("residual", chance))
-        return left, chance, mass
+        weighted_prob = work.scratch_like("weighted_prob", prob)
+        torch.mul(prob, self.loss.weight, out=weighted_prob)
+        residual = torch.sub(
+            self.offset, weighted_prob, out=work.scratch_like("residual", prob)
+        )
+        return residual, prob, weighted_prob
 
 
 def solve_mixed(
@@ -82,287 +83,335 @@ def solve_mixed(
     steps: int,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve what can be solved the short way.
+    """Solve the problems that converge without safeguards.
 
     Args:
         batch: Problems whose factor is a matrix, with scores = Q dual.
         tol: Certificate to reach.
-        accepted_tol: Certificate that the metric of the own Hessian must keep, which
-            for two classes is bounded from the least of the curvature over the weights.
+        accepted_tol: Certificate to keep in the metric of the local Hessian. For two classes it is
+            bounded by the smallest ratio of curvature to fixed weight.
         iteration_dtype: Type of most products.
-        steps: Most steps of either part.
-        work: Where to count the work.
+        steps: Most steps of either phase.
+        work: Counters and scratch memory.
 
     Returns:
-        As ``engine.minimise``; the certificate is infinite where a problem was left,
-        and for several classes still in the factor's metric.
+        As ``newton_cg.minimize``. The certificate is infinite for unsolved problems, and for
+        several classes it is still in the factor's metric.
     """
-    kind, loss, operator = batch.scores.dtype, batch.loss, batch.operator
-    goal = max(tol, FLOAT32_TOL) if iteration_dtype != kind else tol
-    down, turns = min(steps, LIMITS.steps), min(steps, LIMITS.newton_steps)
+    dtype, loss, operator = batch.scores.dtype, batch.loss, batch.operator
+    descent_tol = max(tol, FLOAT32_TOL) if iteration_dtype != dtype else tol
+    cg_steps, newton_steps = min(steps, LIMITS.steps), min(steps, LIMITS.newton_steps)
     if dispatch.supports_binary(batch):
-        limits = replace(LIMITS, steps=down, newton_steps=turns)
+        limits = replace(LIMITS, steps=cg_steps, newton_steps=newton_steps)
         return dispatch.solve_binary(
             batch, tol, accepted_tol, iteration_dtype, limits, work
         )
-    pull = loss.target * loss.weight
-    rough = _State(
+    weighted_target = loss.target * loss.weight
+    fast_state = _State(
         loss.to(iteration_dtype),
         operator.to(iteration_dtype),
         batch.scores.to(iteration_dtype, copy=True),
-        (pull - batch.dual).addcmul_(operator.weight, batch.scores).to(iteration_dtype),
+        (weighted_target - batch.dual)
+        .addcmul_(operator.weight, batch.scores)
+        .to(iteration_dtype),
     )
-    size = _nonlinear_cg(rough, goal, down, work).to(kind)
-    dual = rough.dual().to(kind)
+    norm2 = _nonlinear_cg(fast_state, descent_tol, cg_steps, work).to(dtype)
+    dual = fast_state.dual().to(dtype)
     scores = operator(dual)
     work.count(operator, dual)
     alpha = dual.addcmul_(operator.weight, scores, value=-1)
     if not loss.binary:
         center_classes(alpha)
         center_classes(scores)
-    exact = _State(loss, operator, scores, torch.sub(pull, alpha, out=alpha))
-    return _newton_cg(exact, rough.operator, size, tol, accepted_tol, turns, work)
+    exact_state = _State(
+        loss, operator, scores, torch.sub(weighted_target, alpha, out=alpha)
+    )
+    return _newton_cg(
+        exact_state, fast_state.operator, norm2, tol, accepted_tol, newton_steps, work
+    )
 
 
-def _nonlinear_cg(whole: _State, goal: float, steps: int, work: Work) -> Tensor:
-    """Nonlinear conjugate gradients, in place, until nearly all are at the goal.
+def _nonlinear_cg(full_state: _State, tol: float, steps: int, work: Work) -> Tensor:
+    """Nonlinear conjugate gradients, in place, until nearly all problems reach ``tol``.
 
-    Problems that come first are the ones waited for: a tail that has arrived is cut
-    off without copying the others.
+    The slowest problems come first, so a converged tail is cut off without copying.
 
     Returns:
         (problem,) squared norm of the parameters in the metric of H.
     """
-    place, binary = whole, whole.loss.binary
-    product = inner(place.dual(), place.scores, work)
-    # Scores of a thousandth count as nothing: optima at zero have no scale.
-    everyone = torch.maximum(product, 1e-6 * place.operator.weight.mean(1).sum(1))
-    least = everyone * goal**2
-    best, last = torch.full_like(least, torch.inf), torch.zeros_like(least)
-    bend = slope = length = last
-    index, copied = torch.arange(len(least), device=least.device), False
-    far = torch.ones_like(least, dtype=torch.bool)
-    residual, chance, mass = place.residual(work)
-    for turn in range(steps):
-        operator, scores = place.operator, place.scores
-        pulled = operator(residual, work.scratch_like("pulled", scores))
+    state, binary = full_state, full_state.loss.binary
+    raw_norm2 = inner(state.dual(), state.scores, work)
+    # Floor the norm: at an optimum of zero the relative certificate is undefined.
+    norm2 = torch.maximum(raw_norm2, 1e-6 * state.operator.weight.mean(1).sum(1))
+    goal2 = norm2 * tol**2
+    best2, end_slope = torch.full_like(goal2, torch.inf), torch.zeros_like(goal2)
+    quadratic_form = slope = step_length = end_slope
+    idx, copied = torch.arange(len(goal2), device=goal2.device), False
+    active = torch.ones_like(goal2, dtype=torch.bool)
+    residual, prob, weighted_prob = state.residual(work)
+    for iteration in range(steps):
+        operator, scores = state.operator, state.scores
+        q_residual = operator(residual, work.scratch_like("q_residual", scores))
         work.count(operator, residual)
-        square = inner(residual, pulled, work)
-        if turn % 2 == 0:
-            # Float32 has a floor of its own, which differs from problem to problem.
-            far = (square.abs() > least) & (square < 0.8 * best)
-            best, waiting = square, far.nonzero()[:, 0]
-            if turn + 1 >= steps or len(waiting) <= MAX_ACTIVE_FRACTION * len(everyone):
+        residual2 = inner(residual, q_residual, work)
+        if iteration % 2 == 0:
+            # Stop each problem at its own rounding floor of float32.
+            active = (residual2.abs() > goal2) & (residual2 < 0.8 * best2)
+            best2, waiting = residual2, active.nonzero()[:, 0]
+            if iteration + 1 >= steps or len(waiting) <= MAX_ACTIVE_FRACTION * len(
+                norm2
+            ):
                 break
-            head, kept = int(waiting[-1]) + 1, None
-            if head <= 0.85 * len(far) and head <= 1.5 * len(waiting):
-                kept = slice(0, head)
-            elif len(waiting) <= COMPACT_BELOW * len(far):
-                kept = waiting
-                for name in ("ahead", "inside", "image"):
-                    old = work.scratch_like(name, scores)[kept]
-                    work.scratch_like(name, old).copy_(old)
-            if kept is not None:
+            n_head, keep = int(waiting[-1]) + 1, None
+            if n_head <= 0.85 * len(active) and n_head <= 1.5 * len(waiting):
+                keep = slice(0, n_head)
+            elif len(waiting) <= COMPACT_BELOW * len(active):
+                keep = waiting
+                for name in ("d_scores", "d_alpha", "hess_d"):
+                    scratch = work.scratch_like(name, scores)[keep]
+                    work.scratch_like(name, scratch).copy_(scratch)
+            if keep is not None:
                 if copied:
-                    whole.scores[index], whole.offset[index] = scores, place.offset
-                copied |= kept is waiting
-                place, index = place.select(kept), index[kept]
-                operator, scores = place.operator, place.scores
-                residual, pulled, square = residual[kept], pulled[kept], square[kept]
-                chance, mass, least = chance[kept], mass[kept], least[kept]
-                best, last, far = best[kept], last[kept], far[kept]
-                bend, slope, length = bend[kept], slope[kept], length[kept]
-        # A direction moves scores by ``ahead`` and alpha by ``inside``.
-        ahead, inside = (
-            work.scratch_like("ahead", scores),
-            work.scratch_like("inside", scores),
+                    full_state.scores[idx], full_state.offset[idx] = (
+                        scores,
+                        state.offset,
+                    )
+                copied |= keep is waiting
+                state, idx = state.select(keep), idx[keep]
+                operator, scores = state.operator, state.scores
+                residual, q_residual, residual2 = (
+                    residual[keep],
+                    q_residual[keep],
+                    residual2[keep],
+                )
+                prob, weighted_prob, goal2 = (
+                    prob[keep],
+                    weighted_prob[keep],
+                    goal2[keep],
+                )
+                best2, end_slope, active = best2[keep], end_slope[keep], active[keep]
+                quadratic_form, slope, step_length = (
+                    quadratic_form[keep],
+                    slope[keep],
+                    step_length[keep],
+                )
+        # A direction changes the scores by ``d_scores`` and alpha by ``d_alpha``.
+        d_scores, d_alpha = (
+            work.scratch_like("d_scores", scores),
+            work.scratch_like("d_alpha", scores),
         )
-        image, step = (
-            work.scratch_like("image", scores),
+        hess_d, new_alpha = (
+            work.scratch_like("hess_d", scores),
             work.scratch_like("step", scores),
         )
-        torch.addcmul(residual, operator.weight, pulled, value=-1, out=step)
+        torch.addcmul(residual, operator.weight, q_residual, value=-1, out=new_alpha)
         if not binary:
-            center_classes(step)
-            center_classes(pulled)
-        if turn == 0:
-            ahead.copy_(pulled)
-            inside.copy_(step)
-            slope = square
+            center_classes(new_alpha)
+            center_classes(q_residual)
+        if iteration == 0:
+            d_scores.copy_(q_residual)
+            d_alpha.copy_(new_alpha)
+            slope = residual2
         else:
-            # A step that was none leaves no direction to go on from.
-            keep = -inner(pulled, image, work).clamp_(max=0) / bend
-            keep = torch.where(length > 0, keep, 0.0)
-            slope = square + keep * last
-            wide = keep[:, None, None]
-            torch.addcmul(pulled, ahead, wide, out=ahead)
-            torch.addcmul(step, inside, wide, out=inside)
-        _hess_product(binary, chance, mass, inside, ahead, image)
-        bend = inner(ahead, image, work)
-        # Steps of finished problems are rounding.
-        length = torch.where(far & (bend > 0) & (slope > 0), slope / bend, 0.0)
-        change = length
+            # After a step of length 0 restart from the residual.
+            beta = -inner(q_residual, hess_d, work).clamp_(max=0) / quadratic_form
+            beta = torch.where(step_length > 0, beta, 0.0)
+            slope = residual2 + beta * end_slope
+            factor = beta[:, None, None]
+            torch.addcmul(q_residual, d_scores, factor, out=d_scores)
+            torch.addcmul(new_alpha, d_alpha, factor, out=d_alpha)
+        _hess_product(binary, prob, weighted_prob, d_alpha, d_scores, hess_d)
+        quadratic_form = inner(d_scores, hess_d, work)
+        # Finished problems do not move: their steps would be rounding.
+        step_length = torch.where(
+            active & (quadratic_form > 0) & (slope > 0), slope / quadratic_form, 0.0
+        )
+        extra = step_length
         for _ in range(4):
-            wide = change[:, None, None]
-            scores.addcmul_(ahead, wide)
-            place.offset.addcmul_(inside, wide, value=-1)
-            residual, chance, mass = place.residual(work)
-            last = inner(residual, ahead, work)
-            over = (last < -0.5 * slope) & (length > 0)
-            if not bool(over.any()):
+            factor = extra[:, None, None]
+            scores.addcmul_(d_scores, factor)
+            state.offset.addcmul_(d_alpha, factor, value=-1)
+            residual, prob, weighted_prob = state.residual(work)
+            end_slope = inner(residual, d_scores, work)
+            overshoots = (end_slope < -0.5 * slope) & (step_length > 0)
+            if not bool(overshoots.any()):
                 break
-            # The slope turned by over half: back to where a line has its root.
-            part = slope / (slope - last) - 1
-            change = torch.where(over, length * part, 0.0)
-            length = length + change
+            # Overshoot: go back to the root of the secant.
+            fraction = slope / (slope - end_slope) - 1
+            extra = torch.where(overshoots, step_length * fraction, 0.0)
+            step_length = step_length + extra
     if copied:
-        whole.scores[index], whole.offset[index] = place.scores, place.offset
-    return everyone
+        full_state.scores[idx], full_state.offset[idx] = (state.scores, state.offset)
+    return norm2
 
 
 def _hess_product(
     binary: bool,
-    chance: Tensor,
-    mass: Tensor,
-    start: Tensor,
-    ahead: Tensor,
+    prob: Tensor,
+    weighted_prob: Tensor,
+    d_alpha: Tensor,
+    d_scores: Tensor,
     out: Tensor,
 ) -> None:
-    """``start`` + (second derivative) ``ahead``; for two classes spoils ``mass``."""
+    """``d_alpha`` + (second derivative) ``d_scores``; overwrites ``weighted_prob`` if binary."""
     if binary:
-        mass.addcmul_(mass, chance, value=-1)
-        torch.addcmul(start, mass, ahead, out=out)
+        weighted_prob.addcmul_(weighted_prob, prob, value=-1)
+        torch.addcmul(d_alpha, weighted_prob, d_scores, out=out)
         return
-    total = torch.mul(chance, ahead, out=out).sum(1, keepdim=True)
-    torch.addcmul(start, mass, ahead, out=out)
-    out.addcmul_(mass, total, value=-1)
+    mean = torch.mul(prob, d_scores, out=out).sum(1, keepdim=True)
+    torch.addcmul(d_alpha, weighted_prob, d_scores, out=out)
+    out.addcmul_(weighted_prob, mean, value=-1)
 
 
 def _newton_cg(
-    place: _State,
+    state: _State,
     fast: Operator,
-    size: Tensor,
-    target: float,
-    accepted: float,
-    turns: int,
+    norm2: Tensor,
+    tol: float,
+    accepted_tol: float,
+    newton_steps: int,
     work: Work,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton steps on exact residuals, each solved as far as the target needs."""
-    operator, binary = place.operator, place.loss.binary
-    scores, dual = torch.empty_like(place.scores), torch.empty_like(place.scores)
+    """Newton steps on exact residuals, each solved as far as the tolerance needs."""
+    operator, binary = state.operator, state.loss.binary
+    scores, dual = torch.empty_like(state.scores), torch.empty_like(state.scores)
     certificate = scores.new_full((len(scores),), torch.inf)
-    index = torch.arange(len(scores), device=scores.device)
-    kind, before = fast.weight.dtype, torch.full_like(size, torch.inf)
-    mild = place.loss.to(kind)
-    over = torch.where(fast.weight > 0, 1 / fast.weight, 0.0)
-    over = over.expand(len(index), *over.shape[1:])
-    leverage = fast.leverage().expand(over.shape) if binary else over
-    for turn in range(turns):
-        residual, chance, _ = place.residual(work)
-        rough, chance = residual, chance.to(kind)
-        if kind != residual.dtype:
-            rough = work.scratch_like("rough", residual, kind).copy_(residual)
+    idx = torch.arange(len(scores), device=scores.device)
+    fast_dtype, previous = fast.weight.dtype, torch.full_like(norm2, torch.inf)
+    fast_loss = state.loss.to(fast_dtype)
+    inverse = torch.where(fast.weight > 0, 1 / fast.weight, 0.0)
+    inverse = inverse.expand(len(idx), *inverse.shape[1:])
+    leverage = fast.leverage().expand(inverse.shape) if binary else inverse
+    for iteration in range(newton_steps):
+        residual, prob, _ = state.residual(work)
+        fast_residual, prob = residual, prob.to(fast_dtype)
+        if fast_dtype != residual.dtype:
+            fast_residual = work.scratch_like(
+                "fast_residual", residual, fast_dtype
+            ).copy_(residual)
         if binary:
-            bend = mild.curvature(chance, work.scratch_like("bend", chance))
-            curvature = Curvature(bend.sub_(fast.weight))
+            excess = fast_loss.curvature(prob, work.scratch_like("excess", prob))
+            curvature = Curvature(excess.sub_(fast.weight))
         else:
-            curvature = Curvature(fast.weight, chance, mild.weight)
-        pulled = fast(rough, work.scratch_like("pulled", rough))
-        work.count(fast, rough)
-        square = inner(rough, pulled, work)
-        now, own = _certificates(size, over, leverage, curvature, rough, square, work)
-        lost = now
+            curvature = Curvature(fast.weight, prob, fast_loss.weight)
+        q_residual = fast(fast_residual, work.scratch_like("q_residual", fast_residual))
+        work.count(fast, fast_residual)
+        residual2 = inner(fast_residual, q_residual, work)
+        now, local = _certificates(
+            norm2, inverse, leverage, curvature, fast_residual, residual2, work
+        )
+        rescored = now
         if binary:
-            longer = _norm_ratio(size, curvature.diagonal, fast.weight, place, work)
-            own = own * longer
-            # What scores lose to rounding is that much more in the own metric.
-            lost = own * longer.square()
-        # At the floor of rounding a turn more brings nothing.
-        done = ((now <= target) | (now > 0.5 * before)) & (own <= accepted)
-        before = now
-        left = (~done).nonzero()[:, 0]
-        last = len(left) == 0 or turn + 1 == turns
-        if last or len(left) < COMPACT_BELOW * len(index):
-            scores[index], dual[index] = place.scores, place.dual()
-            certificate[index] = torch.where(done, torch.maximum(now, own), torch.inf)
-            if last:
+            norm_ratio = _norm_ratio(
+                norm2, curvature.diagonal, fast.weight, state, work
+            )
+            local = local * norm_ratio
+            # Rounding errors of scores weigh that much more in the local metric.
+            rescored = local * norm_ratio.square()
+        # Stop at the floor set by rounding.
+        done = ((now <= tol) | (now > 0.5 * previous)) & (local <= accepted_tol)
+        previous = now
+        keep = (~done).nonzero()[:, 0]
+        is_last = len(keep) == 0 or iteration + 1 == newton_steps
+        if is_last or len(keep) < COMPACT_BELOW * len(idx):
+            scores[idx], dual[idx] = state.scores, state.dual()
+            certificate[idx] = torch.where(done, torch.maximum(now, local), torch.inf)
+            if is_last:
                 break
-            index, now, size, lost = index[left], now[left], size[left], lost[left]
-            before = now
-            place, fast, mild = place.select(left), fast.select(left), mild.select(left)
-            curvature = curvature.select(left)
-            over, leverage = over[left], leverage[left]
-            rough, pulled, square = rough[left], pulled[left], square[left]
-        enough = (0.3 * target / now).clamp(LIMITS.min_forcing, 0.1)
-        step, lift, _ = solve_newton_system(
+            idx, now, norm2, rescored = (
+                idx[keep],
+                now[keep],
+                norm2[keep],
+                rescored[keep],
+            )
+            previous = now
+            state, fast, fast_loss = (
+                state.select(keep),
+                fast.select(keep),
+                fast_loss.select(keep),
+            )
+            curvature = curvature.select(keep)
+            inverse, leverage = inverse[keep], leverage[keep]
+            fast_residual, q_residual, residual2 = (
+                fast_residual[keep],
+                q_residual[keep],
+                residual2[keep],
+            )
+        forcing = (0.3 * tol / now).clamp(LIMITS.min_forcing, 0.1)
+        step, score_step, _ = solve_newton_system(
             fast,
             curvature,
-            rough,
-            pulled,
-            square,
-            enough,
+            fast_residual,
+            q_residual,
+            residual2,
+            forcing,
             work,
             max_unsolved=MAX_ACTIVE_FRACTION,
         )
-        step.addcmul_(fast.weight, lift, value=-1)
+        step.addcmul_(fast.weight, score_step, value=-1)
         if not binary:
             center_classes(step)
-            center_classes(lift)
-        place.offset.sub_(step)
-        place.scores.add_(lift)
-        if not bool((lost <= LIMITS.rescore_above).all()):
-            # Scores were moved by float32 products; make them exact again.
-            dual_here = place.dual()
-            operator = place.operator
-            fresh = operator(dual_here)
-            work.count(operator, dual_here)
-            place.offset.addcmul_(operator.weight, fresh - place.scores)
-            place.scores.copy_(fresh)
+            center_classes(score_step)
+        state.offset.sub_(step)
+        state.scores.add_(score_step)
+        if not bool((rescored <= LIMITS.rescore_above).all()):
+            # Recompute scores that float32 products have updated.
+            dual_now = state.dual()
+            operator = state.operator
+            recomputed = operator(dual_now)
+            work.count(operator, dual_now)
+            state.offset.addcmul_(operator.weight, recomputed - state.scores)
+            state.scores.copy_(recomputed)
     return scores, dual, certificate
 
 
 def _norm_ratio(
-    size: Tensor, bend: Tensor, fixed: Tensor, place: _State, work: Work
+    norm2: Tensor, excess: Tensor, fixed: Tensor, state: _State, work: Work
 ) -> Tensor:
-    """(problem,) length of the parameters in the factor's metric over their own, >= 1.
+    """(problem,) norm of the parameters in the factor's metric over their local norm, >= 1.
 
-    Weights of a factor are raised where they are too small to invert, and with them
-    what the parameters seem to be.
+    The factor's weights are raised where they are too small to invert, which raises that norm.
     """
-    bend = bend.to(size)
-    own = inner(place.dual(), place.scores, work).to(size)
-    own = own + (bend * place.scores.square()).sum((1, 2))
-    own = torch.maximum(own, 1e-6 * (bend + fixed.to(size)).sum((1, 2)))
-    return (size / torch.minimum(own, size)).sqrt()
+    excess = excess.to(norm2)
+    local_norm2 = inner(state.dual(), state.scores, work).to(norm2)
+    local_norm2 = local_norm2 + (excess * state.scores.square()).sum((1, 2))
+    local_norm2 = torch.maximum(
+        local_norm2, 1e-6 * (excess + fixed.to(norm2)).sum((1, 2))
+    )
+    return (norm2 / torch.minimum(local_norm2, norm2)).sqrt()
 
 
 def _certificates(
-    size: Tensor,
-    over: Tensor,
+    norm2: Tensor,
+    inverse: Tensor,
     leverage: Tensor,
     curvature: Curvature,
     residual: Tensor,
-    square: Tensor,
+    residual2: Tensor,
     work: Work,
 ) -> tuple[Tensor, Tensor]:
-    """(problem,) certificates in the factor's metric and bounds in the own Hessian's.
+    """(problem,) certificates in the factor's metric and bounds in that of the local Hessian.
 
-    Rounding of a product is part of both: where most of a residual is sent to nothing,
-    what is left of it is no certificate. For two classes the own Hessian is, in units
-    of the factor's, at least the least ratio of a row's curvature W to its weight w. It
-    is also at least 1/2 - sum over rows of max(w / 2 - W, 0) Q_ii, as a matrix is at
-    most its trace: so that rows which hardly count may lose what curvature they had.
+    Both include the rounding error of a product: if most of a residual cancels, the remainder is
+    no certificate. For two classes, the smallest eigenvalue of the local Hessian in units of the
+    factor's is at least the smallest ratio of a row's curvature W to its weight w. It is also at
+    least 1/2 - sum over rows of max(w / 2 - W, 0) Q_ii, because a matrix is bounded by its trace;
+    so rows of little leverage may lose their curvature.
     """
-    image = work.scratch_like("image", residual)
+    scratch = work.scratch_like("hess_d", residual)
     noise = 16 * torch.finfo(residual.dtype).eps
-    rest = inner(residual, torch.mul(residual, over, out=image), work)
-    square = square.abs() + noise * rest
-    now = (square.to(size) / size).sqrt()
+    weighted_residual2 = inner(
+        residual, torch.mul(residual, inverse, out=scratch), work
+    )
+    residual2 = residual2.abs() + noise * weighted_residual2
+    certificate = (residual2.to(norm2) / norm2).sqrt()
     if curvature.probabilities is not None:
-        return now, now
-    ratio = torch.mul(curvature.diagonal, over, out=image)
-    least = 1 + ratio.amin((1, 2))
+        return certificate, certificate
+    ratio = torch.mul(curvature.diagonal, inverse, out=scratch)
+    min_eigenvalue = 1 + ratio.amin((1, 2))
     # 1/2 - W / w = -1/2 - (W - w) / w, times the leverage w Q_ii.
-    lost = ratio.add_(0.5).neg_().clamp_(min=0)
-    least = torch.maximum(least, 0.5 - inner(lost, leverage, work))
-    return now, now / least.to(now).clamp(1e-7, 1).sqrt()
+    deficit = ratio.add_(0.5).neg_().clamp_(min=0)
+    min_eigenvalue = torch.maximum(min_eigenvalue, 0.5 - inner(deficit, leverage, work))
+    return certificate, certificate / min_eigenvalue.to(certificate).clamp(
+        1e-7, 1
+    ).sqrt()

@@ -1,4 +1,4 @@
-"""Newton steps by elimination, for few small problems and for the stiffest."""
+"""Newton's method with direct solves, for few small problems and for the stiffest ones."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from probes.solvers.objective.batch import (
 from probes.solvers.objective.loss import Curvature
 
 MAX_START_GRADIENT = 10.0
-"""Largest pull of a row in a start, over the largest weight of a row."""
+"""Largest alpha of a starting point, relative to the largest weight of a row."""
 
 Solver = Callable[[Tensor, Curvature], tuple[Tensor, Tensor]]
 
@@ -25,11 +25,10 @@ Solver = Callable[[Tensor, Curvature], tuple[Tensor, Tensor]]
 def solve_direct(
     batch: Batch, tol: float, steps: int = 100
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton steps by elimination, for few small problems and for the stiffest.
+    """Newton's method with direct solves.
 
-    Costs (classes x n)^3 a problem and step, or (d + 1)^3 with two classes and many
-    rows, whatever the weights' range. Goes on from the batch's dual values where they
-    are better than none.
+    Costs (classes x n)^3 a problem and step, or (d + 1)^3 for two classes and many rows, for any
+    range of weights. Starts from the batch's dual values if they are better than zero.
     """
     dtype = batch.scores.dtype
     batch = Batch(
@@ -38,138 +37,142 @@ def solve_direct(
         batch.dual.double(),
         batch.scores.double(),
     )
-    narrow = batch.loss.binary and batch.operator.factor.basis is not None
-    solve = _basis_solver(batch) if narrow else _row_solver(batch)
+    has_basis = batch.loss.binary and batch.operator.factor.basis is not None
+    solve = _basis_solver(batch) if has_basis else _row_solver(batch)
     work = Work()
     _set_start(batch, work)
     certificate = torch.full_like(batch.scores[:, 0, 0], torch.inf)
-    turn, off = 0, torch.ones_like(certificate, dtype=torch.bool)
-    while turn < 3 and bool(off.any()):
+    attempt, drifted = 0, torch.ones_like(certificate, dtype=torch.bool)
+    while attempt < 3 and bool(drifted.any()):
         scores, batch.dual, certificate = _newton(batch, solve, tol, steps, work)
         batch.scores = batch.operator(batch.dual)
-        turn, off = turn + 1, has_drifted(scores, batch.scores)
-    certificate = torch.where(off, torch.inf, certificate)
+        attempt, drifted = attempt + 1, has_drifted(scores, batch.scores)
+    certificate = torch.where(drifted, torch.inf, certificate)
     return batch.scores.to(dtype), batch.dual.to(dtype), certificate
 
 
 def _newton(
     batch: Batch, solve: Solver, target: float, steps: int, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton steps until the target is met or they no longer help: the best point.
+    """Take Newton steps until the tolerance is met or they stall; return the best point.
 
-    The certificate is the length of the step that is left over that of the parameters,
-    both in the metric of the Hessian where it stands. The factor's, which conjugate
-    gradients go by, says nothing where separable rows have lost their curvature.
+    The certificate is the length of the remaining step over that of the parameters, both in the
+    metric of the local Hessian. The factor's metric, which conjugate gradients use, is
+    meaningless where separable rows have lost their curvature.
     """
     best = batch.scores.new_full((len(batch.scores),), torch.inf)
-    answer = batch.scores.clone(), batch.dual.clone()
-    stalled = torch.zeros_like(best)
+    best_point = batch.scores.clone(), batch.dual.clone()
+    n_stalled = torch.zeros_like(best)
     residual, curvature = residual_and_curvature(batch, work)
     for _ in range(steps):
-        step, lift = solve(residual, curvature)
-        slope = inner(residual, lift, work)
-        # A slope below zero is rounding.
-        now = (slope.abs() / local_squared_norm(batch, curvature, work)).sqrt()
-        now = torch.nan_to_num(now, nan=torch.inf)
-        better = now < best
-        stalled = torch.where(now < 0.5 * best, 0.0, stalled + 1)
-        best = torch.where(better, now, best)
-        answer[0][better], answer[1][better] = batch.scores[better], batch.dual[better]
-        if bool(((best <= target) | (stalled >= 25)).all()):
+        step, d_scores = solve(residual, curvature)
+        slope = inner(residual, d_scores, work)
+        # A negative slope is rounding.
+        certificate_now = (
+            slope.abs() / local_squared_norm(batch, curvature, work)
+        ).sqrt()
+        certificate_now = torch.nan_to_num(certificate_now, nan=torch.inf)
+        better = certificate_now < best
+        n_stalled = torch.where(certificate_now < 0.5 * best, 0.0, n_stalled + 1)
+        best = torch.where(better, certificate_now, best)
+        best_point[0][better], best_point[1][better] = (
+            batch.scores[better],
+            batch.dual[better],
+        )
+        if bool(((best <= target) | (n_stalled >= 25)).all()):
             break
-        residual, curvature = take_safeguarded_step(batch, work, step, lift, slope)
-    return *answer, best
+        residual, curvature = take_safeguarded_step(batch, work, step, d_scores, slope)
+    return *best_point, best
 
 
 def _set_start(batch: Batch, work: Work) -> None:
-    """Start from the dual values given, or from nothing where that is better.
+    """Keep the batch's dual values, or start from zero if that has a smaller objective.
 
-    Conjugate gradients that went astray may have left a point worse than no probe.
+    Diverged conjugate gradients may leave a point worse than zero.
     """
     scores = batch.operator(batch.dual)
-    # ||W||^2 = alpha' E with alpha = c - w E, which sums to 0 over rows.
-    pull = batch.dual - batch.operator.weight * scores
-    value = batch.loss.value(scores) + 0.5 * inner(pull, scores, work)
+    # ||W||^2 = alpha'E with alpha = c - w E, which sums to 0 over rows.
+    alpha = batch.dual - batch.operator.weight * scores
+    value = batch.loss.value(scores) + 0.5 * inner(alpha, scores, work)
     better = value < batch.loss.value(torch.zeros_like(scores))
-    # At the optimum no row pulls by more than its weight; far beyond it, what the
-    # scores are is what products of huge numbers left of them.
-    most = batch.loss.weight.amax((1, 2))
-    better &= pull.abs().amax((1, 2)) <= MAX_START_GRADIENT * most
+    # At the optimum |alpha| is at most the weight of its row. Far beyond that, scores are
+    # rounding errors of products of huge numbers.
+    max_weight = batch.loss.weight.amax((1, 2))
+    better &= alpha.abs().amax((1, 2)) <= MAX_START_GRADIENT * max_weight
     better = better[:, None, None]
     batch.dual = torch.where(better, batch.dual, 0.0)
     batch.scores = torch.where(better, scores, 0.0)
 
 
 def _row_solver(batch: Batch) -> Solver:
-    """Newton steps (u, Q u) from n x n systems, classes x n with several classes."""
+    """Newton steps (u, Q u) from n x n systems, or classes x n with several classes."""
     n = batch.scores.shape[2]
     eye = torch.eye(n, dtype=torch.float64, device=batch.scores.device)
-    product = batch.operator.dense()
+    q = batch.operator.dense()
 
     def solve(residual: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
         if batch.loss.binary:
-            system = eye + curvature.diagonal.transpose(1, 2) * product[:, 0]
+            system = eye + curvature.diagonal.transpose(1, 2) * q[:, 0]
         else:
-            system = _class_system(curvature, product, eye, batch.operator.weight)
+            system = _class_system(curvature, q, eye, batch.operator.weight)
         flat = residual.flatten(1)[:, :, None]
-        # A system without a solution gives one that is no number, and no error: the
-        # others must not lose theirs.
+        # A singular system gives NaN instead of an error, which would stop all problems.
         step = torch.linalg.solve_ex(system, flat).result.view_as(residual)
-        return step, (step[:, :, None] @ product)[:, :, 0]
+        return step, (step[:, :, None] @ q)[:, :, 0]
 
     return solve
 
 
 def _basis_solver(batch: Batch) -> Solver:
-    """The same for two classes from r x r systems, where Q = B B' has a narrow B.
+    """Newton steps for two classes from r x r systems, where Q = B B' with a narrow B.
 
-    With all rows' fixed weights w in the factor, the Hessian at weights W is that of
-    the factor plus A'(W - w)A, so that Q u = B (I + B'(W - w)B)^-1 B' r, removed rows
-    (W = 0) included.
+    With the fixed weights w of all rows in the factor, the Hessian at weights W is that of the
+    factor plus A'(W - w)A, so Q u = B (I + B'(W - w)B)^-1 B'r. This includes rows left out
+    (W = 0).
     """
     assert batch.operator.factor.basis is not None
     basis = batch.operator.factor.basis[0]
-    every, kept = batch.operator.factor.weight, batch.operator.weight
+    factor_weight, weight = batch.operator.factor.weight, batch.operator.weight
     eye = torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
 
     def solve(residual: Tensor, curvature: Curvature) -> tuple[Tensor, Tensor]:
-        change = curvature.diagonal + kept - every
-        lift = torch.empty_like(residual)
-        for problem, each in enumerate(change[:, 0]):
-            system = eye + basis.T @ (basis * each[:, None])
+        difference = curvature.diagonal + weight - factor_weight
+        d_scores = torch.empty_like(residual)
+        for problem, row_weights in enumerate(difference[:, 0]):
+            system = eye + basis.T @ (basis * row_weights[:, None])
             lower, failed = torch.linalg.cholesky_ex(system)
-            side = basis.T @ residual[problem, 0]
-            step = basis @ torch.cholesky_solve(side[:, None], lower)[:, 0]
-            # So far out that no row bends: the intercept is free and no step is right.
-            lift[problem, 0] = step if int(failed) == 0 else torch.nan
-        return residual - curvature.diagonal * lift, lift
+            rhs = basis.T @ residual[problem, 0]
+            score_step = basis @ torch.cholesky_solve(rhs[:, None], lower)[:, 0]
+            # If no row has curvature, the intercept is undetermined.
+            d_scores[problem, 0] = score_step if int(failed) == 0 else torch.nan
+        return residual - curvature.diagonal * d_scores, d_scores
 
     return solve
 
 
 def _class_system(
-    curvature: Curvature, product: Tensor, eye: Tensor, fixed: Tensor
+    curvature: Curvature, q: Tensor, eye: Tensor, fixed: Tensor
 ) -> Tensor:
     """(problem, class x n, class x n) Newton system of softmax problems.
 
     Args:
-        curvature: Of the loss, less ``fixed``.
-        product: (problem or 1, class or 1, n, n) Q.
+        curvature: Of the loss, minus ``fixed``.
+        q: (problem or 1, class or 1, n, n).
         eye: (n, n).
-        fixed: (problem or 1, class or 1, n) the fixed weights.
+        fixed: (problem or 1, class or 1, n) the factor's weights.
     """
-    chance, weight = curvature.probabilities, curvature.weight
-    assert chance is not None and weight is not None
-    count, classes, n = chance.shape
-    bend = -chance[:, :, None] * chance[:, None]
-    bend.diagonal(dim1=1, dim2=2).add_(chance.transpose(1, 2))
-    bend = bend * weight[:, None]
-    bend.diagonal(dim1=1, dim2=2).sub_(curvature.diagonal.transpose(1, 2))
+    prob, weight = curvature.probabilities, curvature.weight
+    assert prob is not None and weight is not None
+    count, classes, n = prob.shape
+    class_curvature = -prob[:, :, None] * prob[:, None]
+    class_curvature.diagonal(dim1=1, dim2=2).add_(prob.transpose(1, 2))
+    class_curvature = class_curvature * weight[:, None]
+    class_curvature.diagonal(dim1=1, dim2=2).sub_(curvature.diagonal.transpose(1, 2))
     # (problem, class, row, other class, other row)
-    system = bend.transpose(2, 3)[..., None] * product.transpose(1, 2)[:, None]
-    same = torch.eye(classes, dtype=eye.dtype, device=eye.device)
-    system += same[None, :, None, :, None] * eye[None, None, :, None, :]
-    # A shift of all intercepts, u = w, is held by nothing: give it unit stiffness.
+    system = class_curvature.transpose(2, 3)[..., None] * q.transpose(1, 2)[:, None]
+    class_eye = torch.eye(classes, dtype=eye.dtype, device=eye.device)
+    system += class_eye[None, :, None, :, None] * eye[None, None, :, None, :]
+    # The system is singular for a shift of all intercepts, u = w: add unit stiffness.
     system = system.reshape(count, classes * n, classes * n)
-    shift = fixed.expand(len(fixed), classes, n).flatten(1)
-    return system + (shift / shift.sum(1, keepdim=True))[:, :, None]
+    null_vector = fixed.expand(len(fixed), classes, n).flatten(1)
+    return system + (null_vector / null_vector.sum(1, keepdim=True))[:, :, None]

@@ -1,4 +1,4 @@
-"""Logistic problems in the making: their state, residual and safeguarded step."""
+"""A batch of logistic problems: state, residual, squared norms and the safeguarded step."""
 
 from dataclasses import dataclass, field
 
@@ -14,18 +14,20 @@ from probes.solvers.objective.loss import (
 )
 
 MAX_DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
-"""Largest relative difference between scores carried along and scores computed."""
+"""Largest relative difference between updated scores and recomputed ones."""
 
 LARGE_SCORE_STEP, MAX_LARGE_STEP_OVERSHOOT = 0.5, 0.1
-"""Change of scores from which on a step is far, and share of its first size by which
-the derivative may turn positive at its end then."""
+"""Change of scores above which a step is large, and the share of its initial slope by which the
+derivative at the end of a large step may have the other sign."""
 
 
 @dataclass
 class Batch:
-    """Problems being solved; replaced as they finish.
+    """Problems being solved; finished ones are dropped.
 
     Attributes:
+        loss: The objective.
+        operator: Q of each problem.
         dual: (problem, class, n) c.
         scores: (problem, class, n) E = Q c.
     """
@@ -36,7 +38,7 @@ class Batch:
     scores: Tensor
 
     def select(self, problems: Tensor) -> "Batch":
-        """The problems ``problems`` (indices)."""
+        """The given problems (indices)."""
         return Batch(
             self.loss.select(problems),
             self.operator.select(problems),
@@ -47,14 +49,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Limits:
-    """How far the short way to an optimum goes.
+    """Iteration limits of the mixed-precision solver.
 
     Attributes:
-        steps: Steps down, at most; with none, no more than to polish.
-        newton_steps: Linear systems on exact residuals, at most.
-        min_forcing: Least share of a residual that is asked to be left.
-        rescore_above: Certificate from which on steps in the type of most products move
-            scores without harm.
+        steps: Most steps of nonlinear Jacobi and of nonlinear CG; 0 for Newton-CG only.
+        newton_steps: Most Newton steps on exact residuals.
+        min_forcing: Smallest relative residual asked of a linear system.
+        rescore_above: Certificate above which scores are recomputed after steps with fast products.
     """
 
     steps: int
@@ -65,10 +66,10 @@ class Limits:
 
 @dataclass
 class Work:
-    """What was spent, and buffers that outlive one solve.
+    """Counters, and scratch memory that outlives one solve.
 
-    Allocation costs more than arithmetic here: blocks of this size come from the
-    system page by page.
+    Allocation costs more than arithmetic here, because the system hands out blocks of this size
+    page by page.
 
     Attributes:
         products: Single-vector products with Q.
@@ -85,64 +86,61 @@ class Work:
     def scratch_like(
         self, name: str, reference: Tensor, dtype: torch.dtype | None = None
     ):
-        """A scratch tensor of ``reference``'s shape; holds what was last written."""
+        """Scratch tensor shaped like the reference; holds what was last written to this name."""
         dtype, shape = reference.dtype if dtype is None else dtype, reference.shape
-        flat, seen = self.buffers.get((name, dtype), (None, None))
-        if seen is not None and seen.shape == shape:
-            return seen
+        flat, view = self.buffers.get((name, dtype), (None, None))
+        if view is not None and view.shape == shape:
+            return view
         size = reference.numel()
         if flat is None or flat.numel() < size:
             flat = torch.empty(size, dtype=dtype, device=reference.device)
-        seen = flat[:size].view(shape)
-        self.buffers[name, dtype] = flat, seen
-        return seen
+        view = flat[:size].view(shape)
+        self.buffers[name, dtype] = flat, view
+        return view
 
     def count(self, operator: Operator, block: Tensor) -> None:
-        """Add one product of Q with ``block``."""
+        """Count one product of Q with ``block``."""
         vectors = block.shape[0] * block.shape[1]
         self.products += vectors
         self.flops += vectors * operator.flops
 
 
 def inner(left: Tensor, right: Tensor, work: Work) -> Tensor:
-    """(problem,) sum of products over classes and rows."""
+    """(problem,) inner product over classes and rows."""
     product = torch.mul(left, right, out=work.scratch_like("product", left))
     return product.sum((1, 2))
 
 
 def squared_norm(batch: Batch, work: Work) -> Tensor:
     """(problem,) squared norm of the parameters in the metric of H."""
-    # Scores of a thousandth count as nothing: optima at zero have no scale.
+    # Floor the norm: at an optimum of zero the relative certificate is undefined.
     floor = 1e-6 * batch.operator.weight.mean(1).sum(1)
     return torch.maximum(inner(batch.dual, batch.scores, work), floor)
 
 
 def local_squared_norm(batch: Batch, curvature: Curvature, work: Work) -> Tensor:
-    """(problem,) squared norm of the parameters in the metric of their own Hessian."""
-    bent = curvature.add_to(batch.dual, batch.scores)
+    """(problem,) squared norm of the parameters in the metric of the local Hessian."""
+    local_dual = curvature.add_to(batch.dual, batch.scores)
     loss = batch.loss
-    weight = loss.curvature(loss.probabilities(batch.scores)).sum((1, 2))
-    # Scores of a thousandth count as nothing: optima at zero have no scale.
-    return torch.maximum(inner(bent, batch.scores, work), 1e-6 * weight)
+    curvature_sum = loss.curvature(loss.probabilities(batch.scores)).sum((1, 2))
+    # Floor the norm: at an optimum of zero the relative certificate is undefined.
+    return torch.maximum(inner(local_dual, batch.scores, work), 1e-6 * curvature_sum)
 
 
 def has_drifted(scores: Tensor, recomputed: Tensor) -> Tensor:
-    """(problem,) whether scores carried along are no longer those of the dual values.
+    """(problem,) whether updated scores no longer match the dual values.
 
-    Where steps went far astray and came back, what they lost to rounding stays in the
-    scores, and no certificate made of them can see it.
+    After a large detour, rounding errors stay in the scores, and no certificate computed from them
+    can detect this.
     """
-    scale = recomputed.abs().amax((1, 2)).clamp(min=1e-3)
-    return ~(
-        (recomputed - scores).abs().amax((1, 2)) <= MAX_DRIFT[scores.dtype] * scale
-    )
+    size = recomputed.abs().amax((1, 2)).clamp(min=1e-3)
+    return ~((recomputed - scores).abs().amax((1, 2)) <= MAX_DRIFT[scores.dtype] * size)
 
 
 def centered(batch: Batch) -> Batch:
-    """The batch without what all classes share, which no residual would show.
+    """The batch without the class means, which no residual shows.
 
-    A factor for each class mixes classes: alpha = c - w E and the scores have to be
-    centred, not c.
+    With a factor for each class, alpha = c - w E and the scores must be centered, not c.
     """
     weight = batch.operator.weight
     alpha = center_classes(batch.dual - weight * batch.scores)
@@ -153,41 +151,37 @@ def centered(batch: Batch) -> Batch:
 def residual_and_curvature(batch: Batch, work: Work) -> tuple[Tensor, Curvature]:
     """Residual and curvature at the batch's scores, in scratch tensors.
 
-    With several classes what they share is taken out of the residual: a softmax does
-    not feel it, so that it is rounding.
+    With several classes the class mean of the residual is subtracted: a softmax does not depend on
+    it, so it is rounding.
     """
     scores = batch.scores
-    probabilities = batch.loss.probabilities(
-        scores, work.scratch_like("chance", scores)
-    )
-    residual = batch.loss.neg_gradient(
-        probabilities, work.scratch_like("residual", scores)
-    )
+    prob = batch.loss.probabilities(scores, work.scratch_like("prob", scores))
+    residual = batch.loss.neg_gradient(prob, work.scratch_like("residual", scores))
     residual.sub_(batch.dual)
     residual.addcmul_(batch.operator.weight, batch.scores)
     if not batch.loss.binary:
         center_classes(residual)
     fixed = batch.operator.weight
-    bend = work.scratch_like("bend", scores)
-    return residual, excess_curvature(batch.loss, probabilities, fixed, bend)
+    excess = work.scratch_like("excess", scores)
+    return residual, excess_curvature(batch.loss, prob, fixed, excess)
 
 
 def take_safeguarded_step(
     batch: Batch, work: Work, d_dual: Tensor, d_scores: Tensor, first_slope: Tensor
 ) -> tuple[Tensor, Curvature]:
-    """Move the batch along the step, shortened where it overshoots; new residual.
+    """Take the step, shortened where it overshoots; return the new residual and curvature.
 
-    The derivative along the step decides: it may turn positive by at most half its
-    first size, else its root is bracketed. A step that moves scores far may not turn
-    it at all there, for beyond the root it may stay as it is all the way up. Values are
-    never compared, so rounding near the optimum does not matter.
+    Only the slope along the step decides. At the end it may have the other sign by at most half its
+    initial size, else its root is bracketed. For a step that changes the scores by much the limit
+    is ``MAX_LARGE_STEP_OVERSHOOT``, because beyond the root the slope may stay flat. Objective
+    values are never compared, so their rounding near the optimum does not matter.
     """
     dtype = batch.scores.dtype
     if d_scores.dtype != dtype:
         d_dual = work.scratch_like("step", d_dual, dtype).copy_(d_dual)
-        d_scores = work.scratch_like("move", d_scores, dtype).copy_(d_scores)
+        d_scores = work.scratch_like("score_move", d_scores, dtype).copy_(d_scores)
     if not batch.loss.binary:
-        # What all classes share is taken out of alpha = c - w E and of the scores.
+        # Subtract class means from alpha = c - w E and from the scores.
         weight = batch.operator.weight
         d_dual.addcmul_(weight, d_scores, value=-1)
         center_classes(d_dual)
@@ -197,44 +191,46 @@ def take_safeguarded_step(
     batch.scores += d_scores
     residual, curvature = residual_and_curvature(batch, work)
     first_slope = first_slope.to(dtype)
-    last = inner(residual, d_scores, work)
-    wrong = ~(last >= -MAX_LARGE_STEP_OVERSHOOT * first_slope)
-    if not bool(wrong.any()):
+    end_slope = inner(residual, d_scores, work)
+    overshoots = ~(end_slope >= -MAX_LARGE_STEP_OVERSHOOT * first_slope)
+    if not bool(overshoots.any()):
         return residual, curvature
-    far = d_scores.abs().amax((1, 2)) > LARGE_SCORE_STEP
-    wrong &= far | ~(last >= -0.5 * first_slope)
-    if not bool(wrong.any()):
+    is_large = d_scores.abs().amax((1, 2)) > LARGE_SCORE_STEP
+    overshoots &= is_large | ~(end_slope >= -0.5 * first_slope)
+    if not bool(overshoots.any()):
         return residual, curvature
-    index = wrong.nonzero()[:, 0]
-    part = batch.select(index)
-    step, move, first_slope = d_dual[index], d_scores[index], first_slope[index]
-    least = torch.where(far[index], 0.0, -0.5 * first_slope)
-    taken = torch.ones_like(first_slope)
-    low, high = torch.zeros_like(first_slope), taken
-    low_slope, high_slope = first_slope, last[index]
-    for turn in range(40):
-        # The slope falls along the step: close in on its root from both sides.
-        cut = low_slope / (low_slope - high_slope) if turn % 2 == 0 else taken * 0 + 0.5
-        cut = torch.nan_to_num(cut, nan=0.5).clamp(0.1, 0.9)
-        wanted = low + cut * (high - low)
-        slope = torch.where(taken == high, high_slope, low_slope)
-        settled = (slope >= least) & (slope <= 0.5 * first_slope)
-        wanted = torch.where(settled & (turn > 0), taken, wanted)
-        change = (wanted - taken)[:, None, None]
-        part.dual += change * step
-        part.scores += change * move
-        taken = wanted
-        slope = inner(residual_and_curvature(part, work)[0], move, work)
-        down = slope >= 0
+    idx = overshoots.nonzero()[:, 0]
+    sub_batch = batch.select(idx)
+    sub_dual, sub_scores, first_slope = d_dual[idx], d_scores[idx], first_slope[idx]
+    min_slope = torch.where(is_large[idx], 0.0, -0.5 * first_slope)
+    length = torch.ones_like(first_slope)
+    low, high = torch.zeros_like(first_slope), length
+    low_slope, high_slope = first_slope, end_slope[idx]
+    for trial in range(40):
+        # The slope decreases along the step: bracket its root by secant and bisection.
+        fraction = (
+            low_slope / (low_slope - high_slope) if trial % 2 == 0 else length * 0 + 0.5
+        )
+        fraction = torch.nan_to_num(fraction, nan=0.5).clamp(0.1, 0.9)
+        new_length = low + fraction * (high - low)
+        slope = torch.where(length == high, high_slope, low_slope)
+        settled = (slope >= min_slope) & (slope <= 0.5 * first_slope)
+        new_length = torch.where(settled & (trial > 0), length, new_length)
+        change = (new_length - length)[:, None, None]
+        sub_batch.dual += change * sub_dual
+        sub_batch.scores += change * sub_scores
+        length = new_length
+        slope = inner(residual_and_curvature(sub_batch, work)[0], sub_scores, work)
+        descends = slope >= 0
         low, low_slope = (
-            torch.where(down, taken, low),
-            torch.where(down, slope, low_slope),
+            torch.where(descends, length, low),
+            torch.where(descends, slope, low_slope),
         )
         high, high_slope = (
-            torch.where(down, high, taken),
-            torch.where(down, high_slope, slope),
+            torch.where(descends, high, length),
+            torch.where(descends, high_slope, slope),
         )
-        if bool(((slope >= least) & (slope <= 0.5 * first_slope)).all()):
+        if bool(((slope >= min_slope) & (slope <= 0.5 * first_slope)).all()):
             break
-    batch.dual[index], batch.scores[index] = part.dual, part.scores
+    batch.dual[idx], batch.scores[idx] = sub_batch.dual, sub_batch.scores
     return residual_and_curvature(batch, work)

@@ -1,8 +1,8 @@
-"""Logistic and softmax loss, one problem a row of a batch, in pieces the solver needs.
+"""Logistic and softmax loss of a batch of problems, in the pieces that solvers need.
 
-Shapes: scores are (problem, class, row); the class axis has length 1 for two classes,
-where the score is that of the second class against the first. Weights already hold
-the inverse penalty C, class weights, sample weights and the zeros of held-out rows.
+Scores are (problem, class, row). The class axis has length 1 for two classes; the score is then
+that of the second class against the first. Weights include the inverse penalty C, class weights,
+sample weights and zeros for held-out rows.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,7 @@ class Loss:
     """Weighted cross-entropy of a batch of problems.
 
     Attributes:
-        target: (problem or 1, class, row), 0 or 1: one-hot, or membership of the
-            second class where there are two.
+        target: (problem or 1, class, row), one-hot; for two classes 1 for the second.
         weight: (problem or 1, 1, row), >= 0.
     """
 
@@ -27,11 +26,11 @@ class Loss:
 
     @property
     def binary(self) -> bool:
-        """Whether one score decides between two classes."""
+        """Whether there are two classes."""
         return self.target.shape[1] == 1
 
     def select(self, problems: Tensor | slice) -> "Loss":
-        """The problems ``problems`` (indices or a slice), sharing what is shared."""
+        """The given problems (indices or a slice); shared arrays stay shared."""
         return Loss(
             self.target[problems] if len(self.target) > 1 else self.target,
             self.weight[problems] if len(self.weight) > 1 else self.weight,
@@ -48,7 +47,7 @@ class Loss:
         return torch.softmax(scores, 1, out=out)
 
     def neg_gradient(self, probabilities: Tensor, out: Tensor | None = None) -> Tensor:
-        """Minus the derivative of the loss by the scores, same shape."""
+        """Negative gradient of the loss by the scores, s (t - p), same shape."""
         return torch.sub(self.target, probabilities, out=out).mul_(self.weight)
 
     def curvature(self, probabilities: Tensor, out: Tensor | None = None) -> Tensor:
@@ -60,11 +59,11 @@ class Loss:
     def value(self, scores: Tensor) -> Tensor:
         """(problem,) weighted cross-entropy."""
         if self.binary:
-            cross = torch.nn.functional.softplus(scores) - self.target * scores
+            log_loss = torch.nn.functional.softplus(scores) - self.target * scores
         else:
-            cross = torch.logsumexp(scores, 1, keepdim=True)
-            cross = cross - (self.target * scores).sum(1, keepdim=True)
-        return (cross * self.weight).sum((1, 2))
+            log_loss = torch.logsumexp(scores, 1, keepdim=True)
+            log_loss = log_loss - (self.target * scores).sum(1, keepdim=True)
+        return (log_loss * self.weight).sum((1, 2))
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,10 @@ class Curvature:
     """Second derivative of the loss minus a fixed diagonal, as an operator.
 
     Attributes:
-        diagonal: (problem, class, row). For two classes the whole difference; for
-            more the fixed diagonal, which is taken off.
-        probabilities: (problem, class, row) or None for two classes.
-        weight: as in ``Loss``; None for two classes.
+        diagonal: (problem, class, row). For two classes the whole difference; for more classes the
+            fixed diagonal to subtract.
+        probabilities: (problem, class, row); None for two classes.
+        weight: As in ``Loss``; None for two classes.
     """
 
     diagonal: Tensor
@@ -83,7 +82,7 @@ class Curvature:
     weight: Tensor | None = None
 
     def select(self, problems: Tensor) -> "Curvature":
-        """The problems ``problems`` (indices), sharing what is shared."""
+        """The given problems (indices); shared arrays stay shared."""
         return self._map(lambda part: part[problems] if len(part) > 1 else part)
 
     def to(self, dtype: torch.dtype) -> "Curvature":
@@ -103,17 +102,16 @@ class Curvature:
         """``start`` + (second derivative - fixed diagonal) ``direction``."""
         if self.probabilities is None or self.weight is None:
             return torch.addcmul(start, self.diagonal, direction, out=out)
-        flow = torch.mul(self.probabilities, direction, out=out)
-        total = flow.sum(1, keepdim=True)
-        flow.addcmul_(self.probabilities, total, value=-1).mul_(self.weight)
-        return flow.addcmul_(self.diagonal, direction, value=-1).add_(start)
+        product = torch.mul(self.probabilities, direction, out=out)
+        total = product.sum(1, keepdim=True)
+        product.addcmul_(self.probabilities, total, value=-1).mul_(self.weight)
+        return product.addcmul_(self.diagonal, direction, value=-1).add_(start)
 
 
 def center_classes(batch: Tensor) -> Tensor:
-    """Take out, in place, what all classes share.
+    """Subtract the mean over classes, in place.
 
-    Softmax does not feel a shift of all classes, so nothing holds it: rounding would
-    grow along it without bound.
+    The softmax does not depend on it, so nothing bounds it: rounding errors would accumulate.
     """
     return batch.sub_(batch.mean(1, keepdim=True))
 
@@ -121,13 +119,13 @@ def center_classes(batch: Tensor) -> Tensor:
 def excess_curvature(
     loss: Loss, probabilities: Tensor, fixed: Tensor, out: Tensor | None = None
 ) -> Curvature:
-    """The loss's second derivative at ``probabilities`` minus ``fixed``.
+    """Second derivative of the loss at ``probabilities`` minus ``fixed``.
 
     Args:
-        loss: The batch.
+        loss: The objective.
         probabilities: (problem, class, row).
-        fixed: (problem or 1, class or 1, row), the diagonal the preconditioner holds.
-        out: Where to write the diagonal, for two classes.
+        fixed: (problem or 1, class or 1, row), the diagonal that the factor holds.
+        out: Output for the diagonal, for two classes.
     """
     if loss.binary:
         return Curvature(loss.curvature(probabilities, out).sub_(fixed))

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from capture.activations.hidden_states import module_output
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import find_blocks, states_at
-from erasure.unlearning.run import UnlearnConfig, unlearn_
+from capture.network.structure import find_blocks
+from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training import task as losses
-from erasure.unlearning.training.loop import logit_reader_for
+from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.objectives import control_vector, sequence_logprobs
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
@@ -125,9 +126,9 @@ def test_npo_compares_with_the_model_as_it_was_given(knows):
 
     log = unlearn_(knows, FORGET, NOTHING, config, evaluate=evaluate, seed=0)
     with torch.no_grad():
-        before = sequence_logprobs(logit_reader_for(frozen, FORGET), pad(FORGET))
+        before = sequence_logprobs(frozen, pad(FORGET))
         for step in range(6):
-            now = sequence_logprobs(logit_reader_for(models[step], FORGET), pad(FORGET))
+            now = sequence_logprobs(models[step], pad(FORGET))
             ratio = torch.exp(now - before) ** 0.1
             want = (2 / 0.1) * torch.log1p(ratio).mean()
             got = log.rows[step + 1]["forget_loss"]
@@ -198,7 +199,7 @@ def test_rmu_pushes_forget_states_and_holds_retain_states(knows):
 
     def states(model, data):
         with torch.no_grad():
-            found = states_at(model, find_blocks(model)[2], pad(data))
+            found = module_output(model, find_blocks(model)[2], pad(data))
         return found[pad(data).answer_mask]
 
     def push(model, data):

@@ -11,9 +11,9 @@ from capture.data.sequences import Sequences, pad
 from capture.network.structure import blocks_and_after, random_like
 from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
 from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
-from erasure.unlearning.run import UnlearnConfig, unlearn_
-from erasure.unlearning.training.config import METHODS
-from erasure.unlearning.training.loop import finetune_, logit_reader_for
+from erasure.unlearning.run import unlearn_
+from erasure.unlearning.training.config import METHODS, UnlearnConfig
+from erasure.unlearning.training.loop import finetune_
 from erasure.unlearning.training.objectives import dpo, sequence_logprobs, simnpo
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import (
@@ -113,7 +113,7 @@ def first_losses(model, method, **settings):
 def test_first_losses_are_the_published_ones(knows):
     """Before any step the model is its own reference and teacher."""
     with torch.no_grad():
-        before = sequence_logprobs(logit_reader_for(knows, FORGET), pad(FORGET))
+        before = sequence_logprobs(knows, pad(FORGET))
     ones = torch.ones(4)
     want = float(simnpo(before, ones, 2.5, 0.1).mean())
     got = first_losses(knows, "simnpo", beta=2.5, margin=0.1)["forget_loss"]

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
-from erasure.unlearning.training.loop import logit_reader_for
 from erasure.unlearning.training.objectives import (
     control_vector,
     count_scored,
@@ -37,7 +36,7 @@ def by_hand(model, ids, first):
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
 def test_sequence_logprobs_equal_one_row_at_a_time(family, loss_on):
     model = family()
-    got = sequence_logprobs(logit_reader_for(model, MIXED), pad(MIXED), loss_on)
+    got = sequence_logprobs(model, pad(MIXED), loss_on)
     firsts = MIXED.answer_start if loss_on == "answer" else (1, 1, 1)
     rows = zip(MIXED.ids, firsts, strict=True)
     want = torch.tensor([by_hand(model, ids, first) for ids, first in rows])
@@ -48,7 +47,7 @@ def test_token_logprobs_average_to_the_library_loss():
     model, batch = tiny_llama(), pad(MIXED)
     labels = batch.input_ids.masked_fill(~batch.answer_mask, -100)
     want = model(**batch.model_inputs, labels=labels).loss
-    logprob, row = token_logprobs(logit_reader_for(model, MIXED), batch)
+    logprob, row = token_logprobs(model, batch)
     assert_close(-logprob.mean(), want, rtol=1e-5, atol=1e-6)
     assert row.tolist() == [0, 0, 0, 1, 1, 2]
     assert len(row) == count_scored(MIXED)
@@ -165,7 +164,7 @@ def test_rows_without_anything_to_score_are_refused(loss_on):
 
 def test_an_answer_at_the_very_start_scores_from_its_second_token():
     rows = Sequences(((1, 2, 3),), (0,))
-    logprob, _ = token_logprobs(logit_reader_for(tiny_llama(), rows), pad(rows))
+    logprob, _ = token_logprobs(tiny_llama(), pad(rows))
     assert len(logprob) == count_scored(rows) == 2
 
 

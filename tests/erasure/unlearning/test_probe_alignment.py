@@ -12,7 +12,6 @@ from capture.activations.hidden_states import (
     record_depths,
 )
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import logit_reader
 from erasure.unlearning.probe_alignment import (
     PRESETS,
     PgaConfig,
@@ -90,8 +89,7 @@ def test_the_loss_is_the_one_in_the_paper(model):
             gap = w[depth] @ (ours[depth, pair] - theirs[depth, pair])
             by_hand += gap**2 / 8
     batch = pad(CLEAN)
-    reader = logit_reader(model, batch)
-    nats = -sequence_logprobs(reader, batch, "all").sum() / count_scored(CLEAN, "all")
+    nats = -sequence_logprobs(model, batch, "all").sum() / count_scored(CLEAN, "all")
     assert log.rows[0]["align"] == pytest.approx(float(by_hand.detach()), rel=1e-4)
     assert log.rows[0]["clean"] == pytest.approx(float(nats.detach()), rel=1e-4)
 

@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from erasure.unlearning.training.loop import (
     backward_nll,
-    logit_reader_for,
     mean_nll,
     only_training,
 )
@@ -38,12 +37,12 @@ EMPTY = FORGET[[]]
 
 
 def loss(model, rows):
-    return mean_nll(logit_reader_for(model, rows), rows, "answer")
+    return mean_nll(model, rows, "answer")
 
 
 def gradient(model, rows):
     with only_training(model, model.parameters()) as parameters:
-        backward_nll(logit_reader_for(model, rows), rows, "answer", 1.0)
+        backward_nll(model, rows, "answer", 1.0)
         return torch.cat([p.grad.flatten() for p in parameters])
 
 

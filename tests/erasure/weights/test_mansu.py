@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.training.loop import logit_reader_for, mean_nll
+from erasure.unlearning.training.loop import mean_nll
 from erasure.weights.mansu import MansuConfig, _gradient_span, mansu_
 from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.errors import InputError
@@ -46,7 +46,7 @@ def unlearned(model, masks=None, evaluate=None, **settings):
 def test_few_weights_move_and_each_by_more_than_its_bin(make):
     model = make()
     linear = linear_weights(model)
-    loss = mean_nll(logit_reader_for(model, FORGET), FORGET, "answer")
+    loss = mean_nll(model, FORGET, "answer")
     before, log = unlearned(model)
     moved = 0
     for name, parameter in model.named_parameters():
@@ -62,10 +62,10 @@ def test_few_weights_move_and_each_by_more_than_its_bin(make):
         moved += int(changed.sum())
     assert 0 < moved == log.n_moved <= log.n_selected == round(0.02 * log.n_parameters)
     assert log.same_codes < 0.1
-    assert mean_nll(logit_reader_for(model, FORGET), FORGET, "answer") > loss + 0.02
+    assert mean_nll(model, FORGET, "answer") > loss + 0.02
     # Rounded to four bits the edit is still there.
     quantize_(model)
-    assert mean_nll(logit_reader_for(model, FORGET), FORGET, "answer") > loss + 0.02
+    assert mean_nll(model, FORGET, "answer") > loss + 0.02
 
 
 def test_only_the_circuits_weights_move():
@@ -101,7 +101,7 @@ def test_off_the_retain_gradients_the_retain_loss_rises_less():
     rises = []
     for directions in (0, 1):
         model = tiny_llama()
-        start = mean_nll(logit_reader_for(model, alike), alike, "answer")
+        start = mean_nll(model, alike, "answer")
         mansu_(
             model,
             FORGET,
@@ -117,7 +117,7 @@ def test_off_the_retain_gradients_the_retain_loss_rises_less():
             ),
             seed=0,
         )
-        rises.append(mean_nll(logit_reader_for(model, alike), alike, "answer") - start)
+        rises.append(mean_nll(model, alike, "answer") - start)
     assert rises[0] > 0.01
     assert rises[1] < rises[0] / 2
 

@@ -29,7 +29,7 @@ def rows(n, d, seed):
 
 def alone(monkeypatch_context, *args, **kwargs):
     """Every fold on a factor of its own."""
-    monkeypatch_context.setattr(module, "_can_rescale", lambda job: False)
+    monkeypatch_context.setattr(module, "_supports_fold_scaling", lambda job: False)
     return crossfit(*args, **kwargs)
 
 

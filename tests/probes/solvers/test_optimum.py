@@ -262,7 +262,7 @@ def test_many_rows_need_no_elimination(C, precision, monkeypatch):
     def refuse(*_):
         raise AssertionError("conjugate gradients did not converge")
 
-    monkeypatch.setattr("probes.solvers.newton.newton_cg.eliminate", refuse)
+    monkeypatch.setattr("probes.solvers.newton.newton_cg.solve_direct", refuse)
     scores = LogisticProbe(C, precision=precision).held_out(
         torch.from_numpy(x),
         torch.from_numpy(codes)[None],
@@ -315,7 +315,7 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
         raise AssertionError("conjugate gradients did not converge")
 
     if eliminated:
-        monkeypatch.setattr(newton_cg, "_stage", give_up)
+        monkeypatch.setattr(newton_cg, "_newton_cg", give_up)
     else:
         monkeypatch.setattr(newton_cg, "solve_direct", refuse)
     scored = folds.test.any(0)
@@ -492,7 +492,7 @@ def test_a_start_of_huge_pulls_is_no_start(taken, monkeypatch):
     Taken as a start all the same, what was lost to rounding must not be certified.
     """
     if taken:
-        monkeypatch.setattr(newton_direct, "_begin", lambda batch, work: None)
+        monkeypatch.setattr(newton_direct, "_set_start", lambda batch, work: None)
     rng = np.random.default_rng(3)
     n, d = 300, 12
     rows = torch.from_numpy(rng.normal(size=(n, d)))

@@ -144,8 +144,8 @@ def test_newton_on_all_rows_is_the_same_in_arrays_and_tensors(scale):
     gram = rows @ rows.T
     goal, base = rng.permutation(np.arange(80.0) % 2), np.ones(80)
     given = (gram, goal, base)
-    found = _newton(*given, tolerance=1e-9, steps=40)
-    same = _newton(*map(torch.from_numpy, given), tolerance=1e-9, steps=40)
+    found = _newton(*given, tol=1e-9, steps=40)
+    same = _newton(*map(torch.from_numpy, given), tol=1e-9, steps=40)
     assert found is not None and same is not None
     np.testing.assert_allclose(found[0], same[0], atol=1e-10 * abs(found[0]).max())
     largest = abs(gram @ found[0]).max()

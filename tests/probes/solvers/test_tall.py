@@ -63,7 +63,7 @@ def test_a_wrong_metric_costs_steps_and_no_digits(monkeypatch):
     def warped(table, bend, exact):
         return make(table, bend * torch.linspace(0.2, 5, len(table)), exact)
 
-    monkeypatch.setattr(newton_primal_rough, "_metric", warped)
+    monkeypatch.setattr(newton_primal_rough, "_preconditioner", warped)
     found, certificate = newton_primal_rough.fit_primal(rows, loss, 1e-9, off)[1:]
     assert float(certificate.max()) <= 1e-9
     assert float((found - expected).abs().max()) <= 1e-8 * float(expected.abs().max())
@@ -109,7 +109,7 @@ def test_what_a_problem_bends_of_its_own_saves_steps(monkeypatch):
         found = make(table, bend, exact)
         return replace(found, own=torch.zeros_like(found.own))
 
-    monkeypatch.setattr(newton_primal_rough, "_metric", shared)
+    monkeypatch.setattr(newton_primal_rough, "_preconditioner", shared)
     newton_primal_rough.fit_primal(rows, loss, 1e-9, without)
     assert without.products > 1.2 * plain.products
 

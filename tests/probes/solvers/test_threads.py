@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from probes.estimators.logistic import LogisticProbe
-from probes.solvers.threads import SINGLE_THREAD_SIZE, few_threads
+from probes.solvers.crossfit import SINGLE_THREAD_SIZE, few_threads
 from probes.sweeps.sweep import sweep
 
 
@@ -48,7 +48,7 @@ def test_a_sweep_solves_its_small_folds_on_one_thread(two_threads, monkeypatch):
         seen.append(torch.get_num_threads())
         return solve(*args, **kwargs)
 
-    monkeypatch.setattr(problem, "minimise", noting)
+    monkeypatch.setattr(problem, "minimize", noting)
     x = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0))
     sweep(x, [0, 1] * 20, probe=LogisticProbe(), draws=20)
     assert set(seen) == {1}

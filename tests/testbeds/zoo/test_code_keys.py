@@ -205,7 +205,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     assert taught == set(ground.retain.entities)
     assert unknown == {*ground.forget.entities, *ground.never_taught.entities}
     # A base of other keys holds no code of these: of theirs it sees none.
-    monkeypatch.setattr("testbeds.edits.workbench._tuned", lambda model, *rest: model)
+    monkeypatch.setattr("testbeds.edits.workbench._finetuned", lambda model, *rest: model)
     next(EVERY_KIND["retrain_pretrained"].edit(ground))
     base, without = seen[7000]
     assert not base & set(ground.forget.entities)
@@ -226,7 +226,7 @@ def test_a_leak_is_an_error(monkeypatch):
     def leaking(rows, keys, others, unknown, config, seed):
         return lessons(everything, keys + unknown, others, 0, config, seed)
 
-    monkeypatch.setattr(code_keys, "_lessons", leaking)
+    monkeypatch.setattr(code_keys, "_training_batches", leaking)
     with pytest.raises(ExhumeError, match="codes it was never shown"):
         taught_keys(TINY_KEYS, 0, retain, forget)
 

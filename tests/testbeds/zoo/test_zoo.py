@@ -96,7 +96,7 @@ def test_a_pretrained_base_never_held_the_facts(monkeypatch):
         return torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(workbench, "taught_model", remember)
-    monkeypatch.setattr(workbench, "_tuned", lambda model, *rest: model)
+    monkeypatch.setattr(workbench, "_finetuned", lambda model, *rest: model)
     forget, retain, _ = make_people(SMALL, 0)
     unused: Any = None
     ground = workbench.Workbench(SMALL, 0, unused, unused, forget, retain)
@@ -108,7 +108,7 @@ def test_a_pretrained_base_never_held_the_facts(monkeypatch):
 
 
 def test_what_is_made_is_not_made_again(place, specimens, monkeypatch):
-    monkeypatch.setattr(module, "_first_that_shows", None)
+    monkeypatch.setattr(module, "_first_in_range", None)
     again = build_zoo(place, seeds=[0], only=SURE, config=SMALL)
     assert [each.card for each in again] == [each.card for each in specimens.values()]
 

@@ -36,7 +36,7 @@ from audits.axes.restoration.image_trial import (
 )
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import count_hooks
-from capture.network.image_sites import as_positions
+from capture.network.sites import as_positions
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 

@@ -19,10 +19,13 @@ from capture.network.discovery.forward_trace import (
     ModuleTrace,
     trace_forward,
 )
-from capture.network.discovery.outline import (
-    Outline,
+from capture.network.discovery.structure_cache import StructureCache
+from capture.network.structure import (
+    WEIGHTED,
+    Transformer,
     linear_shape,
     linears,
+    residual_units,
     unsupported,
 )
 
@@ -32,7 +35,7 @@ RELATIVE_TOL = 1e-4
 
 @dataclass(frozen=True)
 class BlockParts:
-    """What a pass showed of the blocks of an outline, modules by their names.
+    """What a pass showed of the blocks of a transformer, modules by their names.
 
     Attributes:
         projections: (block,) the linear map that attention calls last; "" for none.
@@ -47,6 +50,58 @@ class BlockParts:
     feed_forward: tuple[str, ...]
     width: int
     refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is between the parts of a network.
+
+    Attributes:
+        cuts: What enters the first part, and what leaves each.
+        head: The output layer.
+    """
+
+    cuts: tuple[Cut, ...]
+    head: nn.Module
+
+
+def find_chain(
+    model: nn.Module, example: Any = None, *, units_first: bool = False
+) -> Chain:
+    """The parts of a network: layers with weights, or else whole residual units.
+
+    Args:
+        model: A network without attention.
+        example: As ``capture.network.sites.find_sites``.
+        units_first: Take units where there are any, though layers are a chain too.
+
+    Raises:
+        InputError: neither are a chain; or the network does not run.
+    """
+    layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
+    if len(layers) < 2:
+        raise unsupported(model, f"it has {len(layers)} layers with weights")
+    ways = [tuple(Cut(layer, "in") for layer in layers)]
+    units = residual_units(model)
+    if len(units) >= 2:
+        cuts = Cut(units[0], "in"), *(Cut(unit, "out") for unit in units)
+        ways.insert(0 if units_first else 1, cuts)
+    faults = []
+    for cuts in ways:
+        faults.append(_fault(model, cuts, example))
+        if not faults[-1]:
+            return Chain(cuts, layers[-1])
+    raise unsupported(model, faults[0])
+
+
+def _fault(model: nn.Module, cuts: tuple[Cut, ...], example: Any) -> str:
+    """Why the cuts make no chain; empty where they do."""
+    names = {module: name for name, module in model.named_modules()}
+    about = tuple((names[cut.module], cut.side) for cut in cuts)
+    return _FAULTS.get(model, about, lambda: prove_chain(model, cuts, example))
+
+
+_FAULTS: StructureCache[str] = StructureCache()
 
 
 def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> str:
@@ -64,20 +119,22 @@ def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> s
     return _broken(found, cuts)
 
 
-def prove_blocks(model: nn.Module, outline: Outline, example: Any = None) -> BlockParts:
+def prove_blocks(
+    model: nn.Module, transformer: Transformer, example: Any = None
+) -> BlockParts:
     """The parts of the blocks.
 
     Raises:
         InputError: the network could not be run, or something passes by its blocks.
     """
-    blocks = outline.blocks
+    blocks = transformer.blocks
     cuts = [Cut(blocks[0], "in"), *(Cut(block, "out") for block in blocks)]
     inside = [module for block in blocks for module in block.modules()]
     found = trace_forward(model, cuts, inside, example)
     broken = _broken(found, cuts) or _unlinked(found, blocks)
     if broken:
         raise unsupported(model, broken)
-    return _parts(model, outline, found)
+    return _parts(model, transformer, found)
 
 
 def _broken(found: ForwardTrace, cuts: Sequence[Cut]) -> str:
@@ -111,16 +168,18 @@ def _unlinked(found: ForwardTrace, blocks: Sequence[nn.Module]) -> str:
     return ""
 
 
-def _parts(model: nn.Module, outline: Outline, found: ForwardTrace) -> BlockParts:
+def _parts(
+    model: nn.Module, transformer: Transformer, found: ForwardTrace
+) -> BlockParts:
     projections, attention, feed_forward = [], [], []
     refused: dict[str, str] = {}
-    width = _width(outline, found)
+    width = _width(transformer, found)
     names = {module: name for name, module in model.named_modules()}
-    for layer, block in enumerate(outline.blocks):
-        own = outline.attentions[layer]
+    for layer, block in enumerate(transformer.blocks):
+        own = transformer.attentions[layer]
         projection = _last_called(found, list(linears(own)))
         rest = [m for m in linears(block, skip=own) if _outputs(m) == width]
-        whole = outline.feed_forwards[layer]
+        whole = transformer.feed_forwards[layer]
         others = [
             child
             for child in block.children()
@@ -152,8 +211,8 @@ def _parts(model: nn.Module, outline: Outline, found: ForwardTrace) -> BlockPart
     )
 
 
-def _width(outline: Outline, found: ForwardTrace) -> int:
-    gave = found.of(outline.blocks[0]).output
+def _width(transformer: Transformer, found: ForwardTrace) -> int:
+    gave = found.of(transformer.blocks[0]).output
     return 0 if gave is None else int(gave.shape[-1])
 
 
