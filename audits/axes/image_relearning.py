@@ -19,9 +19,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    status_from_readings,
+)
 from audits.axes.relearning import MIN_LEARNED, NAME, STEP_MULTIPLES
-from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
 from audits.modalities.image_baseline import EvaluationSets, predicted_classes
 from audits.modalities.image_vocabulary import HELD_OUT_NAMED

@@ -19,8 +19,12 @@ from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from audits.axes.behaviour import known_rows
-from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
-from audits.axes.status import status_with_controls
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    status_with_controls,
+)
 from audits.core.answers import score_question_sets, scores_from_json
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel

@@ -15,8 +15,12 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.judgement import MetricComparison, compare_to_floors
-from audits.axes.status import failed_controls, status_from_readings
+from audits.axes.judgement import (
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    status_from_readings,
+)
 from audits.core.config import AuditConfig, Rule
 from audits.core.subjects import AuditedModel
 from capture.data.items import Item

@@ -11,8 +11,8 @@ from typing import Any
 from audits.axes import behaviour, persistence, relearning
 from audits.axes.causal_depth import axis as causal_depth
 from audits.axes.decodability import axis as decodability
+from audits.axes.judgement import status_with_controls
 from audits.axes.membership import axis as signature
-from audits.axes.status import status_with_controls
 from audits.core.config import Rule
 from audits.core.preflight import Damage
 from audits.modalities.vocabulary import vocabulary_for

@@ -22,8 +22,8 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    status_with_controls,
 )
-from audits.axes.status import status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from audits.run.planting import planted_control

@@ -20,13 +20,13 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    status_with_controls,
 )
 from audits.axes.restoration.image_steering import (
     image_sites,
     image_states,
     logits_with_edits,
 )
-from audits.axes.status import status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from audits.core.subjects import AuditedModel

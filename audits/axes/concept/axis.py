@@ -31,9 +31,10 @@ from audits.axes.judgement import (
     MIN_SPAN,
     MetricComparison,
     compare_to_floors,
+    failed_controls,
     informative_columns,
+    status_from_readings,
 )
-from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel
 from audits.run.planting import planted_control

@@ -25,8 +25,8 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    status_with_controls,
 )
-from audits.axes.status import status_with_controls
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel
 from audits.run.planting import planted_control

@@ -20,17 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    status_from_readings,
+    status_with_controls,
+)
 from audits.axes.membership.scores import (
     NAME,
     MembershipScores,
     MembershipSets,
     score_membership,
-)
-from audits.axes.status import (
-    failed_controls,
-    status_from_readings,
-    status_with_controls,
 )
 from audits.core.config import AuditConfig, Rule
 from audits.core.subjects import AuditedModel

@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.judgement import MetricComparison, compare_to_floors
+from audits.axes.judgement import (
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    status_from_readings,
+)
 from audits.axes.restoration import state_injection
 from audits.axes.restoration.autoencoder import (
     AnswerAutoencoder,
@@ -25,7 +30,6 @@ from audits.axes.restoration.autoencoder import (
 )
 from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.axes.restoration.trial import NAME, restore, split_retain
-from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
 from audits.core.subjects import AuditedModel
 from capture.data.items import ItemSet

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    status_from_readings,
+)
 from audits.axes.restoration.axis import CHANCE_CONTROL, MAX_BY_CHANCE
 from audits.axes.restoration.image_trial import (
     NAME,
@@ -17,7 +23,6 @@ from audits.axes.restoration.image_trial import (
     restore_images,
     unseen_classes,
 )
-from audits.axes.status import failed_controls, status_from_readings
 from audits.core.context import ImageRun
 from audits.core.subjects import AuditedModel
 from audits.modalities.image_baseline import EvaluationSets, image_values

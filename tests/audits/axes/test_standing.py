@@ -2,7 +2,7 @@
 
 import pytest
 
-from audits.axes.status import status_from_readings, status_with_controls
+from audits.axes.judgement import status_from_readings, status_with_controls
 from audits.core.config import Rule
 from evidence.results import Control
 from tests.audits.verdict.test_rule import reading
