@@ -27,7 +27,7 @@ from audits.axes.judgement import (
 )
 from audits.core.answers import score_question_sets, scores_from_json
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.questions import Questions
 from erasure.weights.quantization import edit_survival, linear_weights, quantize_
 from evidence.hypothesis_tests import unpaired_max_test

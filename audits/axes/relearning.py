@@ -22,7 +22,7 @@ from audits.axes.judgement import (
     status_from_readings,
 )
 from audits.core.config import AuditConfig, Rule
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import Item
 from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items

@@ -1,21 +1,71 @@
 """An audit in progress: its inputs, settings, work folder and models."""
 
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic
 
+import torch
+from torch import nn
+
 from audits.core.config import AuditConfig
 from audits.core.inputs import InputsOf, Items
 from audits.core.manifest import code_hash
-from audits.core.subjects import AuditedModel
 from audits.core.workspace import Workspace
 from capture.activations.store import ActivationStore
 from capture.checkpoints.identity import identifying_config
+from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
 from capture.data.items import ItemSet
 from evidence.machine.devices import choose_device
 from evidence.progress import Progress
+
+LARGE_MODEL = 10_000_000  # parameters
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """One model of an audit.
+
+    Attributes:
+        role: "original", "unlearned", "planted" or "reference-N".
+        weights_hash: Content hash, part of every cache key.
+        config: The model's configuration, the other part.
+        loader: Loads a fresh model on a device; the caller may change it.
+    """
+
+    role: str
+    weights_hash: str
+    config: dict[str, Any]
+    loader: Callable[[str], nn.Module]
+
+    @classmethod
+    def of(cls, role: str, checkpoint: Checkpoint) -> "AuditedModel":
+        """A checkpoint in a role."""
+        return cls(role, checkpoint.weights_hash, checkpoint.config, checkpoint.load)
+
+    def load(self, device: str = "cpu") -> nn.Module:
+        """A fresh model."""
+        return self.loader(device)
+
+    @contextmanager
+    def loaded(self, device: str) -> Iterator[nn.Module]:
+        """The model for the length of a block; its memory is freed afterwards."""
+        model = self.load(device)
+        large = sum(p.numel() for p in model.parameters()) > LARGE_MODEL
+        try:
+            yield model
+        finally:
+            del model
+            # Modules form reference cycles, so only a garbage collection frees them. It takes
+            # half a second, too long for a small model.
+            if large:
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

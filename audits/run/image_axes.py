@@ -19,9 +19,8 @@ from audits.axes.decodability.image_probes import (
     score_refitted_probes,
 )
 from audits.axes.restoration.image_axis import run_restoration
-from audits.core.context import ImageRun
+from audits.core.context import AuditedModel, ImageRun
 from audits.core.preflight import Damage
-from audits.core.subjects import AuditedModel
 from audits.core.workspace import axis_stage
 from audits.modalities.image_baseline import (
     EvaluationSets,

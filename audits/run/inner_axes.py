@@ -14,9 +14,8 @@ from audits.axes.causal_depth.state_transfer import (
 from audits.axes.decodability import axis as decodability
 from audits.axes.decodability.text_probes import capture_states, make_audit_tasks
 from audits.core.answers import scores_from_json
-from audits.core.context import Run
+from audits.core.context import AuditedModel, Run
 from audits.core.preflight import Damage
-from audits.core.subjects import AuditedModel
 from audits.core.workspace import axis_stage
 from audits.run import optional_axes
 from audits.run.optional_axes import CapturedTasks

@@ -14,8 +14,7 @@ from audits.axes.decodability.tasks import Task
 from audits.axes.membership import axis as signature
 from audits.axes.membership import scores as signature_reading
 from audits.axes.restoration import axis as restoration
-from audits.core.context import Run
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel, Run
 from audits.core.workspace import axis_stage
 from capture.data.items import ItemSet
 from evidence.errors import InputError

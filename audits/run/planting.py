@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audits.core.config import Budget
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.weights.weight_files import ANY_SIZE
 from capture.data.items import Item, normalize_text

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from audits.axes.persistence import edit_in_bins, judge, score_quantized
 from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from benchmarks.harness.results import Rows
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items

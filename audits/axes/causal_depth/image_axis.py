@@ -28,8 +28,8 @@ from audits.axes.restoration.image_steering import (
     logits_with_edits,
 )
 from audits.core.config import AuditConfig
+from audits.core.context import AuditedModel
 from audits.core.preflight import Damage
-from audits.core.subjects import AuditedModel
 from audits.modalities.image_baseline import (
     MIN_DIFFERENCE,
     EvaluationSets,

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.cross_model import DonorStates, read_states, score_patched
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, skip_joining_space

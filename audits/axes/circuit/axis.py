@@ -43,7 +43,7 @@ from audits.axes.circuit.judgement import (
     judge,
 )
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import ItemSet
 from evidence.errors import InputError
 from evidence.progress import Progress

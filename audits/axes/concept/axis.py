@@ -36,7 +36,7 @@ from audits.axes.judgement import (
     status_from_readings,
 )
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.items import Item

@@ -15,7 +15,7 @@ from attribution.value_vectors.survival import random_traces, trace_survival
 from audits.axes.decodability.tasks import Task
 from audits.axes.decodability.text_probes import ProbingData
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites

@@ -28,7 +28,7 @@ from audits.axes.judgement import (
     status_with_controls,
 )
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from evidence.hypothesis_tests import unpaired_max_test

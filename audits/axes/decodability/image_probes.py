@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.modalities.image_baseline import EvaluationSets, pooled_states, rank_among
 from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng

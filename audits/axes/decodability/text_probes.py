@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from audits.axes.decodability.site_probes import SiteProbe, fit_site_probes
 from audits.axes.decodability.tasks import PARTS, Task, TaskPart, make_tasks, row_scores
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.activations.store import ActivationStore
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences

@@ -35,7 +35,7 @@ from audits.axes.membership.scores import (
     score_membership,
 )
 from audits.core.config import AuditConfig, Rule
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.tokenization import encode

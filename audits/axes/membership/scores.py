@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.activations.store import ActivationStore
 from capture.data.invented_entities import invent_items
 from capture.data.items import Item, ItemSet

@@ -15,7 +15,7 @@ from attribution.sae.features import rank_latents
 from attribution.sae.latents import live_latents
 from attribution.sae.training import SaeConfig, train_sae
 from audits.axes.restoration.text_steering import EncodedQuestions
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
 from capture.network.sites import Sites, find_sites

@@ -31,7 +31,7 @@ from audits.axes.restoration.autoencoder import (
 from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.axes.restoration.trial import NAME, restore, split_retain
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import ItemSet
 from capture.data.questions import build_questions
 from capture.network.sites import find_sites

@@ -23,8 +23,7 @@ from audits.axes.restoration.image_trial import (
     restore_images,
     unseen_classes,
 )
-from audits.core.context import ImageRun
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel, ImageRun
 from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import STEERED_NAMED
 from evidence.hypothesis_tests import unpaired_max_test

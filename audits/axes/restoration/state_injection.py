@@ -22,7 +22,7 @@ from attribution.patching.steering import RowEdit, score_edited
 from attribution.sae.latents import decode_difference, draw_control_latents, match_norms
 from audits.axes.restoration.autoencoder import AnswerAutoencoder, states_by_prompt
 from audits.axes.restoration.text_steering import EncodedQuestions, permuted_donors
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.network.sites import find_sites
 from evidence.intervals import average_by_entity, rate_interval
 from evidence.seeds import numpy_rng

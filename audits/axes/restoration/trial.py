@@ -21,7 +21,7 @@ from audits.axes.restoration.text_steering import (
     score_steered,
     steering_hook,
 )
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import ItemSet, normalize_text
 from capture.data.questions import build_questions
 from capture.network.hooks import patch

@@ -17,7 +17,7 @@ from audits.axes.circuit.judgement import (
     judge,
 )
 from audits.core.config import make_config
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.verdict.rule import RECOVERY_READINGS
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items

@@ -14,7 +14,7 @@ from audits.axes.decodability.text_probes import (
     read_states,
 )
 from audits.core.config import make_config
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run.planting import plant, planted_model
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint

@@ -17,7 +17,7 @@ from audits.axes.restoration.text_steering import (
 )
 from audits.axes.restoration.trial import chosen_sites, restore, retractions
 from audits.core.config import make_config
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.invented_entities import invent_items
 from capture.data.items import ItemSet, read_items

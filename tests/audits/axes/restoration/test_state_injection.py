@@ -25,7 +25,7 @@ from audits.axes.restoration.state_injection import (
     injection_edit,
 )
 from audits.axes.restoration.text_steering import EncodedQuestions
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.questions import build_questions
