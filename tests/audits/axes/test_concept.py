@@ -5,8 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.axes.concept.axis import run_concept
-from audits.axes.concept.reading import answer_concepts, fit_concepts, probe_of
+from audits.axes.concept.axis import (
+    answer_concepts,
+    fit_concepts,
+    probe_of,
+    run_concept,
+)
 from audits.axes.decodability.tasks import make_tasks
 from audits.axes.decodability.text_probes import (
     ProbingData,
