@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from attribution.patching.steering import RowEdit
 from attribution.sae.latents import LatentAmplifier
 from audits.axes.restoration.autoencoder import AnswerAutoencoder, check_reconstruction
-from audits.axes.restoration.curve import STRENGTHS, Curve, pool_curves
 from audits.axes.restoration.text_steering import (
     STEERING_METHODS,
     EncodedQuestions,
@@ -28,6 +27,7 @@ from capture.network.hooks import patch
 from capture.network.sites import Sites, find_sites
 from capture.scoring.answers import generate_greedy
 from capture.scoring.contrast import QuestionScores
+from evidence.intervals import average_by_entity, rate_interval
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 
@@ -43,6 +43,31 @@ ARMS = ("steered", "random", "others")
 MAX_TEXTS = 24
 N_NEW_TOKENS = 8
 """Generated tokens in which a retraction is looked for."""
+
+
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+Curve = dict[str, tuple[list[str], np.ndarray]]
+"""By arm: (entity of each row, exact match (strength, row))."""
+
+
+def pool_curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Exact match by strength, both halves pooled, with intervals over entities.
+
+    Returns:
+        One dict a strength: ``strength``, and [share, low, high] of the edit, each control,
+        never-taught and retain questions.
+    """
+    table: list[dict[str, Any]] = [
+        {"strength": strength} for strength in (0.0, *STRENGTHS)
+    ]
+    for arm in curves[0]:
+        names = [name for curve in curves for name in curve[arm][0]]
+        matches = np.concatenate([curve[arm][1] for curve in curves], axis=1)
+        group = average_by_entity(matches.T, names)
+        for index, row in enumerate(table):
+            low, high = rate_interval(group, index)
+            row[arm] = [float(group.mean[index]), low, high]
+    return table
 
 
 def chosen_sites(
