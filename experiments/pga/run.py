@@ -36,12 +36,16 @@ from experiments.pga.published_protocol import (
     published_scores,
     toy_verdict,
 )
-from experiments.pga.rows import membership_row, numbers
 from experiments.pga.states import VIEWS, all_states, depth_sites, pool_states
 from experiments.pga.utility import Utility
 from probes.estimators.classifier_battery import refit_battery
 from probes.solvers.uncertified import suppress_warnings
-from probes.sweeps.membership_test import FAMILIES, membership, split_sequences
+from probes.sweeps.membership_test import (
+    FAMILIES,
+    Membership,
+    membership,
+    split_sequences,
+)
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import (
     CodesWorld,
@@ -54,6 +58,32 @@ from testbeds.memorized_codes.world import (
 SCHEMA = 2
 UNSEEN = -2
 """Index of the draw of clean codes for perplexity; no training uses it."""
+
+
+def numbers(values: NDArray[np.float64]) -> list[Any]:
+    """Nested lists of numbers, rounded so that they read back as the same text."""
+    return np.asarray(values, float).round(12).tolist()
+
+
+def membership_row(result: Membership) -> dict[str, Any]:
+    """The held-out protocol's entries in a model's row."""
+    band = result.null_95
+    return {
+        "auc": numbers(result.auc),
+        "concordance": numbers(result.concordance),
+        "interval": numbers(result.interval()),
+        "p_column": numbers(result.p_column),
+        "best": result.max_auc,
+        "worst": result.min_auc,
+        "band": None if np.isnan(band) else band,
+        "p_above": result.p_above,
+        "p_below": result.p_below,
+        "p": result.p_value,
+        "smallest_p": result.min_p,
+        "sequences": result.sequences,
+        "reading": result.reading(),
+        "uncertified": len(result.uncertified),
+    }
 
 
 def pga(
