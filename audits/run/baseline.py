@@ -14,12 +14,15 @@ from audits.core.answers import (
 from audits.core.context import ImageRun, Run
 from audits.core.preflight import spread
 from capture.activations.capture import capture_activations
+from capture.activations.loss_gradients import loss_gradients
 from capture.checkpoints.safetensors_files import compare_weights
+from capture.checkpoints.weight_change import LossGradients, by_component, update_shapes
 from capture.data.items import ItemSet
 from capture.data.questions import Questions, build_questions
-from capture.data.tokenization import encode
+from capture.data.tokenization import encode, encode_items
 from capture.network.sites import find_sites
 from capture.scoring.set_validation import swapped_files_error
+from evidence.seeds import numpy_rng
 
 
 def weight_difference(run: Run | ImageRun) -> dict[str, Any]:
@@ -141,3 +144,35 @@ def _kept(questions: Questions, greedy: list[int]) -> tuple[int, int]:
         if wording == 0
     ]
     return len(main_prompt_hits), sum(main_prompt_hits)
+
+
+# Items of each set that the loss gradient is taken over.
+N_ITEMS = 16
+# For larger models no gradients are taken: two of them would not fit in memory.
+MAX_PARAMETERS = 1_000_000_000
+
+
+def edit_shape(run: Run, forget: ItemSet, retain: ItemSet) -> list[dict[str, Any]]:
+    """Weight geometry by component; without gradients where the model is too large."""
+    original, unlearned = run.inputs.original, run.inputs.unlearned
+    change = compare_weights(original, unlearned, run.progress)
+    names = [tensor.name for tensor in change.tensors if tensor.relative > 0]
+    if not names:
+        return []
+    gradients = None
+    with run.models["original"].loaded(run.device) as model:
+        if sum(p.numel() for p in model.parameters()) <= MAX_PARAMETERS:
+            by_set = []
+            for name, items in (("forget", forget), ("retain", retain)):
+                rng = numpy_rng(run.config.seed, "edit shape", name)
+                rows = rng.permutation(len(items))[:N_ITEMS]
+                sample = ItemSet(tuple(items.items[row] for row in sorted(rows)))
+                encoded = encode_items(run.tokenizer, sample)
+                gradients_of_set = loss_gradients(model, encoded, names)
+                by_set.append(
+                    {key: value.cpu() for key, value in gradients_of_set.items()}
+                )
+            gradients = LossGradients(*by_set)
+    return by_component(
+        update_shapes(original, unlearned, gradients=gradients, progress=run.progress)
+    )

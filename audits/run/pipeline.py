@@ -8,11 +8,11 @@ from typing import Any
 from audits.axes import behaviour
 from audits.core.config import make_config
 from audits.core.context import Run, RunOf, open_run
-from audits.core.edit_shape import edit_shape
 from audits.core.inputs import open_inputs
 from audits.core.preflight import Damage, compare_utility
 from audits.core.workspace import StageRunner, axis_stage
 from audits.run import baseline
+from audits.run.baseline import edit_shape
 from audits.run.disk_space import activation_size, check_disk_space
 from audits.run.inner_axes import run_inner_axes
 from capture.data.questions import build_questions

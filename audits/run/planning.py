@@ -16,8 +16,8 @@ import torch
 
 from audits.axes.relearning import STEP_MULTIPLES
 from audits.core.config import AuditConfig, make_config
-from audits.core.edit_shape import MAX_PARAMETERS
 from audits.core.inputs import Inputs, open_inputs
+from audits.run.baseline import MAX_PARAMETERS
 from audits.run.disk_space import GIB, ActivationSize, activation_size, check_disk_space
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.safetensors_files import (
