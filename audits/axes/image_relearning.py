@@ -24,6 +24,7 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     failed_controls,
+    significance_control,
     status_from_readings,
 )
 from audits.axes.relearning import MIN_LEARNED, NAME, STEP_MULTIPLES
@@ -307,11 +308,8 @@ def _planted(
         numpy_rng(config.seed, NAME, "planted"),
         config.budget.permutations,
     )
-    return Control(
-        "the planted suppression comes back",
-        test.p_value,
-        f"p < {config.rule.alpha}",
-        test.p_value < config.rule.alpha,
+    return significance_control(
+        "the planted suppression comes back", test.p_value, config.rule.alpha
     )
 
 

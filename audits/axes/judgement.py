@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from audits.core.config import AuditConfig, Rule
 from evidence.comparison import below_floor_notes, compare, explain_no_power
 from evidence.equivalence import is_equivalent, readings_above_floor
-from evidence.hypothesis_tests import MaxTest
+from evidence.hypothesis_tests import MaxTest, unpaired_max_test
 from evidence.intervals import EntityValues, average_models
 from evidence.results import Control, Reading, Status
 from evidence.seeds import numpy_rng
@@ -91,6 +91,43 @@ def informative_columns(power: MaxTest, rule: Rule) -> NDArray[np.bool_]:
     """
     strong = power.difference >= 0.5 * power.difference.max()
     return strong & (power.p_column < rule.alpha) & (power.difference > MIN_SPAN)
+
+
+def unpaired_test(
+    group: EntityValues,
+    other: EntityValues,
+    config: AuditConfig,
+    *stream: str,
+    mask: NDArray[np.bool_] | None = None,
+) -> MaxTest:
+    """Max test of two unpaired groups of entities, over the columns of ``mask``.
+
+    Args:
+        stream: Names of the random stream of its permutations.
+    """
+    columns = slice(None) if mask is None else mask
+    return unpaired_max_test(
+        group.values[:, columns],
+        other.values[:, columns],
+        numpy_rng(config.seed, *stream),
+        config.budget.permutations,
+    )
+
+
+def power_control(name: str, power: MaxTest, alpha: float, passed: bool) -> Control:
+    """The original must be read where it knows the facts."""
+    expected = f"p < {alpha} and at least {MIN_SPAN} apart"
+    return Control(name, power.p_value, expected, passed)
+
+
+def significance_control(name: str, p_value: float, alpha: float) -> Control:
+    """A test must be significant; otherwise a null result is no evidence."""
+    return Control(name, p_value, f"p < {alpha}", p_value < alpha)
+
+
+def planted_control(p_value: float, alpha: float) -> Control:
+    """The planted suppression must be found."""
+    return significance_control("the planted suppression is seen", p_value, alpha)
 
 
 def failed_controls(controls: Sequence[Control]) -> list[str]:

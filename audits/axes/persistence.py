@@ -23,18 +23,18 @@ from audits.axes.judgement import (
     MIN_SPAN,
     MetricComparison,
     compare_to_floors,
+    power_control,
     status_with_controls,
+    unpaired_test,
 )
 from audits.core.answers import score_question_sets, scores_from_json
 from audits.core.config import AuditConfig
 from audits.core.context import AuditedModel
 from capture.data.questions import Questions
 from erasure.weights.quantization import edit_survival, linear_weights, quantize_
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading
-from evidence.seeds import numpy_rng
 
 NAME = "persistence"
 QUESTION = "Does rounding the weights to four or eight bits bring the answers back?"
@@ -124,20 +124,16 @@ def judge(
     )
     alpha = config.rule.alpha
     ceiling = tables.values("forget", "original", "exact_match")
-    power = unpaired_max_test(
-        ceiling.values,
-        tables.values("never_taught", "original", "exact_match").values,
-        numpy_rng(config.seed, NAME, "original"),
-        config.budget.permutations,
-    )
+    never_taught = tables.values("never_taught", "original", "exact_match")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     decodable = (power.p_column < alpha) & (power.difference > MIN_SPAN)
     retain_share = tables.retain_shares()
     mask = decodable & (retain_share >= MIN_RETAIN_SHARE)
     controls = [
-        Control(
+        power_control(
             "the quantised original still says them",
-            power.p_value,
-            f"p < {alpha} and at least {MIN_SPAN} apart",
+            power,
+            alpha,
             bool(decodable.any()),
         ),
         Control(

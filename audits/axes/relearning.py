@@ -19,7 +19,9 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     failed_controls,
+    significance_control,
     status_from_readings,
+    unpaired_test,
 )
 from audits.core.config import AuditConfig, Rule
 from audits.core.context import AuditedModel
@@ -29,11 +31,10 @@ from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from capture.scoring.contrast import score_questions
 from erasure.unlearning.training.loop import finetune_
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
-from evidence.seeds import numpy_rng, stage_seed
+from evidence.seeds import stage_seed
 
 NAME = "relearning"
 QUESTION = "Does teaching some of the forgotten facts bring back the others?"
@@ -287,17 +288,15 @@ def held_out_entities(
 
 def _planted_control(runs: Sequence[dict[str, Any]], config: AuditConfig) -> Control:
     """The planted suppression must return; otherwise a null result is no evidence."""
-    test = unpaired_max_test(
-        scores_after_learning(runs, "asked", "contrast").values,
-        scores_after_learning(runs, "never", "contrast").values,
-        numpy_rng(config.seed, NAME, "planted"),
-        config.budget.permutations,
+    test = unpaired_test(
+        scores_after_learning(runs, "asked", "contrast"),
+        scores_after_learning(runs, "never", "contrast"),
+        config,
+        NAME,
+        "planted",
     )
-    return Control(
-        "the planted suppression comes back",
-        test.p_value,
-        f"p < {config.rule.alpha}",
-        test.p_value < config.rule.alpha,
+    return significance_control(
+        "the planted suppression comes back", test.p_value, config.rule.alpha
     )
 
 

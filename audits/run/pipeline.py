@@ -12,7 +12,6 @@ from audits.core.inputs import open_inputs
 from audits.core.preflight import Damage, compare_utility
 from audits.core.workspace import StageRunner, axis_stage
 from audits.run import baseline
-from audits.run.baseline import edit_shape
 from audits.run.disk_space import activation_size, check_disk_space
 from audits.run.inner_axes import run_inner_axes
 from capture.data.questions import build_questions
@@ -121,7 +120,7 @@ def collect(run: Run) -> Findings:
         if not run.identical:
             baseline.check_swap(questions, baseline_scores)
             difference["components"] = stage(
-                "edit-shape", lambda: edit_shape(run, forget, retain)
+                "edit-shape", lambda: baseline.edit_shape(run, forget, retain)
             )
         damage = compare_utility(
             baseline_scores["original"]["useful"],

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from audits.axes.judgement import planted_control as planted_control
 from audits.core.config import Budget
 from audits.core.context import AuditedModel
 from capture.checkpoints.schemas.library_errors import library_errors
@@ -20,7 +21,6 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.config import UnlearnConfig
 from evidence.progress import Progress
-from evidence.results import Control
 from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import open_regular
@@ -160,13 +160,6 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
     digest = found.hexdigest()
     return AuditedModel(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
-    )
-
-
-def planted_control(p_value: float, alpha: float) -> Control:
-    """The planted suppression must be found; otherwise a null result is no evidence."""
-    return Control(
-        "the planted suppression is seen", p_value, f"p < {alpha}", p_value < alpha
     )
 
 

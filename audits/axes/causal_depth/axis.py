@@ -22,15 +22,15 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    planted_control,
+    power_control,
     status_with_controls,
+    unpaired_test,
 )
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
-from audits.run.planting import planted_control
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading
-from evidence.seeds import numpy_rng
 
 NAME = "causal_depth"
 QUESTION = "Do the original's later blocks still find the facts in the candidate?"
@@ -89,22 +89,17 @@ def judge(
     alpha = config.rule.alpha
     ceiling = scores.values("forget", "original", "told")
     never = scores.values("never_taught", "original", "told")
-    power = unpaired_max_test(
-        ceiling.values,
-        never.values,
-        numpy_rng(config.seed, NAME, "original"),
-        config.budget.permutations,
-    )
+    power = unpaired_test(ceiling, never, config, NAME, "original")
     # Only layers whose states carry the facts in the original itself are informative.
     decodable = informative_columns(power, config.rule)
     informative, recalled = _recalled(scores, decodable)
     channel, transfer_share = _transfer_share(scores)
     mask = informative & channel
     controls = [
-        Control(
+        power_control(
             "the original's own states carry the facts",
-            power.p_value,
-            f"p < {alpha} and at least {MIN_SPAN} apart",
+            power,
+            alpha,
             bool(decodable.any()),
         ),
         Control(
@@ -202,11 +197,13 @@ def _controls(
             )
         )
     if "planted" in carried.roles("forget"):
-        test = unpaired_max_test(
-            carried.values("forget", "planted", "told").values[:, mask],
-            carried.values("never_taught", "planted", "told").values[:, mask],
-            numpy_rng(config.seed, NAME, "planted"),
-            config.budget.permutations,
+        test = unpaired_test(
+            carried.values("forget", "planted", "told"),
+            carried.values("never_taught", "planted", "told"),
+            config,
+            NAME,
+            "planted",
+            mask=mask,
         )
         controls.append(planted_control(test.p_value, config.rule.alpha))
     return controls

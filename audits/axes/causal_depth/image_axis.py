@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from audits.axes.causal_depth.axis import MIN_TRANSFER_SHARE, NAME
 from audits.axes.judgement import (
-    MIN_SPAN,
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    planted_control,
+    power_control,
     status_with_controls,
+    unpaired_test,
 )
 from audits.axes.restoration.image_steering import (
     image_sites,
@@ -36,13 +38,10 @@ from audits.modalities.image_baseline import (
     image_values,
 )
 from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
-from audits.run.planting import planted_control
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues
 from evidence.results import AxisResult, Control
-from evidence.seeds import numpy_rng
 
 QUESTION = "Do the original's later blocks still find the class in the candidate?"
 STATISTIC_NAME = "share of images named as the class from carried states"
@@ -123,10 +122,9 @@ def judge(
             scores[role][part], sets.forget if part == "forget" else sets.never
         )
 
-    permutations, alpha = config.budget.permutations, config.rule.alpha
+    alpha = config.rule.alpha
     ceiling, never = of("original", "forget"), of("original", "never")
-    rng = numpy_rng(config.seed, NAME, "original")
-    power = unpaired_max_test(ceiling.values, never.values, rng, permutations)
+    power = unpaired_test(ceiling, never, config, NAME, "original")
     decodable = informative_columns(power, config.rule)
     transfer_share = {role: _transfer_share(scores, role) for role in scores}
     mask = decodable & (transfer_share["unlearned"] >= MIN_TRANSFER_SHARE)
@@ -137,10 +135,10 @@ def judge(
         if mask.any() and (transfer_share[role][mask] >= MIN_TRANSFER_SHARE).all()
     ]
     controls = [
-        Control(
+        power_control(
             "the original's own states carry the class",
-            power.p_value,
-            f"p < {alpha} and at least {MIN_SPAN} apart",
+            power,
+            alpha,
             bool(decodable.any()),
         ),
         Control(
@@ -225,11 +223,13 @@ def _controls(
         )
     ]
     if "planted" in carried:
-        test = unpaired_max_test(
-            of("planted", "forget").values[:, decodable],
-            of("planted", "never").values[:, decodable],
-            numpy_rng(config.seed, NAME, "planted"),
-            config.budget.permutations,
+        test = unpaired_test(
+            of("planted", "forget"),
+            of("planted", "never"),
+            config,
+            NAME,
+            "planted",
+            mask=decodable,
         )
         controls.append(planted_control(test.p_value, config.rule.alpha))
     return controls

@@ -8,9 +8,8 @@ import numpy as np
 from scipy import stats
 
 from attribution.circuits.graph import EdgeGraph
-from audits.axes.judgement import status_from_readings
+from audits.axes.judgement import planted_control, status_from_readings
 from audits.core.config import AuditConfig
-from audits.run.planting import planted_control
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import Interval
 from evidence.results import MIN_RANGE, Control, Reading, Status

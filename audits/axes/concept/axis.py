@@ -27,21 +27,21 @@ from audits.axes.decodability.text_probes import (
     shuffled_labels,
 )
 from audits.axes.judgement import (
-    MIN_SPAN,
     MetricComparison,
     compare_to_floors,
     failed_controls,
     informative_columns,
+    planted_control,
+    power_control,
     status_from_readings,
+    unpaired_test,
 )
 from audits.core.config import AuditConfig
 from audits.core.context import AuditedModel
-from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.items import Item
 from evidence.comparison import below_floor_notes
 from evidence.errors import InputError
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_models
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult, Control, Reading, Status
@@ -159,7 +159,9 @@ def run_concept(
     probing = ProbingData(tasks, tuple(sites), states)
     method, vectors = _choose_method(probing, progress)
     states["original"].probes = [probe_of(task_vectors) for task_vectors in vectors]
-    power = _power(probing, config)
+    ceiling = probing.values("original", "original", "forget")
+    never_taught = probing.values("original", "original", "never_taught")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     details: dict[str, Any] = {
         "form": sorted({task.form for task in tasks}),
         "method": method,
@@ -173,15 +175,14 @@ def run_concept(
     }
     mask = informative_columns(power, config.rule)
     controls = [
-        Control(
+        power_control(
             "the original is read beyond never-taught items",
-            power.p_value,
-            f"p < {config.rule.alpha} and at least {MIN_SPAN} apart",
+            power,
+            config.rule.alpha,
             bool(mask.any()),
         )
     ]
     name = "accuracy" if details["form"] == ["shared"] else "concordance (chance 0.5)"
-    ceiling = probing.values("original", "original", "forget")
     if not mask.any():
         return AxisResult(
             NAME,
@@ -228,16 +229,6 @@ def _choose_method(
         if mean > best + 1e-9:
             best, chosen = mean, (method, vectors)
     return chosen
-
-
-def _power(probing: ProbingData, config: AuditConfig):
-    """Test, site by site, whether the original is read beyond never-taught items."""
-    return unpaired_max_test(
-        probing.values("original", "original", "forget").values,
-        probing.values("original", "original", "never_taught").values,
-        numpy_rng(config.seed, NAME, "original"),
-        config.budget.permutations,
-    )
 
 
 def _controls(
@@ -289,11 +280,13 @@ def _controls(
         ),
     ]
     if "planted" in probing.states:
-        test = unpaired_max_test(
-            probing.values("original", "planted", "forget").values[:, mask],
-            probing.values("original", "planted", "never_taught").values[:, mask],
-            numpy_rng(config.seed, NAME, "planted"),
-            permutations,
+        test = unpaired_test(
+            probing.values("original", "planted", "forget"),
+            probing.values("original", "planted", "never_taught"),
+            config,
+            NAME,
+            "planted",
+            mask=mask,
         )
         controls.append(planted_control(test.p_value, rule.alpha))
     candidate, original = (

@@ -21,17 +21,17 @@ from audits.axes.decodability.text_probes import (
     read_all_states,
 )
 from audits.axes.judgement import (
-    MIN_SPAN,
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    planted_control,
+    power_control,
     status_with_controls,
+    unpaired_test,
 )
 from audits.core.config import AuditConfig
 from audits.core.context import AuditedModel
-from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading
@@ -93,16 +93,11 @@ def _judge(
     notes: Sequence[str],
 ) -> AxisResult:
     """Compute controls, readings and status from the fitted probes."""
-    rule, budget = config.rule, config.budget
+    rule = config.rule
     forms = sorted({task.form for task in probing.tasks})
     ceiling = probing.values("original", "original", "forget")
     never = probing.values("original", "original", "never_taught")
-    power = unpaired_max_test(
-        ceiling.values,
-        never.values,
-        numpy_rng(config.seed, NAME, "original"),
-        budget.permutations,
-    )
+    power = unpaired_test(ceiling, never, config, NAME, "original")
     # Only layers at which the original itself is decodable are informative.
     mask = informative_columns(power, rule)
     shuffles = average_models(
@@ -116,10 +111,10 @@ def _judge(
         "original_p": power.p_value,
     }
     controls = [
-        Control(
+        power_control(
             "the original is read beyond never-taught items",
-            power.p_value,
-            f"p < {rule.alpha} and at least {MIN_SPAN} apart",
+            power,
+            rule.alpha,
             bool(mask.any()),
         )
     ]
@@ -163,17 +158,9 @@ def _controls(
     shuffles: EntityValues,
 ) -> list[Control]:
     """Controls: never-taught, shuffled labels, planted suppression, embedding, retain."""
-    alpha, permutations = config.rule.alpha, config.budget.permutations
+    alpha = config.rule.alpha
     # Two controls require a null hypothesis to hold: each is tested at half the level.
     null_alpha = alpha / 2
-
-    def beyond(x: EntityValues, y: EntityValues, columns: np.ndarray, name: str):
-        return unpaired_max_test(
-            x.values[:, columns],
-            y.values[:, columns],
-            numpy_rng(config.seed, NAME, name),
-            permutations,
-        )
 
     # Chance is the score on permuted answers. A few fits on shuffled labels would be a noisy
     # estimate of it.
@@ -185,7 +172,7 @@ def _controls(
         "never_taught",
         mask,
         numpy_rng(config.seed, NAME, "never taught"),
-        permutations,
+        config.budget.permutations,
     )
     spans = ceiling.mean[mask] - chance
     leak = float(permuted.difference.mean() / max(spans.mean(), 1e-9))
@@ -204,20 +191,24 @@ def _controls(
         ),
     ]
     if "planted" in probing.states:
-        test = beyond(
+        test = unpaired_test(
             probing.values("planted", "planted", "forget"),
             probing.values("planted", "planted", "never_taught"),
-            mask,
+            config,
+            NAME,
             "planted",
+            mask=mask,
         )
         controls.append(planted_control(test.p_value, alpha))
     first = np.array([site == "embed" for site in probing.sites])
     if first.any():
-        test = beyond(
+        test = unpaired_test(
             probing.values("unlearned", "unlearned", "forget"),
             probing.values("unlearned", "unlearned", "never_taught"),
-            first,
+            config,
+            NAME,
             "embedding",
+            mask=first,
         )
         smaller_p = min(test.p_value, test.p_below)
         controls.append(

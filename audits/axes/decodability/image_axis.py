@@ -14,12 +14,14 @@ import numpy as np
 
 from audits.axes.decodability.axis import NAME, REFITTED, UNCHANGED
 from audits.axes.judgement import (
-    MIN_SPAN,
     MetricComparison,
     compare_to_floors,
     failed_controls,
     informative_columns,
+    planted_control,
+    power_control,
     status_from_readings,
+    unpaired_test,
 )
 from audits.core.config import AuditConfig
 from audits.modalities.image_baseline import (
@@ -27,7 +29,6 @@ from audits.modalities.image_baseline import (
     EvaluationSets,
     image_values,
 )
-from audits.run.planting import planted_control
 from evidence.equivalence import readings_above_floor
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import EntityValues, average_models
@@ -60,13 +61,11 @@ def judge(
             found[role][part], sets.forget if part == "forget" else sets.never
         )
 
-    permutations = config.budget.permutations
     ceiling, floor = (
         of(original_scores, "original", "forget"),
         of(original_scores, "original", "never"),
     )
-    rng = numpy_rng(config.seed, NAME, "original")
-    power = unpaired_max_test(ceiling.values, floor.values, rng, permutations)
+    power = unpaired_test(ceiling, floor, config, NAME, "original")
     decodable = informative_columns(power, config.rule)
     basis = {role: basis_kept(original_scores, role) for role in original_scores}
     mask = decodable & (basis["unlearned"] >= MIN_BASIS_KEPT)
@@ -192,15 +191,12 @@ def _controls(
 ) -> list[Control]:
     """Controls: power, shuffled labels, random directions, the planted suppression."""
     alpha, never = config.rule.alpha, of(original_scores, "original", "never")
-    rng = numpy_rng(config.seed, NAME, "original")
-    power = unpaired_max_test(
-        ceiling.values, never.values, rng, config.budget.permutations
-    )
+    power = unpaired_test(ceiling, never, config, NAME, "original")
     controls = [
-        Control(
+        power_control(
             "the original is read beyond never-taught images",
-            power.p_value,
-            f"p < {alpha} and at least {MIN_SPAN} apart",
+            power,
+            alpha,
             bool(decodable.any()),
         )
     ]
@@ -221,11 +217,13 @@ def _controls(
             )
         )
     if "planted" in original_scores and decodable.any():
-        test = unpaired_max_test(
-            of(original_scores, "planted", "forget").values[:, decodable],
-            of(original_scores, "planted", "never").values[:, decodable],
-            numpy_rng(config.seed, NAME, "planted"),
-            config.budget.permutations,
+        test = unpaired_test(
+            of(original_scores, "planted", "forget"),
+            of(original_scores, "planted", "never"),
+            config,
+            NAME,
+            "planted",
+            mask=decodable,
         )
         controls.append(planted_control(test.p_value, alpha))
     return controls

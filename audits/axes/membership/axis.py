@@ -25,6 +25,7 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     failed_controls,
+    planted_control,
     status_from_readings,
     status_with_controls,
 )
@@ -36,7 +37,6 @@ from audits.axes.membership.scores import (
 )
 from audits.core.config import AuditConfig, Rule
 from audits.core.context import AuditedModel
-from audits.run.planting import planted_control
 from capture.activations.store import ActivationStore
 from capture.data.tokenization import encode
 from evidence.intervals import EntityValues

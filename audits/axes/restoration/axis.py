@@ -20,7 +20,9 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     failed_controls,
+    significance_control,
     status_from_readings,
+    unpaired_test,
 )
 from audits.axes.restoration import state_injection
 from audits.axes.restoration.autoencoder import (
@@ -36,7 +38,6 @@ from capture.data.items import ItemSet
 from capture.data.questions import build_questions
 from capture.network.sites import find_sites
 from capture.scoring.contrast import score_questions
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import (
     EntityValues,
     average_by_entity,
@@ -46,7 +47,6 @@ from evidence.intervals import (
 )
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
-from evidence.seeds import numpy_rng
 
 QUESTION = "Can the forgotten answers be steered back from inside?"
 CONTRAST = "steered, told from the others"
@@ -292,18 +292,18 @@ def _controls(
             )
         )
     if "planted" in runs:
-        test = unpaired_max_test(
-            _values(runs["planted"], "steered", "contrast").values,
-            _values(runs["planted"], "never", "contrast").values,
-            numpy_rng(config.seed, NAME, "planted"),
-            config.budget.permutations,
+        test = unpaired_test(
+            _values(runs["planted"], "steered", "contrast"),
+            _values(runs["planted"], "never", "contrast"),
+            config,
+            NAME,
+            "planted",
         )
         controls.append(
-            Control(
+            significance_control(
                 "the planted suppression is steered back",
                 test.p_value,
-                f"p < {config.rule.alpha}",
-                test.p_value < config.rule.alpha,
+                config.rule.alpha,
             )
         )
     return controls

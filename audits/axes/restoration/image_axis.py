@@ -14,7 +14,9 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     failed_controls,
+    significance_control,
     status_from_readings,
+    unpaired_test,
 )
 from audits.axes.restoration.axis import CHANCE_CONTROL, MAX_BY_CHANCE
 from audits.axes.restoration.image_trial import (
@@ -26,10 +28,8 @@ from audits.axes.restoration.image_trial import (
 from audits.core.context import AuditedModel, ImageRun
 from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import STEERED_NAMED
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Status
-from evidence.seeds import numpy_rng
 
 QUESTION = "Can the candidate be steered back to the class from inside?"
 STATISTIC_NAME = "share of images named as the class under steering"
@@ -136,18 +136,18 @@ def _controls(
             )
         )
     if "planted" in runs:
-        test = unpaired_max_test(
-            image_values(runs["planted"]["steered"], sets.forget).values,
-            _never(runs["planted"]).values,
-            numpy_rng(run.config.seed, NAME, "planted"),
-            run.config.budget.permutations,
+        test = unpaired_test(
+            image_values(runs["planted"]["steered"], sets.forget),
+            _never(runs["planted"]),
+            run.config,
+            NAME,
+            "planted",
         )
         controls.append(
-            Control(
+            significance_control(
                 "the planted suppression is steered back",
                 test.p_value,
-                f"p < {run.config.rule.alpha}",
-                test.p_value < run.config.rule.alpha,
+                run.config.rule.alpha,
             )
         )
     return controls
