@@ -8,6 +8,7 @@ import numpy as np
 from audits.axes.judgement import MetricComparison, compare_to_floors
 from audits.core.answers import scores_from_json
 from audits.core.config import AuditConfig, Rule
+from audits.core.context import reference_roles
 from capture.data.questions import Questions
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading, Status
@@ -52,7 +53,7 @@ def run_behaviour(
         values = getattr(scores_from_json(scores[role]["never_taught"]), metric)
         return average_by_entity(values, never.entities)
 
-    references = [role for role in scores if role.startswith("reference")]
+    references = reference_roles(scores)
     readings = compare_to_floors(
         NAME,
         [

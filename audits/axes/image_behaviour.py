@@ -8,6 +8,7 @@ import numpy as np
 from audits.axes.behaviour import NAME, status_of
 from audits.axes.judgement import MetricComparison, compare_to_floors
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import NAMED, RANKED
 from evidence.results import AxisResult, Control
@@ -34,7 +35,7 @@ def run_behaviour(
         never_called: Share of all never-taught images that the original predicts as the class;
             these are left out of the floor.
     """
-    references = [role for role in baseline_scores if role.startswith("reference")]
+    references = reference_roles(baseline_scores)
 
     def comparison(name: str, metric: str) -> MetricComparison:
         forgotten = {

@@ -29,6 +29,7 @@ from audits.axes.judgement import (
 )
 from audits.axes.relearning import MIN_LEARNED, NAME, STEP_MULTIPLES
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from audits.modalities.image_baseline import EvaluationSets, predicted_classes
 from audits.modalities.image_vocabulary import HELD_OUT_NAMED
 from capture.data.images import ImageSet
@@ -242,7 +243,7 @@ def judge(
         for role, role_runs in runs.items()
         if "never" in role_runs
     }
-    references = [own[role] for role in runs if role.startswith("reference")]
+    references = [own[role] for role in reference_roles(runs)]
     training_share = min(max(run["taught"]) for run in runs["unlearned"]["forget"])
     controls = [
         Control(

@@ -29,7 +29,7 @@ from audits.axes.judgement import (
 )
 from audits.core.answers import score_question_sets, scores_from_json
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.data.questions import Questions
 from erasure.weights.quantization import edit_survival, linear_weights, quantize_
 from evidence.intervals import EntityValues, average_by_entity
@@ -240,7 +240,7 @@ def _readings(
 ) -> list[Reading]:
     """Exact match and contrast against references (if any) and never-taught items."""
     rule = config.rule
-    references = [role for role in tables.quantized if role.startswith("reference")]
+    references = reference_roles(tables.quantized)
     comparisons = [
         MetricComparison(
             name,

@@ -24,7 +24,7 @@ from audits.axes.judgement import (
     unpaired_test,
 )
 from audits.core.config import AuditConfig, Rule
-from audits.core.context import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.data.items import Item
 from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items
@@ -306,7 +306,7 @@ def _readings(
     config: AuditConfig,
 ) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
-    references = [role for role in runs if role.startswith("reference")]
+    references = reference_roles(runs)
     comparisons = [
         MetricComparison(
             name,

@@ -1,7 +1,7 @@
 """An audit in progress: its inputs, settings, work folder and models."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +66,11 @@ class AuditedModel:
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
+
+
+def reference_roles(roles: Iterable[str]) -> list[str]:
+    """The roles of models retrained without the forget set."""
+    return [role for role in roles if role.startswith("reference")]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from audits.axes.judgement import (
     unpaired_test,
 )
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from audits.core.preflight import Damage
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading
@@ -214,7 +215,7 @@ def _readings(
 ) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
     roles = carried.roles("forget")
-    references = [role for role in roles if role.startswith("reference")]
+    references = reference_roles(roles)
     comparisons = [
         MetricComparison(
             name,

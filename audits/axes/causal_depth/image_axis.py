@@ -30,7 +30,7 @@ from audits.axes.restoration.image_steering import (
     logits_with_edits,
 )
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from audits.core.preflight import Damage
 from audits.modalities.image_baseline import (
     MIN_DIFFERENCE,
@@ -128,7 +128,7 @@ def judge(
     decodable = informative_columns(power, config.rule)
     transfer_share = {role: _transfer_share(scores, role) for role in scores}
     mask = decodable & (transfer_share["unlearned"] >= MIN_TRANSFER_SHARE)
-    references = [role for role in scores if role.startswith("reference")]
+    references = reference_roles(scores)
     same_basis = [
         role
         for role in references

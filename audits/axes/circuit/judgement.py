@@ -10,6 +10,7 @@ from scipy import stats
 from attribution.circuits.graph import EdgeGraph
 from audits.axes.judgement import planted_control, status_from_readings
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import Interval
 from evidence.results import MIN_RANGE, Control, Reading, Status
@@ -141,7 +142,7 @@ def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
 
 def _readings(mass: CircuitMass, config: AuditConfig) -> list[Reading]:
     """One reading a readout, against references (if any) and never-taught items."""
-    references = sorted({r for r, _, _ in mass.values if r.startswith("reference")})
+    references = sorted(reference_roles({role for role, _, _ in mass.values}))
     kinds = ["reference", "never_taught"] if references else ["never_taught"]
     readings = []
     for kind in kinds:

@@ -37,7 +37,7 @@ from audits.axes.judgement import (
     unpaired_test,
 )
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.activations.store import ActivationStore
 from capture.data.items import Item
 from evidence.comparison import below_floor_notes
@@ -310,7 +310,7 @@ def _readings(
     probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
     """Against references (if any) and against never-taught items."""
-    references = [role for role in probing.states if role.startswith("reference")]
+    references = reference_roles(probing.states)
     comparison = MetricComparison(
         READING,
         READING,

@@ -30,7 +30,7 @@ from audits.axes.judgement import (
     unpaired_test,
 )
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.activations.store import ActivationStore
 from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
@@ -238,7 +238,7 @@ def _readings(
     probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
     """Both probes against references (if any) and never-taught items."""
-    references = [role for role in probing.states if role.startswith("reference")]
+    references = reference_roles(probing.states)
     comparisons = [
         MetricComparison(
             name,

@@ -24,6 +24,7 @@ from audits.axes.judgement import (
     unpaired_test,
 )
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from audits.modalities.image_baseline import (
     MIN_DIFFERENCE,
     EvaluationSets,
@@ -69,7 +70,7 @@ def judge(
     decodable = informative_columns(power, config.rule)
     basis = {role: basis_kept(original_scores, role) for role in original_scores}
     mask = decodable & (basis["unlearned"] >= MIN_BASIS_KEPT)
-    references = [role for role in original_scores if role.startswith("reference")]
+    references = reference_roles(original_scores)
     # A reference with a different representation basis gives no floor.
     same_basis = [
         role for role in references if (basis[role][mask] >= MIN_BASIS_KEPT).all()

@@ -36,7 +36,7 @@ from audits.axes.membership.scores import (
     score_membership,
 )
 from audits.core.config import AuditConfig, Rule
-from audits.core.context import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.activations.store import ActivationStore
 from capture.data.tokenization import encode
 from evidence.intervals import EntityValues
@@ -207,11 +207,7 @@ def _readings(
         REFITTED,
         _places(scores["unlearned"]),
         _places(scores["original"]),
-        [
-            _places(role_scores)
-            for role, role_scores in scores.items()
-            if role.startswith("ref")
-        ],
+        [_places(scores[role]) for role in reference_roles(scores)],
         _chance(scores["unlearned"]),
     )
     test = scores["unlearned"].test("forget", "never_taught", mask, config)

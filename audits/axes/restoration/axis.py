@@ -33,7 +33,7 @@ from audits.axes.restoration.autoencoder import (
 from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.axes.restoration.trial import NAME, restore, split_retain
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.data.items import ItemSet
 from capture.data.questions import build_questions
 from capture.network.sites import find_sites
@@ -320,7 +320,7 @@ def _readings(
     config: AuditConfig,
 ) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
-    references = [role for role in runs if role.startswith("reference")]
+    references = reference_roles(runs)
     comparisons = [
         MetricComparison(
             name,

@@ -25,7 +25,7 @@ from audits.axes.restoration.image_trial import (
     restore_images,
     unseen_classes,
 )
-from audits.core.context import AuditedModel, ImageRun
+from audits.core.context import AuditedModel, ImageRun, reference_roles
 from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import STEERED_NAMED
 from evidence.intervals import EntityValues, average_by_entity
@@ -64,9 +64,7 @@ def run_restoration(
                     run.config.seed,
                 )
     original_values = np.ones(len(sets.forget))
-    references = [
-        role_run for role, role_run in runs.items() if role.startswith("reference")
-    ]
+    references = [runs[role] for role in reference_roles(runs)]
     net = net_rate(runs["unlearned"], original_values, references)
     controls = _controls(runs, net, sets, run)
     comparison = MetricComparison(
