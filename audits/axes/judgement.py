@@ -29,7 +29,7 @@ class MetricComparison:
         ceiling: The same of the original.
         references: The same of each reference.
         never_taught: (never-taught entity, column) of the candidate.
-        min_difference: As in ``evidence.comparison.compare``.
+        min_residual: As in ``evidence.comparison.compare``.
     """
 
     name: str
@@ -38,7 +38,7 @@ class MetricComparison:
     ceiling: EntityValues
     references: Sequence[EntityValues]
     never_taught: EntityValues
-    min_difference: float = 0.0
+    min_residual: float = 0.0
 
 
 def compare_to_floors(
@@ -77,7 +77,7 @@ def compare_to_floors(
                     rng=numpy_rng(config.seed, axis, kind, comparison.stream),
                     n_permutations=config.budget.permutations,
                     mask=None if mask is None else mask.tolist(),
-                    min_residual=comparison.min_difference,
+                    min_residual=comparison.min_residual,
                 )
             )
     return readings

@@ -249,9 +249,9 @@ def _readings(
             tables.values("forget", "original", metric),
             [tables.values("forget", role, metric) for role in references],
             tables.values("never_taught", "unlearned", metric),
-            min_difference,
+            min_residual,
         )
-        for name, stream, metric, min_difference in (
+        for name, stream, metric, min_residual in (
             (EXACT_MATCH, "greedy", "exact_match", rule.still_there),
             # The contrast is slightly above chance also where nothing was ever known.
             (CONTRAST, "contrast", "contrast", rule.margin),

@@ -141,14 +141,11 @@ class Workspace:
 
     def _hash(self, name: str) -> str | None:
         """sha256 of a file in the work folder; None where there is no such regular file."""
-        found = hashlib.sha256()
         try:
             with open_regular(self.work / name, ANY_SIZE) as file:
-                while block := file.read(1 << 22):
-                    found.update(block)
+                return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
         except InputError:
             return None
-        return found.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
         model, run.tokenizer, {"retain": questions}, run.progress
     )
     prompts = [item.prompt for item in retain][: budget.generate_prompts]
-    names = [n for n in find_sites(model).names if n.startswith("resid.")]
+    names = find_sites(model).of("resid")
     chosen = [names[len(names) // 4], names[len(names) // 2], names[-1]]
     rows = encode(run.tokenizer, [item.prompt for item in retain][:128])
     states = capture_activations(model, rows, chosen, "last", progress=run.progress)

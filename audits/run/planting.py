@@ -153,11 +153,8 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
             model.load_state_dict(load_file(path, device=device), strict=False)
         return model
 
-    found = hashlib.sha256()
     with open_regular(path, ANY_SIZE, fix=fix) as file:
-        while block := file.read(1 << 22):
-            found.update(block)
-    digest = found.hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
     return AuditedModel(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
     )

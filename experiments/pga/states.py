@@ -18,8 +18,8 @@ VIEWS: tuple[View, ...] = ("last", "mean")
 
 def depth_sites(model: nn.Module) -> list[str]:
     """Site names by depth: the embedding, then each block's output."""
-    names = find_sites(model).names
-    return [name for name in names if name == "embed" or name.startswith("resid.")]
+    where = find_sites(model)
+    return [*where.of("embed"), *where.of("resid")]
 
 
 def pool_states(

@@ -226,7 +226,7 @@ def _readings(
             carried.values("never_taught", "unlearned", metric),
             # States that encode only the entity, without the fact, still give the original a
             # small advantage. So the test is against the margin, not the floor.
-            min_difference=config.rule.margin,
+            min_residual=config.rule.margin,
         )
         for name, metric in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
     ]

@@ -165,7 +165,7 @@ def judge(
             ceiling,
             [of(role, "forget") for role in same_basis],
             of("unlearned", "never"),
-            min_difference=MIN_DIFFERENCE,
+            min_residual=MIN_DIFFERENCE,
         )
         readings = compare_to_floors(NAME, [comparison], sites, config, mask)
     status, extra = status_with_controls(readings[:1], controls, config.rule)

@@ -89,7 +89,7 @@ def judge(
                     ceiling,
                     [of(original_scores, role, "forget") for role in same_basis],
                     of(original_scores, "unlearned", "never"),
-                    min_difference=MIN_DIFFERENCE,
+                    min_residual=MIN_DIFFERENCE,
                 )
             ],
             sites,

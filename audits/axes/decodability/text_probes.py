@@ -122,8 +122,8 @@ def capture_states(
         The site names.
     """
     with audited.loaded(device) as model:
-        names = find_sites(model).names
-        sites = [n for n in names if n == "embed" or n.startswith("resid.")]
+        where = find_sites(model)
+        sites = [*where.of("embed"), *where.of("resid")]
         rows, _ = _all_texts(tokenizer, tasks)
         store.activations(audited, rows, sites, "last", model=model, progress=progress)
     return sites

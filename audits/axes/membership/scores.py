@@ -122,13 +122,13 @@ def capture_states(
     """Capture every prompt at every residual site, and the names at the embedding."""
     rows = encode(tokenizer, sets.prompts)
     with audited.loaded(device) as model:
-        names = find_sites(model).names
-        sites = [n for n in names if n == "embed" or n.startswith("resid.")]
+        where = find_sites(model)
+        embedding = list(where.of("embed"))
+        sites = [*embedding, *where.of("resid")]
         store.activations(audited, rows, sites, "last", model=model, progress=progress)
-        first = [name for name in sites if name == "embed"]
-        if first:
+        if embedding:
             store.activations(
-                audited, rows, first, "mean", model=model, progress=progress
+                audited, rows, embedding, "mean", model=model, progress=progress
             )
     return sites
 

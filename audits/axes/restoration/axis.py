@@ -30,6 +30,7 @@ from audits.axes.restoration.autoencoder import (
     autoencoder_site,
     train_autoencoder,
 )
+from audits.axes.restoration.state_injection import MIN_LOST
 from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.axes.restoration.trial import NAME, restore, split_retain
 from audits.core.config import AuditConfig
@@ -51,8 +52,6 @@ from evidence.results import AxisResult, Control, Reading, Status
 QUESTION = "Can the forgotten answers be steered back from inside?"
 CONTRAST = "steered, told from the others"
 EXACT_MATCH = "steered, said"
-MIN_LOST = 0.1
-"""Minimum share of answers lost for a restoration rate to be defined."""
 CHANCE_CONTROL = "turned at random, or read from other items, it restores little"
 MAX_BY_CHANCE = 0.2
 """Maximum share of the lost answers that a control may restore."""

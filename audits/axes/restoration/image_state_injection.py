@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from attribution.sae.autoencoder import Sae
 from attribution.sae.features import expert_sets, rank_latents
 from attribution.sae.training import SaeConfig, train_sae
-from audits.axes.restoration.axis import MIN_LOST
+from audits.axes.restoration.autoencoder import MAX_FVU
 from audits.axes.restoration.image_steering import (
     image_sites,
     image_states,
     named_as_class,
 )
+from audits.axes.restoration.state_injection import ALPHAS, MIN_LOST
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
 from capture.network.sites import as_positions, restore_shape
@@ -38,13 +39,11 @@ from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 
-ALPHAS = (1.0, 5.0, 10.0)
 ARMS = ("published", "cls", "latents", "random", "other_class", "other_images")
 K = 16
 """Active latents per patch; 1.25 times as many experts per class (the CIFAR-10 setting)."""
 MAX_SHARED_CLASSES = 7
 """A latent that is active in this many classes is an expert of none."""
-MAX_FVU = 0.3
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from audits.axes.restoration.axis import MIN_LOST
 from audits.axes.restoration.image_steering import (
     AMPLIFIED_READING,
     SteeringEdit,
@@ -31,6 +30,8 @@ from audits.axes.restoration.search import (
     model_variants,
     search_best_edit,
 )
+from audits.axes.restoration.state_injection import MIN_LOST
+from audits.axes.restoration.trial import NAME
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
 from evidence.errors import InputError
@@ -38,7 +39,6 @@ from evidence.intervals import average_by_entity, difference_interval, rate_inte
 from evidence.results import MIN_RANGE
 from evidence.seeds import numpy_rng
 
-NAME = "restoration"
 MAX_RETAIN = 240
 N_UNSEEN_CLASSES = 3
 """Number of never-taught classes for which the search is repeated."""

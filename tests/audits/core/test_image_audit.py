@@ -265,14 +265,14 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
     other: dict = {}
     match what:
         case "several classes":
-            forget = forget + retain.rows(range(5))
+            forget = forget + retain.select(range(5))
         case "shared class":
             retain = retain + world.images("forget").rows(range(5))
         case "one class to keep":
-            retain = retain.rows(retain.labels == retain.labels[0])
+            retain = retain.select(retain.labels == retain.labels[0])
         case "same image":
             twice = changed(
-                forget.rows(range(1)), labels=retain.labels[:1], ids=("again",)
+                forget.select(range(1)), labels=retain.labels[:1], ids=("again",)
             )
             retain = retain + twice
         case "channels":
@@ -282,7 +282,7 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
         case "unknown class":
             retain = changed(retain, labels=retain.labels + 7)
         case "few":
-            forget = forget.rows(range(5))
+            forget = forget.select(range(5))
         case "never-taught class":
             other["never_taught"] = world.images("never_taught").rows(range(5))
     with pytest.raises(InputError, match=BAD[what]):

@@ -47,7 +47,7 @@ def test_original_twin_and_what_lies_between(found):
     assert grade(found["retrain_1"], *ends) < 0.25
     # Nothing of it is said before teaching, and one half brings back the other, though
     # eight people are few to show it with.
-    assert found["last_block_relabel"].said_before <= 0.1
+    assert found["last_block_relabel"].exact_match_before <= 0.1
     assert grade(found["last_block_relabel"], *ends) > 0.3
 
 

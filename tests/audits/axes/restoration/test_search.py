@@ -52,7 +52,7 @@ def of(scene, kind):
 
 
 def by_class(fitted, label):
-    return lambda route, site: fitted.push(route, site, label)
+    return lambda route, site: fitted.steering_edit(route, site, label)
 
 
 def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
@@ -120,8 +120,8 @@ def slow(bodies, fitted, images, kept, unknown, label):
 
     def shares(body, edits):
         return (
-            body.called(kept, None, edits).mean(),
-            body.called(unknown, label, edits).mean(),
+            body.named(kept, None, edits).mean(),
+            body.named(unknown, label, edits).mean(),
         )
 
     base = shares(own, {})
@@ -131,18 +131,18 @@ def slow(bodies, fitted, images, kept, unknown, label):
         drop = MAX_RETAIN_DROP + 1e-9
         return right >= base[0] - drop and strange <= base[1] + drop
 
-    best = (float(own.called(images, label, {}).mean()), OWN_END, None, None, 0.0)
-    said = float(bodies[1].called(images, label, {}).mean())
+    best = (float(own.named(images, label, {}).mean()), OWN_END, None, None, 0.0)
+    said = float(bodies[1].named(images, label, {}).mean())
     if said > best[0] and allowed(bodies[1], {}):
         best = (said, ORIGINAL_END, None, None, 0.0)
     for route in STEERING_METHODS:
         for site in steering_sites(own.where):
-            push = fitted.push(route, site, label)
+            push = fitted.steering_edit(route, site, label)
             if push is None or best[0] == 1.0:
                 continue
             for strength in STRENGTHS:
                 edits = {site: steering_hook(push, strength)}
-                said = float(own.called(images, label, edits).mean())
+                said = float(own.named(images, label, edits).mean())
                 if said > best[0]:
                     if not allowed(own, edits):
                         break
