@@ -140,22 +140,22 @@ class SideEffectLimits:
 
         Errors only accumulate, so some images are checked first and the others only if needed.
         """
-        strange, wrong = 0.0, 0.0
+        n_named, n_wrong = 0.0, 0.0
         if self.never_taught is not None:
-            strange = float(variant.named(self.never_taught, self.label, edits).sum())
+            n_named = float(variant.named(self.never_taught, self.label, edits).sum())
         rows = np.arange(len(self.retain))
         for part in (rows[:PRESCREEN_IMAGES], rows[PRESCREEN_IMAGES:]):
-            if strange > self.max_named or wrong > self.max_wrong:
+            if n_named > self.max_named or n_wrong > self.max_wrong:
                 return None
             if len(part):
                 right = variant.named(self.retain.select(part), None, edits)
-                wrong += float((1 - right).sum())
-        if wrong > self.max_wrong:
+                n_wrong += float((1 - right).sum())
+        if n_wrong > self.max_wrong:
             return None
         n_never_taught = len(self.never_taught) if self.never_taught is not None else 1
         return {
-            "retain": 1 - wrong / len(self.retain),
-            "unknown": strange / n_never_taught,
+            "retain": 1 - n_wrong / len(self.retain),
+            "unknown": n_named / n_never_taught,
         }
 
 
@@ -165,19 +165,19 @@ class ChosenEdit:
 
     Attributes:
         variant: The network variant it is applied to.
-        said: Share of the fitting images predicted as the class.
+        share: Share of the fitting images predicted as the class.
         cost: ``retain``, accuracy on retain images, and ``unknown``, share of never-taught
             images predicted as the class; None for no edit.
-        route: Steering method; None for no steering.
+        method: Steering method; None for no steering.
         site: Where it is applied.
         strength: Multiple of the edit.
         steering: The edit at strength 1.
     """
 
     variant: ModelVariant
-    said: float
+    share: float
     cost: dict[str, float] | None = None
-    route: str | None = None
+    method: str | None = None
     site: str | None = None
     strength: float = 0.0
     steering: SteeringEdit | None = field(default=None, repr=False)
@@ -191,9 +191,13 @@ class ChosenEdit:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        names = ("route", "site", "strength", "said", "cost")
-        return {"body": self.variant.name} | {
-            name: getattr(self, name) for name in names
+        return {
+            "body": self.variant.name,
+            "route": self.method,
+            "site": self.site,
+            "strength": self.strength,
+            "said": self.share,
+            "cost": self.cost,
         }
 
 
@@ -220,19 +224,19 @@ def search_best_edit(
     best = ChosenEdit(variant, float(variant.named(images, label, {}).mean()))
     for alternative in variants[1:]:
         share = float(alternative.named(images, label, {}).mean())
-        cost = limits.cost(alternative, {}) if share > best.said else None
+        cost = limits.cost(alternative, {}) if share > best.share else None
         if cost is not None:
             best = ChosenEdit(alternative, share, cost)
     for method in STEERING_METHODS:
         for site in steering_sites(variant.sites):
-            if best.said >= 1.0:
+            if best.share >= 1.0:
                 return best
             steering = make_edit(method, site)
             if steering is None:
                 continue
             shares_by_strength = _said(variant, images, label, site, steering)
             for strength, share in zip(STRENGTHS, shares_by_strength, strict=True):
-                if share <= best.said:
+                if share <= best.share:
                     continue
                 cost = limits.cost(variant, {site: steering_hook(steering, strength)})
                 if cost is None:

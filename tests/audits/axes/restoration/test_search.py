@@ -159,9 +159,9 @@ def test_the_search_finds_what_a_plain_loop_finds(scene, kind, ended):
     bodies = bodies if ended else [bodies[0], bodies[0]]
     found = search_best_edit(bodies, forget, guard, by_class(fitted, label))
     said, *how = slow(bodies, fitted, forget, kept, unknown, label)
-    assert found.said == pytest.approx(said)
-    assert [found.variant.name, found.route, found.site, found.strength] == how
-    assert found.named(forget, label).mean() == pytest.approx(found.said)
+    assert found.share == pytest.approx(said)
+    assert [found.variant.name, found.method, found.site, found.strength] == how
+    assert found.named(forget, label).mean() == pytest.approx(found.share)
     if found.cost is not None:
         right = found.variant.named(kept, None, {}).mean()
         if found.steering is None:
@@ -177,12 +177,12 @@ def test_unknown_images_limit_what_may_be_chosen(scene):
         bodies, forget, SideEffectLimits.of(bodies[0], kept, None, label), make
     )
     held = search_best_edit(bodies, forget, guard, make)
-    assert held.said <= free.said
+    assert held.share <= free.share
     # Guarded by the very images that are to be called the class, nothing may be.
     bound = search_best_edit(
         bodies, forget, SideEffectLimits.of(bodies[0], kept, forget, label), make
     )
-    assert bound.said <= MAX_RETAIN_DROP + 1e-9
+    assert bound.share <= MAX_RETAIN_DROP + 1e-9
 
 
 def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
@@ -208,7 +208,7 @@ def test_nothing_is_chosen_where_no_change_can_be_fitted(scene):
     _, _, forget, _, _, label = scene
     bodies, _, guard = of(scene, "head_only")
     found = search_best_edit(bodies[:1], forget, guard, lambda route, site: None)
-    assert (found.route, found.site, found.strength) == (None, None, 0.0)
+    assert (found.method, found.site, found.strength) == (None, None, 0.0)
     assert found.cost is None and found.to_dict()["body"] == OWN_END
     plain = bodies[0].named(forget, label, {})
     np.testing.assert_array_equal(found.named(forget, label), plain)
