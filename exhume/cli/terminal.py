@@ -5,6 +5,7 @@ markup, and characters that the terminal's encoding lacks are escaped.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,18 @@ def show_table(
     for row in rows:
         table.add_row(*(_safe(cell, where, 500) for cell in row))
     where.print(table)
+
+
+def show_audit(done: Any) -> None:
+    """Print the verdict, its two strongest reasons, the axes, and the path of the report."""
+    color = {"deleted": "green", "inconclusive": "yellow"}.get(done.verdict, "red")
+    output.print("\nVerdict: ", end="")
+    show(done.verdict, style=f"bold {color}")
+    for reason in done.reasons[:2]:
+        show(f"  - {reason}")
+    for axis in done.axes.values():
+        show(f"  {axis}")
+    show(f"Report: {done.report.resolve()}")
 
 
 def _safe(text: object, where: Console, longest: int = MAX_CHARS) -> Text:
