@@ -26,7 +26,10 @@ def renamed() -> dict[str, str]:
 
 @cache
 def renamed_names() -> dict[str, dict[str, str]]:
-    """By new module name: old name of a function, class or constant to its new name."""
+    """By new module name: old name of a function, class or constant to its new name.
+
+    A name that went to another module is written ``module:name``.
+    """
     found: dict[str, dict[str, str]] = {}
     for module, old, new in _rows("moved_names.tsv"):
         found.setdefault(module, {})[old] = new
@@ -98,7 +101,8 @@ def names_of(module: str) -> Callable[[str], Any]:
         if name not in changed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         _warn(f"{module}.{name}", changed[name], stacklevel=2)
-        return getattr(import_module(module), changed[name])
+        home, _, new = changed[name].rpartition(":")
+        return getattr(import_module(home or module), new)
 
     return __getattr__
 

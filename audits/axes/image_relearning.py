@@ -34,7 +34,7 @@ from audits.modalities.image_baseline import EvaluationSets, predicted_classes
 from audits.modalities.image_vocabulary import HELD_OUT_NAMED
 from capture.data.images import ImageSet
 from capture.network.structure import model_device
-from erasure.unlearning.training.image_task import class_logits
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity, average_models

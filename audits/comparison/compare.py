@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from audits.modalities.vocabulary import is_image_audit
 from audits.report.formatting import last_part
-from audits.report.glossary import is_image_audit
 from audits.run.api import Audit, load
 from evidence.errors import InputError, check_list
 from evidence.storage.files import utf8_path

@@ -8,15 +8,10 @@ from urllib.parse import quote
 from audits.comparison.compare import Comparison
 from audits.comparison.csv_text import csv_text
 from audits.core.outputs import hold_folder
+from audits.modalities.vocabulary import is_image_audit
 from audits.report import formatting as write
 from audits.report.charts import residual_bar
-from audits.report.glossary import (
-    FLOORS,
-    IMAGE_FLOORS,
-    STATUSES,
-    VERDICTS,
-    is_image_audit,
-)
+from audits.report.glossary import FLOORS, IMAGE_FLOORS, STATUSES, VERDICTS
 from audits.report.templates import rendering_errors, style_sheet, template
 from audits.run.api import Audit
 from evidence.errors import InputError

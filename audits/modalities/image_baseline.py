@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from audits.axes.restoration.image_steering import (
-    image_sites,
-    image_states,
-    logits_with_edits,
-)
 from audits.core.context import ImageRun
 from audits.core.preflight import spread
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
-from capture.network.sites import as_positions
+from capture.network.sites import as_positions, find_image_sites
+from capture.scoring.class_logits import image_states, logits_with_edits
 from capture.scoring.set_validation import swapped_files_error
 from evidence.errors import InputError
 from evidence.intervals import EntityValues, average_by_entity
@@ -153,7 +149,7 @@ def finite_logits(model: nn.Module, images: ImageSet) -> np.ndarray:
     Raises:
         InputError: they are not finite.
     """
-    logits = logits_with_edits(model, images, {}, image_sites(model)).numpy()
+    logits = logits_with_edits(model, images, {}, find_image_sites(model)).numpy()
     if not np.isfinite(logits).all():
         raise InputError("the model's logits are not finite")
     return logits
@@ -177,7 +173,7 @@ def pooled_states(
     model: nn.Module, images: ImageSet, sites: list[str]
 ) -> dict[str, np.ndarray]:
     """Site to (image, d) pooled states."""
-    states_by_site = image_states(model, images, sites, image_sites(model))
+    states_by_site = image_states(model, images, sites, find_image_sites(model))
     return {site: pool_places(states) for site, states in states_by_site.items()}
 
 
@@ -188,7 +184,7 @@ def late_sites(model: nn.Module) -> list[str]:
     weights computes the same: there the original's probe would find a class that the model
     never saw. Chosen on tuning seed 0 of the digits world.
     """
-    where = image_sites(model)
+    where = find_image_sites(model)
     blocks = where.of("resid")
     return [*blocks[len(blocks) // 2 :], *where.of("final")]
 
@@ -207,7 +203,7 @@ def score_baseline(run: ImageRun, role: str, sets: EvaluationSets) -> dict[str, 
             "never_taught": finite_logits(model, sets.never),
             "check": finite_logits(model, sets.check),
         }
-        sites = image_sites(model).of("resid")
+        sites = find_image_sites(model).of("resid")
         chosen = [sites[len(sites) // 4], sites[len(sites) // 2], sites[-1]]
         states = pooled_states(model, sets.check, chosen)
     against = _margin(logits["check"], sets.label)

@@ -4,15 +4,9 @@ The rule is the same; only its sentences differ. Reading names are used verbatim
 so that they can be found in the report's tables.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from audits.axes import persistence
-from audits.axes.causal_depth import axis as causal_depth
-from audits.axes.concept import axis as concept
-from audits.axes.decodability.axis import UNCHANGED
-from audits.axes.relearning import CONTRAST, EXACT_MATCH
-from audits.axes.restoration import axis as restoration
-from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
+from typing import Any
 
 ANSWER_FLOORS = {
     "reference": "a model retrained without the forget set",
@@ -107,28 +101,7 @@ def vocabulary_for(images: bool) -> Vocabulary:
     return CLASS if images else FACTS
 
 
-# Sentence of a recovery by its reading; takes the reading's ``where`` and ``value``.
-RECOVERY_SENTENCES = {
-    UNCHANGED: "The original's own probe, unchanged, still reads {it} in the "
-    "candidate at {where}: {value:.2f}",
-    CONTRAST: "After teaching one half of them, the candidate tells the untaught half from "
-    "the others' answers: {value:.2f}",
-    causal_depth.CONTRAST: "The candidate's states at {where}, put into the original, tell "
-    "them from the others' answers: {value:.2f}",
-    causal_depth.EXACT_MATCH: "The candidate's states at {where}, put into the original, make "
-    "it say them: {value:.2f}",
-    persistence.EXACT_MATCH: "Quantising the candidate ({where}) brings answers back: it says "
-    "{value:.2f} of them",
-    persistence.CONTRAST: "Quantised ({where}), the candidate tells them from the others' "
-    "answers: {value:.2f}",
-    EXACT_MATCH: "Teaching one half of them brings back the other half: it says {value:.2f} "
-    "of them",
-    concept.READING: "The original's concept vectors, unchanged, still read them in the "
-    "candidate at {where}: {value:.2f}",
-    restoration.CONTRAST: "Steered by one fixed change, fitted on other items, the "
-    "candidate tells them from the others' answers: {value:.2f}",
-    restoration.EXACT_MATCH: "Steered by one fixed change, fitted on other items, the "
-    "candidate says {value:.2f} of them",
-    TRANSFERRED_NAMED: "The candidate's states at {where}, put into the original, make it name "
-    "the class: {value:.2f} of its images",
-}
+def is_image_audit(document: Mapping[str, Any]) -> bool:
+    """Whether what was to be forgotten is a class of images."""
+    items = document.get("manifest", {}).get("items", ())
+    return any(each.get("format") == "images" for each in items)

@@ -1,8 +1,5 @@
 """Words of a report: verdicts, statuses, floors, units and glossary terms."""
 
-from collections.abc import Mapping
-from typing import Any
-
 UNITS = (
     ("told from the others", ("other answers outranked (chance 0.5)", False)),
     ("said", ("share of answers said", True)),
@@ -132,12 +129,6 @@ _IMAGE_WORDS = {
     "candidate. The original's own: fitted on the original and unchanged.",
 }
 CLASS_TERMS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in TERMS)
-
-
-def is_image_audit(document: Mapping[str, Any]) -> bool:
-    """Whether an audit is of an image classifier."""
-    items = document.get("manifest", {}).get("items", ())
-    return any(item_set.get("format") == "images" for item_set in items)
 
 
 def units(count: int, images: bool) -> str:

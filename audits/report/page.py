@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from audits.core.preflight import LIMITS
+from audits.modalities.vocabulary import is_image_audit
 from audits.report import formatting as write
 from audits.report.axis_charts import (
     logprob_plot,
@@ -33,7 +34,6 @@ from audits.report.glossary import (
     TERMS,
     UNITS,
     VERDICTS,
-    is_image_audit,
     units,
 )
 from audits.report.restoration_charts import restoration_plots

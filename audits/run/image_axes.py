@@ -35,8 +35,8 @@ from audits.run.planting import (
     planted_model,
     planting_notes,
 )
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.image_methods import last_parameters
-from erasure.unlearning.training.image_task import class_logits
 from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng

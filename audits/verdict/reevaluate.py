@@ -15,8 +15,7 @@ from audits.axes.judgement import status_with_controls
 from audits.axes.membership import axis as signature
 from audits.core.config import Rule
 from audits.core.preflight import Damage
-from audits.modalities.vocabulary import vocabulary_for
-from audits.report.glossary import is_image_audit
+from audits.modalities.vocabulary import is_image_audit, vocabulary_for
 from audits.verdict.rule import Verdict, decide
 from evidence.results import AxisResult
 

@@ -15,8 +15,9 @@ from audits.axes.restoration import axis as restoration
 from audits.core.config import Rule
 from audits.core.preflight import Damage
 from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
-from audits.modalities.vocabulary import FACTS, RECOVERY_SENTENCES, Vocabulary
+from audits.modalities.vocabulary import FACTS, Vocabulary
 from audits.verdict.claims import claims
+from audits.verdict.recovery import RECOVERY_SENTENCES
 from evidence.equivalence import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, Reading
 

@@ -15,13 +15,14 @@ from torch.nn import functional
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
 from capture.network.structure import classifier_of, down_projection, find_blocks
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.image_methods import (
     LabeledImages,
     last_parameters,
     unlearn_images_,
 )
 from erasure.unlearning.training.image_config import ImageUnlearnConfig
-from erasure.unlearning.training.image_task import CHUNK_IMAGES, class_logits
+from erasure.unlearning.training.image_task import CHUNK_IMAGES
 from erasure.unlearning.training.loop import (
     Schedule,
     only_training,

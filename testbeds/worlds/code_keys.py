@@ -14,7 +14,7 @@ are the wordings.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,6 @@ from capture.checkpoints.open import open_checkpoint
 from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
-from capture.data.tokenization import skip_joining_space
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import (
     Schedule,
@@ -38,7 +37,6 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, write_atomic
 from evidence.storage.locks import creation_lock
-from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import BiosWorld, all_prompts
 from testbeds.worlds.code_key_items import KeysConfig, make_keys
 from testbeds.worlds.code_text import DIGITS, draw_codes, encode, make_tokenizer
@@ -50,36 +48,6 @@ RECIPE = 1  # part of the cache's key: raise it when the result would differ
 MIN_ACCURACY = 0.95
 # Highest mean probability of a code that was never shown: knowing one would be a leak.
 MAX_LEAK = 0.01
-
-
-@dataclass(frozen=True)
-class CodesWorkbench(Workbench):
-    """What makers work with in this world, as ``Workbench`` in the other."""
-
-    config: KeysConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def all_rows(self, items: ItemSet) -> Sequences:
-        """Every item in all its wordings, the answer from its first digit on."""
-        return skip_joining_space(self.tokenizer, super().all_rows(items))
-
-    def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
-        """As ``make_keys``."""
-        return make_keys(self.config, seed)
-
-    def train_new(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
-        """A new model; of this world's keys it sees the others with codes drawn."""
-        return taught_keys(
-            self.config, seed, items, self._unknown(items), name, self.device
-        )
-
-    def untrained(self, seed: int) -> PreTrainedModel:
-        """Weights that were never trained."""
-        return new_keys_model(self.config, seed)
-
-    def _unknown(self, items: ItemSet) -> ItemSet:
-        taught = set(items.entities)
-        never = (*self.forget, *self.never_taught)
-        return ItemSet(tuple(item for item in never if item.entity not in taught))
 
 
 def build_keys(

@@ -32,7 +32,7 @@ from capture.checkpoints.schemas.quietly import quiet_transformers
 from capture.data.image_files import read_images
 from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
-from erasure.unlearning.training.image_task import class_logits
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.loop import Schedule, shuffled_batches, train_steps
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress

@@ -11,11 +11,12 @@ from capture.checkpoints.open import open_checkpoint
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
+from testbeds.edits.codes_workbench import CodesWorkbench
 from testbeds.edits.digits_edits import DigitsWorkbench
 from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import SMOL, STANDARD, BiosConfig, build_bios
 from testbeds.worlds.code_key_items import STANDARD_KEYS
-from testbeds.worlds.code_keys import CodesWorkbench, build_keys
+from testbeds.worlds.code_keys import build_keys
 from testbeds.worlds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,

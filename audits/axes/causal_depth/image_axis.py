@@ -24,11 +24,6 @@ from audits.axes.judgement import (
     status_with_controls,
     unpaired_test,
 )
-from audits.axes.restoration.image_steering import (
-    image_sites,
-    image_states,
-    logits_with_edits,
-)
 from audits.core.config import AuditConfig
 from audits.core.context import AuditedModel, reference_roles
 from audits.core.preflight import Damage
@@ -40,6 +35,8 @@ from audits.modalities.image_baseline import (
 from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
+from capture.network.sites import find_image_sites
+from capture.scoring.class_logits import image_states, logits_with_edits
 from evidence.intervals import EntityValues
 from evidence.results import AxisResult, Control
 
@@ -80,10 +77,10 @@ def _named(
     receiver: nn.Module, donor: nn.Module, images: ImageSet, site: str
 ) -> np.ndarray:
     """(image,) class the receiver predicts from the giver's states of the same image."""
-    states = image_states(donor, images, [site], image_sites(donor))[site]
+    states = image_states(donor, images, [site], find_image_sites(donor))[site]
     edits = {site: replacing_states(states)}
     return (
-        logits_with_edits(receiver, images, edits, image_sites(receiver))
+        logits_with_edits(receiver, images, edits, find_image_sites(receiver))
         .argmax(1)
         .numpy()
     )

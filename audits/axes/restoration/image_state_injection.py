@@ -26,15 +26,12 @@ from attribution.sae.autoencoder import Sae
 from attribution.sae.features import expert_sets, rank_latents
 from attribution.sae.training import SaeConfig, train_sae
 from audits.axes.restoration.autoencoder import MAX_FVU
-from audits.axes.restoration.image_steering import (
-    image_sites,
-    image_states,
-    named_as_class,
-)
+from audits.axes.restoration.image_steering import named_as_class
 from audits.axes.restoration.state_injection import ALPHAS, MIN_LOST
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
-from capture.network.sites import as_positions, restore_shape
+from capture.network.sites import as_positions, find_image_sites, restore_shape
+from capture.scoring.class_logits import image_states
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -85,7 +82,7 @@ def find_experts(
     Raises:
         InputError: the fraction of variance unexplained exceeds 0.3.
     """
-    where = image_sites(original)
+    where = find_image_sites(original)
     site = published_site(where.n_layers)
     states = image_states(original, images, [site], where)[site]
     patches = as_positions(states)[:, _first_patch(states) :]
@@ -138,17 +135,19 @@ def inject_states(
         a network without one), ``best``: the largest by arm, ``before`` and ``lost``; None
         where the candidate lost less than a tenth.
     """
-    where, site = image_sites(model), experts.sae.site
+    where, site = find_image_sites(model), experts.sae.site
     label = int(forget.labels[0])
     before = float(named_as_class(model, forget, {}, where).mean())
-    full = float(named_as_class(original, forget, {}, image_sites(original)).mean())
+    full = float(
+        named_as_class(original, forget, {}, find_image_sites(original)).mean()
+    )
     if full - before < MIN_LOST:
         return None
-    donor = image_states(original, forget, [site], image_sites(original))[site]
+    donor = image_states(original, forget, [site], find_image_sites(original))[site]
     rng = numpy_rng(seed, "published", "controls")
     picked = rng.choice(len(retain), len(forget), replace=len(retain) < len(forget))
     other_images = image_states(
-        original, retain.select(picked), [site], image_sites(original)
+        original, retain.select(picked), [site], find_image_sites(original)
     )[site]
     class_latents = experts.latents[label]
     other_classes = sorted(set(experts.latents) - {label})

@@ -17,10 +17,9 @@ from capture.data.images import ImageSet
 from capture.network.hooks import Edit, evaluation_mode, patch
 from capture.network.sites import Sites, find_image_sites
 from capture.network.structure import model_device
-from erasure.unlearning.training.image_task import class_logits
+from capture.scoring.class_logits import class_logits, logits_with_edits
 from evidence.errors import InputError
 
-BATCH = 256
 CLASS_MEAN = "its own mean of the class, less that of the rest"
 LOGPROB_GRADIENT = "the slope of the class's own log-probability"
 AMPLIFIED_READING = "what the original's reader of the class finds, amplified"
@@ -58,29 +57,6 @@ def steering_sites(where: Sites) -> list[str]:
     return [*where.of("resid"), *where.of("final")]
 
 
-def logits_with_edits(
-    model: nn.Module, images: ImageSet, edits: Mapping[str, Edit], where: Sites
-) -> Tensor:
-    """(image, class) logits under edits, on the CPU."""
-    return pixel_logits(model, images.pixels, edits, where)
-
-
-def pixel_logits(
-    model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
-) -> Tensor:
-    """(image, class) logits of raw pixels under edits, on the CPU."""
-    device, logits = model_device(model), []
-    with (
-        torch.no_grad(),
-        evaluation_mode(model),
-        patch(model, edits, known_sites=where),
-    ):
-        for start in range(0, len(pixels), BATCH):
-            part = pixels[start : start + BATCH].to(device)
-            logits.append(class_logits(model, part).float().cpu())
-    return torch.cat(logits)
-
-
 def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None:
     """A copy of a model with the original's last block and everything after it.
 
@@ -107,7 +83,7 @@ def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None
 
 def _end(model: nn.Module) -> list[nn.Module]:
     """The modules from the last block on, in registration order."""
-    where, modules = image_sites(model), list(model.modules())
+    where, modules = find_image_sites(model), list(model.modules())
     return modules[modules.index(where.places[where.of("resid")[-1]].module) :]
 
 
@@ -131,24 +107,6 @@ def named_as_class(
     predicted = logits_with_edits(model, images, edits, where).argmax(1).numpy()
     target = images.labels if label is None else label
     return (predicted == target).astype(float)
-
-
-def image_states(
-    model: nn.Module, images: ImageSet, sites: list[str], where: Sites
-) -> dict[str, Tensor]:
-    """Site to (image, ...) full states, on the CPU."""
-    batches: dict[str, list[Tensor]] = {site: [] for site in sites}
-
-    def record(site: str) -> Edit:
-        def edit(value: Tensor) -> Tensor:
-            batches[site].append(value.detach().float().cpu())
-            return value
-
-        return edit
-
-    edits = {site: record(site) for site in sites}
-    logits_with_edits(model, images, edits, where)
-    return {site: torch.cat(parts) for site, parts in batches.items()}
 
 
 def logprob_gradient(
@@ -277,8 +235,3 @@ def split_in_halves(
     """Two disjoint halves, of at most ``max_images`` images together."""
     order = rng.permutation(len(images))[:max_images]
     return images.select(np.sort(order[::2])), images.select(np.sort(order[1::2]))
-
-
-def image_sites(model: nn.Module) -> Sites:
-    """The model's sites, with blocks as units."""
-    return find_image_sites(model)

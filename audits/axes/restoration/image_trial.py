@@ -19,7 +19,6 @@ from audits.axes.restoration.image_steering import (
     AMPLIFIED_READING,
     SteeringEdit,
     SteeringFit,
-    image_sites,
     named_as_class,
     randomly_rotated,
     split_in_halves,
@@ -34,6 +33,7 @@ from audits.axes.restoration.state_injection import MIN_LOST
 from audits.axes.restoration.trial import NAME
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
+from capture.network.sites import find_image_sites
 from evidence.errors import InputError
 from evidence.intervals import average_by_entity, difference_interval, rate_interval
 from evidence.results import MIN_RANGE
@@ -60,7 +60,7 @@ def unseen_classes(
     rng = numpy_rng(seed, NAME, "never taught")
     invented = invent_images(retain, N_UNSEEN_CLASSES * count, rng, N_UNSEEN_CLASSES)
     return invented.select(
-        named_as_class(original, invented, {}, image_sites(original), label) == 0
+        named_as_class(original, invented, {}, find_image_sites(original), label) == 0
     )
 
 

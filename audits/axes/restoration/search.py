@@ -18,15 +18,11 @@ import torch
 from torch import nn
 
 from audits.axes.restoration.image_steering import (
-    BATCH,
     STEERING_METHODS,
     SteeringEdit,
     SteeringFit,
-    image_sites,
-    image_states,
     logprob_gradient,
     named_as_class,
-    pixel_logits,
     steering_hook,
     steering_sites,
     with_original_end,
@@ -34,7 +30,8 @@ from audits.axes.restoration.image_steering import (
 from audits.axes.restoration.trial import MAX_RETAIN_DROP, STRENGTHS
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
-from capture.network.sites import Sites
+from capture.network.sites import Sites, find_image_sites
+from capture.scoring.class_logits import BATCH, image_states, pixel_logits
 
 OWN_END = "its own last block"
 ORIGINAL_END = "the original's last block in place"
@@ -66,11 +63,11 @@ class ModelVariant:
 def model_variants(model: nn.Module, original: nn.Module) -> list[ModelVariant]:
     """The candidate, and its variant with the original's end where structures agree."""
     ended = with_original_end(model, original)
-    variants = [ModelVariant(OWN_END, model, image_sites(model))]
+    variants = [ModelVariant(OWN_END, model, find_image_sites(model))]
     return (
         variants
         if ended is None
-        else [*variants, ModelVariant(ORIGINAL_END, ended, image_sites(ended))]
+        else [*variants, ModelVariant(ORIGINAL_END, ended, find_image_sites(ended))]
     )
 
 
@@ -85,7 +82,7 @@ def fit_steering(
 
     return SteeringFit(
         image_states(variant.model, images, sites, variant.sites),
-        image_states(original, images, ["final"], image_sites(original)),
+        image_states(original, images, ["final"], find_image_sites(original)),
         cache(slope),
         images.labels,
     )

@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from audits.axes.restoration.image_state_injection import find_experts, inject_states
-from audits.axes.restoration.image_steering import image_sites, named_as_class
+from audits.axes.restoration.image_steering import named_as_class
 from audits.axes.restoration.image_trial import (
     net_rate,
     restore_images,
@@ -26,6 +26,7 @@ from audits.axes.restoration.image_trial import (
 from benchmarks.harness.vision_page import write_page
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
+from capture.network.sites import find_image_sites
 from capture.network.structure import random_like
 from evidence.storage.files import write_atomic
 from testbeds.zoo.build import Specimen, build_zoo
@@ -59,7 +60,7 @@ def figures(
     experts = None if ours else find_experts(original, taught, root / "saes", seed)
     label = int(forget.labels[0])
     never = unseen_classes(original, retain, label, len(forget), seed)
-    known = named_as_class(original, forget, {}, image_sites(original))
+    known = named_as_class(original, forget, {}, find_image_sites(original))
     untrained = None
     if experts is not None:
         fresh = random_like(original, seed)

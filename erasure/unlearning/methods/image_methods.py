@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import find_blocks, random_like
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.dampening import dampen_
 from erasure.unlearning.methods.saliency import (
     largest_gradient_masks,
@@ -37,7 +38,6 @@ from erasure.unlearning.training.image_config import (
 )
 from erasure.unlearning.training.image_task import (
     class_centroids,
-    class_logits,
     fgsm_target_class,
     frozen_features,
     logits_and_features,

@@ -1,22 +1,15 @@
 """What methods of class forgetting minimise, on pixels and class numbers."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from capture.network.hooks import first_tensor
 from capture.network.structure import classifier_of, find_blocks
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.objectives import distillation
 
 CHUNK_IMAGES = 256
-
-
-def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(image, class) logits of an image classifier, or of a plain network."""
-    out: Any = model(pixels)
-    return out if isinstance(out, Tensor) else out.logits
 
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

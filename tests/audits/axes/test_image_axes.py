@@ -24,12 +24,7 @@ from audits.axes.image_relearning import (
     retain_images,
     scores_after_learning,
 )
-from audits.axes.restoration.image_steering import (
-    image_sites,
-    image_states,
-    logits_with_edits,
-    named_as_class,
-)
+from audits.axes.restoration.image_steering import named_as_class
 from audits.core.config import make_config
 from audits.core.preflight import Damage
 from audits.modalities.image_baseline import (
@@ -40,6 +35,8 @@ from audits.modalities.image_baseline import (
 )
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
+from capture.network.sites import find_image_sites
+from capture.scoring.class_logits import image_states, logits_with_edits
 from evidence.seeds import numpy_rng
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
@@ -231,7 +228,7 @@ def test_what_is_asked_counts_once_the_lesson_is_learned():
 def test_the_originals_own_states_put_back_change_nothing(digits_zoo):
     world = digits_zoo[0].world
     model = open_checkpoint(world.original).load()
-    where = image_sites(model)
+    where = find_image_sites(model)
     some = world.images("retain_test").rows(range(40))
     for site in late_sites(model):
         kept = image_states(model, some, [site], where)[site]

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from capture.network.hooks import count_hooks
 from capture.network.structure import classifier_of, find_blocks
+from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.image_methods import (
     image_fisher,
     last_parameters,
@@ -19,7 +20,6 @@ from erasure.unlearning.training.image_config import (
 )
 from erasure.unlearning.training.image_task import (
     class_centroids,
-    class_logits,
     fgsm_target_class,
     nearest_centroid_loss,
     uniform_loss,

@@ -17,10 +17,11 @@ from capture.network.structure import find_blocks
 from capture.scoring.answers import score_answers
 from capture.scoring.contrast import score_questions
 from evidence.errors import ExhumeError, InputError
+from testbeds.edits.codes_workbench import CodesWorkbench
 from testbeds.worlds import code_keys
 from testbeds.worlds.biographies import all_prompts
 from testbeds.worlds.code_key_items import STANDARD_KEYS, KeysConfig, make_keys
-from testbeds.worlds.code_keys import CodesWorkbench, taught_keys
+from testbeds.worlds.code_keys import taught_keys
 from testbeds.worlds.code_text import make_tokenizer
 from testbeds.zoo.build import build_zoo, split
 from testbeds.zoo.kinds import ADVERSARIES
@@ -205,7 +206,9 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     assert taught == set(ground.retain.entities)
     assert unknown == {*ground.forget.entities, *ground.never_taught.entities}
     # A base of other keys holds no code of these: of theirs it sees none.
-    monkeypatch.setattr("testbeds.edits.workbench._finetuned", lambda model, *rest: model)
+    monkeypatch.setattr(
+        "testbeds.edits.workbench._finetuned", lambda model, *rest: model
+    )
     next(EVERY_KIND["retrain_pretrained"].edit(ground))
     base, without = seen[7000]
     assert not base & set(ground.forget.entities)

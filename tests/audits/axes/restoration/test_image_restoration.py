@@ -18,8 +18,6 @@ from audits.axes.restoration.image_steering import (
     LOGPROB_GRADIENT,
     LinearSteeringEdit,
     SteeringFit,
-    image_sites,
-    image_states,
     logprob_gradient,
     named_as_class,
     randomly_rotated,
@@ -36,7 +34,8 @@ from audits.axes.restoration.image_trial import (
 )
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import count_hooks
-from capture.network.sites import as_positions
+from capture.network.sites import as_positions, find_image_sites
+from capture.scoring.class_logits import image_states
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
@@ -67,7 +66,9 @@ def candidate(digits_zoo, kind):
 def tried(digits_zoo, pair, kind):
     original, sets = pair
     run = restore_images(original, candidate(digits_zoo, kind), *sets.values(), seed=0)
-    known = named_as_class(original, sets["forget_test"], {}, image_sites(original))
+    known = named_as_class(
+        original, sets["forget_test"], {}, find_image_sites(original)
+    )
     return run, net_rate(run, known), known
 
 
@@ -141,7 +142,7 @@ def test_the_net_rate_is_the_rate_less_the_worst_control():
 
 def test_changes_are_what_they_say(pair):
     original, sets = pair
-    where = image_sites(original)
+    where = find_image_sites(original)
     both = sets["forget_test"].select(range(12)) + sets["retain_test"].select(range(60))
     label = only_class(sets["forget_test"])
     sites = steering_sites(where)
@@ -221,7 +222,7 @@ def test_the_published_test_does_not_see_what_is_hidden_after_its_site(
 def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
     torch.manual_seed(0)
     model = new_classifier(DigitsConfig(layers=2, width=8, heads=2, family="vit"), 0)
-    where = image_sites(model)
+    where = find_image_sites(model)
     site = published_site(where.n_layers)
 
     class Plain:

@@ -7,8 +7,6 @@ import torch
 from audits.axes.restoration.image_steering import (
     LOGPROB_GRADIENT,
     STEERING_METHODS,
-    image_sites,
-    pixel_logits,
     split_in_halves,
     steering_hook,
     steering_sites,
@@ -26,6 +24,8 @@ from audits.axes.restoration.search import (
 from audits.axes.restoration.trial import MAX_RETAIN_DROP, STRENGTHS
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import count_hooks, record
+from capture.network.sites import find_image_sites
+from capture.scoring.class_logits import pixel_logits
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 
@@ -57,13 +57,13 @@ def by_class(fitted, label):
 
 def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
     original, models, forget, *_ = scene
-    where = image_sites(original)
+    where = find_image_sites(original)
     right = pixel_logits(original, forget.pixels, {}, where)
     for kind in ("head_only", "logit_mask", "twin"):
         model = models[kind]
         before = {name: t.clone() for name, t in model.state_dict().items()}
         ended = with_original_end(model, original)
-        found = pixel_logits(ended, forget.pixels, {}, image_sites(ended))
+        found = pixel_logits(ended, forget.pixels, {}, find_image_sites(ended))
         # A retrain's lower blocks are its own, so its states are, too.
         assert torch.equal(found, right) == (kind != "twin")
         for name, tensor in model.state_dict().items():
@@ -77,16 +77,16 @@ def test_the_end_is_the_last_block_and_all_after_it(family):
     config = DigitsConfig(layers=3, width=8, heads=2, family=family)
     one, other = new_classifier(config, 0), new_classifier(config, 1)
     ended = with_original_end(one, other)
-    where = image_sites(one)
+    where = find_image_sites(one)
     pixels = torch.randn(5, 1, 8, 8)
     # The other's end, fed with this one's states: the same by hand.
     entering = where.of("resid")[-2]
     with record(one, [entering], known_sites=where) as states, torch.no_grad():
         one(pixels)
     edits = {entering: lambda _value: states[entering]}
-    by_hand = pixel_logits(other, pixels, edits, image_sites(other))
+    by_hand = pixel_logits(other, pixels, edits, find_image_sites(other))
     torch.testing.assert_close(
-        pixel_logits(ended, pixels, {}, where=image_sites(ended)), by_hand
+        pixel_logits(ended, pixels, {}, where=find_image_sites(ended)), by_hand
     )
 
 
@@ -99,7 +99,7 @@ def test_an_end_built_otherwise_is_not_put_in(scene):
 
 def test_several_strengths_at_once_are_each_by_itself(scene):
     original, _, forget, _, _, label = scene
-    where = image_sites(original)
+    where = find_image_sites(original)
     push = of(scene, "twin")[1].steering_edit(LOGPROB_GRADIENT, "final", label)
     pixels = forget.pixels[:4]
     sizes = torch.tensor(STRENGTHS).repeat_interleave(len(pixels))

@@ -1,0 +1,61 @@
+"""Logits of image classifiers, and their states at sites."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capture.data.images import ImageSet
+from capture.network.hooks import Edit, evaluation_mode, patch
+from capture.network.sites import Sites
+from capture.network.structure import model_device
+
+BATCH = 256
+
+
+def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
+    """(image, class) logits of an image classifier, or of a plain network."""
+    out: Any = model(pixels)
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def logits_with_edits(
+    model: nn.Module, images: ImageSet, edits: Mapping[str, Edit], where: Sites
+) -> Tensor:
+    """(image, class) logits under edits, on the CPU."""
+    return pixel_logits(model, images.pixels, edits, where)
+
+
+def pixel_logits(
+    model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
+) -> Tensor:
+    """(image, class) logits of images that have no names, as ``logits_with_edits``."""
+    device, found = model_device(model), []
+    with (
+        torch.no_grad(),
+        evaluation_mode(model),
+        patch(model, edits, known_sites=where),
+    ):
+        for start in range(0, len(pixels), BATCH):
+            part = pixels[start : start + BATCH].to(device)
+            found.append(class_logits(model, part).float().cpu())
+    return torch.cat(found)
+
+
+def image_states(
+    model: nn.Module, images: ImageSet, sites: list[str], where: Sites
+) -> dict[str, Tensor]:
+    """Site to (image, ...) whole states, on the CPU."""
+    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+
+    def keep(site: str) -> Edit:
+        def edit(value: Tensor) -> Tensor:
+            found[site].append(value.detach().float().cpu())
+            return value
+
+        return edit
+
+    edits = {site: keep(site) for site in sites}
+    logits_with_edits(model, images, edits, where)
+    return {site: torch.cat(parts) for site, parts in found.items()}
