@@ -25,7 +25,7 @@ def known_rows(questions: Questions, original_scores: dict[str, Any]) -> np.ndar
 
 def run_behaviour(
     forget: Questions,
-    never: Questions,
+    never_taught: Questions,
     scores: Mapping[str, dict[str, Any]],
     config: AuditConfig,
     notes: Sequence[str],
@@ -34,7 +34,7 @@ def run_behaviour(
 
     Args:
         forget: Forget questions with every paraphrase.
-        never: Never-taught questions.
+        never_taught: Never-taught questions.
         scores: By role: ``forget`` and ``never_taught`` (as ``score_question_sets``) and ``ratios``
             (as ``truth_ratios``).
     """
@@ -51,7 +51,7 @@ def run_behaviour(
 
     def never_taught_values(role: str, metric: str) -> EntityValues:
         values = getattr(scores_from_json(scores[role]["never_taught"]), metric)
-        return average_by_entity(values, never.entities)
+        return average_by_entity(values, never_taught.entities)
 
     references = reference_roles(scores)
     readings = compare_to_floors(

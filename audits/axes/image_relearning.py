@@ -80,18 +80,18 @@ def relearning_splits(
                     sets.forget.select(np.sort(held_out)),
                 )
             )
-    never = []
+    never_taught = []
     for kind in rng.permutation(np.unique(sets.never.labels)):
         rows = np.flatnonzero(sets.never.labels == kind)
-        if len(rows) > SHOTS and len(never) < N_INVENTED_CLASSES:
+        if len(rows) > SHOTS and len(never_taught) < N_INVENTED_CLASSES:
             shuffled = rng.permutation(rows)
-            never.append(
+            never_taught.append(
                 RelearningSplit(
                     sets.never.select(shuffled[:SHOTS]),
                     sets.never.select(shuffled[SHOTS:]),
                 )
             )
-    return {"forget": forget, "never": never}
+    return {"forget": forget, "never": never_taught}
 
 
 def retain_images(sets: EvaluationSets, seed: int) -> ImageSet:
@@ -238,7 +238,7 @@ def judge(
         role: reordered(scores_after_learning(role_runs["forget"]), ids)
         for role, role_runs in runs.items()
     }
-    never = {
+    never_taught = {
         role: scores_after_learning(role_runs["never"])
         for role, role_runs in runs.items()
         if "never" in role_runs
@@ -254,14 +254,16 @@ def judge(
         )
     ]
     if "planted" in runs:
-        controls.append(_planted(own["planted"], references, never["planted"], config))
+        controls.append(
+            _planted(own["planted"], references, never_taught["planted"], config)
+        )
     comparison = MetricComparison(
         HELD_OUT_NAMED,
         HELD_OUT_NAMED,
         own["unlearned"],
         original_values,
         references,
-        never["unlearned"],
+        never_taught["unlearned"],
     )
     readings = compare_to_floors(NAME, [comparison], ["after teaching"], config)
     status, extra = _status(readings, controls, config)
@@ -298,11 +300,11 @@ def judge(
 def _planted(
     planted: EntityValues,
     references: Sequence[EntityValues],
-    never: EntityValues,
+    never_taught: EntityValues,
     config: AuditConfig,
 ) -> Control:
     """The planted suppression must return beyond the floor."""
-    floor = average_models(references) if references else never
+    floor = average_models(references) if references else never_taught
     test = (paired_max_test if references else unpaired_max_test)(
         planted.values,
         floor.values,

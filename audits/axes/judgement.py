@@ -89,8 +89,8 @@ def informative_columns(power: MaxTest, rule: Rule) -> NDArray[np.bool_]:
     Args:
         power: Test of the original's forgotten entities against never-taught ones.
     """
-    strong = power.difference >= 0.5 * power.difference.max()
-    return strong & (power.p_column < rule.alpha) & (power.difference > MIN_SPAN)
+    large = power.difference >= 0.5 * power.difference.max()
+    return large & (power.p_column < rule.alpha) & (power.difference > MIN_SPAN)
 
 
 def unpaired_test(

@@ -61,7 +61,7 @@ class RelearningSplit:
 
 
 def relearning_splits(
-    forget: Sequence[Item], never: Sequence[Item], rng: np.random.Generator
+    forget: Sequence[Item], never_taught: Sequence[Item], rng: np.random.Generator
 ) -> list[RelearningSplit]:
     """Two halves of the entities, each trained on while the other is held out.
 
@@ -71,7 +71,7 @@ def relearning_splits(
     names = list(dict.fromkeys(item.entity for item in forget))
     order = [names[position] for position in rng.permutation(len(names))]
     halves = (set(order[: len(order) // 2]), set(order[len(order) // 2 :]))
-    invented = list(dict.fromkeys(item.entity for item in never))
+    invented = list(dict.fromkeys(item.entity for item in never_taught))
     splits = []
     for number, taught in enumerate(halves):
         if len(invented) % len(names) == 0:
@@ -87,7 +87,7 @@ def relearning_splits(
             RelearningSplit(
                 [item for item in forget if item.entity in taught],
                 [item for item in forget if item.entity not in taught],
-                [item for item in never if item.entity in chosen],
+                [item for item in never_taught if item.entity in chosen],
             )
         )
     return splits

@@ -50,12 +50,12 @@ def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
 
 
 def check_sets(
-    forget: ItemSet, retain: ItemSet, never: ItemSet | None, config: AuditConfig
+    forget: ItemSet, retain: ItemSet, never_taught: ItemSet | None, config: AuditConfig
 ) -> ValidationReport:
     """Validate the item sets against each other.
 
     Args:
-        never: Never-taught items; None to invent them as the audit would.
+        never_taught: Never-taught items; None to invent them as the audit would.
         config: Settings of the audit.
     """
     report = validate_items(forget, retain)
@@ -63,8 +63,8 @@ def check_sets(
         return report
 
     def check_names() -> None:
-        if never is not None:
-            check_never_taught(never, forget, retain)
+        if never_taught is not None:
+            check_never_taught(never_taught, forget, retain)
         else:
             invent_never_taught(forget, within_budget(retain, config), config)
 
@@ -85,7 +85,7 @@ def check_with_original(
     original: Checkpoint,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet | None,
+    never_taught: ItemSet | None,
     config: AuditConfig,
 ) -> ValidationReport:
     """Validate the sets with the original's tokenizer and context; it is not run.
@@ -111,7 +111,7 @@ def check_with_original(
     report = validate_items(forget, retain, original.tokenizer)
     if not report.ok:
         return report
-    sets = {"forget": forget, "retain": retain, "never-taught": never}
+    sets = {"forget": forget, "retain": retain, "never-taught": never_taught}
     return _with(
         report,
         *(

@@ -44,14 +44,14 @@ class InputsOf(Generic[Items]):
 
     def fingerprint(self) -> dict[str, Any]:
         """Hashes of items and models, including everything that changes a model's function."""
-        never = self.never_taught
+        never_taught = self.never_taught
         return {
             "original": self.original.fingerprint,
             "unlearned": self.unlearned.fingerprint,
             "references": [reference.fingerprint for reference in self.references],
             "forget": self.forget.digest,
             "retain": self.retain.digest,
-            "never_taught": never.digest if never is not None else None,
+            "never_taught": never_taught.digest if never_taught is not None else None,
         }
 
 

@@ -89,18 +89,20 @@ def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemS
     return ItemSet(tuple(made), "never taught", "invented")
 
 
-def check_never_taught(never: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
+def check_never_taught(never_taught: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
     """Check that given never-taught items share no entity with the other sets.
 
     Raises:
         InputError: an entity is in another set, or there are too few.
     """
     taught = {normalize_text(entity) for entity in (*forget.entities, *retain.entities)}
-    shared = [entity for entity in never.entities if normalize_text(entity) in taught]
+    shared = [
+        entity for entity in never_taught.entities if normalize_text(entity) in taught
+    ]
     if shared:
         raise InputError(
             f"never-taught items name {shared[0]!r}, which is in the forget or "
             "retain file",
             expected="entities no model was taught",
         )
-    check_entity_count(never, MIN_NEVER_TAUGHT_ENTITIES, "the never-taught set")
+    check_entity_count(never_taught, MIN_NEVER_TAUGHT_ENTITIES, "the never-taught set")

@@ -102,10 +102,12 @@ def select(run: ImageRun) -> dict[str, Any]:
         order = numpy_rng(seed, "images", "halves").permutation(chosen["retain"])
         cut = len(order) // 2
         parts = {"fit": np.sort(order[:cut]), "check": np.sort(order[cut:])}
-        never = run.inputs.never_taught
-        if never is None:
-            never = _invented(run, retain.select(parts["check"]), len(chosen["forget"]))
-        called_class = predicted_classes(model, never) == int(forget.labels[0])
+        never_taught = run.inputs.never_taught
+        if never_taught is None:
+            never_taught = _invented(
+                run, retain.select(parts["check"]), len(chosen["forget"])
+            )
+        called_class = predicted_classes(model, never_taught) == int(forget.labels[0])
     if called_class.mean() > 0.5:
         raise InputError(
             "the original calls most never-taught images the forgotten class",
@@ -126,14 +128,14 @@ def selected_sets(run: ImageRun, chosen: dict[str, Any]) -> EvaluationSets:
     """The images that ``select`` chose."""
     forget, retain = run.inputs.forget, run.inputs.retain
     check = retain.select(chosen["check"], "check")
-    never = run.inputs.never_taught
-    if never is None:
-        never = _invented(run, check, len(chosen["forget"]))
+    never_taught = run.inputs.never_taught
+    if never_taught is None:
+        never_taught = _invented(run, check, len(chosen["forget"]))
     return EvaluationSets(
         forget.select(chosen["forget"], "forget"),
         retain.select(chosen["fit"], "fit"),
         check,
-        never.select(chosen["never"], "never_taught"),
+        never_taught.select(chosen["never"], "never_taught"),
     )
 
 

@@ -105,7 +105,9 @@ def _check_same(
             )
 
 
-def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> None:
+def _check_sets(
+    forget: ImageSet, retain: ImageSet, never_taught: ImageSet | None
+) -> None:
     """Check for one forget class, enough retain classes, and no image in two sets."""
     classes = np.unique(forget.labels)
     if len(classes) != 1:
@@ -127,8 +129,8 @@ def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> N
             expected=f"at least {MIN_RETAIN_CLASSES}",
             got=str(len(retain_classes)),
         )
-    if never is not None:
-        largest_class = int(np.unique(never.labels, return_counts=True)[1].max())
+    if never_taught is not None:
+        largest_class = int(np.unique(never_taught.labels, return_counts=True)[1].max())
         if largest_class < MIN_NEVER_TAUGHT_IMAGES:
             raise InputError(
                 "no class of the never-taught images is large enough to be taught",
@@ -136,7 +138,7 @@ def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> N
                 got=str(largest_class),
             )
     seen = {_content(forget, row) for row in range(len(forget))}
-    for images in (retain, never) if never is not None else (retain,):
+    for images in (retain, never_taught) if never_taught is not None else (retain,):
         for row in range(len(images)):
             if _content(images, row) in seen:
                 raise InputError(

@@ -142,14 +142,14 @@ def _relearning_plot(
     title = ": ".join(
         filter(None, (name_of(role), words.get(metric, metric.strip("_"))))
     )
-    colour = color_of(role)
+    color = color_of(role)
     # Never-taught items are drawn as the floor in every model.
     parts = [
-        (f"asked{metric}", "half not taught", "solid", colour),
+        (f"asked{metric}", "half not taught", "solid", color),
         (f"never{metric}", "never-taught items", "dash", "floor"),
     ]
     if as_percent:  # training items have an exact match only
-        parts.append(("taught", "half taught", "dot", colour))
+        parts.append(("taught", "half taught", "dot", color))
     lines = [
         (y, label, dash, color_role)
         for part, label, dash, color_role in parts

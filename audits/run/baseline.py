@@ -78,13 +78,13 @@ def never_taught(run: Run, forget: ItemSet, retain: ItemSet) -> ItemSet:
 
 
 def score_baseline(
-    run: Run, role: str, forget: ItemSet, retain: ItemSet, never: ItemSet
+    run: Run, role: str, forget: ItemSet, retain: ItemSet, never_taught: ItemSet
 ) -> dict[str, Any]:
     """All output scores of one model, in one loading."""
     budget, tokenizer = run.config.budget, run.tokenizer
     questions = {
         "forget": build_questions(forget, budget.prompts_per_item),
-        "never_taught": build_questions(never, budget.prompts_per_item),
+        "never_taught": build_questions(never_taught, budget.prompts_per_item),
     }
     with run.models[role].loaded(run.device) as model:
         scores = score_question_sets(model, tokenizer, questions, run.progress)

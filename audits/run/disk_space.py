@@ -51,11 +51,15 @@ def activation_size(
         return ActivationSize(0, 0, 0)
     width, sites = structure.d_model or 0, (structure.n_layers or 0) + 1
     retain = within_budget(inputs.retain, config)
-    never = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
+    never_taught = inputs.never_taught or invent_never_taught(
+        inputs.forget, retain, config
+    )
     tokenizer = inputs.original.tokenizer
     rows = tokens = size = 0
     if axes & {"decodability", "concept"}:
-        tasks, _ = make_audit_tasks(inputs.forget, retain, never, tokenizer, config)
+        tasks, _ = make_audit_tasks(
+            inputs.forget, retain, never_taught, tokenizer, config
+        )
         parts = [part for task in tasks for part in task.parts.values()]
         max_rows_by_part = [_widest(part, config.budget.block) for part in parts]
         rows += sum(max_rows_by_part)
@@ -67,7 +71,9 @@ def activation_size(
     if "membership" in axes:
         try:
             wordings = config.budget.prompts_per_item
-            sets = select_sets(inputs.forget, retain, never, wordings, config.seed)
+            sets = select_sets(
+                inputs.forget, retain, never_taught, wordings, config.seed
+            )
         except InputError:  # the axis will report this and not run
             prompts = []
         else:

@@ -31,7 +31,7 @@ def run_inner_axes(
     run: Run,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     baseline_scores: dict[str, Any],
     damage: Damage,
     absent_at_output: bool,
@@ -56,7 +56,7 @@ def run_inner_axes(
     notes = planting_notes(planted)
     advance(0.15)
     if {"decodability", "concept"} & set(requested):
-        states = capture_tasks(run, models, forget, retain, never, stage)
+        states = capture_tasks(run, models, forget, retain, never_taught, stage)
         if "decodability" in requested:
             axes["decodability"] = _decodability(run, models, states, notes, stage)
         if "concept" in requested:
@@ -65,30 +65,38 @@ def run_inner_axes(
             )
     if "membership" in requested:
         axes["membership"] = optional_axes.run_membership(
-            run, models, forget, retain, never, notes, stage
+            run, models, forget, retain, never_taught, notes, stage
         )
     advance(0.3)
     if "causal_depth" in requested:
         axes["causal_depth"] = _causal_depth(
-            run, models, forget, retain, never, baseline_scores, damage, notes, stage
+            run,
+            models,
+            forget,
+            retain,
+            never_taught,
+            baseline_scores,
+            damage,
+            notes,
+            stage,
         )
     advance(0.05)
     if "persistence" in requested:
         axes["persistence"] = _persistence(
-            run, forget, retain, never, baseline_scores, absent_at_output, stage
+            run, forget, retain, never_taught, baseline_scores, absent_at_output, stage
         )
     advance(0.05)
     if "relearning" in requested:
         axes["relearning"] = _relearning(
-            run, models, forget, never, baseline_scores, notes, stage
+            run, models, forget, never_taught, baseline_scores, notes, stage
         )
     if "restoration" in requested:
         axes["restoration"] = optional_axes.run_restoration(
-            run, models, forget, retain, never, notes, stage
+            run, models, forget, retain, never_taught, notes, stage
         )
     if "circuit" in requested:
         axes["circuit"] = optional_axes.run_circuit(
-            run, models, forget, never, notes, stage
+            run, models, forget, never_taught, notes, stage
         )
     advance(0.45)
     return axes
@@ -118,11 +126,13 @@ def capture_tasks(
     models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     stage,
 ) -> CapturedTasks:
     """The probing tasks, with the states of every model captured."""
-    tasks, notes = make_audit_tasks(forget, retain, never, run.tokenizer, run.config)
+    tasks, notes = make_audit_tasks(
+        forget, retain, never_taught, run.tokenizer, run.config
+    )
     sites: list[str] = []
     for role, audited in models.items() if tasks else ():
         # All models share one architecture, and so the same sites.
@@ -163,13 +173,13 @@ def _causal_depth(
     models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     baseline_scores: dict[str, Any],
     damage: Damage,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    prompts = patching_prompts(run, forget, retain, never, baseline_scores)
+    prompts = patching_prompts(run, forget, retain, never_taught, baseline_scores)
     every = list(models)
     real = [role for role in every if role != "planted"]
     roles_by_part = {
@@ -217,7 +227,7 @@ def patching_prompts(
     run: Run,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     baseline_scores: dict[str, Any],
 ) -> dict[str, PatchingPrompts]:
     """The patching prompts of causal depth, by part."""
@@ -226,7 +236,7 @@ def patching_prompts(
     known_questions = questions.select(
         known_rows(questions, baseline_scores["original"]["forget"])
     )
-    invented = build_questions(never, wordings)
+    invented = build_questions(never_taught, wordings)
     names = retain.entities
     order = numpy_rng(run.config.seed, "causal_depth", "retain").permutation(len(names))
     sample = retain.of_entities(
@@ -259,7 +269,7 @@ def _persistence(
     run: Run,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     baseline_scores: dict[str, Any],
     absent_at_output: bool,
     stage,
@@ -267,7 +277,7 @@ def _persistence(
     wordings = run.config.budget.prompts_per_item
     sets = {
         "forget": build_questions(forget, wordings),
-        "never_taught": build_questions(never, wordings),
+        "never_taught": build_questions(never_taught, wordings),
         "retain": build_questions(retain, 1),
     }
     quantized_scores = {
@@ -309,13 +319,13 @@ def _relearning(
     run: Run,
     models: dict[str, AuditedModel],
     forget: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     baseline_scores: dict[str, Any],
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
     rng = numpy_rng(run.config.seed, "relearning", "halves")
-    splits = relearning.relearning_splits(list(forget), list(never), rng)
+    splits = relearning.relearning_splits(list(forget), list(never_taught), rng)
     # The planted suppression needs a single split.
     splits_by_role = {role: [0] if role == "planted" else [0, 1] for role in models}
     trial_roles = [role for role in ("unlearned", "planted") if role in models]

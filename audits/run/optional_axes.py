@@ -70,7 +70,7 @@ def run_restoration(
     models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
@@ -83,7 +83,7 @@ def run_restoration(
             run.tokenizer,
             forget,
             retain,
-            never,
+            never_taught,
             run.config,
             run.workspace.work / "saes",
             device=run.device,
@@ -97,7 +97,7 @@ def run_circuit(
     run: Run,
     models: dict[str, AuditedModel],
     forget: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
@@ -109,7 +109,7 @@ def run_circuit(
             models,
             run.tokenizer,
             forget,
-            never,
+            never_taught,
             run.config,
             device=run.device,
             notes=notes,
@@ -123,7 +123,7 @@ def run_membership(
     models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
@@ -131,7 +131,7 @@ def run_membership(
     wordings, name = run.config.budget.prompts_per_item, signature_reading.NAME
     try:
         sets = signature_reading.select_sets(
-            forget, retain, never, wordings, run.config.seed
+            forget, retain, never_taught, wordings, run.config.seed
         )
     except InputError as error:
         # Only this axis needs invented counterparts of the retain entities.

@@ -98,13 +98,13 @@ def collect(run: Run) -> Findings:
         first = stage("original", lambda: baseline.score_given_items(run))
         advance(1)
         forget, retain = baseline.select_known_items(run, first)
-        never = baseline.never_taught(run, forget, retain)
+        never_taught = baseline.never_taught(run, forget, retain)
         baseline_scores = {}
         for role in run.models:
             baseline_scores[role] = stage(
                 f"said-{role}",
                 lambda role=role: baseline.score_baseline(
-                    run, role, forget, retain, never
+                    run, role, forget, retain, never_taught
                 ),
             )
             advance(BASELINE_COST)
@@ -114,7 +114,7 @@ def collect(run: Run) -> Findings:
             for name, items in (
                 ("forget", forget),
                 ("retain", retain),
-                ("never_taught", never),
+                ("never_taught", never_taught),
             )
         }
         if not run.identical:
@@ -146,7 +146,7 @@ def collect(run: Run) -> Findings:
                 run,
                 forget,
                 retain,
-                never,
+                never_taught,
                 baseline_scores,
                 damage,
                 "behaviour" in axes and axes["behaviour"].status == "absent",
@@ -162,7 +162,7 @@ def collect(run: Run) -> Findings:
             "forget_entities": len(forget.entities),
             "retain_items": len(retain),
             "retain_entities": len(retain.entities),
-            "never_taught_entities": len(never.entities),
+            "never_taught_entities": len(never_taught.entities),
         },
         "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
         "free_text": {

@@ -220,15 +220,15 @@ def _counts(
         inputs.retain.entities[: budget.retain_entities]
     )
     retain = _prompts(retain_items, budget.prompts_per_item)
-    never = forget * copies
+    never_taught = forget * copies
     if inputs.never_taught is not None:
-        never = _prompts(inputs.never_taught, budget.prompts_per_item)
+        never_taught = _prompts(inputs.never_taught, budget.prompts_per_item)
     tokenizer = inputs.original.tokenizer
 
     def tokens(prompts: list[str]) -> int:
         return sum(map(len, encode(tokenizer, prompts).ids))
 
-    scored_tokens = tokens(forget) + tokens(retain) + tokens(never)
+    scored_tokens = tokens(forget) + tokens(retain) + tokens(never_taught)
     forget_tokens = tokens(_prompts(inputs.forget, 1))
     trained_tokens, work = (
         0,
@@ -253,7 +253,7 @@ def _counts(
     return Plan(
         parameters=parameters,
         models=models,
-        questions=len(forget) + len(retain) + len(never),
+        questions=len(forget) + len(retain) + len(never_taught),
         tokens=scored_tokens,
         probed=activations.rows,
         probed_tokens=activations.tokens,

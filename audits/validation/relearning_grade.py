@@ -123,7 +123,7 @@ def measure_relearning(
 
 
 def grade(
-    model: RelearningCurve, twin: RelearningCurve, original: RelearningCurve
+    model: RelearningCurve, retrain: RelearningCurve, original: RelearningCurve
 ) -> float:
     """Grade between 0, the counterfactual retrain's, and 1, the original's.
 
@@ -132,14 +132,14 @@ def grade(
     Raises:
         InputError: the original recovers hardly more than the retrain.
     """
-    span = original.best - twin.best
+    span = original.best - retrain.best
     if span < 0.2:
         raise InputError(
             "this world cannot grade: its original gets back hardly more than its twin",
             expected="0.2 or more apart",
-            got=f"{original.best:.2f} and {twin.best:.2f}",
+            got=f"{original.best:.2f} and {retrain.best:.2f}",
         )
-    return float(np.clip((model.best - twin.best) / span, 0.0, 1.0))
+    return float(np.clip((model.best - retrain.best) / span, 0.0, 1.0))
 
 
 def _asked(ground: Workbench, items: ItemSet) -> Evaluate:

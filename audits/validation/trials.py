@@ -149,7 +149,7 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
             config=plan.config,
             device=plan.device,
         )
-        mark = _grade(plan, made) if kind in plan.graded else None
+        grade_of_model = _grade(plan, made) if kind in plan.graded else None
     except Exception as error:
         return [_failed(name, error)]
     audits_folder = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"
@@ -182,7 +182,7 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 "floor": floor,
                 "shows": made.card["measured"],
                 "weights": made.card["weights"],
-                "gold": mark,
+                "gold": grade_of_model,
                 "audit": done.document,
             }
         )
@@ -234,10 +234,8 @@ def describe(case: dict) -> str:
     if "failed" in case:
         return f"FAIL {case['model']}: {case['failed']}\n{case.get('traceback', '')}"
     verdict = case["audit"]["verdict"]["class"]
-    mark = "   " if case["state"] is None else "ok "
+    grade_of_model = "   " if case["state"] is None else "ok "
     if case["state"] not in (None, verdict):
-        mark = "BAD"
+        grade_of_model = "BAD"
     seconds = case["audit"]["runtime"]["seconds"]
-    return (
-        f"{mark} {case['model']}, floor {case['floor']} -> {verdict}, {seconds:.0f} s"
-    )
+    return f"{grade_of_model} {case['model']}, floor {case['floor']} -> {verdict}, {seconds:.0f} s"

@@ -153,15 +153,15 @@ def absence_outcome(
         for a, b in zip(low - 0.5, high - 0.5, strict=True)
     ):
         return YES, f"equivalent to chance: all {detectors} within {worst:.2f} of 0.5"
-    centre, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
+    center, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
     count = sound["sequences"]
-    if float(centre.max()) >= margin:
+    if float(center.max()) >= margin:
         return OPEN, (
             f"no longer found, nor equivalent to chance: of the {detectors} one is at "
-            f"{float(centre.max()):.2f} from 0.5, the margin is {margin:g}"
+            f"{float(center.max()):.2f} from 0.5, the margin is {margin:g}"
         )
     # Interval widths scale with 1 / sqrt(number of sequences).
-    needed = int(np.ceil(count * float(((half / (margin - centre)) ** 2).max())))
+    needed = int(np.ceil(count * float(((half / (margin - center)) ** 2).max())))
     return OPEN, (
         f"no longer found, and {count} sequences cannot show equivalence to chance "
         f"within {margin:g}: the {detectors} reach {worst:.2f} from 0.5; about {needed} "

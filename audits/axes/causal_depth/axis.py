@@ -89,8 +89,8 @@ def judge(
     """
     alpha = config.rule.alpha
     ceiling = scores.values("forget", "original", "told")
-    never = scores.values("never_taught", "original", "told")
-    power = unpaired_test(ceiling, never, config, NAME, "original")
+    never_taught = scores.values("never_taught", "original", "told")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     # Only layers whose states carry the facts in the original itself are informative.
     decodable = informative_columns(power, config.rule)
     informative, recalled = _recalled(scores, decodable)
@@ -140,7 +140,7 @@ def judge(
 
 
 def _recalled(
-    carried: PatchedScores, decodable: np.ndarray
+    patched: PatchedScores, decodable: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask of usable sites, and the share that the original recalls by itself.
 
@@ -151,14 +151,14 @@ def _recalled(
     Returns:
         (site,) mask and (site,) share of the original's exact match.
     """
-    if "other" not in carried.prompts:
-        return decodable, np.zeros(len(carried.sites))
-    own_match = carried.mean("forget", "original", "said")
-    share = carried.mean("other", "original", "said") / np.maximum(own_match, 1e-9)
+    if "other" not in patched.prompts:
+        return decodable, np.zeros(len(patched.sites))
+    own_match = patched.mean("forget", "original", "said")
+    share = patched.mean("other", "original", "said") / np.maximum(own_match, 1e-9)
     return decodable & (share < 0.5), share
 
 
-def _transfer_share(carried: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
+def _transfer_share(patched: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
     """Sites where the candidate's states are readable at all, and the share transferred.
 
     A model trained from other starting weights uses a different representation basis. Its
@@ -167,19 +167,19 @@ def _transfer_share(carried: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (site,) mask and (site,) share of the original's excess over chance on retain facts.
     """
-    candidate = carried.mean("retain", "unlearned") - 0.5
-    original = carried.mean("retain", "original") - 0.5
+    candidate = patched.mean("retain", "unlearned") - 0.5
+    original = patched.mean("retain", "original") - 0.5
     share = candidate / np.maximum(original, 1e-9)
     return (share >= MIN_TRANSFER_SHARE) & (original > MIN_SPAN), share
 
 
 def _controls(
-    carried: PatchedScores, config: AuditConfig, mask: np.ndarray, recalled: np.ndarray
+    patched: PatchedScores, config: AuditConfig, mask: np.ndarray, recalled: np.ndarray
 ) -> list[Control]:
     """Controls: never-taught items, another fact of the entity, the planted suppression."""
-    ceiling = carried.mean("forget", "original")[mask] - 0.5
-    leak = carried.mean("never_taught", "original")[mask] - 0.5
-    worst = float((leak / ceiling).max())
+    ceiling = patched.mean("forget", "original")[mask] - 0.5
+    never_taught_excess = patched.mean("never_taught", "original")[mask] - 0.5
+    worst = float((never_taught_excess / ceiling).max())
     controls = [
         Control(
             "never-taught items are not carried",
@@ -188,7 +188,7 @@ def _controls(
             worst < 0.25,
         )
     ]
-    if "other" in carried.prompts:
+    if "other" in patched.prompts:
         controls.append(
             Control(
                 "states asked for another fact do not bring this one",
@@ -197,10 +197,10 @@ def _controls(
                 bool((recalled[mask] < 0.5).any()),
             )
         )
-    if "planted" in carried.roles("forget"):
+    if "planted" in patched.roles("forget"):
         test = unpaired_test(
-            carried.values("forget", "planted", "told"),
-            carried.values("never_taught", "planted", "told"),
+            patched.values("forget", "planted", "told"),
+            patched.values("never_taught", "planted", "told"),
             config,
             NAME,
             "planted",
@@ -211,45 +211,45 @@ def _controls(
 
 
 def _readings(
-    carried: PatchedScores, config: AuditConfig, mask: np.ndarray
+    patched: PatchedScores, config: AuditConfig, mask: np.ndarray
 ) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
-    roles = carried.roles("forget")
+    roles = patched.roles("forget")
     references = reference_roles(roles)
     comparisons = [
         MetricComparison(
             name,
             metric,
-            carried.values("forget", "unlearned", metric),
-            carried.values("forget", "original", metric),
-            [carried.values("forget", role, metric) for role in references],
-            carried.values("never_taught", "unlearned", metric),
+            patched.values("forget", "unlearned", metric),
+            patched.values("forget", "original", metric),
+            [patched.values("forget", role, metric) for role in references],
+            patched.values("never_taught", "unlearned", metric),
             # States that encode only the entity, without the fact, still give the original a
             # small advantage. So the test is against the margin, not the floor.
             min_residual=config.rule.margin,
         )
         for name, metric in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
     ]
-    return compare_to_floors(NAME, comparisons, carried.sites, config, mask)
+    return compare_to_floors(NAME, comparisons, patched.sites, config, mask)
 
 
 def _details(
-    carried: PatchedScores, reverse: PatchedScores | None, mask: np.ndarray
+    patched: PatchedScores, reverse: PatchedScores | None, mask: np.ndarray
 ) -> dict[str, Any]:
     """Loss by item and layer, UDS against each model that never knew the facts, norms."""
-    clean = carried.table("own", "original", "logprob")
-    roles = [role for role in carried.roles("own") if role != "original"]
-    losses = {role: clean - carried.table("own", role, "logprob") for role in roles}
-    losses["stranger"] = clean - carried.table("stranger", "original", "logprob")
+    clean = patched.table("own", "original", "logprob")
+    roles = [role for role in patched.roles("own") if role != "original"]
+    losses = {role: clean - patched.table("own", role, "logprob") for role in roles}
+    losses["stranger"] = clean - patched.table("stranger", "original", "logprob")
     depths = {
         name: unlearning_depth(loss, losses["unlearned"])
         for name, loss in losses.items()
         if name == "stranger" or name.startswith("reference")
     }
-    questions = carried.prompts["own"].questions
+    questions = patched.prompts["own"].questions
     details: dict[str, Any] = {
-        "sites": carried.sites,
-        "used": [site for site, used in zip(carried.sites, mask, strict=True) if used],
+        "sites": patched.sites,
+        "used": [site for site, used in zip(patched.sites, mask, strict=True) if used],
         "depth": {name: _depth(depth) for name, depth in depths.items()},
         "loss_items": [
             {"id": item, "entity": entity, "prompt": prompt, "answer": answer}
@@ -262,13 +262,13 @@ def _details(
             )
         ],
         "losses": {role: np.round(loss, 4).tolist() for role, loss in losses.items()},
-        "norms": carried.tables["norms"],
+        "norms": patched.tables["norms"],
     }
-    if "other" in carried.prompts:
-        details["said_when_another_fact_was_asked"] = carried.mean(
+    if "other" in patched.prompts:
+        details["said_when_another_fact_was_asked"] = patched.mean(
             "other", "original", "said"
         ).tolist()
-    raw = carried.tables["scores"]["forget"]["unlearned"].get("raw")
+    raw = patched.tables["scores"]["forget"]["unlearned"].get("raw")
     if raw is not None:
         details["told_before_norms_were_matched"] = np.mean(raw["told"], 0).tolist()
     if reverse is not None:
@@ -293,11 +293,11 @@ def _depth(depth: DepthScore) -> dict[str, Any]:
     }
 
 
-def _norm_notes(carried: PatchedScores) -> list[str]:
+def _norm_notes(patched: PatchedScores) -> list[str]:
     """A note where states were rescaled to the original's norms."""
-    if "raw" not in carried.tables["scores"]["forget"]["unlearned"]:
+    if "raw" not in patched.tables["scores"]["forget"]["unlearned"]:
         return []
-    ratios = carried.tables["norms"]["unlearned"]
+    ratios = patched.tables["norms"]["unlearned"]
     worst = max(ratios, key=lambda ratio: abs(np.log(max(ratio, 1e-9))))
     return [
         f"The candidate's states are off the original's scale (norms {worst:.2g} times "

@@ -120,8 +120,8 @@ def judge(
         )
 
     alpha = config.rule.alpha
-    ceiling, never = of("original", "forget"), of("original", "never")
-    power = unpaired_test(ceiling, never, config, NAME, "original")
+    ceiling, never_taught = of("original", "forget"), of("original", "never")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     decodable = informative_columns(power, config.rule)
     transfer_share = {role: _transfer_share(scores, role) for role in scores}
     mask = decodable & (transfer_share["unlearned"] >= MIN_TRANSFER_SHARE)
@@ -194,23 +194,23 @@ def judge(
     )
 
 
-def _transfer_share(carried: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
+def _transfer_share(scores: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
     """(site,) share of the original's transferred accuracy on other classes."""
     own_share, original_share = (
-        np.mean(carried[name]["check"], axis=0) for name in (role, "original")
+        np.mean(scores[name]["check"], axis=0) for name in (role, "original")
     )
     return own_share / np.maximum(original_share, 1e-9)
 
 
 def _controls(
     of,
-    carried: Mapping[str, dict[str, Any]],
+    scores: Mapping[str, dict[str, Any]],
     decodable: np.ndarray,
     config: AuditConfig,
 ) -> list[Control]:
     """Controls: never-taught images and the planted suppression."""
-    ceiling, never = of("original", "forget"), of("original", "never")
-    leak = float((never.mean[decodable] / ceiling.mean[decodable]).max())
+    ceiling, never_taught = of("original", "forget"), of("original", "never")
+    leak = float((never_taught.mean[decodable] / ceiling.mean[decodable]).max())
     controls = [
         Control(
             "never-taught images are not carried",
@@ -219,7 +219,7 @@ def _controls(
             leak < 0.25,
         )
     ]
-    if "planted" in carried:
+    if "planted" in scores:
         test = unpaired_test(
             of("planted", "forget"),
             of("planted", "never"),

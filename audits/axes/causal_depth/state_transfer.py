@@ -52,7 +52,9 @@ class PatchingPrompts:
         )
 
 
-def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingPrompts:
+def with_unrelated_receiver(
+    questions: Questions, never_taught: Questions
+) -> PatchingPrompts:
     """Pair each question with the same question about an invented entity as receiver.
 
     The receiver has the same relation, the same paraphrase where there is one, and another
@@ -60,9 +62,9 @@ def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingP
     """
     by_form: dict[tuple[str, int | None], list[int]] = defaultdict(list)
     for row, (index, wording) in enumerate(
-        zip(never.item_index, never.wording, strict=True)
+        zip(never_taught.item_index, never_taught.wording, strict=True)
     ):
-        relation = never.items[index].relation
+        relation = never_taught.items[index].relation
         by_form[relation, wording].append(row)
         by_form[relation, None].append(row)
     turns: dict[Any, int] = defaultdict(int)
@@ -74,13 +76,13 @@ def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingP
         others = [
             row
             for row in by_form.get(form, ())
-            if never.items[never.item_index[row]].entity != item.entity
+            if never_taught.items[never_taught.item_index[row]].entity != item.entity
         ]
         # Receivers take turns, so that no single invented entity biases many questions. They
         # are in the order of the items they mirror, so one step further is another entity.
         turns[form] += 1
         receivers.append(
-            never.prompts[others[turns[form] % len(others)]] if others else None
+            never_taught.prompts[others[turns[form] % len(others)]] if others else None
         )
     selected = questions.select([prompt is not None for prompt in receivers])
     return PatchingPrompts(

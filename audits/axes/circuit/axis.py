@@ -107,7 +107,7 @@ def run_circuit(
     models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     config: AuditConfig,
     *,
     device: str,
@@ -120,12 +120,12 @@ def run_circuit(
         models: Models by role: "original", "unlearned", and where available "planted" and
             "reference-N".
         forget: Forgotten items that the original knows.
-        never: Items about invented entities.
+        never_taught: Items about invented entities.
     """
     try:
         pairs = {
             "forget": _pairs(tokenizer, forget, config, "forget"),
-            "never_taught": _pairs(tokenizer, never, config, "never taught"),
+            "never_taught": _pairs(tokenizer, never_taught, config, "never taught"),
         }
         with models["original"].loaded(device) as model:
             base, mass, figures = _base(model, pairs, config, progress)

@@ -275,11 +275,11 @@ def write_report(
 ) -> dict[str, Any]:
     """Shares of answers written into retain, forgotten and never-taught prompts."""
 
-    def dealt(part: str):
+    def make_targets(part: str):
         rng = numpy_rng(config.seed, AXIS, "targets", part)
         return write_targets(probing.tasks, part, MAX_ENTITIES, rng)
 
-    parts = {part: dealt(part) for part in ("check", "forget", "never_taught")}
+    parts = {part: make_targets(part) for part in ("check", "forget", "never_taught")}
     if not any(parts.values()):
         return {}
     allowed = mask & np.array([site != "embed" for site in probing.sites])

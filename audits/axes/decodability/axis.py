@@ -96,8 +96,8 @@ def _judge(
     rule = config.rule
     forms = sorted({task.form for task in probing.tasks})
     ceiling = probing.values("original", "original", "forget")
-    never = probing.values("original", "original", "never_taught")
-    power = unpaired_test(ceiling, never, config, NAME, "original")
+    never_taught = probing.values("original", "original", "never_taught")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     # Only layers at which the original itself is decodable are informative.
     mask = informative_columns(power, rule)
     shuffles = average_models(
@@ -133,7 +133,7 @@ def _judge(
                 *notes,
             ),
         )
-    controls += _controls(probing, config, mask, ceiling, never, shuffles)
+    controls += _controls(probing, config, mask, ceiling, never_taught, shuffles)
     readings = _readings(probing, config, mask, ceiling)
     status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
@@ -154,7 +154,7 @@ def _controls(
     config: AuditConfig,
     mask: np.ndarray,
     ceiling: EntityValues,
-    never: EntityValues,
+    never_taught: EntityValues,
     shuffles: EntityValues,
 ) -> list[Control]:
     """Controls: never-taught, shuffled labels, planted suppression, embedding, retain."""

@@ -150,10 +150,10 @@ def _refitted(
     """Readings of the refitted probe, against the floors at which it has power."""
     ceiling = of(refitted, "original", "forget")
     reference_values = [of(refitted, role, "forget") for role in references]
-    never = of(refitted, "original", "never")
+    never_taught = of(refitted, "original", "never")
     readings: list[Reading] = []
     for floors in [reference_values, []] if reference_values else [[]]:
-        floor = average_models(floors) if floors else never
+        floor = average_models(floors) if floors else never_taught
         test = (paired_max_test if floors else unpaired_max_test)(
             ceiling.values,
             floor.values,
@@ -175,7 +175,7 @@ def _refitted(
     primary = "reference" if reference_values else "never_taught"
     if readings and readings[0].floor_kind == primary:
         return readings, []
-    floor = average_models(reference_values) if reference_values else never
+    floor = average_models(reference_values) if reference_values else never_taught
     return [], [
         f"A refitted probe says nothing here: it reads {ceiling.mean.max():.2f} in the "
         f"original and {floor.mean.max():.2f} where nothing was known. What tells the "
@@ -191,8 +191,8 @@ def _controls(
     config: AuditConfig,
 ) -> list[Control]:
     """Controls: power, shuffled labels, random directions, the planted suppression."""
-    alpha, never = config.rule.alpha, of(original_scores, "original", "never")
-    power = unpaired_test(ceiling, never, config, NAME, "original")
+    alpha, never_taught = config.rule.alpha, of(original_scores, "original", "never")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     controls = [
         power_control(
             "the original is read beyond never-taught images",

@@ -27,7 +27,7 @@ FIT_FRACTION = 0.8
 def make_audit_tasks(
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     tokenizer: PreTrainedTokenizerBase,
     config: AuditConfig,
 ) -> tuple[list[Task], list[str]]:
@@ -36,7 +36,7 @@ def make_audit_tasks(
     Args:
         forget: Forgotten items that the original knows.
         retain: Retain items that it knows, within the budget.
-        never: Items about invented entities.
+        never_taught: Items about invented entities.
     """
     budget, seed = config.budget, config.seed
     names = retain.entities
@@ -47,7 +47,7 @@ def make_audit_tasks(
             "fit": retain.of_entities([names[i] for i in order[:cut]]),
             "check": retain.of_entities([names[i] for i in order[cut:]]),
             "forget": forget,
-            "never_taught": never,
+            "never_taught": never_taught,
         },
         tokenizer,
         wordings=budget.prompts_per_item,

@@ -57,13 +57,13 @@ class MembershipSets:
 
 
 def select_sets(
-    forget: ItemSet, retain: ItemSet, never: ItemSet, wordings: int, seed: int
+    forget: ItemSet, retain: ItemSet, never_taught: ItemSet, wordings: int, seed: int
 ) -> MembershipSets:
     """Choose the fitting entities and invent their counterparts.
 
     Args:
         forget: Forgotten items that the original knows.
-        never: Never-taught items.
+        never_taught: Never-taught items.
         wordings: Prompts per item of the evaluated parts.
 
     Raises:
@@ -73,7 +73,9 @@ def select_sets(
     same_relations = ItemSet(
         tuple(x for x in retain if x.relation in relations), retain.name
     )
-    fewest = min(len(item_set.entities) for item_set in (forget, never, same_relations))
+    fewest = min(
+        len(item_set.entities) for item_set in (forget, never_taught, same_relations)
+    )
     if fewest < MIN_ENTITIES:
         raise InputError(
             "too few entities to read a signature of membership",
@@ -84,7 +86,7 @@ def select_sets(
     names = same_relations.entities
     order = numpy_rng(seed, NAME, "fit").permutation(len(names))[:MAX_FIT_ENTITIES]
     existing = ItemSet(
-        tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never))
+        tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never_taught))
     )
     chosen = same_relations.of_entities([names[position] for position in sorted(order)])
     mirror = invent_items(chosen, existing, numpy_rng(seed, NAME, "invented"))
@@ -105,7 +107,7 @@ def select_sets(
         "check_invented": build_questions(of(mirror, False), wordings),
         "forget": build_questions(forget, wordings),
         "never_taught": build_questions(
-            [item for item in never if item.relation in relations], wordings
+            [item for item in never_taught if item.relation in relations], wordings
         ),
     }
     return MembershipSets(asked)

@@ -64,7 +64,7 @@ def run_restoration(
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     config: AuditConfig,
     folder: Path,
     *,
@@ -93,7 +93,7 @@ def run_restoration(
             tokenizer,
             forget,
             retain,
-            never,
+            never_taught,
             wordings,
             config.seed,
             autoencoder=autoencoder,
@@ -237,16 +237,18 @@ def net_rate(
         arm: average_by_entity(np.array(run[arm]["said"]), run["entities"])
         for arm in ("steered", "random", "others")
     }
-    never = average_by_entity(np.array(run["never"]["said"]), run["never_entities"])
+    never_taught = average_by_entity(
+        np.array(run["never"]["said"]), run["never_entities"]
+    )
     steered = groups.pop("steered")
     rates = {
         arm: float(arm_scores.mean[0] - before.mean[0]) / lost_share
         for arm, arm_scores in groups.items()
     }
     # Answers about invented people were never lost, so their baseline is 0.
-    rates["never_taught"] = float(never.mean[0]) / lost_share
+    rates["never_taught"] = float(never_taught.mean[0]) / lost_share
     worst = max(rates, key=lambda arm: rates[arm])
-    worst_scores = never if worst == "never_taught" else groups[worst]
+    worst_scores = never_taught if worst == "never_taught" else groups[worst]
     level = 0.0 if worst == "never_taught" else float(before.mean[0])
     together = (
         0.0

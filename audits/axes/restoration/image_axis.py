@@ -44,13 +44,13 @@ def run_restoration(
     """Run the axis on models."""
     runs: dict[str, dict[str, Any]] = {}
     with models["original"].loaded(run.device) as original:
-        never = run.inputs.never_taught
-        if never is None:
-            never = unseen_classes(
+        never_taught = run.inputs.never_taught
+        if never_taught is None:
+            never_taught = unseen_classes(
                 original, sets.check, sets.label, len(sets.forget), run.config.seed
             )
         else:
-            never = sets.never
+            never_taught = sets.never
         for role, audited in models.items():
             if role == "original":
                 continue
@@ -60,7 +60,7 @@ def run_restoration(
                     model,
                     sets.forget,
                     sets.retain,
-                    never,
+                    never_taught,
                     run.config.seed,
                 )
     original_values = np.ones(len(sets.forget))

@@ -69,7 +69,7 @@ def restore_images(
     model: nn.Module,
     forget: ImageSet,
     retain: ImageSet,
-    never: ImageSet,
+    never_taught: ImageSet,
     seed: int,
 ) -> dict[str, Any]:
     """Search for steering edits of ``model``, every forgotten image tested once; JSON-ready.
@@ -79,7 +79,7 @@ def restore_images(
         model: The candidate.
         forget: Images of the forgotten class that no model was trained on.
         retain: The same of the other classes.
-        never: Images of classes that no model saw; the largest classes are used.
+        never_taught: Images of classes that no model saw; the largest classes are used.
         seed: Of halves and controls.
 
     Returns:
@@ -95,7 +95,7 @@ def restore_images(
             is large enough.
     """
     label = only_class(forget)
-    kinds = _kinds(never)
+    kinds = _kinds(never_taught)
     variants = model_variants(model, original)
     variant = variants[0]
     parts = split_in_halves(forget, numpy_rng(seed, NAME, "forget"))
@@ -173,17 +173,17 @@ def restore_images(
     }
 
 
-def _kinds(never: ImageSet) -> list[ImageSet]:
+def _kinds(never_taught: ImageSet) -> list[ImageSet]:
     """The largest never-taught classes, each as its own set.
 
     Raises:
         InputError: none is large enough to be halved.
     """
-    labels, counts = np.unique(never.labels, return_counts=True)
+    labels, counts = np.unique(never_taught.labels, return_counts=True)
     order = labels[np.argsort(-counts, kind="stable")]
     sizes = np.sort(counts)[::-1]
     classes = [
-        never.select(never.labels == label)
+        never_taught.select(never_taught.labels == label)
         for label, size in zip(order, sizes, strict=True)
         if size >= MIN_IMAGES
     ]

@@ -109,7 +109,7 @@ def restore(
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     wordings: int,
     seed: int,
     *,
@@ -138,7 +138,9 @@ def restore(
         original; ``autoencoder``: its ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
     questions = EncodedQuestions.of(build_questions(forget, wordings), tokenizer)
-    never_taught = EncodedQuestions.of(build_questions(never, wordings), tokenizer)
+    never_questions = EncodedQuestions.of(
+        build_questions(never_taught, wordings), tokenizer
+    )
     fit, check = split_retain(retain, wordings, tokenizer, seed)
     with original.loaded(device) as model:
         sites = chosen_sites(
@@ -157,7 +159,7 @@ def restore(
     tables = {arm: np.zeros((2, len(entities))) for arm in ARMS}
     result: dict[str, Any] = {
         "entities": questions.questions.entities,
-        "never_entities": never_taught.questions.entities,
+        "never_entities": never_questions.questions.entities,
         "choices": [],
     }
     never_taught_scores, texts, generated_for = [], [], []
@@ -212,7 +214,7 @@ def restore(
             choice = _search(model, fitted, asked_first, mask, base, where, sites)
             rng = numpy_rng(seed, NAME, "controls", str(number))
             chosen = ChosenEdit(fitted, choice, mask, rng)
-            by_arm = _try(model, chosen, tested, rows, never_taught, where)
+            by_arm = _try(model, chosen, tested, rows, never_questions, where)
             for arm, table in tables.items():
                 table[:, rows] = by_arm[arm].exact_match, by_arm[arm].contrast
             never_taught_scores.append(by_arm["never"])
@@ -224,7 +226,7 @@ def restore(
                     chosen,
                     tested.own_wording(),
                     rows[is_main],
-                    never_taught.own_wording(len(questions.own_wording().rows)),
+                    never_questions.own_wording(len(questions.own_wording().rows)),
                     where,
                 )
             )
