@@ -208,7 +208,7 @@ def test_the_published_test_does_not_see_what_is_hidden_after_its_site(
 ):
     original, sets = pair
     forget, retain = sets["forget_test"], sets["retain_test"]
-    assert experts.fvu < 0.3 and set(experts.sets) == set(range(10))
+    assert experts.fvu < 0.3 and set(experts.latents) == set(range(10))
     for kind in ("head_only", "logit_mask"):
         model = candidate(digits_zoo, kind)
         found = inject_states(original, model, forget, retain, experts, 0)

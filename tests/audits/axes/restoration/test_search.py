@@ -136,7 +136,7 @@ def slow(bodies, fitted, images, kept, unknown, label):
     if said > best[0] and allowed(bodies[1], {}):
         best = (said, ORIGINAL_END, None, None, 0.0)
     for route in STEERING_METHODS:
-        for site in steering_sites(own.where):
+        for site in steering_sites(own.sites):
             push = fitted.steering_edit(route, site, label)
             if push is None or best[0] == 1.0:
                 continue
