@@ -42,7 +42,7 @@ def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
         return source
     if is_image_source(source):
         raise InputError(
-            f"{source} holds images, where text items are read",
+            f"{source} holds images, not text items",
             expected="JSONL, CSV or Parquet",
             fix="exhume audit takes images of classes; other commands do not yet",
         )
@@ -173,9 +173,9 @@ def _check_lengths(
         total = rows.answer_start[longest] + answer
         if total > limit:
             raise InputError(
-                f"a prompt of the {name} set is longer than {original.name} reads, "
-                f"that of item {owners[longest].id!r}",
-                expected=f"at most {limit} tokens, an answer of {answer} included",
+                f"the prompt of item {owners[longest].id!r} in the {name} set exceeds the "
+                f"context of {original.name}",
+                expected=f"at most {limit} tokens, including an answer of {answer}",
                 got=f"{rows.answer_start[longest]} tokens and the answer",
                 fix="Shorten the prompt, or leave the item out",
             )

@@ -221,7 +221,7 @@ def _own(
         )
     if existing != marker and not fresh:
         raise InputError(
-            f"{root} holds the {marker['command']} of other settings",
+            f"{root} holds the {marker['command']} of a call with other settings",
             expected=json.dumps(marker["settings"]),
             got=json.dumps(existing.get("settings"))[:200],
             fix="choose another --out, or pass --fresh to replace it",

@@ -74,7 +74,7 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     if a.get_vocab() == b.get_vocab() and ids[0] == ids[1]:
         return
     raise InputError(
-        f"{other.name} has another tokenizer than {original.name}",
+        f"{other.name} and {original.name} have different tokenizers",
         expected=f"the same {len(a)} tokens",
         got=f"{len(b)} tokens",
         fix="Audit checkpoints of one base model; if only the tokenizer file is "

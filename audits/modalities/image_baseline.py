@@ -110,7 +110,7 @@ def select(run: ImageRun) -> dict[str, Any]:
         called_class = predicted_classes(model, never_taught) == int(forget.labels[0])
     if called_class.mean() > 0.5:
         raise InputError(
-            "the original calls most never-taught images the forgotten class",
+            "the original predicts the forgotten class for most never-taught images",
             expected="images of classes that it was not taught",
             got=f"{called_class.mean():.0%}",
         )

@@ -78,7 +78,7 @@ def _check_classifier(model: Checkpoint) -> None:
         return
     kinds = model.config.get("architectures") or [model.config.get("model_type")]
     raise InputError(
-        f"{model.name} is no image classifier, but the items are images",
+        f"{model.name} is not an image classifier, but the items are images",
         expected="a transformers model such as ViTForImageClassification",
         got=str(kinds[0]),
         fix="Pass text items (JSONL) for a language model",
@@ -97,7 +97,7 @@ def _check_same(
     ):
         if expected != value:
             raise InputError(
-                f"{other.name} has another {quantity} than {first.name}",
+                f"{other.name} and {first.name} differ in the {quantity}",
                 expected=str(expected),
                 got=str(value),
                 fix="Audit checkpoints of one architecture, the forgotten class's "

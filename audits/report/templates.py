@@ -42,9 +42,9 @@ def rendering_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{what} cannot be shown ({type(error).__name__}: {error})",
-            expected="what an audit writes",
-            fix="Run the audit again; if it was not altered, this is a fault of ours",
+            f"{what} cannot be rendered ({type(error).__name__}: {error})",
+            expected="a document written by an audit",
+            fix="Run the audit again; if it was not altered, please report a bug",
         ) from error
 
 

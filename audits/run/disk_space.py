@@ -112,7 +112,7 @@ def check_disk_space(out: Path, size: ActivationSize) -> None:
     free = shutil.disk_usage(existing).free + done
     if size.bytes > free:
         raise InputError(
-            f"there is no room for the activations of this audit in {out}",
+            f"not enough disk space for the activations of this audit in {out}",
             expected=f"{size.bytes / GIB:.2f} GiB",
             got=f"{free / GIB:.2f} GiB free",
             fix="Choose another --out, a smaller profile, or fewer axes",

@@ -155,7 +155,7 @@ def plan(
     """
     if memory is not None and not _is_amount(memory):
         raise InputError(
-            "the memory that may be used is not an amount",
+            "the memory limit is not a valid amount",
             expected=f"GiB, above 0 and at most {MAX_MEMORY_GIB:,}",
             got=quoted(memory),
         )

@@ -135,7 +135,7 @@ def grade(
     span = original.best - retrain.best
     if span < 0.2:
         raise InputError(
-            "this world cannot grade: its original gets back hardly more than its twin",
+            "this world gives no grade: its original recovers hardly more than its retrain",
             expected="0.2 or more apart",
             got=f"{original.best:.2f} and {retrain.best:.2f}",
         )

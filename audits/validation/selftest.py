@@ -118,7 +118,7 @@ def selftest(
     device = choose_device(device)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MAX_JOBS:
         raise InputError(
-            "the number of processes cannot be used",
+            "invalid number of processes",
             expected=f"a whole number from 1 to {MAX_JOBS}",
             got=quoted(jobs),
         )

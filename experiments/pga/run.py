@@ -113,7 +113,7 @@ def pga(
 
     if not isinstance(config, PgaExperiment):
         raise InputError(
-            "the settings of the experiment are not settings",
+            "the settings of the experiment have the wrong type",
             expected="experiments.pga.config.make_config({...})",
             got=quoted(config),
         )

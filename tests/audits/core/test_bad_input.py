@@ -146,7 +146,7 @@ def test_another_tokenizer(try_audit, world, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["zzzz"])
     tokenizer.save_pretrained(folder)
-    assert "another tokenizer" in try_audit(unlearned=folder)
+    assert "have different tokenizers" in try_audit(unlearned=folder)
 
 
 def test_another_architecture(try_audit, world, tmp_path):

@@ -320,10 +320,10 @@ def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_pat
     fewer.config.id2label = {n: str(n) for n in range(9)}
     fewer.config.label2id = {str(n): n for n in range(9)}
     fewer.config.architectures = [type(fewer).__name__]
-    with pytest.raises(InputError, match="another number of classes"):
+    with pytest.raises(InputError, match="differ in the number of classes"):
         audited(world, fewer, tmp_path / "out")
     plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    with pytest.raises(InputError, match="is no image classifier"):
+    with pytest.raises(InputError, match="is not an image classifier"):
         audit(plain, twin, world.forget_test, world.retain_test, tmp_path / "out")
 
 

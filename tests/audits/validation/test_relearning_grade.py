@@ -53,5 +53,5 @@ def test_original_twin_and_what_lies_between(found):
 
 def test_a_world_whose_original_regains_nothing_cannot_grade():
     flat = RelearningCurve(np.full((2, 1, 1), 0.5), np.zeros((2, 1, 1)), 0.5, 0.0)
-    with pytest.raises(InputError, match="cannot grade"):
+    with pytest.raises(InputError, match="gives no grade"):
         grade(flat, flat, flat)
