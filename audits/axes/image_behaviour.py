@@ -31,7 +31,7 @@ def run_behaviour(
     0), and differs from that of other unseen images.
 
     Args:
-        baseline_scores: By role, as ``image_baseline.listen``.
+        baseline_scores: By role, as ``image_baseline.score_baseline``.
         never_called: Share of all never-taught images that the original predicts as the class;
             these are left out of the floor.
     """

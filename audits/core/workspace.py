@@ -65,7 +65,7 @@ class Workspace:
     ) -> "Workspace":
         """Open or create the folder for exactly these inputs.
 
-        The caller holds the folder (``evidence.storage.runs.run_lock``).
+        The caller holds the folder (``evidence.storage.locks.run_lock``).
 
         Args:
             root: The output folder.

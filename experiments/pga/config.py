@@ -17,7 +17,7 @@ class PgaExperiment(BaseModel):
     """Settings of an experiment; the fields of its YAML file.
 
     Attributes:
-        size: Of the world, one of ``testbeds.memorized_codes.world.SIZES``.
+        size: Of the world, one of ``testbeds.memorized_codes.config.SIZES``.
         seed: Of the world and of every random choice.
         erasers: Some of ``experiments.pga.erasers.ERASERS``.
         epochs: Of the alignments; the preset's where null.
