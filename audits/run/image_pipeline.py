@@ -53,8 +53,8 @@ def start_images(
 
 def collect_images(run: ImageRun) -> Findings:
     """Compute every stage that is not saved yet."""
-    ledger = StageRunner(run.workspace, run.progress)
-    stage = ledger.stage
+    runner = StageRunner(run.workspace, run.progress)
+    stage = runner.stage
     total, inner = progress_units(run)
     with run.progress.task("audit", total) as advance:
         difference = stage("weights", lambda: weight_difference(run))
@@ -92,8 +92,8 @@ def collect_images(run: ImageRun) -> Findings:
         "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
-    axes = ledger.with_cost(axes)
-    return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)
+    axes = runner.with_cost(axes)
+    return Findings(axes, damage, run.identical, floor, preflight, runner.cost)
 
 
 def _counts(run: ImageRun, sets: EvaluationSets) -> dict[str, int]:

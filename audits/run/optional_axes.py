@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from audits.axes.circuit import axis as circuit
 from audits.axes.concept import axis as concept
 from audits.axes.decodability.tasks import Task
-from audits.axes.membership import axis as signature
-from audits.axes.membership import scores as signature_reading
+from audits.axes.membership import axis as membership
+from audits.axes.membership import scores as membership_scores
 from audits.axes.restoration import axis as restoration
 from audits.core.context import AuditedModel, Run
 from audits.core.workspace import axis_stage
@@ -128,28 +128,28 @@ def run_membership(
     stage,
 ) -> AxisResult:
     """Capture the states of the membership axis and run it."""
-    wordings, name = run.config.budget.prompts_per_item, signature_reading.NAME
+    wordings, name = run.config.budget.prompts_per_item, membership_scores.NAME
     try:
-        sets = signature_reading.select_sets(
+        sets = membership_scores.select_sets(
             forget, retain, never_taught, wordings, run.config.seed
         )
     except InputError as error:
         # Only this axis needs invented counterparts of the retain entities.
         return AxisResult(
-            name, signature.QUESTION, "no_power", notes=(str(error), *notes)
+            name, membership.QUESTION, "no_power", notes=(str(error), *notes)
         )
     sites: list[str] = []
     for role, audited in models.items():
         sites = stage(
             f"membership-states-{role}",
-            lambda audited=audited: signature_reading.capture_states(
+            lambda audited=audited: membership_scores.capture_states(
                 audited, run.tokenizer, sets, run.store, run.device, run.progress
             ),
         )
     return axis_stage(
         stage,
         name,
-        lambda: signature.run_membership(
+        lambda: membership.run_membership(
             models,
             run.tokenizer,
             sets,

@@ -90,8 +90,8 @@ def progress_units(run: RunOf[Any]) -> tuple[float, float]:
 
 def collect(run: Run) -> Findings:
     """Compute every stage that is not saved yet."""
-    ledger = StageRunner(run.workspace, run.progress)
-    stage = ledger.stage
+    runner = StageRunner(run.workspace, run.progress)
+    stage = runner.stage
     total, inner = progress_units(run)
     with run.progress.task("audit", total) as advance:
         difference = stage("weights", lambda: baseline.weight_difference(run))
@@ -173,5 +173,5 @@ def collect(run: Run) -> Findings:
         "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
-    axes = ledger.with_cost(axes)
-    return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)
+    axes = runner.with_cost(axes)
+    return Findings(axes, damage, run.identical, floor, preflight, runner.cost)

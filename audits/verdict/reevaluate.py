@@ -12,7 +12,7 @@ from audits.axes import behaviour, persistence, relearning
 from audits.axes.causal_depth import axis as causal_depth
 from audits.axes.decodability import axis as decodability
 from audits.axes.judgement import status_with_controls
-from audits.axes.membership import axis as signature
+from audits.axes.membership import axis as membership
 from audits.core.config import Rule
 from audits.core.preflight import Damage
 from audits.modalities.vocabulary import is_image_audit, vocabulary_for
@@ -25,7 +25,7 @@ STATUS_OF = {
     causal_depth.NAME: status_with_controls,
     persistence.NAME: status_with_controls,
     relearning.NAME: relearning.status_of,
-    signature.NAME: signature.status_of,
+    membership.NAME: membership.status_of,
 }
 
 

@@ -137,7 +137,7 @@ def _document(
 ) -> dict[str, Any]:
     """Run the stages that are not saved yet; ``config`` is resolved."""
     mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
-    ledger = StageRunner(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
+    runner = StageRunner(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
         world = build_codes(
@@ -153,7 +153,7 @@ def _document(
         rows: list[dict[str, Any]] = []
 
         def stage(name: str, compute) -> None:
-            rows.append(ledger.stage(name, compute))
+            rows.append(runner.stage(name, compute))
             advance(1)
 
         for name in ("original", "twin"):
@@ -164,7 +164,7 @@ def _document(
             file = name.replace(" ", "-")
             stage(f"{file}-published", lambda name=name: run.published(name))
             stage(f"{file}-sound", lambda name=name: run.sound(name))
-        interventions = ledger.stage("interventions", run.interventions)
+        interventions = runner.stage("interventions", run.interventions)
         advance(1)
     return {
         "schema_version": SCHEMA,

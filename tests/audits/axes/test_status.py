@@ -29,7 +29,7 @@ SHOWN = Control("only shown", 0.0, "1", False, required=False)
         ([reading("a", -0.5, 1.0)], "no_power"),
     ],
 )
-def test_standing(readings, expected):
+def test_status(readings, expected):
     assert status_from_readings(readings, RULE)[0] == expected
 
 
